@@ -1,0 +1,109 @@
+"""What a model is: its shape and its constants, in Hugging Face's names.
+
+A leaf: the packer writes it, the forward pass reads it, neither imports the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from picoedge.errors import ModelError, UnsupportedError
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched.
+
+    `kind` is "none", "linear" (all divided by `factor`) or "llama3" (low frequencies divided
+    by `factor`, high ones kept, a ramp between; Llama 3.1's release code).
+    `freq_factors` holds explicit per-frequency divisors where a GGUF carries them
+    (`rope_freqs.weight`); it then replaces the formula.
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    freq_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one model. Sizes in elements, names as in Hugging Face's `config.json`."""
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    rope_local_theta: float = 10_000.0  # base of the layers with a sliding window (Gemma 3)
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"  # or "gelu_tanh"
+    qkv_bias: bool = False
+    qk_norm: bool = False  # RMS norm of each head's q and k before rope (Qwen3, Gemma 3)
+    sandwich_norm: bool = False  # RMS norm of each sublayer's output before the residual (Gemma 3)
+    embed_scale: float = 1.0
+    attention_scale: float = 0.0  # 0 means head_dim ** -0.5
+    sliding_window: int = 0  # 0: none. Positions a windowed layer sees, itself included
+    windowed_layers: tuple[int, ...] = ()  # indices of the layers that have the window
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise UnsupportedError(
+                f"architecture {self.architecture!r} is not supported",
+                f"supported: {', '.join(ARCHITECTURES)}",
+            )
+        for name in (
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 < value < 2**31:
+                raise ModelError(f"the model's {name} is {value!r}", "the file is damaged")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelError(
+                f"{self.num_attention_heads} attention heads do not divide over "
+                f"{self.num_key_value_heads} key-value heads",
+                "the file is damaged",
+            )
+        if self.head_dim % 2:
+            raise ModelError(f"head_dim {self.head_dim} is odd", "rotary embedding needs pairs")
+        if self.hidden_act not in ("silu", "gelu_tanh"):
+            raise UnsupportedError(f"activation {self.hidden_act!r} is not supported")
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `picoedge.json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_json`; raises ModelError where a key is missing or unknown."""
+        try:
+            scaling = dict(values["rope_scaling"])
+            scaling["freq_factors"] = tuple(scaling["freq_factors"])
+            rest = {k: v for k, v in values.items() if k not in ("rope_scaling", "windowed_layers")}
+            return cls(
+                rope_scaling=RopeScaling(**scaling),
+                windowed_layers=tuple(values["windowed_layers"]),
+                **rest,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the pack's config is damaged: {error}", "pack the model again")\
+                from error

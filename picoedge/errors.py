@@ -1,0 +1,64 @@
+"""The one error tree of picoedge.
+
+    PicoedgeError(message, hint)      exit 1
+    |- UsageError                     exit 2: the command line or the configuration is wrong
+    |- ModelError                     a model's files are missing, damaged or of an unknown kind
+    |  |- UnsupportedError            sound, but an architecture or tensor type we do not run
+    |- TextError                      tokenizer or chat template missing, damaged or misbehaving
+    |- ContextError                   the prompt does not fit the context
+    |- MemoryBudgetError              what was asked for does not fit the memory there is
+    |- StorageError                   a disk or a cache folder fails us (full, unwritable, read error)
+    |- DownloadError                  a source cannot be reached or sent the wrong bytes
+
+Raised for what users, files and peers do; `assert` is for our own invariants.
+"""
+
+from __future__ import annotations
+
+
+class PicoedgeError(Exception):
+    """What went wrong and where (`message`), and what to do about it (`hint`)."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(PicoedgeError):
+    """The command line, an environment variable or the configuration is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(PicoedgeError):
+    """A model's files are missing, damaged or of an unknown kind."""
+
+
+class UnsupportedError(ModelError):
+    """The files are sound, but hold an architecture or tensor type picoedge does not run."""
+
+
+class TextError(PicoedgeError):
+    """A tokenizer or chat template is missing, damaged or misbehaving."""
+
+
+class ContextError(PicoedgeError):
+    """The prompt does not fit the context."""
+
+
+class MemoryBudgetError(PicoedgeError):
+    """What was asked for does not fit the memory there is."""
+
+
+class StorageError(PicoedgeError):
+    """A disk or a folder fails us: full, unwritable, unreadable."""
+
+
+class DownloadError(PicoedgeError):
+    """A source cannot be reached, or sent bytes that do not match their hash."""

@@ -1,0 +1,281 @@
+"""Quantized blocks: what the bytes of a weight matrix mean.
+
+A matrix of R rows (outputs) by C columns (inputs) is cut into *tiles* of 16 rows and *blocks*
+of 32 columns. Inside a tile the 16 rows are interleaved, four columns at a time, so that one
+vector holds the same four columns of many rows: a kernel multiplies it by four broadcast
+activations and never reduces across lanes. T = ceil(R/16) tiles, B = C/32 blocks,
+S = C/`superblock` superblocks; rows past R in the last tile are zero.
+
+Planes, in this order, each starting at a multiple of 64 bytes (structure of arrays):
+
+    quants      4-6 bits: u8 [T, B, 4, 16, 4]; byte (v, r, j) holds, of row r, the low four bits
+                of element 4v+j in its low nibble and of element 16+4v+j in its high nibble
+                8 bits:   i8 [T, B, 8, 16, 4]; byte (v, r, j) is element 4v+j of row r
+    highs       5 bits:   u8 [T, B, 16, 4]; bit v (0-7) of byte (r, j) is bit 4 of element 4v+j
+                6 bits:   u8 [T, B, 2, 16, 4]; bits 2i, 2i+1 of byte (p, r, j) are bits 4, 5 of
+                element 4v+j, where v = 4p+i
+    scales      f16 [T, B, 16], or u8 [T, B, 16] (k), or i8 [T, B, 2, 16] (q6k: two of 16 columns)
+    mins        f16 [T, B, 16], or u8 [T, B, 16] (k)
+    superscales f16 [T, S, 16]
+    supermins   f16 [T, S, 16]
+
+With q the stored unsigned quant (q8: the signed int8), a weight is
+
+    q4, q5, q6    scale * (q - offset)                       offset 8, 16, 32
+    q8            scale * q
+    q4m, q5m      scale * q + min
+    q4k, q5k      superscale * scale * q - supermin * min
+    q6k           superscale * scale[half] * (q - 32)
+
+and `f32` is plain row-major [R, C], no tiles, no blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.errors import ModelError
+
+TILE_ROWS = 16
+BLOCK_COLS = 32
+PLANE_ALIGN = 64
+SUPERBLOCK_COLS = 256
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one matrix is quantized: width of a quant, kind of scale, minimum or not."""
+
+    name: str
+    code: int  # what the C file calls it
+    bits: int
+    offset: int
+    has_min: bool = False
+    superblocks: bool = False  # integer scales under an f16 superscale
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("q4", 0, 4, 8),
+        Format("q4m", 1, 4, 0, has_min=True),
+        Format("q4k", 2, 4, 0, has_min=True, superblocks=True),
+        Format("q5", 3, 5, 16),
+        Format("q5m", 4, 5, 0, has_min=True),
+        Format("q5k", 5, 5, 0, has_min=True, superblocks=True),
+        Format("q6", 6, 6, 32),
+        Format("q6k", 7, 6, 32, superblocks=True),
+        Format("q8", 8, 8, 0),
+        Format("f32", 9, 32, 0),
+    )
+}
+
+
+def _aligned(n: int) -> int:
+    return -(-n // PLANE_ALIGN) * PLANE_ALIGN
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """One matrix within a shard: format, shape, and where its planes lie.
+
+    `offset` is the byte, from the start of the shard, at which the first plane begins (a
+    multiple of 64). `superblock` is the columns one superscale covers; for formats without
+    superblocks it is 0. Raises ModelError on a shape the format cannot hold.
+    """
+
+    format: Format
+    rows: int
+    cols: int
+    offset: int = 0
+    superblock: int = 0
+    planes: dict[str, tuple[int, tuple[int, ...], np.dtype[np.generic]]] = field(
+        init=False, repr=False, compare=False
+    )
+    """plane name -> (byte offset from the start of the shard, shape, dtype)"""
+    nbytes: int = field(init=False, compare=False)
+    """bytes from `offset` to the end of the last plane, rounded up to 64"""
+
+    def __post_init__(self) -> None:
+        if self.rows <= 0 or self.cols <= 0 or self.offset % PLANE_ALIGN or self.offset < 0:
+            raise ModelError(f"a matrix of {self.rows} x {self.cols} at {self.offset}")
+        name = self.format.name
+        if self.format.bits < 32 and self.cols % BLOCK_COLS:
+            raise ModelError(f"{name} needs columns in 32s, not {self.cols}", "use f32")
+        if self.format.superblocks and (
+            self.superblock <= 0 or self.superblock % BLOCK_COLS or self.cols % self.superblock
+        ):
+            raise ModelError(f"superblocks of {self.superblock} do not fit {self.cols} columns")
+        planes: dict[str, tuple[int, tuple[int, ...], np.dtype[np.generic]]] = {}
+        at = self.offset
+        for plane, shape, dtype in _plane_shapes(
+            self.format, self.rows, self.cols, self.superblock
+        ):
+            planes[plane] = (at, shape, dtype)
+            at += _aligned(math.prod(shape) * dtype.itemsize)
+        object.__setattr__(self, "planes", planes)
+        object.__setattr__(self, "nbytes", at - self.offset)
+
+    def plane(self, shard: U8, name: str) -> npt.NDArray[np.generic]:
+        """View of one plane inside `shard` (u8 [shard bytes])."""
+        at, shape, dtype = self.planes[name]
+        return shard[at : at + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def _plane_shapes(
+    fmt: Format, rows: int, cols: int, superblock: int
+) -> list[tuple[str, tuple[int, ...], np.dtype[np.generic]]]:
+    if fmt.bits == 32:
+        return [("values", (rows, cols), np.dtype("<f4"))]
+    t, b = -(-rows // TILE_ROWS), cols // BLOCK_COLS
+    u8, i8, f16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype("<f2")
+    shapes: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = []
+    if fmt.bits == 8:
+        shapes.append(("quants", (t, b, 8, TILE_ROWS, 4), i8))
+    else:
+        shapes.append(("quants", (t, b, 4, TILE_ROWS, 4), u8))
+    if fmt.bits == 5:
+        shapes.append(("highs", (t, b, TILE_ROWS, 4), u8))
+    if fmt.bits == 6:
+        shapes.append(("highs", (t, b, 2, TILE_ROWS, 4), u8))
+    if not fmt.superblocks:
+        shapes.append(("scales", (t, b, TILE_ROWS), f16))
+        if fmt.has_min:
+            shapes.append(("mins", (t, b, TILE_ROWS), f16))
+        return shapes
+    if fmt.bits == 6:
+        shapes.append(("scales", (t, b, 2, TILE_ROWS), i8))
+    else:
+        shapes.append(("scales", (t, b, TILE_ROWS), u8))
+    if fmt.has_min:
+        shapes.append(("mins", (t, b, TILE_ROWS), u8))
+    s = cols // superblock
+    shapes.append(("superscales", (t, s, TILE_ROWS), f16))
+    if fmt.has_min:
+        shapes.append(("supermins", (t, s, TILE_ROWS), f16))
+    return shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """One matrix over a run of shards of one size: shard i starts at byte i * `stride` of `data`.
+
+    A projection stacks the shards' rows; a summed projection stacks their columns.
+    """
+
+    spec: MatrixSpec
+    data: U8  # [>= (count - 1) * stride + spec.offset + spec.nbytes]
+    stride: int
+    count: int
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the run when its shards are stacked by rows."""
+        return self.spec.rows * self.count
+
+    @property
+    def total_cols(self) -> int:
+        """Columns of the run when its shards are stacked by columns."""
+        return self.spec.cols * self.count
+
+    def shard(self, i: int) -> U8:
+        """Bytes of shard `i`, from its start to the end of this matrix's planes."""
+        end = self.spec.offset + self.spec.nbytes
+        return self.data[i * self.stride : i * self.stride + end]
+
+
+@dataclass(frozen=True, eq=False)
+class Quants:
+    """A matrix taken apart, row-major: what a reader yields and what `pack_planes` lays out.
+
+    `q` u8 [R, C] (q8: int8 viewed as u8); `scales` and `mins` [R, B] (q6k: scales [R, 2B]);
+    `superscales`, `supermins` f16 [R, S].
+    """
+
+    q: U8
+    scales: npt.NDArray[np.generic]
+    mins: npt.NDArray[np.generic] | None = None
+    superscales: npt.NDArray[np.generic] | None = None
+    supermins: npt.NDArray[np.generic] | None = None
+
+
+def pack_planes(spec: MatrixSpec, parts: Quants, shard: U8) -> None:
+    """Write `parts` into the planes of `spec` inside `shard` (u8, writable, zeroed)."""
+    fmt, t, b = spec.format, -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
+    q = _pad_rows(parts.q, t).reshape(t, TILE_ROWS, b, 8, 4)  # tile, row, block, v, j
+    q = q.transpose(0, 2, 3, 1, 4)  # tile, block, v, row, j
+    if fmt.bits == 8:
+        spec.plane(shard, "quants")[...] = q.view(np.int8)
+    else:
+        low = q & 15
+        spec.plane(shard, "quants")[...] = low[:, :, :4] | (low[:, :, 4:] << 4)
+    if fmt.bits == 5:
+        bit = (q >> 4) << np.arange(8, dtype=np.uint8)[:, None, None]
+        spec.plane(shard, "highs")[...] = np.bitwise_or.reduce(bit, axis=2)
+    if fmt.bits == 6:
+        shift = 2 * np.arange(4, dtype=np.uint8)[:, None, None]
+        pair = (q >> 4).reshape(t, b, 2, 4, TILE_ROWS, 4) << shift
+        spec.plane(shard, "highs")[...] = np.bitwise_or.reduce(pair, axis=3)
+    for name in ("scales", "mins", "superscales", "supermins"):
+        values = getattr(parts, name)
+        if values is not None:
+            plane = spec.plane(shard, name)
+            rows = _pad_rows(values, t).reshape(t, TILE_ROWS, plane.shape[1], -1)
+            plane[...] = rows.transpose(0, 2, 3, 1).reshape(plane.shape)
+
+
+def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:
+    """The inverse of `pack_planes`: copies, row-major."""
+    fmt, t, b = spec.format, -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
+    stored = spec.plane(shard, "quants").view(np.uint8)
+    q = stored
+    if fmt.bits < 8:
+        q = np.concatenate([stored & 15, stored >> 4], axis=2)  # t, b, v, row, j
+    if fmt.bits == 5:
+        highs = spec.plane(shard, "highs").view(np.uint8)[:, :, None]
+        q = q | (((highs >> np.arange(8, dtype=np.uint8)[:, None, None]) & 1) << 4)
+    if fmt.bits == 6:
+        highs = spec.plane(shard, "highs").view(np.uint8)[:, :, :, None]
+        two = (highs >> (2 * np.arange(4, dtype=np.uint8)[:, None, None])) & 3
+        q = q | (two.reshape(t, b, 8, TILE_ROWS, 4) << 4)
+    q = q.transpose(0, 3, 1, 2, 4).reshape(t * TILE_ROWS, spec.cols)[: spec.rows]
+    rest: dict[str, npt.NDArray[np.generic]] = {}
+    for name in ("scales", "mins", "superscales", "supermins"):
+        if name in spec.planes:
+            plane = spec.plane(shard, name)
+            rows = plane.reshape(t, plane.shape[1], -1, TILE_ROWS).transpose(0, 3, 1, 2)
+            rest[name] = rows.reshape(t * TILE_ROWS, -1)[: spec.rows].copy()
+    return Quants(np.ascontiguousarray(q), **rest)
+
+
+def dequantize(spec: MatrixSpec, parts: Quants) -> F32:
+    """Weights as f32 [R, C]: the definition that every kernel is tested against."""
+    fmt, rows, cols = spec.format, spec.rows, spec.cols
+    q = (parts.q.view(np.int8) if fmt.bits == 8 else parts.q).astype(np.float32) - fmt.offset
+    scales = parts.scales.astype(np.float32)
+    per_block = scales.shape[1]
+    out = q.reshape(rows, per_block, -1) * scales[:, :, None]
+    if fmt.superblocks:
+        assert parts.superscales is not None
+        big = out.reshape(rows, cols // spec.superblock, -1)
+        out = (big * parts.superscales.astype(np.float32)[:, :, None]).reshape(out.shape)
+    if fmt.has_min:
+        assert parts.mins is not None
+        mins = parts.mins.astype(np.float32)
+        if parts.supermins is not None:
+            span = spec.superblock // BLOCK_COLS
+            mins = -mins * np.repeat(parts.supermins.astype(np.float32), span, axis=1)
+        out = out.reshape(rows, -1, BLOCK_COLS) + mins[:, :, None]
+    return out.reshape(rows, cols)
+
+
+def _pad_rows(values: npt.NDArray[np.generic], tiles: int) -> npt.NDArray[np.generic]:
+    missing = tiles * TILE_ROWS - len(values)
+    return np.pad(values, ((0, missing), (0, 0))) if missing else values

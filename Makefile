@@ -1,0 +1,43 @@
+# One line each. `make chat` and `make test` make what they need first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+BUILD_INPUTS = pyproject.toml setup.py $(wildcard picoedge/kernels/*.c picoedge/kernels/*.h)
+
+.PHONY: setup chat test lint bench test-arm64 clean
+
+setup: $(VENV)/.ready
+
+chat: setup
+	@$(BIN)/picoedge chat
+
+test: $(VENV)/.ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check . && $(BIN)/mypy
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m bench decode --json
+
+test-arm64:
+	bash tests/arm64/run.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis picoedge/kernels/*.so
+
+# pip talks on stderr: stdout belongs to the answer.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "picoedge needs Python 3.10 or newer: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) >&2 || { rm -rf $(VENV); echo "no virtual environment: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.ready: $(BUILD_INPUTS) | $(VENV)/bin/python
+	@echo 'picoedge: installing into $(VENV), once' >&2
+	@$(BIN)/python -m pip install --quiet -e . >&2 && touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet -e '.[dev]' >&2 && touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet -e '.[bench]' >&2 && touch $@

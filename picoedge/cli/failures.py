@@ -1,0 +1,151 @@
+"""Errors as people should see them: `error: what`, `hint: what to do`, and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+import click
+
+from picoedge.errors import PicoedgeError, StorageError, UsageError
+
+EXIT_RUNTIME = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended
+
+Told = tuple[str, str, int]  # message, hint, exit code
+
+
+def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:
+    """`did you mean: chat?`, or nothing where no known word is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"did you mean: {template.format(near[0])}?" if near else ""
+
+
+def unknown_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
+    """The error for a first word that is no command, with the line that was meant."""
+    word, rest = args[0], args[1:]
+    message = f"no such command: {word}"
+    if word == "run" and rest:
+        return UsageError(message, f"did you mean: picoedge chat {' '.join(rest)}")
+    if word.endswith((".gguf", ".pico")) or os.path.sep in word:
+        return UsageError(message, f"did you mean: picoedge chat {word}")
+    hint = did_you_mean(word, known, "picoedge {}")
+    return UsageError(message, hint or "picoedge --help lists the commands")
+
+
+def tolerate_any_text() -> None:
+    """Let a terminal of a narrow encoding show `?` rather than end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def flush_output() -> None:
+    """Flush stdout while an error can still be told; raises OSError."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Tell `error` on stderr; returns the exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if debug:
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+    if isinstance(error, BrokenPipeError):
+        _abandon_stdout()
+        return EXIT_PIPE_CLOSED
+    message, hint, code = _told(error)
+    if message:
+        _print_error(f"error: {message}")
+    if hint:
+        _print_error(f"hint: {hint}")
+    if isinstance(error, OSError):
+        _abandon_stdout()
+    return code
+
+
+def _told(error: BaseException) -> Told:
+    if isinstance(error, PicoedgeError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, click.ClickException):
+        return _told_click(error)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "", "", EXIT_INTERRUPTED
+    if isinstance(error, SystemExit):
+        return "", "", error.code if isinstance(error.code, int) else EXIT_RUNTIME
+    if isinstance(error, MemoryError):
+        return "out of memory", "a smaller --ctx-size or model needs less", EXIT_RUNTIME
+    if isinstance(error, OSError):
+        told = storage_error(error)
+        return told.message, told.hint, told.exit_code
+    name = type(error).__name__
+    hint = "this is a defect of picoedge: please report it with what --debug shows"
+    return f"{name}: {error}".splitlines()[0], hint, EXIT_RUNTIME
+
+
+def storage_error(error: OSError) -> StorageError:
+    """An operating system's error as one of ours: what failed, where, what to do."""
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    where = f": {error.filename}" if error.filename else ""
+    hints = {
+        errno.ENOSPC: "free some space on that disk",
+        errno.EACCES: "check who may read and write it",
+        errno.EROFS: "that disk is mounted read-only",
+        errno.ENOMEM: "a smaller --ctx-size or model needs less",
+    }
+    return StorageError(f"{reason}{where}", hints.get(error.errno or 0, ""))
+
+
+def _told_click(error: click.ClickException) -> Told:
+    ctx = getattr(error, "ctx", None)
+    asked = ctx.command_path if ctx is not None else "picoedge"
+    if isinstance(error, click.NoSuchOption):
+        near = did_you_mean(error.option_name, _option_names(ctx))
+        return (
+            f"no such option: {error.option_name}",
+            near or f"{asked} --help lists the options",
+            EXIT_USAGE,
+        )
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.BadParameter) and error.param is not None and ctx is not None:
+        from picoedge.cli.options import source_of
+
+        message = f"{source_of(ctx, error.param)}: {error.message or message}".rstrip(".")
+    return _lower_first(message), f"{asked} --help shows how", error.exit_code
+
+
+def _option_names(ctx: click.Context | None) -> list[str]:
+    if ctx is None:
+        return []
+    return [name for param in ctx.command.params for name in param.opts if name[:2] == "--"]
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _print_error(line: str) -> None:
+    if sys.stderr is None:
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        return  # nobody is left to tell
+
+
+def _abandon_stdout() -> None:
+    """Keep the interpreter's flush at exit from failing once more on a stdout that is gone."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)

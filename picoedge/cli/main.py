@@ -1,0 +1,151 @@
+"""The click group, and the one place where errors become lines on stderr and exit codes.
+
+A command NAME lives in the module named in COMMANDS, as an attribute `command` (a
+click.Command). `picoedge --help` reads only this table, so it imports no command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from picoedge.cli import failures
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "chat": ("picoedge.cli.chat", "Talk with a model."),
+    "generate": ("picoedge.cli.generate", "Complete one prompt."),
+    "bench": ("picoedge.cli.bench", "Measure prompt and generation speed."),
+    "perplexity": ("picoedge.cli.perplexity", "Measure how well a model predicts a text."),
+    "pack": ("picoedge.cli.pack", "Turn a GGUF file or Hugging Face folder into a pack."),
+    "pull": ("picoedge.cli.pull", "Fetch a model of the catalogue and pack it."),
+    "list": ("picoedge.cli.list", "List the models on this board (also: ls)."),
+    "show": ("picoedge.cli.show", "Show what a model is."),
+    "rm": ("picoedge.cli.rm", "Remove a packed model."),
+    "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
+    "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
+}
+ALIASES = {"ls": "list"}
+
+
+@dataclass
+class Invocation:
+    """What the whole command line shares: click's `ctx.obj`."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table, which is the order of a newcomer's needs."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name or alias, or None."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[name][0]).command
+        assert isinstance(command, click.Command)
+        return _with_debug(command)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A bare `picoedge` is answered with the help."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown name is answered with the line that was meant."""
+        if args and args[0] not in COMMANDS and args[0] not in ALIASES and args[0][:1] != "-":
+            raise failures.unknown_command(args, [*COMMANDS, *ALIASES])
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table itself, so that help imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Invocation).debug = True
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        envvar="PICOEDGE_DEBUG",
+        callback=_set_debug,
+        help="Show the traceback of an error.",
+    )
+
+
+def _with_debug(command: click.Command) -> click.Command:
+    """People append --debug to the line that failed, so every command takes it."""
+    if all(param.name != "debug" for param in command.params):
+        command.params.append(_debug_option())
+    return command
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from picoedge import __version__
+
+        click.echo(f"picoedge {__version__}")
+        ctx.exit()
+
+
+def build_group() -> click.Group:
+    """The `picoedge` command."""
+    version = click.Option(
+        ["--version"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_show_version,
+        help="Show the version and exit.",
+    )
+    return LazyGroup(
+        name="picoedge",
+        params=[version, _debug_option()],
+        callback=_load_config,
+        no_args_is_help=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        help="Small boards on one LAN, run as one machine for language models.",
+        epilog="Start with: picoedge chat",
+    )
+
+
+@click.pass_context
+def _load_config(ctx: click.Context) -> None:
+    from picoedge.cli.options import config_defaults
+
+    ctx.default_map = dict.fromkeys([*COMMANDS, *ALIASES], config_defaults())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code. Never raises, never shows a traceback."""
+    invocation = Invocation()
+    args = list(sys.argv[1:] if argv is None else argv)
+    failures.tolerate_any_text()
+    try:
+        result: Any = build_group().main(
+            args, prog_name="picoedge", standalone_mode=False, obj=invocation
+        )
+        failures.flush_output()
+    except BaseException as error:
+        return failures.report(error, debug=invocation.debug)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,114 @@
+"""Which twin runs: the best level this processor has, or NumPy, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from picoedge.errors import PicoedgeError, UsageError
+from picoedge.kernels.api import Kernels
+
+# level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
+_X86 = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"},
+    "avxvnni": {"avx_vnni", "avx2", "fma", "f16c"},
+    "avx2": {"avx2", "fma", "f16c"},
+}
+_ARM = {
+    "i8mm": {"i8mm", "asimddp", "asimdhp"},
+    "dotprod": {"asimddp", "asimdhp"},
+    "neon": {"asimd"},
+}
+_LEVELS = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The library to load (None: the NumPy twin) and the reason, for people."""
+
+    path: Path | None
+    reason: str
+
+
+def usable_levels(machine: str, cpu_flags: Iterable[str]) -> list[str]:
+    """Levels a processor with these flags can run, best first."""
+    flags = set(cpu_flags)
+    return [level for level, needs in _LEVELS.get(machine, {}).items() if needs <= flags]
+
+
+def choose(kind: str | None, levels: list[str], folder: Path) -> Choice:
+    """Pick a level among those usable and built. Raises UsageError for `native` without one.
+
+    `kind` is None (the best there is), "numpy", "native", or the name of a level.
+    """
+    if kind == "numpy":
+        return Choice(None, "asked for")
+    if kind not in (None, "native") and kind not in {*_X86, *_ARM}:
+        raise UsageError(f"no kernels named {kind!r}", "choose numpy or native")
+    wanted = [level for level in levels if kind in (None, "native", level)]
+    for level in wanted:
+        path = folder / f"_native_{level}.so"
+        if path.exists():
+            return Choice(path, f"best level built that this processor has ({level})")
+    reason = (
+        f"the C kernels are not built ({', '.join(wanted)}): install gcc and picoedge again"
+        if wanted
+        else "this processor has none of the instruction sets the C kernels need"
+    )
+    if kind is not None:
+        raise UsageError(f"no {kind} kernels here: {reason}", "or use --kernels numpy")
+    return Choice(None, reason)
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """Flags of the first processor in the text of /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
+
+
+def _choose_here(kind: str | None) -> Choice:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    levels = usable_levels(platform.machine(), cpu_flags(text))
+    return choose(kind, levels, Path(__file__).parent)
+
+
+def default_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels:
+    """The twin to compute with. `kind`: None, "numpy", "native" or a level's name.
+
+    Raises UsageError where what is asked for does not exist here.
+    """
+    from picoedge.kernels.numpy_twin import NumpyKernels  # noqa: PLC0415 (start-up time)
+
+    choice = _choose_here(kind)
+    count = threads or default_threads()
+    if choice.path is None:
+        return NumpyKernels(count)
+    from picoedge.kernels.native import NativeKernels, open_library  # noqa: PLC0415
+
+    try:
+        return NativeKernels(open_library(choice.path), count)
+    except OSError as error:
+        if kind is not None:
+            raise PicoedgeError(f"{choice.path.name} cannot be loaded: {error}") from error
+        return NumpyKernels(count)
+
+
+def describe_kernels(kind: str | None = None) -> str:
+    """One line for `doctor`: the twin and why."""
+    choice = _choose_here(kind)
+    name = "NumPy" if choice.path is None else choice.path.stem.removeprefix("_native_")
+    return f"{name}: {choice.reason}"

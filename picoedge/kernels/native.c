@@ -1,0 +1,917 @@
+/* The kernels of picoedge: plain C11, no Python.h, loaded with ctypes.
+ *
+ * One file, compiled once per instruction-set level (setup.py); the loader picks the best level the
+ * processor has. kernels/blocks.py defines the weight formats, kernels/api.py the operations.
+ *
+ * Everything below the vector layer is written once, over vectors of LANES floats. A lane is always
+ * one output row (products) or one key (scores) or one dimension (values), and each lane's sums run
+ * in one fixed order with explicit fused multiply-adds (-ffp-contract=off), so a result depends
+ * neither on the level, nor on the number of threads, nor on how many tokens are computed together.
+ * head_dim is a multiple of 16, widths are multiples of 32: native.py sees to that.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef PICOEDGE_LEVEL
+#define PICOEDGE_LEVEL "portable"
+#endif
+#define API __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE = 16, BLOCK = 32 };
+enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS };
+
+/* ---- The vector layer: LANES floats, LANES ints, LANES rows of four weights -------------------- */
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16 };
+typedef __m512 vf;
+typedef __m512i vi, wv;
+INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE float vf_hmax(vf a) { return _mm512_reduce_max_ps(a); }
+INLINE vf vf_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
+INLINE void vf_to_f16(uint16_t *p, vf a) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(a, 0)); }
+INLINE vf vf_from_u8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
+}
+INLINE vf vf_from_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+INLINE vf vf_from_vi(vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }
+INLINE int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
+INLINE void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((void *)p, _mm512_cvtsepi32_epi8(a)); }
+INLINE vf vf_pow2(vi n) { /* 2^n, n in -126..127 */
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+INLINE wv wv_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE wv wv_and(wv a, int m) { return _mm512_and_si512(a, _mm512_set1_epi8((char)m)); }
+INLINE wv wv_or(wv a, wv b) { return _mm512_or_si512(a, b); }
+INLINE wv wv_shl(wv a, int k) { return _mm512_slli_epi16(a, (unsigned)k); }
+INLINE wv wv_shr(wv a, int k) { return _mm512_srli_epi16(a, (unsigned)k); }
+INLINE wv wv_bias(wv a) { return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)); }
+enum { Q8_BIAS = 128 }; /* vpdpbusd takes unsigned weights: q8 is stored signed, moved up by 128 */
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    (void)bits;
+    vi sum = _mm512_set1_epi32(start);
+    for (int v = 0; v < count; v++) {
+        int32_t four;
+        memcpy(&four, x + 4 * v, 4);
+        sum = _mm512_dpbusd_epi32(sum, w[v], _mm512_set1_epi32(four));
+    }
+    return sum;
+}
+
+#elif defined(__AVX2__)
+#include <immintrin.h>
+enum { LANES = 8 };
+typedef __m256 vf;
+typedef __m256i vi, wv;
+INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE float vf_hmax(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE vf vf_from_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
+INLINE void vf_to_f16(uint16_t *p, vf a) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(a, 0)); }
+INLINE vf vf_from_u8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE vf vf_from_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE vf vf_from_vi(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vi vi_round(vf a) { return _mm256_cvtps_epi32(a); }
+INLINE int32_t vi_sum(vi a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+INLINE void vi_store_i8(int8_t *p, vi a) {
+    __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64((void *)p, _mm_packs_epi16(h, h));
+}
+INLINE vf vf_pow2(vi n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+INLINE wv wv_load(const uint8_t *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE wv wv_and(wv a, int m) { return _mm256_and_si256(a, _mm256_set1_epi8((char)m)); }
+INLINE wv wv_or(wv a, wv b) { return _mm256_or_si256(a, b); }
+INLINE wv wv_shl(wv a, int k) { return _mm256_slli_epi16(a, k); }
+INLINE wv wv_shr(wv a, int k) { return _mm256_srli_epi16(a, k); }
+#if defined(__AVXVNNI__)
+INLINE wv wv_bias(wv a) { return _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80)); }
+enum { Q8_BIAS = 128 };
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    (void)bits;
+    vi sum = _mm256_set1_epi32(start);
+    for (int v = 0; v < count; v++) {
+        int32_t four;
+        memcpy(&four, x + 4 * v, 4);
+        sum = _mm256_dpbusd_avx_epi32(sum, w[v], _mm256_set1_epi32(four));
+    }
+    return sum;
+}
+#else
+INLINE wv wv_bias(wv a) { return a; }
+enum { Q8_BIAS = 0 };
+/* vpmaddubsw adds two products in 16 bits: as many of its results are added there as cannot overflow
+ * (bits 4: 8 x 2 x 15 x 127 = 30480). q8 moves the weight's sign onto the activation. */
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    const int together = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+    vi sum = _mm256_set1_epi32(start);
+    for (int v = 0; v < count; v += together) {
+        __m256i half = _mm256_setzero_si256();
+        for (int i = v; i < v + together && i < count; i++) {
+            int32_t four;
+            memcpy(&four, x + 4 * i, 4);
+            __m256i xs = _mm256_set1_epi32(four);
+            half = _mm256_add_epi16(half, bits == 8
+                ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(xs, w[i]))
+                : _mm256_maddubs_epi16(w[i], xs));
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(half, _mm256_set1_epi16(1)));
+    }
+    return sum;
+}
+#endif
+
+#elif defined(__ARM_NEON)
+#error "the NEON layer goes here"
+
+#else /* portable: the same arithmetic in loops a compiler can unroll */
+enum { LANES = 16 };
+typedef struct { float a[LANES]; } vf;
+typedef struct { int32_t a[LANES]; } vi;
+typedef struct { uint8_t a[4 * LANES]; } wv;
+#define EACH(type, expr) do { type r; for (int i = 0; i < LANES; i++) r.a[i] = (expr); return r; } while (0)
+#define EACH_BYTE(expr) do { wv r; for (int i = 0; i < 4 * LANES; i++) r.a[i] = (uint8_t)(expr); return r; } while (0)
+INLINE float f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, bits;
+    float f;
+    if (rest >= 0x7c00) bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+    else if (rest < 0x400) { f = (float)rest * 0x1p-24f; memcpy(&bits, &f, 4); bits |= sign; }
+    else bits = sign | ((rest << 13) + 0x38000000);
+    memcpy(&f, &bits, 4);
+    return f;
+}
+INLINE uint16_t f32_to_f16(float f) { /* round half to even */
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (rest < 0x38800000) { /* subnormal: let the float adder round */
+        float magic = 0.5f, a;
+        memcpy(&a, &rest, 4);
+        a += magic;
+        memcpy(&bits, &a, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
+}
+INLINE vf vf_set1(float x) { EACH(vf, x); }
+INLINE vf vf_load(const float *p) { EACH(vf, p[i]); }
+INLINE void vf_store(float *p, vf x) { memcpy(p, x.a, sizeof x.a); }
+INLINE vf vf_add(vf x, vf y) { EACH(vf, x.a[i] + y.a[i]); }
+INLINE vf vf_mul(vf x, vf y) { EACH(vf, x.a[i] * y.a[i]); }
+INLINE vf vf_div(vf x, vf y) { EACH(vf, x.a[i] / y.a[i]); }
+INLINE vf vf_max(vf x, vf y) { EACH(vf, x.a[i] > y.a[i] ? x.a[i] : y.a[i]); }
+INLINE vf vf_min(vf x, vf y) { EACH(vf, x.a[i] < y.a[i] ? x.a[i] : y.a[i]); }
+INLINE vf vf_abs(vf x) { EACH(vf, fabsf(x.a[i])); }
+INLINE vf vf_fma(vf x, vf y, vf z) { EACH(vf, fmaf(x.a[i], y.a[i], z.a[i])); }
+INLINE vf vf_fnma(vf x, vf y, vf z) { EACH(vf, fmaf(-x.a[i], y.a[i], z.a[i])); }
+INLINE float vf_hmax(vf x) { float m = x.a[0]; for (int i = 1; i < LANES; i++) m = x.a[i] > m ? x.a[i] : m; return m; }
+INLINE vf vf_from_f16(const uint16_t *p) { EACH(vf, f16_to_f32(p[i])); }
+INLINE void vf_to_f16(uint16_t *p, vf x) { for (int i = 0; i < LANES; i++) p[i] = f32_to_f16(x.a[i]); }
+INLINE vf vf_from_u8(const uint8_t *p) { EACH(vf, (float)p[i]); }
+INLINE vf vf_from_i8(const int8_t *p) { EACH(vf, (float)p[i]); }
+INLINE vf vf_from_vi(vi x) { EACH(vf, (float)x.a[i]); }
+INLINE vi vi_round(vf x) { EACH(vi, (int32_t)rintf(x.a[i])); }
+INLINE int32_t vi_sum(vi x) { int32_t s = 0; for (int i = 0; i < LANES; i++) s += x.a[i]; return s; }
+INLINE void vi_store_i8(int8_t *p, vi x) { for (int i = 0; i < LANES; i++) p[i] = (int8_t)x.a[i]; }
+INLINE vf vf_pow2(vi n) { EACH(vf, ldexpf(1.0f, n.a[i])); }
+INLINE wv wv_load(const uint8_t *p) { wv r; memcpy(r.a, p, sizeof r.a); return r; }
+INLINE wv wv_and(wv x, int m) { EACH_BYTE(x.a[i] & m); }
+INLINE wv wv_or(wv x, wv y) { EACH_BYTE(x.a[i] | y.a[i]); }
+INLINE wv wv_shl(wv x, int k) { EACH_BYTE(x.a[i] << k); }
+INLINE wv wv_shr(wv x, int k) { EACH_BYTE(x.a[i] >> k); }
+INLINE wv wv_bias(wv x) { return x; }
+enum { Q8_BIAS = 0 };
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    vi sum;
+    for (int r = 0; r < LANES; r++) {
+        sum.a[r] = start;
+        for (int k = 0; k < 4 * count; k++) {
+            uint8_t byte = w[k / 4].a[4 * r + k % 4];
+            sum.a[r] += (bits == 8 ? (int8_t)byte : byte) * x[k];
+        }
+    }
+    return sum;
+}
+#endif
+
+enum { PARTS = TILE / LANES }; /* vectors that make up the 16 rows of a tile */
+
+INLINE float sum16(const vf part[PARTS]) { /* 16 partial sums in one order, whatever LANES is */
+    float lane[TILE];
+    for (int p = 0; p < PARTS; p++) vf_store(lane + p * LANES, part[p]);
+    double sum = 0;
+    for (int i = 0; i < TILE; i++) sum += lane[i];
+    return (float)sum;
+}
+
+/* exp(x) for x in [-87, 88] (clamped): 2^n * p(r), r in +-ln2/2, degree 6, error under 2 ulp. */
+INLINE vf vf_exp(vf x) {
+    x = vf_min(vf_max(x, vf_set1(-87.0f)), vf_set1(88.0f));
+    vi n = vi_round(vf_mul(x, vf_set1(1.44269504f)));
+    vf k = vf_from_vi(n);
+    vf r = vf_fnma(k, vf_set1(0.693145752f), x);
+    r = vf_fnma(k, vf_set1(1.42860677e-6f), r);
+    vf p = vf_set1(1.0f / 720);
+    p = vf_fma(p, r, vf_set1(1.0f / 120));
+    p = vf_fma(p, r, vf_set1(1.0f / 24));
+    p = vf_fma(p, r, vf_set1(1.0f / 6));
+    p = vf_fma(p, r, vf_set1(0.5f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    return vf_mul(p, vf_pow2(n));
+}
+
+/* ---- Threads ----------------------------------------------------------------------------------- */
+
+typedef void task_fn(void *arg, int thread, int threads);
+typedef struct {
+    int threads;
+    task_fn *task;
+    void *arg;
+    atomic_uint round; /* goes up by one for each task */
+    atomic_int busy, asleep, stop;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t *handles;
+    float *scores; /* attention scratch, see attend */
+    int64_t scores_size;
+} pool_t;
+typedef struct { pool_t *pool; int thread; } worker_t;
+
+INLINE void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Between two kernels of one token lie a few microseconds of Python: poll that long, then sleep. */
+enum { SPINS = 4000 };
+
+static void *work(void *arg) {
+    worker_t me = *(worker_t *)arg;
+    pool_t *pool = me.pool;
+    free(arg);
+    unsigned seen = 0;
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen; i++) relax();
+        if (atomic_load(&pool->round) == seen) {
+            pthread_mutex_lock(&pool->lock);
+            atomic_fetch_add(&pool->asleep, 1);
+            while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+            atomic_fetch_sub(&pool->asleep, 1);
+            pthread_mutex_unlock(&pool->lock);
+        }
+        seen++;
+        if (atomic_load(&pool->stop)) return NULL;
+        pool->task(pool->arg, me.thread, pool->threads);
+        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_release);
+    }
+}
+
+static void announce(pool_t *pool) {
+    atomic_fetch_add(&pool->round, 1);
+    if (atomic_load(&pool->asleep)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+static void run(pool_t *pool, task_fn *task, void *arg) {
+    if (pool->threads == 1) {
+        task(arg, 0, 1);
+        return;
+    }
+    pool->task = task;
+    pool->arg = arg;
+    atomic_store(&pool->busy, pool->threads - 1);
+    announce(pool);
+    task(arg, 0, pool->threads);
+    for (int i = 0; atomic_load_explicit(&pool->busy, memory_order_acquire); i++) {
+        if (i < SPINS) relax();
+        else sched_yield(); /* the other thread has lost its core: do not burn ours */
+    }
+}
+
+API void pe_pool_close(pool_t *pool) {
+    if (!pool) return;
+    atomic_store(&pool->stop, 1);
+    announce(pool);
+    for (int i = 0; i < pool->threads - 1; i++) pthread_join(pool->handles[i], NULL);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->wake);
+    free(pool->handles);
+    free(pool->scores);
+    free(pool);
+}
+
+/* NULL when memory or threads run out. */
+API pool_t *pe_pool_open(int threads) {
+    pool_t *pool = calloc(1, sizeof *pool);
+    if (!pool) return NULL;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->handles = calloc((size_t)threads, sizeof(pthread_t));
+    pool->threads = 1;
+    for (int i = 1; pool->handles && i < threads; i++) {
+        worker_t *worker = malloc(sizeof *worker);
+        if (worker) *worker = (worker_t){pool, i};
+        if (!worker || pthread_create(&pool->handles[i - 1], NULL, work, worker)) {
+            free(worker);
+            pe_pool_close(pool);
+            return NULL;
+        }
+        pool->threads++;
+    }
+    if (!pool->handles) {
+        pe_pool_close(pool);
+        return NULL;
+    }
+    return pool;
+}
+
+API const char *pe_level(void) { return PICOEDGE_LEVEL; }
+
+INLINE void share(int64_t total, int thread, int threads, int64_t *from, int64_t *to) {
+    *from = total * thread / threads;
+    *to = total * (thread + 1) / threads;
+}
+
+/* ---- Activations: int8 blocks of 32 ------------------------------------------------------------- */
+
+typedef struct {
+    int8_t q[BLOCK];
+    float scale;    /* amax / 127 */
+    float sum;      /* scale * (sum of q): what a minimum is multiplied by */
+    int32_t half[2]; /* sums of q over columns 0-15 and 16-31: what an offset is multiplied by */
+} xblock;
+
+static void quantize(const float *x, int blocks, xblock *out) {
+    for (int b = 0; b < blocks; b++, x += BLOCK, out++) {
+        vf peak = vf_abs(vf_load(x));
+        for (int i = LANES; i < BLOCK; i += LANES) peak = vf_max(peak, vf_abs(vf_load(x + i)));
+        float amax = vf_hmax(peak);
+        float inverse = amax > 0 ? 127.0f / amax : 0.0f;
+        for (int h = 0; h < 2; h++) {
+            int32_t sum = 0;
+            for (int i = 0; i < BLOCK / 2; i += LANES) {
+                vi q = vi_round(vf_mul(vf_load(x + 16 * h + i), vf_set1(inverse)));
+                vi_store_i8(out->q + 16 * h + i, q);
+                sum += vi_sum(q);
+            }
+            out->half[h] = sum;
+        }
+        out->scale = amax / 127.0f;
+        out->sum = out->scale * (float)(out->half[0] + out->half[1]);
+    }
+}
+
+/* ---- One tile of weights times NT tokens --------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *data; /* shard i starts at data + i * stride */
+    int64_t stride;
+    int64_t quants, highs, scales, mins, superscales, supermins; /* planes, from a shard's start */
+    const float *bias;                                           /* [count * rows], or NULL */
+    int32_t count, rows, cols, format, superblock, out_offset;
+} weights_t;
+
+typedef struct { /* one tile of one shard */
+    const uint8_t *quants, *highs, *scales, *mins;
+    const uint16_t *superscales, *supermins;
+    int blocks, superblock; /* superblock in blocks */
+} tile_t;
+
+INLINE tile_t tile_at(const weights_t *w, int shard, int tile) {
+    const uint8_t *base = w->data + (int64_t)shard * w->stride;
+    const int blocks = w->cols / BLOCK;
+    const int64_t at = (int64_t)tile * blocks;
+    static const uint8_t quant_bytes[] = {16, 16, 16, 16, 16, 16, 16, 16, 32};
+    static const uint8_t high_bytes[] = {0, 0, 0, 4, 4, 4, 8, 8, 0};
+    static const uint8_t scale_bytes[] = {2, 2, 1, 2, 2, 1, 2, 2, 2};
+    const int f = w->format;
+    tile_t t = {
+        .quants = base + w->quants + at * TILE * quant_bytes[f],
+        .highs = base + w->highs + at * TILE * high_bytes[f],
+        .scales = base + w->scales + at * TILE * scale_bytes[f],
+        .mins = base + w->mins + at * TILE * scale_bytes[f],
+        .blocks = blocks,
+    };
+    if (w->superblock) {
+        const int64_t super = (int64_t)tile * (w->cols / w->superblock) * TILE;
+        t.superscales = (const uint16_t *)(base + w->superscales) + super;
+        t.supermins = (const uint16_t *)(base + w->supermins) + super;
+        t.superblock = w->superblock / BLOCK;
+    }
+    return t;
+}
+
+INLINE int bits_of(int format) { return format <= Q4K ? 4 : format <= Q5K ? 5 : format <= Q6K ? 6 : 8; }
+INLINE int offset_of(int format) {
+    return format == Q4 ? 8 : format == Q5 ? 16 : format == Q6 || format == Q6K ? 32 : format == Q8 ? Q8_BIAS : 0;
+}
+INLINE int has_min(int format) { return format == Q4M || format == Q4K || format == Q5M || format == Q5K; }
+INLINE int has_super(int format) { return format == Q4K || format == Q5K || format == Q6K; }
+
+/* Lanes `part` of block `b`: w[v] holds, of each row, columns 4v .. 4v+3. */
+INLINE void unpack(int format, const tile_t *t, int b, int part, wv w[8]) {
+    const int bits = bits_of(format), at = part * 4 * LANES;
+    if (bits == 8) {
+        for (int v = 0; v < 8; v++) w[v] = wv_bias(wv_load(t->quants + (b * 8 + v) * 64 + at));
+        return;
+    }
+    for (int v = 0; v < 4; v++) {
+        wv pair = wv_load(t->quants + (b * 4 + v) * 64 + at);
+        w[v] = wv_and(pair, 15);
+        w[v + 4] = wv_and(wv_shr(pair, 4), 15);
+    }
+    if (bits == 5) {
+        wv high = wv_load(t->highs + b * 64 + at);
+        for (int v = 0; v < 4; v++) w[v] = wv_or(w[v], wv_and(wv_shl(high, 4 - v), 16));
+        for (int v = 4; v < 8; v++) w[v] = wv_or(w[v], wv_and(wv_shr(high, v - 4), 16));
+    }
+    if (bits == 6) {
+        for (int p = 0; p < 2; p++) {
+            wv high = wv_load(t->highs + (b * 2 + p) * 64 + at);
+            w[4 * p] = wv_or(w[4 * p], wv_and(wv_shl(high, 4), 48));
+            w[4 * p + 1] = wv_or(w[4 * p + 1], wv_and(wv_shl(high, 2), 48));
+            w[4 * p + 2] = wv_or(w[4 * p + 2], wv_and(high, 48));
+            w[4 * p + 3] = wv_or(w[4 * p + 3], wv_and(wv_shr(high, 2), 48));
+        }
+    }
+}
+
+/* Scales of block `b`: one vector, or two (q6k); superscale * scale is exact in f32 (11 + 8 bits). */
+INLINE void load_scales(int format, const tile_t *t, int b, int part, vf scale[2], vf *min) {
+    const int lane = part * LANES;
+    if (!has_super(format)) {
+        scale[0] = vf_from_f16((const uint16_t *)t->scales + b * TILE + lane);
+        if (has_min(format)) *min = vf_from_f16((const uint16_t *)t->mins + b * TILE + lane);
+        return;
+    }
+    const int s = b / t->superblock * TILE + lane;
+    vf super = vf_from_f16(t->superscales + s);
+    if (format == Q6K) {
+        scale[0] = vf_mul(super, vf_from_i8((const int8_t *)t->scales + 2 * b * TILE + lane));
+        scale[1] = vf_mul(super, vf_from_i8((const int8_t *)t->scales + (2 * b + 1) * TILE + lane));
+        return;
+    }
+    scale[0] = vf_mul(super, vf_from_u8(t->scales + b * TILE + lane));
+    vf supermin = vf_from_f16(t->supermins + s);
+    *min = vf_fnma(supermin, vf_from_u8(t->mins + b * TILE + lane), vf_set1(0.0f));
+}
+
+INLINE vf block_step(int format, const wv w[8], const vf scale[2], vf min, const xblock *x, vf acc) {
+    const int bits = bits_of(format), offset = offset_of(format);
+    const vf xscale = vf_set1(x->scale);
+    if (format == Q6K) {
+        for (int h = 0; h < 2; h++) {
+            vi sum = block_dot(bits, 4, w + 4 * h, x->q + 16 * h, -offset * x->half[h]);
+            acc = vf_fma(scale[h], vf_mul(vf_from_vi(sum), xscale), acc);
+        }
+        return acc;
+    }
+    vi sum = block_dot(bits, 8, w, x->q, offset ? -offset * (x->half[0] + x->half[1]) : 0);
+    acc = vf_fma(scale[0], vf_mul(vf_from_vi(sum), xscale), acc);
+    return has_min(format) ? vf_fma(min, vf_set1(x->sum), acc) : acc;
+}
+
+/* out[token][row of the tile] = the tile times each of NT tokens, whose blocks lie `xstride` apart. */
+INLINE void tile_product(int format, int nt, const tile_t *t, const xblock *x, int64_t xstride, float *out) {
+    /* One token: all parts of a tile at once, a straight read. Several: a part at a time, so that
+     * eight unpacked vectors and the accumulators stay in registers. */
+    const int together = nt == 1 ? PARTS : 1;
+    for (int first = 0; first < PARTS; first += together) {
+        vf acc[8];
+        for (int i = 0; i < nt * together; i++) acc[i] = vf_set1(0.0f);
+        for (int b = 0; b < t->blocks; b++) {
+            for (int p = 0; p < together; p++) {
+                wv w[8];
+                vf scale[2], min = vf_set1(0.0f);
+                unpack(format, t, b, first + p, w);
+                load_scales(format, t, b, first + p, scale, &min);
+                for (int i = 0; i < nt; i++)
+                    acc[i * together + p] = block_step(format, w, scale, min, x + i * xstride + b, acc[i * together + p]);
+            }
+        }
+        for (int i = 0; i < nt; i++)
+            for (int p = 0; p < together; p++)
+                vf_store(out + i * TILE + (first + p) * LANES, acc[i * together + p]);
+    }
+}
+
+typedef void product_fn(const tile_t *, const xblock *, int64_t, float *);
+#define PRODUCT(F, NT) \
+    static void product_##F##_##NT(const tile_t *t, const xblock *x, int64_t xstride, float *out) { \
+        tile_product(F, NT, t, x, xstride, out); \
+    }
+#define PRODUCTS(F) PRODUCT(F, 1) PRODUCT(F, 2) PRODUCT(F, 4) PRODUCT(F, 8)
+PRODUCTS(Q4) PRODUCTS(Q4M) PRODUCTS(Q4K) PRODUCTS(Q5) PRODUCTS(Q5M) PRODUCTS(Q5K) PRODUCTS(Q6) PRODUCTS(Q6K) PRODUCTS(Q8)
+#define ROW(F) {product_##F##_1, product_##F##_2, product_##F##_4, product_##F##_8}
+static product_fn *const products[N_FORMATS][4] = {
+    ROW(Q4), ROW(Q4M), ROW(Q4K), ROW(Q5), ROW(Q5M), ROW(Q5K), ROW(Q6), ROW(Q6K), ROW(Q8),
+};
+
+/* The largest group of tokens, of 8, 4, 2, 1, that `left` still fills. */
+INLINE int group_of(int left) { return left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0; }
+
+/* ---- project: residual, norm, quantize, rows of each matrix ---------------------------------------- */
+
+typedef struct {
+    float *x;              /* [N, width] the residual stream */
+    const double *sums;    /* [N, width] to be added to it, or NULL */
+    const float *post_norm; /* [width] norm of the sums first, or NULL */
+    const float *norm;     /* [width] */
+    xblock *blocks;        /* [N, width / 32] scratch */
+    float *scratch;        /* [threads, width] */
+    float *out;            /* [N, out_stride] */
+    const weights_t *weights;
+    int64_t out_stride;
+    int32_t n_weights, width;
+    float eps;
+} project_t;
+
+typedef struct { const project_t *op; int32_t first, n; } project_call;
+
+/* width is a multiple of 16 */
+static void rms_norm(const float *x, const float *weight, int width, float eps, float *out) {
+    vf squares[PARTS];
+    for (int p = 0; p < PARTS; p++) squares[p] = vf_set1(0.0f);
+    for (int i = 0; i < width; i += TILE) {
+        for (int p = 0; p < PARTS; p++) {
+            const vf a = vf_load(x + i + p * LANES);
+            squares[p] = vf_fma(a, a, squares[p]);
+        }
+    }
+    const vf scale = vf_set1(1.0f / sqrtf(sum16(squares) / (float)width + eps));
+    for (int i = 0; i < width; i += LANES)
+        vf_store(out + i, vf_mul(vf_mul(vf_load(x + i), scale), vf_load(weight + i)));
+}
+
+static void enter_tokens(const project_t *op, int64_t from, int64_t to, float *scratch) {
+    const int width = op->width;
+    for (int64_t t = from; t < to; t++) {
+        float *x = op->x + t * width;
+        if (op->sums) {
+            const double *sums = op->sums + t * width;
+            for (int i = 0; i < width; i++) scratch[i] = (float)sums[i];
+            if (op->post_norm) rms_norm(scratch, op->post_norm, width, op->eps, scratch);
+            for (int i = 0; i < width; i++) x[i] += scratch[i];
+        }
+        rms_norm(x, op->norm, width, op->eps, scratch);
+        quantize(scratch, width / BLOCK, op->blocks + t * (width / BLOCK));
+    }
+}
+
+static void enter_task(void *arg, int thread, int threads) {
+    const project_call *call = arg;
+    int64_t from, to;
+    share(call->n - call->first, thread, threads, &from, &to);
+    enter_tokens(call->op, call->first + from, call->first + to, call->op->scratch + (int64_t)thread * call->op->width);
+}
+
+INLINE void keep_rows(const weights_t *w, int shard, int tile, const float *from, float *out) {
+    const int row = tile * TILE;
+    const int rows = w->rows - row < TILE ? w->rows - row : TILE;
+    out += w->out_offset + (int64_t)shard * w->rows + row;
+    if (w->bias) {
+        const float *bias = w->bias + (int64_t)shard * w->rows + row;
+        for (int r = 0; r < rows; r++) out[r] = from[r] + bias[r];
+    } else {
+        memcpy(out, from, (size_t)rows * sizeof *out);
+    }
+}
+
+static void project_tiles(const project_call *call, const weights_t *w, int64_t from, int64_t to) {
+    const project_t *op = call->op;
+    const int tiles = (w->rows + TILE - 1) / TILE, blocks = op->width / BLOCK;
+    float result[8 * TILE];
+    for (int64_t i = from; i < to; i++) {
+        const int shard = (int)(i / tiles), tile = (int)(i % tiles);
+        const tile_t t = tile_at(w, shard, tile);
+        for (int token = call->first; token < call->n;) {
+            const int group = group_of(call->n - token);
+            products[w->format][group](&t, op->blocks + (int64_t)token * blocks, blocks, result);
+            for (int j = 0; j < 1 << group; j++, token++)
+                keep_rows(w, shard, tile, result + j * TILE, op->out + (int64_t)(token - call->first) * op->out_stride);
+        }
+    }
+}
+
+static void project_task(void *arg, int thread, int threads) {
+    const project_call *call = arg;
+    int64_t total = 0, from, to;
+    for (int i = 0; i < call->op->n_weights; i++)
+        total += (int64_t)call->op->weights[i].count * ((call->op->weights[i].rows + TILE - 1) / TILE);
+    share(total, thread, threads, &from, &to);
+    for (int i = 0; i < call->op->n_weights && from < to; i++) {
+        const weights_t *w = call->op->weights + i;
+        const int64_t tiles = (int64_t)w->count * ((w->rows + TILE - 1) / TILE);
+        if (from < tiles) project_tiles(call, w, from, to < tiles ? to : tiles);
+        from = from > tiles ? from - tiles : 0;
+        to -= tiles;
+    }
+}
+
+API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first) {
+    project_call call = {op, first, n};
+    if (n - first == 1) enter_task(&call, 0, 1); /* shorter than waking the others */
+    else run(pool, enter_task, &call);
+    run(pool, project_task, &call);
+}
+
+/* ---- project_sum: activation, quantize, columns shard by shard, added in f64 ------------------------ */
+
+enum { NO_ACTIVATION, SILU, GELU_TANH };
+
+typedef struct {
+    const float *x;   /* [N, width] or, with an activation, [N, 2 * width] */
+    xblock *blocks;   /* [N, width / 32] scratch */
+    float *scratch;   /* [threads, width] */
+    double *sums;     /* [N, rows] */
+    const weights_t *weights;
+    int32_t activation, width, rows;
+} project_sum_t;
+
+typedef struct { const project_sum_t *op; int32_t n; } sum_call;
+
+static void activate(int activation, const float *gate, const float *up, int width, float *out) {
+    const vf one = vf_set1(1.0f), zero = vf_set1(0.0f);
+    for (int i = 0; i < width; i += LANES) {
+        const vf x = vf_load(gate + i);
+        vf z = x; /* x * sigmoid(z): silu with z = x, tanh-gelu with z = 2 sqrt(2/pi) (x + 0.044715 x^3) */
+        if (activation == GELU_TANH)
+            z = vf_mul(vf_mul(x, vf_set1(1.59576912f)), vf_fma(vf_mul(x, x), vf_set1(0.044715f), one));
+        const vf gated = vf_div(x, vf_add(one, vf_exp(vf_fnma(z, one, zero))));
+        vf_store(out + i, vf_mul(gated, vf_load(up + i)));
+    }
+}
+
+static void leave_task(void *arg, int thread, int threads) {
+    const sum_call *call = arg;
+    const project_sum_t *op = call->op;
+    const int width = op->width, blocks = width / BLOCK;
+    float *scratch = op->scratch + (int64_t)thread * width;
+    int64_t from, to;
+    share(call->n, thread, threads, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        const float *x = op->x + t * width;
+        if (op->activation) {
+            x = op->x + 2 * t * width;
+            activate(op->activation, x, x + width, width, scratch);
+            x = scratch;
+        }
+        quantize(x, blocks, op->blocks + t * blocks);
+    }
+}
+
+INLINE void add_rows(const float *from, int rows, double *out) {
+    for (int r = 0; r < rows; r++) out[r] += (double)from[r];
+}
+
+static void sum_task(void *arg, int thread, int threads) {
+    const sum_call *call = arg;
+    const project_sum_t *op = call->op;
+    const weights_t *w = op->weights;
+    const int blocks = op->width / BLOCK, shard_blocks = w->cols / BLOCK;
+    float result[8 * TILE];
+    int64_t from, to;
+    share((op->rows + TILE - 1) / TILE, thread, threads, &from, &to);
+    const int64_t row = from * TILE, end = to * TILE < op->rows ? to * TILE : op->rows;
+    for (int t = 0; t < call->n; t++)
+        memset(op->sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
+    for (int shard = 0; shard < w->count; shard++) {
+        for (int64_t tile = from; tile < to; tile++) {
+            const tile_t t = tile_at(w, shard, (int)tile);
+            const int rows = (int)(end - tile * TILE < TILE ? end - tile * TILE : TILE);
+            for (int token = 0; token < call->n;) {
+                const int group = group_of(call->n - token);
+                products[w->format][group](&t, op->blocks + (int64_t)token * blocks + shard * shard_blocks, blocks, result);
+                for (int j = 0; j < 1 << group; j++, token++)
+                    add_rows(result + j * TILE, rows, op->sums + (int64_t)token * op->rows + tile * TILE);
+            }
+        }
+    }
+}
+
+API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n) {
+    sum_call call = {op, n};
+    if (n == 1) leave_task(&call, 0, 1);
+    else run(pool, leave_task, &call);
+    run(pool, sum_task, &call);
+}
+
+/* ---- attend ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float *qkv;             /* [N, (q_heads + 2 kv_heads) * head_dim]; q is rotated in place */
+    const float *cos, *sin; /* [n_ctx, head_dim / 2] */
+    const float *q_norm, *k_norm; /* [head_dim] or NULL */
+    uint16_t *keys;         /* f16 [kv_heads, n_ctx / 16, head_dim, 16]: 16 keys side by side */
+    uint16_t *values;       /* f16 [kv_heads, n_ctx, head_dim] */
+    float *out;             /* [N, q_heads * head_dim] */
+    int32_t q_heads, kv_heads, head_dim, n_ctx, window;
+    float scale, eps;
+} attend_t;
+
+typedef struct { const attend_t *op; int32_t n, position; float *scores; int64_t scores_stride; } attend_call;
+
+enum { KEYS = 16, QUERIES = 4 }; /* keys in a tile of the cache; (token, head) pairs done together */
+
+/* RMS norm (optional), then rotate the halves; times `scale`. */
+static void rotate(const attend_t *op, const float *norm, int position, float scale, float *x) {
+    const int half = op->head_dim / 2;
+    const float *c = op->cos + (int64_t)position * half, *s = op->sin + (int64_t)position * half;
+    if (norm) rms_norm(x, norm, op->head_dim, op->eps, x);
+    for (int i = 0; i < half; i++) {
+        const float a = x[i], b = x[i + half];
+        x[i] = (a * c[i] - b * s[i]) * scale;
+        x[i + half] = (b * c[i] + a * s[i]) * scale;
+    }
+}
+
+INLINE void to_f16(const float *x, uint16_t *out) { vf_to_f16(out, vf_load(x)); }
+
+static void append_task(void *arg, int thread, int threads) {
+    const attend_call *call = arg;
+    const attend_t *op = call->op;
+    const int d = op->head_dim;
+    int64_t from, to;
+    share(call->n, thread, threads, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        const int position = call->position + (int)t;
+        float *q = op->qkv + t * (op->q_heads + 2 * op->kv_heads) * d;
+        float *k = q + op->q_heads * d, *v = k + op->kv_heads * d;
+        for (int h = 0; h < op->q_heads; h++) rotate(op, op->q_norm, position, op->scale, q + h * d);
+        for (int h = 0; h < op->kv_heads; h++) {
+            rotate(op, op->k_norm, position, 1.0f, k + h * d);
+            uint16_t *key = op->keys + ((int64_t)h * op->n_ctx + position / KEYS * KEYS) * d + position % KEYS;
+            uint16_t *value = op->values + ((int64_t)h * op->n_ctx + position) * d;
+            uint16_t lane[LANES];
+            for (int i = 0; i < d; i += LANES) {
+                to_f16(k + h * d + i, lane);
+                for (int j = 0; j < LANES; j++) key[(i + j) * KEYS] = lane[j];
+                to_f16(v + h * d + i, value + i);
+            }
+        }
+    }
+}
+
+/* scores[j][t] for NQ queries against the tiles of keys from..to (positions, multiples of 16). */
+INLINE void score_keys(int nq, const float *const *q, const uint16_t *keys, int d, int from, int to, float *scores, int64_t stride) {
+    for (int t = from; t < to; t += LANES) {
+        const uint16_t *key = keys + (int64_t)(t / KEYS) * KEYS * d + t % KEYS;
+        vf acc[QUERIES];
+        for (int j = 0; j < nq; j++) acc[j] = vf_set1(0.0f);
+        for (int i = 0; i < d; i++) {
+            const vf k = vf_from_f16(key + i * KEYS);
+            for (int j = 0; j < nq; j++) acc[j] = vf_fma(k, vf_set1(q[j][i]), acc[j]);
+        }
+        for (int j = 0; j < nq; j++) vf_store(scores + j * stride + t, acc[j]);
+    }
+}
+
+/* scores of lo..hi become exp(score - max), all others of the tiles 0; returns 1 / their sum. */
+static float soften(float *scores, int from, int lo, int hi, int to) {
+    for (int t = from; t < lo; t++) scores[t] = -INFINITY;
+    for (int t = hi + 1; t < to; t++) scores[t] = -INFINITY;
+    vf peak = vf_load(scores + from), sum[PARTS];
+    for (int t = from; t < to; t += LANES) peak = vf_max(peak, vf_load(scores + t));
+    const vf max = vf_set1(-vf_hmax(peak));
+    for (int p = 0; p < PARTS; p++) sum[p] = vf_set1(0.0f);
+    for (int t = from; t < to; t += LANES) vf_store(scores + t, vf_exp(vf_add(vf_load(scores + t), max)));
+    for (int t = from; t < lo; t++) scores[t] = 0.0f;
+    for (int t = hi + 1; t < to; t++) scores[t] = 0.0f;
+    for (int t = from; t < to; t += KEYS)
+        for (int p = 0; p < PARTS; p++) sum[p] = vf_add(sum[p], vf_load(scores + t + p * LANES));
+    return 1.0f / sum16(sum);
+}
+
+/* out[j] = weight[j] * sum over t of scores[j][t] * values[t], for LANES * 2 dimensions from `i`. */
+INLINE void mix_values(int nq, const float *scores, int64_t stride, const uint16_t *values, int d, int i, int width,
+                       int lo, int hi, const float *weight, float *const *out) {
+    vf acc[QUERIES][2];
+    for (int j = 0; j < nq; j++) acc[j][0] = acc[j][1] = vf_set1(0.0f);
+    for (int t = lo; t <= hi; t++) {
+        const uint16_t *value = values + (int64_t)t * d + i;
+        const vf a = vf_from_f16(value), b = width == 2 ? vf_from_f16(value + LANES) : a;
+        for (int j = 0; j < nq; j++) {
+            const vf p = vf_set1(scores[j * stride + t]);
+            acc[j][0] = vf_fma(p, a, acc[j][0]);
+            if (width == 2) acc[j][1] = vf_fma(p, b, acc[j][1]);
+        }
+    }
+    for (int j = 0; j < nq; j++)
+        for (int k = 0; k < width; k++)
+            vf_store(out[j] + i + k * LANES, vf_mul(acc[j][k], vf_set1(weight[j])));
+}
+
+/* NQ (token, head) pairs that read the same key-value head. */
+INLINE void attend_pairs(int nq, const attend_call *call, int kv, int first, float *scores) {
+    const attend_t *op = call->op;
+    const int d = op->head_dim, group = op->q_heads / op->kv_heads;
+    const int64_t row = (int64_t)(op->q_heads + 2 * op->kv_heads) * d, stride = call->scores_stride;
+    const uint16_t *keys = op->keys + (int64_t)kv * op->n_ctx * d, *values = op->values + (int64_t)kv * op->n_ctx * d;
+    const float *q[QUERIES];
+    float *out[QUERIES], weight[QUERIES];
+    int lo[QUERIES], hi[QUERIES];
+    for (int j = 0; j < nq; j++) {
+        const int token = (first + j) / group, head = kv * group + (first + j) % group;
+        q[j] = op->qkv + token * row + head * d;
+        out[j] = op->out + ((int64_t)token * op->q_heads + head) * d;
+        hi[j] = call->position + token;
+        lo[j] = op->window && hi[j] >= op->window ? hi[j] - op->window + 1 : 0;
+    }
+    const int from = lo[0] / KEYS * KEYS, to = (hi[nq - 1] / KEYS + 1) * KEYS;
+    score_keys(nq, q, keys, d, from, to, scores, stride);
+    for (int j = 0; j < nq; j++) weight[j] = soften(scores + j * stride, from, lo[j], hi[j], to);
+    int i = 0;
+    for (; i + 2 * LANES <= d; i += 2 * LANES)
+        mix_values(nq, scores, stride, values, d, i, 2, lo[0], hi[nq - 1], weight, out);
+    if (i < d) mix_values(nq, scores, stride, values, d, i, 1, lo[0], hi[nq - 1], weight, out);
+}
+
+static void attend_task(void *arg, int thread, int threads) {
+    const attend_call *call = arg;
+    const attend_t *op = call->op;
+    const int64_t pairs = (int64_t)call->n * (op->q_heads / op->kv_heads);
+    float *scores = call->scores + (int64_t)thread * QUERIES * call->scores_stride;
+    /* later tokens read more keys: deal small runs round the threads, not one long run each */
+    int64_t turn = 0;
+    for (int kv = 0; kv < op->kv_heads; kv++) {
+        for (int64_t first = 0; first < pairs; turn++) {
+            const int nq = pairs - first >= 4 ? 4 : pairs - first >= 2 ? 2 : 1;
+            if (turn % threads == thread) {
+                if (nq == 4) attend_pairs(4, call, kv, (int)first, scores);
+                else if (nq == 2) attend_pairs(2, call, kv, (int)first, scores);
+                else attend_pairs(1, call, kv, (int)first, scores);
+            }
+            first += nq;
+        }
+    }
+}
+
+/* 0, or -1 when there is no memory for the scores. */
+API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position) {
+    const int64_t stride = (position + n + KEYS - 1) / KEYS * KEYS;
+    const int64_t size = stride * QUERIES * pool->threads;
+    if (size > pool->scores_size) {
+        free(pool->scores);
+        pool->scores_size = 0;
+        pool->scores = aligned_alloc(64, (size_t)(size * 2) * sizeof(float));
+        if (!pool->scores) return -1;
+        pool->scores_size = size * 2;
+    }
+    attend_call call = {op, n, position, pool->scores, stride};
+    if (n == 1) append_task(&call, 0, 1);
+    else run(pool, append_task, &call);
+    run(pool, attend_task, &call);
+    return 0;
+}

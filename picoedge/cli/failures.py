@@ -6,9 +6,7 @@ import errno
 import io
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 import click
 
@@ -24,6 +22,8 @@ Told = tuple[str, str, int]  # message, hint, exit code
 
 def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:
     """`did you mean: chat?`, or nothing where no known word is near."""
+    from difflib import get_close_matches  # 4 ms that help should not pay
+
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean: {template.format(near[0])}?" if near else ""
 
@@ -58,6 +58,8 @@ def report(error: BaseException, debug: bool = False) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if debug:
+        import traceback
+
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     if isinstance(error, BrokenPipeError):
         _abandon_stdout()

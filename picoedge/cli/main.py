@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -32,11 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 ALIASES = {"ls": "list"}
 
 
-@dataclass
 class Invocation:
     """What the whole command line shares: click's `ctx.obj`."""
 
-    debug: bool = False
+    def __init__(self) -> None:
+        self.debug = False
 
 
 class LazyGroup(click.Group):

@@ -268,13 +268,20 @@ INLINE vf vf_exp(vf x) {
 
 /* ---- Threads ----------------------------------------------------------------------------------- */
 
-typedef void task_fn(void *arg, int thread, int threads);
+/* A task is `total` items, dealt out in short runs to whoever is free: a core that is slower or that
+ * the system has lent to somebody else takes fewer, and a thread that has not even started when the
+ * last item is taken is not waited for. No item's result depends on who computes it. */
+typedef void task_fn(void *arg, int64_t from, int64_t to, int thread);
+
 typedef struct {
     int threads;
     task_fn *task;
     void *arg;
-    atomic_uint round; /* goes up by one for each task */
-    atomic_int busy, asleep, stop;
+    int64_t total, run; /* items, and how many are dealt at once */
+    atomic_llong next;
+    atomic_uint round;  /* goes up by one for each task */
+    atomic_int inside;  /* workers in the task; CLOSED is added while none may enter */
+    atomic_int asleep, stop;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_t *handles;
@@ -282,6 +289,9 @@ typedef struct {
     int64_t scores_size;
 } pool_t;
 typedef struct { pool_t *pool; int thread; } worker_t;
+
+/* Between two kernels of one token lie a few microseconds of Python: poll that long, then sleep. */
+enum { SPINS = 4000, CLOSED = -(1 << 20), RUNS_PER_THREAD = 4 };
 
 INLINE void relax(void) {
 #if defined(__x86_64__)
@@ -291,27 +301,36 @@ INLINE void relax(void) {
 #endif
 }
 
-/* Between two kernels of one token lie a few microseconds of Python: poll that long, then sleep. */
-enum { SPINS = 4000 };
+static void take_items(pool_t *pool, int thread) {
+    for (;;) {
+        const int64_t from = atomic_fetch_add_explicit(&pool->next, pool->run, memory_order_relaxed);
+        if (from >= pool->total) return;
+        const int64_t to = from + pool->run;
+        pool->task(pool->arg, from, to < pool->total ? to : pool->total, thread);
+    }
+}
+
+static unsigned await_round(pool_t *pool, unsigned seen) {
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return atomic_load(&pool->round);
+        relax();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->asleep, 1);
+    while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    atomic_fetch_sub(&pool->asleep, 1);
+    pthread_mutex_unlock(&pool->lock);
+    return atomic_load(&pool->round);
+}
 
 static void *work(void *arg) {
-    worker_t me = *(worker_t *)arg;
-    pool_t *pool = me.pool;
+    const worker_t me = *(worker_t *)arg;
     free(arg);
-    unsigned seen = 0;
-    for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen; i++) relax();
-        if (atomic_load(&pool->round) == seen) {
-            pthread_mutex_lock(&pool->lock);
-            atomic_fetch_add(&pool->asleep, 1);
-            while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
-            atomic_fetch_sub(&pool->asleep, 1);
-            pthread_mutex_unlock(&pool->lock);
-        }
-        seen++;
-        if (atomic_load(&pool->stop)) return NULL;
-        pool->task(pool->arg, me.thread, pool->threads);
-        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_release);
+    for (unsigned seen = 0;;) {
+        seen = await_round(me.pool, seen);
+        if (atomic_load(&me.pool->stop)) return NULL;
+        if (atomic_fetch_add(&me.pool->inside, 1) >= 0) take_items(me.pool, me.thread);
+        atomic_fetch_sub(&me.pool->inside, 1);
     }
 }
 
@@ -324,17 +343,22 @@ static void announce(pool_t *pool) {
     }
 }
 
-static void run(pool_t *pool, task_fn *task, void *arg) {
-    if (pool->threads == 1) {
-        task(arg, 0, 1);
+static void run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
+    if (pool->threads == 1 || total <= 1) {
+        if (total > 0) task(arg, 0, total, 0);
         return;
     }
     pool->task = task;
     pool->arg = arg;
-    atomic_store(&pool->busy, pool->threads - 1);
+    pool->total = total;
+    pool->run = total / (pool->threads * RUNS_PER_THREAD);
+    if (!pool->run) pool->run = 1;
+    atomic_store(&pool->next, 0);
+    atomic_fetch_sub(&pool->inside, CLOSED);
     announce(pool);
-    task(arg, 0, pool->threads);
-    for (int i = 0; atomic_load_explicit(&pool->busy, memory_order_acquire); i++) {
+    take_items(pool, 0);
+    atomic_fetch_add(&pool->inside, CLOSED);
+    for (int i = 0; atomic_load_explicit(&pool->inside, memory_order_acquire) != CLOSED; i++) {
         if (i < SPINS) relax();
         else sched_yield(); /* the other thread has lost its core: do not burn ours */
     }
@@ -358,8 +382,9 @@ API pool_t *pe_pool_open(int threads) {
     if (!pool) return NULL;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    pool->handles = calloc((size_t)threads, sizeof(pthread_t));
+    atomic_store(&pool->inside, CLOSED);
     pool->threads = 1;
+    pool->handles = calloc((size_t)threads, sizeof(pthread_t));
     for (int i = 1; pool->handles && i < threads; i++) {
         worker_t *worker = malloc(sizeof *worker);
         if (worker) *worker = (worker_t){pool, i};
@@ -370,19 +395,12 @@ API pool_t *pe_pool_open(int threads) {
         }
         pool->threads++;
     }
-    if (!pool->handles) {
-        pe_pool_close(pool);
-        return NULL;
-    }
-    return pool;
+    if (pool->handles) return pool;
+    pe_pool_close(pool);
+    return NULL;
 }
 
 API const char *pe_level(void) { return PICOEDGE_LEVEL; }
-
-INLINE void share(int64_t total, int thread, int threads, int64_t *from, int64_t *to) {
-    *from = total * thread / threads;
-    *to = total * (thread + 1) / threads;
-}
 
 /* ---- Activations: int8 blocks of 32 ------------------------------------------------------------- */
 
@@ -610,10 +628,8 @@ static void enter_tokens(const project_t *op, int64_t from, int64_t to, float *s
     }
 }
 
-static void enter_task(void *arg, int thread, int threads) {
+static void enter_task(void *arg, int64_t from, int64_t to, int thread) {
     const project_call *call = arg;
-    int64_t from, to;
-    share(call->n - call->first, thread, threads, &from, &to);
     enter_tokens(call->op, call->first + from, call->first + to, call->op->scratch + (int64_t)thread * call->op->width);
 }
 
@@ -645,15 +661,14 @@ static void project_tiles(const project_call *call, const weights_t *w, int64_t 
     }
 }
 
-static void project_task(void *arg, int thread, int threads) {
+INLINE int64_t tiles_of(const weights_t *w) { return (int64_t)w->count * ((w->rows + TILE - 1) / TILE); }
+
+static void project_task(void *arg, int64_t from, int64_t to, int thread) {
     const project_call *call = arg;
-    int64_t total = 0, from, to;
-    for (int i = 0; i < call->op->n_weights; i++)
-        total += (int64_t)call->op->weights[i].count * ((call->op->weights[i].rows + TILE - 1) / TILE);
-    share(total, thread, threads, &from, &to);
-    for (int i = 0; i < call->op->n_weights && from < to; i++) {
+    (void)thread;
+    for (int i = 0; i < call->op->n_weights && to > 0; i++) {
         const weights_t *w = call->op->weights + i;
-        const int64_t tiles = (int64_t)w->count * ((w->rows + TILE - 1) / TILE);
+        const int64_t tiles = tiles_of(w);
         if (from < tiles) project_tiles(call, w, from, to < tiles ? to : tiles);
         from = from > tiles ? from - tiles : 0;
         to -= tiles;
@@ -662,9 +677,10 @@ static void project_task(void *arg, int thread, int threads) {
 
 API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first) {
     project_call call = {op, first, n};
-    if (n - first == 1) enter_task(&call, 0, 1); /* shorter than waking the others */
-    else run(pool, enter_task, &call);
-    run(pool, project_task, &call);
+    int64_t tiles = 0;
+    for (int i = 0; i < op->n_weights; i++) tiles += tiles_of(op->weights + i);
+    run(pool, enter_task, &call, n - first);
+    run(pool, project_task, &call, tiles);
 }
 
 /* ---- project_sum: activation, quantize, columns shard by shard, added in f64 ------------------------ */
@@ -694,13 +710,11 @@ static void activate(int activation, const float *gate, const float *up, int wid
     }
 }
 
-static void leave_task(void *arg, int thread, int threads) {
+static void leave_task(void *arg, int64_t from, int64_t to, int thread) {
     const sum_call *call = arg;
     const project_sum_t *op = call->op;
     const int width = op->width, blocks = width / BLOCK;
     float *scratch = op->scratch + (int64_t)thread * width;
-    int64_t from, to;
-    share(call->n, thread, threads, &from, &to);
     for (int64_t t = from; t < to; t++) {
         const float *x = op->x + t * width;
         if (op->activation) {
@@ -716,14 +730,13 @@ INLINE void add_rows(const float *from, int rows, double *out) {
     for (int r = 0; r < rows; r++) out[r] += (double)from[r];
 }
 
-static void sum_task(void *arg, int thread, int threads) {
+static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
     const sum_call *call = arg;
+    (void)thread;
     const project_sum_t *op = call->op;
     const weights_t *w = op->weights;
     const int blocks = op->width / BLOCK, shard_blocks = w->cols / BLOCK;
     float result[8 * TILE];
-    int64_t from, to;
-    share((op->rows + TILE - 1) / TILE, thread, threads, &from, &to);
     const int64_t row = from * TILE, end = to * TILE < op->rows ? to * TILE : op->rows;
     for (int t = 0; t < call->n; t++)
         memset(op->sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
@@ -743,9 +756,8 @@ static void sum_task(void *arg, int thread, int threads) {
 
 API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n) {
     sum_call call = {op, n};
-    if (n == 1) leave_task(&call, 0, 1);
-    else run(pool, leave_task, &call);
-    run(pool, sum_task, &call);
+    run(pool, leave_task, &call, n);
+    run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 
 /* ---- attend ---------------------------------------------------------------------------------------- */
@@ -779,12 +791,11 @@ static void rotate(const attend_t *op, const float *norm, int position, float sc
 
 INLINE void to_f16(const float *x, uint16_t *out) { vf_to_f16(out, vf_load(x)); }
 
-static void append_task(void *arg, int thread, int threads) {
+static void append_task(void *arg, int64_t from, int64_t to, int thread) {
     const attend_call *call = arg;
     const attend_t *op = call->op;
     const int d = op->head_dim;
-    int64_t from, to;
-    share(call->n, thread, threads, &from, &to);
+    (void)thread;
     for (int64_t t = from; t < to; t++) {
         const int position = call->position + (int)t;
         float *q = op->qkv + t * (op->q_heads + 2 * op->kv_heads) * d;
@@ -878,22 +889,19 @@ INLINE void attend_pairs(int nq, const attend_call *call, int kv, int first, flo
     if (i < d) mix_values(nq, scores, stride, values, d, i, 1, lo[0], hi[nq - 1], weight, out);
 }
 
-static void attend_task(void *arg, int thread, int threads) {
+/* Item i: the i-th group of QUERIES pairs; a key-value head's groups follow one another. */
+static void attend_task(void *arg, int64_t from, int64_t to, int thread) {
     const attend_call *call = arg;
-    const attend_t *op = call->op;
-    const int64_t pairs = (int64_t)call->n * (op->q_heads / op->kv_heads);
+    const int pairs = call->n * (call->op->q_heads / call->op->kv_heads);
+    const int groups = (pairs + QUERIES - 1) / QUERIES;
     float *scores = call->scores + (int64_t)thread * QUERIES * call->scores_stride;
-    /* later tokens read more keys: deal small runs round the threads, not one long run each */
-    int64_t turn = 0;
-    for (int kv = 0; kv < op->kv_heads; kv++) {
-        for (int64_t first = 0; first < pairs; turn++) {
-            const int nq = pairs - first >= 4 ? 4 : pairs - first >= 2 ? 2 : 1;
-            if (turn % threads == thread) {
-                if (nq == 4) attend_pairs(4, call, kv, (int)first, scores);
-                else if (nq == 2) attend_pairs(2, call, kv, (int)first, scores);
-                else attend_pairs(1, call, kv, (int)first, scores);
-            }
-            first += nq;
+    for (int64_t i = from; i < to; i++) {
+        const int kv = (int)(i / groups), first = (int)(i % groups) * QUERIES;
+        switch (pairs - first) {
+        case 1: attend_pairs(1, call, kv, first, scores); break;
+        case 2: attend_pairs(2, call, kv, first, scores); break;
+        case 3: attend_pairs(3, call, kv, first, scores); break;
+        default: attend_pairs(4, call, kv, first, scores);
         }
     }
 }
@@ -910,8 +918,8 @@ API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position)
         pool->scores_size = size * 2;
     }
     attend_call call = {op, n, position, pool->scores, stride};
-    if (n == 1) append_task(&call, 0, 1);
-    else run(pool, append_task, &call);
-    run(pool, attend_task, &call);
+    const int64_t pairs = (int64_t)n * (op->q_heads / op->kv_heads);
+    run(pool, append_task, &call, n);
+    run(pool, attend_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
     return 0;
 }

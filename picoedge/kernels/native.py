@@ -140,6 +140,7 @@ class NativeKernels:
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
         self._numpy = NumpyKernels(self.threads)
+        self._scratch: dict[tuple[int, ...], npt.NDArray[Any]] = {}
         self._pool: int | None = library.pe_pool_open(self.threads)
         if not self._pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
@@ -161,8 +162,7 @@ class NativeKernels:
         if any(w.spec.format.bits == 32 for w in weights):
             return self._numpy.project(source, weights, biases, out)
         n, width = source.x.shape
-        blocks = _scratch_blocks(n, width)
-        scratch = np.empty((self.threads, width), np.float32)
+        blocks, scratch = self._scratch_for(n, width)
         matrices = _matrices(weights, biases)
         op = _Project(
             x=_address(source.x),
@@ -235,8 +235,7 @@ class NativeKernels:
         if weights is None or weights.spec.format.bits == 32:
             return self._numpy.project_sum(x, activation, weights, sums)
         n, width = x.shape[0], weights.total_cols
-        blocks = _scratch_blocks(n, width)
-        scratch = np.empty((self.threads, width), np.float32)
+        blocks, scratch = self._scratch_for(n, width)
         matrices = _matrices([weights], [None])
         op = _ProjectSum(
             x=_address(x),
@@ -260,17 +259,20 @@ class NativeKernels:
         """See `Kernels.gather`."""
         self._numpy.gather(weights, ids, out)
 
+    def _scratch_for(self, n: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Quantized activations [n] and one f32 row a thread; operations run one at a time."""
+        blocks = n * (width // BLOCK_COLS) * _XBLOCK_BYTES
+        for key, dtype in (((0, blocks), np.uint8), ((self.threads, width), np.float32)):
+            if key not in self._scratch:
+                self._scratch[key] = np.empty(key if key[0] else key[1], dtype)
+        return self._scratch[0, blocks], self._scratch[self.threads, width]
+
     def close(self) -> None:
         """Stop the threads; operations bound before must not be called again."""
         pool, self._pool = self._pool, None
         if pool:
             self._lib.pe_pool_close(pool)
         self._numpy.close()
-
-
-def _scratch_blocks(n: int, width: int) -> npt.NDArray[np.uint8]:
-    assert width % BLOCK_COLS == 0
-    return np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
 
 
 def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Array[_Weights]:

@@ -1,0 +1,13 @@
+"""Which shards of a model a board holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Runs of attention and FFN shards, the same in every layer; either may be empty."""
+
+    attention: range
+    ffn: range

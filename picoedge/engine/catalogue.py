@@ -30,7 +30,7 @@ from picoedge.units import parse_size
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_WHEEL = re.compile(r"wheel:([A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+)/([^\\\s]+)")
+_WHEEL = re.compile(r"wheel:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+)/([^\\\s]+)")
 _HUGGING_FACE = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _URL = re.compile(r"https?://[^\s]+")
 _MAX_BYTES = 1 << 42
@@ -92,7 +92,7 @@ def parse_entry(values: Mapping[str, Any], where: str) -> Entry:
         licence=_field(values, "licence", str, where),
         n_bytes=_field(values, "bytes", int, where),
         sha256=_field(values, "sha256", str, where).lower(),
-        memory_bytes=parse_size(_field(values, "memory", str, where)),
+        memory_bytes=_parse_memory(_field(values, "memory", str, where), where),
         sources=tuple(_parse_source(s, where) for s in _field(values, "sources", list, where)),
         default=_field({"default": False, **values}, "default", bool, where),
     )
@@ -154,6 +154,13 @@ def _parse_source(value: Any, where: str) -> Source:
     if not pieces or not all(isinstance(piece, str) for piece in pieces):
         raise UsageError(f"{where}: sources: not text: {value!r}", "correct or remove it")
     return tuple(parse_piece(piece) for piece in pieces)
+
+
+def _parse_memory(text: str, where: str) -> int:
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{where}: memory: {error.message}", error.hint) from error
 
 
 def _field(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

@@ -53,7 +53,7 @@ def as_storage_error(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(
-            f"{path}: {reason}",
+            f"{error.filename or path}: {reason}",
             "free some space or check who may write there; PICOEDGE_HOME names another folder",
         ) from error
 

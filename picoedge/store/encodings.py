@@ -1,0 +1,213 @@
+"""How rows of weights lie in a source file, and how they are taken apart without loss.
+
+Names are those of ggml's tensor types and of safetensors' dtypes; both share F32, F16, BF16.
+Block layouts follow the ggml type definitions (`block_q4_K` and its kin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.kernels.blocks import F32, FORMATS, U8, MatrixSpec, Quants, dequantize
+
+_F16 = np.dtype("<f2")
+_BITS = np.arange(8, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Blocks of `elements` weights in `nbytes` bytes; `format` is ours that holds them exactly.
+
+    `format` is "" where there is none: floats, and codebook types that have to be requantized.
+    """
+
+    name: str
+    elements: int
+    nbytes: int
+    format: str = ""
+    apart: Callable[[U8], Quants] | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Plain numbers, one by one."""
+        return self.elements == 1
+
+    def row_bytes(self, cols: int) -> int:
+        """Bytes of a row; raises ModelError where blocks do not fill it."""
+        if cols % self.elements:
+            raise ModelError(f"rows of {cols} do not fit {self.name} blocks of {self.elements}")
+        return cols // self.elements * self.nbytes
+
+    def quants(self, raw: U8) -> Quants:
+        """Rows taken apart, u8 [n, row bytes]; only where `format` is not empty."""
+        assert self.apart is not None
+        return self.apart(raw.reshape(len(raw), -1, self.nbytes))
+
+    def floats(self, raw: U8) -> F32:
+        """Rows as f32 [n, cols] of u8 [n, row bytes]."""
+        if self.name == "F32":
+            return raw.view("<f4")
+        if self.name == "F16":
+            return raw.view(_F16).astype(np.float32)
+        if self.name == "BF16":
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        if self.format:
+            return self._exact_floats(raw)
+        return _library_floats(self.name, raw)
+
+    def _exact_floats(self, raw: U8) -> F32:
+        cols = raw.shape[1] // self.nbytes * self.elements
+        fmt = FORMATS[self.format]
+        spec = MatrixSpec(fmt, len(raw), cols, 0, self.elements if fmt.superblocks else 0)
+        return dequantize(spec, self.quants(raw))
+
+
+def _library_floats(name: str, raw: U8) -> F32:
+    # Heavy to import, and needed only for types that have no exact format here.
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as library_dequantize
+
+    with np.errstate(all="ignore"):
+        values = library_dequantize(raw, GGMLQuantizationType[name])
+    return np.asarray(values, dtype=np.float32).reshape(len(raw), -1)
+
+
+def _halves(blocks: U8, at: int) -> U8:
+    """[n, B, 16] bytes from `at`: 32 quants, low nibbles first."""
+    packed = blocks[:, :, at : at + 16]
+    return np.concatenate([packed & 15, packed >> 4], axis=2)
+
+
+def _f16(blocks: U8, at: int) -> npt.NDArray[np.generic]:
+    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(_F16)[:, :, 0]
+
+
+def _rows(q: U8, n: int) -> U8:
+    return q.reshape(n, -1)
+
+
+def _q4_0(blocks: U8) -> Quants:
+    return Quants(_rows(_halves(blocks, 2), len(blocks)), _f16(blocks, 0))
+
+
+def _q4_1(blocks: U8) -> Quants:
+    return Quants(_rows(_halves(blocks, 4), len(blocks)), _f16(blocks, 0), _f16(blocks, 2))
+
+
+def _fifth_bits(blocks: U8, at: int) -> U8:
+    """[n, B, 32]: bit i of the 32-bit word at `at` is the fifth bit of quant i, in place."""
+    word = blocks[:, :, at : at + 4]
+    return np.unpackbits(word, axis=2, bitorder="little") << 4
+
+
+def _q5_0(blocks: U8) -> Quants:
+    q = _halves(blocks, 6) | _fifth_bits(blocks, 2)
+    return Quants(_rows(q, len(blocks)), _f16(blocks, 0))
+
+
+def _q5_1(blocks: U8) -> Quants:
+    q = _halves(blocks, 8) | _fifth_bits(blocks, 4)
+    return Quants(_rows(q, len(blocks)), _f16(blocks, 0), _f16(blocks, 2))
+
+
+def _q8_0(blocks: U8) -> Quants:
+    return Quants(_rows(blocks[:, :, 2:], len(blocks)), _f16(blocks, 0))
+
+
+def _k_scales(blocks: U8) -> tuple[U8, U8]:
+    """Scales and minimums, u8 [n, 8 S] each, of the 12 packed bytes from byte 4."""
+    n = len(blocks)
+    low, middle, high = (blocks[:, :, i : i + 4] for i in (4, 8, 12))
+    scales = np.concatenate([low & 63, (high & 15) | ((low >> 2) & 48)], axis=2)
+    mins = np.concatenate([middle & 63, (high >> 4) | ((middle >> 2) & 48)], axis=2)
+    return scales.reshape(n, -1), mins.reshape(n, -1)
+
+
+def _k_nibbles(blocks: U8, at: int) -> U8:
+    """[n, S, 8, 32] of 128 bytes: each 32 bytes hold two sub-blocks, low nibbles first."""
+    n, s = blocks.shape[:2]
+    packed = blocks[:, :, at : at + 128].reshape(n, s, 4, 1, 32)
+    q = np.empty((n, s, 4, 2, 32), np.uint8)
+    np.bitwise_and(packed[:, :, :, 0], 15, out=q[:, :, :, 0])
+    np.right_shift(packed[:, :, :, 0], 4, out=q[:, :, :, 1])
+    return q.reshape(n, s, 8, 32)
+
+
+def _q4_k(blocks: U8) -> Quants:
+    scales, mins = _k_scales(blocks)
+    q = _rows(_k_nibbles(blocks, 16), len(blocks))
+    return Quants(q, scales, mins, _f16(blocks, 0), _f16(blocks, 2))
+
+
+def _q5_k(blocks: U8) -> Quants:
+    scales, mins = _k_scales(blocks)
+    q = _k_nibbles(blocks, 48)
+    highs = blocks[:, :, None, 16:48] >> _BITS[:, None]  # bit i belongs to sub-block i
+    q |= (highs & 1) << 4
+    return Quants(_rows(q, len(blocks)), scales, mins, _f16(blocks, 0), _f16(blocks, 2))
+
+
+def _q6_k(blocks: U8) -> Quants:
+    n, s = blocks.shape[:2]
+    packed = blocks[:, :, :128].reshape(n, s, 2, 1, 64)
+    low = np.concatenate([packed & 15, packed >> 4], axis=3).reshape(n, s, 2, 4, 32)
+    pairs = blocks[:, :, 128:192].reshape(n, s, 2, 1, 32)
+    q = low | (((pairs >> (2 * _BITS[:4, None])) & 3) << 4)
+    scales = np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8).reshape(n, -1)
+    return Quants(_rows(q, n), scales, None, _f16(blocks, 208))
+
+
+def _table() -> dict[str, Encoding]:
+    exact = [
+        Encoding("Q4_0", 32, 18, "q4", _q4_0),
+        Encoding("Q4_1", 32, 20, "q4m", _q4_1),
+        Encoding("Q5_0", 32, 22, "q5", _q5_0),
+        Encoding("Q5_1", 32, 24, "q5m", _q5_1),
+        Encoding("Q8_0", 32, 34, "q8", _q8_0),
+        Encoding("Q4_K", 256, 144, "q4k", _q4_k),
+        Encoding("Q5_K", 256, 176, "q5k", _q5_k),
+        Encoding("Q6_K", 256, 210, "q6k", _q6_k),
+    ]
+    floats = [Encoding("F32", 1, 4), Encoding("F16", 1, 2), Encoding("BF16", 1, 2)]
+    requantized = [
+        ("Q2_K", 256, 84), ("Q3_K", 256, 110), ("IQ2_XXS", 256, 66), ("IQ2_XS", 256, 74),
+        ("IQ2_S", 256, 82), ("IQ3_XXS", 256, 98), ("IQ3_S", 256, 110), ("IQ1_S", 256, 50),
+        ("IQ1_M", 256, 56), ("IQ4_NL", 32, 18), ("IQ4_XS", 256, 136), ("TQ1_0", 256, 54),
+        ("TQ2_0", 256, 66), ("MXFP4", 32, 17),
+    ]  # fmt: skip
+    rest = [Encoding(name, elements, nbytes) for name, elements, nbytes in requantized]
+    return {e.name: e for e in (*exact, *floats, *rest)}
+
+
+ENCODINGS = _table()
+
+# ggml's numbers of its tensor types.
+_GGML_NAMES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
+    10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS",
+    17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
+    23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+}  # fmt: skip
+
+
+def ggml_encoding(number: int, tensor: str) -> Encoding:
+    """The encoding of a GGUF tensor type; raises UnsupportedError naming tensor and type."""
+    name = _GGML_NAMES.get(number, f"number {number}")
+    return named_encoding(name, tensor)
+
+
+def named_encoding(name: str, tensor: str) -> Encoding:
+    """The encoding called `name`; raises UnsupportedError naming tensor and type."""
+    found = ENCODINGS.get(name)
+    if found is None:
+        raise UnsupportedError(
+            f"tensor {tensor} has type {name}, which is not supported",
+            f"supported: {', '.join(ENCODINGS)}",
+        )
+    return found

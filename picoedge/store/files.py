@@ -1,0 +1,135 @@
+"""Bytes in and out of files: whole reads at a place, whole writes, and what failure is called."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from picoedge.errors import ModelError, StorageError
+from picoedge.kernels.blocks import U8
+from picoedge.units import format_size
+
+_WINDOW = 1 << 20
+
+
+def read_at(path: Path, offset: int, nbytes: int) -> U8:
+    """Bytes [offset, offset + nbytes) of a file; raises ModelError where it has become shorter."""
+    buffer = np.empty(nbytes, np.uint8)
+    with reading(path), path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        view, got = memoryview(buffer), 0
+        while got < nbytes:
+            count = file.readinto(view[got:])
+            if not count:
+                raise ModelError(
+                    f"{path} ends at byte {offset + got}, {offset + nbytes} are needed",
+                    "the file is truncated or changed while it was read",
+                )
+            got += count
+    return buffer
+
+
+def digest(path: Path, offset: int, nbytes: int) -> str:
+    """blake2b (32 bytes, in hex) of a range of a file."""
+    hasher = hashlib.blake2b(digest_size=32)
+    for start in range(0, nbytes, _WINDOW):
+        hasher.update(read_at(path, offset + start, min(_WINDOW, nbytes - start)))
+    return hasher.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failed read into ModelError (missing, no permission) or StorageError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist", "check the path") from error
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except OSError as error:
+        raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Turn a failed write below `folder` into StorageError; `needed` bytes are for the message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(folder, needed) from error
+        what = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write below {folder}: {what}", "choose a folder that you may write to"
+        ) from error
+
+
+def disk_full(folder: Path, needed: int) -> StorageError:
+    """The error for a disk that cannot hold `needed` bytes, with the figures."""
+    free = free_bytes(folder)
+    return StorageError(
+        f"no room in {folder}: {format_size(needed)} needed, {format_size(free)} free",
+        "free some space or choose another folder",
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where `folder` is, or where its nearest existing parent is."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            return shutil.disk_usage(place).free
+    return 0
+
+
+class OutputFile:
+    """A new file of a known size, written at any place; holes are zeros. Synced on a clean exit."""
+
+    def __init__(self, path: Path, nbytes: int, wrote: Callable[[int], None]) -> None:
+        self.path = path
+        self._wrote = wrote
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.ftruncate(self._fd, nbytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def write(self, offset: int, data: U8 | bytes) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._fd, view[done:], offset + done)
+        self._wrote(len(view))
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names just created or renamed in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

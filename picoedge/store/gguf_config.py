@@ -1,0 +1,166 @@
+"""A GGUF's key-values as a `ModelConfig`. Keys are those of ggml's `gguf.md`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from picoedge.config import ModelConfig, RopeScaling
+from picoedge.errors import ModelError, UnsupportedError
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+_GEMMA_27B_LAYERS = 62
+_GEMMA_PATTERN = 6
+# A forward pass that does not know these keys would be silently wrong where they have a value.
+_REFUSED = (
+    "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale",
+    "embedding_scale", "residual_scale", "attention.max_alibi_bias", "attention.clamp_kqv",
+    "attention.q_lora_rank", "attention.kv_lora_rank", "ssm.state_size",
+)  # fmt: skip
+
+
+class Keys:
+    """Typed look-ups of `{architecture}.name`; every failure names the key."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
+        self._metadata, self._prefix, self._path = metadata, architecture, path
+
+    def get(self, name: str) -> Any:
+        """The value as it is, or None."""
+        return self._metadata.get(f"{self._prefix}.{name}")
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A whole number, or a list that repeats one; raises ModelError where it is neither."""
+        value = self.get(name)
+        if isinstance(value, list) and value:
+            if any(v != value[0] for v in value):
+                raise UnsupportedError(
+                    f"{self._path}: {self._prefix}.{name} differs from layer to layer",
+                    "supported: models whose layers have one shape",
+                )
+            value = value[0]
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._bad(name, value)
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number; raises ModelError where it is not."""
+        value = self.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._bad(name, value)
+        return float(value)
+
+    def _bad(self, name: str, value: object) -> ModelError:
+        what = "is missing" if value is None else f"is {value!r}"
+        return ModelError(f"{self._path}: {self._prefix}.{name} {what}", "the file is damaged")
+
+
+def gguf_config(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
+    rope_freqs: tuple[float, ...], path: str,
+) -> ModelConfig:  # fmt: skip
+    """The config of a GGUF. `shapes` are its tensors'; `rope_freqs` its frequency divisors.
+
+    Raises UnsupportedError on what a forward pass would get wrong, ModelError on missing keys.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{path}: architecture {architecture!r} is not supported",
+            f"supported: {', '.join(ARCHITECTURES)}",
+        )
+    keys = Keys(metadata, architecture, path)
+    _refuse(keys, architecture, path)
+    heads, hidden = keys.whole("attention.head_count"), keys.whole("embedding_length")
+    head_dim = keys.whole("attention.key_length", hidden // heads if heads > 0 else 0)
+    _check_head_dim(keys, head_dim, path)
+    embed = shapes.get("token_embd.weight")
+    if embed is None or len(embed) != 2:
+        raise ModelError(f"{path}: tensor token_embd.weight is missing", "the file is incomplete")
+    theta = keys.number("rope.freq_base", 10_000.0)
+    family: dict[str, Any] = {"rope_local_theta": theta}
+    if architecture == "gemma3":
+        family = _gemma(keys, hidden, heads)
+    elif keys.get("attention.scale"):
+        family["attention_scale"] = keys.number("attention.scale")
+    return ModelConfig(
+        architecture=architecture,
+        hidden_size=hidden,
+        intermediate_size=keys.whole("feed_forward_length"),
+        num_hidden_layers=keys.whole("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.whole("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab_size=embed[0],
+        max_position_embeddings=keys.whole("context_length"),
+        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        rope_scaling=_rope_scaling(keys, rope_freqs, path),
+        tie_word_embeddings="output.weight" not in shapes,
+        qkv_bias="blk.0.attn_q.bias" in shapes,
+        qk_norm=architecture in ("qwen3", "gemma3"),
+        **family,
+    )
+
+
+def _refuse(keys: Keys, architecture: str, path: str) -> None:
+    found = [name for name in _REFUSED if keys.get(name)]
+    if keys.get("attention.causal") is False:
+        found.append("attention.causal")
+    if found:
+        raise UnsupportedError(
+            f"{path}: {architecture}.{found[0]} is not supported",
+            "supported: dense causal decoders of the architectures " + ", ".join(ARCHITECTURES),
+        )
+
+
+def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if keys.whole(name, head_dim) != head_dim:
+            raise UnsupportedError(
+                f"{path}: {name} is {keys.whole(name)} where heads have {head_dim}",
+                "supported: heads of one size, rotated as a whole",
+            )
+
+
+def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
+    layers = keys.whole("block_count")
+    # The 27B model alone scales by hidden / heads; its GGUF does not say so.
+    scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
+    window = keys.whole("attention.sliding_window", 0)
+    return {
+        "rope_local_theta": keys.number("rope.freq_base_swa", 10_000.0),
+        "hidden_act": "gelu_tanh",
+        "sandwich_norm": True,
+        "embed_scale": math.sqrt(hidden),
+        "attention_scale": scale,
+        "sliding_window": window,
+        "windowed_layers": _windowed(keys, layers) if window else (),
+    }
+
+
+def _windowed(keys: Keys, layers: int) -> tuple[int, ...]:
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return tuple(i for i, windowed in enumerate(pattern[:layers]) if windowed)
+    period = keys.whole("attention.sliding_window_pattern", _GEMMA_PATTERN)
+    if not 0 < period <= 1 << 16 or not 0 < layers <= 1 << 16:
+        raise ModelError(f"a window in all but every {period}th of {layers} layers")
+    return tuple(i for i in range(layers) if (i + 1) % period)
+
+
+def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
+    kind = keys.get("rope.scaling.type")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+    if kind not in (None, "none", "linear"):
+        raise UnsupportedError(
+            f"{path}: rope scaling {kind!r} is not supported", "supported: none, linear, llama3"
+        )
+    if rope_freqs:
+        return RopeScaling(kind="llama3", freq_factors=rope_freqs)
+    if kind != "none" and factor not in (0.0, 1.0):
+        return RopeScaling(kind="linear", factor=factor)
+    return RopeScaling()

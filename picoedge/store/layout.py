@@ -1,0 +1,154 @@
+"""How a model is cut into shards, and where each matrix lies inside one.
+
+Computed from the config, the geometry and the formats alone. The packer writes by it and the
+reader recomputes it: what a file claims is compared with what it must be, and never followed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError
+from picoedge.kernels.blocks import FORMATS, SUPERBLOCK_COLS, TILE_ROWS, MatrixSpec
+
+SHARD_ALIGN = 64
+ATTENTION_MATRICES = ("q", "k", "v", "o")
+FFN_MATRICES = ("gate", "up", "down")
+BIASES = ("q_bias", "k_bias", "v_bias")
+_FFN_WIDTHS = (256, 128, 64, 32)
+
+
+def round_up(n: int, step: int) -> int:
+    """The least multiple of `step` that is not below `n`."""
+    return -(-n // step) * step
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How many shards of each kind, and how wide."""
+
+    attention_shards: int  # one per key-value head
+    ffn_shards: int
+    ffn_shard_cols: int
+    head_shards: int
+    head_shard_rows: int
+
+    @classmethod
+    def plan(cls, config: ModelConfig) -> Geometry:
+        """The geometry new packs get."""
+        inner = config.intermediate_size
+        width = next((w for w in _FFN_WIDTHS if inner % w == 0), inner)
+        return cls.of(config, width, _head_shard_rows(config.vocab_size))
+
+    @classmethod
+    def of(cls, config: ModelConfig, ffn_shard_cols: int, head_shard_rows: int) -> Geometry:
+        """The geometry with these widths; raises ModelError where they do not fit the model."""
+        if ffn_shard_cols <= 0 or config.intermediate_size % ffn_shard_cols:
+            raise ModelError(f"FFN shards of {ffn_shard_cols} columns do not divide the model")
+        if head_shard_rows <= 0 or head_shard_rows % TILE_ROWS:
+            raise ModelError(f"vocabulary shards of {head_shard_rows} rows are not tiles of 16")
+        return cls(
+            attention_shards=config.num_key_value_heads,
+            ffn_shards=config.intermediate_size // ffn_shard_cols,
+            ffn_shard_cols=ffn_shard_cols,
+            head_shards=-(-config.vocab_size // head_shard_rows),
+            head_shard_rows=head_shard_rows,
+        )
+
+
+def _head_shard_rows(vocab_size: int) -> int:
+    """Rows of a vocabulary shard: 48 to 80 shards, whichever count pads the last one least."""
+    tiles = -(-vocab_size // TILE_ROWS)
+
+    def waste(count: int) -> tuple[int, int]:
+        each = -(-tiles // count)
+        return -(-tiles // each) * each - tiles, abs(count - 64)
+
+    return -(-tiles // min(range(48, 81), key=waste)) * TILE_ROWS
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """Matrices and biases inside one shard. `biases` are name -> (byte offset, f32 values)."""
+
+    matrices: dict[str, MatrixSpec]
+    biases: dict[str, tuple[int, int]]
+    nbytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `picoedge.json`."""
+        return {
+            "matrices": {
+                name: {
+                    "format": spec.format.name,
+                    "rows": spec.rows,
+                    "cols": spec.cols,
+                    "superblock": spec.superblock,
+                    "offset": spec.offset,
+                }
+                for name, spec in self.matrices.items()
+            },
+            "biases": {
+                name: {"offset": at, "length": length}
+                for name, (at, length) in self.biases.items()
+            },
+            "bytes": self.nbytes,
+        }
+
+
+def attention_layout(config: ModelConfig, formats: Mapping[str, str]) -> ShardLayout:
+    """One key-value head: its q, k, v rows, o columns and biases."""
+    q_rows, kv_rows = config.heads_per_group * config.head_dim, config.head_dim
+    hidden = config.hidden_size
+    shapes = {
+        "q": (q_rows, hidden),
+        "k": (kv_rows, hidden),
+        "v": (kv_rows, hidden),
+        "o": (hidden, q_rows),
+    }
+    lengths = {"q_bias": q_rows, "k_bias": kv_rows, "v_bias": kv_rows}
+    return _shard_layout(shapes, formats, lengths if config.qkv_bias else {})
+
+
+def ffn_layout(config: ModelConfig, width: int, formats: Mapping[str, str]) -> ShardLayout:
+    """A run of the intermediate dimension: gate and up rows, down columns."""
+    hidden = config.hidden_size
+    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    return _shard_layout(shapes, formats, {})
+
+
+def head_layout(config: ModelConfig, rows: int, format_name: str) -> ShardLayout:
+    """A run of vocabulary rows."""
+    return _shard_layout({"head": (rows, config.hidden_size)}, {"head": format_name}, {})
+
+
+def _shard_layout(
+    shapes: Mapping[str, tuple[int, int]], formats: Mapping[str, str], biases: Mapping[str, int]
+) -> ShardLayout:
+    at = 0
+    matrices: dict[str, MatrixSpec] = {}
+    for name, (rows, cols) in shapes.items():
+        fmt = FORMATS[formats[name]]
+        superblock = math.gcd(SUPERBLOCK_COLS, cols) if fmt.superblocks else 0
+        matrices[name] = MatrixSpec(fmt, rows, cols, at, superblock)
+        at += matrices[name].nbytes
+    places: dict[str, tuple[int, int]] = {}
+    for name, length in biases.items():
+        places[name] = (at, length)
+        at += round_up(4 * length, SHARD_ALIGN)
+    return ShardLayout(matrices, places, round_up(at, SHARD_ALIGN))
+
+
+def norm_lengths(config: ModelConfig) -> dict[str, int]:
+    """The norms of one layer in the order they are stored, and their sizes."""
+    hidden = config.hidden_size
+    lengths = {"input_norm": hidden, "pre_ffn_norm": hidden}
+    if config.sandwich_norm:
+        lengths |= {"post_attention_norm": hidden, "post_ffn_norm": hidden}
+    if config.qk_norm:
+        lengths |= {"q_norm": config.head_dim, "k_norm": config.head_dim}
+    return lengths

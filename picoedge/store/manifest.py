@@ -1,0 +1,242 @@
+"""`picoedge.json`, believed only as far as it agrees with what it must say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.kernels.blocks import FORMATS
+from picoedge.store.encodings import ENCODINGS
+from picoedge.store.files import read_at, reading
+from picoedge.store.folder import MANIFEST
+from picoedge.store.layout import (
+    ATTENTION_MATRICES,
+    FFN_MATRICES,
+    Geometry,
+    ShardLayout,
+    attention_layout,
+    ffn_layout,
+    head_layout,
+)
+from picoedge.store.tensorfile import FileLayout, PackLayout
+
+FORMAT_NAME = "picoedge-pack"
+FORMAT_VERSION = 1
+_MAX_BYTES = 1 << 27
+_HASH = re.compile(r"[0-9a-f]{64}")
+_TEXT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """What a pack says of itself, checked. `embed` is an encoding's name, "" where tied."""
+
+    name: str
+    source: dict[str, Any]
+    layout: PackLayout
+    files: list[FileLayout]
+    embed: str
+    hashes: dict[str, str]
+    text_sizes: dict[str, int]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
+    path = folder / MANIFEST
+    values = _Fields(_load(path), path, "")
+    if values.get("format", str) != FORMAT_NAME:
+        raise values.damaged("format")
+    version = values.get("version", int)
+    if version != FORMAT_VERSION:
+        raise UnsupportedError(
+            f"{path}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
+            "pack the model again",
+        )
+    config = _config(values)
+    layout, embed = _layout(values, config)
+    files = layout.files()
+    hashes = _shard_hashes(values, files)
+    sizes = _texts(values, hashes)
+    source = values.get("source", dict)
+    return Manifest(values.get("name", str), source, layout, files, embed, hashes, sizes)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with reading(path):
+        size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise ModelError(f"{path} has {size} bytes: too many", "pack the model again")
+    try:
+        values = json.loads(read_at(path, 0, size).tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON", "pack the model again") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} is not a pack's description", "pack the model again")
+    return values
+
+
+class _Fields:
+    """Typed look-ups in a JSON object; every failure names file and field."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, where: str) -> None:
+        self.values, self.path, self.where = values, path, where
+
+    def damaged(self, field: str) -> ModelError:
+        return ModelError(f"{self.path}: {self.where}{field} is damaged", "pack the model again")
+
+    def get(self, field: str, kind: type[T]) -> T:
+        value = self.values.get(field)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.damaged(field)
+        return value
+
+    def inside(self, field: str) -> _Fields:
+        return _Fields(self.get(field, dict), self.path, f"{self.where}{field}.")
+
+    def build(self, field: str, make: Callable[[], T]) -> T:
+        """What `make` returns; its ModelError is put down to `field`."""
+        try:
+            return make()
+        except UnsupportedError:
+            raise
+        except ModelError as error:
+            raise self.damaged(f"{field} ({error.message})") from error
+
+
+def _config(values: _Fields) -> ModelConfig:
+    raw = values.get("config", dict)
+    fields = values.inside("config")
+    for name in ("rms_norm_eps", "rope_theta", "rope_local_theta", "embed_scale"):
+        _positive(fields, name)
+    for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
+        fields.get(name, bool)
+    for name in ("architecture", "hidden_act"):
+        fields.get(name, str)
+    if fields.get("sliding_window", int) < 0:
+        raise fields.damaged("sliding_window")
+    _check_scaling(fields.inside("rope_scaling"))
+    config = values.build("config", lambda: ModelConfig.from_json(raw))
+    layers = fields.get("windowed_layers", list)
+    if not all(isinstance(i, int) and 0 <= i < config.num_hidden_layers for i in layers):
+        raise fields.damaged("windowed_layers")
+    if fields.values.get("attention_scale") != 0:
+        _positive(fields, "attention_scale")
+    factors = config.rope_scaling.freq_factors
+    if factors and len(factors) != config.head_dim // 2:
+        raise fields.damaged("rope_scaling.freq_factors")
+    return config
+
+
+def _positive(fields: _Fields, name: str) -> None:
+    value = fields.values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise fields.damaged(name)
+    if not (math.isfinite(value) and value > 0):
+        raise fields.damaged(name)
+
+
+def _check_scaling(fields: _Fields) -> None:
+    if fields.get("kind", str) not in ("none", "linear", "llama3"):
+        raise fields.damaged("kind")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for name in names:
+        _positive(fields, name)
+    factors = fields.get("freq_factors", list)
+    numbered = _Fields({str(i): f for i, f in enumerate(factors)}, fields.path, "freq_factors.")
+    for name in numbered.values:
+        _positive(numbered, name)
+
+
+def _layout(values: _Fields, config: ModelConfig) -> tuple[PackLayout, str]:
+    geometry = _geometry(values, config)
+    layers = values.get("layers", list)
+    if len(layers) != config.num_hidden_layers:
+        raise values.damaged("layers")
+    attention, ffn = [], []
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, dict):
+            raise values.damaged(f"layers.{i}")
+        fields = _Fields(layer, values.path, f"layers.{i}.")
+        attention.append(
+            _shard(fields, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
+        )
+        width = geometry.ffn_shard_cols
+        ffn.append(_shard(fields, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
+    rows = geometry.head_shard_rows
+    head = _shard(values, "head", ("head",), lambda f: head_layout(config, rows, f["head"]))
+    embed = "" if config.tie_word_embeddings else values.get("embed", str)
+    if not config.tie_word_embeddings and embed not in ENCODINGS:
+        raise values.damaged("embed")
+    row_bytes = 0
+    if embed:
+        row_bytes = values.build("embed", lambda: ENCODINGS[embed].row_bytes(config.hidden_size))
+    return PackLayout(config, geometry, tuple(attention), tuple(ffn), head, row_bytes), embed
+
+
+def _geometry(values: _Fields, config: ModelConfig) -> Geometry:
+    fields = values.inside("geometry")
+    width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
+    geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
+    each = geometry.attention_shards + geometry.ffn_shards
+    # Before any table of names is made: the file must be long enough to list them.
+    if each * config.num_hidden_layers + geometry.head_shards > len(values.get("shards", dict)):
+        raise values.damaged("shards")
+    return geometry
+
+
+def _shard(
+    values: _Fields, kind: str, names: tuple[str, ...],
+    make: Callable[[dict[str, str]], ShardLayout],
+) -> ShardLayout:  # fmt: skip
+    """The layout for the formats that are named; the rest of the entry must follow from them."""
+    fields = values.inside(kind)
+    matrices = fields.inside("matrices")
+    formats = {name: matrices.inside(name).get("format", str) for name in names}
+    if not set(formats.values()) <= set(FORMATS):
+        raise fields.damaged("matrices")
+    layout = values.build(kind, lambda: make(formats))
+    if layout.to_json() != fields.values:
+        raise values.damaged(kind)
+    return layout
+
+
+def _shard_hashes(values: _Fields, files: list[FileLayout]) -> dict[str, str]:
+    table = values.inside("shards")
+    hashes: dict[str, str] = {}
+    for span in (span for file in files for span in file.spans()):
+        row = table.inside(span.name)
+        found = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
+        if found != (span.file, span.offset, span.nbytes):
+            raise table.damaged(span.name)
+        hashes[span.name] = _hash(row)
+    if len(hashes) != len(table.values):
+        raise values.damaged("shards")
+    return hashes
+
+
+def _hash(row: _Fields) -> str:
+    value = row.get("blake2b", str)
+    if not _HASH.fullmatch(value):
+        raise row.damaged("blake2b")
+    return value
+
+
+def _texts(values: _Fields, hashes: dict[str, str]) -> dict[str, int]:
+    table = values.inside("text")
+    sizes: dict[str, int] = {}
+    for name in table.values:
+        row = table.inside(name)
+        size = row.get("bytes", int)
+        if not _TEXT_NAME.fullmatch(name) or size < 0:
+            raise table.damaged(repr(name))
+        sizes[name], hashes[name] = size, _hash(row)
+    return sizes

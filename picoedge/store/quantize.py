@@ -1,0 +1,75 @@
+"""Floats to blocks of 32: for sources that come as floats or as codebooks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.errors import ModelError
+from picoedge.kernels.blocks import BLOCK_COLS, F32, FORMATS, Format, MatrixSpec, Quants, dequantize
+
+FORMAT_OF_BITS = {4: "q4m", 5: "q5m", 6: "q6", 8: "q8", 32: "f32"}
+_NARROWEST_FIRST = ("q4m", "q5m", "q6", "q8")
+# A format is narrow enough when it moves weights by less than this share of their root mean
+# square: a third of the error that 4-bit codebooks have already, a tenth of its power.
+VISIBLE_ERROR = 0.02
+
+
+def quantize(values: F32, fmt: Format, name: str) -> Quants:
+    """Rows of f32 [R, C] in a format of plain blocks; raises ModelError where f16 scales overflow.
+
+    `name` is the tensor's, for the message.
+    """
+    blocks = values.reshape(len(values), -1, BLOCK_COLS)
+    with np.errstate(over="ignore"):
+        parts = _with_minimum(blocks, fmt) if fmt.has_min else _symmetric(blocks, fmt)
+    for scales in (parts.scales, parts.mins):
+        if scales is not None and not np.isfinite(scales).all():
+            raise ModelError(f"tensor {name} holds weights too large for {fmt.name}", "use f32")
+    return parts
+
+
+def _symmetric(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
+    if fmt.bits == 8:
+        step = np.abs(blocks).max(axis=2) / 127
+        low, high = -127, 127
+    else:
+        # The value of largest magnitude takes the end of the range that is one step longer.
+        at = np.abs(blocks).argmax(axis=2)[:, :, None]
+        step = np.take_along_axis(blocks, at, axis=2)[:, :, 0] / -fmt.offset
+        low, high = -fmt.offset, fmt.offset - 1
+    scales = step.astype(np.float16)
+    q = np.rint(blocks * _inverse(scales)[:, :, None]).clip(low, high) + fmt.offset
+    dtype = np.int8 if fmt.bits == 8 else np.uint8
+    return Quants(q.astype(dtype).view(np.uint8).reshape(len(blocks), -1), scales)
+
+
+def _with_minimum(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
+    top = 2**fmt.bits - 1
+    mins = blocks.min(axis=2).astype(np.float16)
+    rest = blocks - mins.astype(np.float32)[:, :, None]
+    scales = (rest.max(axis=2) / top).astype(np.float16)
+    q = np.rint(rest * _inverse(scales)[:, :, None]).clip(0, top)
+    return Quants(q.astype(np.uint8).reshape(len(blocks), -1), scales, mins)
+
+
+def _inverse(scales: npt.NDArray[np.float16]) -> F32:
+    wide = scales.astype(np.float32)
+    return np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
+
+
+def narrowest_format(sample: F32) -> str:
+    """The narrowest format whose relative error on `sample` f32 [n, C] is not visible."""
+    power = float(np.square(sample, dtype=np.float64).sum())
+    for name in _NARROWEST_FIRST[:-1]:
+        if error_power(sample, name) <= VISIBLE_ERROR**2 * power:
+            return name
+    return _NARROWEST_FIRST[-1]
+
+
+def error_power(sample: F32, name: str) -> float:
+    """Sum of squared differences between `sample` and itself in a format."""
+    fmt = FORMATS[name]
+    parts = quantize(sample, fmt, "sample")
+    back = dequantize(MatrixSpec(fmt, *sample.shape), parts)
+    return float(np.square(back - sample, dtype=np.float64).sum())

@@ -1,0 +1,154 @@
+"""A pack, opened: views of memory-mapped shards. Nothing is read but the manifest and headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError
+from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.store.embedding import RowEmbedding
+from picoedge.store.encodings import ENCODINGS
+from picoedge.store.files import digest, read_at, reading
+from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
+from picoedge.store.manifest import Manifest, read_manifest
+from picoedge.store.tensorfile import FileLayout
+
+_REMEDY = "pack the model again"
+
+
+class Pack:
+    """A pack folder. Weights are views of its files: keep the pack while they are in use."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.name: str = manifest.name
+        self.config: ModelConfig = manifest.layout.config
+        self.source: dict[str, Any] = manifest.source
+        self._manifest, self._layout = manifest, manifest.layout
+        self._files = {file.name: file for file in manifest.files}
+        self._maps: dict[str, U8] = {}
+        self.n_attention_shards = self._layout.geometry.attention_shards
+        self.n_ffn_shards = self._layout.geometry.ffn_shards
+        self.n_head_shards = self._layout.geometry.head_shards
+        self.nbytes = sum(file.nbytes for file in manifest.files)
+
+    @classmethod
+    def open(cls, path: Path) -> Pack:
+        """Open a pack; raises ModelError naming the file that is missing, damaged or changed."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        for file in manifest.files:
+            _check_file(path / file.name, file)
+        return cls(path, manifest)
+
+    def norms(self, layer: int) -> dict[str, F32]:
+        """Effective RMS norm weights, f32; see `layout.norm_lengths` for the names."""
+        file = self._layer(layer)
+        return {name: self._vector(file, name) for name in norm_lengths(self.config)}
+
+    def attention(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
+        """q, k, v, o of a run of key-value heads."""
+        layout = self._layout.attention[layer]
+        return self._weights(self._layer(layer), "attention", layout, shards)
+
+    def ffn(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
+        """gate, up, down of a run of FFN shards."""
+        return self._weights(self._layer(layer), "ffn", self._layout.ffn[layer], shards)
+
+    def biases(self, layer: int, shards: range | None = None) -> dict[str, F32]:
+        """q_bias, k_bias, v_bias of a run of key-value heads, f32; empty where there are none."""
+        layout = self._layout.attention[layer]
+        file, run = self._layer(layer), self._run(shards, self.n_attention_shards)
+        data = self._map(file.name)[file.start("attention.000") :]
+        out: dict[str, F32] = {}
+        for name in BIASES if layout.biases else ():
+            at, length = layout.biases[name]
+            places = [i * layout.nbytes + at for i in run]
+            out[name] = np.concatenate([data[p : p + 4 * length].view("<f4") for p in places])
+        return out
+
+    def head(self, shards: range | None = None) -> Weights:
+        """Vocabulary rows of a run of head shards; the last shard ends in zero rows."""
+        weights = self._weights(self._head_file, "head", self._layout.head, shards)
+        return weights["head"]
+
+    @property
+    def final_norm(self) -> F32:
+        """The norm before the head, f32 [hidden]."""
+        return self._vector(self._head_file, "final_norm")
+
+    @property
+    def embedding(self) -> Weights | RowEmbedding:
+        """Where token rows are gathered from: the whole head where they are tied."""
+        name = self._manifest.embed
+        if not name:
+            return self.head()
+        file = self._files["embed.safetensors"]
+        data = self._map(file.name)[file.start("embed.000") :]
+        return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Hash every shard and text file; raises ModelError naming the first that differs."""
+        spans = [(s.file, s.offset, s.nbytes, s.name) for f in self._files.values() for s in f.spans()]
+        texts = [(name, 0, size, name) for name, size in self._manifest.text_sizes.items()]
+        total, done = sum(s[2] for s in (*spans, *texts)), 0
+        for file, offset, nbytes, name in (*spans, *texts):
+            if digest(self.path / file, offset, nbytes) != self._manifest.hashes[name]:
+                raise ModelError(f"{self.path / file}: {name} does not match its hash", _REMEDY)
+            done += nbytes
+            if progress is not None:
+                progress(done, total)
+
+    @property
+    def _head_file(self) -> FileLayout:
+        return self._files["head.safetensors"]
+
+    def _layer(self, layer: int) -> FileLayout:
+        return self._files[f"layer-{layer:03d}.safetensors"]
+
+    def _map(self, name: str) -> U8:
+        if name not in self._maps:
+            path = self.path / name
+            with reading(path):
+                mapped = np.memmap(path, np.uint8, "r")
+            if mapped.size != self._files[name].nbytes:
+                raise ModelError(f"{path} changed size since it was opened", _REMEDY)
+            self._maps[name] = mapped.view(np.ndarray)
+        return self._maps[name]
+
+    def _vector(self, file: FileLayout, tensor: str) -> F32:
+        start, end = file.tensors[tensor][1:]
+        at = len(file.header)
+        return self._map(file.name)[at + start : at + end].view("<f4")
+
+    def _weights(
+        self, file: FileLayout, kind: str, layout: ShardLayout, shards: range | None
+    ) -> dict[str, Weights]:
+        count = sum(1 for name in file.tensors if name.startswith(f"{kind}."))
+        run = self._run(shards, count)
+        start = file.start(f"{kind}.000") + run.start * layout.nbytes
+        data = self._map(file.name)[start : start + len(run) * layout.nbytes]
+        return {
+            name: Weights(spec, data, layout.nbytes, len(run))
+            for name, spec in layout.matrices.items()
+        }
+
+    @staticmethod
+    def _run(shards: range | None, count: int) -> range:
+        run = range(count) if shards is None else shards
+        assert run.step == 1 and 0 <= run.start <= run.stop <= count
+        return run
+
+
+def _check_file(path: Path, file: FileLayout) -> None:
+    with reading(path):
+        size = path.stat().st_size
+    if size != file.nbytes:
+        raise ModelError(f"{path} has {size} bytes, not {file.nbytes}", _REMEDY)
+    if read_at(path, 0, len(file.header)).tobytes() != file.header:
+        raise ModelError(f"{path}: its header is not what picoedge.json describes", _REMEDY)

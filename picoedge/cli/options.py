@@ -1,17 +1,209 @@
-"""Placeholder until the options land."""
+"""Settings: flag, then PICOEDGE_* variable, then config file, then default.
+
+click does the precedence; this file names the settings once, reads the config file
+(`$XDG_CONFIG_HOME/picoedge/config.toml`, one `name = value` a line), and can say of a wrong
+value where it came from.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from picoedge.cli.failures import did_you_mean
+from picoedge.errors import UsageError
+from picoedge.model.sampling_options import SamplingOptions
+from picoedge.units import parse_size
 
-def config_defaults() -> dict[str, Any]:
-    """Values of the configuration file, by parameter name."""
-    return {}
+if TYPE_CHECKING:
+    from picoedge.engine.opening import OpenOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+
+SAMPLING = SamplingOptions()
+
+
+class StopOption(click.Option):
+    """Stop strings: one from the environment is taken as it is, never split at spaces."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """The whole variable as one string."""
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else [value]
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes, written like 400M or 1.5G."""
+    try:
+        return None if value is None else parse_size(value)
+    except UsageError as error:
+        raise click.BadParameter(f"{error.message}: {error.hint}", ctx, param) from None
+
+
+def _stops(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in value:
+        raise click.BadParameter("an empty text would stop before the first word", ctx, param)
+    return value
+
+
+def _setting(*flags: str, **attrs: Any) -> Decorator:
+    name = max(flags, key=len).lstrip("-").replace("-", "_")
+    return click.option(*flags, name, envvar=f"PICOEDGE_{name.upper()}", **attrs)
+
+
+def _number(flag: str, default: float, kind: type, text: str) -> Decorator:
+    shown = f"{text} [default: {default:g}]"
+    return _setting(flag, type=kind, default=None, help=shown)
+
+
+_MODEL = [
+    _setting("-t", "--threads", type=click.IntRange(1, 1024), help="Threads [default: all cores]."),
+    _setting("--memory", callback=_size, metavar="SIZE", help="Refuse to use more memory than this, like 400M."),
+    _setting(
+        "-c", "--ctx-size", type=click.IntRange(1),
+        help="Tokens of context [default: 4096, or what the model and the memory take].",
+    ),
+    _setting("--kernels", help="numpy or native [default: native where it runs]."),
+]  # fmt: skip
+
+_SAMPLING = [
+    _number("--temperature", SAMPLING.temperature, float, "0 always takes the likeliest token."),
+    _number("--top-k", SAMPLING.top_k, int, "Choose among the K likeliest; 0: all."),
+    _number("--top-p", SAMPLING.top_p, float, "… and among those that make up this probability."),
+    _number("--min-p", SAMPLING.min_p, float, "… and at least this share of the likeliest."),
+    _number("--repeat-penalty", SAMPLING.repeat_penalty, float, "Disfavour recent tokens; 1: off."),
+    _number("--repeat-last-n", SAMPLING.repeat_last_n, int, "How many tokens are recent."),
+    _setting("--seed", type=int, help="The same seed gives the same text [default: none]."),
+    _setting(
+        "--stop", multiple=True, cls=StopOption, callback=_stops,
+        help="Stop at this text (repeatable).",
+    ),
+]
+
+CONFIG_KEYS = (
+    "model", "threads", "memory", "ctx_size", "kernels", "temperature", "top_k", "top_p", "min_p",
+    "repeat_penalty", "repeat_last_n", "seed", "stop", "system", "verbose",
+)  # fmt: skip
+
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, envvar="PICOEDGE_VERBOSE", help="Say on stderr what is done."
+)
+system_option = _setting("--system", help="What the model is told before the conversation.")
+
+
+def model_options(command: Command) -> Command:
+    """--threads, --memory, --ctx-size, --kernels."""
+    return _decorate(command, _MODEL)
+
+
+def sampling_options(command: Command) -> Command:
+    """--temperature … --stop."""
+    return _decorate(command, _SAMPLING)
+
+
+def _decorate(command: Command, options: list[Decorator]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def model_argument(required: bool = True) -> Decorator:
+    """MODEL; where it may be missing, the catalogue's default is meant (None)."""
+    return click.argument(
+        "model", required=required, metavar="MODEL" if required else "[MODEL]",
+        envvar="PICOEDGE_MODEL",
+    )  # fmt: skip
+
+
+def open_options(values: Mapping[str, Any]) -> OpenOptions:
+    """How to open a model, from a command's parameters."""
+    from picoedge.engine.opening import OpenOptions
+
+    return OpenOptions(
+        threads=values["threads"],
+        memory_bytes=values["memory"],
+        n_ctx=values["ctx_size"],
+        kernels=values["kernels"],
+    )
+
+
+def chosen_sampling(values: Mapping[str, Any]) -> SamplingOptions:
+    """Sampling options of a command's parameters. Raises UsageError naming the source."""
+    names = SamplingOptions.__dataclass_fields__
+    given = {name: values[name] for name in names if values.get(name) is not None}
+    try:
+        return SamplingOptions(**given)
+    except UsageError as error:
+        raise _named_by_source(error) from None
+
+
+def _named_by_source(error: UsageError) -> UsageError:
+    """The same error, begun with the flag, variable or file that gave the value."""
+    ctx, name = click.get_current_context(), error.message.split()[0]
+    for param in ctx.command.params:
+        if param.name == name:
+            return UsageError(f"{source_of(ctx, param)}: {error.message}", error.hint)
+    return error
 
 
 def source_of(ctx: click.Context, param: click.Parameter) -> str:
     """Where the value of `param` came from, as the user knows it."""
-    return str(param.name)
+    source = ctx.get_parameter_source(param.name or "")
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        return str(param.envvar)
+    if source is click.core.ParameterSource.DEFAULT_MAP:
+        return f"{config_path()}: {param.name}"
+    if isinstance(param, click.Argument):
+        return str(param.metavar or param.name).strip("[]")
+    return max(param.opts, key=len)
+
+
+def config_path(environ: Mapping[str, str] | None = None) -> Path:
+    """The user's config file, whether or not it is there."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return Path(base, "picoedge", "config.toml")
+
+
+def config_defaults(path: Path | None = None) -> dict[str, Any]:
+    """Values of the config file by parameter name. Raises UsageError naming file and key."""
+    path = config_path() if path is None else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{path}: {reason.lower()}", "correct or remove it") from error
+    return dict(_checked(path, name, value) for name, value in _parse_toml(path, text).items())
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+        return values
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}", "correct or remove it") from error
+
+
+def _checked(path: Path, name: str, value: Any) -> tuple[str, Any]:
+    key = name.replace("-", "_")
+    if key not in CONFIG_KEYS:
+        hint = did_you_mean(key, CONFIG_KEYS) or f"known: {', '.join(CONFIG_KEYS)}"
+        raise UsageError(f"{path}: no setting named {name!r}", hint)
+    if isinstance(value, list) and key == "stop":
+        return key, [str(item) for item in value]
+    if isinstance(value, (bool, int, float, str)):
+        # text, so that 2.5 threads are refused as they would be as a flag, not rounded
+        return key, [str(value)] if key == "stop" else str(value)
+    raise UsageError(f"{path}: {name} is {type(value).__name__}", "write a number or a text")

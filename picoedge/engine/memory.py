@@ -1,0 +1,154 @@
+"""What a model will take and what this board has, in bytes, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from picoedge.config import ModelConfig
+from picoedge.errors import MemoryBudgetError
+from picoedge.units import format_size
+
+INTERPRETER_BYTES = 70 << 20  # Python, NumPy, the tokenizer and the kernels' own buffers
+DEFAULT_CONTEXT = 4096
+SMALLEST_DEFAULT_CONTEXT = 512
+_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes a model takes when its context is full."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    n_ctx: int
+
+    @property
+    def private(self) -> int:
+        """Bytes that cannot be dropped and read again from disk, as weights can."""
+        return self.kv_cache + self.activations
+
+    @property
+    def total(self) -> int:
+        """All of it, the interpreter included."""
+        return self.weights + self.private + INTERPRETER_BYTES
+
+    def __str__(self) -> str:
+        return (
+            f"weights {format_size(self.weights)} + context of {self.n_ctx} tokens "
+            f"{format_size(self.kv_cache)} + buffers {format_size(self.activations)} + "
+            f"interpreter {format_size(INTERPRETER_BYTES)} = {format_size(self.total)}"
+        )
+
+
+def estimate(
+    config: ModelConfig, weight_bytes: int, n_ctx: int, *, exact: bool = False, batch: int = 256
+) -> Estimate:
+    """What a whole model takes; `exact` where it is held in f32 and so caches f32."""
+    key_value_width = config.num_key_value_heads * config.head_dim
+    attention_width = config.num_attention_heads * config.head_dim
+    per_position = 2 * key_value_width * config.num_hidden_layers * (4 if exact else 2)
+    rope = 2 * 4 * (config.head_dim // 2) * (2 if config.windowed_layers else 1)
+    per_token = 12 * config.hidden_size + 8 * config.intermediate_size
+    per_token += 4 * (2 * attention_width + 2 * key_value_width)
+    activations = 2 * min(batch, n_ctx) * per_token + 4 * config.vocab_size  # twice: int8, scratch
+    return Estimate(weight_bytes, n_ctx * (per_position + rope), activations, n_ctx)
+
+
+def default_context(
+    config: ModelConfig, weight_bytes: int, budget: int, *, exact: bool = False
+) -> int:
+    """Context when none is asked for: modest, the model's own limit, and what fits."""
+    n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
+    while n_ctx > SMALLEST_DEFAULT_CONTEXT:
+        if estimate(config, weight_bytes, n_ctx, exact=exact).total <= budget:
+            break
+        n_ctx //= 2
+    return n_ctx
+
+
+def check_budget(need: Estimate, budget: int | None, available: int) -> None:
+    """Refuse what cannot fit. Raises MemoryBudgetError with the figures.
+
+    `budget` is what the user allows for everything (None: no ceiling). Weights can be read
+    again from disk, so only the rest must fit in what is `available`.
+    """
+    if budget is not None and need.total > budget:
+        raise MemoryBudgetError(
+            f"the model needs {format_size(need.total)}, --memory allows {format_size(budget)}: "
+            f"{need}",
+            "allow more, take a smaller --ctx-size, or a smaller model",
+        )
+    if need.private > available:
+        raise MemoryBudgetError(
+            f"a context of {need.n_ctx} tokens needs {format_size(need.private)}, "
+            f"{format_size(available)} of memory is free",
+            "take a smaller --ctx-size, or stop other programs",
+        )
+
+
+def available_bytes(
+    root: Path = Path("/sys/fs/cgroup"),
+    groups: Path = Path("/proc/self/cgroup"),
+    meminfo: Path = Path("/proc/meminfo"),
+) -> int:
+    """Memory this process may still take: what is free, within its cgroup's limit."""
+    return min([_system_available(meminfo), *_cgroup_rooms(root, groups)])
+
+
+def _system_available(meminfo: Path) -> int:
+    """Free memory and what the page cache would give back; without Linux, all there is."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_rooms(root: Path, groups: Path) -> Iterator[int]:
+    """Bytes left in each cgroup that limits this process (v1 and v2, and their parents)."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from _rooms_up(root, path, "memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            yield from _rooms_up(
+                base, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+            )
+
+
+def _rooms_up(base: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[int]:
+    """A container may see its own cgroup as the root, so the root is looked at as well."""
+    folder = base / path.lstrip("/")
+    for level in [folder, *folder.parents]:
+        maximum = _number(level / limit)
+        if maximum is not None and maximum < _UNLIMITED:
+            keys = (f"{prefix}inactive_file", f"{prefix}active_file")
+            used = (_number(level / usage) or 0) - _sum_of(level / "memory.stat", keys)
+            yield max(0, maximum - max(0, used))
+        if level == base:
+            return
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+
+
+def _sum_of(stat: Path, keys: tuple[str, str]) -> int:
+    """Page cache, which is given back when memory is asked for."""
+    try:
+        pairs = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in keys)

@@ -164,8 +164,90 @@ INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t s
 }
 #endif
 
-#elif defined(__ARM_NEON)
-#error "the NEON layer goes here"
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+enum { LANES = 4 };
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+typedef uint8x16_t wv;
+INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
+INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
+INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
+INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+INLINE vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
+INLINE vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
+INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+INLINE float vf_hmax(vf a) { return vmaxvq_f32(a); }
+/* Conversions only: arithmetic in f16 is not in the baseline. */
+INLINE vf vf_from_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+INLINE void vf_to_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+INLINE uint8x8_t four_bytes(const void *p) {
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(four));
+}
+INLINE vf vf_from_u8(const uint8_t *p) {
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p)))));
+}
+INLINE vf vf_from_i8(const int8_t *p) {
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p))))));
+}
+INLINE vf vf_from_vi(vi a) { return vcvtq_f32_s32(a); }
+INLINE vi vi_round(vf a) { return vcvtnq_s32_f32(a); }
+INLINE int32_t vi_sum(vi a) { return vaddvq_s32(a); }
+INLINE void vi_store_i8(int8_t *p, vi a) {
+    int16x4_t half = vqmovn_s32(a);
+    uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(half, half))), 0);
+    memcpy(p, &four, 4);
+}
+INLINE vf vf_pow2(vi n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
+INLINE wv wv_load(const uint8_t *p) { return vld1q_u8(p); }
+INLINE wv wv_and(wv a, int m) { return vandq_u8(a, vdupq_n_u8((uint8_t)m)); }
+INLINE wv wv_or(wv a, wv b) { return vorrq_u8(a, b); }
+INLINE wv wv_shl(wv a, int k) { return a << vdupq_n_u8((uint8_t)k); }
+INLINE wv wv_shr(wv a, int k) { return a >> vdupq_n_u8((uint8_t)k); }
+INLINE wv wv_bias(wv a) { return a; }
+enum { Q8_BIAS = 0 };
+/* Weights of 4-6 bits are positive as signed bytes too. i8mm has no path of its own: smmla halves the
+ * dot products, and what it takes to pair rows and tokens for it costs as much again. */
+#if defined(__ARM_FEATURE_DOTPROD)
+#define DOT(i) sum = vdotq_laneq_s32(sum, vreinterpretq_s8_u8(w[v + i]), xs, i)
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    (void)bits;
+    vi sum = vdupq_n_s32(start);
+    for (int v = 0; v < count; v += 4) {
+        const int8x16_t xs = vld1q_s8(x + 4 * v);
+        DOT(0); DOT(1); DOT(2); DOT(3);
+    }
+    return sum;
+}
+#undef DOT
+#else
+/* Products are added in 16 bits as often as cannot overflow (bits 5: 8 x 31 x 127 = 31496; bits 6:
+ * 4 x 63 x 127 = 32004; bits 8: 2 x 128 x 127 = 32512), rows 0, 1 in one vector and 2, 3 in another. */
+INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
+    const int together = bits <= 5 ? 8 : bits == 6 ? 4 : 2;
+    const vi begin = vreinterpretq_s32_u64(vdupq_n_u64((uint32_t)start)); /* rows have two lanes until the end */
+    vi low = begin, high;
+    for (int v = 0; v < count; v += together) {
+        int16x8_t low16 = vdupq_n_s16(0), high16 = low16;
+        for (int i = v; i < v + together && i < count; i++) {
+            int32_t four;
+            memcpy(&four, x + 4 * i, 4);
+            const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(four)), ws = vreinterpretq_s8_u8(w[i]);
+            low16 = vmlal_s8(low16, vget_low_s8(ws), vget_low_s8(xs));
+            high16 = vmlal_high_s8(high16, ws, xs);
+        }
+        low = vpadalq_s16(low, low16);
+        high = v ? vpadalq_s16(high, high16) : vpaddlq_s16(high16);
+    }
+    return vpaddq_s32(low, high);
+}
+#endif
 
 #else /* portable: the same arithmetic in loops a compiler can unroll */
 enum { LANES = 16 };
@@ -478,6 +560,15 @@ INLINE int offset_of(int format) {
 INLINE int has_min(int format) { return format == Q4M || format == Q4K || format == Q5M || format == Q5K; }
 INLINE int has_super(int format) { return format == Q4K || format == Q5K || format == Q6K; }
 
+/* NEON shifts bytes, so that a high nibble needs no mask, and puts bits in (where a has none) in one step. */
+#if defined(__ARM_NEON) && defined(__aarch64__)
+INLINE wv high_nibble(wv a) { return wv_shr(a, 4); }
+INLINE wv or_masked(wv a, wv b, int m) { return vbslq_u8(vdupq_n_u8((uint8_t)m), b, a); }
+#else
+INLINE wv high_nibble(wv a) { return wv_and(wv_shr(a, 4), 15); }
+INLINE wv or_masked(wv a, wv b, int m) { return wv_or(a, wv_and(b, m)); }
+#endif
+
 /* Lanes `part` of block `b`: w[v] holds, of each row, columns 4v .. 4v+3. */
 INLINE void unpack(int format, const tile_t *t, int b, int part, wv w[8]) {
     const int bits = bits_of(format), at = part * 4 * LANES;
@@ -488,20 +579,20 @@ INLINE void unpack(int format, const tile_t *t, int b, int part, wv w[8]) {
     for (int v = 0; v < 4; v++) {
         wv pair = wv_load(t->quants + (b * 4 + v) * 64 + at);
         w[v] = wv_and(pair, 15);
-        w[v + 4] = wv_and(wv_shr(pair, 4), 15);
+        w[v + 4] = high_nibble(pair);
     }
     if (bits == 5) {
         wv high = wv_load(t->highs + b * 64 + at);
-        for (int v = 0; v < 4; v++) w[v] = wv_or(w[v], wv_and(wv_shl(high, 4 - v), 16));
-        for (int v = 4; v < 8; v++) w[v] = wv_or(w[v], wv_and(wv_shr(high, v - 4), 16));
+        for (int v = 0; v < 4; v++) w[v] = or_masked(w[v], wv_shl(high, 4 - v), 16);
+        for (int v = 4; v < 8; v++) w[v] = or_masked(w[v], wv_shr(high, v - 4), 16);
     }
     if (bits == 6) {
         for (int p = 0; p < 2; p++) {
             wv high = wv_load(t->highs + (b * 2 + p) * 64 + at);
-            w[4 * p] = wv_or(w[4 * p], wv_and(wv_shl(high, 4), 48));
-            w[4 * p + 1] = wv_or(w[4 * p + 1], wv_and(wv_shl(high, 2), 48));
-            w[4 * p + 2] = wv_or(w[4 * p + 2], wv_and(high, 48));
-            w[4 * p + 3] = wv_or(w[4 * p + 3], wv_and(wv_shr(high, 2), 48));
+            w[4 * p] = or_masked(w[4 * p], wv_shl(high, 4), 48);
+            w[4 * p + 1] = or_masked(w[4 * p + 1], wv_shl(high, 2), 48);
+            w[4 * p + 2] = or_masked(w[4 * p + 2], high, 48);
+            w[4 * p + 3] = or_masked(w[4 * p + 3], wv_shr(high, 2), 48);
         }
     }
 }

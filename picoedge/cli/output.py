@@ -1,0 +1,153 @@
+"""What is said to people: answers on stdout, everything else on stderr, nothing in a pipe's way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from picoedge.errors import UsageError
+from picoedge.units import format_size
+
+if TYPE_CHECKING:
+    from picoedge.engine.session import Session, Stats
+
+MAX_STDIN_BYTES = 16 << 20
+_REDRAW_S = 0.1
+_CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a model's words must not steer a terminal."""
+    return text.translate(_CONTROL)
+
+
+def write_answer(piece: str) -> None:
+    """A piece of an answer to stdout, at once."""
+    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
+
+
+def note(text: str, verbose: bool = False) -> None:
+    """A line on stderr, where somebody looks at it or asked for it."""
+    if sys.stderr is not None and (verbose or sys.stderr.isatty()):
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line on stderr, always."""
+    if sys.stderr is not None:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+class ProgressLine:
+    """One line of a terminal, redrawn: what is being done and how far it is."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._drawn_at, self._what = 0.0, ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Told by whoever works (`engine.fetching.Progress`); total 0: not known."""
+        now = self._clock()
+        if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
+            return
+        self._drawn_at, self._what = now, what
+        self._stream.write(f"\r\x1b[K{progress_text(what, done, total)}")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        if self._what:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def progress_text(what: str, done: int, total: int) -> str:
+    """`packing smollm2  42 %  41.3 MB of 98 MB`."""
+    if total <= 0:
+        return what if done <= 0 else f"{what}  {format_size(done)}"
+    share = min(1.0, done / total)
+    return f"{what}  {share:4.0%}  {format_size(done)} of {format_size(total)}"
+
+
+@contextmanager
+def showing_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress line while the block runs; None where stderr is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    line = ProgressLine(sys.stderr)
+    try:
+        yield line
+    finally:
+        line.clear()
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person types at the other end."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_stdin() -> str:
+    """All of stdin as text. Raises UsageError where it is not UTF-8, or endless."""
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise UsageError(
+            f"standard input is larger than {format_size(MAX_STDIN_BYTES)}", "no context is"
+        )
+    return decode_text(data, "standard input")
+
+
+def read_text(path: Path, limit: int | None = None) -> str:
+    """The first `limit` bytes of a file as text. Raises UsageError where it is not UTF-8."""
+    with path.open("rb") as file:
+        data = file.read() if limit is None else file.read(limit)
+    return decode_text(data, str(path), cut=limit is not None and len(data) == limit)
+
+
+def decode_text(data: bytes, where: str, cut: bool = False) -> str:
+    """UTF-8 to text; `cut`: the last character may be incomplete, and is then dropped."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if cut and error.start >= len(data) - 3:
+            return data[: error.start].decode("utf-8")
+        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})", "convert it") from None
+
+
+def chosen_prompt(prompt: str | None) -> str:
+    """`-p`, else what is piped in, less its last newline. Raises UsageError for neither."""
+    if prompt is None and stdin_is_terminal():
+        raise UsageError("no prompt", "give one with -p TEXT, or pipe it in")
+    text = read_stdin().removesuffix("\n") if prompt is None else prompt
+    if not text.strip():
+        raise UsageError("the prompt is empty", "give one with -p TEXT, or pipe it in")
+    return text
+
+
+def rates(stats: Stats) -> str:
+    """`prompt 23 tokens (12 reused) 310 tok/s · answer 57 tokens 92 tok/s`."""
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    prompt = f"prompt {stats.prompt_tokens} tokens{reused}{_rate(stats.prefill_tok_s)}"
+    return f"{prompt} · answer {len(stats.tokens)} tokens{_rate(stats.decode_tok_s)}"
+
+
+def _rate(tok_s: float | None) -> str:
+    return "" if tok_s is None else f" {tok_s:.1f} tok/s"
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """For JSON: floats without noise, the rest as it is."""
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def tell_end(session: Session, verbose: bool) -> None:
+    """After one answer: that the context cut it (always), the rates (if asked for)."""
+    if session.stats.context_full:
+        warn(f"the context of {session.model.n_ctx} tokens is full: the answer is cut there")
+    if verbose:
+        note(rates(session.stats), verbose)

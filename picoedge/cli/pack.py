@@ -1,0 +1,35 @@
+"""`picoedge pack`: a GGUF file or a Hugging Face folder to a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from picoedge.cli.progress import show_progress
+
+
+@click.command("pack")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The pack [default: NAME.pico here]."
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["4", "5", "6", "8", "32"]),
+    help="Bits per weight for models in floats [default: 8]; a quantized GGUF keeps its own.",
+)
+def command(source: Path, out: Path | None, bits: str | None) -> None:
+    """Turn a GGUF file (also a split one) or a Hugging Face folder into a pack.
+
+    A pack that is there already is replaced once the new one is whole.
+    """
+    from picoedge.engine.packing import pack_model
+    from picoedge.store.sources import open_source
+    from picoedge.units import format_size
+
+    with show_progress() as progress:
+        target = out or Path(f"{open_source(source).name}.pico")
+        pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    click.echo(f"{target}: {format_size(size)}")

@@ -1,0 +1,31 @@
+"""`picoedge rm`: remove a model from the shelf."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from picoedge.errors import UsageError
+
+
+@click.command("rm")
+@click.argument("name", metavar="NAME")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def command(name: str, yes: bool) -> None:
+    """Remove a packed model from this board.
+
+    NAME is as in `picoedge list`. Nothing outside the shelf is touched: a GGUF file or a folder
+    that a pack was made from stays.
+    """
+    from picoedge.engine.shelf import Shelf
+    from picoedge.units import format_size
+
+    shelf = Shelf.from_environment()
+    shelf.held(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"not removing {name} without being asked", "add -y")
+        if not click.confirm(f"Remove {name} from {shelf.folder}?", err=True):
+            return
+    click.echo(f"removed {name}: {format_size(shelf.remove(name))} freed")

@@ -1,0 +1,52 @@
+"""Where the store and the text rooms meet: a pack holds weights and the files of its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from picoedge.engine.fetching import Progress, no_progress
+from picoedge.errors import ModelError
+from picoedge.store.pack import pack
+from picoedge.store.reader import Pack
+from picoedge.store.sources import Source, open_source
+from picoedge.text.export import write_from_gguf, write_from_huggingface
+
+
+def pack_model(
+    path: Path, out: Path, *, bits: int | None = None, progress: Progress = no_progress
+) -> None:
+    """Pack the GGUF file or Hugging Face folder at `path` as `out`; a pack there is replaced.
+
+    Raises ModelError, UnsupportedError, TextError, StorageError, UsageError.
+    """
+    source = open_source(path)
+    what = f"packing {source.name}"
+    pack(
+        source,
+        out,
+        bits=bits,
+        write_text=write_text,
+        progress=lambda done, total: progress(what, done, total),
+    )
+
+
+def is_current(out: Path, path: Path | None) -> bool:
+    """Whether `out` is a pack that opens and, where `path` is given, is of what is there now.
+
+    Raises ModelError where there is no model at `path`.
+    """
+    if not out.exists():
+        return False
+    try:
+        packed = Pack.open(out)
+    except ModelError:
+        return False
+    return path is None or packed.source.get("fingerprint") == open_source(path).fingerprint
+
+
+def write_text(source: Source, folder: Path) -> None:
+    """Write the tokenizer's and template's files of `source` into the pack `folder`."""
+    if source.kind == "gguf":
+        write_from_gguf(source.metadata, folder)
+    else:
+        write_from_huggingface(source.path, folder)

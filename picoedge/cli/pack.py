@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from picoedge.cli.progress import show_progress
+from picoedge.cli.output import showing_progress
 
 
 @click.command("pack")
@@ -28,7 +28,7 @@ def command(source: Path, out: Path | None, bits: str | None) -> None:
     from picoedge.store.sources import open_source
     from picoedge.units import format_size
 
-    with show_progress() as progress:
+    with showing_progress() as progress:
         target = out or Path(f"{open_source(source).name}.pico")
         pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
     size = sum(file.stat().st_size for file in target.iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from picoedge.cli.progress import show_progress
+from picoedge.cli.output import showing_progress
 
 
 @click.command("pull")
@@ -19,6 +19,6 @@ def command(name: str | None) -> None:
 
     shelf = Shelf.from_environment()
     entry = shelf.entry(name)
-    with show_progress() as progress:
+    with showing_progress() as progress:
         path = shelf.resolve(entry.name, progress=progress)
     click.echo(f"{entry.name} is ready: {path}")

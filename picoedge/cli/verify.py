@@ -5,19 +5,19 @@ from __future__ import annotations
 import click
 
 from picoedge.cli.options import model_argument
-from picoedge.cli.progress import show_progress
+from picoedge.cli.output import showing_progress
 
 
 @click.command("verify")
 @model_argument(required=False)
 def command(model: str | None) -> None:
     """Check every byte of a pack against its hashes; names the first file that differs."""
+    from picoedge.engine.fetching import stage
     from picoedge.engine.shelf import Shelf
     from picoedge.store.reader import Pack
     from picoedge.units import format_size
 
     pack = Pack.open(Shelf.from_environment().find(model))
-    what = f"verifying {pack.name}"
-    with show_progress() as progress:
-        pack.verify(lambda done, total: progress(what, done, total))
+    with showing_progress() as progress:
+        pack.verify(stage(progress, f"verifying {pack.name}"))
     click.echo(f"{pack.path}: {format_size(pack.nbytes)}, all as packed")

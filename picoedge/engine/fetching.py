@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import shutil
 import sys
 import time
@@ -33,6 +34,11 @@ class Fetching:
 
 def no_progress(what: str, done: int, total: int) -> None:
     """For callers that show nothing."""
+
+
+def stage(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    """`progress` for one stage of the work, where there is anybody to tell."""
+    return None if progress is None else functools.partial(progress, what)
 
 
 def require_space(folder: Path, n_bytes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from picoedge.engine.fetching import Progress, no_progress
+from picoedge.engine.fetching import Progress, stage
 from picoedge.errors import ModelError
 from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
@@ -13,21 +13,15 @@ from picoedge.text.export import write_from_gguf, write_from_huggingface
 
 
 def pack_model(
-    path: Path, out: Path, *, bits: int | None = None, progress: Progress = no_progress
+    path: Path, out: Path, *, bits: int | None = None, progress: Progress | None = None
 ) -> None:
     """Pack the GGUF file or Hugging Face folder at `path` as `out`; a pack there is replaced.
 
     Raises ModelError, UnsupportedError, TextError, StorageError, UsageError.
     """
     source = open_source(path)
-    what = f"packing {source.name}"
-    pack(
-        source,
-        out,
-        bits=bits,
-        write_text=write_text,
-        progress=lambda done, total: progress(what, done, total),
-    )
+    told = stage(progress, f"packing {source.name}")
+    pack(source, out, bits=bits, write_text=write_text, progress=told)
 
 
 def is_current(out: Path, path: Path | None) -> bool:

@@ -98,13 +98,14 @@ class Shelf:
         return pack
 
     def resolve(
-        self, model: str | None, *, bits: int | None = None, progress: Progress = no_progress
+        self, model: str | None, *, bits: int | None = None, progress: Progress | None = None
     ) -> Path:
         """The pack of `model` (None: the default one), fetched and packed if need be.
 
         Raises UsageError (no such model), ModelError, DownloadError, StorageError.
         """
         model = self.entry(None).name if model is None else model
+        progress = progress or no_progress
         if self._is_name(model):
             return self._resolve_name(model, bits, progress)
         path = self._existing(model)
@@ -221,7 +222,7 @@ def resolve_model(
     name: str | None, *, bits: int | None = None, progress: Progress | None = None
 ) -> Path:
     """The pack of MODEL `name` (None: the default) on this user's shelf; see `Shelf.resolve`."""
-    return Shelf.from_environment().resolve(name, bits=bits, progress=progress or no_progress)
+    return Shelf.from_environment().resolve(name, bits=bits, progress=progress)
 
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,10 +22,11 @@ from picoedge.model.sampling_options import SamplingOptions
 from picoedge.units import parse_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.opening import OpenOptions
+    from picoedge.engine.session import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
+Progress = Callable[[str, int, int], None]
 
 SAMPLING = SamplingOptions()
 
@@ -81,7 +83,10 @@ _SAMPLING = [
     _number("--repeat-last-n", SAMPLING.repeat_last_n, int, "How many tokens are recent."),
     _setting("--seed", type=int, help="The same seed gives the same text [default: none]."),
     _setting(
-        "--stop", multiple=True, cls=StopOption, callback=_stops,
+        "--stop",
+        multiple=True,
+        cls=StopOption,
+        callback=_stops,
         help="Stop at this text (repeatable).",
     ),
 ]
@@ -121,16 +126,57 @@ def model_argument(required: bool = True) -> Decorator:
     )  # fmt: skip
 
 
-def open_options(values: Mapping[str, Any]) -> OpenOptions:
-    """How to open a model, from a command's parameters."""
-    from picoedge.engine.opening import OpenOptions
+def opened(
+    values: Mapping[str, Any], sampling: SamplingOptions, *, with_template: bool = True
+) -> Session:
+    """The session a command's parameters ask for; a first fetch or packing shows its progress."""
+    from picoedge.cli.output import note
+    from picoedge.engine.opening import OpenOptions, open_session
 
-    return OpenOptions(
+    wanted = OpenOptions(
         threads=values["threads"],
         memory_bytes=values["memory"],
         n_ctx=values["ctx_size"],
         kernels=values["kernels"],
+        sampling=sampling,
     )
+    with shown_when_used(values["verbose"]) as progress:
+        session = open_session(
+            values["model"], wanted, with_template=with_template, progress=progress
+        )
+    if values["verbose"]:
+        note(session.describe(), verbose=True)
+    return session
+
+
+@contextmanager
+def shown_when_used(verbose: bool) -> Iterator[Progress | None]:
+    """Progress for somebody who looks; its bars are imported only when there is some."""
+    if not (verbose or sys.stderr.isatty()):
+        yield None
+        return
+    with ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def progress(what: str, done: int, total: int) -> None:
+            if not shown:
+                from picoedge.cli.progress import show_progress
+
+                shown.append(stack.enter_context(show_progress()))
+            shown[0](what, done, total)
+
+        yield progress
+
+
+def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:
+    """A conversation of one question."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def token_limit(n_tokens: int) -> int | None:
+    """-1 is as many as the context takes."""
+    return None if n_tokens < 0 else n_tokens
 
 
 def chosen_sampling(values: Mapping[str, Any]) -> SamplingOptions:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-from picoedge.errors import UsageError
-from picoedge.units import format_size
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
 
-MAX_STDIN_BYTES = 16 << 20
-_REDRAW_S = 0.1
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
@@ -43,90 +36,33 @@ def warn(text: str) -> None:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-class ProgressLine:
-    """One line of a terminal, redrawn: what is being done and how far it is."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._drawn_at, self._what = 0.0, ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Told by whoever works (`engine.fetching.Progress`); total 0: not known."""
-        now = self._clock()
-        if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
-            return
-        self._drawn_at, self._what = now, what
-        self._stream.write(f"\r\x1b[K{progress_text(what, done, total)}")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Leave the line empty."""
-        if self._what:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+def print_json(value: Any) -> None:
+    """One JSON value on one line of stdout; floats rounded to a millionth."""
+    print(json.dumps(rounded(value), ensure_ascii=False))
 
 
-def progress_text(what: str, done: int, total: int) -> str:
-    """`packing smollm2  42 %  41.3 MB of 98 MB`."""
-    if total <= 0:
-        return what if done <= 0 else f"{what}  {format_size(done)}"
-    share = min(1.0, done / total)
-    return f"{what}  {share:4.0%}  {format_size(done)} of {format_size(total)}"
+def rounded(value: Any) -> Any:
+    """The same value with every float rounded to six places."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@contextmanager
-def showing_progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress line while the block runs; None where stderr is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    line = ProgressLine(sys.stderr)
-    try:
-        yield line
-    finally:
-        line.clear()
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
-def stdin_is_terminal() -> bool:
-    """Whether a person types at the other end."""
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def read_stdin() -> str:
-    """All of stdin as text. Raises UsageError where it is not UTF-8, or endless."""
-    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
-    if len(data) > MAX_STDIN_BYTES:
-        raise UsageError(
-            f"standard input is larger than {format_size(MAX_STDIN_BYTES)}", "no context is"
-        )
-    return decode_text(data, "standard input")
-
-
-def read_text(path: Path, limit: int | None = None) -> str:
-    """The first `limit` bytes of a file as text. Raises UsageError where it is not UTF-8."""
-    with path.open("rb") as file:
-        data = file.read() if limit is None else file.read(limit)
-    return decode_text(data, str(path), cut=limit is not None and len(data) == limit)
-
-
-def decode_text(data: bytes, where: str, cut: bool = False) -> str:
-    """UTF-8 to text; `cut`: the last character may be incomplete, and is then dropped."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if cut and error.start >= len(data) - 3:
-            return data[: error.start].decode("utf-8")
-        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})", "convert it") from None
-
-
-def chosen_prompt(prompt: str | None) -> str:
-    """`-p`, else what is piped in, less its last newline. Raises UsageError for neither."""
-    if prompt is None and stdin_is_terminal():
-        raise UsageError("no prompt", "give one with -p TEXT, or pipe it in")
-    text = read_stdin().removesuffix("\n") if prompt is None else prompt
-    if not text.strip():
-        raise UsageError("the prompt is empty", "give one with -p TEXT, or pipe it in")
-    return text
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """A name and a value a line."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        print(f"{name.ljust(width)}  {value}".rstrip())
 
 
 def rates(stats: Stats) -> str:
@@ -138,11 +74,6 @@ def rates(stats: Stats) -> str:
 
 def _rate(tok_s: float | None) -> str:
     return "" if tok_s is None else f" {tok_s:.1f} tok/s"
-
-
-def rounded(value: Any, digits: int = 6) -> Any:
-    """For JSON: floats without noise, the rest as it is."""
-    return round(value, digits) if isinstance(value, float) else value
 
 
 def tell_end(session: Session, verbose: bool) -> None:

@@ -27,10 +27,18 @@ F32 = npt.NDArray[np.float32]
 PREFILL_CHUNK = 256  # tokens between two looks at whether the answer is still wanted
 
 
+class KernelsInfo(Protocol):
+    """What there is to say of the kernels."""
+
+    name: str
+    threads: int
+
+
 class LanguageModel(Protocol):
     """What a session needs of a model (`model.transformer.Transformer`)."""
 
     n_ctx: int
+    kernels: KernelsInfo
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""
@@ -88,6 +96,17 @@ class Session:
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
         self._cancelled = False
         self.set_sampling(sampling or SamplingOptions())
+
+    @property
+    def kernels_name(self) -> str:
+        """The twin that computes, as `--kernels` would call it."""
+        return self.model.kernels.name
+
+    def describe(self) -> str:
+        """One line for people: `smollm2-135m · avx2, 2 threads · context 4096`."""
+        kernels = self.model.kernels
+        threads = f"{kernels.threads} thread{'s' if kernels.threads > 1 else ''}"
+        return f"{self.name} · {kernels.name}, {threads} · context {self.model.n_ctx}"
 
     def set_sampling(self, options: SamplingOptions) -> None:
         """Choose differently from now on; a seed begins anew."""

@@ -1,0 +1,91 @@
+"""`picoedge generate`: one completion, streamed, or reported as JSON."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli import options, output, prompts
+
+if TYPE_CHECKING:
+    from picoedge.engine.session import Session, Stats
+
+MB = 1 << 20
+
+
+@click.command()
+@options.model_argument()
+@click.option("-p", "--prompt", help="The text to complete [default: what is piped in].")
+@click.option(
+    "-n",
+    "--n-tokens",
+    type=click.IntRange(-1),
+    default=256,
+    show_default=True,
+    help="Tokens to generate at most; -1: until the context is full.",
+)
+@click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Go on past the end-of-text token.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.sampling_options
+@options.model_options
+@options.system_option
+@options.verbose_option
+def command(**values: Any) -> None:
+    """Complete one prompt with MODEL.
+
+    The text goes to stdout as it comes. MODEL is a catalogue name, a .gguf file, a Hugging Face
+    folder or a .pico folder.
+    """
+    prompt = prompts.chosen_prompt(values["prompt"])
+    sampling = options.chosen_sampling(values)
+    with closing(options.opened(values, sampling, with_template=not values["raw"])) as session:
+        pieces = []
+        for piece in _generate(session, prompt, values):
+            pieces.append(piece)
+            if not values["as_json"]:
+                output.write_answer(piece)
+        if values["as_json"]:
+            output.print_json(report(session, "".join(pieces)))
+        else:
+            output.write_answer("\n")
+        output.tell_end(session, values["verbose"])
+
+
+def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Any:
+    plain = values["raw"] or session.template is None
+    if plain:
+        ids = session.tokenizer.encode(prompt)
+    else:
+        ids = session.chat_ids(options.opening_messages(values["system"], prompt))
+    return session.generate(
+        ids,
+        max_tokens=options.token_limit(values["n_tokens"]),
+        stop=values["stop"],
+        ignore_eos=values["ignore_eos"],
+        continues=plain,
+    )
+
+
+def report(session: Session, text: str) -> dict[str, Any]:
+    """The JSON object: what was said, how fast, and what it took."""
+    from picoedge.engine.process import peak_rss_bytes, storage_bytes_read
+
+    stats: Stats = session.stats
+    return {
+        "model": session.name,
+        "text": text,
+        "tokens": stats.tokens,
+        "finish_reason": stats.finish_reason,
+        "prompt_tokens": stats.prompt_tokens,
+        "ttft_s": stats.ttft_s,
+        "prefill_tok_s": stats.prefill_tok_s,
+        "decode_tok_s": stats.decode_tok_s,
+        "s_per_token": stats.s_per_token,
+        "peak_rss_mb": peak_rss_bytes() / MB,
+        "bytes_read": storage_bytes_read(),
+        "kernels": session.kernels_name,
+        "boards": 1,
+    }

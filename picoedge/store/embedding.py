@@ -10,7 +10,7 @@ import numpy as np
 from picoedge.kernels.blocks import BLOCK_COLS, F32, FORMATS, U8, Quants
 from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.quantize import quantize
-from picoedge.store.sources import SourceTensor
+from picoedge.store.tensors import SourceTensor
 
 
 def embed_encoding(tensor: SourceTensor, bits: int) -> Encoding:

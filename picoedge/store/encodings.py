@@ -102,7 +102,7 @@ def _q4_1(blocks: U8) -> Quants:
 def _fifth_bits(blocks: U8, at: int) -> U8:
     """[n, B, 32]: bit i of the 32-bit word at `at` is the fifth bit of quant i, in place."""
     word = blocks[:, :, at : at + 4]
-    return np.unpackbits(word, axis=2, bitorder="little") << 4
+    return np.unpackbits(word, axis=2, bitorder="little") << np.uint8(4)
 
 
 def _q5_0(blocks: U8) -> Quants:

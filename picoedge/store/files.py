@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ def read_at(path: Path, offset: int, nbytes: int) -> U8:
     buffer = np.empty(nbytes, np.uint8)
     with reading(path), path.open("rb", buffering=0) as file:
         file.seek(offset)
-        view, got = memoryview(buffer), 0
+        view, got = buffer.data, 0
         while got < nbytes:
             count = file.readinto(view[got:])
             if not count:
@@ -41,7 +41,20 @@ def digest(path: Path, offset: int, nbytes: int) -> str:
     """blake2b (32 bytes, in hex) of a range of a file."""
     hasher = hashlib.blake2b(digest_size=32)
     for start in range(0, nbytes, _WINDOW):
-        hasher.update(read_at(path, offset + start, min(_WINDOW, nbytes - start)))
+        hasher.update(read_at(path, offset + start, min(_WINDOW, nbytes - start)).data)
+    return hasher.hexdigest()
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """Names, sizes and times of the files and a hash of the first one's beginning."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with reading(path):
+            stat = path.stat()
+        hasher.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    with reading(paths[0]):
+        size = min(_WINDOW, paths[0].stat().st_size)
+    hasher.update(read_at(paths[0], 0, size).data)
     return hasher.hexdigest()
 
 
@@ -104,7 +117,7 @@ class OutputFile:
 
     def write(self, offset: int, data: U8 | bytes) -> None:
         """Write all of `data` at `offset`."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data) if isinstance(data, bytes) else data.data
         done = 0
         while done < len(view):
             done += os.pwrite(self._fd, view[done:], offset + done)

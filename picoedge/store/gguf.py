@@ -19,6 +19,7 @@ import numpy as np
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.store.encodings import Encoding, ggml_encoding
 from picoedge.store.files import read_at, reading
+from picoedge.store.tensors import StoredTensor
 
 _WINDOW = 1 << 20
 _MAX_KEYS = 1 << 16
@@ -34,18 +35,6 @@ _SCALARS = {
     10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 _PART = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """One row of the tensor table. `shape` is rows first, as NumPy has it."""
-
-    name: str
-    shape: tuple[int, ...]
-    encoding: Encoding
-    path: Path
-    offset: int  # from the start of the file
-    nbytes: int
 
 
 class _Cursor:
@@ -173,7 +162,7 @@ class GgufFile:
 
     paths: tuple[Path, ...]
     metadata: Metadata
-    tensors: dict[str, GgufTensor]
+    tensors: dict[str, StoredTensor]
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -184,7 +173,7 @@ def read_gguf(path: Path) -> GgufFile:
     """
     paths = _parts(path)
     heads = [_read_part(part) for part in paths]
-    tensors: dict[str, GgufTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for part, (_, table) in zip(paths, heads, strict=True):
         for tensor in table:
             if tensor.name in tensors:
@@ -204,13 +193,13 @@ def _parts(path: Path) -> tuple[Path, ...]:
     missing = [p.name for p in paths if not p.is_file()]
     if missing:
         raise ModelError(
-            f"{path.parent}: {len(missing)} of {count} parts are missing, the first is {missing[0]}",
+            f"{path.parent}: {len(missing)} of {count} parts are missing: {missing[0]} …",
             "put all parts of the model into one folder",
         )
     return paths
 
 
-def _read_part(path: Path) -> tuple[Metadata, list[GgufTensor]]:
+def _read_part(path: Path) -> tuple[Metadata, list[StoredTensor]]:
     cursor = _Cursor(path)
     _check_version(cursor)
     n_tensors = cursor.count(_MAX_TENSORS, "tensors")
@@ -239,7 +228,7 @@ def _check_version(cursor: _Cursor) -> None:
     )
 
 
-def _read_table(cursor: _Cursor, count: int, metadata: Metadata) -> list[GgufTensor]:
+def _read_table(cursor: _Cursor, count: int, metadata: Metadata) -> list[StoredTensor]:
     rows = [_read_row(cursor) for _ in range(count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= _WINDOW or alignment % 8:
@@ -249,14 +238,15 @@ def _read_table(cursor: _Cursor, count: int, metadata: Metadata) -> list[GgufTen
     for name, shape, encoding, offset in rows:
         nbytes = math.prod(shape[:-1]) * encoding.row_bytes(shape[-1])
         if offset % alignment:
-            raise cursor.damaged(f"tensor {name} starts at byte {offset}, not at a multiple of "
-                                 f"{alignment}")
+            raise cursor.damaged(
+                f"tensor {name} starts at byte {offset}, not at a multiple of {alignment}"
+            )
         if start + offset + nbytes > cursor.size:
             raise cursor.damaged(
                 f"tensor {name} would end at byte {start + offset + nbytes}, "
                 f"the file at {cursor.size}"
             )
-        tensors.append(GgufTensor(name, shape, encoding, cursor.path, start + offset, nbytes))
+        tensors.append(StoredTensor(name, shape, encoding, cursor.path, start + offset, nbytes))
     return tensors
 
 
@@ -270,6 +260,8 @@ def _read_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], Encoding, int]:
         raise cursor.damaged(f"gives tensor {name} the shape {shape}")
     encoding = ggml_encoding(cursor.u32(), name)
     if shape[-1] % encoding.elements:
-        raise cursor.damaged(f"tensor {name} has rows of {shape[-1]}, {encoding.name} needs "
-                             f"multiples of {encoding.elements}")
+        raise cursor.damaged(
+            f"tensor {name} has rows of {shape[-1]}, {encoding.name} needs "
+            f"multiples of {encoding.elements}"
+        )
     return name, shape, encoding, cursor.u64()

@@ -93,8 +93,7 @@ class ShardLayout:
                 for name, spec in self.matrices.items()
             },
             "biases": {
-                name: {"offset": at, "length": length}
-                for name, (at, length) in self.biases.items()
+                name: {"offset": at, "length": length} for name, (at, length) in self.biases.items()
             },
             "bytes": self.nbytes,
         }

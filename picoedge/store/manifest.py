@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from picoedge.config import ModelConfig
-from picoedge.errors import ModelError, UnsupportedError
+from picoedge.errors import UnsupportedError
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.encodings import ENCODINGS
-from picoedge.store.files import read_at, reading
 from picoedge.store.folder import MANIFEST
+from picoedge.store.jsonfile import Fields, load_json
 from picoedge.store.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -29,11 +27,10 @@ from picoedge.store.tensorfile import FileLayout, PackLayout
 
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1
+_REMEDY = "pack the model again"
 _MAX_BYTES = 1 << 27
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TEXT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +49,14 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
     path = folder / MANIFEST
-    values = _Fields(_load(path), path, "")
+    values = load_json(path, _MAX_BYTES, _REMEDY)
     if values.get("format", str) != FORMAT_NAME:
         raise values.damaged("format")
     version = values.get("version", int)
     if version != FORMAT_VERSION:
         raise UnsupportedError(
             f"{path}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
-            "pack the model again",
+            _REMEDY,
         )
     config = _config(values)
     layout, embed = _layout(values, config)
@@ -70,53 +67,11 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(values.get("name", str), source, layout, files, embed, hashes, sizes)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    with reading(path):
-        size = path.stat().st_size
-    if size > _MAX_BYTES:
-        raise ModelError(f"{path} has {size} bytes: too many", "pack the model again")
-    try:
-        values = json.loads(read_at(path, 0, size).tobytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON", "pack the model again") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} is not a pack's description", "pack the model again")
-    return values
-
-
-class _Fields:
-    """Typed look-ups in a JSON object; every failure names file and field."""
-
-    def __init__(self, values: Mapping[str, Any], path: Path, where: str) -> None:
-        self.values, self.path, self.where = values, path, where
-
-    def damaged(self, field: str) -> ModelError:
-        return ModelError(f"{self.path}: {self.where}{field} is damaged", "pack the model again")
-
-    def get(self, field: str, kind: type[T]) -> T:
-        value = self.values.get(field)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.damaged(field)
-        return value
-
-    def inside(self, field: str) -> _Fields:
-        return _Fields(self.get(field, dict), self.path, f"{self.where}{field}.")
-
-    def build(self, field: str, make: Callable[[], T]) -> T:
-        """What `make` returns; its ModelError is put down to `field`."""
-        try:
-            return make()
-        except UnsupportedError:
-            raise
-        except ModelError as error:
-            raise self.damaged(f"{field} ({error.message})") from error
-
-
-def _config(values: _Fields) -> ModelConfig:
+def _config(values: Fields) -> ModelConfig:
     raw = values.get("config", dict)
     fields = values.inside("config")
     for name in ("rms_norm_eps", "rope_theta", "rope_local_theta", "embed_scale"):
-        _positive(fields, name)
+        fields.positive(name)
     for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
         fields.get(name, bool)
     for name in ("architecture", "hidden_act"):
@@ -129,47 +84,41 @@ def _config(values: _Fields) -> ModelConfig:
     if not all(isinstance(i, int) and 0 <= i < config.num_hidden_layers for i in layers):
         raise fields.damaged("windowed_layers")
     if fields.values.get("attention_scale") != 0:
-        _positive(fields, "attention_scale")
+        fields.positive("attention_scale")
     factors = config.rope_scaling.freq_factors
     if factors and len(factors) != config.head_dim // 2:
         raise fields.damaged("rope_scaling.freq_factors")
     return config
 
 
-def _positive(fields: _Fields, name: str) -> None:
-    value = fields.values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise fields.damaged(name)
-    if not (math.isfinite(value) and value > 0):
-        raise fields.damaged(name)
-
-
-def _check_scaling(fields: _Fields) -> None:
+def _check_scaling(fields: Fields) -> None:
     if fields.get("kind", str) not in ("none", "linear", "llama3"):
         raise fields.damaged("kind")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for name in names:
-        _positive(fields, name)
+        fields.positive(name)
     factors = fields.get("freq_factors", list)
-    numbered = _Fields({str(i): f for i, f in enumerate(factors)}, fields.path, "freq_factors.")
+    numbered = Fields(
+        {str(i): factor for i, factor in enumerate(factors)}, fields.path, _REMEDY, "freq_factors."
+    )
     for name in numbered.values:
-        _positive(numbered, name)
+        numbered.positive(name)
 
 
-def _layout(values: _Fields, config: ModelConfig) -> tuple[PackLayout, str]:
+def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:
     geometry = _geometry(values, config)
     layers = values.get("layers", list)
     if len(layers) != config.num_hidden_layers:
         raise values.damaged("layers")
+    width = geometry.ffn_shard_cols
     attention, ffn = [], []
     for i, layer in enumerate(layers):
         if not isinstance(layer, dict):
             raise values.damaged(f"layers.{i}")
-        fields = _Fields(layer, values.path, f"layers.{i}.")
+        fields = Fields(layer, values.path, _REMEDY, f"layers.{i}.")
         attention.append(
             _shard(fields, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
         )
-        width = geometry.ffn_shard_cols
         ffn.append(_shard(fields, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
     rows = geometry.head_shard_rows
     head = _shard(values, "head", ("head",), lambda f: head_layout(config, rows, f["head"]))
@@ -182,7 +131,7 @@ def _layout(values: _Fields, config: ModelConfig) -> tuple[PackLayout, str]:
     return PackLayout(config, geometry, tuple(attention), tuple(ffn), head, row_bytes), embed
 
 
-def _geometry(values: _Fields, config: ModelConfig) -> Geometry:
+def _geometry(values: Fields, config: ModelConfig) -> Geometry:
     fields = values.inside("geometry")
     width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
     geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
@@ -194,7 +143,7 @@ def _geometry(values: _Fields, config: ModelConfig) -> Geometry:
 
 
 def _shard(
-    values: _Fields, kind: str, names: tuple[str, ...],
+    values: Fields, kind: str, names: tuple[str, ...],
     make: Callable[[dict[str, str]], ShardLayout],
 ) -> ShardLayout:  # fmt: skip
     """The layout for the formats that are named; the rest of the entry must follow from them."""
@@ -209,7 +158,7 @@ def _shard(
     return layout
 
 
-def _shard_hashes(values: _Fields, files: list[FileLayout]) -> dict[str, str]:
+def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
     table = values.inside("shards")
     hashes: dict[str, str] = {}
     for span in (span for file in files for span in file.spans()):
@@ -223,14 +172,14 @@ def _shard_hashes(values: _Fields, files: list[FileLayout]) -> dict[str, str]:
     return hashes
 
 
-def _hash(row: _Fields) -> str:
+def _hash(row: Fields) -> str:
     value = row.get("blake2b", str)
     if not _HASH.fullmatch(value):
         raise row.damaged("blake2b")
     return value
 
 
-def _texts(values: _Fields, hashes: dict[str, str]) -> dict[str, int]:
+def _texts(values: Fields, hashes: dict[str, str]) -> dict[str, int]:
     table = values.inside("text")
     sizes: dict[str, int] = {}
     for name in table.values:

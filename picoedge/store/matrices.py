@@ -21,7 +21,7 @@ from picoedge.kernels.blocks import (
     pack_planes,
 )
 from picoedge.store.quantize import FORMAT_OF_BITS, narrowest_format, quantize
-from picoedge.store.sources import SourceTensor
+from picoedge.store.tensors import SourceTensor
 
 _CHUNK_WEIGHTS = 1 << 20  # a few MB of working memory, and still long NumPy loops
 _SAMPLE_RUNS, _SAMPLE_ROWS = 8, 4

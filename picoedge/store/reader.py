@@ -94,7 +94,11 @@ class Pack:
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Hash every shard and text file; raises ModelError naming the first that differs."""
-        spans = [(s.file, s.offset, s.nbytes, s.name) for f in self._files.values() for s in f.spans()]
+        spans = [
+            (span.file, span.offset, span.nbytes, span.name)
+            for file in self._files.values()
+            for span in file.spans()
+        ]
         texts = [(name, 0, size, name) for name, size in self._manifest.text_sizes.items()]
         total, done = sum(s[2] for s in (*spans, *texts)), 0
         for file, offset, nbytes, name in (*spans, *texts):
@@ -141,7 +145,8 @@ class Pack:
     @staticmethod
     def _run(shards: range | None, count: int) -> range:
         run = range(count) if shards is None else shards
-        assert run.step == 1 and 0 <= run.start <= run.stop <= count
+        assert run.step == 1
+        assert 0 <= run.start <= run.stop <= count
         return run
 
 

@@ -17,7 +17,7 @@ class Shapes:
     layer: dict[str, tuple[int, int]]
     n_layers: int
 
-    def of(self, name: str) -> tuple[int, int]:
+    def shape(self, name: str) -> tuple[int, int]:
         """Shape of a canonical tensor."""
         return self.globals[name] if name in self.globals else self.layer[name.split(".")[2]]
 
@@ -28,21 +28,21 @@ class Shapes:
             for kind in self.layer:
                 yield f"layers.{i}.{kind}"
 
-
-def layer_shapes(config: ModelConfig) -> Shapes:
-    """The tensors of a model with this config."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q_rows = config.num_attention_heads * config.head_dim
-    kv_rows = config.num_key_value_heads * config.head_dim
-    layer = {
-        "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
-        "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
-        "down": (hidden, inner),
-    }  # fmt: skip
-    if config.qkv_bias:
-        layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
-    layer |= {norm: (length, 1) for norm, length in norm_lengths(config).items()}
-    whole = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
-    if not config.tie_word_embeddings:
-        whole["head"] = (config.vocab_size, hidden)
-    return Shapes(whole, layer, config.num_hidden_layers)
+    @classmethod
+    def of(cls, config: ModelConfig) -> Shapes:
+        """The tensors of a model with this config."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        q_rows = config.num_attention_heads * config.head_dim
+        kv_rows = config.num_key_value_heads * config.head_dim
+        layer = {
+            "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
+            "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
+            "down": (hidden, inner),
+        }  # fmt: skip
+        if config.qkv_bias:
+            layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
+        layer |= {norm: (length, 1) for norm, length in norm_lengths(config).items()}
+        whole = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
+        if not config.tie_word_embeddings:
+            whole["head"] = (config.vocab_size, hidden)
+        return cls(whole, layer, config.num_hidden_layers)

@@ -1,0 +1,155 @@
+"""One text, however it is computed: both twins, any threads, any chunk, any split into shards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from picoedge.kernels.api import Kernels
+from picoedge.kernels.loader import load_kernels
+from picoedge.model.transformer import Transformer
+from picoedge.store.pack import pack
+from picoedge.store.reader import Pack
+from picoedge.store.slices import Slice
+from picoedge.store.sources import open_source
+from tests.tiny import follow, write_tiny_model
+
+PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64, 33, 83, 27, 95, 2, 88, 41, 97, 169]
+STEPS = 24
+BARRIER_TIMEOUT_S = 30
+
+Run = tuple[list[int], np.ndarray]
+
+
+@pytest.fixture(scope="module", params=[4, 5, 6, 8])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    folder: Path = tmp_path_factory.mktemp("golden")
+    source = open_source(write_tiny_model(folder / "hf"))
+    pack(source, folder / "tiny.pico", bits=request.param)
+    return Pack.open(folder / "tiny.pico")
+
+
+def greedy(model: Transformer) -> Run:
+    """STEPS greedy tokens after PROMPT, and the logits of each step."""
+    tokens: list[int] = []
+    seen = []
+    logits = model.forward(PROMPT, 0)
+    for step in range(STEPS):
+        seen.append(logits.copy())
+        tokens.append(int(logits.argmax()))
+        logits = model.forward(tokens[-1:], len(PROMPT) + step)
+    return tokens, np.stack(seen)
+
+
+def on_one_board(packed: Pack, kernels: Kernels, batch: int = 256) -> Run:
+    model = Transformer(packed, kernels, 64, batch=batch)
+    try:
+        return greedy(model)
+    finally:
+        model.close()
+
+
+class Meeting:
+    """Adds the sums of all ranks, in rank order, as boards would over a network."""
+
+    def __init__(self, ranks: int) -> None:
+        self._parts: list[np.ndarray | None] = [None] * ranks
+        self._barrier = threading.Barrier(ranks, timeout=BARRIER_TIMEOUT_S)
+
+    def reducer(self, rank: int) -> Callable[[np.ndarray], None]:
+        def reduce(sums: np.ndarray) -> None:
+            self._parts[rank] = sums.copy()
+            self._barrier.wait()
+            total = np.zeros_like(sums)
+            for part in self._parts:
+                assert part is not None
+                total += part
+            self._barrier.wait()
+            sums[...] = total
+
+        return reduce
+
+
+def on_boards(packed: Pack, slices: list[Slice]) -> list[Run]:
+    meeting, runs = Meeting(len(slices)), dict[int, Run]()
+
+    def board(rank: int) -> None:
+        kernels = load_kernels("native", 1)
+        reduce = meeting.reducer(rank)
+        model = Transformer(packed, kernels, 64, batch=8, reduce=reduce, part=slices[rank])
+        try:
+            runs[rank] = greedy(model)
+        finally:
+            model.close()
+
+    threads = [threading.Thread(target=board, args=(rank,)) for rank in range(len(slices))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [runs[rank] for rank in range(len(slices))]
+
+
+@pytest.fixture(scope="module")
+def native(packed: Pack) -> Run:
+    return on_one_board(packed, load_kernels("native", 1))
+
+
+def test_the_text_is_the_one_the_model_was_made_to_say(native: Run) -> None:
+    want, token = [], PROMPT[-1]
+    for _ in range(STEPS):
+        token = follow(token)
+        want.append(token)
+    assert native[0] == want
+
+
+def test_the_margins_are_wide(native: Run) -> None:
+    best = np.sort(native[1], axis=1)
+    assert (best[:, -1] - best[:, -2]).min() > 1.0
+
+
+def test_both_twins_say_the_same(packed: Pack, native: Run) -> None:
+    tokens, logits = on_one_board(packed, load_kernels("numpy", 1))
+    assert tokens == native[0]
+    # the order of f32 sums differs, which now and then moves an int8 activation by one step
+    assert np.abs(logits - native[1]).max() < 0.02 * np.abs(native[1]).max()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_change_a_bit(packed: Pack, native: Run, threads: int) -> None:
+    _, logits = on_one_board(packed, load_kernels("native", threads))
+    np.testing.assert_array_equal(logits, native[1])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8, 13])
+def test_chunks_do_not_change_a_bit(packed: Pack, native: Run, batch: int) -> None:
+    _, logits = on_one_board(packed, load_kernels("native", 2), batch)
+    np.testing.assert_array_equal(logits, native[1])
+
+
+def test_a_cache_rebuilt_by_prefill_equals_the_lost_one(packed: Pack, native: Run) -> None:
+    model = Transformer(packed, load_kernels("native", 1), 64)
+    logits = model.forward(PROMPT + native[0][:-1], 0).copy()
+    model.close()
+    np.testing.assert_array_equal(logits, native[1][-1])
+
+
+SPLITS = {
+    "even": [Slice(range(0, 2), range(0, 1)), Slice(range(2, 3), range(1, 2))],
+    "one without attention": [Slice(range(0, 3), range(0, 1)), Slice(range(0), range(1, 2))],
+    "one without anything": [
+        Slice(range(0, 1), range(0, 2)),
+        Slice(range(1, 3), range(0)),
+        Slice(range(0), range(0)),
+    ],
+}
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=list(SPLITS))
+def test_boards_do_not_change_a_bit(packed: Pack, native: Run, split: list[Slice]) -> None:
+    for _, logits in on_boards(packed, split):
+        np.testing.assert_array_equal(logits, native[1])

@@ -232,7 +232,7 @@ INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t s
 INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
     const int together = bits <= 5 ? 8 : bits == 6 ? 4 : 2;
     const vi begin = vreinterpretq_s32_u64(vdupq_n_u64((uint32_t)start)); /* rows have two lanes until the end */
-    vi low = begin, high;
+    vi low = begin, high = begin;
     for (int v = 0; v < count; v += together) {
         int16x8_t low16 = vdupq_n_s16(0), high16 = low16;
         for (int i = v; i < v + together && i < count; i++) {
@@ -243,7 +243,7 @@ INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t s
             high16 = vmlal_high_s8(high16, ws, xs);
         }
         low = vpadalq_s16(low, low16);
-        high = v ? vpadalq_s16(high, high16) : vpaddlq_s16(high16);
+        high = vpadalq_s16(high, high16);
     }
     return vpaddq_s32(low, high);
 }

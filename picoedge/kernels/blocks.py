@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ SUPERBLOCK_COLS = 256
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -240,11 +242,12 @@ def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:
         q = np.concatenate([stored & 15, stored >> 4], axis=2)  # t, b, v, row, j
     if fmt.bits == 5:
         highs = spec.plane(shard, "highs").view(np.uint8)[:, :, None]
-        q = q | (((highs >> np.arange(8, dtype=np.uint8)[:, None, None]) & 1) << 4)
+        bit = (highs >> np.arange(8, dtype=np.uint8)[:, None, None]) & np.uint8(1)
+        q = q | (bit << np.uint8(4))
     if fmt.bits == 6:
         highs = spec.plane(shard, "highs").view(np.uint8)[:, :, :, None]
-        two = (highs >> (2 * np.arange(4, dtype=np.uint8)[:, None, None])) & 3
-        q = q | (two.reshape(t, b, 8, TILE_ROWS, 4) << 4)
+        two = (highs >> (2 * np.arange(4, dtype=np.uint8)[:, None, None])) & np.uint8(3)
+        q = q | (two.reshape(t, b, 8, TILE_ROWS, 4) << np.uint8(4))
     q = q.transpose(0, 3, 1, 2, 4).reshape(t * TILE_ROWS, spec.cols)[: spec.rows]
     rest: dict[str, npt.NDArray[np.generic]] = {}
     for name in ("scales", "mins", "superscales", "supermins"):
@@ -276,6 +279,6 @@ def dequantize(spec: MatrixSpec, parts: Quants) -> F32:
     return out.reshape(rows, cols)
 
 
-def _pad_rows(values: npt.NDArray[np.generic], tiles: int) -> npt.NDArray[np.generic]:
+def _pad_rows(values: npt.NDArray[_Scalar], tiles: int) -> npt.NDArray[_Scalar]:
     missing = tiles * TILE_ROWS - len(values)
     return np.pad(values, ((0, missing), (0, 0))) if missing else values

@@ -1,85 +1,199 @@
-"""Products of quantized and f32 matrices with NumPy.
+"""Matrices bound for multiplication: cut into jobs for the threads, few tokens or many.
 
-Activations are quantized to int8 in blocks of 32 and block products are summed as integers:
-in f32, which holds every such sum exactly (32 * 127 * 127 < 2^24), so that BLAS can do it.
+Where the cuts are depends on the matrix alone, so a result does not depend on the threads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.kernels.blocks import BLOCK_COLS, MatrixSpec, Quants, Weights, unpack_planes
+from picoedge.kernels.blocks import TILE_ROWS, Weights
+from picoedge.kernels.numpy_activations import Activations
+from picoedge.kernels.numpy_bands import band
+from picoedge.kernels.numpy_integer import Chunk
+from picoedge.kernels.numpy_planes import Planes
+from picoedge.kernels.numpy_team import Job, Scratch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+FEW_TOKENS = 4  # up to here integer sums beat turning the weights into f32
+CHUNK_BYTES = 1 << 17  # of packed words, so that what is made of them stays in a 1 MB cache
+BAND_BYTES = 1 << 19  # of f32 weights
+PLAIN_ROWS = 512  # of an f32 matrix in one job
 
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """Rows of activations, as they are and in int8 blocks of 32 (held in f32).
 
-    `plain` [n, C]; `quants` [n, B, 32] whole numbers -127..127, `scales` [n, B].
+class QuantizedRows:
+    """A matrix whose shards are stacked by rows."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._planes = Planes.of(weights)
+        planes = self._planes
+        tile_bytes = planes.blocks * 128 * planes.words.itemsize
+        self._cuts = _cut(planes, tile_bytes, CHUNK_BYTES)
+        self._chunks = [Chunk(planes, *cut, summed=False) for cut in self._cuts]
+        band_bytes = planes.spec.cols * TILE_ROWS * 4
+        self._bands = _cut(planes, band_bytes, BAND_BYTES)
+
+    def jobs(self, x: Activations, out: F32) -> list[Job]:
+        """Fill out [n, total_rows]."""
+        if len(out) > FEW_TOKENS:
+            return [partial(self._many, cut, x.columns[0], out) for cut in self._bands]
+        x.prepare(self._planes.spec.format.bits)
+        return [
+            partial(self._few, chunk, cut, x, out)
+            for chunk, cut in zip(self._chunks, self._cuts, strict=True)
+        ]
+
+    def _few(
+        self, chunk: Chunk, cut: tuple[slice, slice], x: Activations, out: F32, scratch: Scratch
+    ) -> None:
+        bench = chunk.load(scratch)
+        target = self._target(cut, out)
+        for token, into in enumerate(target):
+            product = bench.multiply(x, token).reshape(len(into), -1)
+            into[...] = product[:, : into.shape[1]]
+
+    def _many(self, cut: tuple[slice, slice], x: F32, out: F32, scratch: Scratch) -> None:
+        weights = band(self._planes, *cut, scratch)
+        product = scratch.take("product", (len(out), weights.shape[1]), np.float32)
+        np.matmul(x, weights, out=product)
+        target = self._target(cut, out)
+        target[...] = product.reshape(*target.shape[:2], -1)[:, :, : target.shape[2]]
+
+    def _target(self, cut: tuple[slice, slice], out: F32) -> F32:
+        """The part of `out` that these tiles fill: a view [n, shards, rows]."""
+        shards, tiles = cut
+        rows = self._planes.spec.rows
+        first = shards.start * rows + tiles.start * TILE_ROWS
+        last = (shards.stop - 1) * rows + min(tiles.stop * TILE_ROWS, rows)
+        return out[:, first:last].reshape(len(out), shards.stop - shards.start, -1)
+
+
+class QuantizedSum:
+    """A matrix whose shards are stacked by columns, their products added in f64."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._planes = planes = Planes.of(weights)
+        tile_bytes = planes.blocks * 128 * planes.words.itemsize
+        every = slice(0, planes.count)
+        self._cuts = [
+            tiles for _, tiles in _cut(planes, tile_bytes * planes.count, CHUNK_BYTES, whole=True)
+        ]
+        self._chunks = [Chunk(planes, every, tiles, summed=True) for tiles in self._cuts]
+        band_bytes = planes.spec.cols * TILE_ROWS * 4
+        self._bands = [tiles for _, tiles in _cut(planes, band_bytes, BAND_BYTES, whole=True)]
+
+    def jobs(self, x: Activations, sums: F64) -> list[Job]:
+        """Fill sums [n, rows]."""
+        if len(sums) > FEW_TOKENS:
+            return [partial(self._many, tiles, x.columns, sums) for tiles in self._bands]
+        x.prepare(self._planes.spec.format.bits)
+        return [
+            partial(self._few, chunk, tiles, x, sums)
+            for chunk, tiles in zip(self._chunks, self._cuts, strict=True)
+        ]
+
+    def _few(
+        self, chunk: Chunk, tiles: slice, x: Activations, sums: F64, scratch: Scratch
+    ) -> None:
+        bench = chunk.load(scratch)
+        for token, into in enumerate(self._target(tiles, sums)):
+            parts = bench.multiply(x, token).reshape(self._planes.count, -1)
+            np.add.reduce(parts[:, : len(into)], axis=0, dtype=np.float64, out=into)
+
+    def _many(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
+        target = self._target(tiles, sums)
+        for shard, columns in enumerate(x):
+            weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
+            product = scratch.take("product", (len(sums), weights.shape[1]), np.float32)
+            np.matmul(columns, weights, out=product)
+            if shard:
+                target += product[:, : target.shape[1]]
+            else:
+                target[...] = product[:, : target.shape[1]]
+
+    def _target(self, tiles: slice, sums: F64) -> F64:
+        return sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
+
+
+class PlainRows:
+    """An f32 matrix whose shards are stacked by rows."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._values = _values(weights)  # [count, rows, cols]
+
+    def jobs(self, x: Activations, out: F32) -> list[Job]:
+        """Fill out [n, total_rows]."""
+        count, rows, _ = self._values.shape
+        target = out.reshape(len(out), count, rows)
+        return [
+            partial(self._multiply, x.plain, self._values[i, at : at + PLAIN_ROWS],
+                    target[:, i, at : at + PLAIN_ROWS])
+            for i in range(count) for at in range(0, rows, PLAIN_ROWS)
+        ]  # fmt: skip
+
+    def _multiply(self, x: F32, values: F32, out: F32, _: Scratch) -> None:
+        out[...] = x @ values.T
+
+
+class PlainSum:
+    """An f32 matrix whose shards are stacked by columns, their products added in f64."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._values = _values(weights)
+
+    def jobs(self, x: Activations, sums: F64) -> list[Job]:
+        """Fill sums [n, rows]."""
+        return [
+            partial(self._multiply, x.plain, slice(at, at + PLAIN_ROWS), sums)
+            for at in range(0, self._values.shape[1], PLAIN_ROWS)
+        ]
+
+    def _multiply(self, x: F32, rows: slice, sums: F64, _: Scratch) -> None:
+        count, _rows, cols = self._values.shape
+        sums[:, rows] = 0
+        for i in range(count):
+            sums[:, rows] += x[:, i * cols : (i + 1) * cols] @ self._values[i, rows].T
+
+
+def rows_of(weights: Weights) -> QuantizedRows | PlainRows:
+    """Bind a matrix for a projection."""
+    return PlainRows(weights) if weights.spec.format.bits == 32 else QuantizedRows(weights)
+
+
+def sum_of(weights: Weights) -> QuantizedSum | PlainSum:
+    """Bind a matrix for a summed projection."""
+    return PlainSum(weights) if weights.spec.format.bits == 32 else QuantizedSum(weights)
+
+
+def _values(weights: Weights) -> F32:
+    at, (rows, cols), _ = weights.spec.planes["values"]
+    return np.ndarray(
+        (weights.count, rows, cols), "<f4", weights.data.data, at, (weights.stride, 4 * cols, 4)
+    )
+
+
+def _cut(
+    planes: Planes, tile_bytes: int, most: int, *, whole: bool = False
+) -> list[tuple[slice, slice]]:
+    """Even cuts into (shards, tiles) of at most about `most` bytes; `whole`: all shards in each.
+
+    A cut holds several shards only if it holds all their tiles.
     """
-
-    plain: F32
-    quants: F32
-    scales: F32
-
-    def columns(self, start: int, stop: int) -> Activations:
-        """The same rows, columns start .. stop-1 (whole blocks, unless only `plain` is used)."""
-        b0, b1 = start // BLOCK_COLS, stop // BLOCK_COLS
-        return Activations(
-            self.plain[:, start:stop], self.quants[:, b0:b1], self.scales[:, b0:b1]
-        )
+    shard_bytes = planes.tiles * tile_bytes
+    if not whole and shard_bytes <= most:
+        return [(some, slice(0, planes.tiles)) for some in _even(planes.count, shard_bytes, most)]
+    pieces = _even(planes.tiles, tile_bytes, most)
+    if whole:
+        return [(slice(0, planes.count), tiles) for tiles in pieces]
+    return [(slice(i, i + 1), tiles) for i in range(planes.count) for tiles in pieces]
 
 
-def quantize(x: F32) -> Activations:
-    """Quantize x [n, C] per block: scale amax / 127, rounded half to even.
-
-    Columns past the last whole block stay out of the blocks: only f32 matrices have them.
-    """
-    blocks = x.shape[1] // BLOCK_COLS
-    cut = x[:, : blocks * BLOCK_COLS].reshape(len(x), blocks, BLOCK_COLS)
-    amax = np.abs(cut).max(axis=2, initial=0.0)
-    inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
-    return Activations(x, np.rint(cut * inverse[:, :, None]), amax / np.float32(127))
-
-
-def multiply(weights: Weights, shard: int, x: Activations) -> F32:
-    """Partial of one shard: f32 [n, rows] = x [n, cols] times its rows."""
-    spec, data = weights.spec, weights.shard(shard)
-    if spec.format.bits == 32:
-        values: F32 = spec.plane(data, "values").view(np.float32)
-        return x.plain @ values.T
-    return _multiply_blocks(spec, unpack_planes(spec, data), x)
-
-
-def _multiply_blocks(spec: MatrixSpec, parts: Quants, x: Activations) -> F32:
-    fmt, n = spec.format, len(x.plain)
-    signed = parts.q.view(np.int8) if fmt.bits == 8 else parts.q
-    q = signed.astype(np.float32) - np.float32(fmt.offset)  # [R, C]
-    scales = parts.scales.astype(np.float32).T[:, :, None]  # [runs, R, 1]; a run has one scale
-    runs = len(scales)
-    xq = x.quants.reshape(n, runs, -1)  # [n, runs, 32 or 16]
-    xs = np.repeat(x.scales, runs // x.scales.shape[1], axis=1).T[:, None, :]  # [runs, 1, n]
-    isum = q.reshape(spec.rows, runs, -1).transpose(1, 0, 2) @ xq.transpose(1, 2, 0)
-    acc = scales * (isum * xs)  # [runs, R, n]
-    if parts.superscales is not None:
-        acc = acc.reshape(spec.cols // spec.superblock, -1, spec.rows, n).sum(axis=1)
-        acc *= parts.superscales.astype(np.float32).T[:, :, None]
-    out = acc.sum(axis=0)  # [R, n]
-    if parts.mins is not None:
-        out += _minimums(spec, parts) @ (x.scales * x.quants.sum(axis=2)).T
-    return out.T
-
-
-def _minimums(spec: MatrixSpec, parts: Quants) -> F32:
-    assert parts.mins is not None
-    mins: F32 = parts.mins.astype(np.float32)  # [R, B]
-    if parts.supermins is not None:
-        span = spec.superblock // BLOCK_COLS
-        mins = -mins * np.repeat(parts.supermins.astype(np.float32), span, axis=1)
-    return mins
+def _even(count: int, each: int, most: int) -> list[slice[Any, Any, Any]]:
+    size = -(-count // -(-count * each // most))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]

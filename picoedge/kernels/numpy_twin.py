@@ -9,16 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape, Residual
-from picoedge.kernels.blocks import (
-    TILE_ROWS,
-    U8,
-    MatrixSpec,
-    Weights,
-    dequantize,
-    unpack_planes,
-)
+from picoedge.kernels.blocks import Weights
+from picoedge.kernels.numpy_activations import Activations
 from picoedge.kernels.numpy_attention import BoundAttend, NumpyCache, rms_norm
-from picoedge.kernels.numpy_matmul import multiply, quantize
+from picoedge.kernels.numpy_gather import gather_rows
+from picoedge.kernels.numpy_matmul import (
+    PlainRows,
+    PlainSum,
+    QuantizedRows,
+    QuantizedSum,
+    rows_of,
+    sum_of,
+)
+from picoedge.kernels.numpy_team import Job, Team
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -30,7 +33,8 @@ class NumpyKernels:
     name = "numpy"
 
     def __init__(self, threads: int = 1) -> None:
-        self.threads = max(1, threads)
+        self._team = Team(threads)
+        self.threads = self._team.threads
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> NumpyCache:
         """Zeroed keys and values of one layer; see `Kernels.kv_cache`."""
@@ -44,7 +48,9 @@ class NumpyKernels:
         out: F32,
     ) -> BoundProject:
         """See `Kernels.project`."""
-        return BoundProject(source, tuple(weights), tuple(biases), out)
+        matrices = tuple(rows_of(one) for one in weights)
+        cuts = np.cumsum([one.total_rows for one in weights]).tolist()
+        return BoundProject(self._team, source, matrices, tuple(biases), cuts, out)
 
     def attend(
         self,
@@ -63,48 +69,43 @@ class NumpyKernels:
         self, x: F32, activation: str | None, weights: Weights | None, sums: F64
     ) -> BoundProjectSum:
         """See `Kernels.project_sum`."""
-        return BoundProjectSum(x, activation, weights, sums)
+        matrix = None if weights is None else sum_of(weights)
+        groups = 1 if weights is None else weights.count
+        return BoundProjectSum(self._team, x, activation, matrix, groups, sums)
 
     def gather(self, weights: Weights, ids: Sequence[int], out: F32) -> None:
         """See `Kernels.gather`."""
-        for i, token in enumerate(ids):
-            shard, row = divmod(token, weights.spec.rows)
-            out[i] = _row(weights.spec, weights.shard(shard), row)
+        gather_rows(weights, ids, out)
 
     def close(self) -> None:
-        """Nothing to stop."""
-
-
-def _row(spec: MatrixSpec, shard: U8, row: int) -> F32:
-    if spec.format.bits == 32:
-        return spec.plane(shard, "values").view(np.float32)[row]
-    tile, row = divmod(row, TILE_ROWS)
-    one = MatrixSpec(spec.format, TILE_ROWS, spec.cols, superblock=spec.superblock)
-    buffer = np.zeros(one.nbytes, np.uint8)
-    for name in one.planes:
-        one.plane(buffer, name)[0] = spec.plane(shard, name)[tile]
-    return dequantize(one, unpack_planes(one, buffer))[row]
+        """Stop the threads. Idempotent."""
+        self._team.close()
 
 
 @dataclass(frozen=True, eq=False)
 class BoundProject:
-    """See `Kernels.project`."""
+    """See `Kernels.project`. `ends` are the columns of `out` where each matrix's rows end."""
 
+    team: Team
     source: Residual
-    weights: tuple[Weights, ...]
+    matrices: tuple[QuantizedRows | PlainRows, ...]
     biases: tuple[F32 | None, ...]
+    ends: list[int]
     out: F32
 
     def __call__(self, n: int, first: int = 0) -> None:
-        x = quantize(self._input(first, n))
-        at = 0
-        for weights, bias in zip(self.weights, self.biases, strict=True):
-            for shard in range(weights.count):
-                rows = slice(at, at + weights.spec.rows)
-                self.out[: n - first, rows] = multiply(weights, shard, x)
-                at = rows.stop
+        x, out = Activations(self._input(first, n)), self.out[: n - first]
+        jobs: list[Job] = []
+        start = 0
+        for matrix, end in zip(self.matrices, self.ends, strict=True):
+            jobs += matrix.jobs(x, out[:, start:end])
+            start = end
+        self.team.run(jobs)
+        start = 0
+        for bias, end in zip(self.biases, self.ends, strict=True):
             if bias is not None:
-                self.out[: n - first, at - weights.total_rows : at] += bias
+                out[:, start:end] += bias
+            start = end
 
     def _input(self, first: int, n: int) -> F32:
         """Add the pending sums to the residual stream; its norm, [n - first, H]."""
@@ -122,19 +123,19 @@ class BoundProject:
 class BoundProjectSum:
     """See `Kernels.project_sum`."""
 
+    team: Team
     x: F32
     activation: str | None
-    weights: Weights | None
+    matrix: QuantizedSum | PlainSum | None
+    groups: int
     sums: F64
 
     def __call__(self, n: int) -> None:
-        self.sums[:n] = 0
-        if self.weights is None:
+        if self.matrix is None:
+            self.sums[:n] = 0
             return
-        x, cols = quantize(self._input(n)), self.weights.spec.cols
-        for shard in range(self.weights.count):
-            part = x.columns(shard * cols, (shard + 1) * cols)
-            self.sums[:n] += multiply(self.weights, shard, part)
+        x = Activations(self._input(n), self.groups)
+        self.team.run(self.matrix.jobs(x, self.sums[:n]))
 
     def _input(self, n: int) -> F32:
         x = self.x[:n]

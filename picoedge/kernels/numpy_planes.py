@@ -1,0 +1,89 @@
+"""The planes of a run of shards as strided arrays: nothing is copied, all shards in one array."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, MatrixSpec, Weights
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+_F32_OF_F16 = np.float32(2.0**112)  # 2^(127 - 15): the difference of the exponents' biases
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Views of quantized weights. T tiles of 16 rows, B blocks of 32 columns, S superblocks.
+
+    `words` u16 (q8: u32) [count, T, B*128]; `highs` u16 [count, T, B*32 or B*64] or None;
+    `scales` [p, count, T, B, 16], the parts p: scale (q6k: of either half), then minimum if
+    there is one; `supers` [p or 1, count, T, S, 16] or None, their superscales.
+    Halves (f16) appear as the i16 that `widen` takes.
+    """
+
+    spec: MatrixSpec
+    count: int
+    tiles: int
+    blocks: int
+    words: Array
+    highs: Array | None
+    scales: Array
+    supers: Array | None
+
+    @classmethod
+    def of(cls, weights: Weights) -> Planes:
+        """Views of `weights`, which must be quantized."""
+        spec = weights.spec
+        t, b = -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
+        fmt = spec.format
+        word = np.dtype("<u4" if fmt.bits == 8 else "<u2")
+        highs = None
+        if "highs" in spec.planes:
+            lanes = (32 if fmt.bits == 5 else 64) * b
+            highs = _view(weights, "highs", np.dtype("<u2"), (t, lanes))
+        if fmt.name == "q6k":
+            scales = _view(weights, "scales", np.dtype(np.int8), (t, b, 2, TILE_ROWS))
+            scales = scales.transpose(3, 0, 1, 2, 4)
+        else:
+            scales = _parts(weights, "scales", "mins")
+        supers = _parts(weights, "superscales", "supermins") if fmt.superblocks else None
+        words = _view(weights, "quants", word, (t, b * 128))
+        return cls(spec, weights.count, t, b, words, highs, scales, supers)
+
+
+def _view(weights: Weights, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """One plane of all shards: [count, *shape]."""
+    at, _, _ = weights.spec.planes[name]
+    inner = np.empty((), dtype).itemsize * math.prod(shape)
+    strides = [inner := inner // size for size in shape]
+    return np.ndarray(
+        (weights.count, *shape), dtype, weights.data.data, at, (weights.stride, *strides)
+    )
+
+
+def _parts(weights: Weights, first: str, second: str) -> Array:
+    """Two planes of one shape (or the first alone): [2 or 1, count, T, .., 16]."""
+    at, shape, dtype = weights.spec.planes[first]
+    kind = np.dtype("<i2") if dtype.kind == "f" else dtype
+    one = _view(weights, first, kind, shape)
+    if second not in weights.spec.planes:
+        return one[None]
+    apart = weights.spec.planes[second][0] - at
+    return np.ndarray(
+        (2, *one.shape), kind, weights.data.data, at, (apart, *one.strides)
+    )
+
+
+def widen(halves: Array, out: F32) -> F32:
+    """`out` = f16 values given as i16, without NumPy's slow cast: infinities become 65536."""
+    bits = out.view(np.int32)
+    np.copyto(bits, halves)
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, -0x70002000, out=bits)  # the copies of the sign below bit 31
+    return np.multiply(out, _F32_OF_F16, out=out)

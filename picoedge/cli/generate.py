@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def command(**values: Any) -> None:
             if not values["as_json"]:
                 output.write_answer(piece)
         if values["as_json"]:
-            output.print_json(report(session, "".join(pieces)))
+            click.echo(json.dumps(report(session, "".join(pieces))))
         else:
             output.write_answer("\n")
         output.tell_end(session, values["verbose"])

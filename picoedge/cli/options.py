@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
-Progress = Callable[[str, int, int], None]
 
 SAMPLING = SamplingOptions()
 
@@ -66,7 +64,9 @@ def _number(flag: str, default: float, kind: type, text: str) -> Decorator:
 
 _MODEL = [
     _setting("-t", "--threads", type=click.IntRange(1, 1024), help="Threads [default: all cores]."),
-    _setting("--memory", callback=_size, metavar="SIZE", help="Refuse to use more memory than this, like 400M."),
+    _setting(
+        "--memory", callback=_size, metavar="SIZE", help="Use no more memory than this, like 400M."
+    ),
     _setting(
         "-c", "--ctx-size", type=click.IntRange(1),
         help="Tokens of context [default: 4096, or what the model and the memory take].",
@@ -130,7 +130,7 @@ def opened(
     values: Mapping[str, Any], sampling: SamplingOptions, *, with_template: bool = True
 ) -> Session:
     """The session a command's parameters ask for; a first fetch or packing shows its progress."""
-    from picoedge.cli.output import note
+    from picoedge.cli.output import note, showing_progress
     from picoedge.engine.opening import OpenOptions, open_session
 
     wanted = OpenOptions(
@@ -140,32 +140,13 @@ def opened(
         kernels=values["kernels"],
         sampling=sampling,
     )
-    with shown_when_used(values["verbose"]) as progress:
+    with showing_progress() as progress:
         session = open_session(
             values["model"], wanted, with_template=with_template, progress=progress
         )
     if values["verbose"]:
         note(session.describe(), verbose=True)
     return session
-
-
-@contextmanager
-def shown_when_used(verbose: bool) -> Iterator[Progress | None]:
-    """Progress for somebody who looks; its bars are imported only when there is some."""
-    if not (verbose or sys.stderr.isatty()):
-        yield None
-        return
-    with ExitStack() as stack:
-        shown: list[Progress] = []
-
-        def progress(what: str, done: int, total: int) -> None:
-            if not shown:
-                from picoedge.cli.progress import show_progress
-
-                shown.append(stack.enter_context(show_progress()))
-            shown[0](what, done, total)
-
-        yield progress
 
 
 def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
 
+_REDRAW_S = 0.1
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
@@ -36,33 +40,48 @@ def warn(text: str) -> None:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on one line of stdout; floats rounded to a millionth."""
-    print(json.dumps(rounded(value), ensure_ascii=False))
+class ProgressLine:
+    """One line of a terminal, redrawn: what is being done and how far it is."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._drawn_at, self._what = 0.0, ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Told by whoever works (`engine.fetching.Progress`); total 0: not known."""
+        now = self._clock()
+        if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
+            return
+        self._drawn_at, self._what = now, what
+        self._stream.write(f"\r\x1b[K{progress_text(what, done, total)}")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        if self._what:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
 
 
-def rounded(value: Any) -> Any:
-    """The same value with every float rounded to six places."""
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+def progress_text(what: str, done: int, total: int) -> str:
+    """`packing smollm2  42 %  41.3 MB of 98 MB`."""
+    if total <= 0:
+        return what if done <= 0 else f"{what}  {format_size(done)}"
+    share = min(1.0, done / total)
+    return f"{what}  {share:4.0%}  {format_size(done)} of {format_size(total)}"
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """A name and a value a line."""
-    width = max((len(name) for name, _ in facts), default=0)
-    for name, value in facts:
-        print(f"{name.ljust(width)}  {value}".rstrip())
+@contextmanager
+def showing_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress line while the block runs; None where stderr is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    line = ProgressLine(sys.stderr)
+    try:
+        yield line
+    finally:
+        line.clear()
 
 
 def rates(stats: Stats) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ import numpy.typing as npt
 from picoedge.errors import ContextError, TextError
 from picoedge.model.sampling import Sampler, SamplingOptions
 from picoedge.text.stream import StopStrings, StreamDecoder
-from picoedge.text.template import ChatTemplate
-from picoedge.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from picoedge.text.template import ChatTemplate
+    from picoedge.text.tokenizer import Tokenizer
 
 F32 = npt.NDArray[np.float32]
 

@@ -1,0 +1,131 @@
+"""The terminal side of a chat: whole messages in, text out, Ctrl-C as a callback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from picoedge.cli.output import printable, warn
+
+PROMPT = ">>> "
+CONTINUATION = "... "
+FENCE = '"""'
+HISTORY_LINES = 1000
+
+
+class Console(Protocol):
+    """What a chat needs of the person's side."""
+
+    def read(self) -> str:
+        """The next message, of one line or several. Raises EOFError or KeyboardInterrupt."""
+
+    def write(self, text: str) -> None:
+        """Show text at once."""
+
+    def interrupts(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, Ctrl-C calls `on_interrupt` instead of raising."""
+
+
+class TerminalConsole:
+    """Standard input and output, with line editing and history where readline is there."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        self._history = History(history_path(os.environ if environ is None else environ))
+
+    def read(self) -> str:
+        """See `Console.read`. A pasted text stays one message, its line ends kept."""
+        with self._history.kept():
+            return read_message(input)
+
+    def write(self, text: str) -> None:
+        """See `Console.write`."""
+        sys.stdout.write(printable(text))
+        sys.stdout.flush()
+
+    @contextmanager
+    def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
+        """See `Console.interrupts`."""
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            on_interrupt()
+
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def read_message(ask: Callable[[str], str]) -> str:
+    """One message: a line, or all that stands between two fences of three quotes."""
+    line = ask(PROMPT)
+    if not line.lstrip().startswith(FENCE):
+        return line
+    text = line.lstrip().removeprefix(FENCE)
+    while FENCE not in text:
+        text += "\n" + ask(CONTINUATION)
+    return text[: text.index(FENCE)].strip("\n")
+
+
+def history_path(environ: Mapping[str, str]) -> Path:
+    """`$XDG_STATE_HOME/picoedge/history`."""
+    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local/state")
+    return Path(base, "picoedge", "history")
+
+
+class History:
+    """Lines typed, kept between conversations. Without readline, or a place to write: not kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            import readline
+        except ImportError:  # a Python built without it still reads lines
+            self._readline = None
+            return
+        self._readline = readline
+        readline.parse_and_bind("set enable-bracketed-paste on")
+        try:
+            self._load()
+        except OSError as error:
+            warn(f"{path}: {(error.strerror or str(error)).lower()}: no history is kept")
+            self._path = Path(os.devnull)
+
+    def _load(self) -> None:
+        assert self._readline is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)  # what is said to a model is nobody else's
+        self._readline.clear_history()
+        self._readline.read_history_file(self._path)
+        if self._readline.get_current_history_length() > 2 * HISTORY_LINES:
+            self._readline.set_history_length(HISTORY_LINES)
+            self._readline.write_history_file(self._path)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Append to the file what is typed while the block runs."""
+        readline = self._readline
+        if readline is None:
+            yield
+            return
+        before = readline.get_current_history_length()
+        try:
+            yield
+        finally:
+            added = readline.get_current_history_length() - before
+            if added > 0 and hasattr(readline, "append_history_file"):
+                self._append(added)
+
+    def _append(self, lines: int) -> None:
+        assert self._readline is not None
+        try:
+            self._readline.append_history_file(lines, self._path)
+        except OSError as error:
+            warn(f"{self._path}: {(error.strerror or str(error)).lower()}: no history is kept")
+            self._path = Path(os.devnull)

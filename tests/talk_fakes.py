@@ -1,0 +1,99 @@
+"""A model that says what it is told to say, and a tokenizer of bytes: sessions without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from picoedge.engine.session import Session
+from picoedge.model.sampling import SamplingOptions
+
+EOS = 256
+BOS = 257
+VOCAB = 258
+GREEDY = SamplingOptions(temperature=0)
+
+
+class ByteTokenizer:
+    """A token a byte, then end and beginning of text."""
+
+    vocab_size = VOCAB
+    bos_id: int | None = BOS
+    eos_ids = frozenset({EOS})
+    drops_first_space = False
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        return [BOS] * add_bos + list(text.encode())
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def is_special(self, token: int) -> bool:
+        return token >= 256
+
+
+class PlainTemplate:
+    """`user: hello` and so on, a line a message."""
+
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        lines = [f"{m['role']}: {m['content']}\n" for m in messages]
+        return "".join(lines) + "assistant: " * add_generation_prompt
+
+
+@dataclass
+class FakeKernels:
+    name: str = "fake"
+    threads: int = 1
+
+
+class ScriptedModel:
+    """Answers the k-th prompt with the k-th of `answers`, then the end-of-text token.
+
+    `runs` lists what was computed, as (position, tokens). A prompt is a run of several tokens;
+    generation is runs of one, as in a real session.
+    """
+
+    def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
+        self.n_ctx, self.kernels = n_ctx, FakeKernels()
+        self.runs: list[tuple[int, list[int]]] = []
+        self.closed = False
+        self._answers = iter(answers)
+        self._script: Iterator[int] = iter(())
+
+    def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        self.runs.append((position, list(tokens)))
+        assert tokens
+        assert position + len(tokens) <= self.n_ctx
+        if len(tokens) > 1:
+            answer = next(self._answers)
+            self._script = iter(answer.encode() if isinstance(answer, str) else answer)
+        logits = np.zeros(VOCAB, np.float32)
+        logits[next(self._script, EOS)] = 30
+        return logits
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Ticks:
+    """A clock that advances one second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def scripted_session(*answers: str | Sequence[int], n_ctx: int = 1000) -> Session:
+    """A session whose model gives these answers, greedily."""
+    model = ScriptedModel(*answers, n_ctx=n_ctx)
+    return Session(
+        model, ByteTokenizer(), PlainTemplate(), GREEDY, name="parrot", clock=Ticks()  # type: ignore[arg-type]
+    )  # fmt: skip

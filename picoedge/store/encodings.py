@@ -72,8 +72,13 @@ def _library_floats(name: str, raw: U8) -> F32:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as library_dequantize
 
-    with np.errstate(all="ignore"):
-        values = library_dequantize(raw, GGMLQuantizationType[name])
+    try:
+        with np.errstate(all="ignore"):
+            values = library_dequantize(raw, GGMLQuantizationType[name])
+    except (KeyError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"this version of the gguf library does not dequantize {name}", "pip install -U gguf"
+        ) from error
     return np.asarray(values, dtype=np.float32).reshape(len(raw), -1)
 
 
@@ -178,7 +183,7 @@ def _table() -> dict[str, Encoding]:
         ("Q2_K", 256, 84), ("Q3_K", 256, 110), ("IQ2_XXS", 256, 66), ("IQ2_XS", 256, 74),
         ("IQ2_S", 256, 82), ("IQ3_XXS", 256, 98), ("IQ3_S", 256, 110), ("IQ1_S", 256, 50),
         ("IQ1_M", 256, 56), ("IQ4_NL", 32, 18), ("IQ4_XS", 256, 136), ("TQ1_0", 256, 54),
-        ("TQ2_0", 256, 66), ("MXFP4", 32, 17),
+        ("TQ2_0", 256, 66), ("MXFP4", 32, 17), ("NVFP4", 64, 36),
     ]  # fmt: skip
     rest = [Encoding(name, elements, nbytes) for name, elements, nbytes in requantized]
     return {e.name: e for e in (*exact, *floats, *rest)}

@@ -103,7 +103,7 @@ def free_bytes(folder: Path) -> int:
 
 
 class OutputFile:
-    """A new file of a known size, written at any place; holes are zeros. Synced on a clean exit."""
+    """A new file of a known size, written at any place; holes are zeros."""
 
     def __init__(self, path: Path, nbytes: int, wrote: Callable[[int], None]) -> None:
         self.path = path
@@ -132,16 +132,18 @@ class OutputFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
+        os.close(self._fd)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names just created or renamed in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
+def sync_tree(folder: Path) -> None:
+    """Make a folder and the files in it survive a power cut."""
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

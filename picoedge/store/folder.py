@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.store.files import disk_full, free_bytes, sync_folder, writing
+from picoedge.store.files import disk_full, free_bytes, sync, sync_tree, writing
 
 MANIFEST = "picoedge.json"
 _LOCK = ".lock"
@@ -38,9 +38,9 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         try:
             with _locked(partial):
                 yield partial
-            sync_folder(partial)
+            sync_tree(partial)
             _take_place(partial, target.absolute())
-            sync_folder(parent)
+            sync(parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -74,6 +74,9 @@ def _sweep(target: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         except OSError:
             continue  # being written, or not ours
+    if target.exists():
+        for old in target.absolute().parent.glob(f"{target.name}.old-*"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _take_place(partial: Path, target: Path) -> None:

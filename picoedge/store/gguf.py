@@ -26,7 +26,8 @@ _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
 _MAX_STRING = 1 << 24
 _MAX_NAME = 1 << 12
-_MAX_ITEMS = 1 << 23
+_MAX_ITEMS = 1 << 22
+_MAX_HEADER = 1 << 28
 _MAX_DIMS = 4
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _STRING, _ARRAY = 8, 9
@@ -209,6 +210,8 @@ def _read_part(path: Path) -> tuple[Metadata, list[StoredTensor]]:
         key = cursor.text(_MAX_NAME)
         position = cursor.position + 4
         kind = _skip_value(cursor, key)
+        if cursor.position > _MAX_HEADER:
+            raise cursor.damaged(f"claims a header of more than {_MAX_HEADER} bytes")
         if key in places:
             raise cursor.damaged(f"gives {key} twice")
         places[key] = (kind, position)
@@ -218,7 +221,9 @@ def _read_part(path: Path) -> tuple[Metadata, list[StoredTensor]]:
 
 def _check_version(cursor: _Cursor) -> None:
     if cursor.size < 4 or cursor.take(4) != b"GGUF":
-        raise ModelError(f"{cursor.path} is not a GGUF file", "a model is a .gguf file or a folder")
+        weights = cursor.path.suffix == ".safetensors"
+        hint = "give the folder it is in" if weights else "a model is a .gguf file or a folder"
+        raise ModelError(f"{cursor.path} is not a GGUF file", hint)
     version = cursor.u32()
     if version in (2, 3):
         return

@@ -30,8 +30,8 @@ class Keys:
         """The value as it is, or None."""
         return self._metadata.get(f"{self._prefix}.{name}")
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        """A whole number, or a list that repeats one; raises ModelError where it is neither."""
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number above zero, or a list that repeats one; raises ModelError else."""
         value = self.get(name)
         if isinstance(value, list) and value:
             if any(v != value[0] for v in value):
@@ -41,15 +41,15 @@ class Keys:
                 )
             value = value[0]
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or not 0 < value < 2**31:
             raise self._bad(name, value)
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number; raises ModelError where it is not."""
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above zero; raises ModelError else."""
         value = self.get(name)
         value = default if value is None else value
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
             raise self._bad(name, value)
         return float(value)
 
@@ -74,29 +74,34 @@ def gguf_config(
         )
     keys = Keys(metadata, architecture, path)
     _refuse(keys, architecture, path)
-    heads, hidden = keys.whole("attention.head_count"), keys.whole("embedding_length")
-    head_dim = keys.whole("attention.key_length", hidden // heads if heads > 0 else 0)
+    heads, hidden = keys.size("attention.head_count"), keys.size("embedding_length")
+    head_dim = keys.size("attention.key_length", hidden // heads)
     _check_head_dim(keys, head_dim, path)
+    if keys.size("block_count") > len(shapes):
+        raise ModelError(
+            f"{path}: {keys.size('block_count')} layers in {len(shapes)} tensors",
+            "the file is damaged",
+        )
     embed = shapes.get("token_embd.weight")
     if embed is None or len(embed) != 2:
         raise ModelError(f"{path}: tensor token_embd.weight is missing", "the file is incomplete")
-    theta = keys.number("rope.freq_base", 10_000.0)
+    theta = keys.positive("rope.freq_base", 10_000.0)
     family: dict[str, Any] = {"rope_local_theta": theta}
     if architecture == "gemma3":
         family = _gemma(keys, hidden, heads)
     elif keys.get("attention.scale"):
-        family["attention_scale"] = keys.number("attention.scale")
+        family["attention_scale"] = keys.positive("attention.scale")
     return ModelConfig(
         architecture=architecture,
         hidden_size=hidden,
-        intermediate_size=keys.whole("feed_forward_length"),
-        num_hidden_layers=keys.whole("block_count"),
+        intermediate_size=keys.size("feed_forward_length"),
+        num_hidden_layers=keys.size("block_count"),
         num_attention_heads=heads,
-        num_key_value_heads=keys.whole("attention.head_count_kv", heads),
+        num_key_value_heads=keys.size("attention.head_count_kv", heads),
         head_dim=head_dim,
         vocab_size=embed[0],
-        max_position_embeddings=keys.whole("context_length"),
-        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        max_position_embeddings=keys.size("context_length"),
+        rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
         rope_scaling=_rope_scaling(keys, rope_freqs, path),
         tie_word_embeddings="output.weight" not in shapes,
@@ -119,26 +124,26 @@ def _refuse(keys: Keys, architecture: str, path: str) -> None:
 
 def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
     for name in ("attention.value_length", "rope.dimension_count"):
-        if keys.whole(name, head_dim) != head_dim:
+        if keys.size(name, head_dim) != head_dim:
             raise UnsupportedError(
-                f"{path}: {name} is {keys.whole(name)} where heads have {head_dim}",
+                f"{path}: {name} is {keys.size(name)} where heads have {head_dim}",
                 "supported: heads of one size, rotated as a whole",
             )
 
 
 def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
-    layers = keys.whole("block_count")
+    layers = keys.size("block_count")
     # The 27B model alone scales by hidden / heads; its GGUF does not say so.
     scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
-    window = keys.whole("attention.sliding_window", 0)
+    window = keys.size("attention.sliding_window")
     return {
-        "rope_local_theta": keys.number("rope.freq_base_swa", 10_000.0),
+        "rope_local_theta": keys.positive("rope.freq_base_swa", 10_000.0),
         "hidden_act": "gelu_tanh",
         "sandwich_norm": True,
         "embed_scale": math.sqrt(hidden),
         "attention_scale": scale,
         "sliding_window": window,
-        "windowed_layers": _windowed(keys, layers) if window else (),
+        "windowed_layers": _windowed(keys, layers),
     }
 
 
@@ -146,21 +151,20 @@ def _windowed(keys: Keys, layers: int) -> tuple[int, ...]:
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         return tuple(i for i, windowed in enumerate(pattern[:layers]) if windowed)
-    period = keys.whole("attention.sliding_window_pattern", _GEMMA_PATTERN)
-    if not 0 < period <= 1 << 16 or not 0 < layers <= 1 << 16:
-        raise ModelError(f"a window in all but every {period}th of {layers} layers")
+    period = keys.size("attention.sliding_window_pattern", _GEMMA_PATTERN)
     return tuple(i for i in range(layers) if (i + 1) % period)
 
 
 def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
     kind = keys.get("rope.scaling.type")
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+    factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear") or 1.0
     if kind not in (None, "none", "linear"):
         raise UnsupportedError(
             f"{path}: rope scaling {kind!r} is not supported", "supported: none, linear, llama3"
         )
     if rope_freqs:
         return RopeScaling(kind="llama3", freq_factors=rope_freqs)
-    if kind != "none" and factor not in (0.0, 1.0):
-        return RopeScaling(kind="linear", factor=factor)
+    if kind != "none" and factor != 1.0:
+        name = "rope.scaling.factor" if keys.get("rope.scaling.factor") else "rope.scale_linear"
+        return RopeScaling(kind="linear", factor=keys.positive(name))
     return RopeScaling()

@@ -48,6 +48,10 @@ class GgufSource:
         shapes = {t.name: t.shape for t in file.tensors.values()}
         freqs = _rope_freqs(file.tensors.get(_ROPE_FREQS))
         self.config = gguf_config(file.metadata, shapes, freqs, str(path))
+        if freqs and len(freqs) != self.config.head_dim // 2:
+            raise ModelError(
+                f"{path}: {_ROPE_FREQS} has {len(freqs)} values", "the file is damaged"
+            )
         self._table = TensorTable(path, self.config, file.tensors, _stored_name)
         self._table.refuse_unknown(_HARMLESS)
         self.tensor_bytes = self._table.nbytes

@@ -174,6 +174,8 @@ def _window(fields: Fields, architecture: str) -> tuple[int, tuple[int, ...]]:
         return 0, ()
     default = _MISTRAL_WINDOW if "sliding_window" not in fields.values else 0
     window = fields.get("sliding_window", int, default)
+    if window < 0:
+        raise fields.damaged("sliding_window")
     if architecture == "gemma3" and window == 0:
         window = fields.get("max_position_embeddings", int)  # they keep their own rope base
     layers = _windowed_layers(fields, architecture) if window else ()
@@ -186,9 +188,9 @@ def _windowed_layers(fields: Fields, architecture: str) -> tuple[int, ...]:
         raise fields.damaged("num_hidden_layers")
     types = fields.values.get("layer_types")
     if types is not None and architecture != "mistral":
-        if fields.get("layer_types", list) and len(types) != n_layers:
+        if len(fields.get("layer_types", list)) != n_layers:
             raise fields.damaged("layer_types")
-        if not set(types) <= {"sliding_attention", "full_attention"}:
+        if not all(kind in ("sliding_attention", "full_attention") for kind in types):
             raise _unsupported(fields, "layer_types")
         return tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
     if architecture == "gemma3":

@@ -24,6 +24,7 @@ from picoedge.store.quantize import FORMAT_OF_BITS, narrowest_format, quantize
 from picoedge.store.tensors import SourceTensor
 
 _CHUNK_WEIGHTS = 1 << 20  # a few MB of working memory, and still long NumPy loops
+_CHUNK_ROWS = 64  # at least, so that cutting very wide rows into columns takes few calls
 _SAMPLE_RUNS, _SAMPLE_ROWS = 8, 4
 
 Write = Callable[[int, U8], None]
@@ -88,7 +89,7 @@ def cut_columns(tensor: SourceTensor, place: Place, write: Write) -> None:
 
 
 def _chunks(first: int, last: int, cols: int) -> Iterator[tuple[int, int]]:
-    step = max(TILE_ROWS, _CHUNK_WEIGHTS // cols // TILE_ROWS * TILE_ROWS)
+    step = max(_CHUNK_ROWS, _CHUNK_WEIGHTS // cols // TILE_ROWS * TILE_ROWS)
     for a in range(first, last, step):
         yield a, min(a + step, last)
 

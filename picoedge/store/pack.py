@@ -31,6 +31,7 @@ from picoedge.store.layout import (
 from picoedge.store.manifest import FORMAT_NAME, FORMAT_VERSION
 from picoedge.store.matrices import Place, choose_format, cut_columns, cut_rows
 from picoedge.store.quantize import FORMAT_OF_BITS
+from picoedge.store.reader import Pack
 from picoedge.store.sources import Source
 from picoedge.store.tensorfile import FileLayout, PackLayout
 
@@ -67,6 +68,7 @@ def pack(
         texts = _text_table(folder)
         packer.write(folder)
         _write_manifest(folder, packer.manifest(Path(out), folder, texts))
+        Pack.open(folder)  # what cannot be read back must not take the place of anything
 
 
 def _text_table(folder: Path) -> dict[str, Any]:
@@ -142,11 +144,12 @@ class _Packer:
             with OutputFile(path, file.nbytes, self._wrote) as output:
                 output.write(0, file.header)
                 self._fill(file, output)
+        self._wrote(self.total - self._done)  # pads are holes
 
     def _wrote(self, nbytes: int) -> None:
         self._done += nbytes
         if self._progress is not None:
-            self._progress(min(self._done, self.total), self.total)
+            self._progress(self._done, self.total)
 
     def _fill(self, file: FileLayout, output: OutputFile) -> None:
         if file.name == "head.safetensors":

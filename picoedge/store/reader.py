@@ -14,6 +14,7 @@ from picoedge.kernels.blocks import F32, U8, Weights
 from picoedge.store.embedding import RowEmbedding
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.files import digest, read_at, reading
+from picoedge.store.folder import MANIFEST
 from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
 from picoedge.store.manifest import Manifest, read_manifest
 from picoedge.store.tensorfile import FileLayout
@@ -41,6 +42,8 @@ class Pack:
     def open(cls, path: Path) -> Pack:
         """Open a pack; raises ModelError naming the file that is missing, damaged or changed."""
         path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ModelError(f"{path} is not a pack: it has no {MANIFEST}", "pack a model first")
         manifest = read_manifest(path)
         for file in manifest.files:
             _check_file(path / file.name, file)

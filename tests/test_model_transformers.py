@@ -83,7 +83,9 @@ def randomize(model: Any) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_((0.2 * noise + ("norm" in name)) if parameter.dim() == 1 else 0.09 * noise)
+            parameter.copy_(
+                (0.2 * noise + ("norm" in name)) if parameter.dim() == 1 else 0.09 * noise
+            )
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))

@@ -233,21 +233,30 @@ def pack_planes(spec: MatrixSpec, parts: Quants, shard: U8) -> None:
             plane[...] = rows.transpose(0, 2, 3, 1).reshape(plane.shape)
 
 
+def join_quants(fmt: Format, quants: U8, highs: U8 | None) -> U8:
+    """Whole quants u8 [T, B, 8, …] of their planes: low nibbles or bytes, and high bits.
+
+    quants u8 [T, B, 4 (8 bits: 8), …], highs u8 [T, B, 1 (6 bits: 2), …] or None.
+    """
+    if fmt.bits == 8:
+        return quants
+    q = np.concatenate([quants & 15, quants >> 4], axis=2)
+    if highs is None:
+        return q
+    width, per_byte = fmt.bits - 4, 8 // (fmt.bits - 4)
+    shifts = np.arange(0, 8, width, dtype=np.uint8).reshape(-1, *(1,) * (quants.ndim - 3))
+    high = (highs[:, :, :, None] >> shifts) & (2**width - 1)  # T, B, byte, in byte, …
+    assert highs.shape[2] * per_byte == 8
+    return q | (high.reshape(q.shape) << 4)
+
+
 def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:
     """The inverse of `pack_planes`: copies, row-major."""
     fmt, t, b = spec.format, -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
-    stored = spec.plane(shard, "quants").view(np.uint8)
-    q = stored
-    if fmt.bits < 8:
-        q = np.concatenate([stored & 15, stored >> 4], axis=2)  # t, b, v, row, j
-    if fmt.bits == 5:
-        highs = spec.plane(shard, "highs").view(np.uint8)[:, :, None]
-        bit = (highs >> np.arange(8, dtype=np.uint8)[:, None, None]) & np.uint8(1)
-        q = q | (bit << np.uint8(4))
-    if fmt.bits == 6:
-        highs = spec.plane(shard, "highs").view(np.uint8)[:, :, :, None]
-        two = (highs >> (2 * np.arange(4, dtype=np.uint8)[:, None, None])) & np.uint8(3)
-        q = q | (two.reshape(t, b, 8, TILE_ROWS, 4) << np.uint8(4))
+    highs = spec.plane(shard, "highs").view(np.uint8) if "highs" in spec.planes else None
+    if highs is not None:
+        highs = highs.reshape(t, b, -1, TILE_ROWS, 4)
+    q = join_quants(fmt, spec.plane(shard, "quants").view(np.uint8), highs)
     q = q.transpose(0, 3, 1, 2, 4).reshape(t * TILE_ROWS, spec.cols)[: spec.rows]
     rest: dict[str, npt.NDArray[np.generic]] = {}
     for name in ("scales", "mins", "superscales", "supermins"):

@@ -866,7 +866,12 @@ typedef struct {
 
 typedef struct { const attend_t *op; int32_t n, position; float *scores; int64_t scores_stride; } attend_call;
 
-enum { KEYS = 16, QUERIES = 4 }; /* keys in a tile of the cache; (token, head) pairs done together */
+enum { KEYS = 16 }; /* keys in a tile of the cache */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define QUERIES 4 /* (token, head) pairs done together: what 16 vector registers hold */
+#else
+#define QUERIES 8
+#endif
 
 /* RMS norm (optional), then rotate the halves; times `scale`. */
 static void rotate(const attend_t *op, const float *norm, int position, float scale, float *x) {
@@ -988,11 +993,12 @@ static void attend_task(void *arg, int64_t from, int64_t to, int thread) {
     float *scores = call->scores + (int64_t)thread * QUERIES * call->scores_stride;
     for (int64_t i = from; i < to; i++) {
         const int kv = (int)(i / groups), first = (int)(i % groups) * QUERIES;
-        switch (pairs - first) {
-        case 1: attend_pairs(1, call, kv, first, scores); break;
-        case 2: attend_pairs(2, call, kv, first, scores); break;
-        case 3: attend_pairs(3, call, kv, first, scores); break;
-        default: attend_pairs(4, call, kv, first, scores);
+        switch (pairs - first < QUERIES ? pairs - first : QUERIES) {
+#define PAIRS(N) case N: attend_pairs(N, call, kv, first, scores); break;
+            PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
+#if QUERIES == 8
+            PAIRS(5) PAIRS(6) PAIRS(7) PAIRS(8)
+#endif
         }
     }
 }

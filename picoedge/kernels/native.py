@@ -292,5 +292,3 @@ def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Ar
         record.out_offset = column
         column += w.total_rows
     return records
-
-

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from picoedge.errors import ContextError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
 from picoedge.kernels.blocks import Weights
+from picoedge.kernels.rows import RowGather
 from picoedge.model.rope import rope_tables
 from picoedge.store.slices import Slice
 
@@ -83,6 +84,8 @@ class Transformer:
         self._space = self._workspace()
         self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
         self._head = pack.head()
+        embedding = pack.embedding
+        self._embedding = RowGather(embedding) if isinstance(embedding, Weights) else embedding
         self._logits = np.zeros((1, self._head.total_rows), np.float32)
         self._project_head = self._bind_head(self._logits)
 
@@ -123,9 +126,7 @@ class Transformer:
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
         into_attention = self._residual(i, norms["input_norm"], before, first=i == 0)
         into_ffn = self._residual(i, norms["pre_ffn_norm"], norms.get("post_attention_norm"), False)
-        return Layer(
-            *self._bind_attention(i, into_attention, norms), *self._bind_ffn(i, into_ffn)
-        )
+        return Layer(*self._bind_attention(i, into_attention, norms), *self._bind_ffn(i, into_ffn))
 
     def _bind_attention(
         self, i: int, source: Residual, norms: dict[str, F32]
@@ -163,9 +164,7 @@ class Transformer:
         up_and_gate: list[Weights] = [weights["gate"], weights["up"]]
         return (
             kernels.project(source, up_and_gate, [None, None], space.gate_up),
-            kernels.project_sum(
-                space.gate_up, self.config.hidden_act, weights["down"], space.sums
-            ),
+            kernels.project_sum(space.gate_up, self.config.hidden_act, weights["down"], space.sums),
         )
 
     def _bind_head(self, out: F32) -> Project:
@@ -177,11 +176,8 @@ class Transformer:
     # -- running -------------------------------------------------------------------------------
 
     def _embed(self, tokens: Sequence[int]) -> None:
-        x, embedding = self._space.x[: len(tokens)], self._pack.embedding
-        if isinstance(embedding, Weights):
-            self.kernels.gather(embedding, tokens, x)
-        else:
-            embedding.gather(tokens, x)
+        x = self._space.x[: len(tokens)]
+        self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import options, output, prompts
+from picoedge.cli import models, options, output, prompts
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session
@@ -37,10 +37,10 @@ def command(**values: Any) -> int:
     """
     sampling = options.chosen_sampling(values)
     if values["prompt"] is None and prompts.stdin_is_terminal():
-        with closing(options.opened(values, sampling)) as session:
+        with closing(models.open_session(values, sampling)) as session:
             return _converse(session, values)
     prompt = prompts.chosen_prompt(values["prompt"]).strip()
-    with closing(options.opened(values, sampling)) as session:
+    with closing(models.open_session(values, sampling)) as session:
         return _answer_once(session, prompt, values)
 
 
@@ -58,8 +58,8 @@ def _converse(session: Session, values: dict[str, Any]) -> int:
 
 
 def _answer_once(session: Session, prompt: str, values: dict[str, Any]) -> int:
-    ids = session.chat_ids(options.opening_messages(values["system"], prompt))
-    limit = options.token_limit(values["n_tokens"])
+    ids = session.chat_ids(models.opening_messages(values["system"], prompt))
+    limit = models.token_limit(values["n_tokens"])
     for piece in session.generate(ids, max_tokens=limit, stop=values["stop"]):
         output.write_answer(piece)
     output.write_answer("\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import options, output, prompts
+from picoedge.cli import models, options, output, prompts
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
@@ -42,7 +42,7 @@ def command(**values: Any) -> None:
     """
     prompt = prompts.chosen_prompt(values["prompt"])
     sampling = options.chosen_sampling(values)
-    with closing(options.opened(values, sampling, with_template=not values["raw"])) as session:
+    with closing(models.open_session(values, sampling, with_template=not values["raw"])) as session:
         pieces = []
         for piece in _generate(session, prompt, values):
             pieces.append(piece)
@@ -60,10 +60,10 @@ def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Any:
     if plain:
         ids = session.tokenizer.encode(prompt)
     else:
-        ids = session.chat_ids(options.opening_messages(values["system"], prompt))
+        ids = session.chat_ids(models.opening_messages(values["system"], prompt))
     return session.generate(
         ids,
-        max_tokens=options.token_limit(values["n_tokens"]),
+        max_tokens=models.token_limit(values["n_tokens"]),
         stop=values["stop"],
         ignore_eos=values["ignore_eos"],
         continues=plain,

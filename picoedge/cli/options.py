@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -19,9 +19,6 @@ from picoedge.cli.failures import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
 from picoedge.units import parse_size
-
-if TYPE_CHECKING:
-    from picoedge.engine.session import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -124,40 +121,6 @@ def model_argument(required: bool = True) -> Decorator:
         "model", required=required, metavar="MODEL" if required else "[MODEL]",
         envvar="PICOEDGE_MODEL",
     )  # fmt: skip
-
-
-def opened(
-    values: Mapping[str, Any], sampling: SamplingOptions, *, with_template: bool = True
-) -> Session:
-    """The session a command's parameters ask for; a first fetch or packing shows its progress."""
-    from picoedge.cli.output import note, showing_progress
-    from picoedge.engine.opening import OpenOptions, open_session
-
-    wanted = OpenOptions(
-        threads=values["threads"],
-        memory_bytes=values["memory"],
-        n_ctx=values["ctx_size"],
-        kernels=values["kernels"],
-        sampling=sampling,
-    )
-    with showing_progress() as progress:
-        session = open_session(
-            values["model"], wanted, with_template=with_template, progress=progress
-        )
-    if values["verbose"]:
-        note(session.describe(), verbose=True)
-    return session
-
-
-def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    """A conversation of one question."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": prompt}]
-
-
-def token_limit(n_tokens: int) -> int | None:
-    """-1 is as many as the context takes."""
-    return None if n_tokens < 0 else n_tokens
 
 
 def chosen_sampling(values: Mapping[str, Any]) -> SamplingOptions:

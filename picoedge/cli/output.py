@@ -13,6 +13,8 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
 
+Progress = Callable[[str, int, int], None]
+
 _REDRAW_S = 0.1
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
@@ -72,7 +74,7 @@ def progress_text(what: str, done: int, total: int) -> str:
 
 
 @contextmanager
-def showing_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+def showing_progress() -> Iterator[Progress | None]:
     """A progress line while the block runs; None where stderr is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield None

@@ -78,14 +78,10 @@ def resolve(name: str | None, progress: Progress | None = None) -> Path:
 
 
 def open_session(
-    name: str | None,
-    options: OpenOptions,
-    *,
-    with_template: bool = True,
-    progress: Progress | None = None,
+    name: Path | str | None, options: OpenOptions, *, with_template: bool = True
 ) -> Session:
-    """A conversation with the model called `name` (None: the catalogue's default)."""
-    path = resolve(name, progress)
+    """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
+    path = name if isinstance(name, Path) else resolve(name)
     from picoedge.engine.session import Session
     from picoedge.store.reader import Pack
     from picoedge.text.template import ChatTemplate

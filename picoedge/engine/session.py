@@ -40,7 +40,10 @@ class LanguageModel(Protocol):
     """What a session needs of a model (`model.transformer.Transformer`)."""
 
     n_ctx: int
-    kernels: KernelsInfo
+
+    @property
+    def kernels(self) -> KernelsInfo:
+        """What computes."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""

@@ -1,0 +1,107 @@
+"""`picoedge bench`: tokens a second, in llama-bench's rows."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli import models, options
+from picoedge.errors import ContextError, UsageError
+
+if TYPE_CHECKING:
+    from picoedge.engine.measure import BenchRow
+
+MB = 1 << 20
+
+
+@click.command()
+@options.model_argument()
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    help="Tokens of the prompt; 0: no such row.",
+)
+@click.option(
+    "-n",
+    "--n-tokens",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Tokens to generate; 0: no such row.",
+)
+@click.option(
+    "-r",
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Repetitions, after one to warm up.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["md", "json"]),
+    default="md",
+    show_default=True,
+    help="A Markdown table or JSON.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
+@options.model_options
+def command(**values: Any) -> None:
+    """Measure how fast MODEL reads a prompt (pp) and generates (tg).
+
+    Mean and standard deviation over the repetitions, in tokens a second.
+    """
+    from picoedge.engine.measure import bench
+
+    n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
+    if not n_prompt and not n_tokens:
+        raise UsageError("nothing to measure", "give -p or -n")
+    pack, model = models.open_model(values, max(n_prompt, n_tokens))
+    with closing(model):
+        if max(n_prompt, n_tokens) > model.n_ctx:
+            raise ContextError(
+                f"{max(n_prompt, n_tokens)} tokens, a context of {model.n_ctx}",
+                "take a larger --ctx-size, or fewer tokens",
+            )
+        rows = bench(
+            model, pack.config.vocab_size,
+            n_prompt=n_prompt, n_generate=n_tokens, repeats=values["repeats"],
+        )  # fmt: skip
+        about = {
+            "model": pack.name,
+            "size_mb": round(pack.nbytes / MB, 1),
+            "kernels": model.kernels.name,
+            "threads": model.kernels.threads,
+            "n_ctx": model.n_ctx,
+        }
+    _print(about, rows, values["as_json"] or values["form"] == "json")
+
+
+def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        from picoedge.engine.process import peak_rss_bytes
+
+        about["peak_rss_mb"] = round(peak_rss_bytes() / MB, 1)
+        about["rows"] = [
+            {"name": r.name, "mean": round(r.mean, 3), "sd": round(r.sd, 3),
+             "runs": [round(run, 3) for run in r.runs]}
+            for r in rows
+        ]  # fmt: skip
+        click.echo(json.dumps(about))
+        return
+    click.echo("| model | size | kernels | threads | test | t/s |")
+    click.echo("| --- | ---: | --- | ---: | --- | ---: |")
+    for row in rows:
+        click.echo(
+            f"| {about['model']} | {about['size_mb']} MB | {about['kernels']} "
+            f"| {about['threads']} | {row.name} | {row.mean:.2f} ± {row.sd:.2f} |"
+        )

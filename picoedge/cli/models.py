@@ -1,0 +1,72 @@
+"""From a command's parameters to an opened model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.cli.output import note, showing_progress
+from picoedge.model.sampling_options import SamplingOptions
+
+if TYPE_CHECKING:
+    from picoedge.engine.opening import OpenOptions
+    from picoedge.engine.session import Session
+    from picoedge.model.transformer import Transformer
+    from picoedge.store.reader import Pack
+
+
+def open_options(values: Mapping[str, Any]) -> OpenOptions:
+    """How to open a model, from --threads, --memory, --ctx-size and --kernels."""
+    from picoedge.engine.opening import OpenOptions
+
+    return OpenOptions(
+        threads=values["threads"],
+        memory_bytes=values["memory"],
+        n_ctx=values["ctx_size"],
+        kernels=values["kernels"],
+    )
+
+
+def open_session(
+    values: Mapping[str, Any], sampling: SamplingOptions, *, with_template: bool = True
+) -> Session:
+    """The session a command asks for; a first fetch or packing shows its progress."""
+    from picoedge.engine import opening
+
+    options = dataclasses.replace(open_options(values), sampling=sampling)
+    session = opening.open_session(find_pack(values["model"]), options, with_template=with_template)
+    if values["verbose"]:
+        note(session.describe(), verbose=True)
+    return session
+
+
+def open_model(values: Mapping[str, Any], n_ctx: int) -> tuple[Pack, Transformer]:
+    """A model without a conversation, its context `n_ctx` unless --ctx-size says otherwise."""
+    from picoedge.engine import opening
+    from picoedge.store.reader import Pack
+
+    options = open_options(values)
+    pack = Pack.open(find_pack(values["model"]))
+    wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
+    return pack, opening.open_model(pack, wanted)
+
+
+def find_pack(model: str | None) -> Path:
+    """The pack that MODEL names, fetched and packed on first use."""
+    from picoedge.engine.opening import resolve
+
+    with showing_progress() as progress:
+        return resolve(model, progress)
+
+
+def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:
+    """A conversation of one question."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def token_limit(n_tokens: int) -> int | None:
+    """-1 is as many as the context takes."""
+    return None if n_tokens < 0 else n_tokens

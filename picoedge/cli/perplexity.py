@@ -1,0 +1,82 @@
+"""`picoedge perplexity`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli import models, options, prompts
+from picoedge.cli.output import Progress, showing_progress
+from picoedge.errors import ContextError, UsageError
+
+if TYPE_CHECKING:
+    from picoedge.text.tokenizer import Tokenizer
+
+BYTES_PER_TOKEN = 16  # more than texts have; read again where it was not enough
+
+
+@click.command()
+@options.model_argument()
+@click.option(
+    "-f", "--file", "file", type=click.Path(path_type=Path), required=True, help="A UTF-8 text."
+)
+@click.option(
+    "--tokens",
+    "n_tokens",
+    type=click.IntRange(2),
+    default=2048,
+    show_default=True,
+    help="Take the first N tokens, as one context.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.model_options
+def command(**values: Any) -> None:
+    """Measure how well MODEL predicts the beginning of a text: lower is better.
+
+    The exponential of the mean negative log-likelihood of each token given all before it.
+    """
+    from picoedge.engine.measure import perplexity
+    from picoedge.text.tokenizer import load_tokenizer
+
+    values["model"] = str(models.find_pack(values["model"]))
+    tokens = first_tokens(load_tokenizer(Path(values["model"])), values["file"], values["n_tokens"])
+    _, model = models.open_model(values, len(tokens))
+    with closing(model), showing_progress() as progress:
+        if len(tokens) > model.n_ctx:
+            raise ContextError(
+                f"{len(tokens)} tokens, a context of {model.n_ctx}",
+                "take a larger --ctx-size, or fewer --tokens",
+            )
+        value = perplexity(model, tokens, _told(progress))
+    if values["as_json"]:
+        click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))
+    else:
+        click.echo(f"perplexity {value:.4f} over {len(tokens)} tokens")
+
+
+def _told(progress: Progress | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, of: progress(f"token {done} of {of}", 0, 0)
+
+
+def first_tokens(tokenizer: Tokenizer, file: Path, count: int) -> list[int]:
+    """The first `count` tokens of a file (all, of a shorter one), BOS where the model has one.
+
+    Reads no more than that takes. Raises UsageError where it is not text or has no two tokens.
+    """
+    limit = count * BYTES_PER_TOKEN
+    while True:
+        ids = tokenizer.encode(prompts.read_text(file, limit))
+        # The last word may be cut in two where the reading ended: stay well before it.
+        if len(ids) > count + 64 or file.stat().st_size <= limit:
+            break
+        limit *= 4
+    if len(ids) < 2:
+        raise UsageError(f"{file} has {len(ids)} tokens", "take a longer text")
+    return ids[:count]

@@ -1,0 +1,121 @@
+"""Speed as llama-bench measures it, and perplexity."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.errors import ModelError, UsageError
+
+F32 = npt.NDArray[np.float32]
+
+
+class Runnable(Protocol):
+    """What measuring needs of a model (`model.transformer.Transformer`)."""
+
+    n_ctx: int
+
+    def forward(self, tokens: Sequence[int], position: int) -> F32:
+        """Logits f32 [vocab] after the last token."""
+
+    def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
+        """Logits f32 [n, vocab] after every token, a few at a time."""
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """Tokens a second of one test, a figure a repetition. Names are llama-bench's."""
+
+    name: str  # pp256: a prompt of 256 tokens; tg64: 64 tokens one by one
+    runs: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the repetitions."""
+        return statistics.fmean(self.runs)
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation; 0 for one repetition."""
+        return statistics.stdev(self.runs) if len(self.runs) > 1 else 0.0
+
+
+def bench(
+    model: Runnable,
+    vocab_size: int,
+    *,
+    n_prompt: int,
+    n_generate: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[BenchRow]:
+    """A row for the prompt and one for generation, each from an empty cache, after a warm-up.
+
+    The tokens are random (as llama-bench's are): no sampler, no tokenizer, no early end.
+    """
+    count = max(n_prompt, n_generate)
+    tokens = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
+    rows = []
+    if n_prompt:
+        runs = _repeat(lambda: _run_prompt(model, tokens[:n_prompt]), repeats, clock)
+        rows.append(BenchRow(f"pp{n_prompt}", tuple(n_prompt / s for s in runs)))
+    if n_generate:
+        runs = _repeat(lambda: _run_singly(model, tokens[:n_generate]), repeats, clock)
+        rows.append(BenchRow(f"tg{n_generate}", tuple(n_generate / s for s in runs)))
+    return rows
+
+
+def _run_prompt(model: Runnable, tokens: list[int]) -> None:
+    model.forward(tokens, 0)
+
+
+def _run_singly(model: Runnable, tokens: list[int]) -> None:
+    for position, token in enumerate(tokens):
+        model.forward((token,), position)
+
+
+def _repeat(run: Callable[[], None], repeats: int, clock: Callable[[], float]) -> list[float]:
+    """Seconds of each of `repeats` runs, after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        began = clock()
+        run()
+        seconds.append(max(clock() - began, 1e-9))
+    return seconds
+
+
+def perplexity(
+    model: Runnable, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+) -> float:
+    """exp of the mean negative log-likelihood of tokens 1 .. n-1, each given all before it.
+
+    Raises UsageError for fewer than two tokens, ModelError where the logits are not numbers.
+    """
+    if len(tokens) < 2:
+        raise UsageError(f"a text of {len(tokens)} tokens predicts nothing", "take a longer one")
+    total, position = 0.0, 0
+    for logits in model.forward_all(tokens[:-1], 0):  # [n, vocab]
+        following = tokens[position + 1 : position + 1 + len(logits)]
+        total += negative_log_likelihood(logits, following)
+        position += len(logits)
+        if progress is not None:
+            progress(position, len(tokens) - 1)
+    if not math.isfinite(total):
+        raise ModelError("the model's output is not a number", "picoedge verify checks its weights")
+    return math.exp(total / position)
+
+
+def negative_log_likelihood(logits: F32, targets: Sequence[int]) -> float:
+    """Sum over rows of -log softmax(row)[target], in f64. logits f32 [n, vocab]."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    chosen = wide[np.arange(len(targets)), np.asarray(targets)]  # [n]
+    return float((np.log(np.exp(wide).sum(axis=1)) - chosen).sum())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ ENTRY_FILES = {
     "smollm2": built_in_folder() / "smollm2-135m.toml",
     "gemma": Path(__file__).parent / "data" / "gemma3-270m.toml",
 }
+PACKING_ROOMS = ("store", "text", "kernels")
+PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
 
@@ -41,7 +45,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     errors = session.config.stash.setdefault(FETCH_ERRORS, {})
     for name, file in ENTRY_FILES.items():
-        if f"{name}_gguf" in needed and not session.config.option.collectonly:
+        if needed & {f"{name}_gguf", f"{name}_pack"} and not session.config.option.collectonly:
             try:
                 fetch_model(load_entry(file))
             except PicoedgeError as error:
@@ -65,3 +69,35 @@ def smollm2_gguf(pytestconfig: pytest.Config) -> Path:
 def gemma_gguf(pytestconfig: pytest.Config) -> Path:
     """The GGUF of Gemma 3 270M (Q4_K_M, SentencePiece)."""
     return _gguf("gemma", pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def smollm2_pack(smollm2_gguf: Path) -> Path:
+    """SmolLM2, packed by this very code; read it only."""
+    return pack_once(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def gemma_pack(gemma_gguf: Path) -> Path:
+    """Gemma 3 270M, packed by this very code; read it only."""
+    return pack_once(gemma_gguf)
+
+
+def pack_once(gguf: Path) -> Path:
+    """The model's pack in the test cache, keyed by the file and by the code that packs."""
+    from picoedge.engine.packing import pack_model
+    from picoedge.store.sources import open_source
+
+    key = hashlib.blake2b(open_source(gguf).fingerprint.encode(), digest_size=8)
+    package = built_in_folder().parent / "picoedge"
+    for room in PACKING_ROOMS:
+        for file in sorted((package / room).glob("*.py")):
+            key.update(file.read_bytes())
+    out = gguf.with_name(f"{gguf.stem}-{key.hexdigest()}.pico")
+    with locked(gguf.with_suffix(".pack.lock"), lambda: None):
+        if not out.exists():
+            pack_model(gguf, out)
+            packs = sorted(gguf.parent.glob(f"{gguf.stem}-*.pico"), key=os.path.getmtime)
+            for old in packs[:-PACKS_KEPT]:
+                shutil.rmtree(old)
+    return out

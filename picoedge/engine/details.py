@@ -24,8 +24,7 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
         pack = Pack.open(shelf.find(model))
     except ModelError:
         return _describe_unpacked(shelf, model)
-    entry = shelf.entries.get(pack.name)
-    return {**describe_pack(pack), "licence": entry.licence if entry else None}
+    return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
 
 
 def describe_pack(pack: Pack) -> dict[str, Any]:
@@ -53,6 +52,16 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
     }
 
 
+def _licence(shelf: Shelf, model: str | None, name: str) -> str | None:
+    """As the catalogue says, or the file that was named."""
+    if name in shelf.entries:
+        return shelf.entries[name].licence
+    if model is None or is_pack(Path(model)) or not Path(model).exists():
+        return None
+    licence = open_source(Path(model)).metadata.get("general.license")
+    return licence if isinstance(licence, str) else None
+
+
 def _describe_unpacked(shelf: Shelf, model: str | None) -> dict[str, Any]:
     entry = shelf.entries.get(model) if model else shelf.entry(None)
     if entry is not None:
@@ -68,7 +77,7 @@ def _describe_unpacked(shelf: Shelf, model: str | None) -> dict[str, Any]:
         "path": str(path),
         **_shape(source.config),
         "bytes": source.tensor_bytes,
-        "licence": source.metadata.get("general.license"),
+        "licence": _licence(shelf, model, ""),
     }
 
 

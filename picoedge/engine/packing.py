@@ -9,7 +9,7 @@ from picoedge.errors import ModelError
 from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
 from picoedge.store.sources import Source, open_source
-from picoedge.text.export import write_from_gguf, write_from_huggingface
+from picoedge.text import export
 
 
 def pack_model(
@@ -41,6 +41,6 @@ def is_current(out: Path, path: Path | None) -> bool:
 def write_text(source: Source, folder: Path) -> None:
     """Write the tokenizer's and template's files of `source` into the pack `folder`."""
     if source.kind == "gguf":
-        write_from_gguf(source.metadata, folder)
+        export.write_from_gguf(source.metadata, folder)
     else:
-        write_from_huggingface(source.path, folder)
+        export.write_from_huggingface(source.path, folder)

@@ -31,7 +31,6 @@ from picoedge.engine.catalogue import (
     load_catalogue,
 )
 from picoedge.engine.fetching import Fetching, Progress, as_storage_error, locked, no_progress
-from picoedge.engine.packing import is_current, pack_model
 from picoedge.errors import ModelError, UsageError
 
 
@@ -150,12 +149,13 @@ class Shelf:
 
     def _existing(self, model: str) -> Path:
         path = Path(model)
-        if not model or not path.exists():
-            packed = self._pack_path(source_name(path, None)) if model else path
-            if model and packed.exists():
-                raise ModelError(f"{model} is gone", f"its pack is still here: {packed.stem}")
-            raise _unknown(model, self.entries, "in the catalogue, nor a file or folder")
-        return path
+        if model and path.exists():
+            return path
+        if os.sep not in model and path.suffix not in (".gguf", ".pico"):
+            raise _unknown(model, self.entries, "in the catalogue, nor a file or folder here")
+        packed = self._pack_path(source_name(path, None))
+        hint = f"its pack is still here: {packed.stem}" if packed.exists() else "check the path"
+        raise ModelError(f"{model} does not exist", hint)
 
     def _resolve_name(self, name: str, bits: int | None, progress: Progress) -> Path:
         entry = self.entries.get(name)
@@ -163,17 +163,18 @@ class Shelf:
             return self._pack_path(name)
         packed_name = name if bits is None else f"{name}-{bits}bit"
         out = self._pack_path(packed_name)
-        if is_current(out, None):
+        if _is_current(out, None):
             return out
         with self._locked(name, progress):
-            if not is_current(out, None):
+            if not _is_current(out, None):
                 self._fetch_and_pack(entry, out, bits, progress)
         return out
 
     def _fetch_and_pack(
         self, entry: Entry, out: Path, bits: int | None, progress: Progress
     ) -> None:
-        from picoedge.engine.download import fetch  # brings ssl along: not for every start
+        from picoedge.engine.download import fetch
+        from picoedge.engine.packing import pack_model
 
         gguf = self.folder / f"{entry.name}.gguf"
         fetch(entry, gguf, progress=progress, how=self.how)
@@ -182,12 +183,14 @@ class Shelf:
             gguf.unlink()
 
     def _resolve_source(self, path: Path, bits: int | None, progress: Progress) -> Path:
+        from picoedge.engine.packing import pack_model
+
         name = source_name(path, bits)
         out = self._pack_path(name)
-        if is_current(out, path):
+        if _is_current(out, path):
             return out
         with self._locked(name, progress):
-            if not is_current(out, path):
+            if not _is_current(out, path):
                 pack_model(path, out, bits=bits, progress=progress)
         return out
 
@@ -237,7 +240,8 @@ def shelf_folder(environ: Mapping[str, str]) -> Path:
 def source_name(path: Path, bits: int | None) -> str:
     """The shelf's name for a file or folder of the user: its stem and a hash of where it is."""
     where = path.resolve()
-    stem = re.sub(r"[^a-z0-9._-]+", "-", where.stem.lower()).strip("-._")[:60]
+    name = where.stem if where.suffix == ".gguf" else where.name
+    stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]
     key = hashlib.blake2b(f"{where}\0{bits}".encode(errors="surrogateescape"), digest_size=4)
     return f"{stem or 'model'}-{key.hexdigest()}"
 
@@ -245,6 +249,12 @@ def source_name(path: Path, bits: int | None) -> str:
 def is_pack(path: Path) -> bool:
     """Whether `path` is meant as a pack: by its name, or by what is in it."""
     return path.suffix == ".pico" or (path / "picoedge.json").is_file()
+
+
+def _is_current(out: Path, path: Path | None) -> bool:
+    from picoedge.engine.packing import is_current  # NumPy and all: not to list what there is
+
+    return is_current(out, path)
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:

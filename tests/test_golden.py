@@ -139,10 +139,10 @@ def test_a_cache_rebuilt_by_prefill_equals_the_lost_one(packed: Pack, native: Ru
 
 
 SPLITS = {
-    "even": [Slice(range(0, 2), range(0, 1)), Slice(range(2, 3), range(1, 2))],
-    "one without attention": [Slice(range(0, 3), range(0, 1)), Slice(range(0), range(1, 2))],
+    "even": [Slice(range(2), range(1)), Slice(range(2, 3), range(1, 2))],
+    "one without attention": [Slice(range(3), range(1)), Slice(range(0), range(1, 2))],
     "one without anything": [
-        Slice(range(0, 1), range(0, 2)),
+        Slice(range(1), range(2)),
         Slice(range(1, 3), range(0)),
         Slice(range(0), range(0)),
     ],

@@ -65,10 +65,14 @@ def gemma3(**changes: Any) -> Any:
 CASES: dict[str, Callable[[], Any]] = {
     "llama": lambda: llama(),
     "llama-tied": lambda: llama(tie_word_embeddings=True),
-    "llama-3-groups-of-3": lambda: llama(num_attention_heads=9, num_key_value_heads=3),
+    "llama-3-groups-of-3": lambda: llama(
+        hidden_size=144, num_attention_heads=9, num_key_value_heads=3
+    ),
     "llama-rope-llama3": lambda: llama(rope_parameters=LLAMA3),
     "llama-rope-linear": lambda: llama(rope_parameters=LINEAR),
-    "llama-one-kv-head": lambda: llama(num_attention_heads=5, num_key_value_heads=1, head_dim=32),
+    "llama-one-kv-head": lambda: llama(
+        hidden_size=160, num_attention_heads=5, num_key_value_heads=1, head_dim=32
+    ),
     "mistral-window": lambda: mistral(sliding_window=11),
     "mistral": lambda: mistral(sliding_window=None),
     "qwen2-bias": lambda: qwen2(tie_word_embeddings=True),

@@ -121,14 +121,11 @@ class Kernels(Protocol):
     def project_sum(
         self, x: F32, activation: str | None, weights: Weights | None, sums: F64
     ) -> ProjectSum:
-        """sums f64 [N, rows] = over shards i, f32 partial of (x's columns of shard i), added in f64.
+        """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
 
         With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is
         activation(first half) * second half; else x is [N, total_cols]. `weights` None: zeros.
         """
-
-    def gather(self, weights: Weights, ids: Sequence[int], out: F32) -> None:
-        """out[i] = f32 row ids[i] of the run (an embedding look-up; ids are checked before)."""
 
     def close(self) -> None:
         """Stop the twin's threads. Idempotent."""

@@ -247,7 +247,8 @@ def join_quants(fmt: Format, quants: U8, highs: U8 | None) -> U8:
     shifts = np.arange(0, 8, width, dtype=np.uint8).reshape(-1, *(1,) * (quants.ndim - 3))
     high = (highs[:, :, :, None] >> shifts) & (2**width - 1)  # T, B, byte, in byte, …
     assert highs.shape[2] * per_byte == 8
-    return q | (high.reshape(q.shape) << 4)
+    whole: U8 = q | (high.reshape(q.shape) << 4)
+    return whole
 
 
 def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:

@@ -91,13 +91,13 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
 
     Raises UsageError where what is asked for does not exist here.
     """
-    from picoedge.kernels.numpy_twin import NumpyKernels  # noqa: PLC0415 (start-up time)
+    from picoedge.kernels.numpy_twin import NumpyKernels
 
     choice = _choose_here(kind)
     count = threads or default_threads()
     if choice.path is None:
         return NumpyKernels(count)
-    from picoedge.kernels.native import NativeKernels, open_library  # noqa: PLC0415
+    from picoedge.kernels.native import NativeKernels, open_library
 
     try:
         return NativeKernels(open_library(choice.path), count)

@@ -255,10 +255,6 @@ class NativeKernels:
 
         return project_sum
 
-    def gather(self, weights: Weights, ids: Sequence[int], out: F32) -> None:
-        """See `Kernels.gather`."""
-        self._numpy.gather(weights, ids, out)
-
     def _scratch_for(self, n: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Quantized activations [n] and one f32 row a thread; operations run one at a time."""
         blocks = n * (width // BLOCK_COLS) * _XBLOCK_BYTES

@@ -203,7 +203,7 @@ class Transformer:
                 f"{self.n_ctx} tokens",
                 "use a larger --ctx-size or a shorter text",
             )
-        assert min(tokens) >= 0 and max(tokens) < self.config.vocab_size
+        assert 0 <= min(tokens) <= max(tokens) < self.config.vocab_size
         for at in range(0, len(tokens), self._batch):
             yield tokens[at : at + self._batch], position + at
 

@@ -50,21 +50,20 @@ def fetch(
     )
 
 
-def file_sha256(path: Path, progress: Progress = no_progress) -> str:
-    """SHA-256 of a file, as hex."""
+def _sha256(path: Path, what: str, progress: Progress) -> str:
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             done += len(chunk)
-            progress(f"checking {path.name}", done, total)
+            progress(what, done, total)
     return digest.hexdigest()
 
 
 def _check_present(entry: Entry, target: Path, progress: Progress) -> None:
     with as_storage_error(target):
         same = target.stat().st_size == entry.n_bytes
-        same = same and file_sha256(target, progress) == entry.sha256
+        same = same and _sha256(target, f"checking {entry.name}", progress) == entry.sha256
     if not same:
         raise DownloadError(
             f"{target} is not {entry.name}: its SHA-256 differs from {entry.sha256}",
@@ -126,7 +125,9 @@ def _join(parts: list[Path]) -> None:
 
 def _check_arrived(entry: Entry, part: Path, progress: Progress) -> None:
     size = part.stat().st_size
-    arrived = file_sha256(part, progress) if size == entry.n_bytes else f"{size} bytes"
+    arrived = f"{size} bytes"
+    if size == entry.n_bytes:
+        arrived = _sha256(part, f"checking {entry.name}", progress)
     if arrived != entry.sha256:
         part.unlink()
         raise DownloadError(

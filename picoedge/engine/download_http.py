@@ -74,10 +74,9 @@ class HttpFetch:
                 gained = self._have() - before
                 failures = failures + 1 if gained < CHUNK_BYTES else 1
                 if failures >= self.how.tries or not self._reached:
-                    raise DownloadError(
-                        f"{self.url}: {cut} after {self._have()} bytes",
-                        "pull again to go on from there",
-                    ) from cut
+                    have = self._have()
+                    where = f" after {have} bytes; pulling again goes on there" if have else ""
+                    raise DownloadError(f"{self.url}: {cut}{where}") from cut
                 self.how.pause(2.0**failures)
 
     def _have(self) -> int:
@@ -96,7 +95,7 @@ class HttpFetch:
             self._refused(error, start)
             return
         except urllib.error.URLError as error:
-            raise _Cut(f"cannot be reached: {error.reason}") from error
+            raise _Cut(f"cannot be reached: {_reason(error.reason)}") from error
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_reason(error)) from error
         self._reached = True
@@ -165,4 +164,4 @@ class HttpFetch:
 
 
 def _reason(error: Any) -> str:
-    return (str(error) or type(error).__name__).lower()
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -61,7 +61,8 @@ class Activations:
 
     @cached_property
     def _totals(self) -> F32:
-        return np.add.reduce(self._blocks[0], axis=2)  # [n, B], exact
+        totals: F32 = np.add.reduce(self._blocks[0], axis=2)  # [n, B], exact
+        return totals
 
     def _beside_rows(self, per_block: F32) -> F32:
         """[n, B] repeated for a tile's rows: [n, G, 1, B, 16]."""
@@ -134,8 +135,8 @@ class Activations:
     @cached_property
     def _eight(self) -> Factors:
         n = len(self._whole)
-        x = self._whole.reshape(n, -1, 8, 4).transpose(0, 3, 1, 2).astype(np.int32)  # n, k, block, v
-        factors = _unshifted(x, 256).view(np.uint32)
+        x = self._whole.reshape(n, -1, 8, 4).astype(np.int32)  # n, block, v, k
+        factors = _unshifted(x.transpose(0, 3, 1, 2), 256).view(np.uint32)
         out = np.empty((*factors.shape, TILE_ROWS), np.uint32)
         out[:] = factors[..., None]
         return Factors(out.reshape(n, 1, 4, self.groups, -1))

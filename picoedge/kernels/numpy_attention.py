@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.numpy_planes import widen
+from picoedge.kernels.numpy_team import Job, Scratch, Team
 
 F32 = npt.NDArray[np.float32]
+
+_TILE = 1 << 17  # keys or values held as f32 at a time, in elements
+_SCORES = 1 << 18  # scores held at a time, where that leaves at least one token
 
 
 class NumpyCache:
@@ -18,32 +25,46 @@ class NumpyCache:
     def __init__(self, n_ctx: int, shape: AttentionShape, exact: bool) -> None:
         dtype = np.float32 if exact else np.float16
         size = (shape.kv_heads, n_ctx, shape.head_dim)
-        self.k: npt.NDArray[np.floating] = np.zeros(size, dtype)
-        self.v: npt.NDArray[np.floating] = np.zeros(size, dtype)
+        self.keys: npt.NDArray[Any] = np.zeros(size, dtype)
+        self.values: npt.NDArray[Any] = np.zeros(size, dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return self.k.nbytes + self.v.nbytes
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, position: int, keys: F32, values: F32) -> None:
+        """Store keys and values, each [n, kv_heads, d], at position .. position+n-1."""
+        span = slice(position, position + len(keys))
+        with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
+            self.keys[:, span] = keys.transpose(1, 0, 2)
+            self.values[:, span] = values.transpose(1, 0, 2)
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """x / sqrt(mean(x^2) + eps) * weight along the last axis; the mean is summed in f64."""
-    mean = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
-    return x * (1.0 / np.sqrt(mean + eps)).astype(np.float32) * weight
+    squares = np.einsum("...i,...i->...", x, x, dtype=np.float64)
+    factors = 1.0 / np.sqrt(squares / x.shape[-1] + eps)
+    out: F32 = x * factors.astype(np.float32)[..., None]
+    return np.multiply(out, weight, out=out)
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:
     """Rotary embedding of x [n, heads, d] by cos, sin [n, d/2]: pairs are (i, i + d/2)."""
-    a, b = np.split(x, 2, axis=-1)  # [n, heads, d/2]
+    half = x.shape[2] // 2
+    a, b = x[:, :, :half], x[:, :, half:]
     c, s = cos[:, None], sin[:, None]  # [n, 1, d/2]
-    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+    out = np.empty(x.shape, np.float32)
+    np.subtract(a * c, b * s, out=out[:, :, :half])
+    np.add(b * c, a * s, out=out[:, :, half:])
+    return out
 
 
 @dataclass(frozen=True, eq=False)
 class BoundAttend:
     """See `Kernels.attend`."""
 
+    team: Team
     qkv: F32
     shape: AttentionShape
     rope: tuple[F32, F32]
@@ -53,37 +74,75 @@ class BoundAttend:
     out: F32
 
     def __call__(self, n: int, position: int) -> None:
-        shape, end = self.shape, position + n
-        q, k, v = self._heads(n, position)
-        self.cache.k[:, position:end] = k.transpose(1, 0, 2)
-        self.cache.v[:, position:end] = v.transpose(1, 0, 2)
-        start = max(0, position + 1 - shape.window) if shape.window else 0
-        keys = self.cache.k[:, start:end].astype(np.float32)  # [kv, keys, d]
-        values = self.cache.v[:, start:end].astype(np.float32)
+        shape = self.shape
+        heads = self.qkv[:n].reshape(n, -1, shape.head_dim)
+        turned = self._turn(heads[:, : shape.q_heads + shape.kv_heads], position)
+        queries, keys = turned[:, : shape.q_heads], turned[:, shape.q_heads :]
+        self.cache.append(position, keys, heads[:, shape.q_heads + shape.kv_heads :])
         group = shape.q_heads // shape.kv_heads
-        q = q.reshape(n, shape.kv_heads, group, shape.head_dim).transpose(1, 2, 0, 3)
-        scores = q @ keys[:, None].transpose(0, 1, 3, 2) * np.float32(shape.scale)
-        scores[..., ~self._seen(n, position, start)] = -np.inf  # [kv, group, n, keys]
-        scores -= scores.max(axis=-1, keepdims=True)
-        weights = np.exp(scores)
-        weights /= weights.sum(axis=-1, keepdims=True)
-        mixed = weights @ values[:, None]  # [kv, group, n, d]
-        self.out[:n] = mixed.transpose(2, 0, 1, 3).reshape(n, -1)
+        grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
+        scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
+        self.team.run(self._jobs(scaled, n, position))
 
-    def _heads(self, n: int, position: int) -> tuple[F32, F32, F32]:
-        """q, k (normed and rotated) and v of the tokens: [n, heads, d]."""
-        shape, d = self.shape, self.shape.head_dim
-        heads = self.qkv[:n].reshape(n, -1, d)
-        q, k, v = np.split(heads, [shape.q_heads, shape.q_heads + shape.kv_heads], axis=1)
+    def _turn(self, heads: F32, position: int) -> F32:
+        """q and k [n, heads, d] normed and rotated."""
         if self.norms is not None:
+            q, k = np.split(heads, [self.shape.q_heads], axis=1)
             q = rms_norm(q, self.norms[0], self.eps)
-            k = rms_norm(k, self.norms[1], self.eps)
-        cos, sin = (table[position : position + n] for table in self.rope)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+            heads = np.concatenate([q, rms_norm(k, self.norms[1], self.eps)], axis=1)
+        cos, sin = (table[position : position + len(heads)] for table in self.rope)
+        return rotate(heads, cos, sin)
 
-    def _seen(self, n: int, position: int, start: int) -> npt.NDArray[np.bool_]:
-        """Which keys (from `start` on) each token sees: [n, keys]."""
+    def _jobs(self, queries: F32, n: int, position: int) -> list[Job]:
+        """One job a key-value head and run of tokens; a single one where there is little to do."""
+        kv_heads, group, _, d = queries.shape
+        keys = position + n
+        if n == 1 and kv_heads * keys * d <= _TILE:
+            return [partial(self._attend, queries, slice(0, kv_heads), 0, position)]
+        run = max(1, min(n, _SCORES // (group * keys)))
+        return [
+            partial(self._attend, queries[i : i + 1, :, at : at + run], slice(i, i + 1), at,
+                    position + at)
+            for i in range(kv_heads) for at in range(0, n, run)
+        ]  # fmt: skip
+
+    def _attend(self, q: F32, heads: slice, row: int, position: int, scratch: Scratch) -> None:
+        """Attend with q [kv, group, n, d] of tokens from `position` on; they are rows of out."""
+        kv, group, n, d = q.shape
+        end = position + n
+        start = max(0, position + 1 - self.shape.window) if self.shape.window else 0
+        q = q.reshape(kv, group * n, d)
+        scores = scratch.take("scores", (kv, group * n, end - start), np.float32)
+        step = max(1, _TILE // (kv * d))
+        for at in range(start, end, step):
+            keys = _as_f32(self.cache.keys[heads, at : min(at + step, end)], scratch)
+            part = scores[:, :, at - start : at - start + keys.shape[1]]
+            np.matmul(q, keys.transpose(0, 2, 1), out=part)
+        if n > 1:
+            each = scores.reshape(kv, group, n, -1)
+            np.copyto(each, np.float32(-np.inf), where=self._hidden(n, position, start))
+        scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
+        np.exp(scores, out=scores)
+        mixed = np.zeros((kv, group * n, d), np.float32)
+        for at in range(start, end, step):
+            values = _as_f32(self.cache.values[heads, at : min(at + step, end)], scratch)
+            part = scores[:, :, at - start : at - start + values.shape[1]]
+            mixed += np.matmul(part, values)
+        mixed /= np.add.reduce(scores, axis=2, keepdims=True)
+        out = self.out[row : row + n].reshape(n, -1, group, d)
+        out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
+
+    def _hidden(self, n: int, position: int, start: int) -> npt.NDArray[np.bool_]:
+        """Which keys (from `start` on) each token must not see: [n, keys]."""
         at = np.arange(position, position + n)[:, None]
         key = np.arange(start, position + n)[None, :]
-        seen = key <= at
-        return seen & (key > at - self.shape.window) if self.shape.window else seen
+        hidden: npt.NDArray[np.bool_] = key > at
+        return hidden | (key <= at - self.shape.window) if self.shape.window else hidden
+
+
+def _as_f32(stored: npt.NDArray[Any], scratch: Scratch) -> F32:
+    """Keys or values as f32: themselves, or widened into scratch that the next call reuses."""
+    if stored.dtype == np.float32:
+        return stored
+    out: F32 = scratch.take("wide", stored.shape, np.float32)
+    return widen(stored.view(np.int16), out)

@@ -12,7 +12,6 @@ from picoedge.kernels.api import AttentionShape, Residual
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.numpy_activations import Activations
 from picoedge.kernels.numpy_attention import BoundAttend, NumpyCache, rms_norm
-from picoedge.kernels.numpy_gather import gather_rows
 from picoedge.kernels.numpy_matmul import (
     PlainRows,
     PlainSum,
@@ -63,7 +62,7 @@ class NumpyKernels:
         out: F32,
     ) -> BoundAttend:
         """See `Kernels.attend`."""
-        return BoundAttend(qkv, shape, rope, norms, eps, cache, out)
+        return BoundAttend(self._team, qkv, shape, rope, norms, eps, cache, out)
 
     def project_sum(
         self, x: F32, activation: str | None, weights: Weights | None, sums: F64
@@ -72,10 +71,6 @@ class NumpyKernels:
         matrix = None if weights is None else sum_of(weights)
         groups = 1 if weights is None else weights.count
         return BoundProjectSum(self._team, x, activation, matrix, groups, sums)
-
-    def gather(self, weights: Weights, ids: Sequence[int], out: F32) -> None:
-        """See `Kernels.gather`."""
-        gather_rows(weights, ids, out)
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""
@@ -149,10 +144,20 @@ class BoundProjectSum:
 def silu(x: F32) -> F32:
     """x / (1 + exp(-x)); exp may overflow to inf, and the quotient is then rightly 0."""
     with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
+        out: F32 = np.exp(-x)
+    out += 1
+    return np.divide(x, out, out=out)
 
 
 def gelu_tanh(x: F32) -> F32:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (1 + np.tanh(inner))
+    out: F32 = x * x
+    out *= np.float32(0.044715)
+    out += 1
+    out *= x
+    out *= np.float32(np.sqrt(2 / np.pi))
+    np.tanh(out, out=out)
+    out += 1
+    out *= x
+    out *= np.float32(0.5)
+    return out

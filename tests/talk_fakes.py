@@ -54,14 +54,15 @@ class FakeKernels:
 class ScriptedModel:
     """Answers the k-th prompt with the k-th of `answers`, then the end-of-text token.
 
-    `runs` lists what was computed, as (position, tokens). A prompt is a run of several tokens;
-    generation is runs of one, as in a real session.
+    `runs` lists what was computed, as (position, tokens). A prompt is a run of several tokens, or
+    one that goes back; generation is runs of one, each after the last.
     """
 
     def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()
         self.runs: list[tuple[int, list[int]]] = []
         self.closed = False
+        self._next = 0
         self._answers = iter(answers)
         self._script: Iterator[int] = iter(())
 
@@ -69,9 +70,10 @@ class ScriptedModel:
         self.runs.append((position, list(tokens)))
         assert tokens
         assert position + len(tokens) <= self.n_ctx
-        if len(tokens) > 1:
+        if len(tokens) > 1 or position != self._next:
             answer = next(self._answers)
             self._script = iter(answer.encode() if isinstance(answer, str) else answer)
+        self._next = position + len(tokens)
         logits = np.zeros(VOCAB, np.float32)
         logits[next(self._script, EOS)] = 30
         return logits

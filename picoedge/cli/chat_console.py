@@ -63,14 +63,17 @@ class TerminalConsole:
 
 
 def read_message(ask: Callable[[str], str]) -> str:
-    """One message: a line, or all that stands between two fences of three quotes."""
+    """One message: a line, or all that stands between two fences of three quotes.
+
+    A text fenced on lines of its own begins with a line end, and so is never a slash command.
+    """
     line = ask(PROMPT)
     if not line.lstrip().startswith(FENCE):
         return line
     text = line.lstrip().removeprefix(FENCE)
     while FENCE not in text:
         text += "\n" + ask(CONTINUATION)
-    return text[: text.index(FENCE)].strip("\n")
+    return text[: text.index(FENCE)]
 
 
 def history_path(environ: Mapping[str, str]) -> Path:

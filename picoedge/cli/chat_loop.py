@@ -59,7 +59,7 @@ class Chat:
         if chat_commands.is_command(message):
             return chat_commands.obey(self, message)
         if message.strip():
-            self.ask(message)
+            self.ask(message.strip("\n"))
         return True
 
     def ask(self, message: str) -> None:

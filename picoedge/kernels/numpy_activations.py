@@ -99,7 +99,11 @@ class Activations:
 
     def factors(self, bits: int) -> Factors:
         """Factors for quants of 4, 5, 6 or 8 bits."""
-        return {4: self._four, 5: self._five, 6: self._six, 8: self._eight}[bits]
+        if bits == 4:
+            return self._four
+        if bits == 5:
+            return self._five
+        return self._six if bits == 6 else self._eight
 
     @cached_property
     def _four(self) -> Factors:

@@ -50,15 +50,14 @@ class Encoding:
 
     def floats(self, raw: U8) -> F32:
         """Rows as f32 [n, cols] of u8 [n, row bytes]."""
-        if self.name == "F32":
-            return raw.view("<f4")
-        if self.name == "F16":
-            return raw.view(_F16).astype(np.float32)
-        if self.name == "BF16":
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        if self.format:
-            return self._exact_floats(raw)
-        return _library_floats(self.name, raw)
+        with np.errstate(all="ignore"):  # NaN and infinity are the caller's to refuse
+            if self.name == "F32":
+                return raw.view("<f4")
+            if self.name == "F16":
+                return raw.view(_F16).astype(np.float32)
+            if self.name == "BF16":
+                return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+            return self._exact_floats(raw) if self.format else _library_floats(self.name, raw)
 
     def _exact_floats(self, raw: U8) -> F32:
         cols = raw.shape[1] // self.nbytes * self.elements
@@ -73,8 +72,7 @@ def _library_floats(name: str, raw: U8) -> F32:
     from gguf.quants import dequantize as library_dequantize
 
     try:
-        with np.errstate(all="ignore"):
-            values = library_dequantize(raw, GGMLQuantizationType[name])
+        values = library_dequantize(raw, GGMLQuantizationType[name])
     except (KeyError, NotImplementedError) as error:
         raise UnsupportedError(
             f"this version of the gguf library does not dequantize {name}", "pip install -U gguf"

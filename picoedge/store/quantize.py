@@ -21,7 +21,7 @@ def quantize(values: F32, fmt: Format, name: str) -> Quants:
     `name` is the tensor's, for the message.
     """
     blocks = values.reshape(len(values), -1, BLOCK_COLS)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # what overflows is refused below
         parts = _with_minimum(blocks, fmt) if fmt.has_min else _symmetric(blocks, fmt)
     for scales in (parts.scales, parts.mins):
         if scales is not None and not np.isfinite(scales).all():

@@ -48,8 +48,10 @@ def test_swap_on_a_disk_is_warned_of_and_zram_is_not() -> None:
 
 
 def test_little_memory_is_warned_of() -> None:
-    assert health.check_memory(100 << 20, 1 << 30).status == "warn"
-    assert health.check_memory(800 << 20, 1 << 30).status == "ok"
+    assert health.check_memory(100 << 20, 1 << 30, 100 << 20).status == "warn"
+    assert health.check_memory(800 << 20, 1 << 30, 800 << 20).status == "ok"
+    limited = health.check_memory(400 << 20, 1 << 30, 800 << 20)
+    assert limited.text == "400 MB free of 1 GB, by its cgroup's limit (else 800 MB)"
 
 
 def test_a_hot_board_is_warned_of(tmp_path: Path) -> None:
@@ -89,8 +91,8 @@ def test_the_report_has_a_line_a_check(
     code = main(["doctor", "--json"])
     checks = json.loads(capsys.readouterr().out)
     assert code == (1 if any(check["status"] == "fail" for check in checks) else 0)
-    names = {"python", "libraries", "numpy", "kernels", "cores", "memory", "swap", "disk", "models"}
-    assert names <= {check["name"] for check in checks}
+    names = "python libraries numpy kernels compiler cores memory swap disk models"
+    assert set(names.split()) <= {check["name"] for check in checks}
     assert main(["doctor"]) == code
     assert len(capsys.readouterr().out.splitlines()) == len(checks)
 

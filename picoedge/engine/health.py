@@ -49,8 +49,9 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_libraries([name for name in LIBRARIES if not importlib.util.find_spec(name)])
     yield check_numpy()
     yield check_kernels(kernels)
+    yield check_compiler()
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
-    yield check_memory(memory.available_bytes(), _installed_bytes())
+    yield check_memory(memory.available_bytes(), _installed_bytes(), _without_cgroups())
     yield check_swaps(_text_of(Path("/proc/swaps")))
     yield check_disk(shelf.folder)
     yield check_model(shelf)
@@ -95,15 +96,22 @@ def check_kernels(kind: str | None) -> Check:
     except PicoedgeError as error:
         return Check("kernels", "fail", error.message, error.hint)
     if kind is None and text.startswith("NumPy"):
-        compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-        compiler = f"compiler: {compilers[0]}" if compilers else "no C compiler here"
-        return Check("kernels", "warn", f"{text}; {compiler}", "install gcc and picoedge again")
+        why = text.partition(": install")[0]
+        return Check("kernels", "warn", why, "apt install gcc, then install picoedge again")
     return Check("kernels", "ok", text)
 
 
-def check_memory(available: int, total: int) -> Check:
-    """Memory that is free within this process's limits."""
+def check_compiler() -> Check:
+    """Only the build of the C kernels needs one."""
+    found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    return Check("compiler", "ok", found[0] if found else "none; only building the kernels needs it")
+
+
+def check_memory(available: int, total: int, without_limit: int) -> Check:
+    """Memory that is free, within the limit of this process's cgroup if that is less."""
     text = f"{format_size(available)} free of {format_size(total)}"
+    if available < 0.9 * without_limit:  # not just what changed between two looks
+        text += f", by its cgroup's limit (else {format_size(without_limit)})"
     if available < _LOW_MEMORY_BYTES:
         return Check("memory", "warn", text, "stop other programs, or take a smaller --ctx-size")
     return Check("memory", "ok", text)
@@ -185,6 +193,10 @@ def check_heat(folder: Path) -> Iterator[Check]:
 
 def _installed_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _without_cgroups() -> int:
+    return memory.available_bytes(groups=Path(os.devnull))
 
 
 def _text_of(path: Path) -> str:

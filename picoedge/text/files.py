@@ -1,0 +1,50 @@
+"""Small files in and out of a folder, and what their failures are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import StorageError, TextError
+
+_MAX_BYTES = 64 << 20
+
+
+def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
+    """A UTF-8 file. Raises TextError where it is missing, too large or not text."""
+    try:
+        if path.stat().st_size > max_bytes:
+            raise TextError(f"{path} is larger than {max_bytes} bytes", "get a sound copy")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TextError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TextError(f"{path} is not text: {error}", "get a sound copy") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises TextError as `read_text`, or where the file holds something else."""
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise TextError(f"{path} is not JSON: {error}", "get a sound copy") from error
+    if not isinstance(values, dict):
+        raise TextError(f"{path} does not hold a JSON object", "get a sound copy")
+    return values
+
+
+def read_json_if_any(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file does not exist."""
+    return read_json(path) if path.exists() else {}
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Turn a failed write into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"writing to {folder} failed: {error.strerror or error}") from error

@@ -62,7 +62,7 @@ class ScriptedModel:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()
         self.runs: list[tuple[int, list[int]]] = []
         self.closed = False
-        self._next = 0
+        self._next = -1
         self._answers = iter(answers)
         self._script: Iterator[int] = iter(())
 

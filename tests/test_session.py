@@ -61,6 +61,12 @@ def test_the_full_context_ends_with_length_and_says_so() -> None:
     assert session.stats.context_full
 
 
+def test_a_prompt_of_one_token_fills_the_context_and_says_so() -> None:
+    session = scripted_session("abcdefgh", n_ctx=4)
+    assert "".join(session.generate([120])) == "abcd"
+    assert session.stats.context_full
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_the_counts() -> None:
     session = scripted_session("abc", n_ctx=10)
     with pytest.raises(ContextError, match=r"25 tokens.*10") as caught:

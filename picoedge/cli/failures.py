@@ -55,8 +55,6 @@ def flush_output() -> None:
 
 def report(error: BaseException, debug: bool = False) -> int:
     """Tell `error` on stderr; returns the exit code."""
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
     if debug:
         import traceback
 
@@ -64,6 +62,8 @@ def report(error: BaseException, debug: bool = False) -> int:
     if isinstance(error, BrokenPipeError):
         _abandon_stdout()
         return EXIT_PIPE_CLOSED
+    if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
+        _print_error("")  # the terminal has shown ^C
     message, hint, code = _told(error)
     if message:
         _print_error(f"error: {message}")
@@ -116,22 +116,25 @@ def _told_click(error: click.ClickException) -> Told:
             near or f"{asked} --help lists the options",
             EXIT_USAGE,
         )
+    return _click_message(error, ctx), f"{asked} --help shows how", error.exit_code
+
+
+def _click_message(error: click.ClickException, ctx: click.Context | None) -> str:
     message = error.format_message().rstrip(".")
     if isinstance(error, click.BadParameter) and error.param is not None and ctx is not None:
         from picoedge.cli.options import source_of
 
-        message = f"{source_of(ctx, error.param)}: {error.message or message}".rstrip(".")
-    return _lower_first(message), f"{asked} --help shows how", error.exit_code
+        source = source_of(ctx, error.param)
+        if isinstance(error, click.MissingParameter):
+            return f"missing {source}"
+        return f"{source}: {error.message}".rstrip(".")
+    return message[:1].lower() + message[1:]
 
 
 def _option_names(ctx: click.Context | None) -> list[str]:
     if ctx is None:
         return []
     return [name for param in ctx.command.params for name in param.opts if name[:2] == "--"]
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _print_error(line: str) -> None:

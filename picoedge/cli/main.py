@@ -7,6 +7,7 @@ click.Command). `picoedge --help` reads only this table, so it imports no comman
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}
+PROGRAM = "picoedge"
+COMPLETION_VARIABLE = "_PICOEDGE_COMPLETE"  # `eval "$(_PICOEDGE_COMPLETE=bash_source picoedge)"`
 
 
 class Invocation:
@@ -118,7 +121,7 @@ def build_group() -> click.Group:
         help="Show the version and exit.",
     )
     return LazyGroup(
-        name="picoedge",
+        name=PROGRAM,
         params=[version, _debug_option()],
         callback=_load_config,
         no_args_is_help=False,
@@ -138,13 +141,26 @@ def _load_config(ctx: click.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Never raises, never shows a traceback."""
     invocation = Invocation()
-    args = list(sys.argv[1:] if argv is None else argv)
     failures.tolerate_any_text()
     try:
-        result: Any = build_group().main(
-            args, prog_name="picoedge", standalone_mode=False, obj=invocation
-        )
+        code = _run(list(sys.argv[1:] if argv is None else argv), invocation)
         failures.flush_output()
-    except BaseException as error:
+    except BaseException as error:  # the one place that takes everything: nothing is above it
         return failures.report(error, debug=invocation.debug)
+    return code
+
+
+def _run(args: list[str], invocation: Invocation) -> int:
+    """What click's `main` does, but for errors: those are told our way, and exits are ours."""
+    group = build_group()
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(group, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    try:
+        with group.make_context(PROGRAM, args, obj=invocation) as ctx:
+            result: Any = group.invoke(ctx)
+    except click.exceptions.Exit as left:
+        return left.exit_code
     return result if isinstance(result, int) else 0

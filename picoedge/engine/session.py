@@ -150,7 +150,7 @@ class Session:
         self._check_prompt(prompt)
         self.stats, self._cancelled = Stats(prompt_tokens=len(prompt)), False
         decoder = StreamDecoder(self.tokenizer, start_of_text=not continues)
-        limit = self.model.n_ctx if max_tokens is None else max_tokens
+        limit = self.model.n_ctx + 1 if max_tokens is None else max_tokens
         eos = frozenset[int]() if ignore_eos else self.tokenizer.eos_ids
         tokens = self._tokens(prompt, limit, eos)
         return self._texts(tokens, decoder, StopStrings(stop))

@@ -1,0 +1,605 @@
+"""chat, generate, bench and perplexity as commands: what is printed where, and what errors get."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shelf_models
+from tiny import follow
+
+from picoedge.cli.main import COMMANDS, main
+from picoedge.engine import memory
+from picoedge.engine.packing import pack_model
+from picoedge.kernels.loader import load_kernels
+from picoedge.model.transformer import Transformer
+from picoedge.store.reader import Pack
+from picoedge.text.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+GREEDY = ["--temperature", "0"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of the tiny model, whose greedy text is known, with a chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    shelf_models.write_folder(folder / "tiny")
+    (folder / "tiny" / "chat_template.jinja").write_text(TEMPLATE)
+    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
+    return folder / "tiny.pico"
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """One command line in this process, with no settings but the test's own."""
+    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    def run_one(*args: str | Path, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run_one
+
+
+def write_config(text: str) -> Path:
+    path = Path(os.environ["XDG_CONFIG_HOME"], "picoedge", "config.toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def said_after(last: int, count: int) -> list[int]:
+    """The tokens the tiny model says after the token `last`."""
+    tokens = []
+    for _ in range(count):
+        last = follow(last)
+        tokens.append(last)
+    return tokens
+
+
+def process(*args: str | Path, **kwargs: object) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "picoedge", *map(str, args)]
+    return subprocess.Popen(command, env=environ, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+
+# -- the command line itself ---------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    code = "import sys; from picoedge.cli.main import main; main(['--help']); print(*sys.modules)"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    ).stdout
+    *lines, modules = shown.splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert [name for name in COMMANDS if name not in listed] == []
+    loaded = set(modules.split())
+    assert not loaded & {"numpy", "rich", "jinja2", "tokenizers", "psutil", "zmq"}
+    assert not loaded & {module for module, _ in COMMANDS.values()}
+
+
+@pytest.mark.parametrize("name", ["chat", "generate", "bench", "perplexity"])
+def test_each_command_has_a_help_page(run: Run, name: str) -> None:
+    ran = run(name, "--help")
+    assert ran.code == 0
+    assert ran.out.startswith(f"Usage: picoedge {name} ")
+    assert "--threads" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["run", "smollm2"], "no such command: run", "did you mean: picoedge chat smollm2"),
+        (["chta"], "no such command: chta", "did you mean: picoedge chat?"),
+        (["zzz"], "no such command: zzz", "picoedge --help lists the commands"),
+        (["./a.gguf"], "no such command: ./a.gguf", "did you mean: picoedge chat ./a.gguf"),
+        (["chat", "--temprature", "1"], "no such option: --temprature", "did you mean"),
+        (["generate", "-p", "x"], "missing MODEL", "picoedge generate --help"),
+        (["perplexity", "x"], "missing --file", "picoedge perplexity --help"),
+        (["generate", "x", "-p"], "option '-p' requires an argument", "--help"),
+        (["bench", "x", "-o", "xml"], "--output: 'xml' is not one of", "picoedge bench --help"),
+        (["generate", "x", "-t", "0"], "--threads: 0 is not in the range", "--help"),
+    ],
+)
+def test_wrong_command_lines_exit_2(run: Run, args: list[str], error: str, hint: str) -> None:
+    ran = run(*args)
+    assert ran.code == 2
+    assert ran.out == ""
+    first, second = ran.err.splitlines()
+    assert first.startswith(f"error: {error}")
+    assert second.startswith("hint: ")
+    assert hint in second
+
+
+def test_no_command_shows_the_help_and_exits_2(run: Run) -> None:
+    ran = run()
+    assert ran.code == 2
+    assert "Commands:" in ran.err
+
+
+def test_version(run: Run) -> None:
+    from picoedge import __version__
+
+    assert run("--version") == Ran(0, f"picoedge {__version__}\n", "")
+
+
+# -- generate ------------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_text_and_nothing_else(run: Run, pack: Path) -> None:
+    ran = run("generate", pack, "-p", "A", "-n", "8", "--raw", *GREEDY)
+    tokenizer = load_tokenizer(pack)
+    last = tokenizer.encode("A")[-1]
+    assert ran == Ran(0, tokenizer.decode(said_after(last, 8)) + "\n", "")
+
+
+def test_generate_json_has_the_contract_s_fields(run: Run, pack: Path) -> None:
+    ran = run("generate", pack, "-p", "AB", "-n", "6", "--raw", "--json", *GREEDY)
+    assert (ran.code, ran.err) == (0, "")
+    report = json.loads(ran.out)
+    tokenizer = load_tokenizer(pack)
+    prompt = tokenizer.encode("AB")
+    assert report["tokens"] == said_after(prompt[-1], 6)
+    assert report["text"] == tokenizer.decode(report["tokens"])
+    assert report["prompt_tokens"] == len(prompt)
+    assert report["finish_reason"] == "length"
+    assert report["boards"] == 1
+    assert report["kernels"] == load_kernels(None, 1).name
+    assert report["ttft_s"] > 0
+    assert report["prefill_tok_s"] == pytest.approx(len(prompt) / report["ttft_s"], rel=0.01)
+    assert report["decode_tok_s"] == pytest.approx(1 / report["s_per_token"], rel=0.01)
+    assert 20 < report["peak_rss_mb"] < 5000
+    assert report["bytes_read"] is None or report["bytes_read"] >= 0
+
+
+def test_generate_uses_the_template_unless_raw(run: Run, pack: Path) -> None:
+    report = json.loads(
+        run("generate", pack, "-p", "A", "-n", "3", "--system", "S", "--json", *GREEDY).out
+    )
+    text = "[system]S[user]A[assistant]"
+    assert report["prompt_tokens"] == len(load_tokenizer(pack).encode(text))
+
+
+def test_generate_takes_a_piped_prompt(run: Run, pack: Path) -> None:
+    piped = run("generate", pack, "-n", "5", "--raw", *GREEDY, stdin=b"hello\n")
+    assert piped == run("generate", pack, "-p", "hello", "-n", "5", "--raw", *GREEDY)
+
+
+def test_a_seed_gives_the_same_text(run: Run, pack: Path) -> None:
+    def text(seed: int) -> str:
+        return run(
+            "generate", pack, "-p", "A", "-n", "20", "--seed", str(seed), "--temperature", "9",
+            "--top-k", "0", "--top-p", "1", "--min-p", "0",
+        ).out  # fmt: skip
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_both_twins_say_the_same(run: Run, pack: Path) -> None:
+    args = ["generate", pack, "-p", "A", "-n", "20", "--raw", "--json", *GREEDY]
+    numpy = json.loads(run(*args, "--kernels", "numpy").out)
+    assert numpy["kernels"] == "numpy"
+    assert numpy["tokens"] == json.loads(run(*args).out)["tokens"]
+
+
+def test_stop_strings_end_the_text(run: Run, pack: Path) -> None:
+    whole = run("generate", pack, "-p", "A", "-n", "40", "--raw", *GREEDY).out
+    stop = next(c for c in whole[3:] if c.isprintable() and c not in " �")
+    ran = run("generate", pack, "-p", "A", "-n", "40", "--raw", "--stop", stop, *GREEDY)
+    assert ran.out == whole[: whole.index(stop)] + "\n"
+
+
+def test_the_end_of_the_context_is_said(run: Run, pack: Path) -> None:
+    args = ["generate", pack, "-p", "A", "-n", "-1", "--raw", "-c", "16", *GREEDY]
+    ran = run(*args)
+    assert ran.code == 0
+    assert ran.err == "note: the context of 16 tokens is full: the answer is cut there\n"
+    assert json.loads(run(*args, "--json").out)["finish_reason"] == "length"
+
+
+def test_verbose_says_what_runs_and_how_fast(run: Run, pack: Path) -> None:
+    ran = run("generate", pack, "-p", "A", "-n", "3", "--raw", "-t", "1", "-v", *GREEDY)
+    first, second = ran.err.splitlines()
+    assert first == f"tiny · {load_kernels(None, 1).name}, 1 thread · context 512"
+    assert second.startswith("prompt 1 tokens ")
+    assert "answer 3 tokens" in second
+
+
+# -- chat, for one answer ------------------------------------------------------------------------
+
+
+def test_chat_answers_a_prompt_and_prints_just_that(run: Run, pack: Path) -> None:
+    ran = run("chat", pack, "-p", "hi", "-n", "5", *GREEDY)
+    tokenizer = load_tokenizer(pack)
+    last = tokenizer.encode("[user]hi[assistant]")[-1]
+    assert ran == Ran(0, tokenizer.decode(said_after(last, 5)) + "\n", "")
+
+
+def test_chat_answers_what_is_piped_in(run: Run, pack: Path) -> None:
+    assert run("chat", pack, "-n", "5", *GREEDY, stdin=b"hi\n") == run(
+        "chat", pack, "-p", "hi", "-n", "5", *GREEDY
+    )
+
+
+@pytest.mark.parametrize(
+    ("stdin", "error"),
+    [
+        (b"", "the prompt is empty"),
+        (b" \n\n", "the prompt is empty"),
+        (b"a\xff", "standard input is not UTF-8 text (byte 1)"),
+        (b"x" * (17 << 20), "standard input is larger than 16 MB"),
+    ],
+)
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_what_cannot_be_a_prompt(run: Run, pack: Path, name: str, stdin: bytes, error: str) -> None:
+    ran = run(name, pack, stdin=stdin)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.startswith(f"error: {error}\nhint: ")
+
+
+def test_a_model_without_a_template_cannot_chat_but_can_complete(
+    run: Run, pack: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.pico"
+    bare.mkdir()
+    for file in pack.iterdir():
+        if file.name != "chat_template.jinja":
+            (bare / file.name).symlink_to(file)
+    ran = run("chat", bare, "-p", "hi")
+    assert ran.code == 1
+    assert "no chat template" in ran.err
+    assert "picoedge generate --raw" in ran.err
+    raw = run("generate", bare, "-p", "hi", "-n", "4", "--raw", *GREEDY)
+    assert run("generate", bare, "-p", "hi", "-n", "4", *GREEDY) == raw
+
+
+# -- where settings come from --------------------------------------------------------------------
+
+
+def context_shown(ran: Ran) -> int:
+    return int(ran.err.splitlines()[0].rpartition("context ")[2])
+
+
+def test_flag_beats_variable_beats_file_beats_default(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["generate", pack, "-p", "A", "-n", "1", "-v"]
+    assert context_shown(run(*args)) == 512
+    write_config("ctx-size = 60\n")
+    assert context_shown(run(*args)) == 60
+    monkeypatch.setenv("PICOEDGE_CTX_SIZE", "50")
+    assert context_shown(run(*args)) == 50
+    assert context_shown(run(*args, "--ctx-size", "40")) == 40
+
+
+def test_the_model_may_come_from_the_environment(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOEDGE_MODEL", str(pack))
+    assert run("chat", "-p", "hi", "-n", "1", *GREEDY).code == 0
+
+
+def test_kernels_may_be_chosen_by_variable(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICOEDGE_KERNELS", "numpy")
+    report = json.loads(run("generate", pack, "-p", "A", "-n", "1", "--json").out)
+    assert report["kernels"] == "numpy"
+
+
+def test_a_stop_string_from_a_variable_keeps_its_spaces(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from picoedge.engine.session import Session
+
+    asked = []
+    generate = Session.generate
+
+    def noted(self: Session, ids: list[int], **values: Any) -> Iterator[str]:
+        asked.append(values["stop"])
+        return generate(self, ids, **values)
+
+    monkeypatch.setattr(Session, "generate", noted)
+    monkeypatch.setenv("PICOEDGE_STOP", "the end ")
+    run("generate", pack, "-p", "A", "-n", "1")
+    assert asked == [("the end ",)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--temperature", "hot", "'hot' is not a valid float"),
+        ("--temperature", "-1", "temperature is -1"),
+        ("--top-p", "1.5", "top_p is 1.5"),
+        ("--memory", "lots", "not a size: 'lots'"),
+        ("--ctx-size", "0", "0 is not in the range"),
+        ("--seed", "-5", "seed is -5"),
+        ("--threads", "2.5", "'2.5' is not a valid integer"),
+    ],
+)
+def test_a_wrong_value_names_its_source(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, said: str
+) -> None:
+    name = flag.lstrip("-").replace("-", "_")
+    args = ["generate", pack, "-p", "A", "-n", "1"]
+    by_flag = run(*args, flag, value)
+    assert by_flag.err.startswith(f"error: {flag}: {said}")
+    monkeypatch.setenv(f"PICOEDGE_{name.upper()}", value)
+    by_variable = run(*args)
+    assert by_variable.err.startswith(f"error: PICOEDGE_{name.upper()}: {said}")
+    monkeypatch.delenv(f"PICOEDGE_{name.upper()}")
+    path = write_config(f"{name} = {value}\n" if value[-1].isdigit() else f'{name} = "{value}"\n')
+    by_file = run(*args)
+    assert by_file.err.startswith(f"error: {path}: {name}: {said}")
+    assert {by_flag.code, by_variable.code, by_file.code} == {2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("temprature = 1", "no setting named 'temprature'\nhint: did you mean: temperature?"),
+        ("temperature = ", "Invalid value"),
+        ("temperature = {a = 1}", "temperature is dict"),
+        ("top_k = [1, 2]", "top_k is list"),
+        ("[chat]\ntop_k = 1", "no setting named 'chat'"),
+    ],
+)
+def test_a_wrong_config_file_is_named(run: Run, text: str, said: str) -> None:
+    path = write_config(text)
+    ran = run("generate", "x", "-p", "A")
+    assert ran.code == 2
+    assert ran.err.startswith(f"error: {path}: {said}")
+
+
+def test_a_config_file_that_is_no_text_is_named(run: Run) -> None:
+    path = write_config("")
+    path.write_bytes(b"\xff\xfe")
+    assert run("generate", "x", "-p", "A").err.startswith(f"error: {path}: not utf-8 text\n")
+
+
+# -- what does not fit ---------------------------------------------------------------------------
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_with_the_counts(run: Run, pack: Path) -> None:
+    ran = run("generate", pack, "-p", "x" * 100, "--raw", "-c", "32")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "100 tokens" in ran.err
+    assert "context 32" in ran.err
+
+
+def test_a_context_the_model_does_not_know_is_refused(run: Run, pack: Path) -> None:
+    ran = run("generate", pack, "-p", "x", "-c", "513")
+    assert ran.code == 2
+    assert "513" in ran.err
+    assert "512" in ran.err
+
+
+def test_a_context_larger_than_memory_is_refused_before_it_is_allocated(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(Transformer, "__init__", _must_not_run)
+    ran = run("generate", pack, "-p", "x", "-c", "512")
+    assert ran.code == 1
+    assert "a context of 512 tokens needs" in ran.err
+    assert "1 MB of memory is free" in ran.err
+
+
+def test_a_model_larger_than_the_budget_is_refused_with_figures(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Transformer, "__init__", _must_not_run)
+    ran = run("generate", pack, "-p", "x", "--memory", "40M")
+    assert ran.code == 1
+    assert "--memory allows 40 MB: weights " in ran.err
+    assert "hint: allow more" in ran.err
+
+
+def _must_not_run(*args: object, **kwargs: object) -> None:
+    raise AssertionError("allocated before it was checked")
+
+
+# -- bench and perplexity ------------------------------------------------------------------------
+
+
+def test_bench_prints_llama_bench_s_rows(run: Run, pack: Path) -> None:
+    ran = run("bench", pack, "-p", "32", "-n", "4", "-r", "2", "-t", "1")
+    assert (ran.code, ran.err) == (0, "")
+    header, rule, first, second = ran.out.splitlines()
+    assert header == "| model | size | kernels | threads | test | t/s |"
+    assert set(rule) <= set("|-: ")
+    assert [line.split(" | ")[4] for line in (first, second)] == ["pp32", "tg4"]
+    assert " ± " in first
+
+
+def test_bench_json(run: Run, pack: Path) -> None:
+    report = json.loads(run("bench", pack, "-p", "32", "-n", "4", "-r", "3", "-o", "json").out)
+    assert [row["name"] for row in report["rows"]] == ["pp32", "tg4"]
+    for row in report["rows"]:
+        assert len(row["runs"]) == 3
+        assert row["mean"] == pytest.approx(sum(row["runs"]) / 3, rel=1e-3)
+        assert min(row["runs"]) > 0
+
+
+def test_bench_leaves_out_what_is_zero_and_refuses_nothing(run: Run, pack: Path) -> None:
+    assert "tg" not in run("bench", pack, "-p", "8", "-n", "0", "-r", "1").out
+    ran = run("bench", pack, "-p", "0", "-n", "0")
+    assert ran.code == 2
+    assert "nothing to measure" in ran.err
+
+
+def test_bench_does_not_fit_a_small_context(run: Run, pack: Path) -> None:
+    ran = run("bench", pack, "-p", "64", "-c", "32")
+    assert ran.code == 1
+    assert "64 tokens, a context of 32" in ran.err
+
+
+def test_perplexity_is_the_definition(run: Run, pack: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    ran = run("perplexity", pack, "--file", file, "--tokens", "300", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    report = json.loads(ran.out)
+    tokens = load_tokenizer(pack).encode(file.read_text())[:300]
+    assert report["tokens"] == 300
+    assert report["perplexity"] == pytest.approx(perplexity_token_by_token(pack, tokens), rel=1e-6)
+
+
+def perplexity_token_by_token(pack: Path, tokens: list[int]) -> float:
+    model = Transformer(Pack.open(pack), load_kernels(None, 1), 512)
+    total = 0.0
+    for i, (token, following) in enumerate(itertools.pairwise(tokens)):
+        logits = model.forward((token,), i).astype(np.float64)
+        total -= logits[following] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    model.close()
+    return math.exp(total / (len(tokens) - 1))
+
+
+def test_perplexity_of_a_shorter_text_says_how_many_tokens(
+    run: Run, pack: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("hello")
+    assert json.loads(run("perplexity", pack, "-f", file, "--json").out)["tokens"] == 5
+    assert run("perplexity", pack, "-f", file).out.endswith(" over 5 tokens\n")
+
+
+def test_perplexity_reads_no_more_of_a_large_file_than_it_needs(
+    run: Run, pack: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "large.txt"
+    with file.open("wb") as out:
+        out.write("é".encode() * 5000)
+        out.truncate(1 << 36)  # a hole: reading it all would take minutes and 64 GB
+    assert json.loads(run("perplexity", pack, "-f", file, "--tokens", "100", "--json").out)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "code"),
+    [
+        (b"", "has 0 tokens", 2),
+        (b"x", "has 1 tokens", 2),
+        (b"ab\xff\xfe" + b"x" * 100, "is not UTF-8 text (byte 2)", 2),
+        (b"x" * 600, "600 tokens", 2),
+        (None, "no such file or directory", 1),
+    ],
+)
+def test_texts_that_cannot_be_measured(
+    run: Run, pack: Path, tmp_path: Path, content: bytes | None, error: str, code: int
+) -> None:
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    ran = run("perplexity", pack, "-f", file)
+    assert (ran.code, ran.out) == (code, "")
+    assert error in ran.err
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "/nonexistent/model.gguf", "gone.pico"])
+def test_a_model_that_is_not_there(run: Run, name: str) -> None:
+    ran = run("generate", name, "-p", "x")
+    assert ran.code in (1, 2)
+    assert ran.err.startswith("error: ")
+    assert name in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_full_disk_behind_stdout_is_one_line(pack: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        child = process("generate", pack, "-p", "A", stdout=full, stderr=subprocess.PIPE)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert err.decode() == "error: no space left on device\nhint: free some space on that disk\n"
+
+
+@pytest.mark.parametrize("args", [["generate", "-n", "400", "-p", "A"], ["chat", "-p", "A"]])
+def test_a_closed_pipe_ends_quietly(pack: Path, args: list[str]) -> None:
+    name, *rest = args
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = process(name, pack, *rest, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    _, err = child.communicate(timeout=60)
+    assert err == b""
+    assert child.returncode == 141
+
+
+def test_a_closed_stdout_is_no_traceback(pack: Path) -> None:
+    command = f'exec "{sys.executable}" -m picoedge generate "{pack}" -p A -n 2 >&-'
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, timeout=60)
+    assert b"Traceback" not in ran.stderr
+
+
+def test_an_encoding_that_lacks_the_answer_s_characters_is_no_error(pack: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    args = [sys.executable, "-m", "picoedge", "generate", str(pack), "-p", "A", "-n", "200"]
+    ran = subprocess.run([*args, *GREEDY], env=environ, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "err"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 1, "error: out of memory\nhint: a smaller --ctx-size"),
+        (OSError(28, "No space left on device", "/x"), 1, "error: no space left on device: /x\n"),
+        (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh\nhint: this is a defect"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+)
+def test_whatever_happens_there_is_no_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, err: str
+) -> None:
+    from picoedge.cli import prompts
+
+    def fail(prompt: str | None) -> str:
+        raise error
+
+    monkeypatch.setattr(prompts, "chosen_prompt", fail)
+    ran = run("generate", "x")
+    assert ran.code == code
+    assert ran.err.startswith(err) if err else ran.err == ""
+
+
+@pytest.mark.parametrize("args", [["--debug", "generate"], ["generate", "--debug"]])
+def test_debug_shows_the_traceback(run: Run, args: list[str]) -> None:
+    ran = run(*args, "/nonexistent.gguf", "-p", "x")
+    assert "Traceback (most recent call last)" in ran.err
+    assert "Traceback" not in run("generate", "/nonexistent.gguf", "-p", "x").err

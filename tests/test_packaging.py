@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BUILD = (
-    "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
-)
+BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
 
 
 def build_wheel(folder: Path, **environment: str) -> Path:

@@ -15,7 +15,8 @@ import shelf_models
 from picoedge.engine.catalogue import Entry, Piece
 from picoedge.engine.details import describe
 from picoedge.engine.fetching import Fetching, locked
-from picoedge.engine.shelf import Shelf, resolve_model, shelf_folder, source_name
+from picoedge.engine.places import shelf_folder, source_name
+from picoedge.engine.shelf import Shelf, resolve_model
 from picoedge.errors import DownloadError, ModelError, StorageError, UsageError
 from picoedge.store.reader import Pack
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.engine.catalogue import Entry
-from picoedge.engine.shelf import Shelf, is_pack
+from picoedge.engine.places import is_pack
+from picoedge.engine.shelf import Shelf
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import Weights
 from picoedge.store.reader import Pack

@@ -104,7 +104,7 @@ def check_kernels(kind: str | None) -> Check:
 def check_compiler() -> Check:
     """Only the build of the C kernels needs one."""
     found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return Check("compiler", "ok", found[0] if found else "none; only building the kernels needs it")
+    return Check("compiler", "ok", found[0] if found else "none; only the kernels' build needs it")
 
 
 def check_memory(available: int, total: int, without_limit: int) -> Check:

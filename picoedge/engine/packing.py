@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.engine.fetching import Progress, stage
-from picoedge.errors import ModelError
 from picoedge.store.pack import pack
-from picoedge.store.reader import Pack
 from picoedge.store.sources import Source, open_source
 from picoedge.text import export
 
@@ -22,20 +20,6 @@ def pack_model(
     source = open_source(path)
     told = stage(progress, f"packing {source.name}")
     pack(source, out, bits=bits, write_text=write_text, progress=told)
-
-
-def is_current(out: Path, path: Path | None) -> bool:
-    """Whether `out` is a pack that opens and, where `path` is given, is of what is there now.
-
-    Raises ModelError where there is no model at `path`.
-    """
-    if not out.exists():
-        return False
-    try:
-        packed = Pack.open(out)
-    except ModelError:
-        return False
-    return path is None or packed.source.get("fingerprint") == open_source(path).fingerprint
 
 
 def write_text(source: Source, folder: Path) -> None:

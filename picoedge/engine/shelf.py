@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from picoedge.engine.catalogue import (
     load_catalogue,
 )
 from picoedge.engine.fetching import Fetching, Progress, as_storage_error, locked, no_progress
+from picoedge.engine.places import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
 from picoedge.errors import ModelError, UsageError
 
 
@@ -126,9 +124,9 @@ class Shelf:
         """
         found = self.held(name)
         with self._locked(name, no_progress), as_storage_error(self.folder):
-            freed = sum(_disk_bytes(path) for path in found)
+            freed = sum(disk_bytes(path) for path in found)
             for path in found:
-                _remove(path)
+                remove_tree(path)
         return freed
 
     def held(self, name: str) -> list[Path]:
@@ -209,7 +207,7 @@ class Shelf:
 
     def _item(self, name: str, state: str, path: Path | None) -> Item:
         entry = self.entries.get(name)
-        size = _disk_bytes(path) if path else entry.n_bytes if entry else 0
+        size = disk_bytes(path) if path else entry.n_bytes if entry else 0
         return Item(
             name=name,
             state=state,
@@ -228,53 +226,27 @@ def resolve_model(
     return Shelf.from_environment().resolve(name, bits=bits, progress=progress)
 
 
-def shelf_folder(environ: Mapping[str, str]) -> Path:
-    """Where packs are kept."""
-    home = environ.get("PICOEDGE_HOME")
-    if not home:
-        cache = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        home = os.path.join(cache, "picoedge")
-    return Path(home, "models").absolute()
-
-
-def source_name(path: Path, bits: int | None) -> str:
-    """The shelf's name for a file or folder of the user: its stem and a hash of where it is."""
-    where = path.resolve()
-    name = where.stem if where.suffix == ".gguf" else where.name
-    stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]
-    key = hashlib.blake2b(f"{where}\0{bits}".encode(errors="surrogateescape"), digest_size=4)
-    return f"{stem or 'model'}-{key.hexdigest()}"
-
-
-def is_pack(path: Path) -> bool:
-    """Whether `path` is meant as a pack: by its name, or by what is in it."""
-    return path.suffix == ".pico" or (path / "picoedge.json").is_file()
-
-
 def _is_current(out: Path, path: Path | None) -> bool:
-    from picoedge.engine.packing import is_current  # NumPy and all: not to list what there is
+    """Whether `out` is a pack that opens and, where `path` is given, is of what is there now.
 
-    return is_current(out, path)
+    Raises ModelError where there is no model at `path`.
+    """
+    if not out.exists():
+        return False
+    from picoedge.store.reader import Pack  # NumPy and all: not to list what there is
+
+    try:
+        packed = Pack.open(out)
+    except ModelError:
+        return False
+    if path is None:
+        return True
+    from picoedge.store.sources import open_source
+
+    return packed.source.get("fingerprint") == open_source(path).fingerprint
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {near[0]}?" if near else "picoedge list shows the names"
     return UsageError(f"{name!r} is not {where}", hint)
-
-
-def _disk_bytes(path: Path) -> int:
-    if path.is_dir() and not path.is_symlink():
-        return sum(file.lstat().st_size for file in path.rglob("*"))
-    return path.lstat().st_size
-
-
-def _remove(path: Path) -> None:
-    """Gone at once for everybody else, also where removing the files takes long or is cut."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()
-        return
-    doomed = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)

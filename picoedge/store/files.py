@@ -72,6 +72,17 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name into a ModelError that is raised without one."""
+    try:
+        yield
+    except ModelError as error:
+        if str(path) in error.message:
+            raise
+        raise type(error)(f"{path}: {error.message}", error.hint) from error
+
+
+@contextmanager
 def writing(folder: Path, needed: int = 0) -> Iterator[None]:
     """Turn a failed write below `folder` into StorageError; `needed` bytes are for the message."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import ModelError
-from picoedge.store.files import fingerprint
+from picoedge.store.files import fingerprint, naming
 from picoedge.store.gguf import read_gguf
 from picoedge.store.gguf_config import gguf_config
 from picoedge.store.tensors import SourceTensor, StoredTensor, TensorTable
@@ -47,7 +47,8 @@ class GgufSource:
         self.fingerprint = fingerprint(file.paths)
         shapes = {t.name: t.shape for t in file.tensors.values()}
         freqs = _rope_freqs(file.tensors.get(_ROPE_FREQS))
-        self.config = gguf_config(file.metadata, shapes, freqs, str(path))
+        with naming(path):
+            self.config = gguf_config(file.metadata, shapes, freqs, str(path))
         if freqs and len(freqs) != self.config.head_dim // 2:
             raise ModelError(
                 f"{path}: {_ROPE_FREQS} has {len(freqs)} values", "the file is damaged"

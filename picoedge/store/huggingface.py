@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
-from picoedge.store.files import fingerprint, reading
+from picoedge.store.files import fingerprint, naming, reading
 from picoedge.store.hf_config import huggingface_config, text_config
 from picoedge.store.jsonfile import Fields, load_json
 from picoedge.store.safetensors_file import RawTensor, read_header
@@ -51,7 +51,8 @@ class FolderSource:
         self.path = path
         self.name = path.absolute().name
         self.metadata: Mapping[str, Any] = {}
-        self.config = huggingface_config(text_config(_load_config(path)))
+        with naming(path):
+            self.config = huggingface_config(text_config(_load_config(path)))
         raw = {t.name: t for t in _raw_tensors(path) if not _VISION.fullmatch(t.name)}
         self._prefix, self._outer = _prefixes(raw, path)
         harmless = _LEFT_OVER_IF_TIED if self.config.tie_word_embeddings else _LEFT_OVER
@@ -123,7 +124,7 @@ def _weight_files(path: Path) -> list[Path]:
 def _indexed_files(path: Path) -> list[Path]:
     names = load_json(path / _INDEX, _MAX_INDEX, _HINT).get("weight_map", dict).values()
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or not name or Path(name).name != name:
             raise ModelError(f"{path / _INDEX} names a file {name!r}", _HINT)
     files = [path / name for name in sorted(set(names))]
     missing = [file.name for file in files if not file.is_file()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.store.files import read_at, reading
 
 T = TypeVar("T")
+_LARGEST = 1e300
 
 
 class Fields:
@@ -40,7 +40,7 @@ class Fields:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.damaged(field)
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value < _LARGEST:  # neither NaN, nor an integer that no float holds
             raise self.damaged(field)
         return float(value)
 
@@ -52,8 +52,8 @@ class Fields:
         """What `make` returns; its ModelError is put down to `field`."""
         try:
             return make()
-        except UnsupportedError:
-            raise
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self.path}: {error.message}", error.hint) from error
         except ModelError as error:
             raise self.damaged(f"{field} ({error.message})") from error
 

@@ -75,6 +75,27 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_counts() -> None:
     assert runs_of(session) == []
 
 
+def test_a_prompt_of_megabytes_is_refused_without_encoding_it() -> None:
+    session = scripted_session("abc", n_ctx=100)
+    encoded = []
+    encode = session.tokenizer.encode
+
+    def noted(text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(text)
+
+    session.tokenizer.encode = noted  # type: ignore[method-assign,assignment]
+    with pytest.raises(ContextError, match=r"about \d+ tokens, the context 100"):
+        session.chat_ids([{"role": "user", "content": "x" * 10_000_000}])
+    assert sum(encoded) < 10_000
+
+
+def test_long_text_of_few_tokens_is_encoded_whole() -> None:
+    session = scripted_session("abc", n_ctx=100)
+    session.tokenizer.encode = lambda text: [1] * (len(text) // 1000)  # type: ignore[method-assign,assignment,misc]
+    assert len(session.encode("x" * 50_000)) == 50
+
+
 def test_the_largest_prompt_that_fits_gets_an_answer() -> None:
     session = scripted_session("abc", n_ctx=10)
     assert "".join(session.generate(ids("x" * 8))) == "ab"

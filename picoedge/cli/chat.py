@@ -48,6 +48,7 @@ def _converse(session: Session, values: dict[str, Any]) -> int:
     from picoedge.cli.chat_console import TerminalConsole
     from picoedge.cli.chat_loop import Chat, ChatSettings
 
+    session.require_template()  # rather now than after the first question
     settings = ChatSettings(
         system=values["system"] or "",
         n_tokens=values["n_tokens"],

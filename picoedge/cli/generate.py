@@ -58,7 +58,7 @@ def command(**values: Any) -> None:
 def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Any:
     plain = values["raw"] or session.template is None
     if plain:
-        ids = session.tokenizer.encode(prompt)
+        ids = session.encode(prompt)
     else:
         ids = session.chat_ids(models.opening_messages(values["system"], prompt))
     return session.generate(

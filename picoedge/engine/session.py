@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
+LONG_TOKEN = 16  # characters; a text seldom has fewer than n / 16 tokens
 PREFILL_CHUNK = 256  # tokens between two looks at whether the answer is still wanted
 
 
@@ -123,12 +124,29 @@ class Session:
         self._cancelled = True
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """The prompt that asks for the next message. Raises TextError without a template."""
+        """The prompt that asks for the next message. Raises TextError, ContextError."""
+        return self.encode(self.require_template().render(messages))
+
+    def require_template(self) -> ChatTemplate:
+        """The chat template. Raises TextError where the model has none."""
         if self.template is None:
             raise TextError(
                 f"{self.name} has no chat template", "complete plain text: picoedge generate --raw"
             )
-        return self.tokenizer.encode(self.template.render(messages))
+        return self.template
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt. Raises ContextError for one far too long, before all of it is encoded.
+
+        Megabytes of text would take gigabytes to encode, only to be refused.
+        """
+        n_ctx, limit = self.model.n_ctx, self.model.n_ctx * LONG_TOKEN
+        while len(text) > limit:
+            count = len(self.tokenizer.encode(text[:limit]))
+            if count > n_ctx + LONG_TOKEN:  # where the text was cut it may have a few too many
+                raise _too_long(f"about {count * len(text) // limit}", n_ctx)
+            limit *= 4
+        return self.tokenizer.encode(text)
 
     def generate(
         self,
@@ -159,11 +177,7 @@ class Session:
         if not prompt:
             raise TextError("the prompt is empty", "write something")
         if len(prompt) >= self.model.n_ctx:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens, the context {self.model.n_ctx} and an "
-                "answer needs at least one",
-                "take a larger --ctx-size, or a shorter text",
-            )
+            raise _too_long(str(len(prompt)), self.model.n_ctx)
 
     def _texts(
         self, tokens: Iterator[int], decoder: StreamDecoder, stops: StopStrings
@@ -238,6 +252,13 @@ class Session:
     def close(self) -> None:
         """Free the model's threads and memory. Idempotent."""
         self.model.close()
+
+
+def _too_long(count: str, n_ctx: int) -> ContextError:
+    return ContextError(
+        f"the prompt has {count} tokens, the context {n_ctx}, and an answer needs at least one",
+        "take a larger --ctx-size, or a shorter text",
+    )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

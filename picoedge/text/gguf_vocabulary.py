@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
 def scores(metadata: Mapping[str, Any], count: int) -> Sequence[float]:
     """Merge priorities, f32. Raises TextError where there are not `count` numbers."""
     values = _numbers(metadata, "scores", "f", count)
-    if any(score != score for score in values):
+    if not all(map(math.isfinite, values)):
         raise _damaged("scores", "not numbers")
     return values
 

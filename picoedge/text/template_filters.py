@@ -94,10 +94,14 @@ def metered_filters(env: Environment, jinja: dict[str, Any]) -> dict[str, Any]:
         )
         return "".join(env.paid(piece) for piece in encoder.iterencode(value))
 
+    def escape(value: Any) -> Any:
+        return env.meter.hold(str(jinja["escape"](value)))
+
     return {
         **{name: env.stepping(jinja[name]) for name in _CHEAP_FILTERS},
         **{name: metered(name) for name in (*_FILTERS, *_ITERATING_FILTERS)},
-        "escape": lambda value: env.meter.hold(str(jinja["escape"](value))),
+        "e": escape,
+        "escape": escape,
         "safe": env.stepping(lambda value: value),
         "tojson": to_json,
         "_concat": lambda *values: "".join(env.output(value) for value in values),

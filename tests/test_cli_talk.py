@@ -528,6 +528,21 @@ def test_texts_that_cannot_be_measured(
     assert error in ran.err
 
 
+# -- a real model --------------------------------------------------------------------------------
+
+
+def test_a_gguf_is_packed_on_first_use_and_then_talks(run: Run, smollm2_gguf: Path) -> None:
+    args = ["generate", smollm2_gguf, "-p", "The capital of France is", "-n", "2", "--raw", *GREEDY]
+    assert run(*args) == Ran(0, " Paris.\n", "")
+    shelf = Path(os.environ["PICOEDGE_HOME"], "models")
+    (packed,) = shelf.glob("*.pico")
+    before = {file: file.stat().st_mtime_ns for file in packed.iterdir()}
+    ran = run("chat", smollm2_gguf, "-p", "Say hello.", "-n", "12", "--seed", "1")
+    assert (ran.code, ran.err) == (0, "")
+    assert len(ran.out) > 1
+    assert {file: file.stat().st_mtime_ns for file in packed.iterdir()} == before
+
+
 # -- errors --------------------------------------------------------------------------------------
 
 

@@ -30,8 +30,8 @@ U32 = npt.NDArray[np.uint32]
 class Factors:
     """Factors for one width of quants, k shifts of h halves (6 bits: 2) of a block.
 
-    `words` [n, h, k, G, B*128] for the quants plane, `highs` [n, k, G, B*32*h] for the plane
-    of high bits, `lanes` [n, h, G, 1, B*32] what is to be added to each lane's sum.
+    `words` [n, h, k, B*128] for the quants plane, `highs` [n, k, B*32*h] for the plane of high
+    bits, `lanes` [n, h, 1, B*32] what is to be added to each lane's sum.
     """
 
     words: U16 | U32
@@ -40,11 +40,10 @@ class Factors:
 
 
 class Activations:
-    """Rows of activations for `groups` matrices that each take an equal run of their columns."""
+    """Rows of activations [n, C] and what products need made of them, each when first asked."""
 
-    def __init__(self, plain: F32, groups: int = 1) -> None:
-        self.plain = plain  # [n, C]
-        self.groups = groups
+    def __init__(self, plain: F32) -> None:
+        self.plain = plain
 
     @cached_property
     def _blocks(self) -> tuple[F32, F32]:
@@ -64,34 +63,29 @@ class Activations:
         totals: F32 = np.add.reduce(self._blocks[0], axis=2)  # [n, B], exact
         return totals
 
-    def _beside_rows(self, per_block: F32) -> F32:
-        """[n, B] repeated for a tile's rows: [n, G, 1, B, 16]."""
-        n = len(per_block)
-        out = np.empty((n, per_block.shape[1], TILE_ROWS), np.float32)
-        out[:] = per_block[:, :, None]
-        return out.reshape(n, self.groups, 1, -1, TILE_ROWS)
-
     @cached_property
     def scales(self) -> F32:
-        """The scale of each block, [n, G, 1, B, 16]."""
-        return self._beside_rows(self._blocks[1])
+        """The scale of each block, [n, B, 16]."""
+        return _beside_rows(self._blocks[1])
 
     @cached_property
     def totals(self) -> F32:
-        """The whole numbers of each block summed, [n, G, 1, B, 16]."""
-        return self._beside_rows(self._totals)
+        """The whole numbers of each block summed, [n, B, 16]."""
+        return _beside_rows(self._totals)
 
     @cached_property
     def scaled_totals(self) -> F32:
-        """Scale times total of each block, [n, G, 1, B, 16]: what a minimum is multiplied by."""
-        return self._beside_rows(self._totals * self._blocks[1])
+        """Scale times total of each block, [n, B, 16]: what a minimum is multiplied by."""
+        return _beside_rows(self._totals * self._blocks[1])
 
-    @cached_property
-    def columns(self) -> F32:
-        """The activations the blocks stand for, columns as in `numpy_bands`: f32 [G, n, C / G]."""
+    def columns(self, groups: int) -> F32:
+        """What the blocks stand for, in `groups` runs of columns: f32 [groups, n, C / groups].
+
+        The columns of a run are in the order of `numpy_bands`.
+        """
         whole, scales = self._blocks
-        x = (whole * scales[:, :, None]).reshape(len(whole), self.groups, -1, 8, 4)
-        return x.transpose(1, 0, 4, 2, 3).reshape(self.groups, len(whole), -1)
+        x = (whole * scales[:, :, None]).reshape(len(whole), groups, -1, 8, 4)
+        return x.transpose(1, 0, 4, 2, 3).reshape(groups, len(whole), -1)
 
     def prepare(self, bits: int) -> None:
         """Make what products with quants of this width need, before threads ask for it."""
@@ -107,33 +101,35 @@ class Activations:
 
     @cached_property
     def _four(self) -> Factors:
-        n, groups = len(self._whole), self.groups
+        n = len(self._whole)
         x = self._whole.reshape(n, -1, 2, 4, 2, 2)  # n, block, nibble, v, lane, byte
         x = x.transpose(0, 5, 2, 1, 3, 4).reshape(n, 4, -1, 4, 2)  # n, k = (byte, nibble), ..
-        return Factors(_along_rows(_unshifted(x, 16)).reshape(n, 1, 4, groups, -1))
+        return Factors(_along_rows(_unshifted(x, 16)).reshape(n, 1, 4, -1))
 
     @cached_property
     def _five(self) -> Factors:
-        n, groups = len(self._whole), self.groups
+        n = len(self._whole)
         x = self._whole.reshape(n, -1, 8, 2, 2)  # n, block, v, lane, byte
         x = x.transpose(0, 4, 2, 1, 3).reshape(n, 16, -1, 2) * np.int16(16)  # n, k = (byte, v), ..
-        highs = _along_rows(_unshifted(x, 2)).reshape(n, 16, groups, -1)
-        lanes = _along_rows(-np.add.reduce(x, axis=1, dtype=np.int16))  # the offset, 16
-        return Factors(self._four.words, highs, lanes.reshape(n, 1, groups, 1, -1))
+        lanes = -np.add.reduce(x, axis=1, dtype=np.int16)  # takes 16 off each quant
+        return Factors(
+            self._four.words,
+            _along_rows(_unshifted(x, 2)).reshape(n, 16, -1),
+            _along_rows(lanes).reshape(n, 1, 1, -1),
+        )
 
     @cached_property
     def _six(self) -> Factors:
         """Each half of 16 columns (the low nibbles, the high ones) is summed on its own."""
-        n, groups = len(self._whole), self.groups
+        n = len(self._whole)
         x = self._whole.reshape(n, -1, 2, 4, 2, 2)  # n, block, half, v, lane, byte
         words = x.transpose(0, 2, 5, 1, 3, 4).reshape(2 * n, 2, -1, 4, 2)  # .., byte, block, ..
         x = x.transpose(0, 5, 3, 1, 2, 4).reshape(n, 8, -1, 2, 2)  # n, k = (byte, v), block, half
-        high = _along_rows(_unshifted(x * np.int16(16), 4)).reshape(n, 8, groups, -1)
-        lanes = np.add.reduce(x, axis=1, dtype=np.int16).transpose(0, 2, 1, 3) * np.int16(-32)
+        lanes = np.add.reduce(x, axis=1, dtype=np.int16) * np.int16(-32)
         return Factors(
-            _along_rows(_unshifted(words, 256)).reshape(n, 2, 2, groups, -1),
-            high,
-            _along_rows(lanes).reshape(n, 2, groups, 1, -1),
+            _along_rows(_unshifted(words, 256)).reshape(n, 2, 2, -1),
+            _along_rows(_unshifted(x * np.int16(16), 4)).reshape(n, 8, -1),
+            _along_rows(lanes.transpose(0, 2, 1, 3)).reshape(n, 2, 1, -1),
         )
 
     @cached_property
@@ -143,7 +139,14 @@ class Activations:
         factors = _unshifted(x.transpose(0, 3, 1, 2), 256).view(np.uint32)
         out = np.empty((*factors.shape, TILE_ROWS), np.uint32)
         out[:] = factors[..., None]
-        return Factors(out.reshape(n, 1, 4, self.groups, -1))
+        return Factors(out.reshape(n, 1, 4, -1))
+
+
+def _beside_rows(per_block: F32) -> F32:
+    """[n, B] repeated for a tile's rows: [n, B, 16]."""
+    out = np.empty((*per_block.shape, TILE_ROWS), np.float32)
+    out[:] = per_block[:, :, None]
+    return out
 
 
 def _unshifted(x: npt.NDArray[np.signedinteger], base: int) -> npt.NDArray[np.signedinteger]:

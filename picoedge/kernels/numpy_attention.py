@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.numpy_blas import multiply
 from picoedge.kernels.numpy_planes import widen
 from picoedge.kernels.numpy_team import Job, Scratch, Team
 
@@ -116,18 +117,18 @@ class BoundAttend:
         step = max(1, _TILE // (kv * d))
         for at in range(start, end, step):
             keys = _as_f32(self.cache.keys[heads, at : min(at + step, end)], scratch)
-            part = scores[:, :, at - start : at - start + keys.shape[1]]
-            np.matmul(q, keys.transpose(0, 2, 1), out=part)
+            _multiply(q, keys.swapaxes(1, 2), scores[:, :, at - start :][:, :, : keys.shape[1]])
         if n > 1:
             each = scores.reshape(kv, group, n, -1)
             np.copyto(each, np.float32(-np.inf), where=self._hidden(n, position, start))
         scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
         np.exp(scores, out=scores)
         mixed = np.zeros((kv, group * n, d), np.float32)
+        part = np.empty_like(mixed)
         for at in range(start, end, step):
             values = _as_f32(self.cache.values[heads, at : min(at + step, end)], scratch)
-            part = scores[:, :, at - start : at - start + values.shape[1]]
-            mixed += np.matmul(part, values)
+            _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, part)
+            mixed += part
         mixed /= np.add.reduce(scores, axis=2, keepdims=True)
         out = self.out[row : row + n].reshape(n, -1, group, d)
         out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
@@ -138,6 +139,12 @@ class BoundAttend:
         key = np.arange(start, position + n)[None, :]
         hidden: npt.NDArray[np.bool_] = key > at
         return hidden | (key <= at - self.shape.window) if self.shape.window else hidden
+
+
+def _multiply(a: F32, b: F32, out: F32) -> None:
+    """out [h, M, N] = a [h, M, K] times b [h, K, N]."""
+    for one, other, into in zip(a, b, out, strict=True):
+        multiply(one, other, into)
 
 
 def _as_f32(stored: npt.NDArray[Any], scratch: Scratch) -> F32:

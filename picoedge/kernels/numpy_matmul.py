@@ -14,6 +14,7 @@ import numpy.typing as npt
 from picoedge.kernels.blocks import TILE_ROWS, Weights
 from picoedge.kernels.numpy_activations import Activations
 from picoedge.kernels.numpy_bands import band
+from picoedge.kernels.numpy_blas import multiply
 from picoedge.kernels.numpy_integer import Chunk
 from picoedge.kernels.numpy_planes import Planes
 from picoedge.kernels.numpy_team import Job, Scratch
@@ -35,14 +36,15 @@ class QuantizedRows:
         planes = self._planes
         tile_bytes = planes.blocks * 128 * planes.words.itemsize
         self._cuts = _cut(planes, tile_bytes, CHUNK_BYTES)
-        self._chunks = [Chunk(planes, *cut, summed=False) for cut in self._cuts]
+        self._chunks = [Chunk(planes, *cut, by_columns=False) for cut in self._cuts]
         band_bytes = planes.spec.cols * TILE_ROWS * 4
         self._bands = _cut(planes, band_bytes, BAND_BYTES)
 
     def jobs(self, x: Activations, out: F32) -> list[Job]:
         """Fill out [n, total_rows]."""
         if len(out) > FEW_TOKENS:
-            return [partial(self._many, cut, x.columns[0], out) for cut in self._bands]
+            (columns,) = x.columns(1)
+            return [partial(self._many, cut, columns, out) for cut in self._bands]
         x.prepare(self._planes.spec.format.bits)
         return [
             partial(self._few, chunk, cut, x, out)
@@ -61,7 +63,7 @@ class QuantizedRows:
     def _many(self, cut: tuple[slice, slice], x: F32, out: F32, scratch: Scratch) -> None:
         weights = band(self._planes, *cut, scratch)
         product = scratch.take("product", (len(out), weights.shape[1]), np.float32)
-        np.matmul(x, weights, out=product)
+        multiply(x, weights, product)
         target = self._target(cut, out)
         target[...] = product.reshape(*target.shape[:2], -1)[:, :, : target.shape[2]]
 
@@ -84,14 +86,15 @@ class QuantizedSum:
         self._cuts = [
             tiles for _, tiles in _cut(planes, tile_bytes * planes.count, CHUNK_BYTES, whole=True)
         ]
-        self._chunks = [Chunk(planes, every, tiles, summed=True) for tiles in self._cuts]
+        self._chunks = [Chunk(planes, every, tiles, by_columns=True) for tiles in self._cuts]
         band_bytes = planes.spec.cols * TILE_ROWS * 4
         self._bands = [tiles for _, tiles in _cut(planes, band_bytes, BAND_BYTES, whole=True)]
 
     def jobs(self, x: Activations, sums: F64) -> list[Job]:
         """Fill sums [n, rows]."""
         if len(sums) > FEW_TOKENS:
-            return [partial(self._many, tiles, x.columns, sums) for tiles in self._bands]
+            columns = x.columns(self._planes.count)
+            return [partial(self._many, tiles, columns, sums) for tiles in self._bands]
         x.prepare(self._planes.spec.format.bits)
         return [
             partial(self._few, chunk, tiles, x, sums)
@@ -111,7 +114,7 @@ class QuantizedSum:
         for shard, columns in enumerate(x):
             weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
             product = scratch.take("product", (len(sums), weights.shape[1]), np.float32)
-            np.matmul(columns, weights, out=product)
+            multiply(columns, weights, product)
             if shard:
                 target += product[:, : target.shape[1]]
             else:
@@ -138,7 +141,7 @@ class PlainRows:
         ]  # fmt: skip
 
     def _multiply(self, x: F32, values: F32, out: F32, _: Scratch) -> None:
-        out[...] = x @ values.T
+        multiply(x, values.T, out)
 
 
 class PlainSum:
@@ -154,11 +157,14 @@ class PlainSum:
             for at in range(0, self._values.shape[1], PLAIN_ROWS)
         ]
 
-    def _multiply(self, x: F32, rows: slice, sums: F64, _: Scratch) -> None:
-        count, _rows, cols = self._values.shape
-        sums[:, rows] = 0
-        for i in range(count):
-            sums[:, rows] += x[:, i * cols : (i + 1) * cols] @ self._values[i, rows].T
+    def _multiply(self, x: F32, rows: slice, sums: F64, scratch: Scratch) -> None:
+        target = sums[:, rows]
+        product = scratch.take("product", target.shape, np.float32)
+        target[...] = 0
+        columns = np.split(x, len(self._values), axis=1)
+        for i, values in enumerate(self._values):
+            multiply(columns[i], values[rows].T, product)
+            target += product
 
 
 def rows_of(weights: Weights) -> QuantizedRows | PlainRows:

@@ -69,8 +69,7 @@ class NumpyKernels:
     ) -> BoundProjectSum:
         """See `Kernels.project_sum`."""
         matrix = None if weights is None else sum_of(weights)
-        groups = 1 if weights is None else weights.count
-        return BoundProjectSum(self._team, x, activation, matrix, groups, sums)
+        return BoundProjectSum(self._team, x, activation, matrix, sums)
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""
@@ -122,14 +121,13 @@ class BoundProjectSum:
     x: F32
     activation: str | None
     matrix: QuantizedSum | PlainSum | None
-    groups: int
     sums: F64
 
     def __call__(self, n: int) -> None:
         if self.matrix is None:
             self.sums[:n] = 0
             return
-        x = Activations(self._input(n), self.groups)
+        x = Activations(self._input(n))
         self.team.run(self.matrix.jobs(x, self.sums[:n]))
 
     def _input(self, n: int) -> F32:

@@ -12,8 +12,9 @@ setup: $(VENV)/.ready
 chat: setup
 	@$(BIN)/picoedge chat
 
-test: $(VENV)/.ready-dev lint
+test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest
+	$(BIN)/ruff check . && $(BIN)/mypy
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check . && $(BIN)/mypy

@@ -18,7 +18,7 @@ from picoedge.kernels.blocks import Weights, dequantize, unpack_planes
 from picoedge.store.encodings import ENCODINGS
 
 F32 = npt.NDArray[np.float32]
-EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 512, 2, 4, 2, 64, 300
 
 

@@ -94,7 +94,7 @@ def test_a_tied_embedding_is_the_head_and_not_stored_twice(tmp_path: Path) -> No
     assert not (tmp_path / "m.pico" / "embed.safetensors").exists()
 
 
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "IQ2_XXS", "TQ2_0", "MXFP4"])
+@pytest.mark.parametrize("kind", ["Q2_K", "IQ4_XS", "IQ4_NL", "IQ2_XXS", "TQ2_0", "MXFP4"])
 def test_codebook_types_are_requantized_closely(tmp_path: Path, kind: str) -> None:
     values = write_gguf(tmp_path / "m.gguf", kind, tied=False)
     opened = packed(tmp_path / "m.gguf")
@@ -103,7 +103,7 @@ def test_codebook_types_are_requantized_closely(tmp_path: Path, kind: str) -> No
         expected = values[f"blk.1.{stored}.weight"]
         expected = half_split(expected) if name in "qk" else expected
         error = np.square(got - expected).sum() / np.square(expected).sum()
-        assert error**0.5 < 0.03, name
+        assert error**0.5 < 0.015, name
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(None, 0.01), (4, 0.1), (5, 0.05), (6, 0.03), (32, 0)])

@@ -224,7 +224,7 @@ def test_what_a_forward_pass_would_get_wrong_is_refused(tmp_path: Path, case: st
 WRONG: dict[str, Any] = {
     "hidden_size": -256, "num_attention_heads": 0, "num_hidden_layers": 2**31 - 1,
     "vocab_size": "300", "rope_theta": -1, "head_dim": 63, "num_key_value_heads": 3,
-    "rms_norm_eps": [], "rope_scaling": 7, "intermediate_size": ..., "tie_word_embeddings": 1,
+    "rms_norm_eps": 10**400, "rope_scaling": 7, "intermediate_size": ..., "tie_word_embeddings": 1,
 }  # fmt: skip
 
 

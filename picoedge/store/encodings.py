@@ -165,6 +165,19 @@ def _q6_k(blocks: U8) -> Quants:
     return Quants(_rows(q, n), scales, None, _f16(blocks, 208))
 
 
+def _q3_k(blocks: U8) -> Quants:
+    """Three bits and a scale per 16: q6k has room for all of it, four bits to spare in each."""
+    n, s = blocks.shape[:2]
+    pairs = blocks[:, :, 32:96].reshape(n, s, 2, 1, 32) >> (2 * _BITS[:4, None])
+    highs = (blocks[:, :, None, :32] >> _BITS[:, None]).reshape(n, s, 2, 4, 32)
+    q = (pairs & 3) + ((highs & 1) << 2) + np.uint8(32 - 4)
+    low = blocks[:, :, 96:104].reshape(n, s, 1, 8) >> np.array([[0], [4]], np.uint8)
+    high = blocks[:, :, 104:108].reshape(n, s, 1, 4) >> (2 * _BITS[:4, None])
+    six = (low & 15).reshape(n, s, 16) | ((high & 3) << 4).reshape(n, s, 16)
+    scales = six.astype(np.int8) - np.int8(32)
+    return Quants(_rows(q, n), scales.reshape(n, -1), None, _f16(blocks, 108))
+
+
 def _table() -> dict[str, Encoding]:
     exact = [
         Encoding("Q4_0", 32, 18, "q4", _q4_0),
@@ -172,13 +185,14 @@ def _table() -> dict[str, Encoding]:
         Encoding("Q5_0", 32, 22, "q5", _q5_0),
         Encoding("Q5_1", 32, 24, "q5m", _q5_1),
         Encoding("Q8_0", 32, 34, "q8", _q8_0),
+        Encoding("Q3_K", 256, 110, "q6k", _q3_k),
         Encoding("Q4_K", 256, 144, "q4k", _q4_k),
         Encoding("Q5_K", 256, 176, "q5k", _q5_k),
         Encoding("Q6_K", 256, 210, "q6k", _q6_k),
     ]
     floats = [Encoding("F32", 1, 4), Encoding("F16", 1, 2), Encoding("BF16", 1, 2)]
     requantized = [
-        ("Q2_K", 256, 84), ("Q3_K", 256, 110), ("IQ2_XXS", 256, 66), ("IQ2_XS", 256, 74),
+        ("Q2_K", 256, 84), ("IQ2_XXS", 256, 66), ("IQ2_XS", 256, 74),
         ("IQ2_S", 256, 82), ("IQ3_XXS", 256, 98), ("IQ3_S", 256, 110), ("IQ1_S", 256, 50),
         ("IQ1_M", 256, 56), ("IQ4_NL", 32, 18), ("IQ4_XS", 256, 136), ("TQ1_0", 256, 54),
         ("TQ2_0", 256, 66), ("MXFP4", 32, 17), ("NVFP4", 64, 36),

@@ -77,14 +77,7 @@ def gguf_config(
     heads, hidden = keys.size("attention.head_count"), keys.size("embedding_length")
     head_dim = keys.size("attention.key_length", hidden // heads)
     _check_head_dim(keys, head_dim, path)
-    if keys.size("block_count") > len(shapes):
-        raise ModelError(
-            f"{path}: {keys.size('block_count')} layers in {len(shapes)} tensors",
-            "the file is damaged",
-        )
-    embed = shapes.get("token_embd.weight")
-    if embed is None or len(embed) != 2:
-        raise ModelError(f"{path}: tensor token_embd.weight is missing", "the file is incomplete")
+    _check_layers(keys.size("block_count"), len(shapes), path)
     theta = keys.positive("rope.freq_base", 10_000.0)
     family: dict[str, Any] = {"rope_local_theta": theta}
     if architecture == "gemma3":
@@ -99,7 +92,7 @@ def gguf_config(
         num_attention_heads=heads,
         num_key_value_heads=keys.size("attention.head_count_kv", heads),
         head_dim=head_dim,
-        vocab_size=embed[0],
+        vocab_size=_vocab_size(shapes, path),
         max_position_embeddings=keys.size("context_length"),
         rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
@@ -109,6 +102,18 @@ def gguf_config(
         qk_norm=architecture in ("qwen3", "gemma3"),
         **family,
     )
+
+
+def _vocab_size(shapes: Mapping[str, tuple[int, ...]], path: str) -> int:
+    embed = shapes.get("token_embd.weight")
+    if embed is None or len(embed) != 2:
+        raise ModelError(f"{path}: tensor token_embd.weight is missing", "the file is incomplete")
+    return embed[0]
+
+
+def _check_layers(layers: int, tensors: int, path: str) -> None:
+    if layers > tensors:
+        raise ModelError(f"{path}: {layers} layers in {tensors} tensors", "the file is damaged")
 
 
 def _refuse(keys: Keys, architecture: str, path: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from picoedge.engine.session import Session
 from picoedge.model.sampling import SamplingOptions
+from picoedge.text.special import SpecialTokens
 
 EOS = 256
 BOS = 257
@@ -23,6 +24,7 @@ class ByteTokenizer:
     bos_id: int | None = BOS
     eos_ids = frozenset({EOS})
     drops_first_space = False
+    special_tokens = SpecialTokens({})
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         return [BOS] * add_bos + list(text.encode())
@@ -40,7 +42,13 @@ class ByteTokenizer:
 class PlainTemplate:
     """`user: hello` and so on, a line a message."""
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: object = None,
+    ) -> str:
         lines = [f"{m['role']}: {m['content']}\n" for m in messages]
         return "".join(lines) + "assistant: " * add_generation_prompt
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from picoedge.errors import ContextError, TextError
 from picoedge.model.sampling import Sampler, SamplingOptions
+from picoedge.text.chat import encode_chat
 from picoedge.text.stream import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -124,8 +125,13 @@ class Session:
         self._cancelled = True
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """The prompt that asks for the next message. Raises TextError, ContextError."""
-        return self.encode(self.require_template().render(messages))
+        """The prompt that asks for the next message. Raises TextError, ContextError.
+
+        What a message says is text, also where it spells a special token.
+        """
+        template = self.require_template()
+        self._refuse_far_too_long("\n".join(message["content"] for message in messages))
+        return encode_chat(template, self.tokenizer, messages)
 
     def require_template(self) -> ChatTemplate:
         """The chat template. Raises TextError where the model has none."""
@@ -136,17 +142,18 @@ class Session:
         return self.template
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt. Raises ContextError for one far too long, before all of it is encoded.
+        """Ids of a prompt. Raises ContextError for one far too long."""
+        self._refuse_far_too_long(text)
+        return self.tokenizer.encode(text)
 
-        Megabytes of text would take gigabytes to encode, only to be refused.
-        """
+    def _refuse_far_too_long(self, text: str) -> None:
+        """Before all of it is encoded: megabytes would take gigabytes, only to be refused."""
         n_ctx, limit = self.model.n_ctx, self.model.n_ctx * LONG_TOKEN
         while len(text) > limit:
             count = len(self.tokenizer.encode(text[:limit]))
             if count > n_ctx + LONG_TOKEN:  # where the text was cut it may have a few too many
                 raise _too_long(f"about {count * len(text) // limit}", n_ctx)
             limit *= 4
-        return self.tokenizer.encode(text)
 
     def generate(
         self,

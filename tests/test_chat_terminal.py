@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ TESTS = Path(__file__).parent
 CTRL_C, CTRL_D, UP, ENTER = "\x03", "\x04", "\x1b[A", "\r"
 PASTE_BEGINS, PASTE_ENDS = "\x1b[200~", "\x1b[201~"
 LIMIT_S = 30
+NUDGE_S = 0.5
 
 
 class Terminal:
@@ -55,14 +57,27 @@ class Terminal:
         return self.process.wait(LIMIT_S)
 
     def _more(self, left_s: float) -> bool:
-        if left_s <= 0 or not select.select([self._master], [], [], left_s)[0]:
-            return False
+        """Read once; False where nothing comes any more."""
+        end = time.monotonic() + left_s
+        while not select.select([self._master], [], [], NUDGE_S)[0]:
+            if time.monotonic() > end:
+                return False
+            self._nudge()
         try:
             data = os.read(self._master, 65536)
         except OSError:  # Linux: the other end is closed
             return False
         self.screen += data.decode(errors="replace")
         return bool(data)
+
+    def _nudge(self) -> None:
+        """Resize the window, which changes nothing but wakes Python's readline.
+
+        It sleeps through a Ctrl-C of the very microseconds between its prompt and its wait
+        (CPython's readline_until_enter_or_signal), which a loaded machine makes long.
+        """
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGWINCH)
 
     def close(self) -> None:
         self.process.kill()

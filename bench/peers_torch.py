@@ -99,7 +99,7 @@ def state_dict(source: Gguf) -> dict[str, Any]:
         elif source.architecture == "gemma3" and kind.endswith("norm"):
             values = values - np.float32(1)
         if target is not None:
-            state[target] = torch.from_numpy(values)
+            state[target] = torch.tensor(values)
     return state
 
 
@@ -140,11 +140,8 @@ def _gemma3(source: Gguf, values: dict[str, Any]) -> Any:
     return transformers.Gemma3ForCausalLM(config)
 
 
-def build(path: str, threads: int) -> Any:
+def build(path: str) -> Any:
     """The model, f32, ready to run."""
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     source = Gguf(path)
     state = state_dict(source)
     values = _common(source, len(state["model.embed_tokens.weight"]))
@@ -154,7 +151,7 @@ def build(path: str, threads: int) -> Any:
     if unexpected or set(missing) - tied:
         raise SystemExit(f"the reference lacks {missing} and does not know {unexpected}")
     model.tie_weights()
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def logits_of(model: Any, ids: list[int]) -> Iterator[F32]:
@@ -172,7 +169,8 @@ def job_reference(
 
     Answers with the perplexity over the ids `check`, by which others can tell it is sound.
     """
-    model = build(path, threads)
+    importlib.import_module("torch").set_num_threads(threads)
+    model = build(path)
     texts = []
     for i, prompt in enumerate(prompts):
         ids, logits = greedy(model, prompt, n)

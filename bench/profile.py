@@ -44,21 +44,34 @@ class Timed:
     def __init__(self, name: str, operation: Callable[..., None], spent: Spent) -> None:
         self._name, self._operation, self._spent = name, operation, spent
 
-    def __call__(self, n: int, at: int = 0) -> None:
-        """The operation itself: at `position`, or from token `first`."""
+    def _run(self, *args: int) -> None:
         began = time.perf_counter()
-        self._operation(n, at)
+        self._operation(*args)
         self._spent[self._name] += time.perf_counter() - began
+
+
+class TimedProject(Timed):
+    """`api.Project`, timed."""
+
+    def __call__(self, n: int, first: int = 0) -> None:
+        """The operation itself."""
+        self._run(n, first)
+
+
+class TimedAttend(Timed):
+    """`api.Attend`, timed."""
+
+    def __call__(self, n: int, position: int) -> None:
+        """The operation itself."""
+        self._run(n, position)
 
 
 class TimedSum(Timed):
-    """As `Timed`, for operations that take no second argument."""
+    """`api.ProjectSum`, timed."""
 
-    def __call__(self, n: int, at: int = 0) -> None:
+    def __call__(self, n: int) -> None:
         """The operation itself."""
-        began = time.perf_counter()
-        self._operation(n)
-        self._spent[self._name] += time.perf_counter() - began
+        self._run(n)
 
 
 class TimedKernels:
@@ -84,7 +97,7 @@ class TimedKernels:
         """As the kernels do, timed."""
         self.bound += 1
         bound = self._kernels.project(source, weights, biases, out)
-        return Timed(PROJECTIONS[len(weights)], bound, self.spent)
+        return TimedProject(PROJECTIONS[len(weights)], bound, self.spent)
 
     def attend(
         self,
@@ -99,7 +112,7 @@ class TimedKernels:
         """As the kernels do, timed."""
         self.bound += 1
         bound = self._kernels.attend(qkv, shape, rope, norms, eps, cache, out)
-        return Timed("attend", bound, self.spent)
+        return TimedAttend("attend", bound, self.spent)
 
     def project_sum(
         self, x: F32, activation: str | None, weights: Weights | None, sums: F64
@@ -116,7 +129,7 @@ class TimedKernels:
 
 def clock_cost_s() -> float:
     """What one timed operation adds to a step: two clock calls and a dictionary's addition."""
-    nothing = Timed("nothing", lambda n, at: None, defaultdict(float))
+    nothing = TimedSum("nothing", lambda n: None, defaultdict(float))
     began = time.perf_counter()
     for _ in range(10_000):
         nothing(1)

@@ -18,7 +18,7 @@ from bench.report import Measured
 
 PROMPT, GENERATE, REPEATS, N_CTX = 256, 64, 3, 1024
 FIRST_PROMPT = (
-    "The old lighthouse keeper climbed the spiral stairs each evening to light the lamp and"
+    "The old lighthouse keeper climbed the spiral stairs each evening to light the lamp, and"
 )
 FIRST_PROMPT_TOKENS = 16
 

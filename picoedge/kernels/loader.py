@@ -53,11 +53,14 @@ def choose(kind: str | None, levels: list[str], folder: Path) -> Choice:
         path = folder / f"_native_{level}.so"
         if path.exists():
             return Choice(path, f"best level built that this processor has ({level})")
-    reason = (
-        f"the C kernels are not built ({', '.join(wanted)}): install gcc and picoedge again"
-        if wanted
-        else "this processor has none of the instruction sets the C kernels need"
-    )
+    if wanted:
+        reason = (
+            f"the C kernels are not built ({', '.join(wanted)}): install gcc and picoedge again"
+        )
+    elif levels:
+        reason = f"this processor cannot run {kind}; it can run {', '.join(levels)}"
+    else:
+        reason = "this processor has none of the instruction sets the C kernels need"
     if kind is not None:
         raise UsageError(f"no {kind} kernels here: {reason}", "or use --kernels numpy")
     return Choice(None, reason)

@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #ifndef PICOEDGE_LEVEL
 #define PICOEDGE_LEVEL "portable"
@@ -373,7 +374,7 @@ typedef struct {
 typedef struct { pool_t *pool; int thread; } worker_t;
 
 /* Between two kernels of one token lie a few microseconds of Python: poll that long, then sleep. */
-enum { SPINS = 4000, CLOSED = -(1 << 20), RUNS_PER_THREAD = 4 };
+enum { POLL_NS = 60000, CLOSED = -(1 << 20), RUNS_PER_THREAD = 4 };
 
 INLINE void relax(void) {
 #if defined(__x86_64__)
@@ -381,6 +382,12 @@ INLINE void relax(void) {
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static void take_items(pool_t *pool, int thread) {
@@ -393,10 +400,13 @@ static void take_items(pool_t *pool, int thread) {
 }
 
 static unsigned await_round(pool_t *pool, unsigned seen) {
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return atomic_load(&pool->round);
-        relax();
-    }
+    const int64_t until = now_ns() + POLL_NS;
+    do {
+        for (int i = 0; i < 64; i++) { /* a pause is 1 to 50 ns, so the clock says when to stop */
+            if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return atomic_load(&pool->round);
+            relax();
+        }
+    } while (now_ns() < until);
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->asleep, 1);
     while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
@@ -441,7 +451,7 @@ static void run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
     take_items(pool, 0);
     atomic_fetch_add(&pool->inside, CLOSED);
     for (int i = 0; atomic_load_explicit(&pool->inside, memory_order_acquire) != CLOSED; i++) {
-        if (i < SPINS) relax();
+        if (i < 1000) relax();
         else sched_yield(); /* the other thread has lost its core: do not burn ours */
     }
 }
@@ -498,7 +508,7 @@ static void quantize(const float *x, int blocks, xblock *out) {
         vf peak = vf_abs(vf_load(x));
         for (int i = LANES; i < BLOCK; i += LANES) peak = vf_max(peak, vf_abs(vf_load(x + i)));
         float amax = vf_hmax(peak);
-        float inverse = amax > 0 ? 127.0f / amax : 0.0f;
+        float inverse = amax > 1e-30f ? 127.0f / amax : 0.0f; /* smaller would make it infinite */
         for (int h = 0; h < 2; h++) {
             int32_t sum = 0;
             for (int i = 0; i < BLOCK / 2; i += LANES) {
@@ -885,7 +895,10 @@ static void rotate(const attend_t *op, const float *norm, int position, float sc
     }
 }
 
-INLINE void to_f16(const float *x, uint16_t *out) { vf_to_f16(out, vf_load(x)); }
+/* Held within f16: a key nobody attends to is multiplied by 0, which infinity would survive. */
+INLINE void to_f16(const float *x, uint16_t *out) {
+    vf_to_f16(out, vf_min(vf_max(vf_load(x), vf_set1(-65504.0f)), vf_set1(65504.0f)));
+}
 
 static void append_task(void *arg, int64_t from, int64_t to, int thread) {
     const attend_call *call = arg;
@@ -913,15 +926,20 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
 
 /* scores[j][t] for NQ queries against the tiles of keys from..to (positions, multiples of 16). */
 INLINE void score_keys(int nq, const float *const *q, const uint16_t *keys, int d, int from, int to, float *scores, int64_t stride) {
-    for (int t = from; t < to; t += LANES) {
+    /* few queries: all parts of a tile of keys at once, or each sum would wait for the one before */
+    const int parts = nq * PARTS <= QUERIES ? PARTS : 1;
+    for (int t = from; t < to; t += parts * LANES) {
         const uint16_t *key = keys + (int64_t)(t / KEYS) * KEYS * d + t % KEYS;
         vf acc[QUERIES];
-        for (int j = 0; j < nq; j++) acc[j] = vf_set1(0.0f);
+        for (int j = 0; j < nq * parts; j++) acc[j] = vf_set1(0.0f);
         for (int i = 0; i < d; i++) {
-            const vf k = vf_from_f16(key + i * KEYS);
-            for (int j = 0; j < nq; j++) acc[j] = vf_fma(k, vf_set1(q[j][i]), acc[j]);
+            for (int p = 0; p < parts; p++) {
+                const vf k = vf_from_f16(key + i * KEYS + p * LANES);
+                for (int j = 0; j < nq; j++) acc[j * parts + p] = vf_fma(k, vf_set1(q[j][i]), acc[j * parts + p]);
+            }
         }
-        for (int j = 0; j < nq; j++) vf_store(scores + j * stride + t, acc[j]);
+        for (int j = 0; j < nq; j++)
+            for (int p = 0; p < parts; p++) vf_store(scores + j * stride + t + p * LANES, acc[j * parts + p]);
     }
 }
 

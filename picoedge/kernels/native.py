@@ -162,6 +162,10 @@ class NativeKernels:
         if any(w.spec.format.bits == 32 for w in weights):
             return self._numpy.project(source, weights, biases, out)
         n, width = source.x.shape
+        _check_lengths(width, source.norm, source.post_norm)
+        assert source.sums is None or source.sums.shape == source.x.shape
+        assert all(w.spec.cols == width for w in weights)
+        assert not weights or out.shape[1] == sum(w.total_rows for w in weights)
         blocks, scratch = self._scratch_for(n, width)
         matrices = _matrices(weights, biases)
         op = _Project(
@@ -181,7 +185,11 @@ class NativeKernels:
         keep = (op, source, weights, biases, out, blocks, scratch, matrices)
         call, pool, address = self._lib.pe_project, self._pool, ct.addressof(op)
 
+        most, rows = len(source.x), len(out)
+
         def project(n: int, first: int = 0, _keep: object = keep) -> None:
+            assert 0 <= first < n <= most, "more tokens than the buffers hold"
+            assert not weights or n - first <= rows, "more tokens than the output holds"
             call(pool, address, n, first)
 
         return project
@@ -200,6 +208,11 @@ class NativeKernels:
         if not isinstance(cache, NativeCache):
             return self._numpy.attend(qkv, shape, rope, norms, eps, cache, out)
         q_norm, k_norm = norms if norms is not None else (None, None)
+        _check_lengths(shape.head_dim, q_norm, k_norm)
+        row = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+        assert qkv.shape[1] == row
+        assert out.shape == (len(qkv), shape.q_heads * shape.head_dim)
+        most, positions = len(qkv), min(cache.n_ctx, len(rope[0]), len(rope[1]))
         op = _Attend(
             qkv=_address(qkv),
             cos=_address(rope[0]),
@@ -221,6 +234,8 @@ class NativeKernels:
         call, pool, address = self._lib.pe_attend, self._pool, ct.addressof(op)
 
         def attend(n: int, position: int, _keep: object = keep) -> None:
+            assert 0 < n <= most, "more tokens than the buffers hold"
+            assert 0 <= position <= positions - n, "beyond the cache"
             if call(pool, address, n, position):
                 raise MemoryBudgetError(
                     f"no memory for attention over {position + n} tokens", "use a smaller context"
@@ -235,6 +250,8 @@ class NativeKernels:
         if weights is None or weights.spec.format.bits == 32:
             return self._numpy.project_sum(x, activation, weights, sums)
         n, width = x.shape[0], weights.total_cols
+        assert x.shape[1] == (width if activation is None else 2 * width)
+        assert sums.shape == (n, weights.spec.rows)
         blocks, scratch = self._scratch_for(n, width)
         matrices = _matrices([weights], [None])
         op = _ProjectSum(
@@ -250,7 +267,10 @@ class NativeKernels:
         keep = (op, x, weights, sums, blocks, scratch, matrices)
         call, pool, address = self._lib.pe_project_sum, self._pool, ct.addressof(op)
 
+        most = len(x)
+
         def project_sum(n: int, _keep: object = keep) -> None:
+            assert 0 < n <= most, "more tokens than the buffers hold"
             call(pool, address, n)
 
         return project_sum
@@ -271,6 +291,10 @@ class NativeKernels:
         self._numpy.close()
 
 
+def _check_lengths(length: int, *vectors: F32 | None) -> None:
+    assert all(vector is None or vector.shape == (length,) for vector in vectors)
+
+
 def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Array[_Weights]:
     """One C record a matrix; its rows land in `out` behind those of the matrices before it."""
     records, column = (_Weights * len(weights))(), 0
@@ -278,6 +302,7 @@ def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Ar
         planes = w.spec.planes
         last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
         assert w.data.nbytes >= last, "a run of shards ends beyond its bytes"
+        assert bias is None or bias.shape == (w.total_rows,)
         for name in ("quants", "highs", "scales", "mins", "superscales", "supermins"):
             setattr(record, name, planes[name][0] if name in planes else 0)
         record.data = _address(w.data)

@@ -50,7 +50,7 @@ class Activations:
         """Whole numbers -127..127 [n, B, 32] and their scales, amax / 127, [n, B]."""
         cut = self.plain.reshape(len(self.plain), -1, BLOCK_COLS)
         amax = np.maximum.reduce(np.abs(cut), axis=2)
-        inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 0)
+        inverse = np.divide(np.float32(127), amax, out=np.zeros_like(amax), where=amax > 1e-30)
         whole = cut * inverse[:, :, None]
         return np.rint(whole, out=whole), amax / np.float32(127)
 

@@ -226,6 +226,15 @@ def test_show_has_the_same_facts_before_and_after_packing(shelf: Shelf, gguf: Pa
     assert describe(shelf, "tiny")["licence"] == "MIT"
 
 
+def test_show_does_not_hide_a_damaged_pack(shelf: Shelf, gguf_bytes: bytes) -> None:
+    shelf.folder.mkdir()
+    (shelf.folder / "tiny.gguf").write_bytes(gguf_bytes)
+    pack = shelf.resolve("tiny")
+    (pack / "head.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"head\.safetensors"):
+        describe(shelf, "tiny")
+
+
 def test_the_folder_follows_the_environment(tmp_path: Path) -> None:
     home = {"HOME": "/h"}
     assert shelf_folder({**home, "PICOEDGE_HOME": "/p"}) == Path("/p/models")

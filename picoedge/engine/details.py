@@ -13,7 +13,7 @@ from picoedge.engine.shelf import Shelf
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import Weights
 from picoedge.store.reader import Pack
-from picoedge.store.sources import open_source
+from picoedge.store.sources import Source, open_source
 
 
 def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
@@ -22,9 +22,14 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
     Raises UsageError where there is no such model, ModelError where it is damaged.
     """
     try:
-        pack = Pack.open(shelf.find(model))
+        path = shelf.find(model)
     except ModelError:
-        return _describe_unpacked(shelf, model)
+        if model is None or model in shelf.entries:
+            return _describe_entry(shelf.entry(model))
+        if not Path(model).exists():
+            raise
+        return _describe_source(Path(model))
+    pack = Pack.open(path)
     return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
 
 
@@ -59,18 +64,15 @@ def _licence(shelf: Shelf, model: str | None, name: str) -> str | None:
         return shelf.entries[name].licence
     if model is None or is_pack(Path(model)) or not Path(model).exists():
         return None
-    licence = open_source(Path(model)).metadata.get("general.license")
+    return _licence_in(open_source(Path(model)))
+
+
+def _licence_in(source: Source) -> str | None:
+    licence = source.metadata.get("general.license")
     return licence if isinstance(licence, str) else None
 
 
-def _describe_unpacked(shelf: Shelf, model: str | None) -> dict[str, Any]:
-    entry = shelf.entries.get(model) if model else shelf.entry(None)
-    if entry is not None:
-        return _describe_entry(entry)
-    assert model is not None
-    path = Path(model)
-    if is_pack(path):
-        Pack.open(path)  # says what is wrong with it
+def _describe_source(path: Path) -> dict[str, Any]:
     source = open_source(path)
     return {
         "name": source.name,
@@ -78,7 +80,7 @@ def _describe_unpacked(shelf: Shelf, model: str | None) -> dict[str, Any]:
         "path": str(path),
         **_shape(source.config),
         "bytes": source.tensor_bytes,
-        "licence": _licence(shelf, model, ""),
+        "licence": _licence_in(source),
     }
 
 

@@ -116,8 +116,8 @@ class HttpFetch:
 
     def _receive(self, response: HTTPResponse, start: int) -> None:
         offset = start if self._goes_on(response, start) else 0
-        length = response.headers.get("Content-Length", "")
-        total = offset + int(length) if length.isdecimal() else 0
+        length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""))
+        total = offset + int(length[0]) if length else 0
         self._check_size(total)
         done = offset
         with as_storage_error(self.part):
@@ -139,7 +139,7 @@ class HttpFetch:
         """Whether the body continues at byte `start`; a server may send the whole file instead."""
         if response.status != 206:
             return False
-        match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
         if not match or int(match[1]) != start:
             with as_storage_error(self.part):
                 self.part.unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from picoedge.cli.main import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
 
@@ -62,6 +64,11 @@ def run_installed(
     )  # fmt: skip
     assert result.returncode == code, result.stderr
     return result
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in COMMANDS if f"`picoedge {name}" not in readme] == []
 
 
 def test_the_wheel_holds_the_catalogue_and_no_tests(wheel: Path) -> None:

@@ -263,3 +263,42 @@ def test_beside_a_large_tokenizer_json_the_model_counts(tmp_path: Path) -> None:
     pack = packed(tmp_path, files)
     assert not (pack / "tokenizer.json").exists()
     assert load_tokenizer(pack).vocab_size == 800
+
+
+PANICS = {
+    "charsmap": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}),
+    "empty pattern": (
+        "normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    ),
+    "endless regex": (
+        "pre_tokenizer",
+        {
+            "type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
+            "invert": False,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_a_tokenizer_that_makes_its_library_panic_is_refused(
+    case: str, tmp_path: Path, byte_level: dict[str, Any]
+) -> None:
+    key, value = PANICS[case]
+    with pytest.raises(TextError) as caught:
+        packed(tmp_path, {"tokenizer.json": {**byte_level, key: value}})
+    assert str(tmp_path / "model" / "tokenizer.json") in caught.value.message
+    assert "get the file again" in caught.value.hint
+    assert list((tmp_path / "pack").iterdir()) == []
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_a_panic_in_a_pack_is_a_text_error(
+    case: str, tmp_path: Path, byte_level: dict[str, Any]
+) -> None:
+    pack = packed(tmp_path, {"tokenizer.json": byte_level})
+    key, value = PANICS[case]
+    (pack / "tokenizer.json").write_text(json.dumps({**byte_level, key: value}), encoding="utf-8")
+    with pytest.raises(TextError) as caught:
+        load_tokenizer(pack).encode("a" * 64 + "!")
+    assert str(pack / "tokenizer.json") in caught.value.message

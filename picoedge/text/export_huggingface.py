@@ -13,7 +13,7 @@ from picoedge.text.files import read_json_if_any, read_text
 from picoedge.text.sentencepiece_proto import NO_DUMMY_PREFIX
 from picoedge.text.settings import END_OF_TURN, FILE_NAME, AddedToken, TextSettings, read_added
 from picoedge.text.tokenizer import JSON_FILE, SENTENCEPIECE_FILE, SPACE
-from picoedge.text.tokenizer_json import load_json
+from picoedge.text.tokenizer_json import begins_with, load_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -119,11 +119,12 @@ def _settings(
 
 def _copy_json(configs: Folder, folder: Path) -> TextSettings:
     tokenizer = load_json(configs.path / JSON_FILE)
+    first = begins_with(tokenizer, configs.path / JSON_FILE)
     shutil.copyfile(configs.path / JSON_FILE, folder / JSON_FILE)
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
     bos = tokenizer.token_to_id(configs.token("bos_token"))
     # What the file itself puts around a text tells whether it begins with BOS.
-    begins = bos is not None and tokenizer.encode("").ids[:1] == [bos]
+    begins = bos is not None and first == [bos]
     return _settings(configs, tokenizer.token_to_id, begins, "never", {}, special)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# Every kind of character, and long runs: on these a regex that backtracks without end gives up.
+_PROBE = "The 1st\ttest,\r\n\n  café – 日本 🙂 " + " ".join(c * 64 + "!" for c in "aA0 .\n")
 
 
 class JsonTokenizer:
     """See `tokenizer.Tokenizer`. Raises TextError where the file is damaged or of another kind."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
+        self._path = path
         self._tokenizer = load_json(path)
         self._settings = settings
         self._lock = threading.Lock()
-        self._make_special(settings.eos_ids)
+        with _library(f"{path} is not a tokenizer"):
+            self._make_special(settings.eos_ids)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {i: token.content.encode() for i, token in added.items()}
         self.special_tokens = SpecialTokens(
@@ -43,8 +48,9 @@ class JsonTokenizer:
         self.drops_first_space = _drops_first_space(steps)
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        """See `tokenizer.Tokenizer.encode`."""
-        with self._lock:  # the choice below is the library's state, not an argument
+        """See `tokenizer.Tokenizer.encode`. Raises TextError where the file's rules fail on it."""
+        # Locked, as the choice below is the library's state, not an argument.
+        with self._lock, _library(f"{self._path} fails on a text"):
             self._tokenizer.encode_special_tokens = not parse_special
             ids = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
         return with_bos(ids, self._settings, add_bos)
@@ -82,13 +88,29 @@ def load_json(path: Path) -> Tokenizer:
     """The library's object, cutting and padding nothing. Raises TextError."""
     from tokenizers import Tokenizer
 
-    try:
+    with _library(f"{path} is not a tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower type
-        raise TextError(f"{path} is not a tokenizer: {error}", "get the file again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     return tokenizer
+
+
+def begins_with(tokenizer: Tokenizer, path: Path) -> list[int]:
+    """What the file puts before a text by itself. Raises TextError where its rules fail on one."""
+    with _library(f"{path} fails on a text"):
+        tokenizer.encode(_PROBE)
+        return list(tokenizer.encode("").ids[:1])
+
+
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Turn a failure of the library, which is a failure of the file, into TextError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # a Rust panic is no Exception, and has no type to import
+        raise TextError(f"{what}: {error}", "get the file again, then pack the model") from error
 
 
 def decoder_steps(tokenizer: Tokenizer, path: Path) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def fetch_model(entry: Entry) -> None:
     with locked(target.with_suffix(".lock"), lambda: None):
         if not target.exists():  # whatever is there under this name was checked when it came
             fetch(entry, target)
+
+
+def pytest_configure() -> None:
+    """A job in the background ignores Ctrl-C, and so would every program a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

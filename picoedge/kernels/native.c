@@ -213,8 +213,7 @@ INLINE wv wv_shl(wv a, int k) { return a << vdupq_n_u8((uint8_t)k); }
 INLINE wv wv_shr(wv a, int k) { return a >> vdupq_n_u8((uint8_t)k); }
 INLINE wv wv_bias(wv a) { return a; }
 enum { Q8_BIAS = 0 };
-/* Weights of 4-6 bits are positive as signed bytes too. i8mm has no path of its own: smmla halves the
- * dot products, and what it takes to pair rows and tokens for it costs as much again. */
+/* Weights of 4-6 bits are positive as signed bytes too. */
 #if defined(__ARM_FEATURE_DOTPROD)
 #define DOT(i) sum = vdotq_laneq_s32(sum, vreinterpretq_s8_u8(w[v + i]), xs, i)
 INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
@@ -247,6 +246,39 @@ INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t s
         high = vpadalq_s16(high, high16);
     }
     return vpaddq_s32(low, high);
+}
+#endif
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define TOKEN_PAIRS
+/* smmla multiplies two rows by two tokens over eight columns. w[v] and w[v + 1], of four columns each,
+ * become those eight columns of rows 0, 1 and of rows 2, 3. */
+INLINE void pair_rows(wv w[8]) {
+    for (int v = 0; v < 8; v += 2) {
+        const uint32x4_t left = vreinterpretq_u32_u8(w[v]), right = vreinterpretq_u32_u8(w[v + 1]);
+        w[v] = vreinterpretq_u8_u32(vzip1q_u32(left, right));
+        w[v + 1] = vreinterpretq_u8_u32(vzip2q_u32(left, right));
+    }
+}
+/* x becomes the first 16 columns of both tokens, y the last 16: eight of one, eight of the other. */
+INLINE void pair_columns(int8_t x[BLOCK], int8_t y[BLOCK]) {
+    const int64x2_t x0 = vreinterpretq_s64_s8(vld1q_s8(x)), x1 = vreinterpretq_s64_s8(vld1q_s8(x + 16));
+    const int64x2_t y0 = vreinterpretq_s64_s8(vld1q_s8(y)), y1 = vreinterpretq_s64_s8(vld1q_s8(y + 16));
+    vst1q_s8(x, vreinterpretq_s8_s64(vzip1q_s64(x0, y0)));
+    vst1q_s8(x + 16, vreinterpretq_s8_s64(vzip2q_s64(x0, y0)));
+    vst1q_s8(y, vreinterpretq_s8_s64(vzip1q_s64(x1, y1)));
+    vst1q_s8(y + 16, vreinterpretq_s8_s64(vzip2q_s64(x1, y1)));
+}
+/* sum[0] is of rows 0, 1 and sum[1] of rows 2, 3: the one token's and the other's side by side. */
+INLINE void pair_start(int32_t x, int32_t y, vi sum[2]) {
+    sum[0] = sum[1] = vreinterpretq_s32_u64(vdupq_n_u64((uint64_t)(uint32_t)y << 32 | (uint32_t)x));
+}
+INLINE void pair_dot(const wv w[4], const int8_t q[BLOCK], vi sum[2]) {
+    for (int v = 0; v < 4; v++) sum[v % 2] = vmmlaq_s32(sum[v % 2], vreinterpretq_s8_u8(w[v]), vld1q_s8(q + v / 2 * 16));
+}
+INLINE void pair_split(const vi sum[2], vi *x, vi *y) {
+    *x = vuzp1q_s32(sum[0], sum[1]);
+    *y = vuzp2q_s32(sum[0], sum[1]);
 }
 #endif
 
@@ -568,6 +600,7 @@ INLINE int offset_of(int format) {
     return format == Q4 ? 8 : format == Q5 ? 16 : format == Q6 || format == Q6K ? 32 : format == Q8 ? Q8_BIAS : 0;
 }
 INLINE int has_min(int format) { return format == Q4M || format == Q4K || format == Q5M || format == Q5K; }
+INLINE int halves_of(int format) { return format == Q6K ? 2 : 1; }
 INLINE int has_super(int format) { return format == Q4K || format == Q5K || format == Q6K; }
 
 /* NEON shifts bytes, so that a high nibble needs no mask, and puts bits in (where a has none) in one step. */
@@ -627,18 +660,35 @@ INLINE void load_scales(int format, const tile_t *t, int b, int part, vf scale[2
     *min = vf_fnma(supermin, vf_from_u8(t->mins + b * TILE + lane), vf_set1(0.0f));
 }
 
-INLINE vf block_step(int format, const wv w[8], const vf scale[2], vf min, const xblock *x, vf acc) {
-    const int bits = bits_of(format), offset = offset_of(format);
-    const vf xscale = vf_set1(x->scale);
-    if (format == Q6K) {
-        for (int h = 0; h < 2; h++) {
-            vi sum = block_dot(bits, 4, w + 4 * h, x->q + 16 * h, -offset * x->half[h]);
-            acc = vf_fma(scale[h], vf_mul(vf_from_vi(sum), xscale), acc);
-        }
-        return acc;
+/* What the offset of the weights of half `h` (0, 1), or of both, takes off the sum of products. */
+INLINE int32_t start_of(int format, const xblock *x, int h) {
+    if (!offset_of(format)) return 0;
+    return -offset_of(format) * (format == Q6K ? x->half[h] : x->half[0] + x->half[1]);
+}
+
+/* The sums of products of a block: of all 32 columns, or (q6k) of each half, which has its own scale. */
+INLINE void block_sums(int format, const wv w[8], const xblock *x, vi sums[2]) {
+    const int halves = halves_of(format), count = 8 / halves;
+    for (int h = 0; h < halves; h++)
+        sums[h] = block_dot(bits_of(format), count, w + h * count, x->q + h * 16, start_of(format, x, h));
+}
+
+#if defined(TOKEN_PAIRS)
+/* The same of two tokens at once, whose columns and rows have been paired. */
+INLINE void pair_sums(int format, const wv w[8], const xblock *x, const xblock *y, vi xsums[2], vi ysums[2]) {
+    const int halves = halves_of(format);
+    vi sum[2];
+    for (int h = 0; h < 2; h++) {
+        if (h < halves) pair_start(start_of(format, x, h), start_of(format, y, h), sum);
+        pair_dot(w + 4 * h, h ? y->q : x->q, sum);
+        pair_split(sum, xsums + h % halves, ysums + h % halves);
     }
-    vi sum = block_dot(bits, 8, w, x->q, offset ? -offset * (x->half[0] + x->half[1]) : 0);
-    acc = vf_fma(scale[0], vf_mul(vf_from_vi(sum), xscale), acc);
+}
+#endif
+
+INLINE vf add_block(int format, const vi sums[2], const vf scale[2], vf min, const xblock *x, vf acc) {
+    for (int h = 0; h < halves_of(format); h++)
+        acc = vf_fma(scale[h], vf_mul(vf_from_vi(sums[h]), vf_set1(x->scale)), acc);
     return has_min(format) ? vf_fma(min, vf_set1(x->sum), acc) : acc;
 }
 
@@ -656,8 +706,25 @@ INLINE void tile_product(int format, int nt, const tile_t *t, const xblock *x, i
                 vf scale[2], min = vf_set1(0.0f);
                 unpack(format, t, b, first + p, w);
                 load_scales(format, t, b, first + p, scale, &min);
-                for (int i = 0; i < nt; i++)
-                    acc[i * together + p] = block_step(format, w, scale, min, x + i * xstride + b, acc[i * together + p]);
+#if defined(TOKEN_PAIRS)
+                if (nt > 1) {
+                    pair_rows(w);
+                    for (int i = 0; i < nt; i += 2) {
+                        const xblock *x0 = x + i * xstride + b, *x1 = x0 + xstride;
+                        vi sums[2][2];
+                        pair_sums(format, w, x0, x1, sums[0], sums[1]);
+                        acc[i] = add_block(format, sums[0], scale, min, x0, acc[i]);
+                        acc[i + 1] = add_block(format, sums[1], scale, min, x1, acc[i + 1]);
+                    }
+                    continue;
+                }
+#endif
+                for (int i = 0; i < nt; i++) {
+                    const xblock *xi = x + i * xstride + b;
+                    vi sums[2];
+                    block_sums(format, w, xi, sums);
+                    acc[i * together + p] = add_block(format, sums, scale, min, xi, acc[i * together + p]);
+                }
             }
         }
         for (int i = 0; i < nt; i++)
@@ -680,6 +747,29 @@ static product_fn *const products[N_FORMATS][4] = {
 
 /* The largest group of tokens, of 8, 4, 2, 1, that `left` still fills. */
 INLINE int group_of(int left) { return left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0; }
+
+/* Groups of tokens begin at an even distance from the first: tokens 2i and 2i + 1 are always computed
+ * together, and only a last one is ever alone. */
+#if defined(TOKEN_PAIRS)
+typedef struct { xblock *tokens; int64_t blocks; } pairs_call;
+
+static void pair_task(void *arg, int64_t from, int64_t to, int thread) {
+    const pairs_call *call = arg;
+    (void)thread;
+    for (int64_t i = from; i < to; i++) {
+        xblock *x = call->tokens + 2 * i * call->blocks;
+        for (int64_t b = 0; b < call->blocks; b++) pair_columns(x[b].q, x[b + call->blocks].q);
+    }
+}
+#endif
+
+static void pair_tokens(pool_t *pool, xblock *tokens, int64_t n, int blocks) {
+#if defined(TOKEN_PAIRS)
+    run(pool, pair_task, &(pairs_call){tokens, blocks}, n / 2);
+#else
+    (void)pool, (void)tokens, (void)n, (void)blocks;
+#endif
+}
 
 /* ---- project: residual, norm, quantize, rows of each matrix ---------------------------------------- */
 
@@ -780,7 +870,9 @@ API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first)
     project_call call = {op, first, n};
     int64_t tiles = 0;
     for (int i = 0; i < op->n_weights; i++) tiles += tiles_of(op->weights + i);
+    const int blocks = op->width / BLOCK;
     run(pool, enter_task, &call, n - first);
+    pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
     run(pool, project_task, &call, tiles);
 }
 
@@ -858,6 +950,7 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
 API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n) {
     sum_call call = {op, n};
     run(pool, leave_task, &call, n);
+    pair_tokens(pool, op->blocks, n, op->width / BLOCK);
     run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 

@@ -18,6 +18,7 @@ static void project_chunks(pool_t *pool, const project_t *op, const float *x, in
 
 static void check_project(report_t *report, const project_t *op, const float *x) {
     double y[HIDDEN], size;
+    part_tokens(op->blocks, TOKENS, HIDDEN / BLOCK);
     for (int t = 0; t < TOKENS; t++) {
         const xblock *blocks = op->blocks + t * (HIDDEN / BLOCK);
         for (int i = 0; i < HIDDEN; i++) y[i] = (float)op->sums[t * HIDDEN + i];
@@ -120,6 +121,7 @@ static void sum_chunks(pool_t *pool, const project_sum_t *op, int chunk) {
 
 static void check_sum(report_t *report, const project_sum_t *op) {
     double y[WIDTH];
+    part_tokens(op->blocks, TOKENS, WIDTH / BLOCK);
     for (int t = 0; t < TOKENS; t++) {
         const float *gate = op->x + t * (op->activation ? 2 : 1) * WIDTH, *up = gate + WIDTH;
         for (int i = 0; i < WIDTH; i++) y[i] = activation_of(op->activation, gate[i]) * (op->activation ? up[i] : 1);

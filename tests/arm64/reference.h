@@ -50,6 +50,24 @@ static double dot_row(const weights_t *w, int shard, int row, const xblock *x, d
     return sum;
 }
 
+/* Where pairs of tokens are computed together their columns lie mixed: gives each token its own back. */
+static void part_tokens(xblock *tokens, int n, int blocks) {
+#if defined(TOKEN_PAIRS)
+    for (int i = 0; i < n / 2 * blocks; i++) {
+        xblock *x = tokens + i / blocks * 2 * blocks + i % blocks, *y = x + blocks;
+        int8_t both[2 * BLOCK];
+        memcpy(both, x->q, BLOCK);
+        memcpy(both + BLOCK, y->q, BLOCK);
+        for (int c = 0; c < BLOCK; c++) {
+            x->q[c] = both[c / 8 * 16 + c % 8];
+            y->q[c] = both[c / 8 * 16 + c % 8 + 8];
+        }
+    }
+#else
+    (void)tokens, (void)n, (void)blocks;
+#endif
+}
+
 /* Do these blocks hold y, to half a step of theirs? */
 static void check_blocks(report_t *report, const xblock *x, const double *y, int width) {
     for (int b = 0; b < width / BLOCK; b++, x++, y += BLOCK) {

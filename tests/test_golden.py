@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,11 @@ from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
 from picoedge.store.sources import open_source
+from tests.boards import on_boards
 from tests.tiny import follow, write_tiny_model
 
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64, 33, 83, 27, 95, 2, 88, 41, 97, 169]
 STEPS = 24
-BARRIER_TIMEOUT_S = 30
 
 Run = tuple[list[int], np.ndarray]
 
@@ -51,47 +49,6 @@ def on_one_board(packed: Pack, kernels: Kernels, batch: int = 256) -> Run:
         return greedy(model)
     finally:
         model.close()
-
-
-class Meeting:
-    """Adds the sums of all ranks, in rank order, as boards would over a network."""
-
-    def __init__(self, ranks: int) -> None:
-        self._parts: list[np.ndarray | None] = [None] * ranks
-        self._barrier = threading.Barrier(ranks, timeout=BARRIER_TIMEOUT_S)
-
-    def reducer(self, rank: int) -> Callable[[np.ndarray], None]:
-        def reduce(sums: np.ndarray) -> None:
-            self._parts[rank] = sums.copy()
-            self._barrier.wait()
-            total = np.zeros_like(sums)
-            for part in self._parts:
-                assert part is not None
-                total += part
-            self._barrier.wait()
-            sums[...] = total
-
-        return reduce
-
-
-def on_boards(packed: Pack, slices: list[Slice]) -> list[Run]:
-    meeting, runs = Meeting(len(slices)), dict[int, Run]()
-
-    def board(rank: int) -> None:
-        kernels = load_kernels("native", 1)
-        reduce = meeting.reducer(rank)
-        model = Transformer(packed, kernels, 64, batch=8, reduce=reduce, part=slices[rank])
-        try:
-            runs[rank] = greedy(model)
-        finally:
-            model.close()
-
-    threads = [threading.Thread(target=board, args=(rank,)) for rank in range(len(slices))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [runs[rank] for rank in range(len(slices))]
 
 
 @pytest.fixture(scope="module")
@@ -151,5 +108,5 @@ SPLITS = {
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=list(SPLITS))
 def test_boards_do_not_change_a_bit(packed: Pack, native: Run, split: list[Slice]) -> None:
-    for _, logits in on_boards(packed, split):
+    for _, logits in on_boards(packed, split, greedy):
         np.testing.assert_array_equal(logits, native[1])

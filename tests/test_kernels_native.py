@@ -189,6 +189,23 @@ def test_project_sum(
     np.testing.assert_array_equal(boards, want)
 
 
+@fuzz
+@given(shapes, st.integers(-20, 20))
+def test_activations_that_fit_their_blocks_leave_only_f32_rounding(
+    twins: Twins, shape: dict[str, Any], exponent: int
+) -> None:
+    """Whole numbers with a peak of 127 are their own int8 blocks, so no step can differ."""
+    name, n, count, cols = shape["name"], shape["n"], shape["count"], 32 * shape["blocks"]
+    weights = pack(name, draw_shards(name, shape["rows"], cols, count, shape["seed"]))
+    rng = np.random.default_rng(shape["seed"])
+    x = rng.integers(-127, 128, (n, cols * count)).astype(np.float32)
+    x[:, ::32] = 127
+    x *= np.float32(2.0**exponent)
+    want = summed(twins.numpy, x, None, weights)
+    for kernels in (twins.portable, *twins.native):
+        assert_close(summed(kernels, x, None, weights), want, 1e-6)
+
+
 # ---- attend ----------------------------------------------------------------------------------
 
 

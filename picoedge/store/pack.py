@@ -210,7 +210,7 @@ class _Packer:
                 "kind": self.source.kind,
                 "name": self.source.name,
                 "fingerprint": self.source.fingerprint,
-                "file": str(self.source.path.absolute()),
+                "file": self.source.path.absolute().name,  # no path: packs are given away
                 "tensor_bytes": self.source.tensor_bytes,
             },
             "config": self.config.to_json(),

@@ -31,6 +31,15 @@ class RopeScaling:
     original_max_position_embeddings: int = 8192
     freq_factors: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        ramp = self.kind == "llama3" and not self.freq_factors
+        if ramp and not self.low_freq_factor < self.high_freq_factor:
+            raise ModelError(
+                f"the rope scaling's low_freq_factor {self.low_freq_factor} is not below its "
+                f"high_freq_factor {self.high_freq_factor}",
+                "the file is damaged",
+            )
+
 
 @dataclass(frozen=True)
 class ModelConfig:

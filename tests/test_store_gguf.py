@@ -196,6 +196,10 @@ def test_llama_3_frequencies_come_from_their_tensor(tmp_path: Path) -> None:
     config = open_source(tmp_path / "m.gguf").config
     assert config.rope_scaling.kind == "llama3"
     assert config.rope_scaling.freq_factors == tuple(factors.tolist())
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    write_gguf(tmp_path / "l.gguf", tensors={"rope_freqs.weight": factors}, keys=linear)
+    config = open_source(tmp_path / "l.gguf").config
+    assert config.rope_scaling.freq_factors == tuple((4 * factors).tolist())
     write_gguf(tmp_path / "n.gguf", tensors={"rope_freqs.weight": factors[:7]})
     with pytest.raises(ModelError, match="rope_freqs"):
         open_source(tmp_path / "n.gguf")
@@ -390,6 +394,19 @@ def test_hostile_headers_get_one_clear_error(tmp_path: Path, case: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         open_source(path)
     assert str(path) in caught.value.message or "tensor t" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("parts", ["00001-of-00000", "00000-of-00000", "00000-of-00002",
+                                   "00003-of-00002", "99999-of-00001"])  # fmt: skip
+def test_a_part_that_cannot_be_is_refused(tmp_path: Path, parts: str) -> None:
+    path = tmp_path / f"m-{parts}.gguf"
+    write_gguf(path, "Q4_0")
+    for name in ("m-00001-of-00001.gguf", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"):
+        write_gguf(tmp_path / name, "Q4_0")
+    with pytest.raises(ModelError, match="is part") as caught:
+        open_source(path)
+    assert str(path) in caught.value.message
     assert caught.value.hint
 
 

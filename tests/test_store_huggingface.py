@@ -143,6 +143,9 @@ def test_rope_in_the_old_and_the_new_manner(tmp_path: Path) -> None:
     )  # fmt: skip
     assert old == new
     assert (old.rope_theta, old.rope_scaling.kind, old.rope_scaling.factor) == (5e4, "llama3", 8.0)
+    flat = {**scaled, "rope_type": "llama3", "low_freq_factor": 4.0}
+    with pytest.raises(ModelError, match=r"low_freq_factor 4\.0 is not below"):
+        config_with(tmp_path / "d", "llama", {"rope_scaling": flat})
     linear = config_with(tmp_path / "c", "llama", {"rope_scaling": {"type": "linear", "factor": 2}})
     assert (linear.rope_scaling.kind, linear.rope_scaling.factor) == ("linear", 2.0)
 

@@ -167,6 +167,10 @@ HOSTILE = {
     "a window in no layer": set_at("config", "windowed_layers", [99]),
     "divisors of another size": set_at("config", "rope_scaling", "freq_factors", [1.0]),
     "a divisor of zero": set_at("config", "rope_scaling", "freq_factors", [0.0] * 32),
+    "a ramp of no width": set_at(
+        "config", "rope_scaling",
+        {"kind": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192, "freq_factors": []}),
     "unknown scaling": set_at("config", "rope_scaling", "kind", "yarn"),
     "tied after all": set_at("config", "tie_word_embeddings", True),
     "zero width shards": set_at("geometry", "ffn_shard_cols", 0),

@@ -187,7 +187,9 @@ def _parts(path: Path) -> tuple[Path, ...]:
     match = _PART.match(path.name)
     if match is None:
         return (path,)
-    count = int(match[3])
+    own, count = int(match[2]), int(match[3])
+    if not 1 <= own <= count:
+        raise ModelError(f"{path} is part {own} of {count}", "give the file its own name back")
     paths = tuple(
         path.with_name(f"{match[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)
     )

@@ -167,9 +167,10 @@ def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeS
         raise UnsupportedError(
             f"{path}: rope scaling {kind!r} is not supported", "supported: none, linear, llama3"
         )
-    if rope_freqs:
-        return RopeScaling(kind="llama3", freq_factors=rope_freqs)
+    stretch = 1.0
     if kind != "none" and factor != 1.0:
         name = "rope.scaling.factor" if keys.get("rope.scaling.factor") else "rope.scale_linear"
-        return RopeScaling(kind="linear", factor=keys.positive(name))
-    return RopeScaling()
+        stretch = keys.positive(name)
+    if rope_freqs:  # both divide
+        return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in rope_freqs))
+    return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)

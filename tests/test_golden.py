@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import on_boards
+from tiny import follow, write_tiny_model
 
 from picoedge.kernels.api import Kernels
 from picoedge.kernels.loader import load_kernels
@@ -14,8 +16,6 @@ from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
 from picoedge.store.sources import open_source
-from tests.boards import on_boards
-from tests.tiny import follow, write_tiny_model
 
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64, 33, 83, 27, 95, 2, 88, 41, 97, 169]
 STEPS = 24

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from boards import on_boards
+from families import CASES, VOCAB, packed_model, random_model, reference_logits
 
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
-from tests.boards import on_boards
-from tests.families import CASES, VOCAB, packed_model, random_model, reference_logits
 
 TOKENS = [(31 * i + 7) % VOCAB for i in range(41)]
 

@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from picoedge.kernels.loader import load_kernels
-from picoedge.model.transformer import Transformer
-from tests.families import (
+from families import (
     CASES,
     VOCAB,
     packed_model,
@@ -17,6 +14,9 @@ from tests.families import (
     reference_logits,
     relative_error,
 )
+
+from picoedge.kernels.loader import load_kernels
+from picoedge.model.transformer import Transformer
 
 
 @pytest.fixture(scope="module", params=CASES)

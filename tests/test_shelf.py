@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,16 @@ def test_a_folder_is_packed_with_the_bits_asked_for(shelf: Shelf, tmp_path: Path
     assert four != default
     assert four.name.startswith("tiny-0.5b-")
     assert Pack.open(four).nbytes < Pack.open(default).nbytes
+
+
+def test_another_models_tokenizer_is_refused(shelf: Shelf, tmp_path: Path) -> None:
+    folder = shelf_models.write_folder(tmp_path / "hf")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zz"] = 256  # one more than the embedding has rows
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="its tokenizer has 257 tokens, its embedding 256"):
+        shelf.resolve(str(folder))
+    assert visible(shelf.folder) == []
 
 
 def test_a_pack_is_taken_as_it_is(shelf: Shelf, gguf: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.engine.fetching import Progress, stage
+from picoedge.errors import ModelError
 from picoedge.store.pack import pack
 from picoedge.store.sources import Source, open_source
 from picoedge.text import export
+from picoedge.text.tokenizer import load_tokenizer
 
 
 def pack_model(
@@ -23,8 +25,18 @@ def pack_model(
 
 
 def write_text(source: Source, folder: Path) -> None:
-    """Write the tokenizer's and template's files of `source` into the pack `folder`."""
+    """Write the tokenizer's and template's files of `source` into the pack `folder`.
+
+    Raises TextError, and ModelError where the tokenizer cannot be the model's.
+    """
     if source.kind == "gguf":
         export.write_from_gguf(source.metadata, folder)
     else:
         export.write_from_huggingface(source.path, folder)
+    tokenizer, known = load_tokenizer(folder), source.config.vocab_size
+    # Some models list special tokens that were never given an embedding; ordinary ones must have.
+    if any(not tokenizer.is_special(i) for i in range(known, tokenizer.vocab_size)):
+        raise ModelError(
+            f"{source.name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {known}",
+            "the tokenizer is another model's: get the model's own files",
+        )

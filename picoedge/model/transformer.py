@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.errors import ContextError
+from picoedge.errors import ContextError, ModelError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.rows import RowGather
@@ -203,7 +203,11 @@ class Transformer:
                 f"{self.n_ctx} tokens",
                 "use a larger --ctx-size or a shorter text",
             )
-        assert 0 <= min(tokens) <= max(tokens) < self.config.vocab_size
+        if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
+            raise ModelError(
+                f"token {max(tokens)}: the model has an embedding for {self.config.vocab_size}",
+                "the tokenizer is another model's: pack the model's own files",
+            )
         for at in range(0, len(tokens), self._batch):
             yield tokens[at : at + self._batch], position + at
 

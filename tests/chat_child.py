@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from talk_fakes import ScriptedModel, scripted_session
 
 from picoedge.cli.chat_console import TerminalConsole
-from picoedge.cli.chat_loop import Chat, ChatSettings
+from picoedge.cli.chat_loop import Chat
+from picoedge.cli.conversation import ChatSettings
 
 ENDLESS = 100_000
 

@@ -12,7 +12,8 @@ from talk_fakes import ScriptedModel, scripted_session
 
 from picoedge.cli.chat_commands import HELP, is_command
 from picoedge.cli.chat_console import read_message
-from picoedge.cli.chat_loop import Chat, ChatSettings
+from picoedge.cli.chat_loop import Chat
+from picoedge.cli.conversation import ChatSettings
 from picoedge.engine.session import Session
 
 Typed = str | type[BaseException]
@@ -187,7 +188,7 @@ def test_regen_that_says_nothing_keeps_the_old_answer() -> None:
 
 def test_regen_with_nothing_asked() -> None:
     _, transcript, _ = talk(["/regen"])
-    assert "error: nothing has been asked yet\nhint: write something\n" in transcript
+    assert "error: nothing has been asked yet (write something)\n" in transcript
 
 
 def test_help_lists_every_command() -> None:
@@ -199,7 +200,7 @@ def test_help_lists_every_command() -> None:
 
 def test_unknown_commands_are_not_sent_to_the_model() -> None:
     chat, transcript, _ = talk(["/cler"])
-    assert "error: no such command: /cler\nhint: did you mean: /clear?\n" in transcript
+    assert "error: no such command: /cler (did you mean: /clear?)\n" in transcript
     assert chat.messages == []
 
 
@@ -228,7 +229,7 @@ def test_set_changes_sampling_and_the_length_of_answers() -> None:
         ("/set temperature hot", "temperature 'hot' is not a number"),
         ("/set temperature", "temperature '' is not a number"),
         ("/set top_p 2", "top_p is 2"),
-        ("/set temprature 1", "nothing to set by the name 'temprature'\nhint: did you mean"),
+        ("/set temprature 1", "nothing to set by the name 'temprature' (did you mean"),
         ("/set", "nothing to set by the name ''"),
         ("/save", "no file was named"),
         ("/load /nonexistent/file", "no such file or directory: /nonexistent/file"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options
+from picoedge.cli.output import one_line
 from picoedge.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +103,6 @@ def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:
     click.echo("| --- | ---: | --- | ---: | --- | ---: |")
     for row in rows:
         click.echo(
-            f"| {about['model']} | {about['size_mb']} MB | {about['kernels']} "
+            f"| {one_line(about['model'])} | {about['size_mb']} MB | {about['kernels']} "
             f"| {about['threads']} | {row.name} | {row.mean:.2f} ± {row.sd:.2f} |"
         )

@@ -46,7 +46,8 @@ def command(**values: Any) -> int:
 
 def _converse(session: Session, values: dict[str, Any]) -> int:
     from picoedge.cli.chat_console import TerminalConsole
-    from picoedge.cli.chat_loop import Chat, ChatSettings
+    from picoedge.cli.chat_loop import Chat
+    from picoedge.cli.conversation import ChatSettings
 
     session.require_template()  # rather now than after the first question
     settings = ChatSettings(

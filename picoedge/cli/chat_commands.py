@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cli.failures import did_you_mean, storage_error
+from picoedge.cli.failures import storage_error
+from picoedge.cli.output import one_line
+from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from picoedge.cli.chat_loop import Chat
+    from picoedge.cli.conversation import Conversation
 
 HELP = '''\
 /?                 this list
@@ -43,7 +45,7 @@ def is_command(message: str) -> bool:
     return message.startswith("/") and "/" not in word[1:] and "\n" not in message
 
 
-def obey(chat: Chat, message: str) -> bool:
+def obey(chat: Conversation, message: str) -> bool:
     """Do what a command says; False where the conversation is to end. Raises PicoedgeError."""
     word, _, rest = message.strip().partition(" ")
     if word in ("/bye", "/exit", "/quit"):
@@ -56,19 +58,19 @@ def obey(chat: Chat, message: str) -> bool:
     return True
 
 
-def show_help(chat: Chat, rest: str) -> None:
+def show_help(chat: Conversation, rest: str) -> None:
     """`/?`"""
     chat.say(HELP)
 
 
-def clear(chat: Chat, rest: str) -> None:
+def clear(chat: Conversation, rest: str) -> None:
     """`/clear`: the settings stay."""
     chat.messages.clear()
     chat.session.forget()
     chat.say("the conversation is empty")
 
 
-def regenerate(chat: Chat, rest: str) -> None:
+def regenerate(chat: Conversation, rest: str) -> None:
     """`/regen`: the last message once more, with the next choices of the sampler."""
     if not chat.messages:
         raise UsageError("nothing has been asked yet", "write something")
@@ -82,11 +84,11 @@ def regenerate(chat: Chat, rest: str) -> None:
             chat.messages[:] = before
 
 
-def show(chat: Chat, rest: str) -> None:
+def show(chat: Conversation, rest: str) -> None:
     """`/show`"""
     session, settings = chat.session, chat.settings
     values = {**dataclasses.asdict(session.sampling), "n": settings.n_tokens}
-    chat.say(session.describe())
+    chat.say(one_line(session.describe()))
     for name, value in values.items():
         chat.say(f"{name.ljust(15)} {'none' if value is None else value}")
     chat.say(f"{'stop'.ljust(15)} {', '.join(map(repr, settings.stop)) or 'none'}")
@@ -95,7 +97,7 @@ def show(chat: Chat, rest: str) -> None:
     chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
 
 
-def set_value(chat: Chat, rest: str) -> None:
+def set_value(chat: Conversation, rest: str) -> None:
     """`/set NAME VALUE`, also with Ollama's word `parameter` in between."""
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
     name, value, settings = name.replace("-", "_"), value.strip(), chat.settings
@@ -131,7 +133,7 @@ def _number(name: str, text: str) -> float:
         raise UsageError(f"{name} {text!r} is not a number", f"/set {name} VALUE") from None
 
 
-def save(chat: Chat, rest: str) -> None:
+def save(chat: Conversation, rest: str) -> None:
     """`/save FILE`: whole or not at all."""
     path = _path(rest, "/save FILE")
     value = {"model": chat.session.name, "system": chat.settings.system, "messages": chat.messages}
@@ -145,7 +147,7 @@ def save(chat: Chat, rest: str) -> None:
     chat.say(f"saved to {path}")
 
 
-def load(chat: Chat, rest: str) -> None:
+def load(chat: Conversation, rest: str) -> None:
     """`/load FILE`: takes the place of this conversation."""
     path = _path(rest, "/load FILE")
     try:
@@ -182,7 +184,7 @@ def _path(text: str, usage: str) -> Path:
     return Path(text).expanduser()
 
 
-COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
     "/?": show_help,
     "/help": show_help,
     "/clear": clear,

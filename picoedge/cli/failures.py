@@ -1,4 +1,4 @@
-"""Errors as people should see them: `error: what`, `hint: what to do`, and an exit code."""
+"""Errors as people should see them: one line `error: what, where (what to do)`, an exit code."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import click
 
+from picoedge.cli.output import error_line
+from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import PicoedgeError, StorageError, UsageError
 
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-EXIT_PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended
 
 Told = tuple[str, str, int]  # message, hint, exit code
-
-
-def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:
-    """`did you mean: chat?`, or nothing where no known word is near."""
-    from difflib import get_close_matches  # 4 ms that help should not pay
-
-    near = get_close_matches(word, list(known), n=1)
-    return f"did you mean: {template.format(near[0])}?" if near else ""
 
 
 def unknown_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
@@ -61,14 +54,12 @@ def report(error: BaseException, debug: bool = False) -> int:
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     if isinstance(error, BrokenPipeError):
         _abandon_stdout()
-        return EXIT_PIPE_CLOSED
+        return EXIT_RUNTIME  # nobody reads on: nothing to tell
     if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
         _print_error("")  # the terminal has shown ^C
     message, hint, code = _told(error)
     if message:
-        _print_error(f"error: {message}")
-    if hint:
-        _print_error(f"hint: {hint}")
+        _print_error(error_line(message, hint))
     if isinstance(error, OSError):
         _abandon_stdout()
     return code

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from picoedge.cli.failures import did_you_mean
+from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
 from picoedge.units import parse_size

@@ -17,11 +17,24 @@ Progress = Callable[[str, int, int], None]
 
 _REDRAW_S = 0.1
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\t\v\f\x85\u2028\u2029"), " ")
+_REORDERING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # Trojan Source
+_ONE_LINE = {**_CONTROL, **_REORDERING, **_LINE_ENDS}
 
 
 def printable(text: str) -> str:
     """`text` without control characters: a model's words must not steer a terminal."""
     return text.translate(_CONTROL)
+
+
+def one_line(text: str) -> str:
+    """`text` as one printable line: names and messages may come from files nobody has checked."""
+    return text.translate(_ONE_LINE).strip()
+
+
+def error_line(message: str, hint: str) -> str:
+    """`error: what and where (what to do)`."""
+    return one_line(f"error: {message} ({hint})" if hint else f"error: {message}")
 
 
 def write_answer(piece: str) -> None:
@@ -33,13 +46,13 @@ def write_answer(piece: str) -> None:
 def note(text: str, verbose: bool = False) -> None:
     """A line on stderr, where somebody looks at it or asked for it."""
     if sys.stderr is not None and (verbose or sys.stderr.isatty()):
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A line on stderr, always."""
     if sys.stderr is not None:
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(one_line(f"note: {text}"), file=sys.stderr, flush=True)
 
 
 class ProgressLine:
@@ -67,6 +80,7 @@ class ProgressLine:
 
 def progress_text(what: str, done: int, total: int) -> str:
     """`packing smollm2  42 %  41.3 MB of 98 MB`."""
+    what = one_line(what)
     if total <= 0:
         return what if done <= 0 else f"{what}  {format_size(done)}"
     share = min(1.0, done / total)

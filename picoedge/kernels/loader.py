@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
+    """The library to compute with, None for NumPy, and why. Raises UsageError, PicoedgeError."""
+    choice = _choose_here(kind)
+    if choice.path is None:
+        return None, f"NumPy: {choice.reason}"
+    from picoedge.kernels.native import open_library
+
+    level = choice.path.stem.removeprefix("_native_")
+    try:
+        return open_library(choice.path), f"{level}: {choice.reason}"
+    except (OSError, AttributeError) as error:  # not a library for here, or an older one
+        if kind is not None:
+            raise PicoedgeError(
+                f"{choice.path.name} cannot be loaded: {error}", "install picoedge again"
+            ) from error
+        return None, f"NumPy: {choice.path.name} cannot be loaded: {error}"
+
+
 def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels:
     """The twin to compute with. `kind`: None, "numpy", "native" or a level's name.
 
@@ -96,22 +115,15 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
     """
     from picoedge.kernels.numpy_twin import NumpyKernels
 
-    choice = _choose_here(kind)
+    library, _ = _open_here(kind)
     count = threads or default_threads()
-    if choice.path is None:
+    if library is None:
         return NumpyKernels(count)
-    from picoedge.kernels.native import NativeKernels, open_library
+    from picoedge.kernels.native import NativeKernels
 
-    try:
-        return NativeKernels(open_library(choice.path), count)
-    except OSError as error:
-        if kind is not None:
-            raise PicoedgeError(f"{choice.path.name} cannot be loaded: {error}") from error
-        return NumpyKernels(count)
+    return NativeKernels(library, count)
 
 
 def describe_kernels(kind: str | None = None) -> str:
     """One line for `doctor`: the twin and why."""
-    choice = _choose_here(kind)
-    name = "NumPy" if choice.path is None else choice.path.stem.removeprefix("_native_")
-    return f"{name}: {choice.reason}"
+    return _open_here(kind)[1]

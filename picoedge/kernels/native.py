@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as ct
+import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -141,9 +142,17 @@ class NativeKernels:
         self._lib = library
         self._numpy = NumpyKernels(self.threads)
         self._scratch: dict[tuple[int, ...], npt.NDArray[Any]] = {}
-        self._pool: int | None = library.pe_pool_open(self.threads)
-        if not self._pool:
+        pool: int | None = library.pe_pool_open(self.threads)
+        if not pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
+        self._pool: int | None = pool
+        self._stop = weakref.finalize(self, library.pe_pool_close, pool)  # also when forgotten
+
+    @property
+    def pool(self) -> int:
+        """Address of the threads' pool; an operation bound before `close` must not run after."""
+        assert self._pool is not None, "the kernels are closed"
+        return self._pool
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> Any:
         """See `Kernels.kv_cache`. Head sizes the vectors do not divide stay with NumPy."""
@@ -183,14 +192,14 @@ class NativeKernels:
             eps=source.eps,
         )
         keep = (op, source, weights, biases, out, blocks, scratch, matrices)
-        call, pool, address = self._lib.pe_project, self._pool, ct.addressof(op)
+        call, address, kernels = self._lib.pe_project, ct.addressof(op), self
 
         most, rows = len(source.x), len(out)
 
         def project(n: int, first: int = 0, _keep: object = keep) -> None:
             assert 0 <= first < n <= most, "more tokens than the buffers hold"
             assert not weights or n - first <= rows, "more tokens than the output holds"
-            call(pool, address, n, first)
+            call(kernels.pool, address, n, first)
 
         return project
 
@@ -231,12 +240,12 @@ class NativeKernels:
             eps=eps,
         )
         keep = (op, qkv, rope, norms, cache, out)
-        call, pool, address = self._lib.pe_attend, self._pool, ct.addressof(op)
+        call, address, kernels = self._lib.pe_attend, ct.addressof(op), self
 
         def attend(n: int, position: int, _keep: object = keep) -> None:
             assert 0 < n <= most, "more tokens than the buffers hold"
             assert 0 <= position <= positions - n, "beyond the cache"
-            if call(pool, address, n, position):
+            if call(kernels.pool, address, n, position):
                 raise MemoryBudgetError(
                     f"no memory for attention over {position + n} tokens", "use a smaller context"
                 )
@@ -265,13 +274,13 @@ class NativeKernels:
             rows=weights.spec.rows,
         )
         keep = (op, x, weights, sums, blocks, scratch, matrices)
-        call, pool, address = self._lib.pe_project_sum, self._pool, ct.addressof(op)
+        call, address, kernels = self._lib.pe_project_sum, ct.addressof(op), self
 
         most = len(x)
 
         def project_sum(n: int, _keep: object = keep) -> None:
             assert 0 < n <= most, "more tokens than the buffers hold"
-            call(pool, address, n)
+            call(kernels.pool, address, n)
 
         return project_sum
 
@@ -285,9 +294,8 @@ class NativeKernels:
 
     def close(self) -> None:
         """Stop the threads; operations bound before must not be called again."""
-        pool, self._pool = self._pool, None
-        if pool:
-            self._lib.pe_pool_close(pool)
+        self._pool = None
+        self._stop()
         self._numpy.close()
 
 

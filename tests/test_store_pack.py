@@ -364,6 +364,37 @@ def test_leftovers_of_killed_packers_are_swept_but_not_those_at_work(
     assert left_behind(tmp_path) == ["m.pico", "m.pico.partial-alive"]
 
 
+def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source: Source) -> None:
+    target = tmp_path / "m [1].pico"
+    pack(source, target)
+    before = Pack.open(target).source
+    shutil.copytree(target, tmp_path / "m [1].pico.partial-dead")
+    (tmp_path / "m [1].pico.partial-dead" / ".lock").touch()
+    target.rename(tmp_path / "m [1].pico.old-dead")
+
+    def write_text(given: Source, folder: Path) -> None:
+        raise TextError("no tokenizer")
+
+    with pytest.raises(TextError):
+        pack(source, target, write_text=write_text)
+    assert Pack.open(target).source == before
+    assert left_behind(tmp_path) == ["m [1].pico"]
+
+
+def test_a_pack_set_aside_by_a_living_process_is_left_alone(
+    tmp_path: Path, source: Source
+) -> None:
+    old, alive = tmp_path / "m.pico.old-1", tmp_path / "m.pico.partial-1"
+    pack(source, tmp_path / "m.pico")
+    (tmp_path / "m.pico").rename(old)
+    alive.mkdir()
+    with (alive / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pack(source, tmp_path / "m.pico")
+    assert Pack.open(old).source == Pack.open(tmp_path / "m.pico").source
+    assert not (tmp_path / "m.pico" / ".lock").exists()
+
+
 def test_bits_are_checked(tmp_path: Path, source: Source) -> None:
     with pytest.raises(UsageError, match="--bits 7"):
         pack(source, tmp_path / "m.pico", bits=7)

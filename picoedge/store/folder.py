@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -38,8 +39,9 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         try:
             with _locked(partial):
                 yield partial
-            sync_tree(partial)
-            _take_place(partial, target.absolute())
+                sync_tree(partial)
+                _take_place(partial, target.absolute())
+            (target / _LOCK).unlink(missing_ok=True)
             sync(parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -61,22 +63,36 @@ def _locked(partial: Path) -> Iterator[None]:
     with lock.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        lock.unlink()
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed processes left of this pack."""
-    for left in target.absolute().parent.glob(f"{target.name}.partial-*"):
-        lock = left / _LOCK
-        try:
-            with lock.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            continue  # being written, or not ours
-    if target.exists():
-        for old in target.absolute().parent.glob(f"{target.name}.old-*"):
+    """Remove what killed processes left of this pack, and put back one they had set aside."""
+    dead = [_remove_dead(left) for left in _beside(target, "partial")]
+    if not all(dead):
+        return  # another process may be between its two renames
+    for old in _beside(target, "old"):
+        if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+        elif (old / MANIFEST).exists():
+            old.rename(target)
+
+
+def _beside(target: Path, what: str) -> list[Path]:
+    """Folders that `new_folder` made for this target."""
+    return sorted(target.absolute().parent.glob(f"{glob.escape(target.name)}.{what}-*"))
+
+
+def _remove_dead(partial: Path) -> bool:
+    """Remove a folder whose writer is gone; False where the writer may be at work."""
+    try:
+        with (partial / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
+    except FileNotFoundError:
+        return True  # not ours, or not begun
+    except OSError:
+        return False
+    return True
 
 
 def _take_place(partial: Path, target: Path) -> None:

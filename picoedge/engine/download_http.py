@@ -86,8 +86,8 @@ class HttpFetch:
         headers = {"User-Agent": "picoedge", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        request = urllib.request.Request(self.url, headers=headers)
         try:
+            request = urllib.request.Request(self.url, headers=headers)
             response = self._opener.open(request, timeout=self.how.timeout_s)
         except urllib.error.HTTPError as error:
             error.close()
@@ -98,6 +98,10 @@ class HttpFetch:
             raise _Cut(f"cannot be reached: {_reason(error.reason)}") from error
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_reason(error)) from error
+        except ValueError as error:
+            raise DownloadError(
+                f"{self.url} is not, or leads to what is not, a URL: {error}"
+            ) from error
         self._reached = True
         with response:
             self._receive(response, start)

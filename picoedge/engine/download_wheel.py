@@ -19,6 +19,7 @@ from picoedge.engine.fetching import CHUNK_BYTES, as_storage_error
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
 
 _POLL_S = 0.2
+_ENCRYPTED = 1  # a bit of a member's flags
 _OFFLINE = re.compile(r"connection|resolution|resolve|timed out|unreachable|proxy", re.IGNORECASE)
 
 
@@ -104,13 +105,24 @@ def _pip_error(requirement: str, log: str) -> PicoedgeError:
 
 def _extract(wheel: Path, member: str, part: Path, max_bytes: int) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
-            size = archive.getinfo(member).file_size
-            if size > max_bytes:
-                raise DownloadError(f"{wheel.name}: {member} is {size} bytes, over {max_bytes}")
-            with as_storage_error(part), part.open("wb") as out:
+        with zipfile.ZipFile(wheel) as archive:
+            _check_member(wheel, archive.getinfo(member), max_bytes)
+            with archive.open(member) as file, as_storage_error(part), part.open("wb") as out:
                 shutil.copyfileobj(file, out, CHUNK_BYTES)
     except KeyError as error:
         raise DownloadError(f"{wheel.name} holds no {member}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{wheel.name} is damaged: {error}", "pull again") from error
+
+
+def _check_member(wheel: Path, member: zipfile.ZipInfo, max_bytes: int) -> None:
+    """Wheels are stored or deflated; what else a zip may be fails in ways of its own."""
+    size, name = member.file_size, f"{wheel.name}: {member.filename}"
+    if size > max_bytes:
+        raise DownloadError(f"{name} is {size} bytes, over {max_bytes}")
+    if member.flag_bits & _ENCRYPTED:
+        raise DownloadError(f"{name} is encrypted", "its source has changed")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DownloadError(
+            f"{name} is compressed in a way wheels are not", "its source has changed"
+        )

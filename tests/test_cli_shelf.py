@@ -99,6 +99,28 @@ def test_pull_list_show_verify_rm(models: Path, gguf_bytes: bytes, capsys: Captu
     assert not (models / "tiny.pico").exists()
 
 
+def test_pull_verify_pack_and_rm_report_as_json(
+    models: Path, gguf: Path, gguf_bytes: bytes, capsys: Capture
+) -> None:
+    def reported(*argv: str) -> dict[str, object]:
+        assert main([*argv, "--json"]) == 0
+        value: dict[str, object] = json.loads(capsys.readouterr().out)
+        return value
+
+    place(models, gguf_bytes)
+    pulled = reported("pull", "tiny")
+    size = sum(file.stat().st_size for file in (models / "tiny.pico").iterdir())
+    assert pulled == {"name": "tiny", "path": str(models / "tiny.pico"), "bytes": size}
+    verified = reported("verify", "tiny")
+    assert (verified["name"], verified["path"]) == ("tiny", pulled["path"])
+    packed = reported("pack", str(gguf), "-o", "x.pico")
+    assert (packed["name"], packed["path"]) == ("mine", "x.pico")
+    assert packed["bytes"] == sum(file.stat().st_size for file in Path("x.pico").iterdir())
+    assert 0.2 < float(str(packed["ratio"])) < 0.6  # f32 in 8 bits, and the files beside
+    assert reported("rm", "-y", "tiny") == {"name": "tiny", "bytes": size}
+    assert not (models / "tiny.pico").exists()
+
+
 def test_list_and_show_are_readable(models: Path, gguf: Path, capsys: Capture) -> None:
     assert main(["list"]) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()

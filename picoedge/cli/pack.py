@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from picoedge.cli.output import showing_progress
+from picoedge.cli.output import one_line, showing_progress
+from picoedge.cli.tables import print_json
 
 
 @click.command("pack")
@@ -19,7 +20,8 @@ from picoedge.cli.output import showing_progress
     type=click.Choice(["4", "5", "6", "8", "32"]),
     help="Bits per weight for models in floats [default: 8]; a quantized GGUF keeps its own.",
 )
-def command(source: Path, out: Path | None, bits: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(source: Path, out: Path | None, bits: str | None, as_json: bool) -> None:
     """Turn a GGUF file (also a split one) or a Hugging Face folder into a pack.
 
     A pack that is there already is replaced once the new one is whole.
@@ -29,7 +31,12 @@ def command(source: Path, out: Path | None, bits: str | None) -> None:
     from picoedge.units import format_size
 
     with showing_progress() as progress:
-        target = out or Path(f"{open_source(source).name}.pico")
+        opened = open_source(source)
+        target = out or Path(f"{opened.name}.pico")
         pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
     size = sum(file.stat().st_size for file in target.iterdir())
-    click.echo(f"{target}: {format_size(size)}")
+    if as_json:
+        ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
+        print_json({"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio})
+    else:
+        click.echo(one_line(f"{target}: {format_size(size)}"))

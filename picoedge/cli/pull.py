@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import click
 
-from picoedge.cli.output import showing_progress
+from picoedge.cli.output import one_line, showing_progress
+from picoedge.cli.tables import print_json
 
 
 @click.command("pull")
 @click.argument("name", metavar="[NAME]", required=False)
-def command(name: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str | None, as_json: bool) -> None:
     """Fetch a model of the catalogue and pack it.
 
     NAME is as in `picoedge list`; without it the default model is meant. Nothing is fetched that
     is there already, and a download that was cut goes on where it stopped.
     """
+    from picoedge.engine.places import disk_bytes
     from picoedge.engine.shelf import Shelf
 
     shelf = Shelf.from_environment()
     entry = shelf.entry(name)
     with showing_progress() as progress:
         path = shelf.resolve(entry.name, progress=progress)
-    click.echo(f"{entry.name} is ready: {path}")
+    if as_json:
+        print_json({"name": entry.name, "path": str(path), "bytes": disk_bytes(path)})
+    else:
+        click.echo(one_line(f"{entry.name} is ready: {path}"))

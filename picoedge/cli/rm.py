@@ -6,13 +6,16 @@ import sys
 
 import click
 
+from picoedge.cli.output import one_line
+from picoedge.cli.tables import print_json
 from picoedge.errors import UsageError
 
 
 @click.command("rm")
 @click.argument("name", metavar="NAME")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def command(name: str, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str, yes: bool, as_json: bool) -> None:
     """Remove a packed model from this board.
 
     NAME is as in `picoedge list`. Nothing outside the shelf is touched: a GGUF file or a folder
@@ -28,4 +31,8 @@ def command(name: str, yes: bool) -> None:
             raise UsageError(f"not removing {name} without being asked", "add -y")
         if not click.confirm(f"Remove {name} from {shelf.folder}?", err=True):
             return
-    click.echo(f"removed {name}: {format_size(shelf.remove(name))} freed")
+    freed = shelf.remove(name)
+    if as_json:
+        print_json({"name": name, "bytes": freed})
+    else:
+        click.echo(one_line(f"removed {name}: {format_size(freed)} freed"))

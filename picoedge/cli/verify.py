@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from picoedge.cli.options import model_argument
-from picoedge.cli.output import showing_progress
+from picoedge.cli.output import one_line, showing_progress
+from picoedge.cli.tables import print_json
 
 
 @click.command("verify")
 @model_argument(required=False)
-def command(model: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str | None, as_json: bool) -> None:
     """Check every byte of a pack against its hashes; names the first file that differs."""
     from picoedge.engine.fetching import stage
     from picoedge.engine.shelf import Shelf
@@ -20,4 +22,7 @@ def command(model: str | None) -> None:
     pack = Pack.open(Shelf.from_environment().find(model))
     with showing_progress() as progress:
         pack.verify(stage(progress, f"verifying {pack.name}"))
-    click.echo(f"{pack.path}: {format_size(pack.nbytes)}, all as packed")
+    if as_json:
+        print_json({"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes})
+    else:
+        click.echo(one_line(f"{pack.path}: {format_size(pack.nbytes)}, all as packed"))

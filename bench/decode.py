@@ -113,11 +113,12 @@ def main(argv: Sequence[str]) -> int:
             print(f"{row} needs {', '.join(packages)}", file=sys.stderr)
         print("install them: pip install -e '.[bench]'; or choose --rows", file=sys.stderr)
         return 3
+    about = describe_machine()
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         given = {"smollm2": options.smollm2, "gemma": options.gemma}
         measured, failed = measure(rows, Models(Path(scratch), given), max(1, options.rounds))
     print(shlex.join(["python", "-m", "bench", "decode", *argv]))
-    tell(measured, failed, as_json=options.json)
+    tell(measured, failed, about, as_json=options.json)
     return 1 if failed else 0
 
 
@@ -139,9 +140,19 @@ def measure(
     return sorted(measured, key=lambda one: list(TARGETS).index(one.name)), failed
 
 
-def tell(measured: Sequence[Measured], failed: dict[str, str], *, as_json: bool) -> None:
+def describe_machine() -> dict[str, Any]:
+    """What everything runs on, and how busy it was before."""
+    about: dict[str, Any] = worker("machine")
+    if is_installed("llama_cpp"):
+        about["llama.cpp"] = worker("peers_llama", job="info")["system"].strip(" |")
+    return about
+
+
+def tell(
+    measured: Sequence[Measured], failed: dict[str, str], about: dict[str, Any], *, as_json: bool
+) -> None:
     """The table, what failed, and the JSON line."""
-    commit, about = machine.commit(), worker("machine")
+    commit = machine.commit()
     rows = [report.row(m, TARGETS[m.name].must, TARGETS[m.name].aim) for m in measured]
     print(f"commit {commit}")
     print("; ".join(f"{key} {value}" for key, value in about.items()))

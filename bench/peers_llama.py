@@ -113,10 +113,8 @@ class Peer:
 
 
 def job_info() -> dict[str, Any]:
-    """Version and what the library was built with."""
-    api = load_api()
-    package = importlib.import_module("llama_cpp")
-    return {"version": package.__version__, "system": api.llama_print_system_info().decode()}
+    """What the library was built for."""
+    return {"system": load_api().llama_print_system_info().decode()}
 
 
 def job_tokenize(path: str, texts: list[str]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from bench.children import BenchError, picoedge, worker
 from bench.models import Models
 from bench.report import Measured
 
-THREADS = 2
+THREADS = 2  # for long texts; short ones are faster with one, on both peers
 CHECK_TOKENS = 512
 CHECK_WITHIN = 0.03
 
@@ -46,14 +46,12 @@ def top1(model: str) -> Callable[[Models, int], list[Measured]]:
         check = _peer_perplexity(gguf, CHECK_TOKENS)
         with tempfile.TemporaryDirectory(prefix="picoedge-reference-") as folder:
             reference = worker(
-                "peers_torch", path=gguf, threads=THREADS, prompts=prompts,
+                "peers_torch", path=gguf, threads=1, prompts=prompts,
                 n=texts.PROMPT_TOKENS, folder=folder, check=check["ids"],
             )  # fmt: skip
             _check_reference(reference["perplexity"], check["perplexity"])
             ours = worker("ours", job="agreement", pack=pack, threads=THREADS, reference=folder)
-            peer = worker(
-                "peers_llama", job="agreement", path=gguf, threads=THREADS, reference=folder
-            )
+            peer = worker("peers_llama", job="agreement", path=gguf, threads=1, reference=folder)
         raw = {
             "picoedge": ours,
             "llama.cpp": peer,

@@ -16,7 +16,7 @@ from bench.children import ROOT, BenchError, clean_environment, picoedge, worker
 from bench.models import Models
 from bench.report import Measured
 
-PROMPT, GENERATE, REPEATS, N_CTX = 256, 64, 3, 1024
+PROMPT, GENERATE, REPEATS, N_CTX = 256, 64, 2, 1024
 FIRST_PROMPT = (
     "The old lighthouse keeper climbed the spiral stairs each evening to light the lamp, and"
 )

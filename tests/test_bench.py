@@ -25,7 +25,7 @@ from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
 from picoedge.store.sources import open_source
 from tests.store_models import write_gguf
-from tests.tiny import write_tiny_model
+from tiny import write_tiny_model
 
 ROWS = [
     "decode_smollm2_1t",

@@ -7,7 +7,7 @@
     |- TextError                      tokenizer or chat template missing, damaged or misbehaving
     |- ContextError                   the prompt does not fit the context
     |- MemoryBudgetError              what was asked for does not fit the memory there is
-    |  |- UnsupportedError            sound, but of an architecture or tensor type we do not run
+    |- StorageError                   a disk or a cache folder fails us (full, unwritable, broken)
     |- DownloadError                  a source cannot be reached or sent the wrong bytes
 
 Raised for what users, files and peers do; `assert` is for our own invariants.

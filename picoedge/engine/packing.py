@@ -37,6 +37,7 @@ def write_text(source: Source, folder: Path) -> None:
     # Some models list special tokens that were never given an embedding; ordinary ones must have.
     if any(not tokenizer.is_special(i) for i in range(known, tokenizer.vocab_size)):
         raise ModelError(
-            f"{source.name}: its tokenizer has {tokenizer.vocab_size} tokens, its embedding {known}",
+            f"{source.name}: its tokenizer has {tokenizer.vocab_size} tokens, "
+            f"its embedding {known}",
             "the tokenizer is another model's: get the model's own files",
         )

@@ -37,6 +37,16 @@ def test_temperature_zero_is_the_likeliest_and_the_first_of_equals() -> None:
     assert picks(logits, 3, temperature=0) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-50, 1e-5, 1e-4])
+@pytest.mark.parametrize("values", [OPEN, {}])
+@pytest.mark.filterwarnings("error")
+def test_however_small_a_temperature_picks_the_likeliest(
+    temperature: float, values: dict[str, float]
+) -> None:
+    options = SamplingOptions(temperature=temperature, seed=1, **values)  # type: ignore[arg-type]
+    assert Sampler(options).pick(np.array([-9, 3, 40, 1, 39], np.float32), []) == 2
+
+
 def test_top_k_keeps_the_k_likeliest_in_order() -> None:
     assert kept(logits_of(0.1, 0.4, 0.2, 0.3), top_k=3) == [1, 3, 2]
 

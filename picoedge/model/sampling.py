@@ -22,6 +22,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 IDS = npt.NDArray[np.intp]
 
+GREEDY_BELOW = 1e-4  # temperatures under it are greedy: 1 / temperature must not overflow
 _GROUPS = 1024  # into which a vocabulary is cut to bound its k-th largest logit
 
 
@@ -48,13 +49,14 @@ class Sampler:
     def pick(self, logits: F32, history: Sequence[int]) -> int:
         """The next token. logits f32 [vocab]; history: prompt and answer so far.
 
-        Raises ModelError where the logits are not numbers.
+        A temperature below 1e-4 is greedy, as 0 is. Raises ModelError where the logits are not
+        numbers.
         """
         options = self.options
         if options.repeat_penalty != 1.0 and options.repeat_last_n:
             logits = penalized(logits, history[-options.repeat_last_n :], options.repeat_penalty)
         likeliest = greedy(logits)
-        if options.temperature == 0:
+        if options.temperature < GREEDY_BELOW:
             return likeliest
         uniform = self._rng.random()
         peak = float(logits[likeliest])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,17 @@ def test_the_cache_of_a_known_model() -> None:
     # 32 layers x 8 heads x 128 x 2 (k, v) x 2 bytes: 128 KB a token, and the angles beside it
     need = estimate(LLAMA_8B, 5 << 30, 8192)
     assert need.kv_cache == 8192 * (131072 + 2 * 4 * 64)
-    assert need.total == need.weights + need.kv_cache + need.activations + INTERPRETER_BYTES
+    assert need.total == need.weights + need.kv_cache + need.activations + need.fixed
+
+
+def test_a_larger_vocabulary_takes_more_and_sentencepiece_less() -> None:
+    small = dataclasses.replace(LLAMA_8B, vocab_size=49152)
+    large = dataclasses.replace(LLAMA_8B, vocab_size=262144)
+    assert estimate(small, 0, 512).fixed == pytest.approx(70 * MB, rel=0.02)
+    counted = estimate(large, 0, 512, sentencepiece=True)
+    assert counted.fixed == pytest.approx(INTERPRETER_BYTES + 65 * MB, rel=0.02)
+    assert counted.total == counted.private + counted.fixed
+    assert estimate(large, 0, 512).fixed > counted.fixed
 
 
 def test_a_default_context_is_modest() -> None:
@@ -78,7 +89,7 @@ def test_a_budget_counts_everything() -> None:
     check_budget(need, need.total, 1 << 40)
     with pytest.raises(MemoryBudgetError) as caught:
         check_budget(need, need.total - 1, 1 << 40)
-    for figure in ("weights 100 MB", "4096 tokens 20 MB", "buffers 10 MB", "= 200 MB"):
+    for figure in ("weights 100 MB", "4096 tokens 20 MB", "buffers 10 MB", "= 178 MB"):
         assert figure in caught.value.message
 
 

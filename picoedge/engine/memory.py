@@ -11,7 +11,9 @@ from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
 from picoedge.units import format_size
 
-INTERPRETER_BYTES = 70 << 20  # Python, NumPy, the tokenizer and the kernels' own buffers
+INTERPRETER_BYTES = 48 << 20  # Python, NumPy and the kernels' own buffers
+BPE_BYTES_PER_TOKEN = 480  # measured: 22 MB for 49,152 tokens and their merges
+SENTENCEPIECE_BYTES_PER_TOKEN = 260  # measured: 65 MB for 262,144 tokens
 DEFAULT_CONTEXT = 4096
 SMALLEST_DEFAULT_CONTEXT = 512
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
@@ -25,6 +27,7 @@ class Estimate:
     kv_cache: int
     activations: int
     n_ctx: int
+    tokenizer: int = 0
 
     @property
     def private(self) -> int:
@@ -34,20 +37,36 @@ class Estimate:
     @property
     def total(self) -> int:
         """All of it, the interpreter included."""
-        return self.weights + self.private + INTERPRETER_BYTES
+        return self.weights + self.private + self.fixed
+
+    @property
+    def fixed(self) -> int:
+        """What there is beside the model: the interpreter and the tokenizer."""
+        return INTERPRETER_BYTES + self.tokenizer
 
     def __str__(self) -> str:
         return (
             f"weights {format_size(self.weights)} + context of {self.n_ctx} tokens "
             f"{format_size(self.kv_cache)} + buffers {format_size(self.activations)} + "
-            f"interpreter {format_size(INTERPRETER_BYTES)} = {format_size(self.total)}"
+            f"interpreter and tokenizer {format_size(self.fixed)} = {format_size(self.total)}"
         )
 
 
 def estimate(
-    config: ModelConfig, weight_bytes: int, n_ctx: int, *, exact: bool = False, batch: int = 256
+    config: ModelConfig,
+    weight_bytes: int,
+    n_ctx: int,
+    *,
+    exact: bool = False,
+    sentencepiece: bool = False,
+    batch: int = 256,
 ) -> Estimate:
-    """What a whole model takes; `exact` where it is held in f32 and so caches f32."""
+    """What a whole model takes; `exact` where it is held in f32 and so caches f32.
+
+    `sentencepiece`: the kind of its tokenizer. The f64 temporaries of the rope tables (16 bytes
+    an entry beside the 8 kept) are not counted: they are gone before the cache is filled, and
+    smaller than it.
+    """
     key_value_width = config.num_key_value_heads * config.head_dim
     attention_width = config.num_attention_heads * config.head_dim
     per_position = 2 * key_value_width * config.num_hidden_layers * (4 if exact else 2)
@@ -55,16 +74,24 @@ def estimate(
     per_token = 12 * config.hidden_size + 8 * config.intermediate_size
     per_token += 4 * (2 * attention_width + 2 * key_value_width)
     activations = 2 * min(batch, n_ctx) * per_token + 4 * config.vocab_size  # twice: int8, scratch
-    return Estimate(weight_bytes, n_ctx * (per_position + rope), activations, n_ctx)
+    per_word = SENTENCEPIECE_BYTES_PER_TOKEN if sentencepiece else BPE_BYTES_PER_TOKEN
+    cache, tokenizer = n_ctx * (per_position + rope), per_word * config.vocab_size
+    return Estimate(weight_bytes, cache, activations, n_ctx, tokenizer)
 
 
 def default_context(
-    config: ModelConfig, weight_bytes: int, budget: int, *, exact: bool = False
+    config: ModelConfig,
+    weight_bytes: int,
+    budget: int,
+    *,
+    exact: bool = False,
+    sentencepiece: bool = False,
 ) -> int:
     """Context when none is asked for: modest, the model's own limit, and what fits."""
     n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
     while n_ctx > SMALLEST_DEFAULT_CONTEXT:
-        if estimate(config, weight_bytes, n_ctx, exact=exact).total <= budget:
+        need = estimate(config, weight_bytes, n_ctx, exact=exact, sentencepiece=sentencepiece)
+        if need.total <= budget:
             break
         n_ctx //= 2
     return n_ctx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,13 @@ class OpenOptions:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
+def check_options(options: OpenOptions) -> None:
+    """Refuse what no model could be opened with, before one is fetched. Raises UsageError."""
+    from picoedge.kernels.loader import describe_kernels
+
+    describe_kernels(options.kernels)
+
+
 def open_model(pack: Pack, options: OpenOptions) -> Transformer:
     """A transformer with a cache for the context asked for.
 
@@ -41,23 +49,31 @@ def open_model(pack: Pack, options: OpenOptions) -> Transformer:
     from picoedge.kernels.loader import load_kernels
     from picoedge.model.transformer import Transformer
 
-    return Transformer(pack, load_kernels(options.kernels, options.threads), n_ctx)
+    with ExitStack() as opened:
+        kernels = load_kernels(options.kernels, options.threads)
+        opened.callback(kernels.close)
+        model = Transformer(pack, kernels, n_ctx)
+        opened.pop_all()
+    return model
 
 
 def choose_context(pack: Pack, options: OpenOptions) -> int:
     """Positions to make room for, checked against the model and the memory there is."""
     config, exact = pack.config, holds_f32(pack)
+    sentencepiece = (pack.path / "tokenizer.model").exists()
     available = memory.available_bytes()
     n_ctx = options.n_ctx
     if n_ctx is None:
         budget = min(available + pack.nbytes, options.memory_bytes or available + pack.nbytes)
-        n_ctx = memory.default_context(config, pack.nbytes, budget, exact=exact)
+        n_ctx = memory.default_context(
+            config, pack.nbytes, budget, exact=exact, sentencepiece=sentencepiece
+        )
     if n_ctx > config.max_position_embeddings:
         raise UsageError(
             f"a context of {n_ctx} tokens: the model knows {config.max_position_embeddings}",
             f"--ctx-size {config.max_position_embeddings} is its largest",
         )
-    need = memory.estimate(config, pack.nbytes, n_ctx, exact=exact)
+    need = memory.estimate(config, pack.nbytes, n_ctx, exact=exact, sentencepiece=sentencepiece)
     memory.check_budget(need, options.memory_bytes, available)
     return n_ctx
 
@@ -81,6 +97,7 @@ def open_session(
     name: Path | str | None, options: OpenOptions, *, with_template: bool = True
 ) -> Session:
     """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
+    check_options(options)
     path = name if isinstance(name, Path) else resolve(name)
     from picoedge.engine.session import Session
     from picoedge.store.reader import Pack
@@ -88,7 +105,11 @@ def open_session(
     from picoedge.text.tokenizer import load_tokenizer
 
     pack = Pack.open(path)
-    model = open_model(pack, options)
     tokenizer = load_tokenizer(path)
     template = ChatTemplate.load(path) if with_template else None
-    return Session(model, tokenizer, template, options.sampling, name=pack.name)
+    with ExitStack() as opened:
+        model = open_model(pack, options)
+        opened.callback(model.close)
+        session = Session(model, tokenizer, template, options.sampling, name=pack.name)
+        opened.pop_all()
+    return session

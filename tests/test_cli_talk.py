@@ -21,9 +21,11 @@ import shelf_models
 from tiny import follow
 
 from picoedge.cli.main import COMMANDS, main
-from picoedge.engine import memory
+from picoedge.engine import memory, opening
 from picoedge.engine.packing import pack_model
-from picoedge.kernels.loader import load_kernels
+from picoedge.kernels import loader
+from picoedge.kernels.loader import describe_kernels, load_kernels
+from picoedge.kernels.numpy_twin import NumpyKernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.text.tokenizer import load_tokenizer
@@ -60,6 +62,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delenv(name)
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
+    # By name, as those who have no C compiler are otherwise told on stderr that NumPy runs.
+    monkeypatch.setenv("PICOEDGE_KERNELS", default_kernels())
 
     def run_one(*args: str | Path, stdin: bytes = b"") -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
@@ -68,6 +72,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Ran(code, captured.out, captured.err)
 
     return run_one
+
+
+def default_kernels() -> str:
+    """What runs here when nothing is chosen, as --kernels takes it."""
+    return describe_kernels().partition(":")[0].lower()
 
 
 def write_config(text: str) -> Path:
@@ -87,7 +96,11 @@ def said_after(last: int, count: int) -> list[int]:
 
 
 def process(*args: str | Path, **kwargs: object) -> subprocess.Popen[bytes]:
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "PICOEDGE_KERNELS": default_kernels(),
+    }
     command = [sys.executable, "-m", "picoedge", *map(str, args)]
     return subprocess.Popen(command, env=environ, **kwargs)  # type: ignore[call-overload, no-any-return]
 
@@ -151,6 +164,17 @@ def test_version(run: Run) -> None:
     from picoedge import __version__
 
     assert run("--version") == Ran(0, f"picoedge {__version__}\n", "")
+
+
+def test_a_shell_gets_its_completion_script(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_PICOEDGE_COMPLETE", "zsh_source")  # bash's asks which bash is there
+    ran = run()
+    assert (ran.code, ran.err) == (0, "")
+    assert "_PICOEDGE_COMPLETE=zsh_complete picoedge" in ran.out
+    monkeypatch.setenv("_PICOEDGE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "picoedge ver")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run().out.split() == ["plain,verify"]
 
 
 # -- generate ------------------------------------------------------------------------------------
@@ -283,6 +307,66 @@ def test_a_model_without_a_template_cannot_chat_but_can_complete(
     assert "picoedge generate --raw" in ran.err
     raw = run("generate", bare, "-p", "hi", "-n", "4", "--raw", *GREEDY)
     assert run("generate", bare, "-p", "hi", "-n", "4", *GREEDY) == raw
+
+
+def test_numpy_that_nobody_asked_for_is_told_also_in_a_pipe(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PICOEDGE_KERNELS")
+    monkeypatch.setattr(loader, "usable_levels", lambda machine, flags: [])
+    asked = run("chat", pack, "-p", "hi", "-n", "5", "--kernels", "numpy", *GREEDY)
+    assert (asked.code, asked.err) == (0, "")
+    ran = run("chat", pack, "-n", "5", *GREEDY, stdin=b"hi\n")
+    assert (ran.code, ran.out) == (0, asked.out)
+    (line,) = ran.err.splitlines()
+    assert line.startswith("picoedge: running on NumPy: this processor has none")
+
+
+# -- what fails first ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["chat", "-p", "x", "--kernels", "foo"], "no kernels named 'foo'"),
+        (["generate", "m", "-p", "x", "--kernels", "foo"], "no kernels named 'foo'"),
+        (["bench", "m", "--kernels", "foo"], "no kernels named 'foo'"),
+        (["perplexity", "m", "-f", "/dev/null", "--kernels", "foo"], "no kernels named 'foo'"),
+        (["perplexity", "m", "-f", "/nonexistent"], "no such file or directory: /nonexistent"),
+        (["chat", "-p", "x", "--top-p", "2"], "--top-p: top_p is 2"),
+        (["generate", "m", "-p", "x", "--seed", "-1"], "--seed: seed is -1"),
+    ],
+)
+def test_a_wrong_option_fails_before_anything_is_fetched(
+    run: Run, monkeypatch: pytest.MonkeyPatch, args: list[str], error: str
+) -> None:
+    monkeypatch.setattr(opening, "resolve", _must_not_run)
+    ran = run(*args)
+    assert ran.code in (1, 2)
+    assert ran.err.startswith(f"error: {error}")
+
+
+def test_a_damaged_tokenizer_fails_before_the_model_is_bound(
+    run: Run, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged.pico"
+    shutil.copytree(pack, damaged)
+    (damaged / "tokenizer.json").write_text("{")
+    monkeypatch.setattr(Transformer, "__init__", _must_not_run)
+    ran = run("generate", damaged, "-p", "x")
+    assert ran.code == 1
+    assert "tokenizer.json" in ran.err
+
+
+def test_kernels_are_closed_where_a_later_step_fails(
+    pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[NumpyKernels] = []
+    monkeypatch.setattr(NumpyKernels, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(Transformer, "__init__", _must_not_run)
+    with pytest.raises(AssertionError, match="allocated"):
+        opening.open_session(pack, opening.OpenOptions(kernels="numpy"))
+    assert len(closed) == 1
 
 
 # -- where settings come from --------------------------------------------------------------------
@@ -599,6 +683,7 @@ def test_a_closed_stdout_is_no_traceback(pack: Path) -> None:
 
 def test_an_encoding_that_lacks_the_answer_s_characters_is_no_error(pack: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    environ["PICOEDGE_KERNELS"] = default_kernels()
     args = [sys.executable, "-m", "picoedge", "generate", str(pack), "-p", "A", "-n", "200"]
     ran = subprocess.run([*args, *GREEDY], env=environ, capture_output=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, b"")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cli.output import note, showing_progress
+from picoedge.cli.output import note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
 
 def open_options(values: Mapping[str, Any]) -> OpenOptions:
-    """How to open a model, from --threads, --memory, --ctx-size and --kernels."""
-    from picoedge.engine.opening import OpenOptions
+    """How to open a model, from --threads, --memory, --ctx-size and --kernels.
 
-    return OpenOptions(
+    Raises UsageError for kernels that are not here: rather now than after a download.
+    """
+    from picoedge.engine.opening import OpenOptions, check_options
+
+    options = OpenOptions(
         threads=values["threads"],
         memory_bytes=values["memory"],
         n_ctx=values["ctx_size"],
         kernels=values["kernels"],
     )
+    check_options(options)
+    return options
 
 
 def open_session(
@@ -37,6 +42,7 @@ def open_session(
 
     options = dataclasses.replace(open_options(values), sampling=sampling)
     session = opening.open_session(find_pack(values["model"]), options, with_template=with_template)
+    tell_of_numpy(session.model.kernels.name, options.kernels)
     if values["verbose"]:
         note(session.describe(), verbose=True)
     return session
@@ -50,7 +56,21 @@ def open_model(values: Mapping[str, Any], n_ctx: int) -> tuple[Pack, Transformer
     options = open_options(values)
     pack = Pack.open(find_pack(values["model"]))
     wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
-    return pack, opening.open_model(pack, wanted)
+    model = opening.open_model(pack, wanted)
+    tell_of_numpy(model.kernels.name, options.kernels)
+    return pack, model
+
+
+def tell_of_numpy(running: str, asked: str | None) -> None:
+    """Say why NumPy computes where nobody asked for it: it is several times slower."""
+    if running != "numpy" or asked is not None:
+        return
+    from picoedge.kernels.loader import describe_kernels
+
+    twin, _, reason = describe_kernels().partition(": ")
+    if twin != "NumPy":
+        reason = f"the C kernels ({twin}) are there but cannot be loaded"
+    warn(f"running on NumPy: {reason}", "picoedge")
 
 
 def find_pack(model: str | None) -> Path:

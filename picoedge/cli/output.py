@@ -49,10 +49,10 @@ def note(text: str, verbose: bool = False) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
-def warn(text: str) -> None:
+def warn(text: str, label: str = "note") -> None:
     """A line on stderr, always."""
     if sys.stderr is not None:
-        print(one_line(f"note: {text}"), file=sys.stderr, flush=True)
+        print(one_line(f"{label}: {text}"), file=sys.stderr, flush=True)
 
 
 class ProgressLine:

@@ -43,6 +43,8 @@ def command(**values: Any) -> None:
     from picoedge.engine.measure import perplexity
     from picoedge.text.tokenizer import load_tokenizer
 
+    models.open_options(values)
+    prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download
     values["model"] = str(models.find_pack(values["model"]))
     tokens = first_tokens(load_tokenizer(Path(values["model"])), values["file"], values["n_tokens"])
     _, model = models.open_model(values, len(tokens))

@@ -106,7 +106,7 @@ class Session:
 
     @property
     def kernels_name(self) -> str:
-        """The twin that computes, as `--kernels` would call it."""
+        """What computes: `numpy`, or the level of the C kernels (`avx2`, `dotprod`)."""
         return self.model.kernels.name
 
     def describe(self) -> str:

@@ -21,6 +21,9 @@ _WIDTH = 32  # columns of `b` in a piece
 def multiply(a: F32, b: F32, out: F32) -> None:
     """out [M, N] = a [M, K] times b [K, N], both of any strides."""
     inner = a.shape[1]
+    if 1 < len(a) <= _MOST // (inner * b.shape[1]):
+        np.matmul(a, b, out=out)
+        return
     if inner <= _INNER:
         _multiply(a, b, out)
         return

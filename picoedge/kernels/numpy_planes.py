@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,21 @@ class Planes:
         return cls(spec, weights.count, t, b, words, highs, scales, supers)
 
 
+    def cut(self, shards: slice, tiles: slice, *, by_columns: bool) -> Planes:
+        """Some tiles of some shards; `by_columns` has every [count, T, ..] as [T, count, ..]."""
+        def of(plane: Array, axis: int) -> Array:
+            part = plane[(slice(None),) * axis + (shards, tiles)]
+            return part.swapaxes(axis, axis + 1) if by_columns else part
+
+        return replace(
+            self,
+            words=of(self.words, 0),
+            highs=None if self.highs is None else of(self.highs, 0),
+            scales=of(self.scales, 1),
+            supers=None if self.supers is None else of(self.supers, 1),
+        )
+
+
 def _view(weights: Weights, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """One plane of all shards: [count, *shape]."""
     at, _, _ = weights.spec.planes[name]
@@ -82,8 +97,13 @@ def _parts(weights: Weights, first: str, second: str) -> Array:
 
 def widen(halves: Array, out: F32) -> F32:
     """`out` = f16 values given as i16, without NumPy's slow cast: infinities become 65536."""
+    np.copyto(out.view(np.int32), halves)
+    return halves_to_f32(out)
+
+
+def halves_to_f32(out: F32) -> F32:
+    """The second half of `widen`, in place: `out` holds the i16 as i32."""
     bits = out.view(np.int32)
-    np.copyto(bits, halves)
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, -0x70002000, out=bits)  # the copies of the sign below bit 31
     return np.multiply(out, _F32_OF_F16, out=out)

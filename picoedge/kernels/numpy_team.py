@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Made = TypeVar("Made")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Scratch:
@@ -35,11 +36,11 @@ class Scratch:
             buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
         return np.ndarray(shape, kind, buffer.data)
 
-    def once(self, key: Hashable, make: Callable[[Scratch], Made]) -> Made:
-        """What `make` made of this scratch the first time `key` was asked for."""
+    def once(self, key: Key, make: Callable[[Key, Scratch], Made]) -> Made:
+        """What `make` made of `key` and this scratch the first time it was asked for."""
         made: Made | None = self._made.get(key)
         if made is None:
-            made = make(self)
+            made = make(key, self)
             self._made[key] = made
         return made
 

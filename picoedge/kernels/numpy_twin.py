@@ -12,15 +12,8 @@ from picoedge.kernels.api import AttentionShape, Residual
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.numpy_activations import Activations
 from picoedge.kernels.numpy_attention import BoundAttend, NumpyCache, rms_norm
-from picoedge.kernels.numpy_matmul import (
-    PlainRows,
-    PlainSum,
-    QuantizedRows,
-    QuantizedSum,
-    rows_of,
-    sum_of,
-)
-from picoedge.kernels.numpy_team import Job, Team
+from picoedge.kernels.numpy_matmul import PlainSummed, Projection, Summed, summed
+from picoedge.kernels.numpy_team import Team
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -47,9 +40,14 @@ class NumpyKernels:
         out: F32,
     ) -> BoundProject:
         """See `Kernels.project`."""
-        matrices = tuple(rows_of(one) for one in weights)
-        cuts = np.cumsum([one.total_rows for one in weights]).tolist()
-        return BoundProject(self._team, source, matrices, tuple(biases), cuts, out)
+        projection = Projection(weights, self.threads)
+        ends = np.cumsum([one.total_rows for one in weights]).tolist()
+        added = [
+            (slice(end - len(bias), end), bias)
+            for bias, end in zip(biases, ends, strict=True)
+            if bias is not None
+        ]
+        return BoundProject(self._team, source, projection, added, out)
 
     def attend(
         self,
@@ -68,7 +66,7 @@ class NumpyKernels:
         self, x: F32, activation: str | None, weights: Weights | None, sums: F64
     ) -> BoundProjectSum:
         """See `Kernels.project_sum`."""
-        matrix = None if weights is None else sum_of(weights)
+        matrix = None if weights is None else summed(weights, self.threads)
         return BoundProjectSum(self._team, x, activation, matrix, sums)
 
     def close(self) -> None:
@@ -78,28 +76,19 @@ class NumpyKernels:
 
 @dataclass(frozen=True, eq=False)
 class BoundProject:
-    """See `Kernels.project`. `ends` are the columns of `out` where each matrix's rows end."""
+    """See `Kernels.project`. `biases` are with the columns of `out` they are added to."""
 
     team: Team
     source: Residual
-    matrices: tuple[QuantizedRows | PlainRows, ...]
-    biases: tuple[F32 | None, ...]
-    ends: list[int]
+    projection: Projection
+    biases: list[tuple[slice, F32]]
     out: F32
 
     def __call__(self, n: int, first: int = 0) -> None:
         x, out = Activations(self._input(first, n)), self.out[: n - first]
-        jobs: list[Job] = []
-        start = 0
-        for matrix, end in zip(self.matrices, self.ends, strict=True):
-            jobs += matrix.jobs(x, out[:, start:end])
-            start = end
-        self.team.run(jobs)
-        start = 0
-        for bias, end in zip(self.biases, self.ends, strict=True):
-            if bias is not None:
-                out[:, start:end] += bias
-            start = end
+        self.team.run(self.projection.jobs(x, out))
+        for columns, bias in self.biases:
+            out[:, columns] += bias
 
     def _input(self, first: int, n: int) -> F32:
         """Add the pending sums to the residual stream; its norm, [n - first, H]."""
@@ -120,7 +109,7 @@ class BoundProjectSum:
     team: Team
     x: F32
     activation: str | None
-    matrix: QuantizedSum | PlainSum | None
+    matrix: Summed | PlainSummed | None
     sums: F64
 
     def __call__(self, n: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import write_tiny_model
 
 from bench import agreement, children, decode, machine, peers_torch, profile, report, sizes, speed
 from bench.__main__ import NOT_BUILT
@@ -25,7 +26,6 @@ from picoedge.store.pack import pack
 from picoedge.store.reader import Pack
 from picoedge.store.sources import open_source
 from tests.store_models import write_gguf
-from tiny import write_tiny_model
 
 ROWS = [
     "decode_smollm2_1t",

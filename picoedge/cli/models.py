@@ -67,9 +67,7 @@ def tell_of_numpy(running: str, asked: str | None) -> None:
         return
     from picoedge.kernels.loader import describe_kernels
 
-    twin, _, reason = describe_kernels().partition(": ")
-    if twin != "NumPy":
-        reason = f"the C kernels ({twin}) are there but cannot be loaded"
+    reason = describe_kernels().partition(": ")[2]
     warn(f"running on NumPy: {reason}", "picoedge")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.config import ModelConfig
+from picoedge.engine import cgroups
 from picoedge.errors import MemoryBudgetError
 from picoedge.units import format_size
 
@@ -118,8 +119,8 @@ def check_budget(need: Estimate, budget: int | None, available: int) -> None:
 
 
 def available_bytes(
-    root: Path = Path("/sys/fs/cgroup"),
-    groups: Path = Path("/proc/self/cgroup"),
+    root: Path = cgroups.ROOT,
+    groups: Path = cgroups.GROUPS,
     meminfo: Path = Path("/proc/meminfo"),
 ) -> int:
     """Memory this process may still take: what is free, within its cgroup's limit."""
@@ -137,39 +138,16 @@ def _system_available(meminfo: Path) -> int:
 
 def _cgroup_rooms(root: Path, groups: Path) -> Iterator[int]:
     """Bytes left in each cgroup that limits this process (v1 and v2, and their parents)."""
-    try:
-        lines = groups.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            yield from _rooms_up(root, path, "memory.max", "memory.current", "")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            yield from _rooms_up(
-                base, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
-            )
-
-
-def _rooms_up(base: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[int]:
-    """A container may see its own cgroup as the root, so the root is looked at as well."""
-    folder = base / path.lstrip("/")
-    for level in [folder, *folder.parents]:
-        maximum = _number(level / limit)
+    for folder, version in cgroups.levels("memory", root, groups):
+        if version == 2:
+            limit, usage, prefix = "memory.max", "memory.current", ""
+        else:
+            limit, usage, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        maximum = cgroups.number(folder / limit)
         if maximum is not None and maximum < _UNLIMITED:
             keys = (f"{prefix}inactive_file", f"{prefix}active_file")
-            used = (_number(level / usage) or 0) - _sum_of(level / "memory.stat", keys)
+            used = (cgroups.number(folder / usage) or 0) - _sum_of(folder / "memory.stat", keys)
             yield max(0, maximum - max(0, used))
-        if level == base:
-            return
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # absent, or "max"
-        return None
 
 
 def _sum_of(stat: Path, keys: tuple[str, str]) -> int:

@@ -46,11 +46,12 @@ def open_model(pack: Pack, options: OpenOptions) -> Transformer:
     anything large is allocated.
     """
     n_ctx = choose_context(pack, options)
+    from picoedge.engine.cores import usable_cores
     from picoedge.kernels.loader import load_kernels
     from picoedge.model.transformer import Transformer
 
     with ExitStack() as opened:
-        kernels = load_kernels(options.kernels, options.threads)
+        kernels = load_kernels(options.kernels, options.threads or usable_cores())
         opened.callback(kernels.close)
         model = Transformer(pack, kernels, n_ctx)
         opened.pop_all()

@@ -1,0 +1,42 @@
+"""The control groups this process is in, and their parents: where a container's limits stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+GROUPS = Path("/proc/self/cgroup")
+
+
+def levels(controller: str, root: Path = ROOT, groups: Path = GROUPS) -> Iterator[tuple[Path, int]]:
+    """(folder, cgroup version 1 or 2) of each group with `controller`, innermost first.
+
+    A container may see its own group as the root, so the root is a level as well.
+    """
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from ((folder, 2) for folder in _upward(root, path))
+        elif controller in controllers.split(","):
+            yield from ((folder, 1) for folder in _upward(root / controller, path))
+
+
+def _upward(base: Path, path: str) -> Iterator[Path]:
+    folder = base / path.lstrip("/")
+    for level in [folder, *folder.parents]:
+        yield level
+        if level == base:
+            return
+
+
+def number(file: Path) -> int | None:
+    """The whole number in a file; None where it is absent or says `max`."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

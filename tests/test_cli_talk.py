@@ -559,7 +559,9 @@ def test_perplexity_is_the_definition(run: Run, pack: Path, tmp_path: Path) -> N
     report = json.loads(ran.out)
     tokens = load_tokenizer(pack).encode(file.read_text())[:300]
     assert report["tokens"] == 300
-    assert report["perplexity"] == pytest.approx(perplexity_token_by_token(pack, tokens), rel=1e-6)
+    exact = load_kernels(None, 1).name.startswith("native")
+    near = 1e-6 if exact else 1e-3  # NumPy's chunks and single tokens round apart
+    assert report["perplexity"] == pytest.approx(perplexity_token_by_token(pack, tokens), rel=near)
 
 
 def perplexity_token_by_token(pack: Path, tokens: list[int]) -> float:

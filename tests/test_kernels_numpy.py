@@ -23,10 +23,10 @@ from picoedge.kernels.blocks import (
     pack_planes,
     unpack_planes,
 )
-from picoedge.kernels.numpy_attention import rms_norm
 from picoedge.kernels.numpy_planes import widen
+from picoedge.kernels.numpy_rows import gated, norm_row, rms_norm
 from picoedge.kernels.numpy_team import Scratch, Team
-from picoedge.kernels.numpy_twin import NumpyKernels, gelu_tanh, silu
+from picoedge.kernels.numpy_twin import NumpyKernels
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -151,9 +151,16 @@ def normed_f32(x: F32) -> F32:
     return rms_norm(x, np.ones(x.shape[-1], np.float32), EPS)
 
 
+def row_norm(x: F32, weight: F32) -> F32:
+    out = np.empty_like(x)
+    norm_row(x, weight, EPS, out)
+    return out
+
+
 def test_rms_norm() -> None:
     x, weight = random_f32(3, 4, 64), random_f32(64, seed=6)
     np.testing.assert_allclose(rms_norm(x, weight, EPS), normed(x, weight), rtol=1e-6)
+    np.testing.assert_allclose(row_norm(x[0, 0], weight), normed(x[0, 0], weight), rtol=1e-6)
     assert not rms_norm(np.zeros((1, 64), np.float32), weight, EPS).any()
 
 
@@ -245,15 +252,15 @@ def test_activation(kernels: NumpyKernels, activation: str, name: str, n: int) -
     x[0, :4] = 200, -200, 0, -0.0
     gate, up = x[:, :512].astype(np.float64), x[:, 512:]
     if activation == "silu":
-        want = gate * 0.5 * (1 + np.tanh(gate / 2))
-        got = silu(x[:, :512])
+        want = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
     else:
         want = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-        got = gelu_tanh(x[:, :512])
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        want *= up
+    got = gated(activation, x[:, :512], up, np.empty((n, 512), np.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     sums = np.empty((n, 30))
     kernels.project_sum(x, activation, weights, sums)(n)
-    close(sums, blocked(got * up, name) @ np.hstack(plain).T)
+    close(sums, blocked(got, name) @ np.hstack(plain).T)
 
 
 @pytest.mark.parametrize("name", FORMATS)

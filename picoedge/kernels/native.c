@@ -692,6 +692,20 @@ INLINE vf add_block(int format, const vi sums[2], const vf scale[2], vf min, con
     return has_min(format) ? vf_fma(min, vf_set1(x->sum), acc) : acc;
 }
 
+/* A shard's planes are a few tens of KB each, so the processor's own prefetchers begin anew all the
+ * time; asking 4 KB ahead gave 15 % on one core. The long planes of 8-bit matrices are better left
+ * alone. Beyond a plane's end the next plane is asked for, at worst memory that is not ours: a
+ * prefetch never faults. */
+INLINE void read_ahead(int format, const tile_t *t, int b) {
+    enum { AHEAD = 4096 };
+    const int bits = bits_of(format);
+    if (bits == 8) return;
+    for (int i = 0; i < 256; i += 64) __builtin_prefetch(t->quants + b * 256 + AHEAD + i);
+    if (bits == 5) __builtin_prefetch(t->highs + b * 64 + AHEAD / 4);
+    __builtin_prefetch(t->scales + b * 32 + AHEAD / 8);
+    if (has_min(format)) __builtin_prefetch(t->mins + b * 32 + AHEAD / 8);
+}
+
 /* out[token][row of the tile] = the tile times each of NT tokens, whose blocks lie `xstride` apart. */
 INLINE void tile_product(int format, int nt, const tile_t *t, const xblock *x, int64_t xstride, float *out) {
     /* One token: all parts of a tile at once, a straight read. Several: a part at a time, so that
@@ -701,6 +715,7 @@ INLINE void tile_product(int format, int nt, const tile_t *t, const xblock *x, i
         vf acc[8];
         for (int i = 0; i < nt * together; i++) acc[i] = vf_set1(0.0f);
         for (int b = 0; b < t->blocks; b++) {
+            if (nt == 1) read_ahead(format, t, b);
             for (int p = 0; p < together; p++) {
                 wv w[8];
                 vf scale[2], min = vf_set1(0.0f);

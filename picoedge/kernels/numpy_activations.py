@@ -6,14 +6,15 @@ four columns of one row, and since n_k = (W >> 4k) - 16 (W >> 4(k+1)),
     n0 x0 + .. + n3 x3 = W x0 + (W >> 4)(x1 - 16 x0) + (W >> 8)(x2 - 16 x1) + (W >> 12)(x3 - 16 x2)
 
 holds modulo 2^16 whatever overflows on the way: no masks, and sixteen bits carry every sum that
-fits in them. Bits, pairs of bits and bytes go the same way. `Factors` are the factors on the
-right, repeated for the 16 rows of a tile so that a multiplication runs along memory.
+fits in them. Bits, pairs of bits and bytes go the same way. The factors on the right are a
+matrix of whole numbers times the block's activations; they are repeated for the 16 rows of a
+tile so that a multiplication runs along memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,21 @@ import numpy.typing as npt
 
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS
 from picoedge.kernels.numpy_blas import multiply
+from picoedge.kernels.numpy_team import Program, Scratch
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 _LEAST = np.float32(1e-30)  # under it 127 / amax would not be finite; such a block is zeros
+_TOP = np.float32(127)
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
     """Factors for one width of quants, k shifts of h halves (6 bits: 2) of a block.
 
-    `words` u16 (8 bits: u32) [n, h, k, B*128] for the quants plane, `highs` u16 [n, k, B*32*h]
-    for the plane of high bits, `lanes` u16 [n, h, 1, B*32] what is added to each lane's sum.
+    `words` u16 (8 bits: u32) [h, k, B*128] for the quants plane, `highs` u16 [k, B*32*h] for
+    the plane of high bits, `lanes` u16 [h, 1, B*32] what is added to each lane's sum.
     """
 
     words: Array
@@ -41,97 +44,106 @@ class Factors:
     lanes: Array | None = None
 
 
-class Activations:
-    """Rows of activations [n, C] and what products need made of them, each when first asked."""
+class Operand:
+    """One token's activations [C] as products of packed words need them, in lasting buffers.
 
-    def __init__(self, plain: F32) -> None:
-        self.plain = plain
-        self._factors: dict[int, Factors] = {}
+    `beside_rows` [3, B, 16] is of each block the scale, the total of its whole numbers and the
+    product of the two, which a minimum is multiplied by; the same for the rows of a tile.
+    """
 
-    @cached_property
-    def _blocks(self) -> tuple[F32, F32]:
-        """Whole numbers -127..127 [n, B, 32] and their scales, amax / 127, [n, B, 1]."""
-        cut = self.plain.reshape(len(self.plain), -1, BLOCK_COLS)
-        amax: F32 = np.maximum.reduce(np.abs(cut), axis=2, keepdims=True)
-        whole = cut * (np.float32(127) / np.maximum(amax, _LEAST))
-        return np.rint(whole, out=whole), amax / np.float32(127)
-
-    @cached_property
-    def beside_rows(self) -> F32:
-        """Scale, total of the whole numbers, and their product, of each block: [3, n, B, 16].
-
-        The same for the 16 rows of a tile. The product is what a minimum is multiplied by.
-        """
-        whole, scales = self._blocks
-        one = np.empty((3, *scales.shape), np.float32)
-        one[0] = scales
-        np.add.reduce(whole, axis=2, keepdims=True, out=one[1])
-        np.multiply(one[0], one[1], out=one[2])
-        out = np.empty((*one.shape[:3], TILE_ROWS), np.float32)
-        out[...] = one
-        return out
-
-    def columns(self, groups: int) -> F32:
-        """What the blocks stand for, in `groups` runs of columns: f32 [groups, n, C / groups].
-
-        The columns of a run are in the order of `numpy_bands`.
-        """
-        whole, scales = self._blocks
-        x = (whole * scales).reshape(len(whole), groups, -1, 8, 4)
-        return x.transpose(1, 0, 4, 2, 3).reshape(groups, len(whole), -1)
-
-    def prepare(self, bits: int) -> None:
-        """Make what products with quants of this width need, before threads ask for it."""
-        if bits not in self._factors:
-            self._factors[bits] = self._make(bits)
-            assert self.beside_rows is not None
+    def __init__(self, cols: int, _: Scratch) -> None:
+        blocks = cols // BLOCK_COLS
+        self.plain = np.empty(cols, np.float32)
+        self.beside_rows = np.empty((3, blocks, TILE_ROWS), np.float32)
+        self._whole = np.empty((blocks, BLOCK_COLS), np.float32)  # -127 .. 127
+        self._combined = np.empty(4 * cols, np.float32)
+        self._factors: dict[int, tuple[Factors, Program]] = {}
 
     def factors(self, bits: int) -> Factors:
-        """Factors for quants of 4, 5, 6 or 8 bits, which were prepared."""
+        """Where the factors for quants of 4, 5, 6 or 8 bits will be."""
+        return self._made(bits)[0]
+
+    def prepare(self, program: Program, widths: set[int]) -> None:
+        """Append what makes everything from `plain`, with factors for these widths of quants."""
+        blocks = len(self._whole)
+        cut = self.plain.reshape(blocks, BLOCK_COLS)
+        amax, inverse = np.empty((2, blocks, 1), np.float32)
+        one = np.empty((3, blocks, 1), np.float32)
+        program.add(np.abs, cut, self._whole)
+        program.add(np.maximum.reduce, self._whole, 1, None, amax, True)
+        program.add(np.maximum, amax, _LEAST, out=inverse)
+        program.add(np.divide, _TOP, inverse, inverse)
+        program.add(np.multiply, cut, inverse, self._whole)
+        program.add(np.rint, self._whole, self._whole)
+        program.add(np.divide, amax, _TOP, one[0])
+        program.add(np.add.reduce, self._whole, 1, None, one[1], True)
+        program.add(np.multiply, one[0], one[1], one[2])
+        program.add(np.copyto, self.beside_rows, one)
+        for bits in sorted(widths):
+            program.steps += self._made(bits)[1].steps
+
+    def _made(self, bits: int) -> tuple[Factors, Program]:
+        if bits not in self._factors:
+            program = Program()
+            self._factors[bits] = self._make(bits, program), program
         return self._factors[bits]
 
-    def _make(self, bits: int) -> Factors:
-        n = len(self.plain)
+    def _make(self, bits: int, program: Program) -> Factors:
         if bits == 8:
-            return Factors(self._bytes().reshape(n, 1, 4, -1))
+            return Factors(self._bytes(program).reshape(1, 4, -1))
         if bits == 4:
-            return Factors(self._lanes(_nibbles()).reshape(n, 1, 4, -1))
+            return Factors(self._lanes(program, _nibbles()).reshape(1, 4, -1))
         if bits == 5:
             return Factors(
-                self._lanes(_nibbles()).reshape(n, 1, 4, -1),
-                self._lanes(_bits()).reshape(n, 16, -1),
-                self._lanes(_offsets(1, 16)).reshape(n, 1, 1, -1),
+                self._lanes(program, _nibbles()).reshape(1, 4, -1),
+                self._lanes(program, _bits()).reshape(16, -1),
+                self._lanes(program, _offsets(1, 16)).reshape(1, 1, -1),
             )
         return Factors(
-            self._lanes(_halves_of_nibbles()).reshape(n, 2, 2, -1),
-            self._lanes(_pairs_of_bits()).reshape(n, 8, -1),
-            self._lanes(_offsets(2, 32)).reshape(n, 2, 1, -1),
+            self._lanes(program, _halves_of_nibbles()).reshape(2, 2, -1),
+            self._lanes(program, _pairs_of_bits()).reshape(8, -1),
+            self._lanes(program, _offsets(2, 32)).reshape(2, 1, -1),
         )
 
-    def _combine(self, matrix: F32) -> F32:
-        """Each block times matrix [32, k, m], in whole numbers that f32 holds: [n, k, B, m]."""
-        whole = self._blocks[0]
-        _, k, m = matrix.shape
-        out = np.empty((whole.shape[0] * whole.shape[1], k * m), np.float32)
-        multiply(whole.reshape(-1, BLOCK_COLS), matrix.reshape(BLOCK_COLS, -1), out)
-        return out.reshape(*whole.shape[:2], k, m).transpose(0, 2, 1, 3)
+    def _combine(self, program: Program, matrix: F32) -> F32:
+        """Each block times matrix [32, k, m], in whole numbers that f32 holds: [k, B, m]."""
+        blocks, (_, k, m) = len(self._whole), matrix.shape
+        out = self._combined[: blocks * k * m].reshape(blocks, k * m)
+        program.add(multiply, self._whole, matrix.reshape(BLOCK_COLS, -1), out)
+        return out.reshape(blocks, k, m).transpose(1, 0, 2)
 
-    def _lanes(self, matrix: F32) -> Array:
-        """Factors for u16 words, m ending in a row's two lanes: u16 [n, k, B, m / 2, 16 * 2]."""
-        combined = self._combine(matrix)
+    def _lanes(self, program: Program, matrix: F32) -> Array:
+        """Factors for u16 words, m ending in a row's two lanes: u16 [k, B, m / 2, 16 * 2]."""
+        combined = self._combine(program, matrix)
         small = np.empty(combined.shape, np.int16)
-        np.copyto(small, combined, casting="unsafe")
+        program.add(np.copyto, small, combined, "unsafe")
         pairs = small.view(np.uint32)  # both lanes of a row in one word
         out = np.empty((*pairs.shape, TILE_ROWS), np.uint32)
-        out[...] = pairs[..., None]
+        program.add(np.copyto, out, pairs[..., None])
         return out.view(np.uint16)
 
-    def _bytes(self) -> Array:
-        """Factors for u32 words: [n, 4, B, 8, 16]."""
-        combined = self._combine(_bytes())
-        out = np.empty((*combined.shape, TILE_ROWS), np.int32)
-        np.copyto(out, combined[..., None], casting="unsafe")
+    def _bytes(self, program: Program) -> Array:
+        """Factors for u32 words: [4, B, 8, 16]."""
+        combined = self._combine(program, _bytes())
+        small = np.empty(combined.shape, np.int32)
+        program.add(np.copyto, small, combined, "unsafe")
+        out = np.empty((*small.shape, TILE_ROWS), np.int32)
+        program.add(np.copyto, out, small[..., None])
         return out.view(np.uint32)
+
+
+def rounded_columns(x: F32, groups: int) -> F32:
+    """What the blocks of x [n, C] stand for, in runs of columns: f32 [groups, n, C / groups].
+
+    The columns of a run are in the order of `numpy_bands`.
+    """
+    cut = x.reshape(len(x), -1, BLOCK_COLS)
+    amax: F32 = np.maximum.reduce(np.abs(cut), axis=2, keepdims=True)
+    whole: F32 = cut * (_TOP / np.maximum(amax, _LEAST))
+    np.rint(whole, out=whole)
+    whole *= amax / _TOP
+    apart: F32 = whole.reshape(len(x), groups, -1, 8, 4)
+    return apart.transpose(1, 0, 4, 2, 3).reshape(groups, len(x), -1)
 
 
 def _elements(*shape: int) -> Array:

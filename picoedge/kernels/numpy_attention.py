@@ -12,6 +12,7 @@ import numpy.typing as npt
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.numpy_blas import multiply
 from picoedge.kernels.numpy_planes import widen
+from picoedge.kernels.numpy_rows import rms_norm, rotate
 from picoedge.kernels.numpy_team import Job, Scratch, Team
 
 F32 = npt.NDArray[np.float32]
@@ -42,29 +43,11 @@ class NumpyCache:
             self.values[:, span] = values.transpose(1, 0, 2)
 
 
-def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """x / sqrt(mean(x^2) + eps) * weight along the last axis; the mean is summed in f64."""
-    squares = np.einsum("...i,...i->...", x, x, dtype=np.float64)
-    factors = 1.0 / np.sqrt(squares / x.shape[-1] + eps)
-    out: F32 = x * factors.astype(np.float32)[..., None]
-    return np.multiply(out, weight, out=out)
-
-
-def rotate(x: F32, cos: F32, sin: F32) -> F32:
-    """Rotary embedding of x [n, heads, d] by cos, sin [n, d/2]: pairs are (i, i + d/2)."""
-    half = x.shape[2] // 2
-    a, b = x[:, :, :half], x[:, :, half:]
-    c, s = cos[:, None], sin[:, None]  # [n, 1, d/2]
-    out = np.empty(x.shape, np.float32)
-    np.subtract(a * c, b * s, out=out[:, :, :half])
-    np.add(b * c, a * s, out=out[:, :, half:])
-    return out
-
-
 @dataclass(frozen=True, eq=False)
 class BoundAttend:
     """See `Kernels.attend`."""
 
+    kernels: object  # kept alive, and its threads with it
     team: Team
     qkv: F32
     shape: AttentionShape

@@ -1,24 +1,23 @@
-"""Products for few tokens: integer sums straight from the packed words.
+"""Products for one token: integer sums straight from the packed words.
 
 The words of a few tiles at a time are shifted (see `numpy_activations`), multiplied and summed,
 over shifts and then over the words of a row in a block, in scratch that stays in the cache. When
 a batch of tiles has been summed its sums become f32 and are weighed by the scales, in block
-order. No BLAS, no f32 copy of a quant; and few, long operations, since NumPy threads queue for
-the interpreter between them.
+order. No BLAS, and no f32 copy of a quant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.kernels.blocks import FORMATS, Format
-from picoedge.kernels.numpy_activations import Activations, Factors
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Format
+from picoedge.kernels.numpy_activations import Operand
 from picoedge.kernels.numpy_planes import Planes, halves_to_f32
-from picoedge.kernels.numpy_team import Scratch
+from picoedge.kernels.numpy_team import Program, Scratch
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -42,189 +41,187 @@ class Kind(NamedTuple):
     blocks: int
     superblocks: int
 
+    @classmethod
+    def of(cls, planes: Planes, *, by_columns: bool) -> Kind:
+        """The kind of all tiles of a matrix."""
+        spec = planes.spec
+        superblocks = spec.cols // spec.superblock if spec.format.superblocks else 0
+        groups = planes.count if by_columns else 1
+        return cls(spec.format.name, groups, planes.blocks, superblocks)
+
     @property
-    def weights(self) -> int:
-        """Weights of one tile."""
-        return self.groups * self.blocks * 512
+    def cols(self) -> int:
+        """Activations that a tile is multiplied with."""
+        return self.groups * self.blocks * BLOCK_COLS
+
+
+class Lie(NamedTuple):
+    """How the tiles of a piece lie: [shards, tiles] if stacked by rows, else [tiles, shards]."""
+
+    outer: int
+    inner: int
+    tiles: int
 
 
 class Piece:
-    """Tiles of some shards. Stacked by rows they lie as [shards, tiles], else [tiles, shards]."""
+    """Tiles of some shards of one matrix."""
 
     def __init__(self, planes: Planes, shards: slice, tiles: slice, *, by_columns: bool) -> None:
         planes = planes.cut(shards, tiles, by_columns=by_columns)
         self.words, self.highs = planes.words, planes.highs
         self.scales, self.supers = planes.scales, planes.supers
-        self.lie: tuple[int, int] = self.words.shape[:2]
-        self.tiles = self.lie[0] if by_columns else self.lie[0] * self.lie[1]
+        outer, inner = self.words.shape[:2]
+        self.lie = Lie(outer, inner, outer if by_columns else outer * inner)
 
 
-def kind_of(planes: Planes, *, by_columns: bool) -> Kind:
-    """The kind of all pieces of a matrix."""
-    spec = planes.spec
-    superblocks = spec.cols // spec.superblock if spec.format.superblocks else 0
-    return Kind(spec.format.name, planes.count if by_columns else 1, planes.blocks, superblocks)
+def multiply_batch(
+    program: Program, kind: Kind, pieces: Sequence[Piece], operand: Operand, scratch: Scratch
+) -> F32:
+    """Append the product of pieces of one kind with the operand: [groups, tiles, 16].
 
-
-BatchShape = tuple[int, Kind, tuple[tuple[tuple[int, int], int], ...]]
-"""Tokens, kind, and of each piece how it lies and its tiles: what scratch depends on."""
-
-
-class Batch:
-    """Pieces of one kind that a thread multiplies in one go."""
-
-    def __init__(self, kind: Kind, pieces: Sequence[Piece]) -> None:
-        self._pieces = tuple(pieces)
-        self._bits = FORMATS[kind.format].bits
-        self._key = (kind, tuple((piece.lie, piece.tiles) for piece in pieces))
-
-    def multiply(self, x: Activations, scratch: Scratch) -> Iterator[F32]:
-        """For each token the products [groups, tiles, 16], valid until the next is asked for."""
-        n, factors = len(x.plain), x.factors(self._bits)
-        bench = scratch.once((n, *self._key), Bench)
-        for piece, place in zip(self._pieces, bench.places, strict=True):
-            place.load(piece)
-            for token in range(n):
-                place.sum(factors, token)
-        bench.widen_scales()
-        for token in range(n):
-            yield bench.weigh(x.beside_rows, token)
+    It is in scratch, to be taken away before the next batch.
+    """
+    bench = scratch.once((kind, tuple(piece.lie for piece in pieces)), Bench)
+    for piece, place in zip(pieces, bench.places, strict=True):
+        place.load(program, piece)
+        place.sum(program, operand)
+    bench.weigh(program, operand)
+    return bench.result
 
 
 class Bench:
-    """Scratch for a batch: t tiles of b blocks in g groups, for n tokens.
+    """Scratch for a batch: t tiles of b blocks in g groups.
 
     h is the halves of a block that are summed apart, p the parts of a scale.
     """
 
-    def __init__(self, key: BatchShape, scratch: Scratch) -> None:
-        n, kind, pieces = key
-        fmt, g, t = FORMATS[kind.format], kind.groups, sum(tiles for _, tiles in pieces)
+    def __init__(self, key: tuple[Kind, tuple[Lie, ...]], scratch: Scratch) -> None:
+        kind, lies = key
+        fmt, g, t = FORMATS[kind.format], kind.groups, sum(lie.tiles for lie in lies)
         b = g * kind.blocks
         h, lanes = 2 if fmt.bits == 6 else 1, 16 if fmt.bits == 8 else 32
         p = 2 if fmt.has_min or fmt.name == "q6k" else 1
-        self._format, self._take_off = fmt, np.float32(_TAKEN_OFF[fmt.bits] - fmt.offset)
-        sums = scratch.take("sums", (n, h, t * b, lanes), _word(fmt))
-        self._sums = sums.reshape(n, -1).view(np.int32 if fmt.bits == 8 else np.int16)
+        self._format = fmt
+        self._sums = scratch.take("sums", (h, t * b, lanes), _word(fmt))
         self._lanes = scratch.take("lanes", (h * t * b * lanes,), np.float32)
         values = scratch.take("values", (max(p, h), t, b, 16), np.float32)
-        self._halves, self._mins = values[:h], values[1:]
-        self._whole = self._halves.reshape(-1)
-        self._scaled = values[:1] if fmt.has_min else values[:p]
-        scales = scratch.take("scales", (p, t, b, 16), np.float32)
-        self._values = values[:p].reshape(p, t, g, -1, 16)
-        self._scales = scales.reshape(p, t, g, -1, 16)
-        self._result = scratch.take("result", (g, t, 16), np.float32)
-        supers = None
+        self._values, self._halves = values[:p], values[:h]
+        self._part = scratch.take("part", (b, 16), np.float32)
+        self._scales = scratch.take("scales", (p, t, b, 16), np.float32)
+        self._supers = None
         if fmt.superblocks:
-            s, m = g * kind.superblocks, 1 + fmt.has_min
-            self._super_values = values[:p].reshape(p, t, s, -1, 16)
-            self._super_scales = scales.reshape(p, t, s, -1, 16)
-            self._super_sums = scratch.take("super_sums", (p, t, s, 16), np.float32)
-            self._apart_sums = self._super_sums.reshape(p, t, g, -1, 16)
-            supers = scratch.take("supers", (m, t, s, 16), np.float32)
-            self._supers = supers.reshape(m, t, g, -1, 16)
+            s, m = kind.superblocks, 1 + fmt.has_min
+            self._supers = scratch.take("supers", (m, t, g * s, 16), np.float32)
+            self._super_sums = scratch.take("super_sums", (p, t, g * s, 16), np.float32)
+        self.result: F32 = scratch.take("result", (g, t, 16), np.float32)
         self.places: list[Place] = []
         start = 0
-        for lie, tiles in pieces:
-            stop = start + tiles
-            self.places.append(Place(
-                fmt, lie, sums[:, :, start * b : stop * b], scales[:, start:stop],
-                None if supers is None else supers[:, start:stop], scratch,
-            ))  # fmt: skip
-            start = stop
+        for lie in lies:
+            tiles = slice(start, start + lie.tiles)
+            sums = self._sums[:, tiles.start * b : tiles.stop * b]
+            supers = None if self._supers is None else self._supers[:, tiles]
+            self.places.append(Place(fmt, lie, sums, self._scales[:, tiles], supers, scratch))
+            start = tiles.stop
 
-    def widen_scales(self) -> None:
-        """f16 to f32, once all pieces have put theirs in place."""
-        if not self._format.superblocks:
-            halves_to_f32(self._scales)
-            return
-        halves_to_f32(self._supers)
-        np.negative(self._supers[1:], out=self._supers[1:])  # minimums are subtracted
+    def weigh(self, program: Program, operand: Operand) -> None:
+        """The sums of all pieces times the scales, added over blocks."""
+        fmt, (scale, total, scaled_total) = self._format, operand.beside_rows
+        self._sums_to_f32(program)
+        scaled = self._values[:1] if fmt.has_min else self._values
+        take_off = _TAKEN_OFF[fmt.bits] - fmt.offset
+        if take_off:
+            program.add(np.multiply, total, np.float32(take_off), self._part)
+            program.add(np.add, scaled, self._part, scaled)
+        program.add(np.multiply, scaled, scale, scaled)
+        if fmt.has_min:
+            program.add(np.copyto, self._values[1], scaled_total)
+        (g, t, _), (p, _, b, _) = self.result.shape, self._values.shape
+        values, scales = self._values, self._scales
+        if self._supers is None:
+            program.add(halves_to_f32, scales)
+        else:
+            s = self._supers.shape[2]
+            program.add(halves_to_f32, self._supers)
+            if fmt.has_min:  # which is subtracted
+                program.add(np.negative, self._supers[1], self._supers[1])
+            apart = (p, t, s, b // s, 16)
+            program.add(np.einsum, "ptsbr,ptsbr->ptsr", values.reshape(apart),
+                        scales.reshape(apart), out=self._super_sums)  # fmt: skip
+            values, scales = self._super_sums, self._supers
+        program.add(np.einsum, "ptgbr,ptgbr->gtr", values.reshape(p, t, g, -1, 16),
+                    scales.reshape(len(scales), t, g, -1, 16), out=self.result)  # fmt: skip
 
-    def weigh(self, beside_rows: F32, token: int) -> F32:
-        """One token's sums times the scales, added over blocks: [g, t, 16]."""
-        scale, total, scaled_total = beside_rows[:, token]
-        self._sums_as_f32(token)
-        if self._take_off:
-            np.add(self._scaled, total * self._take_off, out=self._scaled)
-        np.multiply(self._scaled, scale, out=self._scaled)
-        if self._format.has_min:
-            np.copyto(self._mins, scaled_total)
-        if not self._format.superblocks:
-            return np.einsum("ptgbr,ptgbr->gtr", self._values, self._scales, out=self._result)
-        np.einsum(
-            "ptsbr,ptsbr->ptsr", self._super_values, self._super_scales, out=self._super_sums
-        )
-        return np.einsum("ptgsr,ptgsr->gtr", self._apart_sums, self._supers, out=self._result)
-
-    def _sums_as_f32(self, token: int) -> None:
+    def _sums_to_f32(self, program: Program) -> None:
+        whole = self._halves.reshape(-1)
         if self._format.bits == 8:
-            np.copyto(self._whole, self._sums[token])
+            program.add(np.copyto, whole, self._sums.reshape(-1).view(np.int32))
             return
-        np.copyto(self._lanes, self._sums[token])
-        np.add(self._lanes[0::2], self._lanes[1::2], out=self._whole)
+        program.add(np.copyto, self._lanes, self._sums.reshape(-1).view(np.int16))
+        program.add(np.add, self._lanes[0::2], self._lanes[1::2], whole)
         if self._format.name == "q6":
-            np.add(self._halves[0], self._halves[1], out=self._halves[0])
+            program.add(np.add, self._halves[0], self._halves[1], self._halves[0])
 
 
 class Place:
     """Where a batch has one piece: scratch for its words, and its part of the sums and scales."""
 
     def __init__(
-        self, fmt: Format, lie: tuple[int, int], sums: Array, scales: F32, supers: F32 | None,
+        self, fmt: Format, lie: Lie, sums: Array, scales: F32, supers: F32 | None,
         scratch: Scratch,
     ) -> None:  # fmt: skip
-        (p, t, b, _), (_, h, rows, lanes), word = scales.shape, sums.shape, _word(fmt)
+        (p, t, b, _), (h, _, lanes), word = scales.shape, sums.shape, _word(fmt)
+        chunk = lie[:2]
         self._bits, self._sums = fmt.bits, sums
         self._shifted = scratch.take("shifted", (h, 4 // h, t, b * 128), word)
-        self._words = self._shifted.reshape(4, *lie, -1)[0]
+        self._words = self._shifted.reshape(4, *chunk, -1)[0]
         self._products = scratch.take("products", (h, t, b * 128), word)
-        self._apart = self._products.reshape(h, rows, -1, lanes)
-        self._stored = scales if fmt.superblocks else scales.view(np.int32)
-        self._stored = self._stored.reshape(p, *lie, -1, 16)
+        self._scales = scales if fmt.superblocks else scales.view(np.int32)
+        self._scales = self._scales.reshape(p, *chunk, -1, 16)
         self._supers = None
         if supers is not None:
-            self._supers = supers.view(np.int32).reshape(len(supers), *lie, -1, 16)
+            self._supers = supers.view(np.int32).reshape(len(supers), *chunk, -1, 16)
         if fmt.bits in (5, 6):
             k, words = 16 // (fmt.bits - 4), b * lanes * h
-            self._high_words = scratch.take("highs", (k, t, words), word)
-            self._stored_highs = self._high_words.reshape(k, *lie, -1)
+            self._high_shifted = scratch.take("highs", (k, t, words), word)
+            self._high_words = self._high_shifted.reshape(k, *chunk, -1)
             self._high_shifts = np.arange(0, 16, fmt.bits - 4, dtype=np.uint16).reshape(k, 1, 1, 1)
-            self._high_sums = scratch.take("products", (t, words), word)
-            self._high_sums_apart = self._high_sums.reshape(rows, h, lanes).transpose(1, 0, 2)
+            self._high_products = scratch.take("products", (t, words), word)
 
-    def load(self, piece: Piece) -> None:
-        """Shift the words and put the scales in place: once, for any number of tokens."""
+    def load(self, program: Program, piece: Piece) -> None:
+        """Append: shift the words and put the scales in place."""
         words = self._shifted
         if self._bits == 8:
-            np.bitwise_xor(piece.words, _SIGNS, out=self._words)  # q + 128, unsigned
-            np.right_shift(words[0, 0], _BY_BYTE, out=words[0, 1:])
+            program.add(np.bitwise_xor, piece.words, _SIGNS, self._words)  # q + 128, unsigned
+            program.add(np.right_shift, words[0, 0], _BY_BYTE, words[0, 1:])
         else:
-            np.copyto(self._words, piece.words)
-            if self._bits == 6:
-                nibbles = words[:, 0]
-                np.right_shift(nibbles[0], np.uint16(4), out=nibbles[1])
-                np.bitwise_and(nibbles, _NIBBLES, out=nibbles)
-                np.right_shift(nibbles, np.uint16(8), out=words[:, 1])
-            else:
-                np.right_shift(words[0, 0], _BY_NIBBLE, out=words[0, 1:])
+            program.add(np.copyto, self._words, piece.words)
+        if self._bits == 6:
+            nibbles = words[:, 0]
+            program.add(np.right_shift, nibbles[0], np.uint16(4), nibbles[1])
+            program.add(np.bitwise_and, nibbles, _NIBBLES, nibbles)
+            program.add(np.right_shift, nibbles, np.uint16(8), words[:, 1])
+        elif self._bits < 8:
+            program.add(np.right_shift, words[0, 0], _BY_NIBBLE, words[0, 1:])
         if piece.highs is not None:
-            np.right_shift(piece.highs, self._high_shifts, out=self._stored_highs)
-        np.copyto(self._stored, piece.scales)
-        if piece.supers is not None and self._supers is not None:
-            np.copyto(self._supers, piece.supers)
+            program.add(np.right_shift, piece.highs, self._high_shifts, self._high_words)
+        program.add(np.copyto, self._scales, piece.scales)
+        if piece.supers is not None:
+            program.add(np.copyto, self._supers, piece.supers)
 
-    def sum(self, factors: Factors, token: int) -> None:
-        """Integer sums of every row and block (and half), by lanes."""
-        sums = self._sums[token]
-        np.einsum("hkti,hki->hti", self._shifted, factors.words[token], out=self._products)
-        np.einsum("hxvl->hxl", self._apart, out=sums)
-        if factors.highs is not None and factors.lanes is not None:
-            np.einsum("kti,ki->ti", self._high_words, factors.highs[token], out=self._high_sums)
-            np.add(sums, self._high_sums_apart, out=sums)
-            by_tile = sums.reshape(*self._products.shape[:2], -1)
-            np.add(by_tile, factors.lanes[token], out=by_tile)
+    def sum(self, program: Program, operand: Operand) -> None:
+        """Append: integer sums of every row and block (and half), by lanes."""
+        factors, sums = operand.factors(self._bits), self._sums
+        halves, rows, lanes = sums.shape
+        apart = self._products.reshape(halves, rows, -1, lanes)
+        program.add(np.einsum, "hkti,hki->hti", self._shifted, factors.words, out=self._products)
+        program.add(np.einsum, "hxvl->hxl", apart, out=sums)
+        if factors.highs is not None:
+            high = self._high_products
+            by_half = high.reshape(rows, halves, lanes).transpose(1, 0, 2)
+            by_tile = sums.reshape(halves, len(high), -1)
+            program.add(np.einsum, "kti,ki->ti", self._high_shifted, factors.highs, out=high)
+            program.add(np.add, sums, by_half, sums)
+            program.add(np.add, by_tile, factors.lanes, by_tile)
 
 
 def _word(fmt: Format) -> type[np.unsignedinteger[Any]]:

@@ -14,18 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.blocks import TILE_ROWS, Weights
-from picoedge.kernels.numpy_activations import Activations
+from picoedge.kernels.numpy_activations import Operand, rounded_columns
 from picoedge.kernels.numpy_bands import band
 from picoedge.kernels.numpy_blas import multiply
-from picoedge.kernels.numpy_integer import Batch, Piece, kind_of
+from picoedge.kernels.numpy_integer import Kind, Piece, multiply_batch
 from picoedge.kernels.numpy_planes import Planes
-from picoedge.kernels.numpy_team import Job, Scratch
+from picoedge.kernels.numpy_team import Job, Program, Scratch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Item = TypeVar("Item")
 
-FEW_TOKENS = 4  # up to here integer sums beat turning the weights into f32
 PIECE_BYTES = 1 << 17  # of packed words: what is made of them, six times that, stays in the cache
 BATCH_WEIGHTS = 1 << 20
 BAND_BYTES = 1 << 19  # of f32 weights
@@ -47,54 +46,55 @@ class Rows(NamedTuple):
 class Projection:
     """Matrices with one input; the rows of all of them, and of all their shards, are stacked."""
 
-    def __init__(self, weights: Sequence[Weights], threads: int) -> None:
+    def __init__(self, weights: Sequence[Weights]) -> None:
         self._plain: list[tuple[F32, int]] = []  # values [rows, cols], first row
-        self._bands: list[tuple[Planes, tuple[slice, slice], Rows]] = []
-        self._batches: list[tuple[Batch, list[tuple[Rows, int]]]] = []
-        self.widths: set[int] = set()  # bits of the quantized matrices
-        quantized: list[tuple[Planes, int]] = []
+        self._packed: list[tuple[Planes, int]] = []  # planes, first row
         start = 0
         for one in weights:
+            if not one.count:
+                continue
             if one.spec.format.bits == 32:
-                self._plain += [
-                    (v, start + i * one.spec.rows) for i, v in enumerate(_values(one))
-                ]
+                firsts = range(start, start + one.total_rows, one.spec.rows)
+                self._plain += zip(_values(one), firsts, strict=True)
             else:
-                quantized.append((Planes.of(one), start))
+                self._packed.append((Planes.of(one), start))
             start += one.total_rows
-        for planes, first in quantized:
-            self.widths.add(planes.spec.format.bits)
-            cuts = _cut(planes.count, planes.tiles, _band_bytes(planes), BAND_BYTES)
-            self._bands += [(planes, cut, _rows(planes, first, cut)) for cut in cuts]
-        self._batches = _batches_of_rows(quantized, threads)
+        self.widths = {planes.spec.format.bits for planes, _ in self._packed}
+        self.all_packed = not self._plain
+        self._bands = [
+            (planes, cut, _rows(planes, first, cut))
+            for planes, first in self._packed
+            for cut in _cut(planes.count, planes.tiles, _band_bytes(planes), BAND_BYTES)
+        ]
 
-    def jobs(self, x: Activations, out: F32) -> list[Job]:
-        """Fill out [n, all rows]."""
+    def programs(self, operand: Operand, out: F32, scratch: Sequence[Scratch]) -> list[Program]:
+        """For each thread what fills out [all rows] with the products of one token."""
+        batches = _batches_of_rows(self._packed, len(scratch))
+        programs = [Program() for _ in range(min(len(scratch), len(batches)))]
+        for i, (kind, part) in enumerate(batches):
+            program = programs[i % len(programs)]
+            pieces = [piece for piece, _ in part]
+            product = multiply_batch(program, kind, pieces, operand, scratch[i % len(programs)])
+            at = 0
+            for piece, rows in part:
+                into = rows.of(out[None])[0]
+                size = piece.lie.tiles * TILE_ROWS
+                from_piece = product.reshape(-1)[at : at + size].reshape(rows.shards, -1)
+                program.add(np.copyto, into, from_piece[:, : into.shape[1]])
+                at += size
+        return programs
+
+    def jobs(self, x: F32, out: F32) -> list[Job]:
+        """Fill out [n, all rows] with the products of x [n, cols]."""
         jobs: list[Job] = [
-            partial(_plain, x.plain, values[at : at + PLAIN_ROWS],
+            partial(_plain, x, values[at : at + PLAIN_ROWS],
                     out[:, first + at : first + min(at + PLAIN_ROWS, len(values))])
             for values, first in self._plain for at in range(0, len(values), PLAIN_ROWS)
         ]  # fmt: skip
-        if len(out) > FEW_TOKENS:
-            if self._bands:
-                (columns,) = x.columns(1)
-                jobs += [partial(_band, *each, columns, out) for each in self._bands]
-            return jobs
-        for bits in self.widths:
-            x.prepare(bits)
-        return jobs + [partial(_few, *each, x, out) for each in self._batches]
-
-
-def _few(
-    batch: Batch, targets: list[tuple[Rows, int]], x: Activations, out: F32, scratch: Scratch
-) -> None:
-    for token, product in enumerate(batch.multiply(x, scratch)):
-        flat, at = product.reshape(-1), 0
-        for rows, tiles in targets:
-            (into,) = rows.of(out[token : token + 1])
-            part = flat[at : at + tiles * TILE_ROWS].reshape(rows.shards, -1)
-            into[...] = part[:, : into.shape[1]]
-            at += tiles * TILE_ROWS
+        if self._bands:
+            (columns,) = rounded_columns(x, 1)
+            jobs += [partial(_band, *each, columns, out) for each in self._bands]
+        return jobs
 
 
 def _band(
@@ -113,59 +113,57 @@ def _plain(x: F32, values: F32, out: F32, _: Scratch) -> None:
 
 def _batches_of_rows(
     matrices: list[tuple[Planes, int]], threads: int
-) -> list[tuple[Batch, list[tuple[Rows, int]]]]:
-    """Batches of a projection's quantized matrices, each with where its pieces' products go."""
+) -> list[tuple[Kind, list[tuple[Piece, Rows]]]]:
+    """Pieces of a projection's matrices, in batches, with where the product of each goes."""
     batches = []
-    kinds = [(kind_of(planes, by_columns=False), planes, first) for planes, first in matrices]
+    kinds = [(Kind.of(planes, by_columns=False), planes, first) for planes, first in matrices]
     for kind, same in groupby(sorted(kinds, key=lambda each: each[0]), key=lambda each: each[0]):
-        pieces: list[tuple[Piece, Rows]] = []
         group = list(same)
         total = sum(planes.words.nbytes for _, planes, _ in group)
         most = min(PIECE_BYTES, -(-total // threads))
-        for _, planes, first in group:
-            for cut in _cut(planes.count, planes.tiles, _tile_bytes(planes), most):
-                piece = Piece(planes, *cut, by_columns=False)
-                pieces.append((piece, _rows(planes, first, cut)))
-        for part in _deal(pieces, [piece.tiles * kind.weights for piece, _ in pieces], threads):
-            batch = Batch(kind, [piece for piece, _ in part])
-            batches.append((batch, [(rows, piece.tiles) for piece, rows in part]))
+        pieces = [
+            (Piece(planes, *cut, by_columns=False), _rows(planes, first, cut))
+            for _, planes, first in group
+            for cut in _cut(planes.count, planes.tiles, _tile_bytes(planes), most)
+        ]
+        sizes = [piece.lie.tiles * kind.cols * TILE_ROWS for piece, _ in pieces]
+        batches += [(kind, part) for part in _deal(pieces, sizes, threads)]
     return batches
 
 
 class Summed:
     """A matrix whose shards are stacked by columns, their products added in f64."""
 
-    def __init__(self, weights: Weights, threads: int) -> None:
-        self._planes = planes = Planes.of(weights)
-        self._bits = planes.spec.format.bits
-        self._bands = [tiles for _, tiles in _cut(1, planes.tiles, _band_bytes(planes), BAND_BYTES)]
-        kind = kind_of(planes, by_columns=True)
-        most = min(PIECE_BYTES, -(-planes.words.nbytes // threads))
+    def __init__(self, weights: Weights) -> None:
+        self._planes = Planes.of(weights)
+        self.widths = {weights.spec.format.bits}
+        cuts = _cut(1, self._planes.tiles, _band_bytes(self._planes), BAND_BYTES)
+        self._bands = [tiles for _, tiles in cuts]
+
+    def programs(self, operand: Operand, sums: F64, scratch: Sequence[Scratch]) -> list[Program]:
+        """For each thread what fills sums [rows] with the products of one token."""
+        planes, kind = self._planes, Kind.of(self._planes, by_columns=True)
+        most = min(PIECE_BYTES, -(-planes.words.nbytes // len(scratch)))
         cuts = [c for _, c in _cut(1, planes.tiles, planes.count * _tile_bytes(planes), most)]
-        sizes = [(cut.stop - cut.start) * kind.weights for cut in cuts]
-        self._batches: list[tuple[Batch, slice]] = []
-        for part in _deal(cuts, sizes, threads):
-            every = slice(0, planes.count)
-            batch = Batch(kind, [Piece(planes, every, tiles, by_columns=True) for tiles in part])
-            self._batches.append((batch, slice(part[0].start, part[-1].stop)))
+        sizes = [(cut.stop - cut.start) * kind.cols * TILE_ROWS for cut in cuts]
+        parts = _deal(cuts, sizes, len(scratch))
+        programs = [Program() for _ in range(min(len(scratch), len(parts)))]
+        every = slice(0, planes.count)
+        for i, part in enumerate(parts):
+            program = programs[i % len(programs)]
+            pieces = [Piece(planes, every, tiles, by_columns=True) for tiles in part]
+            product = multiply_batch(program, kind, pieces, operand, scratch[i % len(programs)])
+            into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
+            from_shards = product.reshape(planes.count, -1)[:, : len(into)]
+            program.add(np.add.reduce, from_shards, 0, np.float64, into)
+        return programs
 
-    def jobs(self, x: Activations, sums: F64) -> list[Job]:
-        """Fill sums [n, rows]."""
-        if len(sums) > FEW_TOKENS:
-            columns = x.columns(self._planes.count)
-            return [partial(self._many, tiles, columns, sums) for tiles in self._bands]
-        x.prepare(self._bits)
-        return [partial(self._few, *each, x, sums) for each in self._batches]
+    def jobs(self, x: F32, sums: F64) -> list[Job]:
+        """Fill sums [n, rows] with the products of x [n, all cols]."""
+        columns = rounded_columns(x, self._planes.count)
+        return [partial(self._band, tiles, columns, sums) for tiles in self._bands]
 
-    def _few(
-        self, batch: Batch, tiles: slice, x: Activations, sums: F64, scratch: Scratch
-    ) -> None:
-        target = sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
-        for into, product in zip(target, batch.multiply(x, scratch), strict=True):
-            parts = product.reshape(len(product), -1)[:, : len(into)]
-            np.add.reduce(parts, axis=0, dtype=np.float64, out=into)
-
-    def _many(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
+    def _band(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
         target = sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
         target[...] = 0
         for shard, columns in enumerate(x):
@@ -181,10 +179,10 @@ class PlainSummed:
     def __init__(self, weights: Weights) -> None:
         self._values = _values(weights)
 
-    def jobs(self, x: Activations, sums: F64) -> list[Job]:
-        """Fill sums [n, rows]."""
+    def jobs(self, x: F32, sums: F64) -> list[Job]:
+        """Fill sums [n, rows] with the products of x [n, all cols]."""
         return [
-            partial(self._multiply, x.plain, slice(at, at + PLAIN_ROWS), sums)
+            partial(self._multiply, x, slice(at, at + PLAIN_ROWS), sums)
             for at in range(0, self._values.shape[1], PLAIN_ROWS)
         ]
 
@@ -196,11 +194,6 @@ class PlainSummed:
         for i, values in enumerate(self._values):
             multiply(columns[i], values[rows].T, product)
             target += product
-
-
-def summed(weights: Weights, threads: int) -> Summed | PlainSummed:
-    """Bind a matrix for a summed projection."""
-    return PlainSummed(weights) if weights.spec.format.bits == 32 else Summed(weights, threads)
 
 
 def _values(weights: Weights) -> F32:

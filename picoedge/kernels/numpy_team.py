@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 Made = TypeVar("Made")
 Key = TypeVar("Key", bound=Hashable)
+
+_ROOM = 1 << 22  # bytes a buffer has at least: pages that are not touched cost nothing
 
 
 class Scratch:
@@ -32,73 +35,119 @@ class Scratch:
         nbytes = math.prod(shape) * kind.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
-            self._made.clear()  # what was made over the smaller buffer would keep it alive
-            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+            buffer = self._buffers[name] = np.empty(max(nbytes, _ROOM), np.uint8)
         return np.ndarray(shape, kind, buffer.data)
 
     def once(self, key: Key, make: Callable[[Key, Scratch], Made]) -> Made:
         """What `make` made of `key` and this scratch the first time it was asked for."""
-        made: Made | None = self._made.get(key)
+        made: Made | None = self._made.get((make, key))
         if made is None:
             made = make(key, self)
-            self._made[key] = made
+            self._made[make, key] = made
         return made
+
+
+class Program:
+    """Array operations bound to their arrays, done over and over with new values in them.
+
+    Between two operations nothing is left for Python to do but to call the next: that time is
+    spent for every few microseconds of work, and under the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], object]] = []
+
+    def add(self, function: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Append one operation."""
+        self.steps.append(partial(function, *args, **kwargs))
+
+    def run(self) -> None:
+        """Do all operations."""
+        for step in self.steps:
+            step()
 
 
 Job = Callable[[Scratch], None]
 
 
 class Team:
-    """Runs lists of jobs on `threads` threads, the caller's among them."""
+    """Runs jobs on `threads` threads, the caller's among them."""
 
     def __init__(self, threads: int) -> None:
         self.threads = max(1, threads)
-        self.scratch = Scratch()  # the caller's own
-        self._helpers: list[threading.Thread] = []
-        self._inbox: SimpleQueue[deque[Job] | None] = SimpleQueue()
+        self.scratch = [Scratch() for _ in range(self.threads)]  # the caller's first
+        self._inbox: list[SimpleQueue[Callable[[], None] | None]] = []
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._helpers: list[threading.Thread] = []
+        self._closed = False
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Do all jobs, in any order, and return when they are done; raises what one raised."""
         todo = deque(jobs)
-        helpers = min(self.threads, len(todo)) - 1
-        if helpers > 0 and not self._helpers:
+        count = min(self.threads, len(todo))
+        self._run([partial(_drain, todo, scratch) for scratch in self.scratch[:count]])
+
+    def run_programs(self, programs: Sequence[Program]) -> None:
+        """Do program i on thread i, made for its scratch; raises what one raised."""
+        self._run([program.run for program in programs])
+
+    def close(self) -> None:
+        """Stop the helpers. Idempotent; no run may follow."""
+        self._closed = True
+        for inbox in self._inbox:
+            inbox.put(None)
+        for helper in self._helpers:
+            helper.join()
+        self._inbox.clear()
+        self._helpers.clear()
+
+    def _run(self, parts: Sequence[Callable[[], None]]) -> None:
+        assert not self._closed, "the kernels are closed"
+        if not parts:
+            return
+        if len(parts) > 1 and not self._helpers:
             self._start()
-        for _ in range(helpers):
-            self._inbox.put(todo)
-        errors = [_drain(todo, self.scratch), *(self._done.get() for _ in range(helpers))]
+        for inbox, part in zip(self._inbox, parts[1:], strict=False):
+            inbox.put(part)
+        errors = [_attempt(parts[0]), *(self._done.get() for _ in parts[1:])]
         for error in errors:
             if error is not None:
                 raise error
 
-    def close(self) -> None:
-        """Stop the helpers. Idempotent; a later run starts them again."""
-        for _ in self._helpers:
-            self._inbox.put(None)
-        for helper in self._helpers:
-            helper.join()
-        self._helpers.clear()
-
     def _start(self) -> None:
         for i in range(1, self.threads):
-            helper = threading.Thread(target=self._help, name=f"numpy-{i}", daemon=True)
+            inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+            helper = threading.Thread(
+                target=_help, args=(inbox, self._done), name=f"numpy-{i}", daemon=True
+            )
             helper.start()
+            self._inbox.append(inbox)
             self._helpers.append(helper)
 
-    def _help(self) -> None:
-        scratch = Scratch()
-        while (todo := self._inbox.get()) is not None:
-            self._done.put(_drain(todo, scratch))
+
+def _help(
+    inbox: SimpleQueue[Callable[[], None] | None], done: SimpleQueue[BaseException | None]
+) -> None:
+    while (part := inbox.get()) is not None:
+        done.put(_attempt(part))
 
 
-def _drain(todo: deque[Job], scratch: Scratch) -> BaseException | None:
+def _attempt(part: Callable[[], None]) -> BaseException | None:
     try:
-        while True:
-            try:
-                job = todo.popleft()
-            except IndexError:
-                return None
-            job(scratch)
+        part()
     except BaseException as error:  # carried to the caller's thread and raised there
-        todo.clear()
         return error
+    return None
+
+
+def _drain(todo: deque[Job], scratch: Scratch) -> None:
+    while True:
+        try:
+            job = todo.popleft()
+        except IndexError:
+            return
+        try:
+            job(scratch)
+        except BaseException:
+            todo.clear()
+            raise

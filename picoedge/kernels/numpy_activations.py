@@ -139,7 +139,7 @@ def rounded_columns(x: F32, groups: int) -> F32:
     """
     cut = x.reshape(len(x), -1, BLOCK_COLS)
     amax: F32 = np.maximum.reduce(np.abs(cut), axis=2, keepdims=True)
-    whole: F32 = cut * (_TOP / np.maximum(amax, _LEAST))
+    whole: F32 = np.multiply(cut, _TOP / np.maximum(amax, _LEAST), dtype=np.float32)
     np.rint(whole, out=whole)
     whole *= amax / _TOP
     apart: F32 = whole.reshape(len(x), groups, -1, 8, 4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -300,17 +302,46 @@ def test_shards_are_added_in_f64(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_threads_do_not_change_a_bit(name: str) -> None:
-    weights, _ = random_weights(name, 700, 512, 2)
-    x = random_f32(2, 512)
-    results = []
+@pytest.mark.parametrize("by_columns", [False, True], ids=["rows", "columns"])
+def test_threads_do_not_change_a_bit(name: str, by_columns: bool) -> None:
+    """A product large enough to be shared out; `one` is not."""
+    weights, _ = random_weights(name, 2100, 1024, 2)
+    one = Weights(weights.spec, weights.data, weights.stride, 1)
+    x, results = random_f32(1, 2048 if by_columns else 1024), []
     for threads in (1, 2, 3):
-        twin, out = NumpyKernels(threads), np.empty((2, 1400), np.float32)
-        twin.project(stream(x.copy()), [weights], [None], out)(2)
-        results.append(out)
+        twin = NumpyKernels(threads)
+        if by_columns:
+            sums = np.empty((1, 2100))
+            twin.project_sum(x, None, weights, sums)(1)
+            results.append(sums)
+        else:
+            out, first = np.empty((1, 4200), np.float32), np.empty((1, 2100), np.float32)
+            twin.project(stream(x.copy()), [weights], [None], out)(1)
+            twin.project(stream(x.copy()), [one], [None], first)(1)
+            np.testing.assert_array_equal(out[:, :2100], first)
+            results.append(out)
         twin.close()
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_closed_kernels_refuse_work_and_forgotten_ones_stop_their_threads() -> None:
+    weights, _ = random_weights("q4", 2100, 2048)
+    out = np.empty((1, 2100), np.float32)
+    before = threading.active_count()
+    for forget in (False, True):
+        twin = NumpyKernels(2)
+        project = twin.project(stream(random_f32(1, 2048)), [weights], [None], out)
+        project(1)
+        assert threading.active_count() == before + 1
+        if forget:
+            del twin, project
+            gc.collect()
+        else:
+            twin.close()
+            with pytest.raises(AssertionError, match="closed"):
+                project(1)
+        assert threading.active_count() == before
 
 
 def test_weights_may_be_read_only_and_inside_a_larger_file(tmp_path: Path) -> None:

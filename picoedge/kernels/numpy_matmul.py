@@ -1,14 +1,11 @@
-"""Matrices bound for multiplication: cut into jobs for the threads, few tokens or many.
-
-A row's sums are in one order wherever the cuts are, so no result depends on the threads.
-"""
+"""Matrices bound for multiplication: programs for one token, jobs for many."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +14,13 @@ from picoedge.kernels.blocks import TILE_ROWS, Weights
 from picoedge.kernels.numpy_activations import Operand, rounded_columns
 from picoedge.kernels.numpy_bands import band
 from picoedge.kernels.numpy_blas import multiply
+from picoedge.kernels.numpy_cuts import BAND_BYTES, PLAIN_ROWS, Plan, band_bytes, cut, deal, plan
 from picoedge.kernels.numpy_integer import Kind, Piece, multiply_batch
 from picoedge.kernels.numpy_planes import Planes
 from picoedge.kernels.numpy_team import Job, Program, Scratch
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-Item = TypeVar("Item")
-
-PIECE_BYTES = 1 << 17  # of packed words: what is made of them, six times that, stays in the cache
-BATCH_WEIGHTS = 1 << 20
-BAND_BYTES = 1 << 19  # of f32 weights
-PLAIN_ROWS = 512  # of an f32 matrix in one job
 
 
 class Rows(NamedTuple):
@@ -62,19 +54,20 @@ class Projection:
         self.widths = {planes.spec.format.bits for planes, _ in self._packed}
         self.all_packed = not self._plain
         self._bands = [
-            (planes, cut, _rows(planes, first, cut))
+            (planes, where, _rows(planes, first, where))
             for planes, first in self._packed
-            for cut in _cut(planes.count, planes.tiles, _band_bytes(planes), BAND_BYTES)
+            for where in cut(planes.count, planes.tiles, band_bytes(planes.spec), BAND_BYTES)
         ]
 
     def programs(self, operand: Operand, out: F32, scratch: Sequence[Scratch]) -> list[Program]:
         """For each thread what fills out [all rows] with the products of one token."""
-        batches = _batches_of_rows(self._packed, len(scratch))
-        programs = [Program() for _ in range(min(len(scratch), len(batches)))]
-        for i, (kind, part) in enumerate(batches):
-            program = programs[i % len(programs)]
-            pieces = [piece for piece, _ in part]
-            product = multiply_batch(program, kind, pieces, operand, scratch[i % len(programs)])
+        words = sum(planes.words.nbytes for planes, _ in self._packed)
+        weights = sum(planes.weights for planes, _ in self._packed)
+        how = plan(weights, words, len(scratch))
+        programs = [Program() for _ in range(how.threads)]
+        for i, (kind, part) in enumerate(_batches_of_rows(self._packed, how)):
+            program, room = programs[i % how.threads], scratch[i % how.threads]
+            product = multiply_batch(program, kind, [piece for piece, _ in part], operand, room)
             at = 0
             for piece, rows in part:
                 into = rows.of(out[None])[0]
@@ -98,9 +91,9 @@ class Projection:
 
 
 def _band(
-    planes: Planes, cut: tuple[slice, slice], rows: Rows, x: F32, out: F32, scratch: Scratch
+    planes: Planes, where: tuple[slice, slice], rows: Rows, x: F32, out: F32, scratch: Scratch
 ) -> None:
-    weights = band(planes, *cut, scratch)
+    weights = band(planes, *where, scratch)
     product = scratch.take("product", (len(out), weights.shape[1]), np.float32)
     multiply(x, weights, product)
     target = rows.of(out)
@@ -112,22 +105,19 @@ def _plain(x: F32, values: F32, out: F32, _: Scratch) -> None:
 
 
 def _batches_of_rows(
-    matrices: list[tuple[Planes, int]], threads: int
+    matrices: list[tuple[Planes, int]], how: Plan
 ) -> list[tuple[Kind, list[tuple[Piece, Rows]]]]:
     """Pieces of a projection's matrices, in batches, with where the product of each goes."""
     batches = []
     kinds = [(Kind.of(planes, by_columns=False), planes, first) for planes, first in matrices]
     for kind, same in groupby(sorted(kinds, key=lambda each: each[0]), key=lambda each: each[0]):
-        group = list(same)
-        total = sum(planes.words.nbytes for _, planes, _ in group)
-        most = min(PIECE_BYTES, -(-total // threads))
         pieces = [
-            (Piece(planes, *cut, by_columns=False), _rows(planes, first, cut))
-            for _, planes, first in group
-            for cut in _cut(planes.count, planes.tiles, _tile_bytes(planes), most)
+            (Piece(planes, *where, by_columns=False), _rows(planes, first, where))
+            for _, planes, first in same
+            for where in cut(planes.count, planes.tiles, planes.tile_bytes, how.piece_bytes)
         ]
         sizes = [piece.lie.tiles * kind.cols * TILE_ROWS for piece, _ in pieces]
-        batches += [(kind, part) for part in _deal(pieces, sizes, threads)]
+        batches += [(kind, part) for part in deal(pieces, sizes, how)]
     return batches
 
 
@@ -137,22 +127,21 @@ class Summed:
     def __init__(self, weights: Weights) -> None:
         self._planes = Planes.of(weights)
         self.widths = {weights.spec.format.bits}
-        cuts = _cut(1, self._planes.tiles, _band_bytes(self._planes), BAND_BYTES)
+        cuts = cut(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
         self._bands = [tiles for _, tiles in cuts]
 
     def programs(self, operand: Operand, sums: F64, scratch: Sequence[Scratch]) -> list[Program]:
         """For each thread what fills sums [rows] with the products of one token."""
         planes, kind = self._planes, Kind.of(self._planes, by_columns=True)
-        most = min(PIECE_BYTES, -(-planes.words.nbytes // len(scratch)))
-        cuts = [c for _, c in _cut(1, planes.tiles, planes.count * _tile_bytes(planes), most)]
-        sizes = [(cut.stop - cut.start) * kind.cols * TILE_ROWS for cut in cuts]
-        parts = _deal(cuts, sizes, len(scratch))
-        programs = [Program() for _ in range(min(len(scratch), len(parts)))]
-        every = slice(0, planes.count)
-        for i, part in enumerate(parts):
-            program = programs[i % len(programs)]
+        every, tile_bytes = slice(0, planes.count), planes.count * planes.tile_bytes
+        how = plan(planes.weights, planes.words.nbytes, len(scratch))
+        cuts = [tiles for _, tiles in cut(1, planes.tiles, tile_bytes, how.piece_bytes)]
+        sizes = [(tiles.stop - tiles.start) * kind.cols * TILE_ROWS for tiles in cuts]
+        programs = [Program() for _ in range(how.threads)]
+        for i, part in enumerate(deal(cuts, sizes, how)):
+            program, room = programs[i % how.threads], scratch[i % how.threads]
             pieces = [Piece(planes, every, tiles, by_columns=True) for tiles in part]
-            product = multiply_batch(program, kind, pieces, operand, scratch[i % len(programs)])
+            product = multiply_batch(program, kind, pieces, operand, room)
             into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
             from_shards = product.reshape(planes.count, -1)[:, : len(into)]
             program.add(np.add.reduce, from_shards, 0, np.float64, into)
@@ -204,45 +193,9 @@ def _values(weights: Weights) -> F32:
     )
 
 
-def _rows(planes: Planes, first: int, cut: tuple[slice, slice]) -> Rows:
+def _rows(planes: Planes, first: int, where: tuple[slice, slice]) -> Rows:
     """The rows of these tiles, in a product where those of the matrix start at `first`."""
-    (shards, tiles), rows = cut, planes.spec.rows
+    (shards, tiles), rows = where, planes.spec.rows
     start = first + shards.start * rows + tiles.start * TILE_ROWS
     stop = first + (shards.stop - 1) * rows + min(tiles.stop * TILE_ROWS, rows)
     return Rows(start, stop, shards.stop - shards.start)
-
-
-def _tile_bytes(planes: Planes) -> int:
-    return planes.blocks * 128 * planes.words.itemsize
-
-
-def _band_bytes(planes: Planes) -> int:
-    return planes.spec.cols * TILE_ROWS * 4
-
-
-def _cut(shards: int, tiles: int, tile_bytes: int, most: int) -> list[tuple[slice, slice]]:
-    """Even cuts into (shards, tiles) of at most about `most` bytes.
-
-    A cut holds several shards only if it holds all their tiles.
-    """
-    if tiles * tile_bytes <= most:
-        return [(some, slice(0, tiles)) for some in _even(shards, tiles * tile_bytes, most)]
-    pieces = _even(tiles, tile_bytes, most)
-    return [(slice(i, i + 1), some) for i in range(shards) for some in pieces]
-
-
-def _even(count: int, each: int, most: int) -> list[slice[Any, Any, Any]]:
-    size = -(-count // -(-count * each // most))
-    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
-
-
-def _deal(items: Sequence[Item], sizes: Sequence[int], threads: int) -> list[list[Item]]:
-    """Runs of items of about one size, as many for each thread, none far past BATCH_WEIGHTS."""
-    total = sum(sizes)
-    count = threads * -(-total // (threads * BATCH_WEIGHTS))
-    runs: list[list[Item]] = [[] for _ in range(count)]
-    done = 0
-    for item, size in zip(items, sizes, strict=True):
-        runs[(2 * done + size) * count // (2 * total)].append(item)
-        done += size
-    return [run for run in runs if run]

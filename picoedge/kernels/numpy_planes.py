@@ -57,6 +57,16 @@ class Planes:
         return cls(spec, weights.count, t, b, words, highs, scales, supers)
 
 
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of words in one tile of one shard."""
+        return self.blocks * 128 * self.words.itemsize
+
+    @property
+    def weights(self) -> int:
+        """Weights in all shards."""
+        return self.count * self.spec.rows * self.spec.cols
+
     def cut(self, shards: slice, tiles: slice, *, by_columns: bool) -> Planes:
         """Some tiles of some shards; `by_columns` has every [count, T, ..] as [T, count, ..]."""
         def of(plane: Array, axis: int) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
-from picoedge.kernels.numpy_blas import multiply
+from picoedge.kernels.numpy_blas import MOST, multiply
 from picoedge.kernels.numpy_planes import widen
 from picoedge.kernels.numpy_rows import rms_norm, rotate
 from picoedge.kernels.numpy_team import Job, Scratch, Team
@@ -66,7 +66,11 @@ class BoundAttend:
         group = shape.q_heads // shape.kv_heads
         grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
         scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
-        self.team.run(self._jobs(scaled, n, position))
+        jobs = self._jobs(scaled, n, position)
+        if len(jobs) == 1:
+            jobs[0](self.team.scratch[0])
+        else:
+            self.team.run(jobs)
 
     def _turn(self, heads: F32, position: int) -> F32:
         """q and k [n, heads, d] normed and rotated."""
@@ -106,12 +110,13 @@ class BoundAttend:
             np.copyto(each, np.float32(-np.inf), where=self._hidden(n, position, start))
         scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
         np.exp(scores, out=scores)
-        mixed = np.zeros((kv, group * n, d), np.float32)
-        part = np.empty_like(mixed)
+        mixed, part = np.empty((2, kv, group * n, d), np.float32)
         for at in range(start, end, step):
             values = _as_f32(self.cache.values[heads, at : min(at + step, end)], scratch)
-            _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, part)
-            mixed += part
+            into = mixed if at == start else part
+            _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, into)
+            if into is part:
+                mixed += part
         mixed /= np.add.reduce(scores, axis=2, keepdims=True)
         out = self.out[row : row + n].reshape(n, -1, group, d)
         out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
@@ -126,6 +131,9 @@ class BoundAttend:
 
 def _multiply(a: F32, b: F32, out: F32) -> None:
     """out [h, M, N] = a [h, M, K] times b [h, K, N]."""
+    if 1 < a.shape[1] <= MOST // (a.shape[2] * b.shape[2]):
+        np.matmul(a, b, out=out)
+        return
     for one, other, into in zip(a, b, out, strict=True):
         multiply(one, other, into)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
-_MOST = 1 << 18  # multiplications in a piece
+MOST = 1 << 18  # multiplications in a piece
 _INNER = 1 << 10  # columns of `a` in a piece
 _WIDTH = 32  # columns of `b` in a piece
 
@@ -21,7 +21,7 @@ _WIDTH = 32  # columns of `b` in a piece
 def multiply(a: F32, b: F32, out: F32) -> None:
     """out [M, N] = a [M, K] times b [K, N], both of any strides."""
     inner = a.shape[1]
-    if 1 < len(a) <= _MOST // (inner * b.shape[1]):
+    if 1 < len(a) <= MOST // (inner * b.shape[1]):
         np.matmul(a, b, out=out)
         return
     if inner <= _INNER:
@@ -42,7 +42,7 @@ def _multiply(a: F32, b: F32, out: F32) -> None:
         return
     (m, k), n = a.shape, b.shape[1]
     width = min(n, _WIDTH)
-    height = max(2, min(m, _MOST // (k * width)))
+    height = max(2, min(m, MOST // (k * width)))
     rows, cols = m - m % height, n - n % width
     np.matmul(
         a[:rows].reshape(-1, 1, height, k),

@@ -114,8 +114,9 @@ class Kernels(Protocol):
 
         `norms` (q_norm, k_norm, f32 [head_dim]) are RMS norms of each head before rope. `rope`
         is (cos, sin), each f32 [n_ctx, head_dim / 2]; halves are rotated: with x = (a, b),
-        (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. The order of the sums for a
-        position depends on the position alone, never on n.
+        (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. In the native twin the
+        order of the sums for a position depends on the position alone, never on n; in the NumPy
+        twin one token and several agree to f32 rounding.
         """
 
     def project_sum(

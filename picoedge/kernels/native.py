@@ -124,8 +124,7 @@ def open_library(path: Path) -> ct.CDLL:
     lib.pe_pool_open.argtypes = [c_int]
     lib.pe_pool_close.restype = None
     lib.pe_pool_close.argtypes = [c_void_p]
-    for name in ("pe_project", "pe_project_sum", "pe_attend"):
-        getattr(lib, name).restype = None
+    lib.pe_project.restype = lib.pe_project_sum.restype = None
     lib.pe_attend.restype = c_int
     lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
@@ -141,7 +140,7 @@ class NativeKernels:
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
         self._numpy = NumpyKernels(self.threads)
-        self._scratch: dict[tuple[int, ...], npt.NDArray[Any]] = {}
+        self._scratch: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
         pool: int | None = library.pe_pool_open(self.threads)
         if not pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
@@ -286,11 +285,10 @@ class NativeKernels:
 
     def _scratch_for(self, n: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Quantized activations [n] and one f32 row a thread; operations run one at a time."""
-        blocks = n * (width // BLOCK_COLS) * _XBLOCK_BYTES
-        for key, dtype in (((0, blocks), np.uint8), ((self.threads, width), np.float32)):
-            if key not in self._scratch:
-                self._scratch[key] = np.empty(key if key[0] else key[1], dtype)
-        return self._scratch[0, blocks], self._scratch[self.threads, width]
+        if (n, width) not in self._scratch:
+            blocks = np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
+            self._scratch[n, width] = blocks, np.empty((self.threads, width), np.float32)
+        return self._scratch[n, width]
 
     def close(self) -> None:
         """Stop the threads; operations bound before must not be called again."""

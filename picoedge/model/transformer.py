@@ -116,7 +116,7 @@ class Transformer:
             self._ropes[windowed] = rope_tables(self.config, self.n_ctx, windowed=windowed)
         return self._ropes[windowed]
 
-    def _residual(self, layer: int, norm: F32, post_norm: F32 | None, first: bool) -> Residual:
+    def _residual(self, norm: F32, post_norm: F32 | None, *, first: bool = False) -> Residual:
         space = self._space
         sums = None if first else space.sums
         return Residual(space.x, sums, post_norm, norm, self.config.rms_norm_eps)
@@ -124,8 +124,8 @@ class Transformer:
     def _bind_layer(self, i: int) -> Layer:
         norms = self._pack.norms(i)
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
-        into_attention = self._residual(i, norms["input_norm"], before, first=i == 0)
-        into_ffn = self._residual(i, norms["pre_ffn_norm"], norms.get("post_attention_norm"), False)
+        into_attention = self._residual(norms["input_norm"], before, first=i == 0)
+        into_ffn = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
         return Layer(*self._bind_attention(i, into_attention, norms), *self._bind_ffn(i, into_ffn))
 
     def _bind_attention(
@@ -170,7 +170,7 @@ class Transformer:
     def _bind_head(self, out: F32) -> Project:
         last = self.config.num_hidden_layers - 1
         post_norm = self._pack.norms(last).get("post_ffn_norm")
-        source = self._residual(last, self._pack.final_norm, post_norm, first=False)
+        source = self._residual(self._pack.final_norm, post_norm)
         return self.kernels.project(source, [self._head], [None], out)
 
     # -- running -------------------------------------------------------------------------------

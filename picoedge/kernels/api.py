@@ -93,11 +93,15 @@ class Kernels(Protocol):
         weights: Sequence[Weights],
         biases: Sequence[F32 | None],
         out: F32,
+        *,
+        again: bool = False,
     ) -> Project:
         """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
 
         A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
-        (scale amax/127, rounded half to even); f32 matrices take them as they are.
+        (scale amax/127, rounded half to even); f32 matrices take them as they are. `out` may be
+        some columns of a wider array. `again`: the project that ran last did the same tokens of
+        the same source, for other matrices; x and its norm are as that one left them.
         """
 
     def attend(
@@ -120,12 +124,20 @@ class Kernels(Protocol):
         """
 
     def project_sum(
-        self, x: F32, activation: str | None, weights: Weights | None, sums: F64
+        self,
+        x: F32,
+        activation: str | None,
+        weights: Weights | None,
+        sums: F64,
+        *,
+        add: bool = False,
     ) -> ProjectSum:
         """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
 
         With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is
         activation(first half) * second half; else x is [N, total_cols]. `weights` None: zeros.
+        `add`: the partials are added, in the same order, to what the sums hold: shards may come
+        in several runs.
         """
 
     def close(self) -> None:

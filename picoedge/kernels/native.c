@@ -49,6 +49,7 @@ INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
 INLINE float vf_hmax(vf a) { return _mm512_reduce_max_ps(a); }
 INLINE vf vf_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 INLINE void vf_to_f16(uint16_t *p, vf a) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(a, 0)); }
+INLINE vf vf_set1_f16(uint16_t a) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)a)); }
 INLINE vf vf_from_u8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
 }
@@ -103,6 +104,7 @@ INLINE float vf_hmax(vf a) {
 }
 INLINE vf vf_from_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 INLINE void vf_to_f16(uint16_t *p, vf a) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(a, 0)); }
+INLINE vf vf_set1_f16(uint16_t a) { return _mm256_cvtph_ps(_mm_set1_epi16((short)a)); }
 INLINE vf vf_from_u8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)));
 }
@@ -186,6 +188,7 @@ INLINE float vf_hmax(vf a) { return vmaxvq_f32(a); }
 /* Conversions only: arithmetic in f16 is not in the baseline. */
 INLINE vf vf_from_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 INLINE void vf_to_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+INLINE vf vf_set1_f16(uint16_t a) { return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(a))); }
 INLINE uint8x8_t four_bytes(const void *p) {
     uint32_t four;
     memcpy(&four, p, 4);
@@ -327,6 +330,7 @@ INLINE vf vf_fnma(vf x, vf y, vf z) { EACH(vf, fmaf(-x.a[i], y.a[i], z.a[i])); }
 INLINE float vf_hmax(vf x) { float m = x.a[0]; for (int i = 1; i < LANES; i++) m = x.a[i] > m ? x.a[i] : m; return m; }
 INLINE vf vf_from_f16(const uint16_t *p) { EACH(vf, f16_to_f32(p[i])); }
 INLINE void vf_to_f16(uint16_t *p, vf x) { for (int i = 0; i < LANES; i++) p[i] = f32_to_f16(x.a[i]); }
+INLINE vf vf_set1_f16(uint16_t x) { return vf_set1(f16_to_f32(x)); }
 INLINE vf vf_from_u8(const uint8_t *p) { EACH(vf, (float)p[i]); }
 INLINE vf vf_from_i8(const int8_t *p) { EACH(vf, (float)p[i]); }
 INLINE vf vf_from_vi(vi x) { EACH(vf, (float)x.a[i]); }
@@ -799,6 +803,7 @@ typedef struct {
     const weights_t *weights;
     int64_t out_stride;
     int32_t n_weights, width;
+    int32_t again; /* the blocks are as the project before this one left them */
     float eps;
 } project_t;
 
@@ -886,8 +891,10 @@ API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first)
     int64_t tiles = 0;
     for (int i = 0; i < op->n_weights; i++) tiles += tiles_of(op->weights + i);
     const int blocks = op->width / BLOCK;
-    run(pool, enter_task, &call, n - first);
-    pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
+    if (!op->again) {
+        run(pool, enter_task, &call, n - first);
+        pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
+    }
     run(pool, project_task, &call, tiles);
 }
 
@@ -902,6 +909,7 @@ typedef struct {
     double *sums;     /* [N, rows] */
     const weights_t *weights;
     int32_t activation, width, rows;
+    int32_t add; /* to what `sums` holds, instead of to zero */
 } project_sum_t;
 
 typedef struct { const project_sum_t *op; int32_t n; } sum_call;
@@ -946,7 +954,7 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
     const int blocks = op->width / BLOCK, shard_blocks = w->cols / BLOCK;
     float result[8 * TILE];
     const int64_t row = from * TILE, end = to * TILE < op->rows ? to * TILE : op->rows;
-    for (int t = 0; t < call->n; t++)
+    for (int t = 0; t < call->n && !op->add; t++)
         memset(op->sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
     for (int shard = 0; shard < w->count; shard++) {
         for (int64_t tile = from; tile < to; tile++) {
@@ -975,8 +983,10 @@ typedef struct {
     float *qkv;             /* [N, (q_heads + 2 kv_heads) * head_dim]; q is rotated in place */
     const float *cos, *sin; /* [n_ctx, head_dim / 2] */
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
-    uint16_t *keys;         /* f16 [kv_heads, n_ctx / 16, head_dim, 16]: 16 keys side by side */
-    uint16_t *values;       /* f16 [kv_heads, n_ctx, head_dim] */
+    void *keys;             /* f16 or int8 [kv_heads, n_ctx / 16, head_dim, 16]: 16 keys side by side */
+    void *values;           /* f16 or int8 [kv_heads, n_ctx, head_dim] */
+    uint16_t *key_scales;   /* of int8, B = ceil(head_dim / 32): f16 [kv_heads, n_ctx / 16, B, 16], or NULL */
+    uint16_t *value_scales; /* f16 [kv_heads, n_ctx, B], or NULL */
     float *out;             /* [N, q_heads * head_dim] */
     int32_t q_heads, kv_heads, head_dim, n_ctx, window;
     float scale, eps;
@@ -1003,9 +1013,60 @@ static void rotate(const attend_t *op, const float *norm, int position, float sc
     }
 }
 
+/* Blocks of 32 dimensions that have a scale each in an 8-bit cache; the last may be of 16. */
+INLINE int scales_of(const attend_t *op) { return op->key_scales ? (op->head_dim + BLOCK - 1) / BLOCK : 0; }
+INLINE int64_t scales_before(const attend_t *op, int head) { return (int64_t)head * op->n_ctx * scales_of(op); }
+
 /* Held within f16: a key nobody attends to is multiplied by 0, which infinity would survive. */
 INLINE void to_f16(const float *x, uint16_t *out) {
     vf_to_f16(out, vf_min(vf_max(vf_load(x), vf_set1(-65504.0f)), vf_set1(65504.0f)));
+}
+
+/* A block of 16 or 32 in 8 bits; returns its scale, amax / 127 as f16. Rounding to the scale as it is
+ * kept makes the best of it; where that is much less than it was (f16 ends at 65504 and at 2^-24),
+ * numbers are held at 127 of it. */
+static uint16_t narrow_block(const float *x, int width, int8_t *out) {
+    const float top = 127.0f;
+    float amax[LANES], scale[LANES];
+    uint16_t half[LANES];
+    vf peak = vf_set1(0.0f);
+    for (int i = 0; i < width; i += LANES) peak = vf_max(peak, vf_abs(vf_load(x + i)));
+    vf_store(amax, vf_set1(vf_hmax(peak) / top));
+    to_f16(amax, half);
+    vf_store(scale, vf_from_f16(half));
+    const vf inverse = vf_set1(scale[0] > 0 ? 1.0f / scale[0] : 0.0f);
+    for (int i = 0; i < width; i += LANES) {
+        const vf steps = vf_mul(vf_load(x + i), inverse);
+        vi_store_i8(out + i, vi_round(vf_min(vf_max(steps, vf_set1(-top)), vf_set1(top))));
+    }
+    return half[0];
+}
+
+static void append_f16(const attend_t *op, int head, int position, const float *k, const float *v) {
+    const int d = op->head_dim;
+    uint16_t *key = (uint16_t *)op->keys + ((int64_t)head * op->n_ctx + position / KEYS * KEYS) * d + position % KEYS;
+    uint16_t *value = (uint16_t *)op->values + ((int64_t)head * op->n_ctx + position) * d;
+    uint16_t lane[LANES];
+    for (int i = 0; i < d; i += LANES) {
+        to_f16(k + i, lane);
+        for (int j = 0; j < LANES; j++) key[(i + j) * KEYS] = lane[j];
+        to_f16(v + i, value + i);
+    }
+}
+
+static void append_i8(const attend_t *op, int head, int position, const float *k, const float *v) {
+    const int d = op->head_dim, blocks = scales_of(op), tile = position / KEYS * KEYS;
+    int8_t *key = (int8_t *)op->keys + ((int64_t)head * op->n_ctx + tile) * d + position % KEYS;
+    int8_t *value = (int8_t *)op->values + ((int64_t)head * op->n_ctx + position) * d;
+    uint16_t *key_scale = op->key_scales + scales_before(op, head) + tile * blocks + position % KEYS;
+    uint16_t *value_scale = op->value_scales + scales_before(op, head) + position * blocks;
+    int8_t column[BLOCK];
+    for (int b = 0, i = 0; b < blocks; b++, i += BLOCK) {
+        const int width = d - i < BLOCK ? d - i : BLOCK;
+        key_scale[b * KEYS] = narrow_block(k + i, width, column);
+        for (int j = 0; j < width; j++) key[(i + j) * KEYS] = column[j];
+        value_scale[b] = narrow_block(v + i, width, value + i);
+    }
 }
 
 static void append_task(void *arg, int64_t from, int64_t to, int thread) {
@@ -1020,30 +1081,36 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
         for (int h = 0; h < op->q_heads; h++) rotate(op, op->q_norm, position, op->scale, q + h * d);
         for (int h = 0; h < op->kv_heads; h++) {
             rotate(op, op->k_norm, position, 1.0f, k + h * d);
-            uint16_t *key = op->keys + ((int64_t)h * op->n_ctx + position / KEYS * KEYS) * d + position % KEYS;
-            uint16_t *value = op->values + ((int64_t)h * op->n_ctx + position) * d;
-            uint16_t lane[LANES];
-            for (int i = 0; i < d; i += LANES) {
-                to_f16(k + h * d + i, lane);
-                for (int j = 0; j < LANES; j++) key[(i + j) * KEYS] = lane[j];
-                to_f16(v + h * d + i, value + i);
-            }
+            (op->key_scales ? append_i8 : append_f16)(op, h, position, k + h * d, v + h * d);
         }
     }
 }
 
+/* Keys or values of one head and the scales of those in 8 bits. */
+typedef struct { const void *at; const uint16_t *scales; int blocks; } stored_t;
+
+/* LANES of them from element `i` on. An int8 times its scale is exact (7 + 11 bits). */
+INLINE vf stored_at(int bits, const stored_t *stored, int64_t i, vf scale) {
+    if (bits == 16) return vf_from_f16((const uint16_t *)stored->at + i);
+    return vf_mul(scale, vf_from_i8((const int8_t *)stored->at + i));
+}
+
 /* scores[j][t] for NQ queries against the tiles of keys from..to (positions, multiples of 16). */
-INLINE void score_keys(int nq, const float *const *q, const uint16_t *keys, int d, int from, int to, float *scores, int64_t stride) {
+INLINE void score_keys(int bits, int nq, const float *const *q, const stored_t *keys, int d, int from, int to, float *scores, int64_t stride) {
     /* few queries: all parts of a tile of keys at once, or each sum would wait for the one before */
-    const int parts = nq * PARTS <= QUERIES ? PARTS : 1;
+    const int parts = nq * PARTS <= QUERIES ? PARTS : 1, block = bits == 8 ? BLOCK : d;
     for (int t = from; t < to; t += parts * LANES) {
-        const uint16_t *key = keys + (int64_t)(t / KEYS) * KEYS * d + t % KEYS;
-        vf acc[QUERIES];
+        const int64_t key = (int64_t)(t / KEYS) * KEYS * d + t % KEYS;
+        const uint16_t *scales = keys->scales + (int64_t)(t / KEYS) * KEYS * keys->blocks + t % KEYS;
+        vf acc[QUERIES], scale[PARTS];
         for (int j = 0; j < nq * parts; j++) acc[j] = vf_set1(0.0f);
-        for (int i = 0; i < d; i++) {
-            for (int p = 0; p < parts; p++) {
-                const vf k = vf_from_f16(key + i * KEYS + p * LANES);
-                for (int j = 0; j < nq; j++) acc[j * parts + p] = vf_fma(k, vf_set1(q[j][i]), acc[j * parts + p]);
+        for (int b = 0; b < d; b += block) {
+            for (int p = 0; p < parts; p++) scale[p] = bits == 8 ? vf_from_f16(scales + b / BLOCK * KEYS + p * LANES) : acc[0];
+            for (int i = b; i < (d - b < block ? d : b + block); i++) {
+                for (int p = 0; p < parts; p++) {
+                    const vf k = stored_at(bits, keys, key + i * KEYS + p * LANES, scale[p]);
+                    for (int j = 0; j < nq; j++) acc[j * parts + p] = vf_fma(k, vf_set1(q[j][i]), acc[j * parts + p]);
+                }
             }
         }
         for (int j = 0; j < nq; j++)
@@ -1068,13 +1135,15 @@ static float soften(float *scores, int from, int lo, int hi, int to) {
 }
 
 /* out[j] = weight[j] * sum over t of scores[j][t] * values[t], for LANES * 2 dimensions from `i`. */
-INLINE void mix_values(int nq, const float *scores, int64_t stride, const uint16_t *values, int d, int i, int width,
+INLINE void mix_values(int bits, int nq, const float *scores, int64_t stride, const stored_t *values, int d, int i, int width,
                        int lo, int hi, const float *weight, float *const *out) {
     vf acc[QUERIES][2];
     for (int j = 0; j < nq; j++) acc[j][0] = acc[j][1] = vf_set1(0.0f);
     for (int t = lo; t <= hi; t++) {
-        const uint16_t *value = values + (int64_t)t * d + i;
-        const vf a = vf_from_f16(value), b = width == 2 ? vf_from_f16(value + LANES) : a;
+        const int64_t value = (int64_t)t * d + i;
+        const vf scale = bits == 8 ? vf_set1_f16(values->scales[(int64_t)t * values->blocks + i / BLOCK]) : vf_set1(0.0f);
+        const vf a = stored_at(bits, values, value, scale);
+        const vf b = width == 2 ? stored_at(bits, values, value + LANES, scale) : a;
         for (int j = 0; j < nq; j++) {
             const vf p = vf_set1(scores[j * stride + t]);
             acc[j][0] = vf_fma(p, a, acc[j][0]);
@@ -1086,12 +1155,18 @@ INLINE void mix_values(int nq, const float *scores, int64_t stride, const uint16
             vf_store(out[j] + i + k * LANES, vf_mul(acc[j][k], vf_set1(weight[j])));
 }
 
+INLINE stored_t stored_of(int bits, const attend_t *op, const void *all, const uint16_t *scales, int kv) {
+    const char *at = (const char *)all + (int64_t)kv * op->n_ctx * op->head_dim * (bits / 8);
+    return (stored_t){at, bits == 8 ? scales + scales_before(op, kv) : NULL, scales_of(op)};
+}
+
 /* NQ (token, head) pairs that read the same key-value head. */
-INLINE void attend_pairs(int nq, const attend_call *call, int kv, int first, float *scores) {
+INLINE void attend_pairs(int bits, int nq, const attend_call *call, int kv, int first, float *scores) {
     const attend_t *op = call->op;
     const int d = op->head_dim, group = op->q_heads / op->kv_heads;
     const int64_t row = (int64_t)(op->q_heads + 2 * op->kv_heads) * d, stride = call->scores_stride;
-    const uint16_t *keys = op->keys + (int64_t)kv * op->n_ctx * d, *values = op->values + (int64_t)kv * op->n_ctx * d;
+    const stored_t keys = stored_of(bits, op, op->keys, op->key_scales, kv);
+    const stored_t values = stored_of(bits, op, op->values, op->value_scales, kv);
     const float *q[QUERIES];
     float *out[QUERIES], weight[QUERIES];
     int lo[QUERIES], hi[QUERIES];
@@ -1103,24 +1178,23 @@ INLINE void attend_pairs(int nq, const attend_call *call, int kv, int first, flo
         lo[j] = op->window && hi[j] >= op->window ? hi[j] - op->window + 1 : 0;
     }
     const int from = lo[0] / KEYS * KEYS, to = (hi[nq - 1] / KEYS + 1) * KEYS;
-    score_keys(nq, q, keys, d, from, to, scores, stride);
+    score_keys(bits, nq, q, &keys, d, from, to, scores, stride);
     for (int j = 0; j < nq; j++) weight[j] = soften(scores + j * stride, from, lo[j], hi[j], to);
     int i = 0;
     for (; i + 2 * LANES <= d; i += 2 * LANES)
-        mix_values(nq, scores, stride, values, d, i, 2, lo[0], hi[nq - 1], weight, out);
-    if (i < d) mix_values(nq, scores, stride, values, d, i, 1, lo[0], hi[nq - 1], weight, out);
+        mix_values(bits, nq, scores, stride, &values, d, i, 2, lo[0], hi[nq - 1], weight, out);
+    if (i < d) mix_values(bits, nq, scores, stride, &values, d, i, 1, lo[0], hi[nq - 1], weight, out);
 }
 
 /* Item i: the i-th group of QUERIES pairs; a key-value head's groups follow one another. */
-static void attend_task(void *arg, int64_t from, int64_t to, int thread) {
-    const attend_call *call = arg;
+INLINE void attend_groups(int bits, const attend_call *call, int64_t from, int64_t to, int thread) {
     const int pairs = call->n * (call->op->q_heads / call->op->kv_heads);
     const int groups = (pairs + QUERIES - 1) / QUERIES;
     float *scores = call->scores + (int64_t)thread * QUERIES * call->scores_stride;
     for (int64_t i = from; i < to; i++) {
         const int kv = (int)(i / groups), first = (int)(i % groups) * QUERIES;
         switch (pairs - first < QUERIES ? pairs - first : QUERIES) {
-#define PAIRS(N) case N: attend_pairs(N, call, kv, first, scores); break;
+#define PAIRS(N) case N: attend_pairs(bits, N, call, kv, first, scores); break;
             PAIRS(1) PAIRS(2) PAIRS(3) PAIRS(4)
 #if QUERIES == 8
             PAIRS(5) PAIRS(6) PAIRS(7) PAIRS(8)
@@ -1128,6 +1202,9 @@ static void attend_task(void *arg, int64_t from, int64_t to, int thread) {
         }
     }
 }
+
+static void attend_f16_task(void *arg, int64_t from, int64_t to, int thread) { attend_groups(16, arg, from, to, thread); }
+static void attend_i8_task(void *arg, int64_t from, int64_t to, int thread) { attend_groups(8, arg, from, to, thread); }
 
 /* 0, or -1 when there is no memory for the scores. */
 API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position) {
@@ -1143,6 +1220,6 @@ API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position)
     attend_call call = {op, n, position, pool->scores, stride};
     const int64_t pairs = (int64_t)n * (op->q_heads / op->kv_heads);
     run(pool, append_task, &call, n);
-    run(pool, attend_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
+    run(pool, op->key_scales ? attend_i8_task : attend_f16_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
     return 0;
 }

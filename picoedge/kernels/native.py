@@ -57,6 +57,7 @@ class _Project(ct.Structure):
         ("out_stride", c_int64),
         ("n_weights", c_int32),
         ("width", c_int32),
+        ("again", c_int32),
         ("eps", c_float),
     ]
 
@@ -71,6 +72,7 @@ class _ProjectSum(ct.Structure):
         ("activation", c_int32),
         ("width", c_int32),
         ("rows", c_int32),
+        ("add", c_int32),
     ]
 
 
@@ -140,7 +142,7 @@ class NativeKernels:
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
         self._numpy = NumpyKernels(self.threads)
-        self._scratch: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        self._scratch: dict[tuple[str, int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
         pool: int | None = library.pe_pool_open(self.threads)
         if not pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
@@ -165,16 +167,19 @@ class NativeKernels:
         weights: Sequence[Weights],
         biases: Sequence[F32 | None],
         out: F32,
+        *,
+        again: bool = False,
     ) -> Project:
         """See `Kernels.project`."""
         if any(w.spec.format.bits == 32 for w in weights):
-            return self._numpy.project(source, weights, biases, out)
+            return self._numpy.project(source, weights, biases, out, again=again)
         n, width = source.x.shape
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
         assert all(w.spec.cols == width for w in weights)
         assert not weights or out.shape[1] == sum(w.total_rows for w in weights)
-        blocks, scratch = self._scratch_for(n, width)
+        assert not out.size or out.strides[1] == out.itemsize, "rows of the output have gaps"
+        blocks, scratch = self._scratch_for("enter", n, width)
         matrices = _matrices(weights, biases)
         op = _Project(
             x=_address(source.x),
@@ -183,11 +188,12 @@ class NativeKernels:
             norm=_address(source.norm),
             blocks=_address(blocks),
             scratch=_address(scratch),
-            out=_address(out),
+            out=out.ctypes.data,
             weights=matrices,
-            out_stride=out.shape[1],
+            out_stride=out.strides[0] // out.itemsize,
             n_weights=len(weights),
             width=width,
+            again=again,
             eps=source.eps,
         )
         keep = (op, source, weights, biases, out, blocks, scratch, matrices)
@@ -252,15 +258,21 @@ class NativeKernels:
         return attend
 
     def project_sum(
-        self, x: F32, activation: str | None, weights: Weights | None, sums: F64
+        self,
+        x: F32,
+        activation: str | None,
+        weights: Weights | None,
+        sums: F64,
+        *,
+        add: bool = False,
     ) -> ProjectSum:
         """See `Kernels.project_sum`."""
         if weights is None or weights.spec.format.bits == 32:
-            return self._numpy.project_sum(x, activation, weights, sums)
+            return self._numpy.project_sum(x, activation, weights, sums, add=add)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if activation is None else 2 * width)
         assert sums.shape == (n, weights.spec.rows)
-        blocks, scratch = self._scratch_for(n, width)
+        blocks, scratch = self._scratch_for("leave", n, width)
         matrices = _matrices([weights], [None])
         op = _ProjectSum(
             x=_address(x),
@@ -271,6 +283,7 @@ class NativeKernels:
             activation=_ACTIVATIONS[activation],
             width=width,
             rows=weights.spec.rows,
+            add=add,
         )
         keep = (op, x, weights, sums, blocks, scratch, matrices)
         call, address, kernels = self._lib.pe_project_sum, ct.addressof(op), self
@@ -283,12 +296,18 @@ class NativeKernels:
 
         return project_sum
 
-    def _scratch_for(self, n: int, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Quantized activations [n] and one f32 row a thread; operations run one at a time."""
-        if (n, width) not in self._scratch:
+    def _scratch_for(
+        self, use: str, n: int, width: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Quantized activations [n] and one f32 row a thread; operations run one at a time.
+
+        What enters a part of a layer stays while several projects read it, so what leaves one is
+        quantized elsewhere.
+        """
+        if (use, n, width) not in self._scratch:
             blocks = np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
-            self._scratch[n, width] = blocks, np.empty((self.threads, width), np.float32)
-        return self._scratch[n, width]
+            self._scratch[use, n, width] = blocks, np.empty((self.threads, width), np.float32)
+        return self._scratch[use, n, width]
 
     def close(self) -> None:
         """Stop the threads; operations bound before must not be called again."""

@@ -124,8 +124,8 @@ def _batches_of_rows(
 class Summed:
     """A matrix whose shards are stacked by columns, their products added in f64."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._planes = Planes.of(weights)
+    def __init__(self, weights: Weights, *, add: bool = False) -> None:
+        self._planes, self._add = Planes.of(weights), add
         self.widths = {weights.spec.format.bits}
         cuts = cut(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
         self._bands = [tiles for _, tiles in cuts]
@@ -144,7 +144,11 @@ class Summed:
             product = multiply_batch(program, kind, pieces, operand, room)
             into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
             from_shards = product.reshape(planes.count, -1)[:, : len(into)]
-            program.add(np.add.reduce, from_shards, 0, np.float64, into)
+            if not self._add:
+                program.add(np.add.reduce, from_shards, 0, np.float64, into)
+                continue
+            for partial_sums in from_shards:  # one by one: the order of a whole run's reduction
+                program.add(np.add, into, partial_sums, into)
         return programs
 
     def jobs(self, x: F32, sums: F64) -> list[Job]:
@@ -154,7 +158,8 @@ class Summed:
 
     def _band(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
         target = sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
-        target[...] = 0
+        if not self._add:
+            target[...] = 0
         for shard, columns in enumerate(x):
             weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
             product = scratch.take("product", (len(sums), weights.shape[1]), np.float32)
@@ -165,8 +170,8 @@ class Summed:
 class PlainSummed:
     """An f32 matrix whose shards are stacked by columns, their products added in f64."""
 
-    def __init__(self, weights: Weights) -> None:
-        self._values = _values(weights)
+    def __init__(self, weights: Weights, *, add: bool = False) -> None:
+        self._values, self._add = _values(weights), add
 
     def jobs(self, x: F32, sums: F64) -> list[Job]:
         """Fill sums [n, rows] with the products of x [n, all cols]."""
@@ -178,7 +183,8 @@ class PlainSummed:
     def _multiply(self, x: F32, rows: slice, sums: F64, scratch: Scratch) -> None:
         target = sums[:, rows]
         product = scratch.take("product", target.shape, np.float32)
-        target[...] = 0
+        if not self._add:
+            target[...] = 0
         columns = np.split(x, len(self._values), axis=1)
         for i, values in enumerate(self._values):
             multiply(columns[i], values[rows].T, product)

@@ -83,9 +83,9 @@ class TimedKernels:
         self.spent: Spent = defaultdict(float)
         self.bound = 0  # operations that time themselves
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> Any:
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
         """As the kernels do."""
-        return self._kernels.kv_cache(n_ctx, shape, exact)
+        return self._kernels.kv_cache(n_ctx, shape, bits)
 
     def project(
         self,

@@ -143,19 +143,20 @@ class Conversation:
     qkv: F32
     rope: tuple[F32, F32]
     norms: tuple[F32, F32] | None
+    bits: int = 16  # of the cache
 
     @classmethod
-    def draw(cls, shape: AttentionShape, n: int, seed: int) -> Conversation:
+    def draw(cls, shape: AttentionShape, n: int, seed: int, bits: int = 16) -> Conversation:
         d, rng = shape.head_dim, np.random.default_rng(seed)
         qkv = rng.standard_normal((n, (shape.q_heads + 2 * shape.kv_heads) * d)) * 2
         angles = rng.uniform(0, 6, (n, d // 2))
         rope = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
         norms = (random_f32(seed, d), random_f32(seed + 1, d)) if seed % 2 else None
-        return cls(shape, qkv.astype(np.float32), rope, norms)
+        return cls(shape, qkv.astype(np.float32), rope, norms, bits)
 
     def attend(self, kernels: Kernels, chunks: Sequence[tuple[int, int]] = ()) -> F32:
         n, outs = len(self.qkv), []
-        cache = kernels.kv_cache(n, self.shape, exact=False)
+        cache = kernels.kv_cache(n, self.shape, self.bits)
         buffer = np.empty_like(self.qkv)
         out = np.full((n, self.shape.q_heads * self.shape.head_dim), np.nan, np.float32)
         op = kernels.attend(buffer, self.shape, self.rope, self.norms, 1e-6, cache, out)

@@ -243,7 +243,7 @@ def test_positions_written_before_do_not_matter(twins: Twins) -> None:
     talk = Conversation.draw(AttentionShape(4, 2, 32, 0.2), 40, 4)
     want = talk.attend(twins.portable)[:9]
     for kernels in twins.native:
-        cache = kernels.kv_cache(40, talk.shape, exact=False)
+        cache = kernels.kv_cache(40, talk.shape, 16)
         for values in (cache.keys, cache.values):
             values.fill(np.nan)
         out, buffer = np.empty((40, 128), np.float32), talk.qkv.copy()
@@ -267,11 +267,11 @@ def test_f32_matrices_are_numpys(twins: Twins) -> None:
     )
 
 
-@pytest.mark.parametrize(("head_dim", "exact"), [(24, False), (64, True)])
-def test_caches_the_vectors_do_not_fit_are_numpys(twins: Twins, head_dim: int, exact: bool) -> None:
+@pytest.mark.parametrize(("head_dim", "bits"), [(24, 16), (24, 8), (64, 32)])
+def test_caches_the_vectors_do_not_fit_are_numpys(twins: Twins, head_dim: int, bits: int) -> None:
     shape = AttentionShape(2, 1, head_dim, 0.2)
-    cache = twins.portable.kv_cache(32, shape, exact)
-    assert type(cache) is type(twins.numpy.kv_cache(32, shape, exact))
+    cache = twins.portable.kv_cache(32, shape, bits)
+    assert type(cache) is type(twins.numpy.kv_cache(32, shape, bits))
 
 
 def test_no_shard_gives_zeros(twins: Twins) -> None:

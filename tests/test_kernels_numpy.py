@@ -380,7 +380,7 @@ class Attention:
 
     shape: AttentionShape
     normed: bool = False
-    exact: bool = True
+    bits: int = 32
     n_ctx: int = 64
 
     def __post_init__(self) -> None:
@@ -394,7 +394,7 @@ class Attention:
     def bind(self, kernels: NumpyKernels, batch: int) -> None:
         self.qkv = np.zeros((batch, self.width), np.float32)
         self.out = np.zeros((batch, self.shape.q_heads * self.shape.head_dim), np.float32)
-        self.cache = kernels.kv_cache(self.n_ctx, self.shape, self.exact)
+        self.cache = kernels.kv_cache(self.n_ctx, self.shape, self.bits)
         self.attend = kernels.attend(
             self.qkv, self.shape, self.rope, self.norms, EPS, self.cache, self.out
         )
@@ -437,15 +437,14 @@ HEADS = pytest.mark.parametrize(("q_heads", "kv_heads", "head_dim"), [
 @HEADS
 @pytest.mark.parametrize("window", [0, 1, 7])
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["", "qk-norm"])
-@pytest.mark.parametrize("exact", [False, True], ids=["f16", "f32"])
+@pytest.mark.parametrize(("bits", "tolerance"), [(32, 2e-6), (16, 2e-3), (8, 2e-2)])
 def test_attention(
     kernels: NumpyKernels, q_heads: int, kv_heads: int, head_dim: int, window: int,
-    qk_norm: bool, exact: bool,
+    qk_norm: bool, bits: int, tolerance: float,
 ) -> None:  # fmt: skip
     shape = AttentionShape(q_heads, kv_heads, head_dim, head_dim**-0.5, window)
-    case = Attention(shape, qk_norm, exact)
+    case = Attention(shape, qk_norm, bits)
     case.bind(kernels, 20)
-    tolerance = 2e-6 if exact else 2e-3
     for position, n, seed in ((0, 1, 11), (1, 20, 12), (21, 1, 13), (22, 1, 14), (23, 9, 15)):
         close(case.step(position, n, seed), case.want(position, n), tolerance)
 
@@ -470,9 +469,9 @@ def test_a_long_context_is_attended_piece_by_piece(kernels: NumpyKernels) -> Non
 def test_cache_size_and_large_values() -> None:
     shape = AttentionShape(2, 1, 16, 1.0)
     twin = NumpyKernels(1)
-    assert twin.kv_cache(10, shape, exact=True).nbytes == 2 * 10 * 16 * 4
-    assert twin.kv_cache(10, shape, exact=False).nbytes == 2 * 10 * 16 * 2
-    case = Attention(shape, exact=False)
+    assert twin.kv_cache(10, shape, 32).nbytes == 2 * 16 * 16 * 4
+    assert twin.kv_cache(10, shape, 16).nbytes == 2 * 16 * 16 * 2
+    case = Attention(shape, bits=16)
     case.bind(twin, 1)
     case.qkv[0] = 1e6
     case.attend(1, 0)

@@ -80,11 +80,13 @@ class Kernels(Protocol):
     name: str
     threads: int
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> Any:
-        """Memory for keys and values of one layer, in the twin's own layout (f32 if `exact`).
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
+        """Memory for keys and values of one layer, in the twin's own layout.
 
-        Positions may be overwritten; nothing beyond the current position is ever read.
-        It has `nbytes`.
+        `bits` 32 is f32, 16 is f16, 8 is int8 with a scale, f16(amax / 127), for every 32
+        dimensions of a head (the last may have fewer). Positions may be overwritten; nothing
+        beyond the current position is ever read, and what was never written takes no memory.
+        Its `nbytes` is what `kv_cache_bytes` says.
         """
 
     def project(

@@ -1105,7 +1105,7 @@ INLINE void score_keys(int bits, int nq, const float *const *q, const stored_t *
         vf acc[QUERIES], scale[PARTS];
         for (int j = 0; j < nq * parts; j++) acc[j] = vf_set1(0.0f);
         for (int b = 0; b < d; b += block) {
-            for (int p = 0; p < parts; p++) scale[p] = bits == 8 ? vf_from_f16(scales + b / BLOCK * KEYS + p * LANES) : acc[0];
+            for (int p = 0; p < parts; p++) scale[p] = bits == 8 ? vf_from_f16(scales + b / BLOCK * KEYS + p * LANES) : vf_set1(0.0f);
             for (int i = b; i < (d - b < block ? d : b + block); i++) {
                 for (int p = 0; p < parts; p++) {
                     const vf k = stored_at(bits, keys, key + i * KEYS + p * LANES, scale[p]);

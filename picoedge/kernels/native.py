@@ -15,6 +15,7 @@ import numpy.typing as npt
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
+from picoedge.kernels.cache_size import padded_positions, scale_blocks
 from picoedge.kernels.numpy_twin import NumpyKernels
 
 F32 = npt.NDArray[np.float32]
@@ -85,6 +86,8 @@ class _Attend(ct.Structure):
         ("k_norm", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
         ("out", c_void_p),
         ("q_heads", c_int32),
         ("kv_heads", c_int32),
@@ -97,18 +100,24 @@ class _Attend(ct.Structure):
 
 
 class NativeCache:
-    """Keys and values of one layer in f16; the layout is `attend_t`'s in native.c."""
+    """Keys and values of one layer, in f16 or (8 bits) int8; the layout is `attend_t`'s."""
 
-    def __init__(self, n_ctx: int, shape: AttentionShape) -> None:
-        self.n_ctx = -(-n_ctx // TILE_ROWS) * TILE_ROWS
-        size = shape.kv_heads * self.n_ctx * shape.head_dim
-        self.keys = np.zeros(size, dtype=np.float16)
-        self.values = np.zeros(size, dtype=np.float16)
+    def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
+        self.n_ctx = padded_positions(n_ctx)
+        rows = shape.kv_heads * self.n_ctx
+        kind = {16: np.float16, 8: np.int8}[bits]
+        self.keys, self.values = (np.zeros(rows * shape.head_dim, kind) for _ in range(2))
+        self.key_scales: npt.NDArray[np.float16] | None = None
+        self.value_scales: npt.NDArray[np.float16] | None = None
+        if bits == 8:
+            size = rows * scale_blocks(shape.head_dim)
+            self.key_scales, self.value_scales = (np.zeros(size, np.float16) for _ in range(2))
 
     @property
     def nbytes(self) -> int:
         """Bytes when full; untouched pages cost nothing yet."""
-        return self.keys.nbytes + self.values.nbytes
+        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _address(array: npt.NDArray[Any] | None) -> int | None:
@@ -155,11 +164,11 @@ class NativeKernels:
         assert self._pool is not None, "the kernels are closed"
         return self._pool
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> Any:
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
         """See `Kernels.kv_cache`. Head sizes the vectors do not divide stay with NumPy."""
-        if exact or shape.head_dim % TILE_ROWS:
-            return self._numpy.kv_cache(n_ctx, shape, exact)
-        return NativeCache(n_ctx, shape)
+        if bits == 32 or shape.head_dim % TILE_ROWS:
+            return self._numpy.kv_cache(n_ctx, shape, bits)
+        return NativeCache(n_ctx, shape, bits)
 
     def project(
         self,
@@ -235,6 +244,8 @@ class NativeKernels:
             k_norm=_address(k_norm),
             keys=_address(cache.keys),
             values=_address(cache.values),
+            key_scales=_address(cache.key_scales),
+            value_scales=_address(cache.value_scales),
             out=_address(out),
             q_heads=shape.q_heads,
             kv_heads=shape.kv_heads,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.numpy_blas import MOST, multiply
-from picoedge.kernels.numpy_planes import widen
+from picoedge.kernels.numpy_cache import NumpyCache
 from picoedge.kernels.numpy_rows import rms_norm, rotate
 from picoedge.kernels.numpy_team import Job, Scratch, Team
 
@@ -19,28 +18,6 @@ F32 = npt.NDArray[np.float32]
 
 _TILE = 1 << 17  # keys or values held as f32 at a time, in elements
 _SCORES = 1 << 18  # scores held at a time, where that leaves at least one token
-
-
-class NumpyCache:
-    """Keys and values of one layer: each [kv_heads, n_ctx, head_dim], f32 if exact, else f16."""
-
-    def __init__(self, n_ctx: int, shape: AttentionShape, exact: bool) -> None:
-        dtype = np.float32 if exact else np.float16
-        size = (shape.kv_heads, n_ctx, shape.head_dim)
-        self.keys: npt.NDArray[Any] = np.zeros(size, dtype)
-        self.values: npt.NDArray[Any] = np.zeros(size, dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def append(self, position: int, keys: F32, values: F32) -> None:
-        """Store keys and values, each [n, kv_heads, d], at position .. position+n-1."""
-        span = slice(position, position + len(keys))
-        with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
-            self.keys[:, span] = keys.transpose(1, 0, 2)
-            self.values[:, span] = values.transpose(1, 0, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +80,7 @@ class BoundAttend:
         scores = scratch.take("scores", (kv, group * n, end - start), np.float32)
         step = max(1, _TILE // (kv * d))
         for at in range(start, end, step):
-            keys = _as_f32(self.cache.keys[heads, at : min(at + step, end)], scratch)
+            keys = self.cache.keys.read(heads, slice(at, min(at + step, end)), scratch)
             _multiply(q, keys.swapaxes(1, 2), scores[:, :, at - start :][:, :, : keys.shape[1]])
         if n > 1:
             each = scores.reshape(kv, group, n, -1)
@@ -112,7 +89,7 @@ class BoundAttend:
         np.exp(scores, out=scores)
         mixed, part = np.empty((2, kv, group * n, d), np.float32)
         for at in range(start, end, step):
-            values = _as_f32(self.cache.values[heads, at : min(at + step, end)], scratch)
+            values = self.cache.values.read(heads, slice(at, min(at + step, end)), scratch)
             into = mixed if at == start else part
             _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, into)
             if into is part:
@@ -136,11 +113,3 @@ def _multiply(a: F32, b: F32, out: F32) -> None:
         return
     for one, other, into in zip(a, b, out, strict=True):
         multiply(one, other, into)
-
-
-def _as_f32(stored: npt.NDArray[Any], scratch: Scratch) -> F32:
-    """Keys or values as f32: themselves, or widened into scratch that the next call reuses."""
-    if stored.dtype == np.float32:
-        return stored
-    out: F32 = scratch.take("wide", stored.shape, np.float32)
-    return widen(stored.view(np.int16), out)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from picoedge.kernels.api import AttentionShape, Residual
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.numpy_activations import Operand
-from picoedge.kernels.numpy_attention import BoundAttend, NumpyCache
+from picoedge.kernels.numpy_attention import BoundAttend
+from picoedge.kernels.numpy_cache import NumpyCache
 from picoedge.kernels.numpy_matmul import PlainSummed, Projection, Summed
 from picoedge.kernels.numpy_rows import gated, norm_row, rms_norm
 from picoedge.kernels.numpy_team import Program, Team
@@ -32,9 +33,9 @@ class NumpyKernels:
         self.threads = self._team.threads
         self._stop = weakref.finalize(self, self._team.close)  # also when forgotten
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, exact: bool) -> NumpyCache:
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> NumpyCache:
         """Zeroed keys and values of one layer; see `Kernels.kv_cache`."""
-        return NumpyCache(n_ctx, shape, exact)
+        return NumpyCache(n_ctx, shape, bits)
 
     def project(
         self,

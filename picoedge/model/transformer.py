@@ -61,7 +61,8 @@ class Workspace:
 class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
-    `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
+    `batch` is the tokens a prompt is cut into. `kv_bits` (16 or 8) is how keys and values are
+    held; f32 weights have them in f32. `reduce` is called twice a layer with the sums
     of the chunk, f64 [n, hidden], to be replaced by the sums over all slices.
     """
 
@@ -72,13 +73,14 @@ class Transformer:
         n_ctx: int,
         *,
         batch: int = 256,
+        kv_bits: int = 16,
         reduce: Reduce | None = None,
         part: Slice | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self._pack, self._reduce = pack, reduce
         self._slice = part or Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
-        self._batch = max(1, min(batch, n_ctx))
+        self._batch, self._kv_bits = max(1, min(batch, n_ctx)), kv_bits
         self._caches: list[object] = []
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
@@ -138,7 +140,7 @@ class Transformer:
         weights, biases = self._pack.attention(i, shards), self._pack.biases(i, shards)
         shape = self._shape(i)
         exact = all(w.spec.format.bits == 32 for w in weights.values())
-        cache = kernels.kv_cache(self.n_ctx, shape, exact)
+        cache = kernels.kv_cache(self.n_ctx, shape, 32 if exact else self._kv_bits)
         self._caches.append(cache)
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
         return (

@@ -93,10 +93,12 @@ class TimedKernels:
         weights: Sequence[Weights],
         biases: Sequence[F32 | None],
         out: F32,
+        *,
+        again: bool = False,
     ) -> Project:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project(source, weights, biases, out)
+        bound = self._kernels.project(source, weights, biases, out, again=again)
         return TimedProject(PROJECTIONS[len(weights)], bound, self.spent)
 
     def attend(
@@ -115,11 +117,17 @@ class TimedKernels:
         return TimedAttend("attend", bound, self.spent)
 
     def project_sum(
-        self, x: F32, activation: str | None, weights: Weights | None, sums: F64
+        self,
+        x: F32,
+        activation: str | None,
+        weights: Weights | None,
+        sums: F64,
+        *,
+        add: bool = False,
     ) -> ProjectSum:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project_sum(x, activation, weights, sums)
+        bound = self._kernels.project_sum(x, activation, weights, sums, add=add)
         return TimedSum("project_down" if activation else "project_attention", bound, self.spent)
 
     def close(self) -> None:

@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from picoedge.errors import ContextError, ModelError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
-from picoedge.kernels.blocks import Weights
-from picoedge.kernels.rows import RowGather
 from picoedge.model.rope import rope_tables
+from picoedge.store.holding import Held, Holding, Mapped
 from picoedge.store.slices import Slice
 
 if TYPE_CHECKING:
@@ -28,42 +27,114 @@ F64 = npt.NDArray[np.float64]
 Reduce = Callable[[F64], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
+NOTHING = Held(range(0), {})  # of a slice without shards of a kind
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRun:
+    """The bound kernels of a run of attention shards, and what is done around their use."""
+
+    held: Held
+    project_qkv: Project
+    attend: Attend
+    project_attention: ProjectSum
+
+    def __call__(self, n: int, position: int) -> None:
+        """Add what these shards make of n tokens from `position` to the sums."""
+        if self.held.acquire is not None:
+            self.held.acquire()
+        self.project_qkv(n, 0)
+        self.attend(n, position)
+        self.project_attention(n)
+        if self.held.release is not None:
+            self.held.release()
+
+
+@dataclass(frozen=True, eq=False)
+class FfnRun:
+    """The bound kernels of a run of FFN shards, and what is done around their use."""
+
+    held: Held
+    project_gate_up: Project
+    project_down: ProjectSum
+
+    def __call__(self, n: int) -> None:
+        """Add what these shards make of n tokens to the sums."""
+        if self.held.acquire is not None:
+            self.held.acquire()
+        self.project_gate_up(n, 0)
+        self.project_down(n)
+        if self.held.release is not None:
+            self.held.release()
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRun:
+    """The bound kernel of a run of vocabulary shards, and what is done around its use."""
+
+    held: Held
+    project: Project
+
+    def __call__(self, n: int, first: int) -> None:
+        """Logits of tokens first .. n-1 for these rows of the vocabulary."""
+        if self.held.acquire is not None:
+            self.held.acquire()
+        self.project(n, first)
+        if self.held.release is not None:
+            self.held.release()
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The five bound kernels of one layer, in the order they run."""
+    """One layer: runs of attention shards, then runs of FFN shards."""
 
-    project_qkv: Project
-    attend: Attend
-    project_attention: ProjectSum
-    project_gate_up: Project
-    project_down: ProjectSum
+    attention: Sequence[AttentionRun]
+    ffn: Sequence[FfnRun]
 
 
 class Workspace:
-    """Activations of one chunk of tokens, shared by all layers."""
+    """Activations of one chunk of tokens, shared by all layers and by the runs of one layer.
+
+    `qkv`, `attention` and `ffn` are the widths of the widest run.
+    """
 
     def __init__(self, batch: int, hidden: int, qkv: int, attention: int, ffn: int) -> None:
         self.x = np.zeros((batch, hidden), np.float32)  # residual stream
         self.sums = np.zeros((batch, hidden), np.float64)  # of the last sublayer, not yet in x
-        self.qkv = np.zeros((batch, qkv), np.float32)
-        self.attention = np.zeros((batch, attention), np.float32)
-        self.gate_up = np.zeros((batch, 2 * ffn), np.float32)
+        self._qkv = np.zeros(batch * qkv, np.float32)
+        self._attention = np.zeros(batch * attention, np.float32)
+        self._gate_up = np.zeros(batch * 2 * ffn, np.float32)
+
+    def qkv(self, width: int) -> F32:
+        """Queries, keys and values of a run, [N, width]."""
+        return _rows(self._qkv, len(self.x), width)
+
+    def attention(self, width: int) -> F32:
+        """What a run's heads attended to, [N, width]."""
+        return _rows(self._attention, len(self.x), width)
+
+    def gate_up(self, width: int) -> F32:
+        """A run's gate beside its up, [N, 2 * width]."""
+        return _rows(self._gate_up, len(self.x), 2 * width)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        arrays = (self.x, self.sums, self.qkv, self.attention, self.gate_up)
+        arrays = (self.x, self.sums, self._qkv, self._attention, self._gate_up)
         return sum(a.nbytes for a in arrays)
+
+
+def _rows(buffer: F32, count: int, width: int) -> F32:
+    return buffer[: count * width].reshape(count, width)
 
 
 class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
-    `batch` is the tokens a prompt is cut into. `kv_bits` (16 or 8) is how keys and values are
-    held; f32 weights have them in f32. `reduce` is called twice a layer with the sums
-    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices.
+    `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
+    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices. `holding` is where
+    the weights are: without one, `part` of the pack (or all of it) is mapped. `kv_bits` (16 or
+    8) is for the cache of quantized weights; f32 weights have a cache in f32.
     """
 
     def __init__(
@@ -76,26 +147,26 @@ class Transformer:
         kv_bits: int = 16,
         reduce: Reduce | None = None,
         part: Slice | None = None,
+        holding: Holding | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
-        self._pack, self._reduce = pack, reduce
-        self._slice = part or Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
-        self._batch, self._kv_bits = max(1, min(batch, n_ctx)), kv_bits
+        self.holding = holding or Mapped(pack, part)
+        self._pack, self._reduce, self._kv_bits = pack, reduce, kv_bits
+        self._batch = max(1, min(batch, n_ctx))
         self._caches: list[object] = []
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
         self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
-        self._head = pack.head()
-        embedding = pack.embedding
-        self._embedding = RowGather(embedding) if isinstance(embedding, Weights) else embedding
-        self._logits = np.zeros((1, self._head.total_rows), np.float32)
+        self._embedding = self.holding.embedding()
+        self._head = self.holding.runs("head", self.config.num_hidden_layers)
+        rows = sum(held.weights["head"].total_rows for held in self._head)
+        self._logits = np.zeros((1, rows), np.float32)
         self._project_head = self._bind_head(self._logits)
 
     # -- building ------------------------------------------------------------------------------
 
-    def _shape(self, layer: int) -> AttentionShape:
+    def _shape(self, layer: int, groups: int) -> AttentionShape:
         config = self.config
-        groups = len(self._slice.attention)
         return AttentionShape(
             q_heads=groups * config.heads_per_group,
             kv_heads=groups,
@@ -105,12 +176,14 @@ class Transformer:
         )
 
     def _workspace(self) -> Workspace:
-        shape, ffn = self._shape(0), 0
-        if self._slice.ffn:
-            ffn = self._pack.ffn(0, self._slice.ffn)["down"].total_cols
-        attention = shape.q_heads * shape.head_dim
-        qkv = attention + 2 * shape.kv_heads * shape.head_dim
-        return Workspace(self._batch, self.config.hidden_size, qkv, attention, ffn)
+        layers = range(self.config.num_hidden_layers)
+        attention = [held for i in layers for held in self.holding.runs("attention", i)]
+        ffn = [held for i in layers for held in self.holding.runs("ffn", i)]
+        shape = self._shape(0, max((len(held.shards) for held in attention), default=0))
+        heads = shape.q_heads * shape.head_dim
+        qkv = heads + 2 * shape.kv_heads * shape.head_dim
+        widest = max((held.weights["down"].total_cols for held in ffn), default=0)
+        return Workspace(self._batch, self.config.hidden_size, qkv, heads, widest)
 
     def _rope(self, layer: int) -> tuple[F32, F32]:
         windowed = layer in self.config.windowed_layers
@@ -128,52 +201,74 @@ class Transformer:
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
         into_attention = self._residual(norms["input_norm"], before, first=i == 0)
         into_ffn = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
-        return Layer(*self._bind_attention(i, into_attention, norms), *self._bind_ffn(i, into_ffn))
+        attention = self.holding.runs("attention", i) or [NOTHING]
+        ffn = self.holding.runs("ffn", i) or [NOTHING]
+        return Layer(
+            [
+                self._bind_attention(i, held, into_attention, norms, again=k > 0)
+                for k, held in enumerate(attention)
+            ],
+            [self._bind_ffn(held, into_ffn, again=k > 0) for k, held in enumerate(ffn)],
+        )
 
     def _bind_attention(
-        self, i: int, source: Residual, norms: dict[str, F32]
-    ) -> tuple[Project, Attend, ProjectSum]:
-        kernels, space, shards = self.kernels, self._space, self._slice.attention
-        if not shards:
-            nothing = kernels.project_sum(space.attention, None, None, space.sums)
-            return kernels.project(source, [], [], space.qkv), _attend_nothing, nothing
-        weights, biases = self._pack.attention(i, shards), self._pack.biases(i, shards)
-        shape = self._shape(i)
+        self, i: int, held: Held, source: Residual, norms: dict[str, F32], *, again: bool
+    ) -> AttentionRun:
+        kernels, space = self.kernels, self._space
+        shape = self._shape(i, len(held.shards))
+        heads = space.attention(shape.q_heads * shape.head_dim)
+        qkv = space.qkv((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
+        if not held.weights:
+            nothing = kernels.project_sum(heads, None, None, space.sums)
+            return AttentionRun(
+                held, kernels.project(source, [], [], qkv), _attend_nothing, nothing
+            )
+        weights, biases = held.weights, self._pack.biases(i, held.shards)
         exact = all(w.spec.format.bits == 32 for w in weights.values())
         cache = kernels.kv_cache(self.n_ctx, shape, 32 if exact else self._kv_bits)
         self._caches.append(cache)
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
-        return (
+        return AttentionRun(
+            held,
             kernels.project(
                 source,
                 [weights[name] for name in "qkv"],
                 [biases.get(f"{name}_bias") for name in "qkv"],
-                space.qkv,
+                qkv,
+                again=again,
             ),
             kernels.attend(
-                space.qkv, shape, self._rope(i), head_norms, self.config.rms_norm_eps, cache,
-                space.attention,
+                qkv, shape, self._rope(i), head_norms, self.config.rms_norm_eps, cache, heads
             ),
-            kernels.project_sum(space.attention, None, weights["o"], space.sums),
-        )  # fmt: skip
-
-    def _bind_ffn(self, i: int, source: Residual) -> tuple[Project, ProjectSum]:
-        kernels, space, shards = self.kernels, self._space, self._slice.ffn
-        if not shards:
-            nothing = kernels.project_sum(space.gate_up, None, None, space.sums)
-            return kernels.project(source, [], [], space.gate_up), nothing
-        weights = self._pack.ffn(i, shards)
-        up_and_gate: list[Weights] = [weights["gate"], weights["up"]]
-        return (
-            kernels.project(source, up_and_gate, [None, None], space.gate_up),
-            kernels.project_sum(space.gate_up, self.config.hidden_act, weights["down"], space.sums),
+            kernels.project_sum(heads, None, weights["o"], space.sums, add=again),
         )
 
-    def _bind_head(self, out: F32) -> Project:
+    def _bind_ffn(self, held: Held, source: Residual, *, again: bool) -> FfnRun:
+        kernels, space = self.kernels, self._space
+        if not held.weights:
+            gate_up = space.gate_up(0)
+            nothing = kernels.project_sum(gate_up, None, None, space.sums)
+            return FfnRun(held, kernels.project(source, [], [], gate_up), nothing)
+        gate, up, down = (held.weights[name] for name in ("gate", "up", "down"))
+        gate_up = space.gate_up(down.total_cols)
+        return FfnRun(
+            held,
+            kernels.project(source, [gate, up], [None, None], gate_up, again=again),
+            kernels.project_sum(gate_up, self.config.hidden_act, down, space.sums, add=again),
+        )
+
+    def _bind_head(self, out: F32) -> list[HeadRun]:
         last = self.config.num_hidden_layers - 1
         post_norm = self._pack.norms(last).get("post_ffn_norm")
         source = self._residual(self._pack.final_norm, post_norm)
-        return self.kernels.project(source, [self._head], [None], out)
+        runs, column = [], 0
+        for held in self._head:
+            head = held.weights["head"]
+            columns = out[:, column : column + head.total_rows]
+            project = self.kernels.project(source, [head], [None], columns, again=column > 0)
+            runs.append(HeadRun(held, project))
+            column += head.total_rows
+        return runs
 
     # -- running -------------------------------------------------------------------------------
 
@@ -188,13 +283,12 @@ class Transformer:
         n, reduce, sums = len(tokens), self._reduce, self._space.sums[: len(tokens)]
         self._embed(tokens)
         for layer in self._layers:
-            layer.project_qkv(n, 0)
-            layer.attend(n, position)
-            layer.project_attention(n)
+            for attention in layer.attention:
+                attention(n, position)
             if reduce is not None:
                 reduce(sums)
-            layer.project_gate_up(n, 0)
-            layer.project_down(n)
+            for ffn in layer.ffn:
+                ffn(n)
             if reduce is not None:
                 reduce(sums)
 
@@ -223,18 +317,20 @@ class Transformer:
         for chunk, at in self._chunks(tokens, position):
             self._run_layers(chunk, at)
             n = len(chunk)
-        self._project_head(n, n - 1)
+        for run in self._project_head:
+            run(n, n - 1)
         return self._logits[0, : self.config.vocab_size]
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
-        out = np.zeros((min(LOGIT_ROWS, self._batch), self._head.total_rows), np.float32)
+        out = np.zeros((min(LOGIT_ROWS, self._batch), self._logits.shape[1]), np.float32)
         project_head = self._bind_head(out)
         for chunk, at in self._chunks(tokens, position):
             self._run_layers(chunk, at)
             for first in range(0, len(chunk), len(out)):
                 end = min(first + len(out), len(chunk))
-                project_head(end, first)
+                for run in project_head:
+                    run(end, first)
                 yield out[: end - first, : self.config.vocab_size]
 
     def memory_bytes(self) -> dict[str, int]:
@@ -246,7 +342,8 @@ class Transformer:
         }
 
     def close(self) -> None:
-        """Stop the kernels' threads. Idempotent."""
+        """Stop the kernels' threads and the reading. Idempotent."""
+        self.holding.close()
         self.kernels.close()
 
 

@@ -17,7 +17,9 @@ from picoedge.store.files import digest, read_at, reading
 from picoedge.store.folder import MANIFEST
 from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
 from picoedge.store.manifest import Manifest, read_manifest
+from picoedge.store.pages import advise, forget_cached, forget_mapped
 from picoedge.store.tensorfile import FileLayout
+from picoedge.store.units import Kind, Unit
 
 _REMEDY = "pack the model again"
 
@@ -67,18 +69,55 @@ class Pack:
         """q_bias, k_bias, v_bias of a run of key-value heads, f32; empty where there are none."""
         layout = self._layout.attention[layer]
         file, run = self._layer(layer), self._run(shards, self.n_attention_shards)
-        data = self._map(file.name)[file.start("attention.000") :]
+        start = file.start("attention.000")
         out: dict[str, F32] = {}
-        for name in BIASES if layout.biases else ():
+        for name in BIASES if layout.biases and run else ():
             at, length = layout.biases[name]
-            places = [i * layout.nbytes + at for i in run]
-            out[name] = np.concatenate([data[p : p + 4 * length].view("<f4") for p in places])
+            places = [start + i * layout.nbytes + at for i in run]
+            out[name] = np.concatenate([self._floats(file, p, length) for p in places])
         return out
 
     def head(self, shards: range | None = None) -> Weights:
         """Vocabulary rows of a run of head shards; the last shard ends in zero rows."""
         weights = self._weights(self._head_file, "head", self._layout.head, shards)
         return weights["head"]
+
+    def unit(self, kind: Kind, layer: int, shards: range) -> Unit:
+        """Where a run of shards lies."""
+        file, layout = self._place(kind, layer)
+        self._run(shards, self._count(kind))
+        start = file.start(f"{kind}.000") + shards.start * layout.nbytes
+        return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
+
+    def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
+        """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""
+        assert data.shape == (unit.nbytes,)
+        _, layout = self._place(unit.kind, unit.layer)
+        return {
+            name: Weights(spec, data, layout.nbytes, len(unit.shards))
+            for name, spec in layout.matrices.items()
+        }
+
+    def unit_hashes(self, unit: Unit) -> list[tuple[str, str]]:
+        """(name, blake2b in hex) of each shard of a unit, in the order of their bytes."""
+        folder = unit.file.removesuffix(".safetensors")
+        names = [f"{folder}/{unit.kind}.{i:03d}" for i in unit.shards]
+        return [(name, self._manifest.hashes[name]) for name in names]
+
+    def _place(self, kind: Kind, layer: int) -> tuple[FileLayout, ShardLayout]:
+        if kind == "head":
+            return self._head_file, self._layout.head
+        layouts = self._layout.attention if kind == "attention" else self._layout.ffn
+        return self._layer(layer), layouts[layer]
+
+    def _count(self, kind: Kind) -> int:
+        geometry = self._layout.geometry
+        counts = {
+            "attention": geometry.attention_shards,
+            "ffn": geometry.ffn_shards,
+            "head": geometry.head_shards,
+        }
+        return counts[kind]
 
     @property
     def final_norm(self) -> F32:
@@ -94,6 +133,22 @@ class Pack:
         file = self._files["embed.safetensors"]
         data = self._map(file.name)[file.start("embed.000") :]
         return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
+
+    def advise_embedding(self, advice: int) -> None:
+        """madvise over the file that token rows are gathered from."""
+        advise(self._map(self._embedding_file), advice)
+
+    def forget_embedding(self) -> None:
+        """Drop the pages of that file from memory; they are read again when they are needed."""
+        mapped = self._map(self._embedding_file)
+        forget_mapped(mapped, 0, mapped.nbytes)
+        path = self.path / self._embedding_file
+        with reading(path), path.open("rb") as file:
+            forget_cached(file.fileno(), 0, mapped.nbytes)
+
+    @property
+    def _embedding_file(self) -> str:
+        return "embed.safetensors" if self._manifest.embed else "head.safetensors"
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Hash every shard and text file; raises ModelError naming the first that differs."""
@@ -130,8 +185,13 @@ class Pack:
 
     def _vector(self, file: FileLayout, tensor: str) -> F32:
         start, end = file.tensors[tensor][1:]
-        at = len(file.header)
-        return self._map(file.name)[at + start : at + end].view("<f4")
+        return self._floats(file, len(file.header) + start, (end - start) // 4)
+
+    def _floats(self, file: FileLayout, offset: int, count: int) -> F32:
+        # Read, not mapped: a fault on a map reads megabytes around it.
+        values = read_at(self.path / file.name, offset, 4 * count).view("<f4")
+        values.flags.writeable = False
+        return values
 
     def _weights(
         self, file: FileLayout, kind: str, layout: ShardLayout, shards: range | None

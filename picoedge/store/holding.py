@@ -1,0 +1,201 @@
+"""How a model's weights are held: all of them mapped, or by a plan, with a window for the rest."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.kernels.rows import RowGather
+from picoedge.store.embedding import RowEmbedding
+from picoedge.store.slices import Slice
+from picoedge.store.units import Kind, Unit
+from picoedge.store.window import Usage, Window
+from picoedge.store.window_io import (
+    DirectIO,
+    Files,
+    MappedIO,
+    WindowIO,
+    check_shards,
+    read_unit,
+)
+from picoedge.store.window_plan import WindowPlan
+
+if TYPE_CHECKING:
+    from picoedge.store.reader import Pack
+
+READERS = 3  # reads in flight
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The matrices of a run of shards; `acquire` comes before their use and `release` after it."""
+
+    shards: range
+    weights: dict[str, Weights]
+    acquire: Callable[[], None] | None = None
+    release: Callable[[], None] | None = None
+
+
+class Gather(Protocol):
+    """A table of rows, one a token."""
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i], out f32 [>= n, hidden]."""
+
+
+class Holding(Protocol):
+    """Where a transformer gets its weights from."""
+
+    part: Slice
+    usage: Usage
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """The runs of a kind in a layer, in order; a token uses all of them, in this order."""
+
+    def embedding(self) -> Gather:
+        """Where rows of tokens are looked up."""
+
+    def close(self) -> None:
+        """Stop reading. Idempotent."""
+
+
+class Mapped:
+    """All of a slice, mapped: the page cache holds it, and other processes may share it."""
+
+    def __init__(self, pack: Pack, part: Slice | None = None) -> None:
+        self._pack = pack
+        self.part = part or Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
+        self.usage = Usage()
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """See `Holding.runs`."""
+        pack, part = self._pack, self.part
+        if kind == "head":
+            return [Held(range(pack.n_head_shards), {"head": pack.head()})]
+        shards = part.attention if kind == "attention" else part.ffn
+        if not shards:
+            return []
+        weights = pack.attention if kind == "attention" else pack.ffn
+        return [Held(shards, weights(layer, shards))]
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        return _gather(self._pack.embedding)
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class Windowed:
+    """By a plan: resident units in memory of their own, the others through a window."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        part: Slice,
+        plan: WindowPlan,
+        *,
+        io: str,
+        read_ahead: int = 0,
+        verify: bool = False,
+    ) -> None:
+        """Reads the resident units. Raises StorageError, and ModelError of a wrong hash."""
+        self._pack, self.part, self.plan = pack, part, plan
+        self._verify = verify
+        self._runs: dict[tuple[Kind, int], list[Held]] = {}
+        files = Files(pack.path, direct=io == "direct")
+        self._resident = self._read_resident(files)
+        self._window: Window | None = None
+        self._io = self._make_io(files, io, read_ahead)
+        if plan.streamed:
+            self._window = Window(
+                plan.streamed,
+                plan.ring,
+                self._io,
+                folder=pack.path,
+                readers=READERS if io == "direct" else 1,
+                check=self._check if verify else None,
+            )
+        self._bind()
+
+    def _read_resident(self, files: Files) -> dict[Unit, U8]:
+        arrays: dict[Unit, U8] = {}
+        for unit in self.plan.units:
+            if unit in self.plan.resident:
+                arrays[unit] = read_unit(files, unit)
+                if self._verify:
+                    self._compare(unit, arrays[unit])
+        return arrays
+
+    def _make_io(self, files: Files, io: str, read_ahead: int) -> WindowIO:
+        streamed, ring = self.plan.streamed, self.plan.ring
+        if io == "mmap":
+            return MappedIO(files, streamed, read_ahead)
+        return DirectIO(files, ring.nbytes, dict(zip(streamed, ring.places, strict=True)))
+
+    def _check(self, unit: Unit) -> None:
+        self._compare(unit, self._io.array(unit))
+
+    def _compare(self, unit: Unit, data: U8) -> None:
+        check_shards(self._pack.path, unit, data, self._pack.unit_hashes(unit))
+
+    def _bind(self) -> None:
+        index = 0
+        for unit in self.plan.units:
+            runs = self._runs.setdefault((unit.kind, unit.layer), [])
+            if unit in self.plan.resident:
+                weights = self._pack.weights_in(unit, self._resident[unit])
+                runs.append(Held(unit.shards, weights))
+                continue
+            assert self._window is not None
+            weights = self._pack.weights_in(unit, self._io.array(unit))
+            acquire = partial(self._window.acquire, index)
+            runs.append(Held(unit.shards, weights, acquire, partial(self._window.release, index)))
+            index += 1
+
+    @property
+    def usage(self) -> Usage:
+        """What the window has done."""
+        return self._window.usage if self._window is not None else Usage()
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """See `Holding.runs`."""
+        return self._runs.get((kind, layer), [])
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        return SparseRows(self._pack)
+
+    def close(self) -> None:
+        """See `Holding.close`."""
+        if self._window is not None:
+            self._window.close()
+        self._io.close()
+
+
+class SparseRows:
+    """Rows of a mapped file, looked up page by page; now and then their pages are given back."""
+
+    _KEEP = 1 << 20  # bytes of rows between two times
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+        self._rows = _gather(pack.embedding)
+        self._touched = 0
+        pack.advise_embedding(mmap.MADV_RANDOM)  # or each fault reads megabytes around its page
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """See `Gather.gather`."""
+        self._rows.gather(ids, out)
+        self._touched += len(ids) * 4 * mmap.PAGESIZE
+        if self._touched > self._KEEP:
+            self._touched = 0
+            self._pack.forget_embedding()
+
+
+def _gather(embedding: Weights | RowEmbedding) -> Gather:
+    return RowGather(embedding) if isinstance(embedding, Weights) else embedding

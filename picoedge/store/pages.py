@@ -1,0 +1,81 @@
+"""Pages of memory and of the page cache: asked for ahead of use, and given back after it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+import numpy as np
+
+from picoedge.kernels.blocks import U8
+
+PAGE = mmap.PAGESIZE
+_HUGE = 2 << 20  # the largest run of pages the page cache keeps as one
+_POPULATE_READ = 22  # Linux 5.14
+_MAP_NORESERVE = 0x4000
+
+
+def page_down(n: int) -> int:
+    """The page boundary at or before byte `n`."""
+    return n // PAGE * PAGE
+
+
+def page_up(n: int) -> int:
+    """The page boundary at or after byte `n`."""
+    return -(-n // PAGE) * PAGE
+
+
+def anonymous(nbytes: int) -> U8:
+    """Zeroed memory of our own, page-aligned, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= _HUGE:
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel built without them
+    return np.frombuffer(memory, np.uint8, nbytes)
+
+
+def advise(array: U8, advice: int) -> int:
+    """madvise over the pages that `array` touches. Returns 0, or the error number."""
+    start = page_down(array.ctypes.data)
+    end = page_up(array.ctypes.data + array.nbytes)
+    if _madvise()(start, end - start, advice) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def populate(array: U8) -> int:
+    """Map the pages of a file-backed array, reading what is not in memory; 0, or the error number.
+
+    EFAULT: the file has become shorter, or the storage cannot be read. EINVAL: an old kernel.
+    """
+    return advise(array, _POPULATE_READ)
+
+
+def forget_mapped(array: U8, start: int, end: int) -> None:
+    """Unmap the pages that bytes [start, end) of a mapped file begin in; they can be read again."""
+    first, last = page_down(start), page_down(end)
+    if last > first:
+        advise(array[first:last], mmap.MADV_DONTNEED)
+
+
+def forget_cached(fd: int, start: int, end: int) -> None:
+    """Drop a range of a file from the page cache.
+
+    The cache keeps runs of pages as one, and drops those only that lie within the range: it begins
+    earlier, so that a run which the last call cut goes with this one.
+    """
+    first = max(0, page_down(start) - _HUGE)
+    os.posix_fadvise(fd, first, page_up(end) - first, os.POSIX_FADV_DONTNEED)
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int]:
+    function = ctypes.CDLL(None, use_errno=True).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return cast("Callable[[int, int, int], int]", function)

@@ -1,0 +1,245 @@
+"""What stays in memory, what is streamed, and through how large a window. Pure arithmetic.
+
+Every token uses the units in the same cyclic order, so whatever is dropped as the oldest is needed
+again before anything younger: with a least-recently-used cache all of it is read again as soon as
+the whole does not fit. Keeping a fixed set and streaming the rest reads the rest, and no more. The
+set is spread evenly, so that the disk, which never stops, is never far behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from picoedge.store.units import Unit
+from picoedge.store.window_io import span_of
+
+_CYCLES = 3  # simulated tokens; the last one is in steady state
+_SMALLEST_DEPTH = 2  # one unit in use while the next is read
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Speeds of a board."""
+
+    disk: float  # bytes a second, read
+    compute: float  # bytes of weights a second, used for one token
+    unit_s: float = 20e-6  # calls and waiting beside the arithmetic, a unit
+    token_s: float = 0.0  # what a token takes beside its weights
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Places for units that follow one another in a ring of `nbytes`.
+
+    `places[i]` is unit i's first byte. It may be filled again as soon as the unit `behind[i]`
+    places earlier in the cycle (and all before that) has been used.
+    """
+
+    places: tuple[int, ...]
+    behind: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def depth(self) -> int:
+        """Units that are held at once, at least: one in use, the others ahead of it."""
+        return min(self.behind, default=0)
+
+
+def lay_ring(sizes: Sequence[int], nbytes: int) -> Ring:
+    """Lay units of these sizes one behind another in a ring of at most `nbytes`.
+
+    Each begins where the one before it ends, or at 0 where it would not fit. Every size must fit.
+    """
+    places, at = [], 0
+    for size in sizes:
+        assert 0 < size <= nbytes, "a unit is larger than the window"
+        at = 0 if at + size > nbytes else at
+        places.append(at)
+        at += size
+    behind = tuple(_behind(places, sizes, i) for i in range(len(sizes)))
+    used = max((p + s for p, s in zip(places, sizes, strict=True)), default=0)
+    return Ring(tuple(places), behind, used)
+
+
+def _behind(places: Sequence[int], sizes: Sequence[int], i: int) -> int:
+    """How far back in the cycle the nearest unit lies that shares bytes with unit i."""
+    start, end = places[i], places[i] + sizes[i]
+    for k in range(1, len(places)):
+        j = i - k  # negative: of the cycle before
+        if places[j] < end and start < places[j] + sizes[j]:
+            return k
+    return len(places)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A unit as the disk and the processor see it."""
+
+    nbytes: int
+    streamed: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of one token in steady state, and what they are made of."""
+
+    s_per_token: float
+    disk_s: float
+    compute_s: float
+
+    @property
+    def clock(self) -> str:
+        """What sets the pace: "disk" or "compute"."""
+        return "disk" if self.disk_s > self.compute_s else "compute"
+
+
+def forecast(steps: Sequence[Step], ring: Ring, rates: Rates) -> Forecast:
+    """Follow disk and processor through a few tokens.
+
+    The disk reads the streamed units in order, each when its place in the ring is free; the
+    processor uses every unit in order, each when it is there (after TPI-LLM's conditions for a
+    steady state, arXiv 2410.00531 section 3.3, for units of any size).
+    """
+    used: list[float] = []  # when each streamed unit had been used, in sequence
+    n, count = len(ring.places), 0
+    disk, now, began = 0.0, 0.0, 0.0
+    for _ in range(_CYCLES):
+        began, now = now, now + rates.token_s
+        for step in steps:
+            if step.streamed:
+                free = count - ring.behind[count % n]
+                disk = max(disk, used[free] if free >= 0 else 0.0) + step.nbytes / rates.disk
+                now = max(now, disk)
+                count += 1
+            now += step.nbytes / rates.compute + rates.unit_s
+            if step.streamed:
+                used.append(now)
+    streamed = sum(step.nbytes for step in steps if step.streamed)
+    total = sum(step.nbytes for step in steps)
+    compute_s = total / rates.compute + len(steps) * rates.unit_s + rates.token_s
+    return Forecast(now - began, streamed / rates.disk, compute_s)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Units in order of use, which of them are resident, and the ring for the others."""
+
+    units: tuple[Unit, ...]
+    resident: frozenset[Unit]
+    ring: Ring
+    forecast: Forecast
+
+    @property
+    def streamed(self) -> tuple[Unit, ...]:
+        """The units read for every token, in order."""
+        return tuple(unit for unit in self.units if unit not in self.resident)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the resident units."""
+        return sum(span_bytes(unit) for unit in self.resident)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes read for a token."""
+        return sum(span_bytes(unit) for unit in self.streamed)
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes of weights that a token uses."""
+        return sum(unit.nbytes for unit in self.units)
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory of the window."""
+        return self.ring.nbytes
+
+
+def span_bytes(unit: Unit) -> int:
+    """Bytes read, and held, for a unit: whole pages."""
+    start, end = span_of(unit)
+    return end - start
+
+
+def plan_window(
+    cut: Callable[[int], tuple[Unit, ...]],
+    memory: int,
+    rates: Rates,
+    sizes: Sequence[int],
+    *,
+    reserve: int = 0,
+) -> WindowPlan | None:
+    """The plan with the least seconds a token that takes at most `memory` bytes.
+
+    `cut` gives the units for a size of unit, of which `sizes` are tried. `reserve` is memory that
+    a window takes beside its own. None: not even the smallest window fits.
+    """
+    plans = [plan for most in sizes for plan in _plans_of(cut(most), memory, rates, reserve)]
+    return min(plans, key=lambda plan: plan.forecast.s_per_token, default=None)
+
+
+def _plans_of(
+    units: tuple[Unit, ...], memory: int, rates: Rates, reserve: int
+) -> list[WindowPlan]:
+    total = sum(map(span_bytes, units))
+    if total <= memory:
+        return [_plan(units, frozenset(units), 0, rates)]
+    largest = max(map(span_bytes, units))
+    smallest = _SMALLEST_DEPTH * largest
+    room = memory - reserve
+    plans: list[WindowPlan] = []
+    window = smallest
+    while window <= room and window < total:
+        resident = spread(units, room - window)
+        plans.append(_plan(units, resident, window, rates))
+        window += max(largest // 2, window // 4)
+        if len(plans) > 2 and plans[-1].forecast.s_per_token > plans[-2].forecast.s_per_token > (
+            plans[-3].forecast.s_per_token
+        ):
+            break  # larger windows only take memory from the resident units
+    return plans
+
+
+def _plan(
+    units: tuple[Unit, ...], resident: frozenset[Unit], window: int, rates: Rates
+) -> WindowPlan:
+    sizes = [span_bytes(unit) for unit in units if unit not in resident]
+    ring = lay_ring(sizes, window)
+    steps = [Step(span_bytes(unit), unit not in resident) for unit in units]
+    return WindowPlan(units, resident, ring, forecast(steps, ring, rates))
+
+
+def spread(units: Sequence[Unit], memory: int) -> frozenset[Unit]:
+    """Units to keep, at most `memory` bytes: as many as fit, evenly through the depth.
+
+    The head goes first: where the logits of every token are wanted it is used more often than a
+    layer is.
+    """
+    chosen: set[Unit] = set()
+    left = memory
+    for kind in ("head", ""):
+        group = [unit for unit in units if (unit.kind == "head") == (kind == "head")]
+        kept = _spread_evenly(group, left)
+        left -= sum(map(span_bytes, kept))
+        chosen |= kept
+    for unit in sorted(set(units) - chosen, key=lambda unit: (-unit.nbytes, unit.layer)):
+        if span_bytes(unit) <= left:  # what rounding left over
+            chosen.add(unit)
+            left -= span_bytes(unit)
+    return frozenset(chosen)
+
+
+def _spread_evenly(units: Sequence[Unit], memory: int) -> set[Unit]:
+    total = sum(map(span_bytes, units))
+    share = min(1.0, memory / total) if total else 0.0
+    chosen: set[Unit] = set()
+    due, left = 0.0, memory
+    for unit in units:
+        size = span_bytes(unit)
+        due += share * size
+        if 2 * due >= size and size <= left:
+            chosen.add(unit)
+            due -= size
+            left -= size
+    return chosen

@@ -25,8 +25,11 @@ def load_api() -> Any:
 class Peer:
     """One model and one context of llama.cpp."""
 
-    def __init__(self, path: str, n_ctx: int, threads: int, flash: bool = False) -> None:
-        self.api = load_api()
+    def __init__(
+        self, path: str, n_ctx: int, threads: int, flash: bool = False, *,
+        api: Any = None, n_batch: int = N_BATCH,
+    ) -> None:  # fmt: skip
+        self.api, self._n_batch = api or load_api(), n_batch
         self._silent = self.api.llama_log_callback(lambda level, text, data: None)
         self.api.llama_log_set(self._silent, ctypes.c_void_p(0))
         self.api.llama_backend_init()
@@ -42,7 +45,7 @@ class Peer:
     def _context(self, n_ctx: int, threads: int, flash: bool) -> Any:
         params = self.api.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(n_ctx, N_BATCH)
+        params.n_batch = params.n_ubatch = min(n_ctx, self._n_batch)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         kinds = (self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED, self.api.LLAMA_FLASH_ATTN_TYPE_ENABLED)
@@ -59,12 +62,12 @@ class Peer:
     def evaluate(self, tokens: Sequence[int]) -> None:
         """Append the tokens; logits of the last one are ready when this returns."""
         ids = (self.api.llama_token * len(tokens))(*tokens)
-        for at in range(0, len(tokens), N_BATCH):
+        for at in range(0, len(tokens), self._n_batch):
             part = ctypes.cast(
                 ctypes.byref(ids, at * ctypes.sizeof(self.api.llama_token)),
                 ctypes.POINTER(self.api.llama_token),
             )
-            self._decode(self.api.llama_batch_get_one(part, min(N_BATCH, len(tokens) - at)))
+            self._decode(self.api.llama_batch_get_one(part, min(self._n_batch, len(tokens) - at)))
         self.api.llama_synchronize(self.ctx)
 
     def _decode(self, batch: Any) -> None:

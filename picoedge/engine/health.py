@@ -14,6 +14,7 @@ from pathlib import Path
 
 from picoedge.engine import memory
 from picoedge.engine.shelf import Shelf
+from picoedge.engine.storage import StorageSpeed, storage_speed
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.loader import default_threads, describe_kernels
 from picoedge.units import format_size
@@ -23,6 +24,8 @@ LIBRARIES = ("click", "gguf", "jinja2", "psutil", "rich", "safetensors", "senten
 _LOW_MEMORY_BYTES = 300 << 20
 _LOW_DISK_BYTES = 500 << 20
 _HOT_C = 80.0
+_SLOW_STORAGE = 25 << 20  # bytes a second: a card of the old sort, or a slot at its slowest
+_STORAGE_PATIENCE_S = 2.0
 
 # Bits of `vcgencmd get_throttled`; the same 16 higher: since boot.
 _THROTTLED = {
@@ -54,6 +57,7 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_memory(memory.available_bytes(), _installed_bytes(), _without_cgroups())
     yield check_swaps(_text_of(Path("/proc/swaps")))
     yield check_disk(shelf.folder)
+    yield check_storage(shelf)
     yield check_model(shelf)
     yield from check_firmware()
     yield from check_heat(Path("/sys/class/thermal"))
@@ -138,6 +142,31 @@ def check_disk(folder: Path) -> Check:
     if free < _LOW_DISK_BYTES:
         return Check("disk", "warn", text, "picoedge rm removes models; or set PICOEDGE_HOME")
     return Check("disk", "ok", text)
+
+
+def check_storage(shelf: Shelf) -> Check:
+    """How fast the place where packs are kept can be read."""
+    try:
+        packs = [(item.n_bytes, item.path) for item in shelf.items() if item.state == "packed"]
+        largest = max(packs, default=(0, None))[1]
+        if largest is None:
+            return Check("storage", "ok", "its speed is measured once a model is packed")
+        folder = shelf.folder.parent
+        return check_speed(storage_speed(largest, cache=folder, patience_s=_STORAGE_PATIENCE_S))
+    except PicoedgeError as error:
+        return Check("storage", "warn", error.message, error.hint)
+
+
+def check_speed(speed: StorageSpeed) -> Check:
+    """A model larger than memory runs at the speed of its storage."""
+    if not speed.enough:
+        return Check("storage", "ok", f"{speed}; too little was read to be sure")
+    if speed.best >= _SLOW_STORAGE:
+        return Check("storage", "ok", str(speed))
+    if max(speed.direct, speed.mapped) >= _SLOW_STORAGE:
+        return Check("storage", "warn", str(speed), "raise the read limit of its control group")
+    remedy = "an A2 card or a USB 3 SSD, else models larger than memory crawl"
+    return Check("storage", "warn", f"slow: {speed}", remedy)
 
 
 def check_model(shelf: Shelf) -> Check:

@@ -1,0 +1,90 @@
+"""What was measured of this board, kept in one file: `probes.json` in picoedge's cache folder.
+
+    {"storage": {KEY: {"at": unix seconds, FIGURE: number, …}}, "compute": {…}}
+
+Whatever else is found in the file is as if it were not there: the cost is a new measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, float]
+Kinds = dict[str, dict[str, Figures]]
+
+_NAME = "probes.json"
+_KINDS = ("storage", "compute")
+_KEPT_S = 30 * 86400.0
+_MOST_BYTES = 256 << 10
+_MOST_ENTRIES = 64  # of a kind
+_SMALLEST, _LARGEST = 1e3, 1e12  # bytes a second that anything has; zero: not at all
+
+
+def recall(cache: Path, kind: str, key: str, names: tuple[str, ...], now: float) -> Figures | None:
+    """The figures `names` measured under `key` within 30 days before `now`; None without them."""
+    figures = _load(cache / _NAME, now)[kind].get(key)
+    if figures is None or set(figures) != {"at", *names}:
+        return None
+    return {name: figures[name] for name in names}
+
+
+def remember(cache: Path, kind: str, key: str, figures: Mapping[str, float], now: float) -> None:
+    """Keep figures under `key`. A folder that cannot be written is no error: nothing is kept."""
+    kinds = _load(cache / _NAME, now)
+    kinds[kind][key] = {**figures, "at": now}
+    for entries in kinds.values():
+        by_age = sorted(entries, key=lambda name: entries[name]["at"])
+        for name in by_age[:-_MOST_ENTRIES]:
+            del entries[name]
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        _write(cache / _NAME, json.dumps(kinds, indent=1) + "\n")
+
+
+def _load(file: Path, now: float) -> Kinds:
+    """What the file holds that is sound and not too old."""
+    values = None
+    with suppress(OSError, ValueError, RecursionError):
+        if file.is_file() and file.stat().st_size <= _MOST_BYTES:  # a pipe would have us wait
+            values = json.loads(file.read_bytes())
+    found = {kind: values.get(kind) if isinstance(values, dict) else None for kind in _KINDS}
+    return {
+        kind: {
+            key: {name: float(value) for name, value in entry.items()}
+            for key, entry in (entries.items() if isinstance(entries, dict) else ())
+            if _is_sound(entry) and now - _KEPT_S <= entry["at"] <= now
+        }
+        for kind, entries in found.items()
+    }
+
+
+def _is_sound(entry: Any) -> bool:
+    """An object of plain numbers, none of them absurd."""
+    return (
+        isinstance(entry, dict)
+        and "at" in entry
+        and all(
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (value == 0 or _SMALLEST <= value <= _LARGEST)
+            for value in entry.values()
+        )
+    )
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, whoever else writes. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as opened:
+            opened.write(text)
+        os.replace(name, file)
+    except OSError:
+        os.unlink(name)
+        raise

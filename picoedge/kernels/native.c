@@ -1089,10 +1089,18 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
 /* Keys or values of one head and the scales of those in 8 bits. */
 typedef struct { const void *at; const uint16_t *scales; int blocks; } stored_t;
 
-/* LANES of them from element `i` on. An int8 times its scale is exact (7 + 11 bits). */
-INLINE vf stored_at(int bits, const stored_t *stored, int64_t i, vf scale) {
-    if (bits == 16) return vf_from_f16((const uint16_t *)stored->at + i);
-    return vf_mul(scale, vf_from_i8((const int8_t *)stored->at + i));
+/* LANES of them from element `i` on; those in 8 bits without their scale. */
+INLINE vf stored_at(int bits, const stored_t *stored, int64_t i) {
+    return bits == 16 ? vf_from_f16((const uint16_t *)stored->at + i) : vf_from_i8((const int8_t *)stored->at + i);
+}
+
+/* sum += acc, of one block of dimensions, times the scales of the block. */
+INLINE void add_scaled(int nq, int parts, const stored_t *keys, int t, int block, const vf *acc, vf *sum) {
+    const uint16_t *scales = keys->scales + ((int64_t)(t / KEYS) * keys->blocks + block) * KEYS + t % KEYS;
+    for (int p = 0; p < parts; p++) {
+        const vf scale = vf_from_f16(scales + p * LANES);
+        for (int i = p; i < nq * parts; i += parts) sum[i] = vf_fma(scale, acc[i], sum[i]);
+    }
 }
 
 /* scores[j][t] for NQ queries against the tiles of keys from..to (positions, multiples of 16). */
@@ -1101,20 +1109,23 @@ INLINE void score_keys(int bits, int nq, const float *const *q, const stored_t *
     const int parts = nq * PARTS <= QUERIES ? PARTS : 1, block = bits == 8 ? BLOCK : d;
     for (int t = from; t < to; t += parts * LANES) {
         const int64_t key = (int64_t)(t / KEYS) * KEYS * d + t % KEYS;
-        const uint16_t *scales = keys->scales + (int64_t)(t / KEYS) * KEYS * keys->blocks + t % KEYS;
-        vf acc[QUERIES], scale[PARTS];
-        for (int j = 0; j < nq * parts; j++) acc[j] = vf_set1(0.0f);
-        for (int b = 0; b < d; b += block) {
-            for (int p = 0; p < parts; p++) scale[p] = bits == 8 ? vf_from_f16(scales + b / BLOCK * KEYS + p * LANES) : vf_set1(0.0f);
-            for (int i = b; i < (d - b < block ? d : b + block); i++) {
+        vf sum[QUERIES];
+        for (int j = 0; j < nq * parts; j++) sum[j] = vf_set1(0.0f);
+        for (int first = 0; first < d; first += block) {
+            const int end = first + block < d ? first + block : d;
+            vf acc[QUERIES];
+            for (int j = 0; j < nq * parts; j++) acc[j] = vf_set1(0.0f);
+            for (int i = first; i < end; i++) {
                 for (int p = 0; p < parts; p++) {
-                    const vf k = stored_at(bits, keys, key + i * KEYS + p * LANES, scale[p]);
+                    const vf k = stored_at(bits, keys, key + i * KEYS + p * LANES);
                     for (int j = 0; j < nq; j++) acc[j * parts + p] = vf_fma(k, vf_set1(q[j][i]), acc[j * parts + p]);
                 }
             }
+            if (bits == 8) add_scaled(nq, parts, keys, t, first / BLOCK, acc, sum);
+            else for (int j = 0; j < nq * parts; j++) sum[j] = acc[j];
         }
         for (int j = 0; j < nq; j++)
-            for (int p = 0; p < parts; p++) vf_store(scores + j * stride + t + p * LANES, acc[j * parts + p]);
+            for (int p = 0; p < parts; p++) vf_store(scores + j * stride + t + p * LANES, sum[j * parts + p]);
     }
 }
 
@@ -1141,9 +1152,12 @@ INLINE void mix_values(int bits, int nq, const float *scores, int64_t stride, co
     for (int j = 0; j < nq; j++) acc[j][0] = acc[j][1] = vf_set1(0.0f);
     for (int t = lo; t <= hi; t++) {
         const int64_t value = (int64_t)t * d + i;
-        const vf scale = bits == 8 ? vf_set1_f16(values->scales[(int64_t)t * values->blocks + i / BLOCK]) : vf_set1(0.0f);
-        const vf a = stored_at(bits, values, value, scale);
-        const vf b = width == 2 ? stored_at(bits, values, value + LANES, scale) : a;
+        vf a = stored_at(bits, values, value), b = width == 2 ? stored_at(bits, values, value + LANES) : a;
+        if (bits == 8) { /* exact: 7 and 11 bits */
+            const vf scale = vf_set1_f16(values->scales[(int64_t)t * values->blocks + i / BLOCK]);
+            a = vf_mul(scale, a);
+            b = vf_mul(scale, b);
+        }
         for (int j = 0; j < nq; j++) {
             const vf p = vf_set1(scores[j * stride + t]);
             acc[j][0] = vf_fma(p, a, acc[j][0]);

@@ -1,9 +1,11 @@
 /* attend: the cache and the result against double precision, and prefill against decoding. */
 
 enum { POSITIONS = 45, CONTEXT = 48 };
-typedef struct { const char *name; int q_heads, kv_heads, head_dim, window, norms; } heads_t;
+typedef struct { const char *name; int bits, q_heads, kv_heads, head_dim, window, norms; } heads_t;
 static const heads_t shapes[] = {
-    {"9/3x64", 9, 3, 64, 0, 0}, {"4/1x96w20", 4, 1, 96, 20, 1}, {"5/5x16", 5, 5, 16, 0, 1},
+    {"9/3x64", 16, 9, 3, 64, 0, 0}, {"4/1x96w20", 16, 4, 1, 96, 20, 1}, {"5/5x16", 16, 5, 5, 16, 0, 1},
+    {"9/3x64-8bit", 8, 9, 3, 64, 0, 0}, {"4/1x96w20-8bit", 8, 4, 1, 96, 20, 1},
+    {"5/5x16-8bit", 8, 5, 5, 16, 0, 1}, {"7/1x48-8bit", 8, 7, 1, 48, 0, 0},
 };
 
 static int row_of(const attend_t *op) { return (op->q_heads + 2 * op->kv_heads) * op->head_dim; }
@@ -11,7 +13,7 @@ static int row_of(const attend_t *op) { return (op->q_heads + 2 * op->kv_heads) 
 static void attend_chunks(report_t *report, pool_t *pool, const attend_t *op, const float *qkv, int chunk,
                           float *out) {
     const int row = row_of(op);
-    memset(op->keys, 0, sizeof(uint16_t) * (size_t)(op->kv_heads * CONTEXT * op->head_dim));
+    memset(op->keys, 0, (op->key_scales ? 1 : 2) * (size_t)(op->kv_heads * CONTEXT * op->head_dim));
     memcpy(op->qkv, qkv, sizeof(float) * (size_t)(POSITIONS * row));
     for (int t = 0; t < POSITIONS; t += chunk) {
         attend_t part = *op;
@@ -21,17 +23,33 @@ static void attend_chunks(report_t *report, pool_t *pool, const attend_t *op, co
     }
 }
 
+/* One head's numbers in the cache are within half a step; `scales` 0: in f16. */
+static void check_stored(report_t *report, const double *got, const double *want, const double *scales, int d) {
+    for (int i = 0; i < d; i++) {
+        const double error = scales[i] ? scales[i] * (0.5 + 1e-5) : 0x1p-25 + fabs(want[i]) * 0x1.01p-11;
+        expect_close(report, got[i], want[i], 1e-6 + error, "cache");
+    }
+    for (int first = 0; scales[0] && first < d; first += BLOCK) {
+        double amax = 0;
+        for (int i = first; i < least(first + BLOCK, d); i++) amax = fmax(amax, fabs(want[i]));
+        expect_close(report, scales[first], amax / 127, 1e-7 + amax / 127 * 0x1.01p-11, "scale");
+    }
+}
+
 static void check_cache(report_t *report, const attend_t *op, const float *k, int position) {
     const int d = op->head_dim;
-    double rotated[512];
+    double key[512], value[512], stored_key[512], stored_value[512], key_scales[512], value_scales[512];
     for (int kv = 0; kv < op->kv_heads; kv++, k += d) {
-        rotate_head(op, k, op->k_norm, position, rotated);
-        const float *v = k + op->kv_heads * d;
+        rotate_head(op, k, op->k_norm, position, key);
         for (int i = 0; i < d; i++) {
-            const double half_ulp = 1e-6 + fabs(rotated[i]) * 0x1.01p-11;
-            expect_close(report, key_at(op, kv, position, i), rotated[i], half_ulp, "key");
-            expect_close(report, value_at(op, kv, position, i), v[i], 0x1p-25 + fabs(v[i]) * 0x1p-11, "value");
+            value[i] = k[op->kv_heads * d + i];
+            stored_key[i] = key_at(op, kv, position, i);
+            stored_value[i] = value_at(op, kv, position, i);
+            key_scales[i] = key_scale_at(op, kv, position, i);
+            value_scales[i] = value_scale_at(op, kv, position, i);
         }
+        check_stored(report, stored_key, key, key_scales, d);
+        check_stored(report, stored_value, value, value_scales, d);
     }
 }
 
@@ -67,6 +85,8 @@ static void test_attend(report_t *report, pool_t *const *pools, const heads_t *s
     attend_t op = {
         .cos = rope, .sin = rope + CONTEXT * d / 2, .q_norm = shape->norms ? norms : NULL,
         .k_norm = shape->norms ? norms + d : NULL, .keys = room(2 * (size_t)kv), .values = room(2 * (size_t)kv),
+        .key_scales = shape->bits == 8 ? room(2 * (size_t)kv) : NULL,
+        .value_scales = shape->bits == 8 ? room(2 * (size_t)kv) : NULL,
         .out = room(sizeof(float) * (size_t)outs), .q_heads = shape->q_heads, .kv_heads = shape->kv_heads,
         .head_dim = d, .n_ctx = CONTEXT, .window = shape->window, .scale = 0.125f, .eps = 1e-6f,
     };
@@ -83,6 +103,6 @@ static void test_attend(report_t *report, pool_t *const *pools, const heads_t *s
             expect_same(report, again, op.out, sizeof(float) * (size_t)outs, "attend, other threads and chunks");
         }
     }
-    void *owned[] = {rope, again, norms, op.keys, op.values, op.out, op.qkv, qkv};
+    void *owned[] = {rope, again, norms, op.keys, op.values, op.key_scales, op.value_scales, op.out, op.qkv, qkv};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }

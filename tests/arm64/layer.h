@@ -52,3 +52,24 @@ static void test_exp(report_t *report) {
     vf_store(y, vf_exp(vf_load(x)));
     expect(report, y[0] > 1e38f && y[0] < INFINITY && y[1] > 0 && y[1] < 2e-38f, "exp", "its ends are not clamped");
 }
+
+/* Blocks in 8 bits: ties, zeros, and numbers whose scale an f16 holds badly or not at all. */
+static void test_narrow(report_t *report) {
+    static const float sizes[] = {0, 1e-40f, 1e-30f, 1e-7f, 1e-4f, 1, 127, 65504, 8e6f, 1e20f, 3e38f, INFINITY};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        for (int width = 16; width <= BLOCK; width += 16) {
+            float x[BLOCK];
+            int8_t q[BLOCK] = {0};
+            for (int i = 0; i < BLOCK; i++) x[i] = i % 5 && i != 16 ? sizes[s] * ((float)(i - 16) / 32) : 0;
+            if (isfinite(sizes[s])) x[3] = sizes[s];
+            const uint16_t half = narrow_block(x, width, q);
+            const double scale = f16_value((const uint8_t *)&half, 0), largest = 65504;
+            for (int i = 0; i < width; i++) {
+                const double want = fmin(fmax(x[i], -127 * largest), 127 * largest);
+                expect_close(report, q[i] * scale, want, scale * 0.51 + 127 * 0x1p-25, "narrow_block");
+            }
+            add_to_hash(report, q, sizeof q);
+            add_to_hash(report, &half, sizeof half);
+        }
+    }
+}

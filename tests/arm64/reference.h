@@ -109,13 +109,29 @@ static void rotate_head(const attend_t *op, const float *x, const float *norm, i
     }
 }
 
+/* Scale of dimension i of a key or value in an 8-bit cache; 0 in another. */
+static double key_scale_at(const attend_t *op, int kv, int t, int i) {
+    const int blocks = (op->head_dim + BLOCK - 1) / BLOCK;
+    const int64_t at = ((int64_t)kv * op->n_ctx + t / KEYS * KEYS) * blocks + i / BLOCK * KEYS + t % KEYS;
+    return op->key_scales ? f16_value((const uint8_t *)op->key_scales, at) : 0;
+}
+
+static double value_scale_at(const attend_t *op, int kv, int t, int i) {
+    const int blocks = (op->head_dim + BLOCK - 1) / BLOCK;
+    const int64_t at = ((int64_t)kv * op->n_ctx + t) * blocks + i / BLOCK;
+    return op->value_scales ? f16_value((const uint8_t *)op->value_scales, at) : 0;
+}
+
 static double key_at(const attend_t *op, int kv, int t, int i) {
     const int64_t at = ((int64_t)kv * op->n_ctx + t / KEYS * KEYS) * op->head_dim + i * KEYS + t % KEYS;
-    return f16_value((const uint8_t *)op->keys, at);
+    if (op->key_scales) return ((const int8_t *)op->keys)[at] * key_scale_at(op, kv, t, i);
+    return f16_value(op->keys, at);
 }
 
 static double value_at(const attend_t *op, int kv, int t, int i) {
-    return f16_value((const uint8_t *)op->values, ((int64_t)kv * op->n_ctx + t) * op->head_dim + i);
+    const int64_t at = ((int64_t)kv * op->n_ctx + t) * op->head_dim + i;
+    if (op->value_scales) return ((const int8_t *)op->values)[at] * value_scale_at(op, kv, t, i);
+    return f16_value(op->values, at);
 }
 
 /* One head of one token over the cache as it is. */

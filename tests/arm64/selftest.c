@@ -44,6 +44,7 @@ int main(void) {
     test_extremes(&layer);
     test_halves(&layer);
     test_exp(&layer);
+    test_narrow(&layer);
     failures += finish("vector", "layer", layer);
     for (int p = 0; p < POOLS; p++) pe_pool_close(pools[p]);
     return failures ? 1 : 0;

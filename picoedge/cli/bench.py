@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options
+from picoedge.cli import models, options, reports
 from picoedge.cli.output import one_line
 from picoedge.errors import ContextError, UsageError
 
@@ -60,17 +61,20 @@ def command(**values: Any) -> None:
     Mean and standard deviation over the repetitions, in tokens a second.
     """
     from picoedge.engine.measure import bench
+    from picoedge.engine.process import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
         raise UsageError("nothing to measure", "give -p or -n")
-    pack, model = models.open_model(values, max(n_prompt, n_tokens))
+    opened = models.open_model(values, max(n_prompt, n_tokens))
+    pack, model = opened.pack, opened.model
     with closing(model):
         if max(n_prompt, n_tokens) > model.n_ctx:
             raise ContextError(
                 f"{max(n_prompt, n_tokens)} tokens, a context of {model.n_ctx}",
                 "take a larger --ctx-size, or fewer tokens",
             )
+        began = time.perf_counter()
         rows = bench(
             model, pack.config.vocab_size,
             n_prompt=n_prompt, n_generate=n_tokens, repeats=values["repeats"],
@@ -81,6 +85,8 @@ def command(**values: Any) -> None:
             "kernels": model.kernels.name,
             "threads": model.kernels.threads,
             "n_ctx": model.n_ctx,
+            "bytes_read": storage_bytes_read(),
+            **reports.window(opened.plan, model.disk_wait_s, time.perf_counter() - began),
         }
     _print(about, rows, values["as_json"] or values["form"] == "json")
 

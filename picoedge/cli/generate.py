@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, output, prompts
+from picoedge.cli import models, options, output, prompts, reports
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
@@ -89,4 +89,5 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "bytes_read": storage_bytes_read(),
         "kernels": session.kernels_name,
         "boards": 1,
+        **reports.window(session.plan, stats.disk_wait_s, stats.decode_s),
     }

@@ -11,10 +11,8 @@ from picoedge.cli.output import note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from picoedge.engine.opening import OpenOptions
+    from picoedge.engine.opening import Opened, OpenOptions
     from picoedge.engine.session import Session
-    from picoedge.model.transformer import Transformer
-    from picoedge.store.reader import Pack
 
 
 def open_options(values: Mapping[str, Any]) -> OpenOptions:
@@ -28,6 +26,9 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         threads=values["threads"],
         memory_bytes=values["memory"],
         n_ctx=values["ctx_size"],
+        window_io=values["window_io"],
+        kv_bits=int(values["kv_bits"]),
+        verify=values["verify"],
         kernels=values["kernels"],
     )
     check_options(options)
@@ -48,7 +49,7 @@ def open_session(
     return session
 
 
-def open_model(values: Mapping[str, Any], n_ctx: int) -> tuple[Pack, Transformer]:
+def open_model(values: Mapping[str, Any], n_ctx: int) -> Opened:
     """A model without a conversation, its context `n_ctx` unless --ctx-size says otherwise."""
     from picoedge.engine import opening
     from picoedge.store.reader import Pack
@@ -56,9 +57,9 @@ def open_model(values: Mapping[str, Any], n_ctx: int) -> tuple[Pack, Transformer
     options = open_options(values)
     pack = Pack.open(find_pack(values["model"]))
     wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
-    model = opening.open_model(pack, wanted)
-    tell_of_numpy(model.kernels.name, options.kernels)
-    return pack, model
+    opened = opening.open_model(pack, wanted)
+    tell_of_numpy(opened.model.kernels.name, options.kernels)
+    return opened
 
 
 def tell_of_numpy(running: str, asked: str | None) -> None:

@@ -68,6 +68,18 @@ _MODEL = [
         "-c", "--ctx-size", type=click.IntRange(1),
         help="Tokens of context [default: 4096, or what the model and the memory take].",
     ),
+    _setting(
+        "--window-io", type=click.Choice(["auto", "mmap", "direct"]), default="auto",
+        show_default=True, help="How weights that do not fit the memory are read.",
+    ),
+    _setting(
+        "--kv-bits", type=click.Choice(["16", "8"]), default="16", show_default=True,
+        help="Bits of the context's cache; 8 takes half the memory.",
+    ),
+    click.option(
+        "--verify", is_flag=True, envvar="PICOEDGE_VERIFY",
+        help="Compare weights with their hashes while they are streamed.",
+    ),
     _setting("--kernels", help="numpy or native [default: native where it runs]."),
 ]  # fmt: skip
 
@@ -89,8 +101,9 @@ _SAMPLING = [
 ]
 
 CONFIG_KEYS = (
-    "model", "threads", "memory", "ctx_size", "kernels", "temperature", "top_k", "top_p", "min_p",
-    "repeat_penalty", "repeat_last_n", "seed", "stop", "system", "verbose",
+    "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
+    "system", "verbose",
 )  # fmt: skip
 
 verbose_option = click.option(
@@ -100,7 +113,7 @@ system_option = _setting("--system", help="What the model is told before the con
 
 
 def model_options(command: Command) -> Command:
-    """--threads, --memory, --ctx-size, --kernels."""
+    """--threads, --memory, --ctx-size, --window-io, --kv-bits, --verify, --kernels."""
     return _decorate(command, _MODEL)
 
 

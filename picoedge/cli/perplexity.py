@@ -47,7 +47,7 @@ def command(**values: Any) -> None:
     prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download
     values["model"] = str(models.find_pack(values["model"]))
     tokens = first_tokens(load_tokenizer(Path(values["model"])), values["file"], values["n_tokens"])
-    _, model = models.open_model(values, len(tokens))
+    model = models.open_model(values, len(tokens)).model
     with closing(model), showing_progress() as progress:
         if len(tokens) > model.n_ctx:
             raise ContextError(

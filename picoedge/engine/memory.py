@@ -10,6 +10,7 @@ from pathlib import Path
 from picoedge.config import ModelConfig
 from picoedge.engine import cgroups
 from picoedge.errors import MemoryBudgetError
+from picoedge.kernels.cache_size import kv_cache_bytes
 from picoedge.units import format_size
 
 INTERPRETER_BYTES = 48 << 20  # Python, NumPy and the kernels' own buffers
@@ -58,58 +59,43 @@ def estimate(
     weight_bytes: int,
     n_ctx: int,
     *,
-    exact: bool = False,
+    kv_bits: int = 16,
     sentencepiece: bool = False,
     batch: int = 256,
 ) -> Estimate:
-    """What a whole model takes; `exact` where it is held in f32 and so caches f32.
+    """What a whole model takes, its cache of keys and values in `kv_bits` (32, 16 or 8).
 
     `sentencepiece`: the kind of its tokenizer. The f64 temporaries of the rope tables (16 bytes
     an entry beside the 8 kept) are not counted: they are gone before the cache is filled, and
     smaller than it.
     """
     key_value_width = config.num_key_value_heads * config.head_dim
+    layer = kv_cache_bytes(n_ctx, config.num_key_value_heads, config.head_dim, kv_bits)
     attention_width = config.num_attention_heads * config.head_dim
-    per_position = 2 * key_value_width * config.num_hidden_layers * (4 if exact else 2)
     rope = 2 * 4 * (config.head_dim // 2) * (2 if config.windowed_layers else 1)
     per_token = 12 * config.hidden_size + 8 * config.intermediate_size
     per_token += 4 * (2 * attention_width + 2 * key_value_width)
     activations = 2 * min(batch, n_ctx) * per_token + 4 * config.vocab_size  # twice: int8, scratch
     per_word = SENTENCEPIECE_BYTES_PER_TOKEN if sentencepiece else BPE_BYTES_PER_TOKEN
-    cache, tokenizer = n_ctx * (per_position + rope), per_word * config.vocab_size
-    return Estimate(weight_bytes, cache, activations, n_ctx, tokenizer)
+    cache = config.num_hidden_layers * layer + n_ctx * rope
+    return Estimate(weight_bytes, cache, activations, n_ctx, per_word * config.vocab_size)
 
 
-def default_context(
-    config: ModelConfig,
-    weight_bytes: int,
-    budget: int,
-    *,
-    exact: bool = False,
-    sentencepiece: bool = False,
-) -> int:
-    """Context when none is asked for: modest, the model's own limit, and what fits."""
+def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> int:
+    """Context when none is asked for: modest, the model's own limit, a quarter of the memory."""
     n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
     while n_ctx > SMALLEST_DEFAULT_CONTEXT:
-        need = estimate(config, weight_bytes, n_ctx, exact=exact, sentencepiece=sentencepiece)
-        if need.total <= budget:
+        if estimate(config, 0, n_ctx, kv_bits=kv_bits).kv_cache <= budget // 4:
             break
         n_ctx //= 2
     return n_ctx
 
 
-def check_budget(need: Estimate, budget: int | None, available: int) -> None:
-    """Refuse what cannot fit. Raises MemoryBudgetError with the figures.
+def check_private(need: Estimate, available: int) -> None:
+    """Refuse a context that cannot fit. Raises MemoryBudgetError with the figures.
 
-    `budget` is what the user allows for everything (None: no ceiling). Weights can be read
-    again from disk, so only the rest must fit in what is `available`.
+    Weights can be read again from disk, so only the rest must fit in what is `available`.
     """
-    if budget is not None and need.total > budget:
-        raise MemoryBudgetError(
-            f"the model needs {format_size(need.total)}, --memory allows {format_size(budget)}: "
-            f"{need}",
-            "allow more, take a smaller --ctx-size, or a smaller model",
-        )
     if need.private > available:
         raise MemoryBudgetError(
             f"a context of {need.n_ctx} tokens needs {format_size(need.private)}, "

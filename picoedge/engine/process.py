@@ -19,6 +19,12 @@ def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def rss_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """The resident size of this process now; where Linux does not say, its largest so far."""
+    value = _field(status, "VmRSS:")
+    return value * 1024 if value is not None else peak_rss_bytes(status)
+
+
 def storage_bytes_read(io: Path = Path("/proc/self/io")) -> int | None:
     """Bytes fetched from storage on behalf of this process; None where it is not counted."""
     return _field(io, "read_bytes:")

@@ -22,6 +22,7 @@ from picoedge.text.chat import encode_chat
 from picoedge.text.stream import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
+    from picoedge.engine.planning import MemoryPlan
     from picoedge.text.template import ChatTemplate
     from picoedge.text.tokenizer import Tokenizer
 
@@ -50,6 +51,10 @@ class LanguageModel(Protocol):
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""
 
+    @property
+    def disk_wait_s(self) -> float:
+        """Seconds spent so far waiting for weights to come from storage."""
+
     def close(self) -> None:
         """Free threads and memory."""
 
@@ -66,6 +71,7 @@ class Stats:
     ttft_s: float = 0.0
     decode_s: float = 0.0  # after the first token
     decode_steps: int = 0  # tokens chosen after the first
+    disk_wait_s: float = 0.0  # of decode_s, spent waiting for weights
 
     @property
     def prefill_tok_s(self) -> float | None:
@@ -100,6 +106,7 @@ class Session:
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
         self.stats = Stats()
         self._clock = clock
+        self.plan: MemoryPlan | None = None  # for who wants to know; None: nothing is streamed
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
         self._cancelled = False
         self.set_sampling(sampling or SamplingOptions())
@@ -211,7 +218,7 @@ class Session:
             return
         token = pick(logits, history)
         first = clock()
-        stats.ttft_s = first - began
+        stats.ttft_s, waited = first - began, self.model.disk_wait_s
         while token not in eos:
             stats.tokens.append(token)
             history.append(token)
@@ -223,6 +230,7 @@ class Session:
             token = pick(logits, history)
             stats.decode_steps += 1
             stats.decode_s = clock() - first
+            stats.disk_wait_s = self.model.disk_wait_s - waited
         stats.finish_reason = "stop"
 
     def _ended(self, limit: int) -> bool:

@@ -333,6 +333,11 @@ class Transformer:
                     run(end, first)
                 yield out[: end - first, : self.config.vocab_size]
 
+    @property
+    def disk_wait_s(self) -> float:
+        """Seconds spent so far waiting for weights to come from storage."""
+        return self.holding.usage.wait_s
+
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights, the full cache, and the activations."""
         return {

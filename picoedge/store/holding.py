@@ -50,8 +50,13 @@ class Gather(Protocol):
 class Holding(Protocol):
     """Where a transformer gets its weights from."""
 
-    part: Slice
-    usage: Usage
+    @property
+    def part(self) -> Slice:
+        """The shards that are held."""
+
+    @property
+    def usage(self) -> Usage:
+        """What reading has done so far."""
 
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
         """The runs of a kind in a layer, in order; a token uses all of them, in this order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -16,7 +17,6 @@ from picoedge.kernels.blocks import U8
 PAGE = mmap.PAGESIZE
 _HUGE = 2 << 20  # the largest run of pages the page cache keeps as one
 _POPULATE_READ = 22  # Linux 5.14
-_MAP_NORESERVE = 0x4000
 
 
 def page_down(n: int) -> int:
@@ -33,10 +33,8 @@ def anonymous(nbytes: int) -> U8:
     """Zeroed memory of our own, page-aligned, in huge pages where the system has them."""
     memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= _HUGE:
-        try:
+        with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel built without them
     return np.frombuffer(memory, np.uint8, nbytes)
 
 

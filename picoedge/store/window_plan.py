@@ -8,7 +8,7 @@ set is spread evenly, so that the disk, which never stops, is never far behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from picoedge.store.units import Unit
@@ -26,6 +26,7 @@ class Rates:
     compute: float  # bytes of weights a second, used for one token
     unit_s: float = 20e-6  # calls and waiting beside the arithmetic, a unit
     token_s: float = 0.0  # what a token takes beside its weights
+    latency_s: float = 2e-3  # from a free place to a read that is under way
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def forecast(steps: Sequence[Step], ring: Ring, rates: Rates) -> Forecast:
         for step in steps:
             if step.streamed:
                 free = count - ring.behind[count % n]
-                disk = max(disk, used[free] if free >= 0 else 0.0) + step.nbytes / rates.disk
+                ready = used[free] + rates.latency_s if free >= 0 else 0.0
+                disk = max(disk, ready) + step.nbytes / rates.disk
                 now = max(now, disk)
                 count += 1
             now += step.nbytes / rates.compute + rates.unit_s
@@ -163,19 +165,18 @@ def span_bytes(unit: Unit) -> int:
 
 
 def plan_window(
-    cut: Callable[[int], tuple[Unit, ...]],
+    units: tuple[Unit, ...],
     memory: int,
     rates: Rates,
-    sizes: Sequence[int],
     *,
     reserve: int = 0,
 ) -> WindowPlan | None:
     """The plan with the least seconds a token that takes at most `memory` bytes.
 
-    `cut` gives the units for a size of unit, of which `sizes` are tried. `reserve` is memory that
-    a window takes beside its own. None: not even the smallest window fits.
+    `reserve` is memory that a window takes beside its own. None: not even the smallest window
+    fits.
     """
-    plans = [plan for most in sizes for plan in _plans_of(cut(most), memory, rates, reserve)]
+    plans = _plans_of(units, memory, rates, reserve)
     return min(plans, key=lambda plan: plan.forecast.s_per_token, default=None)
 
 
@@ -193,7 +194,7 @@ def _plans_of(
     while window <= room and window < total:
         resident = spread(units, room - window)
         plans.append(_plan(units, resident, window, rates))
-        window += max(largest // 2, window // 4)
+        window += max(largest, window // 3)
         if len(plans) > 2 and plans[-1].forecast.s_per_token > plans[-2].forecast.s_per_token > (
             plans[-3].forecast.s_per_token
         ):

@@ -558,11 +558,13 @@ def test_computing_is_measured_once_for_a_kind_of_kernels(
         (90e6, None, "ok", ""),
         (11e6, None, "warn", "A2 card"),
         (90e6, 10e6, "warn", "control group"),
+        (9.9e6, 10e6, "warn", "control group"),
+        (6e6, 20e6, "warn", "A2 card"),
         (90e6, 50e6, "ok", ""),
     ],
 )
 def test_the_doctor_on_cards(direct: float, limit: float | None, status: str, remedy: str) -> None:
-    check = health.check_speed(StorageSpeed(direct, 10e6, limit, 0, "179:2 mmcblk0p2 SC32G"))
+    check = health.check_speed(StorageSpeed(direct, 5e6, limit, 0, "179:2 mmcblk0p2 SC32G"))
     assert check.status == status
     assert remedy in check.remedy
     assert bool(check.remedy) is (status == "warn")

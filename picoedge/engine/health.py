@@ -163,7 +163,7 @@ def check_speed(speed: StorageSpeed) -> Check:
         return Check("storage", "ok", f"{speed}; too little was read to be sure")
     if speed.best >= _SLOW_STORAGE:
         return Check("storage", "ok", str(speed))
-    if max(speed.direct, speed.mapped) >= _SLOW_STORAGE:
+    if speed.held_back:
         return Check("storage", "warn", str(speed), "raise the read limit of its control group")
     remedy = "an A2 card or a USB 3 SSD, else models larger than memory crawl"
     return Check("storage", "warn", f"slow: {speed}", remedy)

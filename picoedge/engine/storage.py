@@ -47,6 +47,11 @@ class StorageSpeed:
         """The better of the two, within the limit."""
         return max(self.effective_direct, self.effective_mapped)
 
+    @property
+    def held_back(self) -> bool:
+        """Whether the limit was measured, and not the disk: without it, it may be faster."""
+        return self.limit is not None and max(self.direct, self.mapped) >= _NEAR_LIMIT * self.limit
+
     def __str__(self) -> str:
         direct = f"{format_size(self.direct)}/s direct" if self.direct else "no direct reads"
         limit = f", {format_size(self.limit)}/s allowed" if self.limit is not None else ""
@@ -120,16 +125,11 @@ def storage_speed(
     known = None if fresh else probes.recall(cache, "storage", key, _FIGURES, clock())
     if known is not None and known["mapped"]:  # maps work everywhere
         return place.speed(Measured(**known, enough=True), limit)
-    measured = place.measure(patience_s)
-    if measured.enough and not _held_back(measured, limit):
-        figures = {"direct": measured.direct, "mapped": measured.mapped}
+    speed = place.speed(place.measure(patience_s), limit)
+    if speed.enough and not speed.held_back:
+        figures = {"direct": speed.direct, "mapped": speed.mapped}
         probes.remember(cache, "storage", key, figures, clock())
-    return place.speed(measured, limit)
-
-
-def _held_back(measured: Measured, limit: float | None) -> bool:
-    """Whether the limit was measured, and not the disk: another group's process may have none."""
-    return limit is not None and max(measured.direct, measured.mapped) >= _NEAR_LIMIT * limit
+    return speed
 
 
 def _place_of(path: Path) -> _Place:

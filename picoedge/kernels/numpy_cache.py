@@ -24,21 +24,21 @@ class Plain:
     """Rows [kv_heads, positions, d] in f32 or f16."""
 
     def __init__(self, size: tuple[int, int, int], bits: int) -> None:
-        self._rows: npt.NDArray[Any] = np.zeros(size, np.float32 if bits == 32 else np.float16)
+        self.rows: npt.NDArray[Any] = np.zeros(size, np.float32 if bits == 32 else np.float16)
 
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
-        return self._rows.nbytes
+        return self.rows.nbytes
 
     def write(self, position: int, rows: F32) -> None:
         """Store rows [n, kv_heads, d] at position .. position+n-1."""
         with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
-            self._rows[:, position : position + len(rows)] = rows.transpose(1, 0, 2)
+            self.rows[:, position : position + len(rows)] = rows.transpose(1, 0, 2)
 
     def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
         """Rows as f32: themselves, or widened into scratch that the next read reuses."""
-        stored = self._rows[heads, positions]
+        stored = self.rows[heads, positions]
         if stored.dtype == np.float32:
             return stored
         return widen(stored.view(np.int16), scratch.take("wide", stored.shape, np.float32))
@@ -49,23 +49,23 @@ class Narrow:
 
     def __init__(self, size: tuple[int, int, int]) -> None:
         *most, d = size
-        self._rows = np.zeros(size, np.int8)
-        self._scales = np.zeros((*most, scale_blocks(d)), np.float16)
+        self.rows = np.zeros(size, np.int8)
+        self.scales = np.zeros((*most, scale_blocks(d)), np.float16)
 
     @property
     def nbytes(self) -> int:
         """Bytes when full."""
-        return self._rows.nbytes + self._scales.nbytes
+        return self.rows.nbytes + self.scales.nbytes
 
     def write(self, position: int, rows: F32) -> None:
         """Store rows [n, kv_heads, d] at position .. position+n-1."""
         span = slice(position, position + len(rows))
         quants, scales = narrow(rows.transpose(1, 0, 2))
-        self._rows[:, span], self._scales[:, span] = quants, scales
+        self.rows[:, span], self.scales[:, span] = quants, scales
 
     def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
         """Rows as f32 in scratch that the next read reuses."""
-        stored, kept = self._rows[heads, positions], self._scales[heads, positions]
+        stored, kept = self.rows[heads, positions], self.scales[heads, positions]
         out: F32 = scratch.take("wide", stored.shape, np.float32)
         scales: F32 = scratch.take("scales", kept.shape, np.float32)
         widen(kept.view(np.int16), scales)

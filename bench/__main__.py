@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-NOT_BUILT = ("window", "seventy_b", "mesh", "recovery", "join", "events")
-USAGE = "usage: python -m bench decode [--json] [--rounds N] [--rows A,B] | profile MODEL"
+NOT_BUILT = ("mesh", "recovery", "join", "events")
+USAGE = (
+    "usage: python -m bench decode|window|seventy_b [--json] [--rounds N] [--rows A,B]"
+    " | profile MODEL"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,6 +19,14 @@ def main(argv: Sequence[str]) -> int:
         from bench import decode
 
         return decode.main(rest)
+    if name == "window":
+        from bench import window
+
+        return window.main(rest)
+    if name == "seventy_b":
+        from bench import seventy_b
+
+        return seventy_b.main(rest)
     if name == "profile":
         from bench import profile
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_
 
 class BenchError(Exception):
     """A measurement failed: which, and the end of what it said."""
+
+
+class Unready(BenchError):
+    """Nothing can be measured here: what is missing."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +52,33 @@ class Finished:
 
 
 def clean_environment(environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """`environ` without what would change a measurement; no config file of the user's is read."""
+    """`environ` without what would change a measurement; no file of the user's is read or kept."""
     kept = {
         name: value
         for name, value in environ.items()
         if name not in _UNSET and not name.startswith("PICOEDGE_")
     }
-    return {**kept, "XDG_CONFIG_HOME": str(scratch), "PYTHONPATH": str(ROOT)}
+    homes = dict.fromkeys(("XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(scratch))
+    return {**kept, **homes, "PYTHONPATH": str(ROOT)}
 
 
-def run(command: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S) -> Finished:
-    """Run one child to its end. Raises BenchError where it fails or takes too long."""
+def run(
+    command: Sequence[str], *, stdin: str = "", timeout_s: float = TIMEOUT_S,
+    inside: Callable[[Sequence[str]], list[str]] = list, home: Path | None = None,
+) -> Finished:  # fmt: skip
+    """Run one child to its end. Raises BenchError where it fails or takes too long.
+
+    `inside` makes of its command one that runs it under limits. `home` is where it keeps what it
+    finds out about the machine; without one it begins from nothing.
+    """
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         out, err, given = (Path(scratch, name) for name in ("out", "err", "in"))
         given.write_text(stdin)
         with given.open("rb") as stdin_file, out.open("wb") as stdout, err.open("wb") as stderr:
             began = time.perf_counter()
             child = subprocess.Popen(
-                command, stdin=stdin_file, stdout=stdout, stderr=stderr, cwd=ROOT,
-                env=clean_environment(os.environ, Path(scratch)),
+                inside(command), stdin=stdin_file, stdout=stdout, stderr=stderr, cwd=ROOT,
+                env=clean_environment(os.environ, home or Path(scratch)),
             )  # fmt: skip
             try:
                 status, peak_kb = _wait(child, began + timeout_s)

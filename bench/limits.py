@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import BenchError
+from bench.children import Unready
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -29,7 +29,7 @@ UNPACED = 1 << 40
 _REMOVE_S = 5.0
 
 
-class LimitsError(BenchError):
+class LimitsError(Unready):
     """Limits cannot be set here: what is missing."""
 
 

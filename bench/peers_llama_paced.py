@@ -18,8 +18,8 @@ from typing import Any
 from bench.limits import Counter
 from bench.peers_llama import Peer
 
-PROMPT = 8
-_STEP = 7919  # a prime: the ids of the run are spread over the vocabulary
+PROMPT, N_BATCH = 8, 32  # small batches: small buffers, so that more of the file stays cached
+_STEP = 7919  # a prime: the ids of a run are spread over the vocabulary
 
 
 def bare_api() -> Any:
@@ -38,10 +38,10 @@ def main() -> None:
     request = json.load(sys.stdin)
     counter, n = Counter(**request["counter"]), request["n"]
     peer = Peer(
-        request["path"], request["n_ctx"], request["threads"], request["flash"],
-        api=bare_api(), n_batch=request["n_batch"],
+        request["path"], request["n_ctx"], request["threads"], flash=True,
+        api=bare_api(), n_batch=N_BATCH,
     )  # fmt: skip
-    ids = [(1 + i * _STEP) % peer.n_vocab for i in range(PROMPT + n + 1)]
+    ids = [(1 + i * _STEP) % peer.n_vocab for i in range(PROMPT + n)]
     peer.evaluate(ids[:PROMPT])
     moments = []
     for token in ids[PROMPT:]:

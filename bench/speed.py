@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.children import ROOT, BenchError, clean_environment, picoedge, worker
 from bench.models import Models
@@ -22,6 +22,7 @@ FIRST_PROMPT = (
 )
 FIRST_PROMPT_TOKENS = 16
 
+T = TypeVar("T")
 Rates = dict[str, float]  # "prefill" and "decode": tokens a second, median of the repetitions
 
 
@@ -42,9 +43,9 @@ def compared(model: str, threads: int) -> Callable[[Models, int], list[Measured]
     return measure
 
 
-def by_turns(sides: dict[str, Callable[[], Rates]], rounds: int) -> dict[str, list[Rates]]:
+def by_turns(sides: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Each side's figures of every round; every second round runs in the opposite order."""
-    taken: dict[str, list[Rates]] = {name: [] for name in sides}
+    taken: dict[str, list[T]] = {name: [] for name in sides}
     for i in range(rounds):
         for name in list(sides)[:: -1 if i % 2 else 1]:
             taken[name].append(sides[name]())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import write_tiny_model
 
-from bench import agreement, children, decode, machine, peers_torch, profile, report, sizes, speed
+from bench import agreement, children, decode, machine, peers_torch, profile, report, sizes, speed, suite
 from bench.__main__ import NOT_BUILT
 from bench.__main__ import main as bench_main
 from bench.children import BenchError
@@ -88,10 +88,10 @@ def test_every_row_has_a_target_and_one_measurement() -> None:
 
 
 def test_rows_are_chosen_by_name() -> None:
-    assert decode.chosen_rows(None) == ROWS
-    assert decode.chosen_rows("pack_gemma, ppl_gemma") == ["pack_gemma", "ppl_gemma"]
+    assert suite.chosen_rows(decode.TARGETS, None) == ROWS
+    assert suite.chosen_rows(decode.TARGETS, "pack_gemma, ppl_gemma") == ["pack_gemma", "ppl_gemma"]
     with pytest.raises(ValueError, match="nosuch"):
-        decode.chosen_rows("pack_gemma,nosuch")
+        suite.chosen_rows(decode.TARGETS, "pack_gemma,nosuch")
 
 
 # -- what a run says ---------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_an_unknown_bench_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -
 def test_a_missing_peer_ends_the_run_before_it_begins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(decode, "is_installed", lambda package: package != "llama_cpp")
+    monkeypatch.setattr(suite, "is_installed", lambda package: package != "llama_cpp")
     assert bench_main(["decode", "--json"]) == 3
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,0 +1,86 @@
+"""The random models of the window's benches, made when first asked for."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import limits
+from bench.children import picoedge, worker
+from bench.limits import Limits
+from bench.paced import Paced
+
+
+class WindowModels:
+    """A folder of models: what is there is used, what is missing is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: dict[Limits, list[Paced]] = {}  # ours on the 1.1B shape, for rows on plans
+
+    def gguf(self) -> Path:
+        """The TinyLlama-1.1B shape in Q4_1."""
+        path = self.folder / "tinyllama.gguf"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            worker("make_random", kind="gguf", path=str(part))
+            part.rename(path)
+        return path
+
+    def pack(self) -> Path:
+        """The pack of that GGUF."""
+        path = self.folder / "tinyllama.pico"
+        if not path.exists():
+            picoedge("pack", str(self.gguf()), "--out", str(path))
+        return path
+
+    def offload(self) -> Path:
+        """The same shape in f32 as Accelerate's offload folder."""
+        path = self.folder / "offload"
+        if not (path / "index.json").exists():
+            worker("make_random", kind="offload", path=str(path))
+        return path
+
+    def seventy_b(self, layers: int | None = None) -> Path:
+        """The Llama-2-70B shape as a pack: so many layers, or as many as the disk has room for."""
+        found = sorted(self.folder.glob("llama70b-*.pico"))
+        if layers is None and found:
+            return found[-1]
+        answer = worker("make_random", kind="pack", path=str(self.folder), layers=layers)
+        return Path(answer["path"])
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the GGUF's tensors: what limits are percentages of."""
+        count: int = worker("ours", job="tensor_bytes", source=str(self.gguf()))
+        return count
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--models DIR`."""
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR",
+        help="keep the random models there, and use those that are [default: a folder of the day]",
+    )  # fmt: skip
+
+
+@contextmanager
+def prepared(options: argparse.Namespace) -> Iterator[WindowModels]:
+    """The models' folder, once limits are known to work there. Raises LimitsError."""
+    if options.models is not None:
+        options.models.mkdir(parents=True, exist_ok=True)
+        _check(options.models)
+        yield WindowModels(options.models.resolve())
+        return
+    with tempfile.TemporaryDirectory(prefix="picoedge-bench-models-") as folder:
+        _check(Path(folder))
+        yield WindowModels(Path(folder))
+
+
+def _check(folder: Path) -> None:
+    with limits.caged(folder, Limits(1 << 30, 1 << 30)) as cage:
+        cage.peak_bytes()
+        cage.counter.read()

@@ -40,8 +40,12 @@ def anonymous(nbytes: int) -> U8:
 
 def advise(array: U8, advice: int) -> int:
     """madvise over the pages that `array` touches. Returns 0, or the error number."""
-    start = page_down(array.ctypes.data)
-    end = page_up(array.ctypes.data + array.nbytes)
+    start, nbytes = array.ctypes.data, array.nbytes
+    return advise_range(page_down(start), page_up(start + nbytes), advice)
+
+
+def advise_range(start: int, end: int, advice: int) -> int:
+    """madvise over whole pages, by address. Returns 0, or the error number."""
     if _madvise()(start, end - start, advice) == 0:
         return 0
     return ctypes.get_errno()
@@ -69,7 +73,8 @@ def forget_cached(fd: int, start: int, end: int) -> None:
     earlier, so that a run which the last call cut goes with this one.
     """
     first = max(0, page_down(start) - _HUGE)
-    os.posix_fadvise(fd, first, page_up(end) - first, os.POSIX_FADV_DONTNEED)
+    with contextlib.suppress(OSError):  # a file system that keeps no such cache
+        os.posix_fadvise(fd, first, page_up(end) - first, os.POSIX_FADV_DONTNEED)
 
 
 @cache

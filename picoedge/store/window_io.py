@@ -33,7 +33,9 @@ from picoedge.store.pages import (
 from picoedge.store.units import Unit
 
 CHUNK = 1 << 20  # bytes of one read: enough for a disk to be at full speed with a few in flight
+MAPPED_CHUNK = 4 << 20  # the kernel reads it in smaller ones; how far it is tells slow from dead
 READERS = 3  # reads in flight
+_UNREADABLE = (errno.EFAULT, getattr(errno, "EHWPOISON", 133))
 _SHORTER = "the file is truncated or the card is failing: picoedge verify checks it"
 _FAILING = "check the card or disk and its cable; picoedge verify checks the pack"
 
@@ -48,6 +50,9 @@ class WindowIO(Protocol):
 
     def chunks(self, unit: Unit) -> int:
         """Reads that a unit takes."""
+
+    def begins(self, unit: Unit, chunk: int) -> int:
+        """The unit's first byte in the file that this read brings."""
 
     def fill(self, unit: Unit, chunk: int) -> None:
         """Do one of the reads. Raises StorageError. Safe from several threads."""
@@ -66,9 +71,12 @@ class Files:
         self.folder, self._direct = folder, direct
         self._fds: dict[str, int] = {}
         self._opened = ExitStack()
+        self.closed = False
 
     def fd(self, name: str) -> int:
-        """Descriptor of one file. Raises ModelError, StorageError."""
+        """Descriptor of one file. Raises ModelError, StorageError; also after `close`."""
+        if self.closed:
+            raise StorageError(f"{self.folder / name} is closed")
         if name not in self._fds:
             with reading(self.folder / name):
                 self._fds[name] = self._open(self.folder / name)
@@ -93,6 +101,7 @@ class Files:
 
     def close(self) -> None:
         """Close all. Idempotent."""
+        self.closed = True
         self._fds.clear()
         self._opened.close()
 
@@ -102,23 +111,50 @@ def span_of(unit: Unit) -> tuple[int, int]:
     return page_down(unit.offset), page_up(unit.end)
 
 
-def read_span(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
-    """Bytes [start, end) of the unit's file into `memory`; beyond the unit the file may end.
+def count_chunks(unit: Unit, most: int) -> int:
+    """Reads of at most `most` bytes that a unit's pages take."""
+    start, end = span_of(unit)
+    return -(-(end - start) // most)
 
-    Raises StorageError naming file, shard and byte.
+
+def chunk_span(unit: Unit, chunk: int, most: int) -> tuple[int, int]:
+    """Bytes [first, last) of the file that one of these reads brings."""
+    start, end = span_of(unit)
+    first = start + chunk * most
+    return first, min(first + most, end)
+
+
+def read_span(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
+    """Bytes [start, end) of the unit's file into `memory`, and not into the page cache.
+
+    Beyond the unit the file may end. Raises StorageError naming file, shard and byte.
     """
-    fd, view, got = files.fd(unit.file), memory.data, 0
+    fd = files.fd(unit.file)
+    _read(files.folder, fd, unit, memory, start, end)
+    if files.cached:
+        forget_cached(fd, start, end)
+
+
+def _read(folder: Path, fd: int, unit: Unit, memory: U8, start: int, end: int) -> None:
+    view, got = memory.data, 0
     needed = min(end, unit.end) - start
     while got < needed:
         try:
             count = os.preadv(fd, [view[got:]], start + got)
         except OSError as error:
-            raise failed_read(files.folder, unit, start + got, error.errno) from error
+            number = 0 if _ends_by(fd, start + got) else error.errno
+            raise failed_read(folder, unit, start + got, number) from error
         if not count:
-            raise failed_read(files.folder, unit, start + got, 0)
+            raise failed_read(folder, unit, start + got, 0)
         got += count
-    if files.cached:
-        forget_cached(fd, start, end)
+
+
+def _ends_by(fd: int, offset: int) -> bool:
+    """Whether the file has become so short: direct reads may call its odd end a wrong argument."""
+    try:
+        return os.fstat(fd).st_size <= offset
+    except OSError:
+        return False
 
 
 def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> StorageError:
@@ -145,8 +181,11 @@ class DirectIO:
     name = "direct"
 
     def __init__(self, files: Files, nbytes: int, places: dict[Unit, int]) -> None:
+        """Raises ModelError, StorageError for files that cannot be opened."""
         self._files, self._places = files, places
         self._memory = anonymous(nbytes)
+        for unit in places:
+            files.fd(unit.file)  # now, and not by several threads at once
 
     def array(self, unit: Unit) -> U8:
         """See `WindowIO.array`."""
@@ -155,15 +194,16 @@ class DirectIO:
 
     def chunks(self, unit: Unit) -> int:
         """See `WindowIO.chunks`."""
-        start, end = span_of(unit)
-        return -(-(end - start) // CHUNK)
+        return count_chunks(unit, CHUNK)
+
+    def begins(self, unit: Unit, chunk: int) -> int:
+        """See `WindowIO.begins`."""
+        return max(unit.offset, chunk_span(unit, chunk, CHUNK)[0])
 
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        start, end = span_of(unit)
-        first = start + chunk * CHUNK
-        last = min(first + CHUNK, end)
-        at = self._places[unit] + first - start
+        first, last = chunk_span(unit, chunk, CHUNK)
+        at = self._places[unit] + chunk * CHUNK
         read_span(self._files, unit, self._memory[at : at + last - first], first, last)
 
     def release(self, unit: Unit) -> None:
@@ -180,6 +220,7 @@ class MappedIO:
     name = "mmap"
 
     def __init__(self, files: Files, units: Sequence[Unit], read_ahead: int) -> None:
+        """Raises ModelError, StorageError for files that cannot be opened."""
         self._files, self._read_ahead = files, read_ahead
         self._maps = {name: _map(files, name) for name in {unit.file for unit in units}}
         streamed = {(unit.file, unit.offset) for unit in units}
@@ -191,43 +232,36 @@ class MappedIO:
 
     def chunks(self, unit: Unit) -> int:
         """See `WindowIO.chunks`."""
-        return 1  # the kernel cuts it, and reads ahead
+        return count_chunks(unit, MAPPED_CHUNK)
+
+    def begins(self, unit: Unit, chunk: int) -> int:
+        """See `WindowIO.begins`."""
+        return max(unit.offset, chunk_span(unit, chunk, MAPPED_CHUNK)[0])
 
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        number = populate(self.array(unit))
-        if number in (errno.EFAULT, getattr(errno, "EHWPOISON", 133)):
-            raise self._cause(unit)
-        if number:
-            self._read_through(unit)
+        first, last = chunk_span(unit, chunk, MAPPED_CHUNK)
+        pages = self._maps[unit.file][first : min(last, unit.end)]
+        if not populate(pages):
+            return
+        self._read_through(unit, first, last)  # an old kernel; or the bad byte is found
+        if populate(pages) in _UNREADABLE:
+            raise failed_read(self._files.folder, unit, self.begins(unit, chunk), errno.EIO)
 
-    def _read_through(self, unit: Unit) -> None:
-        """An older kernel: have the pages cached by reading them into nothing."""
-        scratch = np.empty(min(CHUNK, unit.nbytes), np.uint8)
-        for at in range(unit.offset, unit.end, CHUNK):
-            last = min(at + CHUNK, unit.end)
-            view = scratch[: last - at].data
-            got = 0
-            while got < last - at:
-                try:
-                    count = os.preadv(self._files.fd(unit.file), [view[got:]], at + got)
-                except OSError as error:
-                    raise failed_read(self._files.folder, unit, at + got, error.errno) from error
-                if not count:
-                    raise failed_read(self._files.folder, unit, at + got, 0)
-                got += count
-
-    def _cause(self, unit: Unit) -> StorageError:
-        size = os.fstat(self._files.fd(unit.file)).st_size
-        if size < unit.end:
-            return failed_read(self._files.folder, unit, size, 0)
-        return failed_read(self._files.folder, unit, unit.offset, errno.EIO)
+    def _read_through(self, unit: Unit, first: int, last: int) -> None:
+        """Have pages cached by reading them into nothing."""
+        fd, scratch = self._files.fd(unit.file), np.empty(CHUNK, np.uint8)
+        for at in range(first, last, CHUNK):
+            end = min(at + CHUNK, last)
+            _read(self._files.folder, fd, unit, scratch[: end - at], at, end)
 
     def release(self, unit: Unit) -> None:
         """See `WindowIO.release`."""
-        forget_mapped(self._maps[unit.file], unit.offset, unit.end)
-        beyond = self._read_ahead if unit in self._last else 0
-        forget_cached(self._files.fd(unit.file), unit.offset, unit.end + beyond)
+        end, beyond = unit.end, 0
+        if unit in self._last:  # nobody else will give back what lies behind it
+            end, beyond = page_up(unit.end), self._read_ahead
+        forget_mapped(self._maps[unit.file], unit.offset, end)
+        forget_cached(self._files.fd(unit.file), unit.offset, end + beyond)
 
     def close(self) -> None:
         """See `WindowIO.close`. Arrays stay readable while they are held."""

@@ -6,7 +6,7 @@ Pure: what the board can do and what the process takes already come in as argume
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,14 @@ from picoedge.kernels.blocks import BLOCK_COLS
 from picoedge.kernels.cache_size import kv_cache_bytes
 from picoedge.store.slices import Slice
 from picoedge.store.units import Unit
-from picoedge.store.window_plan import Rates, WindowPlan, plan_window, span_bytes
+from picoedge.store.window_plan import (
+    RESIDENT_BYTES,
+    Rates,
+    WindowPlan,
+    plan_window,
+    smallest_window,
+    widest,
+)
 from picoedge.units import format_size
 
 BATCHES = (256, 128, 64, 32, 16)  # tokens a prompt is cut into, each read of the weights
@@ -26,7 +33,20 @@ _BLOCK_BYTES = 48  # of 32 quantized activations
 _TYPICAL_ANSWER = 64  # tokens; with a typical prompt of ...
 _TYPICAL_PROMPT = 256
 
-Cut = Callable[[int], tuple[Unit, ...]]
+
+@dataclass(frozen=True)
+class Load:
+    """What is to be run: a slice's shards, `runs` in order of use, and the context's cache.
+
+    `ffn_shard_cols` is the width of one FFN shard; `kv_bits` is 32, 16 or 8.
+    """
+
+    config: ModelConfig
+    part: Slice
+    runs: tuple[Unit, ...]
+    ffn_shard_cols: int
+    n_ctx: int
+    kv_bits: int
 
 
 @dataclass(frozen=True)
@@ -94,39 +114,30 @@ class MemoryPlan:
         }
 
 
-def plan_memory(
-    config: ModelConfig,
-    part: Slice,
-    cut: Cut,
-    budget: Budget,
-    readings: tuple[Reading, ...],
-    *,
-    n_ctx: int,
-    kv_bits: int,
-) -> MemoryPlan:
+def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> MemoryPlan:
     """The plan that answers a typical prompt soonest. Raises MemoryBudgetError with the figures.
 
-    `cut` gives the units for a size of unit. Of the ways of reading that are given, the better is
-    taken. `kv_bits` is of the cache: 32, 16 or 8.
+    Of the ways of reading that are given, the better is taken.
     """
-    cache = cache_bytes(config, part, n_ctx, kv_bits)
+    cache = cache_bytes(load)
 
     def plan(batch: int, reading: Reading, size: int) -> MemoryPlan | None:
-        units = cut(size)
-        activations = activation_bytes(config, units, batch, n_ctx)
+        activations = activation_bytes(load, size, batch)
         left = budget.total - budget.fixed - cache - activations
-        window = plan_window(units, left, reading.rates, reserve=reading.reserve)
+        window = plan_window(load.runs, left, reading.rates, size, reserve=reading.reserve)
         if window is None:
             return None
-        return MemoryPlan(budget, n_ctx, kv_bits, batch, cache, activations, reading, window)
+        return MemoryPlan(
+            budget, load.n_ctx, load.kv_bits, batch, cache, activations, reading, window
+        )
 
-    sizes, least = _sizes(cut), min(BATCHES[-1], n_ctx)
-    tried = [plan(least, reading, size) for reading in readings for size in sizes]
-    best = _best(tried)
+    sizes, least = _sizes(load.runs), min(BATCHES[-1], load.n_ctx)
+    tried = [(size, plan(least, reading, size)) for reading in readings for size in sizes]
+    best = _best(plan for _, plan in tried)
     if best is None:
-        raise _too_small(config, part, cut(sizes[0]), budget, readings, n_ctx, kv_bits)
-    larger = {min(batch, n_ctx) for batch in BATCHES} - {least}
-    size = max(span_bytes(unit) for unit in best.window.units)
+        raise _too_small(load, sizes[0], budget, readings)
+    size = next(size for size, tested in tried if tested is best)
+    larger = {min(batch, load.n_ctx) for batch in BATCHES} - {least}
     return _best([best, *(plan(batch, best.reading, size) for batch in larger)]) or best
 
 
@@ -142,64 +153,57 @@ def _typical_s(plan: MemoryPlan) -> float:
     return passes * forecast.disk_s + _TYPICAL_ANSWER * forecast.s_per_token
 
 
-def _sizes(cut: Cut) -> tuple[int, ...]:
-    """Sizes of units worth trying: not so small that there are thousands, one of each cut."""
-    sizes: list[int] = []
-    counts: set[int] = set()
-    for size in _UNIT_SIZES:
-        count = len(cut(size))
-        if count not in counts and (count <= _MOST_UNITS or size == _UNIT_SIZES[-1]):
-            counts.add(count)
-            sizes.append(size)
-    return tuple(sizes[:4])
+def _sizes(runs: Sequence[Unit]) -> list[int]:
+    """Sizes of units worth trying: not so small that there are thousands of them."""
+    least = sum(run.nbytes for run in runs) // _MOST_UNITS
+    return [size for size in _UNIT_SIZES if size >= least][:4] or [_UNIT_SIZES[-1]]
 
 
-def cache_bytes(config: ModelConfig, part: Slice, n_ctx: int, kv_bits: int) -> int:
+def cache_bytes(load: Load) -> int:
     """The full cache of keys and values of a slice, and the tables of rotations."""
-    layer = kv_cache_bytes(n_ctx, len(part.attention), config.head_dim, kv_bits)
+    config, n_ctx = load.config, load.n_ctx
+    layer = kv_cache_bytes(n_ctx, len(load.part.attention), config.head_dim, load.kv_bits)
     tables = 2 if config.windowed_layers else 1
     rope = 2 * 4 * n_ctx * (config.head_dim // 2) * tables
     return config.num_hidden_layers * layer + rope
 
 
-def activation_bytes(
-    config: ModelConfig, units: tuple[Unit, ...], batch: int, n_ctx: int
-) -> int:
-    """Buffers for a chunk of `batch` tokens: the model's, and the kernels' quantized copies."""
-    hidden, width = config.hidden_size, config.head_dim
-    groups = max((len(unit.shards) for unit in units if unit.kind == "attention"), default=0)
-    ffn = max((len(unit.shards) for unit in units if unit.kind == "ffn"), default=0)
-    shards = sum(len(unit.shards) for unit in units if unit.kind == "ffn" and unit.layer == 0)
-    cols = ffn * (config.intermediate_size // shards) if shards else 0
-    heads = groups * config.heads_per_group * width
-    floats = hidden + heads + (heads + 2 * groups * width) + 2 * cols
+def activation_bytes(load: Load, most: int, batch: int) -> int:
+    """Buffers for a chunk of `batch` tokens: the model's, and the kernels' quantized copies.
+
+    `most` is the size of a streamed unit: no run of shards is computed together that takes more
+    than that, or than a resident unit takes.
+    """
+    config = load.config
+    together = max(most, RESIDENT_BYTES)
+    groups, shards = (
+        max((widest(run, together) for run in load.runs if run.kind == kind), default=0)
+        for kind in ("attention", "ffn")
+    )
+    hidden, cols = config.hidden_size, shards * load.ffn_shard_cols
+    heads = groups * config.heads_per_group * config.head_dim
+    floats = hidden + heads + (heads + 2 * groups * config.head_dim) + 2 * cols
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
-    scores = 4 * 2 * 8 * 2 * n_ctx  # per thread 8 rows, allocated twice as large: two threads
+    scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
     return batch * per_token + scores + 4 * config.vocab_size
 
 
 def _too_small(
-    config: ModelConfig,
-    part: Slice,
-    units: tuple[Unit, ...],
-    budget: Budget,
-    readings: tuple[Reading, ...],
-    n_ctx: int,
-    kv_bits: int,
+    load: Load, most: int, budget: Budget, readings: Sequence[Reading]
 ) -> MemoryBudgetError:
-    cache = cache_bytes(config, part, n_ctx, kv_bits)
-    activations = activation_bytes(config, units, min(BATCHES[-1], n_ctx), n_ctx)
-    window = 2 * max(map(span_bytes, units)) + min(reading.reserve for reading in readings)
+    cache = cache_bytes(load)
+    activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
+    window = smallest_window(load.runs, most) + min(reading.reserve for reading in readings)
     least = budget.fixed + cache + activations + window
     remedies = ["a smaller --ctx-size"] if cache > budget.fixed // 8 else []
-    if kv_bits > 8:
+    if load.kv_bits > 8:
         remedies.append("--kv-bits 8")
     return MemoryBudgetError(
         f"{format_size(budget.total)} of memory cannot hold the smallest window: interpreter and "
-        f"tokenizer {format_size(budget.fixed)} + context of {n_ctx} tokens {format_size(cache)} + "
-        f"buffers {format_size(activations)} + window {format_size(window)} = "
-        f"{format_size(least)}",
+        f"tokenizer {format_size(budget.fixed)} + context of {load.n_ctx} tokens "
+        f"{format_size(cache)} + buffers {format_size(activations)} + window "
+        f"{format_size(window)} = {format_size(least)}",
         f"allow more with --memory, or take {', '.join(remedies)}{' or ' if remedies else ''}"
         "a model of fewer bits, or more boards",
     )

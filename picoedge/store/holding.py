@@ -15,6 +15,7 @@ from picoedge.store.slices import Slice
 from picoedge.store.units import Kind, Unit
 from picoedge.store.window import Usage, Window
 from picoedge.store.window_io import (
+    READERS,
     DirectIO,
     Files,
     MappedIO,
@@ -26,8 +27,6 @@ from picoedge.store.window_plan import WindowPlan
 
 if TYPE_CHECKING:
     from picoedge.store.reader import Pack
-
-READERS = 3  # reads in flight
 
 
 @dataclass(frozen=True, eq=False)

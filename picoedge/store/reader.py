@@ -38,6 +38,7 @@ class Pack:
         self.n_attention_shards = self._layout.geometry.attention_shards
         self.n_ffn_shards = self._layout.geometry.ffn_shards
         self.n_head_shards = self._layout.geometry.head_shards
+        self.ffn_shard_cols = self._layout.geometry.ffn_shard_cols
         self.nbytes = sum(file.nbytes for file in manifest.files)
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -30,35 +29,33 @@ class Unit:
         """First byte of the file behind the unit."""
         return self.offset + self.nbytes
 
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of one shard."""
+        return self.nbytes // len(self.shards)
+
+    def part(self, first: int, last: int) -> Unit:
+        """Shards first .. last-1, counted from the unit's own first."""
+        each = self.shard_bytes
+        shards, offset = self.shards[first:last], self.offset + first * each
+        return Unit(self.kind, self.layer, shards, self.file, offset, len(shards) * each)
+
     def shard_at(self, offset: int) -> str:
         """Name in the shard table of the shard that has this byte of the file, or is nearest."""
-        each = self.nbytes // len(self.shards)
-        index = (min(max(offset, self.offset), self.end - 1) - self.offset) // each
+        index = (min(max(offset, self.offset), self.end - 1) - self.offset) // self.shard_bytes
         folder = self.file.removesuffix(".safetensors")
         return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
 
-def cut_units(pack: Pack, part: Slice, most: int, *, head: bool = True) -> tuple[Unit, ...]:
-    """A slice's units in the order a token uses them; each of at most `most` bytes, or one shard.
-
-    Runs of a kind are cut into units of nearly one size.
-    """
-    units: list[Unit] = []
-    for layer in range(pack.config.num_hidden_layers):
-        units += _cut(pack, "attention", layer, part.attention, most)
-        units += _cut(pack, "ffn", layer, part.ffn, most)
+def runs_of(pack: Pack, part: Slice, *, head: bool = True) -> tuple[Unit, ...]:
+    """A slice's shards in the order a token uses them, each run of a kind whole."""
+    runs: list[Unit] = []
+    layers = pack.config.num_hidden_layers
+    for layer in range(layers):
+        if part.attention:
+            runs.append(pack.unit("attention", layer, part.attention))
+        if part.ffn:
+            runs.append(pack.unit("ffn", layer, part.ffn))
     if head:
-        last = pack.config.num_hidden_layers
-        units += _cut(pack, "head", last, range(pack.n_head_shards), most)
-    return tuple(units)
-
-
-def _cut(pack: Pack, kind: Kind, layer: int, shards: range, most: int) -> Iterator[Unit]:
-    if not shards:
-        return
-    whole = pack.unit(kind, layer, shards)
-    each = max(1, most // (whole.nbytes // len(shards)))
-    count = -(-len(shards) // each)
-    for i in range(count):
-        first, last = (len(shards) * k // count for k in (i, i + 1))
-        yield pack.unit(kind, layer, shards[first:last])
+        runs.append(pack.unit("head", layers, range(pack.n_head_shards)))
+    return tuple(runs)

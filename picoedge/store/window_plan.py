@@ -8,14 +8,17 @@ set is spread evenly, so that the disk, which never stops, is never far behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from picoedge.store.pages import PAGE
 from picoedge.store.units import Unit
 from picoedge.store.window_io import span_of
 
 _CYCLES = 3  # simulated tokens; the last one is in steady state
-_SMALLEST_DEPTH = 2  # one unit in use while the next is read
+RESIDENT_BYTES = 8 << 20  # of one resident unit: wider ones take wider buffers, to no use
+_ROUNDING = 2 * PAGE  # what a unit takes beyond its bytes, at most: it begins and ends in a page
 
 
 @dataclass(frozen=True)
@@ -165,82 +168,94 @@ def span_bytes(unit: Unit) -> int:
 
 
 def plan_window(
-    units: tuple[Unit, ...],
-    memory: int,
-    rates: Rates,
-    *,
-    reserve: int = 0,
+    runs: Sequence[Unit], memory: int, rates: Rates, most: int, *, reserve: int = 0
 ) -> WindowPlan | None:
     """The plan with the least seconds a token that takes at most `memory` bytes.
 
-    `reserve` is memory that a window takes beside its own. None: not even the smallest window
-    fits.
+    `runs` are whole: all attention shards of a layer, all its FFN shards, and so on, in order of
+    use. What is streamed of them is cut into units of at most `most` bytes (or one shard).
+    `reserve` is memory that a window takes beside its own. None: not even the smallest fits.
     """
-    plans = _plans_of(units, memory, rates, reserve)
+    resident = {run: len(run.shards) for run in runs}
+    if sum(span_bytes(piece) for run in runs for piece in _pieces(run, RESIDENT_BYTES)) <= memory:
+        return _plan(runs, resident, most, 0, rates)
+    window = smallest_window(runs, most)
+    plans: list[WindowPlan] = []
+    while window + reserve <= memory and not _past_the_best(plans):
+        resident = spread(runs, memory - reserve - window)
+        plans.append(_plan(runs, resident, most, window, rates))
+        window += window // 3
     return min(plans, key=lambda plan: plan.forecast.s_per_token, default=None)
 
 
-def _plans_of(
-    units: tuple[Unit, ...], memory: int, rates: Rates, reserve: int
-) -> list[WindowPlan]:
-    total = sum(map(span_bytes, units))
-    if total <= memory:
-        return [_plan(units, frozenset(units), 0, rates)]
-    largest = max(map(span_bytes, units))
-    smallest = _SMALLEST_DEPTH * largest
-    room = memory - reserve
-    plans: list[WindowPlan] = []
-    window = smallest
-    while window <= room and window < total:
-        resident = spread(units, room - window)
-        plans.append(_plan(units, resident, window, rates))
-        window += max(largest, window // 3)
-        if len(plans) > 2 and plans[-1].forecast.s_per_token > plans[-2].forecast.s_per_token > (
-            plans[-3].forecast.s_per_token
-        ):
-            break  # larger windows only take memory from the resident units
-    return plans
+def smallest_window(runs: Sequence[Unit], most: int) -> int:
+    """Bytes of a window in which one unit is used while the next is read."""
+    return 2 * max(span_bytes(unit) for run in runs for unit in _pieces(run, most))
+
+
+def _past_the_best(plans: Sequence[WindowPlan]) -> bool:
+    """Whether larger windows only take memory from the resident units."""
+    if len(plans) < 3:
+        return False
+    a, b, c = (plan.forecast.s_per_token for plan in plans[-3:])
+    return a < b < c
 
 
 def _plan(
-    units: tuple[Unit, ...], resident: frozenset[Unit], window: int, rates: Rates
+    runs: Sequence[Unit], resident: Mapping[Unit, int], most: int, window: int, rates: Rates
 ) -> WindowPlan:
-    sizes = [span_bytes(unit) for unit in units if unit not in resident]
+    units: list[Unit] = []
+    kept: set[Unit] = set()
+    for run in runs:
+        count = resident[run]
+        pieces = _pieces(run.part(0, count), RESIDENT_BYTES) if count else []
+        kept.update(pieces)
+        units += pieces
+        if count < len(run.shards):
+            units += _pieces(run.part(count, len(run.shards)), most)
+    sizes = [span_bytes(unit) for unit in units if unit not in kept]
     ring = lay_ring(sizes, window)
-    steps = [Step(span_bytes(unit), unit not in resident) for unit in units]
-    return WindowPlan(units, resident, ring, forecast(steps, ring, rates))
+    steps = [Step(span_bytes(unit), unit not in kept) for unit in units]
+    return WindowPlan(tuple(units), frozenset(kept), ring, forecast(steps, ring, rates))
 
 
-def spread(units: Sequence[Unit], memory: int) -> frozenset[Unit]:
-    """Units to keep, at most `memory` bytes: as many as fit, evenly through the depth.
+def widest(run: Unit, most: int) -> int:
+    """Shards of a unit of at most `most` bytes, or one."""
+    return min(len(run.shards), max(1, most // run.shard_bytes))
+
+
+def _pieces(run: Unit, most: int) -> list[Unit]:
+    """A run cut into units of nearly one size, each of at most `most` bytes, or one shard."""
+    shards = len(run.shards)
+    count = -(-shards // widest(run, most))
+    cuts = [shards * k // count for k in range(count + 1)]
+    return [run.part(first, last) for first, last in itertools.pairwise(cuts)]
+
+
+def spread(runs: Sequence[Unit], memory: int) -> dict[Unit, int]:
+    """Shards to keep of each run, from its first: as many as fit, evenly through the depth.
 
     The head goes first: where the logits of every token are wanted it is used more often than a
     layer is.
     """
-    chosen: set[Unit] = set()
-    left = memory
-    for kind in ("head", ""):
-        group = [unit for unit in units if (unit.kind == "head") == (kind == "head")]
-        kept = _spread_evenly(group, left)
-        left -= sum(map(span_bytes, kept))
-        chosen |= kept
-    for unit in sorted(set(units) - chosen, key=lambda unit: (-unit.nbytes, unit.layer)):
-        if span_bytes(unit) <= left:  # what rounding left over
-            chosen.add(unit)
-            left -= span_bytes(unit)
-    return frozenset(chosen)
-
-
-def _spread_evenly(units: Sequence[Unit], memory: int) -> set[Unit]:
-    total = sum(map(span_bytes, units))
-    share = min(1.0, memory / total) if total else 0.0
-    chosen: set[Unit] = set()
-    due, left = 0.0, memory
-    for unit in units:
-        size = span_bytes(unit)
-        due += share * size
-        if 2 * due >= size and size <= left:
-            chosen.add(unit)
-            due -= size
-            left -= size
-    return chosen
+    left = memory - sum(_ROUNDING * (1 + run.nbytes // RESIDENT_BYTES) for run in runs)
+    kept: dict[Unit, int] = {}
+    for run in sorted(runs, key=lambda run: run.kind != "head"):
+        kept[run] = 0
+        if run.kind == "head":
+            kept[run] = max(0, min(len(run.shards), left // run.shard_bytes))
+            left -= kept[run] * run.shard_bytes
+    layers = [run for run in runs if run.kind != "head"]
+    total, due = sum(run.nbytes for run in layers), 0.0
+    share = min(1.0, max(0, left) / total) if total else 0.0
+    for run in layers:
+        due += share * run.nbytes
+        count = min(len(run.shards), round(due / run.shard_bytes), left // run.shard_bytes)
+        kept[run] = max(0, count)
+        due -= kept[run] * run.shard_bytes
+        left -= kept[run] * run.shard_bytes
+    for run in layers:  # what rounding left over
+        more = max(0, min(len(run.shards) - kept[run], left // run.shard_bytes))
+        kept[run] += more
+        left -= more * run.shard_bytes
+    return kept

@@ -158,9 +158,7 @@ class ReadAhead:
                 return True
             return False
 
-    def _keep(
-        self, sequence: int, unit: Unit, complete: bool, error: PicoedgeError | None
-    ) -> None:
+    def _keep(self, sequence: int, unit: Unit, complete: bool, error: PicoedgeError | None) -> None:
         if error is not None:
             if self._failed is None or sequence < self._failed[0]:
                 self._failed = sequence, error

@@ -19,6 +19,7 @@ from picoedge.cli import failures
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("picoedge.cli.chat", "Talk with a model."),
     "generate": ("picoedge.cli.generate", "Complete one prompt."),
+    "plan": ("picoedge.cli.plan", "Show what would be held in memory and what streamed."),
     "bench": ("picoedge.cli.bench", "Measure prompt and generation speed."),
     "perplexity": ("picoedge.cli.perplexity", "Measure how well a model predicts a text."),
     "pack": ("picoedge.cli.pack", "Turn a GGUF file or Hugging Face folder into a pack."),

@@ -1,24 +1,33 @@
-"""Whether a model fits a budget whole, and if not, its plan: the board's side of planning."""
+"""Whether a model fits this board whole, and if not, its plan: the board's side of planning."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.engine import memory
 from picoedge.engine.compute import cached_compute
+from picoedge.engine.libraries import STILL_NEEDED, give_back
 from picoedge.engine.places import shelf_folder
-from picoedge.engine.planning import Budget, MemoryPlan, Reading, plan_memory
+from picoedge.engine.planning import (
+    Budget,
+    Load,
+    MemoryPlan,
+    Reading,
+    activation_bytes,
+    cache_bytes,
+    plan_memory,
+)
 from picoedge.engine.process import rss_bytes
 from picoedge.engine.storage import StorageSpeed, storage_speed
-from picoedge.errors import StorageError
+from picoedge.errors import StorageError, UsageError
 from picoedge.store.slices import Slice
-from picoedge.store.units import Unit, cut_units
-from picoedge.store.window_plan import Rates
+from picoedge.store.units import runs_of
+from picoedge.store.window_plan import Rates, plan_window
 
 if TYPE_CHECKING:
     from picoedge.engine.opening import OpenOptions
@@ -26,74 +35,141 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 GROWTH_BYTES = 5 << 20  # bound kernels, thread stacks, page tables, what Python still allocates
+WHOLE_BATCH = 256  # tokens a prompt is cut into where memory is no concern
 _WORTH_MAPPING = 1.15  # direct reads keep their promise of memory; mapped ones must be this faster
+_ANY_SIZE = 1 << 62  # no limit
+_RUNNING = ("picoedge.engine.session", "picoedge.model.transformer", "picoedge.store.holding")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A pack, the part of it that is run, and the context: what memory is needed for."""
+class Speeds:
+    """What was measured of this board."""
+
+    storage: StorageSpeed
+    compute: float  # bytes of weights a second, of one token
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How a model will be held: by a plan, or (None) mapped whole."""
 
     pack: Pack
-    part: Slice
-    n_ctx: int
-    kv_bits: int
-
-    def cut(self, most: int) -> tuple[Unit, ...]:
-        """Units of at most `most` bytes."""
-        return cut_units(self.pack, self.part, most)
+    load: Load
+    budget: Budget
+    plan: MemoryPlan | None
 
 
-def spare_bytes() -> int:
-    """What this process may take in all when nobody says: what is free, less a margin."""
-    available = memory.available_bytes()
-    return rss_bytes() + available - available // 16
+def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None) -> Fit:
+    """Decide before anything large is allocated.
 
-
-def fits_whole(shape: Shape, budget: int) -> bool:
-    """Whether all of the pack can be mapped within the budget, its cache full."""
-    sentencepiece = (shape.pack.path / "tokenizer.model").exists()
-    need = memory.estimate(
-        shape.pack.config,
-        shape.pack.nbytes,
-        shape.n_ctx,
-        kv_bits=shape.kv_bits,
-        sentencepiece=sentencepiece,
-    )
-    return need.total <= budget
-
-
-def plan_for(shape: Shape, kernels: Kernels, options: OpenOptions, fixed: int) -> MemoryPlan:
-    """The plan for a model that is not held whole; `fixed`: what the process takes beside it.
-
-    Probes storage and kernels where that is not known yet. Raises MemoryBudgetError, StorageError.
+    Probes storage and kernels where a plan is needed and they are not known yet. Raises
+    UsageError for a context the model was not made for, MemoryBudgetError, StorageError.
     """
-    budget = Budget(options.memory_bytes or spare_bytes(), fixed)
-    return plan_memory(
-        shape.pack.config,
-        shape.part,
-        cache(shape.cut),
-        budget,
-        tuple(readings(shape.pack, kernels, options.window_io)),
-        n_ctx=shape.n_ctx,
-        kv_bits=shape.kv_bits,
-    )
+    load = load_of(pack, part or whole_slice(pack), options)
+    total = budget_bytes(options.memory_bytes)
+    budget = Budget(total, fixed_bytes())
+    if fits_whole(pack, load, budget):
+        return Fit(pack, load, budget, None)
+    speeds = measure_speeds(pack, kernels)
+    give_back(path for path in pack.path.iterdir() if path.is_file())
+    budget = Budget(total, fixed_bytes() + STILL_NEEDED)
+    ways = tuple(readings(speeds, options.window_io))
+    return Fit(pack, load, budget, plan_memory(load, budget, ways))
+
+
+def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
+    """What is to be run of a pack. Raises UsageError for too large a context."""
+    kv_bits = cache_bits(pack, options)
+    n_ctx = choose_context(pack, options, kv_bits)
+    runs = runs_of(pack, part)
+    return Load(pack.config, part, runs, pack.ffn_shard_cols, n_ctx, kv_bits)
+
+
+def whole_slice(pack: Pack) -> Slice:
+    """All shards of a pack."""
+    return Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
+
+
+def cache_bits(pack: Pack, options: OpenOptions) -> int:
+    """Bits of the cache of keys and values: 32 where the weights are f32, else as asked."""
+    weights = pack.attention(0, range(1)).values()
+    exact = all(matrix.spec.format.bits == 32 for matrix in weights)
+    return 32 if exact else options.kv_bits
+
+
+def choose_context(pack: Pack, options: OpenOptions, kv_bits: int) -> int:
+    """Positions to make room for. Raises UsageError for more than the model knows."""
+    largest = pack.config.max_position_embeddings
+    if options.n_ctx is None:
+        available = memory.available_bytes()
+        budget = min(available, options.memory_bytes or available)
+        return memory.default_context(pack.config, budget, kv_bits=kv_bits)
+    if options.n_ctx > largest:
+        raise UsageError(
+            f"a context of {options.n_ctx} tokens: the model knows {largest}",
+            f"--ctx-size {largest} is its largest",
+        )
+    return options.n_ctx
+
+
+def budget_bytes(ceiling: int | None) -> int:
+    """What this process may take in all: what it has and what is free, at most `ceiling`.
+
+    Without a ceiling a margin is left to others.
+    """
+    available = memory.available_bytes()
+    if ceiling is None:
+        return rss_bytes() + available - available // 16
+    return min(ceiling, rss_bytes() + available)
 
 
 def fixed_bytes() -> int:
-    """What this process takes before the model, and what it will still grow by."""
+    """What this process takes before the model, and what it will still grow by.
+
+    The code that runs a model is loaded for it: it is the same for whoever asks.
+    """
+    for module in _RUNNING:
+        import_module(module)
     return rss_bytes() + GROWTH_BYTES
 
 
-def readings(pack: Pack, kernels: Kernels, window_io: str) -> Iterator[Reading]:
-    """The ways of reading to choose from, with the speeds of this board."""
+def fits_whole(pack: Pack, load: Load, budget: Budget) -> bool:
+    """Whether all that is run can be mapped within the budget, its cache full."""
+    plan = whole_plan(load, budget, Rates(disk=1.0, compute=1.0))
+    return plan.total + bytes_apart(pack) <= budget.total
+
+
+def whole_plan(load: Load, budget: Budget, rates: Rates) -> MemoryPlan:
+    """The plan where nothing is streamed; `bytes_apart` come on top of its total."""
+    batch = min(WHOLE_BATCH, load.n_ctx)
+    window = plan_window(load.runs, _ANY_SIZE, rates, _ANY_SIZE)
+    assert window is not None
+    activations = activation_bytes(load, _ANY_SIZE, batch)
+    cache = cache_bytes(load)
+    reading = Reading("mmap", rates)
+    return MemoryPlan(budget, load.n_ctx, load.kv_bits, batch, cache, activations, reading, window)
+
+
+def bytes_apart(pack: Pack) -> int:
+    """Bytes of a pack that are in no shard: rows of an embedding of its own, norms, headers."""
+    return pack.nbytes - sum(run.nbytes for run in runs_of(pack, whole_slice(pack)))
+
+
+def measure_speeds(pack: Pack, kernels: Kernels) -> Speeds:
+    """Of the storage that holds a pack and of its kernels; measured once, and kept."""
     folder = probes_folder()
-    speed = storage_speed(pack.path, cache=folder)
     gate = pack.ffn(0, range(1))["gate"].spec
-    compute = cached_compute(kernels, gate.format.name, gate.cols, cache=folder)
-    for io in _ways(speed, window_io):
-        disk = speed.effective_direct if io == "direct" else speed.effective_mapped
-        reserve = 0 if io == "direct" else 2 * speed.read_ahead
-        yield Reading(io, Rates(disk, compute), reserve)
+    storage = storage_speed(pack.path, cache=folder)
+    return Speeds(storage, cached_compute(kernels, gate.format.name, gate.cols, cache=folder))
+
+
+def readings(speeds: Speeds, window_io: str) -> Iterator[Reading]:
+    """The ways of reading to choose from. Raises StorageError for one that does not work."""
+    storage = speeds.storage
+    for io in _ways(storage, window_io):
+        disk = storage.effective_direct if io == "direct" else storage.effective_mapped
+        reserve = 0 if io == "direct" else 2 * storage.read_ahead
+        yield Reading(io, Rates(disk, speeds.compute), reserve)
 
 
 def probes_folder() -> Path:

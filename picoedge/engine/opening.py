@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.engine import memory
-from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from picoedge.engine.fitting import Fit
     from picoedge.engine.planning import MemoryPlan
     from picoedge.engine.session import Session
+    from picoedge.kernels.api import Kernels
     from picoedge.model.transformer import Transformer
+    from picoedge.store.holding import Holding
     from picoedge.store.reader import Pack
     from picoedge.store.slices import Slice
+    from picoedge.text.template import ChatTemplate
+    from picoedge.text.tokenizer import Tokenizer
 
     Progress = Callable[[str, int, int], None]
 
@@ -59,66 +62,43 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
     Raises UsageError for a context the model was not made for, MemoryBudgetError before
     anything large is allocated.
     """
-    n_ctx = choose_context(pack, options)
-    from picoedge.engine.cores import usable_cores
-    from picoedge.engine.fitting import Shape, fits_whole, fixed_bytes, plan_for, spare_bytes
-    from picoedge.kernels.loader import load_kernels
+    from picoedge.engine.fitting import WHOLE_BATCH, fit_model
     from picoedge.model.transformer import Transformer
-    from picoedge.store.holding import Windowed
-    from picoedge.store.slices import Slice
 
-    part = part or Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
-    shape = Shape(pack, part, n_ctx, cache_bits(pack, options))
     with ExitStack() as opened:
-        kernels = load_kernels(options.kernels, options.threads or usable_cores())
+        kernels = start_kernels(options)
         opened.callback(kernels.close)
-        if fits_whole(shape, options.memory_bytes or spare_bytes()):
-            model = Transformer(pack, kernels, n_ctx, part=part, kv_bits=options.kv_bits)
-            opened.pop_all()
-            return Opened(pack, model, None)
-        plan = plan_for(shape, kernels, options, fixed_bytes())
-        holding = Windowed(
-            pack,
-            part,
-            plan.window,
-            io=plan.reading.io,
-            read_ahead=plan.reading.reserve,
-            verify=options.verify,
-        )
+        fit = fit_model(pack, kernels, options, part)
+        holding = _hold(fit, options)
         opened.callback(holding.close)
         model = Transformer(
-            pack, kernels, n_ctx, batch=plan.batch, kv_bits=options.kv_bits, holding=holding
+            pack,
+            kernels,
+            fit.load.n_ctx,
+            batch=fit.plan.batch if fit.plan else WHOLE_BATCH,
+            kv_bits=options.kv_bits,
+            holding=holding,
         )
         opened.pop_all()
-    return Opened(pack, model, plan)
+    return Opened(pack, model, fit.plan)
 
 
-def choose_context(pack: Pack, options: OpenOptions) -> int:
-    """Positions to make room for, checked against the model and the memory there is."""
-    config, kv_bits = pack.config, cache_bits(pack, options)
-    sentencepiece = (pack.path / "tokenizer.model").exists()
-    available = memory.available_bytes()
-    n_ctx = options.n_ctx
-    if n_ctx is None:
-        budget = min(available, options.memory_bytes or available)
-        n_ctx = memory.default_context(config, budget, kv_bits=kv_bits)
-    if n_ctx > config.max_position_embeddings:
-        raise UsageError(
-            f"a context of {n_ctx} tokens: the model knows {config.max_position_embeddings}",
-            f"--ctx-size {config.max_position_embeddings} is its largest",
-        )
-    need = memory.estimate(
-        config, pack.nbytes, n_ctx, kv_bits=kv_bits, sentencepiece=sentencepiece
-    )
-    memory.check_private(need, available)
-    return n_ctx
+def start_kernels(options: OpenOptions) -> Kernels:
+    """The kernels asked for, with their threads; to be closed."""
+    from picoedge.engine.cores import usable_cores
+    from picoedge.kernels.loader import load_kernels
+
+    return load_kernels(options.kernels, options.threads or usable_cores())
 
 
-def cache_bits(pack: Pack, options: OpenOptions) -> int:
-    """Bits of the cache of keys and values: 32 where the weights are f32, else as asked."""
-    weights = pack.attention(0, range(1)).values()
-    exact = all(matrix.spec.format.bits == 32 for matrix in weights)
-    return 32 if exact else options.kv_bits
+def _hold(fit: Fit, options: OpenOptions) -> Holding:
+    from picoedge.store.holding import Mapped, Windowed
+
+    pack, part, plan = fit.pack, fit.load.part, fit.plan
+    if plan is None:
+        return Mapped(pack, part)
+    io, reserve = plan.reading.io, plan.reading.reserve
+    return Windowed(pack, part, plan.window, io=io, read_ahead=reserve, verify=options.verify)
 
 
 def resolve(name: str | None, progress: Progress | None = None) -> Path:
@@ -137,13 +117,8 @@ def open_session(
     check_options(options)
     path = name if isinstance(name, Path) else resolve(name)
     from picoedge.engine.session import Session
-    from picoedge.store.reader import Pack
-    from picoedge.text.template import ChatTemplate
-    from picoedge.text.tokenizer import load_tokenizer
 
-    pack = Pack.open(path)
-    tokenizer = load_tokenizer(path)
-    template = ChatTemplate.load(path) if with_template else None
+    pack, tokenizer, template = read_pack(path, with_template=with_template)
     with ExitStack() as opened:
         how = open_model(pack, options)
         opened.callback(how.model.close)
@@ -151,3 +126,15 @@ def open_session(
         session.plan = how.plan
         opened.pop_all()
     return session
+
+
+def read_pack(
+    path: Path, *, with_template: bool = True
+) -> tuple[Pack, Tokenizer, ChatTemplate | None]:
+    """What a conversation needs beside a model that runs. Raises ModelError, TextError."""
+    from picoedge.store.reader import Pack
+    from picoedge.text.template import ChatTemplate
+    from picoedge.text.tokenizer import load_tokenizer
+
+    template = ChatTemplate.load(path) if with_template else None
+    return Pack.open(path), load_tokenizer(path), template

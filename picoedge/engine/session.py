@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.errors import ContextError, TextError
+from picoedge.errors import ContextError, PicoedgeError, TextError
 from picoedge.model.sampling import Sampler, SamplingOptions
 from picoedge.text.chat import encode_chat
 from picoedge.text.stream import StopStrings, StreamDecoder
@@ -55,6 +55,10 @@ class LanguageModel(Protocol):
     def disk_wait_s(self) -> float:
         """Seconds spent so far waiting for weights to come from storage."""
 
+    @property
+    def bytes_streamed(self) -> int:
+        """Bytes of weights read from storage so far, to be used once."""
+
     def close(self) -> None:
         """Free threads and memory."""
 
@@ -66,12 +70,13 @@ class Stats:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, found in the cache
     tokens: list[int] = field(default_factory=list)  # generated, without the end-of-text token
-    finish_reason: str = ""  # "stop", "length" or "cancelled"
+    finish_reason: str = ""  # "stop", "length", "cancelled" or "error"
     context_full: bool = False  # "length" because the context ended
     ttft_s: float = 0.0
     decode_s: float = 0.0  # after the first token
     decode_steps: int = 0  # tokens chosen after the first
     disk_wait_s: float = 0.0  # of decode_s, spent waiting for weights
+    bytes_streamed: int = 0  # in decode_s, of weights
 
     @property
     def prefill_tok_s(self) -> float | None:
@@ -176,7 +181,8 @@ class Session:
         Ends with finish_reason "stop" (end-of-text token or a stop string), "length"
         (max_tokens, or the context is full) or "cancelled". `continues`: the text goes on from
         the prompt's, so a space it begins with is kept. Raises ContextError at once where the
-        prompt leaves no room for a token.
+        prompt leaves no room for a token. What breaks an answer off (StorageError) is raised
+        after the text there is, with finish_reason "error".
         """
         prompt = list(prompt_ids)
         self._check_prompt(prompt)
@@ -196,17 +202,23 @@ class Session:
     def _texts(
         self, tokens: Iterator[int], decoder: StreamDecoder, stops: StopStrings
     ) -> Iterator[str]:
-        for token in tokens:
-            text, stopped = stops.push(decoder.push(token))
-            if text:
-                yield text
-            if stopped:
-                self.stats.finish_reason = "stop"
-                return
+        failed: PicoedgeError | None = None
+        try:
+            for token in tokens:
+                text, stopped = stops.push(decoder.push(token))
+                if text:
+                    yield text
+                if stopped:
+                    self.stats.finish_reason = "stop"
+                    return
+        except PicoedgeError as error:
+            self.stats.finish_reason, failed = "error", error
         text, stopped = stops.push(decoder.flush())
         text += "" if stopped else stops.flush()
         if text:
             yield text
+        if failed is not None:
+            raise failed
 
     def _tokens(self, prompt: list[int], limit: int, eos: frozenset[int]) -> Iterator[int]:
         """Generated ids, one by one; what ended them is in `stats` when they end."""
@@ -218,7 +230,8 @@ class Session:
             return
         token = pick(logits, history)
         first = clock()
-        stats.ttft_s, waited = first - began, self.model.disk_wait_s
+        stats.ttft_s = first - began
+        waited, streamed = self.model.disk_wait_s, self.model.bytes_streamed
         while token not in eos:
             stats.tokens.append(token)
             history.append(token)
@@ -231,6 +244,7 @@ class Session:
             stats.decode_steps += 1
             stats.decode_s = clock() - first
             stats.disk_wait_s = self.model.disk_wait_s - waited
+            stats.bytes_streamed = self.model.bytes_streamed - streamed
         stats.finish_reason = "stop"
 
     def _ended(self, limit: int) -> bool:

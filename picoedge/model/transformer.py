@@ -338,6 +338,11 @@ class Transformer:
         """Seconds spent so far waiting for weights to come from storage."""
         return self.holding.usage.wait_s
 
+    @property
+    def bytes_streamed(self) -> int:
+        """Bytes of weights read so far while running, those that stay resident not counted."""
+        return self.holding.usage.bytes_read
+
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights, the full cache, and the activations."""
         return {

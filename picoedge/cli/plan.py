@@ -1,0 +1,104 @@
+"""`picoedge plan`: what would be held and what streamed, before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli import models, options
+from picoedge.cli.tables import print_facts, print_json
+from picoedge.units import format_size
+
+if TYPE_CHECKING:
+    from picoedge.engine.survey import Survey
+
+
+@click.command()
+@options.model_argument()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.model_options
+def command(**values: Any) -> None:
+    """Show how MODEL would run here: what stays in memory, what is streamed, how fast.
+
+    The plan is the one that generate and chat would make with the same options. Nothing is
+    loaded for it; a model that is not packed yet is fetched and packed.
+    """
+    from picoedge.engine.survey import survey_model
+
+    wanted = models.open_options(values)
+    survey = survey_model(models.find_pack(values["model"]), wanted)
+    models.tell_of_numpy(survey.kernels, wanted.kernels)
+    if values["as_json"]:
+        print_json(survey.to_json())
+        return
+    print_facts(facts(survey))
+    if not survey.whole:
+        draw(survey)
+
+
+def facts(survey: Survey) -> list[tuple[str, str]]:
+    """The figures, as (name, value)."""
+    plan = survey.plan
+    return [
+        ("model", survey.model),
+        ("budget", format_size(plan.budget.total)),
+        ("interpreter", f"{format_size(plan.budget.fixed)} with the tokenizer"),
+        ("context", f"{format_size(plan.kv_cache)} for {plan.n_ctx} tokens, {plan.kv_bits} bits"),
+        ("buffers", f"{format_size(plan.activations)} for {plan.batch} tokens of a prompt at once"),
+        *(_whole_facts(survey) if survey.whole else _streamed_facts(survey)),
+        ("storage", str(survey.speeds.storage)),
+        ("kernels", f"{format_size(survey.speeds.compute)}/s ({_kernels(survey)})"),
+    ]
+
+
+def _kernels(survey: Survey) -> str:
+    return f"{survey.kernels}, {survey.threads} thread{'s' if survey.threads > 1 else ''}"
+
+
+def _whole_facts(survey: Survey) -> list[tuple[str, str]]:
+    window = survey.plan.window
+    held = window.resident_bytes + survey.apart
+    return [
+        ("resident", f"{format_size(held)}: all of it fits, nothing is streamed"),
+        ("total", format_size(survey.total)),
+        ("a token", f"{window.forecast.s_per_token:.3g} s of computing"),
+    ]
+
+
+def _streamed_facts(survey: Survey) -> list[tuple[str, str]]:
+    plan, window = survey.plan, survey.plan.window
+    forecast, largest = window.forecast, max(unit.nbytes for unit in window.streamed)
+    held = plan.reading.reserve + window.window_bytes
+    read, used = format_size(window.streamed_bytes), format_size(window.touched_bytes)
+    return [
+        ("resident", f"{format_size(window.resident_bytes)} of {used}"),
+        (
+            "window",
+            f"{format_size(held)}: {window.ring.depth} units of up to {format_size(largest)}, "
+            f"read {'past the page cache' if plan.reading.io == 'direct' else 'through a map'}",
+        ),
+        ("total", format_size(survey.total)),
+        ("read", f"{read} for each token, or for each {plan.batch} tokens of a prompt"),
+        (
+            "a token",
+            f"{forecast.s_per_token:.3g} s, the clock is the {_clock(forecast.clock)} "
+            f"(reading {forecast.disk_s:.3g} s, computing {forecast.compute_s:.3g} s)",
+        ),
+    ]
+
+
+def _clock(clock: str) -> str:
+    return "disk" if clock == "disk" else "processor"
+
+
+def draw(survey: Survey) -> None:
+    """The picture, in what characters stdout has."""
+    from picoedge.cli.plan_picture import ASCII, UNICODE, picture
+
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    signs = UNICODE if encoding == "utf8" else ASCII
+    click.echo()
+    for line in picture(survey.plan.window, signs):
+        click.echo(line)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options, reports
-from picoedge.cli.output import one_line
+from picoedge.cli.output import note, one_line
 from picoedge.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
     from picoedge.engine.measure import BenchRow
+    from picoedge.engine.opening import Opened
 
 MB = 1 << 20
 
@@ -55,12 +56,12 @@ MB = 1 << 20
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @options.model_options
+@options.verbose_option
 def command(**values: Any) -> None:
     """Measure how fast MODEL reads a prompt (pp) and generates (tg).
 
     Mean and standard deviation over the repetitions, in tokens a second.
     """
-    from picoedge.engine.measure import bench
     from picoedge.engine.process import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
@@ -75,10 +76,7 @@ def command(**values: Any) -> None:
                 "take a larger --ctx-size, or fewer tokens",
             )
         began = time.perf_counter()
-        rows = bench(
-            model, pack.config.vocab_size,
-            n_prompt=n_prompt, n_generate=n_tokens, repeats=values["repeats"],
-        )  # fmt: skip
+        rows = _measure(opened, n_prompt, 0, values) + _measure(opened, 0, n_tokens, values)
         about = {
             "model": pack.name,
             "size_mb": round(pack.nbytes / MB, 1),
@@ -89,6 +87,28 @@ def command(**values: Any) -> None:
             **reports.window(opened.plan, model.disk_wait_s, time.perf_counter() - began),
         }
     _print(about, rows, values["as_json"] or values["form"] == "json")
+
+
+def _measure(
+    opened: Opened, n_prompt: int, n_tokens: int, values: dict[str, Any]
+) -> list[BenchRow]:
+    """The row of a prompt, or of generation, and with --verbose what a token waited in it."""
+    from picoedge.engine.measure import bench
+
+    model, vocabulary = opened.model, opened.pack.config.vocab_size
+    waited, streamed, began = model.disk_wait_s, model.bytes_streamed, time.perf_counter()
+    rows = bench(
+        model, vocabulary, n_prompt=n_prompt, n_generate=n_tokens, repeats=values["repeats"]
+    )
+    if rows and values["verbose"] and opened.plan is not None:
+        line = reports.waiting_line(
+            model.disk_wait_s - waited,
+            time.perf_counter() - began,
+            model.bytes_streamed - streamed,
+            (values["repeats"] + 1) * (n_prompt + n_tokens),
+        )
+        note(f"{rows[0].name}: {line}", verbose=True)
+    return rows
 
 
 def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:

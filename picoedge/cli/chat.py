@@ -62,8 +62,7 @@ def _converse(session: Session, values: dict[str, Any]) -> int:
 def _answer_once(session: Session, prompt: str, values: dict[str, Any]) -> int:
     ids = session.chat_ids(models.opening_messages(values["system"], prompt))
     limit = models.token_limit(values["n_tokens"])
-    for piece in session.generate(ids, max_tokens=limit, stop=values["stop"]):
-        output.write_answer(piece)
-    output.write_answer("\n")
+    pieces = session.generate(ids, max_tokens=limit, stop=values["stop"])
+    output.write_whole_answer(pieces)
     output.tell_end(session, values["verbose"])
     return 0

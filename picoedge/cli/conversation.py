@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from picoedge.cli.chat_console import Console
 from picoedge.cli.output import rates
+from picoedge.cli.reports import waiting
+from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session
@@ -31,30 +33,37 @@ class Conversation:
         self.interrupted = False  # Ctrl-C was the last thing that happened
 
     def ask(self, message: str) -> None:
-        """Send a message and stream the answer; both are kept, unless nothing was answered."""
+        """Send a message and stream the answer; both are kept, unless nothing was answered.
+
+        An answer that is stopped, or that an error breaks off, is kept as far as it came.
+        """
         self.messages.append({"role": "user", "content": message})
-        said = ""
+        pieces: list[str] = []
         try:
-            said = self._answer()
+            self._answer(pieces)
         finally:
+            said = "".join(pieces)
             if said:
                 self.messages.append({"role": "assistant", "content": said})
             else:
                 self.messages.pop()
 
-    def _answer(self) -> str:
+    def _answer(self, pieces: list[str]) -> None:
         """Stream one answer; Ctrl-C ends it, a second Ctrl-C raises KeyboardInterrupt."""
         session, settings = self.session, self.settings
         limit = None if settings.n_tokens < 0 else settings.n_tokens
-        pieces: list[str] = []
         with self.console.interrupts(self._on_interrupt):
             ids = session.chat_ids(self.prompt_messages())
-            for piece in session.generate(ids, max_tokens=limit, stop=settings.stop):
-                pieces.append(piece)
-                self.console.write(piece)
+            try:
+                for piece in session.generate(ids, max_tokens=limit, stop=settings.stop):
+                    pieces.append(piece)
+                    self.console.write(piece)
+            except PicoedgeError:
+                if pieces:
+                    self.say("")
+                raise
         self.say("")
         self._tell_end()
-        return "".join(pieces)
 
     def _on_interrupt(self) -> None:
         if self.interrupted:
@@ -74,6 +83,9 @@ class Conversation:
             )
         if self.settings.verbose:
             self.say(f"[{rates(stats)}]")
+            line = waiting(stats) if self.session.plan is not None else ""
+            if line:
+                self.say(f"[{line}]")
 
     def prompt_messages(self) -> list[dict[str, str]]:
         """The conversation as the template takes it, the system's message first."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from picoedge.cli import models, options, output, prompts, reports
+from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
@@ -43,19 +45,27 @@ def command(**values: Any) -> None:
     prompt = prompts.chosen_prompt(values["prompt"])
     sampling = options.chosen_sampling(values)
     with closing(models.open_session(values, sampling, with_template=not values["raw"])) as session:
-        pieces = []
-        for piece in _generate(session, prompt, values):
-            pieces.append(piece)
-            if not values["as_json"]:
-                output.write_answer(piece)
+        pieces = _generate(session, prompt, values)
         if values["as_json"]:
-            click.echo(json.dumps(report(session, "".join(pieces))))
+            _print_report(session, pieces)
         else:
-            output.write_answer("\n")
+            output.write_whole_answer(pieces)
         output.tell_end(session, values["verbose"])
 
 
-def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Any:
+def _print_report(session: Session, pieces: Iterator[str]) -> None:
+    """The JSON object, also of an answer that breaks off; then the error is raised again."""
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+    except PicoedgeError as error:
+        click.echo(json.dumps({**report(session, text), **reports.failure(error)}))
+        raise
+    click.echo(json.dumps(report(session, text)))
+
+
+def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Iterator[str]:
     plain = values["raw"] or session.template is None
     if plain:
         ids = session.encode(prompt)

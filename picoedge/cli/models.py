@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from picoedge.cli import reports
 from picoedge.cli.output import note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_options(values: Mapping[str, Any]) -> OpenOptions:
-    """How to open a model, from --threads, --memory, --ctx-size and --kernels.
+    """How to open a model, from the options that every command with a model takes.
 
     Raises UsageError for kernels that are not here: rather now than after a download.
     """
@@ -46,6 +47,7 @@ def open_session(
     tell_of_numpy(session.model.kernels.name, options.kernels)
     if values["verbose"]:
         note(session.describe(), verbose=True)
+        note(reports.plan_line(session.plan), verbose=True)
     return session
 
 
@@ -59,6 +61,8 @@ def open_model(values: Mapping[str, Any], n_ctx: int) -> Opened:
     wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
     opened = opening.open_model(pack, wanted)
     tell_of_numpy(opened.model.kernels.name, options.kernels)
+    if values.get("verbose"):
+        note(reports.plan_line(opened.plan), verbose=True)
     return opened
 
 

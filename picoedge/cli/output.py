@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from picoedge.cli import reports
+from picoedge.errors import PicoedgeError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -41,6 +43,20 @@ def write_answer(piece: str) -> None:
     """A piece of an answer to stdout, at once."""
     sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
+
+
+def write_whole_answer(pieces: Iterable[str]) -> None:
+    """All pieces to stdout, and the end of the line also where an error breaks them off."""
+    said = False
+    try:
+        for piece in pieces:
+            write_answer(piece)
+            said = True
+    except PicoedgeError:
+        if said:
+            write_answer("\n")
+        raise
+    write_answer("\n")
 
 
 def note(text: str, verbose: bool = False) -> None:
@@ -117,3 +133,11 @@ def tell_end(session: Session, verbose: bool) -> None:
         warn(f"the context of {session.model.n_ctx} tokens is full: the answer is cut there")
     if verbose:
         note(rates(session.stats), verbose)
+        note_waiting(session)
+
+
+def note_waiting(session: Session) -> None:
+    """Where something is streamed: what a token waited for it, as a line on stderr."""
+    line = reports.waiting(session.stats) if session.plan is not None else ""
+    if line:
+        note(line, verbose=True)

@@ -26,11 +26,11 @@ def make_offload(path: str) -> Path:
     return Path(path)
 
 
-def make_pack(path: str, layers: int | None) -> Path:
-    """The Llama-2-70B shape in the folder `path`, named after its layers; reused where it is."""
+def make_pack(prefix: str, layers: int | None) -> Path:
+    """The Llama-2-70B shape, named after its layers; left as it is where it is. None: what fits."""
     if layers is None:
-        layers = layers_that_fit(LLAMA_70B, Path(path))
-    out = Path(path, f"llama70b-{layers:03d}.pico")
+        layers = layers_that_fit(LLAMA_70B, Path(prefix).parent)
+    out = Path(f"{prefix}-{layers:03d}.pico")
     if not out.exists():
         write_pack(out, LLAMA_70B, layers)
     return out

@@ -85,7 +85,7 @@ def _read_ratio(few: Paced, many: Paced) -> float:
 def kept(models: WindowModels, rounds: int) -> list[Measured]:
     """The peak of a group that allows twice the budget ÷ the budget; the worst of three."""
     packs = [(models.pack(), int(share * models.tensor_bytes)) for share in SHARES]
-    packs.append((models.seventy_b(SLICE_LAYERS), SLICE_BUDGET))
+    packs.append((models.slice_of_70b(SLICE_LAYERS), SLICE_BUDGET))
     values, raw = [], {}
     for pack, budget in packs:
         limit = Limits(2 * budget, PACE)

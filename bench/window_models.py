@@ -44,13 +44,18 @@ class WindowModels:
             worker("make_random", kind="offload", path=str(path))
         return path
 
-    def seventy_b(self, layers: int | None = None) -> Path:
-        """The Llama-2-70B shape as a pack: so many layers, or as many as the disk has room for."""
+    def seventy_b(self) -> Path:
+        """The Llama-2-70B shape as a pack, as many of its layers as the disk has room for."""
         found = sorted(self.folder.glob("llama70b-*.pico"))
-        if layers is None and found:
-            return found[-1]
-        answer = worker("make_random", kind="pack", path=str(self.folder), layers=layers)
-        return Path(answer["path"])
+        return found[-1] if found else self._make_pack("llama70b", None)
+
+    def slice_of_70b(self, layers: int) -> Path:
+        """A few layers of that shape."""
+        return self._make_pack("slice70b", layers)
+
+    def _make_pack(self, name: str, layers: int | None) -> Path:
+        prefix = str(self.folder / name)
+        return Path(worker("make_random", kind="pack", prefix=prefix, layers=layers)["path"])
 
     @property
     def tensor_bytes(self) -> int:

@@ -29,7 +29,7 @@ def stream_rate(name: str, mb_s: int | None) -> Measure:
     """How to measure streamed bytes a second ÷ the best that dd does, at a pace or at none."""
 
     def measure(models: WindowModels, rounds: int) -> list[Measured]:
-        pack = models.seventy_b(SLICE_LAYERS)
+        pack = models.slice_of_70b(SLICE_LAYERS)
         pace = None if mb_s is None else mb_s * 10**6
         files = [*sorted(pack.glob("layer-*.safetensors")), pack / "head.safetensors"]
         taken: dict[str, list[float]] = by_turns(

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from tiny import write_tiny_model
 
-from bench import agreement, children, decode, machine, peers_torch, profile, report, sizes, speed, suite
+from bench import (
+    agreement,
+    children,
+    decode,
+    machine,
+    peers_torch,
+    profile,
+    report,
+    sizes,
+    speed,
+    suite,
+)
 from bench.__main__ import NOT_BUILT
 from bench.__main__ import main as bench_main
 from bench.children import BenchError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,9 +86,10 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
     rows = max(1, nbytes // tile.nbytes) * TILE_ROWS
     spec = MatrixSpec(wanted, rows, cols, superblock=superblock)
     data = anonymous(spec.nbytes)
-    random = np.random.default_rng(0).integers(0, 256, min(_PIECE, spec.nbytes), np.uint8)
+    noise = random.Random(0).randbytes(min(_PIECE, spec.nbytes))
+    quants = np.frombuffer(noise, np.uint8)
     for at in range(0, spec.nbytes, _PIECE):
-        data[at : at + _PIECE] = random[: spec.nbytes - at]
+        data[at : at + _PIECE] = quants[: spec.nbytes - at]
     for name, (_, _, dtype) in spec.planes.items():
         if dtype.kind == "f":
             spec.plane(data, name)[...] = _SCALE
@@ -97,7 +99,8 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
 def _bind(kernels: Kernels, matrix: Weights) -> Project:
     """A norm of ones, then the matrix, of one token."""
     cols = matrix.spec.cols
-    x = np.random.default_rng(1).standard_normal((1, cols)).astype(np.float32)
+    noise = np.frombuffer(random.Random(1).randbytes(cols), np.int8)
+    x = noise.astype(np.float32)[None] / np.float32(64)
     source = Residual(x, None, None, np.ones(cols, np.float32), 1e-5)
     out = np.empty((1, matrix.total_rows), np.float32)
     return kernels.project(source, [matrix], [None], out)

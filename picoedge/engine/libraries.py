@@ -20,7 +20,7 @@ from pathlib import Path
 from picoedge.store.pages import advise_range
 
 SMAPS = Path("/proc/self/smaps")
-STILL_NEEDED = 8 << 20  # bytes of libraries that decoding comes back to, measured
+STILL_NEEDED = 4 << 20  # bytes of libraries that decoding comes back to, measured
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def bench(
     The tokens are random (as llama-bench's are): no sampler, no tokenizer, no early end.
     """
     count = max(n_prompt, n_generate)
-    tokens = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
+    tokens = random.Random(0).choices(range(vocab_size), k=count)
     rows = []
     if n_prompt:
         runs = _repeat(lambda: _run_prompt(model, tokens[:n_prompt]), repeats, clock)

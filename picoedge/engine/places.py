@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,8 @@ def shelf_folder(environ: Mapping[str, str]) -> Path:
 
 def source_name(path: Path, bits: int | None) -> str:
     """The shelf's name for a file or folder of the user: its stem and a hash of where it is."""
+    import hashlib
+
     where = path.resolve()
     name = where.stem if where.suffix == ".gguf" else where.name
     stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -80,6 +79,8 @@ def _is_sound(entry: Any) -> bool:
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all, whoever else writes. Raises OSError."""
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as opened:

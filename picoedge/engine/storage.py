@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as OutOfTime
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +67,8 @@ class _Place:
     read_ahead: int
 
     def measure(self, patience_s: float) -> Measured:
+        from concurrent.futures import TimeoutError as OutOfTime
+
         work = in_thread(lambda: measure_files(self.folder, self.sizes, self.read_ahead))
         try:
             return work.result(patience_s)

@@ -7,11 +7,10 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,6 +19,9 @@ from picoedge.kernels.blocks import U8
 from picoedge.store.pages import PAGE, forget_cached, page_down, page_up
 from picoedge.store.units import Unit
 from picoedge.store.window_io import CHUNK, READERS, DirectIO, Files, MappedIO, WindowIO
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 ENOUGH_S = 0.4
 LEAST_BYTES = 4 << 20  # less says more of how long one read takes than of speed
@@ -138,6 +140,8 @@ def _speed(io: WindowIO, units: Sequence[Unit], readers: int) -> float:
 
 def in_thread(function: Callable[[], T]) -> Future[T]:
     """Run in a thread that nobody need wait for: one that hangs must not keep the program."""
+    from concurrent.futures import Future
+
     future: Future[T] = Future()
 
     def run() -> None:

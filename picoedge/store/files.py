@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,8 @@ def read_at(path: Path, offset: int, nbytes: int) -> U8:
 
 def digest(path: Path, offset: int, nbytes: int) -> str:
     """blake2b (32 bytes, in hex) of a range of a file."""
+    import hashlib  # loads OpenSSL, 4 MB that most runs never need
+
     hasher = hashlib.blake2b(digest_size=32)
     for start in range(0, nbytes, _WINDOW):
         hasher.update(read_at(path, offset + start, min(_WINDOW, nbytes - start)).data)
@@ -47,6 +48,8 @@ def digest(path: Path, offset: int, nbytes: int) -> str:
 
 def fingerprint(paths: Sequence[Path]) -> str:
     """Names, sizes and times of the files and a hash of the first one's beginning."""
+    import hashlib
+
     hasher = hashlib.blake2b(digest_size=16)
     for path in paths:
         with reading(path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         _sweep(target)
         if free_bytes(parent) < needed + _SPARE_BYTES:
             raise disk_full(parent, needed)
-        partial = target.absolute().with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
+        partial = target.absolute().with_name(f"{target.name}.partial-{os.urandom(4).hex()}")
         partial.mkdir()
         try:
             with _locked(partial):
@@ -99,7 +98,7 @@ def _take_place(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.rename(target)
         return
-    old = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+    old = target.with_name(f"{target.name}.old-{os.urandom(4).hex()}")
     target.rename(old)
     try:
         partial.rename(target)

@@ -8,7 +8,6 @@ bound once. Neither knows in which order units are used: that is `window.py`.
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -278,6 +277,8 @@ def _map(files: Files, name: str) -> U8:
 
 def check_shards(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str, str]]) -> None:
     """Compare a unit's bytes with the hashes of its shards. Raises ModelError naming the shard."""
+    import hashlib  # loads OpenSSL, 4 MB that most runs never need
+
     each = unit.nbytes // len(unit.shards)
     for i, (name, expected) in enumerate(hashes):
         part = data[i * each : (i + 1) * each]

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import shelf_models
 from tiny import follow
 
 from picoedge.cli.main import COMMANDS, main
-from picoedge.engine import memory, opening
+from picoedge.engine import fitting, memory, opening
 from picoedge.engine.packing import pack_model
 from picoedge.kernels import loader
 from picoedge.kernels.loader import describe_kernels, load_kernels
@@ -33,6 +34,7 @@ from picoedge.text.tokenizer import load_tokenizer
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 GREEDY = ["--temperature", "0"]
+MB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
     assert not loaded & {module for module, _ in COMMANDS.values()}
 
 
-@pytest.mark.parametrize("name", ["chat", "generate", "bench", "perplexity"])
+@pytest.mark.parametrize("name", ["chat", "generate", "plan", "bench", "perplexity"])
 def test_each_command_has_a_help_page(run: Run, name: str) -> None:
     ran = run(name, "--help")
     assert ran.code == 0
@@ -254,10 +256,11 @@ def test_the_end_of_the_context_is_said(run: Run, pack: Path) -> None:
 
 def test_verbose_says_what_runs_and_how_fast(run: Run, pack: Path) -> None:
     ran = run("generate", pack, "-p", "A", "-n", "3", "--raw", "-t", "1", "-v", *GREEDY)
-    first, second = ran.err.splitlines()
+    first, plan, last = ran.err.splitlines()
     assert first == f"tiny · {load_kernels(None, 1).name}, 1 thread · context 512"
-    assert second.startswith("prompt 1 tokens ")
-    assert "answer 3 tokens" in second
+    assert plan == "all of it in memory"
+    assert last.startswith("prompt 1 tokens ")
+    assert "answer 3 tokens" in last
 
 
 # -- chat, for one answer ------------------------------------------------------------------------
@@ -491,25 +494,66 @@ def test_a_context_the_model_does_not_know_is_refused(run: Run, pack: Path) -> N
     assert "512" in ran.err
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A process of 40 MB, however large that of the tests is; what a plan counts for it, in MB."""
+    monkeypatch.setattr(fitting, "rss_bytes", lambda: 40 * MB)
+    monkeypatch.setattr(fitting, "STILL_NEEDED", 0)
+    monkeypatch.setattr(fitting, "give_back", lambda also: None)
+    return 40 + fitting.GROWTH_BYTES // MB
+
+
 def test_a_context_larger_than_memory_is_refused_before_it_is_allocated(
-    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
     monkeypatch.setattr(Transformer, "__init__", _must_not_run)
     ran = run("generate", pack, "-p", "x", "-c", "512")
     assert ran.code == 1
-    assert "a context of 512 tokens needs" in ran.err
-    assert "1 MB of memory is free" in ran.err
+    assert "40.9 MB of memory cannot hold the smallest window: " in ran.err
+    assert "context of 512 tokens" in ran.err
 
 
-def test_a_model_larger_than_the_budget_is_refused_with_figures(
-    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+def test_less_than_the_smallest_window_is_refused_with_figures(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
     monkeypatch.setattr(Transformer, "__init__", _must_not_run)
-    ran = run("generate", pack, "-p", "x", "--memory", "40M")
+    ran = run("generate", pack, "-p", "x", "--memory", "30M")
     assert ran.code == 1
-    assert "--memory allows 40 MB: weights " in ran.err
-    assert "(allow more" in ran.err
+    assert f"interpreter and tokenizer {small} MB + context of 512 tokens" in ran.err
+    assert "(allow more with --memory, or take " in ran.err
+    assert run("plan", pack, "--memory", "30M") == ran
+
+
+def test_what_does_not_fit_is_streamed_and_says_the_same(run: Run, pack: Path, small: int) -> None:
+    args = ["generate", pack, "-p", "AB", "-n", "6", "--raw", "--json", *GREEDY]
+    whole = json.loads(run(*args).out)
+    ran = run(*args, "--memory", f"{small + 2}M", "-v")
+    report = json.loads(ran.out)
+    assert report["tokens"] == whole["tokens"]
+    assert whole["plan"] is None
+    plan = report["plan"]
+    assert plan["total_mb"] <= plan["budget_mb"] == small + 2
+    assert plan["resident_mb"] == report["resident_mb"]
+    assert plan["window_depth"] == report["window_depth"] >= 1
+    assert plan["streamed_bytes_per_token"] > 0
+    assert report["disk_wait_s"] >= 0
+    assert report["disk_wait_s"] + report["compute_s"] == pytest.approx(5 * report["s_per_token"])
+    _, planned, _, waited = ran.err.splitlines()
+    assert " resident, window " in planned
+    assert " s predicted, by " in planned
+    assert re.fullmatch(r"a token: \S+ s waiting, \S+ s computing, \S+ [KM]B read", waited)
+
+
+def test_bench_tells_of_waiting_on_stderr(run: Run, pack: Path, small: int) -> None:
+    args = ["bench", pack, "-p", "32", "-n", "4", "-r", "1", "-c", "512", "-v", "--json"]
+    ran = run(*args, "--memory", f"{small + 2}M")
+    assert json.loads(ran.out)["plan"]["total_mb"] <= small + 2
+    planned, prompt, token = ran.err.splitlines()
+    assert " resident, window " in planned
+    assert prompt.startswith("pp32: a token: ")
+    assert token.startswith("tg4: a token: ")
+    assert run(*args).err == "all of it in memory\n"
 
 
 def _must_not_run(*args: object, **kwargs: object) -> None:

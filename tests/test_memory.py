@@ -9,21 +9,26 @@ import pytest
 import tiny
 
 from picoedge.config import ModelConfig
-from picoedge.engine.memory import (
-    INTERPRETER_BYTES,
-    Estimate,
-    available_bytes,
-    check_budget,
-    default_context,
-    estimate,
+from picoedge.engine import fitting, memory
+from picoedge.engine.fitting import (
+    budget_bytes,
+    bytes_apart,
+    fits_whole,
+    load_of,
+    whole_plan,
+    whole_slice,
 )
-from picoedge.engine.process import peak_rss_bytes, storage_bytes_read
-from picoedge.errors import MemoryBudgetError
+from picoedge.engine.memory import available_bytes, default_context
+from picoedge.engine.opening import OpenOptions
+from picoedge.engine.planning import Budget, Load, cache_bytes
+from picoedge.engine.process import peak_rss_bytes, rss_bytes, storage_bytes_read
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.store.pack import pack
+from picoedge.store.pack import pack as pack_source
 from picoedge.store.reader import Pack
+from picoedge.store.slices import Slice
 from picoedge.store.sources import open_source
+from picoedge.store.window_plan import Rates
 
 MB = 1 << 20
 LLAMA_8B = ModelConfig(
@@ -41,63 +46,72 @@ LLAMA_8B = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("bits", [8, 32])
+@pytest.fixture(scope="module", params=[8, 32])
+def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The tiny model, quantized and in f32."""
+    folder = tmp_path_factory.mktemp("memory")
+    tiny.write_tiny_model(folder / "tiny")
+    pack_source(open_source(folder / "tiny"), folder / "tiny.pico", bits=request.param)
+    return Pack.open(folder / "tiny.pico")
+
+
 @pytest.mark.parametrize("n_ctx", [64, 512])
-def test_the_estimate_is_not_below_what_is_taken(tmp_path: Path, bits: int, n_ctx: int) -> None:
-    pack(open_source(tiny.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=bits)
-    opened = Pack.open(tmp_path / "t.pico")
-    model = Transformer(opened, load_kernels(None, 1), n_ctx)
+def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) -> None:
+    load = load_of(pack, whole_slice(pack), OpenOptions(n_ctx=n_ctx))
+    plan = whole_plan(load, Budget(1 << 40, 0), Rates(1, 1))
+    model = Transformer(pack, load_kernels(None, 1), n_ctx)
     taken = model.memory_bytes()
     model.close()
-    need = estimate(opened.config, opened.nbytes, n_ctx, kv_bits=32 if bits == 32 else 16)
-    assert need.weights == taken["weights"]
-    assert taken["kv_cache"] <= need.kv_cache <= 1.5 * taken["kv_cache"]
-    assert taken["activations"] <= need.activations <= 3 * taken["activations"]
+    assert load.kv_bits == (32 if pack.head().spec.format.bits == 32 else 16)
+    assert plan.window.touched_bytes + bytes_apart(pack) == taken["weights"]
+    assert taken["kv_cache"] <= plan.kv_cache <= 1.5 * taken["kv_cache"]
+    assert taken["activations"] <= plan.activations <= 3 * taken["activations"]
+
+
+def test_what_fits_to_the_byte_is_held_whole(pack: Pack) -> None:
+    load = load_of(pack, whole_slice(pack), OpenOptions(n_ctx=64))
+    fixed = 50 * MB
+    need = whole_plan(load, Budget(1 << 40, fixed), Rates(1, 1)).total + bytes_apart(pack)
+    assert fits_whole(pack, load, Budget(need, fixed))
+    assert not fits_whole(pack, load, Budget(need - 1, fixed))
+    assert not fits_whole(pack, load, Budget(need, fixed + 1))
 
 
 def test_the_cache_of_a_known_model() -> None:
     # 32 layers x 8 heads x 128 x 2 (k, v) x 2 bytes: 128 KB a token, and the angles beside it
-    need = estimate(LLAMA_8B, 5 << 30, 8192)
-    assert need.kv_cache == 8192 * (131072 + 2 * 4 * 64)
-    assert need.total == need.weights + need.kv_cache + need.activations + need.fixed
-
-
-def test_a_larger_vocabulary_takes_more_and_sentencepiece_less() -> None:
-    small = dataclasses.replace(LLAMA_8B, vocab_size=49152)
-    large = dataclasses.replace(LLAMA_8B, vocab_size=262144)
-    assert estimate(small, 0, 512).fixed == pytest.approx(70 * MB, rel=0.02)
-    counted = estimate(large, 0, 512, sentencepiece=True)
-    assert counted.fixed == pytest.approx(INTERPRETER_BYTES + 65 * MB, rel=0.02)
-    assert counted.total == counted.private + counted.fixed
-    assert estimate(large, 0, 512).fixed > counted.fixed
+    part = Slice(range(8), range(0))
+    load = Load(LLAMA_8B, part, (), 256, 8192, 16)
+    assert cache_bytes(load) == 8192 * (131072 + 2 * 4 * 64)
+    assert cache_bytes(dataclasses.replace(load, kv_bits=8)) < 0.6 * cache_bytes(load)
+    eighth = dataclasses.replace(load, part=Slice(range(1), range(0)))
+    assert cache_bytes(eighth) == 8192 * (131072 // 8 + 2 * 4 * 64)
 
 
 def test_a_default_context_is_modest() -> None:
-    assert default_context(LLAMA_8B, 5 << 30, 1 << 40) == 4096
+    assert default_context(LLAMA_8B, 1 << 40) == 4096
+    assert default_context(dataclasses.replace(LLAMA_8B, max_position_embeddings=512), 1 << 40) == (
+        512
+    )
 
 
-def test_a_default_context_shrinks_to_what_fits() -> None:
-    weights = 5 << 30
-    for expected in (2048, 1024):
-        budget = estimate(LLAMA_8B, weights, expected).total
-        assert default_context(LLAMA_8B, weights, budget) == expected
-    assert default_context(LLAMA_8B, weights, 0) == 512
+def test_a_default_context_takes_a_quarter_of_the_memory() -> None:
+    for expected in (4096, 2048, 1024):
+        load = Load(LLAMA_8B, Slice(range(8), range(0)), (), 256, expected, 16)
+        budget = 4 * cache_bytes(load)
+        assert default_context(LLAMA_8B, budget) == expected
+        assert default_context(LLAMA_8B, budget - 4) == expected // 2
+    assert default_context(LLAMA_8B, 0) == 512
+    assert default_context(LLAMA_8B, 600 * MB, kv_bits=8) > default_context(LLAMA_8B, 600 * MB)
 
 
-def test_a_budget_counts_everything() -> None:
-    need = Estimate(weights=100 * MB, kv_cache=20 * MB, activations=10 * MB, n_ctx=4096)
-    check_budget(need, need.total, 1 << 40)
-    with pytest.raises(MemoryBudgetError) as caught:
-        check_budget(need, need.total - 1, 1 << 40)
-    for figure in ("weights 100 MB", "4096 tokens 20 MB", "buffers 10 MB", "= 178 MB"):
-        assert figure in caught.value.message
-
-
-def test_weights_may_exceed_free_memory_but_a_context_may_not() -> None:
-    need = Estimate(weights=1000 * MB, kv_cache=20 * MB, activations=10 * MB, n_ctx=4096)
-    check_budget(need, None, 30 * MB)
-    with pytest.raises(MemoryBudgetError, match="4096 tokens needs 30 MB, 29 MB of memory is free"):
-        check_budget(need, None, 29 * MB)
+def test_the_budget_is_what_is_there_and_at_most_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1600 * MB)
+    monkeypatch.setattr(fitting, "rss_bytes", lambda: 50 * MB)
+    assert budget_bytes(None) == 1550 * MB  # a sixteenth is left to others
+    assert budget_bytes(400 * MB) == 400 * MB
+    assert budget_bytes(4000 * MB) == 1650 * MB
 
 
 def board(tmp_path: Path, groups: str, files: dict[str, str], available_mb: int = 1000) -> int:
@@ -157,7 +171,7 @@ def test_used_beyond_the_limit_is_nothing_left(tmp_path: Path) -> None:
 
 
 def test_this_process_is_counted() -> None:
-    assert peak_rss_bytes() > 20 * MB
+    assert 10 * MB < rss_bytes() <= peak_rss_bytes()
     assert available_bytes() > 0
 
 

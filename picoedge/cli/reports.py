@@ -32,7 +32,7 @@ def failure(error: PicoedgeError) -> dict[str, Any]:
 
 def plan_line(plan: MemoryPlan | None) -> str:
     """`104 MB resident, window 7.5 MB, 513 MB read a token: 0.22 s predicted, by the disk`."""
-    if plan is None:
+    if plan is None or not plan.window.streamed:
         return "all of it in memory"
     held, forecast = plan.window, plan.window.forecast
     by = "the disk" if forecast.clock == "disk" else "computing"

@@ -88,9 +88,6 @@ class Window:
         deadline = self._clock() + _FAREWELL_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
-        with self._ahead.room:
-            if not self._ahead.in_flight:
-                self._drop_unused()
         self._io.close()
 
     def _wait(self) -> None:
@@ -112,12 +109,9 @@ class Window:
         """Forget what was read ahead, and begin at unit `index`."""
         self._ahead.halt()
         self._listen(lambda: not self._ahead.in_flight)
-        self._drop_unused()
-        self._ahead.restart(index)
-
-    def _drop_unused(self) -> None:
         for unit in self._ahead.unused:
             self._io.release(unit)
+        self._ahead.restart(index)
 
     def _listen(self, enough: Callable[[], bool]) -> None:
         """Let reads go on until it is enough. Raises StorageError where none ends for too long.

@@ -60,7 +60,7 @@ class WindowIO(Protocol):
         """Give back what the unit's bytes take beside the window's own memory."""
 
     def close(self) -> None:
-        """Close the files. Idempotent."""
+        """Close the files, and leave nothing of what was read. Idempotent."""
 
 
 class Files:
@@ -264,6 +264,11 @@ class MappedIO:
 
     def close(self) -> None:
         """See `WindowIO.close`. Arrays stay readable while they are held."""
+        if self._files.closed:
+            return
+        for name, pages in self._maps.items():
+            forget_mapped(pages, 0, page_up(pages.nbytes))  # with what was read ahead
+            forget_cached(self._files.fd(name), 0, pages.nbytes)
         self._files.close()
 
 

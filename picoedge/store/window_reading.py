@@ -69,7 +69,7 @@ class ReadAhead:
 
     @property
     def unused(self) -> list[Unit]:
-        """The unit to be used next, those read after it, and the one that would be read next."""
+        """The unit to be used next, and those after it of which something may have been read."""
         count = min(self._next + 1 - self._used, len(self.units))
         return [self._at(self._used + i) for i in range(count)]
 

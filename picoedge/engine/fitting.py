@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.engine import memory
-from picoedge.engine.compute import cached_compute
+from picoedge.engine.compute import cached_compute, rehearse
 from picoedge.engine.libraries import STILL_NEEDED, give_back
 from picoedge.engine.places import shelf_folder
 from picoedge.engine.planning import (
@@ -71,7 +71,7 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
     speeds = measure_speeds(pack, kernels)
-    give_back(path for path in pack.path.iterdir() if path.is_file())
+    give_back(lambda: rehearse(kernels), [p for p in pack.path.iterdir() if p.is_file()])
     budget = Budget(total, fixed_bytes() + STILL_NEEDED)
     ways = tuple(readings(speeds, options.window_io))
     return Fit(pack, load, budget, plan_memory(load, budget, ways))

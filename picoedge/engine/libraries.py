@@ -12,7 +12,7 @@ import gc
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,53 +20,71 @@ from pathlib import Path
 from picoedge.store.pages import advise_range
 
 SMAPS = Path("/proc/self/smaps")
+MAPS = Path("/proc/self/maps")
 STILL_NEEDED = 4 << 20  # bytes of libraries that decoding comes back to, measured
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """A part of a file that is mapped and never written: its pages can be read again."""
+    """A part of a file that is mapped. `clean`: all its pages are the file's own."""
 
     start: int
     end: int
     path: str
+    clean: bool
 
 
-def give_back(also: Iterable[Path] = ()) -> None:
-    """Drop what starting left in memory; `also`: files that were read and are not needed again."""
+def give_back(rehearse: Callable[[], object], also: Iterable[Path] = ()) -> None:
+    """Drop what starting left in memory; `also`: files that were read and are not needed again.
+
+    `rehearse` does a little of what is to come, so that what this needs of the libraries is back
+    before the rest of the memory is given away.
+    """
     gc.collect()
     _trim_heap()
-    mappings = list(read_only_mappings(_text(SMAPS)))
+    mappings = list(private_mappings(_text(SMAPS)))
     for mapping in mappings:
-        # Without the advice each page that is needed again would bring megabytes with it.
         advise_range(mapping.start, mapping.end, mmap.MADV_RANDOM)
-        advise_range(mapping.start, mapping.end, mmap.MADV_DONTNEED)
-    paths = {mapping.path for mapping in mappings} | set(_modules()) | {str(path) for path in also}
-    for path in paths:
+        if mapping.clean:
+            advise_range(mapping.start, mapping.end, mmap.MADV_DONTNEED)
+    for path in {mapping.path for mapping in mappings}.union(_modules(), map(str, also)):
+        _forget(path)
+    rehearse()
+    settle()
+
+
+def settle() -> None:
+    """Drop those pages of the libraries that came along with one that was needed.
+
+    Code is read with megabytes around it (since Linux 6.16 whatever madvise says); pages that
+    are in use are mapped, and stay.
+    """
+    for path in mapped_files(_text(MAPS)):
         _forget(path)
 
 
-def read_only_mappings(smaps: str) -> Iterator[Mapping]:
-    """Mappings of /proc/PID/smaps whose pages are all the file's own.
+def private_mappings(smaps: str) -> Iterator[Mapping]:
+    """Private mappings of files in the text of /proc/PID/smaps.
 
-    Pages that were written before they became read-only (relocated tables) are anonymous: a
-    mapping that has any is left alone.
+    Pages that were written, also before they became read-only (relocated tables), are anonymous:
+    a mapping that has any, or may be written, is not clean.
     """
-    found: Mapping | None = None
+    head: list[str] = []
     for line in smaps.splitlines():
         fields = line.split()
         if not fields[0].endswith(":"):
-            found = _mapping(fields)
-        elif fields[0] == "Anonymous:" and found is not None and fields[1] == "0":
-            yield found
+            head = fields
+        elif fields[0] == "Anonymous:" and len(head) > 5 and head[5].startswith("/"):
+            if "s" not in head[1]:
+                start, end = (int(value, 16) for value in head[0].split("-"))
+                clean = fields[1] == "0" and "w" not in head[1]
+                yield Mapping(start, end, " ".join(head[5:]), clean)
 
 
-def _mapping(fields: list[str]) -> Mapping | None:
-    """`55d0-55d4 r-xp 0000 08:02 12 /usr/lib/libc.so.6`, where it is read only and of a file."""
-    if len(fields) < 6 or "w" in fields[1] or "s" in fields[1] or not fields[5].startswith("/"):
-        return None
-    start, end = (int(value, 16) for value in fields[0].split("-"))
-    return Mapping(start, end, " ".join(fields[5:]))
+def mapped_files(maps: str) -> set[str]:
+    """Files in the text of /proc/PID/maps."""
+    lines = (line.split(maxsplit=5) for line in maps.splitlines())
+    return {fields[5] for fields in lines if len(fields) == 6 and fields[5].startswith("/")}
 
 
 def _modules() -> Iterator[str]:

@@ -63,6 +63,7 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
     anything large is allocated.
     """
     from picoedge.engine.fitting import WHOLE_BATCH, fit_model
+    from picoedge.engine.libraries import settle
     from picoedge.model.transformer import Transformer
 
     with ExitStack() as opened:
@@ -79,6 +80,8 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
             kv_bits=options.kv_bits,
             holding=holding,
         )
+        if fit.plan is not None:
+            settle()
         opened.pop_all()
     return Opened(pack, model, fit.plan)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -111,8 +112,8 @@ class Windowed:
         self._pack, self.part, self.plan = pack, part, plan
         self._verify = verify
         self._runs: dict[tuple[Kind, int], list[Held]] = {}
+        self._resident = self._read_resident()
         files = Files(pack.path, direct=io == "direct")
-        self._resident = self._read_resident(files)
         self._window: Window | None = None
         self._io = self._make_io(files, io, read_ahead)
         if plan.streamed:
@@ -126,13 +127,14 @@ class Windowed:
             )
         self._bind()
 
-    def _read_resident(self, files: Files) -> dict[Unit, U8]:
+    def _read_resident(self) -> dict[Unit, U8]:
         arrays: dict[Unit, U8] = {}
-        for unit in self.plan.units:
-            if unit in self.plan.resident:
-                arrays[unit] = read_unit(files, unit)
-                if self._verify:
-                    self._compare(unit, arrays[unit])
+        with closing(Files(self._pack.path, direct=True)) as files:
+            for unit in self.plan.units:
+                if unit in self.plan.resident:
+                    arrays[unit] = read_unit(files, unit)
+                    if self._verify:
+                        self._compare(unit, arrays[unit])
         return arrays
 
     def _make_io(self, files: Files, io: str, read_ahead: int) -> WindowIO:

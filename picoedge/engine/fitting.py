@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from picoedge.engine import memory
 from picoedge.engine.compute import cached_compute, rehearse
 from picoedge.engine.libraries import STILL_NEEDED, give_back
@@ -71,10 +73,22 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
     speeds = measure_speeds(pack, kernels)
-    give_back(lambda: rehearse(kernels), [p for p in pack.path.iterdir() if p.is_file()])
+    give_back(lambda: _rehearse(pack, kernels), [p for p in pack.path.iterdir() if p.is_file()])
     budget = Budget(total, fixed_bytes() + STILL_NEEDED)
     ways = tuple(readings(speeds, options.window_io))
     return Fit(pack, load, budget, plan_memory(load, budget, ways))
+
+
+def _rehearse(pack: Pack, kernels: Kernels) -> None:
+    """A little of all that opening and running a model does."""
+    from picoedge.model.rope import rope_tables
+    from picoedge.store.holding import SparseRows
+
+    rehearse(kernels)
+    rope_tables(pack.config, 1, windowed=False)
+    row = np.zeros((1, pack.config.hidden_size), np.float32)
+    SparseRows(pack).gather([0], row)
+    np.argmax(row * np.float32(2))
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:

@@ -74,11 +74,15 @@ def private_mappings(smaps: str) -> Iterator[Mapping]:
         fields = line.split()
         if not fields[0].endswith(":"):
             head = fields
-        elif fields[0] == "Anonymous:" and len(head) > 5 and head[5].startswith("/"):
-            if "s" not in head[1]:
-                start, end = (int(value, 16) for value in head[0].split("-"))
-                clean = fields[1] == "0" and "w" not in head[1]
-                yield Mapping(start, end, " ".join(head[5:]), clean)
+        elif fields[0] == "Anonymous:" and _is_private_file(head):
+            start, end = (int(value, 16) for value in head[0].split("-"))
+            clean = fields[1] == "0" and "w" not in head[1]
+            yield Mapping(start, end, " ".join(head[5:]), clean)
+
+
+def _is_private_file(head: list[str]) -> bool:
+    """Of `55d0-55d4 r-xp 0000 08:02 12 /usr/lib/libc.so.6`, in words."""
+    return len(head) > 5 and head[5].startswith("/") and "s" not in head[1]
 
 
 def mapped_files(maps: str) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.cli import reports
-from picoedge.cli.output import note, showing_progress, warn
+from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -81,7 +81,18 @@ def find_pack(model: str | None) -> Path:
     from picoedge.engine.opening import resolve
 
     with showing_progress() as progress:
-        return resolve(model, progress)
+        path = resolve(model, progress)
+    tell_of_lost_pages(path)
+    return path
+
+
+def tell_of_lost_pages(pack: Path) -> None:
+    """Should a mapped file be cut, or its card pulled out, that is one line and exit code 1."""
+    from picoedge.store.pages import end_where_pages_are_lost
+
+    lost = f"a file of {pack} that is in use can no longer be read"
+    hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
+    end_where_pages_are_lost(error_line(lost, hint))
 
 
 def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from typing import cast
@@ -75,6 +76,27 @@ def forget_cached(fd: int, start: int, end: int) -> None:
     first = max(0, page_down(start) - _HUGE)
     with contextlib.suppress(OSError):  # a file system that keeps no such cache
         os.posix_fadvise(fd, first, page_up(end) - first, os.POSIX_FADV_DONTNEED)
+
+
+@cache
+def end_where_pages_are_lost(line: str) -> Callable[[int], None]:
+    """From now on a mapped page that cannot be read ends the process: this line, exit code 1.
+
+    Such a page (of a file that was cut, a card that was pulled out) is a signal to whichever
+    thread wants it. There is nothing to go on with: Python's own handlers would wait for the
+    instruction to end, and it never does.
+    """
+
+    def end(number: int) -> None:
+        os.write(2, f"{line}\n".encode())
+        os._exit(1)
+
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    handler = kind(end)
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = [ctypes.c_int, kind], ctypes.c_void_p
+    install(signal.SIGBUS, handler)
+    return cast("Callable[[int], None]", handler)  # kept, as the cache keeps it
 
 
 @cache

@@ -62,9 +62,11 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
     Raises UsageError for a context the model was not made for, MemoryBudgetError before
     anything large is allocated.
     """
+    from picoedge.engine.adapting import Adapter
     from picoedge.engine.fitting import WHOLE_BATCH, fit_model
     from picoedge.engine.libraries import settle
     from picoedge.model.transformer import Transformer
+    from picoedge.store.holding import Windowed
 
     with ExitStack() as opened:
         kernels = start_kernels(options)
@@ -81,6 +83,8 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
             holding=holding,
         )
         if fit.plan is not None:
+            assert isinstance(holding, Windowed)
+            model.after_forward = Adapter(model, holding, fit.plan)
             settle()
         opened.pop_all()
     return Opened(pack, model, fit.plan)

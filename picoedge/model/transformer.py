@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -153,17 +153,29 @@ class Transformer:
         self.holding = holding or Mapped(pack, part)
         self._pack, self._reduce, self._kv_bits = pack, reduce, kv_bits
         self._batch = max(1, min(batch, n_ctx))
-        self._caches: list[object] = []
+        self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
-        self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
         self._embedding = self.holding.embedding()
-        self._head = self.holding.runs("head", self.config.num_hidden_layers)
         rows = sum(held.weights["head"].total_rows for held in self._head)
         self._logits = np.zeros((1, rows), np.float32)
-        self._project_head = self._bind_head(self._logits)
+        self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
+        self.bind()
 
     # -- building ------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Bind the kernels to the weights as they are held now; the cache is kept."""
+        self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
+        self._project_head = self._bind_head(self._logits)
+
+    def unbind(self) -> None:
+        """Let the weights go, so that they can be held otherwise; `bind` comes next."""
+        self._layers, self._project_head = [], []
+
+    @property
+    def _head(self) -> Sequence[Held]:
+        return self.holding.runs("head", self.config.num_hidden_layers)
 
     def _shape(self, layer: int, groups: int) -> AttentionShape:
         config = self.config
@@ -225,8 +237,11 @@ class Transformer:
             )
         weights, biases = held.weights, self._pack.biases(i, held.shards)
         exact = all(w.spec.format.bits == 32 for w in weights.values())
-        cache = kernels.kv_cache(self.n_ctx, shape, 32 if exact else self._kv_bits)
-        self._caches.append(cache)
+        place = i, held.shards.start
+        if place not in self._caches:
+            bits = 32 if exact else self._kv_bits
+            self._caches[place] = kernels.kv_cache(self.n_ctx, shape, bits)
+        cache = self._caches[place]
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
         return AttentionRun(
             held,
@@ -319,6 +334,8 @@ class Transformer:
             n = len(chunk)
         for run in self._project_head:
             run(n, n - 1)
+        if self.after_forward is not None:
+            self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
@@ -347,7 +364,7 @@ class Transformer:
         """Bytes of the weights, the full cache, and the activations."""
         return {
             "weights": self._pack.nbytes,
-            "kv_cache": sum(int(getattr(cache, "nbytes", 0)) for cache in self._caches),
+            "kv_cache": sum(int(cache.nbytes) for cache in self._caches.values()),
             "activations": self._space.nbytes + self._logits.nbytes,
         }
 

@@ -110,41 +110,55 @@ class Windowed:
     ) -> None:
         """Reads the resident units. Raises StorageError, and ModelError of a wrong hash."""
         self._pack, self.part, self.plan = pack, part, plan
-        self._verify = verify
+        self._mode, self._read_ahead, self._verify = io, read_ahead, verify
+        self._resident: dict[Unit, U8] = {}
         self._runs: dict[tuple[Kind, int], list[Held]] = {}
-        self._resident = self._read_resident()
-        files = Files(pack.path, direct=io == "direct")
         self._window: Window | None = None
-        self._io = self._make_io(files, io, read_ahead)
+        self._past = Usage()  # of windows that were replaced
+        self.replan(plan)
+
+    def replan(self, plan: WindowPlan) -> None:
+        """Hold the same shards by another plan; what is resident in both stays where it is.
+
+        Whoever bound the runs must have let them go, or their memory is not free. Raises as the
+        constructor does.
+        """
+        self.close()
+        self._past, self._window = self.usage, None
+        self._runs = {}
+        self.plan = plan
+        self._resident = {u: kept for u, kept in self._resident.items() if u in plan.resident}
+        self._read_resident()
         if plan.streamed:
-            self._window = Window(
-                plan.streamed,
-                plan.ring,
-                self._io,
-                folder=pack.path,
-                readers=READERS if io == "direct" else 1,
-                check=self._check if verify else None,
-            )
+            self._window = self._open_window()
         self._bind()
 
-    def _read_resident(self) -> dict[Unit, U8]:
-        arrays: dict[Unit, U8] = {}
+    def _read_resident(self) -> None:
         with closing(Files(self._pack.path, direct=True)) as files:
             for unit in self.plan.units:
-                if unit in self.plan.resident:
-                    arrays[unit] = read_unit(files, unit)
+                if unit in self.plan.resident and unit not in self._resident:
+                    self._resident[unit] = read_unit(files, unit)
                     if self._verify:
-                        self._compare(unit, arrays[unit])
-        return arrays
+                        self._compare(unit, self._resident[unit])
 
-    def _make_io(self, files: Files, io: str, read_ahead: int) -> WindowIO:
+    def _open_window(self) -> Window:
+        plan = self.plan
+        self._io = io = self._make_io()
+        return Window(
+            plan.streamed,
+            plan.ring,
+            io,
+            folder=self._pack.path,
+            readers=READERS if self._mode == "direct" else 1,
+            check=(lambda unit: self._compare(unit, io.array(unit))) if self._verify else None,
+        )
+
+    def _make_io(self) -> WindowIO:
         streamed, ring = self.plan.streamed, self.plan.ring
-        if io == "mmap":
-            return MappedIO(files, streamed, read_ahead)
+        files = Files(self._pack.path, direct=self._mode == "direct")
+        if self._mode == "mmap":
+            return MappedIO(files, streamed, self._read_ahead)
         return DirectIO(files, ring.nbytes, dict(zip(streamed, ring.places, strict=True)))
-
-    def _check(self, unit: Unit) -> None:
-        self._compare(unit, self._io.array(unit))
 
     def _compare(self, unit: Unit, data: U8) -> None:
         check_shards(self._pack.path, unit, data, self._pack.unit_hashes(unit))
@@ -165,8 +179,10 @@ class Windowed:
 
     @property
     def usage(self) -> Usage:
-        """What the window has done."""
-        return self._window.usage if self._window is not None else Usage()
+        """What the windows have done."""
+        if self._window is None:
+            return self._past
+        return self._past + self._window.usage
 
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
         """See `Holding.runs`."""
@@ -180,7 +196,6 @@ class Windowed:
         """See `Holding.close`."""
         if self._window is not None:
             self._window.close()
-        self._io.close()
 
 
 class SparseRows:

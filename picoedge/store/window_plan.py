@@ -177,7 +177,7 @@ def plan_window(
     `reserve` is memory that a window takes beside its own. None: not even the smallest fits.
     """
     resident = {run: len(run.shards) for run in runs}
-    if sum(span_bytes(piece) for run in runs for piece in _pieces(run, RESIDENT_BYTES)) <= memory:
+    if sum(span_bytes(piece) for run in runs for piece in pieces(run, RESIDENT_BYTES)) <= memory:
         return _plan(runs, resident, most, 0, rates)
     window = smallest_window(runs, most)
     plans: list[WindowPlan] = []
@@ -190,7 +190,7 @@ def plan_window(
 
 def smallest_window(runs: Sequence[Unit], most: int) -> int:
     """Bytes of a window in which one unit is used while the next is read."""
-    return 2 * max(span_bytes(unit) for run in runs for unit in _pieces(run, most))
+    return 2 * max(span_bytes(unit) for run in runs for unit in pieces(run, most))
 
 
 def _past_the_best(plans: Sequence[WindowPlan]) -> bool:
@@ -208,15 +208,21 @@ def _plan(
     kept: set[Unit] = set()
     for run in runs:
         count = resident[run]
-        pieces = _pieces(run.part(0, count), RESIDENT_BYTES) if count else []
-        kept.update(pieces)
-        units += pieces
+        held = pieces(run.part(0, count), RESIDENT_BYTES) if count else []
+        kept.update(held)
+        units += held
         if count < len(run.shards):
-            units += _pieces(run.part(count, len(run.shards)), most)
-    sizes = [span_bytes(unit) for unit in units if unit not in kept]
-    ring = lay_ring(sizes, window)
-    steps = [Step(span_bytes(unit), unit not in kept) for unit in units]
-    return WindowPlan(tuple(units), frozenset(kept), ring, forecast(steps, ring, rates))
+            units += pieces(run.part(count, len(run.shards)), most)
+    return plan_of(tuple(units), frozenset(kept), window, rates)
+
+
+def plan_of(
+    units: tuple[Unit, ...], resident: frozenset[Unit], window: int, rates: Rates
+) -> WindowPlan:
+    """The plan of these units in this order, with a ring of at most `window` bytes."""
+    ring = lay_ring([span_bytes(unit) for unit in units if unit not in resident], window)
+    steps = [Step(span_bytes(unit), unit not in resident) for unit in units]
+    return WindowPlan(units, resident, ring, forecast(steps, ring, rates))
 
 
 def widest(run: Unit, most: int) -> int:
@@ -224,7 +230,7 @@ def widest(run: Unit, most: int) -> int:
     return min(len(run.shards), max(1, most // run.shard_bytes))
 
 
-def _pieces(run: Unit, most: int) -> list[Unit]:
+def pieces(run: Unit, most: int) -> list[Unit]:
     """A run cut into units of nearly one size, each of at most `most` bytes, or one shard."""
     shards = len(run.shards)
     count = -(-shards // widest(run, most))

@@ -7,6 +7,7 @@ reading began with. Threads know this object only, so a window that is forgotten
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,23 @@ class Usage:
     bytes_read: int = 0
     wait_s: float = 0.0  # spent by whoever uses the units, waiting for them
     units: int = 0  # used
+    busy_s: float = 0.0  # with at least one read under way
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.bytes_read + other.bytes_read,
+            self.wait_s + other.wait_s,
+            self.units + other.units,
+            self.busy_s + other.busy_s,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(
+            self.bytes_read - other.bytes_read,
+            self.wait_s - other.wait_s,
+            self.units - other.units,
+            self.busy_s - other.busy_s,
+        )
 
 
 class ReadAhead:
@@ -39,8 +57,10 @@ class ReadAhead:
         ring: Ring,
         io: WindowIO,
         check: Callable[[Unit], None] | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.units, self.usage = list(units), Usage()
+        self._clock, self._began = clock, 0.0  # when the oldest read under way began
         self._ring, self._io, self._check = ring, io, check
         lock = threading.RLock()  # the garbage collector may call `stop` in a thread that holds it
         self.room, self.news = threading.Condition(lock), threading.Condition(lock)
@@ -117,6 +137,7 @@ class ReadAhead:
                 if taken is None:
                     return
                 sequence, unit, chunk = taken
+                self._began = self._began if self.in_flight else self._clock()
                 self.in_flight[me] = unit, chunk
             error = _attempt(partial(self._io.fill, unit, chunk))
             complete = error is None and self._complete(sequence)
@@ -124,6 +145,9 @@ class ReadAhead:
                 error = _attempt(partial(self._check, unit))
             with self.news:
                 del self.in_flight[me]
+                now = self._clock()
+                self.usage.busy_s += now - self._began
+                self._began = now
                 self._keep(sequence, unit, complete, error)
                 self.news.notify_all()
 

@@ -1,0 +1,91 @@
+"""A window that follows the board: speeds are measured while decoding, and the plan with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from picoedge.store.window_adapt import adjusted
+from picoedge.store.window_plan import Rates, WindowPlan, plan_of
+
+if TYPE_CHECKING:
+    from picoedge.engine.planning import MemoryPlan
+    from picoedge.model.transformer import Transformer
+    from picoedge.store.holding import Windowed
+
+TOKENS = 8  # between two looks at the speeds
+_DEPARTURE = 1.25  # of a speed from the plan's, either way, that is worth another plan
+_GAIN = 0.99  # of the seconds a token; less is not worth reading units anew
+
+
+class Adapter:
+    """Called after each pass of a model; changes how its weights are held where that is quicker.
+
+    Only single tokens count: what a prompt takes is another thing. `plan` is what is followed.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        holding: Windowed,
+        plan: MemoryPlan,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.plan = plan
+        self._model, self._holding, self._clock = model, holding, clock
+        self._begin()
+
+    def __call__(self, tokens: int) -> None:
+        """`tokens` have been done."""
+        if tokens != 1:
+            self._begin()
+            return
+        self._tokens += 1
+        if self._tokens <= TOKENS:
+            return
+        rates = self._measured()
+        if _departs(rates, self.plan.reading.rates):
+            self._follow(rates)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tokens = 0
+        self._since, self._usage = self._clock(), self._holding.usage
+
+    def _measured(self) -> Rates:
+        """Speeds since the last look."""
+        usage, elapsed = self._holding.usage - self._usage, self._clock() - self._since
+        rates, window = self.plan.reading.rates, self.plan.window
+        compute_s = max(elapsed - usage.wait_s, 1e-9) / self._tokens
+        disk = usage.bytes_read / usage.busy_s if usage.busy_s > 0 else rates.disk
+        return dataclasses.replace(rates, disk=disk, compute=window.touched_bytes / compute_s)
+
+    def _follow(self, rates: Rates) -> None:
+        reading = dataclasses.replace(self.plan.reading, rates=rates)
+        window = adjusted(self.plan.window, rates)
+        if _is_quicker(window, self.plan.window, rates):
+            self._model.unbind()
+            self._holding.replan(window)
+            self._model.bind()
+        else:
+            window = self.plan.window
+        self.plan = dataclasses.replace(self.plan, reading=reading, window=window)
+
+
+def _departs(rates: Rates, planned: Rates) -> bool:
+    pairs = ((rates.disk, planned.disk), (rates.compute, planned.compute))
+    return any(max(a / b, b / a) > _DEPARTURE for a, b in pairs)
+
+
+def _is_quicker(window: WindowPlan, today: WindowPlan, rates: Rates) -> bool:
+    if window is today:
+        return False
+    return window.forecast.s_per_token < _GAIN * predicted(today, rates)
+
+
+def predicted(plan: WindowPlan, rates: Rates) -> float:
+    """Seconds a token of a plan at these speeds."""
+    return plan_of(plan.units, plan.resident, plan.window_bytes, rates).forecast.s_per_token

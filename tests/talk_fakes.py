@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from picoedge.engine.session import Session
+from picoedge.errors import StorageError
 from picoedge.model.sampling import SamplingOptions
 from picoedge.text.special import SpecialTokens
 
@@ -63,8 +64,11 @@ class ScriptedModel:
     """Answers the k-th prompt with the k-th of `answers`, then the end-of-text token.
 
     `runs` lists what was computed, as (position, tokens). A prompt is a run of several tokens, or
-    one that goes back; generation is runs of one, each after the last.
+    one that goes back; generation is runs of one, each after the last. Run `fails_at` (counted
+    from 0) raises StorageError instead.
     """
+
+    fails_at: int | None = None
 
     def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()
@@ -77,6 +81,8 @@ class ScriptedModel:
 
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
         self.runs.append((position, list(tokens)))
+        if len(self.runs) - 1 == self.fails_at:
+            raise StorageError("layer-001.safetensors: reading failed", "check the card")
         assert tokens
         assert position + len(tokens) <= self.n_ctx
         if len(tokens) > 1 or position != self._next:

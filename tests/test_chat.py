@@ -318,3 +318,36 @@ def test_a_conversation_longer_than_the_context_says_so_and_goes_on() -> None:
 def test_an_answer_that_fills_the_context_says_so() -> None:
     _, transcript, _ = talk(["hello"], "x" * 100, n_ctx=40)
     assert "[the context of 40 tokens is full: /clear empties it]" in transcript
+
+
+def failing_talk(typed: list[Typed], *answers: str, fails_at: int) -> tuple[Chat, str]:
+    """The chat and its transcript where run `fails_at` of the model cannot read the storage."""
+    console, session = TypedConsole(typed), scripted_session(*answers)
+    session.model.fails_at = fails_at  # type: ignore[attr-defined]
+    chat = Chat(session, console, ChatSettings())
+    assert chat.run() == 0
+    return chat, console.transcript.partition("\n")[2]
+
+
+STORAGE_ERROR = "error: layer-001.safetensors: reading failed (check the card)"
+
+
+def test_an_answer_that_breaks_off_is_kept_and_the_chat_goes_on() -> None:
+    chat, transcript = failing_talk(["count", "and then?", "/bye"], "abcdef", "fine", fails_at=3)
+    assert transcript == f">>> count\nabc\n{STORAGE_ERROR}\n>>> and then?\nfine\n>>> /bye\n"
+    assert [message["content"] for message in chat.messages] == [
+        "count", "abc", "and then?", "fine",
+    ]  # fmt: skip
+
+
+def test_a_question_whose_answer_never_began_is_taken_back() -> None:
+    chat, transcript = failing_talk(["count", "again", "/bye"], "fine", fails_at=0)
+    assert transcript == f">>> count\n{STORAGE_ERROR}\n>>> again\nfine\n>>> /bye\n"
+    assert [message["content"] for message in chat.messages] == ["again", "fine"]
+
+
+def test_set_verbose_shows_the_waiting_where_something_is_streamed() -> None:
+    console, session = TypedConsole(["hi", "/bye"]), scripted_session("abc")
+    session.plan = object()  # type: ignore[assignment]
+    Chat(session, console, ChatSettings(verbose=True)).run()
+    assert "\n[a token: 0 s waiting, 1 s computing, 0 B read]\n" in console.transcript

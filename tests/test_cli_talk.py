@@ -24,6 +24,7 @@ from tiny import follow
 from picoedge.cli.main import COMMANDS, main
 from picoedge.engine import fitting, memory, opening
 from picoedge.engine.packing import pack_model
+from picoedge.errors import StorageError
 from picoedge.kernels import loader
 from picoedge.kernels.loader import describe_kernels, load_kernels
 from picoedge.kernels.numpy_twin import NumpyKernels
@@ -263,6 +264,62 @@ def test_verbose_says_what_runs_and_how_fast(run: Run, pack: Path) -> None:
     assert "answer 3 tokens" in last
 
 
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that fails at the fourth run of the model: after three tokens."""
+    forward, runs = Transformer.forward, itertools.count()
+
+    def fail(model: Transformer, tokens: list[int], position: int) -> np.ndarray:
+        if next(runs) == 3:
+            raise StorageError("layer-001.safetensors: reading failed", "check the card")
+        return forward(model, tokens, position)
+
+    monkeypatch.setattr(Transformer, "forward", fail)
+
+
+FAILED = "error: layer-001.safetensors: reading failed (check the card)\n"
+
+
+def test_json_of_an_answer_that_breaks_off_has_what_was_said(
+    run: Run, pack: Path, failing: None
+) -> None:
+    ran = run("generate", pack, "-p", "A", "-n", "8", "--raw", "--json", *GREEDY)
+    assert (ran.code, ran.err) == (1, FAILED)
+    report, tokenizer = json.loads(ran.out), load_tokenizer(pack)
+    assert report["tokens"] == said_after(tokenizer.encode("A")[-1], 3)
+    assert report["text"] == tokenizer.decode(report["tokens"])
+    assert report["finish_reason"] == "error"
+    assert report["error"] == {
+        "message": "layer-001.safetensors: reading failed", "hint": "check the card",
+    }  # fmt: skip
+    assert {"ttft_s", "plan", "disk_wait_s", "prompt_tokens"} <= set(report)
+
+
+@pytest.mark.parametrize("args", [["generate", "--raw"], ["chat"]])
+def test_the_line_of_an_answer_that_breaks_off_is_ended(
+    run: Run, pack: Path, failing: None, args: list[str]
+) -> None:
+    name, *rest = args
+    ran = run(name, pack, "-p", "A", "-n", "8", *rest, *GREEDY)
+    tokenizer = load_tokenizer(pack)
+    prompt = "A" if name == "generate" else "[user]A[assistant]"
+    said = tokenizer.decode(said_after(tokenizer.encode(prompt)[-1], 3))
+    assert ran == Ran(1, said + "\n", FAILED)
+
+
+def test_an_answer_that_never_began_leaves_stdout_empty(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise StorageError("gone")
+
+    monkeypatch.setattr(Transformer, "forward", fail)
+    assert run("generate", pack, "-p", "A", "--raw") == Ran(1, "", "error: gone\n")
+    ran = run("generate", pack, "-p", "A", "--raw", "--json")
+    report = json.loads(ran.out)
+    assert (report["text"], report["tokens"], report["finish_reason"]) == ("", [], "error")
+
+
 # -- chat, for one answer ------------------------------------------------------------------------
 
 
@@ -499,7 +556,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """A process of 40 MB, however large that of the tests is; what a plan counts for it, in MB."""
     monkeypatch.setattr(fitting, "rss_bytes", lambda: 40 * MB)
     monkeypatch.setattr(fitting, "STILL_NEEDED", 0)
-    monkeypatch.setattr(fitting, "give_back", lambda also: None)
+    monkeypatch.setattr(fitting, "give_back", lambda *args: None)
     return 40 + fitting.GROWTH_BYTES // MB
 
 

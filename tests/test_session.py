@@ -6,7 +6,7 @@ import pytest
 from talk_fakes import BOS, EOS, ByteTokenizer, ScriptedModel, scripted_session
 
 from picoedge.engine.session import PREFILL_CHUNK, Session, common_prefix
-from picoedge.errors import ContextError, TextError
+from picoedge.errors import ContextError, StorageError, TextError
 from picoedge.model.sampling import SamplingOptions
 
 
@@ -217,6 +217,19 @@ def test_an_error_in_the_model_leaves_a_cache_that_is_known() -> None:
     "".join(session.generate([BOS, *b"helloab", *b" x"]))
     # only `a` was in the cache beside the prompt
     assert session.stats.reused_tokens == len(b"hello") + 2
+
+
+def test_an_answer_that_breaks_off_has_the_text_there_was() -> None:
+    session = scripted_session("abcdef", "xyz")
+    session.model.fails_at = 3  # type: ignore[attr-defined]
+    pieces: list[str] = []
+    with pytest.raises(StorageError, match="reading failed"):
+        pieces.extend(session.generate(ids("hello"), stop=["cX"]))
+    assert pieces == ["a", "b", "c"]  # the last was held back, as it might have been a stop
+    assert bytes(session.stats.tokens) == b"abc"
+    assert session.stats.finish_reason == "error"
+    assert "".join(session.generate(ids("hello"))) == "xyz"
+    assert session.stats.finish_reason == "stop"
 
 
 def test_rates_count_seconds_of_the_given_clock() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 MOST_LINES = 40
 _SMALLEST_BAR = 3
+_SMALLEST_LINE = 40
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ def picture(plan: WindowPlan, signs: Signs) -> Iterator[str]:
     for at in range(0, len(cells), columns):
         yield "  ".join(cells[at : at + columns])
     if has_head:
-        yield f"{'head':<{max(5, label)}}" + _bar(
-            pieces["head", last], min(sum(widths.values()) + len(widths) - 1, WIDTH - 6), signs
-        )
+        width = max(map(len, cells), default=0) * columns + 2 * (columns - 1)
+        yield f"head {_bar(pieces['head', last], max(width, _SMALLEST_LINE) - 5, signs)}"
     yield from _legend(plan, signs)
 
 

@@ -54,13 +54,13 @@ def logits_of(model: Transformer, prompt: list[int] = PROMPT, steps: int = STEPS
 
 
 @pytest.fixture(scope="module", params=["native", "numpy"])
-def twin(request: pytest.FixtureRequest) -> str:
+def twins(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def want(packed: Pack, twin: str) -> np.ndarray:
-    with whole(packed, twin) as model:
+def want(packed: Pack, twins: str) -> np.ndarray:
+    with whole(packed, twins) as model:
         return logits_of(model)
 
 
@@ -68,10 +68,10 @@ def want(packed: Pack, twin: str) -> np.ndarray:
 @pytest.mark.parametrize("most", [1, 100_000, 1 << 20])
 @pytest.mark.parametrize("room", [1, 2, 3.5, 100])
 def test_no_window_changes_a_bit(
-    packed: Pack, twin: str, want: np.ndarray, io: str, most: int, room: float
+    packed: Pack, twins: str, want: np.ndarray, io: str, most: int, room: float
 ) -> None:
     for keep in KEEPS:
-        with windowed(packed, plan_of(packed, most, keep, room), io, twin) as model:
+        with windowed(packed, plan_of(packed, most, keep, room), io, twins) as model:
             np.testing.assert_array_equal(logits_of(model), want)
 
 
@@ -85,16 +85,16 @@ def test_no_chunk_of_the_prompt_changes_a_bit(packed: Pack, io: str, batch: int)
 
 
 @pytest.mark.parametrize("io", BOTH)
-def test_all_but_one_unit_resident(packed: Pack, twin: str, want: np.ndarray, io: str) -> None:
+def test_all_but_one_unit_resident(packed: Pack, twins: str, want: np.ndarray, io: str) -> None:
     for streamed in (0, 7, len(plan_of(packed).units) - 1):
         plan = plan_of(packed, keep=lambda i, unit, streamed=streamed: i != streamed, room=1)
-        with windowed(packed, plan, io, twin) as model:
+        with windowed(packed, plan, io, twins) as model:
             assert len(plan.streamed) == 1
             np.testing.assert_array_equal(logits_of(model), want)
 
 
-def test_nothing_streamed(packed: Pack, twin: str, want: np.ndarray) -> None:
-    with windowed(packed, plan_of(packed, keep=lambda i, unit: True), "direct", twin) as model:
+def test_nothing_streamed(packed: Pack, twins: str, want: np.ndarray) -> None:
+    with windowed(packed, plan_of(packed, keep=lambda i, unit: True), "direct", twins) as model:
         np.testing.assert_array_equal(logits_of(model), want)
         assert model.holding.usage.units == 0
 
@@ -202,10 +202,10 @@ def test_boards_of_which_some_stream(packed: Pack, io: str, streaming: tuple[int
 
 def bytes_read_at_rest(model: Transformer, expected: int) -> int:
     """Once readers have read as far ahead as they may, which is `expected`."""
-    usage, until = model.holding.usage, time.monotonic() + 20
-    while usage.bytes_read < expected and time.monotonic() < until:
+    until = time.monotonic() + 20
+    while model.holding.usage.bytes_read < expected and time.monotonic() < until:
         time.sleep(0.001)
-    return usage.bytes_read
+    return model.holding.usage.bytes_read
 
 
 @pytest.mark.parametrize("io", BOTH)
@@ -306,8 +306,8 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 4]))
 
 
-def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, twin: str) -> None:
-    with windowed(packed, plan_of(packed), "direct", twin) as model:
+def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, twins: str) -> None:
+    with windowed(packed, plan_of(packed), "direct", twins) as model:
         runs = model.holding.runs("ffn", 1)
         acquire: Any = runs[1].acquire
 

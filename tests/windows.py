@@ -67,7 +67,7 @@ def plan_of(
 
 
 @contextmanager
-def whole(packed: Pack, twin: str = "native", batch: int = 64) -> Iterator[Transformer]:
+def whole(packed: Pack, twin: str | None = None, batch: int = 64) -> Iterator[Transformer]:
     """A model all of which is mapped."""
     model = Transformer(packed, load_kernels(twin, 1), 64, batch=batch)
     try:
@@ -81,7 +81,7 @@ def windowed(
     packed: Pack,
     plan: WindowPlan,
     io: str,
-    twin: str = "native",
+    twin: str | None = None,
     *,
     batch: int = 64,
     part: Slice | None = None,

@@ -66,7 +66,7 @@ def want(packed: Pack, twins: str) -> np.ndarray:
 
 @pytest.mark.parametrize("io", BOTH)
 @pytest.mark.parametrize("most", [1, 100_000, 1 << 20])
-@pytest.mark.parametrize("room", [1, 2, 3.5, 100])
+@pytest.mark.parametrize("room", [1, 2, 4.5])
 def test_no_window_changes_a_bit(
     packed: Pack, twins: str, want: np.ndarray, io: str, most: int, room: float
 ) -> None:

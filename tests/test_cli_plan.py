@@ -83,7 +83,7 @@ def test_the_figures_and_the_picture(run: Run, pack: Path) -> None:
     assert "budget       46 MB" in table
     assert "interpreter  44 MB with the tokenizer" in table
     assert "for 512 tokens, 16 bits" in table
-    assert "read past the page cache" in table
+    assert "past the page cache" in table
     assert "the clock is the disk" in table
     assert "storage      85.8 MB/s direct, 57.2 MB/s mapped (179:0 mmcblk0)" in table
     assert "kernels      1.86 GB/s (numpy, 1 thread)" in table
@@ -91,7 +91,7 @@ def test_the_figures_and_the_picture(run: Run, pack: Path) -> None:
         "attention", "0", "1", "2", "head",
     ]  # fmt: skip
     assert "resident" in legend
-    assert max(map(len, ran.out.splitlines())) <= 100
+    assert max(map(len, ran.out.splitlines())) <= 80
     assert "\x1b" not in ran.out
 
 

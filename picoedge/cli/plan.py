@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from picoedge.engine.survey import Survey
 
 
+_WAYS = {"direct": "past the page cache", "mmap": "through a map"}
+
+
 @click.command()
 @options.model_argument()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -63,30 +66,35 @@ def _whole_facts(survey: Survey) -> list[tuple[str, str]]:
     return [
         ("resident", f"{format_size(held)}: all of it fits, nothing is streamed"),
         ("total", format_size(survey.total)),
-        ("a token", f"{window.forecast.s_per_token:.3g} s of computing"),
+        ("a token", f"{window.forecast.s_per_token:.2g} s of computing"),
     ]
 
 
 def _streamed_facts(survey: Survey) -> list[tuple[str, str]]:
     plan, window = survey.plan, survey.plan.window
     forecast, largest = window.forecast, max(unit.nbytes for unit in window.streamed)
-    held = plan.reading.reserve + window.window_bytes
+    reserve = plan.reading.reserve
+    beside = f" + {format_size(reserve)} read ahead" if reserve else ""
     read, used = format_size(window.streamed_bytes), format_size(window.touched_bytes)
     return [
         ("resident", f"{format_size(window.resident_bytes)} of {used}"),
         (
             "window",
-            f"{format_size(held)}: {window.ring.depth} units of up to {format_size(largest)}, "
-            f"read {'past the page cache' if plan.reading.io == 'direct' else 'through a map'}",
+            f"{format_size(window.window_bytes)}{beside}: {_units(window.ring.depth)} of up to "
+            f"{format_size(largest)}, {_WAYS[plan.reading.io]}",
         ),
         ("total", format_size(survey.total)),
         ("read", f"{read} for each token, or for each {plan.batch} tokens of a prompt"),
         (
             "a token",
-            f"{forecast.s_per_token:.3g} s, the clock is the {_clock(forecast.clock)} "
-            f"(reading {forecast.disk_s:.3g} s, computing {forecast.compute_s:.3g} s)",
+            f"{forecast.s_per_token:.2g} s, the clock is the {_clock(forecast.clock)} "
+            f"(reading {forecast.disk_s:.2g} s, computing {forecast.compute_s:.2g} s)",
         ),
     ]
+
+
+def _units(count: int) -> str:
+    return "1 unit" if count == 1 else f"{count} units"
 
 
 def _clock(clock: str) -> str:

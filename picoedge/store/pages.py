@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import cast
@@ -87,7 +88,10 @@ def end_where_pages_are_lost(line: str) -> Callable[[int], None]:
     instruction to end, and it never does.
     """
 
+    ended = threading.Lock()  # of several threads that meet lost pages, one tells of it
+
     def end(number: int) -> None:
+        ended.acquire()
         os.write(2, f"{line}\n".encode())
         os._exit(1)
 

@@ -25,7 +25,7 @@ TOKEN = 300
 def fill(model: Transformer) -> int:
     """Write every byte of the cache; returns how many there are."""
     written = 0
-    for cache in model._caches:
+    for cache in model._caches.values():
         for array in vars(cache).values():
             if isinstance(array, np.ndarray):
                 array.fill(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from picoedge.kernels.blocks import F32, U8, Weights
 from picoedge.kernels.rows import RowGather
 from picoedge.store.embedding import RowEmbedding
+from picoedge.store.loading import Progress, read_units
 from picoedge.store.slices import Slice
 from picoedge.store.units import Kind, Unit
 from picoedge.store.window import Usage, Window
@@ -22,7 +22,6 @@ from picoedge.store.window_io import (
     MappedIO,
     WindowIO,
     check_shards,
-    read_unit,
 )
 from picoedge.store.window_plan import WindowPlan
 
@@ -107,15 +106,21 @@ class Windowed:
         io: str,
         read_ahead: int = 0,
         verify: bool = False,
+        progress: Progress | None = None,
     ) -> None:
-        """Reads the resident units. Raises StorageError, and ModelError of a wrong hash."""
+        """Reads the resident units; `progress` is told of each.
+
+        Raises StorageError, and ModelError of a wrong hash.
+        """
         self._pack, self.part, self.plan = pack, part, plan
         self._mode, self._read_ahead, self._verify = io, read_ahead, verify
+        self._progress = progress
         self._resident: dict[Unit, U8] = {}
         self._runs: dict[tuple[Kind, int], list[Held]] = {}
         self._window: Window | None = None
         self._past = Usage()  # of windows that were replaced
         self.replan(plan)
+        self._progress = None
 
     def replan(self, plan: WindowPlan) -> None:
         """Hold the same shards by another plan; what is resident in both stays where it is.
@@ -128,18 +133,13 @@ class Windowed:
         self._runs = {}
         self.plan = plan
         self._resident = {u: kept for u, kept in self._resident.items() if u in plan.resident}
-        self._read_resident()
+        wanted = [unit for unit in plan.units if unit in plan.resident]
+        missing = [unit for unit in wanted if unit not in self._resident]
+        check = self._compare if self._verify else None
+        self._resident |= read_units(self._pack.path, missing, check, self._progress)
         if plan.streamed:
             self._window = self._open_window()
         self._bind()
-
-    def _read_resident(self) -> None:
-        with closing(Files(self._pack.path, direct=True)) as files:
-            for unit in self.plan.units:
-                if unit in self.plan.resident and unit not in self._resident:
-                    self._resident[unit] = read_unit(files, unit)
-                    if self._verify:
-                        self._compare(unit, self._resident[unit])
 
     def _open_window(self) -> Window:
         plan = self.plan

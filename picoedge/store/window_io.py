@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,18 +70,19 @@ class Files:
     def __init__(self, folder: Path, *, direct: bool) -> None:
         self.folder, self._direct = folder, direct
         self._fds: dict[str, int] = {}
-        self._opened = ExitStack()
+        self._opened, self._lock = ExitStack(), threading.Lock()
         self.closed = False
 
     def fd(self, name: str) -> int:
         """Descriptor of one file. Raises ModelError, StorageError; also after `close`."""
-        if self.closed:
-            raise StorageError(f"{self.folder / name} is closed")
-        if name not in self._fds:
-            with reading(self.folder / name):
-                self._fds[name] = self._open(self.folder / name)
-            self._opened.callback(os.close, self._fds[name])
-        return self._fds[name]
+        with self._lock:
+            if self.closed:
+                raise StorageError(f"{self.folder / name} is closed")
+            if name not in self._fds:
+                with reading(self.folder / name):
+                    self._fds[name] = self._open(self.folder / name)
+                self._opened.callback(os.close, self._fds[name])
+            return self._fds[name]
 
     def _open(self, path: Path) -> int:
         flags = os.O_RDONLY | os.O_CLOEXEC
@@ -100,9 +102,10 @@ class Files:
 
     def close(self) -> None:
         """Close all. Idempotent."""
-        self.closed = True
-        self._fds.clear()
-        self._opened.close()
+        with self._lock:
+            self.closed = True
+            self._fds.clear()
+            self._opened.close()
 
 
 def span_of(unit: Unit) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class Window:
     ) -> None:
         assert units, "nothing to stream"
         self._io, self._folder, self._clock, self._patience_s = io, folder, clock, patience_s
-        self._ahead = ahead = ReadAhead(units, ring, io, check)
+        self._ahead = ahead = ReadAhead(units, ring, io, check, clock)
         self.usage = ahead.usage
         self._threads = [
             threading.Thread(target=ahead.read, name=f"window-{i}", daemon=True)

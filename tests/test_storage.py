@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -410,7 +411,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     (tmp_path / "odd" / "probes.json").mkdir(parents=True)
     assert speed_at(folder, tmp_path / "odd", NOW).direct == 200e6
     assert os.listdir(tmp_path / "odd") == ["probes.json"]
-    monkeypatch.setattr(probes.tempfile, "mkstemp", failing(errno.EROFS))
+    monkeypatch.setattr(tempfile, "mkstemp", failing(errno.EROFS))
     assert speed_at(folder, tmp_path / "read-only", NOW).direct == 200e6
 
 

@@ -127,7 +127,7 @@ def test_a_file_cut_after_opening_is_refused_before_it_is_mapped(damaged: Path) 
     path = damaged / "layer-000.safetensors"
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(ModelError, match=r"layer-000\.safetensors"):
-        opened.norms(0)
+        opened.ffn(0)
 
 
 def test_a_place_that_is_no_pack(tmp_path: Path) -> None:

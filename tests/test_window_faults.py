@@ -248,7 +248,6 @@ def test_a_file_that_is_cut_before_it_is_read_again(own: Board, want: str, io: s
         ("layer-000", []),
         ("head", []),
         ("layer-000", ["--kernels", "numpy"]),
-        ("head", [*STREAM, "direct"]),  # where rows of tokens are looked up
     ],
 )
 def test_mapped_pages_that_are_lost(own: Board, want: str, file: str, args: list[str]) -> None:
@@ -256,6 +255,13 @@ def test_mapped_pages_that_are_lost(own: Board, want: str, file: str, args: list
     assert code == 1
     assert f"a file of {own.pack} that is in use can no longer be read" in one_line(err)
     assert len(out) > 3
+    assert want.startswith(out.rstrip("\n"))
+
+
+def test_a_cut_file_that_rows_of_tokens_are_looked_up_in(own: Board, want: str) -> None:
+    code, out, err = stopped_and_cut(own, "head", *STREAM, "direct")
+    assert code == 1
+    assert re.search(r"head\.safetensors, .*byte \d+: the file ends", one_line(err))
     assert want.startswith(out.rstrip("\n"))
 
 

@@ -43,7 +43,11 @@ def open_session(
     from picoedge.engine import opening
 
     options = dataclasses.replace(open_options(values), sampling=sampling)
-    session = opening.open_session(find_pack(values["model"]), options, with_template=with_template)
+    path = find_pack(values["model"])
+    with showing_progress() as progress:
+        session = opening.open_session(
+            path, options, with_template=with_template, progress=progress
+        )
     tell_of_numpy(session.model.kernels.name, options.kernels)
     if values["verbose"]:
         note(session.describe(), verbose=True)
@@ -59,7 +63,8 @@ def open_model(values: Mapping[str, Any], n_ctx: int) -> Opened:
     options = open_options(values)
     pack = Pack.open(find_pack(values["model"]))
     wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
-    opened = opening.open_model(pack, wanted)
+    with showing_progress() as progress:
+        opened = opening.open_model(pack, wanted, progress=progress)
     tell_of_numpy(opened.model.kernels.name, options.kernels)
     if values.get("verbose"):
         note(reports.plan_line(opened.plan), verbose=True)

@@ -67,12 +67,22 @@ class Adapter:
         reading = dataclasses.replace(self.plan.reading, rates=rates)
         window = adjusted(self.plan.window, rates)
         if _is_quicker(window, self.plan.window, rates):
-            self._model.unbind()
-            self._holding.replan(window)
-            self._model.bind()
+            self._change(window)
         else:
             window = self.plan.window
         self.plan = dataclasses.replace(self.plan, reading=reading, window=window)
+
+
+    def _change(self, window: WindowPlan) -> None:
+        """Hold the model by another plan; where that fails, as it was, if the storage answers."""
+        self._model.unbind()
+        try:
+            self._holding.replan(window)
+        except BaseException:
+            self._holding.replan(self.plan.window)
+            self._model.bind()
+            raise
+        self._model.bind()
 
 
 def _departs(rates: Rates, planned: Rates) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from picoedge.engine import memory
-from picoedge.engine.compute import cached_compute, rehearse
+from picoedge.engine.compute import MATRIX_BYTES, cached_compute, rehearse
 from picoedge.engine.libraries import STILL_NEEDED, give_back
 from picoedge.engine.places import shelf_folder
 from picoedge.engine.planning import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 GROWTH_BYTES = 4 << 20  # bound kernels, thread stacks, page tables, what Python still allocates
+LARGE_MATRIX = 64 << 20
 WHOLE_BATCH = 256  # tokens a prompt is cut into where memory is no concern
 _WORTH_MAPPING = 1.15  # direct reads keep their promise of memory; mapped ones must be this faster
 _ANY_SIZE = 1 << 62  # no limit
@@ -72,7 +73,7 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     budget = Budget(total, fixed_bytes())
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
-    speeds = measure_speeds(pack, kernels)
+    speeds = measure_speeds(pack, kernels, total)
     give_back(lambda: _rehearse(pack, kernels), [p for p in pack.path.iterdir() if p.is_file()])
     budget = Budget(total, fixed_bytes() + STILL_NEEDED)
     ways = tuple(readings(speeds, options.window_io))
@@ -82,12 +83,11 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
 def _rehearse(pack: Pack, kernels: Kernels) -> None:
     """A little of all that opening and running a model does."""
     from picoedge.model.rope import rope_tables
-    from picoedge.store.holding import SparseRows
 
     rehearse(kernels)
     rope_tables(pack.config, 1, windowed=False)
     row = np.zeros((1, pack.config.hidden_size), np.float32)
-    SparseRows(pack).gather([0], row)
+    pack.row_reader().gather([0], row)
     np.argmax(row * np.float32(2))
 
 
@@ -169,12 +169,15 @@ def bytes_apart(pack: Pack) -> int:
     return pack.nbytes - sum(run.nbytes for run in runs_of(pack, whole_slice(pack)))
 
 
-def measure_speeds(pack: Pack, kernels: Kernels) -> Speeds:
+def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:
     """Of the storage that holds a pack and of its kernels; measured once, and kept."""
     folder = probes_folder()
     gate = pack.ffn(0, range(1))["gate"].spec
     storage = storage_speed(pack.path, cache=folder)
-    return Speeds(storage, cached_compute(kernels, gate.format.name, gate.cols, cache=folder))
+    # Larger than the processor's caches, which a model is as well, where there is room for that.
+    nbytes = LARGE_MATRIX if budget >= 4 * LARGE_MATRIX else MATRIX_BYTES
+    compute = cached_compute(kernels, gate.format.name, gate.cols, nbytes, cache=folder)
+    return Speeds(storage, compute)
 
 
 def readings(speeds: Speeds, window_io: str) -> Iterator[Reading]:

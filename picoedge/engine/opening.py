@@ -56,8 +56,15 @@ class Opened:
     plan: MemoryPlan | None
 
 
-def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> Opened:
+def open_model(
+    pack: Pack,
+    options: OpenOptions,
+    part: Slice | None = None,
+    progress: Progress | None = None,
+) -> Opened:
     """A transformer with a cache for the context asked for; what does not fit is streamed.
+
+    `progress` is told of the weights that are read before the first token.
 
     Raises UsageError for a context the model was not made for, MemoryBudgetError before
     anything large is allocated.
@@ -72,7 +79,7 @@ def open_model(pack: Pack, options: OpenOptions, part: Slice | None = None) -> O
         kernels = start_kernels(options)
         opened.callback(kernels.close)
         fit = fit_model(pack, kernels, options, part)
-        holding = _hold(fit, options)
+        holding = _hold(fit, options, progress)
         opened.callback(holding.close)
         model = Transformer(
             pack,
@@ -98,14 +105,29 @@ def start_kernels(options: OpenOptions) -> Kernels:
     return load_kernels(options.kernels, options.threads or usable_cores())
 
 
-def _hold(fit: Fit, options: OpenOptions) -> Holding:
+def _hold(fit: Fit, options: OpenOptions, progress: Progress | None) -> Holding:
     from picoedge.store.holding import Mapped, Windowed
 
     pack, part, plan = fit.pack, fit.load.part, fit.plan
     if plan is None:
         return Mapped(pack, part)
-    io, reserve = plan.reading.io, plan.reading.reserve
-    return Windowed(pack, part, plan.window, io=io, read_ahead=reserve, verify=options.verify)
+    total, done = plan.window.resident_bytes, 0
+
+    def tell(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(f"reading {pack.name}", done, total)
+
+    return Windowed(
+        pack,
+        part,
+        plan.window,
+        io=plan.reading.io,
+        read_ahead=plan.reading.reserve,
+        verify=options.verify,
+        progress=tell,
+    )
 
 
 def resolve(name: str | None, progress: Progress | None = None) -> Path:
@@ -118,7 +140,11 @@ def resolve(name: str | None, progress: Progress | None = None) -> Path:
 
 
 def open_session(
-    name: Path | str | None, options: OpenOptions, *, with_template: bool = True
+    name: Path | str | None,
+    options: OpenOptions,
+    *,
+    with_template: bool = True,
+    progress: Progress | None = None,
 ) -> Session:
     """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
     check_options(options)
@@ -127,7 +153,7 @@ def open_session(
 
     pack, tokenizer, template = read_pack(path, with_template=with_template)
     with ExitStack() as opened:
-        how = open_model(pack, options)
+        how = open_model(pack, options, progress=progress)
         opened.callback(how.model.close)
         session = Session(how.model, tokenizer, template, options.sampling, name=pack.name)
         session.plan = how.plan

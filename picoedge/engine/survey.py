@@ -73,7 +73,7 @@ def survey_model(path: Path, options: OpenOptions) -> Survey:
     try:
         fit = fit_model(pack, kernels, options)
         del held  # until here: a tokenizer is part of what a conversation takes
-        return _survey(fit, measure_speeds(pack, kernels), kernels)
+        return _survey(fit, measure_speeds(pack, kernels, fit.budget.total), kernels)
     finally:
         kernels.close()
 

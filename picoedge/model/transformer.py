@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.errors import ContextError, ModelError
+from picoedge.errors import ContextError, ModelError, StorageError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
 from picoedge.model.rope import rope_tables
 from picoedge.store.holding import Held, Holding, Mapped
@@ -295,6 +295,8 @@ class Transformer:
 
     def _run_layers(self, tokens: Sequence[int], position: int) -> None:
         """Leaves x without, and sums with, what the last layer's FFN adds."""
+        if not self._layers:
+            raise StorageError("the weights could not be read again", "open the model again")
         n, reduce, sums = len(tokens), self._reduce, self._space.sums[: len(tokens)]
         self._embed(tokens)
         for layer in self._layers:

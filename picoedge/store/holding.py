@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -190,32 +189,12 @@ class Windowed:
 
     def embedding(self) -> Gather:
         """See `Holding.embedding`."""
-        return SparseRows(self._pack)
+        return self._pack.row_reader()
 
     def close(self) -> None:
         """See `Holding.close`."""
         if self._window is not None:
             self._window.close()
-
-
-class SparseRows:
-    """Rows of a mapped file, looked up page by page; now and then their pages are given back."""
-
-    _KEEP = 1 << 20  # bytes of rows between two times
-
-    def __init__(self, pack: Pack) -> None:
-        self._pack = pack
-        self._rows = _gather(pack.embedding)
-        self._touched = 0
-        pack.advise_embedding(mmap.MADV_RANDOM)  # or each fault reads megabytes around its page
-
-    def gather(self, ids: Sequence[int], out: F32) -> None:
-        """See `Gather.gather`."""
-        self._rows.gather(ids, out)
-        self._touched += len(ids) * 4 * mmap.PAGESIZE
-        if self._touched > self._KEEP:
-            self._touched = 0
-            self._pack.forget_embedding()
 
 
 def _gather(embedding: Weights | RowEmbedding) -> Gather:

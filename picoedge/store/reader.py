@@ -17,7 +17,7 @@ from picoedge.store.files import digest, read_at, reading
 from picoedge.store.folder import MANIFEST
 from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
 from picoedge.store.manifest import Manifest, read_manifest
-from picoedge.store.pages import advise, forget_cached, forget_mapped
+from picoedge.store.row_reading import TiedRows, UntiedRows
 from picoedge.store.tensorfile import FileLayout
 from picoedge.store.units import Kind, Unit
 
@@ -135,21 +135,16 @@ class Pack:
         data = self._map(file.name)[file.start("embed.000") :]
         return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
 
-    def advise_embedding(self, advice: int) -> None:
-        """madvise over the file that token rows are gathered from."""
-        advise(self._map(self._embedding_file), advice)
-
-    def forget_embedding(self) -> None:
-        """Drop the pages of that file from memory; they are read again when they are needed."""
-        mapped = self._map(self._embedding_file)
-        forget_mapped(mapped, 0, mapped.nbytes)
-        path = self.path / self._embedding_file
-        with reading(path), path.open("rb") as file:
-            forget_cached(file.fileno(), 0, mapped.nbytes)
-
-    @property
-    def _embedding_file(self) -> str:
-        return "embed.safetensors" if self._manifest.embed else "head.safetensors"
+    def row_reader(self) -> UntiedRows | TiedRows:
+        """Where token rows are read from the file, for a model that is not held whole."""
+        name = self._manifest.embed
+        if name:
+            file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
+            start, width = file.start("embed.000"), self._layout.embed_row_bytes
+            return UntiedRows(self.path / file.name, start, encoding, width)
+        file, layout = self._head_file, self._layout.head
+        spec = layout.matrices["head"]
+        return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Hash every shard and text file; raises ModelError naming the first that differs."""

@@ -129,8 +129,16 @@ class Window:
         waited = list(self._ahead.in_flight.values())
         unit, chunk = waited[0] if waited else (self._ahead.units[self._ahead.expected], 0)
         offset = self._io.begins(unit, chunk)
-        return StorageError(
-            f"{self._folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}: "
-            f"the storage has not answered for {self._patience_s:.0f} s",
-            "the card or disk is gone or dying: check it, then picoedge verify",
-        )
+        return no_answer(self._folder, unit, self._patience_s, offset)
+
+
+def no_answer(
+    folder: Path, unit: Unit, patience_s: float, offset: int | None = None
+) -> StorageError:
+    """The error for a read of `unit`, at byte `offset` (its first), that does not end."""
+    offset = unit.offset if offset is None else offset
+    return StorageError(
+        f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}: "
+        f"the storage has not answered for {patience_s:.0f} s",
+        "the card or disk is gone or dying: check it, then picoedge verify",
+    )

@@ -244,24 +244,36 @@ def spread(runs: Sequence[Unit], memory: int) -> dict[Unit, int]:
     The head goes first: where the logits of every token are wanted it is used more often than a
     layer is.
     """
-    left = memory - sum(_ROUNDING * (1 + run.nbytes // RESIDENT_BYTES) for run in runs)
-    kept: dict[Unit, int] = {}
-    for run in sorted(runs, key=lambda run: run.kind != "head"):
-        kept[run] = 0
+    left = memory
+    kept = dict.fromkeys(runs, 0)
+    for run in runs:
         if run.kind == "head":
-            kept[run] = max(0, min(len(run.shards), left // run.shard_bytes))
-            left -= kept[run] * run.shard_bytes
+            kept[run] = _most(run, len(run.shards), left)
+            left -= _held_bytes(run, kept[run])
     layers = [run for run in runs if run.kind != "head"]
     total, due = sum(run.nbytes for run in layers), 0.0
-    share = min(1.0, max(0, left) / total) if total else 0.0
+    pages = _ROUNDING * len(layers)  # of one unit each
+    share = min(1.0, max(0, left - pages) / total) if total else 0.0
     for run in layers:
         due += share * run.nbytes
-        count = min(len(run.shards), round(due / run.shard_bytes), left // run.shard_bytes)
-        kept[run] = max(0, count)
+        kept[run] = _most(run, min(len(run.shards), round(due / run.shard_bytes)), left)
         due -= kept[run] * run.shard_bytes
-        left -= kept[run] * run.shard_bytes
+        left -= _held_bytes(run, kept[run])
     for run in layers:  # what rounding left over
-        more = max(0, min(len(run.shards) - kept[run], left // run.shard_bytes))
-        kept[run] += more
-        left -= more * run.shard_bytes
+        left += _held_bytes(run, kept[run])
+        kept[run] = max(kept[run], _most(run, len(run.shards), left))
+        left -= _held_bytes(run, kept[run])
     return kept
+
+
+def _held_bytes(run: Unit, shards: int) -> int:
+    """Memory of the first `shards` of a run, at most: its units begin and end within pages."""
+    return shards * run.shard_bytes + -(-shards // widest(run, RESIDENT_BYTES)) * _ROUNDING
+
+
+def _most(run: Unit, wanted: int, memory: int) -> int:
+    """As many shards of a run as fit, at most `wanted`."""
+    count = max(0, min(wanted, memory // run.shard_bytes))
+    while count and _held_bytes(run, count) > memory:
+        count -= 1
+    return count

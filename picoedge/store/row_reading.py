@@ -1,0 +1,102 @@
+"""Rows of tokens read from the file, one by one: for an embedding that is not held in memory.
+
+A page fault on a mapped file would read megabytes around it, and a card that is pulled would end
+the program; a read takes what is asked for, and fails with a name and a place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from picoedge.errors import StorageError
+from picoedge.kernels.blocks import F32, TILE_ROWS, U8, MatrixSpec, Weights
+from picoedge.kernels.rows import RowGather
+from picoedge.store.encodings import Encoding
+from picoedge.store.files import reading
+
+_KEEP = 1 << 20  # bytes that reads may leave in the page cache before it is made to forget them
+
+
+class RowFile:
+    """A file that is read at many places. Raises StorageError, naming file and byte."""
+
+    def __init__(self, path: Path) -> None:
+        with reading(path):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        self._path, self._read = path, 0
+        weakref.finalize(self, os.close, self._fd)
+
+    def read(self, offset: int, nbytes: int) -> U8:
+        """Bytes [offset, offset + nbytes), u8."""
+        data = b""
+        while len(data) < nbytes:
+            more = self._some(offset + len(data), nbytes - len(data))
+            if not more:
+                raise StorageError(
+                    f"{self._path}, byte {offset + len(data)}: the file ends there",
+                    "the file is truncated or the card is failing: picoedge verify checks it",
+                )
+            data += more
+        self._read += nbytes
+        if self._read > _KEEP:
+            self._read = 0
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return np.frombuffer(data, np.uint8)
+
+    def _some(self, offset: int, nbytes: int) -> bytes:
+        try:
+            return os.pread(self._fd, nbytes, offset)
+        except OSError as error:
+            raise StorageError(
+                f"{self._path}, byte {offset}: reading failed: {os.strerror(error.errno or 0)}",
+                "check the card or disk and its cable; picoedge verify checks the pack",
+            ) from error
+
+
+class UntiedRows:
+    """Rows of `row_bytes`, one after another from byte `start`."""
+
+    def __init__(self, path: Path, start: int, encoding: Encoding, row_bytes: int) -> None:
+        self._file, self._start = RowFile(path), start
+        self._encoding, self._row_bytes = encoding, row_bytes
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids are checked before."""
+        for i, row in enumerate(ids):
+            data = self._file.read(self._start + row * self._row_bytes, self._row_bytes)
+            out[i] = self._encoding.floats(data[None])[0]
+
+
+class TiedRows:
+    """Rows of a head: shards of `spec`, `stride` bytes apart from byte `start`.
+
+    A row lies in a tile of 16: the tile's part of each plane is read, and the row taken out.
+    """
+
+    def __init__(self, path: Path, start: int, spec: MatrixSpec, stride: int) -> None:
+        self._file, self._start, self._spec, self._stride = RowFile(path), start, spec, stride
+        rows = 1 if spec.format.bits == 32 else TILE_ROWS
+        self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids are checked before."""
+        data = np.empty(self._tile.nbytes, np.uint8)
+        rows = RowGather(Weights(self._tile, data, self._tile.nbytes, 1))
+        for i, row in enumerate(ids):
+            shard, within = divmod(row, self._spec.rows)
+            tile, lane = divmod(within, self._tile.rows)
+            self._read_tile(self._start + shard * self._stride, tile, data)
+            rows.gather([lane], out[i : i + 1])
+
+    def _read_tile(self, shard_start: int, tile: int, data: U8) -> None:
+        for name, (at, shape, dtype) in self._tile.planes.items():
+            nbytes = math.prod(shape) * dtype.itemsize
+            place = shard_start + self._spec.planes[name][0] + tile * nbytes
+            data[at : at + nbytes] = self._file.read(place, nbytes)

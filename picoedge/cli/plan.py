@@ -88,7 +88,7 @@ def _streamed_facts(survey: Survey) -> list[tuple[str, str]]:
         (
             "a token",
             f"{forecast.s_per_token:.2g} s, the clock is the {_clock(forecast.clock)} "
-            f"(reading {forecast.disk_s:.2g} s, computing {forecast.compute_s:.2g} s)",
+            f"({_seconds(forecast.disk_s)} reading, {_seconds(forecast.compute_s)} computing)",
         ),
     ]
 
@@ -110,3 +110,8 @@ def draw(survey: Survey) -> None:
     click.echo()
     for line in picture(survey.plan.window, signs):
         click.echo(line)
+
+
+def _seconds(value: float) -> str:
+    """`0.12 s`, `45 ms`: a few characters, however small."""
+    return f"{value:.2g} s" if value >= 0.1 else f"{1e3 * value:.2g} ms"

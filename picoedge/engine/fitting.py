@@ -81,14 +81,16 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
 
 
 def _rehearse(pack: Pack, kernels: Kernels) -> None:
-    """A little of all that opening and running a model does."""
-    from picoedge.model.rope import rope_tables
+    """A little of all that opening and running a model does, without any of its shards."""
+    from picoedge.model.sampling import Sampler, SamplingOptions
+    from picoedge.model.transformer import Transformer
+    from picoedge.store.holding import NoShards
 
     rehearse(kernels)
-    rope_tables(pack.config, 1, windowed=False)
-    row = np.zeros((1, pack.config.hidden_size), np.float32)
-    pack.row_reader().gather([0], row)
-    np.argmax(row * np.float32(2))
+    logits = np.zeros(pack.config.vocab_size, np.float32)
+    for options in (SamplingOptions(temperature=0), SamplingOptions()):
+        Sampler(options).pick(logits, [0])
+    Transformer(pack, kernels, 16, batch=1, holding=NoShards(pack)).forward([0], 0)
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:

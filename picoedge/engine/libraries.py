@@ -21,7 +21,7 @@ from picoedge.store.pages import advise_range
 
 SMAPS = Path("/proc/self/smaps")
 MAPS = Path("/proc/self/maps")
-STILL_NEEDED = 4 << 20  # bytes of libraries that decoding comes back to, measured
+STILL_NEEDED = 7 << 20  # bytes that come back: libraries, and what the file system knows of them
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def settle() -> None:
     Code is read with megabytes around it (since Linux 6.16 whatever madvise says); pages that
     are in use are mapped, and stay.
     """
-    for path in mapped_files(_text(MAPS)):
+    for path in mapped_files(_text(MAPS)).union(_modules()):
         _forget(path)
 
 

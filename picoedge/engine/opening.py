@@ -149,9 +149,14 @@ def open_session(
     """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
     check_options(options)
     path = name if isinstance(name, Path) else resolve(name)
+    from picoedge.engine.libraries import settle
     from picoedge.engine.session import Session
 
+    if options.memory_bytes is not None:
+        settle()  # starting alone may take more than a small board allows
     pack, tokenizer, template = read_pack(path, with_template=with_template)
+    if options.memory_bytes is not None:
+        settle()
     with ExitStack() as opened:
         how = open_model(pack, options, progress=progress)
         opened.callback(how.model.close)

@@ -93,6 +93,24 @@ class Mapped:
         """Nothing runs."""
 
 
+class NoShards:
+    """A slice of nothing: what runs of it is the rest of a model."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack, self.part, self.usage = pack, Slice(range(0), range(0)), Usage()
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """None; see `Holding.runs`."""
+        return []
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        return self._pack.row_reader()
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
 class Windowed:
     """By a plan: resident units in memory of their own, the others through a window."""
 

@@ -41,13 +41,11 @@ class AttentionRun:
 
     def __call__(self, n: int, position: int) -> None:
         """Add what these shards make of n tokens from `position` to the sums."""
-        if self.held.acquire is not None:
-            self.held.acquire()
+        self.held.acquire()
         self.project_qkv(n, 0)
         self.attend(n, position)
         self.project_attention(n)
-        if self.held.release is not None:
-            self.held.release()
+        self.held.release()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +58,10 @@ class FfnRun:
 
     def __call__(self, n: int) -> None:
         """Add what these shards make of n tokens to the sums."""
-        if self.held.acquire is not None:
-            self.held.acquire()
+        self.held.acquire()
         self.project_gate_up(n, 0)
         self.project_down(n)
-        if self.held.release is not None:
-            self.held.release()
+        self.held.release()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +73,9 @@ class HeadRun:
 
     def __call__(self, n: int, first: int) -> None:
         """Logits of tokens first .. n-1 for these rows of the vocabulary."""
-        if self.held.acquire is not None:
-            self.held.acquire()
+        self.held.acquire()
         self.project(n, first)
-        if self.held.release is not None:
-            self.held.release()
+        self.held.release()
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 
+def _nothing() -> None:
+    """What is resident need not be waited for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Held:
     """The matrices of a run of shards; `acquire` comes before their use and `release` after it."""
 
     shards: range
     weights: dict[str, Weights]
-    acquire: Callable[[], None] | None = None
-    release: Callable[[], None] | None = None
+    acquire: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
 
 
 class Gather(Protocol):

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.engine.opening import OpenOptions, open_model, open_session
+from picoedge.engine.open_options import OpenOptions
+from picoedge.engine.opening import open_model, open_session
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice

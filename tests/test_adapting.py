@@ -19,7 +19,7 @@ from picoedge.model.transformer import Transformer
 from picoedge.store.holding import Windowed
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
-from picoedge.store.units import Unit, runs_of
+from picoedge.store.units import Unit
 from picoedge.store.window_adapt import adjusted
 from picoedge.store.window_plan import Rates, plan_window, span_bytes
 
@@ -74,7 +74,7 @@ def small(smollm2_pack: Path) -> Pack:
 def misjudged(small: Pack) -> MemoryPlan:
     """Made for a disk that is a thousand times quicker than the processor."""
     part = Slice(range(small.n_attention_shards), range(small.n_ffn_shards))
-    load = Load(small.config, part, runs_of(small, part), small.ffn_shard_cols, N_CTX, 16)
+    load = Load(small.config, part, small.runs(part), small.ffn_shard_cols, N_CTX, 16)
     reading = Reading("direct", Rates(disk=1e12, compute=1e9))
     return plan_memory(load, Budget(60 << 20, 6 << 20), [reading])
 

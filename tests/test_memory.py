@@ -19,7 +19,7 @@ from picoedge.engine.fitting import (
     whole_slice,
 )
 from picoedge.engine.memory import available_bytes, default_context
-from picoedge.engine.opening import OpenOptions
+from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.planning import Budget, Load, cache_bytes
 from picoedge.engine.process import peak_rss_bytes, rss_bytes, storage_bytes_read
 from picoedge.kernels.loader import load_kernels

@@ -10,7 +10,7 @@ from picoedge.model.transformer import Reduce, Transformer
 from picoedge.store.holding import Windowed
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
-from picoedge.store.units import Unit, runs_of
+from picoedge.store.units import Unit
 from picoedge.store.window_plan import (
     Rates,
     Step,
@@ -42,7 +42,7 @@ def keep_others(i: int, unit: Unit) -> bool:
 def cut(packed: Pack, part: Slice, most: int) -> tuple[Unit, ...]:
     """Units of at most `most` bytes, or of one shard."""
     units: list[Unit] = []
-    for run in runs_of(packed, part):
+    for run in packed.runs(part):
         each = max(1, most // run.shard_bytes)
         count = len(run.shards)
         units += [run.part(i, min(i + each, count)) for i in range(0, count, each)]

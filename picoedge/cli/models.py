@@ -12,7 +12,8 @@ from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from picoedge.engine.opening import Opened, OpenOptions
+    from picoedge.engine.open_options import OpenOptions
+    from picoedge.engine.opening import Opened
     from picoedge.engine.session import Session
 
 
@@ -21,7 +22,8 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
 
     Raises UsageError for kernels that are not here: rather now than after a download.
     """
-    from picoedge.engine.opening import OpenOptions, check_options
+    from picoedge.engine.open_options import OpenOptions
+    from picoedge.engine.opening import check_options
 
     options = OpenOptions(
         threads=values["threads"],

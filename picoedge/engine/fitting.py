@@ -28,11 +28,10 @@ from picoedge.engine.process import rss_bytes
 from picoedge.engine.storage import StorageSpeed, storage_speed
 from picoedge.errors import StorageError, UsageError
 from picoedge.store.slices import Slice
-from picoedge.store.units import runs_of
 from picoedge.store.window_plan import Rates, plan_window
 
 if TYPE_CHECKING:
-    from picoedge.engine.opening import OpenOptions
+    from picoedge.engine.open_options import OpenOptions
     from picoedge.kernels.api import Kernels
     from picoedge.store.reader import Pack
 
@@ -97,7 +96,7 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
     """What is to be run of a pack. Raises UsageError for too large a context."""
     kv_bits = cache_bits(pack, options)
     n_ctx = choose_context(pack, options, kv_bits)
-    runs = runs_of(pack, part)
+    runs = pack.runs(part)
     return Load(pack.config, part, runs, pack.ffn_shard_cols, n_ctx, kv_bits)
 
 
@@ -168,7 +167,7 @@ def whole_plan(load: Load, budget: Budget, rates: Rates) -> MemoryPlan:
 
 def bytes_apart(pack: Pack) -> int:
     """Bytes of a pack that are in no shard: rows of an embedding of its own, norms, headers."""
-    return pack.nbytes - sum(run.nbytes for run in runs_of(pack, whole_slice(pack)))
+    return pack.nbytes - sum(run.nbytes for run in pack.runs(whole_slice(pack)))
 
 
 def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.model.sampling_options import SamplingOptions
+from picoedge.engine.open_options import OpenOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from picoedge.text.tokenizer import Tokenizer
 
     Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class OpenOptions:
-    """How a model is opened. None everywhere: what this board and the model suggest."""
-
-    threads: int | None = None
-    memory_bytes: int | None = None  # ceiling for everything this process takes
-    window_io: str = "auto"  # how what does not fit is read: "direct", "mmap"
-    kv_bits: int = 16  # of the cache of keys and values: 16 or 8
-    verify: bool = False  # compare what is streamed with its hashes
-    n_ctx: int | None = None
-    kernels: str | None = None  # "numpy", "native"
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
 def check_options(options: OpenOptions) -> None:

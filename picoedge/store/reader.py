@@ -18,6 +18,7 @@ from picoedge.store.folder import MANIFEST
 from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
 from picoedge.store.manifest import Manifest, read_manifest
 from picoedge.store.row_reading import TiedRows, UntiedRows
+from picoedge.store.slices import Slice
 from picoedge.store.tensorfile import FileLayout
 from picoedge.store.units import Kind, Unit
 
@@ -89,6 +90,19 @@ class Pack:
         self._run(shards, self._count(kind))
         start = file.start(f"{kind}.000") + shards.start * layout.nbytes
         return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
+
+    def runs(self, part: Slice, *, head: bool = True) -> tuple[Unit, ...]:
+        """A slice's shards in the order a token uses them, each run of a kind whole."""
+        runs: list[Unit] = []
+        layers = self.config.num_hidden_layers
+        for layer in range(layers):
+            if part.attention:
+                runs.append(self.unit("attention", layer, part.attention))
+            if part.ffn:
+                runs.append(self.unit("ffn", layer, part.ffn))
+        if head:
+            runs.append(self.unit("head", layers, range(self.n_head_shards)))
+        return tuple(runs)
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
         """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from picoedge.store.slices import Slice
-
-if TYPE_CHECKING:
-    from picoedge.store.reader import Pack
+from picoedge.store.pages import page_down, page_up
 
 Kind = Literal["attention", "ffn", "head"]
 
@@ -47,15 +44,6 @@ class Unit:
         return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
 
-def runs_of(pack: Pack, part: Slice, *, head: bool = True) -> tuple[Unit, ...]:
-    """A slice's shards in the order a token uses them, each run of a kind whole."""
-    runs: list[Unit] = []
-    layers = pack.config.num_hidden_layers
-    for layer in range(layers):
-        if part.attention:
-            runs.append(pack.unit("attention", layer, part.attention))
-        if part.ffn:
-            runs.append(pack.unit("ffn", layer, part.ffn))
-    if head:
-        runs.append(pack.unit("head", layers, range(pack.n_head_shards)))
-    return tuple(runs)
+def span_of(unit: Unit) -> tuple[int, int]:
+    """The unit's bytes widened to pages: what is read."""
+    return page_down(unit.offset), page_up(unit.end)

@@ -26,11 +26,10 @@ from picoedge.store.pages import (
     anonymous,
     forget_cached,
     forget_mapped,
-    page_down,
     page_up,
     populate,
 )
-from picoedge.store.units import Unit
+from picoedge.store.units import Unit, span_of
 
 CHUNK = 1 << 20  # bytes of one read: enough for a disk to be at full speed with a few in flight
 MAPPED_CHUNK = 4 << 20  # the kernel reads it in smaller ones; how far it is tells slow from dead
@@ -106,11 +105,6 @@ class Files:
             self.closed = True
             self._fds.clear()
             self._opened.close()
-
-
-def span_of(unit: Unit) -> tuple[int, int]:
-    """The unit's bytes widened to pages: what is read."""
-    return page_down(unit.offset), page_up(unit.end)
 
 
 def count_chunks(unit: Unit, most: int) -> int:

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from picoedge.store.pages import PAGE
-from picoedge.store.units import Unit
-from picoedge.store.window_io import span_of
+from picoedge.store.units import Unit, span_of
 
 _CYCLES = 3  # simulated tokens; the last one is in steady state
 RESIDENT_BYTES = 8 << 20  # of one resident unit: wider ones take wider buffers, to no use

@@ -1,0 +1,21 @@
+"""How a model is to be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from picoedge.model.sampling_options import SamplingOptions
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a model is opened. None everywhere: what this board and the model suggest."""
+
+    threads: int | None = None
+    memory_bytes: int | None = None  # ceiling for everything this process takes
+    window_io: str = "auto"  # how what does not fit is read: "direct", "mmap"
+    kv_bits: int = 16  # of the cache of keys and values: 16 or 8
+    verify: bool = False  # compare what is streamed with its hashes
+    n_ctx: int | None = None
+    kernels: str | None = None  # "numpy", "native"
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)

@@ -22,7 +22,11 @@ ACCELERATE_LIMITS = range(700 * MB, 2600 * MB, 100 * MB)
 
 
 def against_llama(name: str, share: float, mb_s: int) -> Measure:
-    """How to measure a row: the limit a share of the GGUF's tensor bytes, the disk so fast."""
+    """How to measure a row: the limit a share of the GGUF's tensor bytes, the disk so fast.
+
+    Of one run, our s/token is the mean over its tokens (what `generate` reports) and theirs the
+    median, which forgives them a slow token; between runs, medians are compared.
+    """
 
     def measure(models: WindowModels, rounds: int) -> list[Measured]:
         limit = Limits(int(share * models.tensor_bytes), mb_s * MB)

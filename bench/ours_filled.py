@@ -1,7 +1,8 @@
 """picoedge with its context full: `python -m bench.ours_filled`, one request on stdin.
 
-The cache of keys and values is written from end to end, so that all of its memory is taken, and
-the last tokens of the context are decoded.
+The cache of keys and values and the buffers of a chunk of the prompt are written from end to end,
+so that all of their memory is taken; then the end of the context is run: a short prompt and the
+last tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
 
 TOKEN = 300
+PROMPT = 32  # tokens: a chunk of 256 takes minutes of computing at 70B
 
 
 def fill(model: Transformer) -> int:
@@ -34,6 +37,22 @@ def fill(model: Transformer) -> int:
     return written
 
 
+def touch(model: Transformer) -> int:
+    """Write every byte of the buffers of a chunk; returns how many there are."""
+    written = 0
+    for array in _buffers(model):
+        array.fill(1)
+        written += array.nbytes
+    return written
+
+
+def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
+    """Activations, then what the kernels quantize them into."""
+    yield from (a for a in vars(model._space).values() if isinstance(a, np.ndarray))
+    for pair in getattr(model.kernels, "_scratch", {}).values():
+        yield from pair
+
+
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:
     """(model, plan): a whole board with its tokenizer, or one that has a slice and no text."""
     if part is None:
@@ -45,7 +64,7 @@ def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transf
 
 
 def main() -> None:
-    """Seconds of each of the last tokens, the plan, and the bytes of the cache."""
+    """Seconds of each of the last tokens, the plan, and the bytes of the cache and buffers."""
     request = json.load(sys.stdin)
     options = OpenOptions(
         threads=request["threads"], memory_bytes=request["memory"], n_ctx=request["n_ctx"],
@@ -54,14 +73,19 @@ def main() -> None:
     runs = request["slice"]
     part = Slice(range(runs[0]), range(runs[1])) if runs else None
     model, plan = opened(Path(request["path"]), options, part)
-    cached, seconds = fill(model), []
-    for position in range(request["n_ctx"] - request["n"], request["n_ctx"]):
+    # The prompt is shorter than a chunk can be, so what it leaves untouched is written here.
+    cached, buffers, seconds = fill(model), touch(model), []
+    first = request["n_ctx"] - request["n"]
+    prompt = min(model.batch, PROMPT, first)
+    model.forward([TOKEN] * prompt, first - prompt)
+    for position in range(first, request["n_ctx"]):
         began = time.perf_counter()
         model.forward([TOKEN], position)
         seconds.append(time.perf_counter() - began)
     print(json.dumps({
         "s_per_token": sum(seconds[1:]) / len(seconds[1:]), "seconds": seconds,
-        "cache_bytes": cached, "plan": plan.to_json() if plan else None,
+        "cache_bytes": cached, "buffer_bytes": buffers, "prompt_tokens": prompt,
+        "plan": plan.to_json() if plan else None,
     }))  # fmt: skip
     model.close()
 

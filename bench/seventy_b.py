@@ -29,9 +29,16 @@ TARGETS = {
 
 
 def layers_note(pack: Path) -> str:
-    """How much of the shape the disk had room for: the pack is named after its layers."""
-    layers = int(pack.stem.rpartition("-")[2])
-    return f"{layers} of {LLAMA_70B.num_hidden_layers} layers"
+    """How much of the shape the disk had room for."""
+    return f"{window_models.layers_of(pack)} of {LLAMA_70B.num_hidden_layers} layers"
+
+
+def filled_note(answer: dict[str, Any]) -> str:
+    """What was done before the peak was read."""
+    return (
+        f"cache written from end to end, {answer['prompt_tokens']} tokens of prompt and "
+        f"{len(answer['seconds'])} tokens decoded at the end of the context"
+    )
 
 
 def one_board(models: WindowModels, rounds: int) -> list[Measured]:
@@ -52,7 +59,10 @@ def _peak(models: WindowModels, name: str, budget: int, part: tuple[int, int] | 
     }  # fmt: skip
     # Twice the budget: a peak that the limit cut off would be no measurement.
     run = paced.worker("ours_filled", pack, Limits(2 * budget), request)
-    note = f"GB, of a budget of {budget / GB:g}; {run.s_per_token:.2f} s/token; {layers_note(pack)}"
+    note = (
+        f"GB, of a budget of {budget / GB:g}; {run.s_per_token:.2f} s/token; {layers_note(pack)}; "
+        f"{filled_note(run.report)}"
+    )
     value = run.peak_bytes / GB
     return Measured(name, value, (value,), run.raw(), note)
 

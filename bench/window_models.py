@@ -14,6 +14,11 @@ from bench.limits import Limits
 from bench.paced import Paced
 
 
+def layers_of(pack: Path) -> int:
+    """The layers of a pack that is named after them."""
+    return int(pack.stem.rpartition("-")[2])
+
+
 class WindowModels:
     """A folder of models: what is there is used, what is missing is made."""
 
@@ -46,8 +51,8 @@ class WindowModels:
 
     def seventy_b(self) -> Path:
         """The Llama-2-70B shape as a pack, as many of its layers as the disk has room for."""
-        found = sorted(self.folder.glob("llama70b-*.pico"))
-        return found[-1] if found else self._make_pack("llama70b", None)
+        found = max(self.folder.glob("llama70b-*.pico"), key=layers_of, default=None)
+        return found or self._make_pack("llama70b", None)
 
     def slice_of_70b(self, layers: int) -> Path:
         """A few layers of that shape."""

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,16 @@ from bench.children import BenchError
 from bench.limits import Cage, Counter, Hierarchy, Limits, LimitsError
 from bench.paced import Paced
 from bench.random_gguf import write_gguf
-from bench.random_models import Shape
+from bench.random_models import TINYLLAMA, Shape, tokenizer_metadata
 from bench.random_offload import write_offload
-from bench.window_models import WindowModels
+from bench.window_models import WindowModels, layers_of
 from bench.window_speed import MB, ratio
 from picoedge.engine.packing import pack_model
 from picoedge.errors import ModelError
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
+from picoedge.text.export import write_from_gguf
 from picoedge.text.tokenizer import load_tokenizer
 
 TINY = Shape(256, 512, 2, 4, 2, 512, 128)
@@ -232,6 +234,68 @@ def test_the_clock_is_the_disk_at_its_pace() -> None:
     assert seventy_b.layers_note(Path("llama70b-033.pico")) == "33 of 80 layers"
 
 
+def test_what_filled_the_context_is_said() -> None:
+    note = seventy_b.filled_note({"prompt_tokens": 32, "seconds": [1.0, 2.0, 3.0]})
+    assert "32 tokens of prompt and 3 tokens decoded" in note
+
+
+def test_the_pack_with_most_layers_is_used_again(tmp_path: Path) -> None:
+    for name in ("llama70b-080.pico", "llama70b-100.pico", "llama70b-9.pico"):
+        (tmp_path / name).mkdir()
+    found = WindowModels(tmp_path).seventy_b()
+    assert (found.name, layers_of(found)) == ("llama70b-100.pico", 100)
+
+
+class Uncaged:
+    """Where a child runs without limits."""
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        return list(command)
+
+
+@contextmanager
+def uncaged(folder: Path, limit: Limits) -> Iterator[Uncaged]:
+    yield Uncaged()
+
+
+def test_dd_is_timed_without_its_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "caged", uncaged)
+    began, files = time.perf_counter(), [tmp_path / "a b", tmp_path / "c"]
+    for file in files:
+        file.write_bytes(bytes(1 << 20))
+    rate = paced.dd_rate(files, Limits(), block="1M", direct=False)
+    assert rate > (2 << 20) / (time.perf_counter() - began)
+    with pytest.raises(BenchError):
+        paced.dd_rate([*files, tmp_path], Limits(), block="1M", direct=False)
+
+
+def test_the_budget_is_kept_with_a_full_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Limits, int, str]] = []
+
+    def ours(pack: Path, limit: Limits, n: int, *extra: str, prompt: str) -> Paced:
+        asked.append((limit, n, prompt))
+        budget = int(extra[extra.index("--memory") + 1])
+        report = {"prompt_tokens": 231}
+        return Paced(1.0, 0, budget if budget > 500 * MB else budget * 3 // 4, 9.0, None, report)
+
+    monkeypatch.setattr(WindowModels, "tensor_bytes", 1000 * MB)
+    monkeypatch.setattr(WindowModels, "pack", lambda self: tmp_path)
+    monkeypatch.setattr(WindowModels, "slice_of_70b", lambda self, layers: tmp_path / "slice")
+    monkeypatch.setattr(paced, "ours", ours)
+    (row,) = window_budget.kept(WindowModels(tmp_path), 1)
+    assert (row.value, row.runs) == (1.0, (1.0, 0.75, 0.75))
+    assert asked[0] == (Limits(1200 * MB, None), window_budget.KEPT_TOKENS, paced.LONG_PROMPT)
+    assert "231 tokens of prompt" in row.note
+
+
+def test_the_long_prompt_nearly_fills_the_context(tmp_path: Path) -> None:
+    write_from_gguf(tokenizer_metadata(TINYLLAMA.vocab_size), tmp_path)
+    tokens = len(load_tokenizer(tmp_path).encode(paced.LONG_PROMPT))
+    assert 0.95 * paced.N_CTX < tokens + window_budget.KEPT_TOKENS <= paced.N_CTX
+
+
 # -- random models -----------------------------------------------------------------------------
 
 
@@ -302,7 +366,7 @@ def test_an_offload_folder_has_a_file_for_each_tensor(tmp_path: Path) -> None:
 
 
 FILL = """
-from bench.ours_filled import fill
+from bench.ours_filled import fill, touch
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
@@ -310,6 +374,7 @@ from pathlib import Path
 import sys
 model = Transformer(Pack.open(Path(sys.argv[1])), load_kernels(None, 1), 64, kv_bits=8)
 assert fill(model) == model.memory_bytes()["kv_cache"] > 0
+assert touch(model) >= model._space.nbytes > 0
 assert abs(model.forward([3], 63)).max() < 1e6
 """
 

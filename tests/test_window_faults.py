@@ -214,6 +214,32 @@ def test_a_storage_that_never_answers_ends_in_time(board: Board) -> None:
     named_byte(board.pack, out)
 
 
+HANGING_ROWS = """
+import sys
+from pathlib import Path
+import numpy as np
+from picoedge.errors import StorageError
+from picoedge.store.reader import Pack
+from picoedge.store.row_reading import TiedRows
+pack = Pack.open(Path(sys.argv[1]))
+found = pack.row_reader()
+path = pack.path / "head.safetensors"
+rows = TiedRows(path, found._start, found._spec, found._stride, patience_s=0.5)
+try:
+    for row in range(1000):
+        rows.gather([row], np.zeros((1, pack.config.hidden_size), np.float32))
+except StorageError as error:
+    print(error.message)
+    sys.exit(1)
+"""
+
+
+def test_rows_of_tokens_that_never_come_end_in_time(board: Board) -> None:
+    code, out, err = board.run("-c", HANGING_ROWS, board.pack, how="hang", after=200)
+    assert (code, err) == (1, "")
+    assert re.search(r"head\.safetensors, byte \d+: the storage has not answered", out)
+
+
 @pytest.fixture
 def own(board: Board, tmp_path: Path) -> Iterator[Board]:
     """The same with a pack that may be damaged."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from picoedge.errors import ModelError, PicoedgeError, StorageError
+from picoedge.errors import MemoryBudgetError, ModelError, StorageError
 from picoedge.store.pages import PAGE
 from picoedge.store.units import Unit
 from picoedge.store.window import Window
@@ -32,7 +32,7 @@ class ToldStorage:
     def __init__(self, units: list[Unit], ring: Ring) -> None:
         self.places = dict(zip(units, ring.places, strict=True))
         self.memory = np.full(ring.nbytes, 255, np.uint8)
-        self.errors: dict[Key, PicoedgeError] = {}
+        self.errors: dict[Key, Exception] = {}
         self.gates: dict[Key, threading.Event] = {}
         self.begun: list[Key] = []
         self.released: list[int] = []
@@ -343,6 +343,40 @@ def test_a_forgotten_window_ends_its_readers() -> None:
     for thread in threads:
         thread.join(LONG_S)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(5, "gone"), StorageError, "layer-001/ffn.000: reading failed: gone"),
+        (MemoryError(), MemoryBudgetError, "no memory for reading .*layer-001/ffn.000"),
+    ],
+)
+def test_errors_of_the_system_are_carried_too(
+    three: Streamed, error: Exception, kind: type[Exception], said: str
+) -> None:
+    three.io.errors[1, 1] = error
+    window = three.start()
+    three.use(0)
+    with pytest.raises(kind, match=said):
+        window.acquire(1)
+    assert all(thread.is_alive() for thread in window._threads)
+    three.io.errors.clear()
+    for i in range(7):
+        three.use((1 + i) % 3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_in_a_reader_is_no_silence(three: Streamed) -> None:
+    three.io.errors[1, 1] = ZeroDivisionError()
+    window = three.start()
+    three.use(0)
+    with pytest.raises(StorageError, match="broken off"):
+        window.acquire(1)
+    assert not window._ahead.in_flight
+    three.io.errors.clear()
+    for i in range(7):
+        three.use((1 + i) % 3)  # by the readers that are left
 
 
 def test_units_are_checked_by_the_readers(three: Streamed) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.blocks import U8
+from picoedge.store.patience import PATIENCE_S, Silence, attempt, broken_off, start_thread
 from picoedge.store.units import Unit
-from picoedge.store.window import PATIENCE_S, no_answer
+from picoedge.store.window import no_answer
 from picoedge.store.window_io import READERS, Files, read_unit
 
-_LOOK_S = 1.0
 Check = Callable[[Unit, U8], None]
 Progress = Callable[[int], None]
 """bytes that have just been read"""
@@ -26,18 +27,20 @@ def read_units(
     *,
     patience_s: float = PATIENCE_S,
 ) -> dict[Unit, U8]:
-    """The bytes of each unit, u8 [nbytes]. Raises StorageError, and what `check` raises."""
+    """The bytes of each unit, u8 [nbytes].
+
+    Raises StorageError, MemoryBudgetError, and what `check` raises. The files are closed when no
+    read is under way in them, which is after this only where one hangs or an interrupt comes.
+    """
     load = _Load(Files(folder, direct=True), units, check, progress)
-    threads = [threading.Thread(target=load.work, daemon=True) for _ in range(READERS)]
-    for thread in threads:
-        thread.start()
+    threads = []
     try:
+        threads = [load.start(f"load-{i}") for i in range(READERS)]
         load.wait(patience_s)
     finally:
         load.stop()
     for thread in threads:
         thread.join()
-    load.files.close()
     if load.error is not None:
         raise load.error
     return load.arrays
@@ -52,50 +55,81 @@ class _Load:
         self.files, self.arrays = files, dict[Unit, U8]()
         self.error: PicoedgeError | None = None
         self._check, self._progress = check, progress
-        self._units, self._working = iter(units), READERS
-        self._in_hand: set[Unit] = set()
+        self._units, self._working, self._stopped = iter(units), 0, False
+        self._in_hand: dict[Unit, int] = {}  # and the byte that it has been read up to
+        self._heard = 0
         self._news = threading.Condition()
 
+    def start(self, name: str) -> threading.Thread:
+        """One more thread that reads. Raises MemoryBudgetError."""
+        with self._news:
+            thread = start_thread(self._work, name)
+            self._working += 1
+            return thread
+
     def wait(self, patience_s: float) -> None:
-        """Until all threads have ended. Raises StorageError where no unit comes for too long."""
-        silent_s, look = 0.0, min(_LOOK_S, patience_s)
+        """Until all threads have ended. Raises StorageError where no read ends for too long."""
+        silence = Silence(patience_s)
         with self._news:
             while self._working:
-                silent_s = 0.0 if self._news.wait(look) else silent_s + look
-                if silent_s >= patience_s and self._in_hand:
-                    raise no_answer(self.files.folder, self._in_hand.pop(), patience_s)
-
-    def work(self) -> None:
-        """Read unit after unit, until there is none left or one could not be read."""
-        while (unit := self._next()) is not None:
-            try:
-                array = read_unit(self.files, unit)
-                if self._check is not None:
-                    self._check(unit, array)
-            except PicoedgeError as error:
-                self.error = self.error or error
-                break
-            self._keep(unit, array)
-        with self._news:
-            self._working -= 1
-            self._news.notify_all()
+                self._news.wait(silence.look_s)
+                if silence.too_long(self._heard) and self._in_hand:
+                    unit, offset = next(iter(self._in_hand.items()))
+                    raise self.error or no_answer(self.files.folder, unit, patience_s, offset)
 
     def stop(self) -> None:
-        """Begin no other unit."""
+        """Begin no other unit; whoever works last closes the files."""
         with self._news:
-            self._units = iter(())
+            self._stopped = True
+            self._close_if_idle()
+
+    def _work(self) -> None:
+        """Read unit after unit, until there is none left or one could not be read."""
+        try:
+            while (unit := self._next()) is not None:
+                self._read_one(unit)
+        finally:
+            with self._news:
+                self._working -= 1
+                self._close_if_idle()
+                self._tell()
+
+    def _read_one(self, unit: Unit) -> None:
+        where = f"{self.files.folder / unit.file}, shard {unit.shard_at(unit.offset)}"
+        error: PicoedgeError | None = broken_off(where)
+        try:
+            error = attempt(partial(self._read, unit), where)
+        finally:
+            with self._news:
+                del self._in_hand[unit]
+                self.error = self.error or error
+                self._tell()
+
+    def _read(self, unit: Unit) -> None:
+        array = read_unit(self.files, unit, partial(self._listen, unit))
+        if self._check is not None:
+            self._check(unit, array)
+        with self._news:
+            self.arrays[unit] = array
+            if self._progress is not None:
+                self._progress(unit.nbytes)
 
     def _next(self) -> Unit | None:
         with self._news:
-            unit = None if self.error is not None else next(self._units, None)
+            unit = None if self._stopped or self.error is not None else next(self._units, None)
             if unit is not None:
-                self._in_hand.add(unit)
+                self._in_hand[unit] = unit.offset
             return unit
 
-    def _keep(self, unit: Unit, array: U8) -> None:
+    def _listen(self, unit: Unit, offset: int) -> None:
         with self._news:
-            self.arrays[unit] = array
-            self._in_hand.discard(unit)
-            if self._progress is not None:
-                self._progress(unit.nbytes)
-            self._news.notify_all()
+            self._in_hand[unit] = min(offset, unit.end - 1)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._heard += 1
+        self._news.notify_all()
+
+    def _close_if_idle(self) -> None:
+        if self._stopped and not self._working:
+            self.files.close()

@@ -15,6 +15,8 @@ from typing import cast
 import numpy as np
 
 from picoedge.kernels.blocks import U8
+from picoedge.store.patience import no_memory
+from picoedge.units import format_size
 
 PAGE = mmap.PAGESIZE
 _HUGE = 2 << 20  # the largest run of pages the page cache keeps as one
@@ -32,8 +34,14 @@ def page_up(n: int) -> int:
 
 
 def anonymous(nbytes: int) -> U8:
-    """Zeroed memory of our own, page-aligned, in huge pages where the system has them."""
-    memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Zeroed memory of our own, page-aligned, in huge pages where the system has them.
+
+    Raises MemoryBudgetError.
+    """
+    try:
+        memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # a limit of address space, or the system's own
+        raise no_memory(format_size(nbytes)) from error
     if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= _HUGE:
         with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

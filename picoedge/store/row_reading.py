@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from picoedge.errors import StorageError
+from picoedge.errors import PicoedgeError, StorageError
 from picoedge.kernels.blocks import F32, TILE_ROWS, U8, MatrixSpec, Weights
 from picoedge.kernels.rows import RowGather
 from picoedge.store.encodings import Encoding
 from picoedge.store.files import reading
+from picoedge.store.patience import (
+    PATIENCE_S,
+    Silence,
+    attempt,
+    broken_off,
+    silent,
+    start_thread,
+)
 
 _KEEP = 1 << 20  # bytes that reads may leave in the page cache before it is made to forget them
 
@@ -26,11 +36,12 @@ _KEEP = 1 << 20  # bytes that reads may leave in the page cache before it is mad
 class RowFile:
     """A file that is read at many places. Raises StorageError, naming file and byte."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float) -> None:
         with reading(path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-        self._path, self._read = path, 0
+        self._path, self._read, self._patience_s = path, 0, patience_s
+        self._reads, self._at = 0, 0  # how many have ended, and the byte that the next one wants
         weakref.finalize(self, os.close, self._fd)
 
     def read(self, offset: int, nbytes: int) -> U8:
@@ -50,9 +61,30 @@ class RowFile:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return np.frombuffer(data, np.uint8)
 
+    def gather(self, rows: Callable[[F32], None], out: F32) -> None:
+        """Have rows written to `out` by a thread, which is left behind where a read never ends.
+
+        It writes to memory of its own: a read that ends late finds nothing of ours. Raises what
+        reading them raises, and StorageError where no read ends for too long.
+        """
+        own = np.empty_like(out)
+        reading = _Reading(partial(rows, own), str(self._path))
+        thread = start_thread(reading.run, "rows")
+        silence = Silence(self._patience_s)
+        while not reading.ended.wait(silence.look_s):
+            if silence.too_long(self._reads):
+                raise silent(f"{self._path}, byte {self._at}", self._patience_s)
+        thread.join()
+        if reading.error is not None:
+            raise reading.error
+        out[:] = own
+
     def _some(self, offset: int, nbytes: int) -> bytes:
+        self._at = offset
         try:
-            return os.pread(self._fd, nbytes, offset)
+            data = os.pread(self._fd, nbytes, offset)
+            self._reads += 1
+            return data
         except OSError as error:
             raise StorageError(
                 f"{self._path}, byte {offset}: reading failed: {os.strerror(error.errno or 0)}",
@@ -60,15 +92,42 @@ class RowFile:
             ) from error
 
 
+class _Reading:
+    """What a thread does, and how it ended."""
+
+    def __init__(self, work: Callable[[], None], where: str) -> None:
+        self._work, self._where = work, where
+        self.error: PicoedgeError | None = broken_off(where)
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """What the thread runs."""
+        try:
+            self.error = attempt(self._work, self._where)
+        finally:
+            self.ended.set()
+
+
 class UntiedRows:
     """Rows of `row_bytes`, one after another from byte `start`."""
 
-    def __init__(self, path: Path, start: int, encoding: Encoding, row_bytes: int) -> None:
-        self._file, self._start = RowFile(path), start
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        encoding: Encoding,
+        row_bytes: int,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._file, self._start = RowFile(path, patience_s), start
         self._encoding, self._row_bytes = encoding, row_bytes
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
-        """out[i] = f32 row ids[i]; ids are checked before."""
+        """out[i] = f32 row ids[i]; ids are checked before. Raises StorageError."""
+        self._file.gather(partial(self._rows, ids), out[: len(ids)])
+
+    def _rows(self, ids: Sequence[int], out: F32) -> None:
         for i, row in enumerate(ids):
             data = self._file.read(self._start + row * self._row_bytes, self._row_bytes)
             out[i] = self._encoding.floats(data[None])[0]
@@ -80,13 +139,25 @@ class TiedRows:
     A row lies in a tile of 16: the tile's part of each plane is read, and the row taken out.
     """
 
-    def __init__(self, path: Path, start: int, spec: MatrixSpec, stride: int) -> None:
-        self._file, self._start, self._spec, self._stride = RowFile(path), start, spec, stride
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        spec: MatrixSpec,
+        stride: int,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._file, self._start = RowFile(path, patience_s), start
+        self._spec, self._stride = spec, stride
         rows = 1 if spec.format.bits == 32 else TILE_ROWS
         self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
-        """out[i] = f32 row ids[i]; ids are checked before."""
+        """out[i] = f32 row ids[i]; ids are checked before. Raises StorageError."""
+        self._file.gather(partial(self._rows, ids), out[: len(ids)])
+
+    def _rows(self, ids: Sequence[int], out: F32) -> None:
         data = np.empty(self._tile.nbytes, np.uint8)
         rows = RowGather(Weights(self._tile, data, self._tile.nbytes, 1))
         for i, row in enumerate(ids):

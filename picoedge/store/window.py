@@ -9,13 +9,13 @@ the token is.
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from picoedge.errors import StorageError
+from picoedge.store.patience import PATIENCE_S, Silence, silent, start_thread
 from picoedge.store.units import Unit
 from picoedge.store.window_io import WindowIO
 from picoedge.store.window_plan import Ring
@@ -23,8 +23,6 @@ from picoedge.store.window_reading import ReadAhead, Usage
 
 __all__ = ["PATIENCE_S", "Usage", "Window"]
 
-PATIENCE_S = 30.0  # without a single finished read, after which a disk is taken for dead
-_LOOK_S = 1.0  # between two looks at whether it is
 _FAREWELL_S = 1.0  # given to reads under way when the window is closed
 
 
@@ -50,13 +48,8 @@ class Window:
         self._io, self._folder, self._clock, self._patience_s = io, folder, clock, patience_s
         self._ahead = ahead = ReadAhead(units, ring, io, check, clock)
         self.usage = ahead.usage
-        self._threads = [
-            threading.Thread(target=ahead.read, name=f"window-{i}", daemon=True)
-            for i in range(readers)
-        ]
         weakref.finalize(self, ahead.stop)
-        for thread in self._threads:
-            thread.start()
+        self._threads = [start_thread(ahead.read, f"window-{i}") for i in range(readers)]
 
     def acquire(self, index: int) -> None:
         """Wait for unit `index`. Raises what its reading raised, StorageError of a dead disk.
@@ -103,7 +96,9 @@ class Window:
         if ahead.error is not None:
             ahead.halt()
             raise ahead.error
-        self.usage.wait_s += self._clock() - began
+        waited = self._clock() - began
+        self.usage.wait_s += waited
+        self.usage.longest_wait_s = max(self.usage.longest_wait_s, waited)
 
     def _restart(self, index: int) -> None:
         """Forget what was read ahead, and begin at unit `index`."""
@@ -114,16 +109,12 @@ class Window:
         self._ahead.restart(index)
 
     def _listen(self, enough: Callable[[], bool]) -> None:
-        """Let reads go on until it is enough. Raises StorageError where none ends for too long.
-
-        Time is counted in looks: that of a program which was stopped meanwhile does not count.
-        """
-        look, silent_s = min(_LOOK_S, self._patience_s), 0.0
+        """Let reads go on until it is enough. Raises StorageError where none ends for too long."""
+        silence, heard = Silence(self._patience_s), 0
         while not enough():
-            if silent_s >= self._patience_s:
+            heard += self._ahead.news.wait(silence.look_s)
+            if silence.too_long(heard) and not enough():
                 raise self._dead()
-            heard = self._ahead.news.wait(look)
-            silent_s = 0.0 if heard else silent_s + look
 
     def _dead(self) -> StorageError:
         waited = list(self._ahead.in_flight.values())
@@ -137,8 +128,4 @@ def no_answer(
 ) -> StorageError:
     """The error for a read of `unit`, at byte `offset` (its first), that does not end."""
     offset = unit.offset if offset is None else offset
-    return StorageError(
-        f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}: "
-        f"the storage has not answered for {patience_s:.0f} s",
-        "the card or disk is gone or dying: check it, then picoedge verify",
-    )
+    return silent(f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}", patience_s)

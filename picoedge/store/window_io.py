@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +69,7 @@ class Files:
     def __init__(self, folder: Path, *, direct: bool) -> None:
         self.folder, self._direct = folder, direct
         self._fds: dict[str, int] = {}
+        self._unbuffered: set[int] = set()
         self._opened, self._lock = ExitStack(), threading.Lock()
         self.closed = False
 
@@ -87,12 +88,29 @@ class Files:
         flags = os.O_RDONLY | os.O_CLOEXEC
         if self._direct:
             try:
-                return os.open(path, flags | os.O_DIRECT)
+                fd = os.open(path, flags | os.O_DIRECT)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # tmpfs and some others have no such thing
                     raise
                 self._direct = False
+            else:
+                self._unbuffered.add(fd)
+                return fd
         return os.open(path, flags)
+
+    def refused(self, fd: int) -> bool:
+        """Whether a read was refused for being unbuffered; from then on no file is opened so.
+
+        Some network and user-space file systems open files so and then cannot read them. Other
+        threads may still be reading by the old descriptors: they are closed with all others.
+        """
+        with self._lock:
+            if fd not in self._unbuffered:
+                return False
+            if self._direct:
+                self._direct = False
+                self._fds.clear()
+            return True
 
     @property
     def cached(self) -> bool:
@@ -104,6 +122,7 @@ class Files:
         with self._lock:
             self.closed = True
             self._fds.clear()
+            self._unbuffered.clear()
             self._opened.close()
 
 
@@ -125,23 +144,25 @@ def read_span(files: Files, unit: Unit, memory: U8, start: int, end: int) -> Non
 
     Beyond the unit the file may end. Raises StorageError naming file, shard and byte.
     """
-    fd = files.fd(unit.file)
-    _read(files.folder, fd, unit, memory, start, end)
+    _read(files, unit, memory, start, end)
     if files.cached:
-        forget_cached(fd, start, end)
+        forget_cached(files.fd(unit.file), start, end)
 
 
-def _read(folder: Path, fd: int, unit: Unit, memory: U8, start: int, end: int) -> None:
+def _read(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
     view, got = memory.data, 0
     needed = min(end, unit.end) - start
     while got < needed:
+        fd = files.fd(unit.file)
         try:
             count = os.preadv(fd, [view[got:]], start + got)
         except OSError as error:
             number = 0 if _ends_by(fd, start + got) else error.errno
-            raise failed_read(folder, unit, start + got, number) from error
+            if number == errno.EINVAL and files.refused(fd):
+                continue
+            raise failed_read(files.folder, unit, start + got, number) from error
         if not count:
-            raise failed_read(folder, unit, start + got, 0)
+            raise failed_read(files.folder, unit, start + got, 0)
         got += count
 
 
@@ -161,13 +182,17 @@ def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> St
     return StorageError(f"{where}: reading failed: {os.strerror(number)}", _FAILING)
 
 
-def read_unit(files: Files, unit: Unit) -> U8:
-    """A unit read whole into memory of its own, u8 [nbytes]. Raises StorageError."""
+def read_unit(files: Files, unit: Unit, heard: Callable[[int], None]) -> U8:
+    """A unit read whole into memory of its own, u8 [nbytes]; `heard` is told how far it is.
+
+    Raises StorageError, MemoryBudgetError.
+    """
     start, end = span_of(unit)
     memory = anonymous(end - start)
     for at in range(start, end, CHUNK):
         last = min(at + CHUNK, end)
         read_span(files, unit, memory[at - start : last - start], at, last)
+        heard(last)
     return memory[unit.offset - start : unit.end - start]
 
 
@@ -246,10 +271,10 @@ class MappedIO:
 
     def _read_through(self, unit: Unit, first: int, last: int) -> None:
         """Have pages cached by reading them into nothing."""
-        fd, scratch = self._files.fd(unit.file), np.empty(CHUNK, np.uint8)
+        scratch = np.empty(CHUNK, np.uint8)
         for at in range(first, last, CHUNK):
             end = min(at + CHUNK, last)
-            _read(self._files.folder, fd, unit, scratch[: end - at], at, end)
+            _read(self._files, unit, scratch[: end - at], at, end)
 
     def release(self, unit: Unit) -> None:
         """See `WindowIO.release`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from picoedge.errors import PicoedgeError
+from picoedge.store.patience import attempt, broken_off
 from picoedge.store.units import Unit
 from picoedge.store.window_io import WindowIO
 from picoedge.store.window_plan import Ring, span_bytes
@@ -26,6 +27,7 @@ class Usage:
     wait_s: float = 0.0  # spent by whoever uses the units, waiting for them
     units: int = 0  # used
     busy_s: float = 0.0  # with at least one read under way
+    longest_wait_s: float = 0.0  # for one unit
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -33,6 +35,7 @@ class Usage:
             self.wait_s + other.wait_s,
             self.units + other.units,
             self.busy_s + other.busy_s,
+            max(self.longest_wait_s, other.longest_wait_s),
         )
 
     def __sub__(self, other: Usage) -> Usage:
@@ -41,6 +44,7 @@ class Usage:
             self.wait_s - other.wait_s,
             self.units - other.units,
             self.busy_s - other.busy_s,
+            self.longest_wait_s,
         )
 
 
@@ -139,17 +143,26 @@ class ReadAhead:
                 sequence, unit, chunk = taken
                 self._began = self._began if self.in_flight else self._clock()
                 self.in_flight[me] = unit, chunk
-            error = _attempt(partial(self._io.fill, unit, chunk))
-            complete = error is None and self._complete(sequence)
-            if complete and self._check is not None:
-                error = _attempt(partial(self._check, unit))
-            with self.news:
-                del self.in_flight[me]
-                now = self._clock()
-                self.usage.busy_s += now - self._began
-                self._began = now
-                self._keep(sequence, unit, complete, error)
-                self.news.notify_all()
+            complete = False
+            error: PicoedgeError | None = broken_off(_name(unit))
+            try:
+                complete, error = self._read(sequence, unit, chunk)
+            finally:
+                with self.news:
+                    del self.in_flight[me]
+                    now = self._clock()
+                    self.usage.busy_s += now - self._began
+                    self._began = now
+                    self._keep(sequence, unit, complete, error)
+                    self.news.notify_all()
+
+    def _read(self, sequence: int, unit: Unit, chunk: int) -> tuple[bool, PicoedgeError | None]:
+        """One read; whether it was the last one of its unit, and why that cannot be used."""
+        error = attempt(partial(self._io.fill, unit, chunk), _name(unit))
+        complete = error is None and self._complete(sequence)
+        if complete and self._check is not None:
+            error = attempt(partial(self._check, unit), _name(unit))
+        return complete, error
 
     def _take(self) -> tuple[int, Unit, int] | None:
         """The next chunk, as (sequence number, unit, chunk), when there is room; None: closed."""
@@ -191,10 +204,5 @@ class ReadAhead:
             self.usage.bytes_read += span_bytes(unit)
 
 
-def _attempt(work: Callable[[], None]) -> PicoedgeError | None:
-    """Do it; an error is carried to whoever waits for the unit, and raised there."""
-    try:
-        work()
-    except PicoedgeError as error:
-        return error
-    return None
+def _name(unit: Unit) -> str:
+    return f"{unit.file}, shard {unit.shard_at(unit.offset)}"

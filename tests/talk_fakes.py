@@ -74,7 +74,7 @@ class ScriptedModel:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()
         self.runs: list[tuple[int, list[int]]] = []
         self.closed = False
-        self.disk_wait_s, self.bytes_streamed = 0.0, 0
+        self.disk_wait_s, self.bytes_streamed, self.batch = 0.0, 0, 16
         self._next = -1
         self._answers = iter(answers)
         self._script: Iterator[int] = iter(())

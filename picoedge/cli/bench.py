@@ -84,7 +84,9 @@ def command(**values: Any) -> None:
             "threads": model.kernels.threads,
             "n_ctx": model.n_ctx,
             "bytes_read": storage_bytes_read(),
-            **reports.window(opened.plan, model.disk_wait_s, time.perf_counter() - began),
+            **reports.window(
+                opened.plan, opened.adapter, model.disk_wait_s, time.perf_counter() - began
+            ),
         }
     _print(about, rows, values["as_json"] or values["form"] == "json")
 

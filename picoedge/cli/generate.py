@@ -99,5 +99,5 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "bytes_read": storage_bytes_read(),
         "kernels": session.kernels_name,
         "boards": 1,
-        **reports.window(session.plan, stats.disk_wait_s, stats.decode_s),
+        **reports.window(session.plan, session.adapter, stats.disk_wait_s, stats.decode_s),
     }

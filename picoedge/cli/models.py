@@ -57,14 +57,17 @@ def open_session(
     return session
 
 
-def open_model(values: Mapping[str, Any], n_ctx: int) -> Opened:
-    """A model without a conversation, its context `n_ctx` unless --ctx-size says otherwise."""
+def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened:
+    """A model without a conversation, its context `n_ctx` unless --ctx-size says otherwise.
+
+    `logit_rows`: of how many tokens the logits will be wanted at once.
+    """
     from picoedge.engine import opening
     from picoedge.store.reader import Pack
 
     options = open_options(values)
     pack = Pack.open(find_pack(values["model"]))
-    wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx)
+    wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx, logit_rows=logit_rows)
     with showing_progress() as progress:
         opened = opening.open_model(pack, wanted, progress=progress)
     tell_of_numpy(opened.model.kernels.name, options.kernels)

@@ -41,13 +41,14 @@ def command(**values: Any) -> None:
     The exponential of the mean negative log-likelihood of each token given all before it.
     """
     from picoedge.engine.measure import perplexity
+    from picoedge.model.transformer import LOGIT_ROWS
     from picoedge.text.tokenizer import load_tokenizer
 
     models.open_options(values)
     prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download
     values["model"] = str(models.find_pack(values["model"]))
     tokens = first_tokens(load_tokenizer(Path(values["model"])), values["file"], values["n_tokens"])
-    model = models.open_model(values, len(tokens)).model
+    model = models.open_model(values, len(tokens), logit_rows=LOGIT_ROWS).model
     with closing(model), showing_progress() as progress:
         if len(tokens) > model.n_ctx:
             raise ContextError(

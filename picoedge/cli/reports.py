@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
+    from picoedge.engine.adapting import Adapter
     from picoedge.engine.planning import MemoryPlan
     from picoedge.engine.session import Stats
     from picoedge.errors import PicoedgeError
@@ -14,15 +15,27 @@ if TYPE_CHECKING:
 MB = 1 << 20
 
 
-def window(plan: MemoryPlan | None, waited_s: float, elapsed_s: float) -> dict[str, Any]:
-    """JSON fields: the plan (None where nothing is streamed), and waiting against computing."""
+def window(
+    plan: MemoryPlan | None, adapter: Adapter | None, waited_s: float, elapsed_s: float
+) -> dict[str, Any]:
+    """JSON fields: the plan as it was made (None where nothing is streamed), and how it went.
+
+    `resident_mb` and `window_depth` are those of now, which may have followed the board's speed.
+    """
+    now = adapter.plan.window if adapter else None
+    usage = adapter.usage if adapter else None
     return {
         "disk_wait_s": waited_s,
         "compute_s": elapsed_s - waited_s,
-        "window_depth": plan.window.ring.depth if plan else 0,
-        "resident_mb": plan.window.resident_bytes / MB if plan else None,
+        "window_depth": now.ring.depth if now else 0,
+        "resident_mb": now.resident_bytes / MB if now else None,
+        "unit_wait": usage and {
+            "units": usage.units,
+            "mean_s": usage.wait_s / max(1, usage.units),
+            "max_s": usage.longest_wait_s,
+        },
         "plan": plan.to_json() if plan else None,
-    }
+    }  # fmt: skip
 
 
 def failure(error: PicoedgeError) -> dict[str, Any]:

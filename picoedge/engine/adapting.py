@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from picoedge.engine.planning import MemoryPlan
     from picoedge.model.transformer import Transformer
     from picoedge.store.holding import Windowed
+    from picoedge.store.window_reading import Usage
 
 TOKENS = 8  # between two looks at the speeds
 _DEPARTURE = 1.25  # of a speed from the plan's, either way, that is worth another plan
@@ -50,6 +51,11 @@ class Adapter:
         if _departs(rates, self.plan.reading.rates):
             self._follow(rates)
         self._begin()
+
+    @property
+    def usage(self) -> Usage:
+        """What the windows have done so far."""
+        return self._holding.usage
 
     def _begin(self) -> None:
         self._tokens = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from picoedge.engine.planning import (
     Reading,
     activation_bytes,
     cache_bytes,
+    check_room,
     plan_memory,
 )
 from picoedge.engine.process import rss_bytes
@@ -68,15 +70,23 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     UsageError for a context the model was not made for, MemoryBudgetError, StorageError.
     """
     load = load_of(pack, part or whole_slice(pack), options)
+    if kernels.name == "numpy" or load.kv_bits == 32:  # f32 matrices are NumPy's in either twin
+        load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes)
     budget = Budget(total, fixed_bytes())
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
+    check_room(load, _lean_budget(pack, kernels, total))  # before seconds are spent on probes
     speeds = measure_speeds(pack, kernels, total)
-    give_back(lambda: _rehearse(pack, kernels), [p for p in pack.path.iterdir() if p.is_file()])
-    budget = Budget(total, fixed_bytes() + STILL_NEEDED)
     ways = tuple(readings(speeds, options.window_io))
+    budget = _lean_budget(pack, kernels, total)
     return Fit(pack, load, budget, plan_memory(load, budget, ways))
+
+
+def _lean_budget(pack: Pack, kernels: Kernels, total: int) -> Budget:
+    """The budget once all is given back that is not needed any more."""
+    give_back(lambda: _rehearse(pack, kernels), [p for p in pack.path.iterdir() if p.is_file()])
+    return Budget(total, fixed_bytes() + STILL_NEEDED)
 
 
 def _rehearse(pack: Pack, kernels: Kernels) -> None:
@@ -97,7 +107,15 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
     kv_bits = cache_bits(pack, options)
     n_ctx = choose_context(pack, options, kv_bits)
     runs = pack.runs(part)
-    return Load(pack.config, part, runs, pack.ffn_shard_cols, n_ctx, kv_bits)
+    return Load(
+        pack.config,
+        part,
+        runs,
+        pack.ffn_shard_cols,
+        n_ctx,
+        kv_bits,
+        logit_rows=options.logit_rows,
+    )
 
 
 def whole_slice(pack: Pack) -> Slice:

@@ -53,13 +53,15 @@ def give_back(rehearse: Callable[[], object], also: Iterable[Path] = ()) -> None
     settle()
 
 
-def settle() -> None:
+def settle(also: Iterable[Path] = ()) -> None:
     """Drop those pages of the libraries that came along with one that was needed.
+
+    `also`: files that were read and are not needed again.
 
     Code is read with megabytes around it (since Linux 6.16 whatever madvise says); pages that
     are in use are mapped, and stay.
     """
-    for path in mapped_files(_text(MAPS)).union(_modules()):
+    for path in mapped_files(_text(MAPS)).union(_modules(), map(str, also)):
         _forget(path)
 
 

@@ -116,7 +116,10 @@ def perplexity(
 
 def negative_log_likelihood(logits: F32, targets: Sequence[int]) -> float:
     """Sum over rows of -log softmax(row)[target], in f64. logits f32 [n, vocab]."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    chosen = wide[np.arange(len(targets)), np.asarray(targets)]  # [n]
-    return float((np.log(np.exp(wide).sum(axis=1)) - chosen).sum())
+    total = 0.0
+    for row, target in zip(logits, targets, strict=True):  # one by one: wide vocabularies are MBs
+        wide = row.astype(np.float64)
+        wide -= wide.max()
+        chosen = float(wide[target])
+        total += math.log(float(np.exp(wide, out=wide).sum())) - chosen
+    return total

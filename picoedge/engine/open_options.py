@@ -16,6 +16,7 @@ class OpenOptions:
     window_io: str = "auto"  # how what does not fit is read: "direct", "mmap"
     kv_bits: int = 16  # of the cache of keys and values: 16 or 8
     verify: bool = False  # compare what is streamed with its hashes
+    logit_rows: int = 1  # tokens whose logits are wanted at once
     n_ctx: int | None = None
     kernels: str | None = None  # "numpy", "native"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)

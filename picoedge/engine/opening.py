@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.engine.open_options import OpenOptions
+from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from picoedge.engine.adapting import Adapter
     from picoedge.engine.fitting import Fit
     from picoedge.engine.planning import MemoryPlan
     from picoedge.engine.session import Session
@@ -40,6 +43,7 @@ class Opened:
     pack: Pack
     model: Transformer
     plan: MemoryPlan | None
+    adapter: Adapter | None = None  # knows what the plan has become
 
 
 def open_model(
@@ -75,12 +79,13 @@ def open_model(
             kv_bits=options.kv_bits,
             holding=holding,
         )
+        adapter = None
         if fit.plan is not None:
             assert isinstance(holding, Windowed)
-            model.after_forward = Adapter(model, holding, fit.plan)
-            settle()
+            model.after_forward = adapter = Adapter(model, holding, fit.plan)
+            settle(path for path in pack.path.iterdir() if path.is_file())
         opened.pop_all()
-    return Opened(pack, model, fit.plan)
+    return Opened(pack, model, fit.plan, adapter)
 
 
 def start_kernels(options: OpenOptions) -> Kernels:
@@ -96,7 +101,11 @@ def _hold(fit: Fit, options: OpenOptions, progress: Progress | None) -> Holding:
 
     pack, part, plan = fit.pack, fit.load.part, fit.plan
     if plan is None:
+        if options.verify:
+            pack.verify(partial(progress, f"checking {pack.name}") if progress else None)
         return Mapped(pack, part)
+    if options.verify:
+        import hashlib  # noqa: F401  (4 MB: before the resident set takes the room)
     total, done = plan.window.resident_bytes, 0
 
     def tell(nbytes: int) -> None:
@@ -141,15 +150,23 @@ def open_session(
     if options.memory_bytes is not None:
         settle()  # starting alone may take more than a small board allows
     pack, tokenizer, template = read_pack(path, with_template=with_template)
+    if template is not None:
+        _rehearse(template)
     if options.memory_bytes is not None:
         settle()
     with ExitStack() as opened:
         how = open_model(pack, options, progress=progress)
         opened.callback(how.model.close)
         session = Session(how.model, tokenizer, template, options.sampling, name=pack.name)
-        session.plan = how.plan
+        session.plan, session.adapter = how.plan, how.adapter
         opened.pop_all()
     return session
+
+
+def _rehearse(template: ChatTemplate) -> None:
+    """Render something: what a template engine takes is then there to be counted."""
+    with suppress(PicoedgeError):
+        template.render([{"role": "user", "content": "?"}])
 
 
 def read_pack(

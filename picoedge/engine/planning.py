@@ -26,9 +26,11 @@ from picoedge.store.window_plan import (
 )
 from picoedge.units import format_size
 
-BATCHES = (256, 128, 64, 32, 16)  # tokens a prompt is cut into, each read of the weights
+BATCHES = (1024, 512, 256, 128, 64, 32, 16)  # tokens a prompt is cut into, each read of the weights
 _UNIT_SIZES = tuple(1 << n for n in range(20, 27))  # 1 to 64 MB
 _MOST_UNITS = 2500  # each costs a few KB of bound kernels
+_NUMPY_COPIES = 2  # of a chunk's activations: sums in f32, norms, gates
+_NUMPY_SCRATCH = 16 << 20  # bands of weights in f32, by thread, and OpenBLAS's own buffers
 _BLOCK_BYTES = 48  # of 32 quantized activations
 _TYPICAL_ANSWER = 64  # tokens; with a typical prompt of ...
 _TYPICAL_PROMPT = 256
@@ -47,6 +49,8 @@ class Load:
     ffn_shard_cols: int
     n_ctx: int
     kv_bits: int
+    logit_rows: int = 1  # whose logits are held at once
+    numpy: bool = False  # the NumPy twin computes, with temporaries of its own
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,12 @@ def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> Memo
     sizes, least = _sizes(load.runs), min(BATCHES[-1], load.n_ctx)
     tried = [(size, plan(least, reading, size)) for reading in readings for size in sizes]
     best = _best(plan for _, plan in tried)
+    if best is None:  # rather thousands of small units than none
+        rest = [size for size in _UNIT_SIZES if size < sizes[0]]
+        tried = [(size, plan(least, reading, size)) for reading in readings for size in rest]
+        best = _best(plan for _, plan in tried)
     if best is None:
-        raise _too_small(load, sizes[0], budget, readings)
+        raise _too_small(load, budget, min(reading.reserve for reading in readings))
     size = next(size for size, tested in tried if tested is best)
     larger = {min(batch, load.n_ctx) for batch in BATCHES} - {least}
     return _best([best, *(plan(batch, best.reading, size) for batch in larger)]) or best
@@ -147,7 +155,7 @@ def _best(plans: Iterable[MemoryPlan | None]) -> MemoryPlan | None:
 
 def _typical_s(plan: MemoryPlan) -> float:
     """Seconds of a typical prompt and answer, but for computing the prompt: that is in any plan."""
-    prompt = min(_TYPICAL_PROMPT, plan.n_ctx // 2)
+    prompt = min(max(_TYPICAL_PROMPT, plan.n_ctx // 4), plan.n_ctx // 2)
     passes = math.ceil(prompt / plan.batch)
     forecast = plan.window.forecast
     return passes * forecast.disk_s + _TYPICAL_ANSWER * forecast.s_per_token
@@ -186,18 +194,34 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
     scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
-    return batch * per_token + scores + 4 * config.vocab_size
+    logits = 4 * load.logit_rows * config.vocab_size
+    if load.logit_rows > 1:
+        logits += 16 * config.vocab_size  # one row in f64, and its exponentials
+    if load.numpy:
+        return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + scores + logits
+    return batch * per_token + scores + logits
 
 
-def _too_small(
-    load: Load, most: int, budget: Budget, readings: Sequence[Reading]
-) -> MemoryBudgetError:
+def check_room(load: Load, budget: Budget) -> None:
+    """Raise MemoryBudgetError where not even the smallest window fits, however it is read."""
+    if _least(load, 0) + budget.fixed > budget.total:
+        raise _too_small(load, budget, 0)
+
+
+def _least(load: Load, reserve: int) -> int:
+    """Bytes of the smallest plan, beside what is fixed."""
+    size = _UNIT_SIZES[0]
+    activations = activation_bytes(load, size, min(BATCHES[-1], load.n_ctx))
+    return cache_bytes(load) + activations + smallest_window(load.runs, size) + reserve
+
+
+def _too_small(load: Load, budget: Budget, reserve: int) -> MemoryBudgetError:
     cache = cache_bytes(load)
-    activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
-    window = smallest_window(load.runs, most) + min(reading.reserve for reading in readings)
-    least = budget.fixed + cache + activations + window
+    activations = activation_bytes(load, _UNIT_SIZES[0], min(BATCHES[-1], load.n_ctx))
+    least = budget.fixed + _least(load, reserve)
+    window = least - budget.fixed - cache - activations
     remedies = ["a smaller --ctx-size"] if cache > budget.fixed // 8 else []
-    if load.kv_bits > 8:
+    if load.kv_bits == 16:
         remedies.append("--kv-bits 8")
     return MemoryBudgetError(
         f"{format_size(budget.total)} of memory cannot hold the smallest window: interpreter and "

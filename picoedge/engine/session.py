@@ -22,6 +22,7 @@ from picoedge.text.chat import encode_chat
 from picoedge.text.stream import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
+    from picoedge.engine.adapting import Adapter
     from picoedge.engine.planning import MemoryPlan
     from picoedge.text.template import ChatTemplate
     from picoedge.text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class LanguageModel(Protocol):
     """What a session needs of a model (`model.transformer.Transformer`)."""
 
     n_ctx: int
+    batch: int  # tokens it runs at once
 
     @property
     def kernels(self) -> KernelsInfo:
@@ -112,6 +114,7 @@ class Session:
         self.stats = Stats()
         self._clock = clock
         self.plan: MemoryPlan | None = None  # for who wants to know; None: nothing is streamed
+        self.adapter: Adapter | None = None  # has what the plan has become
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
         self._cancelled = False
         self.set_sampling(sampling or SamplingOptions())
@@ -268,7 +271,7 @@ class Session:
             if self._cancelled:
                 self.stats.finish_reason = "cancelled"
                 return None
-            chunk = prompt[position : position + PREFILL_CHUNK]
+            chunk = prompt[position : position + max(PREFILL_CHUNK, self.model.batch)]
             logits = self.model.forward(chunk, position)
             self._cached.extend(chunk)
             position += len(chunk)

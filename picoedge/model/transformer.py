@@ -146,7 +146,7 @@ class Transformer:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or Mapped(pack, part)
         self._pack, self._reduce, self._kv_bits = pack, reduce, kv_bits
-        self._batch = max(1, min(batch, n_ctx))
+        self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
@@ -189,7 +189,7 @@ class Transformer:
         heads = shape.q_heads * shape.head_dim
         qkv = heads + 2 * shape.kv_heads * shape.head_dim
         widest = max((held.weights["down"].total_cols for held in ffn), default=0)
-        return Workspace(self._batch, self.config.hidden_size, qkv, heads, widest)
+        return Workspace(self.batch, self.config.hidden_size, qkv, heads, widest)
 
     def _rope(self, layer: int) -> tuple[F32, F32]:
         windowed = layer in self.config.windowed_layers
@@ -315,8 +315,8 @@ class Transformer:
                 f"token {max(tokens)}: the model has an embedding for {self.config.vocab_size}",
                 "the tokenizer is another model's: pack the model's own files",
             )
-        for at in range(0, len(tokens), self._batch):
-            yield tokens[at : at + self._batch], position + at
+        for at in range(0, len(tokens), self.batch):
+            yield tokens[at : at + self.batch], position + at
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits after the last token, f32 [vocab]; a view that the next call overwrites.
@@ -328,15 +328,18 @@ class Transformer:
         for chunk, at in self._chunks(tokens, position):
             self._run_layers(chunk, at)
             n = len(chunk)
-        for run in self._project_head:
-            run(n, n - 1)
+        self._run_head(n)  # apart: no local name of it may hold the weights when they change hands
         if self.after_forward is not None:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
+    def _run_head(self, n: int) -> None:
+        for run in self._project_head:
+            run(n, n - 1)
+
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
-        out = np.zeros((min(LOGIT_ROWS, self._batch), self._logits.shape[1]), np.float32)
+        out = np.zeros((min(LOGIT_ROWS, self.batch), self._logits.shape[1]), np.float32)
         project_head = self._bind_head(out)
         for chunk, at in self._chunks(tokens, position):
             self._run_layers(chunk, at)

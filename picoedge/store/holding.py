@@ -139,6 +139,7 @@ class Windowed:
         self._resident: dict[Unit, U8] = {}
         self._runs: dict[tuple[Kind, int], list[Held]] = {}
         self._window: Window | None = None
+        self._io: WindowIO | None = None
         self._past = Usage()  # of windows that were replaced
         self.replan(plan)
         self._progress = None
@@ -150,8 +151,8 @@ class Windowed:
         constructor does.
         """
         self.close()
-        self._past, self._window = self.usage, None
-        self._runs = {}
+        self._past, self._window, self._io = self.usage, None, None
+        self._runs = {}  # with the arrays of the old ring, before anything takes its room
         self.plan = plan
         self._resident = {u: kept for u, kept in self._resident.items() if u in plan.resident}
         wanted = [unit for unit in plan.units if unit in plan.resident]
@@ -193,6 +194,7 @@ class Windowed:
                 runs.append(Held(unit.shards, weights))
                 continue
             assert self._window is not None
+            assert self._io is not None
             weights = self._pack.weights_in(unit, self._io.array(unit))
             acquire = partial(self._window.acquire, index)
             runs.append(Held(unit.shards, weights, acquire, partial(self._window.release, index)))

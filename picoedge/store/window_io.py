@@ -176,6 +176,7 @@ def _ends_by(fd: int, offset: int) -> bool:
 
 def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> StorageError:
     """The error for a read of `unit` that failed at byte `offset`; number 0: the file ends."""
+    offset = max(offset, unit.offset)  # a read begins with the page, the unit within it
     where = f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}"
     if not number:
         return StorageError(f"{where}: the file ends, {unit.end} bytes are needed", _SHORTER)

@@ -100,7 +100,8 @@ def _direct(folder: Path, units: Sequence[Unit]) -> float:
         if files.cached:
             return 0.0
         try:
-            return _speed(io, units, READERS)
+            speed = _speed(io, units, READERS)
+            return 0.0 if files.cached else speed  # opened so, but read through the page cache
         except StorageError as error:
             if getattr(error.__cause__, "errno", None) == errno.EINVAL:
                 return 0.0  # opened so, but not read so: some network and user-space file systems

@@ -32,7 +32,7 @@ _MOST_UNITS = 2500  # each costs a few KB of bound kernels
 _NUMPY_COPIES = 2  # of a chunk's activations: sums in f32, norms, gates
 _NUMPY_SCRATCH = 16 << 20  # bands of weights in f32, by thread, and OpenBLAS's own buffers
 _BLOCK_BYTES = 48  # of 32 quantized activations
-_TYPICAL_ANSWER = 128  # tokens, as chats have them; after a prompt of 256, or a quarter of the context
+_TYPICAL_ANSWER = 128  # tokens, after a prompt of this many or a quarter of the context:
 _TYPICAL_PROMPT = 256
 
 

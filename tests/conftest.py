@@ -9,12 +9,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from picoedge.engine.catalogue import Entry, built_in_folder, load_entry
 from picoedge.engine.download import fetch
 from picoedge.engine.fetching import locked
 from picoedge.errors import PicoedgeError
 from picoedge.kernels import loader
+
+# The same examples each time, however slow the machine: a run tells of the change, not of luck.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 ENTRY_FILES = {
     "smollm2": built_in_folder() / "smollm2-135m.toml",

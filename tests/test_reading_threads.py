@@ -255,7 +255,8 @@ def rows(tmp_path: Path) -> UntiedRows:
     found = Pack.open(tmp_path / "t.pico").row_reader()
     assert isinstance(found, UntiedRows)
     path = tmp_path / "t.pico" / "embed.safetensors"
-    return UntiedRows(path, found._start, found._encoding, found._row_bytes, patience_s=0.2)
+    how = found._encoding, found._row_bytes, found._shard_rows
+    return UntiedRows(path, found._start, *how, patience_s=0.2)
 
 
 def test_a_row_that_hangs_is_an_error_with_a_place(
@@ -273,7 +274,8 @@ def test_a_row_that_hangs_is_an_error_with_a_place(
         return bytes(real(fd, nbytes, offset))
 
     monkeypatch.setattr(os, "pread", hang)
-    with pytest.raises(StorageError, match=rf"embed\.safetensors, byte {second}: .*not answered"):
+    place = rf"shard embed/embed\.\d+, byte {second}"
+    with pytest.raises(StorageError, match=f"{place}: .*not answered"):
         rows.gather([1, 2], out)
     gate.set()
     for thread in threading.enumerate():

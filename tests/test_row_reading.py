@@ -51,5 +51,5 @@ def test_a_row_beyond_the_end_of_a_cut_file_is_an_error_with_a_place(tmp_path: P
     file = tmp_path / "t.pico" / "embed.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     out = np.zeros((1, opened.config.hidden_size), np.float32)
-    with pytest.raises(StorageError, match=r"embed\.safetensors, byte \d+: the file ends"):
+    with pytest.raises(StorageError, match=r"shard embed/embed\.\d+, byte \d+: the file ends"):
         opened.row_reader().gather([opened.config.vocab_size - 1], out)

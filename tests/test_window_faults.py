@@ -237,7 +237,7 @@ except StorageError as error:
 def test_rows_of_tokens_that_never_come_end_in_time(board: Board) -> None:
     code, out, err = board.run("-c", HANGING_ROWS, board.pack, how="hang", after=200)
     assert (code, err) == (1, "")
-    assert re.search(r"head\.safetensors, byte \d+: the storage has not answered", out)
+    assert re.search(r"shard head/head\.\d+, byte \d+: the storage has not answered", out)
 
 
 @pytest.fixture

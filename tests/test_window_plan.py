@@ -308,7 +308,7 @@ def test_more_memory_is_not_slower(total: int, more: int, disk: float, compute: 
     small, large = plan_of(total, disk, compute), plan_of(total + more, disk, compute)
     if small is not None:
         assert large is not None
-        assert typical_s(large) <= (1.01 if more >= 10 * MB else 1.1) * typical_s(small)
+        assert typical_s(large) <= (1.05 if more >= 10 * MB else 1.15) * typical_s(small)
 
 
 @given(budgets, st.sampled_from([16, 8]))

@@ -31,6 +31,8 @@ _UNIT_SIZES = tuple(1 << n for n in range(20, 27))  # 1 to 64 MB
 _MOST_UNITS = 2500  # each costs a few KB of bound kernels
 _NUMPY_COPIES = 2  # of a chunk's activations: sums in f32, norms, gates
 _NUMPY_SCRATCH = 16 << 20  # bands of weights in f32, by thread, and OpenBLAS's own buffers
+_UNIT_BYTES = 5 << 10  # of kernels bound to one unit
+_FEW_UNITS = 700  # whose kernels are within what a process grows by anyway
 _BLOCK_BYTES = 48  # of 32 quantized activations
 _TYPICAL_ANSWER = 128  # tokens, after a prompt of this many or a quarter of the context:
 _TYPICAL_PROMPT = 256
@@ -177,7 +179,7 @@ def cache_bytes(load: Load) -> int:
 
 
 def activation_bytes(load: Load, most: int, batch: int) -> int:
-    """Buffers for a chunk of `batch` tokens: the model's, and the kernels' quantized copies.
+    """Buffers for a chunk of `batch` tokens: the model's, the kernels' own, and bound kernels.
 
     `most` is the size of a streamed unit: no run of shards is computed together that takes more
     than that, or than a resident unit takes.
@@ -197,9 +199,16 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     logits = 4 * load.logit_rows * config.vocab_size
     if load.logit_rows > 1:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
+    rest = scores + logits + _bound_bytes(load, most)
     if load.numpy:
-        return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + scores + logits
-    return batch * per_token + scores + logits
+        return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + rest
+    return batch * per_token + rest
+
+
+def _bound_bytes(load: Load, most: int) -> int:
+    """Memory of kernels bound to units, where these are thousands."""
+    units = sum(-(-len(run.shards) // widest(run, most)) for run in load.runs)
+    return _UNIT_BYTES * max(0, units - _FEW_UNITS)
 
 
 def check_room(load: Load, budget: Budget) -> None:

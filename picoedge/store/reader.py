@@ -155,7 +155,8 @@ class Pack:
         if name:
             file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
             start, width = file.start("embed.000"), self._layout.embed_row_bytes
-            return UntiedRows(self.path / file.name, start, encoding, width)
+            rows = self._layout.geometry.head_shard_rows
+            return UntiedRows(self.path / file.name, start, encoding, width, rows)
         file, layout = self._head_file, self._layout.head
         spec = layout.matrices["head"]
         return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)

@@ -34,13 +34,17 @@ _KEEP = 1 << 20  # bytes that reads may leave in the page cache before it is mad
 
 
 class RowFile:
-    """A file that is read at many places. Raises StorageError, naming file and byte."""
+    """A file that is read at many places. Raises StorageError, naming file, shard and byte.
 
-    def __init__(self, path: Path, patience_s: float) -> None:
+    Its shards are `shard_bytes` long, from byte `start`, and named as it is.
+    """
+
+    def __init__(self, path: Path, start: int, shard_bytes: int, patience_s: float) -> None:
         with reading(path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-        self._path, self._read, self._patience_s = path, 0, patience_s
+        self._path, self._start, self._shard_bytes = path, start, shard_bytes
+        self._read, self._patience_s = 0, patience_s
         self._reads, self._at = 0, 0  # how many have ended, and the byte that the next one wants
         weakref.finalize(self, os.close, self._fd)
 
@@ -51,7 +55,7 @@ class RowFile:
             more = self._some(offset + len(data), nbytes - len(data))
             if not more:
                 raise StorageError(
-                    f"{self._path}, byte {offset + len(data)}: the file ends there",
+                    f"{self._place(offset + len(data))}: the file ends there",
                     "the file is truncated or the card is failing: picoedge verify checks it",
                 )
             data += more
@@ -73,11 +77,15 @@ class RowFile:
         silence = Silence(self._patience_s)
         while not reading.ended.wait(silence.look_s):
             if silence.too_long(self._reads):
-                raise silent(f"{self._path}, byte {self._at}", self._patience_s)
+                raise silent(self._place(self._at), self._patience_s)
         thread.join()
         if reading.error is not None:
             raise reading.error
         out[:] = own
+
+    def _place(self, offset: int) -> str:
+        shard = (offset - self._start) // self._shard_bytes
+        return f"{self._path}, shard {self._path.stem}/{self._path.stem}.{shard:03d}, byte {offset}"
 
     def _some(self, offset: int, nbytes: int) -> bytes:
         self._at = offset
@@ -87,7 +95,7 @@ class RowFile:
             return data
         except OSError as error:
             raise StorageError(
-                f"{self._path}, byte {offset}: reading failed: {os.strerror(error.errno or 0)}",
+                f"{self._place(offset)}: reading failed: {os.strerror(error.errno or 0)}",
                 "check the card or disk and its cable; picoedge verify checks the pack",
             ) from error
 
@@ -109,7 +117,7 @@ class _Reading:
 
 
 class UntiedRows:
-    """Rows of `row_bytes`, one after another from byte `start`."""
+    """Rows of `row_bytes`, one after another from byte `start`, `shard_rows` in a shard."""
 
     def __init__(
         self,
@@ -117,10 +125,12 @@ class UntiedRows:
         start: int,
         encoding: Encoding,
         row_bytes: int,
+        shard_rows: int,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._file, self._start = RowFile(path, patience_s), start
+        self._file = RowFile(path, start, shard_rows * row_bytes, patience_s)
+        self._start, self._shard_rows = start, shard_rows
         self._encoding, self._row_bytes = encoding, row_bytes
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
@@ -148,7 +158,7 @@ class TiedRows:
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._file, self._start = RowFile(path, patience_s), start
+        self._file, self._start = RowFile(path, start, stride, patience_s), start
         self._spec, self._stride = spec, stride
         rows = 1 if spec.format.bits == 32 else TILE_ROWS
         self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)

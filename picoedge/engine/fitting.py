@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from picoedge.kernels.api import Kernels
     from picoedge.store.reader import Pack
 
-GROWTH_BYTES = 5 << 20  # bound kernels, thread stacks, page tables, what Python still allocates
+GROWTH_BYTES = 3 << 20  # bound kernels, thread stacks, page tables, what Python still allocates
 LARGE_MATRIX = 64 << 20
 WHOLE_BATCH = 256  # tokens a prompt is cut into where memory is no concern
 _WORTH_MAPPING = 1.15  # direct reads keep their promise of memory; mapped ones must be this faster

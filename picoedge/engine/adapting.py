@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from picoedge.store.window_adapt import adjusted
-from picoedge.store.window_plan import Rates, WindowPlan, plan_of
+from picoedge.store.window_plan import Rates, WindowPlan
 
 if TYPE_CHECKING:
     from picoedge.engine.planning import MemoryPlan
@@ -71,13 +71,10 @@ class Adapter:
 
     def _follow(self, rates: Rates) -> None:
         reading = dataclasses.replace(self.plan.reading, rates=rates)
-        window = adjusted(self.plan.window, rates)
-        if _is_quicker(window, self.plan.window, rates):
+        window = adjusted(self.plan.window, rates, _GAIN)
+        if window is not self.plan.window:
             self._change(window)
-        else:
-            window = self.plan.window
         self.plan = dataclasses.replace(self.plan, reading=reading, window=window)
-
 
     def _change(self, window: WindowPlan) -> None:
         """Hold the model by another plan; where that fails, as it was, if the storage answers."""
@@ -94,14 +91,3 @@ class Adapter:
 def _departs(rates: Rates, planned: Rates) -> bool:
     pairs = ((rates.disk, planned.disk), (rates.compute, planned.compute))
     return any(max(a / b, b / a) > _DEPARTURE for a, b in pairs)
-
-
-def _is_quicker(window: WindowPlan, today: WindowPlan, rates: Rates) -> bool:
-    if window is today:
-        return False
-    return window.forecast.s_per_token < _GAIN * predicted(today, rates)
-
-
-def predicted(plan: WindowPlan, rates: Rates) -> float:
-    """Seconds a token of a plan at these speeds."""
-    return plan_of(plan.units, plan.resident, plan.window_bytes, rates).forecast.s_per_token

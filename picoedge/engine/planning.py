@@ -20,6 +20,7 @@ from picoedge.store.window_plan import (
     RESIDENT_BYTES,
     Rates,
     WindowPlan,
+    piece_count,
     plan_window,
     smallest_window,
     widest,
@@ -207,7 +208,7 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
 
 def _bound_bytes(load: Load, most: int) -> int:
     """Memory of kernels bound to units, where these are thousands."""
-    units = sum(-(-len(run.shards) // widest(run, most)) for run in load.runs)
+    units = sum(piece_count(run, len(run.shards), most) for run in load.runs)
     return _UNIT_BYTES * max(0, units - _FEW_UNITS)
 
 

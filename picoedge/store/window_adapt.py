@@ -15,12 +15,14 @@ from picoedge.store.window_plan import Rates, WindowPlan, pieces, plan_of, span_
 _STEPS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)  # window sizes to try, to today's
 
 
-def adjusted(plan: WindowPlan, rates: Rates) -> WindowPlan:
-    """The plan of no more memory that is quickest at these speeds; `plan` itself where it is."""
+def adjusted(plan: WindowPlan, rates: Rates, gain: float = 1.0) -> WindowPlan:
+    """The plan of no more memory that is quickest at these speeds.
+
+    `plan` itself where none takes less than `gain` of its seconds a token.
+    """
     today = plan_of(plan.units, plan.resident, plan.window_bytes, rates)
-    others = list(_others(plan, rates))
-    best = min([today, *others], key=lambda each: each.forecast.s_per_token)
-    return plan if best is today else best
+    best = min([today, *_others(plan, rates)], key=lambda each: each.forecast.s_per_token)
+    return best if best.forecast.s_per_token < gain * today.forecast.s_per_token else plan
 
 
 def _others(plan: WindowPlan, rates: Rates) -> Iterator[WindowPlan]:

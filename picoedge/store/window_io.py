@@ -307,7 +307,7 @@ def check_shards(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str,
     """Compare a unit's bytes with the hashes of its shards. Raises ModelError naming the shard."""
     import hashlib  # loads OpenSSL, 4 MB that most runs never need
 
-    each = unit.nbytes // len(unit.shards)
+    each = unit.shard_bytes
     for i, (name, expected) in enumerate(hashes):
         part = data[i * each : (i + 1) * each]
         if hashlib.blake2b(part.data, digest_size=32).hexdigest() != expected:

@@ -229,10 +229,15 @@ def widest(run: Unit, most: int) -> int:
     return min(len(run.shards), max(1, most // run.shard_bytes))
 
 
+def piece_count(run: Unit, shards: int, most: int) -> int:
+    """Units of at most `most` bytes, or one shard, that so many shards of a run make."""
+    return -(-shards // widest(run, most))
+
+
 def pieces(run: Unit, most: int) -> list[Unit]:
     """A run cut into units of nearly one size, each of at most `most` bytes, or one shard."""
     shards = len(run.shards)
-    count = -(-shards // widest(run, most))
+    count = piece_count(run, shards, most)
     cuts = [shards * k // count for k in range(count + 1)]
     return [run.part(first, last) for first, last in itertools.pairwise(cuts)]
 
@@ -267,7 +272,7 @@ def spread(runs: Sequence[Unit], memory: int) -> dict[Unit, int]:
 
 def _held_bytes(run: Unit, shards: int) -> int:
     """Memory of the first `shards` of a run, at most: its units begin and end within pages."""
-    return shards * run.shard_bytes + -(-shards // widest(run, RESIDENT_BYTES)) * _ROUNDING
+    return shards * run.shard_bytes + piece_count(run, shards, RESIDENT_BYTES) * _ROUNDING
 
 
 def _most(run: Unit, wanted: int, memory: int) -> int:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import open_model, open_session
+from picoedge.engine.opening import open_answer, open_model
+from picoedge.engine.prompting import Prompt
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
@@ -56,7 +57,7 @@ def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:
     """(model, plan): a whole board with its tokenizer, or one that has a slice and no text."""
     if part is None:
-        session = open_session(pack, options, with_template=False)
+        session, _ = open_answer(pack, options, lambda _: Prompt([TOKEN]), with_template=False)
         assert isinstance(session.model, Transformer)
         return session.model, session.plan
     board = open_model(Pack.open(pack), options, part)

@@ -114,5 +114,6 @@ class ModelConfig:
                 **rest,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the pack's config is damaged: {error}", "pack the model again")\
-                from error
+            raise ModelError(
+                f"the pack's config is damaged: {error}", "pack the model again"
+            ) from error

@@ -8,7 +8,7 @@ import sys
 import termios
 from collections.abc import Sequence
 
-from talk_fakes import ScriptedModel, scripted_session
+from talk_fakes import ScriptedModel, prompter_for, scripted_session
 
 from picoedge.cli.chat_console import TerminalConsole
 from picoedge.cli.chat_loop import Chat
@@ -22,7 +22,7 @@ def main(answers: Sequence[str]) -> int:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes SIGINT
     session = scripted_session(*(a * ENDLESS if a == "x" else a for a in answers), n_ctx=10**6)
     assert isinstance(session.model, ScriptedModel)
-    return Chat(session, TerminalConsole(), ChatSettings()).run()
+    return Chat(session, prompter_for(session), TerminalConsole(), ChatSettings()).run()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from picoedge.engine.prompting import Prompter
 from picoedge.engine.session import Session
 from picoedge.errors import StorageError
 from picoedge.model.sampling import SamplingOptions
@@ -111,6 +112,9 @@ class Ticks:
 def scripted_session(*answers: str | Sequence[int], n_ctx: int = 1000) -> Session:
     """A session whose model gives these answers, greedily."""
     model = ScriptedModel(*answers, n_ctx=n_ctx)
-    return Session(
-        model, ByteTokenizer(), PlainTemplate(), GREEDY, name="parrot", clock=Ticks()  # type: ignore[arg-type]
-    )  # fmt: skip
+    return Session(model, ByteTokenizer(), GREEDY, name="parrot", clock=Ticks())
+
+
+def prompter_for(session: Session) -> Prompter:
+    """Prompts of bytes for a scripted session."""
+    return Prompter("parrot", ByteTokenizer(), PlainTemplate(), session.model.n_ctx)  # type: ignore[arg-type]

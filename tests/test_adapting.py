@@ -18,7 +18,6 @@ from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.holding import Windowed
 from picoedge.store.reader import Pack
-from picoedge.store.slices import Slice
 from picoedge.store.units import Unit
 from picoedge.store.window_adapt import adjusted
 from picoedge.store.window_plan import Rates, plan_window, span_bytes
@@ -73,7 +72,7 @@ def small(smollm2_pack: Path) -> Pack:
 @pytest.fixture
 def misjudged(small: Pack) -> MemoryPlan:
     """Made for a disk that is a thousand times quicker than the processor."""
-    part = Slice(range(small.n_attention_shards), range(small.n_ffn_shards))
+    part = small.all_shards
     load = Load(small.config, part, small.runs(part), small.ffn_shard_cols, N_CTX, 16)
     reading = Reading("direct", Rates(disk=1e12, compute=1e9))
     return plan_memory(load, Budget(60 << 20, 6 << 20), [reading])
@@ -83,7 +82,7 @@ def test_decoding_goes_on_as_it_would_have(small: Pack, misjudged: MemoryPlan) -
     tokens = [300, 11, 4000, 1, 523, 9, 2, 6] * 4
     with closing(Transformer(small, load_kernels(None, 1), N_CTX)) as whole:
         expected = [logits.copy() for logits in decoded(whole, tokens)]
-    part = Slice(range(small.n_attention_shards), range(small.n_ffn_shards))
+    part = small.all_shards
     holding = Windowed(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
@@ -109,7 +108,7 @@ def test_a_slow_disk_gets_a_smaller_window(small: Pack, misjudged: MemoryPlan) -
 
 
 def test_a_prompt_tells_nothing(small: Pack, misjudged: MemoryPlan) -> None:
-    part = Slice(range(small.n_attention_shards), range(small.n_ffn_shards))
+    part = small.all_shards
     holding = Windowed(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from talk_fakes import ScriptedModel, scripted_session
+from talk_fakes import ScriptedModel, prompter_for, scripted_session
 
 from picoedge.cli.chat_commands import HELP, is_command
 from picoedge.cli.chat_console import read_message
@@ -57,7 +57,7 @@ def talk(
     """The chat, its transcript without the greeting, and its exit code."""
     console = TypedConsole(typed, interrupt_at)
     session = scripted_session(*answers, n_ctx=n_ctx)
-    chat = Chat(session, console, ChatSettings(**settings))  # type: ignore[arg-type]
+    chat = Chat(session, prompter_for(session), console, ChatSettings(**settings))  # type: ignore[arg-type]
     code = chat.run()
     greeting, _, rest = console.transcript.partition("\n")
     assert greeting == f"parrot · fake, 1 thread · context {n_ctx} · /? for help"
@@ -151,7 +151,7 @@ def test_ctrl_c_twice_during_an_answer_leaves_with_130() -> None:
     console.write = write  # type: ignore[method-assign]
     # the first is acted on only when the second has come
     session.cancel = lambda: None  # type: ignore[method-assign]
-    assert Chat(session, console, ChatSettings()).run() == 130
+    assert Chat(session, prompter_for(session), console, ChatSettings()).run() == 130
 
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back() -> None:
@@ -164,7 +164,7 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back() -> None:
         return forward(tokens, position)
 
     session.model.forward = interrupted  # type: ignore[method-assign,assignment]
-    chat = Chat(session, console, ChatSettings())
+    chat = Chat(session, prompter_for(session), console, ChatSettings())
     assert chat.run() == 0
     assert chat.messages == []
 
@@ -324,7 +324,7 @@ def failing_talk(typed: list[Typed], *answers: str, fails_at: int) -> tuple[Chat
     """The chat and its transcript where run `fails_at` of the model cannot read the storage."""
     console, session = TypedConsole(typed), scripted_session(*answers)
     session.model.fails_at = fails_at  # type: ignore[attr-defined]
-    chat = Chat(session, console, ChatSettings())
+    chat = Chat(session, prompter_for(session), console, ChatSettings())
     assert chat.run() == 0
     return chat, console.transcript.partition("\n")[2]
 
@@ -349,5 +349,5 @@ def test_a_question_whose_answer_never_began_is_taken_back() -> None:
 def test_set_verbose_shows_the_waiting_where_something_is_streamed() -> None:
     console, session = TypedConsole(["hi", "/bye"]), scripted_session("abc")
     session.plan = object()  # type: ignore[assignment]
-    Chat(session, console, ChatSettings(verbose=True)).run()
+    Chat(session, prompter_for(session), console, ChatSettings(verbose=True)).run()
     assert "\n[a token: 0 s waiting, 1 s computing, 0 B read]\n" in console.transcript

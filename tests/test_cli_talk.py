@@ -425,7 +425,7 @@ def test_kernels_are_closed_where_a_later_step_fails(
     monkeypatch.setattr(NumpyKernels, "close", lambda self: closed.append(self))
     monkeypatch.setattr(Transformer, "__init__", _must_not_run)
     with pytest.raises(AssertionError, match="allocated"):
-        opening.open_session(pack, opening.OpenOptions(kernels="numpy"))
+        opening.open_chat(pack, opening.OpenOptions(kernels="numpy"))
     assert len(closed) == 1
 
 

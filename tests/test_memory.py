@@ -16,7 +16,6 @@ from picoedge.engine.fitting import (
     fits_whole,
     load_of,
     whole_plan,
-    whole_slice,
 )
 from picoedge.engine.memory import available_bytes, default_context
 from picoedge.engine.open_options import OpenOptions
@@ -57,7 +56,7 @@ def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("n_ctx", [64, 512])
 def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) -> None:
-    load = load_of(pack, whole_slice(pack), OpenOptions(n_ctx=n_ctx))
+    load = load_of(pack, pack.all_shards, OpenOptions(n_ctx=n_ctx))
     plan = whole_plan(load, Budget(1 << 40, 0), Rates(1, 1))
     model = Transformer(pack, load_kernels(None, 1), n_ctx)
     taken = model.memory_bytes()
@@ -69,7 +68,7 @@ def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) 
 
 
 def test_what_fits_to_the_byte_is_held_whole(pack: Pack) -> None:
-    load = load_of(pack, whole_slice(pack), OpenOptions(n_ctx=64))
+    load = load_of(pack, pack.all_shards, OpenOptions(n_ctx=64))
     fixed = 50 * MB
     need = whole_plan(load, Budget(1 << 40, fixed), Rates(1, 1)).total + bytes_apart(pack)
     assert fits_whole(pack, load, Budget(need, fixed))

@@ -75,27 +75,6 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_counts() -> None:
     assert runs_of(session) == []
 
 
-def test_a_prompt_of_megabytes_is_refused_without_encoding_it() -> None:
-    session = scripted_session("abc", n_ctx=100)
-    encoded = []
-    encode = session.tokenizer.encode
-
-    def noted(text: str) -> list[int]:
-        encoded.append(len(text))
-        return encode(text)
-
-    session.tokenizer.encode = noted  # type: ignore[method-assign,assignment]
-    with pytest.raises(ContextError, match=r"about \d+ tokens, the context 100"):
-        session.chat_ids([{"role": "user", "content": "x" * 10_000_000}])
-    assert sum(encoded) < 10_000
-
-
-def test_long_text_of_few_tokens_is_encoded_whole() -> None:
-    session = scripted_session("abc", n_ctx=100)
-    session.tokenizer.encode = lambda text: [1] * (len(text) // 1000)  # type: ignore[method-assign,assignment,misc]
-    assert len(session.encode("x" * 50_000)) == 50
-
-
 def test_the_largest_prompt_that_fits_gets_an_answer() -> None:
     session = scripted_session("abc", n_ctx=10)
     assert "".join(session.generate(ids("x" * 8))) == "ab"
@@ -254,7 +233,7 @@ def test_a_seed_gives_the_same_text_again() -> None:
     def text(seed: int) -> str:
         model = ScriptedModel([*range(97, 107)])
         model.forward = lambda tokens, position: _flat()  # type: ignore[method-assign]
-        session = Session(model, ByteTokenizer(), None, SamplingOptions(seed=seed, top_k=0))
+        session = Session(model, ByteTokenizer(), SamplingOptions(seed=seed, top_k=0))
         return "".join(session.generate(ids("x"), max_tokens=20, ignore_eos=True))
 
     assert text(1) == text(1)
@@ -271,14 +250,6 @@ def test_two_sessions_live_side_by_side() -> None:
     one, two = scripted_session("abc"), scripted_session("xyz")
     pairs = zip(one.generate(ids("1")), two.generate(ids("2")), strict=True)
     assert list(pairs) == [("a", "x"), ("b", "y"), ("c", "z")]
-
-
-def test_chat_without_a_template_says_what_to_do() -> None:
-    session = scripted_session("abc")
-    session.template = None
-    with pytest.raises(TextError, match="no chat template") as caught:
-        session.chat_ids([{"role": "user", "content": "hi"}])
-    assert "--raw" in caught.value.hint
 
 
 def test_close_closes_the_model() -> None:

@@ -381,9 +381,7 @@ def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source:
     assert left_behind(tmp_path) == ["m [1].pico"]
 
 
-def test_a_pack_set_aside_by_a_living_process_is_left_alone(
-    tmp_path: Path, source: Source
-) -> None:
+def test_a_pack_set_aside_by_a_living_process_is_left_alone(tmp_path: Path, source: Source) -> None:
     old, alive = tmp_path / "m.pico.old-1", tmp_path / "m.pico.partial-1"
     pack(source, tmp_path / "m.pico")
     (tmp_path / "m.pico").rename(old)

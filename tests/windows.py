@@ -57,7 +57,7 @@ def plan_of(
     part: Slice | None = None,
 ) -> WindowPlan:
     """A plan with units of at most `most` bytes in a ring for `room` of the largest."""
-    part = part or Slice(range(packed.n_attention_shards), range(packed.n_ffn_shards))
+    part = part or packed.all_shards
     units = cut(packed, part, most)
     kept = frozenset(unit for i, unit in enumerate(units) if keep(i, unit))
     sizes = [span_bytes(unit) for unit in units if unit not in kept]
@@ -90,7 +90,7 @@ def windowed(
     read_ahead: int = 0,
 ) -> Iterator[Transformer]:
     """A model held as the plan says."""
-    part = part or Slice(range(packed.n_attention_shards), range(packed.n_ffn_shards))
+    part = part or packed.all_shards
     holding = Windowed(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
     try:
         model = Transformer(

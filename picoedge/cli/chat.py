@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from picoedge.cli import models, options, output, prompts
 
 if TYPE_CHECKING:
+    from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
 
 DEFAULT_TOKENS = 1024  # an answer that has gone on so long seldom ends by itself
@@ -37,32 +39,39 @@ def command(**values: Any) -> int:
     """
     sampling = options.chosen_sampling(values)
     if values["prompt"] is None and prompts.stdin_is_terminal():
-        with closing(models.open_session(values, sampling)) as session:
-            return _converse(session, values)
-    prompt = prompts.chosen_prompt(values["prompt"]).strip()
-    with closing(models.open_session(values, sampling)) as session:
+        session, prompter = models.open_chat(values, sampling)
+        with closing(session):
+            return _converse(session, prompter, values)
+    text = prompts.chosen_prompt(values["prompt"]).strip()
+    session, prompt = models.open_answer(values, sampling, partial(_ask, text, values))
+    with closing(session):
         return _answer_once(session, prompt, values)
 
 
-def _converse(session: Session, values: dict[str, Any]) -> int:
+def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> int:
     from picoedge.cli.chat_console import TerminalConsole
     from picoedge.cli.chat_loop import Chat
     from picoedge.cli.conversation import ChatSettings
 
-    session.require_template()  # rather now than after the first question
+    prompter.require_template()  # rather now than after the first question
     settings = ChatSettings(
         system=values["system"] or "",
         n_tokens=values["n_tokens"],
         stop=list(values["stop"]),
         verbose=values["verbose"],
     )
-    return Chat(session, TerminalConsole(), settings).run()
+    return Chat(session, prompter, TerminalConsole(), settings).run()
 
 
-def _answer_once(session: Session, prompt: str, values: dict[str, Any]) -> int:
-    ids = session.chat_ids(models.opening_messages(values["system"], prompt))
+def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
+    from picoedge.engine.prompting import Prompt
+
+    return Prompt(prompter.chat_ids(models.opening_messages(values["system"], text)))
+
+
+def _answer_once(session: Session, prompt: Prompt, values: dict[str, Any]) -> int:
     limit = models.token_limit(values["n_tokens"])
-    pieces = session.generate(ids, max_tokens=limit, stop=values["stop"])
+    pieces = session.generate(prompt.ids, max_tokens=limit, stop=values["stop"])
     output.write_whole_answer(pieces)
     output.tell_end(session, values["verbose"])
     return 0

@@ -93,7 +93,7 @@ def show(chat: Conversation, rest: str) -> None:
         chat.say(f"{name.ljust(15)} {'none' if value is None else value}")
     chat.say(f"{'stop'.ljust(15)} {', '.join(map(repr, settings.stop)) or 'none'}")
     chat.say(f"{'system'.ljust(15)} {settings.system or 'none'}")
-    used = len(session.chat_ids(chat.prompt_messages())) if chat.messages else 0
+    used = len(chat.prompter.chat_ids(chat.prompt_messages())) if chat.messages else 0
     chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
 
 

@@ -11,6 +11,7 @@ from picoedge.cli.reports import waiting
 from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
+    from picoedge.engine.prompting import Prompter
     from picoedge.engine.session import Session
 
 
@@ -27,8 +28,11 @@ class ChatSettings:
 class Conversation:
     """The messages of one session on one console."""
 
-    def __init__(self, session: Session, console: Console, settings: ChatSettings) -> None:
-        self.session, self.console, self.settings = session, console, settings
+    def __init__(
+        self, session: Session, prompter: Prompter, console: Console, settings: ChatSettings
+    ) -> None:
+        self.session, self.prompter = session, prompter
+        self.console, self.settings = console, settings
         self.messages: list[dict[str, str]] = []  # without the system's
         self.interrupted = False  # Ctrl-C was the last thing that happened
 
@@ -53,7 +57,7 @@ class Conversation:
         session, settings = self.session, self.settings
         limit = None if settings.n_tokens < 0 else settings.n_tokens
         with self.console.interrupts(self._on_interrupt):
-            ids = session.chat_ids(self.prompt_messages())
+            ids = self.prompter.chat_ids(self.prompt_messages())
             try:
                 for piece in session.generate(ids, max_tokens=limit, stop=settings.stop):
                     pieces.append(piece)

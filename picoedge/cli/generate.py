@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from picoedge.cli import models, options, output, prompts, reports
 from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
+    from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session, Stats
 
 MB = 1 << 20
@@ -42,15 +44,31 @@ def command(**values: Any) -> None:
     The text goes to stdout as it comes. MODEL is a catalogue name, a .gguf file, a Hugging Face
     folder or a .pico folder.
     """
-    prompt = prompts.chosen_prompt(values["prompt"])
+    text = prompts.chosen_prompt(values["prompt"])
     sampling = options.chosen_sampling(values)
-    with closing(models.open_session(values, sampling, with_template=not values["raw"])) as session:
-        pieces = _generate(session, prompt, values)
+    ask = partial(_ask, text, values)
+    session, prompt = models.open_answer(values, sampling, ask, with_template=not values["raw"])
+    with closing(session):
+        pieces = session.generate(
+            prompt.ids,
+            max_tokens=models.token_limit(values["n_tokens"]),
+            stop=values["stop"],
+            ignore_eos=values["ignore_eos"],
+            continues=prompt.continues,
+        )
         if values["as_json"]:
             _print_report(session, pieces)
         else:
             output.write_whole_answer(pieces)
         output.tell_end(session, values["verbose"])
+
+
+def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
+    from picoedge.engine.prompting import Prompt
+
+    if values["raw"] or prompter.template is None:
+        return Prompt(prompter.encode(text), continues=True)
+    return Prompt(prompter.chat_ids(models.opening_messages(values["system"], text)))
 
 
 def _print_report(session: Session, pieces: Iterator[str]) -> None:
@@ -63,21 +81,6 @@ def _print_report(session: Session, pieces: Iterator[str]) -> None:
         click.echo(json.dumps({**report(session, text), **reports.failure(error)}))
         raise
     click.echo(json.dumps(report(session, text)))
-
-
-def _generate(session: Session, prompt: str, values: dict[str, Any]) -> Iterator[str]:
-    plain = values["raw"] or session.template is None
-    if plain:
-        ids = session.encode(prompt)
-    else:
-        ids = session.chat_ids(models.opening_messages(values["system"], prompt))
-    return session.generate(
-        ids,
-        max_tokens=models.token_limit(values["n_tokens"]),
-        stop=values["stop"],
-        ignore_eos=values["ignore_eos"],
-        continues=plain,
-    )
 
 
 def report(session: Session, text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from picoedge.model.sampling_options import SamplingOptions
 if TYPE_CHECKING:
     from picoedge.engine.open_options import OpenOptions
     from picoedge.engine.opening import Opened
+    from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
 
 
@@ -38,23 +39,43 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
     return options
 
 
-def open_session(
-    values: Mapping[str, Any], sampling: SamplingOptions, *, with_template: bool = True
-) -> Session:
-    """The session a command asks for; a first fetch or packing shows its progress."""
+def open_chat(values: Mapping[str, Any], sampling: SamplingOptions) -> tuple[Session, Prompter]:
+    """The conversation a command asks for; a first fetch or packing shows its progress."""
     from picoedge.engine import opening
 
     options = dataclasses.replace(open_options(values), sampling=sampling)
     path = find_pack(values["model"])
     with showing_progress() as progress:
-        session = opening.open_session(
-            path, options, with_template=with_template, progress=progress
+        session, prompter = opening.open_chat(path, options, progress)
+    _tell_of(session, options, values)
+    return session, prompter
+
+
+def open_answer(
+    values: Mapping[str, Any],
+    sampling: SamplingOptions,
+    ask: Callable[[Prompter], Prompt],
+    *,
+    with_template: bool = True,
+) -> tuple[Session, Prompt]:
+    """The session for a command's one prompt, which `ask` makes, and the prompt."""
+    from picoedge.engine import opening
+
+    options = dataclasses.replace(open_options(values), sampling=sampling)
+    path = find_pack(values["model"])
+    with showing_progress() as progress:
+        session, prompt = opening.open_answer(
+            path, options, ask, with_template=with_template, progress=progress
         )
+    _tell_of(session, options, values)
+    return session, prompt
+
+
+def _tell_of(session: Session, options: OpenOptions, values: Mapping[str, Any]) -> None:
     tell_of_numpy(session.model.kernels.name, options.kernels)
     if values["verbose"]:
         note(session.describe(), verbose=True)
         note(reports.plan_line(session.plan), verbose=True)
-    return session
 
 
 def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened:

@@ -69,7 +69,7 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     Probes storage and kernels where a plan is needed and they are not known yet. Raises
     UsageError for a context the model was not made for, MemoryBudgetError, StorageError.
     """
-    load = load_of(pack, part or whole_slice(pack), options)
+    load = load_of(pack, part or pack.all_shards, options)
     if kernels.name == "numpy" or load.kv_bits == 32:  # f32 matrices are NumPy's in either twin
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes)
@@ -116,11 +116,6 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
         kv_bits,
         logit_rows=options.logit_rows,
     )
-
-
-def whole_slice(pack: Pack) -> Slice:
-    """All shards of a pack."""
-    return Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
 
 
 def cache_bits(pack: Pack, options: OpenOptions) -> int:
@@ -185,7 +180,7 @@ def whole_plan(load: Load, budget: Budget, rates: Rates) -> MemoryPlan:
 
 def bytes_apart(pack: Pack) -> int:
     """Bytes of a pack that are in no shard: rows of an embedding of its own, norms, headers."""
-    return pack.nbytes - sum(run.nbytes for run in pack.runs(whole_slice(pack)))
+    return pack.nbytes - sum(run.nbytes for run in pack.runs(pack.all_shards))
 
 
 def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from picoedge.engine.adapting import Adapter
     from picoedge.engine.fitting import Fit
     from picoedge.engine.planning import MemoryPlan
+    from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
     from picoedge.kernels.api import Kernels
     from picoedge.model.transformer import Transformer
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
     from picoedge.store.slices import Slice
     from picoedge.text.template import ChatTemplate
-    from picoedge.text.tokenizer import Tokenizer
+    from picoedge.text.tokenizer import Tokenizer, Vocabulary
 
     Progress = Callable[[str, int, int], None]
 
@@ -134,30 +136,72 @@ def resolve(name: str | None, progress: Progress | None = None) -> Path:
     return resolve_model(name, progress=progress)
 
 
-def open_session(
+def open_chat(
+    name: Path | str | None, options: OpenOptions, progress: Progress | None = None
+) -> tuple[Session, Prompter]:
+    """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
+    pack, prompter, options = _read_first(name, options, with_template=True)
+    return _start(pack, prompter.tokenizer, options, progress), prompter
+
+
+def open_answer(
     name: Path | str | None,
     options: OpenOptions,
+    ask: Callable[[Prompter], Prompt],
     *,
     with_template: bool = True,
     progress: Progress | None = None,
-) -> Session:
-    """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
+) -> tuple[Session, Prompt]:
+    """A session for the one prompt that `ask` makes, and the prompt; a name as for `open_chat`.
+
+    Where memory is short the tokenizer is let go of before the model's memory is planned.
+    """
+    from picoedge.engine.memory import available_bytes
+    from picoedge.engine.prompting import check_prompt
+    from picoedge.text.pieces import PieceTable
+
+    pack, prompter, options = _read_first(name, options, with_template=with_template)
+    prompt = ask(prompter)
+    check_prompt(prompt.ids, prompter.n_ctx)
+    vocabulary: Vocabulary = prompter.tokenizer
+    if options.memory_bytes is not None or pack.nbytes > available_bytes():
+        vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
+    del prompter
+    return _start(pack, vocabulary, options, progress), prompt
+
+
+def _read_first(
+    name: Path | str | None, options: OpenOptions, *, with_template: bool
+) -> tuple[Pack, Prompter, OpenOptions]:
+    """What comes before the model, and the options with the context that was chosen."""
     check_options(options)
     path = name if isinstance(name, Path) else resolve(name)
+    from picoedge.engine.fitting import cache_bits, choose_context
     from picoedge.engine.libraries import settle
-    from picoedge.engine.session import Session
+    from picoedge.engine.prompting import Prompter
 
     if options.memory_bytes is not None:
         settle()  # starting alone may take more than a small board allows
     pack, tokenizer, template = read_pack(path, with_template=with_template)
     if template is not None:
         _rehearse(template)
+    n_ctx = choose_context(pack, options, cache_bits(pack, options))
+    chosen = dataclasses.replace(options, n_ctx=n_ctx)
+    return pack, Prompter(pack.name, tokenizer, template, n_ctx), chosen
+
+
+def _start(
+    pack: Pack, vocabulary: Vocabulary, options: OpenOptions, progress: Progress | None
+) -> Session:
+    from picoedge.engine.libraries import settle
+    from picoedge.engine.session import Session
+
     if options.memory_bytes is not None:
         settle()
     with ExitStack() as opened:
         how = open_model(pack, options, progress=progress)
         opened.callback(how.model.close)
-        session = Session(how.model, tokenizer, template, options.sampling, name=pack.name)
+        session = Session(how.model, vocabulary, options.sampling, name=pack.name)
         session.plan, session.adapter = how.plan, how.adapter
         opened.pop_all()
     return session

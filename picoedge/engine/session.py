@@ -1,4 +1,4 @@
-"""One conversation: a model, its tokenizer, a sampler, and what the cache already holds.
+"""One conversation: a model, its vocabulary, a sampler, and what the cache already holds.
 
     session.generate(prompt_ids)   yields text as it comes; `session.stats` says how it went
 
@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.errors import ContextError, PicoedgeError, TextError
+from picoedge.engine.prompting import check_prompt
+from picoedge.errors import PicoedgeError
 from picoedge.model.sampling import Sampler, SamplingOptions
-from picoedge.text.chat import encode_chat
 from picoedge.text.stream import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
     from picoedge.engine.adapting import Adapter
     from picoedge.engine.planning import MemoryPlan
-    from picoedge.text.template import ChatTemplate
-    from picoedge.text.tokenizer import Tokenizer
+    from picoedge.text.tokenizer import Vocabulary
 
 F32 = npt.NDArray[np.float32]
 
-LONG_TOKEN = 16  # characters; a text seldom has fewer than n / 16 tokens
 PREFILL_CHUNK = 256  # tokens between two looks at whether the answer is still wanted
 
 
@@ -103,14 +101,13 @@ class Session:
     def __init__(
         self,
         model: LanguageModel,
-        tokenizer: Tokenizer,
-        template: ChatTemplate | None = None,
+        vocabulary: Vocabulary,
         sampling: SamplingOptions | None = None,
         *,
         name: str = "model",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
+        self.model, self.name, self._vocabulary = model, name, vocabulary
         self.stats = Stats()
         self._clock = clock
         self.plan: MemoryPlan | None = None  # for who wants to know; None: nothing is streamed
@@ -139,37 +136,6 @@ class Session:
         """Stop the answer at the next token. Safe in a signal handler."""
         self._cancelled = True
 
-    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """The prompt that asks for the next message. Raises TextError, ContextError.
-
-        What a message says is text, also where it spells a special token.
-        """
-        template = self.require_template()
-        self._refuse_far_too_long("\n".join(message["content"] for message in messages))
-        return encode_chat(template, self.tokenizer, messages)
-
-    def require_template(self) -> ChatTemplate:
-        """The chat template. Raises TextError where the model has none."""
-        if self.template is None:
-            raise TextError(
-                f"{self.name} has no chat template", "complete plain text: picoedge generate --raw"
-            )
-        return self.template
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt. Raises ContextError for one far too long."""
-        self._refuse_far_too_long(text)
-        return self.tokenizer.encode(text)
-
-    def _refuse_far_too_long(self, text: str) -> None:
-        """Before all of it is encoded: megabytes would take gigabytes, only to be refused."""
-        n_ctx, limit = self.model.n_ctx, self.model.n_ctx * LONG_TOKEN
-        while len(text) > limit:
-            count = len(self.tokenizer.encode(text[:limit]))
-            if count > n_ctx + LONG_TOKEN:  # where the text was cut it may have a few too many
-                raise _too_long(f"about {count * len(text) // limit}", n_ctx)
-            limit *= 4
-
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -188,19 +154,13 @@ class Session:
         after the text there is, with finish_reason "error".
         """
         prompt = list(prompt_ids)
-        self._check_prompt(prompt)
+        check_prompt(prompt, self.model.n_ctx)
         self.stats, self._cancelled = Stats(prompt_tokens=len(prompt)), False
-        decoder = StreamDecoder(self.tokenizer, start_of_text=not continues)
+        decoder = StreamDecoder(self._vocabulary, start_of_text=not continues)
         limit = self.model.n_ctx + 1 if max_tokens is None else max_tokens
-        eos = frozenset[int]() if ignore_eos else self.tokenizer.eos_ids
+        eos = frozenset[int]() if ignore_eos else self._vocabulary.eos_ids
         tokens = self._tokens(prompt, limit, eos)
         return self._texts(tokens, decoder, StopStrings(stop))
-
-    def _check_prompt(self, prompt: list[int]) -> None:
-        if not prompt:
-            raise TextError("the prompt is empty", "write something")
-        if len(prompt) >= self.model.n_ctx:
-            raise _too_long(str(len(prompt)), self.model.n_ctx)
 
     def _texts(
         self, tokens: Iterator[int], decoder: StreamDecoder, stops: StopStrings
@@ -284,13 +244,6 @@ class Session:
     def close(self) -> None:
         """Free the model's threads and memory. Idempotent."""
         self.model.close()
-
-
-def _too_long(count: str, n_ctx: int) -> ContextError:
-    return ContextError(
-        f"the prompt has {count} tokens, the context {n_ctx}, and an answer needs at least one",
-        "take a larger --ctx-size, or a shorter text",
-    )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

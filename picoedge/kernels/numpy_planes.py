@@ -56,7 +56,6 @@ class Planes:
         words = _view(weights, "quants", word, (t, b * 128))
         return cls(spec, weights.count, t, b, words, highs, scales, supers)
 
-
     @property
     def tile_bytes(self) -> int:
         """Bytes of words in one tile of one shard."""
@@ -69,6 +68,7 @@ class Planes:
 
     def cut(self, shards: slice, tiles: slice, *, by_columns: bool) -> Planes:
         """Some tiles of some shards; `by_columns` has every [count, T, ..] as [T, count, ..]."""
+
         def of(plane: Array, axis: int) -> Array:
             part = plane[(slice(None),) * axis + (shards, tiles)]
             return part.swapaxes(axis, axis + 1) if by_columns else part
@@ -100,9 +100,7 @@ def _parts(weights: Weights, first: str, second: str) -> Array:
     if second not in weights.spec.planes:
         return one[None]
     apart = weights.spec.planes[second][0] - at
-    return np.ndarray(
-        (2, *one.shape), kind, weights.data.data, at, (apart, *one.strides)
-    )
+    return np.ndarray((2, *one.shape), kind, weights.data.data, at, (apart, *one.strides))
 
 
 def widen(halves: Array, out: F32) -> F32:

@@ -75,7 +75,7 @@ class Mapped:
 
     def __init__(self, pack: Pack, part: Slice | None = None) -> None:
         self._pack = pack
-        self.part = part or Slice(range(pack.n_attention_shards), range(pack.n_ffn_shards))
+        self.part = part or pack.all_shards
         self.usage = Usage()
 
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:

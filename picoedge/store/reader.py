@@ -38,6 +38,7 @@ class Pack:
         self._maps: dict[str, U8] = {}
         self.n_attention_shards = self._layout.geometry.attention_shards
         self.n_ffn_shards = self._layout.geometry.ffn_shards
+        self.all_shards = Slice(range(self.n_attention_shards), range(self.n_ffn_shards))
         self.n_head_shards = self._layout.geometry.head_shards
         self.ffn_shard_cols = self._layout.geometry.ffn_shard_cols
         self.nbytes = sum(file.nbytes for file in manifest.files)

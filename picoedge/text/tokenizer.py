@@ -9,21 +9,27 @@ from typing import Protocol
 from picoedge.errors import TextError
 from picoedge.text.settings import TextSettings
 from picoedge.text.special import SpecialTokens
+from picoedge.text.stream import TokenBytes
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 SPACE = "▁"  # what SentencePiece writes for a space
 
 
-class Tokenizer(Protocol):
-    """Text to ids and back. Safe to use from several threads."""
+class Vocabulary(TokenBytes, Protocol):
+    """What an answer's tokens say, and which of them end it."""
 
-    vocab_size: int
-    bos_id: int | None
     eos_ids: frozenset[int]
     """every token that ends an answer: end of sequence, of text, of turn"""
     drops_first_space: bool
     """whether the first space of a decoded text is the tokenizer's own"""
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """Text to ids and back. Safe to use from several threads."""
+
+    vocab_size: int
+    bos_id: int | None
     special_tokens: SpecialTokens
     """the tokens that steer the model, by name"""
 
@@ -35,12 +41,6 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; what is not UTF-8 becomes U+FFFD."""
-
-    def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token; special tokens are their names, unknown ids are empty."""
-
-    def is_special(self, token: int) -> bool:
-        """Whether the token steers the model rather than being part of a text."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

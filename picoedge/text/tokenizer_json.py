@@ -60,7 +60,7 @@ class JsonTokenizer:
         return decode(self, ids, skip_special)
 
     def token_bytes(self, token: int) -> bytes:
-        """See `tokenizer.Tokenizer.token_bytes`."""
+        """See `stream.TokenBytes.token_bytes`."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
@@ -73,7 +73,7 @@ class JsonTokenizer:
         return text.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `tokenizer.Tokenizer.is_special`."""
+        """See `stream.TokenBytes.is_special`."""
         return token in self._special
 
     def _make_special(self, ends: Iterable[int]) -> None:

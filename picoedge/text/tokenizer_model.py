@@ -55,7 +55,7 @@ class SentencePieceTokenizer:
         return decode(self, ids, skip_special)
 
     def token_bytes(self, token: int) -> bytes:
-        """See `tokenizer.Tokenizer.token_bytes`."""
+        """See `stream.TokenBytes.token_bytes`."""
         if token in self._settings.added:
             return self._settings.added[token].text.encode()
         if not 0 <= token < self._pieces:
@@ -66,7 +66,7 @@ class SentencePieceTokenizer:
         return piece.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `tokenizer.Tokenizer.is_special`."""
+        """See `stream.TokenBytes.is_special`."""
         return token in self._special
 
     def _matched_here(self) -> dict[str, int]:

@@ -9,6 +9,10 @@
     |- MemoryBudgetError              what was asked for does not fit the memory there is
     |- StorageError                   a disk or a cache folder fails us (full, unwritable, broken)
     |- DownloadError                  a source cannot be reached or sent the wrong bytes
+    |- MeshError                      the boards of a cluster do not come together
+    |  |- AccessError                 a key is missing, not allowed, or revoked
+    |  |- BoardLostError              a board that was needed died, hangs or is cut off
+    |  |- ProtocolError               a peer sent what makes no sense; it is dropped
 
 Raised for what users, files and peers do; `assert` is for our own invariants.
 """
@@ -62,3 +66,23 @@ class StorageError(PicoedgeError):
 
 class DownloadError(PicoedgeError):
     """A source cannot be reached, or sent bytes that do not match their hash."""
+
+
+class MeshError(PicoedgeError):
+    """The boards of a cluster do not come together: none found, one silent, one misbehaving."""
+
+
+class AccessError(MeshError):
+    """A key is missing, not allowed, or revoked."""
+
+
+class BoardLostError(MeshError):
+    """A board that was needed died, hangs or is cut off. `board` is its name."""
+
+    def __init__(self, message: str, hint: str = "", *, board: str = "") -> None:
+        super().__init__(message, hint)
+        self.board = board
+
+
+class ProtocolError(MeshError):
+    """A peer sent what makes no sense. What it asked for is not done, and it is dropped."""

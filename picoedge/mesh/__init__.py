@@ -1,0 +1,1 @@
+"""Boards of one cluster: who they are, who is let in, and what passes between them."""

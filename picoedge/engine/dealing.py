@@ -1,0 +1,101 @@
+"""Shards dealt to boards in proportion to their speed. Pure arithmetic.
+
+Every stage of a layer (attention, FFN) ends when the last board is done with its shards, so what
+counts is the slowest board of each stage, and each kind of shard is dealt by itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from picoedge.errors import UsageError
+from picoedge.store.slices import Slice
+
+Cost = Callable[[int, int], float]  # (board, shards) -> seconds, or whatever is to be least
+
+MOST_BOARDS = 64
+_LARGEST, _SMALLEST = 1e6, 1e-3  # of a weight a user writes
+_REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Shards of each kind in a layer: a model's, or a board's."""
+
+    attention: int
+    ffn: int
+
+
+def deal(counts: Counts, weights: Sequence[float]) -> list[Slice]:
+    """Each board's slice, in rank order: runs that follow one another and cover every shard.
+
+    `weights` are speeds in any unit; a board of weight 0 takes nothing. In each kind the largest
+    of shards / weight is the least there is.
+    """
+    assert any(weight > 0 for weight in weights), "there is nobody to deal to"
+
+    def cost(board: int, shards: int) -> float:
+        return shards / weights[board] if weights[board] > 0 else math.inf
+
+    dealt = [assign(count, len(weights), cost) for count in (counts.attention, counts.ffn)]
+    attention, ffn = (hand for hand in dealt if hand is not None)
+    return slices_of(attention, ffn)
+
+
+def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
+    """How many of `count` shards each board takes so that the largest cost is the least possible.
+
+    `cost` must not fall with the number of shards; a board can take as many as have a finite one.
+    None: together they cannot take all. The next shard goes to whoever has it done first, the
+    lower rank where that is equal: no shard can be placed at a lower cost later, so no other
+    dealing has a lower maximum (for shards / weight this is D'Hondt's method).
+    """
+    taken = [0] * boards
+    heap = [(cost(board, 1), board) for board in range(boards)]
+    heapq.heapify(heap)
+    for _ in range(count):
+        least, board = heap[0] if heap else (math.inf, 0)
+        if math.isinf(least):
+            return None
+        taken[board] += 1
+        heapq.heapreplace(heap, (cost(board, taken[board] + 1), board))
+    return taken
+
+
+def slices_of(attention: Sequence[int], ffn: Sequence[int]) -> list[Slice]:
+    """Slices of so many shards each, one behind another in rank order."""
+    return [Slice(a, f) for a, f in zip(_runs(attention), _runs(ffn), strict=True)]
+
+
+def _runs(sizes: Sequence[int]) -> list[range]:
+    runs, at = [], 0
+    for size in sizes:
+        runs.append(range(at, at + size))
+        at += size
+    return runs
+
+
+def parse_split(text: str) -> tuple[float, ...]:
+    """Weights meant by `3,1` or `1,0,2.5`. Raises UsageError."""
+    weights = tuple(_weight(part.strip(), text) for part in text.split(",", MOST_BOARDS + 1))
+    if len(weights) > MOST_BOARDS:
+        raise UsageError(f"a split over more than {MOST_BOARDS} boards", _REMEDY)
+    if not any(weights):
+        raise UsageError(f"the split {text!r} gives nobody anything", _REMEDY)
+    return weights
+
+
+def _weight(part: str, text: str) -> float:
+    try:
+        weight = float(part)
+    except ValueError:
+        raise UsageError(f"not a split over boards: {text[:80]!r}", _REMEDY) from None
+    if weight != 0 and not _SMALLEST <= weight <= _LARGEST:
+        raise UsageError(
+            f"{part[:20]} is no weight in the split {text[:80]!r}",
+            f"0 or a number from {_SMALLEST:g} to {_LARGEST:g}",
+        )
+    return weight

@@ -1,10 +1,36 @@
-"""A board's pair of keys: who it is, to every other board."""
+"""Keys: who a board is to every other board, and what a cluster signs with.
+
+All of them are written in Z85 (RFC 32): 40 characters for a key, 80 for a signature.
+"""
 
 from __future__ import annotations
 
+import re
+import secrets
+import struct
 from dataclasses import dataclass, field
 
 import zmq
+from zmq.utils import z85
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]*", re.ASCII)
+
+
+def decode_z85(text: object, n_bytes: int) -> bytes | None:
+    """The `n_bytes` that `text` stands for, or None where it is anything else."""
+    if not isinstance(text, str) or len(text) * 4 != n_bytes * 5 or not _Z85.fullmatch(text):
+        return None
+    try:
+        return bytes(z85.decode(text))
+    except struct.error:  # five digits that are more than 32 bits
+        return None
+
+
+def is_key(text: object) -> bool:
+    """Whether `text` is a key as we write them."""
+    return decode_z85(text, KEY_BYTES) is not None
 
 
 @dataclass(frozen=True)
@@ -17,5 +43,59 @@ class KeyPair:
     @classmethod
     def new(cls) -> KeyPair:
         """A pair nobody has had before."""
-        public, secret = zmq.curve_keypair()
-        return cls(public.decode(), secret.decode())
+        while True:
+            public, secret = zmq.curve_keypair()
+            if not public.startswith(b"-"):  # a command line would take it for an option
+                return cls(public.decode(), secret.decode())
+
+    @classmethod
+    def of_secret(cls, secret: str) -> KeyPair:
+        """The pair of a secret for which `is_key` holds."""
+        return cls(zmq.curve_public(secret.encode()).decode(), secret)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A cluster's Ed25519 key, as its seed in Z85. CURVE keys agree on secrets, but cannot sign."""
+
+    seed: str = field(repr=False)
+
+    @classmethod
+    def new(cls) -> SigningKey:
+        """A key nobody has had before."""
+        return cls(z85.encode(secrets.token_bytes(KEY_BYTES)).decode())
+
+    @property
+    def public(self) -> str:
+        """The key that verifies what this one signs."""
+        return z85.encode(self._pair()[0]).decode()
+
+    def sign(self, message: bytes) -> str:
+        """The signature, the same each time for the same message."""
+        from nacl.bindings import crypto_sign
+
+        signed: bytes = crypto_sign(message, self._pair()[1])
+        return z85.encode(signed[:SIGNATURE_BYTES]).decode()
+
+    def _pair(self) -> tuple[bytes, bytes]:
+        from nacl.bindings import crypto_sign_seed_keypair
+
+        seed = decode_z85(self.seed, KEY_BYTES)
+        assert seed is not None, "a seed is checked where it is read"
+        pair: tuple[bytes, bytes] = crypto_sign_seed_keypair(seed)
+        return pair
+
+
+def verifies(public: str, message: bytes, signature: str) -> bool:
+    """Whether the owner of the Ed25519 key `public` signed `message`."""
+    from nacl.bindings import crypto_sign_open
+    from nacl.exceptions import CryptoError
+
+    key, signed = decode_z85(public, KEY_BYTES), decode_z85(signature, SIGNATURE_BYTES)
+    if key is None or signed is None:
+        return False
+    try:
+        crypto_sign_open(signed + message, key)
+    except CryptoError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Boards, emulated ones too: nothing of picoedge itself imports this."""

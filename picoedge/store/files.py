@@ -99,9 +99,9 @@ def writing(folder: Path, needed: int = 0) -> Iterator[None]:
         ) from error
 
 
-def disk_full(folder: Path, needed: int) -> StorageError:
+def disk_full(folder: Path, needed: int, free: int | None = None) -> StorageError:
     """The error for a disk that cannot hold `needed` bytes, with the figures."""
-    free = free_bytes(folder)
+    free = free_bytes(folder) if free is None else free
     return StorageError(
         f"no room in {folder}: {format_size(needed)} needed, {format_size(free)} free",
         "free some space or choose another folder",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from picoedge.errors import StorageError
 from picoedge.store.files import disk_full, free_bytes, sync, sync_tree, writing
+from picoedge.store.inventory import MANIFEST
 
-MANIFEST = "picoedge.json"
 _LOCK = ".lock"
 _SPARE_BYTES = 16 << 20
 

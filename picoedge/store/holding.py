@@ -82,15 +82,20 @@ class Mapped:
         """See `Holding.runs`."""
         pack, part = self._pack, self.part
         if kind == "head":
-            return [Held(range(pack.n_head_shards), {"head": pack.head()})]
-        shards = part.attention if kind == "attention" else part.ffn
+            shards = range(pack.n_head_shards if part.head else 0)
+        else:
+            shards = part.attention if kind == "attention" else part.ffn
         if not shards:
             return []
+        pack.check_unit(pack.unit(kind, layer, shards))
+        if kind == "head":
+            return [Held(shards, {"head": pack.head()})]
         weights = pack.attention if kind == "attention" else pack.ffn
         return [Held(shards, weights(layer, shards))]
 
     def embedding(self) -> Gather:
         """See `Holding.embedding`."""
+        self._pack.check_rows()
         return _gather(self._pack.embedding)
 
     def close(self) -> None:
@@ -100,8 +105,9 @@ class Mapped:
 class NoShards:
     """A slice of nothing: what runs of it is the rest of a model."""
 
-    def __init__(self, pack: Pack) -> None:
-        self._pack, self.part, self.usage = pack, Slice(range(0), range(0)), Usage()
+    def __init__(self, pack: Pack, *, head: bool = True) -> None:
+        """`head`: tokens come in, though no logits go out."""
+        self._pack, self.part, self.usage = pack, Slice(range(0), range(0), head), Usage()
 
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
         """None; see `Holding.runs`."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from picoedge.config import ModelConfig
-from picoedge.errors import UnsupportedError
+from picoedge.errors import ModelError, UnsupportedError
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.encodings import ENCODINGS
-from picoedge.store.folder import MANIFEST
-from picoedge.store.jsonfile import Fields, load_json
+from picoedge.store.inventory import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
+from picoedge.store.jsonfile import Fields, load_json, parse_json
 from picoedge.store.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -28,9 +27,6 @@ from picoedge.store.tensorfile import FileLayout, PackLayout
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1
 _REMEDY = "pack the model again"
-_MAX_BYTES = 1 << 24  # three times that of 27,517 shards (405 billion parameters)
-_HASH = re.compile(r"[0-9a-f]{64}")
-_TEXT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +44,18 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
-    path = folder / MANIFEST
-    values = load_json(path, _MAX_BYTES, _REMEDY)
+    return _manifest(load_json(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Check what came from elsewhere, to be written at `path`; raises as `read_manifest` does."""
+    if len(data) > MANIFEST_BYTES:
+        raise ModelError(f"{path} would have {len(data)} bytes, at most {MANIFEST_BYTES} may be")
+    return _manifest(parse_json(data, path, _REMEDY))
+
+
+def _manifest(values: Fields) -> Manifest:
+    path = values.path
     if values.get("format", str) != FORMAT_NAME:
         raise values.damaged("format")
     version = values.get("version", int)
@@ -62,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
     layout, embed = _layout(values, config)
     files = layout.files()
     hashes = _shard_hashes(values, files)
-    sizes = _texts(values, hashes)
+    sizes = _texts(values, hashes, {file.name for file in files})
     source = values.get("source", dict)
     return Manifest(values.get("name", str), source, layout, files, embed, hashes, sizes)
 
@@ -174,18 +180,18 @@ def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
 
 def _hash(row: Fields) -> str:
     value = row.get("blake2b", str)
-    if not _HASH.fullmatch(value):
+    if not HASH.fullmatch(value):
         raise row.damaged("blake2b")
     return value
 
 
-def _texts(values: Fields, hashes: dict[str, str]) -> dict[str, int]:
+def _texts(values: Fields, hashes: dict[str, str], taken: set[str]) -> dict[str, int]:
     table = values.inside("text")
     sizes: dict[str, int] = {}
     for name in table.values:
         row = table.inside(name)
         size = row.get("bytes", int)
-        if not _TEXT_NAME.fullmatch(name) or size < 0:
+        if name in taken or not is_file_name(name) or not is_count(size):
             raise table.damaged(repr(name))
         sizes[name], hashes[name] = size, _hash(row)
     return sizes

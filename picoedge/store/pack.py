@@ -16,7 +16,8 @@ from picoedge.kernels.blocks import MatrixSpec
 from picoedge.store.embedding import embed_encoding, encode_rows
 from picoedge.store.encodings import Encoding
 from picoedge.store.files import OutputFile, digest
-from picoedge.store.folder import MANIFEST, new_folder
+from picoedge.store.folder import new_folder
+from picoedge.store.inventory import MANIFEST
 from picoedge.store.layout import (
     ATTENTION_MATRICES,
     BIASES,

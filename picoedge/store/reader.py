@@ -1,8 +1,11 @@
-"""A pack, opened: views of memory-mapped shards. Nothing is read but the manifest and headers."""
+"""A pack, opened: views of memory-mapped shards. Nothing is read but the manifest and headers.
+
+A pack may hold only some of its shards (`store/inventory.py`): the others are holes in its files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,16 @@ from picoedge.kernels.blocks import F32, U8, Weights
 from picoedge.store.embedding import RowEmbedding
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.files import digest, read_at, reading
-from picoedge.store.folder import MANIFEST
+from picoedge.store.inventory import (
+    HELD,
+    MANIFEST,
+    Item,
+    Wanted,
+    is_partial,
+    needed,
+    pack_id,
+    read_held,
+)
 from picoedge.store.layout import BIASES, ShardLayout, norm_lengths
 from picoedge.store.manifest import Manifest, read_manifest
 from picoedge.store.row_reading import TiedRows, UntiedRows
@@ -28,7 +40,8 @@ _REMEDY = "pack the model again"
 class Pack:
     """A pack folder. Weights are views of its files: keep the pack while they are in use."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, held: frozenset[str] | None = None) -> None:
+        """`held`: names of what is on this disk; None where all of it is."""
         self.path = path
         self.name: str = manifest.name
         self.config: ModelConfig = manifest.layout.config
@@ -36,6 +49,7 @@ class Pack:
         self._manifest, self._layout = manifest, manifest.layout
         self._files = {file.name: file for file in manifest.files}
         self._maps: dict[str, U8] = {}
+        self._held = held
         self.n_attention_shards = self._layout.geometry.attention_shards
         self.n_ffn_shards = self._layout.geometry.ffn_shards
         self.all_shards = Slice(range(self.n_attention_shards), range(self.n_ffn_shards))
@@ -52,7 +66,65 @@ class Pack:
         manifest = read_manifest(path)
         for file in manifest.files:
             _check_file(path / file.name, file)
-        return cls(path, manifest)
+        return cls(path, manifest, _held(path, manifest.hashes) if is_partial(path) else None)
+
+    @property
+    def identity(self) -> str:
+        """What boards call this pack: the hash of its manifest."""
+        return _identity(self.path)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it is lacking."""
+        return self._held is None or len(self._held) == len(self._manifest.hashes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the shards, vectors and texts that are on this disk."""
+        return sum(item.nbytes for item in self.items() if self._has(item.name))
+
+    def items(self) -> list[Item]:
+        """All that the pack is made of, each with its hash; the order is that of the files."""
+        hashes = self._manifest.hashes
+        spans = [span for file in self._files.values() for span in file.spans()]
+        texts = self._manifest.text_sizes.items()
+        return [Item(s.name, s.file, s.offset, s.nbytes, hashes[s.name]) for s in spans] + [
+            Item(name, name, 0, nbytes, hashes[name]) for name, nbytes in texts
+        ]
+
+    def needed(self, wanted: Wanted) -> list[Item]:
+        """The items that a board must hold for what is wanted of it."""
+        return needed(self.items(), wanted, tied=not self._manifest.embed)
+
+    def missing(self, wanted: Wanted) -> list[Item]:
+        """Those of them that are not on this disk."""
+        return [item for item in self.needed(wanted) if not self._has(item.name)]
+
+    def check_held(self, part: Slice, *, head: bool, embed: bool) -> None:
+        """Raises ModelError naming the first shard that these need and this board lacks."""
+        if self._held is not None:
+            wanted = Wanted(part, embed=embed, head=head)
+            self._check(item.name for item in self.needed(wanted) if not item.is_text)
+
+    def check_unit(self, unit: Unit) -> None:
+        """As `check_held`, for one unit."""
+        self._check(name for name, _ in self.unit_hashes(unit))
+
+    def check_rows(self) -> None:
+        """As `check_held`, for the rows that tokens are looked up in."""
+        self.check_held(Slice(range(0), range(0)), head=False, embed=True)
+
+    def _has(self, name: str) -> bool:
+        return self._held is None or name in self._held
+
+    def _check(self, names: Iterable[str]) -> None:
+        lacking = [name for name in names if not self._has(name)]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ModelError(
+                f"{self.path} holds only a part of {self.name}: {lacking[0]}{more} not here",
+                "run it with --cluster, or pack or pull the whole model on this board",
+            )
 
     def norms(self, layer: int) -> dict[str, F32]:
         """Effective RMS norm weights, f32; see `layout.norm_lengths` for the names."""
@@ -73,6 +145,7 @@ class Pack:
         layout = self._layout.attention[layer]
         file, run = self._layer(layer), self._run(shards, self.n_attention_shards)
         start = file.start("attention.000")
+        self.check_unit(self.unit("attention", layer, run))
         out: dict[str, F32] = {}
         for name in BIASES if layout.biases and run else ():
             at, length = layout.biases[name]
@@ -101,13 +174,14 @@ class Pack:
                 runs.append(self.unit("attention", layer, part.attention))
             if part.ffn:
                 runs.append(self.unit("ffn", layer, part.ffn))
-        if head:
+        if head and part.head:
             runs.append(self.unit("head", layers, range(self.n_head_shards)))
         return tuple(runs)
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
         """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""
         assert data.shape == (unit.nbytes,)
+        self.check_unit(unit)
         _, layout = self._place(unit.kind, unit.layer)
         return {
             name: Weights(spec, data, layout.nbytes, len(unit.shards))
@@ -152,6 +226,7 @@ class Pack:
 
     def row_reader(self) -> UntiedRows | TiedRows:
         """Where token rows are read from the file, for a model that is not held whole."""
+        self.check_rows()
         name = self._manifest.embed
         if name:
             file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
@@ -163,18 +238,14 @@ class Pack:
         return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Hash every shard and text file; raises ModelError naming the first that differs."""
-        spans = [
-            (span.file, span.offset, span.nbytes, span.name)
-            for file in self._files.values()
-            for span in file.spans()
-        ]
-        texts = [(name, 0, size, name) for name, size in self._manifest.text_sizes.items()]
-        total, done = sum(s[2] for s in (*spans, *texts)), 0
-        for file, offset, nbytes, name in (*spans, *texts):
-            if digest(self.path / file, offset, nbytes) != self._manifest.hashes[name]:
-                raise ModelError(f"{self.path / file}: {name} does not match its hash", _REMEDY)
-            done += nbytes
+        """Hash every shard and text file here; raises ModelError naming the first that differs."""
+        items = [item for item in self.items() if self._has(item.name)]
+        total, done = sum(item.nbytes for item in items), 0
+        for item in items:
+            path = self.path / item.file
+            if digest(path, item.offset, item.nbytes) != item.blake2b:
+                raise ModelError(f"{path}: {item.name} does not match its hash", _REMEDY)
+            done += item.nbytes
             if progress is not None:
                 progress(done, total)
 
@@ -197,6 +268,7 @@ class Pack:
 
     def _vector(self, file: FileLayout, tensor: str) -> F32:
         start, end = file.tensors[tensor][1:]
+        self._check([f"{file.name.removesuffix('.safetensors')}/{tensor}"])
         return self._floats(file, len(file.header) + start, (end - start) // 4)
 
     def _floats(self, file: FileLayout, offset: int, count: int) -> F32:
@@ -232,3 +304,13 @@ def _check_file(path: Path, file: FileLayout) -> None:
         raise ModelError(f"{path} has {size} bytes, not {file.nbytes}", _REMEDY)
     if read_at(path, 0, len(file.header)).tobytes() != file.header:
         raise ModelError(f"{path}: its header is not what picoedge.json describes", _REMEDY)
+
+
+def _identity(path: Path) -> str:
+    with reading(path / MANIFEST):
+        return pack_id((path / MANIFEST).read_bytes())
+
+
+def _held(path: Path, names: Iterable[str]) -> frozenset[str]:
+    with reading(path / HELD):
+        return read_held(path, _identity(path), names)[0]

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.store.files import reading
-from picoedge.store.folder import MANIFEST
 from picoedge.store.gguf_source import GgufSource
 from picoedge.store.huggingface import FolderSource
+from picoedge.store.inventory import MANIFEST
 from picoedge.store.tensors import SourceTensor
 
 

@@ -76,30 +76,34 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     budget = Budget(total, fixed_bytes())
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
-    check_room(load, _lean_budget(pack, kernels, total))  # before seconds are spent on probes
+    check_room(load, _lean_budget(pack, kernels, total, load.part))  # before seconds are spent on probes
     speeds = measure_speeds(pack, kernels, total)
     ways = tuple(readings(speeds, options.window_io))
-    budget = _lean_budget(pack, kernels, total)
+    budget = _lean_budget(pack, kernels, total, load.part)
     return Fit(pack, load, budget, plan_memory(load, budget, ways))
 
 
-def _lean_budget(pack: Pack, kernels: Kernels, total: int) -> Budget:
+def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budget:
     """The budget once all is given back that is not needed any more."""
-    give_back(lambda: _rehearse(pack, kernels), [p for p in pack.path.iterdir() if p.is_file()])
+    give_back(lambda: _rehearse(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()])
     return Budget(total, fixed_bytes() + STILL_NEEDED)
 
 
-def _rehearse(pack: Pack, kernels: Kernels) -> None:
+def _rehearse(pack: Pack, kernels: Kernels, part: Slice) -> None:
     """A little of all that opening and running a model does, without any of its shards."""
     from picoedge.model.sampling import Sampler, SamplingOptions
     from picoedge.model.transformer import Transformer
     from picoedge.store.holding import NoShards
 
     rehearse(kernels)
+    model = Transformer(pack, kernels, 16, batch=1, holding=NoShards(pack, head=part.head))
+    if not part.head:
+        model.follow(np.zeros((1, pack.config.hidden_size), np.float32), 0)
+        return
+    model.forward([0], 0)
     logits = np.zeros(pack.config.vocab_size, np.float32)
     for options in (SamplingOptions(temperature=0), SamplingOptions()):
         Sampler(options).pick(logits, [0])
-    Transformer(pack, kernels, 16, batch=1, holding=NoShards(pack)).forward([0], 0)
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
@@ -164,7 +168,7 @@ def fixed_bytes() -> int:
 def fits_whole(pack: Pack, load: Load, budget: Budget) -> bool:
     """Whether all that is run can be mapped within the budget, its cache full."""
     plan = whole_plan(load, budget, Rates(disk=1.0, compute=1.0))
-    return plan.total + bytes_apart(pack) <= budget.total
+    return plan.total + (bytes_apart(pack) if load.part.head else 0) <= budget.total
 
 
 def whole_plan(load: Load, budget: Budget, rates: Rates) -> MemoryPlan:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
     from picoedge.kernels.api import Kernels
-    from picoedge.model.transformer import Transformer
+    from picoedge.model.transformer import Announce, Reduce, Transformer
     from picoedge.store.holding import Holding
     from picoedge.store.reader import Pack
     from picoedge.store.slices import Slice
@@ -36,6 +36,14 @@ def check_options(options: OpenOptions) -> None:
     from picoedge.kernels.loader import describe_kernels
 
     describe_kernels(options.kernels)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What a slice is tied to the others with; see `model.transformer`."""
+
+    reduce: Reduce
+    announce: Announce | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +61,12 @@ def open_model(
     options: OpenOptions,
     part: Slice | None = None,
     progress: Progress | None = None,
+    ties: Ties | None = None,
 ) -> Opened:
     """A transformer with a cache for the context asked for; what does not fit is streamed.
 
-    `progress` is told of the weights that are read before the first token.
+    `progress` is told of the weights that are read before the first token; `ties` bind a slice
+    to the others of its model.
 
     Raises UsageError for a context the model was not made for, MemoryBudgetError before
     anything large is allocated.
@@ -79,6 +89,8 @@ def open_model(
             fit.load.n_ctx,
             batch=fit.plan.batch if fit.plan else WHOLE_BATCH,
             kv_bits=options.kv_bits,
+            reduce=ties.reduce if ties else None,
+            announce=ties.announce if ties else None,
             holding=holding,
         )
         adapter = None

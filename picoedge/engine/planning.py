@@ -197,8 +197,8 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
     scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
-    logits = 4 * load.logit_rows * config.vocab_size
-    if load.logit_rows > 1:
+    logits = 4 * load.logit_rows * config.vocab_size if load.part.head else 0
+    if logits and load.logit_rows > 1:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
     rest = scores + logits + _bound_bytes(load, most)
     if load.numpy:

@@ -1,7 +1,8 @@
 """The forward pass of one slice of a model, in the order things happen.
 
-The file knows no network: what ties slices together is one callable, `reduce`, that is given the
-f64 sums of this slice and leaves in their place the sums of all. On one board there is none.
+The file knows no network: what ties slices together is two callables. `announce` is given the
+embedded tokens of each chunk, for slices that have no embedding to run; `reduce` is given the f64
+sums of this slice and leaves in their place the sums of all. On one board there are none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Reduce = Callable[[F64], None]
+Announce = Callable[[F32, int], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
 NOTHING = Held(range(0), {})  # of a slice without shards of a kind
@@ -126,7 +128,8 @@ class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
     `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
-    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices. `holding` is where
+    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices; before that
+    `announce` is called with its input, f32 [n, hidden], and its position. `holding` is where
     the weights are: without one, `part` of the pack (or all of it) is mapped. `kv_bits` (16 or
     8) is for the cache of quantized weights; f32 weights have a cache in f32.
     """
@@ -140,17 +143,18 @@ class Transformer:
         batch: int = 256,
         kv_bits: int = 16,
         reduce: Reduce | None = None,
+        announce: Announce | None = None,
         part: Slice | None = None,
         holding: Holding | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or Mapped(pack, part)
-        self._pack, self._reduce, self._kv_bits = pack, reduce, kv_bits
+        self._pack, self._reduce, self._announce, self._kv_bits = pack, reduce, announce, kv_bits
         self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
-        self._embedding = self.holding.embedding()
+        self._embedding = self.holding.embedding() if self.holding.part.head else None
         rows = sum(held.weights["head"].total_rows for held in self._head)
         self._logits = np.zeros((1, rows), np.float32)
         self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
@@ -267,6 +271,8 @@ class Transformer:
         )
 
     def _bind_head(self, out: F32) -> list[HeadRun]:
+        if not self._head:
+            return []
         last = self.config.num_hidden_layers - 1
         post_norm = self._pack.norms(last).get("post_ffn_norm")
         source = self._residual(self._pack.final_norm, post_norm)
@@ -281,18 +287,21 @@ class Transformer:
 
     # -- running -------------------------------------------------------------------------------
 
-    def _embed(self, tokens: Sequence[int]) -> None:
+    def _run_tokens(self, tokens: Sequence[int], position: int) -> None:
+        assert self._embedding is not None, "a slice without an embedding is given its input"
         x = self._space.x[: len(tokens)]
         self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
+        if self._announce is not None:
+            self._announce(x, position)
+        self._run_layers(len(tokens), position)
 
-    def _run_layers(self, tokens: Sequence[int], position: int) -> None:
+    def _run_layers(self, n: int, position: int) -> None:
         """Leaves x without, and sums with, what the last layer's FFN adds."""
         if not self._layers:
             raise StorageError("the weights could not be read again", "open the model again")
-        n, reduce, sums = len(tokens), self._reduce, self._space.sums[: len(tokens)]
-        self._embed(tokens)
+        reduce, sums = self._reduce, self._space.sums[:n]
         for layer in self._layers:
             for attention in layer.attention:
                 attention(n, position)
@@ -326,12 +335,25 @@ class Transformer:
         """
         n = 0
         for chunk, at in self._chunks(tokens, position):
-            self._run_layers(chunk, at)
+            self._run_tokens(chunk, at)
             n = len(chunk)
         self._run_head(n)  # apart: no local name of it may hold the weights when they change hands
         if self.after_forward is not None:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
+
+    def follow(self, x: F32, position: int) -> None:
+        """Run the layers of this slice on another's announced input, f32 [n, hidden], n <= batch.
+
+        What comes of it is in the sums that `reduce` was given.
+        """
+        n = len(x)
+        if not 0 < n <= self.batch or not 0 <= position <= self.n_ctx - n:
+            raise ContextError(f"{n} tokens at position {position}: not within the session's bounds")
+        self._space.x[:n] = x
+        self._run_layers(n, position)
+        if self.after_forward is not None:
+            self.after_forward(n)
 
     def _run_head(self, n: int) -> None:
         for run in self._project_head:
@@ -342,7 +364,7 @@ class Transformer:
         out = np.zeros((min(LOGIT_ROWS, self.batch), self._logits.shape[1]), np.float32)
         project_head = self._bind_head(out)
         for chunk, at in self._chunks(tokens, position):
-            self._run_layers(chunk, at)
+            self._run_tokens(chunk, at)
             for first in range(0, len(chunk), len(out)):
                 end = min(first + len(out), len(chunk))
                 for run in project_head:

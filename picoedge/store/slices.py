@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slice:
-    """Runs of attention and FFN shards, the same in every layer; either may be empty."""
+    """Runs of attention and FFN shards, the same in every layer; either may be empty.
+
+    `head`: also the embedding, the last norm and the vocabulary, where tokens come in and go out.
+    """
 
     attention: range
     ffn: range
+    head: bool = True

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from store_models import write_gguf
 
+from picoedge.cli.main import main
 from picoedge.engine.details import describe_pack
 from picoedge.errors import ModelError, PicoedgeError, StorageError
 from picoedge.store.holding import Mapped
@@ -32,6 +33,7 @@ from picoedge.store.partial import PartialPack, begin
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
 from picoedge.store.sources import Source, open_source
+from picoedge.units import format_size
 
 SOME = Wanted(Slice(range(1), range(1, 2)))
 NOTHING = Slice(range(0), range(0))
@@ -301,3 +303,27 @@ def test_a_link_in_place_of_a_file_is_not_written_through(sound: Path, empty: Pa
     (empty / "head.safetensors").symlink_to(outside)
     with pytest.raises(StorageError):
         fill(empty, sound, everything(sound))
+
+
+def test_the_commands_tell_what_is_here(
+    sound: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path))
+    target = tmp_path / "models" / "m.pico"
+    begin(target, (sound / MANIFEST).read_bytes())
+    fill(target, sound, SOME)
+    opened = Pack.open(target)
+    assert main(["verify", "m"]) == 0
+    assert f"{format_size(opened.held_bytes)} of" in capsys.readouterr().out
+    assert main(["show", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_bytes"] == opened.held_bytes
+    assert main(["list", "--json"]) == 0
+    item = next(i for i in json.loads(capsys.readouterr().out) if i["name"] == "m")
+    assert item["state"] == "in part"
+    assert 0 < item["bytes"] < opened.nbytes
+    fill(target, sound, everything(sound))
+    assert main(["list"]) == 0
+    assert "packed" in capsys.readouterr().out.partition("\n")[2].splitlines()[0]

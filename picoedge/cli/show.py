@@ -37,7 +37,7 @@ def _text(name: str, value: Any) -> str:
         return f"{value.get('kind', '?')} {value.get('file', '')}".rstrip()
     if isinstance(value, dict):
         return ", ".join(f"{count} {key}" for key, count in value.items())
-    if name in ("bytes", "memory_bytes"):
+    if name in ("bytes", "held_bytes", "memory_bytes"):
         return format_size(value)
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -24,5 +24,8 @@ def command(model: str | None, as_json: bool) -> None:
         pack.verify(stage(progress, f"verifying {pack.name}"))
     if as_json:
         print_json({"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes})
-    else:
-        click.echo(one_line(f"{pack.path}: {format_size(pack.nbytes)}, all as packed"))
+        return
+    size = format_size(pack.nbytes)
+    if not pack.is_whole:
+        size = f"{format_size(pack.held_bytes)} of {size} here"
+    click.echo(one_line(f"{pack.path}: {size}, all as packed"))

@@ -46,6 +46,7 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         "path": str(pack.path),
         **_shape(pack.config),
         "bytes": pack.nbytes,
+        **({} if pack.is_whole else {"held_bytes": pack.held_bytes}),
         "formats": dict(formats.most_common()),
         "shards": {
             "attention": layers * pack.n_attention_shards,

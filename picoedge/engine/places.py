@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from picoedge.store.inventory import is_partial
+
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:
     """Where packs are kept."""
@@ -35,10 +37,16 @@ def is_pack(path: Path) -> bool:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes of a file, or of everything in a folder; links are not followed."""
-    if path.is_dir() and not path.is_symlink():
-        return sum(file.lstat().st_size for file in path.rglob("*"))
-    return path.lstat().st_size
+    """Bytes of a file, or of everything in a folder; links are not followed.
+
+    The holes of a pack that is here in part take no room and are not counted.
+    """
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    found = [file.lstat() for file in path.rglob("*")]
+    if is_partial(path):
+        return sum(min(file.st_size, 512 * file.st_blocks) for file in found)
+    return sum(file.st_size for file in found)
 
 
 def remove_tree(path: Path) -> None:

@@ -30,11 +30,15 @@ from picoedge.engine.catalogue import (
 from picoedge.engine.fetching import Fetching, Progress, as_storage_error, locked, no_progress
 from picoedge.engine.places import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
 from picoedge.errors import ModelError, UsageError
+from picoedge.store.inventory import is_partial
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of `picoedge list`. `state` is "packed", "fetched" or "not pulled"."""
+    """One line of `picoedge list`.
+
+    `state` is "packed", "in part" (a slice for the cluster), "fetched" or "not pulled".
+    """
 
     name: str
     state: str
@@ -112,7 +116,10 @@ class Shelf:
         """What is on the shelf, then what could be pulled."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
-        items = [self._item(name, "packed", path) for name, path in packs.items()]
+        items = [
+            self._item(name, "in part" if is_partial(path) else "packed", path)
+            for name, path in packs.items()
+        ]
         items += [self._item(name, "fetched", path) for name, path in fetched.items()]
         rest = [name for name in self.entries if name not in packs and name not in fetched]
         return items + [self._item(name, "not pulled", None) for name in rest]

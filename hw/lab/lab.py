@@ -21,12 +21,11 @@ from hw.lab.errors import LabError
 from hw.lab.hierarchies import Hierarchy, hierarchy
 from hw.lab.leftovers import Record
 from hw.lab.links import LinkShape
-from hw.lab.namespaces import Namespace, check
+from hw.lab.namespaces import Namespace, check, python_path
 from hw.lab.plain import PlainNetwork
 from hw.lab.probe import Achieved, measure
 from hw.lab.shaped import ShapedNetwork
 
-ROOT = Path(__file__).resolve().parents[2]  # whence `hw` is imported, also by the guardian
 MAX_BOARDS = 200
 _CLOSE_S = 30.0
 
@@ -217,7 +216,6 @@ def _limit(board: Board, limits: BoardLimits) -> None:
 
 def _start_guardian(record: Record, undo: ExitStack) -> None:
     """Start what cleans up, and have it do so at the end; should it be gone, this does."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [
             sys.executable,
@@ -229,7 +227,7 @@ def _start_guardian(record: Record, undo: ExitStack) -> None:
         ],
         stdin=subprocess.PIPE,
         pass_fds=[record.fd],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        env=python_path(),
         cwd="/",
         start_new_session=True,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hw.lab.errors import LabError
 
+ROOT = Path(__file__).resolve().parents[2]
 TUN = Path("/dev/net/tun")
 TOOLS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 
@@ -26,6 +27,12 @@ def check(with_switch: bool) -> None:
             f"links with delay, rate, jitter or loss need {TUN}, which is missing",
             "modprobe tun, or in a container: --device /dev/net/tun",
         )
+
+
+def python_path() -> dict[str, str]:
+    """The environment in which a Python started anywhere imports `hw`."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class Namespace:

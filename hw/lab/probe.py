@@ -7,7 +7,6 @@ Both run outside the boards' limits: it is the link that is measured.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -15,10 +14,10 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hw.lab.errors import LabError
+from hw.lab.namespaces import python_path
 
 if TYPE_CHECKING:
     from hw.lab.boards import Board
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 PINGS = 30
 BLOCK = 1 << 18
 _TIMEOUT_S = 30.0
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def _spawn(board: Board, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        env=python_path(),
     )
 
 

@@ -1,0 +1,272 @@
+"""Which donor is asked for which item, and when: the plan of a transfer from many boards at once.
+
+Each donor has one item in flight and one waiting, so that its link never idles; the next goes to
+whichever has room first. That is the greedy schedule by earliest finish, and needs no estimate to
+be right. What few donors have is asked for first. When nothing is left to ask, idle donors are
+asked again for what others would take longer with; the first answer counts.
+
+No clock and no socket: what happened comes in with its time, what is to be done goes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+WINDOW = 2  # one in flight, one waiting
+COPIES = 2  # of one item, asked for at a time
+SILENCE_S = 3.0
+_MEMORY_S = 2.0  # what a donor did longer ago hardly counts for its speed
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask `donor` for `item`, after what it was asked for before."""
+
+    donor: str
+    item: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nothing more of `item` is wanted from `donor`; what still comes is ignored."""
+
+    donor: str
+    item: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """`donor` has been silent and is asked nothing until it joins again."""
+
+    donor: str
+
+
+Action = Ask | Cancel | SetAside
+
+
+@dataclass
+class _Speed:
+    """Bytes a second, of the last seconds mostly."""
+
+    nbytes: float = 0.0
+    seconds: float = 0.0
+    since_s: float = 0.0
+
+    def heard(self, nbytes: int, now_s: float) -> None:
+        took = max(now_s - self.since_s, 0.0)
+        fade = math.exp(-took / _MEMORY_S)
+        self.nbytes = self.nbytes * fade + nbytes
+        self.seconds = self.seconds * fade + took
+        self.since_s = now_s
+
+    @property
+    def per_s(self) -> float:
+        return self.nbytes / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class _Donor:
+    has: frozenset[str]
+    asked: dict[str, float] = field(default_factory=dict)  # bytes still to come, in order
+    last_s: float = 0.0  # it was heard, or first had something to say
+    speed: _Speed = field(default_factory=_Speed)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.asked) < WINDOW
+
+    def wait_s(self, item: str, now_s: float) -> float:
+        """Seconds until an item that it was asked for has come, as far as one can tell."""
+        ahead = 0.0
+        for name, left in self.asked.items():
+            ahead += left
+            if name == item:
+                break
+        per_s = self.speed.per_s
+        stalled = now_s - self.last_s  # as long again, at least, as nothing has come
+        return max(ahead / per_s, stalled) if per_s else math.inf
+
+
+class Schedule:
+    """The state of one transfer. Each method takes one event and returns what is to be done.
+
+    `is_wanted` is asked before an item that came is used, so that each is used once.
+    """
+
+    def __init__(self, items: Mapping[str, int], *, silence_s: float = SILENCE_S) -> None:
+        """`items`: name -> bytes, in the order they are best fetched."""
+        self._nbytes = dict(items)
+        self._silence_s = silence_s
+        self._left = dict.fromkeys(items)
+        self._donors: dict[str, _Donor] = {}
+        self._banned: set[str] = set()
+        self._queues: dict[frozenset[str], deque[str]] = {}
+        self._share()
+
+    # -- what is known -----------------------------------------------------------------------------
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all items have arrived."""
+        return not self._left
+
+    @property
+    def impossible(self) -> list[str]:
+        """Items that no present donor has. More donors may come."""
+        held = frozenset[str]().union(*(donor.has for donor in self._donors.values()))
+        return [item for item in self._left if item not in held]
+
+    @property
+    def left(self) -> list[str]:
+        """Items that have not arrived."""
+        return list(self._left)
+
+    def is_wanted(self, item: str) -> bool:
+        """Whether an item has yet to arrive."""
+        return item in self._left
+
+    def is_banned(self, donor: str) -> bool:
+        """Whether a donor sent something wrong."""
+        return donor in self._banned
+
+    def rate(self, donor: str) -> float:
+        """Bytes a second that a donor sends; 0 where it is not one, or has sent nothing yet."""
+        return self._donors[donor].speed.per_s if donor in self._donors else 0.0
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def joined(self, donor: str, has: Collection[str], now_s: float) -> list[Action]:
+        """A donor is there, or is back, and has these items."""
+        if donor in self._banned:
+            return []
+        self._drop(donor)
+        new = _Donor(frozenset(has) & self._nbytes.keys(), last_s=now_s)
+        new.speed.since_s = now_s
+        self._donors[donor] = new
+        self._share()
+        return self._next(now_s)
+
+    def lost(self, donor: str, now_s: float) -> list[Action]:
+        """A donor is gone; others are asked for what it was asked for."""
+        self._drop(donor)
+        self._share()
+        return self._next(now_s)
+
+    def failed(self, donor: str, now_s: float) -> list[Action]:
+        """A donor sent wrong bytes: it is never asked again."""
+        self._banned.add(donor)
+        return self.lost(donor, now_s)
+
+    def refused(self, donor: str, item: str, now_s: float) -> list[Action]:
+        """A donor does not have an item after all."""
+        if donor in self._donors:
+            state = self._donors[donor]
+            state.has -= {item}
+            state.asked.pop(item, None)
+            state.last_s = now_s
+            self._share()
+        return self._next(now_s)
+
+    def heard(self, donor: str, item: str, nbytes: int, now_s: float) -> None:
+        """Some bytes of an item came."""
+        if donor in self._donors:
+            state = self._donors[donor]
+            state.speed.heard(nbytes, now_s)
+            state.last_s = now_s
+            if item in state.asked:
+                state.asked[item] = max(state.asked[item] - nbytes, 0.0)
+
+    def arrived(self, donor: str, item: str, now_s: float) -> list[Action]:
+        """An item came whole and is right."""
+        self._left.pop(item, None)
+        actions: list[Action] = []
+        for name, state in self._donors.items():
+            if item in state.asked:
+                del state.asked[item]
+                if name != donor:
+                    actions.append(Cancel(name, item))
+        return actions + self._next(now_s)
+
+    def passed(self, now_s: float) -> list[Action]:
+        """Time went by: silent donors are set aside, slow ones may be helped."""
+        silent = [
+            name
+            for name, donor in self._donors.items()
+            if donor.asked and now_s - donor.last_s >= self._silence_s
+        ]
+        for name in silent:
+            self._drop(name)
+        if silent:
+            self._share()
+        return [SetAside(name) for name in silent] + self._next(now_s)
+
+    # -- what is done about it ---------------------------------------------------------------------
+
+    def _drop(self, donor: str) -> None:
+        self._donors.pop(donor, None)
+
+    def _share(self) -> None:
+        """Queue what nobody is asked for, by who has it."""
+        asked = {item for donor in self._donors.values() for item in donor.asked}
+        holders: dict[str, list[str]] = {item: [] for item in self._left if item not in asked}
+        for name, donor in self._donors.items():
+            for item in donor.has:
+                if item in holders:
+                    holders[item].append(name)
+        self._queues = {}
+        for item, names in holders.items():
+            self._queues.setdefault(frozenset(names), deque()).append(item)
+
+    def _next(self, now_s: float) -> list[Action]:
+        # One each in turn: a donor's second place is filled when all have something in their first.
+        return [*self._fill(self._rarest, now_s), *self._fill(self._hedge, now_s)]
+
+    def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        for depth in range(WINDOW):
+            for name, donor in self._donors.items():
+                if len(donor.asked) > depth:
+                    continue
+                item = choose(name, now_s)
+                if item is not None:
+                    actions.append(self._ask(name, item, now_s))
+        return actions
+
+    def _ask(self, name: str, item: str, now_s: float) -> Ask:
+        donor = self._donors[name]
+        if not donor.asked:  # it had no reason to speak until now
+            donor.last_s = donor.speed.since_s = now_s
+        donor.asked[item] = float(self._nbytes[item])
+        return Ask(name, item)
+
+    def _rarest(self, name: str, now_s: float) -> str | None:
+        """The next item nobody is asked for, of those that the fewest have."""
+        mine = [holders for holders, queue in self._queues.items() if queue and name in holders]
+        return self._queues[min(mine, key=len)].popleft() if mine else None
+
+    def _hedge(self, name: str, now_s: float) -> str | None:
+        """An item another donor is asked for, that this one would bring sooner; the latest."""
+        me = self._donors[name]
+        waits: dict[str, list[float]] = {}
+        for donor in self._donors.values():
+            for item in donor.asked:
+                waits.setdefault(item, []).append(donor.wait_s(item, now_s))
+        per_s = me.speed.per_s or self._usual_rate()
+        ahead = sum(me.asked.values())
+        late = {
+            item: wait[0]
+            for item, wait in waits.items()
+            if len(wait) < COPIES
+            and item in me.has
+            and item not in me.asked
+            and per_s
+            and wait[0] > (ahead + self._nbytes[item]) / per_s
+        }
+        return max(late, key=late.__getitem__) if late else None
+
+    def _usual_rate(self) -> float:
+        rates = [donor.speed.per_s for donor in self._donors.values() if donor.speed.per_s]
+        return sum(rates) / len(rates) if rates else 0.0

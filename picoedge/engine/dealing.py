@@ -66,8 +66,9 @@ def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
 
 
 def slices_of(attention: Sequence[int], ffn: Sequence[int]) -> list[Slice]:
-    """Slices of so many shards each, one behind another in rank order."""
-    return [Slice(a, f) for a, f in zip(_runs(attention), _runs(ffn), strict=True)]
+    """Slices of so many shards each, one behind another in rank order; rank 0 has the head."""
+    runs = zip(_runs(attention), _runs(ffn), strict=True)
+    return [Slice(a, f, head=rank == 0) for rank, (a, f) in enumerate(runs)]
 
 
 def _runs(sizes: Sequence[int]) -> list[range]:

@@ -28,6 +28,7 @@ from picoedge.store.window_plan import (
 from picoedge.units import format_size
 
 BATCHES = (1024, 512, 256, 128, 64, 32, 16)  # tokens a prompt is cut into, each read of the weights
+_AMPLE_BATCH = 256  # tokens of a chunk: more of them are computed no faster
 _UNIT_SIZES = tuple(1 << n for n in range(20, 27))  # 1 to 64 MB
 _MOST_UNITS = 2500  # each costs a few KB of bound kernels
 _NUMPY_COPIES = 2  # of a chunk's activations: sums in f32, norms, gates
@@ -153,7 +154,12 @@ def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> Memo
 
 
 def _best(plans: Iterable[MemoryPlan | None]) -> MemoryPlan | None:
-    return min((plan for plan in plans if plan is not None), key=_typical_s, default=None)
+    return min((plan for plan in plans if plan is not None), key=_preference, default=None)
+
+
+def _preference(plan: MemoryPlan) -> tuple[float, int, int]:
+    """What is least for the best plan; where nothing is read, prompts go in chunks that suffice."""
+    return _typical_s(plan), -min(plan.batch, _AMPLE_BATCH), plan.batch
 
 
 def _typical_s(plan: MemoryPlan) -> float:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("picoedge.cli.show", "Show what a model is."),
     "rm": ("picoedge.cli.rm", "Remove a packed model."),
     "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
+    "keys": ("picoedge.cli.keys", "Make a cluster; say which boards are in it."),
     "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}
@@ -98,6 +99,8 @@ def _debug_option() -> click.Option:
 
 def _with_debug(command: click.Command) -> click.Command:
     """People append --debug to the line that failed, so every command takes it."""
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_debug(below)
     if all(param.name != "debug" for param in command.params):
         command.params.append(_debug_option())
     return command

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,29 @@ def has_signing_key(folder: Path) -> bool:
     return _read(folder)["signing"] is not None
 
 
+def require_board_name(name: str) -> None:
+    """Raises UsageError where `name` cannot name a board."""
+    if not is_name(name):
+        raise UsageError(
+            f"no name for a board: {name!r}", f"letters, digits, '.', '_', '-'; at most {MAX_NAME}"
+        )
+
+
+def require_no_identity(folder: Path) -> None:
+    """Raises AccessError where this board is in a cluster."""
+    if (folder / FILE).exists():
+        raise AccessError(
+            f"{folder}: this board is in a cluster already",
+            "to leave it for good, remove that folder",
+        )
+
+
+def board_name_of(host: str) -> str:
+    """The name a board has where it is given none: its host name, as far as that is one."""
+    label = re.sub(r"[^A-Za-z0-9_-]+", "-", host.split(".")[0])
+    return label.strip("-_")[:MAX_NAME] or "board"
+
+
 def create_identity(
     folder: Path, name: str, roster: Roster, keys: KeyPair, signing: SigningKey | None = None
 ) -> Identity:
@@ -66,10 +90,7 @@ def create_identity(
 
     Raises AccessError where the folder has an identity already, UsageError for a bad name.
     """
-    if not is_name(name):
-        raise UsageError(
-            "that is no name for a board", f"letters, digits, . _ -; at most {MAX_NAME}"
-        )
+    require_board_name(name)
     values = {
         "name": name,
         "public": keys.public,
@@ -77,11 +98,7 @@ def create_identity(
         "signing": None if signing is None else signing.seed,
     }
     with locked(folder):
-        if (folder / FILE).exists():
-            raise AccessError(
-                f"{folder}: this board is in a cluster already",
-                "to leave it for good, remove that folder",
-            )
+        require_no_identity(folder)
         write_first_roster(folder, roster)
         write_json(folder / FILE, values)
     return Identity(name, keys, folder)
@@ -96,19 +113,17 @@ def _read(folder: Path) -> dict[str, Any]:
         raise AccessError(f"{path}: others can read this board's secret key", f"chmod 600 {path}")
     if not _well_formed(value):
         raise AccessError(f"{path}: damaged", f"restore it, or remove the folder: {JOIN_REMEDY}")
-    checked: dict[str, Any] = value
-    return checked
+    return value
 
 
-def _well_formed(value: object) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"name", "public", "secret", "signing"}:
+def _well_formed(value: Mapping[str, Any]) -> bool:
+    if value.keys() != {"name", "public", "secret", "signing"}:
         return False
     if not is_name(value["name"]) or not is_key(value["public"]) or not is_key(value["secret"]):
         return False
     if value["signing"] is not None and not is_key(value["signing"]):
         return False
-    pair = KeyPair.of_secret(value["secret"])
-    return pair.public == str(value["public"])
+    return KeyPair.of_secret(value["secret"]).public == str(value["public"])
 
 
 def _identity(folder: Path, values: dict[str, Any]) -> Identity:

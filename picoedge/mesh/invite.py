@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from picoedge.errors import AccessError, UsageError
+from picoedge.errors import AccessError, PicoedgeError, UsageError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity import load_identity, load_signing_key
 from picoedge.mesh.keys import KeyPair, is_key
-from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.private_files import Stamp, locked, read_json, stamp_of, write_json
 
 PREFIX = "picoedge-join:"
 MAX_OPEN = 64
@@ -110,6 +110,8 @@ class Invites:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / FILE
+        self._seen: Stamp | None = None
+        self._seen_open: dict[str, int] = {}
 
     def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
         """A new invite to ask at `address` (HOST:PORT), as the string to type.
@@ -129,11 +131,14 @@ class Invites:
         return invitation.to_string()
 
     def is_open(self, public: str, now: float) -> bool:
-        """Whether the one-time key `public` may still ask to join. A damaged list opens nothing."""
-        try:
-            return public in self._open(now)
-        except AccessError:
-            return False
+        """Whether the one-time key `public` may still ask to join. A damaged list opens nothing.
+
+        Strangers make a daemon ask this: it reads no file that it has read already.
+        """
+        stamp = stamp_of(self.path)
+        if stamp != self._seen:
+            self._seen, self._seen_open = stamp, self._open_or_none(now)
+        return now < self._seen_open.get(public, 0)
 
     def spend(self, public: str, now: float) -> bool:
         """Use an invite up; True for one caller only, and for good before this returns."""
@@ -149,6 +154,12 @@ class Invites:
         """When each open invite ends, the first to end first."""
         return sorted(self._open(now).values())
 
+    def _open_or_none(self, now: float) -> dict[str, int]:
+        try:
+            return self._open(now)
+        except PicoedgeError:
+            return {}
+
     def _open(self, now: float) -> dict[str, int]:
         remedy = f"remove {self.path}: open invites are then forgotten"
         value = read_json(self.path, remedy)
@@ -160,7 +171,5 @@ class Invites:
         write_json(self.path, opened)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        is_key(key) and _is_time(expires) for key, expires in value.items()
-    )
+def _is_list(value: Mapping[str, Any]) -> bool:
+    return all(is_key(key) and _is_time(expires) for key, expires in value.items())

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.errors import AccessError, ProtocolError, UsageError
-from picoedge.mesh.identity import Identity, create_identity
+from picoedge.mesh.identity import (
+    Identity,
+    create_identity,
+    require_board_name,
+    require_no_identity,
+)
 from picoedge.mesh.invite import Invitation, Invites
 from picoedge.mesh.keys import KeyPair, SigningKey, is_key
 from picoedge.mesh.private_files import locked, read_json, write_json
@@ -22,11 +27,20 @@ def found_cluster(folder: Path, cluster: str, board: str) -> Identity:
     """
     if not is_name(cluster):
         raise UsageError("that is no name for a cluster", "letters, digits, '.', '_' and '-'")
-    if not is_name(board):
-        raise UsageError("that is no name for a board", "letters, digits, '.', '_' and '-'")
+    require_board_name(board)
     signing, keys = SigningKey.new(), KeyPair.new()
     roster = Roster(Cluster(cluster, signing.public)).with_allow(signing, keys.public, board)
     return create_identity(folder, board, roster, keys, signing)
+
+
+def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
+    """Make this board's keys for a cluster whose roster was brought here.
+
+    It is in once `picoedge keys allow` was given its public key. Raises as `found_cluster`, and
+    AccessError or ProtocolError for a bad roster.
+    """
+    require_board_name(board)
+    return create_identity(folder, board, Roster.from_json(roster_json), KeyPair.new())
 
 
 def admit(
@@ -43,13 +57,14 @@ def admit(
     ProtocolError where they are malformed, AccessError where the invite is not open (any more)
     or the key is revoked.
     """
-    if not is_key(public) or not is_name(name):
+    if not is_key(public) or not is_name(name) or public == invite:
         raise ProtocolError("a board that joins sent a malformed key or name")
     if not Invites(roster_file.folder).spend(invite, now):
         raise AccessError("this invite is used up or too old", "picoedge keys invite makes one")
 
     def allowing(roster: Roster) -> Roster:
-        return roster.with_allow(signing, public, roster.free_name(name, public))
+        called = roster.members.get(public)  # a member's name is not the invited one's to change
+        return roster.with_allow(signing, public, called or roster.free_name(name))
 
     roster_file.update(allowing)
     return roster_file.roster
@@ -62,9 +77,10 @@ def joining_keys(folder: Path) -> KeyPair:
     """
     path = folder / JOINING
     with locked(folder):
+        require_no_identity(folder)
         value = read_json(path, f"remove {path}")
-        secret = value.get("secret") if isinstance(value, dict) else None
-        if isinstance(secret, str) and is_key(secret):
+        secret = (value or {}).get("secret")
+        if is_key(secret):
             return KeyPair.of_secret(secret)
         keys = KeyPair.new()
         write_json(path, {"secret": keys.secret})

@@ -9,6 +9,7 @@ import re
 import secrets
 import struct
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import zmq
 from zmq.utils import z85
@@ -28,7 +29,7 @@ def decode_z85(text: object, n_bytes: int) -> bytes | None:
         return None
 
 
-def is_key(text: object) -> bool:
+def is_key(text: object) -> TypeGuard[str]:
     """Whether `text` is a key as we write them."""
     return decode_z85(text, KEY_BYTES) is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +15,13 @@ from picoedge.errors import AccessError, StorageError
 
 MAX_BYTES = 1 << 20
 LOCK = "lock"
+PATIENCE_S = 5.0  # a holder writes two small files; one that is suspended must not suspend all
+_PAUSE_S = 0.005
 Stamp = tuple[int, int, int, int]
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """What a JSON file holds; None where there is none.
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none.
 
     Raises AccessError where it is damaged, StorageError where it cannot be read.
     """
@@ -31,9 +34,12 @@ def read_json(path: Path, remedy: str) -> Any:
     if len(data) > MAX_BYTES:
         raise AccessError(f"{path}: damaged: too large", remedy)
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError):
-        raise AccessError(f"{path}: damaged: not JSON", remedy) from None
+        value = None
+    if not isinstance(value, dict):
+        raise AccessError(f"{path}: damaged: not a JSON object", remedy)
+    return value
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -79,16 +85,30 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock against other processes; makes the folder, for this user alone, where there is none.
+    """Hold the folder's lock against other processes; makes a missing folder, for this user alone.
 
-    Not to be taken twice by one thread. Raises StorageError.
+    Not to be taken twice by one thread. Raises StorageError, also where it stays taken.
     """
     with _as_storage_error(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with open(fd, "rb"):
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not _take(fd, time.monotonic() + PATIENCE_S):
+            raise StorageError(
+                f"{folder / LOCK}: held for {PATIENCE_S:.0f} s", "a picoedge is stopped: end it"
+            )
         yield
+
+
+def _take(fd: int, until_s: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(_PAUSE_S)
 
 
 @contextmanager

@@ -160,9 +160,9 @@ class Roster:
             raise AccessError("no board of this cluster has that key", "picoedge keys show")
         return self if self.is_revoked(public) else self._with(signing, REVOKE, public, name)
 
-    def free_name(self, name: str, public: str) -> str:
-        """`name`, or where another board has it `name-2` and so on."""
-        taken = {called for key, called in self.members.items() if key != public}
+    def free_name(self, name: str) -> str:
+        """`name`, or where a board has it `name-2` and so on."""
+        taken = set(self.members.values())
         tried, number = name, 1
         while tried in taken:
             number += 1

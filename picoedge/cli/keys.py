@@ -1,0 +1,262 @@
+"""`picoedge keys`: make a cluster, invite boards to it, let boards in and out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli.output import note, one_line, warn
+from picoedge.cli.suggestions import did_you_mean
+from picoedge.cli.tables import print_facts, print_json, print_table
+from picoedge.errors import AccessError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from picoedge.mesh.roster import Roster
+    from picoedge.mesh.roster_file import RosterFile
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SHORTEST_S, _LONGEST_S = 60, 30 * 86400
+_NOTICED = "running boards of the cluster notice within seconds"
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _Keys(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A bare `picoedge keys` is answered with its help, as a bare `picoedge` is."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+
+@click.group("keys", cls=_Keys, no_args_is_help=False)
+def command() -> None:
+    """Say who is in the cluster.
+
+    The board where `init` is run keeps the cluster's signing key: invite, allow and revoke are
+    run there. $PICOEDGE_CLUSTER names another folder for keys than the user's.
+    """
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]{1,7})\s*([smhd])\s*", value, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no time like 30m, 1h or 2d", ctx, param)
+    seconds = int(match[1]) * _UNITS_S[match[2]]
+    if not _SHORTEST_S <= seconds <= _LONGEST_S:
+        raise click.BadParameter(f"{value} is not between 1m and 30d", ctx, param)
+    return seconds
+
+
+@command.command("init")
+@click.option("--name", "cluster", default="home", show_default=True, help="Name of the cluster.")
+@click.option("--board", help="Name of this board [default: its host name].")
+@click.option(
+    "--roster", "roster", type=click.Path(exists=True, dir_okay=False),
+    help="Make this board's keys for the cluster of this roster.json, for `keys allow` there.",
+)  # fmt: skip
+@json_option
+def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> None:
+    """Make a cluster of this board.
+
+    From then on it can invite others.
+    """
+    from pathlib import Path
+
+    from picoedge.mesh.identity import board_name_of
+    from picoedge.mesh.joining import await_allow, found_cluster
+    from picoedge.mesh.private_files import read_json
+    from picoedge.mesh.roster_file import RosterFile
+
+    folder, board = _folder(), board_name_of(socket.gethostname()) if board is None else board
+    if roster is not None:
+        value = read_json(Path(roster), "copy it again")
+        identity = await_allow(folder, value, board)
+    else:
+        identity = found_cluster(folder, cluster, board)
+    made = RosterFile(folder).roster.cluster
+    if as_json:
+        facts = {"cluster": made.name, "cluster_key": made.key, "board": board}
+        print_json({**facts, "public": identity.keys.public, "folder": str(folder)})
+    elif roster is not None:
+        click.echo(one_line(f"{board} has keys for cluster {made.name}, in {folder}"))
+        click.echo("to let it in, on the board with the signing key:")
+        click.echo(f"picoedge keys allow {shlex.quote(identity.keys.public)} {board}")
+    else:
+        click.echo(one_line(f"made cluster {made.name} with this board, {board}, in {folder}"))
+        note("keep a copy of that folder safe: without it nobody is let in or out any more")
+        note("next: picoedge run, and picoedge keys invite for each other board")
+
+
+@command.command("invite")
+@click.option(
+    "--ttl", "ttl_s", default="1h", show_default=True, callback=_seconds, metavar="TIME",
+    help="How long it can be used: 30m, 1h, 2d.",
+)  # fmt: skip
+@click.option("--address", metavar="HOST:PORT", help="Where the new board finds this one.")
+@json_option
+def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
+    """Print a string that lets one other board in, once.
+
+    Whoever reads it can use it: it is a secret until it is used or too old. `picoedge run` must
+    be running on this board when the other one joins.
+    """
+    from picoedge.mesh.invite import Invites, parse_invite
+
+    folder = _folder()
+    cluster = _roster_file(folder).roster.cluster
+    address = _lan_address() if address is None else address
+    string = Invites(folder).issue(address, cluster.key, ttl_s, time.time())
+    if as_json:
+        issued = parse_invite(string)
+        print_json({"invite": string, "address": issued.address, "expires": issued.expires})
+    else:
+        click.echo(string)
+        click.echo(f"picoedge run --join {string}")
+        note("type the second line on the other board, while picoedge run runs here")
+
+
+@command.command("show")
+@json_option
+def show(as_json: bool) -> None:
+    """Show who is in the cluster.
+
+    Who this board is, which are let in, which no more, and open invites; no secrets.
+    """
+    facts = _facts(_folder())
+    if as_json:
+        print_json(facts)
+        return
+    board = facts["board"]
+    state = "allowed" if board["allowed"] else "not allowed (yet)"
+    print_facts(
+        [
+            ("cluster", f"{facts['cluster']['name']} ({facts['cluster']['tag']})"),
+            ("this board", f"{board['name']}, {state}"),
+            ("signing key", "here" if board["signs"] else "on another board"),
+            ("folder", facts["folder"]),
+            ("open invites", str(len(facts["invites"]))),
+        ]
+    )
+    click.echo()
+    listed = [(member, "allowed") for member in facts["members"]]
+    listed += [(member, "revoked") for member in facts["revoked"]]
+    rows = [(member["name"], state, member["public"]) for member, state in listed]
+    print_table(("NAME", "STATE", "PUBLIC KEY"), rows)
+
+
+@command.command("allow")
+@click.argument("public", metavar="PUBLIC")
+@click.argument("name", metavar="NAME")
+@json_option
+def allow(public: str, name: str, as_json: bool) -> None:
+    """Let a board in by its public key, or rename it.
+
+    Its key is told by `picoedge keys init --roster` there; write it between single quotes.
+    """
+    from picoedge.mesh.identity import load_signing_key, require_board_name
+    from picoedge.mesh.keys import is_key
+
+    folder = _folder()
+    if not is_key(public):
+        raise UsageError("PUBLIC is not a public key", "40 characters, between single quotes")
+    require_board_name(name)
+    signing, file = load_signing_key(folder), _roster_file(folder)
+    file.update(lambda roster: roster.with_allow(signing, public, name))
+    _tell("allowed", public, name, as_json)
+
+
+@command.command("revoke")
+@click.argument("board", metavar="NAME|PUBLIC")
+@click.option("--force", is_flag=True, help="Also where it is this board.")
+@json_option
+def revoke(board: str, force: bool, as_json: bool) -> None:
+    """Let a board in no more, for good.
+
+    Its sessions end, and its key is never allowed again. With new keys and a new invite the board
+    can join anew.
+    """
+    from picoedge.mesh.identity import load_identity, load_signing_key
+
+    folder = _folder()
+    signing, file = load_signing_key(folder), _roster_file(folder)
+    public, name = _meant(file.roster, board)
+    if public == load_identity(folder).keys.public and not force:
+        raise UsageError(f"{name} is this board", "add --force to revoke it all the same")
+    file.update(lambda roster: roster.with_revoke(signing, public))
+    _tell("revoked", public, name, as_json)
+
+
+def _tell(done: str, public: str, name: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "public": public, "state": done})
+    else:
+        click.echo(one_line(f"{done} {name}: {_NOTICED}"))
+
+
+def _meant(roster: Roster, board: str) -> tuple[str, str]:
+    """Key and name of the board that a name or a key means. Raises UsageError."""
+    name = roster.name_of(board)
+    if name is not None:
+        return board, name
+    found = [public for public, called in roster.members.items() if called == board]
+    if not found:
+        near = did_you_mean(board, list(roster.members.values()))
+        raise UsageError(f"no board {board} is let in", near or "picoedge keys show lists them")
+    if len(found) > 1:
+        raise UsageError(f"several boards are called {board}", "name it by its public key")
+    return found[0], board
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    from picoedge.mesh.identity import has_signing_key, load_identity
+    from picoedge.mesh.invite import Invites
+
+    identity, roster = load_identity(folder), _roster_file(folder).roster
+    public, cluster = identity.keys.public, roster.cluster
+    name = roster.name_of(public) or identity.name
+    board = {"name": name, "public": public, "allowed": roster.is_allowed(public)}
+    return {
+        "cluster": {"name": cluster.name, "key": cluster.key, "tag": cluster.tag},
+        "board": {**board, "signs": has_signing_key(folder)},
+        "folder": str(folder),
+        "members": [{"name": name, "public": key} for key, name in roster.members.items()],
+        "revoked": [{"name": name, "public": key} for key, name in roster.revoked.items()],
+        "invites": [{"expires": at} for at in Invites(folder).open_until(time.time())],
+    }
+
+
+def _folder() -> Path:
+    import os
+
+    from picoedge.mesh.identity import cluster_folder
+
+    return cluster_folder(os.environ)
+
+
+def _roster_file(folder: Path) -> RosterFile:
+    from picoedge.mesh.identity import load_identity
+    from picoedge.mesh.roster_file import RosterFile
+
+    load_identity(folder)  # a folder without one is told so, not that its roster is missing
+    return RosterFile(folder)
+
+
+def _lan_address() -> str:
+    from picoedge.mesh.addresses import DEFAULT_PORT
+    from picoedge.mesh.interfaces import choose_interface, read_interfaces
+
+    chosen = choose_interface(read_interfaces())
+    if chosen is None:
+        raise AccessError("this board is on no network", "name an address: --address HOST:PORT")
+    interface, why = chosen
+    warn(f"at {interface.address} on {interface.name} ({why}); --address names another")
+    return f"{interface.address}:{DEFAULT_PORT}"

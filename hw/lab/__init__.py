@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from hw.lab.boards import Board, BoardLimits
 from hw.lab.errors import LabError
-from hw.lab.lab import Lab, Link
+from hw.lab.lab import Lab
 from hw.lab.links import LinkShape
+from hw.lab.networks import Link
 from hw.lab.probe import Achieved
 
 __all__ = ["Achieved", "Board", "BoardLimits", "Lab", "LabError", "Link", "LinkShape"]

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,23 @@ from typing import Any
 from hw.lab.cgroups import Group, signal_all
 from hw.lab.errors import LabError
 from hw.lab.namespaces import Namespace
+from hw.lab.networks import Port
 
 _JOIN_S = 10.0
 
 
 @dataclass(frozen=True)
 class BoardLimits:
-    """What one board has: CPUs (0.5, 2), bytes of memory, bytes read a second. None: no limit."""
+    """What one board has: CPUs (0.5, 2), bytes of memory, bytes read a second. None: no limit.
+
+    `port_bytes_per_s` is what all of its links share, each direction by itself, as on a real
+    network; only with links that have a shape.
+    """
 
     cpu: float | None = None
     memory_bytes: int | None = None
     disk_bytes_per_s: int | None = None
+    port_bytes_per_s: float | None = None
 
 
 class Board:
@@ -39,13 +45,12 @@ class Board:
         folder: Path,
         group: Group,
         namespace: Namespace,
+        port: Port,
         environment: Mapping[str, str],
-        set_links: Callable[[Board, bool], None],
     ) -> None:
         self.name, self.address, self.folder = name, address, folder
-        self.group, self.namespace = group, namespace
+        self.group, self.namespace, self.port = group, namespace, port
         self._environment = {**environment, "LAB_BOARD": name, "LAB_ADDRESS": address}
-        self._set_links = set_links
         self._started: list[subprocess.Popen[Any]] = []
 
     def __repr__(self) -> str:
@@ -153,6 +158,7 @@ class Board:
         cpu: float | None = None,
         memory_bytes: int | None = None,
         disk_bytes_per_s: int | None = None,
+        port_bytes_per_s: float | None = None,
     ) -> None:
         """Change what is given, now; `unlimit` takes limits away. Raises LabError."""
         if cpu is not None:
@@ -161,8 +167,12 @@ class Board:
             self.group.limit_memory(memory_bytes)
         if disk_bytes_per_s is not None:
             self.group.limit_reading(disk_bytes_per_s)
+        if port_bytes_per_s is not None:
+            self.port.limit(port_bytes_per_s)
 
-    def unlimit(self, *, cpu: bool = False, memory: bool = False, disk: bool = False) -> None:
+    def unlimit(
+        self, *, cpu: bool = False, memory: bool = False, disk: bool = False, port: bool = False
+    ) -> None:
         """Take away the limits named."""
         if cpu:
             self.group.limit_cpu(None)
@@ -170,6 +180,8 @@ class Board:
             self.group.limit_memory(None)
         if disk:
             self.group.limit_reading(None)
+        if port:
+            self.port.limit(None)
 
     def peak_bytes(self) -> int:
         """Most memory it ever had in use, page cache included."""
@@ -187,11 +199,11 @@ class Board:
 
     def cut(self) -> None:
         """Cut all of its links: frames are lost, nobody is told."""
-        self._set_links(self, True)
+        self.port.cut()
 
     def heal(self) -> None:
         """Undo the cuts of all of its links."""
-        self._set_links(self, False)
+        self.port.heal()
 
     def copy(self, source: str | os.PathLike[str], name: str | None = None) -> Path:
         """Its own copy of a file or folder, in its folder: no link, no extent that is shared.

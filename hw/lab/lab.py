@@ -22,31 +22,13 @@ from hw.lab.hierarchies import Hierarchy, hierarchy
 from hw.lab.leftovers import Record
 from hw.lab.links import LinkShape
 from hw.lab.namespaces import Namespace, check, python_path
+from hw.lab.networks import Link, Network, Port
 from hw.lab.plain import PlainNetwork
 from hw.lab.probe import Achieved, measure
 from hw.lab.shaped import ShapedNetwork
 
 MAX_BOARDS = 200
 _CLOSE_S = 30.0
-
-
-class Link:
-    """What is between two boards: one way, or both."""
-
-    def __init__(self, network: PlainNetwork | ShapedNetwork, ways: list[tuple[int, int]]) -> None:
-        self._network, self._ways = network, ways
-
-    def shape(self, shape: LinkShape) -> None:
-        """Give it another delay, rate, jitter and loss, now. Raises LabError on plain links."""
-        self._network.shape(self._ways, shape)
-
-    def cut(self) -> None:
-        """Lose whatever is sent over it; nobody is told."""
-        self._network.cut(self._ways, True)
-
-    def heal(self) -> None:
-        """Undo the cut; what was lost stays lost."""
-        self._network.cut(self._ways, False)
 
 
 class Lab:
@@ -72,7 +54,7 @@ class Lab:
         self._base = Path(folder or tempfile.gettempdir()).resolve()
         self._name = f"picoedge-lab-{secrets.token_hex(4)}"
         self._undo = ExitStack()
-        self._network: PlainNetwork | ShapedNetwork | None = None
+        self._network: Network | None = None
         self.boards: list[Board] = []
 
     def __enter__(self) -> Lab:
@@ -104,7 +86,7 @@ class Lab:
         return Link(self.network, [(one, other)] if one_way else [(one, other), (other, one)])
 
     @property
-    def network(self) -> PlainNetwork | ShapedNetwork:
+    def network(self) -> Network:
         """What joins the boards. Raises LabError outside of `with`."""
         if self._network is None:
             raise LabError("the lab is not open", "use it in a with statement")
@@ -113,11 +95,9 @@ class Lab:
     def _index(self, board: int | Board) -> int:
         return board if isinstance(board, int) else self.boards.index(board)
 
-    def _set_links(self, board: Board, cut: bool) -> None:
-        own = self._index(board)
-        others = [index for index in range(self._count) if index != own]
-        ways = [way for other in others for way in ((own, other), (other, own))]
-        self.network.cut(ways, cut)
+    def counts(self) -> dict[str, int]:
+        """Frames until now: passed, lost (by chance), cut, full. Raises LabError if plain."""
+        return self.network.counts()
 
     def measure(
         self, pairs: Sequence[tuple[int, int]] | None = None, *, seconds: float = 0.5
@@ -143,13 +123,14 @@ class Lab:
         record.add("folder", folder)
         folder.mkdir(mode=0o700)
         namespaces = self._make_namespaces(undo)
-        self.boards = self._make_boards(record, namespaces)
-        joined = list(zip(namespaces, (board.address for board in self.boards), strict=True))
+        net = f"10.77.{1 + secrets.randbelow(254)}"
+        joined = [(space, f"{net}.{1 + index}") for index, space in enumerate(namespaces)]
         if self._shape is None:
             self._network = PlainNetwork(joined)
         else:
             self._network = ShapedNetwork(joined, self._shape)
         undo.callback(self._network.close)
+        self._make_boards(record, joined)
         undo.callback(self._kill)
 
     def _make_namespaces(self, undo: ExitStack) -> list[Namespace]:
@@ -159,12 +140,10 @@ class Lab:
             undo.callback(namespaces[-1].close)
         return namespaces
 
-    def _make_boards(self, record: Record, namespaces: list[Namespace]) -> list[Board]:
+    def _make_boards(self, record: Record, joined: list[tuple[Namespace, str]]) -> None:
         where, disk = self._where(), self._disk()
-        net = f"10.77.{1 + secrets.randbelow(254)}"
-        addresses = [f"{net}.{1 + index}" for index in range(self._count)]
-        boards = []
-        for index, (namespace, address) in enumerate(zip(namespaces, addresses, strict=True)):
+        environment = {"LAB_ADDRESSES": ",".join(address for _, address in joined)}
+        for index, (namespace, address) in enumerate(joined):
             name = f"board{1 + index}"
             group = Group(where, f"{self._name}-{name}", disk)
             for path in group.folders:
@@ -172,11 +151,10 @@ class Lab:
             group.make()
             folder = self._base / self._name / name
             folder.mkdir()
-            environment = {"LAB_ADDRESSES": ",".join(addresses)}
-            board = Board(name, address, folder, group, namespace, environment, self._set_links)
+            port = Port(self.network, index, self._count)
+            board = Board(name, address, folder, group, namespace, port, environment)
             _limit(board, self._limits)
-            boards.append(board)
-        return boards
+            self.boards.append(board)
 
     def _where(self) -> Hierarchy:
         """With the CPU's controller where there is one, or where it is asked for."""
@@ -209,6 +187,7 @@ def _limit(board: Board, limits: BoardLimits) -> None:
         cpu=limits.cpu,
         memory_bytes=limits.memory_bytes,
         disk_bytes_per_s=limits.disk_bytes_per_s,
+        port_bytes_per_s=limits.port_bytes_per_s,
     )
     if limits.disk_bytes_per_s is None and board.group.disk is not None:
         board.group.limit_reading(None)  # version 1 counts only then

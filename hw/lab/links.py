@@ -25,7 +25,7 @@ class LinkShape:
     rate_bytes_per_s: float | None = None
     jitter_s: float = 0.0
     loss: float = 0.0
-    queue_s: float = 0.1
+    queue_s: float = 0.02
 
     def __post_init__(self) -> None:
         if min(self.delay_s, self.jitter_s, self.queue_s) < 0 or not 0 <= self.loss <= 1:

@@ -31,6 +31,10 @@ QUIET = (
 )
 
 
+def _plain() -> LabError:
+    return LabError("plain links have no shape", "give the lab one: Lab(n, LinkShape())")
+
+
 class PlainNetwork:
     """The bridge is in a namespace of its own: nothing of it is seen from outside."""
 
@@ -58,7 +62,15 @@ class PlainNetwork:
 
     def shape(self, ways: Sequence[tuple[int, int]], shape: LinkShape) -> None:
         """Refused: there is nothing here to delay a frame with."""
-        raise LabError("plain links have no shape", "give the lab one: Lab(n, LinkShape())")
+        raise _plain()
+
+    def limit_port(self, board: int, bytes_per_s: float | None) -> None:
+        """Refused likewise."""
+        raise _plain()
+
+    def counts(self) -> dict[str, int]:
+        """Refused likewise."""
+        raise _plain()
 
     def cut(self, ways: Sequence[tuple[int, int]], cut: bool) -> None:
         """Cut or heal ways from one board to another. What is sent to all (mDNS) still passes."""

@@ -1,0 +1,76 @@
+"""Where a board listens: `HOST:PORT`, checked before a socket sees it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from picoedge.errors import UsageError
+
+DEFAULT_PORT = 7433
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
+_SCOPED = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]{1,15})?")
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """A host (name, IPv4 or IPv6) and a port; as text `host:port` or `[::1]:port`."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        """As ZeroMQ writes it."""
+        return f"tcp://{self}"
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether no name server has to be asked."""
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it means all interfaces: good to listen on, no use to a peer."""
+        return self.host in ("0.0.0.0", "::")
+
+
+def parse_address(text: str) -> Address:
+    """The address meant by `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare IPv6. Raises UsageError."""
+    host, port = _split(text.strip())
+    if not _is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise UsageError(f"not an address: {text!r}", "write it like 192.168.1.20:7433")
+    return Address(host, int(port))
+
+
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Addresses with commas between them. Raises UsageError."""
+    return tuple(parse_address(part) for part in text.split(",") if part.strip())
+
+
+def _split(text: str) -> tuple[str, str]:
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        return host, port[1:] if port.startswith(":") else (port or str(DEFAULT_PORT))
+    if text.count(":") > 1:
+        return text, str(DEFAULT_PORT)
+    host, colon, port = text.partition(":")
+    return host, port if colon else str(DEFAULT_PORT)
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return bool(_HOST.fullmatch(host))
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return bool(_SCOPED.fullmatch(host))

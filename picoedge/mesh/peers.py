@@ -1,0 +1,336 @@
+"""The other boards: greeted, heard, told who is let in, and looked for where they are missed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
+from picoedge.mesh.addresses import Address
+from picoedge.mesh.dials import Dial, wanted
+from picoedge.mesh.door import Asker
+from picoedge.mesh.greeting import (
+    Beat,
+    Hello,
+    hints_body,
+    read_beat,
+    read_hello,
+    read_hints,
+)
+from picoedge.mesh.hints import HintFile
+from picoedge.mesh.membership import (
+    Change,
+    Event,
+    Heard,
+    Left,
+    LinkDown,
+    LinkUp,
+    Membership,
+    Revoked,
+    Tick,
+    apply,
+)
+from picoedge.mesh.messages import Body, integer_of
+from picoedge.mesh.timing import Timing
+
+if TYPE_CHECKING:
+    from picoedge.mesh.node import Node
+
+FLOOD_S = 30.0
+
+
+@dataclass
+class Board:
+    """What is known of a board that said hello."""
+
+    name: str
+    incarnation: int
+    digest: str
+    route: Asker | None = None  # the connection that its daemon made to us
+    told: tuple[str, str] = ("", "")  # digests, ours and its, when it was sent our roster
+
+
+class Peers:
+    """Keeps `membership` true, and every board's roster the same."""
+
+    def __init__(self, node: Node, seeds: tuple[Address, ...], timing: Timing) -> None:
+        self.incarnation = secrets.randbits(63)
+        self.membership = Membership()
+        self.boards: dict[str, Board] = {}
+        self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
+        self.state: Callable[[], Body] = dict
+        self._node = node
+        self._seeds = set(seeds)
+        self._timing = timing
+        self._hints = HintFile(node.identity.folder)
+        self._hints_are_new = False
+        self._sequence = 0
+        self._beaten_s = node.loop.clock()
+        self._sought_s = float("-inf")
+        self._on_change: list[Callable[[Change], None]] = []
+        self._on_revoked: list[Callable[[str], None]] = []
+
+    def start(self) -> None:
+        """Begin to greet and to beat."""
+        node = self._node
+        node.on("hello", self._hello)
+        node.on("beat", self._beat)
+        node.on("gossip", self._gossip)
+        node.on("peers", self._told_hints)
+        node.on("leave", self._leave)
+        node.dials.up = self._greet
+        node.dials.down = lambda dial: self._apply(LinkDown(dial.key))
+        node.dials.refused = self._refused
+        self._revoke()
+        node.after(0.0, self._tick)
+
+    def on_change(self, call: Callable[[Change], None]) -> None:
+        """Be told of each change of the membership."""
+        self._on_change.append(call)
+
+    def on_revoked(self, call: Callable[[str], None]) -> None:
+        """Be told of each key that is let in no more: what it has here ends at once."""
+        self._on_revoked.append(call)
+
+    def seek(self, *addresses: Address) -> None:
+        """Look for boards there from now on; their keys need not be known."""
+        self._seeds.update(addresses)
+        self._sought_s = float("-inf")
+
+    def hint(self, key: str, *addresses: Address) -> None:
+        """Look for the board `key` there."""
+        if self._is_other(key):
+            self._hints_are_new |= self._hints.seen(key, addresses)
+            self._sought_s = float("-inf")
+
+    def route_of(self, key: str) -> Asker | None:
+        """The connection that a board's daemon made to us, if it stands."""
+        board = self.boards.get(key)
+        return None if board is None else board.route
+
+    def route_gone(self, asker: Asker) -> None:
+        """A connection ended; its board may have others."""
+        board = self.boards.get(asker)
+        if board is not None and board.route is not None and board.route.route == asker.route:
+            board.route = None
+            self._apply(LinkDown(str(asker)))
+
+    def roster_changed(self) -> None:
+        """Who is let in has changed: end what is revoked, tell everyone."""
+        self._revoke()
+        self._spread()
+        self._sought_s = float("-inf")
+
+    def leave(self) -> None:
+        """Say that this board goes."""
+        for key in self._connected():
+            self._node.push(key, "leave", {"incarnation": self.incarnation})
+
+    # -- greeting ----------------------------------------------------------------------------
+
+    def _own_hello(self) -> Body:
+        node = self._node
+        hello = Hello(
+            node.identity.name,
+            self.incarnation,
+            node.address.port,
+            self.addresses,
+            node.roster.digest,
+            self.membership.epoch,
+        )
+        return hello.to_body()
+
+    def _greet(self, dial: Dial) -> None:
+        self._node.greet(dial, self._own_hello(), lambda answer: self._greeted(dial, answer))
+
+    def _greeted(self, dial: Dial, answer: Body | MeshError) -> None:
+        if dial.socket.closed:
+            return
+        try:
+            if isinstance(answer, MeshError):
+                raise answer
+            hello = read_hello(answer)
+        except MeshError as error:
+            self._node.log_once(f"{dial.address}: {error}")
+            return self._node.dials.drop(dial)
+        self._node.dials.settle(dial)
+        self._met(dial.key, hello, (dial.address, *hello.addresses))
+        self._apply(LinkUp(dial.key))
+        self._seek_now()
+
+    def _hello(self, peer: str, body: Body) -> Body:
+        hello = read_hello(body)
+        if not isinstance(peer, Asker):
+            raise ProtocolError("greeted twice over one connection")
+        if not self._is_other(peer):
+            error = AccessError(
+                "two daemons run with the same identity",
+                "a cluster folder belongs to one board: remove the copy, and join with an invite",
+            )
+            self._node.log_once(f"{error.message}: {hello.name} at {peer.host} ({error.hint})")
+            raise error
+        seen = Address(peer.host, hello.port)
+        self._met(str(peer), hello, (seen, *hello.addresses))
+        board = self.boards[peer]
+        if board.route is None:
+            self._apply(LinkUp(str(peer)))
+        board.route = peer
+        return self._own_hello()
+
+    def _met(self, key: str, hello: Hello, addresses: tuple[Address, ...]) -> None:
+        board = self.boards.setdefault(key, Board(hello.name, hello.incarnation, hello.digest))
+        board.incarnation, board.digest, board.told = hello.incarnation, hello.digest, ("", "")
+        board.name = self._node.name_of(key)
+        found = [each for each in addresses if each.is_numeric and each.port]
+        self._hints_are_new |= self._hints.seen(key, found)
+        self._apply(Heard(key, hello.incarnation))
+        # A newcomer has not heard what was told before it came.
+        self._node.after(0.0, lambda: self._introduce(key))
+
+    def _introduce(self, key: str) -> None:
+        self._spread()
+        self._node.push(key, "peers", hints_body(self._hints.hints))
+
+    def _refused(self, dial: Dial, by_roster: bool) -> None:
+        if by_roster:
+            self._node.log_once(
+                f"{self._node.name_of(dial.key)} at {dial.address} does not let this board in"
+                " (is it revoked? picoedge keys show there)"
+            )
+
+    # -- heartbeats and gossip -----------------------------------------------------------------
+
+    def _beat(self, peer: str, body: Body) -> None:
+        beat, board = read_beat(body), self.boards.get(peer)
+        if board is None or not self._speaks_for(peer, board):
+            return
+        if beat.incarnation != board.incarnation:
+            raise ProtocolError("a heartbeat of another process than the one that said hello")
+        board.digest = beat.digest
+        self._apply(Heard(str(peer), beat.incarnation, beat.sequence, beat.state))
+        self._tell_roster(str(peer), board)
+
+    def _speaks_for(self, peer: str, board: Board) -> bool:
+        """Sessions of a board have its key too; only its daemon says how it is."""
+        if not isinstance(peer, Asker):
+            return True
+        return board.route is not None and board.route.route == peer.route
+
+    def _gossip(self, peer: str, body: Body) -> None:
+        try:
+            news = self._node.roster_file.take(body.get("roster"))
+        except AccessError as error:
+            raise ProtocolError(error.message, error.hint) from None
+        if news:
+            self.roster_changed()
+
+    def _told_hints(self, peer: str, body: Body) -> None:
+        if self._hints.told(read_hints(body), self._is_other):
+            self._hints_are_new = True
+            self._sought_s = float("-inf")
+
+    def _leave(self, peer: str, body: Body) -> None:
+        incarnation = integer_of(body, "incarnation")
+        board = self.boards.get(peer)
+        if board is not None and self._speaks_for(peer, board):
+            self._apply(Left(str(peer), incarnation))
+
+    def _spread(self) -> None:
+        for key, board in list(self.boards.items()):
+            self._tell_roster(key, board)
+
+    def _tell_roster(self, key: str, board: Board) -> None:
+        """Once for each pair of rosters: a board that cannot take ours is not sent it again."""
+        ours = self._node.roster.digest
+        if ours != board.digest and board.told != (ours, board.digest):
+            roster = self._node.roster.to_json()
+            if self._node.push(key, "gossip", {"roster": roster}):
+                board.told = ours, board.digest
+
+    def _revoke(self) -> None:
+        roster = self._node.roster
+        for key in roster.revoked.keys() - self.membership.revoked:
+            self._apply(Revoked(key))
+            self._node.door.cut_all(key)
+            self._node.dials.close_key(key)
+            self.boards.pop(key, None)
+            self._hints.forget(key)
+            for call in self._on_revoked:
+                call(key)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        node = self._node
+        node.after(self._timing.beat_s, self._tick)
+        for asker in node.door.sweep():
+            node.log_once(f"dropped {node.name_of(asker)}: it sends more than is believed")
+            node.door.cut(asker, FLOOD_S)
+        node.see_gone()
+        self._reload()
+        self._beat_all()
+        self._see_silence()
+        if self._hints_are_new:
+            self._tell_hints()
+        if node.loop.clock() - self._sought_s >= self._timing.seek_s:
+            self._seek_now()
+
+    def _see_silence(self) -> None:
+        now_s, before_s = self._node.loop.clock(), self._beaten_s
+        self._beaten_s = now_s
+        # Having been stopped ourselves, we have not listened: nobody was silent.
+        if now_s - before_s < self._timing.beat_s + self._timing.silence_s / 2:
+            self._apply(Tick())
+
+    def _beat_all(self) -> None:
+        self._sequence += 1
+        digest = self._node.roster.digest
+        beat = Beat(self.incarnation, self._sequence, digest, self.state()).to_body()
+        for key in self._connected():
+            self._node.push(key, "beat", beat)
+
+    def _reload(self) -> None:
+        try:
+            changed = self._node.roster_file.reload_if_changed()
+        except PicoedgeError as error:
+            return self._node.log_once(str(error))
+        if changed:
+            self.roster_changed()
+
+    def _tell_hints(self) -> None:
+        self._hints_are_new = False
+        body = hints_body(self._hints.hints)
+        for key in self._connected():
+            self._node.push(key, "peers", body)
+        try:
+            self._hints.save()
+        except PicoedgeError as error:
+            self._node.log_once(str(error))
+
+    def _seek_now(self) -> None:
+        self._sought_s = self._node.loop.clock()
+        hints, connected = self._hints.hints, self._connected()
+        linked = {key: hints.get(key, ()) for key in connected}
+        strangers = [key for key in self._others() if key not in connected]
+        self._node.dials.seek(wanted(self._seeds, hints, strangers, linked))
+
+    # -- who -----------------------------------------------------------------------------------
+
+    def _connected(self) -> set[str]:
+        routes = {key for key, board in self.boards.items() if board.route is not None}
+        return routes | {dial.key for dial in self._node.dials.greeted}
+
+    def _others(self) -> list[str]:
+        return [key for key in self._node.roster.members if self._is_other(key)]
+
+    def _is_other(self, key: str) -> bool:
+        return key != self._node.identity.keys.public and self._node.roster.is_allowed(key)
+
+    def _apply(self, event: Event) -> None:
+        now_s, silence_s = self._node.loop.clock(), self._timing.silence_s
+        self.membership, changes = apply(self.membership, event, now_s, silence_s)
+        for change in changes:
+            for call in self._on_change:
+                call(change)

@@ -5,8 +5,8 @@ All of them are written in Z85 (RFC 32): 40 characters for a key, 80 for a signa
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import struct
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -16,6 +16,7 @@ from zmq.utils import z85
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+FINGERPRINT_BYTES = 8
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]*", re.ASCII)
 
 
@@ -64,7 +65,7 @@ class SigningKey:
     @classmethod
     def new(cls) -> SigningKey:
         """A key nobody has had before."""
-        return cls(z85.encode(secrets.token_bytes(KEY_BYTES)).decode())
+        return cls(z85.encode(os.urandom(KEY_BYTES)).decode())
 
     @property
     def public(self) -> str:
@@ -100,3 +101,11 @@ def verifies(public: str, message: bytes, signature: str) -> bool:
     except CryptoError:
         return False
     return True
+
+
+def fingerprint(data: bytes) -> str:
+    """16 hexadecimal digits of the BLAKE2b hash. (`hashlib` would bring 4 MB of OpenSSL along.)"""
+    from nacl.bindings import crypto_generichash_blake2b_salt_personal
+
+    hashed: bytes = crypto_generichash_blake2b_salt_personal(data, digest_size=FINGERPRINT_BYTES)
+    return hashed.hex()

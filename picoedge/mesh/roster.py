@@ -8,7 +8,6 @@ gossip in any order, any number of times, end with the same roster. Pure: files 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,14 @@ from types import MappingProxyType
 from typing import Any
 
 from picoedge.errors import AccessError, MeshError, ProtocolError
-from picoedge.mesh.keys import SIGNATURE_BYTES, SigningKey, decode_z85, is_key, verifies
+from picoedge.mesh.keys import (
+    SIGNATURE_BYTES,
+    SigningKey,
+    decode_z85,
+    fingerprint,
+    is_key,
+    verifies,
+)
 
 ALLOW, REVOKE = "allow", "revoke"
 MAX_ENTRIES = 1024
@@ -43,7 +49,7 @@ class Cluster:
     @property
     def tag(self) -> str:
         """16 hexadecimal digits that tell clusters of one name apart, and nothing else."""
-        return hashlib.blake2b(_joined(self.name, self.key), digest_size=8).hexdigest()
+        return fingerprint(_joined(self.name, self.key))
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,9 @@ class Roster:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits: equal rosters have equal ones."""
-        hashed = hashlib.blake2b(_joined(self.cluster.name, self.cluster.key), digest_size=8)
-        for entry in self.entries:
-            hashed.update(entry.signed_bytes(self.cluster) + entry.signature.encode() + b"\n")
-        return hashed.hexdigest()
+        said = [_joined(self.cluster.name, self.cluster.key)]
+        said += [e.signed_bytes(self.cluster) + e.signature.encode() for e in self.entries]
+        return fingerprint(b"\n".join(said))
 
     def merge(self, other: Roster) -> Roster:
         """What both say together. Raises AccessError for another cluster's."""

@@ -140,11 +140,8 @@ class Board:
         self.group.kill()
 
     def stop(self) -> None:
-        """SIGSTOP to all of its processes, also those they were just starting."""
-        stopped: set[int] = set()
-        while new := set(self.pids()) - stopped:
-            signal_all(sorted(new), signal.SIGSTOP)
-            stopped |= new
+        """SIGSTOP to all of its processes; none runs when this returns."""
+        self.group.stop()
 
     def resume(self) -> None:
         """SIGCONT to all of its processes."""

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -22,7 +23,8 @@ UNPACED = 1 << 40
 # With the usual 100 ms a group that used its share up stands still for tens of ms.
 CPU_PERIOD_US = 5000
 MIN_QUOTA_US = 1000  # the kernel's
-_END_S = 5.0
+_END_S = 60.0  # one that waits for a slow disk, or for its share of the CPU, ends only then
+_STILL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,16 @@ class Group:
         for folder in self.folders:
             kill_all(folder)
 
+    def stop(self) -> None:
+        """SIGSTOP to every process inside, and see them stand still."""
+        stopped: set[int] = set()
+        while new := set(self.pids()) - stopped:  # those they were just starting, too
+            signal_all(sorted(new), signal.SIGSTOP)
+            stopped |= new
+        deadline = time.monotonic() + _STILL_S
+        while any(map(is_running, stopped)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def remove(self) -> None:
         """Remove its folders; a process that is just ending is waited for."""
         for folder in self.folders:
@@ -192,6 +204,37 @@ def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def is_running(pid: int) -> bool:
+    """Whether a thread of it runs or could; one that waits for a disk stops before it does."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            state = stat.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state in "RS":
+            return True
+    return False
+
+
+def loosen(folder: Path) -> None:
+    """Take away what would make the end of a group's processes slow: CPU share and disk rate."""
+    for name, text in (("cpu.cfs_quota_us", "-1"), ("cpu.max", "max")):
+        _try_write(folder / name, text)
+    for name, text in (("blkio.throttle.read_bps_device", "0"), ("io.max", "rbps=max")):
+        try:
+            lines = (folder / name).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            _try_write(folder / name, f"{line.split()[0]} {text}")
+
+
+def _try_write(path: Path, text: str) -> None:
+    if path.exists():
+        with suppress(OSError):
+            path.write_text(text)
 
 
 def kill_all(folder: Path) -> None:

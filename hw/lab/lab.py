@@ -15,7 +15,7 @@ from types import TracebackType
 
 from hw.lab import leftovers
 from hw.lab.boards import Board, BoardLimits
-from hw.lab.cgroups import Group
+from hw.lab.cgroups import Group, loosen
 from hw.lab.disks import disk_of
 from hw.lab.errors import LabError
 from hw.lab.hierarchies import Hierarchy, hierarchy
@@ -175,6 +175,8 @@ class Lab:
 
     def _kill(self) -> None:
         for board in self.boards:
+            for folder in board.group.folders:
+                loosen(folder)
             board.kill()
 
     def _reap(self) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from hw.lab.cgroups import kill_all, remove_folder
+from hw.lab.cgroups import kill_all, loosen, remove_folder
 
 RECORDS = Path("/run/picoedge-lab")
 
@@ -42,6 +42,8 @@ class Record:
             return
         made = [(kind, Path(path)) for kind, _, path in (line.partition(" ") for line in lines)]
         groups = [path for kind, path in made if kind == "group"]
+        for group in groups:
+            loosen(group)
         for group in groups:
             kill_all(group)
         for group in groups:

@@ -1,12 +1,12 @@
 """What a link really does: a ping (a small echo over TCP) and a bulk transfer, between processes.
 
-`python -m hw.lab.probe serve ADDRESS` on one board, `... ask ADDRESS PORT SECONDS` on the other.
+`python -m hw.lab.probe serve ADDRESS SECONDS` on one board, `... ask ADDRESS PORT` on the other.
 Both run outside the boards' limits: it is the link that is measured.
 """
 
 from __future__ import annotations
 
-import json
+import select
 import socket
 import statistics
 import subprocess
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hw.lab.errors import LabError
 from hw.lab.namespaces import python_path
@@ -38,21 +38,29 @@ class Achieved:
 
 def measure(asking: Board, serving: Board, seconds: float) -> Achieved:
     """Ping from one board to another and send to it for so long. Raises LabError."""
-    server = _spawn(serving, "serve", serving.address)
-    client = None
+    server = _spawn(serving, "serve", serving.address, str(seconds))
+    started = [server]
     try:
-        assert server.stdout is not None
-        port = server.stdout.readline().strip()
-        client = _spawn(asking, "ask", serving.address, port, str(seconds))
-        answer, errors = client.communicate(timeout=_TIMEOUT_S + 10 * seconds)
-        if client.returncode:
-            last = (errors.strip().splitlines() or ["no reason"])[-1]
-            raise LabError(f"{asking.name} does not reach {serving.name}: {last}")
-        return Achieved((asking.name, serving.name), **json.loads(answer))
+        client = _spawn(asking, "ask", serving.address, _line(server, seconds))
+        started.append(client)
+        ping_ms = float(_line(client, seconds))
+        return Achieved((asking.name, serving.name), ping_ms, float(_line(server, seconds)))
+    except ValueError as error:
+        last = client.communicate()[1].strip().splitlines()[-1:]
+        raise LabError(f"{asking.name} does not reach {serving.name}: {last}") from error
     finally:
-        for process in filter(None, (client, server)):
+        for process in started:
             process.kill()
             process.communicate()
+
+
+def _line(process: subprocess.Popen[str], seconds: float) -> str:
+    """What it prints next; nothing if it ends, or is not done by far."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], _TIMEOUT_S + 2 * seconds)
+    if not ready:
+        process.kill()
+    return process.stdout.readline().strip()
 
 
 def _spawn(board: Board, *arguments: str) -> subprocess.Popen[str]:
@@ -68,15 +76,15 @@ def _spawn(board: Board, *arguments: str) -> subprocess.Popen[str]:
 # -- on the boards ---------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Echo on the first connection; take in all of the second and answer with bytes a second."""
+def serve(address: str, seconds: float) -> None:
+    """Echo on the first connection; take in what the second brings, and print bytes a second."""
     with socket.create_server((address, 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         connection, _ = listener.accept()
         threading.Thread(target=_echo, args=(connection,), daemon=True).start()
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(json.dumps(_take_in(connection)).encode())
+            print(_take_in(connection, seconds), flush=True)
 
 
 def _echo(connection: socket.socket) -> None:
@@ -86,20 +94,24 @@ def _echo(connection: socket.socket) -> None:
             connection.sendall(data)
 
 
-def _take_in(connection: socket.socket) -> float:
-    """Bytes a second, from the first that came to the last."""
-    buffer, taken = bytearray(BLOCK), 0
+def _take_in(connection: socket.socket, seconds: float) -> float:
+    """Bytes a second, for so long from the first that came."""
+    buffer, taken, n = bytearray(BLOCK), 0, 1
     connection.recv_into(buffer)
-    began = time.perf_counter()
-    while n := connection.recv_into(buffer):
+    began = now = time.perf_counter()
+    while n and now < began + seconds:
+        n = connection.recv_into(buffer)
         taken += n
-    return taken / (time.perf_counter() - began)
+        now = time.perf_counter()
+    return taken / (now - began)
 
 
-def ask(address: str, port: int, seconds: float) -> dict[str, Any]:
-    """The figures of Achieved, as seen from here."""
-    ping_ms = 1e3 * statistics.median(pings(address, port)[1:])
-    return {"ping_ms": ping_ms, "bulk_bytes_per_s": send(address, port, seconds)}
+def ask(address: str, port: int) -> None:
+    """Print the ping in ms, then send until it is nobody's wish any more."""
+    print(1e3 * statistics.median(pings(address, port)[1:]), flush=True)
+    with socket.create_connection((address, port), _TIMEOUT_S) as connection:
+        while True:
+            connection.sendall(bytes(BLOCK))
 
 
 def pings(address: str, port: int) -> list[float]:
@@ -117,23 +129,12 @@ def pings(address: str, port: int) -> list[float]:
     return taken
 
 
-def send(address: str, port: int, seconds: float) -> float:
-    """Send for so long; what arrived a second, as the other side saw it."""
-    block = bytes(BLOCK)
-    with socket.create_connection((address, port), _TIMEOUT_S) as connection:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            connection.sendall(block)
-        connection.shutdown(socket.SHUT_WR)
-        return float(json.loads(connection.recv(100)))
-
-
 def main(arguments: list[str]) -> None:
     """See the file's beginning."""
     if arguments[0] == "serve":
-        serve(arguments[1])
+        serve(arguments[1], float(arguments[2]))
     else:
-        print(json.dumps(ask(arguments[1], int(arguments[2]), float(arguments[3]))))
+        ask(arguments[1], int(arguments[2]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""A worker process, as the daemon sees it: started, listened to, watched, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import IO, Any
+
+from picoedge.engine.progress_page import ProgressPage, new_page
+from picoedge.engine.worker_order import Order
+from picoedge.engine.worker_watch import rss_bytes_of, state_of
+
+LINE_BYTES = 64 << 10
+_SIGNALS = {
+    signal.SIGKILL: "killed: by hand, or by the kernel for want of memory",
+    signal.SIGTERM: "terminated",
+    signal.SIGSEGV: "crashed",
+    signal.SIGBUS: "a file of its weights can no longer be read",
+    signal.SIGILL: "this processor lacks an instruction its kernels use",
+}
+
+
+class RunningWorker:
+    """Started by the constructor. `heard` is given each line it says.
+
+    `stdout` and `pidfd` are for a loop to wait on: call `read` where the first is readable, and
+    `ended` where the second is.
+    """
+
+    def __init__(self, order: Order, heard: Callable[[Mapping[str, Any]], None]) -> None:
+        self._heard, self._text = heard, b""
+        self.failure: Mapping[str, Any] | None = None
+        with ExitStack() as stack:
+            path = stack.enter_context(new_page())
+            self._page = ProgressPage(path)
+            stack.callback(self._page.close)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "picoedge.engine.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            stack.callback(self._reap)
+            self.pidfd = os.pidfd_open(self._process.pid)
+            stack.callback(os.close, self.pidfd)
+            self._give(replace(order, page=path))
+            os.set_blocking(self.stdout.fileno(), False)
+            self._left = stack.pop_all()
+
+    def _give(self, order: Order) -> None:
+        assert self._process.stdin is not None
+        try:
+            with self._process.stdin as stdin:
+                stdin.write(json.dumps(order.to_json()).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it has ended already: `ended` will say how
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """What it says."""
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def read(self) -> bool:
+        """Take in what it said; False where it will say nothing more."""
+        more = self.stdout.read()
+        self._text += more or b""
+        *lines, self._text = self._text[:LINE_BYTES].split(b"\n")
+        for line in lines:
+            values = json.loads(line)
+            self.failure = values.get("failed", self.failure)
+            self._heard(values)
+        return more != b""
+
+    def report(self) -> dict[str, Any]:
+        """How it is, now."""
+        said, pid = self._page.read(), self._process.pid
+        return {
+            "state": state_of(pid),
+            "stage": said.stage,
+            "tokens": said.tokens,
+            "passes": said.passes,
+            "done": said.done,
+            "total": said.total,
+            "rss_bytes": rss_bytes_of(pid),
+        }
+
+    def why_ended(self) -> dict[str, str]:
+        """What ended it, in words. To be asked once it has."""
+        self.read()
+        code = self._process.wait()
+        if self.failure is not None:
+            return {name: str(self.failure.get(name, "")) for name in ("message", "hint")}
+        if code < 0:
+            name = signal.Signals(-code).name
+            return {"message": _SIGNALS.get(signal.Signals(-code), name), "hint": ""}
+        return {
+            "message": f"it left with code {code}" if code else "the session is over",
+            "hint": "",
+        }
+
+    def end(self) -> None:
+        """Kill it if it still runs, and let go of all it had. Idempotent."""
+        self._left.close()
+
+    def _reap(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.stdout.close()

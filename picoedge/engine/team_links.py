@@ -1,0 +1,66 @@
+"""What a hub and its workers tie their slices together with, set up alike on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from picoedge.errors import ProtocolError
+from picoedge.mesh.codec import codec_for
+from picoedge.mesh.collective import Collective, Rows, Stages
+from picoedge.mesh.exchange import Exchange
+from picoedge.mesh.links import HUB, SPIN_S, Links
+from picoedge.mesh.star import StarHub, StarWorker
+from picoedge.mesh.wire import Header, Kind, pack, unpack
+
+if TYPE_CHECKING:
+    from picoedge.config import ModelConfig
+    from picoedge.engine.session_spec import SessionSpec
+    from picoedge.mesh.curve import Context
+    from picoedge.mesh.keys import KeyPair
+
+NOTE_BYTES = 64 << 10
+MOST_HIDDEN = 1 << 16  # of a session whose model is not known yet
+
+
+def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) -> Links:
+    """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
+    bounds = Rows(spec.batch, hidden).socket_bounds()
+    links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=SPIN_S if spec.spin else 0.0)
+    for rank, seat in enumerate(spec.seats):
+        if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
+            links.expect(rank, seat.key, seat.name)
+    return links
+
+
+def collective_of(links: Links, spec: SessionSpec, config: ModelConfig) -> Collective:
+    """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
+    star: type[StarHub | StarWorker] = StarHub if spec.rank == HUB else StarWorker
+    member = Exchange if spec.allreduce == "exchange" else star
+    return member(
+        links,
+        range(len(spec.seats)),
+        Stages(*spec.contributors(), config.num_hidden_layers),
+        Rows(spec.batch, config.hidden_size),
+        codec_for(spec.wire, config.hidden_size),
+    )
+
+
+def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
+    """Tell a board of the session something that is no array."""
+    links.send(rank, pack(Header(Kind.CONTROL, links.epoch)), json.dumps(note).encode())
+
+
+def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:
+    """What a board of the session tells. Raises ProtocolError, BoardLostError."""
+    _, raw, frame = links.receive((rank,), timeout_s)
+    if unpack(raw) != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
+        raise links.fault(rank, f"sent {unpack(raw)} where a note was due")
+    try:
+        note = json.loads(frame.bytes)
+    except (ValueError, RecursionError):
+        note = None
+    if not isinstance(note, dict):
+        raise ProtocolError(f"{links.name(rank)} sent a note that is no JSON object")
+    return note

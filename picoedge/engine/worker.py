@@ -1,0 +1,127 @@
+"""One board's part in a session: `python -m picoedge.engine.worker`, started by its daemon.
+
+The order comes as one line of JSON on stdin. What the daemon must know goes to stdout, a line
+each: {"port": N} once the hub may connect, {"failed": {...}} for what ended it. It holds the
+board's slice and nothing else: neither embedding nor head, no text, no tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from picoedge.engine.progress_page import ProgressPage
+from picoedge.engine.worker_order import Order
+from picoedge.errors import BoardLostError, ModelError, PicoedgeError
+from picoedge.mesh.identity import Identity, cluster_folder, load_identity
+from picoedge.mesh.links import HUB
+
+if TYPE_CHECKING:
+    from picoedge.engine.opening import Opened
+    from picoedge.mesh.collective import Collective
+
+CONNECT_S = 20.0
+
+
+def main() -> int:
+    """Take the seat, and leave when the session is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's affair
+    try:
+        order = Order.from_json(json.loads(sys.stdin.readline()))
+        identity = load_identity(cluster_folder(os.environ))
+        take_seat(order, identity)
+    except BoardLostError as error:
+        if error.board != order.spec.seats[HUB].name:
+            return _failed(error)
+    except PicoedgeError as error:
+        return _failed(error)
+    except MemoryError:
+        return _failed(PicoedgeError("out of memory", "allow picoedge run more, or fewer weights"))
+    return 0
+
+
+def _failed(error: PicoedgeError) -> int:
+    _say({"failed": {"message": error.message, "hint": error.hint}})
+    return 1
+
+
+def _say(line: Mapping[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def take_seat(order: Order, identity: Identity) -> None:
+    """Be linked, load, compute until the hub says goodbye. Raises PicoedgeError."""
+    from picoedge.engine.team_links import collective_of, links_of, send_note
+    from picoedge.store.reader import Pack
+
+    spec, page = order.spec, ProgressPage(order.page)
+    pack = Pack.open(order.pack)
+    if pack.identity != spec.pack_id:
+        raise ModelError(f"{order.pack} is not the pack that the session runs", "remove it")
+    context = zmq.Context()
+    links = links_of(context, identity.keys, spec, pack.config.hidden_size)
+    try:
+        port = links.listen(order.host)
+        for rank in range(spec.rank + 1, len(spec.seats)):
+            if spec.allreduce == "exchange":
+                links.connect(rank, spec.seats[rank].address)
+        _say({"port": port})
+        links.open(CONNECT_S)
+        collective = collective_of(links, spec, pack.config)
+        opened = _load(order, pack, collective, page)
+        try:
+            send_note(links, HUB, _ready(opened))
+            _follow(opened, collective, page)
+        finally:
+            opened.model.close()
+    finally:
+        links.close()
+        context.destroy(linger=0)
+        page.write("ended")
+
+
+def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> Opened:
+    from picoedge.engine.open_options import OpenOptions
+    from picoedge.engine.opening import Ties, open_model
+
+    spec = order.spec
+    options = OpenOptions(
+        threads=order.threads,
+        memory_bytes=order.memory_bytes,
+        n_ctx=spec.n_ctx,
+        kv_bits=spec.kv_bits,
+        window_io=spec.window_io,
+        kernels=spec.kernels or None,
+    )
+    page.write("loading")
+
+    def loaded(what: str, done: int, total: int) -> None:
+        page.write("loading", done=done, total=total)
+
+    return open_model(pack, options, spec.part, loaded, Ties(collective.reduce))
+
+
+def _ready(opened: Opened) -> dict[str, Any]:
+    plan = opened.plan.to_json() if opened.plan else None
+    return {"ready": True, "batch": opened.model.batch, "plan": plan}
+
+
+def _follow(opened: Opened, collective: Collective, page: ProgressPage) -> None:
+    model, passes = opened.model, 0
+    page.write("waiting for work")
+    while (given := collective.next_input()) is not None:
+        x, position = given
+        passes += 1
+        page.write("computing", len(x), passes)
+        model.follow(x, position)
+        page.write("waiting for work", 0, passes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

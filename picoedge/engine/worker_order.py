@@ -1,0 +1,48 @@
+"""What a daemon has a worker do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.engine.session_spec import SessionSpec, spec_from_json
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where the slice is, what it may take, where to listen and to say how far it is.
+
+    The hub's `spec` has been checked.
+    """
+
+    spec: SessionSpec
+    pack: Path
+    host: str
+    page: Path
+    memory_bytes: int
+    threads: int | None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Order:
+        """From plain values."""
+        return cls(
+            spec_from_json(values["spec"]),
+            Path(values["pack"]),
+            values["host"],
+            Path(values["page"]),
+            values["memory_bytes"],
+            values["threads"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        return {
+            "spec": self.spec.to_json(),
+            "pack": str(self.pack),
+            "host": self.host,
+            "page": str(self.page),
+            "memory_bytes": self.memory_bytes,
+            "threads": self.threads,
+        }

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw.lab.cgroups import Group, signal_all
+from hw.lab.cgroups import Group
 from hw.lab.errors import LabError
 from hw.lab.namespaces import Namespace
 from hw.lab.networks import Port
+from hw.lab.processes import kill_group, signal_all
 
 _JOIN_S = 10.0
 
@@ -240,9 +241,3 @@ def _copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -
 def _close(stream: Any) -> None:
     with suppress(BrokenPipeError):  # what it was still to be told, it will never read
         stream.close()
-
-
-def kill_group(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL to a session's first process group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -6,7 +6,6 @@ page cache that they brought in is part of both. Imports nothing heavy: workers 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from hw.lab.errors import LabError
 from hw.lab.hierarchies import Hierarchy, write
+from hw.lab.processes import is_running, signal_all
 
 # v1 counts what a group reads only where a pace is set; this one never holds anything up.
 UNPACED = 1 << 40
@@ -195,27 +195,6 @@ def pids_in(folder: Path) -> list[int]:
         return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
     except OSError:
         return []
-
-
-def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-
-
-def is_running(pid: int) -> bool:
-    """Whether a thread of it runs or could; one that waits for a disk stops before it does."""
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        try:
-            state = stat.read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state in "RS":
-            return True
-    return False
 
 
 def loosen(folder: Path) -> None:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -35,7 +36,7 @@ from picoedge.store.reader import Pack
 
 ITEM_BYTES = 1 << 30
 _SPARE_BYTES = 16 << 20
-_AT_ONCE = 32 << 20  # a card takes its time to say that bytes are safe: not asked for each item
+_AT_ONCE = 16 << 20  # a card takes its time to say that bytes are safe: not asked for each item
 _TEMPORARY = ".{}.part"
 
 
@@ -89,6 +90,8 @@ class PartialPack:
         self._items = {item.name: item for item in self.pack.items()}
         self._files: dict[str, int] = {}
         self._unrecorded: list[Item] = []
+        self._thread = ThreadPoolExecutor(1, "record")
+        self._recording: Future[None] | None = None
         self.held: set[str] = set(self._items)
         self._record, self._end = -1, 0
         if is_partial(folder):
@@ -156,7 +159,7 @@ class PartialPack:
         self.held.add(item.name)
         self._unrecorded.append(item)
         if sum(each.nbytes for each in self._unrecorded) >= self._at_once:
-            self.commit()
+            self._record_later()
 
     def _write_text(self, item: Item, data: bytes | bytearray | memoryview) -> None:
         # Whole or not there: who finds a tokenizer's file believes it.
@@ -172,24 +175,35 @@ class PartialPack:
         return self._files[name]
 
     def commit(self) -> None:
-        """Have what was written survive a power cut, then record it. Raises StorageError."""
-        if not self._unrecorded:
-            return
-        with writing(self.folder, sum(item.nbytes for item in self._unrecorded)):
-            for fd in self._files.values():
-                os.fdatasync(fd)
-            if any(item.is_text for item in self._unrecorded):
-                sync(self.folder)
-            names = "".join(f"{item.name}\n" for item in self._unrecorded)
-            self._append(names.encode())
-            os.fdatasync(self._record)
-        self._unrecorded.clear()
-        self._close_files()
+        """Have what was written survive a power cut, and recorded. Raises StorageError."""
+        self._record_later()
+        self._wait()
 
-    def _close_files(self) -> None:
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+    def _record_later(self) -> None:
+        """Begin to; meanwhile more may be written. Raises StorageError of the one before."""
+        self._wait()
+        if self._unrecorded:
+            items, files = self._unrecorded, list(self._files.values())
+            self._unrecorded, self._files = [], {}
+            self._recording = self._thread.submit(self._settle, items, files)
+
+    def _wait(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.result()
+
+    def _settle(self, items: list[Item], files: list[int]) -> None:
+        try:
+            with writing(self.folder, sum(item.nbytes for item in items)):
+                for fd in files:
+                    os.fdatasync(fd)
+                if any(item.is_text for item in items):
+                    sync(self.folder)
+                self._append("".join(f"{item.name}\n" for item in items).encode())
+                os.fdatasync(self._record)
+        finally:
+            for fd in files:
+                os.close(fd)
 
     def close(self) -> None:
         """Record what was written and let others at the pack. Idempotent."""
@@ -199,7 +213,10 @@ class PartialPack:
                 (self.folder / HELD).unlink(missing_ok=True)  # a whole pack has no record
                 sync(self.folder)
         finally:
-            self._close_files()
+            self._thread.shutdown()
+            for fd in self._files.values():
+                os.close(fd)
+            self._files.clear()
             if self._record >= 0:
                 os.close(self._record)
             self._record = -1

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.engine.dealing import MOST_BOARDS, Counts, assign, deal, parse_split, slices_of
+from picoedge.engine.dealing import (
+    MOST_BOARDS,
+    Counts,
+    assign,
+    deal,
+    dealings,
+    parse_split,
+    slices_of,
+)
 from picoedge.errors import UsageError
 from picoedge.store.slices import Slice
 
@@ -22,13 +29,6 @@ counts = st.builds(Counts, st.integers(0, 40), st.integers(0, 130))
 def bottleneck(shards: Sequence[int], speed: Sequence[float]) -> float:
     """When the last board is done."""
     return max(n / w if w else (math.inf if n else 0.0) for n, w in zip(shards, speed, strict=True))
-
-
-def compositions(count: int, boards: int) -> Iterator[tuple[int, ...]]:
-    """All ways to deal `count` shards."""
-    for cuts in itertools.combinations_with_replacement(range(count + 1), boards - 1):
-        edges = (0, *cuts, count)
-        yield tuple(b - a for a, b in itertools.pairwise(edges))
 
 
 def sizes(slices: list[Slice]) -> tuple[list[int], list[int]]:
@@ -50,7 +50,7 @@ def test_no_other_deal_is_done_earlier(groups: int, shards: int, speed: list[flo
     for count, dealt in zip(
         (groups, shards), sizes(deal(Counts(groups, shards), speed)), strict=True
     ):
-        best = min(bottleneck(other, speed) for other in compositions(count, len(speed)))
+        best = min(bottleneck(other, speed) for other in dealings(count, len(speed)))
         assert bottleneck(dealt, speed) == best
 
 
@@ -115,7 +115,7 @@ def test_a_board_takes_no_more_than_it_can(count: int, room: list[int]) -> None:
     assert all(n <= most for n, most in zip(taken, room, strict=True))
     fits = [
         max(other)
-        for other in compositions(count, len(room))
+        for other in dealings(count, len(room))
         if all(n <= most for n, most in zip(other, room, strict=True))
     ]
     assert max(taken) == min(fits)
@@ -141,3 +141,10 @@ def test_other_splits_are_refused_with_a_remedy(text: str) -> None:
         parse_split(text)
     assert caught.value.hint
     assert len(str(caught.value)) < 300
+
+
+@given(st.integers(0, 7), st.integers(1, 4))
+def test_all_dealings_are_there_once(count: int, boards: int) -> None:
+    ways = list(dealings(count, boards))
+    assert len(set(ways)) == len(ways) == math.comb(count + boards - 1, boards - 1)
+    assert all(sum(way) == count and len(way) == boards for way in ways)

@@ -142,8 +142,8 @@ class Planner:
         return Share(
             board,
             part,
-            boards.stage_s(rank, "attention", groups),
-            boards.stage_s(rank, "ffn", shards),
+            boards.stage_s("attention", rank, groups),
+            boards.stage_s("ffn", rank, shards),
             disk,
             sum(run.nbytes for run in sliced(self.needs.load, part).runs),
             streamed,

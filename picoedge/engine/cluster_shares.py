@@ -8,22 +8,27 @@ by the disk. Pure arithmetic.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from picoedge.engine.cluster_facts import BoardFacts
-from picoedge.engine.dealing import Counts, assign
+from picoedge.engine.dealing import Counts, assign, dealings
 from picoedge.engine.planning import BATCHES, Budget, Load, Reading, activation_bytes, cache_bytes
 from picoedge.store.pages import PAGE
 from picoedge.store.slices import Slice
 from picoedge.store.units import Unit
-from picoedge.store.window_plan import RESIDENT_BYTES, Rates, piece_count, smallest_window
+from picoedge.store.window_plan import RESIDENT_BYTES, Rates, piece_count, widest
 
 _LEAST_UNIT = 1 << 20
 _MOST_UNITS = 2500  # as many as a plan streams, at most
 _ROUNDING = 2 * PAGE  # of a unit that begins and ends within pages
-_ROUNDS = 3  # of dealing one kind while the other stays as it is
+_FEW_DEALINGS = 200  # that are all tried
+_MOVES = 4
+
+Hands = tuple[list[int], list[int]]  # attention and FFN shards of each board, by rank
 
 
 def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
@@ -80,8 +85,9 @@ def need_of(load: Load) -> Need:
     most = max(_LEAST_UNIT, sum(run.nbytes for run in load.runs) // _MOST_UNITS)
     activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
     weights = sum(_held_bytes(run) for run in load.runs)
-    alike = {(run.kind, run.shard_bytes): run for run in load.runs}  # most layers are
-    window = smallest_window(tuple(alike.values()), most) + _ROUNDING
+    # Of whole width, though fewer shards may make narrower units: more of them never need less.
+    unit = max((widest(run, most) * run.shard_bytes for run in load.runs), default=0)
+    window = 2 * (unit + _ROUNDING)
     return Need(cache_bytes(load) + activations, weights, window)
 
 
@@ -118,7 +124,7 @@ class Boards:
             self._bytes[run.kind] += run.nbytes
         self._layers = load.config.num_hidden_layers
 
-    def stage_s(self, rank: int, kind: str, shards: int) -> float:
+    def stage_s(self, kind: str, rank: int, shards: int) -> float:
         """Seconds a token that one kind of shards takes a board, over all layers."""
         if not shards:
             return 0.0
@@ -144,71 +150,103 @@ class Boards:
 
     # -- dealing -------------------------------------------------------------------------------
 
-    def token_s(self, attention: Sequence[int], ffn: Sequence[int], sync_s: float) -> float:
+    def token_s(self, hands: Hands, sync_s: float) -> float:
         """Seconds of a token with the shards dealt so."""
-        ranks = range(len(self.boards))
+        ranks, (attention, ffn) = range(len(self.boards)), hands
         disk = max(self.disk_s(i, attention[i], ffn[i]) for i in ranks)
         stages = (
-            max(self.stage_s(i, kind, dealt[i]) for i in ranks)
+            max(self.stage_s(kind, i, dealt[i]) for i in ranks)
             for kind, dealt in (("attention", attention), ("ffn", ffn))
         )
         return max(disk, sum(stages) + sync_s + self.head_s)
 
-    def ways(self, sync_s: float) -> Iterator[tuple[list[int], list[int]]]:
-        """Attention and FFN shards of each board, for short tokens; none where they cannot be held.
+    def ways(self, sync_s: float) -> Iterator[Hands]:
+        """Dealings with short tokens; none where the boards cannot hold the model.
 
-        `sync_s` is what the sums take. Exact in each kind given the other, the two being dealt in
-        turn; and once with all attention on the hub, whose sums then take a hop less.
+        `sync_s` is what the sums take. First the best found for that; then the best with all
+        attention on the hub, whose sums take a hop less.
         """
-        shared = self._spread(sync_s)
-        if shared is not None:
-            yield self._improved(shared, sync_s)
-        alone = [self.counts.attention] + [0] * (len(self.boards) - 1)
-        ffn = self._dealt("ffn", alone, sync_s)
-        if ffn is not None and self.token_s(alone, ffn, sync_s) < math.inf:
-            yield alone, ffn
+        found = self._by_speed() or self._by_memory(sync_s)
+        if found is not None:
+            yield found
+        alone = self._with_ffn([self.counts.attention] + [0] * (len(self.boards) - 1), sync_s)
+        if alone is not None:
+            yield alone
 
-    def _spread(self, sync_s: float) -> tuple[list[int], list[int]] | None:
-        """Attention shards, each with as many FFN shards as there are to one, then these anew."""
-        counts = self.counts
+    def _by_speed(self) -> Hands | None:
+        """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
+        attention, ffn = (
+            assign(count, len(self.boards), partial(self.stage_s, kind))
+            for kind, count in (("attention", self.counts.attention), ("ffn", self.counts.ffn))
+        )
+        assert attention is not None
+        assert ffn is not None
+        fits = all(
+            self.disk_s(i, *each) == 0 for i, each in enumerate(zip(attention, ffn, strict=True))
+        )
+        return (attention, ffn) if fits else None
 
-        def cost(rank: int, shards: int) -> float:
+    def _by_memory(self, sync_s: float) -> Hands | None:
+        """The quickest over all dealings of attention shards where these are few.
+
+        Else from one that is near, by moving one of them at a time.
+        """
+        groups, boards = self.counts.attention, len(self.boards)
+        if math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS:
+            return self._quickest(dealings(groups, boards), sync_s)
+        best = self._quickest(self._near(sync_s), sync_s)
+        for _ in range(_MOVES if best is not None else 0):
+            assert best is not None
+            better = self._quickest(_moved(best[0]), sync_s)
+            if better is None or self.token_s(better, sync_s) >= self.token_s(best, sync_s):
+                break
+            best = better
+        return best
+
+    def _quickest(self, attentions: Iterable[Sequence[int]], sync_s: float) -> Hands | None:
+        """The best of these dealings of attention shards, each with the FFN dealt for it."""
+        found = (self._with_ffn(attention, sync_s) for attention in attentions)
+        able = (hands for hands in found if hands is not None)
+        return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
+
+    def _near(self, sync_s: float) -> Iterator[list[int]]:
+        """Attention shards, each with as many FFN shards as there are to one of them.
+
+        Then wherever there is room for them, whatever becomes of the others.
+        """
+        counts, boards = self.counts, len(self.boards)
+
+        def together(rank: int, shards: int) -> float:
             beside = counts.ffn * shards // counts.attention
-            own = self.stage_s(rank, "attention", shards) + self.stage_s(rank, "ffn", beside)
+            own = self.stage_s("attention", rank, shards) + self.stage_s("ffn", rank, beside)
             return max(own + sync_s, self.disk_s(rank, shards, beside))
 
-        def bare(rank: int, shards: int) -> float:
-            return self.disk_s(rank, shards, 0)
+        for cost in (together, lambda rank, shards: self.disk_s(rank, shards, 0)):
+            hand = assign(counts.attention, boards, cost)
+            if hand is not None:
+                yield hand
 
-        for way in (cost, bare):  # at last wherever there is room, whatever becomes of the others
-            attention = assign(counts.attention, len(self.boards), way)
-            ffn = attention and self._dealt("ffn", attention, sync_s)
-            if attention and ffn and self.token_s(attention, ffn, sync_s) < math.inf:
-                return attention, ffn
-        return None
-
-    def _improved(
-        self, dealt: tuple[list[int], list[int]], sync_s: float
-    ) -> tuple[list[int], list[int]]:
-        """Each kind dealt again for the other, as long as that helps."""
-        for _ in range(_ROUNDS):
-            attention = self._dealt("attention", dealt[1], sync_s)
-            ffn = attention and self._dealt("ffn", attention, sync_s)
-            if not attention or not ffn:
-                break
-            if self.token_s(attention, ffn, sync_s) >= self.token_s(*dealt, sync_s):
-                break
-            dealt = attention, ffn
-        return dealt
-
-    def _dealt(self, kind: str, other: Sequence[int], sync_s: float) -> list[int] | None:
-        """Shards of a kind dealt for the shortest token, those of the other kind being given."""
-        ffn = kind == "ffn"
-        beside = "attention" if ffn else "ffn"
-        rest = max(self.stage_s(rank, beside, n) for rank, n in enumerate(other)) + sync_s
+    def _with_ffn(self, attention: Sequence[int], sync_s: float) -> Hands | None:
+        """The FFN shards dealt for the shortest token, given the attention shards."""
+        ranks = range(len(self.boards))
+        stage = max(self.stage_s("attention", i, attention[i]) for i in ranks)
+        rest = stage + sync_s + self.head_s
 
         def cost(rank: int, shards: int) -> float:
-            pair = (other[rank], shards) if ffn else (shards, other[rank])
-            return max(rest + self.stage_s(rank, kind, shards), self.disk_s(rank, *pair))
+            computed = rest + self.stage_s("ffn", rank, shards)
+            return max(computed, self.disk_s(rank, attention[rank], shards))
 
-        return assign(self.counts.ffn if ffn else self.counts.attention, len(self.boards), cost)
+        if any(math.isinf(self.disk_s(i, attention[i], 0)) for i in ranks):
+            return None
+        ffn = assign(self.counts.ffn, len(ranks), cost)
+        return None if ffn is None else (list(attention), ffn)
+
+
+def _moved(attention: Sequence[int]) -> Iterator[list[int]]:
+    """All dealings in which one shard is elsewhere."""
+    for giver, taker in itertools.permutations(range(len(attention)), 2):
+        if attention[giver]:
+            moved = [*attention]
+            moved[giver] -= 1
+            moved[taker] += 1
+            yield moved

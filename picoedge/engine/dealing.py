@@ -7,8 +7,9 @@ counts is the slowest board of each stage, and each kind of shard is dealt by it
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from picoedge.errors import UsageError
@@ -63,6 +64,12 @@ def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
         taken[board] += 1
         heapq.heapreplace(heap, (cost(board, taken[board] + 1), board))
     return taken
+
+
+def dealings(count: int, boards: int) -> Iterator[tuple[int, ...]]:
+    """All ways to deal `count` shards: comb(count + boards - 1, boards - 1) of them."""
+    for cuts in itertools.combinations_with_replacement(range(count + 1), boards - 1):
+        yield tuple(b - a for a, b in itertools.pairwise((0, *cuts, count)))
 
 
 def slices_of(attention: Sequence[int], ffn: Sequence[int]) -> list[Slice]:

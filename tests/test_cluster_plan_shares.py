@@ -1,0 +1,105 @@
+"""Shares where memory is short: no dealing is quicker, and none is promised that cannot be held."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from picoedge.engine.cluster_facts import BoardFacts
+from picoedge.engine.cluster_shares import (
+    Boards,
+    Needs,
+    board_budget,
+    board_reading,
+    sliced,
+)
+from picoedge.engine.dealing import dealings, slices_of
+from picoedge.engine.planning import Load, plan_memory
+from picoedge.store.slices import Slice
+from tests.clusters import MB, board, load_of, weights_bytes
+
+loads = st.builds(
+    lambda groups, shards: load_of(4, 512, groups, shards, vocab=4000, n_ctx=512),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 7),
+)
+# Speed, memory beside the interpreter as a share of the weights, and bytes a second of the disk.
+abilities = st.tuples(
+    st.sampled_from([5e8, 1e9, 2e9]), st.floats(0.0, 1.4), st.sampled_from([1e7, 1e8, 1e9])
+)
+sync = st.sampled_from([0.0, 1e-3, 1e-2])
+
+
+def boards_of(load: Load, able: list[tuple[float, float, float]]) -> list[BoardFacts]:
+    whole = weights_bytes(load) / MB
+    return [
+        board(str(i), speed, 62 + share * whole, disk_bytes_per_s=disk)
+        for i, (speed, share, disk) in enumerate(able)
+    ]
+
+
+@settings(max_examples=60)
+@given(loads, st.lists(abilities, min_size=1, max_size=3), sync)
+def test_no_other_shares_are_quicker(
+    load: Load, able: list[tuple[float, float, float]], sync_s: float
+) -> None:
+    boards = Boards(Needs(load), boards_of(load, able))
+    counts = boards.counts
+    best = min(
+        boards.token_s((list(attention), list(ffn)), sync_s)
+        for attention in dealings(counts.attention, len(able))
+        for ffn in dealings(counts.ffn, len(able))
+    )
+    found = [boards.token_s(hands, sync_s) for hands in boards.ways(sync_s)]
+    assert min(found, default=math.inf) == pytest.approx(best)
+
+
+@settings(max_examples=40)
+@given(loads, st.lists(abilities, min_size=1, max_size=3))
+def test_what_is_promised_can_be_planned(
+    load: Load, able: list[tuple[float, float, float]]
+) -> None:
+    boards = Boards(Needs(load), boards_of(load, able))
+    for attention, ffn in boards.ways(0.0):
+        for rank, part in enumerate(slices_of(attention, ffn)):
+            if rank and not part.attention and not part.ffn:
+                continue
+            facts = boards.boards[rank]
+            plan = plan_memory(sliced(load, part), board_budget(facts), [board_reading(facts)])
+            assert plan.total <= facts.budget_bytes
+            promised = boards.disk_s(rank, len(part.attention), len(part.ffn))
+            if promised == 0:
+                assert not plan.window.streamed
+            else:  # whole shards stay, in so small a model large ones; and each read has to begin
+                window, rates = plan.window, board_reading(facts).rates
+                late = 0.15 * weights_bytes(load) / rates.disk
+                late += len(window.streamed) * rates.latency_s
+                assert window.forecast.s_per_token <= promised + window.forecast.compute_s + late
+
+
+def test_many_groups_are_dealt_without_trying_all() -> None:
+    load = load_of(4, 1024, groups=16, shards=12)
+    whole = weights_bytes(load) / MB
+    boards = Boards(Needs(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
+    found = list(boards.ways(1e-3))
+    assert found
+    assert boards.disk_s(0, 16, 12) > 0.5  # one board alone reads most of it
+    assert boards.token_s(found[0], 1e-3) < 0.2
+
+
+def test_slices_of_a_load_are_the_packs_own() -> None:
+    load = load_of(3, 512, 4, 8)
+    part = Slice(range(1, 3), range(2, 7), head=False)
+    worker = sliced(load, part, numpy=True)
+    assert worker.part == part
+    assert worker.numpy
+    assert [run.kind for run in worker.runs] == ["attention", "ffn"] * 3
+    assert {(run.kind, run.shards) for run in worker.runs} == {
+        ("attention", range(1, 3)),
+        ("ffn", range(2, 7)),
+    }
+    hub = sliced(load, Slice(range(0), range(0)))
+    assert [run.kind for run in hub.runs] == ["head"]

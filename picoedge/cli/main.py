@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("picoedge.cli.show", "Show what a model is."),
     "rm": ("picoedge.cli.rm", "Remove a packed model."),
     "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
+    "run": ("picoedge.cli.run", "Serve the mesh with this board."),
     "keys": ("picoedge.cli.keys", "Make a cluster; say which boards are in it."),
     "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
 }

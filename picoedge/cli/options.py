@@ -59,11 +59,16 @@ def _number(flag: str, default: float, kind: type, text: str) -> Decorator:
     return _setting(flag, type=kind, default=None, help=shown)
 
 
+threads_option = _setting(
+    "-t", "--threads", type=click.IntRange(1, 1024), help="Threads [default: all cores]."
+)
+memory_option = _setting(
+    "--memory", callback=_size, metavar="SIZE", help="Use no more memory than this, like 400M."
+)
+
 _MODEL = [
-    _setting("-t", "--threads", type=click.IntRange(1, 1024), help="Threads [default: all cores]."),
-    _setting(
-        "--memory", callback=_size, metavar="SIZE", help="Use no more memory than this, like 400M."
-    ),
+    threads_option,
+    memory_option,
     _setting(
         "-c", "--ctx-size", type=click.IntRange(1),
         help="Tokens of context [default: 4096, or what the model and the memory take].",

@@ -1,13 +1,13 @@
 """The daemon's other half: what this board does for the sessions of the mesh, one at a time.
 
     board-facts     what it can do, measured here
-    session-open    take a seat: the answer, with the port of the data socket, comes when the
-                    board is free; a second session of one connection takes the place of its first
-    session-lend    the same for a session typed on this board: nothing starts, its memory is free
-    session-close   the seat is free again; so it is when the connection ends
-    -> session-queued, session-report, session-ended    what is told to who holds or waits
+    session-take    hold this board; the answer comes when it is free. One board's own session
+                    takes it like any other: then its memory is lent, and nothing starts
+    session-start   start a worker with its slice; again: in place of the last one
+    session-close   the board is free again; so it is when the connection ends
+    -> session-queued, session-listens, session-report, session-ended    what the holder is told
 
-A session belongs to the connection it was asked for over. The daemon loads no weights.
+A board is held by a connection. The daemon loads no weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from picoedge.engine.process import rss_bytes
 from picoedge.engine.running_worker import RunningWorker
 from picoedge.engine.session_spec import SessionSpec, spec_from_json
 from picoedge.engine.worker_order import Order
-from picoedge.errors import AccessError, MeshError, ModelError, ProtocolError
+from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.mesh.answers import Deferred
 from picoedge.mesh.door import Asker
 
@@ -46,31 +46,34 @@ class BoardOptions:
 
 @dataclass(eq=False)
 class Seat:
-    """Who holds this board or waits for it. `spec` is None where the board is lent to itself."""
+    """Who holds this board or waits for it, and the worker that was started for it."""
 
     asker: Asker
-    spec: SessionSpec | None
-    answer: Deferred
+    taken: Deferred
+    spec: SessionSpec | None = None
     worker: RunningWorker | None = None
 
 
 class BoardService:
-    """Answers for this board on `node`. `facts` says what the board can do, when it is known."""
+    """Answers for this board on `node`. `facts` says what the board can do, once it is known.
+
+    `find_pack` says where the pack of a session is, or is to be.
+    """
 
     def __init__(
         self,
         node: Node,
         options: BoardOptions,
         facts: Callable[[], Mapping[str, Any] | None],
-        find_pack: Callable[[SessionSpec], Path | None],
+        find_pack: Callable[[SessionSpec], Path],
     ) -> None:
         self._node, self._options = node, options
         self._facts, self._find_pack = facts, find_pack
         self._held: Seat | None = None
         self._waiting: deque[Seat] = deque()
         node.on("board-facts", lambda peer, body: self._tell_facts())
-        node.on("session-open", self._open)
-        node.on("session-lend", self._lend)
+        node.on("session-take", self._take)
+        node.on("session-start", self._start)
         node.on("session-close", self._close)
         node.on_gone(self._gone)
         node.peers.state = self.state
@@ -82,38 +85,50 @@ class BoardService:
         facts = self._facts()
         if facts is None:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
-        own = rss_bytes() + GROWTH_BYTES
-        return {"facts": dict(facts), "memory_bytes": max(0, self._options.memory_bytes - own)}
+        return {"facts": dict(facts), "memory_bytes": self._memory_bytes()}
 
-    def _open(self, peer: str, body: Body) -> Deferred:
+    def _take(self, peer: str, body: Body) -> Deferred:
+        seat = Seat(_asker(peer), Deferred())
+        if self._held is not None and self._held.asker.route == seat.asker.route:
+            raise ProtocolError("a board taken twice over one connection")
+        if len(self._waiting) >= MOST_WAITING:
+            raise MeshError("too many sessions wait for this board", "try again later")
+        self._waiting.append(seat)
+        self._next()
+        return seat.taken
+
+    def _start(self, peer: str, body: Body) -> None:
+        seat, asker = self._held, _asker(peer)
+        if seat is None or seat.asker.route != asker.route:
+            raise ProtocolError("a session on a board that it has not taken")
         spec = spec_from_json(body.get("spec"))
+        self._check(asker, spec)
+        self._stop_worker(seat)
+        seat.spec = spec
+        seat.worker = worker = RunningWorker(
+            self._order(spec), lambda line: self._heard(seat, line)
+        )
+        self._node.add(worker.stdout.fileno(), lambda: self._read(seat, worker))
+        self._node.add(worker.pidfd, lambda: self._ended(seat, worker))
+
+    def _check(self, asker: Asker, spec: SessionSpec) -> None:
         seats = {seat.key: rank for rank, seat in enumerate(spec.seats)}
-        if seats.get(str(peer)) != 0 or seats.get(self._node.identity.keys.public) != spec.rank:
+        if seats.get(str(asker)) != 0 or seats.get(self._node.identity.keys.public) != spec.rank:
             raise ProtocolError("a session whose hub does not ask, or not for this board")
         strangers = [seat.name for seat in spec.seats if not self._node.roster.is_allowed(seat.key)]
         if strangers:
             raise AccessError(f"{strangers[0]} is not let in here", "picoedge keys show")
-        return self._take(Seat(_asker(peer), spec, Deferred()))
 
-    def _lend(self, peer: str, body: Body) -> Deferred:
-        if str(peer) != self._node.identity.keys.public:
-            raise AccessError("memory is lent to this board's own sessions only")
-        return self._take(Seat(_asker(peer), None, Deferred()))
+    def _order(self, spec: SessionSpec) -> Order:
+        host, memory = self._node.address.host, self._memory_bytes()
+        return Order(spec, self._find_pack(spec), host, Path(), memory, self._options.threads)
+
+    def _memory_bytes(self) -> int:
+        """What is left for a session."""
+        return max(0, self._options.memory_bytes - rss_bytes() - GROWTH_BYTES)
 
     def _close(self, peer: str, body: Body) -> None:
         self._gone(_asker(peer))
-
-    def _take(self, seat: Seat) -> Deferred:
-        if self._held is not None and self._held.asker.route == seat.asker.route:
-            self._free()
-        if self._held is None and not self._waiting:
-            self._begin(seat)
-            return seat.answer
-        if len(self._waiting) >= MOST_WAITING:
-            raise MeshError("too many sessions wait for this board", "try again later")
-        self._waiting.append(seat)
-        self._tell_places()
-        return seat.answer
 
     def _tell_places(self) -> None:
         held = self._held
@@ -123,74 +138,43 @@ class BoardService:
 
     # -- holding -------------------------------------------------------------------------------
 
-    def _begin(self, seat: Seat) -> None:
-        self._held = seat
-        if seat.spec is None:
-            seat.answer.answer({"memory_bytes": self._memory_bytes()})
-            return
-        try:
-            order = self._order(seat.spec)
-        except MeshError as error:
-            return self._refuse(seat, error)
-        except ModelError as error:
-            return self._refuse(seat, MeshError(error.message, error.hint))
-        worker = RunningWorker(order, lambda line: self._heard(seat, line))
-        seat.worker = worker
-        self._node.add(worker.stdout.fileno(), lambda: self._read(seat))
-        self._node.add(worker.pidfd, lambda: self._ended(seat))
-
-    def _order(self, spec: SessionSpec) -> Order:
-        pack = self._find_pack(spec)
-        if pack is None:
-            raise ModelError(f"{spec.pack_name} is not on this board", "")
-        host = self._node.address.host
-        return Order(spec, pack, host, Path(), self._memory_bytes(), self._options.threads)
-
-    def _memory_bytes(self) -> int:
-        return max(0, self._options.memory_bytes - rss_bytes() - GROWTH_BYTES)
-
-    def _refuse(self, seat: Seat, error: MeshError) -> None:
-        seat.answer.answer(error)
-        self._free()
-        self._next()
-
-    def _heard(self, seat: Seat, line: Mapping[str, Any]) -> None:
-        if "port" in line:
-            seat.answer.answer({"port": line["port"]})
-
-    def _read(self, seat: Seat) -> None:
-        if seat.worker is not None and not seat.worker.read():
-            self._node.remove(seat.worker.stdout.fileno())
-
-    def _ended(self, seat: Seat) -> None:
-        """The worker is gone: tell why, before the hub wonders."""
-        assert seat.worker is not None
-        why = seat.worker.why_ended()
-        seat.answer.answer(MeshError(why["message"], why["hint"]))
-        if seat.spec is not None:
-            self._node.push(seat.asker, "session-ended", {"session": seat.spec.session, **why})
-        self._free()
-        self._next()
-
-    def _free(self) -> None:
-        """Nobody holds the board; what ran for who did is ended."""
-        seat, self._held = self._held, None
-        if seat is not None and seat.worker is not None:
-            self._node.remove(seat.worker.stdout.fileno())
-            self._node.remove(seat.worker.pidfd)
-            seat.worker.end()
-            seat.worker = None
-
     def _next(self) -> None:
-        while self._waiting and self._held is None:
-            self._begin(self._waiting.popleft())
+        """The board goes to who waits longest, where it is free."""
+        if self._held is None and self._waiting:
+            self._held = self._waiting.popleft()
+            self._held.taken.answer({"memory_bytes": self._memory_bytes()})
         self._tell_places()
 
     def _gone(self, asker: Asker) -> None:
         self._waiting = deque(s for s in self._waiting if s.asker.route != asker.route)
         if self._held is not None and self._held.asker.route == asker.route:
-            self._free()
-            self._next()
+            self._stop_worker(self._held)
+            self._held = None
+        self._next()
+
+    def _stop_worker(self, seat: Seat) -> None:
+        worker, seat.worker = seat.worker, None
+        if worker is not None:
+            self._node.remove(worker.stdout.fileno())
+            self._node.remove(worker.pidfd)
+            worker.end()
+
+    def _heard(self, seat: Seat, line: Mapping[str, Any]) -> None:
+        if "port" in line and seat.spec is not None:
+            listens = {"session": seat.spec.session, "port": line["port"]}
+            self._node.push(seat.asker, "session-listens", listens)
+
+    def _read(self, seat: Seat, worker: RunningWorker) -> None:
+        if seat.worker is worker and not worker.read():
+            self._node.remove(worker.stdout.fileno())
+
+    def _ended(self, seat: Seat, worker: RunningWorker) -> None:
+        """The worker is gone: tell why, before the hub wonders."""
+        if seat.worker is not worker or seat.spec is None:
+            return
+        ended = {"session": seat.spec.session, **worker.why_ended()}
+        self._stop_worker(seat)
+        self._node.push(seat.asker, "session-ended", ended)
 
     # -- what is told --------------------------------------------------------------------------
 
@@ -213,7 +197,8 @@ class BoardService:
             return {**state, "does": "free"}
         state["for"] = self._node.name_of(str(seat.asker))
         if seat.worker is None or seat.spec is None:
-            return {**state, "does": "hub"}
+            own = str(seat.asker) == self._node.identity.keys.public
+            return {**state, "does": "hub" if own else "taken"}
         report, part = seat.worker.report(), seat.spec.part
         state["rss_bytes"] += report["rss_bytes"]
         return {
@@ -228,7 +213,9 @@ class BoardService:
     def close(self) -> None:
         """End what runs."""
         self._waiting.clear()
-        self._free()
+        if self._held is not None:
+            self._stop_worker(self._held)
+            self._held = None
 
 
 def _asker(peer: str) -> Asker:

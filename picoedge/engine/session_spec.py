@@ -29,12 +29,17 @@ WIRES = ("f64", "f32", "f16", "q8")
 
 @dataclass(frozen=True)
 class Seat:
-    """A board of a session; `address` is of its data socket, "" where it need not be known."""
+    """A board of a session: its key, its name for people, and what it holds.
+
+    `address` is of its data socket, "" where it need not be known; `daemon` of who can be asked
+    for shards, "" likewise.
+    """
 
     key: str
     name: str
     part: Slice
     address: str = ""
+    daemon: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def _seat_to_json(seat: Seat) -> dict[str, Any]:
         "key": seat.key,
         "name": seat.name,
         "address": seat.address,
+        "daemon": seat.daemon,
         "attention": [part.attention.start, part.attention.stop],
         "ffn": [part.ffn.start, part.ffn.stop],
     }
@@ -120,7 +126,11 @@ def _seat(values: object, rank: int) -> Seat:
     given = _Given(values, f"seat {rank}")
     part = Slice(given.run("attention"), given.run("ffn"), head=rank == 0)
     return Seat(
-        given.text("key", KEY), given.text("name", NAME), part, given.text("address", ADDRESS)
+        given.text("key", KEY),
+        given.text("name", NAME),
+        part,
+        given.text("address", ADDRESS),
+        given.text("daemon", ADDRESS),
     )
 
 

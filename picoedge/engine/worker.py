@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -25,6 +26,7 @@ from picoedge.mesh.links import HUB
 if TYPE_CHECKING:
     from picoedge.engine.opening import Opened
     from picoedge.mesh.collective import Collective
+    from picoedge.mesh.keys import KeyPair
 
 CONNECT_S = 20.0
 
@@ -61,10 +63,11 @@ def take_seat(order: Order, identity: Identity) -> None:
     from picoedge.store.reader import Pack
 
     spec, page = order.spec, ProgressPage(order.page)
+    context = zmq.Context()
+    pull_missing(context, identity.keys, order, page)
     pack = Pack.open(order.pack)
     if pack.identity != spec.pack_id:
         raise ModelError(f"{order.pack} is not the pack that the session runs", "remove it")
-    context = zmq.Context()
     links = links_of(context, identity.keys, spec, pack.config.hidden_size)
     try:
         port = links.listen(order.host)
@@ -84,6 +87,33 @@ def take_seat(order: Order, identity: Identity) -> None:
         links.close()
         context.destroy(linger=0)
         page.write("ended")
+
+
+def pull_missing(
+    context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, order: Order, page: ProgressPage
+) -> None:
+    """Have the slice on this disk, from all boards of the session that have some of it."""
+    from picoedge.mesh.donor_link import DonorLink
+    from picoedge.mesh.puller import Manner, Pulling, pull
+    from picoedge.store.inventory import Wanted
+    from picoedge.store.reader import Pack
+
+    spec, wanted = order.spec, Wanted(order.spec.part)
+    if order.pack.exists() and not Pack.open(order.pack).missing(wanted):
+        return
+
+    def pulled(how: Pulling) -> None:
+        page.write("pulling", done=how.done, total=how.total)
+
+    page.write("pulling")
+    with ExitStack() as stack:
+        sources = []
+        for rank, seat in enumerate(spec.seats):
+            if rank != spec.rank and seat.daemon:
+                link = DonorLink(context, keys, seat.daemon, seat.key)
+                stack.callback(link.close)
+                sources.append((seat.name, link))
+        pull(order.pack, spec.pack_id, wanted, sources, Manner(progress=pulled))
 
 
 def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> Opened:

@@ -66,6 +66,7 @@ class Peers:
         self._timing = timing
         self._hints = HintFile(node.identity.folder)
         self._hints_are_new = False
+        self._digest = node.roster.digest
         self._sequence = 0
         self._beaten_s = node.loop.clock()
         self._sought_s = float("-inf")
@@ -105,6 +106,10 @@ class Peers:
             self._hints_are_new |= self._hints.seen(key, addresses)
             self._sought_s = float("-inf")
 
+    def addresses_of(self, key: str) -> tuple[Address, ...]:
+        """Where the board `key` was seen, the newest first."""
+        return self._hints.hints.get(key, ())
+
     def route_of(self, key: str) -> Asker | None:
         """The connection that a board's daemon made to us, if it stands."""
         board = self.boards.get(key)
@@ -119,6 +124,7 @@ class Peers:
 
     def roster_changed(self) -> None:
         """Who is let in has changed: end what is revoked, tell everyone."""
+        self._digest = self._node.roster.digest
         self._revoke()
         self._spread()
         self._sought_s = float("-inf")
@@ -293,10 +299,10 @@ class Peers:
 
     def _reload(self) -> None:
         try:
-            changed = self._node.roster_file.reload_if_changed()
+            self._node.roster_file.reload_if_changed()
         except PicoedgeError as error:
-            return self._node.log_once(str(error))
-        if changed:
+            self._node.log_once(str(error))
+        if self._node.roster.digest != self._digest:
             self.roster_changed()
 
     def _tell_hints(self) -> None:

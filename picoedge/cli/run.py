@@ -1,0 +1,143 @@
+"""`picoedge run`: this board joins the mesh and serves it, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli import options
+from picoedge.cli.output import note
+from picoedge.errors import UsageError
+
+if TYPE_CHECKING:
+    from picoedge.engine.board import BoardOptions
+    from picoedge.mesh.addresses import Address
+    from picoedge.mesh.identity import Identity
+
+
+@click.command()
+@click.argument("model", required=False, metavar="")
+@click.option("--join", metavar="STRING", help="Enter a cluster with an invite; - reads it.")
+@click.option("--name", help="What this board is called when it joins [default: its host name].")
+@options.memory_option
+@click.option(
+    "--listen", metavar="ADDRESS", envvar="PICOEDGE_LISTEN", default="0.0.0.0", show_default=True,
+    help="Where other boards reach this one: HOST or HOST:PORT.",
+)  # fmt: skip
+@click.option(
+    "--peers", metavar="HOST:PORT,…", envvar="PICOEDGE_PEERS", default="",
+    help="Boards to look for at once; those met before are remembered.",
+)  # fmt: skip
+@click.option(
+    "--models", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="Where packs are kept [default: the shelf of `picoedge list`].",
+)  # fmt: skip
+@options.threads_option
+def command(**values: Any) -> None:
+    """Serve the mesh: hold shards, take seats in sessions, pass shards on.
+
+    It needs an identity: `picoedge keys init` on the first board, `--join STRING` on the others.
+    """
+    if values["model"]:
+        raise UsageError(
+            f"picoedge run starts this board's service and takes no model: {values['model']!r}",
+            f"to talk with a model: picoedge chat {values['model']}",
+        )
+    from picoedge.mesh.addresses import parse_address, parse_addresses
+
+    listen, peers = parse_address(values["listen"]), parse_addresses(values["peers"])
+    identity, inviter = _identity(values["join"], values["name"])
+    _serve(identity, listen, (*peers, *inviter), _board_options(values))
+
+
+def _board_options(values: dict[str, Any]) -> BoardOptions:
+    from picoedge.engine.board import BoardOptions
+    from picoedge.engine.memory import available_bytes
+    from picoedge.engine.places import shelf_folder
+
+    available = available_bytes()
+    memory = min(values["memory"] or available, available)
+    if values["memory"] is None:
+        memory -= available // 16  # a margin for whatever else runs here
+    shelf = values["models"] or shelf_folder(os.environ)
+    return BoardOptions(memory, shelf.absolute(), values["threads"])
+
+
+def _identity(join: str | None, name: str | None) -> tuple[Identity, tuple[Address, ...]]:
+    from picoedge.mesh.identity import cluster_folder, load_identity
+
+    folder = cluster_folder(os.environ)
+    if join is None:
+        return load_identity(folder), ()
+    import zmq
+
+    from picoedge.mesh.caller import join as ask_to_join
+    from picoedge.mesh.identity import board_name_of
+    from picoedge.mesh.invite import parse_invite
+    from picoedge.mesh.joining import accept, joining_keys
+
+    if join == "-":
+        join = click.get_text_stream("stdin").readline()
+    invitation = parse_invite(join.strip())
+    keys = joining_keys(folder)
+    context = zmq.Context()
+    try:
+        roster = ask_to_join(context, invitation, name or board_name_of(os.uname().nodename), keys)
+    finally:
+        context.destroy(linger=0)
+    identity = accept(folder, invitation, roster, keys)
+    note(f"{identity.name} is in the cluster; from now on: picoedge run")
+    return identity, (invitation.address,)
+
+
+def _serve(
+    identity: Identity, listen: Address, peers: tuple[Address, ...], board: BoardOptions
+) -> None:
+    import zmq
+
+    from picoedge.engine.daemon import Daemon
+    from picoedge.engine.notify import notify, watchdog_s
+    from picoedge.mesh.node import Node
+    from picoedge.mesh.roster_file import RosterFile
+    from picoedge.units import format_size
+
+    context = zmq.Context()
+    try:
+        node = Node(context, identity, RosterFile(identity.folder), listen, peers)
+        try:
+            daemon = Daemon(node, board)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: node.stop())
+            note(
+                f"{identity.name} of cluster {node.roster.cluster.name} listens on {node.address} "
+                f"with {format_size(board.memory_bytes)}"
+            )
+            _watch(node, watchdog_s())
+            notify("READY=1")
+            try:
+                node.run()
+            finally:
+                notify("STOPPING=1")
+                daemon.close()
+        finally:
+            node.close()
+    finally:
+        context.destroy(linger=0)
+
+
+def _watch(node: Any, every_s: float | None) -> None:
+    """Give systemd its signs of life, where it asks for them."""
+    from picoedge.engine.notify import notify
+
+    if every_s is None:
+        return
+
+    def beat() -> None:
+        notify("WATCHDOG=1")
+        node.after(every_s, beat)
+
+    beat()

@@ -1,0 +1,89 @@
+"""What this board can do, measured: `python -m picoedge.engine.board_probe SHELF`, for its daemon.
+
+A process of its own, because it loads NumPy and the kernels and the daemon is to stay small. It
+prints one JSON object: the facts that `cluster_facts.BoardFacts` has of a board, less its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import PicoedgeError
+
+SCRATCH_BYTES = 64 << 20
+FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
+UNKNOWN_DISK = 20e6  # bytes a second of a card that cannot be measured
+
+
+def main() -> int:
+    """Measure, and print."""
+    print(json.dumps(measure_board(Path(sys.argv[1]))))
+    return 0
+
+
+def measure_board(shelf: Path) -> dict[str, Any]:
+    """Speeds, and the memory a session takes beside the model's."""
+    from picoedge.engine.compute import cached_compute
+    from picoedge.engine.cores import usable_cores
+    from picoedge.engine.fitting import LARGE_MATRIX, fixed_bytes, probes_folder
+    from picoedge.engine.libraries import STILL_NEEDED, settle
+    from picoedge.engine.open_options import OpenOptions
+    from picoedge.engine.opening import start_kernels
+
+    kernels = start_kernels(OpenOptions())
+    try:
+        settle()
+        fixed = fixed_bytes() + STILL_NEEDED
+        compute = cached_compute(kernels, FORMAT, COLS, LARGE_MATRIX, cache=probes_folder())
+        return {
+            "cores": usable_cores(),
+            "compute_bytes_per_s": compute,
+            "fixed_bytes": fixed,
+            "numpy": kernels.name == "numpy",
+            **_disk(shelf),
+        }
+    finally:
+        kernels.close()
+
+
+def _disk(shelf: Path) -> dict[str, Any]:
+    from picoedge.engine.fitting import probes_folder, readings
+    from picoedge.engine.fitting import Speeds
+    from picoedge.engine.storage import storage_speed
+
+    try:
+        with _scratch(shelf) as folder:
+            speed = storage_speed(folder, cache=probes_folder())
+    except (PicoedgeError, OSError):
+        return {"disk_bytes_per_s": UNKNOWN_DISK}
+    reading = next(readings(Speeds(speed, 1.0), "auto"))
+    return {
+        "disk_bytes_per_s": reading.rates.disk,
+        "read_io": reading.io,
+        "read_ahead_bytes": reading.reserve,
+    }
+
+
+@contextmanager
+def _scratch(shelf: Path) -> Iterator[Path]:
+    """A folder like a pack's, on the shelf's file system: there may be no pack there yet."""
+    shelf.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=shelf) as folder:
+        noise = os.urandom(1 << 20)
+        with open(os.path.join(folder, "scratch.safetensors"), "wb") as file:
+            for _ in range(SCRATCH_BYTES >> 20):
+                file.write(noise)
+            file.flush()
+            os.fsync(file.fileno())
+        yield Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

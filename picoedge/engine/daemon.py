@@ -1,0 +1,144 @@
+"""`picoedge run`: this board in the mesh, its shards for others, its seat for sessions.
+
+    mesh-state   every board of the cluster as this one sees it, and how it is reached
+    ping         an answer as large as the question, to measure a link with
+
+It is the board's control process: small, without weights and NumPy, never long at anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.engine.board import BoardOptions, BoardService
+from picoedge.engine.session_spec import SessionSpec
+from picoedge.errors import ModelError
+from picoedge.mesh.answers import Raw
+from picoedge.mesh.donor import OFFER, READ, Donor
+from picoedge.mesh.private_files import write_json
+from picoedge.mesh.wire import pack
+
+if TYPE_CHECKING:
+    from picoedge.mesh.membership import Change
+    from picoedge.mesh.messages import Body
+    from picoedge.mesh.node import Node
+
+DAEMON_FILE = "daemon.json"
+PING_BYTES = 512 << 10
+
+
+class Daemon:
+    """All that `node` answers beside who is in the mesh. `close` it when the node has ended."""
+
+    def __init__(self, node: Node, options: BoardOptions) -> None:
+        self._node, self._options = node, options
+        self._donor = Donor([options.shelf])
+        self.board = BoardService(node, options, lambda: self._facts, self._find_pack)
+        self._facts: Mapping[str, Any] | None = None
+        node.on("mesh-state", lambda peer, body: self._mesh_state())
+        node.on("ping", _ping)
+        node.on(OFFER, lambda peer, body: self._donor.offer(body))
+        node.on(READ, self._read)
+        node.peers.on_change(self._tell_change)
+        self._file = node.identity.folder / DAEMON_FILE
+        self._write_file()
+        self._probe = self._start_probe()
+
+    def _read(self, peer: str, body: Body) -> Raw:
+        header, data = self._donor.read(body)
+        return Raw(pack(header), data)
+
+    def _find_pack(self, spec: SessionSpec) -> Path:
+        """Where the pack is, or where what this board needs of it is to be put."""
+        try:
+            return self._donor.folder_of(spec.pack_id)
+        except ModelError:
+            return self._options.shelf / f"{spec.pack_name}-{spec.pack_id[:12]}.pico"
+
+    # -- what this board can do ----------------------------------------------------------------
+
+    def _start_probe(self) -> subprocess.Popen[bytes]:
+        probe = subprocess.Popen(
+            [sys.executable, "-m", "picoedge.engine.board_probe", str(self._options.shelf)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert probe.stdout is not None
+        self._node.add(probe.stdout.fileno(), self._probed)
+        return probe
+
+    def _probed(self) -> None:
+        """It prints a few hundred bytes, once."""
+        assert self._probe.stdout is not None
+        text = self._probe.stdout.read()
+        self._node.remove(self._probe.stdout.fileno())
+        self._probe.stdout.close()
+        if self._probe.wait() != 0:
+            return self._node.log_once("this board could not be measured: picoedge doctor")
+        name, key = self._node.identity.name, self._node.identity.keys.public
+        self._facts = {**json.loads(text), "name": name, "key": key}
+
+    # -- the mesh ------------------------------------------------------------------------------
+
+    def _mesh_state(self) -> Body:
+        node, peers = self._node, self._node.peers
+        boards: list[Body] = [
+            {
+                "name": node.identity.name,
+                "key": node.identity.keys.public,
+                "addresses": [str(self._own_address)],
+                "condition": "alive",
+                "report": self.board.state(),
+            }
+        ]
+        for key, member in peers.membership.members.items():
+            boards.append(
+                {
+                    "name": node.name_of(key),
+                    "key": key,
+                    "addresses": [str(address) for address in peers.addresses_of(key)],
+                    "condition": str(member.condition.value),
+                    "report": dict(member.report),
+                }
+            )
+        return {"cluster": node.roster.cluster.name, "boards": boards}
+
+    @property
+    def _own_address(self) -> str:
+        address = self._node.address
+        return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
+
+    def _tell_change(self, change: Change) -> None:
+        self._node.log_once(
+            f"{time.strftime('%H:%M:%S')} {self._node.name_of(change.key)}: {change.what.value}"
+        )
+
+    # -- beginning and end ---------------------------------------------------------------------
+
+    def _write_file(self) -> None:
+        """Where commands on this board find their daemon."""
+        write_json(self._file, {"pid": os.getpid(), "address": str(self._own_address)})
+
+    def close(self) -> None:
+        """End what runs. Idempotent."""
+        self.board.close()
+        self._probe.kill()
+        self._probe.wait()
+        if self._probe.stdout is not None:
+            self._probe.stdout.close()
+        self._file.unlink(missing_ok=True)
+
+
+def _ping(peer: str, body: Body) -> Raw:
+    from picoedge.mesh.messages import integer_of
+    from picoedge.mesh.wire import Header, Kind
+
+    nbytes = integer_of(body, "bytes", PING_BYTES + 1)
+    return Raw(pack(Header(Kind.SHARD, sequence=integer_of(body, "id", 1 << 32))), bytes(nbytes))

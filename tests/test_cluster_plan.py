@@ -8,6 +8,7 @@ import json
 from typing import Literal
 
 import pytest
+from clusters import LAN, MB, SLOW, board, cluster, load_of, weights_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from picoedge.engine.cluster_plan import HEADER, ClusterPlan, Wishes, describe, 
 from picoedge.engine.planning import Budget, Load, Reading, plan_memory
 from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.store.window_plan import Rates
-from tests.clusters import LAN, MB, SLOW, board, cluster, load_of, weights_bytes
 
 TINY_LLAMA = load_of()
 SMALL = load_of(layers=6, hidden=576, groups=3, shards=6, vocab=8000, n_ctx=512)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from clusters import LAN, SLOW, board
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from picoedge.engine.cluster_facts import (
     read_cluster,
 )
 from picoedge.errors import ProtocolError, UsageError
-from tests.clusters import LAN, SLOW, board
 
 CLUSTER = Cluster(
     (board("desk", key="k" * 40), board("shelf", numpy=True, read_io="mmap"), board("attic")),

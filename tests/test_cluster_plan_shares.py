@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+from clusters import MB, board, load_of, weights_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_tiny_model
 
 from picoedge.engine.cluster_facts import BoardFacts
 from picoedge.engine.cluster_shares import (
@@ -17,9 +20,13 @@ from picoedge.engine.cluster_shares import (
     sliced,
 )
 from picoedge.engine.dealing import dealings, slices_of
+from picoedge.engine.fitting import load_of as load_of_pack
+from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.planning import Load, plan_memory
+from picoedge.store.pack import pack
+from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
-from tests.clusters import MB, board, load_of, weights_bytes
+from picoedge.store.sources import open_source
 
 loads = st.builds(
     lambda groups, shards: load_of(4, 512, groups, shards, vocab=4000, n_ctx=512),
@@ -90,7 +97,16 @@ def test_many_groups_are_dealt_without_trying_all() -> None:
     assert boards.token_s(found[0], 1e-3) < 0.2
 
 
-def test_slices_of_a_load_are_the_packs_own() -> None:
+def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:
+    pack(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "tiny.pico", bits=4)
+    packed = Pack.open(tmp_path / "tiny.pico")
+    load = load_of_pack(packed, packed.all_shards, OpenOptions())
+    for attention, ffn in (([1, 2], [2, 0]), ([0, 3], [1, 1]), ([3, 0], [2, 0])):
+        for part in slices_of(attention, ffn):
+            assert sliced(load, part) == load_of_pack(packed, part, OpenOptions())
+
+
+def test_a_slice_has_its_shards_and_a_worker_no_head() -> None:
     load = load_of(3, 512, 4, 8)
     part = Slice(range(1, 3), range(2, 7), head=False)
     worker = sliced(load, part, numpy=True)

@@ -87,6 +87,7 @@ class Board:
             stdout=stdout,
             stderr=stderr,
             text=text,
+            errors="replace" if text else None,
             start_new_session=True,
         )
         self._started.append(process)

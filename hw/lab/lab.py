@@ -100,7 +100,7 @@ class Lab:
         return self.network.counts()
 
     def measure(
-        self, pairs: Sequence[tuple[int, int]] | None = None, *, seconds: float = 0.5
+        self, pairs: Sequence[tuple[int, int]] | None = None, *, seconds: float = 1.0
     ) -> list[Achieved]:
         """What the links really do, outside the boards' limits: a ping and a bulk transfer.
 

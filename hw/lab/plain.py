@@ -40,6 +40,7 @@ class PlainNetwork:
 
     def __init__(self, boards: Sequence[tuple[Namespace, str]]) -> None:
         self._boards = boards
+        self._cut: set[tuple[int, int]] = set()
         self._hub = Namespace()
         try:
             self._connect()
@@ -75,9 +76,11 @@ class PlainNetwork:
     def cut(self, ways: Sequence[tuple[int, int]], cut: bool) -> None:
         """Cut or heal ways from one board to another. What is sent to all (mDNS) still passes."""
         verb, nobody = ("replace", f"lladdr {NOBODY} nud permanent") if cut else ("del", "")
-        for source, target in ways:
+        for way in set(ways) - self._cut if cut else set(ways) & self._cut:
+            source, target = way
             namespace, address = self._boards[source][0], self._boards[target][1]
             namespace.ip([f"neigh {verb} {address} dev eth0 {nobody}".strip()])
+            self._cut ^= {way}
 
     def close(self) -> None:
         """Remove the bridge and all that hangs on it."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PINGS = 30
 BLOCK = 1 << 18
+WARM_UP_S = 0.3
 _TIMEOUT_S = 30.0
 
 
@@ -95,10 +96,14 @@ def _echo(connection: socket.socket) -> None:
 
 
 def _take_in(connection: socket.socket, seconds: float) -> float:
-    """Bytes a second, for so long from the first that came."""
-    buffer, taken, n = bytearray(BLOCK), 0, 1
+    """Bytes a second, for so long once TCP has found its pace."""
+    buffer = bytearray(BLOCK)
     connection.recv_into(buffer)
+    began = time.perf_counter()
+    while time.perf_counter() < began + WARM_UP_S and connection.recv_into(buffer):
+        continue
     began = now = time.perf_counter()
+    taken, n = 0, 1
     while n and now < began + seconds:
         n = connection.recv_into(buffer)
         taken += n

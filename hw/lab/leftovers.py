@@ -26,9 +26,12 @@ class Record:
     def create(cls, path: Path) -> Record:
         """A new one, locked; `fd` may be handed to another process, which then holds it too."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return cls(path, fd)
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return cls(path, fd)
+            os.close(fd)  # swept by another lab before it was locked
 
     def add(self, kind: str, path: Path) -> None:
         """Write down what is about to be made: a "group" or a "folder"."""

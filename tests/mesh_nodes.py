@@ -54,12 +54,10 @@ class Running:
         )
         self.address = self.node.address
         self.node.peers.on_change(self._changed)
-        self._calls: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name=identity.name)
         self.fault: BaseException | None = None
 
     def start(self) -> Running:
-        self.node.after(0.0, self._pump)
         self._thread.start()
         return self
 
@@ -68,11 +66,6 @@ class Running:
             self.node.run()
         except BaseException as error:
             self.fault = error
-
-    def _pump(self) -> None:
-        self.node.after(0.005, self._pump)
-        while self._calls:
-            self._calls.pop(0)()
 
     def _log(self, line: str) -> None:
         self.lines.append(line)
@@ -94,7 +87,7 @@ class Running:
             done.append(call())
             self._wake()
 
-        self._calls.append(inside)
+        self.node.soon(inside)
         self.wait(lambda: bool(done))
         return done[0]
 
@@ -134,3 +127,13 @@ def running(*nodes: Running) -> Iterator[None]:
     finally:
         for node in nodes:
             node.end()
+
+
+@contextmanager
+def fresh_context() -> Iterator[Any]:
+    """A context of the test's own, of which nothing is left behind."""
+    context: Any = zmq.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(0)

@@ -36,8 +36,8 @@ _WATCHED = (
 class Caller:
     """A connection to the daemon of the board `name`, whose key is `server_key`.
 
-    It is one process's and one thread's. A connection that ends is not made again behind the
-    caller's back: what the daemon held for it is gone. Use it with `with`, or `close` it.
+    It is of one thread. Once a connection has ended every call raises: what the daemon held for
+    it is gone. Use it with `with`, or `close` it.
     """
 
     def __init__(

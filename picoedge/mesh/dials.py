@@ -119,7 +119,7 @@ class Dials:
         for pair in self._waits.keys() - pairs - self._dials.keys():
             del self._waits[pair]
 
-    def close(self, each: Dial, linger_ms: int = 0) -> None:
+    def close(self, each: Dial) -> None:
         """End a dial; it may be opened again later."""
         if self._dials.pop((each.address, each.key), None) is None:
             return
@@ -127,7 +127,7 @@ class Dials:
         self._loop.remove(each.monitor)
         each.socket.disable_monitor()
         each.monitor.close()
-        each.socket.close(linger_ms)
+        each.socket.close()
         self._lost(each)
 
     def drop(self, each: Dial) -> None:
@@ -148,10 +148,10 @@ class Dials:
             if each.key == key:
                 self.close(each)
 
-    def close_all(self, linger_ms: int = 0) -> None:
+    def close_all(self) -> None:
         """Let go of every socket. Idempotent."""
         for each in list(self._dials.values()):
-            self.close(each, linger_ms if each.is_greeted else 0)
+            self.close(each)
 
     def _open(self, pair: Pair) -> None:
         address, key = pair

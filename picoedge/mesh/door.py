@@ -164,12 +164,12 @@ class Door:
                 self._shut(file)
         return flooding
 
-    def close(self, linger_ms: int = 0) -> None:
-        """Let go of everything; what was sent has `linger_ms` to get out. Idempotent."""
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
         if not self.socket.closed:
             self.socket.disable_monitor()
             self.monitor.close()
-        self.socket.close(linger_ms)
+        self.socket.close()
         self.gate.close()
 
     def _admits(self, key: str) -> bool:

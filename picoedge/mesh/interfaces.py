@@ -1,96 +1,100 @@
-"""The address other boards of the LAN reach this one at, and why that one."""
+"""Which of a board's addresses the others should use, and why that one."""
 
 from __future__ import annotations
 
-import fcntl
-import ipaddress
+import re
 import socket
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_SIOCGIFFLAGS, _SIOCGIFADDR = 0x8913, 0x8915  # linux/sockios.h
-_UP, _LOOPBACK, _POINT_TO_POINT, _RUNNING = 0x1, 0x8, 0x10, 0x40  # linux/if.h
-_REQUEST_BYTES = 40  # struct ifreq
-_BESIDE_THE_LAN = ("docker", "br-", "virbr", "lxc", "cni", "flannel", "tailscale", "zt")
+from picoedge.errors import MeshError
+
+_OF_CONTAINERS = re.compile(r"docker|br-|virbr|veth|lxc|lxd|cni|flannel|podman|vmnet|vboxnet")
+_OF_TUNNELS = re.compile(r"tun|tap|wg|tailscale|zt|ppp|utun|ipsec")
 
 
 @dataclass(frozen=True)
 class Interface:
-    """One network interface and its IPv4 address ("" without one)."""
+    """A network interface: `addresses` are IPv4 ones, in digits."""
 
     name: str
-    address: str
-    flags: int = _UP | _RUNNING
-    is_device: bool = True
+    addresses: tuple[str, ...]
+    is_up: bool = True
+    is_loopback: bool = False
+    is_bridge: bool = False
+    is_wireless: bool = False
     has_default_route: bool = False
 
     @property
-    def is_usable(self) -> bool:
-        """Whether boards of a LAN can be at its other end: no loopback, tunnel or dead cable."""
-        if self.flags & (_UP | _RUNNING) != _UP | _RUNNING or not self.address:
-            return False
-        if self.flags & (_LOOPBACK | _POINT_TO_POINT):
-            return False
-        return not ipaddress.ip_address(self.address).is_link_local
+    def is_of_containers(self) -> bool:
+        return self.is_bridge or bool(_OF_CONTAINERS.match(self.name))
+
+    @property
+    def is_tunnel(self) -> bool:
+        return bool(_OF_TUNNELS.match(self.name))
 
 
-def choose_interface(interfaces: Sequence[Interface]) -> tuple[Interface, str] | None:
-    """The likeliest interface of the LAN, and the reason in words; None where none is usable."""
-    usable = [interface for interface in interfaces if interface.is_usable]
+def choose_interface(interfaces: Iterable[Interface]) -> tuple[str, str]:
+    """The address to tell the others, and the reason in words.
+
+    A LAN's comes first: with the default route, wired before wireless. What serves containers or
+    tunnels is taken where there is nothing else. Raises MeshError where there is no address.
+    """
+    usable = [each for each in interfaces if each.addresses and each.is_up]
     if not usable:
-        return None
-    chosen = min(usable, key=_rank)
-    if len(usable) == 1:
-        return chosen, "the only one on a network"
-    if chosen.has_default_route:
-        return chosen, "it has the default route"
-    return chosen, "the first device on a network" if chosen.is_device else "the first on a network"
+        raise MeshError(
+            "no network interface of this board has an address", "name one: --listen HOST:PORT"
+        )
+    best = min(usable, key=_rank)
+    return best.addresses[0], f"{best.name}: {_reason(best, usable)}"
 
 
-def _rank(interface: Interface) -> tuple[bool, bool, bool]:
-    beside = interface.name.startswith(_BESIDE_THE_LAN)
-    return beside, not interface.has_default_route, not interface.is_device
+def _rank(each: Interface) -> tuple[object, ...]:
+    return (
+        each.is_loopback,
+        each.is_of_containers or each.is_tunnel,
+        not each.has_default_route,
+        each.is_wireless,
+        each.name,
+    )
 
 
-def read_interfaces() -> list[Interface]:
-    """This machine's interfaces, in the kernel's order."""
-    routed = _default_routes()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        return [
-            Interface(
-                name,
-                _address(asking, name),
-                _flags(asking, name),
-                Path("/sys/class/net", name, "device").exists(),
-                name in routed,
-            )
-            for _, name in socket.if_nameindex()
-        ]
+def _reason(best: Interface, usable: list[Interface]) -> str:
+    if best.is_loopback:
+        return "this board has no other, and no other board can reach it"
+    if len([each for each in usable if not each.is_loopback]) == 1:
+        return "the only one with an address"
+    if best.is_of_containers or best.is_tunnel:
+        return "nothing but containers' and tunnels' interfaces are there"
+    kind = "wireless" if best.is_wireless else "wired"
+    return f"{kind}, with the default route" if best.has_default_route else kind
 
 
-def _ask(asking: socket.socket, what: int, name: str) -> bytes | None:
+def interfaces() -> list[Interface]:
+    """This board's, as the system tells of them."""
+    import psutil  # type: ignore[import-untyped]
+
+    routed, up = _with_default_route(), psutil.net_if_stats()
+    return [
+        Interface(
+            name=name,
+            addresses=tuple(each.address for each in found if each.family == socket.AF_INET),
+            is_up=name in up and up[name].isup,
+            is_loopback=any(each.address.startswith("127.") for each in found),
+            is_bridge=Path("/sys/class/net", name, "bridge").exists(),
+            is_wireless=Path("/sys/class/net", name, "wireless").exists(),
+            has_default_route=name in routed,
+        )
+        for name, found in psutil.net_if_addrs().items()
+    ]
+
+
+def _with_default_route() -> set[str]:
+    """Names of the interfaces that lead everywhere, from /proc/net/route."""
     try:
-        return fcntl.ioctl(asking, what, name.encode().ljust(_REQUEST_BYTES, b"\0"))
-    except OSError:  # without an IPv4 address, or gone meanwhile
-        return None
-
-
-def _address(asking: socket.socket, name: str) -> str:
-    answer = _ask(asking, _SIOCGIFADDR, name)
-    return socket.inet_ntoa(answer[20:24]) if answer else ""
-
-
-def _flags(asking: socket.socket, name: str) -> int:
-    answer = _ask(asking, _SIOCGIFFLAGS, name)
-    return int(struct.unpack_from("<H", answer, 16)[0]) if answer else 0
-
-
-def _default_routes() -> set[str]:
-    try:
-        lines = Path("/proc/net/route").read_text().splitlines()[1:]
-    except OSError:
+        lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+    except (OSError, ValueError):
         return set()
-    fields = [line.split() for line in lines]
-    return {field[0] for field in fields if len(field) > 7 and field[1] == field[7] == "00000000"}
+    rows = [line.split() for line in lines]
+    return {row[0] for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"}

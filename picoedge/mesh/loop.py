@@ -7,6 +7,7 @@ import heapq
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Loop:
         self._calls: dict[object, tuple[Call | None, Call | None]] = {}
         self._due: list[tuple[float, int, list[Call]]] = []
         self._numbers = itertools.count()
+        self._soon: deque[Call] = deque()
         self._stopped = False
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.add(self._wake_out, self._woken)
@@ -48,6 +50,11 @@ class Loop:
         heapq.heappush(self._due, (self.clock() + delay_s, next(self._numbers), entry))
         return entry.clear
 
+    def soon(self, call: Call) -> None:
+        """Call in the loop's own thread. Safe in a signal handler and from any thread."""
+        self._soon.append(call)
+        self._wake()
+
     def run(self) -> None:
         """Until `stop`; what was stopped before it ran does not run."""
         while not self._stopped:
@@ -68,9 +75,7 @@ class Loop:
     def stop(self) -> None:
         """End `run` after its present turn. Safe in a signal handler and from any thread."""
         self._stopped = True
-        # A full pipe wakes as well; a closed one has nobody to wake.
-        with contextlib.suppress(OSError):
-            os.write(self._wake_in, b"!")
+        self._wake()
 
     def close(self) -> None:
         """Let go of the pipe. Sockets are their owners'. Idempotent."""
@@ -94,5 +99,12 @@ class Loop:
             for call in entry:
                 call()
 
+    def _wake(self) -> None:
+        # A full pipe wakes as well; a closed one has nobody to wake.
+        with contextlib.suppress(OSError):
+            os.write(self._wake_in, b"!")
+
     def _woken(self) -> None:
         os.read(self._wake_out, 4096)
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()

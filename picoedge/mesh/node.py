@@ -42,7 +42,6 @@ WAITING_PER_ASKER = 64
 ASKED = 1024
 STRIKES = 8  # malformed messages of one key, until it has to wait between connections
 REFUSED_S = 10.0
-FAREWELL_MS = 200
 JOIN = "join"
 
 Answered = Callable[[Body | MeshError], None]
@@ -147,6 +146,10 @@ class Node:
         """Call once after a while; what is returned cancels it."""
         return self.loop.after(delay_s, call)
 
+    def soon(self, call: Call) -> None:
+        """Call in this node's thread. Safe in a signal handler and from any thread."""
+        self.loop.soon(call)
+
     def run(self) -> None:
         """Serve until `stop`, then take leave of the others."""
         self.loop.run()
@@ -157,9 +160,9 @@ class Node:
         self.loop.stop()
 
     def close(self) -> None:
-        """Let go of all sockets; what was said last has a moment to get out. Idempotent."""
-        self.dials.close_all(FAREWELL_MS)
-        self.door.close(FAREWELL_MS)
+        """Let go of all sockets. Idempotent."""
+        self.dials.close_all()
+        self.door.close()
         self.loop.close()
 
     def name_of(self, key: str) -> str:

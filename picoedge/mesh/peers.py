@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node import Node
 
 FLOOD_S = 30.0
+FAREWELL_S = 0.3
 
 
 @dataclass
@@ -130,9 +132,13 @@ class Peers:
         self._sought_s = float("-inf")
 
     def leave(self) -> None:
-        """Say that this board goes."""
-        for key in self._connected():
-            self._node.push(key, "leave", {"incarnation": self.incarnation})
+        """Say that this board goes, and wait a moment until the others have heard."""
+        node, waited_for = self._node, self._connected()
+        for key in list(waited_for):
+            heard = functools.partial(_discard, waited_for, key)
+            node.ask(key, "leave", {"incarnation": self.incarnation}, heard, FAREWELL_S)
+        while waited_for:  # who is silent is answered for when its time is over
+            node.loop.turn()
 
     # -- greeting ----------------------------------------------------------------------------
 
@@ -340,3 +346,7 @@ class Peers:
         for change in changes:
             for call in self._on_change:
                 call(change)
+
+
+def _discard(keys: set[str], key: str, _: object) -> None:
+    keys.discard(key)

@@ -129,7 +129,10 @@ def main() -> None:
     """See the file's beginning."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    first = json.loads(sys.stdin.buffer.readline())  # no more comes before the answer
+    line = sys.stdin.buffer.readline()  # no more comes before the answer
+    if not line:
+        return
+    first = json.loads(line)
     taps = taps_in(first["namespaces"])
     be_punctual()
     fabric = Fabric(len(taps), LinkShape(**first["shape"]), random.random)

@@ -27,8 +27,8 @@ class Codec(Protocol):
     def row_bytes(self, hidden: int) -> int:
         """Bytes of one row."""
 
-    def encode(self, rows: F64) -> memoryview:
-        """The bytes of some rows, valid until the next call or until the rows change."""
+    def encode(self, rows: F64, into: memoryview) -> None:
+        """Put the bytes of some rows where there is just room for them."""
 
     def decode(self, body: memoryview, hidden: int) -> F64:
         """The rows, f64 [n, hidden], read-only where they are a view. The length was checked."""
@@ -45,11 +45,11 @@ class Plain:
         """Bytes of one row."""
         return hidden * self._kind.itemsize
 
-    def encode(self, rows: F64) -> memoryview:
-        """The bytes of some rows. What is too large for the type becomes the largest it has."""
+    def encode(self, rows: F64, into: memoryview) -> None:
+        """Put the bytes there. What is too large for the type becomes the largest it has."""
         if not self.exact:
             rows = np.clip(rows, -self._largest, self._largest)
-        return memoryview(np.ascontiguousarray(rows, self._kind)).cast("B")
+        np.frombuffer(into, self._kind).reshape(rows.shape)[...] = rows
 
     def decode(self, body: memoryview, hidden: int) -> F64:
         """The rows, f64 [n, hidden]."""
@@ -66,22 +66,23 @@ class Q8:
         """Bytes of one row."""
         return hidden + hidden // BLOCK * 4
 
-    def encode(self, rows: F64) -> memoryview:
-        """The bytes of some rows."""
+    def encode(self, rows: F64, into: memoryview) -> None:
+        """Put the bytes of some rows there."""
         blocks = rows.reshape(-1, BLOCK)  # [n * hidden / 32, 32]
         with np.errstate(invalid="ignore", over="ignore"):  # infinite sums stay so by their scale
             scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
             steps = scales.astype(np.float64)
             inverse = np.divide(1.0, steps, out=np.zeros(len(steps)), where=steps > 0)
-            rounded = np.rint(blocks * inverse[:, None]).clip(-127, 127).astype(np.int8)
-        return memoryview(scales.tobytes() + rounded.tobytes())
+            values = np.rint(blocks * inverse[:, None]).clip(-127, 127)
+            rounded = values.astype(np.int8)
+        into[:] = scales.tobytes() + rounded.tobytes()
 
     def decode(self, body: memoryview, hidden: int) -> F64:
         """The rows, f64 [n, hidden]."""
         blocks = len(body) // (BLOCK + 4)
         scales = np.frombuffer(body, "<f4", blocks)
         values = np.frombuffer(body, np.int8, offset=4 * blocks).reshape(-1, BLOCK)
-        rows: F64 = values * scales[:, None].astype(np.float64)
+        rows: F64 = np.multiply(values, scales[:, None], dtype=np.float64)
         return rows.reshape(-1, hidden)
 
 

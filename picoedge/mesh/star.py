@@ -5,8 +5,11 @@ Two hops a sum, and a worker has one link.
 
 from __future__ import annotations
 
-from picoedge.mesh.collective import F64, Member
-from picoedge.mesh.links import HUB
+from collections.abc import Sequence
+
+from picoedge.mesh.collective import F64
+from picoedge.mesh.links import HUB, PREFIX_BYTES
+from picoedge.mesh.member import Member
 from picoedge.mesh.wire import Kind
 
 
@@ -17,26 +20,34 @@ class StarHub(Member):
         """Replace this board's sums, f64 [n, hidden], by those over all boards."""
         stage = self._next_stage()
         contributors = self._stages.contributors(stage)
-        workers = [rank for rank in contributors if rank != HUB]
-        last = stage == self._stages.count - 1
-        # a board that alone contributes has its sums already
-        takers = [] if last else [r for r in self._others if contributors != (r,)]
+        takers = self._stages.takers(stage, self._others)
+        gather = self._relay if HUB not in contributors and len(contributors) == 1 else self._gather
         for piece in self._rows.pieces(len(sums)):
-            bodies = self._receive_sums(workers, Kind.SUM_PART, len(sums), piece)
-            rows = sums[piece]
-            if len(contributors) == 1:
-                body = bodies[workers[0]] if workers else self._codec.encode(rows)
-                if workers:
-                    rows[...] = self._decode(body)
-            else:
-                parts = {rank: self._decode(body) for rank, body in bodies.items()}
-                self._add(contributors, parts | {HUB: rows}, rows)
-                body = self._codec.encode(rows)
+            gather(contributors, len(sums), piece, sums[piece], bool(takers))
             if takers:
-                self._send(takers, self._sum_header(Kind.SUM, len(sums), piece.start), body)
-                if not self._codec.exact and not (len(contributors) == 1 and workers):
-                    rows[...] = self._decode(body)
+                self._send(takers, self._header(Kind.SUM, len(sums), piece.start))
         self._count()
+
+    def _gather(
+        self, contributors: Sequence[int], n: int, piece: slice, rows: F64, send: bool
+    ) -> None:
+        """Add all parts of a piece, the hub's own among them or not."""
+        workers = [rank for rank in contributors if rank != HUB]
+        if workers:
+            bodies = self._receive_sums(workers, Kind.SUM_PART, n, piece)
+            parts = {rank: self._decode(body) for rank, body in bodies.items()}
+            self._add(contributors, parts | {HUB: rows}, rows)
+        if send:
+            self._encode(rows)
+
+    def _relay(
+        self, contributors: Sequence[int], n: int, piece: slice, rows: F64, send: bool
+    ) -> None:
+        """Pass on, to the byte, what one worker alone has."""
+        body = self._receive_sums(contributors, Kind.SUM_PART, n, piece)[contributors[0]]
+        rows[...] = self._decode(body)
+        if send:
+            self._message(len(body))[PREFIX_BYTES:] = body
 
 
 class StarWorker(Member):
@@ -48,16 +59,13 @@ class StarWorker(Member):
         After the last FFN they stay as they are: only the hub goes on with them.
         """
         stage = self._next_stage()
-        contributors = self._stages.contributors(stage)
         n, pieces = len(sums), self._rows.pieces(len(sums))
-        if self._rank in contributors:
+        if self._rank in self._stages.contributors(stage):
             for piece in pieces:
-                body = self._codec.encode(sums[piece])
-                self._send((HUB,), self._sum_header(Kind.SUM_PART, n, piece.start), body)
-                if contributors == (self._rank,) and not self._codec.exact:
-                    sums[piece] = self._decode(body)
-        if stage < self._stages.count - 1 and contributors != (self._rank,):
+                self._encode(sums[piece])
+                self._send((HUB,), self._header(Kind.SUM_PART, n, piece.start))
+        if self._stages.takers(stage, (self._rank,)):
             for piece in pieces:
-                bodies = self._receive_sums((HUB,), Kind.SUM, n, piece)
-                sums[piece] = self._decode(bodies[HUB])
+                body = self._receive_sums((HUB,), Kind.SUM, n, piece)[HUB]
+                sums[piece] = self._decode(body)
         self._count()

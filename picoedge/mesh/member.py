@@ -1,0 +1,227 @@
+"""One board's side of a session: counting, sending and receiving, whichever way sums are made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from picoedge.errors import BoardLostError, ProtocolError
+from picoedge.mesh.codec import Codec
+from picoedge.mesh.collective import F32, F64, Rows, Stages, SyncUsage
+from picoedge.mesh.links import HUB, PATIENCE_S, PREFIX_BYTES, Links
+from picoedge.mesh.wire import HEADER, MAGIC, U32, VERSION, Dtype, Header, Kind, unpack
+
+STALE_MESSAGES = 1000  # of sessions that are over: dropped, but not for ever
+
+
+class Member:
+    """What the star and the exchange have in common. All that is long goes in pieces of rows.
+
+    `ranks` are all of the session; inputs must end before position `n_ctx`, and go into `x`, f32
+    [batch, hidden], where there is one. Raises BoardLostError and BoardFaultError, as Links does;
+    after either, or after anything else that leaves a forward pass unfinished, it is of no use.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        ranks: Sequence[int],
+        stages: Stages,
+        rows: Rows,
+        codec: Codec,
+        *,
+        x: F32 | None = None,
+        n_ctx: int = U32,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._links, self._stages, self._rows, self._codec = links, stages, rows, codec
+        self._rank = links.rank
+        self._ranks, self._others = tuple(ranks), tuple(r for r in ranks if r != links.rank)
+        self._x, self._n_ctx, self._patience_s = x, n_ctx, patience_s
+        self._row_bytes = codec.row_bytes(rows.hidden)
+        self._out = memoryview(bytearray(rows.message_bytes))  # the message that is sent next
+        self._spare = np.empty(0)
+        self._stage = stages.count  # of the forward pass; none is under way
+        self._stale = 0
+        self._sequence = 0  # of inputs and sums since the session began
+        self._usage = SyncUsage(late_s=dict.fromkeys(self._others, 0.0))
+
+    # -- inputs --------------------------------------------------------------------------------
+
+    def input(self, x: F32, position: int) -> None:
+        """The hub begins a forward pass with x, f32 [n, hidden], at that position."""
+        assert self._rank == HUB
+        assert self._stage == self._stages.count, "the last forward pass is unfinished"
+        for piece in self._rows.pieces(len(x)):
+            message = self._message(x[piece].nbytes)
+            message[PREFIX_BYTES:] = memoryview(x[piece]).cast("B")
+            self._send(self._others, self._header(Kind.INPUT, len(x), position + piece.start))
+        self._begin()
+
+    def next_input(self) -> tuple[F32, int] | None:
+        """A worker waits for the next forward pass: x and its position; None at the end.
+
+        x is f32 [n, hidden] in the array given at the start or in one of its own.
+        """
+        first = self._first_input()
+        if first is None:
+            return None
+        n, position, body = first
+        if self._x is None:
+            self._x = np.zeros((self._rows.batch, self._rows.hidden), np.float32)
+        x = self._x[:n]
+        for piece in self._rows.pieces(n):
+            if piece.start:
+                expected = self._header(Kind.INPUT, n, position + piece.start)
+                body = self._receive((HUB,), expected, x[piece].nbytes)[HUB]
+            self._fill(x[piece], body)
+        self._begin()
+        return x, position
+
+    def _first_input(self) -> tuple[int, int, memoryview] | None:
+        """Rows, position and first piece of the next forward pass; None for a goodbye."""
+        header = None
+        while header is None:
+            _, raw, body = self._links.receive((HUB,), None)
+            header = self._parse(HUB, raw)
+        if header.kind is Kind.BYE:
+            return None
+        n = header.shape[0] if header.shape else 0
+        fits = 1 <= n <= self._rows.batch and header.extra + n <= self._n_ctx
+        if not fits or raw != self._header(Kind.INPUT, n, header.extra):
+            raise self._links.fault(HUB, f"sent {header} instead of input {self._sequence}")
+        return n, header.extra, body
+
+    def _fill(self, x: F32, body: memoryview) -> None:
+        if len(body) != x.nbytes:
+            raise self._links.fault(HUB, f"sent {len(body)} bytes of input instead of {x.nbytes}")
+        x[...] = np.frombuffer(body, "<f4").reshape(x.shape)
+
+    def _begin(self) -> None:
+        self._stage = 0
+        self._count()
+
+    def _count(self) -> None:
+        self._sequence = (self._sequence + 1) & U32
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def _header(self, kind: Kind, n: int, extra: int) -> bytes:
+        """What comes before a piece of an array of n rows, now, from anybody."""
+        dtype = Dtype.F32 if kind is Kind.INPUT else self._codec.dtype
+        hidden, epoch, sequence = self._rows.hidden, self._links.epoch, self._sequence
+        return HEADER.pack(MAGIC, VERSION, kind, epoch, sequence, dtype, 2, n, hidden, 0, extra)
+
+    def _message(self, nbytes: int) -> memoryview:
+        """Room for a header and that many bytes: what `_send` sends."""
+        self._sending = self._out[: PREFIX_BYTES + nbytes]
+        return self._sending
+
+    def _send(self, ranks: Sequence[int], header: bytes) -> None:
+        message, send = self._sending, self._links.send_whole
+        message[: HEADER.size] = header
+        for rank in ranks:
+            send(rank, message)
+
+    def _encode(self, rows: F64) -> None:
+        """Make the next message of these rows; where they are rounded, go on with that."""
+        body = self._message(len(rows) * self._row_bytes)[PREFIX_BYTES:]
+        self._codec.encode(rows, body)
+        if not self._codec.exact:
+            rows[...] = self._decode(body)
+
+    def _receive(self, ranks: Sequence[int], expected: bytes, nbytes: int) -> dict[int, memoryview]:
+        """One message of each of these boards, by rank: those expected, or an error."""
+        bodies: dict[int, memoryview] = {}
+        missing, receive, usage = list(ranks), self._links.receive, self._usage
+        now = begun = time.perf_counter()
+        while missing:
+            rank, raw, body = receive(missing, self._patience_s)
+            if raw != expected:
+                self._check_stale(rank, raw, expected)
+                continue
+            if len(body) != nbytes:
+                raise self._links.fault(rank, f"sent {len(body)} bytes instead of {nbytes}")
+            bodies[rank] = body
+            missing.remove(rank)
+            now = time.perf_counter()
+            usage.late_s[rank] += now - begun
+        usage.wait_s += now - begun
+        return bodies
+
+    def _receive_sums(
+        self, ranks: Sequence[int], kind: Kind, n: int, piece: slice
+    ) -> dict[int, memoryview]:
+        """A piece of a sum of n rows from each of these boards."""
+        expected = self._header(kind, n, piece.start)
+        return self._receive(ranks, expected, (piece.stop - piece.start) * self._row_bytes)
+
+    def _check_stale(self, rank: int, raw: bytes, expected: bytes) -> None:
+        """Return where a message is of an earlier session; raise where it makes no sense."""
+        header = self._parse(rank, raw)
+        if header is not None and header.kind is Kind.BYE:
+            name = self._links.name(rank)
+            raise BoardLostError(f"{name} ended the session", board=name)
+        if header is not None:
+            raise self._links.fault(rank, f"sent {header} instead of {self._parse(rank, expected)}")
+
+    def _parse(self, rank: int, raw: bytes) -> Header | None:
+        """The header, checked; None where it is of an earlier session."""
+        try:
+            header = unpack(raw, self._rows.wire_bounds())
+        except ProtocolError as error:
+            raise self._links.fault(rank, f"sent {error.message}") from None
+        if header.epoch >= self._links.epoch:
+            return header
+        self._stale += 1
+        if self._stale > STALE_MESSAGES:
+            raise self._links.fault(rank, "goes on with a session that is over")
+        return None
+
+    # -- sums ----------------------------------------------------------------------------------
+
+    def _next_stage(self) -> int:
+        """The sum that comes now; call `_count` when it is done."""
+        assert self._stage < self._stages.count, "a sum outside of a forward pass"
+        self._stage += 1
+        self._usage.sums += 1
+        return self._stage - 1
+
+    def _decode(self, body: memoryview) -> F64:
+        return self._codec.decode(body, self._rows.hidden)
+
+    def _add(self, ranks: Sequence[int], parts: dict[int, F64], out: F64) -> None:
+        """Leave in `out` the parts of these ranks, added in their order.
+
+        `out` may be this board's own part: until that is added, the total is kept elsewhere.
+        """
+        own = ranks.index(self._rank) if self._rank in ranks else 0
+        total = parts[ranks[0]]
+        for i, rank in enumerate(ranks[1:], 1):
+            total = np.add(total, parts[rank], out=out if i >= own else self._elsewhere(out))
+        if total is not out:  # a single part
+            out[...] = total
+
+    def _elsewhere(self, like: F64) -> F64:
+        if self._spare.shape != like.shape:
+            self._spare = np.empty_like(like)
+        return self._spare
+
+    def usage(self) -> SyncUsage:
+        """What it has taken so far; the object is the caller's."""
+        usage, links = self._usage, self._links
+        return SyncUsage(
+            usage.sums,
+            usage.wait_s,
+            links.bytes_sent,
+            links.bytes_received,
+            dict(usage.late_s),
+        )
+
+    def close(self) -> None:
+        """Say goodbye, where this is the hub, and let the links go. Idempotent."""
+        if self._rank == HUB:
+            self._links.bye()
+        self._links.close()

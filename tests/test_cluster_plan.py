@@ -138,6 +138,14 @@ def test_two_equal_boards_take_half_each() -> None:
     assert plan.chosen.prefill_tok_s > 1.5 * alone.prefill_tok_s
 
 
+def test_what_is_read_is_settled_before_boards_are_chosen() -> None:
+    boards = cluster(*(board(str(i), 8e8, 150 + i) for i in range(8)), link=SLOW)
+    plan = plan_cluster(TINY_LLAMA, boards)
+    for count in range(1, 9):
+        asked = plan_cluster(TINY_LLAMA, boards, Wishes(boards=count)).chosen
+        assert plan.chosen.s_per_token <= 1.02 * asked.s_per_token
+
+
 def test_a_board_of_half_the_speed_takes_half_as_much() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)))
     assert ffn_shards(plan) == [15, 7]

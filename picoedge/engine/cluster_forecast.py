@@ -63,8 +63,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one token over some boards, by rank; rank 0 is the hub, and has the head."""
+    """Seconds of one token over some boards, by rank; rank 0 is the hub, and has the head.
 
+    `members` are their indices in the cluster.
+    """
+
+    members: tuple[int, ...]
     shares: tuple[Share, ...]
     allreduce: Allreduce
     s_per_token: float
@@ -130,7 +134,9 @@ class Planner:
         way, sums = self._sync(members, stages, 1)
         compute = boards.head_s + _slowest(shares)
         disk = max(share.disk_s for share in shares)
-        first = Prediction(shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0)
+        first = Prediction(
+            tuple(members), shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0
+        )
         return self._with_prompt(first, members, stages, min(PROMPT, self.needs.load.n_ctx))
 
     def _share(self, boards: Boards, rank: int, part: Slice) -> Share:
@@ -187,9 +193,8 @@ class Planner:
         seconds = max([pace, *(_paced_s(share, pace) for share in shares)])
         batch = min(share.plan.batch for share in shares if share.plan)
         again = dataclasses.replace(one, shares=shares, s_per_token=seconds, disk_s=disk)
-        names = {board.name: i for i, board in enumerate(self._cluster.boards)}
         stages = _stages([share.part for share in shares])
-        return self._with_prompt(again, [names[s.board.name] for s in shares], stages, batch)
+        return self._with_prompt(again, one.members, stages, batch)
 
     def _planned(self, share: Share) -> Share:
         board = share.board

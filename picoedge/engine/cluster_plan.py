@@ -20,6 +20,7 @@ from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.units import format_size
 
 WORTH = 1.02  # fewer boards are taken where more are not this much quicker
+_NEAR = 1.25  # times the least: estimates of what is read are not better than that
 _LISTED = 8  # boards that an error names
 _REMEDY = (
     "allow more with --memory, take a smaller --ctx-size, --kv-bits 8 or a model of fewer bits, "
@@ -74,17 +75,18 @@ def plan_cluster(
     planner = Planner(Needs(load), cluster, wishes.allreduce)
     predictions = tuple(_by_number(planner, cluster))
     if wishes.split:
-        chosen = _split(planner, load, cluster, wishes.split)
+        near = [_split(planner, load, cluster, wishes.split)]
     elif wishes.boards:
-        chosen = predictions[wishes.boards - 1]
+        near = [predictions[wishes.boards - 1]]
     else:
-        chosen = _fewest(predictions)
-    if chosen is None:
+        near = _near(predictions)
+    able = [one for one in near if one is not None]
+    if not able:
         raise _too_small(load, cluster, planner.needs)
-    settled = planner.settled(chosen) if exact else chosen
+    chosen, settled = _fewest([(one, planner.settled(one) if exact else one) for one in able])
     asked = "as asked, " if wishes.split or wishes.boards else ""
-    taking = {share.board.name for share in chosen.shares}
-    idle = tuple(board.name for board in cluster.boards if board.name not in taking)
+    names = [board.name for board in cluster.boards]
+    idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
     return ClusterPlan(settled, predictions, idle, asked + _why(settled, chosen, predictions))
 
 
@@ -117,10 +119,17 @@ def _by_number(planner: Planner, cluster: Cluster) -> Iterable[Prediction | None
         yield tried[best]
 
 
-def _fewest(predictions: Sequence[Prediction | None]) -> Prediction | None:
+def _near(predictions: Sequence[Prediction | None]) -> list[Prediction | None]:
+    """Those that may be as quick as any."""
     able = [one for one in predictions if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)
-    return next((one for one in able if one.s_per_token <= WORTH * least), None)
+    return [one for one in able if one.s_per_token <= _NEAR * least]
+
+
+def _fewest(pairs: Sequence[tuple[Prediction, Prediction]]) -> tuple[Prediction, Prediction]:
+    """The first (estimated, settled) that is, settled, about as quick as any."""
+    least = min(settled.s_per_token for _, settled in pairs)
+    return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
 
 
 def _split(

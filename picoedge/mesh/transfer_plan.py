@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 WINDOW = 2  # one in flight, one waiting
 COPIES = 2  # of one item, asked for at a time
 SILENCE_S = 3.0
+_GAIN = 1.2  # a second copy must come sooner by that much: a better donor may yet be idle
 _MEMORY_S = 2.0  # what a donor did longer ago hardly counts for its speed
 
 
@@ -248,25 +249,20 @@ class Schedule:
         return self._queues[min(mine, key=len)].popleft() if mine else None
 
     def _hedge(self, name: str, now_s: float) -> str | None:
-        """An item another donor is asked for, that this one would bring sooner; the latest."""
+        """What an idle donor would bring sooner than the one that is asked; the latest of it."""
         me = self._donors[name]
-        waits: dict[str, list[float]] = {}
+        if me.asked:
+            return None
+        waits: dict[str, list[tuple[float, int]]] = {}
         for donor in self._donors.values():
-            for item in donor.asked:
-                waits.setdefault(item, []).append(donor.wait_s(item, now_s))
-        per_s = me.speed.per_s or self._usual_rate()
-        ahead = sum(me.asked.values())
+            for place, item in enumerate(donor.asked):
+                waits.setdefault(item, []).append((donor.wait_s(item, now_s), place))
+        per_s = me.speed.per_s or math.inf  # one that idles can as well be tried
         late = {
-            item: wait[0]
-            for item, wait in waits.items()
-            if len(wait) < COPIES
+            item: copies[0]
+            for item, copies in waits.items()
+            if len(copies) < COPIES
             and item in me.has
-            and item not in me.asked
-            and per_s
-            and wait[0] > (ahead + self._nbytes[item]) / per_s
+            and copies[0][0] > _GAIN * self._nbytes[item] / per_s
         }
         return max(late, key=late.__getitem__) if late else None
-
-    def _usual_rate(self) -> float:
-        rates = [donor.speed.per_s for donor in self._donors.values() if donor.speed.per_s]
-        return sum(rates) / len(rates) if rates else 0.0

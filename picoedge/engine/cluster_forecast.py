@@ -175,10 +175,11 @@ class Planner:
         """The same with its speed for a prompt in chunks of `batch` tokens."""
         prompt = min(PROMPT, self.needs.load.n_ctx)
         network, config = self._network(members), self._config
-        layers, values = config.num_hidden_layers, config.hidden_size * batch
-        compute = _slowest(one.shares, batch)
-        sums = sync_s(network, one.allreduce, stages, layers, values)
-        chunks = math.ceil(prompt / batch)
+        tokens = min(batch, prompt)
+        compute = _slowest(one.shares, tokens)
+        values = config.hidden_size * tokens
+        sums = sync_s(network, one.allreduce, stages, config.num_hidden_layers, values)
+        chunks = math.ceil(prompt / tokens)
         seconds = chunks * max(compute + sums, one.disk_s)
         return dataclasses.replace(one, batch=batch, prefill_tok_s=prompt / seconds)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.dials import Dial, wanted
+from picoedge.mesh.dials import Dial
 from picoedge.mesh.door import Asker
 from picoedge.mesh.greeting import (
     Beat,
@@ -34,6 +34,7 @@ from picoedge.mesh.membership import (
     apply,
 )
 from picoedge.mesh.messages import Body, integer_of
+from picoedge.mesh.seeking import Seeker
 from picoedge.mesh.timing import Timing
 
 if TYPE_CHECKING:
@@ -64,10 +65,9 @@ class Peers:
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
         self.state: Callable[[], Body] = dict
         self._node = node
-        self._seeds = set(seeds)
         self._timing = timing
-        self._hints = HintFile(node.identity.folder)
-        self._hints_are_new = False
+        self._seeker = Seeker(node.loop, node.dials, HintFile(node.identity.folder), node.log_once)
+        self._seeker.add(seeds)
         self._digest = node.roster.digest
         self._sequence = 0
         self._beaten_s = node.loop.clock()
@@ -99,18 +99,15 @@ class Peers:
 
     def seek(self, *addresses: Address) -> None:
         """Look for boards there from now on; their keys need not be known."""
-        self._seeds.update(addresses)
-        self._sought_s = float("-inf")
+        self._seeker.add(addresses)
 
     def hint(self, key: str, *addresses: Address) -> None:
         """Look for the board `key` there."""
-        if self._is_other(key):
-            self._hints_are_new |= self._hints.seen(key, addresses)
-            self._sought_s = float("-inf")
+        self._seeker.told({key: addresses}, self._is_other)
 
     def addresses_of(self, key: str) -> tuple[Address, ...]:
         """Where the board `key` was seen, the newest first."""
-        return self._hints.hints.get(key, ())
+        return self._seeker.hints.get(key, ())
 
     def route_of(self, key: str) -> Asker | None:
         """The connection that a board's daemon made to us, if it stands."""
@@ -129,7 +126,7 @@ class Peers:
         self._digest = self._node.roster.digest
         self._revoke()
         self._spread()
-        self._sought_s = float("-inf")
+        self._seeker.is_due = True
 
     def leave(self) -> None:
         """Say that this board goes, and wait a moment until the others have heard."""
@@ -195,15 +192,14 @@ class Peers:
         board = self.boards.setdefault(key, Board(hello.name, hello.incarnation, hello.digest))
         board.incarnation, board.digest, board.told = hello.incarnation, hello.digest, ("", "")
         board.name = self._node.name_of(key)
-        found = [each for each in addresses if each.is_numeric and each.port]
-        self._hints_are_new |= self._hints.seen(key, found)
+        self._seeker.met(key, addresses)
         self._apply(Heard(key, hello.incarnation))
         # A newcomer has not heard what was told before it came.
         self._node.after(0.0, lambda: self._introduce(key))
 
     def _introduce(self, key: str) -> None:
         self._spread()
-        self._node.push(key, "peers", hints_body(self._hints.hints))
+        self._node.push(key, "peers", hints_body(self._seeker.hints))
 
     def _refused(self, dial: Dial, by_roster: bool) -> None:
         if by_roster:
@@ -239,9 +235,7 @@ class Peers:
             self.roster_changed()
 
     def _told_hints(self, peer: str, body: Body) -> None:
-        if self._hints.told(read_hints(body), self._is_other):
-            self._hints_are_new = True
-            self._sought_s = float("-inf")
+        self._seeker.told(read_hints(body), self._is_other)
 
     def _leave(self, peer: str, body: Body) -> None:
         incarnation = integer_of(body, "incarnation")
@@ -266,9 +260,8 @@ class Peers:
         for key in roster.revoked.keys() - self.membership.revoked:
             self._apply(Revoked(key))
             self._node.door.cut_all(key)
-            self._node.dials.close_key(key)
+            self._seeker.forget(key)
             self.boards.pop(key, None)
-            self._hints.forget(key)
             for call in self._on_revoked:
                 call(key)
 
@@ -284,9 +277,9 @@ class Peers:
         self._reload()
         self._beat_all()
         self._see_silence()
-        if self._hints_are_new:
+        if self._seeker.has_news:
             self._tell_hints()
-        if node.loop.clock() - self._sought_s >= self._timing.seek_s:
+        if self._seeker.is_due or node.loop.clock() - self._sought_s >= self._timing.seek_s:
             self._seek_now()
 
     def _see_silence(self) -> None:
@@ -312,21 +305,14 @@ class Peers:
             self.roster_changed()
 
     def _tell_hints(self) -> None:
-        self._hints_are_new = False
-        body = hints_body(self._hints.hints)
+        body = hints_body(self._seeker.hints)
         for key in self._connected():
             self._node.push(key, "peers", body)
-        try:
-            self._hints.save()
-        except PicoedgeError as error:
-            self._node.log_once(str(error))
+        self._seeker.save()
 
     def _seek_now(self) -> None:
         self._sought_s = self._node.loop.clock()
-        hints, connected = self._hints.hints, self._connected()
-        linked = {key: hints.get(key, ()) for key in connected}
-        strangers = [key for key in self._others() if key not in connected]
-        self._node.dials.seek(wanted(self._seeds, hints, strangers, linked))
+        self._seeker.look(self._others(), self._connected())
 
     # -- who -----------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class ScriptedModel:
     """
 
     fails_at: int | None = None
+    boards = 1
 
     def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()

@@ -56,6 +56,7 @@ MB = 1 << 20
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @options.model_options
+@options.cluster_options
 @options.verbose_option
 def command(**values: Any) -> None:
     """Measure how fast MODEL reads a prompt (pp) and generates (tg).

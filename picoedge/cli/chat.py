@@ -31,6 +31,7 @@ DEFAULT_TOKENS = 1024  # an answer that has gone on so long seldom ends by itsel
 @options.system_option
 @options.sampling_options
 @options.model_options
+@options.cluster_options
 @options.verbose_option
 def command(**values: Any) -> int:
     """Talk with MODEL, or with the catalogue's default model.

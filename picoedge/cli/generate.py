@@ -36,6 +36,7 @@ MB = 1 << 20
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.sampling_options
 @options.model_options
+@options.cluster_options
 @options.system_option
 @options.verbose_option
 def command(**values: Any) -> None:
@@ -101,6 +102,6 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "peak_rss_mb": peak_rss_bytes() / MB,
         "bytes_read": storage_bytes_read(),
         "kernels": session.kernels_name,
-        "boards": 1,
+        "boards": session.model.boards,
         **reports.window(session.plan, session.adapter, stats.disk_wait_s, stats.decode_s),
     }

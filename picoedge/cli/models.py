@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.cli import reports
+from picoedge.cli.options import chosen_cluster
 from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
@@ -34,6 +35,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
         kv_bits=int(values["kv_bits"]),
         verify=values["verify"],
         kernels=values["kernels"],
+        cluster=chosen_cluster(values),
     )
     check_options(options)
     return options

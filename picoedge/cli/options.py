@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +19,9 @@ from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
 from picoedge.units import parse_size
+
+if TYPE_CHECKING:
+    from picoedge.engine.open_options import ClusterOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -88,6 +91,19 @@ _MODEL = [
     _setting("--kernels", help="numpy or native [default: native where it runs]."),
 ]  # fmt: skip
 
+_CLUSTER = [
+    click.option("--cluster", is_flag=True, envvar="PICOEDGE_USE_CLUSTER",
+        help="Run over the boards of the mesh; this one's daemon must run."),
+    click.option("--boards", type=click.IntRange(1, 64),
+        help="Over so many boards [default: as many as are the quickest]."),
+    click.option("-ts", "--tensor-split", metavar="3,1",
+        help="Shares of the boards, this one's first [default: by their speed]."),
+    click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
+        show_default=True, help="How sums come together."),
+    click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
+        show_default=True, help="How sums travel: f64 is exact, the others are smaller."),
+]  # fmt: skip
+
 _SAMPLING = [
     _number("--temperature", SAMPLING.temperature, float, "0 always takes the likeliest token."),
     _number("--top-k", SAMPLING.top_k, int, "Choose among the K likeliest; 0: all."),
@@ -120,6 +136,27 @@ system_option = _setting("--system", help="What the model is told before the con
 def model_options(command: Command) -> Command:
     """--threads, --memory, --ctx-size, --window-io, --kv-bits, --verify, --kernels."""
     return _decorate(command, _MODEL)
+
+
+def cluster_options(command: Command) -> Command:
+    """--cluster, --boards, --tensor-split, --allreduce, --wire."""
+    return _decorate(command, _CLUSTER)
+
+
+def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
+    """From the parameters of a command with `cluster_options`; None without --cluster."""
+    if not values.get("cluster"):
+        return None
+    from picoedge.engine.dealing import parse_split
+    from picoedge.engine.open_options import ClusterOptions
+
+    way, split = values["allreduce"], values["tensor_split"]
+    return ClusterOptions(
+        boards=values["boards"],
+        split=tuple(parse_split(split)) if split else (),
+        allreduce=None if way == "auto" else way,
+        wire=values["wire"],
+    )
 
 
 def sampling_options(command: Command) -> Command:

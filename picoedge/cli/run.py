@@ -50,8 +50,8 @@ def command(**values: Any) -> None:
     from picoedge.mesh.addresses import parse_address, parse_addresses
 
     listen, peers = parse_address(values["listen"]), parse_addresses(values["peers"])
-    identity, inviter = _identity(values["join"], values["name"])
-    _serve(identity, listen, (*peers, *inviter), _board_options(values))
+    identity = _identity(values["join"], values["name"])
+    _serve(identity, listen, peers, _board_options(values))
 
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
@@ -67,31 +67,26 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
     return BoardOptions(memory, shelf.absolute(), values["threads"])
 
 
-def _identity(join: str | None, name: str | None) -> tuple[Identity, tuple[Address, ...]]:
-    from picoedge.mesh.identity import cluster_folder, load_identity
+def _identity(join: str | None, name: str | None) -> Identity:
+    from picoedge.mesh.identity import board_name_of, cluster_folder, load_identity
 
     folder = cluster_folder(os.environ)
     if join is None:
-        return load_identity(folder), ()
+        return load_identity(folder)
     import zmq
 
-    from picoedge.mesh.caller import join as ask_to_join
-    from picoedge.mesh.identity import board_name_of
+    from picoedge.mesh import entering
     from picoedge.mesh.invite import parse_invite
-    from picoedge.mesh.joining import accept, joining_keys
 
-    if join == "-":
-        join = click.get_text_stream("stdin").readline()
-    invitation = parse_invite(join.strip())
-    keys = joining_keys(folder)
-    context = zmq.Context()
+    text = click.get_text_stream("stdin").readline() if join == "-" else join
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        roster = ask_to_join(context, invitation, name or board_name_of(os.uname().nodename), keys)
+        called = name or board_name_of(os.uname().nodename)
+        identity = entering.join(context, folder, parse_invite(text.strip()), called)
     finally:
         context.destroy(linger=0)
-    identity = accept(folder, invitation, roster, keys)
     note(f"{identity.name} is in the cluster; from now on: picoedge run")
-    return identity, (invitation.address,)
+    return identity
 
 
 def _serve(

@@ -54,8 +54,7 @@ def measure_board(shelf: Path) -> dict[str, Any]:
 
 
 def _disk(shelf: Path) -> dict[str, Any]:
-    from picoedge.engine.fitting import probes_folder, readings
-    from picoedge.engine.fitting import Speeds
+    from picoedge.engine.fitting import Speeds, probes_folder, readings
     from picoedge.engine.storage import storage_speed
 
     try:

@@ -1,6 +1,7 @@
 """`picoedge run`: this board in the mesh, its shards for others, its seat for sessions.
 
     mesh-state   every board of the cluster as this one sees it, and how it is reached
+    pack-offer   a session of this board runs a pack that is not on the shelf: others may pull it
     ping         an answer as large as the question, to measure a link with
 
 It is the board's control process: small, without weights and NumPy, never long at anything.
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.board import BoardOptions, BoardService
 from picoedge.engine.session_spec import SessionSpec
-from picoedge.errors import ModelError
+from picoedge.errors import AccessError, ModelError
 from picoedge.mesh.answers import Raw
 from picoedge.mesh.donor import OFFER, READ, Donor
+from picoedge.mesh.messages import integer_of, text_of
 from picoedge.mesh.private_files import write_json
-from picoedge.mesh.wire import pack
+from picoedge.mesh.wire import Header, Kind, pack
 
 if TYPE_CHECKING:
     from picoedge.mesh.membership import Change
@@ -44,6 +46,7 @@ class Daemon:
         self._facts: Mapping[str, Any] | None = None
         node.on("mesh-state", lambda peer, body: self._mesh_state())
         node.on("ping", _ping)
+        node.on("pack-offer", self._offer_pack)
         node.on(OFFER, lambda peer, body: self._donor.offer(body))
         node.on(READ, self._read)
         node.peers.on_change(self._tell_change)
@@ -54,6 +57,11 @@ class Daemon:
     def _read(self, peer: str, body: Body) -> Raw:
         header, data = self._donor.read(body)
         return Raw(pack(header), data)
+
+    def _offer_pack(self, peer: str, body: Body) -> None:
+        if str(peer) != self._node.identity.keys.public:
+            raise AccessError("only this board's own sessions say what it offers")
+        self._donor.add(Path(text_of(body, "folder", 4096)))
 
     def _find_pack(self, spec: SessionSpec) -> Path:
         """Where the pack is, or where what this board needs of it is to be put."""
@@ -137,8 +145,5 @@ class Daemon:
 
 
 def _ping(peer: str, body: Body) -> Raw:
-    from picoedge.mesh.messages import integer_of
-    from picoedge.mesh.wire import Header, Kind
-
     nbytes = integer_of(body, "bytes", PING_BYTES + 1)
     return Raw(pack(Header(Kind.SHARD, sequence=integer_of(body, "id", 1 << 32))), bytes(nbytes))

@@ -76,7 +76,9 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
     budget = Budget(total, fixed_bytes())
     if fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
-    check_room(load, _lean_budget(pack, kernels, total, load.part))  # before seconds are spent on probes
+    check_room(
+        load, _lean_budget(pack, kernels, total, load.part)
+    )  # before seconds are spent on probes
     speeds = measure_speeds(pack, kernels, total)
     ways = tuple(readings(speeds, options.window_io))
     budget = _lean_budget(pack, kernels, total, load.part)
@@ -85,7 +87,9 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
 
 def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budget:
     """The budget once all is given back that is not needed any more."""
-    give_back(lambda: _rehearse(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()])
+    give_back(
+        lambda: _rehearse(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()]
+    )
     return Budget(total, fixed_bytes() + STILL_NEEDED)
 
 

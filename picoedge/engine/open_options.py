@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from picoedge.model.sampling_options import SamplingOptions
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How a session is spread over the mesh; by default as the plan finds best."""
+
+    boards: int | None = None  # so many
+    split: tuple[float, ...] = ()  # weights of the boards' shares, this one's first
+    allreduce: Literal["star", "exchange"] | None = None
+    wire: str = "f64"  # how sums travel: "f64" is exact; "f32", "f16", "q8" are smaller
 
 
 @dataclass(frozen=True)
@@ -19,4 +30,5 @@ class OpenOptions:
     logit_rows: int = 1  # tokens whose logits are wanted at once
     n_ctx: int | None = None
     kernels: str | None = None  # "numpy", "native"
+    cluster: ClusterOptions | None = None  # None: this board alone
     sampling: SamplingOptions = field(default_factory=SamplingOptions)

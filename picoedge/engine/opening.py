@@ -210,6 +210,12 @@ def _start(
 
     if options.memory_bytes is not None:
         settle()
+    if options.cluster is not None:
+        from picoedge.engine.joint import open_joint
+
+        return Session(
+            open_joint(pack, options, progress), vocabulary, options.sampling, name=pack.name
+        )
     with ExitStack() as opened:
         how = open_model(pack, options, progress=progress)
         opened.callback(how.model.close)

@@ -91,15 +91,16 @@ class RunningWorker:
             "rss_bytes": rss_bytes_of(pid),
         }
 
-    def why_ended(self) -> dict[str, str]:
-        """What ended it, in words. To be asked once it has."""
+    def why_ended(self) -> dict[str, Any]:
+        """What ended it, in words; `failed` where it said so itself. To be asked once it has."""
         self.read()
         code = self._process.wait()
         if self.failure is not None:
-            return {name: str(self.failure.get(name, "")) for name in ("message", "hint")}
+            words = {name: str(self.failure.get(name, "")) for name in ("message", "hint")}
+            return {**words, "failed": True}
         if code < 0:
             name = signal.Signals(-code).name
-            return {"message": _SIGNALS.get(signal.Signals(-code), name), "hint": ""}
+            return {"message": _SIGNALS.get(signal.Signals(-code), name)}
         return {
             "message": f"it left with code {code}" if code else "the session is over",
             "hint": "",

@@ -42,7 +42,14 @@ class LanguageModel(Protocol):
     """What a session needs of a model (`model.transformer.Transformer`)."""
 
     n_ctx: int
-    batch: int  # tokens it runs at once
+
+    @property
+    def batch(self) -> int:
+        """Tokens it runs at once."""
+
+    @property
+    def boards(self) -> int:
+        """How many boards run it."""
 
     @property
     def kernels(self) -> KernelsInfo:

@@ -58,7 +58,7 @@ def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, 
     if unpack(raw) != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
         raise links.fault(rank, f"sent {unpack(raw)} where a note was due")
     try:
-        note = json.loads(frame.bytes)
+        note = json.loads(bytes(frame))
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):

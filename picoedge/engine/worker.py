@@ -93,6 +93,7 @@ def pull_missing(
     context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, order: Order, page: ProgressPage
 ) -> None:
     """Have the slice on this disk, from all boards of the session that have some of it."""
+    from picoedge.mesh.addresses import parse_address
     from picoedge.mesh.donor_link import DonorLink
     from picoedge.mesh.puller import Manner, Pulling, pull
     from picoedge.store.inventory import Wanted
@@ -110,7 +111,7 @@ def pull_missing(
         sources = []
         for rank, seat in enumerate(spec.seats):
             if rank != spec.rank and seat.daemon:
-                link = DonorLink(context, keys, seat.daemon, seat.key)
+                link = DonorLink(context, keys, parse_address(seat.daemon), seat.key)
                 stack.callback(link.close)
                 sources.append((seat.name, link))
         pull(order.pack, spec.pack_id, wanted, sources, Manner(progress=pulled))

@@ -74,6 +74,7 @@ class Donor:
     def __init__(self, shelf: Iterable[Path]) -> None:
         """`shelf`: folders that hold packs, NAME.pico each."""
         self._shelf = tuple(shelf)
+        self._beside: set[Path] = set()
         self._identities: dict[Path, tuple[Stamp, str]] = {}
         self._open: dict[str, _Shelved] = {}
 
@@ -90,6 +91,10 @@ class Donor:
         nbytes = shelved.stamp[2]
         count = len(shelved.items)
         return {"name": shelved.name, "manifest_bytes": nbytes, "items": count, "held": held}
+
+    def add(self, pack: Path) -> None:
+        """Give of this pack as well, which is not on the shelf."""
+        self._beside.add(pack)
 
     def folder_of(self, identity: str) -> Path:
         """Where the pack is. Raises ModelError where it is not here."""
@@ -162,7 +167,8 @@ class Donor:
 
     def _packs(self) -> list[Path]:
         try:
-            return [path for folder in self._shelf for path in sorted(folder.glob("*.pico"))]
+            on_shelf = [path for folder in self._shelf for path in sorted(folder.glob("*.pico"))]
+            return on_shelf + sorted(self._beside)
         except OSError:
             return []
 

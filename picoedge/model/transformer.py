@@ -134,6 +134,8 @@ class Transformer:
     8) is for the cache of quantized weights; f32 weights have a cache in f32.
     """
 
+    boards = 1
+
     def __init__(
         self,
         pack: Pack,
@@ -349,7 +351,7 @@ class Transformer:
         """
         n = len(x)
         if not 0 < n <= self.batch or not 0 <= position <= self.n_ctx - n:
-            raise ContextError(f"{n} tokens at position {position}: not within the session's bounds")
+            raise ContextError(f"{n} tokens at position {position} are not within the session")
         self._space.x[:n] = x
         self._run_layers(n, position)
         if self.after_forward is not None:

@@ -1,0 +1,171 @@
+"""A model over many boards that stays a model when one of them is lost.
+
+What the cache holds is known by its tokens. Where a board dies, hangs or is cut off, the boards
+that are left are planned anew, the cache is computed again from those tokens, and the pass that
+broke off is run once more: the same sums give the same bits, so the text goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
+from picoedge.engine.fitting import load_of
+from picoedge.engine.open_options import OpenOptions
+from picoedge.engine.opening import Opened, open_model
+from picoedge.engine.team import Team
+from picoedge.errors import BoardLostError, MeshError
+
+if TYPE_CHECKING:
+    from picoedge.engine.mesh_view import MeshView
+    from picoedge.engine.session import KernelsInfo
+    from picoedge.store.reader import Pack
+
+    Progress = Callable[[str, int, int], None]
+
+F32 = npt.NDArray[np.float32]
+LOSSES = 2  # of one board, after which a session goes on without it
+_MOST_LOSSES = 16
+
+
+class ClusterModel:
+    """See `session.LanguageModel`. Raises what planning and opening raise."""
+
+    def __init__(
+        self,
+        mesh: MeshView,
+        pack: Pack,
+        options: OpenOptions,
+        *,
+        tell: Callable[[str], None],
+        progress: Progress | None = None,
+    ) -> None:
+        assert options.cluster is not None
+        assert options.n_ctx is not None
+        self._mesh, self._pack, self._options = mesh, pack, options
+        self._tell, self._progress = tell, progress
+        self.n_ctx = options.n_ctx
+        self._tokens: list[int] = []  # whose keys and values the cache holds, or should
+        self._valid = 0  # positions that it does hold
+        self._losses: Counter[str] = Counter()
+        self._waited_s, self._streamed = 0.0, 0  # by models that are closed
+        self._team: Team | None = None
+        self._assemble()
+
+    def _assemble(self) -> None:
+        """Plan over the boards there are, and have them ready."""
+        while True:
+            without = {key for key, count in self._losses.items() if count >= LOSSES}
+            self._mesh.look(frozenset(without))
+            self.plan = plan = self._make_plan()
+            self._tell(plan.why)
+            try:
+                self._opened = self._open(plan)
+            except BoardLostError as error:
+                self._count(error)
+                continue
+            self._valid = 0
+            return
+
+    def _make_plan(self) -> ClusterPlan:
+        cluster = self._options.cluster
+        assert cluster is not None
+        load = load_of(self._pack, self._pack.all_shards, self._options)
+        wishes = Wishes(cluster.boards, cluster.split, cluster.allreduce)
+        return plan_cluster(load, self._mesh.cluster(), wishes, exact=False)
+
+    def _open(self, plan: ClusterPlan) -> Opened:
+        self._team = None
+        if plan.chosen.boards == 1:
+            import dataclasses
+
+            alone = dataclasses.replace(self._options, cluster=None)
+            return open_model(self._pack, alone, progress=self._progress)
+        self._team = Team(
+            self._mesh,
+            self._pack,
+            self._options,
+            plan.chosen,
+            tell=self._tell,
+            progress=self._progress,
+        )
+        return self._team.opened
+
+    # -- what a session needs ------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        """Tokens it runs at once."""
+        return self._opened.model.batch
+
+    @property
+    def kernels(self) -> KernelsInfo:
+        """What computes here."""
+        return self._opened.model.kernels
+
+    @property
+    def boards(self) -> int:
+        """How many boards run it."""
+        return self._team.boards if self._team else 1
+
+    @property
+    def disk_wait_s(self) -> float:
+        """Seconds this board has waited for its weights so far."""
+        return self._waited_s + self._opened.model.disk_wait_s
+
+    @property
+    def bytes_streamed(self) -> int:
+        """Bytes of weights this board has read so far, to be used once."""
+        return self._streamed + self._opened.model.bytes_streamed
+
+    @property
+    def opened(self) -> Opened:
+        """This board's own slice and its plan."""
+        return self._opened
+
+    def forward(self, tokens: Sequence[int], position: int) -> F32:
+        """Logits f32 [vocab] after `tokens` put at `position`; see `Transformer.forward`.
+
+        A board that is lost on the way is gone without. Raises MemoryBudgetError where the others
+        cannot hold the model.
+        """
+        del self._tokens[position:]
+        self._tokens += tokens
+        self._valid = min(self._valid, position)
+        while True:
+            try:
+                logits = self._opened.model.forward(self._tokens[self._valid :], self._valid)
+                self._valid = len(self._tokens)
+                return logits
+            except BoardLostError as error:
+                self._recover(error)
+
+    def _recover(self, error: BoardLostError) -> None:
+        assert self._team is not None
+        self._count(self._team.reason(error))
+        self._let_go()
+        self._assemble()
+
+    def _count(self, error: BoardLostError) -> None:
+        key = next((k for k, peer in self._mesh.peers.items() if peer.name == error.board), "")
+        self._losses[key] += 1
+        self._tell(f"{error.message}; going on without it" if key else error.message)
+        if self._losses.total() > _MOST_LOSSES:
+            raise MeshError("boards are lost one after another", "check the network: picoedge ps")
+
+    def _let_go(self) -> None:
+        self._waited_s, self._streamed = self.disk_wait_s, self.bytes_streamed
+        if self._team is not None:
+            self._team.close()
+        else:
+            self._opened.model.close()
+
+    def close(self) -> None:
+        """Free all boards. Idempotent."""
+        self._let_go()
+        self._mesh.close()

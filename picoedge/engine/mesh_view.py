@@ -1,0 +1,149 @@
+"""The mesh as a session sees it: which boards are there, how they are reached, what they can do."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from picoedge.engine.cluster_facts import BoardFacts, Cluster, LinkFacts, board_from_json
+from picoedge.engine.daemon import DAEMON_FILE, PING_BYTES
+from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
+from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.caller import Caller
+
+if TYPE_CHECKING:
+    from picoedge.mesh.curve import Context
+    from picoedge.mesh.identity import Identity
+
+ASK_S = 2.0
+MEASURING_S = 60.0  # a board that has just started measures itself first
+PINGS = 5
+_HERE = ("alive", "slow")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A board of the mesh that answers, and what it can do."""
+
+    key: str
+    name: str
+    address: str
+    facts: BoardFacts
+    link: LinkFacts
+
+
+class MeshView:
+    """Connections to the daemons of all boards that answer; the first is this board's own.
+
+    `tell` is given lines for people. To be closed.
+    """
+
+    def __init__(self, context: Context, identity: Identity, tell: Callable[[str], None]) -> None:
+        self.context, self.identity, self._tell = context, identity, tell
+        self.callers: dict[str, Caller] = {}
+        self.peers: dict[str, Peer] = {}
+
+    def look(self, without: frozenset[str] = frozenset()) -> Cluster:
+        """Connect to every board that is there, save those; what they and the links can do.
+
+        Raises MeshError where no daemon runs on this board.
+        """
+        self.close()
+        own = self._own()
+        self._meet(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
+        for board in _boards_of(own.ask("mesh-state", timeout_s=ASK_S)):
+            if board["key"] == self.identity.keys.public or board["key"] in without:
+                continue
+            if board["condition"] in _HERE:
+                self._try(board)
+        return self.cluster()
+
+    def cluster(self) -> Cluster:
+        """The boards that answered, this one first."""
+        peers = list(self.peers.values())
+        links = {(0, i): peer.link for i, peer in enumerate(peers) if i}
+        return Cluster(tuple(peer.facts for peer in peers), links)
+
+    def _own(self) -> Caller:
+        path = self.identity.folder / DAEMON_FILE
+        try:
+            address = parse_address(json.loads(path.read_text())["address"])
+        except (OSError, ValueError, KeyError, TypeError, PicoedgeError):
+            raise MeshError(
+                "this board is not in the mesh: its daemon does not run", "start it: picoedge run"
+            ) from None
+        keys = self.identity.keys
+        return Caller(self.context, keys, address, keys.public, self.identity.name)
+
+    def _try(self, board: dict[str, Any]) -> None:
+        for text in board["addresses"]:
+            address = parse_address(text)
+            caller = Caller(self.context, self.identity.keys, address, board["key"], board["name"])
+            try:
+                link = _measure(caller)
+                return self._meet(caller, board["key"], text, link)
+            except MeshError as error:
+                caller.close()
+                self._tell(f"{board['name']} takes no part: {error.message}")
+
+    def _meet(self, caller: Caller, key: str, address: str, link: LinkFacts) -> None:
+        with ExitStack() as failing:
+            failing.callback(caller.close)
+            facts = _facts(caller)
+            if facts.key != key:
+                raise ProtocolError(f"{caller.name} speaks for another board")
+            failing.pop_all()
+        self.callers[key] = caller
+        self.peers[key] = Peer(key, facts.name, address, facts, link)
+
+    def close(self) -> None:
+        """Let all connections go: what they held is free again. Idempotent."""
+        for caller in self.callers.values():
+            caller.close()
+        self.callers.clear()
+        self.peers.clear()
+
+
+def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The own daemon's list; it has checked what other boards said."""
+    boards = state.get("boards")
+    if not isinstance(boards, list):
+        raise ProtocolError("a state of the mesh without boards")
+    return boards
+
+
+def _facts(caller: Caller) -> BoardFacts:
+    deadline = time.monotonic() + MEASURING_S
+    while True:
+        try:
+            answer = caller.ask("board-facts", timeout_s=ASK_S)
+        except BoardLostError:
+            raise
+        except MeshError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+            continue
+        facts = answer.get("facts")
+        if not isinstance(facts, dict):
+            raise ProtocolError(f"{caller.name} sent no facts")
+        given = {**facts, "budget_bytes": answer.get("memory_bytes")}
+        return board_from_json(given, f"the facts of {caller.name}")
+
+
+def _measure(caller: Caller) -> LinkFacts:
+    """Half the time of a small question, and what a large answer takes beyond it."""
+    small = statistics.median(_ping_s(caller, 0) for _ in range(PINGS))
+    large = min(_ping_s(caller, PING_BYTES) for _ in range(2))
+    return LinkFacts(min(small / 2, 60.0), PING_BYTES / max(large - small, 1e-6))
+
+
+def _ping_s(caller: Caller, nbytes: int) -> float:
+    began = time.perf_counter()
+    caller.ask_raw("ping", {"bytes": nbytes}, ASK_S)
+    return time.perf_counter() - began

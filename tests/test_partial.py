@@ -29,7 +29,7 @@ from picoedge.store.inventory import (
     record_head,
 )
 from picoedge.store.pack import pack
-from picoedge.store.partial import PartialPack, begin
+from picoedge.store.partial import PartialPack, begin, place
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
 from picoedge.store.sources import Source, open_source
@@ -234,6 +234,16 @@ def test_a_pack_is_not_begun_over_anything(sound: Path, empty: Path, tmp_path: P
     for name in ("m", ".pico", "held.log", "a b.pico", "-\n.pico"):
         with pytest.raises(ModelError, match="name"):
             begin(tmp_path / name, manifest)
+
+
+def test_a_pack_has_its_place_on_the_shelf(sound: Path, empty: Path, tmp_path: Path) -> None:
+    mine = Pack.open(empty).identity
+    assert place(tmp_path, "any", mine) == empty
+    assert place(tmp_path, "any", "ab" * 32) == tmp_path / "any.pico"
+    assert place(tmp_path, "m", "ab" * 32) == tmp_path / "m-abababab.pico"
+    for name in ("../m", "/etc/m", "a/b", ".m", "", "m\0", "a" * 500):
+        with pytest.raises(ModelError, match="name of a pack"):
+            place(tmp_path, name, mine)
 
 
 def _text(name: str, nbytes: Any = 1) -> Callable[[dict[str, Any]], object]:

@@ -274,11 +274,12 @@ class _Pull:
             return
         left = self._schedule.left
         lacking = sum(self._goal.items[item] for item in left)
+        size = "" if MANIFEST in left else f", {format_size(lacking)}"
         said = [f"{name}: {feed.refused or 'no answer'}" for name, feed in feeds.items()]
         said += [f"{name}: sent what is wrong" for name in sorted(self._wrong)]
         raise BoardLostError(
-            f"no board sends {left[0]}: {len(left)} of {len(self._goal.items)} items lack,"
-            f" {format_size(lacking)} ({'; '.join(said) or 'no boards'})",
+            f"no board sends {left[0]}: {len(left)} of {len(self._goal.items)} items lack{size}"
+            f" ({'; '.join(said) or 'no boards'})",
             "start a board that has the model and try again: what came is kept",
         )
 

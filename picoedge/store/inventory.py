@@ -62,9 +62,11 @@ class Wanted:
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
     """blake2b (32 bytes, in hex), as manifests have it."""
-    import hashlib  # loads OpenSSL, 4 MB that most runs never need
-
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
+    try:
+        from _blake2 import blake2b  # as hashlib has it, without OpenSSL: 4 MB of a daemon
+    except ImportError:
+        from hashlib import blake2b
+    return blake2b(data, digest_size=32).hexdigest()
 
 
 def pack_id(manifest: bytes) -> str:

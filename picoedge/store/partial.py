@@ -21,6 +21,7 @@ from picoedge.store.folder import new_folder
 from picoedge.store.inventory import (
     HELD,
     MANIFEST,
+    MANIFEST_BYTES,
     PACK_BYTES,
     Item,
     Wanted,
@@ -38,6 +39,30 @@ ITEM_BYTES = 1 << 30
 _SPARE_BYTES = 16 << 20
 _AT_ONCE = 16 << 20  # a card takes its time to say that bytes are safe: not asked for each item
 _TEMPORARY = ".{}.part"
+
+
+def place(shelf: Path, name: str, identity: str) -> Path:
+    """Where the pack `identity`, which peers call `name`, is or is to be on a shelf.
+
+    Another pack of that name stays where it is. Raises ModelError where this is no name.
+    """
+    if not is_file_name(f"{name}.pico"):
+        raise ModelError(f"{name[:80]!r} cannot be the name of a pack")
+    for folder in sorted(shelf.glob("*.pico")):
+        if _is(folder, identity):
+            return folder
+    free = shelf / f"{name}.pico"
+    return shelf / f"{name}-{identity[:8]}.pico" if os.path.lexists(free) else free
+
+
+def _is(folder: Path, identity: str) -> bool:
+    manifest = folder / MANIFEST
+    try:
+        return manifest.stat().st_size <= MANIFEST_BYTES and (
+            pack_id(manifest.read_bytes()) == identity
+        )
+    except OSError:
+        return False
 
 
 def begin(folder: Path, manifest: bytes) -> None:

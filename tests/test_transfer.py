@@ -170,6 +170,35 @@ def test_boards_that_hold_parts_make_a_whole(
     check_whole(target, sound)
 
 
+def test_the_only_board_is_silent_for_a_while(shelf: Path, sound: Pack, target: Path) -> None:
+    class Dozing(Board):
+        def read(self, body: dict[str, Any]) -> Frames | None:
+            return None if 10 <= self.parts < 13 else super().read(body)
+
+    fetch(
+        target, sound, everything(sound), Dozing(shelf, [ME.public]), manner=Manner(silence_s=0.3)
+    )
+    check_whole(target, sound)
+
+
+def test_a_board_that_is_itself_being_filled_gives_what_has_come(
+    shelf: Path, sound: Pack, target: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "a" / "m.pico"
+    fetch(other, sound, HALF, Board(shelf, [ME.public]))
+
+    class Filling(Board):
+        def offer(self, body: dict[str, Any]) -> Frames | None:
+            if self.asked[OFFER] == 4:  # it has given all it had
+                with links(ME, Board(shelf, [ME.public])) as sources:
+                    pull(other, sound.identity, everything(sound), sources, QUICK)
+            return super().offer(body)
+
+    fetch(target, sound, everything(sound), Filling(tmp_path / "a", [ME.public]),
+          manner=Manner(patience_s=10))  # fmt: skip
+    check_whole(target, sound)
+
+
 def test_what_no_board_has_is_told_and_the_rest_kept(
     shelf: Path, sound: Pack, target: Path, tmp_path: Path
 ) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 
 from picoedge.errors import UsageError
@@ -31,11 +31,7 @@ class Address:
     @property
     def is_numeric(self) -> bool:
         """Whether no name server has to be asked."""
-        try:
-            ipaddress.ip_address(self.host.partition("%")[0])
-        except ValueError:
-            return False
-        return True
+        return _is_numeric(self.host)
 
     @property
     def is_everywhere(self) -> bool:
@@ -58,8 +54,10 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
 
 def _split(text: str) -> tuple[str, str]:
     if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        return host, port[1:] if port.startswith(":") else (port or str(DEFAULT_PORT))
+        host, bracket, port = text[1:].partition("]")
+        if not port and bracket:
+            return host, str(DEFAULT_PORT)
+        return host, port[1:] if port.startswith(":") else "none"
     if text.count(":") > 1:
         return text, str(DEFAULT_PORT)
     host, colon, port = text.partition(":")
@@ -67,10 +65,15 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _is_host(host: str) -> bool:
-    if ":" not in host:
-        return bool(_HOST.fullmatch(host))
+    if ":" in host:
+        return bool(_SCOPED.fullmatch(host)) and _is_numeric(host)
+    return bool(_HOST.fullmatch(host))
+
+
+def _is_numeric(host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
+        socket.inet_pton(family, host.partition("%")[0])
+    except (OSError, ValueError):
         return False
-    return bool(_SCOPED.fullmatch(host))
+    return True

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.curve import Bounds, dial
 from picoedge.mesh.messages import ERROR, REPLY, Body, error_of
+from picoedge.mesh.monitor_events import read_event
 from picoedge.mesh.wire import control, read_control
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ class Caller:
         poller.poll(max(1, int(wait_s * 1000)))
 
     def _watch(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            while not self.socket.closed:
-                self._happened(recv_monitor_message(self.monitor, zmq.NOBLOCK)["event"])
+        while (happened := read_event(self.monitor)) is not None:
+            self._happened(happened[0])
 
     def _happened(self, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

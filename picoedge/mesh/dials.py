@@ -1,22 +1,17 @@
-"""Connections that a daemon makes to the other boards, one link to each.
-
-Where the key behind an address is not known, every allowed key is tried there at once: CURVE lets
-only the right one through.
-"""
+"""Connections that a daemon makes to the other boards, one link to each."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.curve import dial
 from picoedge.mesh.door import CONTROL, Frames
+from picoedge.mesh.monitor_events import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Context, Socket
@@ -36,23 +31,6 @@ _REFUSED = (
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 
 Pair = tuple[Address, str]
-
-
-def wanted(
-    seeds: Iterable[Address],
-    hints: Mapping[str, Iterable[Address]],
-    strangers: Iterable[str],
-    linked: Mapping[str, Iterable[Address]],
-) -> set[Pair]:
-    """Which keys to try at which addresses.
-
-    `strangers` are the allowed keys without a link, `linked` tells at which addresses boards with
-    a link are: nobody else is looked for there.
-    """
-    strangers = list(strangers)
-    taken = {address for addresses in linked.values() for address in addresses}
-    pairs = {(address, key) for address in seeds if address not in taken for key in strangers}
-    return pairs | {(address, key) for key in strangers for address in hints.get(key, ())}
 
 
 @dataclass
@@ -163,13 +141,13 @@ class Dials:
         each = Dial(address, key, socket, socket.get_monitor_socket(_WATCHED))
         self._dials[pair] = each
         self._loop.add(socket, lambda: self.read(each))
-        self._loop.add(each.monitor, lambda: self._watch(each))
+        self._loop.add(each.monitor, lambda: self.look(each))
         socket.connect(address.endpoint)
 
-    def _watch(self, each: Dial) -> None:
-        with contextlib.suppress(zmq.Again):
-            while not each.socket.closed:
-                self._happened(each, recv_monitor_message(each.monitor, zmq.NOBLOCK)["event"])
+    def look(self, each: Dial) -> None:
+        """Take note of what has happened to a dial."""
+        while not each.socket.closed and (happened := read_event(each.monitor)) is not None:
+            self._happened(each, happened[0])
 
     def _happened(self, each: Dial, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

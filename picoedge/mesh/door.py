@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.curve import Bounds, Gate, sender_of, serve
+from picoedge.mesh.monitor_events import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Context, Socket
@@ -177,12 +177,11 @@ class Door:
 
     def _watch(self) -> None:
         """Read what the monitor has: before any message that came over a connection it tells of."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
-                self._forget(event["value"])
-                if event["event"] == zmq.EVENT_ACCEPTED:
-                    self._connections[event["value"]] = _Connection(self._now_s)
+        while (happened := read_event(self.monitor)) is not None:
+            event, file = happened
+            self._forget(file)
+            if event == zmq.EVENT_ACCEPTED:
+                self._connections[file] = _Connection(self._now_s)
 
     def _forget(self, file: int) -> None:
         connection = self._connections.pop(file, None)

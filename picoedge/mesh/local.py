@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.errors import BoardLostError, MeshError, ProtocolError, UsageError
+from picoedge.errors import BoardLostError, MeshError, UsageError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.caller import Caller
 from picoedge.mesh.identity import load_identity
@@ -90,13 +90,13 @@ def call_local(context: Context, folder: Path) -> Caller:
 
 
 def _read(folder: Path) -> LocalDaemon | None:
-    value = read_json(folder / FILE, "stop the daemon, and start it again")
-    if not isinstance(value, dict):
-        return None
     try:
+        value = read_json(folder / FILE, "stop the daemon, and start it again")
+        if not isinstance(value, dict):
+            return None
         address = parse_address(text_of(value, "address", 80))
         return LocalDaemon(integer_of(value, "pid"), address, integer_of(value, "incarnation"))
-    except (ProtocolError, UsageError):
+    except (MeshError, UsageError):
         return None
 
 

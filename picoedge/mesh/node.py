@@ -264,11 +264,15 @@ class Node:
         if link is None:
             route = self.peers.route_of(to)
             return route is not None and self.door.send(route, frames)
-        if not link.send(frames):
-            self.log_once(f"{self.name_of(to)} reads nothing: its connection is ended")
+        return link.send(frames) or self._unsent(link)
+
+    def _unsent(self, link: Dial) -> bool:
+        """The connection is gone, or takes no more: then it is ended."""
+        self.dials.look(link)
+        if link.is_greeted:
+            self.log_once(f"{self.name_of(link.key)} reads nothing: its connection is ended")
             self.dials.drop(link)
-            return False
-        return True
+        return False
 
     def greet(self, dial: Dial, body: Body, answered: Answered) -> None:
         """Ask over a connection that is no link yet."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.mesh.addresses import Address
+from picoedge.mesh.attendance import Attendance
 from picoedge.mesh.dials import Dial
 from picoedge.mesh.door import Asker
 from picoedge.mesh.greeting import (
@@ -23,15 +24,12 @@ from picoedge.mesh.greeting import (
 from picoedge.mesh.hints import HintFile
 from picoedge.mesh.membership import (
     Change,
-    Event,
     Heard,
     Left,
     LinkDown,
     LinkUp,
     Membership,
     Revoked,
-    Tick,
-    apply,
 )
 from picoedge.mesh.messages import Body, integer_of
 from picoedge.mesh.seeking import Seeker
@@ -60,7 +58,7 @@ class Peers:
 
     def __init__(self, node: Node, seeds: tuple[Address, ...], timing: Timing) -> None:
         self.incarnation = secrets.randbits(63)
-        self.membership = Membership()
+        self._attendance = Attendance(node.loop.clock, timing)
         self.boards: dict[str, Board] = {}
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
         self.state: Callable[[], Body] = dict
@@ -70,10 +68,13 @@ class Peers:
         self._seeker.add(seeds)
         self._digest = node.roster.digest
         self._sequence = 0
-        self._beaten_s = node.loop.clock()
         self._sought_s = float("-inf")
-        self._on_change: list[Callable[[Change], None]] = []
         self._on_revoked: list[Callable[[str], None]] = []
+
+    @property
+    def membership(self) -> Membership:
+        """Who is here, and how they are."""
+        return self._attendance.membership
 
     def start(self) -> None:
         """Begin to greet and to beat."""
@@ -84,14 +85,14 @@ class Peers:
         node.on("peers", self._told_hints)
         node.on("leave", self._leave)
         node.dials.up = self._greet
-        node.dials.down = lambda dial: self._apply(LinkDown(dial.key))
+        node.dials.down = lambda dial: self._attendance.apply(LinkDown(dial.key))
         node.dials.refused = self._refused
         self._revoke()
         node.after(0.0, self._tick)
 
     def on_change(self, call: Callable[[Change], None]) -> None:
         """Be told of each change of the membership."""
-        self._on_change.append(call)
+        self._attendance.on_change(call)
 
     def on_revoked(self, call: Callable[[str], None]) -> None:
         """Be told of each key that is let in no more: what it has here ends at once."""
@@ -119,7 +120,7 @@ class Peers:
         board = self.boards.get(asker)
         if board is not None and board.route is not None and board.route.route == asker.route:
             board.route = None
-            self._apply(LinkDown(str(asker)))
+            self._attendance.apply(LinkDown(str(asker)))
 
     def roster_changed(self) -> None:
         """Who is let in has changed: end what is revoked, tell everyone."""
@@ -166,7 +167,7 @@ class Peers:
             return self._node.dials.drop(dial)
         self._node.dials.settle(dial)
         self._met(dial.key, hello, (dial.address, *hello.addresses))
-        self._apply(LinkUp(dial.key))
+        self._attendance.apply(LinkUp(dial.key))
         self._seek_now()
 
     def _hello(self, peer: str, body: Body) -> Body:
@@ -184,7 +185,7 @@ class Peers:
         self._met(str(peer), hello, (seen, *hello.addresses))
         board = self.boards[peer]
         if board.route is None:
-            self._apply(LinkUp(str(peer)))
+            self._attendance.apply(LinkUp(str(peer)))
         board.route = peer
         return self._own_hello()
 
@@ -193,7 +194,7 @@ class Peers:
         board.incarnation, board.digest, board.told = hello.incarnation, hello.digest, ("", "")
         board.name = self._node.name_of(key)
         self._seeker.met(key, addresses)
-        self._apply(Heard(key, hello.incarnation))
+        self._attendance.apply(Heard(key, hello.incarnation))
         # A newcomer has not heard what was told before it came.
         self._node.after(0.0, lambda: self._introduce(key))
 
@@ -217,7 +218,7 @@ class Peers:
         if beat.incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of another process than the one that said hello")
         board.digest = beat.digest
-        self._apply(Heard(str(peer), beat.incarnation, beat.sequence, beat.state))
+        self._attendance.apply(Heard(str(peer), beat.incarnation, beat.sequence, beat.state))
         self._tell_roster(str(peer), board)
 
     def _speaks_for(self, peer: str, board: Board) -> bool:
@@ -241,7 +242,7 @@ class Peers:
         incarnation = integer_of(body, "incarnation")
         board = self.boards.get(peer)
         if board is not None and self._speaks_for(peer, board):
-            self._apply(Left(str(peer), incarnation))
+            self._attendance.apply(Left(str(peer), incarnation))
 
     def _spread(self) -> None:
         for key, board in list(self.boards.items()):
@@ -258,7 +259,7 @@ class Peers:
     def _revoke(self) -> None:
         roster = self._node.roster
         for key in roster.revoked.keys() - self.membership.revoked:
-            self._apply(Revoked(key))
+            self._attendance.apply(Revoked(key))
             self._node.door.cut_all(key)
             self._seeker.forget(key)
             self.boards.pop(key, None)
@@ -276,18 +277,11 @@ class Peers:
         node.see_gone()
         self._reload()
         self._beat_all()
-        self._see_silence()
+        self._attendance.see_silence()
         if self._seeker.has_news:
             self._tell_hints()
         if self._seeker.is_due or node.loop.clock() - self._sought_s >= self._timing.seek_s:
             self._seek_now()
-
-    def _see_silence(self) -> None:
-        now_s, before_s = self._node.loop.clock(), self._beaten_s
-        self._beaten_s = now_s
-        # Having been stopped ourselves, we have not listened: nobody was silent.
-        if now_s - before_s < self._timing.beat_s + self._timing.silence_s / 2:
-            self._apply(Tick())
 
     def _beat_all(self) -> None:
         self._sequence += 1
@@ -325,13 +319,6 @@ class Peers:
 
     def _is_other(self, key: str) -> bool:
         return key != self._node.identity.keys.public and self._node.roster.is_allowed(key)
-
-    def _apply(self, event: Event) -> None:
-        now_s, silence_s = self._node.loop.clock(), self._timing.silence_s
-        self.membership, changes = apply(self.membership, event, now_s, silence_s)
-        for change in changes:
-            for call in self._on_change:
-                call(change)
 
 
 def _discard(keys: set[str], key: str, _: object) -> None:

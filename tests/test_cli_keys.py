@@ -38,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(interfaces, "read_interfaces", lambda: [Interface("eth0", "192.0.2.7")])
+    monkeypatch.setattr(interfaces, "interfaces", lambda: [Interface("eth0", ("192.0.2.7",))])
 
     def run_one(folder: Path, *args: str) -> Ran:
         monkeypatch.setenv("PICOEDGE_CLUSTER", str(folder))
@@ -113,7 +113,7 @@ def test_from_init_to_revoke(run: Run, home: Path, tmp_path: Path) -> None:
     string, line = invited.out.splitlines()
     assert line == f"picoedge run --join {string}"
     assert invited.err == (
-        "note: at 192.0.2.7 on eth0 (the only one on a network); --address names another\n"
+        "note: at 192.0.2.7: eth0: the only one with an address; --address names another\n"
     )
     assert parse_invite(string).address == "192.0.2.7:7433"
     assert 1700 < parse_invite(string).expires - time.time() <= 1801
@@ -163,8 +163,8 @@ def test_invites_at_another_address(run: Run, home: Path) -> None:
 def test_a_board_on_no_network_asks_for_an_address(
     run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interfaces, "read_interfaces", list)
-    assert "--address HOST:PORT" in failure(run(home, "invite"))
+    monkeypatch.setattr(interfaces, "interfaces", list)
+    assert "HOST:PORT" in failure(run(home, "invite"))
 
 
 @pytest.mark.parametrize("ttl", ["5", "5y", "-1h", "59s", "31d", "1e9h", "١h"])

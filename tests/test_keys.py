@@ -24,7 +24,6 @@ from picoedge.mesh.identity import (
     load_identity,
     load_signing_key,
 )
-from picoedge.mesh.interfaces import Interface, choose_interface, read_interfaces
 from picoedge.mesh.invite import MAX_OPEN, PREFIX, Invites, parse_invite
 from picoedge.mesh.joining import accept, admit, await_allow, found_cluster, joining_keys
 from picoedge.mesh.keys import KeyPair, SigningKey, decode_z85, is_key, verifies
@@ -520,43 +519,3 @@ def test_a_board_in_a_cluster_joins_no_other(home: Path, tmp_path: Path) -> None
     answer = admit(RosterFile(home), signing, one_time, keys.public, "pi1", NOW)
     with pytest.raises(AccessError, match="in a cluster already"):
         accept(tmp_path / "pi1", invitation, answer.to_json(), keys)
-
-
-# -- the address in an invite --------------------------------------------------------------------
-
-LAN = Interface("eth0", "192.168.1.7")
-WIFI = Interface("wlan0", "192.168.2.7")
-ROUTED = Interface("wlan1", "10.0.0.7", has_default_route=True)
-DOCKER = Interface("docker0", "172.17.0.1", is_device=False)
-LO = Interface("lo", "127.0.0.1", 0x49, False)
-TUNNEL = Interface("tun0", "10.8.0.2", 0x51, False, True)
-NO_CABLE = Interface("eth1", "192.168.3.7", 0x1)
-SELF_GIVEN = Interface("eth2", "169.254.3.7")
-
-
-@pytest.mark.parametrize(
-    ("interfaces", "name", "why"),
-    [
-        ([LO, LAN], "eth0", "the only one"),
-        ([LO, WIFI, LAN, ROUTED], "wlan1", "default route"),
-        ([LO, DOCKER, WIFI, LAN], "wlan0", "first device"),
-        ([LO, DOCKER], "docker0", "the only one"),
-        ([TUNNEL, NO_CABLE, SELF_GIVEN, LAN], "eth0", "the only one"),
-    ],
-)
-def test_the_lan_s_interface_is_chosen(interfaces: list[Interface], name: str, why: str) -> None:
-    chosen = choose_interface(interfaces)
-    assert chosen is not None
-    assert chosen[0].name == name
-    assert why in chosen[1]
-
-
-def test_there_may_be_none() -> None:
-    assert choose_interface([LO, TUNNEL, NO_CABLE, SELF_GIVEN]) is None
-    assert choose_interface([]) is None
-
-
-def test_this_machine_s_interfaces_are_read() -> None:
-    (loopback,) = [each for each in read_interfaces() if each.name == "lo"]
-    assert loopback.address in ("127.0.0.1", "")
-    assert not loopback.is_usable

@@ -10,6 +10,7 @@ import tiny
 
 from picoedge.config import ModelConfig
 from picoedge.engine import fitting, memory
+from picoedge.engine.contexts import default_context
 from picoedge.engine.fitting import (
     budget_bytes,
     bytes_apart,
@@ -17,7 +18,7 @@ from picoedge.engine.fitting import (
     load_of,
     whole_plan,
 )
-from picoedge.engine.memory import available_bytes, default_context
+from picoedge.engine.memory import available_bytes
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.planning import Budget, Load, cache_bytes
 from picoedge.engine.process import peak_rss_bytes, rss_bytes, storage_bytes_read

@@ -13,6 +13,7 @@ from picoedge.cli.output import note, one_line
 from picoedge.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
+    from picoedge.engine.joint import Joint
     from picoedge.engine.measure import BenchRow
     from picoedge.engine.opening import Opened
 
@@ -68,7 +69,7 @@ def command(**values: Any) -> None:
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
         raise UsageError("nothing to measure", "give -p or -n")
-    opened = models.open_model(values, max(n_prompt, n_tokens))
+    opened = models.open_anywhere(values, max(n_prompt, n_tokens))
     pack, model = opened.pack, opened.model
     with closing(model):
         if max(n_prompt, n_tokens) > model.n_ctx:
@@ -84,6 +85,8 @@ def command(**values: Any) -> None:
             "kernels": model.kernels.name,
             "threads": model.kernels.threads,
             "n_ctx": model.n_ctx,
+            "boards": model.boards,
+            **reports.cluster(model),
             "bytes_read": storage_bytes_read(),
             **reports.window(
                 opened.plan, opened.adapter, model.disk_wait_s, time.perf_counter() - began
@@ -93,7 +96,7 @@ def command(**values: Any) -> None:
 
 
 def _measure(
-    opened: Opened, n_prompt: int, n_tokens: int, values: dict[str, Any]
+    opened: Opened | Joint, n_prompt: int, n_tokens: int, values: dict[str, Any]
 ) -> list[BenchRow]:
     """The row of a prompt, or of generation, and with --verbose what a token waited in it."""
     from picoedge.engine.measure import bench

@@ -103,5 +103,6 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "bytes_read": storage_bytes_read(),
         "kernels": session.kernels_name,
         "boards": session.model.boards,
+        **reports.cluster(session.model),
         **reports.window(session.plan, session.adapter, stats.disk_wait_s, stats.decode_s),
     }

@@ -13,7 +13,7 @@ import click
 from picoedge.cli.output import note, one_line, warn
 from picoedge.cli.suggestions import did_you_mean
 from picoedge.cli.tables import print_facts, print_json, print_table
-from picoedge.errors import AccessError, UsageError
+from picoedge.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,12 +251,9 @@ def _roster_file(folder: Path) -> RosterFile:
 
 
 def _lan_address() -> str:
-    from picoedge.mesh.addresses import DEFAULT_PORT
-    from picoedge.mesh.interfaces import choose_interface, read_interfaces
+    from picoedge.mesh.addresses import DEFAULT_PORT, Address
+    from picoedge.mesh.interfaces import choose_interface, interfaces
 
-    chosen = choose_interface(read_interfaces())
-    if chosen is None:
-        raise AccessError("this board is on no network", "name an address: --address HOST:PORT")
-    interface, why = chosen
-    warn(f"at {interface.address} on {interface.name} ({why}); --address names another")
-    return f"{interface.address}:{DEFAULT_PORT}"
+    address, why = choose_interface(interfaces())
+    warn(f"at {address}: {why}; --address names another")
+    return str(Address(address, DEFAULT_PORT))

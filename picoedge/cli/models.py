@@ -13,6 +13,7 @@ from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
+    from picoedge.engine.joint import Joint
     from picoedge.engine.open_options import OpenOptions
     from picoedge.engine.opening import Opened
     from picoedge.engine.prompting import Prompt, Prompter
@@ -81,10 +82,20 @@ def _tell_of(session: Session, options: OpenOptions, values: Mapping[str, Any]) 
 
 
 def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened:
-    """A model without a conversation, its context `n_ctx` unless --ctx-size says otherwise.
+    """A model of this board's, without a conversation.
 
-    `logit_rows`: of how many tokens the logits will be wanted at once.
+    Its context is `n_ctx` unless --ctx-size says otherwise. `logit_rows`: of how many tokens the
+    logits will be wanted at once.
     """
+    from picoedge.engine.opening import Opened
+
+    opened = open_anywhere({**values, "cluster": False}, n_ctx, logit_rows=logit_rows)
+    assert isinstance(opened, Opened)
+    return opened
+
+
+def open_anywhere(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened | Joint:
+    """As `open_model`; with --cluster over the boards of the mesh."""
     from picoedge.engine import opening
     from picoedge.store.reader import Pack
 
@@ -92,7 +103,7 @@ def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) ->
     pack = Pack.open(find_pack(values["model"]))
     wanted = dataclasses.replace(options, n_ctx=options.n_ctx or n_ctx, logit_rows=logit_rows)
     with showing_progress() as progress:
-        opened = opening.open_model(pack, wanted, progress=progress)
+        opened = opening.open_anywhere(pack, wanted, progress)
     tell_of_numpy(opened.model.kernels.name, options.kernels)
     if values.get("verbose"):
         note(reports.plan_line(opened.plan), verbose=True)

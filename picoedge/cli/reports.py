@@ -38,6 +38,12 @@ def window(
     }  # fmt: skip
 
 
+def cluster(model: object) -> dict[str, Any]:
+    """JSON fields of a model that runs over boards; none of one that runs here."""
+    report = getattr(model, "report", None)
+    return {"cluster": report()} if report is not None else {}
+
+
 def failure(error: PicoedgeError) -> dict[str, Any]:
     """JSON fields of an answer that broke off."""
     return {"finish_reason": "error", "error": {"message": error.message, "hint": error.hint}}

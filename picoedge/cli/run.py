@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def _identity(join: str | None, name: str | None) -> Identity:
     from picoedge.mesh import entering
     from picoedge.mesh.invite import parse_invite
 
-    text = click.get_text_stream("stdin").readline() if join == "-" else join
+    text = sys.stdin.readline() if join == "-" else join
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         called = name or board_name_of(os.uname().nodename)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.engine.process import rss_bytes
 from picoedge.engine.running_worker import RunningWorker
 from picoedge.engine.session_spec import SessionSpec, spec_from_json
+from picoedge.engine.thermal import Thermometer
 from picoedge.engine.worker_order import Order
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.mesh.answers import Deferred
@@ -57,7 +58,7 @@ class Seat:
 class BoardService:
     """Answers for this board on `node`. `facts` says what the board can do, once it is known.
 
-    `find_pack` says where the pack of a session is, or is to be.
+    `find_pack` says where the pack of a session is, if it is here.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class BoardService:
         node: Node,
         options: BoardOptions,
         facts: Callable[[], Mapping[str, Any] | None],
-        find_pack: Callable[[SessionSpec], Path],
+        find_pack: Callable[[SessionSpec], Path | None],
     ) -> None:
         self._node, self._options = node, options
         self._facts, self._find_pack = facts, find_pack
@@ -76,6 +77,7 @@ class BoardService:
         node.on("session-start", self._start)
         node.on("session-close", self._close)
         node.on_gone(self._gone)
+        self._thermometer = Thermometer()
         node.peers.state = self.state
         node.after(REPORT_S, self._report)
 
@@ -121,7 +123,8 @@ class BoardService:
 
     def _order(self, spec: SessionSpec) -> Order:
         host, memory = self._node.address.host, self._memory_bytes()
-        return Order(spec, self._find_pack(spec), host, Path(), memory, self._options.threads)
+        shelf, threads = self._options.shelf, self._options.threads
+        return Order(spec, self._find_pack(spec), shelf, host, Path(), memory, threads)
 
     def _memory_bytes(self) -> int:
         """What is left for a session."""
@@ -187,11 +190,13 @@ class BoardService:
 
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""
-        seat = self._held
+        seat, heat = self._held, self._thermometer.read()
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
             "rss_bytes": rss_bytes(),
             "waiting": len(self._waiting),
+            "temperature_c": heat.temperature_c,
+            "throttled": heat.throttled,
         }
         if seat is None:
             return {**state, "does": "free"}
@@ -208,6 +213,7 @@ class BoardService:
             "model": seat.spec.pack_name,
             "attention": [part.attention.start, part.attention.stop],
             "ffn": [part.ffn.start, part.ffn.stop],
+            "work": report["work"],
         }
 
     def close(self) -> None:

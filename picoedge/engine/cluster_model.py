@@ -7,9 +7,10 @@ broke off is run once more: the same sums give the same bits, so the text goes o
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 F32 = npt.NDArray[np.float32]
+MB = 1 << 20
 LOSSES = 2  # of one board, after which a session goes on without it
 _MOST_LOSSES = 16
 
@@ -53,6 +55,7 @@ class ClusterModel:
         self._tokens: list[int] = []  # whose keys and values the cache holds, or should
         self._valid = 0  # positions that it does hold
         self._losses: Counter[str] = Counter()
+        self.losses: list[dict[str, Any]] = []  # boards that were lost, and when
         self._waited_s, self._streamed = 0.0, 0  # by models that are closed
         self._team: Team | None = None
         self._assemble()
@@ -123,6 +126,30 @@ class ClusterModel:
         """Bytes of weights this board has read so far, to be used once."""
         return self._streamed + self._opened.model.bytes_streamed
 
+    def report(self) -> dict[str, Any]:
+        """How the boards share it, what was predicted, and what sums have taken so far."""
+        chosen, team = self.plan.chosen, self._team
+        usage = team.collective.usage() if team else None
+        return {
+            "why": self.plan.why,
+            "allreduce": chosen.allreduce,
+            "predicted_s_per_token": chosen.s_per_token,
+            "shares": [
+                {
+                    "board": share.board.name,
+                    "attention": [share.part.attention.start, share.part.attention.stop],
+                    "ffn": [share.part.ffn.start, share.part.ffn.stop],
+                    "weights_mb": share.weights_bytes / MB,
+                }
+                for share in chosen.shares
+            ],
+            "sums": usage.sums if usage else 0,
+            "sync_wait_s": usage.wait_s if usage else 0.0,
+            "bytes_sent": usage.bytes_sent if usage else 0,
+            "bytes_received": usage.bytes_received if usage else 0,
+            "losses": list(self.losses),
+        }
+
     @property
     def opened(self) -> Opened:
         """This board's own slice and its plan."""
@@ -154,6 +181,7 @@ class ClusterModel:
     def _count(self, error: BoardLostError) -> None:
         key = next((k for k, peer in self._mesh.peers.items() if peer.name == error.board), "")
         self._losses[key] += 1
+        self.losses.append({"board": error.board, "why": error.message, "time": time.time()})
         self._tell(f"{error.message}; going on without it" if key else error.message)
         if self._losses.total() > _MOST_LOSSES:
             raise MeshError("boards are lost one after another", "check the network: picoedge ps")

@@ -22,7 +22,7 @@ from picoedge.engine.board import BoardOptions, BoardService
 from picoedge.engine.session_spec import SessionSpec
 from picoedge.errors import AccessError, ModelError
 from picoedge.mesh.answers import Raw
-from picoedge.mesh.donor import OFFER, READ, Donor
+from picoedge.mesh.donor import Donor
 from picoedge.mesh.messages import integer_of, text_of
 from picoedge.mesh.private_files import write_json
 from picoedge.mesh.wire import Header, Kind, pack
@@ -47,28 +47,24 @@ class Daemon:
         node.on("mesh-state", lambda peer, body: self._mesh_state())
         node.on("ping", _ping)
         node.on("pack-offer", self._offer_pack)
-        node.on(OFFER, lambda peer, body: self._donor.offer(body))
-        node.on(READ, self._read)
+        for kind, handler in self._donor.handlers().items():
+            node.on(kind, handler)
         node.peers.on_change(self._tell_change)
         self._file = node.identity.folder / DAEMON_FILE
         self._write_file()
         self._probe = self._start_probe()
-
-    def _read(self, peer: str, body: Body) -> Raw:
-        header, data = self._donor.read(body)
-        return Raw(pack(header), data)
 
     def _offer_pack(self, peer: str, body: Body) -> None:
         if str(peer) != self._node.identity.keys.public:
             raise AccessError("only this board's own sessions say what it offers")
         self._donor.add(Path(text_of(body, "folder", 4096)))
 
-    def _find_pack(self, spec: SessionSpec) -> Path:
-        """Where the pack is, or where what this board needs of it is to be put."""
+    def _find_pack(self, spec: SessionSpec) -> Path | None:
+        """Where the pack is, or the part of it that this board has."""
         try:
             return self._donor.folder_of(spec.pack_id)
         except ModelError:
-            return self._options.shelf / f"{spec.pack_name}-{spec.pack_id[:12]}.pico"
+            return None
 
     # -- what this board can do ----------------------------------------------------------------
 

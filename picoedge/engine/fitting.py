@@ -14,6 +14,7 @@ import numpy as np
 
 from picoedge.engine import memory
 from picoedge.engine.compute import MATRIX_BYTES, cached_compute, rehearse
+from picoedge.engine.contexts import default_context
 from picoedge.engine.libraries import STILL_NEEDED, give_back
 from picoedge.engine.places import shelf_folder
 from picoedge.engine.planning import (
@@ -139,7 +140,7 @@ def choose_context(pack: Pack, options: OpenOptions, kv_bits: int) -> int:
     if options.n_ctx is None:
         available = memory.available_bytes()
         budget = min(available, options.memory_bytes or available)
-        return memory.default_context(pack.config, budget, kv_bits=kv_bits)
+        return default_context(pack.config, budget, kv_bits=kv_bits)
     if options.n_ctx > largest:
         raise UsageError(
             f"a context of {options.n_ctx} tokens: the model knows {largest}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zmq
@@ -16,13 +17,33 @@ from picoedge.mesh.identity import cluster_folder, load_identity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from picoedge.engine.adapting import Adapter
     from picoedge.engine.open_options import OpenOptions
+    from picoedge.engine.planning import MemoryPlan
     from picoedge.store.reader import Pack
 
     Progress = Callable[[str, int, int], None]
 
 
-def open_joint(pack: Pack, options: OpenOptions, progress: Progress | None = None) -> ClusterModel:
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """A model that runs over boards; the plan and the adapter are those of this board's slice."""
+
+    pack: Pack
+    model: ClusterModel
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """See `opening.Opened`."""
+        return self.model.opened.plan
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """See `opening.Opened`."""
+        return self.model.opened.adapter
+
+
+def open_joint(pack: Pack, options: OpenOptions, progress: Progress | None = None) -> Joint:
     """The model over the boards that are the quickest together; see `ClusterModel`.
 
     Raises AccessError where this board is in no cluster, MeshError where its daemon does not run.
@@ -35,7 +56,7 @@ def open_joint(pack: Pack, options: OpenOptions, progress: Progress | None = Non
         failing.callback(mesh.close)
         model = ClusterModel(mesh, pack, options, tell=_to_stderr, progress=progress)
         failing.pop_all()
-    return model
+    return Joint(pack, model)
 
 
 def _to_stderr(line: str) -> None:

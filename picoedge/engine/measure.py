@@ -18,13 +18,17 @@ from picoedge.errors import ModelError, UsageError
 F32 = npt.NDArray[np.float32]
 
 
-class Runnable(Protocol):
-    """What measuring needs of a model (`model.transformer.Transformer`)."""
-
-    n_ctx: int
+class Forward(Protocol):
+    """What measuring speed needs of a model."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after the last token."""
+
+
+class Runnable(Forward, Protocol):
+    """What measuring perplexity needs of a model (`model.transformer.Transformer`)."""
+
+    n_ctx: int
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits f32 [n, vocab] after every token, a few at a time."""
@@ -49,7 +53,7 @@ class BenchRow:
 
 
 def bench(
-    model: Runnable,
+    model: Forward,
     vocab_size: int,
     *,
     n_prompt: int,
@@ -73,11 +77,11 @@ def bench(
     return rows
 
 
-def _run_prompt(model: Runnable, tokens: list[int]) -> None:
+def _run_prompt(model: Forward, tokens: list[int]) -> None:
     model.forward(tokens, 0)
 
 
-def _run_singly(model: Runnable, tokens: list[int]) -> None:
+def _run_singly(model: Forward, tokens: list[int]) -> None:
     for position, token in enumerate(tokens):
         model.forward((token,), position)
 

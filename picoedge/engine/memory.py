@@ -1,4 +1,4 @@
-"""What memory this board has for us, and the context that suits it, in bytes."""
+"""What memory this board has for us, in bytes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from picoedge.config import ModelConfig
 from picoedge.engine import cgroups
-from picoedge.engine.planning import Load, cache_bytes
-from picoedge.store.slices import Slice
 
-DEFAULT_CONTEXT = 4096
-SMALLEST_DEFAULT_CONTEXT = 512
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
-
-
-def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> int:
-    """Context when none is asked for: modest, the model's own limit, a quarter of the memory."""
-    n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
-    heads = Slice(range(config.num_key_value_heads), range(0))
-    while n_ctx > SMALLEST_DEFAULT_CONTEXT:
-        if cache_bytes(Load(config, heads, (), 0, n_ctx, kv_bits)) <= budget // 4:
-            break
-        n_ctx //= 2
-    return n_ctx
 
 
 def available_bytes(

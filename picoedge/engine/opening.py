@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from picoedge.engine.adapting import Adapter
     from picoedge.engine.fitting import Fit
+    from picoedge.engine.joint import Joint
     from picoedge.engine.planning import MemoryPlan
     from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
@@ -210,19 +211,24 @@ def _start(
 
     if options.memory_bytes is not None:
         settle()
-    if options.cluster is not None:
-        from picoedge.engine.joint import open_joint
-
-        return Session(
-            open_joint(pack, options, progress), vocabulary, options.sampling, name=pack.name
-        )
     with ExitStack() as opened:
-        how = open_model(pack, options, progress=progress)
+        how = open_anywhere(pack, options, progress)
         opened.callback(how.model.close)
         session = Session(how.model, vocabulary, options.sampling, name=pack.name)
         session.plan, session.adapter = how.plan, how.adapter
         opened.pop_all()
     return session
+
+
+def open_anywhere(
+    pack: Pack, options: OpenOptions, progress: Progress | None = None
+) -> Opened | Joint:
+    """The model on this board, or with `options.cluster` over the boards of the mesh."""
+    if options.cluster is None:
+        return open_model(pack, options, progress=progress)
+    from picoedge.engine.joint import open_joint
+
+    return open_joint(pack, options, progress)
 
 
 def _rehearse(template: ChatTemplate) -> None:

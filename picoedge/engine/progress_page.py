@@ -17,7 +17,18 @@ from pathlib import Path
 
 STAGES = ("starting", "pulling", "loading", "waiting for work", "computing", "ended")
 _PAGE = struct.Struct("<BxxxIQQQ")  # stage, tokens of the pass, passes, bytes done, bytes in all
+_WORK = struct.Struct("<Qddd")  # tokens; seconds of computing, of waiting for sums, for the disk
 _SHARED = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker has done since its session began."""
+
+    tokens: int = 0
+    compute_s: float = 0.0
+    sync_s: float = 0.0  # waiting for other boards' parts of sums
+    disk_s: float = 0.0  # waiting for weights
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Progress:
     passes: int = 0
     done: int = 0
     total: int = 0
+    work: Work = Work()
 
 
 class ProgressPage:
@@ -37,7 +49,7 @@ class ProgressPage:
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._page = mmap.mmap(fd, _PAGE.size)
+            self._page = mmap.mmap(fd, _PAGE.size + _WORK.size)
         finally:
             os.close(fd)
 
@@ -47,10 +59,17 @@ class ProgressPage:
         """Say how far the worker is."""
         _PAGE.pack_into(self._page, 0, STAGES.index(stage), tokens, passes, done, total)
 
+    def add_up(self, work: Work) -> None:
+        """Say what has been done so far."""
+        _WORK.pack_into(
+            self._page, _PAGE.size, work.tokens, work.compute_s, work.sync_s, work.disk_s
+        )
+
     def read(self) -> Progress:
         """What was said last."""
         stage, *numbers = _PAGE.unpack_from(self._page)
-        return Progress(STAGES[min(stage, len(STAGES) - 1)], *numbers)
+        work = Work(*_WORK.unpack_from(self._page, _PAGE.size))
+        return Progress(STAGES[min(stage, len(STAGES) - 1)], *numbers, work=work)
 
     def close(self) -> None:
         """Unmap it."""
@@ -62,7 +81,7 @@ def new_page() -> Iterator[Path]:
     """A page nobody has written on, removed at the end."""
     fd, name = tempfile.mkstemp(prefix="picoedge-", dir=_SHARED if os.path.isdir(_SHARED) else None)
     try:
-        os.ftruncate(fd, _PAGE.size)
+        os.ftruncate(fd, _PAGE.size + _WORK.size)
         os.close(fd)
         yield Path(name)
     finally:

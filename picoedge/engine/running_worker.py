@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import IO, Any
 
 from picoedge.engine.progress_page import ProgressPage, new_page
@@ -49,7 +49,7 @@ class RunningWorker:
             stack.callback(self._reap)
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
-            self._give(replace(order, page=path))
+            self._give(dataclasses.replace(order, page=path))
             os.set_blocking(self.stdout.fileno(), False)
             self._left = stack.pop_all()
 
@@ -89,6 +89,7 @@ class RunningWorker:
             "done": said.done,
             "total": said.total,
             "rss_bytes": rss_bytes_of(pid),
+            "work": dataclasses.asdict(said.work),
         }
 
     def why_ended(self) -> dict[str, Any]:

@@ -11,13 +11,15 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from picoedge.engine.progress_page import ProgressPage
+from picoedge.engine.progress_page import ProgressPage, Work
 from picoedge.engine.worker_order import Order
 from picoedge.errors import BoardLostError, ModelError, PicoedgeError
 from picoedge.mesh.identity import Identity, cluster_folder, load_identity
@@ -64,10 +66,9 @@ def take_seat(order: Order, identity: Identity) -> None:
 
     spec, page = order.spec, ProgressPage(order.page)
     context = zmq.Context()
-    pull_missing(context, identity.keys, order, page)
-    pack = Pack.open(order.pack)
+    pack = Pack.open(pull_missing(context, identity.keys, order, page))
     if pack.identity != spec.pack_id:
-        raise ModelError(f"{order.pack} is not the pack that the session runs", "remove it")
+        raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     links = links_of(context, identity.keys, spec, pack.config.hidden_size)
     try:
         port = links.listen(order.host)
@@ -91,17 +92,19 @@ def take_seat(order: Order, identity: Identity) -> None:
 
 def pull_missing(
     context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, order: Order, page: ProgressPage
-) -> None:
-    """Have the slice on this disk, from all boards of the session that have some of it."""
+) -> Path:
+    """Have the slice on this disk, from all boards of the session that have some; where it is."""
     from picoedge.mesh.addresses import parse_address
     from picoedge.mesh.donor_link import DonorLink
     from picoedge.mesh.puller import Manner, Pulling, pull
     from picoedge.store.inventory import Wanted
+    from picoedge.store.partial import place
     from picoedge.store.reader import Pack
 
     spec, wanted = order.spec, Wanted(order.spec.part)
-    if order.pack.exists() and not Pack.open(order.pack).missing(wanted):
-        return
+    path = order.pack or place(order.shelf, spec.pack_name, spec.pack_id)
+    if path.exists() and not Pack.open(path).missing(wanted):
+        return path
 
     def pulled(how: Pulling) -> None:
         page.write("pulling", done=how.done, total=how.total)
@@ -114,7 +117,8 @@ def pull_missing(
                 link = DonorLink(context, keys, parse_address(seat.daemon), seat.key)
                 stack.callback(link.close)
                 sources.append((seat.name, link))
-        pull(order.pack, spec.pack_id, wanted, sources, Manner(progress=pulled))
+        pull(path, spec.pack_id, wanted, sources, Manner(progress=pulled))
+    return path
 
 
 def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> Opened:
@@ -144,13 +148,19 @@ def _ready(opened: Opened) -> dict[str, Any]:
 
 
 def _follow(opened: Opened, collective: Collective, page: ProgressPage) -> None:
-    model, passes = opened.model, 0
+    model, passes, tokens, busy_s, sync_s = opened.model, 0, 0, 0.0, 0.0
     page.write("waiting for work")
     while (given := collective.next_input()) is not None:
         x, position = given
         passes += 1
         page.write("computing", len(x), passes)
+        began, waited_s = time.perf_counter(), collective.usage().wait_s
         model.follow(x, position)
+        sync_s += collective.usage().wait_s - waited_s  # without the wait for the next input
+        busy_s += time.perf_counter() - began
+        tokens += len(x)
+        disk_s = model.disk_wait_s
+        page.add_up(Work(tokens, max(0.0, busy_s - sync_s - disk_s), sync_s, disk_s))
         page.write("waiting for work", 0, passes)
 
 

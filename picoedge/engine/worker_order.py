@@ -18,7 +18,8 @@ class Order:
     """
 
     spec: SessionSpec
-    pack: Path
+    pack: Path | None  # where it is; None: it is to be put on the shelf
+    shelf: Path
     host: str
     page: Path
     memory_bytes: int
@@ -29,7 +30,8 @@ class Order:
         """From plain values."""
         return cls(
             spec_from_json(values["spec"]),
-            Path(values["pack"]),
+            Path(values["pack"]) if values["pack"] else None,
+            Path(values["shelf"]),
             values["host"],
             Path(values["page"]),
             values["memory_bytes"],
@@ -40,7 +42,8 @@ class Order:
         """Plain values; `from_json` reads them."""
         return {
             "spec": self.spec.to_json(),
-            "pack": str(self.pack),
+            "pack": str(self.pack) if self.pack else None,
+            "shelf": str(self.shelf),
             "host": self.host,
             "page": str(self.page),
             "memory_bytes": self.memory_bytes,

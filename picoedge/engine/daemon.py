@@ -10,7 +10,6 @@ It is the board's control process: small, without weights and NumPy, never long 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ from picoedge.engine.session_spec import SessionSpec
 from picoedge.errors import AccessError, ModelError
 from picoedge.mesh.answers import Raw
 from picoedge.mesh.donor import Donor
+from picoedge.mesh.local import DaemonFile
 from picoedge.mesh.messages import integer_of, text_of
-from picoedge.mesh.private_files import write_json
 from picoedge.mesh.wire import Header, Kind, pack
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.messages import Body
     from picoedge.mesh.node import Node
 
-DAEMON_FILE = "daemon.json"
 PING_BYTES = 512 << 10
 
 
@@ -50,8 +48,8 @@ class Daemon:
         for kind, handler in self._donor.handlers().items():
             node.on(kind, handler)
         node.peers.on_change(self._tell_change)
-        self._file = node.identity.folder / DAEMON_FILE
-        self._write_file()
+        self._file = DaemonFile(node.identity.folder)
+        self._file.write(node.address, node.peers.incarnation)
         self._probe = self._start_probe()
 
     def _offer_pack(self, peer: str, body: Body) -> None:
@@ -97,7 +95,7 @@ class Daemon:
             {
                 "name": node.identity.name,
                 "key": node.identity.keys.public,
-                "addresses": [str(self._own_address)],
+                "addresses": [self._own_address],
                 "condition": "alive",
                 "report": self.board.state(),
             }
@@ -116,7 +114,9 @@ class Daemon:
 
     @property
     def _own_address(self) -> str:
-        address = self._node.address
+        address, told = self._node.address, self._node.peers.addresses
+        if told:
+            return str(told[0])
         return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
 
     def _tell_change(self, change: Change) -> None:
@@ -126,10 +126,6 @@ class Daemon:
 
     # -- beginning and end ---------------------------------------------------------------------
 
-    def _write_file(self) -> None:
-        """Where commands on this board find their daemon."""
-        write_json(self._file, {"pid": os.getpid(), "address": str(self._own_address)})
-
     def close(self) -> None:
         """End what runs. Idempotent."""
         self.board.close()
@@ -137,7 +133,7 @@ class Daemon:
         self._probe.wait()
         if self._probe.stdout is not None:
             self._probe.stdout.close()
-        self._file.unlink(missing_ok=True)
+        self._file.remove()
 
 
 def _ping(peer: str, body: Body) -> Raw:

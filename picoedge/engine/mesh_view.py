@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -11,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cluster_facts import BoardFacts, Cluster, LinkFacts, board_from_json
-from picoedge.engine.daemon import DAEMON_FILE, PING_BYTES
-from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
+from picoedge.engine.daemon import PING_BYTES
+from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.caller import Caller
+from picoedge.mesh.local import find_local
 
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Context
@@ -70,15 +70,12 @@ class MeshView:
         return Cluster(tuple(peer.facts for peer in peers), links)
 
     def _own(self) -> Caller:
-        path = self.identity.folder / DAEMON_FILE
-        try:
-            address = parse_address(json.loads(path.read_text())["address"])
-        except (OSError, ValueError, KeyError, TypeError, PicoedgeError):
+        daemon, keys = find_local(self.identity.folder), self.identity.keys
+        if daemon is None:
             raise MeshError(
                 "this board is not in the mesh: its daemon does not run", "start it: picoedge run"
-            ) from None
-        keys = self.identity.keys
-        return Caller(self.context, keys, address, keys.public, self.identity.name)
+            )
+        return Caller(self.context, keys, daemon.address, keys.public, self.identity.name)
 
     def _try(self, board: dict[str, Any]) -> None:
         for text in board["addresses"]:

@@ -67,9 +67,9 @@ class ProgressPage:
 
     def read(self) -> Progress:
         """What was said last."""
-        stage, *numbers = _PAGE.unpack_from(self._page)
+        stage, tokens, passes, done, total = _PAGE.unpack_from(self._page)
         work = Work(*_WORK.unpack_from(self._page, _PAGE.size))
-        return Progress(STAGES[min(stage, len(STAGES) - 1)], *numbers, work=work)
+        return Progress(STAGES[min(stage, len(STAGES) - 1)], tokens, passes, done, total, work)
 
     def close(self) -> None:
         """Unmap it."""

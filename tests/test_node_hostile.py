@@ -178,6 +178,7 @@ def test_who_goes_on_has_to_wait(ada: Board, context: Any, dealer: Any) -> None:
             dealer.send_multipart([b"nonsense"], zmq.NOBLOCK)
         except zmq.Again:
             watch.poll(5)
+    assert any("eve goes on: it is kept out" in line for line in ada.lines)
     with ada.caller(context, ada.bob) as caller:
         assert caller.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()

@@ -8,11 +8,10 @@ a ROUTER has no call of its own.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket as sockets
 import struct
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -229,8 +228,14 @@ class Door:
         return int(self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
 
-def _borrowed(file: int) -> sockets.socket:
-    return sockets.socket(fileno=os.dup(file))
+@contextlib.contextmanager
+def _borrowed(file: int) -> Iterator[sockets.socket]:
+    """libzmq's connection as a socket; without a descriptor more, of which there may be none."""
+    connection = sockets.socket(fileno=file)
+    try:
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _bytes_received(file: int) -> int:

@@ -251,6 +251,8 @@ class Node:
         frames = frames_of(outcome, body)
         if frames is not None:
             self._send(peer, frames)
+        elif isinstance(outcome, PicoedgeError):
+            self.log_once(f"what {self.name_of(peer)} told had no effect: {outcome}")
 
     def _answer_late(self, peer: str, body: Body, outcome: Outcome) -> None:
         if isinstance(peer, Asker) and self._waiting[peer.route] > 0:
@@ -304,9 +306,15 @@ class Node:
 
     def drop(self, asker: Asker, error: PicoedgeError) -> None:
         """End the connection of a peer that makes no sense; one that goes on has to wait."""
-        self._strikes[str(asker)] += 1
-        self.log_once(f"dropped {self.name_of(asker)}: {error}")
-        self.door.cut(asker, REFUSED_S if self._strikes[str(asker)] > STRIKES else 0.0)
+        key = str(asker)
+        self._strikes[key] += 1
+        if self._strikes[key] == 1:
+            self.log_once(f"dropped {self.name_of(key)}: {error}")
+        if self._strikes[key] > STRIKES:
+            self.log_once(
+                f"{self.name_of(key)} goes on: it is kept out {REFUSED_S:.0f} s each time"
+            )
+        self.door.cut(asker, REFUSED_S if self._strikes[key] > STRIKES else 0.0)
 
     def _join(self, peer: str, body: Body) -> Body:
         public, name = text_of(body, "public", 40), text_of(body, "name", 64)

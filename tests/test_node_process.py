@@ -37,7 +37,8 @@ class Daemon:
 
     def __init__(self, folder: Path, *peers: Address) -> None:
         command = [sys.executable, str(DAEMON), str(folder), *map(str, peers)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "PYTHONPATH": str(DAEMON.parent.parent)}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None
         self.address = parse_address(json.loads(self.process.stdout.readline())["address"])
 

@@ -136,7 +136,7 @@ def test_each_command_has_a_help_page(run: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        (["run", "smollm2"], "no such command: run", "did you mean: picoedge chat smollm2"),
+        (["run", "smollm2"], "picoedge run starts", "to talk with a model: picoedge chat smollm2"),
         (["chta"], "no such command: chta", "did you mean: picoedge chat?"),
         (["zzz"], "no such command: zzz", "picoedge --help lists the commands"),
         (["./a.gguf"], "no such command: ./a.gguf", "did you mean: picoedge chat ./a.gguf"),

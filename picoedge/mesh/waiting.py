@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ class Waiter:
     """Waits for any of some sockets, and calls back for others that are watched meanwhile.
 
     For `spin_s` it asks without sleeping: to be woken costs more than most sums take to come.
+    Between two questions it yields its core to whoever has work there, libzmq's thread above all.
     """
 
     def __init__(self, spin_s: float) -> None:
@@ -56,6 +58,7 @@ class Waiter:
                 return first
             if time.monotonic() >= spin_until:
                 return self._sleep(asked, deadline, trouble)
+            os.sched_yield()
 
     def _sleep(self, asked: Items, deadline: float | None, trouble: Trouble) -> Socket | None:
         sources: list[Socket] = [socket for socket, _ in asked]

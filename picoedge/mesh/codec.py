@@ -12,6 +12,8 @@ from picoedge.mesh.wire import Dtype
 
 F64 = npt.NDArray[np.float64]
 BLOCK = 32  # values that share a scale
+# What a board sends may be infinite or no number: that is the text's loss, and no warning of ours.
+QUIET = np.errstate(over="ignore", invalid="ignore")
 
 
 class Codec(Protocol):
@@ -45,12 +47,14 @@ class Plain:
         """Bytes of one row."""
         return hidden * self._kind.itemsize
 
+    @QUIET
     def encode(self, rows: F64, into: memoryview) -> None:
         """Put the bytes there. What is too large for the type becomes the largest it has."""
         if not self.exact:
             rows = np.clip(rows, -self._largest, self._largest)
         np.frombuffer(into, self._kind).reshape(rows.shape)[...] = rows
 
+    @QUIET
     def decode(self, body: memoryview, hidden: int) -> F64:
         """The rows, f64 [n, hidden]."""
         rows = np.frombuffer(body, self._kind).reshape(-1, hidden)
@@ -66,17 +70,18 @@ class Q8:
         """Bytes of one row."""
         return hidden + hidden // BLOCK * 4
 
+    @QUIET
     def encode(self, rows: F64, into: memoryview) -> None:
         """Put the bytes of some rows there."""
         blocks = rows.reshape(-1, BLOCK)  # [n * hidden / 32, 32]
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite sums stay so by their scale
-            scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
-            steps = scales.astype(np.float64)
-            inverse = np.divide(1.0, steps, out=np.zeros(len(steps)), where=steps > 0)
-            values = np.rint(blocks * inverse[:, None]).clip(-127, 127)
-            rounded = values.astype(np.int8)
+        scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
+        steps = scales.astype(np.float64)
+        inverse = np.divide(1.0, steps, out=np.zeros(len(steps)), where=steps > 0)
+        values = np.rint(blocks * inverse[:, None]).clip(-127, 127)
+        rounded = values.astype(np.int8)  # where that is nonsense, so is the scale
         into[:] = scales.tobytes() + rounded.tobytes()
 
+    @QUIET
     def decode(self, body: memoryview, hidden: int) -> F64:
         """The rows, f64 [n, hidden]."""
         blocks = len(body) // (BLOCK + 4)

@@ -32,7 +32,7 @@ Received = tuple[int, bytes, memoryview]  # rank, header, buffer
 HUB = 0
 NOW = zmq.NOBLOCK
 MORE_NOW = zmq.NOBLOCK | zmq.SNDMORE
-SPIN_S = 50e-6
+SPIN_S = 500e-6
 SEND_STEP_MS = 2  # a full pipe is tried again after that: it has no event of its own
 PATIENCE_S = 30.0
 FAREWELL_MS = 500
@@ -91,6 +91,7 @@ class Links:
         self._gate: curve.Gate | None = None
         self._monitors: list[LinkMonitor] = []
         self._waiter = Waiter(spin_s)
+        self._closed = False
         self._gone: dict[int, str] = {}  # why, by rank
         self.bytes_sent = self.bytes_received = 0
 
@@ -194,6 +195,7 @@ class Links:
         """From now on libzmq refuses whoever knocks. (To unbind would end the links we have.)"""
         if self._gate is not None:
             self._waiter.unwatch(self._gate.socket)
+            self._gate.socket.unbind(curve.ZAP_ENDPOINT)  # at once: closing takes its time
             self._gate.close()
 
     # -- sending -------------------------------------------------------------------------------
@@ -205,7 +207,6 @@ class Links:
     def send_whole(self, rank: int, message: Bytes) -> None:
         """Send a prefix and a buffer in one piece; it is copied, so it may be changed at once."""
         peer = self._peers[rank]
-        self.bytes_sent += len(message)
         give_up = 0.0
         while True:
             try:
@@ -215,12 +216,12 @@ class Links:
                 give_up = give_up or time.monotonic() + PATIENCE_S
                 self._judge_sending(peer, error, give_up)
 
-    @staticmethod
-    def _put(peer: Peer, message: Bytes) -> None:
+    def _put(self, peer: Peer, message: Bytes) -> None:
         send = peer.socket.send  # type: ignore[union-attr]  # the links are open
         if peer.routing_id:
             send(peer.routing_id, MORE_NOW)
         send(message, NOW)
+        self.bytes_sent += len(message)
 
     def _judge_sending(self, peer: Peer, error: zmq.ZMQError, give_up: float) -> None:
         """Wait a little where its pipe is full; raise where the board is gone."""
@@ -259,12 +260,17 @@ class Links:
             if source is None:
                 name = ", ".join(self.name(rank) for rank in ranks)
                 raise BoardLostError(f"{name} sent nothing for {timeout_s:g} s", board=name)
-            message = self._read(source)
+            try:
+                message = self._read(source)
+            except zmq.ZMQError as error:
+                raise closed(error) from None
             if message[0] in ranks:
                 return message
             self._keep_early(message)
 
     def _ready(self, ranks: Collection[int], deadline: float | None) -> Socket | None:
+        if self._closed:  # such sockets look like file descriptors to zmq_poll
+            raise MeshError("the session's links are closed")
         return self._waiter.ready(self._asked(ranks), deadline, lambda: self._lost_of(ranks))
 
     def _asked(self, ranks: Collection[int]) -> Items:
@@ -333,6 +339,7 @@ class Links:
 
     def close(self) -> None:
         """Let all connections go. Idempotent."""
+        self._closed = True
         for monitor in self._monitors:
             monitor.close()
         for peer in self._peers.values():

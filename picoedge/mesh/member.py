@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from picoedge.errors import BoardLostError, ProtocolError
-from picoedge.mesh.codec import Codec
+from picoedge.mesh.codec import QUIET, Codec
 from picoedge.mesh.collective import F32, F64, Rows, Stages, SyncUsage
 from picoedge.mesh.links import HUB, PATIENCE_S, PREFIX_BYTES, Links
 from picoedge.mesh.wire import HEADER, MAGIC, U32, VERSION, Dtype, Header, Kind, unpack
@@ -192,6 +192,7 @@ class Member:
     def _decode(self, body: memoryview) -> F64:
         return self._codec.decode(body, self._rows.hidden)
 
+    @QUIET
     def _add(self, ranks: Sequence[int], parts: dict[int, F64], out: F64) -> None:
         """Leave in `out` the parts of these ranks, added in their order.
 

@@ -1,0 +1,173 @@
+"""Sums over boards are those of the ranks' parts, in their order, to the bit, on every board."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from mesh_sums import boards, member, part
+
+from picoedge.mesh.codec import codec_for
+from picoedge.mesh.collective import F64, Rows, Stages
+from picoedge.mesh.links import HUB
+from picoedge.mesh.member import Member
+
+LAYERS, FORWARDS = 2, 3
+KINDS = ("star", "exchange")
+SMALL = Rows(batch=4, hidden=64)
+CHUNKED = Rows(batch=5, hidden=1 << 14)  # two rows a piece, and one left over
+
+
+def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(forward).standard_normal((n, rows.hidden)).astype(np.float32)
+
+
+def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> list[F64]:
+    """Follow the session to its end; gives all sums this rank goes on with."""
+    found = []
+
+    def forward(index: int) -> None:
+        for stage in range(stages.count):
+            sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
+            if rank in stages.contributors(stage):
+                sums = part(rank, index, stage, n, rows.hidden)
+            board.reduce(sums)
+            if rank == HUB or stage < stages.count - 1:
+                found.append(sums)
+
+    if rank == HUB:
+        for index in range(FORWARDS):
+            board.input(x_of(index, rows, n), index * n)
+            forward(index)
+    else:
+        for index in range(FORWARDS):
+            x, position = board.next_input() or pytest.fail("the session ended early")
+            assert position == index * n
+            np.testing.assert_array_equal(x, x_of(index, rows, n))
+            forward(index)
+        assert board.next_input() is None
+    board.close()
+    return found
+
+
+def run(kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str) -> list[list[F64]]:
+    """The sums each rank goes on with."""
+    with boards(count, kind, rows) as team:
+
+        def outcome(rank: int) -> list[F64]:
+            team.links[rank].open(5)
+            board = member(team.links[rank], kind, count, stages, rows, wire)
+            return take_part(board, rank, stages, rows, n)
+
+        found = team.each(outcome)
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    return found
+
+
+def expected(stages: Stages, rows: Rows, n: int) -> list[F64]:
+    def total(ranks: Sequence[int], forward: int, stage: int) -> F64:
+        parts = [part(rank, forward, stage, n, rows.hidden) for rank in ranks]
+        return functools.reduce(np.add, parts)
+
+    return [
+        total(stages.contributors(stage), forward, stage)
+        for forward in range(FORWARDS)
+        for stage in range(stages.count)
+    ]
+
+
+def check(found: list[list[F64]], stages: Stages, wanted: list[F64]) -> None:
+    """All ranks have these sums, but the workers not the last of a forward pass."""
+    for rank, sums in enumerate(found):
+        mine = [s for i, s in enumerate(wanted) if rank == HUB or (i + 1) % stages.count]
+        assert len(sums) == len(mine)
+        for got, want in zip(sums, mine, strict=True):
+            assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_all_boards_have_the_rank_ordered_sum(kind: str, count: int) -> None:
+    everyone = tuple(range(count))
+    stages = Stages(everyone, everyone, LAYERS)
+    found = run(kind, stages, SMALL, count, 1, "f64")
+    check(found, stages, expected(stages, SMALL, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [((0,), (0, 1, 2)), ((1,), (0, 2)), ((1, 2), (2,)), ((0, 2), (1,)), ((2,), (1,)), ((0,), (0,))],
+)
+def test_boards_may_add_to_some_sums_only(
+    kind: str, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages = Stages(attention, ffn, LAYERS)
+    found = run(kind, stages, SMALL, 3, 2, "f64")
+    check(found, stages, expected(stages, SMALL, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_sums_go_in_pieces(kind: str) -> None:
+    assert len(CHUNKED.pieces(CHUNKED.batch)) == 3
+    stages = Stages((0, 1, 2), (0, 2), LAYERS)
+    found = run(kind, stages, CHUNKED, 3, CHUNKED.batch, "f64")
+    check(found, stages, expected(stages, CHUNKED, CHUNKED.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("attention", [(0, 1, 2), (1,), (0,)])
+def test_rounded_sums_are_the_same_on_every_board(
+    kind: str, wire: str, attention: tuple[int, ...]
+) -> None:
+    stages = Stages(attention, (0, 1), LAYERS)
+    found = run(kind, stages, SMALL, 3, 2, wire)
+    hub = [s for i, s in enumerate(found[HUB]) if (i + 1) % stages.count]
+    for sums in found[1:]:
+        assert [s.tobytes() for s in sums] == [s.tobytes() for s in hub]
+
+
+@pytest.mark.parametrize(("wire", "off"), [("f64", 0), ("f32", 1e-7), ("f16", 1e-3), ("q8", 5e-3)])
+def test_a_codec_loses_little(wire: str, off: float) -> None:
+    rows = np.random.default_rng(1).standard_normal((3, 64))
+    codec = codec_for(wire, 64)
+    room = memoryview(bytearray(3 * codec.row_bytes(64)))
+    codec.encode(rows, room)
+    back = codec.decode(room, 64)
+    assert np.abs(back - rows).max() <= off * np.abs(rows).max()
+    codec.encode(back, room)
+    np.testing.assert_allclose(codec.decode(room, 64), back, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+def test_a_codec_survives_numbers_it_cannot_hold(wire: str) -> None:
+    rows = np.full((1, 64), 1e300)
+    rows[0, :4] = np.inf, -np.inf, np.nan, 1e-300
+    codec = codec_for(wire, 64)
+    room = memoryview(bytearray(codec.row_bytes(64)))
+    codec.encode(rows, room)
+    assert codec.decode(room, 64).shape == (1, 64)
+
+
+def test_waiting_is_counted() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, SMALL)
+            take_part(board, rank, stages, SMALL, 1)
+            return board.usage()
+
+        hub, worker = team.each(outcome)
+    assert hub.sums == worker.sums == FORWARDS * stages.count
+    assert hub.late_s.keys() == {1}
+    assert 0 < hub.late_s[1] <= hub.wait_s * 1.001
+    assert hub.bytes_sent == worker.bytes_received
+    assert hub.bytes_received == worker.bytes_sent > FORWARDS * 2 * 64 * 8

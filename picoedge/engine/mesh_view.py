@@ -51,12 +51,16 @@ class MeshView:
     def look(self, without: frozenset[str] = frozenset()) -> Cluster:
         """Connect to every board that is there, save those; what they and the links can do.
 
+        The others are in the order of their names: shares that are asked for must mean the same
+        boards every time.
+
         Raises MeshError where no daemon runs on this board.
         """
         self.close()
         own = self._own()
         self._meet(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
-        for board in _boards_of(own.ask("mesh-state", timeout_s=ASK_S)):
+        boards = _boards_of(own.ask("mesh-state", timeout_s=ASK_S))
+        for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
             if board["key"] == self.identity.keys.public or board["key"] in without:
                 continue
             if board["condition"] in _HERE:

@@ -197,3 +197,4 @@ class ClusterModel:
         """Free all boards. Idempotent."""
         self._let_go()
         self._mesh.close()
+        self._mesh.context.destroy(linger=0)  # goodbyes keep the time that they were given

@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
     "run": ("picoedge.cli.run", "Serve the mesh with this board."),
     "keys": ("picoedge.cli.keys", "Make a cluster; say which boards are in it."),
+    "ps": ("picoedge.cli.ps", "Show the boards of the mesh, and what each does."),
+    "top": ("picoedge.cli.top", "Watch the boards of the mesh work."),
     "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}

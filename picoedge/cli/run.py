@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     help="Boards to look for at once; those met before are remembered.",
 )  # fmt: skip
 @click.option(
+    "--no-mdns", is_flag=True, envvar="PICOEDGE_NO_MDNS",
+    help="Neither announce this board on the LAN nor look for others there.",
+)  # fmt: skip
+@click.option(
     "--models", metavar="FOLDER", type=click.Path(path_type=Path),
     help="Where packs are kept [default: the shelf of `picoedge list`].",
 )  # fmt: skip
@@ -52,7 +56,7 @@ def command(**values: Any) -> None:
 
     listen, peers = parse_address(values["listen"]), parse_addresses(values["peers"])
     identity = _identity(values["join"], values["name"])
-    _serve(identity, listen, peers, _board_options(values))
+    _serve(identity, listen, peers, _board_options(values), mdns=not values["no_mdns"])
 
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
@@ -86,15 +90,21 @@ def _identity(join: str | None, name: str | None) -> Identity:
         identity = entering.join(context, folder, parse_invite(text.strip()), called)
     finally:
         context.destroy(linger=0)
-    note(f"{identity.name} is in the cluster; from now on: picoedge run")
+    _say(f"{identity.name} is in the cluster; from now on: picoedge run")
     return identity
 
 
 def _serve(
-    identity: Identity, listen: Address, peers: tuple[Address, ...], board: BoardOptions
+    identity: Identity,
+    listen: Address,
+    peers: tuple[Address, ...],
+    board: BoardOptions,
+    *,
+    mdns: bool,
 ) -> None:
     import zmq
 
+    from picoedge.engine.announcing import announced
     from picoedge.engine.daemon import Daemon
     from picoedge.engine.notify import notify, watchdog_s
     from picoedge.mesh.node import Node
@@ -108,14 +118,15 @@ def _serve(
             daemon = Daemon(node, board)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: node.stop())
-            note(
-                f"{identity.name} of cluster {node.roster.cluster.name} listens on {node.address} "
-                f"with {format_size(board.memory_bytes)}"
-            )
-            _watch(node, watchdog_s())
-            notify("READY=1")
             try:
-                node.run()
+                _say(
+                    f"{identity.name} of cluster {node.roster.cluster.name} listens on "
+                    f"{node.address} with {format_size(board.memory_bytes)}"
+                )
+                with announced(node, mdns, _say):
+                    _watch(node, watchdog_s())
+                    notify("READY=1")
+                    node.run()
             finally:
                 notify("STOPPING=1")
                 daemon.close()
@@ -123,6 +134,11 @@ def _serve(
             node.close()
     finally:
         context.destroy(linger=0)
+
+
+def _say(line: str) -> None:
+    """A line of the service's log, also where nobody looks on: a journal keeps it."""
+    note(line, verbose=True)
 
 
 def _watch(node: Any, every_s: float | None) -> None:

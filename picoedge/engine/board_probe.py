@@ -1,6 +1,6 @@
-"""What this board can do, measured: `python -m picoedge.engine.board_probe SHELF`, for its daemon.
+"""What this board can do, measured: `… -m picoedge.engine.board_probe SHELF [THREADS]`.
 
-A process of its own, because it loads NumPy and the kernels and the daemon is to stay small. It
+The daemon's, but a process of its own, because it loads NumPy and the kernels and the daemon is to stay small. It
 prints one JSON object: the facts that `cluster_facts.BoardFacts` has of a board, less its name.
 """
 
@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import zmq
+
 from picoedge.errors import PicoedgeError
+from picoedge.mesh.curve import Bounds, Gate, dial, serve
+from picoedge.mesh.keys import KeyPair
 
 SCRATCH_BYTES = 64 << 20
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
+SUM_BYTES, ECHOES = 16 << 10, 200
 UNKNOWN_DISK = 20e6  # bytes a second of a card that cannot be measured
 
 
 def main() -> int:
     """Measure, and print."""
-    print(json.dumps(measure_board(Path(sys.argv[1]))))
+    threads = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    print(json.dumps(measure_board(Path(sys.argv[1]), threads)))
     return 0
 
 
-def measure_board(shelf: Path) -> dict[str, Any]:
+def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
     """Speeds, and the memory a session takes beside the model's."""
     from picoedge.engine.compute import cached_compute
     from picoedge.engine.cores import usable_cores
@@ -37,7 +45,7 @@ def measure_board(shelf: Path) -> dict[str, Any]:
     from picoedge.engine.open_options import OpenOptions
     from picoedge.engine.opening import start_kernels
 
-    kernels = start_kernels(OpenOptions())
+    kernels = start_kernels(OpenOptions(threads=threads))
     try:
         settle()
         fixed = fixed_bytes() + STILL_NEEDED
@@ -47,10 +55,43 @@ def measure_board(shelf: Path) -> dict[str, Any]:
             "compute_bytes_per_s": compute,
             "fixed_bytes": fixed,
             "numpy": kernels.name == "numpy",
+            "message_s": message_s(),
             **_disk(shelf),
         }
     finally:
         kernels.close()
+
+
+def message_s() -> float:
+    """Processor time of one sum's message at one end: a fourth of the way there and back.
+
+    Both ends are in this process, over a loop-back, with keys as between boards.
+    """
+    server, client = KeyPair.new(), KeyPair.new()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate, echo = Gate(context, lambda key: key == client.public), context.socket(zmq.ROUTER)
+    asker = context.socket(zmq.DEALER)
+    try:
+        serve(echo, server, Bounds())
+        port = echo.bind_to_random_port("tcp://127.0.0.1")
+        dial(asker, client, server.public, Bounds())
+        asker.connect(f"tcp://127.0.0.1:{port}")
+        times = [_echo_s(gate, echo, asker) for _ in range(ECHOES)]
+        return statistics.median(times[ECHOES // 4 :]) / 4
+    finally:
+        gate.close()
+        context.destroy(linger=0)
+
+
+def _echo_s(gate: Gate, echo: zmq.Socket[bytes], asker: zmq.Socket[bytes]) -> float:
+    began = time.perf_counter()
+    asker.send(bytes(SUM_BYTES))
+    while not echo.poll(1):
+        if gate.socket.poll(0):
+            gate.answer()
+    echo.send_multipart(echo.recv_multipart())
+    asker.recv()
+    return time.perf_counter() - began
 
 
 def _disk(shelf: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ broke off is run once more: the same sums give the same bits, so the text goes o
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from picoedge.engine.cluster_facts import BoardFacts, Cluster
 from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.opening import Opened, open_model
+from picoedge.engine.pace import TOKENS, Look, Pace
 from picoedge.engine.team import Team
 from picoedge.errors import BoardLostError, MeshError
 
@@ -55,6 +58,7 @@ class ClusterModel:
         self._tokens: list[int] = []  # whose keys and values the cache holds, or should
         self._valid = 0  # positions that it does hold
         self._losses: Counter[str] = Counter()
+        self._left: dict[str, float] = {}  # of the measured speed of slow boards, by key
         self.losses: list[dict[str, Any]] = []  # boards that were lost, and when
         self._waited_s, self._streamed = 0.0, 0  # by models that are closed
         self._team: Team | None = None
@@ -72,7 +76,8 @@ class ClusterModel:
             except BoardLostError as error:
                 self._count(error)
                 continue
-            self._valid = 0
+            self._valid, self._pace = 0, Pace()
+            self._begin_look()
             return
 
     def _make_plan(self) -> ClusterPlan:
@@ -80,13 +85,20 @@ class ClusterModel:
         assert cluster is not None
         load = load_of(self._pack, self._pack.all_shards, self._options)
         wishes = Wishes(cluster.boards, cluster.split, cluster.allreduce)
-        return plan_cluster(load, self._mesh.cluster(), wishes, exact=False)
+        return plan_cluster(load, self._facts(), wishes, exact=False)
+
+    def _facts(self) -> Cluster:
+        """The boards, with the speed that the slow ones have left."""
+        cluster = self._mesh.cluster()
+        return dataclasses.replace(cluster, boards=tuple(map(self._as_now, cluster.boards)))
+
+    def _as_now(self, board: BoardFacts) -> BoardFacts:
+        speed = board.compute_bytes_per_s * self._left.get(board.key, 1.0)
+        return dataclasses.replace(board, compute_bytes_per_s=speed)
 
     def _open(self, plan: ClusterPlan) -> Opened:
         self._team = None
         if plan.chosen.boards == 1:
-            import dataclasses
-
             alone = dataclasses.replace(self._options, cluster=None)
             return open_model(self._pack, alone, progress=self._progress)
         self._team = Team(
@@ -166,11 +178,51 @@ class ClusterModel:
         self._valid = min(self._valid, position)
         while True:
             try:
+                began = time.perf_counter()
                 logits = self._opened.model.forward(self._tokens[self._valid :], self._valid)
+                single = self._valid == len(self._tokens) - 1
                 self._valid = len(self._tokens)
+                self._keep_pace(time.perf_counter() - began if single else None)
                 return logits
             except BoardLostError as error:
                 self._recover(error)
+
+    # -- keeping the pace ----------------------------------------------------------------------
+
+    def _begin_look(self) -> None:
+        self._seen_s, self._seen = 0.0, 0
+        self._late = self._team.collective.usage().late_s if self._team else {}
+
+    def _keep_pace(self, token_s: float | None) -> None:
+        """Deal the shards anew where a board has become far slower than its share."""
+        if self._team is None:
+            return
+        if token_s is None:
+            return self._begin_look()
+        self._seen_s, self._seen = self._seen_s + token_s, self._seen + 1
+        if self._seen < TOKENS:
+            return
+        late = self._team.collective.usage().late_s
+        waited = {rank: late[rank] - self._late.get(rank, 0.0) for rank in late}
+        shares = self.plan.chosen.shares
+        planned = [share.attention_s + share.ffn_s for share in shares]
+        slow = self._pace.slower(Look(self._seen, self._seen_s, waited), planned)
+        self._begin_look()
+        if slow:
+            self._rebalance(slow)
+
+    def _rebalance(self, slow: dict[int, float]) -> None:
+        shares = self.plan.chosen.shares
+        names = ", ".join(shares[rank].board.name for rank in slow)
+        for rank, left in slow.items():
+            self._left[shares[rank].board.key] = left
+        plan = self._make_plan()
+        if [share.part for share in plan.chosen.shares] == [share.part for share in shares]:
+            return
+        self._tell(f"{names} has become slow: the shares are dealt anew")
+        # What was computed stands; the cache is computed again with the next token.
+        self._let_go()
+        self._assemble()
 
     def _recover(self, error: BoardLostError) -> None:
         assert self._team is not None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node import Node
 
 PING_BYTES = 512 << 10
+PROBE = "picoedge.engine.board_probe"
 
 
 class Daemon:
@@ -67,8 +68,9 @@ class Daemon:
     # -- what this board can do ----------------------------------------------------------------
 
     def _start_probe(self) -> subprocess.Popen[bytes]:
+        threads = [] if self._options.threads is None else [str(self._options.threads)]
         probe = subprocess.Popen(
-            [sys.executable, "-m", "picoedge.engine.board_probe", str(self._options.shelf)],
+            [sys.executable, "-m", PROBE, str(self._options.shelf), *threads],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )

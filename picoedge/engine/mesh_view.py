@@ -59,6 +59,7 @@ class MeshView:
         self.close()
         own = self._own()
         self._meet(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
+        self._own_ping_s = _small_ping_s(own)
         boards = _boards_of(own.ask("mesh-state", timeout_s=ASK_S))
         for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
             if board["key"] == self.identity.keys.public or board["key"] in without:
@@ -86,7 +87,7 @@ class MeshView:
             address = parse_address(text)
             caller = Caller(self.context, self.identity.keys, address, board["key"], board["name"])
             try:
-                link = _measure(caller)
+                link = _measure(caller, self._own_ping_s)
                 return self._meet(caller, board["key"], text, link)
             except MeshError as error:
                 caller.close()
@@ -137,11 +138,16 @@ def _facts(caller: Caller) -> BoardFacts:
         return board_from_json(given, f"the facts of {caller.name}")
 
 
-def _measure(caller: Caller) -> LinkFacts:
-    """Half the time of a small question, and what a large answer takes beyond it."""
-    small = statistics.median(_ping_s(caller, 0) for _ in range(PINGS))
+def _small_ping_s(caller: Caller) -> float:
+    return statistics.median(_ping_s(caller, 0) for _ in range(PINGS))
+
+
+def _measure(caller: Caller, own_s: float) -> LinkFacts:
+    """What a link adds to questions, of which a small one takes `own_s` on this board."""
+    small = _small_ping_s(caller)
     large = min(_ping_s(caller, PING_BYTES) for _ in range(2))
-    return LinkFacts(min(small / 2, 60.0), PING_BYTES / max(large - small, 1e-6))
+    latency = min(max(0.0, small - own_s) / 2, 60.0)
+    return LinkFacts(latency, PING_BYTES / max(large - small, 1e-6))
 
 
 def _ping_s(caller: Caller, nbytes: int) -> float:

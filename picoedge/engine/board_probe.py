@@ -1,7 +1,8 @@
 """What this board can do, measured: `… -m picoedge.engine.board_probe SHELF [THREADS]`.
 
-The daemon's, but a process of its own, because it loads NumPy and the kernels and the daemon is to stay small. It
-prints one JSON object: the facts that `cluster_facts.BoardFacts` has of a board, less its name.
+The daemon starts it: a process of its own, because it loads NumPy and the kernels and the daemon
+is to stay small. It prints one JSON object: the facts that `cluster_facts.BoardFacts` has of a
+board, less its name.
 """
 
 from __future__ import annotations

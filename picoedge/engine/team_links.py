@@ -44,6 +44,7 @@ def collective_of(links: Links, spec: SessionSpec, config: ModelConfig) -> Colle
         Stages(*spec.contributors(), config.num_hidden_layers),
         Rows(spec.batch, config.hidden_size),
         codec_for(spec.wire, config.hidden_size),
+        n_ctx=spec.n_ctx,
     )
 
 

@@ -46,6 +46,7 @@ def serve(socket: Socket, keys: KeyPair, bounds: Bounds) -> None:
     socket.curve_secretkey = keys.secret.encode()
     socket.curve_publickey = keys.public.encode()
     socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a Gate nobody gets in, not everybody
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
 
 
@@ -103,4 +104,6 @@ class Gate:
 
     def close(self) -> None:
         """Let no one in any more. Idempotent."""
+        if not self.socket.closed:
+            self.socket.unbind(ZAP_ENDPOINT)  # at once: closing alone takes effect later
         self.socket.close()

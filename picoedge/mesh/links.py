@@ -44,12 +44,8 @@ PREFIX_BYTES = 32
 PADDING = bytes(PREFIX_BYTES - HEADER.size)
 
 
-class BoardFaultError(ProtocolError):
-    """A board of the session sent what makes no sense. `board` is its name."""
-
-    def __init__(self, message: str, hint: str = "", *, board: str = "") -> None:
-        super().__init__(message, hint)
-        self.board = board
+class BoardFaultError(BoardLostError, ProtocolError):
+    """A board of the session sent what makes no sense: it is lost to the session."""
 
 
 @dataclass(eq=False)
@@ -115,7 +111,6 @@ class Links:
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         curve.serve(socket, self._keys, self._bounds)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody gets in without a gate either
         self._prepare(socket, LinkMonitor(socket, self._lost))
         try:
             socket.bind(f"tcp://{_bracketed(host)}:*")
@@ -195,7 +190,6 @@ class Links:
         """From now on libzmq refuses whoever knocks. (To unbind would end the links we have.)"""
         if self._gate is not None:
             self._waiter.unwatch(self._gate.socket)
-            self._gate.socket.unbind(curve.ZAP_ENDPOINT)  # at once: closing takes its time
             self._gate.close()
 
     # -- sending -------------------------------------------------------------------------------

@@ -81,11 +81,17 @@ class ClusterModel:
             return
 
     def _make_plan(self) -> ClusterPlan:
+        load = load_of(self._pack, self._pack.all_shards, self._options)
+        return plan_cluster(load, self._facts(), self._wishes(), exact=False)
+
+    def _wishes(self) -> Wishes:
+        """What was asked for; of that, once a board is lost, what the others can still do."""
         cluster = self._options.cluster
         assert cluster is not None
-        load = load_of(self._pack, self._pack.all_shards, self._options)
-        wishes = Wishes(cluster.boards, cluster.split, cluster.allreduce)
-        return plan_cluster(load, self._facts(), wishes, exact=False)
+        if not self._losses:
+            return Wishes(cluster.boards, cluster.split, cluster.allreduce)
+        boards = min(cluster.boards, len(self._mesh.peers)) if cluster.boards else None
+        return Wishes(boards, (), cluster.allreduce)
 
     def _facts(self) -> Cluster:
         """The boards, with the speed that the slow ones have left."""

@@ -69,6 +69,7 @@ class ClusterModel:
         while True:
             without = {key for key, count in self._losses.items() if count >= LOSSES}
             self._mesh.look(frozenset(without))
+            self._keys = {peer.name: key for key, peer in self._mesh.peers.items()}
             self.plan = plan = self._make_plan()
             self._tell(plan.why)
             try:
@@ -237,7 +238,7 @@ class ClusterModel:
         self._assemble()
 
     def _count(self, error: BoardLostError) -> None:
-        key = next((k for k, peer in self._mesh.peers.items() if peer.name == error.board), "")
+        key = self._keys.get(error.board, "")
         self._losses[key] += 1
         self.losses.append({"board": error.board, "why": error.message, "time": time.time()})
         self._tell(f"{error.message}; going on without it" if key else error.message)

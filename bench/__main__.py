@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-NOT_BUILT = ("mesh", "recovery", "join", "events")
+NOT_BUILT = ("join", "events")
 USAGE = (
-    "usage: python -m bench decode|window|seventy_b [--json] [--rounds N] [--rows A,B]"
-    " | profile MODEL"
+    "usage: python -m bench decode|window|seventy_b|mesh|recovery [--json] [--rounds N]"
+    " [--rows A,B] | profile MODEL"
 )
 
 
@@ -27,6 +27,14 @@ def main(argv: Sequence[str]) -> int:
         from bench import seventy_b
 
         return seventy_b.main(rest)
+    if name == "mesh":
+        from bench import mesh
+
+        return mesh.main(rest)
+    if name == "recovery":
+        from bench import recovery
+
+        return recovery.main(rest)
     if name == "profile":
         from bench import profile
 

@@ -20,7 +20,7 @@ def write_offload(folder: Path, shape: Shape, seed: int = 0) -> None:
     pool = WEIGHT_SD * np.random.default_rng(seed).standard_normal(_POOL)
     values = pool.astype(np.float32)
     index = {}
-    for name, dims in _tensors(shape):
+    for name, dims in tensors(shape):
         count = int(np.prod(dims))
         with (folder / f"{name}.dat").open("wb") as file:
             for at in range(0, count, _POOL):
@@ -29,7 +29,7 @@ def write_offload(folder: Path, shape: Shape, seed: int = 0) -> None:
     (folder / INDEX).write_text(json.dumps(index))  # last: a folder without it is not whole
 
 
-def _tensors(shape: Shape) -> Iterator[tuple[str, list[int]]]:
+def tensors(shape: Shape) -> Iterator[tuple[str, list[int]]]:
     """(name in Hugging Face's state dict, dimensions)."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
     kv_rows = shape.num_key_value_heads * shape.head_dim

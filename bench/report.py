@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_SIGNS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 _RANGE = re.compile(r"([\d.]+)-([\d.]+)")
 
 
@@ -25,7 +27,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `must` is like ">= 1.3", "<= 1.1" or "0.99-1.005"."""
+    """One line of the table. `must` is like ">= 1.3", "<= 1.1", "== 20" or "0.99-1.005"."""
 
     name: str
     value: float
@@ -38,10 +40,9 @@ class Row:
 def meets(value: float, must: str) -> bool:
     """Whether `value` is as `must` says; never for what is not a number."""
     text = must.strip()
-    for sign in (">=", "<="):
+    for sign, compare in _SIGNS.items():
         if text.startswith(sign):
-            bound = float(text.removeprefix(sign))
-            return value >= bound if sign == ">=" else value <= bound
+            return bool(compare(value, float(text.removeprefix(sign))))
     found = _RANGE.fullmatch(text)
     if found is None:
         raise ValueError(f"not a condition: {must!r}")

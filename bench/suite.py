@@ -103,15 +103,17 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
         return 3
     print(shlex.join(["python", "-m", "bench", suite.name, *argv]))
     tell(suite, measured, failed, about, as_json=options.json)
-    return 1 if failed else 0
+    if any(not isinstance(why, Unready) for why in failed.values()):
+        return 1
+    return 3 if failed else 0
 
 
 def measure(
     suite: Suite, rows: Sequence[str], prepared: Any, rounds: int
-) -> tuple[list[Measured], dict[str, str]]:
+) -> tuple[list[Measured], dict[str, BenchError]]:
     """What could be measured of the rows, and for the others why not."""
     measured: list[Measured] = []
-    failed: dict[str, str] = {}
+    failed: dict[str, BenchError] = {}
     for names, group in suite.groups:
         wanted = [name for name in names if name in rows]
         if not wanted:
@@ -120,7 +122,7 @@ def measure(
         try:
             measured += [one for one in group(prepared, rounds) if one.name in wanted]
         except BenchError as error:
-            failed.update(dict.fromkeys(wanted, str(error)))
+            failed.update(dict.fromkeys(wanted, error))
     return sorted(measured, key=lambda one: list(suite.targets).index(one.name)), failed
 
 
@@ -133,8 +135,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def tell(
-    suite: Suite, measured: Sequence[Measured], failed: dict[str, str], about: dict[str, Any],
-    *, as_json: bool,
+    suite: Suite, measured: Sequence[Measured], failed: Mapping[str, BenchError],
+    about: dict[str, Any], *, as_json: bool,
 ) -> None:  # fmt: skip
     """The table, what failed, and the JSON line."""
     commit, targets = machine.commit(), suite.targets
@@ -148,5 +150,5 @@ def tell(
     if as_json:
         raw: dict[str, Any] = {m.name: m.raw for m in measured if m.raw}
         if failed:
-            raw["failed"] = failed
+            raw["failed"] = {name: str(why) for name, why in failed.items()}
         print(report.closing_line(suite.name, commit, about, rows, raw))

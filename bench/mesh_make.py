@@ -1,0 +1,33 @@
+"""Makes one model of the mesh's benches in a process of its own: `python -m bench.mesh_make`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.mesh_peer_files import write_distributed_llama, write_hugging_face
+from bench.random_models import TINYLLAMA, Shape
+from bench.random_pack import write_pack
+
+KINDS: dict[str, Callable[[Path, Shape], object]] = {
+    "pack": write_pack,
+    "distributed_llama": write_distributed_llama,
+    "hugging_face": write_hugging_face,
+}
+
+
+def main() -> None:
+    """Answer one request: the TinyLlama-1.1B shape in some form, complete or not at all."""
+    request, began = json.load(sys.stdin), time.perf_counter()
+    path = Path(request["path"])
+    part = path.with_name(f"part-{path.name}")
+    KINDS[request["kind"]](part, TINYLLAMA)
+    part.rename(path)
+    print(json.dumps({"path": str(path), "seconds": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cluster_forecast import Prediction
@@ -93,10 +94,17 @@ class Team:
         memory = 0
         for peer in sorted(self._peers, key=lambda peer: peer.key):
             caller = self._caller(peer)
-            answer = caller.ask("session-take", timeout_s=QUEUE_S)
+            queued = partial(self._queued, peer)
+            answer = caller.ask("session-take", timeout_s=QUEUE_S, told=queued)
             if peer is self._peers[HUB]:
                 memory = int(answer["memory_bytes"])
         return memory
+
+    def _queued(self, peer: Peer, kind: str, body: dict[str, Any]) -> None:
+        if kind == "session-queued":
+            before, place = str(body.get("held_by", ""))[:64], body.get("place")
+            line = f", {place - 1} more before this one" if type(place) is int and place > 1 else ""
+            self._tell(f"waiting for {peer.name}: it is taken by a session of {before}{line}")
 
     def _make_spec(self, pack: Pack, options: OpenOptions) -> SessionSpec:
         prediction, cluster = self.prediction, options.cluster

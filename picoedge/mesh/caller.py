@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -19,6 +20,8 @@ from picoedge.mesh.wire import control, read_control
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Context, Socket
     from picoedge.mesh.keys import KeyPair
+
+Told = Callable[[str, Body], None]
 
 BOUNDS = Bounds(frame_bytes=1 << 20, messages=256)
 PUSHED = 1024  # messages told, kept for whoever looks
@@ -63,18 +66,28 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, kind: str, body: Body | None = None, timeout_s: float = 5.0) -> Body:
-        """The daemon's answer.
+    def ask(
+        self,
+        kind: str,
+        body: Body | None = None,
+        timeout_s: float = 5.0,
+        told: Told | None = None,
+    ) -> Body:
+        """The daemon's answer; `told` is given at once what it tells before, or else `pushed` is.
 
         Raises AccessError where this key is not let in, BoardLostError where nothing answers in
         time or the connection ends, and the board's own error as MeshError.
         """
-        frames = self.ask_raw(kind, body, timeout_s)
+        frames = self.ask_raw(kind, body, timeout_s, told)
         assert isinstance(frames, dict), "raw bytes where a body was asked for"
         return frames
 
     def ask_raw(
-        self, kind: str, body: Body | None = None, timeout_s: float = 5.0
+        self,
+        kind: str,
+        body: Body | None = None,
+        timeout_s: float = 5.0,
+        told: Told | None = None,
     ) -> Body | list[bytes]:
         """As `ask`; an answer that is no control message is returned as its frames."""
         number = next(self._numbers)
@@ -85,6 +98,8 @@ class Caller:
             answer = self._answer(frames, number)
             if answer is not None:
                 return answer
+            if told is not None and self._pushed:
+                told(*self._pushed.pop())
 
     def pushed(self) -> list[tuple[str, Body]]:
         """What the daemon told since the last call, oldest first; does not wait.

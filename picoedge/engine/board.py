@@ -6,6 +6,7 @@
     session-start   start a worker with its slice; again: in place of the last one
     session-close   the board is free again; so it is when the connection ends
     -> session-queued, session-listens, session-report, session-ended    what the holder is told
+    -> session-revoked   a board is let in no more: who has it in a session ends that
 
 A board is held by a connection. The daemon loads no weights.
 """
@@ -77,6 +78,7 @@ class BoardService:
         node.on("session-start", self._start)
         node.on("session-close", self._close)
         node.on_gone(self._gone)
+        node.peers.on_revoked(self._revoked)
         self._thermometer = Thermometer()
         node.peers.state = self.state
         node.after(REPORT_S, self._report)
@@ -154,6 +156,10 @@ class BoardService:
             self._stop_worker(self._held)
             self._held = None
         self._next()
+
+    def _revoked(self, key: str) -> None:
+        if self._held is not None:
+            self._node.push(self._held.asker, "session-revoked", {"key": key})
 
     def _stop_worker(self, seat: Seat) -> None:
         worker, seat.worker = seat.worker, None

@@ -182,8 +182,8 @@ class Team:
 
     def _connect(self) -> None:
         for rank, seat in enumerate(self._spec.seats[1:], 1):
-            peer = self._peers[rank]
             self._links.connect(rank, seat.address)
+        for peer in self._peers:
             self._links.also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]
         self._links.open(CONNECT_S)
 
@@ -218,6 +218,13 @@ class Team:
                 raise self._ended(peer, body)
             elif kind == "session-report":
                 self._reported(peer, body)
+            elif kind == "session-revoked" and peer is self._peers[HUB]:
+                self._revoked(body)
+
+    def _revoked(self, body: dict[str, Any]) -> None:
+        for peer in self._peers:
+            if peer.key == body.get("key"):
+                raise BoardLostError(f"{peer.name} is let in no more", board=peer.name)
 
     def _ended(self, peer: Peer, body: dict[str, Any]) -> MeshError:
         """A board that says itself why it cannot begin will say so again: that ends the session."""

@@ -62,6 +62,7 @@ class ClusterModel:
         self.losses: list[dict[str, Any]] = []  # boards that were lost, and when
         self._waited_s, self._streamed = 0.0, 0  # by models that are closed
         self._team: Team | None = None
+        self._begun = False
         self._assemble()
 
     def _assemble(self) -> None:
@@ -77,7 +78,7 @@ class ClusterModel:
             except BoardLostError as error:
                 self._count(error)
                 continue
-            self._valid, self._pace = 0, Pace()
+            self._begun, self._valid, self._pace = True, 0, Pace()
             self._begin_look()
             return
 
@@ -86,13 +87,14 @@ class ClusterModel:
         return plan_cluster(load, self._facts(), self._wishes(), exact=False)
 
     def _wishes(self) -> Wishes:
-        """What was asked for; of that, once a board is lost, what the others can still do."""
-        cluster = self._options.cluster
+        """What was asked for; of that, once the session runs, what the boards left can do."""
+        cluster, here = self._options.cluster, len(self._mesh.peers)
         assert cluster is not None
-        if not self._losses:
+        if not self._begun:
             return Wishes(cluster.boards, cluster.split, cluster.allreduce)
-        boards = min(cluster.boards, len(self._mesh.peers)) if cluster.boards else None
-        return Wishes(boards, (), cluster.allreduce)
+        boards = min(cluster.boards, here) if cluster.boards else None
+        split = () if self._losses or len(cluster.split) > here else cluster.split
+        return Wishes(boards, split, cluster.allreduce)
 
     def _facts(self) -> Cluster:
         """The boards, with the speed that the slow ones have left."""

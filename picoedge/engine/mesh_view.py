@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class MeshView:
         self.context, self.identity, self._tell = context, identity, tell
         self.callers: dict[str, Caller] = {}
         self.peers: dict[str, Peer] = {}
+        self._fixed_bytes = _own_fixed_bytes()
 
     def look(self, without: frozenset[str] = frozenset()) -> Cluster:
         """Connect to every board that is there, save those; what they and the links can do.
@@ -72,7 +74,10 @@ class MeshView:
         """The boards that answered, this one first."""
         peers = list(self.peers.values())
         links = {(0, i): peer.link for i, peer in enumerate(peers) if i}
-        return Cluster(tuple(peer.facts for peer in peers), links)
+        own, *others = (peer.facts for peer in peers)
+        # A hub takes more than its daemon could measure: its tokenizer, and what plans.
+        own = dataclasses.replace(own, fixed_bytes=max(own.fixed_bytes, self._fixed_bytes))
+        return Cluster((own, *others), links)
 
     def _own(self) -> Caller:
         daemon, keys = find_local(self.identity.folder), self.identity.keys
@@ -109,6 +114,15 @@ class MeshView:
             caller.close()
         self.callers.clear()
         self.peers.clear()
+
+
+def _own_fixed_bytes() -> int:
+    """What this process takes, a model apart."""
+    from picoedge.engine.fitting import fixed_bytes
+    from picoedge.engine.libraries import STILL_NEEDED, settle
+
+    settle()
+    return fixed_bytes() + STILL_NEEDED
 
 
 def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from picoedge.cli import models, options
+from picoedge.cli.output import warn
 from picoedge.cli.tables import print_facts, print_json
+from picoedge.errors import UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -22,12 +26,39 @@ _WAYS = {"direct": "past the page cache", "mmap": "through a map"}
 @options.model_argument()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_options
+@click.option(
+    "--cluster",
+    is_flag=True,
+    help="Plan over the boards of the mesh as they are now, this one the hub.",
+)
+@click.option(
+    "--boards",
+    "boards_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Plan over the boards that a JSON file tells of.",
+)
+@click.option("--hub", metavar="NAME", help="The board of the file where the text would be typed.")
+@click.option(
+    "-ts",
+    "--tensor-split",
+    metavar="3,1",
+    help="Shares of the boards, the hub's first [default: by their speed].",
+)
+@click.option(
+    "--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
+    show_default=True, help="How sums come together.",
+)  # fmt: skip
 def command(**values: Any) -> None:
-    """Show how MODEL would run here: what stays in memory, what is streamed, how fast.
+    """Show how MODEL would run: what stays in memory, what is streamed, how fast.
 
-    The plan is the one that generate and chat would make with the same options. Nothing is
-    loaded for it; a model that is not packed yet is fetched and packed.
+    The plan is the one that generate and chat would make with the same options; with --cluster or
+    --boards it tells for each number of boards how long a token takes, and who would hold what.
+    Nothing is loaded for it; a model that is not packed yet is fetched and packed.
     """
+    _check(values)
+    if values["cluster"] or values["boards_file"]:
+        return _plan_cluster(values)
     from picoedge.engine.survey import survey_model
 
     wanted = models.open_options(values)
@@ -39,6 +70,38 @@ def command(**values: Any) -> None:
     print_facts(facts(survey))
     if not survey.whole:
         draw(survey)
+
+
+def _check(values: dict[str, Any]) -> None:
+    if values["cluster"] and values["boards_file"]:
+        raise UsageError("--cluster and --boards are both given", "one of them says which boards")
+    if values["hub"] and not values["boards_file"]:
+        raise UsageError("--hub names a board of a file", "give --boards FILE with it")
+    if values["tensor_split"] and not (values["cluster"] or values["boards_file"]):
+        raise UsageError("-ts shares a model among boards", "give --cluster or --boards FILE")
+
+
+def _plan_cluster(values: dict[str, Any]) -> None:
+    from picoedge.cli.plan_cluster import print_plan
+    from picoedge.engine.cluster_survey import cluster_of_file, cluster_of_mesh, survey_cluster
+    from picoedge.engine.dealing import parse_split
+    from picoedge.engine.open_options import ClusterOptions
+
+    way, split = values["allreduce"], values["tensor_split"]
+    wishes = ClusterOptions(
+        split=tuple(parse_split(split)) if split else (), allreduce=None if way == "auto" else way
+    )
+    wanted = models.open_options({**values, "cluster": False})
+    file = values["boards_file"]
+    cluster = cluster_of_file(file, values["hub"]) if file else None
+    path = models.find_pack(values["model"])
+    if cluster is None:
+        cluster = cluster_of_mesh(path, warn)
+    survey = survey_cluster(path, dataclasses.replace(wanted, cluster=wishes), cluster)
+    if values["as_json"]:
+        print_json(survey.to_json())
+    else:
+        print_plan(survey.plan)
 
 
 def facts(survey: Survey) -> list[tuple[str, str]]:

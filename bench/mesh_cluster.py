@@ -93,6 +93,13 @@ class Cluster:
         for board in self.boards[1:]:
             create_identity(board.folder / "cluster", board.name, roster.roster, keys[board.name])
 
+    def admit(self, board: Board) -> None:
+        """Keys for one more, which no daemon runs on."""
+        folder, pair = self.hub.folder / "cluster", KeyPair.new()
+        signing, roster = load_signing_key(folder), RosterFile(folder)
+        roster.update(lambda r: r.with_allow(signing, pair.public, board.name))
+        create_identity(board.folder / "cluster", board.name, roster.roster, pair)
+
     def start(self, index: int) -> None:
         """Start a board's daemon."""
         board = self.boards[index]

@@ -1,0 +1,161 @@
+"""The attacker, on a board of the lab: `python -m bench.recovery_attack`, a request on stdin.
+
+`outside`: TCP without keys, greetings and frames of ZMTP that are random or nearly right. `peer`:
+with the keys of a board that is let in, messages that are random or nearly right. The last line
+is how many frames were sent, and how often a connection had to be made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+import zmq
+
+from picoedge.mesh.curve import Bounds, dial
+from picoedge.mesh.identity import Identity, cluster_folder, load_identity
+from picoedge.mesh.wire import control
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
+HELLO = b"\x04\xc8\x05HELLO\x01\x00" + bytes(72 + 8 + 80 + 32)
+FRAMES_A_CONNECTION = 20
+LINGER_NONE = struct.pack("ii", 1, 0)  # no port stays behind in TIME_WAIT
+STALL_S = 30.0
+
+BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("hello", {"name": "x", "incarnation": 1, "digest": "", "addresses": [], "state": {}}),
+    ("beat", {"incarnation": 1, "sequence": 1, "digest": "", "state": {}}),
+    ("gossip", {"roster": {"cluster": {"name": "bench", "key": "k"}, "entries": []}}),
+    ("peers", {"boards": {"k": ["127.0.0.1:1"]}}),
+    ("join", {"public": "x" * 40, "name": "eve"}),
+    ("mesh-state", {}), ("board-facts", {}), ("ping", {"bytes": 100}),
+    ("pack-offer", {"folder": "/etc"}), ("shards-offer", {"pack": "x" * 64}),
+    ("shards-read", {"pack": "x" * 64, "item": "head/head.001", "offset": 0, "bytes": 1 << 20}),
+    ("session-take", {}), ("session-start", {"spec": {"session": "x", "epoch": 1, "seats": []}}),
+    ("session-close", {}), ("reply", {}), ("error", {"type": "x", "message": "y", "hint": "z"}),
+)  # fmt: skip
+
+
+def mutated(dice: random.Random, data: bytes) -> bytes:
+    """Some bytes changed, and sometimes cut short or made longer."""
+    changed = bytearray(data)
+    for _ in range(dice.randint(1, 4)):
+        changed[dice.randrange(len(changed))] = dice.randrange(256)
+    if dice.random() < 0.3:
+        return bytes(changed[: dice.randint(0, len(changed))])
+    return bytes(changed) + (dice.randbytes(dice.randint(1, 2000)) if dice.random() < 0.1 else b"")
+
+
+# -- from outside ----------------------------------------------------------------------------------
+
+
+def outside(targets: list[list[Any]], frames: int, dice: random.Random) -> dict[str, int]:
+    """So many pieces of garbage, over as many connections as it takes."""
+    sent = connections = refused = 0
+    while sent < frames:
+        host, port, _ = dice.choice(targets)
+        try:
+            with socket.create_connection((host, port), 5) as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
+                connections += 1
+                sent += _pour(raw, dice)
+        except OSError:
+            refused += 1
+            if refused > frames:
+                break
+            time.sleep(0.001)
+    return {"frames": sent, "connections": connections, "refused": refused}
+
+
+def _pour(raw: socket.socket, dice: random.Random) -> int:
+    """Pieces sent before the other end had enough."""
+    raw.sendall(GREETING if dice.random() < 0.7 else mutated(dice, GREETING))
+    for sent in range(FRAMES_A_CONNECTION):
+        try:
+            raw.sendall(piece(dice))
+        except OSError:
+            return sent
+    return FRAMES_A_CONNECTION
+
+
+def piece(dice: random.Random) -> bytes:
+    """A frame of ZMTP, more or less."""
+    kind = dice.random()
+    if kind < 0.4:
+        return mutated(dice, HELLO)
+    if kind < 0.6:  # a length that is a lie
+        return b"\x02" + struct.pack(">Q", dice.getrandbits(63)) + dice.randbytes(64)
+    return dice.randbytes(dice.choice([1, 64, 1000]))
+
+
+# -- from a peer -----------------------------------------------------------------------------------
+
+
+def peer(
+    targets: list[list[Any]], frames: int, dice: random.Random, identity: Identity
+) -> dict[str, int]:
+    """So many messages with the keys of a board that is let in."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    poller, sockets = zmq.Poller(), []
+    try:
+        for host, port, key in targets:
+            made = context.socket(zmq.DEALER)
+            dial(made, identity.keys, key, Bounds(frame_bytes=1 << 30, messages=64))
+            made.setsockopt(zmq.IMMEDIATE, 1)
+            made.setsockopt(zmq.RECONNECT_IVL, 10)
+            made.connect(f"tcp://{host}:{port}")
+            poller.register(made, zmq.POLLOUT | zmq.POLLIN)
+            sockets.append(made)
+        return _flood(poller, frames, dice)
+    finally:
+        context.destroy(linger=0)
+
+
+def _flood(poller: zmq.Poller, frames: int, dice: random.Random) -> dict[str, int]:
+    sent, answers, since = 0, 0, time.monotonic()
+    while sent < frames and time.monotonic() - since < STALL_S:
+        for made, event in poller.poll(1000):
+            if event & zmq.POLLIN:
+                made.recv_multipart(zmq.NOBLOCK)
+                answers += 1
+            if event & zmq.POLLOUT:
+                message = message_of(dice)
+                try:
+                    made.send_multipart(message, zmq.NOBLOCK)
+                except zmq.Again:
+                    continue
+                sent, since = sent + len(message), time.monotonic()
+    return {"frames": sent, "answers": answers}
+
+
+def message_of(dice: random.Random) -> list[bytes]:
+    """A control message with something wrong, or nothing like one; now and then a sound one."""
+    kind = dice.random()
+    if kind < 0.2:
+        return [dice.randbytes(dice.randint(0, 300)) for _ in range(dice.randint(1, 5))]
+    name, body = dice.choice(BODIES)
+    sound = control(name, {"id": dice.randint(0, 1 << 20), **body})
+    if kind < 0.4:
+        return sound
+    return [mutated(dice, frame) for frame in sound]
+
+
+def main() -> None:
+    """Answer one request."""
+    request, dice = json.loads(sys.stdin.readline()), random.Random(0)
+    targets, frames = request["targets"], request["frames"]
+    if request["way"] == "outside":
+        print(json.dumps({"way": "outside", **outside(targets, frames, dice)}))
+    else:
+        identity = load_identity(cluster_folder(os.environ))
+        print(json.dumps({"way": "peer", **peer(targets, frames, dice, identity)}))
+
+
+if __name__ == "__main__":
+    main()

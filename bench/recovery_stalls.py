@@ -1,0 +1,113 @@
+"""Boards that stand still: stopped ones are given up, slow ones are not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Timer
+from typing import Any
+
+from bench.children import BenchError
+from bench.mesh_cluster import Cluster, Kind, cluster
+from bench.mesh_models import MeshModels
+from bench.mesh_speed import model_bytes
+from bench.paced import PROMPT
+from bench.recovery_answers import KIND, Answers, Told
+from bench.report import Measured
+from hw.lab import Board
+
+TIMES_A_ROUND = 2
+STUCK_S, STUCK_BYTES_PER_S = 5.0, 4096
+TENTH, FEW = 0.1, 48  # of a CPU; tokens of an answer, as most of it is slow
+NOTICED_S = 5.0  # a stopped board is given up by then
+
+
+def stalls(models: MeshModels, rounds: int) -> list[Measured]:
+    """Of boards stopped, stuck in a read and throttled, how many were rightly treated."""
+    times, seen = TIMES_A_ROUND * rounds, []
+    with cluster(KIND, models.smollm2(), models.folder) as boards:
+        answers = Answers(boards)
+        seen += [attempt(answers, "stopped", stopped) for _ in range(times)]
+        answers = Answers(boards, tokens=FEW)
+        seen += [attempt(answers, "throttled", throttled) for _ in range(times)]
+        models.keep("stalls", boards.peaks())
+    with cluster(streaming(models), models.pack(), models.folder) as boards:
+        answers = Answers(boards, PROMPT, 16)
+        seen += [attempt(answers, "stuck", stuck) for _ in range(times)]
+        models.keep("stuck", boards.peaks())
+    right = tuple(float(each["right"]) for each in seen)
+    kinds = {kind: [e["right"] for e in seen if e["kind"] == kind] for kind in KINDS}
+    note = ", ".join(f"{kind} {sum(found)} of {len(found)}" for kind, found in kinds.items())
+    return [Measured("stall_told_apart", sum(right), right, {"stalls": seen}, note)]
+
+
+KINDS = ("stopped", "throttled", "stuck")
+
+
+def streaming(models: MeshModels) -> Kind:
+    """Two boards that read some of their slices anew for every token."""
+    return Kind(2, (int(model_bytes(models) * 0.4),), n_ctx=256)
+
+
+def attempt(answers: Answers, kind: str, blow: Callable[[Board], Callable[[], None]]) -> Any:
+    """One answer, and whether its board was rightly treated."""
+    board = answers.boards.boards[-1]
+    undo: list[Callable[[], None]] = []
+
+    def strike() -> None:
+        undo.append(blow(board))
+
+    try:
+        told = answers.answer(strike)
+        verdict = judge(kind, told, answers.is_same(told), board.name)
+    except BenchError as error:
+        verdict = {"kind": kind, "right": False, "why": str(error)[-600:]}
+    finally:
+        for each in undo:
+            each()
+    settle(answers.boards)
+    return verdict
+
+
+def judge(kind: str, told: Told, same: bool, board: str) -> dict[str, Any]:
+    """Only who was stopped is lost, soon; whoever answers slowly is waited for."""
+    losses = [loss for loss in told.losses if loss["board"] == board]
+    if kind == "stopped":
+        detect_s = float(losses[0]["time"]) - told.blow if losses else None
+        treated = detect_s is not None and 0 <= detect_s <= NOTICED_S
+    else:
+        detect_s, treated = None, not told.losses
+    return {
+        "kind": kind, "right": treated and same, "same": same, "losses": told.losses,
+        "detect_s": detect_s, "answer_s": told.ended - told.worker_seen,
+    }  # fmt: skip
+
+
+def settle(boards: Cluster) -> None:
+    """All boards are seen again. Raises BenchError."""
+    boards.await_all()
+
+
+def stopped(board: Board) -> Callable[[], None]:
+    """SIGSTOP to all of it, its daemon too."""
+    board.stop()
+    return board.resume
+
+
+def throttled(board: Board) -> Callable[[], None]:
+    """A tenth of a CPU, until the answer is there."""
+    board.limit(cpu=TENTH)
+    return lambda: board.unlimit(cpu=True)
+
+
+def stuck(board: Board) -> Callable[[], None]:
+    """Its disk gives nearly nothing for five seconds."""
+    board.limit(disk_bytes_per_s=STUCK_BYTES_PER_S)
+    began = time.monotonic()
+    timer = Timer(STUCK_S, lambda: board.unlimit(disk=True))
+    timer.start()
+
+    def undo() -> None:
+        timer.join(max(0.0, STUCK_S + 5 - (time.monotonic() - began)))
+
+    return undo

@@ -22,6 +22,7 @@ from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.opening import Opened, open_model
 from picoedge.engine.pace import TOKENS, Look, Pace
+from picoedge.engine.seating import take_boards
 from picoedge.engine.team import Team
 from picoedge.errors import BoardLostError, MeshError
 
@@ -108,8 +109,7 @@ class ClusterModel:
     def _open(self, plan: ClusterPlan) -> Opened:
         self._team = None
         if plan.chosen.boards == 1:
-            alone = dataclasses.replace(self._options, cluster=None)
-            return open_model(self._pack, alone, progress=self._progress)
+            return self._open_alone()
         self._team = Team(
             self._mesh,
             self._pack,
@@ -119,6 +119,13 @@ class ClusterModel:
             progress=self._progress,
         )
         return self._team.opened
+
+    def _open_alone(self) -> Opened:
+        """On this board, which is held all the same: its memory is not for two sessions."""
+        memory = take_boards(self._mesh, [self._mesh.own], self._tell)
+        least = min(self._options.memory_bytes or memory, memory)
+        alone = dataclasses.replace(self._options, cluster=None, memory_bytes=least)
+        return open_model(self._pack, alone, progress=self._progress)
 
     # -- what a session needs ------------------------------------------------------------------
 

@@ -70,6 +70,11 @@ class MeshView:
                 self._try(board)
         return self.cluster()
 
+    @property
+    def own(self) -> Peer:
+        """This board."""
+        return self.peers[self.identity.keys.public]
+
     def cluster(self) -> Cluster:
         """The boards that answered, this one first."""
         peers = list(self.peers.values())

@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cluster_forecast import Prediction
 from picoedge.engine.mesh_view import MeshView, Peer
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.opening import Opened, Ties, open_model
+from picoedge.engine.seating import take_boards
 from picoedge.engine.session_spec import Seat, SessionSpec
 from picoedge.engine.team_links import collective_of, links_of, receive_note
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-QUEUE_S = 24 * 3600.0
 SILENT_S = 20.0  # a worker that starts says something before
 CONNECT_S = 20.0
 STOPPED_S = 1.0  # that long a board may stand still before it is given up
@@ -60,7 +59,7 @@ class Team:
         self._peers = [mesh.peers[share.board.key] for share in prediction.shares]
         with ExitStack() as stack:
             stack.callback(mesh.close)
-            memory = self._take()
+            memory = take_boards(mesh, self._peers, tell)
             own = self._caller(self._peers[HUB])
             own.ask("pack-offer", {"folder": str(pack.path.absolute())})
             self._spec = spec = self._make_spec(pack, options)
@@ -85,26 +84,6 @@ class Team:
         return [peer.name for peer in self._peers]
 
     # -- coming together -----------------------------------------------------------------------
-
-    def _take(self) -> int:
-        """Hold every board; the bytes of memory this one gives its hub.
-
-        In the order of their keys, as every session does: no two wait for each other.
-        """
-        memory = 0
-        for peer in sorted(self._peers, key=lambda peer: peer.key):
-            caller = self._caller(peer)
-            queued = partial(self._queued, peer)
-            answer = caller.ask("session-take", timeout_s=QUEUE_S, told=queued)
-            if peer is self._peers[HUB]:
-                memory = int(answer["memory_bytes"])
-        return memory
-
-    def _queued(self, peer: Peer, kind: str, body: dict[str, Any]) -> None:
-        if kind == "session-queued":
-            before, place = str(body.get("held_by", ""))[:64], body.get("place")
-            line = f", {place - 1} more before this one" if type(place) is int and place > 1 else ""
-            self._tell(f"waiting for {peer.name}: it is taken by a session of {before}{line}")
 
     def _make_spec(self, pack: Pack, options: OpenOptions) -> SessionSpec:
         prediction, cluster = self.prediction, options.cluster

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import open_answer
-from picoedge.engine.prompting import Prompt
-from picoedge.model.sampling_options import SamplingOptions
 from picoedge.store.reader import Pack
 from picoedge.text.pieces import PieceTable
 from picoedge.text.stream import decode
@@ -31,14 +28,12 @@ def test_every_token_says_the_same(model: str, request: pytest.FixtureRequest) -
 
 
 def test_an_answer_within_a_budget_reads_as_one_without(smollm2_pack: Path) -> None:
-    texts = []
-    for memory in (None, 300_000_000):
-        options = OpenOptions(
-            memory_bytes=memory, n_ctx=64, sampling=SamplingOptions(temperature=0)
-        )
-        session, prompt = open_answer(
-            smollm2_pack, options, lambda prompter: Prompt(prompter.encode("Water, 水, is"))
-        )
-        with closing(session):
-            texts.append("".join(session.generate(prompt.ids, max_tokens=24, ignore_eos=True)))
+    command = [
+        sys.executable, "-m", "picoedge", "generate", str(smollm2_pack), "--raw", "--ignore-eos",
+        "-p", "Water, 水, is", "-n", "24", "--temperature", "0", "-c", "64",
+    ]  # fmt: skip
+    texts = [
+        subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout
+        for more in ([], ["--memory", "120M"])
+    ]
     assert texts[0] == texts[1] != ""

@@ -115,9 +115,9 @@ def _serve(
     try:
         node = Node(context, identity, RosterFile(identity.folder), listen, peers)
         try:
-            daemon = Daemon(node, board)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: node.stop())
+            daemon = Daemon(node, board)
             try:
                 _say(
                     f"{identity.name} of cluster {node.roster.cluster.name} listens on "

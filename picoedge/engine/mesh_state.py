@@ -51,8 +51,8 @@ class BoardState:
         """Plain values."""
         values = asdict(self)
         for name in ("attention", "ffn"):
-            shards = values[name]
-            values[name] = shards and [shards.start, shards.stop]
+            shards: range | None = values[name]
+            values[name] = None if shards is None else [shards.start, shards.stop]
         return values
 
 

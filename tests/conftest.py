@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from hw.lab import LabError, namespaces
 from picoedge.engine.catalogue import Entry, built_in_folder, load_entry
 from picoedge.engine.download import fetch
 from picoedge.engine.fetching import locked
@@ -27,6 +28,7 @@ ENTRY_FILES = {
 }
 PACKING_ROOMS = ("store", "text", "kernels")
 NATIVE_FIXTURES = {"native", "twins"}
+LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py"}
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
@@ -55,15 +57,37 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a C compiler there are no C kernels: their tests are counted, not failed.
+    """Tests for which this machine lacks something are counted, not failed.
 
-    With one they are never left out: kernels that do not build are a failure.
+    Without a C compiler there are no C kernels, without root no emulated boards. Where there is
+    what they need they are never left out: kernels that do not build are a failure.
     """
-    if any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")) or built_kernels():
-        return
-    without = [item for item in items if NATIVE_FIXTURES & set(getattr(item, "fixturenames", ()))]
+    without = [
+        item
+        for item in items
+        if (needs(item, NATIVE_FIXTURES) and not has_native())
+        or ((needs(item, LAB_FIXTURES) or item.path.name in LAB_FILES) and not has_boards())
+    ]
     config.hook.pytest_deselected(items=without)
     items[:] = [item for item in items if item not in without]
+
+
+def needs(item: pytest.Item, fixtures: set[str]) -> bool:
+    return bool(fixtures & set(getattr(item, "fixturenames", ())))
+
+
+def has_native() -> bool:
+    compilers = ("cc", "gcc", "clang")
+    return any(shutil.which(compiler) for compiler in compilers) or bool(built_kernels())
+
+
+def has_boards() -> bool:
+    """Whether boards can be emulated here (root, tools, /dev/net/tun)."""
+    try:
+        namespaces.check(with_switch=True)
+    except LabError:
+        return False
+    return True
 
 
 def built_kernels() -> list[Path]:

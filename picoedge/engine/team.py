@@ -53,6 +53,7 @@ class Team:
         self._mesh, self._tell = mesh, tell
         self.prediction = prediction
         self.reports: dict[str, dict[str, Any]] = {}  # by key, the last of each
+        self._reported_at: dict[str, float] = {}
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._progress, self._ready = progress, False
@@ -213,7 +214,7 @@ class Team:
         return BoardLostError(f"{peer.name}: {why}", hint, board=peer.name)
 
     def _reported(self, peer: Peer, report: dict[str, Any]) -> None:
-        self.reports[peer.key] = report
+        self.reports[peer.key], self._reported_at[peer.key] = report, time.monotonic()
         if self._progress is not None and report.get("stage") in ("pulling", "loading"):
             done, total = report.get("done"), report.get("total")
             if isinstance(done, int) and isinstance(total, int) and total:
@@ -233,11 +234,21 @@ class Team:
             try:
                 self.hear(peer)
             except BoardLostError as error:
-                return error
+                lost = error
+                break
             except MeshError:
                 break
             time.sleep(LOOK_S)
-        return lost
+        return self._with_last_words(lost, peer) if peer else lost
+
+    def _with_last_words(self, lost: BoardLostError, peer: Peer) -> BoardLostError:
+        report = self.reports.get(peer.key)
+        if report is None:
+            return lost
+        ago_s = time.monotonic() - self._reported_at[peer.key]
+        stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
+        said = f"{lost.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
+        return BoardLostError(said, lost.hint, board=lost.board)
 
     def key_of(self, name: str) -> str:
         """The key of the board of that name; "" where it is none of these."""

@@ -250,7 +250,8 @@ class ClusterModel:
         key = self._keys.get(error.board, "")
         self._losses[key] += 1
         self.losses.append({"board": error.board, "why": error.message, "time": time.time()})
-        self._tell(f"{error.message}; going on without it" if key else error.message)
+        without = " without it" if self._losses[key] >= LOSSES else ""
+        self._tell(f"{error.message}; going on{without}" if key else error.message)
         if self._losses.total() > _MOST_LOSSES:
             raise MeshError("boards are lost one after another", "check the network: picoedge ps")
 

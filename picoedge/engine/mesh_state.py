@@ -84,7 +84,8 @@ def ask_mesh(daemon: Caller) -> MeshState:
 def read_mesh(body: Mapping[str, Any]) -> MeshState:
     """The daemon's answer. Raises ProtocolError where it is none."""
     boards = body.get("boards")
-    if not isinstance(boards, list) or not all(isinstance(each, dict) for each in boards):
+    right = isinstance(boards, list) and all(isinstance(each, dict) for each in boards)
+    if not boards or not right:
         raise ProtocolError("a state of the mesh without boards")
     first, *others = (_board(each) for each in boards)
     others.sort(key=lambda board: board.name)

@@ -5,12 +5,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 BUILD_INPUTS = pyproject.toml setup.py $(wildcard picoedge/kernels/*.c picoedge/kernels/*.h)
 
-.PHONY: setup chat test lint bench test-arm64 clean
+# Emulated boards are network namespaces and control groups: that takes root.
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: setup chat cluster test lint bench test-arm64 clean
 
 setup: $(VENV)/.ready
 
 chat: setup
 	@$(BIN)/picoedge chat
+
+cluster: setup
+	@$(SUDO) $(BIN)/python -m hw.lab.cluster
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest

@@ -34,6 +34,7 @@ class Kind:
     limits: BoardLimits = field(default_factory=BoardLimits)
     pinned: bool = False
     n_ctx: int = N_CTX
+    guests: int = 0  # keys that are let in besides, on no board
     whole: bool = True  # every board has the whole pack; else only the first
 
     def budget(self, index: int) -> int:
@@ -47,6 +48,7 @@ class Cluster:
     def __init__(self, lab: Lab, kind: Kind, pack: Path) -> None:
         self.lab, self.kind, self.boards = lab, kind, lab.boards[: kind.boards]
         self._pack = pack
+        self.guests: list[KeyPair] = []
         self.daemons: list[subprocess.Popen[Any]] = []
 
     @property
@@ -87,18 +89,14 @@ class Cluster:
         """Keys for all: they know each other before they start."""
         first = found_cluster(self.hub.folder / "cluster", "bench", self.hub.name)
         signing, roster = load_signing_key(first.folder), RosterFile(first.folder)
+        self.guests = [KeyPair.new() for _ in range(self.kind.guests)]
+        for i, guest in enumerate(self.guests):
+            roster.update(lambda r, n=f"guest{i}", g=guest: r.with_allow(signing, g.public, n))  # type: ignore[misc]
         keys = {board.name: KeyPair.new() for board in self.boards[1:]}
         for name, pair in keys.items():
             roster.update(lambda r, n=name, p=pair: r.with_allow(signing, p.public, n))  # type: ignore[misc]
         for board in self.boards[1:]:
             create_identity(board.folder / "cluster", board.name, roster.roster, keys[board.name])
-
-    def admit(self, board: Board) -> None:
-        """Keys for one more, which no daemon runs on."""
-        folder, pair = self.hub.folder / "cluster", KeyPair.new()
-        signing, roster = load_signing_key(folder), RosterFile(folder)
-        roster.update(lambda r: r.with_allow(signing, pair.public, board.name))
-        create_identity(board.folder / "cluster", board.name, roster.roster, pair)
 
     def start(self, index: int) -> None:
         """Start a board's daemon."""

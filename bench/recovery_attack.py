@@ -1,14 +1,13 @@
 """The attacker, on a board of the lab: `python -m bench.recovery_attack`, a request on stdin.
 
 `outside`: TCP without keys, greetings and frames of ZMTP that are random or nearly right. `peer`:
-with the keys of a board that is let in, messages that are random or nearly right. The last line
-is how many frames were sent, and how often a connection had to be made anew.
+with the keys of boards that are let in, messages that are random or nearly right. The last line
+is how many frames were sent, and over how many connections.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import socket
 import struct
@@ -19,14 +18,14 @@ from typing import Any
 import zmq
 
 from picoedge.mesh.curve import Bounds, dial
-from picoedge.mesh.identity import Identity, cluster_folder, load_identity
+from picoedge.mesh.keys import KeyPair
 from picoedge.mesh.wire import control
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
 HELLO = b"\x04\xc8\x05HELLO\x01\x00" + bytes(72 + 8 + 80 + 32)
 FRAMES_A_CONNECTION = 20
 LINGER_NONE = struct.pack("ii", 1, 0)  # no port stays behind in TIME_WAIT
-STALL_S = 30.0
+STALL_S, CUT_MS, PACE_MS = 60.0, 100, 1
 
 BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("hello", {"name": "x", "incarnation": 1, "digest": "", "addresses": [], "state": {}}),
@@ -98,40 +97,49 @@ def piece(dice: random.Random) -> bytes:
 
 
 def peer(
-    targets: list[list[Any]], frames: int, dice: random.Random, identity: Identity
+    targets: list[list[Any]], frames: int, dice: random.Random, secrets: list[str]
 ) -> dict[str, int]:
-    """So many messages with the keys of a board that is let in."""
+    """So many frames with the keys of boards that are let in: the next one's, once one is cut."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    poller, sockets = zmq.Poller(), []
+    sent = connections = answers = 0
+    since = time.monotonic()
     try:
-        for host, port, key in targets:
-            made = context.socket(zmq.DEALER)
-            dial(made, identity.keys, key, Bounds(frame_bytes=1 << 30, messages=64))
-            made.setsockopt(zmq.IMMEDIATE, 1)
-            made.setsockopt(zmq.RECONNECT_IVL, 10)
-            made.connect(f"tcp://{host}:{port}")
-            poller.register(made, zmq.POLLOUT | zmq.POLLIN)
-            sockets.append(made)
-        return _flood(poller, frames, dice)
+        while sent < frames and time.monotonic() - since < STALL_S:
+            keys = KeyPair.of_secret(secrets[connections % len(secrets)])
+            connections += 1
+            host, port, key = dice.choice(targets)
+            with context.socket(zmq.DEALER) as made:
+                made.setsockopt(zmq.LINGER, 0)
+                made.setsockopt(zmq.IMMEDIATE, 1)
+                dial(made, keys, key, Bounds(frame_bytes=1 << 30, messages=64))
+                made.connect(f"tcp://{host}:{port}")
+                done, heard = _flood(made, frames - sent, dice)
+            sent, answers = sent + done, answers + heard
+            since = time.monotonic() if done else since
     finally:
         context.destroy(linger=0)
+    return {"frames": sent, "connections": connections, "answers": answers}
 
 
-def _flood(poller: zmq.Poller, frames: int, dice: random.Random) -> dict[str, int]:
-    sent, answers, since = 0, 0, time.monotonic()
-    while sent < frames and time.monotonic() - since < STALL_S:
-        for made, event in poller.poll(1000):
-            if event & zmq.POLLIN:
-                made.recv_multipart(zmq.NOBLOCK)
-                answers += 1
-            if event & zmq.POLLOUT:
-                message = message_of(dice)
-                try:
-                    made.send_multipart(message, zmq.NOBLOCK)
-                except zmq.Again:
-                    continue
-                sent, since = sent + len(message), time.monotonic()
-    return {"frames": sent, "answers": answers}
+def _flood(made: zmq.Socket[bytes], frames: int, dice: random.Random) -> tuple[int, int]:
+    """(frames sent, answers) until nothing goes out any more."""
+    sent = answers = 0
+    while sent < frames:
+        event = made.poll(CUT_MS, zmq.POLLOUT | zmq.POLLIN)
+        if not event:
+            break
+        if event & zmq.POLLIN:
+            made.recv_multipart(zmq.NOBLOCK)
+            answers += 1
+        if event & zmq.POLLOUT:
+            message = message_of(dice)
+            try:
+                made.send_multipart(message, zmq.NOBLOCK)
+            except zmq.Again:
+                continue
+            sent += len(message)
+            made.poll(PACE_MS, zmq.POLLIN)  # it is read, answered or cut before the next one
+    return sent, answers
 
 
 def message_of(dice: random.Random) -> list[bytes]:
@@ -153,8 +161,7 @@ def main() -> None:
     if request["way"] == "outside":
         print(json.dumps({"way": "outside", **outside(targets, frames, dice)}))
     else:
-        identity = load_identity(cluster_folder(os.environ))
-        print(json.dumps({"way": "peer", **peer(targets, frames, dice, identity)}))
+        print(json.dumps({"way": "peer", **peer(targets, frames, dice, request["secrets"])}))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ class BoardService:
         self._facts, self._find_pack = facts, find_pack
         self._held: Seat | None = None
         self._waiting: deque[Seat] = deque()
+        self._dying: list[RunningWorker] = []  # killed; what they held is not free yet
         node.on("board-facts", lambda peer, body: self._tell_facts())
         node.on("session-take", self._take)
         node.on("session-start", self._start)
@@ -145,7 +146,7 @@ class BoardService:
 
     def _next(self) -> None:
         """The board goes to who waits longest, where it is free."""
-        if self._held is None and self._waiting:
+        if self._held is None and self._waiting and not self._dying:
             self._held = self._waiting.popleft()
             self._held.taken.answer({"memory_bytes": self._memory_bytes()})
         self._tell_places()
@@ -162,11 +163,20 @@ class BoardService:
             self._node.push(self._held.asker, "session-revoked", {"key": key})
 
     def _stop_worker(self, seat: Seat) -> None:
+        """Kill it. One that is at its disk is gone when that answers: nobody waits for it here."""
         worker, seat.worker = seat.worker, None
         if worker is not None:
             self._node.remove(worker.stdout.fileno())
             self._node.remove(worker.pidfd)
-            worker.end()
+            worker.kill()
+            self._dying.append(worker)
+            self._node.add(worker.pidfd, lambda: self._bury(worker))
+
+    def _bury(self, worker: RunningWorker) -> None:
+        self._node.remove(worker.pidfd)
+        self._dying.remove(worker)
+        worker.end()
+        self._next()
 
     def _heard(self, seat: Seat, line: Mapping[str, Any]) -> None:
         if "port" in line and seat.spec is not None:
@@ -205,7 +215,7 @@ class BoardService:
             "throttled": heat.throttled,
         }
         if seat is None:
-            return {**state, "does": "free"}
+            return {**state, "does": "ending" if self._dying else "free"}
         state["for"] = self._node.name_of(str(seat.asker))
         if seat.worker is None or seat.spec is None:
             own = str(seat.asker) == self._node.identity.keys.public
@@ -228,6 +238,8 @@ class BoardService:
         if self._held is not None:
             self._stop_worker(self._held)
             self._held = None
+        for worker in self._dying:
+            worker.end()
 
 
 def _asker(peer: str) -> Asker:

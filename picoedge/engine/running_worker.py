@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
 from picoedge.engine.progress_page import ProgressPage, new_page
@@ -17,6 +17,7 @@ from picoedge.engine.worker_order import Order
 from picoedge.engine.worker_watch import rss_bytes_of, state_of
 
 LINE_BYTES = 64 << 10
+LEAVE_S = 2.0
 _SIGNALS = {
     signal.SIGKILL: "killed: by hand, or by the kernel for want of memory",
     signal.SIGTERM: "terminated",
@@ -107,11 +108,16 @@ class RunningWorker:
             "hint": "",
         }
 
+    def kill(self) -> None:
+        """It ends at once, or when the disk that it waits for answers: `pidfd` tells."""
+        self._process.kill()
+
     def end(self) -> None:
         """Kill it if it still runs, and let go of all it had. Idempotent."""
         self._left.close()
 
     def _reap(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it is at its disk, and will end after us
+            self._process.wait(LEAVE_S)
         self.stdout.close()

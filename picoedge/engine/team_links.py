@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NOTE_BYTES = 64 << 10
 MOST_HIDDEN = 1 << 16  # of a session whose model is not known yet
+# Of a board that is there and says nothing, as while its card takes long. Whether it is there and
+# how it is, heartbeats and its daemon tell within a second or two.
+PATIENCE_S = 600.0
 
 
 def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) -> Links:
@@ -45,6 +48,7 @@ def collective_of(links: Links, spec: SessionSpec, config: ModelConfig) -> Colle
         Rows(spec.batch, config.hidden_size),
         codec_for(spec.wire, config.hidden_size),
         n_ctx=spec.n_ctx,
+        patience_s=PATIENCE_S,
     )
 
 

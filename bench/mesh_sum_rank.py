@@ -23,7 +23,7 @@ from picoedge.mesh.exchange import Exchange
 from picoedge.mesh.keys import KeyPair
 from picoedge.mesh.links import Links
 from picoedge.mesh.member import Member
-from picoedge.mesh.star import StarHub, StarWorker
+from picoedge.mesh.star import Star
 
 HUB, EPOCH, OPEN_S = 0, 1, 30.0
 ROWS = Rows(batch=1, hidden=2048)  # 16 KB in f64
@@ -75,8 +75,7 @@ def member(links: Links, kind: str, count: int, sums: int) -> Member:
     """The board's part in it; one forward pass of that many sums, and two that are not timed."""
     ranks = tuple(range(count))
     stages, codec = Stages(ranks, ranks, sums // 2 + 1), codec_for("f64", ROWS.hidden)
-    star = StarHub if links.rank == HUB else StarWorker
-    made: type[Member] = Exchange if kind == "exchange" else star
+    made: type[Member] = Exchange if kind == "exchange" else Star
     return made(links, ranks, stages, ROWS, codec)
 
 

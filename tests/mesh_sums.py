@@ -17,7 +17,7 @@ from picoedge.mesh.exchange import Exchange
 from picoedge.mesh.keys import KeyPair
 from picoedge.mesh.links import HUB, Links
 from picoedge.mesh.member import Member
-from picoedge.mesh.star import StarHub, StarWorker
+from picoedge.mesh.star import Star
 
 EPOCH = 7
 LOOPBACK = "127.0.0.1"
@@ -77,8 +77,7 @@ def boards(count: int, kind: str, rows: Rows, *, connect: bool = True) -> Iterat
 def member(
     links: Links, kind: str, count: int, stages: Stages, rows: Rows, wire: str = "f64"
 ) -> Member:
-    star = StarHub if links.rank == HUB else StarWorker
-    made = Exchange if kind == "exchange" else star
+    made = Exchange if kind == "exchange" else Star
     codec = codec_for(wire, rows.hidden)
     return made(links, range(count), stages, rows, codec, patience_s=10)
 

@@ -11,7 +11,7 @@ from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import Collective, Rows, Stages
 from picoedge.mesh.exchange import Exchange
 from picoedge.mesh.links import HUB, SPIN_S, Links
-from picoedge.mesh.star import StarHub, StarWorker
+from picoedge.mesh.star import Star
 from picoedge.mesh.wire import Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) ->
 
 def collective_of(links: Links, spec: SessionSpec, config: ModelConfig) -> Collective:
     """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
-    star: type[StarHub | StarWorker] = StarHub if spec.rank == HUB else StarWorker
-    member = Exchange if spec.allreduce == "exchange" else star
+    member = Exchange if spec.allreduce == "exchange" else Star
     return member(
         links,
         range(len(spec.seats)),

@@ -2,7 +2,8 @@
 
 A forward pass is an INPUT, then two sums a layer, of what attention and what the FFN adds. All
 boards count them alike, so a message says which sum it belongs to and nothing else is taken for it.
-Parts are added in f64 in the order of ranks: every board has the same bits.
+Parts are added in f64 in the order of ranks. A sum is read as f32, and may be rounded to that on
+its way: every board reads the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 # Of one message: no heartbeat waits long behind it, and the hub adds one while the next arrives.
-PIECE_BYTES = 256 << 10
+PIECE_VALUES = 32 << 10
+INPUT_BYTES = 4  # f32
 # A board may be a sum ahead of another that adds nothing to that one; pipes hold three sums.
 SUMS_IN_FLIGHT = 3
 MESSAGES_BESIDE = 16
@@ -58,34 +60,40 @@ class Stages:
 
 @dataclass(frozen=True)
 class Rows:
-    """The arrays of a session: at most `batch` rows of `hidden` numbers, in pieces of rows."""
+    """The arrays of a session: at most `batch` rows of `hidden` numbers, sent in pieces."""
 
     batch: int
     hidden: int
 
     @property
-    def in_piece(self) -> int:
-        """Rows of one message."""
-        return max(1, PIECE_BYTES // (self.hidden * 8))
-
-    @property
     def message_bytes(self) -> int:
         """Bytes of the longest message."""
-        return PREFIX_BYTES + self.in_piece * self.hidden * 8
+        return PREFIX_BYTES + max(PIECE_VALUES * 8, self.hidden * INPUT_BYTES)
 
     def pieces(self, n: int) -> list[slice]:
-        """The pieces that n rows are sent in."""
-        step = self.in_piece
-        return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+        """The pieces that n rows of input are sent in: rows."""
+        return pieces(slice(0, n), max(1, PIECE_VALUES * 8 // (self.hidden * INPUT_BYTES)))
 
     def socket_bounds(self) -> curve.Bounds:
         """What the session's sockets take."""
-        messages = SUMS_IN_FLIGHT * len(self.pieces(self.batch)) + MESSAGES_BESIDE
+        most = -(-self.batch * self.hidden // PIECE_VALUES) + 1  # one for what a share leaves over
+        messages = SUMS_IN_FLIGHT * max(most, len(self.pieces(self.batch))) + MESSAGES_BESIDE
         return curve.Bounds(self.message_bytes + ENCRYPTION_BYTES, messages)
 
     def wire_bounds(self) -> Bounds:
         """What a header may speak of."""
         return Bounds(max(self.batch, self.hidden), self.batch * self.hidden)
+
+
+def flat(sums: F64) -> F64:
+    """The values of an array one after the other, not a copy."""
+    assert sums.flags.c_contiguous
+    return sums.reshape(-1)
+
+
+def pieces(run: slice, step: int = PIECE_VALUES) -> list[slice]:
+    """The pieces, in order, that a run of values is sent in."""
+    return [slice(first, min(first + step, run.stop)) for first in range(run.start, run.stop, step)]
 
 
 @dataclass

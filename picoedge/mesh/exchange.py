@@ -1,36 +1,44 @@
 """The exchange: every board sends its part to every other, and each adds for itself.
 
 One hop a sum instead of the star's two, for more messages: it wins where links are few and slow to
-answer.
+answer. Long sums are cut into a share for each board, which is the hub of its own.
 """
 
 from __future__ import annotations
 
-from picoedge.mesh.collective import F64
-from picoedge.mesh.member import Member
+from collections.abc import Sequence
+
+from picoedge.mesh.adder import Adder
+from picoedge.mesh.collective import F64, flat, pieces
+from picoedge.mesh.shares import are_cut
 from picoedge.mesh.wire import Kind
 
 
-class Exchange(Member):
+class Exchange(Adder):
     """A board, hub or worker, that is linked to all others."""
 
     def reduce(self, sums: F64) -> None:
         """Replace this board's sums, f64 [n, hidden], by those over all boards.
 
-        After the last FFN only the hub's are: nobody else goes on with them.
+        After the last FFN only the hub's are of use: nobody else goes on with them.
         """
-        stage = self._next_stage()
-        contributors = self._stages.contributors(stage)
-        n, pieces = len(sums), self._rows.pieces(len(sums))
+        contributors = self._stages.contributors(self._stage)
+        if are_cut(sums.size, len(contributors)):
+            self._add_up(sums, contributors)
+        else:
+            self._exchange(sums, contributors)
+
+    def _exchange(self, sums: F64, contributors: Sequence[int]) -> None:
+        stage, codec = self._next_stage(), self._codecs.part
+        values, all_pieces = flat(sums), pieces(slice(0, sums.size))
+        headers = [self._header(Kind.SUM_PART, len(sums), piece.start) for piece in all_pieces]
         if self._rank in contributors:
             takers = self._stages.takers(stage, self._others)
-            for piece in pieces:
-                self._encode(sums[piece])
-                self._send(takers, self._header(Kind.SUM_PART, n, piece.start))
+            for piece, header in zip(all_pieces, headers, strict=True):
+                self._encode(values[piece], codec)
+                self._send(takers, header)
         if self._stages.takers(stage, (self._rank,)):
             others = [rank for rank in contributors if rank != self._rank]
-            for piece in pieces:
-                bodies = self._receive_sums(others, Kind.SUM_PART, n, piece)
-                parts = {rank: self._decode(body) for rank, body in bodies.items()}
-                self._add(contributors, parts | {self._rank: sums[piece]}, sums[piece])
+            for piece, header in zip(all_pieces, headers, strict=True):
+                self._add(contributors, self._receive(others, header), values[piece])
         self._count()

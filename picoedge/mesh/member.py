@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from picoedge.errors import BoardLostError, ProtocolError
-from picoedge.mesh.codec import QUIET, Codec
-from picoedge.mesh.collective import F32, F64, Rows, Stages, SyncUsage
+from picoedge.mesh.codec import QUIET, Codec, Codecs
+from picoedge.mesh.collective import F32, F64, PIECE_VALUES, Rows, Stages, SyncUsage
 from picoedge.mesh.links import HUB, PATIENCE_S, PREFIX_BYTES, Links
 from picoedge.mesh.wire import HEADER, MAGIC, U32, VERSION, Dtype, Header, Kind, unpack
 
@@ -17,7 +17,7 @@ STALE_MESSAGES = 1000  # of sessions that are over: dropped, but not for ever
 
 
 class Member:
-    """What the star and the exchange have in common. All that is long goes in pieces of rows.
+    """What the star and the exchange have in common. All that is long goes in pieces.
 
     `ranks` are all of the session; inputs must end before position `n_ctx`, and go into `x`, f32
     [batch, hidden], where there is one. Raises BoardLostError and BoardFaultError, as Links does;
@@ -30,19 +30,23 @@ class Member:
         ranks: Sequence[int],
         stages: Stages,
         rows: Rows,
-        codec: Codec,
+        codecs: Codecs,
         *,
         x: F32 | None = None,
         n_ctx: int = U32,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._links, self._stages, self._rows, self._codec = links, stages, rows, codec
+        self._links, self._stages, self._rows, self._codecs = links, stages, rows, codecs
         self._rank = links.rank
         self._ranks, self._others = tuple(ranks), tuple(r for r in ranks if r != links.rank)
+        self._dtypes = {
+            Kind.INPUT: Dtype.F32,
+            Kind.SUM_PART: codecs.part.dtype,
+            Kind.SUM: codecs.whole.dtype,
+        }
         self._x, self._n_ctx, self._patience_s = x, n_ctx, patience_s
-        self._row_bytes = codec.row_bytes(rows.hidden)
         self._out = memoryview(bytearray(rows.message_bytes))  # the message that is sent next
-        self._spare = np.empty(0)
+        self._spare = np.empty((2, PIECE_VALUES))
         self._stage = stages.count  # of the forward pass; none is under way
         self._stale = 0
         self._sequence = 0  # of inputs and sums since the session began
@@ -75,7 +79,7 @@ class Member:
         for piece in self._rows.pieces(n):
             if piece.start:
                 expected = self._header(Kind.INPUT, n, position + piece.start)
-                body = self._receive((HUB,), expected, x[piece].nbytes)[HUB]
+                body = self._receive((HUB,), expected)[HUB]
             self._fill(x[piece], body)
         self._begin()
         return x, position
@@ -109,9 +113,12 @@ class Member:
     # -- messages ------------------------------------------------------------------------------
 
     def _header(self, kind: Kind, n: int, extra: int) -> bytes:
-        """What comes before a piece of an array of n rows, now, from anybody."""
-        dtype = Dtype.F32 if kind is Kind.INPUT else self._codec.dtype
+        """What comes now before a piece of an array of n rows, from anybody.
+
+        `extra`: the position of an input's first row, or the number of a sum's first value.
+        """
         hidden, epoch, sequence = self._rows.hidden, self._links.epoch, self._sequence
+        dtype = self._dtypes[kind]
         return HEADER.pack(MAGIC, VERSION, kind, epoch, sequence, dtype, 2, n, hidden, 0, extra)
 
     def _message(self, nbytes: int) -> memoryview:
@@ -125,14 +132,14 @@ class Member:
         for rank in ranks:
             send(rank, message)
 
-    def _encode(self, rows: F64) -> None:
-        """Make the next message of these rows; where they are rounded, go on with that."""
-        body = self._message(len(rows) * self._row_bytes)[PREFIX_BYTES:]
-        self._codec.encode(rows, body)
-        if not self._codec.exact:
-            rows[...] = self._decode(body)
+    def _encode(self, values: F64, codec: Codec) -> None:
+        """Make the next message of these values; where they are rounded, go on with that."""
+        body = self._out[PREFIX_BYTES:]
+        body = self._message(codec.encode(values, body))[PREFIX_BYTES:]
+        if not codec.exact:
+            codec.decode(body, values)
 
-    def _receive(self, ranks: Sequence[int], expected: bytes, nbytes: int) -> dict[int, memoryview]:
+    def _receive(self, ranks: Sequence[int], expected: bytes) -> dict[int, memoryview]:
         """One message of each of these boards, by rank: those expected, or an error."""
         bodies: dict[int, memoryview] = {}
         missing, receive, usage = list(ranks), self._links.receive, self._usage
@@ -142,21 +149,12 @@ class Member:
             if raw != expected:
                 self._check_stale(rank, raw, expected)
                 continue
-            if len(body) != nbytes:
-                raise self._links.fault(rank, f"sent {len(body)} bytes instead of {nbytes}")
             bodies[rank] = body
             missing.remove(rank)
             now = time.perf_counter()
             usage.late_s[rank] += now - begun
         usage.wait_s += now - begun
         return bodies
-
-    def _receive_sums(
-        self, ranks: Sequence[int], kind: Kind, n: int, piece: slice
-    ) -> dict[int, memoryview]:
-        """A piece of a sum of n rows from each of these boards."""
-        expected = self._header(kind, n, piece.start)
-        return self._receive(ranks, expected, (piece.stop - piece.start) * self._row_bytes)
 
     def _check_stale(self, rank: int, raw: bytes, expected: bytes) -> None:
         """Return where a message is of an earlier session; raise where it makes no sense."""
@@ -189,26 +187,31 @@ class Member:
         self._usage.sums += 1
         return self._stage - 1
 
-    def _decode(self, body: memoryview) -> F64:
-        return self._codec.decode(body, self._rows.hidden)
+    def _decode(self, rank: int, body: memoryview, codec: Codec, out: F64) -> F64:
+        """What a board has sent, in `out` or, to be read only, where it is."""
+        try:
+            return codec.decode(body, out)
+        except ProtocolError as error:
+            raise self._links.fault(rank, f"sent {error.message}") from None
 
     @QUIET
-    def _add(self, ranks: Sequence[int], parts: dict[int, F64], out: F64) -> None:
-        """Leave in `out` the parts of these ranks, added in their order.
+    def _add(self, ranks: Sequence[int], bodies: dict[int, memoryview], out: F64) -> None:
+        """Leave in `out`, where this board's own part is, the parts of these ranks in their order.
 
-        `out` may be this board's own part: until that is added, the total is kept elsewhere.
+        Until its own is added, the total is kept elsewhere.
         """
+        codec, count, (elsewhere, room) = self._codecs.part, len(out), self._spare
+
+        def part(rank: int, room: F64) -> F64:
+            return out if rank == self._rank else self._decode(rank, bodies[rank], codec, room)
+
         own = ranks.index(self._rank) if self._rank in ranks else 0
-        total = parts[ranks[0]]
+        total = part(ranks[0], elsewhere[:count])
         for i, rank in enumerate(ranks[1:], 1):
-            total = np.add(total, parts[rank], out=out if i >= own else self._elsewhere(out))
+            into = out if i >= own else elsewhere[:count]
+            total = np.add(total, part(rank, room[:count]), out=into)
         if total is not out:  # a single part
             out[...] = total
-
-    def _elsewhere(self, like: F64) -> F64:
-        if self._spare.shape != like.shape:
-            self._spare = np.empty_like(like)
-        return self._spare
 
     def usage(self) -> SyncUsage:
         """What it has taken so far; the object is the caller's."""

@@ -38,8 +38,8 @@ class Kind(IntEnum):
 
     CONTROL = 1  # JSON
     INPUT = 2  # rows a forward pass begins with, from the hub; extra: position of the first one
-    SUM_PART = 3  # what one board adds to a sum; extra: the first row of this piece
-    SUM = 4  # a whole sum, from the hub; extra: the first row of this piece
+    SUM_PART = 3  # what one board adds to a sum; extra: its first value
+    SUM = 4  # a whole sum, from whoever added it; extra: its first value
     SHARD = 5  # a piece of a shard
     BYE = 6  # the session is over
     HELLO = 7  # the first message either way over a link; extra: the sender's rank
@@ -49,7 +49,7 @@ class Dtype(IntEnum):
     """What a buffer holds."""
 
     BYTES = 0
-    F64 = 1
+    F64 = 1  # of a part: as in trimmed.py
     F32 = 2
     F16 = 3
     Q8 = 4  # f32 scales of blocks of 32, then int8

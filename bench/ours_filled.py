@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import open_answer, open_model
+from picoedge.engine.opened import open_model
+from picoedge.engine.opening import open_answer
 from picoedge.engine.prompting import Prompt
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack

@@ -23,6 +23,7 @@ from tiny import follow
 
 from picoedge.cli.main import COMMANDS, main
 from picoedge.engine import fitting, memory, opening
+from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.packing import pack_model
 from picoedge.errors import StorageError
 from picoedge.kernels import loader
@@ -425,7 +426,7 @@ def test_kernels_are_closed_where_a_later_step_fails(
     monkeypatch.setattr(NumpyKernels, "close", lambda self: closed.append(self))
     monkeypatch.setattr(Transformer, "__init__", _must_not_run)
     with pytest.raises(AssertionError, match="allocated"):
-        opening.open_chat(pack, opening.OpenOptions(kernels="numpy"))
+        opening.open_chat(pack, OpenOptions(kernels="numpy"))
     assert len(closed) == 1
 
 

@@ -14,7 +14,7 @@ from cluster_boards import ClusterOf, cluster_of, last_json
 from picoedge.engine.cluster_model import ClusterModel
 from picoedge.engine.joint import open_joint
 from picoedge.engine.open_options import ClusterOptions, OpenOptions
-from picoedge.engine.opening import open_model
+from picoedge.engine.opened import open_model
 from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.text.tokenizer import load_tokenizer

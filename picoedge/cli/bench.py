@@ -15,7 +15,7 @@ from picoedge.errors import ContextError, UsageError
 if TYPE_CHECKING:
     from picoedge.engine.joint import Joint
     from picoedge.engine.measure import BenchRow
-    from picoedge.engine.opening import Opened
+    from picoedge.engine.opened import Opened
 
 MB = 1 << 20
 

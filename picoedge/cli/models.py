@@ -15,7 +15,7 @@ from picoedge.model.sampling_options import SamplingOptions
 if TYPE_CHECKING:
     from picoedge.engine.joint import Joint
     from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opening import Opened
+    from picoedge.engine.opened import Opened
     from picoedge.engine.prompting import Prompt, Prompter
     from picoedge.engine.session import Session
 
@@ -26,7 +26,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
     Raises UsageError for kernels that are not here: rather now than after a download.
     """
     from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opening import check_options
+    from picoedge.engine.opened import check_options
 
     options = OpenOptions(
         threads=values["threads"],
@@ -87,7 +87,7 @@ def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) ->
     Its context is `n_ctx` unless --ctx-size says otherwise. `logit_rows`: of how many tokens the
     logits will be wanted at once.
     """
-    from picoedge.engine.opening import Opened
+    from picoedge.engine.opened import Opened
 
     opened = open_anywhere({**values, "cluster": False}, n_ctx, logit_rows=logit_rows)
     assert isinstance(opened, Opened)

@@ -45,7 +45,7 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
     from picoedge.engine.fitting import LARGE_MATRIX, fixed_bytes, probes_folder
     from picoedge.engine.libraries import STILL_NEEDED, settle
     from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opening import start_kernels
+    from picoedge.engine.opened import start_kernels
 
     kernels = start_kernels(OpenOptions(threads=threads))
     try:

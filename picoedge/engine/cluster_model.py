@@ -20,7 +20,7 @@ from picoedge.engine.cluster_facts import BoardFacts, Cluster
 from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import Opened, open_model
+from picoedge.engine.opened import Opened, open_model
 from picoedge.engine.pace import TOKENS, Look, Pace
 from picoedge.engine.seating import take_boards
 from picoedge.engine.team import Team

@@ -34,12 +34,12 @@ class Joint:
 
     @property
     def plan(self) -> MemoryPlan | None:
-        """See `opening.Opened`."""
+        """See `opened.Opened`."""
         return self.model.opened.plan
 
     @property
     def adapter(self) -> Adapter | None:
-        """See `opening.Opened`."""
+        """See `opened.Opened`."""
         return self.model.opened.adapter
 
 

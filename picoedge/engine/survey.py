@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.fitting import Fit, Speeds, bytes_apart, fit_model, measure_speeds, whole_plan
 from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import check_options, read_pack, start_kernels
+from picoedge.engine.opened import check_options, start_kernels
+from picoedge.engine.opening import read_pack
 from picoedge.engine.planning import MemoryPlan
 from picoedge.store.window_plan import Rates, span_bytes
 

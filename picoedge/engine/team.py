@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.engine.cluster_forecast import Prediction
 from picoedge.engine.mesh_view import MeshView, Peer
 from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opening import Opened, Ties, open_model
+from picoedge.engine.opened import Opened, Ties, open_model
 from picoedge.engine.seating import take_boards
 from picoedge.engine.session_spec import Seat, SessionSpec
 from picoedge.engine.team_links import collective_of, links_of, receive_note

@@ -26,7 +26,7 @@ from picoedge.mesh.identity import Identity, cluster_folder, load_identity
 from picoedge.mesh.links import HUB
 
 if TYPE_CHECKING:
-    from picoedge.engine.opening import Opened
+    from picoedge.engine.opened import Opened
     from picoedge.mesh.collective import Collective
     from picoedge.mesh.keys import KeyPair
 
@@ -123,7 +123,7 @@ def pull_missing(
 
 def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> Opened:
     from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opening import Ties, open_model
+    from picoedge.engine.opened import Ties, open_model
 
     spec = order.spec
     options = OpenOptions(

@@ -22,7 +22,8 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.blocks import U8
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.files import OutputFile, digest
-from picoedge.store.inventory import MANIFEST, new_folder
+from picoedge.store.folder import new_folder
+from picoedge.store.inventory import MANIFEST
 from picoedge.store.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,

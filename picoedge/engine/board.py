@@ -182,6 +182,10 @@ class BoardService:
         if "port" in line and seat.spec is not None:
             listens = {"session": seat.spec.session, "port": line["port"]}
             self._node.push(seat.asker, "session-listens", listens)
+        if "failed" in line and seat.spec is not None:
+            # told at once: as long as a disk does not answer, who reads from it cannot end
+            ended = {"session": seat.spec.session, **RunningWorker.why_failed(line["failed"])}
+            self._node.push(seat.asker, "session-ended", ended)
 
     def _read(self, seat: Seat, worker: RunningWorker) -> None:
         if seat.worker is worker and not worker.read():

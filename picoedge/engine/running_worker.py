@@ -93,13 +93,18 @@ class RunningWorker:
             "work": dataclasses.asdict(said.work),
         }
 
+    @staticmethod
+    def why_failed(failure: Mapping[str, Any]) -> dict[str, Any]:
+        """What it said itself of its failure."""
+        words = {name: str(failure.get(name, "")) for name in ("message", "hint")}
+        return {**words, "failed": True}
+
     def why_ended(self) -> dict[str, Any]:
         """What ended it, in words; `failed` where it said so itself. To be asked once it has."""
         self.read()
         code = self._process.wait()
         if self.failure is not None:
-            words = {name: str(self.failure.get(name, "")) for name in ("message", "hint")}
-            return {**words, "failed": True}
+            return self.why_failed(self.failure)
         if code < 0:
             name = signal.Signals(-code).name
             return {"message": _SIGNALS.get(signal.Signals(-code), name)}

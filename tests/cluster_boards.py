@@ -54,6 +54,7 @@ class Output:
     def __init__(self, pipe: Any) -> None:
         self._pipe, self._changed = pipe, threading.Condition()
         self.text, self._ended = "", False
+        self.beside: Callable[[], str] = str  # to be shown with an error
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -72,7 +73,7 @@ class Output:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._found(pattern), timeout_s)
             found = self._found(pattern)
-            assert found, f"no {pattern!r} in {timeout_s:g} s:\n{self.text}"
+            assert found, f"no {pattern!r} in {timeout_s:g} s:\n{self.text}{self.beside()}"
             return found
 
     def _found(self, pattern: str) -> re.Match[str] | None:
@@ -91,6 +92,7 @@ class Running:
     def __init__(self, process: subprocess.Popen[Any]) -> None:
         self.process = process
         self.out, self.err = Output(process.stdout), Output(process.stderr)
+        self.out.beside = lambda: f"\non stderr:\n{self.err.text}"
 
     @property
     def pid(self) -> int:
@@ -181,6 +183,19 @@ class BoardOf:
         """Its worker, once there is one."""
         return until(self.workers, f"a worker on {self.name}")[0]
 
+    def pids(self) -> list[int]:
+        """Its daemon and what that has started."""
+        if self.daemon is None or self.daemon.process.poll() is not None:
+            return []
+        daemon = psutil.Process(self.daemon.pid)
+        return [daemon.pid, *(child.pid for child in daemon.children(recursive=True))]
+
+    def signal_all(self, number: int) -> None:
+        """As if it befell the whole board."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     @contextmanager
     def calling(self) -> Any:
         """A Caller to its daemon, with its own keys; of boards on loop-back."""
@@ -194,12 +209,22 @@ class BoardOf:
 
     def seen(self) -> dict[str, dict[str, Any]]:
         """Every board of the cluster by its name, as this one's daemon sees it."""
+        if self.lab is not None:  # out of reach from here
+            asked = self.run("ps", "--json")
+            assert asked.wait() == 0, asked.err.text
+            return {board["name"]: board for board in json.loads(asked.out.text)["boards"]}
         with self.calling() as caller:
-            return {board["name"]: board for board in caller.ask("mesh-state")["boards"]}
+            boards = caller.ask("mesh-state")["boards"]
+            return {board["name"]: {**board, **board["report"]} for board in boards}
 
     def does(self) -> str:
         """What it says it does: "free", "hub", "computing", …"""
-        return str(self.seen()[self.name]["report"]["does"])
+        return str(self.seen()[self.name]["does"])
+
+    def await_free(self, timeout_s: float = 5.0) -> None:
+        """No session has it, and no worker is left."""
+        until(lambda: self.does() == "free", f"{self.name} is free", timeout_s)
+        assert self.workers() == []
 
     def stop(self) -> int:
         """End its daemon as systemd would; its exit code."""
@@ -216,6 +241,8 @@ class BoardOf:
                 with suppress(psutil.NoSuchProcess):
                     worker.kill()
             running.kill()
+            running.out.end()
+            running.err.end()
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -255,12 +282,11 @@ class ClusterOf:
 
     def wait(self) -> None:
         """The first board sees all others, and all have measured themselves."""
-        if self.boards[0].lab is not None:
-            return  # not to be asked from outside; sessions wait themselves
         names = {board.name for board in self.boards}
         until(lambda: self._alive() == names, "every board is seen by b1")
-        for board in self.boards:
-            until(partial(_measured, board), f"{board.name} is measured")
+        if self.boards[0].lab is None:  # else sessions wait themselves
+            for board in self.boards:
+                until(partial(_measured, board), f"{board.name} is measured")
 
     def _alive(self) -> set[str]:
         boards = self.boards[0].seen().items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -40,8 +41,7 @@ def free_again(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "cluster" in request.fixturenames:
         for board in request.getfixturevalue("cluster").boards:
-            until(lambda board=board: board.does() == "free", f"{board.name} is free", 5.0)
-            assert board.workers() == []
+            board.await_free()
 
 
 # -- to its end --------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_who_waits_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
 
 def waiting(cluster: ClusterOf) -> int:
     """Sessions in all queues."""
-    return sum(board.seen()[board.name]["report"]["waiting"] for board in cluster.boards)
+    return sum(board.seen()[board.name]["waiting"] for board in cluster.boards)
 
 
 # -- broken off --------------------------------------------------------------------------------
@@ -124,8 +124,7 @@ def test_boards_are_free_when_the_hub_is_gone(
     until(lambda: cluster[2].does() == "free", "b2 is free")
     until(lambda: cluster[1].does() == "free", "b1 is free")
     assert time.monotonic() - began < 2.0
-    code = session.wait()
-    assert code == {signal.SIGINT: 130}.get(number, -number)
+    assert session.wait() == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in session.err.text
 
 
@@ -201,7 +200,7 @@ def test_a_key_that_is_revoked_takes_no_part_any_more(smollm2_pack: Path, tmp_pa
         assert cluster[1].run("keys", "revoke", "b2").wait() == 0
         worker.wait(10)
         assert session.wait() == 0, session.err.text
-        assert "b2 is let in no more; going on without it" in session.err.text
+        assert re.search(r"^b2 is let in no more; .*going on", session.err.text, re.MULTILINE)
         alone = generate(cluster[1], smollm2_pack, 200)
         assert alone.wait() == 0
         assert session.out.text == alone.out.text

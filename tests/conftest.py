@@ -28,7 +28,7 @@ ENTRY_FILES = {
 }
 PACKING_ROOMS = ("store", "text", "kernels")
 NATIVE_FIXTURES = {"native", "twins"}
-LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py"}
+LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py", "test_lab_cluster.py"}
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 

@@ -23,9 +23,11 @@ def main() -> None:
     """Answer one request: the TinyLlama-1.1B shape in some form, complete or not at all."""
     request, began = json.load(sys.stdin), time.perf_counter()
     path = Path(request["path"])
-    part = path.with_name(f"part-{path.name}")
+    part = path.parent / "part" / path.name  # a pack is called what its folder is
+    part.parent.mkdir(exist_ok=True)
     KINDS[request["kind"]](part, TINYLLAMA)
     part.rename(path)
+    part.parent.rmdir()
     print(json.dumps({"path": str(path), "seconds": time.perf_counter() - began}))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from picoedge.engine.cluster_facts import LinkFacts
 from picoedge.engine.cluster_sums import Network, Stages, sum_s, sync_s
 
-KB16 = 16384
+TOKEN, PROMPT = 2048, 256 * 2048  # values of a sum
 
 
 def network(
@@ -26,8 +26,8 @@ def everyone(boards: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("boards", [2, 4, 8])
 def test_a_star_takes_two_hops_and_an_exchange_one(boards: int) -> None:
     net = network(boards, latency_s=1e-3)
-    assert sum_s(net, "star", everyone(boards), KB16, last=False) == pytest.approx(2e-3, rel=1e-3)
-    assert sum_s(net, "exchange", everyone(boards), KB16, last=False) == pytest.approx(
+    assert sum_s(net, "star", everyone(boards), TOKEN, last=False) == pytest.approx(2e-3, rel=1e-3)
+    assert sum_s(net, "exchange", everyone(boards), TOKEN, last=False) == pytest.approx(
         1e-3, rel=1e-3
     )
 
@@ -35,23 +35,33 @@ def test_a_star_takes_two_hops_and_an_exchange_one(boards: int) -> None:
 def test_the_last_sum_goes_to_the_hub_alone() -> None:
     net = network(4, latency_s=1e-3)
     for way in ("star", "exchange"):
-        assert sum_s(net, way, everyone(4), KB16, last=True) == pytest.approx(1e-3, rel=1e-3)
+        assert sum_s(net, way, everyone(4), TOKEN, last=True) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_what_one_board_has_alone_is_sent_and_not_summed() -> None:
     net = network(4, latency_s=1e-3)
     for way in ("star", "exchange"):
-        assert sum_s(net, way, (0,), KB16, last=False) == pytest.approx(1e-3, rel=1e-3)
-        assert sum_s(net, way, (0,), KB16, last=True) == 0
-    assert sum_s(net, "star", (2,), KB16, last=False) == pytest.approx(2e-3, rel=1e-3)
-    assert sum_s(net, "exchange", (2,), KB16, last=False) == pytest.approx(1e-3, rel=1e-3)
+        assert sum_s(net, way, (0,), TOKEN, last=False) == pytest.approx(1e-3, rel=1e-3)
+        assert sum_s(net, way, (0,), TOKEN, last=True) == 0
+    assert sum_s(net, "star", (2,), TOKEN, last=False) == pytest.approx(2e-3, rel=1e-3)
+    assert sum_s(net, "exchange", (2,), TOKEN, last=False) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_parts_share_the_hubs_port() -> None:
     seconds = [
-        sum_s(network(n, bytes_per_s=1e6), "star", everyone(n), 1e6, last=True) for n in (2, 5)
+        sum_s(network(n, bytes_per_s=1e6), "star", everyone(n), 1e5, last=True) for n in (2, 5)
     ]
     assert seconds[1] == pytest.approx(4 * seconds[0], rel=1e-3)
+
+
+def test_a_long_sum_is_cut_where_all_are_linked() -> None:
+    seconds = {
+        way: sum_s(network(4, bytes_per_s=1e6), way, everyone(4), PROMPT, last=False)  # type: ignore[arg-type]
+        for way in ("star", "exchange")
+    }
+    # A quarter of the parts, 6 bytes a value, to each of three, and of the sums, 4 bytes.
+    assert seconds["exchange"] == pytest.approx(1.05 * PROMPT * 10 * 3 / 4 / 1e6, rel=1e-2)
+    assert seconds["star"] == pytest.approx(1.05 * PROMPT * 10 * 3 / 1e6, rel=1e-2)
 
 
 def test_one_slow_link_holds_all_up() -> None:
@@ -62,8 +72,8 @@ def test_one_slow_link_holds_all_up() -> None:
 
 def test_messages_cost_the_busiest_board_its_time() -> None:
     net = network(5, message_s=1e-4)
-    assert sum_s(net, "star", everyone(5), KB16, last=False) == pytest.approx(10e-4, rel=1e-2)
-    assert sum_s(net, "exchange", everyone(5), KB16, last=False) == pytest.approx(8e-4, rel=1e-2)
+    assert sum_s(net, "star", everyone(5), TOKEN, last=False) == pytest.approx(10e-4, rel=1e-2)
+    assert sum_s(net, "exchange", everyone(5), TOKEN, last=False) == pytest.approx(8e-4, rel=1e-2)
 
 
 def test_a_board_alone_sends_nothing() -> None:

@@ -1,7 +1,7 @@
 """How long it takes to add what boards have computed, one hop after another. Pure arithmetic.
 
-A sum of a token is a few kilobytes: what it costs is mostly hops and messages, not bytes. Every
-board has one port, full duplex, that all its messages share.
+A sum of a token is a few kilobytes: what it costs is mostly hops and messages, not bytes; that of a
+prompt is a few megabytes. Every board has one port, full duplex, that all its messages share.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from picoedge.engine.cluster_facts import LinkFacts
+from picoedge.mesh.shares import SUM_BYTES, are_cut, part_bytes
 
 Allreduce = Literal["star", "exchange"]
 
-SUM_BYTES = 8  # f64
 INPUT_BYTES = 4  # f32
 _FRAMING = 1.05  # bytes on the wire for one of a message: headers of Ethernet, IP, TCP, CURVE
 _MESSAGE_BYTES = 160  # and these for each message
@@ -65,19 +65,41 @@ class Network:
 
 
 def sum_s(
-    network: Network, way: Allreduce, contributors: Sequence[int], nbytes: float, *, last: bool
+    network: Network, way: Allreduce, contributors: Sequence[int], values: float, *, last: bool
 ) -> float:
-    """Seconds of one sum of `nbytes` to which these boards contribute.
+    """Seconds of one sum of so many values, exact, to which these boards contribute.
 
     After it every board has the sum; of the `last` one of a token only the hub. A star takes one
-    hop to the hub and one back, an exchange one hop and more messages.
+    hop to the hub and one back, an exchange one hop and more messages; where that is cut, each
+    contributor is the hub of its share.
     """
-    others = [] if last else [rank for rank in network.ranks if rank]
+    takers = [0] if last else list(network.ranks)
     if way == "star":
-        inward = network.hop_s([(rank, 0) for rank in contributors if rank], nbytes)
-        return inward + network.hop_s([(0, rank) for rank in others], nbytes)
-    ways = [(a, b) for a in contributors for b in (0, *others) if a != b]
-    return network.hop_s(ways, nbytes)
+        return _owned_s(network, contributors, (0,), values, takers)
+    if are_cut(int(values), len(contributors)):
+        return _owned_s(network, contributors, contributors, values, takers)
+    nbytes = part_bytes(int(values)) * values
+    return network.hop_s(_ways(contributors, takers), nbytes)
+
+
+def _owned_s(
+    network: Network,
+    contributors: Sequence[int],
+    owners: Sequence[int],
+    values: float,
+    takers: Sequence[int],
+) -> float:
+    """Parts go to the owners of their values, sums from there to who takes them but has not."""
+    share = values / len(owners)
+    alone = len(contributors) == 1
+    part = SUM_BYTES if alone else part_bytes(int(share))
+    inward = network.hop_s(_ways(contributors, owners), part * share)
+    told = [taker for taker in takers if not alone or taker != contributors[0]]
+    return inward + network.hop_s(_ways(owners, told), SUM_BYTES * share)
+
+
+def _ways(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, int]]:
+    return [(a, b) for a in senders for b in receivers if a != b]
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,7 @@ def sync_s(network: Network, way: Allreduce, stages: Stages, layers: int, values
     `values` are the elements of a sum: hidden size by tokens.
     """
     given = network.hop_s([(0, rank) for rank in network.ranks if rank], INPUT_BYTES * values)
-    nbytes = SUM_BYTES * values
-    attention = sum_s(network, way, stages.attention, nbytes, last=False)
-    ffn = sum_s(network, way, stages.ffn, nbytes, last=False)
-    end = sum_s(network, way, stages.ffn, nbytes, last=True)
+    attention = sum_s(network, way, stages.attention, values, last=False)
+    ffn = sum_s(network, way, stages.ffn, values, last=False)
+    end = sum_s(network, way, stages.ffn, values, last=True)
     return given + layers * attention + (layers - 1) * ffn + end

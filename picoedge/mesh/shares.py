@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PART_BYTES = 6  # of one value of an exact part: f64 without its last 16 bits, which are zero
-WHOLE_BYTES = 4  # of one value of an exact sum: f32, as whoever reads it makes it anyway
+SUM_BYTES = 4  # of one value of an exact sum: f32, as whoever reads it makes it anyway
+SHORT_BYTES, LONG_BYTES = 8, 6  # of one value of an exact part: f64, or that without its last bits
+# Parts of fewer values are sent as they are: taking them apart takes longer than encrypting all.
+LONG = 8192
 BLOCK = 32  # values that are never cut apart
-# What a second hop costs, in bytes that could have been sent instead: some 100 us of a small board.
-HOP_BYTES = 32 << 10
+# What the messages of another hop cost, in bytes that could be sent to that board instead.
+HOP_BYTES = 24 << 10
+
+
+def part_bytes(values: int) -> int:
+    """Bytes of one of the values of an exact part."""
+    return LONG_BYTES if values >= LONG else SHORT_BYTES
 
 
 def are_cut(values: int, contributors: int) -> bool:
@@ -21,10 +28,9 @@ def are_cut(values: int, contributors: int) -> bool:
 
     What one board has alone is told to the others as a sum.
     """
-    others = contributors - 1
-    apart = others * PART_BYTES
-    cut = others * (PART_BYTES + WHOLE_BYTES) / contributors
-    return contributors == 1 or values * (apart - cut) > HOP_BYTES
+    apart = part_bytes(values)
+    saved = apart - (apart + SUM_BYTES) / contributors
+    return contributors == 1 or values * saved > HOP_BYTES
 
 
 def shares(values: int, owners: Sequence[int]) -> dict[int, slice]:

@@ -10,16 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.errors import ProtocolError
+from picoedge.mesh.shares import LONG, LONG_BYTES
 from picoedge.mesh.wire import Dtype
 
 F64 = npt.NDArray[np.float64]
 U16, U32, U64, WHOLE = np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"), np.dtype("<f8")
 ODD = np.dtype([("index", "<u4"), ("low", "<u2")])  # a value that has more, and its last 16 bits
-HIGH, KEPT = 4, 6  # bytes of a value, from its upper end: in its first word, in all
+HIGH, KEPT = 4, LONG_BYTES  # bytes of a value, from its upper end: of its first word, of all
 LOW = np.uint64(0xFFFF)
 TOGETHER = 64  # values that are looked through at once
-# Fewer are sent as they are: taking them apart takes longer than encrypting the rest.
-FEWEST = 8192
 
 
 class Trimmed:
@@ -37,7 +36,7 @@ class Trimmed:
     def encode(self, values: F64, into: memoryview) -> int:
         """Put the bytes of values, f64 [count], there; gives how many they are."""
         count = len(values)
-        odd = _odd(values) if count >= FEWEST else None
+        odd = _odd(values) if count >= LONG else None
         if odd is None or KEPT * count + len(odd) * ODD.itemsize >= 8 * count:
             np.frombuffer(into, WHOLE, count)[...] = values
             return 8 * count

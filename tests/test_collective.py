@@ -19,7 +19,6 @@ LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")
 SMALL = Rows(batch=4, hidden=64)
 CHUNKED = Rows(batch=5, hidden=1 << 14)  # 2.5 pieces of values, 2 of input
-WIRES = ("f64", "f32", "f16", "q8")
 
 
 def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -120,12 +119,34 @@ def test_boards_may_add_to_some_sums_only(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_long_sums_go_in_pieces(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [
+        ((0, 1, 2), (0, 2)),
+        ((1,), (0, 1, 2)),
+        ((1, 2), (2,)),
+        ((0,), (1, 2)),
+        ((0, 1, 2, 3, 4),) * 2,
+    ],
+)
+def test_long_sums_go_in_pieces(
+    kind: str, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
     assert len(CHUNKED.pieces(CHUNKED.batch)) == 2
     assert len(pieces(slice(0, CHUNKED.batch * CHUNKED.hidden))) == 3
-    stages = Stages((0, 1, 2), (0, 2), LAYERS)
-    found = run(kind, stages, CHUNKED, 3, CHUNKED.batch, "f64")
+    stages, count = Stages(attention, ffn, LAYERS), max(3, len(attention))
+    found = run(kind, stages, CHUNKED, count, CHUNKED.batch, "f64")
     check(found, stages, expected(stages, CHUNKED, CHUNKED.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+def test_long_rounded_sums_are_the_same_on_every_board(kind: str, wire: str) -> None:
+    stages = Stages((0, 1, 2), (1, 2), LAYERS)
+    hub, *workers = run(kind, stages, CHUNKED, 3, CHUNKED.batch, wire)
+    kept = [s.tobytes() for i, s in enumerate(hub) if (i + 1) % stages.count]
+    for sums in workers:
+        assert [s.tobytes() for s in sums] == kept
 
 
 @pytest.mark.parametrize("kind", KINDS)

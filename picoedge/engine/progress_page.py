@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 STAGES = ("starting", "pulling", "loading", "waiting for work", "computing", "ended")
 _PAGE = struct.Struct("<BxxxIQQQ")  # stage, tokens of the pass, passes, bytes done, bytes in all
 _WORK = struct.Struct("<Qddd")  # tokens; seconds of computing, of waiting for sums, for the disk
-_SHARED = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,13 @@ class ProgressPage:
 
 @contextmanager
 def new_page() -> Iterator[Path]:
-    """A page nobody has written on, removed at the end."""
-    fd, name = tempfile.mkstemp(prefix="picoedge-", dir=_SHARED if os.path.isdir(_SHARED) else None)
+    """A page nobody has written on, for processes that have the descriptor its path ends with.
+
+    It is of no file: nothing of it is left, however those processes end.
+    """
+    fd = os.memfd_create("picoedge-page")
     try:
         os.ftruncate(fd, _PAGE.size + _WORK.size)
-        os.close(fd)
-        yield Path(name)
+        yield Path(f"/proc/self/fd/{fd}")
     finally:
-        Path(name).unlink(missing_ok=True)
+        os.close(fd)

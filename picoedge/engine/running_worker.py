@@ -38,19 +38,20 @@ class RunningWorker:
         self._heard, self._text = heard, b""
         self.failure: Mapping[str, Any] | None = None
         with ExitStack() as stack:
-            path = stack.enter_context(new_page())
-            self._page = ProgressPage(path)
+            page = stack.enter_context(new_page())
+            self._page = ProgressPage(page)
             stack.callback(self._page.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "picoedge.engine.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=(int(page.name),),
             )
             stack.callback(self._reap)
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
-            self._give(dataclasses.replace(order, page=path))
+            self._give(dataclasses.replace(order, page=page))
             os.set_blocking(self.stdout.fileno(), False)
             self._left = stack.pop_all()
 

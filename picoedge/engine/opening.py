@@ -129,5 +129,7 @@ def read_pack(
     from picoedge.text.template import ChatTemplate
     from picoedge.text.tokenizer import load_tokenizer
 
+    pack = Pack.open(path)
+    pack.check_held(pack.all_shards, head=True, embed=True)  # a slice alone answers nobody
     template = ChatTemplate.load(path) if with_template else None
-    return Pack.open(path), load_tokenizer(path), template
+    return pack, load_tokenizer(path), template

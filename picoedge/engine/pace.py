@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TOKENS = 8  # between two looks
-FAR_SLOWER = 2.0  # than it was, per token, that is worth another plan
-GAIN = 1.3  # the least a new plan must promise: the cache is computed again for it
+FAR_SLOWER = 2.5  # than it was, per token, that is worth another plan
+LOOKS = 2  # in a row that must find it so: a busy moment is none
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pace:
     """Compares what is seen with the best that was seen of the same plan."""
 
     def __init__(self) -> None:
-        self._best_s = float("inf")
+        self._best_s, self._slow = float("inf"), 0
 
     def slower(self, look: Look, planned_s: Sequence[float]) -> dict[int, float]:
         """Ranks that have become slow, and the part of their planned speed that is left.
@@ -40,7 +40,10 @@ class Pace:
         `planned_s`: what each rank computes for a token, by rank. Empty while all is well.
         """
         if look.s_per_token <= FAR_SLOWER * self._best_s:
-            self._best_s = min(self._best_s, look.s_per_token)
+            self._best_s, self._slow = min(self._best_s, look.s_per_token), 0
+            return {}
+        self._slow += 1
+        if self._slow < LOOKS:
             return {}
         late = max(look.late_s, key=lambda rank: look.late_s[rank], default=None)
         if late is None or look.late_s[late] < look.seconds / 2:

@@ -75,9 +75,10 @@ class RunningWorker:
         self._text += more or b""
         *lines, self._text = self._text[:LINE_BYTES].split(b"\n")
         for line in lines:
-            values = json.loads(line)
-            self.failure = values.get("failed", self.failure)
-            self._heard(values)
+            with suppress(ValueError, AttributeError):  # some library has printed a line
+                values = json.loads(line)
+                self.failure = values.get("failed", self.failure)
+                self._heard(values)
         return more != b""
 
     def report(self) -> dict[str, Any]:

@@ -253,7 +253,8 @@ class Links:
             source = self._ready(ranks, deadline)
             if source is None:
                 name = ", ".join(self.name(rank) for rank in ranks)
-                raise BoardLostError(f"{name} sent nothing for {timeout_s:g} s", board=name)
+                silent = self.name(next(iter(ranks)))
+                raise BoardLostError(f"{name} sent nothing for {timeout_s:g} s", board=silent)
             try:
                 message = self._read(source)
             except zmq.ZMQError as error:

@@ -42,6 +42,17 @@ class Told:
         """Whether the blow fell after the first token."""
         return self.blow > self.ended - END_S - self.decode_s
 
+    def timeline(self) -> dict[str, Any]:
+        """Seconds from when its workers began, and how it ended."""
+        return {
+            "blow_s": self.blow - self.worker_seen,
+            "decode_s": self.decode_s,
+            "ended_s": self.ended - self.worker_seen,
+            "tokens": len(self.report["tokens"]),
+            "finish": self.report.get("finish_reason"),
+            "error": self.report.get("error"),
+        }
+
     @property
     def decode_s(self) -> float:
         """Seconds of decoding."""

@@ -41,7 +41,7 @@ class Adapter:
 
     def __call__(self, tokens: int) -> None:
         """`tokens` have been done."""
-        if tokens != 1:
+        if tokens != 1 or not self.plan.window.streamed:
             self._begin()
             return
         self._tokens += 1

@@ -10,6 +10,11 @@ from picoedge.engine import cgroups
 from picoedge.kernels.loader import default_threads
 
 
+def is_rationed(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> bool:
+    """Whether a quota grants less than one core: waiting without sleeping would use it up."""
+    return any(share < 1 for share in _shares(root, groups))
+
+
 def usable_cores(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> int:
     """Cores this process may run on, within the CPU quota of its cgroups (v1 and v2).
 
@@ -19,10 +24,14 @@ def usable_cores(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> in
 
 
 def _quotas(root: Path, groups: Path) -> Iterator[int]:
+    return (max(1, math.ceil(share)) for share in _shares(root, groups))
+
+
+def _shares(root: Path, groups: Path) -> Iterator[float]:
     for folder, version in cgroups.levels("cpu", root, groups):
         quota, period = _v2(folder) if version == 2 else _v1(folder)
         if quota is not None and quota > 0 and period:
-            yield max(1, math.ceil(quota / period))
+            yield quota / period
 
 
 def _v1(folder: Path) -> tuple[int | None, int | None]:

@@ -67,6 +67,9 @@ class Fit:
 def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None) -> Fit:
     """Decide before anything large is allocated.
 
+    A whole model that fits is mapped. A slice never is: what the kernel reads around it, of shards
+    that are other boards', would take as much memory again.
+
     Probes storage and kernels where a plan is needed and they are not known yet. Raises
     UsageError for a context the model was not made for, MemoryBudgetError, StorageError.
     """
@@ -75,11 +78,12 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes)
     budget = Budget(total, fixed_bytes())
-    if fits_whole(pack, load, budget):
+    if load.part == pack.all_shards and fits_whole(pack, load, budget):
         return Fit(pack, load, budget, None)
-    check_room(
-        load, _lean_budget(pack, kernels, total, load.part)
-    )  # before seconds are spent on probes
+    budget = _lean_budget(pack, kernels, total, load.part)
+    if load.part != pack.all_shards and (held := whole_plan(load, budget)).total <= total:
+        return Fit(pack, load, budget, held)
+    check_room(load, budget)  # before seconds are spent on probes
     speeds = measure_speeds(pack, kernels, total)
     ways = tuple(readings(speeds, options.window_io))
     budget = _lean_budget(pack, kernels, total, load.part)
@@ -172,12 +176,15 @@ def fixed_bytes() -> int:
 
 def fits_whole(pack: Pack, load: Load, budget: Budget) -> bool:
     """Whether all that is run can be mapped within the budget, its cache full."""
-    plan = whole_plan(load, budget, Rates(disk=1.0, compute=1.0))
-    return plan.total + (bytes_apart(pack) if load.part.head else 0) <= budget.total
+    return whole_plan(load, budget).total + bytes_apart(pack) <= budget.total
 
 
-def whole_plan(load: Load, budget: Budget, rates: Rates) -> MemoryPlan:
-    """The plan where nothing is streamed; `bytes_apart` come on top of its total."""
+def whole_plan(load: Load, budget: Budget, rates: Rates | None = None) -> MemoryPlan:
+    """The plan where nothing is streamed; of a mapped model `bytes_apart` come on top of its total.
+
+    Without `rates` it is not to be looked at for seconds.
+    """
+    rates = rates or Rates(disk=1.0, compute=1.0)
     batch = min(WHOLE_BATCH, load.n_ctx)
     window = plan_window(load.runs, _ANY_SIZE, rates, _ANY_SIZE)
     assert window is not None

@@ -98,7 +98,7 @@ class RunningWorker:
     @staticmethod
     def why_failed(failure: Mapping[str, Any]) -> dict[str, Any]:
         """What it said itself of its failure."""
-        words = {name: str(failure.get(name, "")) for name in ("message", "hint")}
+        words = {name: str(failure.get(name, "")) for name in ("message", "hint", "board")}
         return {**words, "failed": True}
 
     def why_ended(self) -> dict[str, Any]:

@@ -209,6 +209,8 @@ class Team:
     def _ended(self, peer: Peer, body: dict[str, Any]) -> MeshError:
         """A board that says itself why it cannot begin will say so again: that ends the session."""
         why, hint = (str(body.get(name, ""))[:500] for name in ("message", "hint"))
+        if body.get("board") in self.names:  # it has lost another: that one is to blame
+            return BoardLostError(why, hint, board=str(body["board"]))
         if body.get("failed") and not self._ready:
             return MeshError(f"{peer.name}: {why}", hint)
         return BoardLostError(f"{peer.name}: {why}", hint, board=peer.name)

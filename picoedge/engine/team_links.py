@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from picoedge.engine.cores import is_rationed
 from picoedge.errors import ProtocolError
 from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import Collective, Rows, Stages
@@ -30,7 +31,8 @@ PATIENCE_S = 600.0
 def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
     bounds = Rows(spec.batch, hidden).socket_bounds()
-    links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=SPIN_S if spec.spin else 0.0)
+    spin_s = SPIN_S if spec.spin and not is_rationed() else 0.0
+    links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s)
     for rank, seat in enumerate(spec.seats):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
             links.expect(rank, seat.key, seat.name)

@@ -51,7 +51,8 @@ def main() -> int:
 
 
 def _failed(error: PicoedgeError) -> int:
-    _say({"failed": {"message": error.message, "hint": error.hint}})
+    board = error.board if isinstance(error, BoardLostError) else ""
+    _say({"failed": {"message": error.message, "hint": error.hint, "board": board}})
     return 1
 
 

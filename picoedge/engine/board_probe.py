@@ -20,6 +20,7 @@ from typing import Any
 
 import zmq
 
+from picoedge.engine.cores import is_rationed
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.curve import Bounds, Gate, dial, serve
 from picoedge.mesh.keys import KeyPair
@@ -81,8 +82,9 @@ def message_s() -> float:
         port = echo.bind_to_random_port("tcp://127.0.0.1")
         dial(asker, client, server.public, Bounds())
         asker.connect(f"tcp://127.0.0.1:{port}")
-        times = [_echo_s(gate, echo, asker) for _ in range(ECHOES)]
-        return statistics.median(times[ECHOES // 4 :]) / 4
+        times = [_echo_s(gate, echo, asker) for _ in range(ECHOES)][ECHOES // 4 :]
+        # Where a quota stops this board for a while, that is part of what a message takes.
+        return (statistics.fmean if is_rationed() else statistics.median)(times) / 4
     finally:
         gate.close()
         context.destroy(linger=0)

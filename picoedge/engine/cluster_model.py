@@ -85,7 +85,7 @@ class ClusterModel:
 
     def _make_plan(self) -> ClusterPlan:
         load = load_of(self._pack, self._pack.all_shards, self._options)
-        return plan_cluster(load, self._facts(), self._wishes(), exact=False)
+        return plan_cluster(load, self._facts(), self._wishes())
 
     def _wishes(self) -> Wishes:
         """What was asked for; of that, once the session runs, what the boards left can do."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity import Identity
 
 ASK_S = 2.0
-MEASURING_S = 60.0  # a board that has just started measures itself first
+MEASURING_S = 180.0  # a board that has just started measures itself first
 PINGS = 5
 _HERE = ("alive", "slow")
 

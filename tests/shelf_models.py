@@ -12,6 +12,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from picoedge.engine.packing import pack_model
+
 
 def byte_tokens() -> list[str]:
     """The 256 characters that stand for bytes in byte-level BPE."""
@@ -69,3 +71,10 @@ def write_gguf(path: Path, *, seed: int = 1, licence: str = "MIT") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def packed_tiny(folder: Path) -> Path:
+    """The tiny model with a tokenizer, packed in 8 bits: three layers, and a head of its own."""
+    write_folder(folder / "tiny")
+    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
+    return folder / "tiny.pico"

@@ -16,7 +16,6 @@ import shelf_models
 from picoedge.cli.main import main
 from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 from picoedge.engine import fitting
-from picoedge.engine.packing import pack_model
 from picoedge.engine.storage import StorageSpeed
 from picoedge.store.units import Kind, Unit
 from picoedge.store.window_plan import Rates, WindowPlan, forecast, lay_ring, plan_window
@@ -38,10 +37,7 @@ Run = Callable[..., Ran]
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a tokenizer: three layers, and a head of its own."""
-    folder = tmp_path_factory.mktemp("plan")
-    shelf_models.write_folder(folder / "tiny")
-    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
-    return folder / "tiny.pico"
+    return shelf_models.packed_tiny(tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from picoedge.cli.main import main
 from picoedge.cli.plan_cluster import NUMBERS, numbers
 from picoedge.engine.cluster_facts import Cluster, LinkFacts
 from picoedge.engine.cluster_plan import Wishes, plan_cluster
-from picoedge.engine.packing import pack_model
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -25,10 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a tokenizer."""
-    folder = tmp_path_factory.mktemp("plan")
-    shelf_models.write_folder(folder / "tiny")
-    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
-    return folder / "tiny.pico"
+    return shelf_models.packed_tiny(tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture

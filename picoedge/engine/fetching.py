@@ -8,11 +8,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.errors import StorageError
+from picoedge.errors import StorageError, storage_errors
 from picoedge.units import format_size
 
 CHUNK_BYTES = 1 << 20
@@ -51,17 +51,11 @@ def require_space(folder: Path, n_bytes: int) -> None:
         )
 
 
-@contextmanager
-def as_storage_error(path: Path) -> Iterator[None]:
+def as_storage_error(path: Path) -> AbstractContextManager[None]:
     """Turn what the operating system says about `path` into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(
-            f"{error.filename or path}: {reason}",
-            "free some space or check who may write there; PICOEDGE_HOME names another folder",
-        ) from error
+    return storage_errors(
+        path, "free some space or check who may write there; PICOEDGE_HOME names another folder"
+    )
 
 
 @contextmanager

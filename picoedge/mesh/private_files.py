@@ -7,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from picoedge.errors import AccessError, StorageError
+from picoedge.errors import AccessError, StorageError, storage_errors
 
 MAX_BYTES = 1 << 20
 LOCK = "lock"
@@ -111,13 +111,7 @@ def _take(fd: int, until_s: float) -> bool:
             time.sleep(_PAUSE_S)
 
 
-@contextmanager
-def _as_storage_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(
-            f"{error.filename or path}: {reason}",
-            "check who may read and write there; PICOEDGE_CLUSTER names another folder",
-        ) from error
+def _as_storage_error(path: Path) -> AbstractContextManager[None]:
+    return storage_errors(
+        path, "check who may read and write there; PICOEDGE_CLUSTER names another folder"
+    )

@@ -132,9 +132,7 @@ class OutputFile:
     def write(self, offset: int, data: U8 | bytes) -> None:
         """Write all of `data` at `offset`."""
         view = memoryview(data) if isinstance(data, bytes) else data.data
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._fd, view[done:], offset + done)
+        write_all(self._fd, view, offset)
         self._wrote(len(view))
 
     def __enter__(self) -> OutputFile:
@@ -147,6 +145,13 @@ class OutputFile:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._fd)
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`: the system may take it in parts."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
 
 
 def sync_tree(folder: Path) -> None:

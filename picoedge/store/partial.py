@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from picoedge.errors import ModelError, StorageError
-from picoedge.store.files import disk_full, free_bytes, sync, writing
+from picoedge.store.files import disk_full, free_bytes, sync, write_all, writing
 from picoedge.store.folder import new_folder
 from picoedge.store.inventory import (
     HELD,
@@ -153,7 +153,7 @@ class PartialPack:
 
     def _append(self, lines: bytes) -> None:
         # At a place of ours: what a full disk cut short is written over.
-        _write_all(self._record, lines, self._end)
+        write_all(self._record, lines, self._end)
         self._end += len(lines)
 
     def missing(self, wanted: Wanted) -> list[Item]:
@@ -180,7 +180,7 @@ class PartialPack:
             if item.is_text:
                 self._write_text(item, data)
             else:
-                _write_all(self._file(item.file), data, item.offset)
+                write_all(self._file(item.file), data, item.offset)
         self.held.add(item.name)
         self._unrecorded.append(item)
         if sum(each.nbytes for each in self._unrecorded) >= self._at_once:
@@ -256,9 +256,3 @@ class PartialPack:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    view, done = memoryview(data), 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)

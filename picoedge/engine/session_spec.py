@@ -59,7 +59,6 @@ class SessionSpec:
     wire: str = "f64"
     window_io: str = "auto"
     kernels: str = ""  # "" is what the board has
-    spin: bool = True  # wait without sleeping for some microseconds: cores are not shared
 
     @property
     def part(self) -> Slice:
@@ -115,7 +114,6 @@ def spec_from_json(values: object) -> SessionSpec:
         wire=given.one_of("wire", WIRES),
         window_io=given.one_of("window_io", ("auto", "mmap", "direct")),
         kernels=given.one_of("kernels", ("", "native", "numpy")),
-        spin=given.of("spin", bool),
     )
     if len({seat.key for seat in spec.seats}) < len(seats):
         raise ProtocolError("two seats of the session have one key")

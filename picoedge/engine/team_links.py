@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.keys import KeyPair
 
 NOTE_BYTES = 64 << 10
-MOST_HIDDEN = 1 << 16  # of a session whose model is not known yet
 # Of a board that is there and says nothing, as while its card takes long. Whether it is there and
 # how it is, heartbeats and its daemon tell within a second or two.
 PATIENCE_S = 600.0
@@ -31,7 +30,7 @@ PATIENCE_S = 600.0
 def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
     bounds = Rows(spec.batch, hidden).socket_bounds()
-    spin_s = SPIN_S if spec.spin and not is_rationed() else 0.0
+    spin_s = 0.0 if is_rationed() else SPIN_S
     links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s)
     for rank, seat in enumerate(spec.seats):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):

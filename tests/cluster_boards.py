@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 import zmq
 
 from hw.lab import Board as LabBoard
@@ -137,6 +138,12 @@ class BoardOf:
             "XDG_DATA_HOME": str(self._folder / "data"),
             "XDG_CACHE_HOME": str(self._folder.parent / "cache"),  # speeds are measured once
         }
+
+    def lend_environ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """This process is a session of the board until the test ends."""
+        for name, value in self.environ().items():
+            if name.startswith(("PICOEDGE", "XDG")):
+                monkeypatch.setenv(name, value)
 
     def start(self, *arguments: str) -> Running:
         """Its daemon, which listens when this returns."""

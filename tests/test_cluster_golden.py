@@ -46,9 +46,7 @@ def cluster(
 @pytest.fixture(autouse=True)
 def as_hub(cluster: ClusterOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is a session of b1."""
-    for name, value in cluster[1].environ().items():
-        if name.startswith(("PICOEDGE", "XDG")):
-            monkeypatch.setenv(name, value)
+    cluster[1].lend_environ(monkeypatch)
 
 
 def greedy(model: Transformer | ClusterModel, pack: Pack) -> Run:

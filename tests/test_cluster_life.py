@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, until
+
+from picoedge.engine.cluster_facts import Cluster, LinkFacts
+from picoedge.engine.joint import open_joint
+from picoedge.engine.mesh_view import MeshView
+from picoedge.engine.open_options import ClusterOptions, OpenOptions
+from picoedge.store.reader import Pack
 
 PROMPT = "Once upon a time there was a board that"
 SHORT = 8
@@ -58,16 +66,64 @@ def test_a_session_ends_by_itself(cluster: ClusterOf, smollm2_pack: Path) -> Non
 
 def test_shards_are_pulled_once(smollm2_pack: Path, tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        first = over(cluster[1], smollm2_pack, SHORT)
+        first = halves(cluster[1], smollm2_pack)
         assert first.wait() == 0, first.err.text
-        (pulled,) = cluster[2].shelf.glob("*.pico")
-        files = {path: path.stat().st_mtime_ns for path in pulled.iterdir()}
+        files = pulled_to(cluster[2])
         assert 0 < sum(path.stat().st_blocks * 512 for path in files) < size_of(smollm2_pack)
-        again = over(cluster[1], smollm2_pack, SHORT)
+        again = halves(cluster[1], smollm2_pack)
         assert again.wait() == 0, again.err.text
-        assert {path: path.stat().st_mtime_ns for path in pulled.iterdir()} == files
+        assert pulled_to(cluster[2]) == files
         assert first.out.text == again.out.text
         assert "pulling" not in again.err.text
+
+
+def halves(board: BoardOf, pack: Path) -> Running:
+    """A session over both boards, whatever is measured of them."""
+    return generate(board, pack, SHORT, "--cluster", "-ts", "1,1")
+
+
+def pulled_to(board: BoardOf) -> dict[Path, int]:
+    """The files of the one pack on its shelf, and when each was written."""
+    (pulled,) = board.shelf.glob("*.pico")
+    return {path: path.stat().st_mtime_ns for path in pulled.iterdir()}
+
+
+def test_nothing_is_pulled_again_because_measures_moved(
+    smollm2_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack.open(smollm2_pack)
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster[1].lend_environ(monkeypatch)
+        first = shares_of_session(pack, monkeypatch, 1.38)
+        files = pulled_to(cluster[2])
+        assert [len(ffn) for _, ffn in first] == [4, 2]
+        assert shares_of_session(pack, monkeypatch, 1.28) == first
+        assert pulled_to(cluster[2]) == files
+        other = shares_of_session(pack, monkeypatch, 0.5)
+        assert [len(ffn) for _, ffn in other] == [2, 4]
+        assert pulled_to(cluster[2]) != files
+
+
+def shares_of_session(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, speed: float
+) -> list[tuple[range, range]]:
+    """What each of two boards gets where the hub is measured to be `speed` times as quick."""
+    look = MeshView.cluster
+
+    def measured(mesh: MeshView) -> Cluster:
+        boards = [
+            dataclasses.replace(one, compute_bytes_per_s=1e8 * factor, message_s=5e-5)
+            for one, factor in zip(look(mesh).boards, (speed, 1.0), strict=True)
+        ]
+        return Cluster(tuple(boards), link=LinkFacts(1e-4, 1e8))
+
+    how = OpenOptions(threads=1, n_ctx=128, cluster=ClusterOptions(boards=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(MeshView, "cluster", measured)
+        with closing(open_joint(pack, how).model) as model:
+            model.forward([1, 2, 3], 0)
+            parts = [share.part for share in model.plan.chosen.shares]
+    return [(part.attention, part.ffn) for part in parts]
 
 
 def size_of(pack: Path) -> int:

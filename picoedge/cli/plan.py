@@ -93,11 +93,10 @@ def _plan_cluster(values: dict[str, Any]) -> None:
     )
     wanted = models.open_options({**values, "cluster": False})
     file = values["boards_file"]
-    cluster = cluster_of_file(file, values["hub"]) if file else None
+    of_file = cluster_of_file(file, values["hub"]) if file else None  # before a model is fetched
     path = models.find_pack(values["model"])
-    if cluster is None:
-        cluster = cluster_of_mesh(path, warn)
-    survey = survey_cluster(path, dataclasses.replace(wanted, cluster=wishes), cluster)
+    cluster, held = (of_file, {}) if of_file else cluster_of_mesh(path, warn)
+    survey = survey_cluster(path, dataclasses.replace(wanted, cluster=wishes), cluster, held)
     if values["as_json"]:
         print_json(survey.to_json())
     else:

@@ -17,9 +17,10 @@ from picoedge.engine.cluster_shares import Boards, Needs, board_budget, board_re
 from picoedge.engine.cluster_sums import Allreduce, Network, Stages, sync_s
 from picoedge.engine.dealing import slices_of
 from picoedge.engine.planning import MemoryPlan, plan_memory
-from picoedge.store.slices import Slice
+from picoedge.store.slices import Held, Slice
 from picoedge.store.window_plan import Step, forecast, span_bytes
 
+WORTH = 1.02  # fewer boards are taken where more are not this much quicker
 PROMPT = 256  # tokens of the prompt that is forecast
 _WAYS: tuple[Allreduce, ...] = ("star", "exchange")
 
@@ -113,12 +114,16 @@ class Planner:
         self._config = needs.load.config
         self._ways = (allreduce,) if allreduce else _WAYS
 
-    def predict(self, members: Sequence[int]) -> Prediction | None:
-        """The best found over these boards of the cluster, the hub first; None: they cannot."""
+    def predict(self, members: Sequence[int], held: Sequence[Held] = ()) -> Prediction | None:
+        """The best found over these boards of the cluster, the hub first; None: they cannot.
+
+        With `held`, by rank, of shards that they have.
+        """
         boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
         ranks = tuple(range(len(members)))
         _, sums = self._sync(members, Stages(ranks, ranks), 1)
-        hands = (slices_of(*dealt) for dealt in boards.ways(sums))
+        ways = boards.held_ways(held, sums) if held else boards.ways(sums)
+        hands = (slices_of(*dealt) for dealt in ways)
         found = (self.prediction(members, slices) for slices in hands)
         return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
 

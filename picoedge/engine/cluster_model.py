@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.engine.cluster_facts import BoardFacts, Cluster
+from picoedge.engine.cluster_holdings import holdings_of
 from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
@@ -85,7 +86,8 @@ class ClusterModel:
 
     def _make_plan(self) -> ClusterPlan:
         load = load_of(self._pack, self._pack.all_shards, self._options)
-        return plan_cluster(load, self._facts(), self._wishes())
+        held = holdings_of(self._mesh, self._pack)
+        return plan_cluster(load, self._facts(), self._wishes(), held=held)
 
     def _wishes(self) -> Wishes:
         """What was asked for; of that, once the session runs, what the boards left can do."""

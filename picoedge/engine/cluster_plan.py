@@ -6,20 +6,21 @@ boards and the links, and is worked out here for every number of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from picoedge.engine.cluster_disks import KEEP, Disks
 from picoedge.engine.cluster_facts import BoardFacts, Cluster
-from picoedge.engine.cluster_forecast import Planner, Prediction, Share
+from picoedge.engine.cluster_forecast import WORTH, Planner, Prediction, Share
 from picoedge.engine.cluster_shares import Need, Needs
 from picoedge.engine.cluster_sums import Allreduce
 from picoedge.engine.dealing import Counts, deal
 from picoedge.engine.planning import Load, cache_bytes
 from picoedge.errors import MemoryBudgetError, UsageError
+from picoedge.store.slices import Held
 from picoedge.units import format_size
 
-WORTH = 1.02  # fewer boards are taken where more are not this much quicker
 _NEAR = 1.25  # times the least: estimates of what is read are not better than that
 _LISTED = 8  # boards that an error names
 _REMEDY = (
@@ -61,19 +62,26 @@ class ClusterPlan:
 
 
 def plan_cluster(
-    load: Load, cluster: Cluster, wishes: Wishes | None = None, *, exact: bool = True
+    load: Load,
+    cluster: Cluster,
+    wishes: Wishes | None = None,
+    *,
+    held: Mapping[int, Held] | None = None,
+    exact: bool = True,
 ) -> ClusterPlan:
     """The fewest boards that are as quick as any, or what is wished for.
 
-    `load` is the whole model's. `exact`: the memory of each board that is chosen is planned as the
-    board itself will, which takes a while where much is streamed; else it is estimated. Raises
-    UsageError for wishes the cluster cannot meet, and MemoryBudgetError with the figures where
-    the boards cannot hold the model.
+    `load` is the whole model's. `held` is what boards have of it on their disks, by index; who is
+    not there has all: shares that are hardly slower are taken where less is to be pulled for them.
+    `exact`: the memory of each board that is chosen is planned as the board itself will, which
+    takes a while where much is streamed; else it is estimated. Raises UsageError for wishes the
+    cluster cannot meet, and MemoryBudgetError with the figures where the boards cannot hold the
+    model.
     """
     wishes = wishes or Wishes()
     _check(cluster, wishes)
     planner = Planner(Needs(load), cluster, wishes.allreduce)
-    predictions = tuple(_by_number(planner, cluster))
+    order, predictions = _by_number(planner, cluster)
     if wishes.split:
         near = [_split(planner, load, cluster, wishes.split)]
     elif wishes.boards:
@@ -83,11 +91,24 @@ def plan_cluster(
     able = [one for one in near if one is not None]
     if not able:
         raise _too_small(load, cluster, planner.needs)
-    chosen, settled = _fewest([(one, planner.settled(one) if exact else one) for one in able])
-    asked = "as asked, " if wishes.split or wishes.boards else ""
+    settle = planner.settled if exact else _as_it_is
+    chosen, settled = quickest = _fewest([(one, settle(one)) for one in able])
+    disks, kept = Disks(planner, held or {}), ""
+    boards = chosen.boards if wishes.boards else None
+    there = None if wishes.split else disks.nearest(chosen, order, boards)
+    if there is not None and (slower := settle(there)).s_per_token <= KEEP * settled.s_per_token:
+        chosen, settled = there, slower
+        if not disks.lacking_bytes(chosen):
+            kept = _why_kept(settled, quickest[1], disks.lacking_bytes(quickest[0]))
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
-    return ClusterPlan(settled, predictions, idle, asked + _why(settled, chosen, predictions))
+    asked = "as asked, " if wishes.split or wishes.boards else ""
+    why = asked + _why(settled, chosen, predictions) + kept
+    return ClusterPlan(settled, predictions, idle, why)
+
+
+def _as_it_is(one: Prediction) -> Prediction:
+    return one
 
 
 def _check(cluster: Cluster, wishes: Wishes) -> None:
@@ -100,10 +121,15 @@ def _check(cluster: Cluster, wishes: Wishes) -> None:
         )
 
 
-def _by_number(planner: Planner, cluster: Cluster) -> Iterable[Prediction | None]:
-    """For one board (the hub), two, …: each time the one is added that makes it quickest."""
+def _by_number(
+    planner: Planner, cluster: Cluster
+) -> tuple[list[int], tuple[Prediction | None, ...]]:
+    """For one board (the hub), two, …: each time the one is added that makes it quickest.
+
+    The order in which they are added, and the predictions.
+    """
     members, left = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    yield planner.predict(members)
+    predictions = [planner.predict(members)]
     while left:
         tried = {i: planner.predict([*members, i]) for i in left}
 
@@ -116,7 +142,8 @@ def _by_number(planner: Planner, cluster: Cluster) -> Iterable[Prediction | None
         best = min(left, key=merit)
         members.append(best)
         left.remove(best)
-        yield tried[best]
+        predictions.append(tried[best])
+    return members, tuple(predictions)
 
 
 def _near(predictions: Sequence[Prediction | None]) -> list[Prediction | None]:
@@ -207,6 +234,15 @@ def _why(settled: Prediction, chosen: Prediction, predictions: Sequence[Predicti
     if chosen.boards < len(predictions):
         text += "; " + _one_more(chosen, predictions[chosen.boards])
     return text
+
+
+def _why_kept(settled: Prediction, quickest: Prediction, lacking_bytes: int) -> str:
+    """What other shares are worth, and what of them is not on the boards' disks."""
+    saved_s = max(0.0, settled.s_per_token - quickest.s_per_token)
+    return (
+        f"; that is on the boards' disks: the quickest shares, of {_boards(quickest.boards)}, "
+        f"would save {_time(saved_s)} and have {format_size(lacking_bytes)} pulled"
+    )
 
 
 def _pace(one: Prediction) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from picoedge.engine.cluster_facts import BoardFacts
-from picoedge.engine.dealing import Counts, assign, dealings
+from picoedge.engine.dealing import Cost, Counts, assign, assign_held, dealings, slices_of
 from picoedge.engine.planning import BATCHES, Budget, Load, Reading, activation_bytes, cache_bytes
 from picoedge.store.pages import PAGE
-from picoedge.store.slices import Slice
+from picoedge.store.slices import Held, Slice
 from picoedge.store.units import Unit
 from picoedge.store.window_plan import RESIDENT_BYTES, Rates, piece_count, widest
 
@@ -169,9 +169,31 @@ class Boards:
         found = self._by_speed() or self._by_memory(sync_s)
         if found is not None:
             yield found
-        alone = self._with_ffn([self.counts.attention] + [0] * (len(self.boards) - 1), sync_s)
+        alone = self._with_ffn(self._on_hub, sync_s)
         if alone is not None:
             yield alone
+
+    def held_ways(self, held: Sequence[Held], sync_s: float) -> Iterator[Hands]:
+        """As `ways`, of shards that the boards have: `held`, by rank."""
+        found = self._quickest(self._held_attentions(held, sync_s), sync_s, held)
+        if found is not None:
+            yield found
+        alone = self._with_ffn(self._on_hub, sync_s, held)
+        if alone is not None:
+            yield alone
+
+    def _held_attentions(self, held: Sequence[Held], sync_s: float) -> Iterable[Sequence[int]]:
+        if not self._are_few:
+            return self._near(sync_s, held)
+        no_ffn = [0] * len(held)
+        return [
+            each
+            for each in dealings(self.counts.attention, len(held))
+            if all(
+                has.attention.issuperset(part.attention)
+                for has, part in zip(held, slices_of(each, no_ffn), strict=True)
+            )
+        ]
 
     def _by_speed(self) -> Hands | None:
         """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
@@ -191,9 +213,9 @@ class Boards:
 
         Else from one that is near, by moving one of them at a time.
         """
-        groups, boards = self.counts.attention, len(self.boards)
-        if math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS:
-            return self._quickest(dealings(groups, boards), sync_s)
+        if self._are_few:
+            every = dealings(self.counts.attention, len(self.boards))
+            return self._quickest(every, sync_s)
         best = self._quickest(self._near(sync_s), sync_s)
         for _ in range(_MOVES if best is not None else 0):
             assert best is not None
@@ -203,18 +225,31 @@ class Boards:
             best = better
         return best
 
-    def _quickest(self, attentions: Iterable[Sequence[int]], sync_s: float) -> Hands | None:
+    @property
+    def _are_few(self) -> bool:
+        """Whether all dealings of attention shards can be tried."""
+        groups, boards = self.counts.attention, len(self.boards)
+        return math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS
+
+    @property
+    def _on_hub(self) -> list[int]:
+        """All attention shards on the hub."""
+        return [self.counts.attention] + [0] * (len(self.boards) - 1)
+
+    def _quickest(
+        self, attentions: Iterable[Sequence[int]], sync_s: float, held: Sequence[Held] = ()
+    ) -> Hands | None:
         """The best of these dealings of attention shards, each with the FFN dealt for it."""
-        found = (self._with_ffn(attention, sync_s) for attention in attentions)
+        found = (self._with_ffn(attention, sync_s, held) for attention in attentions)
         able = (hands for hands in found if hands is not None)
         return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
 
-    def _near(self, sync_s: float) -> Iterator[list[int]]:
+    def _near(self, sync_s: float, held: Sequence[Held] = ()) -> Iterator[list[int]]:
         """Attention shards, each with as many FFN shards as there are to one of them.
 
         Then wherever there is room for them, whatever becomes of the others.
         """
-        counts, boards = self.counts, len(self.boards)
+        counts = self.counts
 
         def together(rank: int, shards: int) -> float:
             beside = counts.ffn * shards // counts.attention
@@ -222,11 +257,20 @@ class Boards:
             return max(own + sync_s, self.disk_s(rank, shards, beside))
 
         for cost in (together, lambda rank, shards: self.disk_s(rank, shards, 0)):
-            hand = assign(counts.attention, boards, cost)
+            hand = self._assign("attention", cost, held)
             if hand is not None:
                 yield hand
 
-    def _with_ffn(self, attention: Sequence[int], sync_s: float) -> Hands | None:
+    def _assign(self, kind: str, cost: Cost, held: Sequence[Held]) -> list[int] | None:
+        """All shards of a kind dealt; where it is said what boards have, of that."""
+        count: int = getattr(self.counts, kind)
+        if not held:
+            return assign(count, len(self.boards), cost)
+        return assign_held(count, [getattr(each, kind) for each in held], cost)
+
+    def _with_ffn(
+        self, attention: Sequence[int], sync_s: float, held: Sequence[Held] = ()
+    ) -> Hands | None:
         """The FFN shards dealt for the shortest token, given the attention shards."""
         ranks = range(len(self.boards))
         stage = max(self.stage_s("attention", i, attention[i]) for i in ranks)
@@ -238,7 +282,7 @@ class Boards:
 
         if any(math.isinf(self.disk_s(i, attention[i], 0)) for i in ranks):
             return None
-        ffn = assign(self.counts.ffn, len(ranks), cost)
+        ffn = self._assign("ffn", cost, held)
         return None if ffn is None else (list(attention), ffn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
 from picoedge.errors import StorageError, UsageError
 from picoedge.store.reader import Pack
+from picoedge.store.slices import Held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class ClusterSurvey:
         }
 
 
-def survey_cluster(path: Path, options: OpenOptions, cluster: Cluster) -> ClusterSurvey:
-    """Plan for the pack at `path` over these boards.
+def survey_cluster(
+    path: Path, options: OpenOptions, cluster: Cluster, held: Mapping[int, Held] | None = None
+) -> ClusterSurvey:
+    """Plan for the pack at `path` over these boards; `held`: see `plan_cluster`.
 
     With `options.memory_bytes` the hub has no more than that. Raises ModelError, UsageError, and
     MemoryBudgetError where the boards cannot hold the model.
@@ -47,7 +50,7 @@ def survey_cluster(path: Path, options: OpenOptions, cluster: Cluster) -> Cluste
     load = load_of(pack, pack.all_shards, options)
     asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
     wishes = Wishes(asked.boards, asked.split, asked.allreduce) if asked else Wishes()
-    plan = plan_cluster(load, cluster, wishes)
+    plan = plan_cluster(load, cluster, wishes, held=held)
     return ClusterSurvey(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
 
 
@@ -62,28 +65,29 @@ def cluster_of_file(file: Path, hub: str | None) -> Cluster:
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
-def cluster_of_mesh(path: Path, tell: Callable[[str], None]) -> Cluster:
-    """The boards that answer now, this one the hub of the pack at `path`.
+def cluster_of_mesh(path: Path, tell: Callable[[str], None]) -> tuple[Cluster, dict[int, Held]]:
+    """The boards that answer now, this one the hub of the pack at `path`; what they have of it.
 
     Raises AccessError where this board is in no cluster, MeshError where no daemon runs.
     """
     import zmq
 
+    from picoedge.engine.cluster_holdings import holdings_of
     from picoedge.engine.mesh_view import MeshView
     from picoedge.engine.opening import read_pack
     from picoedge.mesh.identity import cluster_folder, load_identity
 
-    held = read_pack(path)  # until the end: a tokenizer is part of what a hub takes
+    read = read_pack(path)  # until the end: a tokenizer is part of what a hub takes
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         mesh = MeshView(context, load_identity(cluster_folder(os.environ)), tell)
         try:
-            return mesh.look()
+            return mesh.look(), holdings_of(mesh, read[0])
         finally:
             mesh.close()
     finally:
         context.destroy(linger=0)
-        del held
+        del read
 
 
 def _with_board(cluster: Cluster, **facts: int) -> Cluster:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from picoedge.errors import UsageError
 from picoedge.store.slices import Slice
@@ -64,6 +65,34 @@ def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
         taken[board] += 1
         heapq.heapreplace(heap, (cost(board, taken[board] + 1), board))
     return taken
+
+
+def assign_held(count: int, held: Sequence[Collection[int]], cost: Cost) -> list[int] | None:
+    """As `assign`, where each board takes a run of what it has: `held`, by board.
+
+    The runs follow one another in the order of the boards. None: no such runs cover all shards.
+    """
+    dealt: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by where the next run begins
+    for board, has in enumerate(held):
+        further: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for begin, (largest, sizes) in dealt.items():
+            for size, own in _held_runs(begin, count, has, partial(cost, board)):
+                each = max(largest, own), (*sizes, size)
+                further[begin + size] = min(each, further.get(begin + size, each))
+        dealt = further
+    return list(dealt[count][1]) if count in dealt else None
+
+
+def _held_runs(
+    begin: int, count: int, held: Collection[int], cost: Callable[[int], float]
+) -> Iterator[tuple[int, float]]:
+    """Sizes and costs of the runs from there on that a board has and can take; first none."""
+    yield 0, 0.0
+    for end in range(begin + 1, count + 1):
+        own = cost(end - begin) if end - 1 in held else math.inf
+        if math.isinf(own):
+            return
+        yield end - begin, own
 
 
 def dealings(count: int, boards: int) -> Iterator[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ import zmq
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh import curve
-from picoedge.mesh.donor import OFFER, PART_BYTES, READ
+from picoedge.mesh.donor import OFFER, PART_BYTES, READ, unpack_bits
 from picoedge.mesh.messages import ERROR, MAX_ID, REPLY, Body, integer_of, text_of
 from picoedge.mesh.wire import HEADER, Header, Kind, control, read_control, unpack
 
@@ -33,6 +33,15 @@ class Offered:
     manifest_bytes: int
     items: int
     held: str | None
+
+    def names(self, order: Sequence[str]) -> Sequence[str]:
+        """Those of the pack's items, listed in `order`, that it has. Raises ProtocolError."""
+        if self.items != len(order):
+            raise ProtocolError(f"{self.items} items of a pack that has {len(order)}")
+        if self.held is None:
+            return order
+        bits = unpack_bits(self.held, len(order))
+        return [name for name, bit in zip(order, bits, strict=True) if bit]
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class DonorLink:
         kind, body = read_control(frames)
         number = integer_of(body, "id", MAX_ID) if kind in (REPLY, ERROR) else 0
         if kind == REPLY and number == self._offer:
-            return _offered(body)
+            return read_offer(body)
         if kind == ERROR and number in (self._offer, *self._parts):
             item = self._parts.pop(number, ("", 0, 0))[0]
             return Refused(item, text_of(body, "message"))
@@ -149,7 +158,8 @@ class DonorLink:
         self.socket.close(linger=0)
 
 
-def _offered(body: Body) -> Offered:
+def read_offer(body: Body) -> Offered:
+    """A donor's answer to OFFER. Raises ProtocolError."""
     held = None if body.get("held") is None else text_of(body, "held", _MAX_ITEMS)
     return Offered(
         name=text_of(body, "name", _MAX_NAME),

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
-from picoedge.mesh.donor import unpack_bits
 from picoedge.mesh.donor_link import Answer, Offered, Part, Source
 from picoedge.mesh.feed import Feed
 from picoedge.mesh.transfer_plan import SILENCE_S, Action, Ask, Cancel, Schedule
@@ -141,15 +140,9 @@ def _goal(filled: PartialPack, missing: Sequence[Item]) -> _Goal:
             return False
         return True
 
-    def has(offered: Offered) -> list[str]:
-        if offered.items != len(order):
-            raise ProtocolError(f"{offered.items} items of a pack that has {len(order)}")
-        if offered.held is None:
-            return order
-        bits = unpack_bits(offered.held, len(order))
-        return [name for name, bit in zip(order, bits, strict=True) if bit]
-
-    return _Goal({item.name: item.nbytes for item in missing}, has, accept)
+    return _Goal(
+        {item.name: item.nbytes for item in missing}, lambda offered: offered.names(order), accept
+    )
 
 
 class _Pull:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from picoedge.errors import ModelError
-
-if TYPE_CHECKING:
-    from picoedge.store.slices import Slice
+from picoedge.store.slices import Held, Slice
 
 MANIFEST = "picoedge.json"
 HELD = "held.log"
@@ -133,6 +131,17 @@ def _is_needed(item: Item, runs: Mapping[str, range | bool]) -> bool:
         return True
     run = runs[found[1]]
     return run if isinstance(run, bool) else int(found[2]) in run
+
+
+def held_shards(names: Iterable[str], held: Collection[str]) -> Held:
+    """The shards that are held in every layer; `names` are of all the pack's items."""
+    here: dict[str, set[int]] = {"attention": set(), "ffn": set()}
+    lacking: dict[str, set[int]] = {"attention": set(), "ffn": set()}
+    for name in names:
+        found = _INDEXED.fullmatch(name.rpartition("/")[2])
+        if found is not None and found[1] in here:
+            (here if name in held else lacking)[found[1]].add(int(found[2]))
+    return Held(*(frozenset(here[kind] - lacking[kind]) for kind in ("attention", "ffn")))
 
 
 def record_head(identity: str) -> bytes:

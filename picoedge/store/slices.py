@@ -15,3 +15,11 @@ class Slice:
     attention: range
     ffn: range
     head: bool = True
+
+
+@dataclass(frozen=True)
+class Held:
+    """The shards that a board has on its disk, of every layer."""
+
+    attention: frozenset[int]
+    ffn: frozenset[int]

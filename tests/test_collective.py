@@ -12,8 +12,8 @@ from mesh_sums import boards, member, part
 
 from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import F64, Rows, Stages, pieces
-from picoedge.mesh.links import HUB
 from picoedge.mesh.member import Member
+from picoedge.mesh.wire import HUB
 
 LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")

@@ -23,7 +23,7 @@ from picoedge.engine.team_links import collective_of, links_of, receive_note
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.caller import Caller
-from picoedge.mesh.links import HUB
+from picoedge.mesh.wire import HUB
 
 if TYPE_CHECKING:
     from picoedge.mesh.collective import Collective

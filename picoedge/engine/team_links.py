@@ -11,9 +11,9 @@ from picoedge.errors import ProtocolError
 from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import Collective, Rows, Stages
 from picoedge.mesh.exchange import Exchange
-from picoedge.mesh.links import HUB, SPIN_S, Links
+from picoedge.mesh.links import SPIN_S, Links
 from picoedge.mesh.star import Star
-from picoedge.mesh.wire import Header, Kind, pack, unpack
+from picoedge.mesh.wire import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
     from picoedge.config import ModelConfig

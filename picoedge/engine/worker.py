@@ -23,7 +23,7 @@ from picoedge.engine.progress_page import ProgressPage, Work
 from picoedge.engine.worker_order import Order
 from picoedge.errors import BoardLostError, ModelError, PicoedgeError
 from picoedge.mesh.identity import Identity, cluster_folder, load_identity
-from picoedge.mesh.links import HUB
+from picoedge.mesh.wire import HUB
 
 if TYPE_CHECKING:
     from picoedge.engine.opened import Opened

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from picoedge.mesh.collective import F64, flat, pieces
-from picoedge.mesh.links import PREFIX_BYTES
 from picoedge.mesh.member import Member
 from picoedge.mesh.shares import shares
-from picoedge.mesh.wire import Kind
+from picoedge.mesh.wire import PREFIX_BYTES, Kind
 
 
 class Adder(Member):

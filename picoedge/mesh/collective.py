@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.mesh import curve
-from picoedge.mesh.links import HUB, PREFIX_BYTES
-from picoedge.mesh.wire import Bounds
+from picoedge.mesh.wire import HUB, PREFIX_BYTES, Bounds
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -28,7 +27,6 @@ INPUT_BYTES = 4  # f32
 # A board may be a sum ahead of another that adds nothing to that one; pipes hold three sums.
 SUMS_IN_FLIGHT = 3
 MESSAGES_BESIDE = 16
-ENCRYPTION_BYTES = 64  # more than CURVE adds to a message: 33
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,10 @@ class Rows:
         return pieces(slice(0, n), max(1, PIECE_VALUES * 8 // (self.hidden * INPUT_BYTES)))
 
     def socket_bounds(self) -> curve.Bounds:
-        """What the session's sockets take."""
+        """What a link takes: bytes of a message, and messages before their time."""
         most = -(-self.batch * self.hidden // PIECE_VALUES) + 1  # one for what a share leaves over
         messages = SUMS_IN_FLIGHT * max(most, len(self.pieces(self.batch))) + MESSAGES_BESIDE
-        return curve.Bounds(self.message_bytes + ENCRYPTION_BYTES, messages)
+        return curve.Bounds(self.message_bytes, messages)
 
     def wire_bounds(self) -> Bounds:
         """What a header may speak of."""

@@ -10,8 +10,19 @@ import numpy as np
 from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.mesh.codec import QUIET, Codec, Codecs
 from picoedge.mesh.collective import F32, F64, PIECE_VALUES, Rows, Stages, SyncUsage
-from picoedge.mesh.links import HUB, PATIENCE_S, PREFIX_BYTES, Links
-from picoedge.mesh.wire import HEADER, MAGIC, U32, VERSION, Dtype, Header, Kind, unpack
+from picoedge.mesh.links import PATIENCE_S, Links
+from picoedge.mesh.wire import (
+    HEADER,
+    HUB,
+    MAGIC,
+    PREFIX_BYTES,
+    U32,
+    VERSION,
+    Dtype,
+    Header,
+    Kind,
+    unpack,
+)
 
 STALE_MESSAGES = 1000  # of sessions that are over: dropped, but not for ever
 

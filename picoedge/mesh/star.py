@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from picoedge.mesh.adder import Adder
 from picoedge.mesh.collective import F64
-from picoedge.mesh.links import HUB
+from picoedge.mesh.wire import HUB
 
 
 class Star(Adder):

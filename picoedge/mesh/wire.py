@@ -24,6 +24,11 @@ MAGIC = b"PE"
 VERSION = 1
 DIMENSIONS = 3
 U32 = (1 << 32) - 1
+# A message of a session is a header, filled up so that the numbers behind it are aligned, and the
+# buffer.
+PREFIX_BYTES = 32
+PADDING = bytes(PREFIX_BYTES - HEADER.size)
+HUB = 0  # the rank of the board where the text was typed
 
 CONTROL_BYTES = 1 << 20
 CONTROL_DEPTH = 16  # objects and arrays inside each other

@@ -381,7 +381,7 @@ def test_a_message_too_large_ends_its_connection() -> None:
     with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
         send = worker.open()
         hub = hub_of(team)
-        send(bytes(ROWS.message_bytes + 1))
+        send(bytes(ROWS.message_bytes + 100))
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
             hub.reduce(np.ones((1, 64)))
 

@@ -67,7 +67,7 @@ class Stream:
             held = self._end - self._begin
             if held >= _LENGTH.size:
                 (nbytes,) = _LENGTH.unpack_from(self._buffer, self._begin)
-                if not TAG_BYTES <= nbytes <= self._most:
+                if nbytes > self._most:
                     raise ProtocolError(f"a message of {nbytes} bytes: the limit is {self._most}")
                 if held >= _LENGTH.size + nbytes:
                     return self._open(nbytes)

@@ -19,7 +19,7 @@ from picoedge.model.transformer import Transformer
 from picoedge.store.reader import Pack
 from picoedge.text.tokenizer import load_tokenizer
 
-PROMPT = "The quick brown fox jumps over the"
+PROMPT = " ".join(["The quick brown fox jumps over the"] * 10)  # long enough for two lanes
 STEPS = 6
 OPTIONS = OpenOptions(threads=1, n_ctx=128)
 # Boards of the cluster that have little memory stream what they hold, if it is more than a shard.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,18 +25,29 @@ def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float3
     return np.random.default_rng(forward).standard_normal((n, rows.hidden)).astype(np.float32)
 
 
-def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> list[F64]:
-    """Follow the session to its end; gives all sums this rank goes on with."""
+def take_part(
+    board: Member, rank: int, stages: Stages, rows: Rows, n: int, lanes: int = 1
+) -> list[F64]:
+    """Follow the session to its end; gives all sums this rank goes on with.
+
+    In lanes, each runs ahead by one stage: its sums begin before the other's have been finished.
+    """
     found = []
+    runs = [slice(n * i // lanes, n * (i + 1) // lanes) for i in range(lanes)]
 
     def forward(index: int) -> None:
+        under_way: list[Callable[[], None]] = [lambda: None] * lanes
         for stage in range(stages.count):
             sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
             if rank in stages.contributors(stage):
                 sums = part(rank, index, stage, n, rows.hidden)
-            board.reduce(sums)
+            for lane, run in enumerate(runs):
+                under_way[lane]()
+                under_way[lane] = board.begin(sums[run])
             if rank == HUB or stage < stages.count - 1:
                 found.append(sums)
+        for finish in under_way:
+            finish()
 
     if rank == HUB:
         for index in range(FORWARDS):
@@ -53,14 +64,16 @@ def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> l
     return found
 
 
-def run(kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str) -> list[list[F64]]:
+def run(
+    kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str, lanes: int = 1
+) -> list[list[F64]]:
     """The sums each rank goes on with."""
     with boards(count, kind, rows) as team:
 
         def outcome(rank: int) -> list[F64]:
             team.links[rank].open(5)
             board = member(team.links[rank], kind, count, stages, rows, wire)
-            return take_part(board, rank, stages, rows, n)
+            return take_part(board, rank, stages, rows, n, lanes)
 
         found = team.each(outcome)
     for result in found:
@@ -137,6 +150,28 @@ def test_long_sums_go_in_pieces(
     stages, count = Stages(attention, ffn, LAYERS), max(3, len(attention))
     found = run(kind, stages, CHUNKED, count, CHUNKED.batch, "f64")
     check(found, stages, expected(stages, CHUNKED, CHUNKED.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [SMALL, CHUNKED], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [
+        ((0, 1), (0, 1)),
+        ((0, 1, 2), (0, 2)),
+        ((1,), (0, 1, 2)),
+        ((1, 2), (2,)),
+        ((0,), (1, 2)),
+        ((2,), (2,)),
+        ((0, 1, 2, 3, 4),) * 2,
+    ],
+)
+def test_sums_of_two_lanes_are_under_way_at_once(
+    kind: str, rows: Rows, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages, count = Stages(attention, ffn, LAYERS), 1 + max(1, *attention, *ffn)
+    found = run(kind, stages, rows, count, rows.batch, "f64", lanes=2)
+    check(found, stages, expected(stages, rows, rows.batch))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -359,6 +360,45 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(frames: list[bytes]) -> No
         with pytest.raises(BoardFaultError, match=name_of(1)) as caught:
             hub.reduce(np.ones((1, 64)))
         assert caught.value.board == name_of(1)
+
+
+AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [AHEAD, AHEAD],
+        [dataclasses.replace(AHEAD, sequence=3)],
+        [dataclasses.replace(AHEAD, kind=Kind.SUM)],
+        [dataclasses.replace(AHEAD, extra=extra) for extra in range(100)],
+    ],
+    ids=["twice", "later", "a sum", "more than there are"],
+)
+def test_what_comes_early_must_be_of_the_sum_that_is_begun(headers: list[Header]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        finish, _ = board.begin(np.ones((1, 64))), board.begin(np.ones((1, 64)))
+        send(*map(message, headers))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent SUM"):
+            finish()
+
+
+def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        both = [board.begin(np.ones((1, 64))) for _ in range(2)]
+        send(message(dataclasses.replace(AHEAD, shape=(2, 64))), message(RIGHT), message(AHEAD))
+        for finish in both:
+            finish()
+        for _ in both:
+            board.begin(np.ones((1, 64)))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent .* which was never due"):
+            board.input(np.zeros((1, 64), np.float32), 2)
 
 
 @pytest.mark.parametrize("seed", range(24))

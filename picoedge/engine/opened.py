@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from picoedge.engine.fitting import Fit
     from picoedge.engine.planning import MemoryPlan
     from picoedge.kernels.api import Kernels
-    from picoedge.model.transformer import Announce, Reduce, Transformer
+    from picoedge.model.lanes import Reduce
+    from picoedge.model.transformer import Announce, Transformer
     from picoedge.store.holding import Holding
     from picoedge.store.reader import Pack
     from picoedge.store.slices import Slice

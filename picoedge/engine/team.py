@@ -170,7 +170,7 @@ class Team:
     def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> Opened:
         memory = min(options.memory_bytes or memory_bytes, memory_bytes)
         own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
-        ties = Ties(self.collective.reduce, self.collective.input)
+        ties = Ties(self.collective.begin, self.collective.input)
         return open_model(pack, own, self._spec.part, self._progress, ties)
 
     def _await_ready(self) -> None:

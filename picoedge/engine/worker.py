@@ -140,7 +140,7 @@ def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -
     def loaded(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
-    return open_model(pack, options, spec.part, loaded, Ties(collective.reduce))
+    return open_model(pack, options, spec.part, loaded, Ties(collective.begin))
 
 
 def _ready(opened: Opened) -> dict[str, Any]:

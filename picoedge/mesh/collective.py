@@ -1,6 +1,7 @@
 """Sums over boards: when they are due, who adds to them, and what they take.
 
-A forward pass is an INPUT, then two sums a layer, of what attention and what the FFN adds. All
+A forward pass is an INPUT, then two stages a layer, of what attention and what the FFN adds. Each
+ends in a sum, or in two, each of some of the rows: one travels while the other is computed. All
 boards count them alike, so a message says which sum it belongs to and nothing else is taken for it.
 Parts are added in f64 in the order of ranks. A sum is read as f32, and may be rounded to that on
 its way: every board reads the same bits.
@@ -8,7 +9,7 @@ its way: every board reads the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from picoedge.mesh.wire import HUB, PREFIX_BYTES, Bounds
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Finish = Callable[[], None]
 
 # Of one message: no heartbeat waits long behind it, and the hub adds one while the next arrives.
 PIECE_VALUES = 32 << 10
@@ -39,11 +41,11 @@ class Stages:
 
     @property
     def count(self) -> int:
-        """Sums in one forward pass."""
+        """Stages of one forward pass, each of which ends in a sum."""
         return 2 * self.layers
 
     def contributors(self, stage: int) -> tuple[int, ...]:
-        """Ranks that add to that sum of a forward pass."""
+        """Ranks that add to the sums of that stage of a forward pass."""
         return self.ffn if stage % 2 else self.attention
 
     def takers(self, stage: int, ranks: Sequence[int]) -> list[int]:
@@ -68,14 +70,19 @@ class Rows:
         """Bytes of the longest message."""
         return PREFIX_BYTES + max(PIECE_VALUES * 8, self.hidden * INPUT_BYTES)
 
+    @property
+    def most_pieces(self) -> int:
+        """Messages of one sum, at most: one for what a share leaves over."""
+        return -(-self.batch * self.hidden // PIECE_VALUES) + 1
+
     def pieces(self, n: int) -> list[slice]:
         """The pieces that n rows of input are sent in: rows."""
         return pieces(slice(0, n), max(1, PIECE_VALUES * 8 // (self.hidden * INPUT_BYTES)))
 
     def socket_bounds(self) -> curve.Bounds:
         """What a link takes: bytes of a message, and messages before their time."""
-        most = -(-self.batch * self.hidden // PIECE_VALUES) + 1  # one for what a share leaves over
-        messages = SUMS_IN_FLIGHT * max(most, len(self.pieces(self.batch))) + MESSAGES_BESIDE
+        longest = max(self.most_pieces, len(self.pieces(self.batch)))
+        messages = SUMS_IN_FLIGHT * longest + MESSAGES_BESIDE
         return curve.Bounds(self.message_bytes, messages)
 
     def wire_bounds(self) -> Bounds:
@@ -118,8 +125,13 @@ class Collective(Protocol):
     def next_input(self) -> tuple[F32, int] | None:
         """A worker waits for the next forward pass: x and its position; None at the end."""
 
-    def reduce(self, sums: F64) -> None:
-        """Replace this board's sums, f64 [n, hidden], by those over all boards."""
+    def begin(self, sums: F64) -> Finish:
+        """Send what this board adds to some sums, f64 [n, hidden], of this stage.
+
+        What it gives is to be called, in the order in which sums were begun: it leaves in their
+        place those over all boards. The rows of a stage may come in several sums; the next ones of
+        the same rows are begun once these are finished.
+        """
 
     def usage(self) -> SyncUsage:
         """What it has taken so far."""

@@ -2,7 +2,7 @@
 
 The file knows no network: what ties slices together is two callables. `announce` is given the
 embedded tokens of each chunk, for slices that have no embedding to run; `reduce` is given the f64
-sums of this slice and leaves in their place the sums of all. On one board there are none.
+sums of this slice and has the sums of all put in their place. On one board there are none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from picoedge.errors import ContextError, ModelError, StorageError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.rope import rope_tables
+from picoedge.model.workspace import Workspace
 from picoedge.store.holding import Held, Holding, Mapped
 from picoedge.store.slices import Slice
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Reduce = Callable[[F64], None]
 Announce = Callable[[F32, int], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
@@ -34,36 +34,32 @@ NOTHING = Held(range(0), {})  # of a slice without shards of a kind
 
 @dataclass(frozen=True, eq=False)
 class AttentionRun:
-    """The bound kernels of a run of attention shards, and what is done around their use."""
+    """The bound kernels of a run of attention shards."""
 
     held: Held
     project_qkv: Project
     attend: Attend
     project_attention: ProjectSum
 
-    def __call__(self, n: int, position: int) -> None:
-        """Add what these shards make of n tokens from `position` to the sums."""
-        self.held.acquire()
-        self.project_qkv(n, 0)
-        self.attend(n, position)
-        self.project_attention(n)
-        self.held.release()
+    def __call__(self, lane: Lane) -> None:
+        """Add what these shards make of some tokens to their sums."""
+        self.project_qkv(lane.end, lane.first)
+        self.attend(lane.n, lane.position)
+        self.project_attention(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)
 class FfnRun:
-    """The bound kernels of a run of FFN shards, and what is done around their use."""
+    """The bound kernels of a run of FFN shards."""
 
     held: Held
     project_gate_up: Project
     project_down: ProjectSum
 
-    def __call__(self, n: int) -> None:
-        """Add what these shards make of n tokens to the sums."""
-        self.held.acquire()
-        self.project_gate_up(n, 0)
-        self.project_down(n)
-        self.held.release()
+    def __call__(self, lane: Lane) -> None:
+        """Add what these shards make of some tokens to their sums."""
+        self.project_gate_up(lane.end, lane.first)
+        self.project_down(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,48 +84,13 @@ class Layer:
     ffn: Sequence[FfnRun]
 
 
-class Workspace:
-    """Activations of one chunk of tokens, shared by all layers and by the runs of one layer.
-
-    `qkv`, `attention` and `ffn` are the widths of the widest run.
-    """
-
-    def __init__(self, batch: int, hidden: int, qkv: int, attention: int, ffn: int) -> None:
-        self.x = np.zeros((batch, hidden), np.float32)  # residual stream
-        self.sums = np.zeros((batch, hidden), np.float64)  # of the last sublayer, not yet in x
-        self._qkv = np.zeros(batch * qkv, np.float32)
-        self._attention = np.zeros(batch * attention, np.float32)
-        self._gate_up = np.zeros(batch * 2 * ffn, np.float32)
-
-    def qkv(self, width: int) -> F32:
-        """Queries, keys and values of a run, [N, width]."""
-        return _rows(self._qkv, len(self.x), width)
-
-    def attention(self, width: int) -> F32:
-        """What a run's heads attended to, [N, width]."""
-        return _rows(self._attention, len(self.x), width)
-
-    def gate_up(self, width: int) -> F32:
-        """A run's gate beside its up, [N, 2 * width]."""
-        return _rows(self._gate_up, len(self.x), 2 * width)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        arrays = (self.x, self.sums, self._qkv, self._attention, self._gate_up)
-        return sum(a.nbytes for a in arrays)
-
-
-def _rows(buffer: F32, count: int, width: int) -> F32:
-    return buffer[: count * width].reshape(count, width)
-
-
 class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
     `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
-    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices; before that
-    `announce` is called with its input, f32 [n, hidden], and its position. `holding` is where
+    of each lane, f64 [n, hidden], to be replaced by the sums over all slices when what it gives is
+    called, at the latest; before that `announce` is called with the chunk's input, f32 [n, hidden],
+    and its position. `holding` is where
     the weights are: without one, `part` of the pack (or all of it) is mapped. `kv_bits` (16 or
     8) is for the cache of quantized weights; f32 weights have a cache in f32.
     """
@@ -303,16 +264,25 @@ class Transformer:
         """Leaves x without, and sums with, what the last layer's FFN adds."""
         if not self._layers:
             raise StorageError("the weights could not be read again", "open the model again")
-        reduce, sums = self._reduce, self._space.sums[:n]
+        lanes = lanes_of(n, position, tied=self._reduce is not None)
         for layer in self._layers:
-            for attention in layer.attention:
-                attention(n, position)
-            if reduce is not None:
-                reduce(sums)
-            for ffn in layer.ffn:
-                ffn(n)
-            if reduce is not None:
-                reduce(sums)
+            self._run_stage(layer.attention, lanes)
+            self._run_stage(layer.ffn, lanes)
+        for lane in lanes:
+            lane.finish()
+
+    def _run_stage(
+        self, runs: Sequence[AttentionRun] | Sequence[FfnRun], lanes: list[Lane]
+    ) -> None:
+        """Each lane is computed once its last sums are there, while the other's may travel."""
+        for run in runs:
+            run.held.acquire()
+            for lane in lanes:
+                lane.finish()
+                run(lane)
+                if run is runs[-1] and self._reduce is not None:
+                    lane.begin(self._reduce, self._space.sums)
+            run.held.release()
 
     def _chunks(self, tokens: Sequence[int], position: int) -> Iterator[tuple[Sequence[int], int]]:
         if not tokens or position < 0 or position + len(tokens) > self.n_ctx:

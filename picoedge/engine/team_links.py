@@ -31,7 +31,9 @@ def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) ->
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
     bounds = Rows(spec.batch, hidden).socket_bounds()
     spin_s = 0.0 if is_rationed() else SPIN_S
-    links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s)
+    links = Links(
+        context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s, patience_s=PATIENCE_S
+    )
     for rank, seat in enumerate(spec.seats):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
             links.expect(rank, seat.key, seat.name)

@@ -55,7 +55,11 @@ class Ticket:
     def enter(self, host: str, most_bytes: int, timeout_s: float) -> Stream:
         """Connect to who gave it. Raises OSError."""
         connection = socket.create_connection((host, self.port), timeout_s)
-        connection.sendall(self.name)
+        try:
+            connection.sendall(self.name)
+        except OSError:
+            connection.close()
+            raise
         out, into = Seal(self.cipher, self.to_listener), Seal(self.cipher, self.from_listener)
         return Stream(connection, out, into, most_bytes)
 

@@ -147,7 +147,7 @@ def test_a_stranger_never_gets_in() -> None:
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> None:
     stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
-    noticed = threading.Barrier(3, timeout=5)
+    summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
     with boards(3, kind, ROWS) as team:
         opened(team)
 
@@ -158,6 +158,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> Non
             else:
                 board.next_input()
             board.reduce(np.ones((1, 64)))
+            summed.wait()
             if rank == lost:
                 team.links[rank].close()
                 noticed.wait()

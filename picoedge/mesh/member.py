@@ -11,7 +11,17 @@ import numpy as np
 
 from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.mesh.codec import QUIET, Codec, Codecs
-from picoedge.mesh.collective import F32, F64, PIECE_VALUES, Finish, Rows, Stages, SyncUsage
+from picoedge.mesh.collective import (
+    F32,
+    F64,
+    LOGIT_VALUES,
+    PIECE_VALUES,
+    Finish,
+    Rows,
+    Stages,
+    SyncUsage,
+    pieces,
+)
 from picoedge.mesh.links import PATIENCE_S, Links
 from picoedge.mesh.wire import (
     HEADER,
@@ -27,6 +37,7 @@ from picoedge.mesh.wire import (
 )
 
 STALE_MESSAGES = 1000  # of sessions that are over: dropped, but not for ever
+INPUTS = (Kind.INPUT, Kind.INPUT_LAST, Kind.INPUT_ALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +77,9 @@ class Member(ABC):
         self._links, self._stages, self._rows, self._codecs = links, stages, rows, codecs
         self._rank = links.rank
         self._ranks, self._others = tuple(ranks), tuple(r for r in ranks if r != links.rank)
+        self._inputs = INPUTS if stages.givers else INPUTS[:1]
         self._dtypes = {
-            Kind.INPUT: Dtype.F32,
+            **dict.fromkeys(INPUTS, Dtype.F32),
             Kind.SUM_PART: codecs.part.dtype,
             Kind.SUM: codecs.whole.dtype,
         }
@@ -85,49 +97,53 @@ class Member(ABC):
 
     # -- inputs --------------------------------------------------------------------------------
 
-    def input(self, x: F32, position: int) -> None:
-        """The hub begins a forward pass with x, f32 [n, hidden], at that position."""
+    def input(self, x: F32, position: int, wanted: int = 0) -> None:
+        """The hub begins a forward pass with x, f32 [n, hidden], at that position.
+
+        `wanted`: of how many of the last rows it will gather logits: 0, 1 or n.
+        """
         assert self._rank == HUB
         assert self._stage == self._stages.count, "the last forward pass is unfinished"
+        kind = self._inputs[min(wanted, 2, len(self._inputs) - 1)]
         for piece in self._rows.pieces(len(x)):
             message = self._message(x[piece].nbytes)
             message[PREFIX_BYTES:] = memoryview(x[piece]).cast("B")
-            self._send(self._others, self._header(Kind.INPUT, len(x), position + piece.start))
+            self._send(self._others, self._header(kind, len(x), position + piece.start))
         self._begin_pass(len(x))
 
-    def next_input(self) -> tuple[F32, int] | None:
-        """A worker waits for the next forward pass: x and its position; None at the end.
+    def next_input(self) -> tuple[F32, int, int] | None:
+        """A worker waits for the next forward pass: x, its position, `wanted`; None at the end.
 
         x is f32 [n, hidden] in the array given at the start or in one of its own.
         """
         first = self._first_input()
         if first is None:
             return None
-        n, position, body = first
+        kind, n, position, body = first
         if self._x is None:
             self._x = np.zeros((self._rows.batch, self._rows.hidden), np.float32)
         x = self._x[:n]
         for piece in self._rows.pieces(n):
             if piece.start:
-                expected = self._header(Kind.INPUT, n, position + piece.start)
+                expected = self._header(kind, n, position + piece.start)
                 body = self._receive((HUB,), expected)[HUB]
             self._fill(x[piece], body)
         self._begin_pass(n)
-        return x, position
+        return x, position, {Kind.INPUT: 0, Kind.INPUT_LAST: 1}.get(kind, n)
 
-    def _first_input(self) -> tuple[int, int, memoryview] | None:
-        """Rows, position and first piece of the next forward pass; None for a goodbye."""
+    def _first_input(self) -> tuple[Kind, int, int, memoryview] | None:
+        """Kind, rows, position and first piece of the next forward pass; None for a goodbye."""
         header = None
         while header is None:
             _, raw, body = self._links.receive((HUB,), None)
             header = self._parse(HUB, raw)
         if header.kind is Kind.BYE:
             return None
-        n = header.shape[0] if header.shape else 0
+        kind, n = header.kind, header.shape[0] if header.shape else 0
         fits = 1 <= n <= self._rows.batch and header.extra + n <= self._n_ctx
-        if not fits or raw != self._header(Kind.INPUT, n, header.extra):
+        if not fits or kind not in self._inputs or raw != self._header(kind, n, header.extra):
             raise self._links.fault(HUB, f"sent {header} instead of input {self._sequence}")
-        return n, header.extra, body
+        return kind, n, header.extra, body
 
     def _fill(self, x: F32, body: memoryview) -> None:
         if len(body) != x.nbytes:
@@ -280,6 +296,48 @@ class Member(ABC):
             total = np.add(total, part(rank, room[:count]), out=into)
         if total is not out:  # a single part
             out[...] = total
+
+    # -- logits --------------------------------------------------------------------------------
+
+    def gather(self, logits: F32) -> None:
+        """Fill the hub's logits, f32 [rows, columns], with the columns that others have.
+
+        These give theirs, f32 [rows, own columns]. Nothing where the hub has all of them.
+        """
+        if not self._stages.givers:
+            return
+        assert self._stage == self._stages.count, "logits in the middle of a forward pass"
+        ranks = self._stages.givers if self._rank == HUB else (self._rank,)
+        longest = max(len(self._stages.columns[rank]) for rank in ranks)
+        for row, values in enumerate(logits):
+            for piece in pieces(slice(0, longest), LOGIT_VALUES):
+                header = self._logits_header(len(logits), row, piece)
+                if self._rank == HUB:
+                    self._take_logits(values, piece, header)
+                else:
+                    self._give_logits(values[piece], header)
+        self._count()
+
+    def _logits_header(self, n: int, row: int, piece: slice) -> bytes:
+        """What comes before this piece of what a board, any of them, has of a row."""
+        columns, epoch, sequence = self._rows.logits[1], self._links.epoch, self._sequence
+        kind, dtype, extra = Kind.LOGITS, Dtype.F32, row * columns + piece.start
+        return HEADER.pack(MAGIC, VERSION, kind, epoch, sequence, dtype, 2, n, columns, 0, extra)
+
+    def _give_logits(self, values: F32, header: bytes) -> None:
+        self._message(values.nbytes)[PREFIX_BYTES:] = memoryview(values).cast("B")
+        self._send((HUB,), header)
+
+    def _take_logits(self, row: F32, piece: slice, header: bytes) -> None:
+        """Put this piece of what each board has in its place in a row."""
+        columns = self._stages.columns
+        ranks = [rank for rank in self._stages.givers if len(columns[rank]) > piece.start]
+        for rank, body in self._receive(ranks, header).items():
+            own = columns[rank][piece]
+            room = row[own.start : own.stop]
+            if len(body) != room.nbytes:
+                raise self._links.fault(rank, f"sent {len(body)} bytes of {len(own)} logits")
+            room[...] = np.frombuffer(body, "<f4")
 
     def usage(self) -> SyncUsage:
         """What it has taken so far; the object is the caller's."""

@@ -48,6 +48,9 @@ class Kind(IntEnum):
     SHARD = 5  # a piece of a shard
     BYE = 6  # the session is over
     HELLO = 7  # the first message either way over a link; extra: the sender's rank
+    INPUT_LAST = 8  # as INPUT, and logits of its last row are wanted
+    INPUT_ALL = 9  # as INPUT, and logits of all its rows are wanted
+    LOGITS = 10  # some of a row's, to the hub; extra: the row's first value, and the first of these
 
 
 class Dtype(IntEnum):

@@ -1,8 +1,10 @@
 """The forward pass of one slice of a model, in the order things happen.
 
-The file knows no network: what ties slices together is two callables. `announce` is given the
+The file knows no network: what ties slices together is three callables. `announce` is given the
 embedded tokens of each chunk, for slices that have no embedding to run; `reduce` is given the f64
-sums of this slice and has the sums of all put in their place. On one board there are none.
+sums of this slice and has the sums of all put in their place; `gather` is given the logits of this
+slice's part of the vocabulary, and where they go out puts the others' beside them. On one board
+there are none.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 F32 = npt.NDArray[np.float32]
-Announce = Callable[[F32, int], None]
+Announce = Callable[[F32, int, int], None]
+GatherLogits = Callable[[F32], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
 NOTHING = Held(range(0), {})  # of a slice without shards of a kind
@@ -90,9 +93,11 @@ class Transformer:
     `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
     of each lane, f64 [n, hidden], to be replaced by the sums over all slices when what it gives is
     called, at the latest; before that `announce` is called with the chunk's input, f32 [n, hidden],
-    and its position. `holding` is where
-    the weights are: without one, `part` of the pack (or all of it) is mapped. `kv_bits` (16 or
-    8) is for the cache of quantized weights; f32 weights have a cache in f32.
+    its position, and of how many of its last tokens logits are wanted: none, one or all. After it
+    `gather` is called with these, f32 [n, columns]: all of the vocabulary where the slice has the
+    head, else its own part. `holding` is where the weights are: without one, `part` of the pack (or
+    all of it) is mapped. `kv_bits` (16 or 8) is for the cache of quantized weights; f32 weights
+    have a cache in f32.
     """
 
     boards = 1
@@ -107,19 +112,20 @@ class Transformer:
         kv_bits: int = 16,
         reduce: Reduce | None = None,
         announce: Announce | None = None,
+        gather: GatherLogits | None = None,
         part: Slice | None = None,
         holding: Holding | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or Mapped(pack, part)
-        self._pack, self._reduce, self._announce, self._kv_bits = pack, reduce, announce, kv_bits
+        self._reduce, self._announce, self._gather = reduce, announce, gather
+        self._pack, self._kv_bits = pack, kv_bits
         self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
         self._embedding = self.holding.embedding() if self.holding.part.head else None
-        rows = sum(held.weights["head"].total_rows for held in self._head)
-        self._logits = np.zeros((1, rows), np.float32)
+        self._logits = np.zeros((1, len(self._columns)), np.float32)
         self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
         self.bind()
 
@@ -135,8 +141,11 @@ class Transformer:
         self._layers, self._project_head = [], []
 
     @property
-    def _head(self) -> Sequence[Held]:
-        return self.holding.runs("head", self.config.num_hidden_layers)
+    def _columns(self) -> range:
+        """The rows of the vocabulary that this slice has logits of."""
+        part, rows = self.holding.part, self._pack.head_shard_rows
+        shards = range(self._pack.n_head_shards) if part.head else part.vocabulary
+        return range(shards.start * rows, shards.stop * rows)
 
     def _shape(self, layer: int, groups: int) -> AttentionShape:
         config = self.config
@@ -234,30 +243,31 @@ class Transformer:
         )
 
     def _bind_head(self, out: F32) -> list[HeadRun]:
-        if not self._head:
+        layers = self.config.num_hidden_layers
+        own = self.holding.runs("head", layers)
+        if not own:
             return []
-        last = self.config.num_hidden_layers - 1
-        post_norm = self._pack.norms(last).get("post_ffn_norm")
+        post_norm = self._pack.norms(layers - 1).get("post_ffn_norm")
         source = self._residual(self._pack.final_norm, post_norm)
-        runs, column = [], 0
-        for held in self._head:
+        runs: list[HeadRun] = []
+        for held in own:
             head = held.weights["head"]
-            columns = out[:, column : column + head.total_rows]
-            project = self.kernels.project(source, [head], [None], columns, again=column > 0)
+            first = held.shards.start * self._pack.head_shard_rows - self._columns.start
+            columns = out[:, first : first + head.total_rows]
+            project = self.kernels.project(source, [head], [None], columns, again=bool(runs))
             runs.append(HeadRun(held, project))
-            column += head.total_rows
         return runs
 
     # -- running -------------------------------------------------------------------------------
 
-    def _run_tokens(self, tokens: Sequence[int], position: int) -> None:
+    def _run_tokens(self, tokens: Sequence[int], position: int, wanted: int) -> None:
         assert self._embedding is not None, "a slice without an embedding is given its input"
         x = self._space.x[: len(tokens)]
         self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
         if self._announce is not None:
-            self._announce(x, position)
+            self._announce(x, position, wanted)
         self._run_layers(len(tokens), position)
 
     def _run_layers(self, n: int, position: int) -> None:
@@ -305,43 +315,61 @@ class Transformer:
         The tokens are put at position, position + 1, …; what the cache holds before them is
         used, what it holds after is forgotten. Raises ContextError beyond the context.
         """
-        n = 0
+        n, end = 0, position + len(tokens)
         for chunk, at in self._chunks(tokens, position):
-            self._run_tokens(chunk, at)
             n = len(chunk)
+            self._run_tokens(chunk, at, wanted=1 if at + n == end else 0)
         self._run_head(n)  # apart: no local name of it may hold the weights when they change hands
         if self.after_forward is not None:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
-    def follow(self, x: F32, position: int) -> None:
-        """Run the layers of this slice on another's announced input, f32 [n, hidden], n <= batch.
+    def follow(self, x: F32, position: int, wanted: int = 0) -> None:
+        """Run this slice on another's announced input, f32 [n, hidden], n <= batch.
 
-        What comes of it is in the sums that `reduce` was given.
+        What comes of it is in the sums that `reduce` was given, and in the logits of `gather`.
         """
         n = len(x)
         if not 0 < n <= self.batch or not 0 <= position <= self.n_ctx - n:
             raise ContextError(f"{n} tokens at position {position} are not within the session")
         self._space.x[:n] = x
         self._run_layers(n, position)
+        if wanted == 1:
+            self._run_head(n)
+        elif wanted:
+            for _ in self._every_logit(n, *self._bind_rows()):
+                pass  # they are gathered elsewhere
         if self.after_forward is not None:
             self.after_forward(n)
 
     def _run_head(self, n: int) -> None:
         for run in self._project_head:
             run(n, n - 1)
+        if self._gather is not None:
+            self._gather(self._logits)
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
-        out = np.zeros((min(LOGIT_ROWS, self.batch), self._logits.shape[1]), np.float32)
-        project_head = self._bind_head(out)
+        out, runs = self._bind_rows()
         for chunk, at in self._chunks(tokens, position):
-            self._run_tokens(chunk, at)
-            for first in range(0, len(chunk), len(out)):
-                end = min(first + len(out), len(chunk))
-                for run in project_head:
-                    run(end, first)
-                yield out[: end - first, : self.config.vocab_size]
+            self._run_tokens(chunk, at, wanted=len(chunk))
+            for logits in self._every_logit(len(chunk), out, runs):
+                yield logits[:, : self.config.vocab_size]
+
+    def _bind_rows(self) -> tuple[F32, list[HeadRun]]:
+        """Room for the logits of a few tokens at once, and the head bound to it."""
+        out = np.zeros((min(LOGIT_ROWS, self.batch), len(self._columns)), np.float32)
+        return out, self._bind_head(out)
+
+    def _every_logit(self, n: int, out: F32, runs: Sequence[HeadRun]) -> Iterator[F32]:
+        """The logits of all tokens of a chunk, a few rows at a time."""
+        for first in range(0, n, len(out)):
+            end = min(first + len(out), n)
+            for run in runs:
+                run(end, first)
+            if self._gather is not None:
+                self._gather(out[: end - first])
+            yield out[: end - first]
 
     @property
     def disk_wait_s(self) -> float:

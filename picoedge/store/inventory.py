@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a board is to hold: a slice, and for who answers the rows and the head of the words.
+    """What a board is to hold: a slice, and for who answers (`embed`) the rows of the tokens.
 
     The vectors are in each (norms are small and every board needs them), the tokenizer's files
     where the rows are: text is looked up there.
@@ -57,7 +57,6 @@ class Wanted:
 
     part: Slice
     embed: bool = False
-    head: bool = False
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
@@ -119,7 +118,7 @@ def needed(items: Iterable[Item], wanted: Wanted, *, tied: bool) -> list[Item]:
     runs: Mapping[str, range | bool] = {
         "attention": wanted.part.attention,
         "ffn": wanted.part.ffn,
-        "head": wanted.head or (wanted.embed and tied),
+        "head": True if wanted.embed and tied else wanted.part.vocabulary,
         "embed": wanted.embed,
     }
     return [item for item in items if _is_needed(item, runs)]

@@ -88,7 +88,7 @@ def _sums(made: Member, sums: int, hub: bool) -> list[float]:
     seconds = []
     for _ in range(2 * (sums // 2 + 1)):
         began = time.perf_counter()
-        made.reduce(values)  # type: ignore[attr-defined]  # both kinds of Member have it
+        made.reduce(values)
         seconds.append(time.perf_counter() - began)
         values.fill(1.0)
     if hub:

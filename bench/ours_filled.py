@@ -7,6 +7,7 @@ last tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -56,12 +57,14 @@ def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:
-    """(model, plan): a whole board with its tokenizer, or one that has a slice and no text."""
+    """(model, plan): a whole board with its tokenizer, or a slice with all of the head, no text."""
     if part is None:
         session, _ = open_answer(pack, options, lambda _: Prompt([TOKEN]), with_template=False)
         assert isinstance(session.model, Transformer)
         return session.model, session.plan
-    board = open_model(Pack.open(pack), options, part)
+    held = Pack.open(pack)
+    part = dataclasses.replace(part, vocabulary=held.all_shards.vocabulary)
+    board = open_model(held, options, part)
     return board.model, board.plan
 
 

@@ -69,9 +69,9 @@ class TimedAttend(Timed):
 class TimedSum(Timed):
     """`api.ProjectSum`, timed."""
 
-    def __call__(self, n: int) -> None:
+    def __call__(self, n: int, first: int = 0) -> None:
         """The operation itself."""
-        self._run(n)
+        self._run(n, first)
 
 
 class TimedKernels:
@@ -137,7 +137,7 @@ class TimedKernels:
 
 def clock_cost_s() -> float:
     """What one timed operation adds to a step: two clock calls and a dictionary's addition."""
-    nothing = TimedSum("nothing", lambda n: None, defaultdict(float))
+    nothing = TimedSum("nothing", lambda n, first: None, defaultdict(float))
     began = time.perf_counter()
     for _ in range(10_000):
         nothing(1)

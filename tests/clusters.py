@@ -51,7 +51,9 @@ def load_of(
         runs.append(Unit("ffn", layer, range(shards), file, behind, shards * ffn))
     file, nbytes = "head.safetensors", _HEAD_SHARDS * head
     runs.append(Unit("head", layers, range(_HEAD_SHARDS), file, PAGE, nbytes))
-    return Load(config, Slice(range(groups), range(shards)), tuple(runs), _FFN_COLS, n_ctx, 16)
+    part = Slice(range(groups), range(shards), range(_HEAD_SHARDS))
+    rows = -(-vocab // _HEAD_SHARDS)
+    return Load(config, part, tuple(runs), _FFN_COLS, n_ctx, 16, head_shard_rows=rows)
 
 
 def shard_bytes(weights: float) -> int:

@@ -15,9 +15,10 @@ from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import F64, Rows, Stages
 from picoedge.mesh.exchange import Exchange
 from picoedge.mesh.keys import KeyPair
-from picoedge.mesh.links import HUB, Links
+from picoedge.mesh.links import PATIENCE_S, Links
 from picoedge.mesh.member import Member
 from picoedge.mesh.star import Star
+from picoedge.mesh.wire import HUB
 
 EPOCH = 7
 LOOPBACK = "127.0.0.1"
@@ -50,12 +51,15 @@ class Boards:
 
 
 @contextmanager
-def boards(count: int, kind: str, rows: Rows, *, connect: bool = True) -> Iterator[Boards]:
+def boards(
+    count: int, kind: str, rows: Rows, *, connect: bool = True, patience_s: float = PATIENCE_S
+) -> Iterator[Boards]:
     """Links of a session, not yet open; all sockets are closed at the end."""
     keys = [KeyPair.new() for _ in range(count)]
     contexts = [zmq.Context() for _ in range(count)]
+    bounds = rows.socket_bounds()
     links = [
-        Links(contexts[rank], keys[rank], rank, EPOCH, rows.socket_bounds())
+        Links(contexts[rank], keys[rank], rank, EPOCH, bounds, patience_s=patience_s)
         for rank in range(count)
     ]
     pairs = [(i, j) for j in range(count) for i in range(j) if kind == "exchange" or i == HUB]

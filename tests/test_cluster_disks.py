@@ -16,12 +16,12 @@ from picoedge.engine.cluster_facts import BoardFacts, Cluster, LinkFacts
 from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.engine.dealing import assign_held, dealings
 from picoedge.engine.planning import Load
-from picoedge.store.slices import Held
+from picoedge.store.slices import Held, Slice
 
 TINY_LLAMA = load_of()
 SMALL = load_of(layers=6, hidden=576, groups=3, shards=6, vocab=8000, n_ctx=512)
 MANY_GROUPS = load_of(layers=4, hidden=1024, groups=16, shards=12, vocab=4000, n_ctx=512)
-NOTHING = Held(frozenset(), frozenset())
+NOTHING = Held()
 NOISE = 0.03  # of a measure, either way
 
 speeds = st.sampled_from([1e9, 2e9, 4e9])
@@ -33,16 +33,20 @@ def having(plan: ClusterPlan, boards: Cluster) -> dict[int, Held]:
     held = {i: NOTHING for i in range(len(boards.boards)) if i != boards.hub}
     for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True):
         if member != boards.hub:
-            held[member] = Held(frozenset(share.part.attention), frozenset(share.part.ffn))
+            held[member] = held_in(share.part)
     return held
+
+
+def held_in(part: Slice) -> Held:
+    return Held(*map(frozenset, (part.attention, part.ffn, part.vocabulary)))
 
 
 def lacking(plan: ClusterPlan, held: Mapping[int, Held]) -> int:
     """How many shards have to be pulled for it."""
     return sum(
-        len(set(share.part.attention) - held[member].attention)
-        + len(set(share.part.ffn) - held[member].ffn)
+        len(getattr(held_in(share.part), kind) - getattr(held[member], kind))
         for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True)
+        for kind in ("attention", "ffn", "head")
         if member in held
     )
 
@@ -84,11 +88,13 @@ def noisy(draw: st.DrawFn, boards: Cluster) -> Cluster:
 
 
 @settings(max_examples=60, deadline=None)
-@given(clusters(), st.sampled_from([SMALL, MANY_GROUPS]), st.booleans(), st.data())
+@given(clusters(), st.sampled_from([SMALL, MANY_GROUPS]), st.data())
 def test_nothing_is_pulled_again_because_measures_moved(
-    boards: Cluster, load: Load, number: bool, data: st.DataObject
+    boards: Cluster, load: Load, data: st.DataObject
 ) -> None:
-    wishes = Wishes(boards=2) if number else None
+    wishes = Wishes(
+        boards=data.draw(st.sampled_from([None, 2])), split_head=data.draw(st.booleans())
+    )
     held = having(plan_cluster(load, boards, wishes, exact=False), boards)
     again = plan_cluster(load, data.draw(noisy(boards)), wishes, held=held, exact=False)
     assert lacking(again, held) == 0
@@ -97,7 +103,7 @@ def test_nothing_is_pulled_again_because_measures_moved(
 @st.composite
 def some_of(draw: st.DrawFn, load: Load) -> Held:
     """Whatever sessions may have left behind."""
-    kinds = (load.part.attention, load.part.ffn)
+    kinds = (load.part.attention, load.part.ffn, load.part.vocabulary)
     return Held(*(draw(st.frozensets(st.sampled_from(list(shards)))) for shards in kinds))
 
 
@@ -108,13 +114,15 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
 ) -> None:
     others = [i for i in range(len(boards.boards)) if i != boards.hub]
     held = {i: data.draw(some_of(SMALL)) for i in data.draw(st.sets(st.sampled_from(others)))}
-    free, plan = (plan_cluster(SMALL, boards, held=each) for each in (None, held))
+    wishes = Wishes(split_head=data.draw(st.booleans()))
+    free, plan = (plan_cluster(SMALL, boards, wishes, held=each) for each in (None, held))
     assert plan.chosen.s_per_token <= KEEP * free.chosen.s_per_token
     assert lacking(plan, held) <= lacking(free, held)
     parts = [share.part for share in plan.chosen.shares]
     assert plan.chosen.members[0] == boards.hub
     assert [i for part in parts for i in part.attention] == list(range(3))
     assert [i for part in parts for i in part.ffn] == list(range(6))
+    assert [i for part in parts for i in part.vocabulary] == list(SMALL.part.vocabulary)
     asked = plan_cluster(SMALL, boards, Wishes(boards=2), held=held).chosen.boards
     assert asked == plan_cluster(SMALL, boards, Wishes(boards=2)).chosen.boards
 
@@ -122,7 +130,7 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
 @settings(max_examples=40, deadline=None)
 @given(clusters())
 def test_where_all_have_all_or_a_split_is_asked_for_disks_change_nothing(boards: Cluster) -> None:
-    everything = Held(frozenset(range(3)), frozenset(range(6)))
+    everything = held_in(SMALL.part)
     free = plan_cluster(SMALL, boards)
     assert plan_cluster(SMALL, boards, held=dict.fromkeys(range(1, 2), everything)) == free
     split = Wishes(split=(1, 2))

@@ -106,6 +106,16 @@ def test_the_text_goes_on_as_it_would_have(
     assert session.out.text == undisturbed, session.err.text
 
 
+def test_a_board_with_some_of_the_head_may_die_as_well(
+    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str
+) -> None:
+    session = begin(cluster, smollm2_pack, "-c", "512", "-ts", "1,1,1", "--split-head")
+    kill_worker(cluster[2])
+    session.err.wait(r"b2: killed: .*" + LAST_WORDS, 8.0)
+    assert session.wait() == 0, session.err.text
+    assert session.out.text == undisturbed, session.err.text
+
+
 def test_one_board_after_another(cluster: ClusterOf, smollm2_pack: Path, undisturbed: str) -> None:
     session = begin(cluster, smollm2_pack)
     kill_board(cluster[3])

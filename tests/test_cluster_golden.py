@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shelf_models
 from cluster_boards import ClusterOf, cluster_of, last_json
 
 from picoedge.engine.cluster_model import ClusterModel
@@ -16,10 +17,11 @@ from picoedge.engine.joint import open_joint
 from picoedge.engine.open_options import ClusterOptions, OpenOptions
 from picoedge.engine.opened import open_model
 from picoedge.model.transformer import Transformer
+from picoedge.store.inventory import HELD
 from picoedge.store.reader import Pack
 from picoedge.text.tokenizer import load_tokenizer
 
-PROMPT = "The quick brown fox jumps over the"
+PROMPT = " ".join(["The quick brown fox jumps over the"] * 10)  # long enough for two lanes
 STEPS = 6
 OPTIONS = OpenOptions(threads=1, n_ctx=128)
 # Boards of the cluster that have little memory stream what they hold, if it is more than a shard.
@@ -72,9 +74,11 @@ def alone(packs: dict[str, Pack]) -> dict[str, Run]:
 
 
 @contextmanager
-def joint(pack: Pack, shares: Sequence[float], allreduce: str) -> Iterator[ClusterModel]:
+def joint(
+    pack: Pack, shares: Sequence[float], allreduce: str, *, split_head: bool = False
+) -> Iterator[ClusterModel]:
     """The model over the boards that have a share, b1 first."""
-    wished = ClusterOptions(split=tuple(shares), allreduce=allreduce)  # type: ignore[arg-type]
+    wished = ClusterOptions(split=tuple(shares), allreduce=allreduce, split_head=split_head)  # type: ignore[arg-type]
     with closing(open_joint(pack, dataclasses.replace(OPTIONS, cluster=wished)).model) as model:
         yield model
 
@@ -116,6 +120,66 @@ def test_boards_do_not_change_a_bit(
         assert any(streamed) == (split == "little memory")
     assert tokens == alone[name][0]
     np.testing.assert_array_equal(logits, alone[name][1])
+
+
+SHARED_HEADS = [
+    ("smollm2", "two", "star"),
+    ("smollm2", "three uneven", "exchange"),
+    ("smollm2", "five", "star"),
+    ("gemma", "hub has nothing", "exchange"),
+    ("gemma", "three", "star"),
+    ("gemma", "little memory", "exchange"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "allreduce"), SHARED_HEADS, ids=map(" ".join, SHARED_HEADS)
+)
+def test_a_head_over_boards_does_not_either(
+    packs: dict[str, Pack], alone: dict[str, Run], name: str, split: str, allreduce: str
+) -> None:
+    shares, pack = SPLITS[split], packs[name]
+    with joint(pack, shares, allreduce, split_head=True) as model:
+        tokens, logits = greedy(model, pack)
+        runs = [share.part.vocabulary for share in model.plan.chosen.shares]
+        streamed = [share.streamed_bytes for share in model.plan.chosen.shares[1:]]
+    assert [shard for run in runs for shard in run] == list(range(pack.n_head_shards))
+    assert [bool(run) for run in runs] == [shares[0] > 0, *(True for share in shares[1:] if share)]
+    assert any(streamed) == (split == "little memory")
+    assert tokens == alone[name][0]
+    np.testing.assert_array_equal(logits, alone[name][1])
+
+
+def test_every_logit_of_a_text_is_that_of_one_board(packs: dict[str, Pack]) -> None:
+    pack = packs["smollm2"]
+    ids = load_tokenizer(pack.path).encode(PROMPT)
+
+    def every(model: Transformer) -> np.ndarray:
+        return np.concatenate([rows.copy() for rows in model.forward_all(ids, 0)])
+
+    with closing(open_model(pack, OPTIONS).model) as one:
+        want = every(one)
+    with joint(pack, (2, 1, 1), "star", split_head=True) as model:
+        got = every(model.opened.model)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_head_apart_from_the_embedding_may_be_shared(
+    cluster: ClusterOf, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tiny = Pack.open(shelf_models.packed_tiny(tmp_path_factory.mktemp("untied")))
+    assert not tiny.config.tie_word_embeddings
+    wished = ClusterOptions(split=(1, 1, 1), split_head=True)
+    options = dataclasses.replace(OPTIONS, cluster=wished)
+    with closing(open_model(tiny, OPTIONS).model) as one:
+        want = one.forward([3, 141, 59], 0).copy()
+    with closing(open_joint(tiny, options).model) as model:
+        np.testing.assert_array_equal(model.forward([3, 141, 59], 0), want)
+    for board in cluster.boards[1:3]:  # each has pulled its own shards, and no rows of tokens
+        pulled = next(board.shelf.glob("tiny*.pico"))
+        names = (pulled / HELD).read_text().splitlines()
+        assert 0 < sum("head/head." in name for name in names) < tiny.n_head_shards
+        assert not any("embed" in name for name in names)
 
 
 def test_a_hub_of_little_memory_does_not_either(

@@ -21,7 +21,7 @@ from picoedge.store.reader import Pack
 from picoedge.store.slices import Held
 from picoedge.store.sources import open_source
 
-NOTHING = Held(frozenset(), frozenset())
+NOTHING = Held()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[Hel
 
 
 def everything(packed: Pack) -> Held:
-    return Held(frozenset(packed.all_shards.attention), frozenset(packed.all_shards.ffn))
+    shards = packed.all_shards
+    return Held(*map(frozenset, (shards.attention, shards.ffn, shards.vocabulary)))
 
 
 def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
     (part / "a.pico" / HELD).write_bytes(record_head(tiny.identity) + lines)
     found = told(tiny, *(Donor([shelf]) for shelf in (whole, part, nothing)))
     has = everything(tiny)
-    assert found == [has, Held(has.attention - {last}, has.ffn - {0}), NOTHING]
+    assert found == [has, Held(has.attention - {last}, has.ffn - {0}, has.head), NOTHING]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,9 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
         for i in range(4)
     }
     beside = ["layer-000/input_norm", "head/head.000", "embed/embed.000", "tokenizer.json"]
+    words = {"head/head.001", "head/head.003"}
     held = {name for place, name in names.items() if place not in lacking}
-    found = held_shards([*names.values(), *beside], held)
+    found = held_shards([*names.values(), *beside, *words], held | words)
+    assert found.head == {1, 3}
     for kind, shards in (("attention", found.attention), ("ffn", found.ffn)):
         assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}

@@ -319,7 +319,8 @@ def test_each_board_has_a_row() -> None:
     assert [row[0] for row in rows] == ["a", "b"]
     assert all(len(row) == len(HEADER) for row in rows)
     assert rows[1][1] == "heads 0-3"
-    assert rows[1][6].endswith(" of 450 MB")
+    assert [row[3] for row in rows] == ["shards 0-49", "-"]
+    assert rows[1][7].endswith(" of 450 MB")
 
 
 def test_a_plan_is_plain_json() -> None:

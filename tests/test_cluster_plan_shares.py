@@ -14,12 +14,14 @@ from tiny import write_tiny_model
 from picoedge.engine.cluster_facts import BoardFacts
 from picoedge.engine.cluster_shares import (
     Boards,
+    Hands,
     Needs,
     board_budget,
     board_reading,
+    counts_of,
     sliced,
 )
-from picoedge.engine.dealing import dealings, slices_of
+from picoedge.engine.dealing import Counts, dealings, slices_of, undivided
 from picoedge.engine.fitting import load_of as load_of_pack
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.planning import Load, plan_memory
@@ -56,7 +58,9 @@ def test_no_other_shares_are_quicker(
     boards = Boards(Needs(load), boards_of(load, able))
     counts = boards.counts
     best = min(
-        boards.token_s((list(attention), list(ffn)), sync_s)
+        boards.token_s(
+            Hands([*attention], [*ffn], undivided(boards.counts.head, len(able))), sync_s
+        )
         for attention in dealings(counts.attention, len(able))
         for ffn in dealings(counts.ffn, len(able))
     )
@@ -70,14 +74,14 @@ def test_what_is_promised_can_be_planned(
     load: Load, able: list[tuple[float, float, float]]
 ) -> None:
     boards = Boards(Needs(load), boards_of(load, able))
-    for attention, ffn in boards.ways(0.0):
-        for rank, part in enumerate(slices_of(attention, ffn)):
-            if rank and not part.attention and not part.ffn:
+    for hands in boards.ways(0.0):
+        for rank, part in enumerate(slices_of(*hands)):
+            if rank and counts_of(part) == Counts(0, 0, 0):
                 continue
             facts = boards.boards[rank]
             plan = plan_memory(sliced(load, part), board_budget(facts), [board_reading(facts)])
             assert plan.total <= facts.budget_bytes
-            promised = boards.disk_s(rank, len(part.attention), len(part.ffn))
+            promised = boards.disk_s(rank, counts_of(part))
             if promised == 0:
                 assert not plan.window.streamed
             else:  # whole shards stay, in so small a model large ones; and each read has to begin
@@ -93,7 +97,7 @@ def test_many_groups_are_dealt_without_trying_all() -> None:
     boards = Boards(Needs(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
     found = list(boards.ways(1e-3))
     assert found
-    assert boards.disk_s(0, 16, 12) > 0.5  # one board alone reads most of it
+    assert boards.disk_s(0, boards.counts) > 0.5  # one board alone reads most of it
     assert boards.token_s(found[0], 1e-3) < 0.2
 
 
@@ -101,8 +105,13 @@ def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:
     pack(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "tiny.pico", bits=4)
     packed = Pack.open(tmp_path / "tiny.pico")
     load = load_of_pack(packed, packed.all_shards, OpenOptions())
-    for attention, ffn in (([1, 2], [2, 0]), ([0, 3], [1, 1]), ([3, 0], [2, 0])):
-        for part in slices_of(attention, ffn):
+    words = packed.n_head_shards
+    for attention, ffn, head in (
+        ([1, 2], [2, 0], [words, 0]),
+        ([0, 3], [1, 1], [words - 1, 1]),
+        ([3, 0], [2, 0], [0, words]),
+    ):
+        for part in slices_of(attention, ffn, head):
             assert sliced(load, part) == load_of_pack(packed, part, OpenOptions())
 
 
@@ -117,5 +126,5 @@ def test_a_slice_has_its_shards_and_a_worker_no_head() -> None:
         ("attention", range(1, 3)),
         ("ffn", range(2, 7)),
     }
-    hub = sliced(load, Slice(range(0), range(0)))
-    assert [run.kind for run in hub.runs] == ["head"]
+    hub = sliced(load, Slice(range(0), range(0), range(3, 9)))
+    assert [(run.kind, run.shards) for run in hub.runs] == [("head", range(3, 9))]

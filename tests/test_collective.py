@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from mesh_sums import boards, member, part
+from mesh_sums import EPOCH, boards, member, part
 
 from picoedge.mesh.codec import codec_for
-from picoedge.mesh.collective import F64, Rows, Stages, pieces
-from picoedge.mesh.links import HUB
+from picoedge.mesh.collective import F64, LOGIT_VALUES, Rows, Stages, pieces
+from picoedge.mesh.losses import BoardFaultError
 from picoedge.mesh.member import Member
+from picoedge.mesh.wire import HUB, Dtype, Header, Kind, pack
 
 LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")
@@ -25,18 +26,29 @@ def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float3
     return np.random.default_rng(forward).standard_normal((n, rows.hidden)).astype(np.float32)
 
 
-def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> list[F64]:
-    """Follow the session to its end; gives all sums this rank goes on with."""
+def take_part(
+    board: Member, rank: int, stages: Stages, rows: Rows, n: int, lanes: int = 1
+) -> list[F64]:
+    """Follow the session to its end; gives all sums this rank goes on with.
+
+    In lanes, each runs ahead by one stage: its sums begin before the other's have been finished.
+    """
     found = []
+    runs = [slice(n * i // lanes, n * (i + 1) // lanes) for i in range(lanes)]
 
     def forward(index: int) -> None:
+        under_way: list[Callable[[], None]] = [lambda: None] * lanes
         for stage in range(stages.count):
             sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
             if rank in stages.contributors(stage):
                 sums = part(rank, index, stage, n, rows.hidden)
-            board.reduce(sums)
+            for lane, run in enumerate(runs):
+                under_way[lane]()
+                under_way[lane] = board.begin(sums[run])
             if rank == HUB or stage < stages.count - 1:
                 found.append(sums)
+        for finish in under_way:
+            finish()
 
     if rank == HUB:
         for index in range(FORWARDS):
@@ -44,8 +56,8 @@ def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> l
             forward(index)
     else:
         for index in range(FORWARDS):
-            x, position = board.next_input() or pytest.fail("the session ended early")
-            assert position == index * n
+            x, position, wanted = board.next_input() or pytest.fail("the session ended early")
+            assert (position, wanted) == (index * n, 0)
             np.testing.assert_array_equal(x, x_of(index, rows, n))
             forward(index)
         assert board.next_input() is None
@@ -53,14 +65,16 @@ def take_part(board: Member, rank: int, stages: Stages, rows: Rows, n: int) -> l
     return found
 
 
-def run(kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str) -> list[list[F64]]:
+def run(
+    kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str, lanes: int = 1
+) -> list[list[F64]]:
     """The sums each rank goes on with."""
     with boards(count, kind, rows) as team:
 
         def outcome(rank: int) -> list[F64]:
             team.links[rank].open(5)
             board = member(team.links[rank], kind, count, stages, rows, wire)
-            return take_part(board, rank, stages, rows, n)
+            return take_part(board, rank, stages, rows, n, lanes)
 
         found = team.each(outcome)
     for result in found:
@@ -140,6 +154,28 @@ def test_long_sums_go_in_pieces(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [SMALL, CHUNKED], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [
+        ((0, 1), (0, 1)),
+        ((0, 1, 2), (0, 2)),
+        ((1,), (0, 1, 2)),
+        ((1, 2), (2,)),
+        ((0,), (1, 2)),
+        ((2,), (2,)),
+        ((0, 1, 2, 3, 4),) * 2,
+    ],
+)
+def test_sums_of_two_lanes_are_under_way_at_once(
+    kind: str, rows: Rows, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages, count = Stages(attention, ffn, LAYERS), 1 + max(1, *attention, *ffn)
+    found = run(kind, stages, rows, count, rows.batch, "f64", lanes=2)
+    check(found, stages, expected(stages, rows, rows.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
 def test_long_rounded_sums_are_the_same_on_every_board(kind: str, wire: str) -> None:
     stages = Stages((0, 1, 2), (1, 2), LAYERS)
@@ -200,3 +236,129 @@ def test_waiting_is_counted() -> None:
     assert 0 < hub.late_s[1] <= hub.wait_s * 1.001
     assert hub.bytes_sent == worker.bytes_received
     assert hub.bytes_received == worker.bytes_sent > FORWARDS * 2 * 64 * 6
+
+
+# -- logits ----------------------------------------------------------------------------------------
+
+SHARED = Stages((0, 1), (0, 1), 1, (range(3), range(3, 3), range(3, 10)))
+WIDE = LOGIT_VALUES + 5  # of the last rank: in two pieces
+WIDELY = Stages((0, 1), (0, 1), 1, (range(2), range(2, 9), range(9, 9 + WIDE)))
+
+
+def logits_of(forward: int, n: int, columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    seed = np.random.default_rng((99, forward))
+    return seed.standard_normal((n, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stages", [SHARED, WIDELY], ids=["few", "many"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -> None:
+    total = stages.columns[-1].stop
+    rows = Rows(batch=4, hidden=64, logits=(4, total))
+    asked = [0, 1, n, 1]
+
+    def gather(board: Member, index: int, rank: int) -> None:
+        """As a forward pass ends, of the last row alone or of all."""
+        values, own = logits_of(index, n, total), stages.columns[rank]
+        mine = values[:, own.start : own.stop]
+        if rank == HUB:
+            mine = np.zeros((n, total), np.float32)
+            mine[:, own.start : own.stop] = values[:, own.start : own.stop]
+        mine = np.ascontiguousarray(mine[n - asked[index] :])
+        board.gather(mine)
+        if rank == HUB:
+            np.testing.assert_array_equal(mine, values[n - asked[index] :])
+
+    def take(board: Member, rank: int) -> None:
+        for index, wanted in enumerate(asked):
+            if rank == HUB:
+                board.input(x_of(index, rows, n), index, wanted)
+            else:
+                given = board.next_input()
+                assert given is not None
+                assert given[1:] == (index, wanted)
+            for stage in range(stages.count):
+                sums = np.full((n, rows.hidden), np.nan)
+                if rank in stages.contributors(stage):
+                    sums = part(rank, index, stage, n, rows.hidden)
+                board.reduce(sums)
+                if rank != 1 or stage < stages.count - 1:  # who has some of the head goes on
+                    ranks = stages.contributors(stage)
+                    parts = [part(r, index, stage, n, rows.hidden) for r in ranks]
+                    assert read(sums) == read(functools.reduce(np.add, parts))
+            if wanted:
+                gather(board, index, rank)
+        assert rank == HUB or board.next_input() is None or pytest.fail("it goes on")
+        board.close()
+
+    with boards(3, kind, rows) as team:
+
+        def outcome(rank: int) -> None:
+            team.links[rank].open(5)
+            take(member(team.links[rank], kind, 3, stages, rows), rank)
+
+        assert team.each(outcome) == [None] * 3
+
+
+def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> tuple[int, Any]:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, SMALL)
+            wanted = None
+            if rank == HUB:
+                board.input(x_of(0, SMALL, 2), 0, 1)
+            elif given := board.next_input():
+                wanted = given[2]
+            for stage in range(stages.count):
+                board.reduce(part(rank, 0, stage, 2, SMALL.hidden))
+            before = board.usage().bytes_sent
+            board.gather(np.zeros((1, 7), np.float32))
+            return board.usage().bytes_sent - before, wanted
+
+        assert team.each(outcome) == [(0, None), (0, 0)]
+
+
+@pytest.mark.parametrize("values", [0, 6, 8])
+def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
+    stages = Stages((0, 1), (0, 1), 1, (range(3), range(3, 10)))
+    rows = Rows(batch=1, hidden=64, logits=(8, 10))
+    with boards(2, "star", rows) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, rows)
+            if rank == HUB:
+                board.input(x_of(0, rows, 1), 0, 1)
+            else:
+                board.next_input()
+            for stage in range(stages.count):
+                board.reduce(part(rank, 0, stage, 1, 64))
+            if rank == HUB:
+                board.gather(np.zeros((1, 10), np.float32))
+            else:
+                header = Header(Kind.LOGITS, EPOCH, 1 + stages.count, Dtype.F32, (1, 10))
+                team.links[1].send(HUB, pack(header), np.zeros(values, np.float32).tobytes())
+
+        hub, _ = team.each(outcome)
+    assert isinstance(hub, BoardFaultError)
+    assert f"sent {4 * values} bytes of 7 logits" in str(hub)
+
+
+def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            if rank:
+                return member(team.links[rank], "star", 2, stages, SMALL).next_input()
+            header = Header(Kind.INPUT_LAST, EPOCH, 0, Dtype.F32, (1, 64))
+            return team.links[HUB].send(1, pack(header), bytes(256))
+
+        _, worker = team.each(outcome)
+    assert isinstance(worker, BoardFaultError)
+    assert "INPUT_LAST" in str(worker)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import on_boards
+from boards import on_boards, with_hub
 from tiny import follow, write_tiny_model
 
 from picoedge.kernels.api import Kernels
@@ -95,13 +95,14 @@ def test_a_cache_rebuilt_by_prefill_equals_the_lost_one(packed: Pack, native: Ru
     np.testing.assert_array_equal(logits, native[1][-1])
 
 
+HEAD = range(16)
 SPLITS = {
-    "even": [Slice(range(2), range(1)), Slice(range(2, 3), range(1, 2))],
-    "one without attention": [Slice(range(3), range(1)), Slice(range(0), range(1, 2))],
+    "even": [Slice(range(2), range(1), HEAD), Slice(range(2, 3), range(1, 2), HEAD)],
+    "one without attention": [Slice(range(3), range(1), HEAD), Slice(range(0), range(1, 2), HEAD)],
     "one without anything": [
-        Slice(range(1), range(2)),
-        Slice(range(1, 3), range(0)),
-        Slice(range(0), range(0)),
+        Slice(range(1), range(2), HEAD),
+        Slice(range(1, 3), range(0), HEAD),
+        Slice(range(0), range(0), HEAD),
     ],
 }
 
@@ -110,3 +111,52 @@ SPLITS = {
 def test_boards_do_not_change_a_bit(packed: Pack, native: Run, split: list[Slice]) -> None:
     for _, logits in on_boards(packed, split, greedy):
         np.testing.assert_array_equal(logits, native[1])
+
+
+def worker(attention: range, ffn: range, vocabulary: range) -> Slice:
+    return Slice(attention, ffn, vocabulary, head=False)
+
+
+SPLIT_HEADS = {
+    "even": [
+        Slice(range(2), range(1), range(8)),
+        worker(range(2, 3), range(1, 2), range(8, 16)),
+    ],
+    "uneven": [
+        Slice(range(1), range(1), range(3)),
+        worker(range(1, 3), range(1, 2), range(3, 3)),
+        worker(range(3, 3), range(2, 2), range(3, 16)),
+    ],
+    "none at the hub": [
+        Slice(range(3), range(2), range(0)),
+        worker(range(3, 3), range(2, 2), range(15)),
+        worker(range(3, 3), range(2, 2), range(15, 16)),
+    ],
+    "none elsewhere": [
+        Slice(range(1), range(1), range(16)),
+        worker(range(1, 3), range(1, 2), range(16, 16)),
+    ],
+}
+
+
+@pytest.mark.parametrize("batch", [2, 13])
+@pytest.mark.parametrize("split", SPLIT_HEADS.values(), ids=SPLIT_HEADS)
+def test_a_head_over_boards_does_not_change_a_bit(
+    packed: Pack, native: Run, split: list[Slice], batch: int
+) -> None:
+    _, logits = with_hub(packed, split, greedy, batch)
+    np.testing.assert_array_equal(logits, native[1])
+
+
+@pytest.mark.parametrize("batch", [1, 5, 13])
+@pytest.mark.parametrize("split", SPLIT_HEADS.values(), ids=SPLIT_HEADS)
+def test_the_logits_of_every_token_come_from_all_boards(
+    packed: Pack, split: list[Slice], batch: int
+) -> None:
+    def every(model: Transformer) -> np.ndarray:
+        return np.concatenate([rows.copy() for rows in model.forward_all(PROMPT, 0)])
+
+    model = Transformer(packed, load_kernels("native", 1), 64)
+    want = every(model)
+    model.close()
+    np.testing.assert_array_equal(with_hub(packed, split, every, batch), want)

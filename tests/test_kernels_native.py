@@ -162,6 +162,25 @@ def test_the_last_tokens_alone(twins: Twins, name: str) -> None:
 # ---- project_sum -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_sums_of_the_last_tokens_alone(twins: Twins, name: str, activation: str | None) -> None:
+    n, first, width = 11, 6, 96
+    weights = pack(name, draw_shards(name, 20, width, 2, 1))
+    x = random_f32(2, n, 2 * width * (2 if activation else 1))
+    whole = summed(twins.portable, x, activation, weights)
+    for kernels in [*twins.native, twins.numpy]:
+        sums = np.full(whole.shape, np.nan)
+        rows = np.zeros_like(x)
+        rows[: n - first] = x[first:]
+        kernels.project_sum(rows, activation, weights, sums)(n, first)
+        assert np.isnan(sums[:first]).all()
+        if kernels is not twins.numpy:
+            np.testing.assert_array_equal(sums[first:], whole[first:])
+        else:
+            assert_close(whole[first:], sums[first:], 5e-3)
+
+
 @fuzz
 @given(
     shapes,

@@ -279,9 +279,9 @@ def test_zero_inputs_give_zeros(name: str, n: int) -> None:
 
 def test_no_weights_sum_to_zero() -> None:
     sums = np.full((4, 8), np.nan)
-    NumpyKernels(1).project_sum(np.zeros((4, 0), np.float32), None, None, sums)(3)
-    assert not sums[:3].any()
-    assert np.isnan(sums[3]).all()
+    NumpyKernels(1).project_sum(np.zeros((4, 0), np.float32), None, None, sums)(3, 1)
+    assert not sums[1:3].any()
+    assert np.isnan(sums[[0, 3]]).all()
 
 
 @pytest.mark.parametrize("name", FORMATS)

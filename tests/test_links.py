@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,9 +23,13 @@ from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.mesh import curve
 from picoedge.mesh.collective import Rows, Stages
+from picoedge.mesh.entrance import Entrance, Ticket
 from picoedge.mesh.keys import KeyPair
-from picoedge.mesh.links import HUB, PADDING, BoardFaultError, Links
-from picoedge.mesh.wire import Dtype, Header, Kind, pack
+from picoedge.mesh.links import Links
+from picoedge.mesh.losses import BoardFaultError
+from picoedge.mesh.seal import Cipher
+from picoedge.mesh.stream import Stream
+from picoedge.mesh.wire import HUB, PADDING, Dtype, Header, Kind, pack
 
 ROWS = Rows(batch=4, hidden=64)
 BOTH = Stages((0, 1), (0, 1), layers=1)
@@ -143,7 +149,7 @@ def test_a_stranger_never_gets_in() -> None:
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> None:
     stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
-    noticed = threading.Barrier(3, timeout=5)
+    summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
     with boards(3, kind, ROWS) as team:
         opened(team)
 
@@ -154,6 +160,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> Non
             else:
                 board.next_input()
             board.reduce(np.ones((1, 64)))
+            summed.wait()
             if rank == lost:
                 team.links[rank].close()
                 noticed.wait()
@@ -263,20 +270,54 @@ def test_a_context_that_is_gone_is_an_error_of_ours() -> None:
 # -- misbehaving -----------------------------------------------------------------------------------
 
 
+class FaultyWorker:
+    """A peer of rank 1 that the hub's first connection has let in, and that says what it likes."""
+
+    def __init__(self, team: Boards, context: zmq.Context[Any]) -> None:
+        self._hub = team.links[HUB]
+        self._streams: list[Stream] = []
+        self._gate = curve.Gate(context, lambda key: True)
+        self._router = context.socket(zmq.ROUTER)
+        curve.serve(self._router, team.keys[1], curve.Bounds())
+        port = self._router.bind_to_random_port(f"tcp://{LOOPBACK}")
+        self._hub.connect(1, f"{LOOPBACK}:{port}")
+        self._gate.answer()
+        self._who, *hello = self._router.recv_multipart()
+        assert len(hello) == 1
+        self.entrance = Entrance(LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes)
+
+    def greet(self, *frames: bytes) -> None:
+        """Answer over the first connection with these instead of what is due."""
+        self._router.send_multipart([self._who, *frames])
+
+    def close(self) -> None:
+        self._gate.close()
+        self.entrance.close()
+        for stream in self._streams:
+            stream.close()
+
+    def open(self) -> Callable[..., None]:
+        """Be let in; gives what sends messages over the stream."""
+        self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
+        self._hub.open(5)
+        [(rank, stream)] = self.entrance.entered()
+        assert rank == HUB
+        self._streams.append(stream)
+
+        def send(*messages: bytes) -> None:
+            assert all(stream.send(message) for message in messages)
+
+        return send
+
+
 @contextmanager
-def faulty_worker(team: Boards) -> Iterator[Callable[..., None]]:
-    """A peer that the hub let in as rank 1, and that sends whatever frames it is given."""
+def faulty_worker(team: Boards) -> Iterator[FaultyWorker]:
     context: zmq.Context[Any] = zmq.Context()
-    gate = curve.Gate(context, lambda key: True)
-    router = context.socket(zmq.ROUTER)
-    curve.serve(router, team.keys[1], curve.Bounds(messages=0))  # as many as it likes
-    port = router.bind_to_random_port(f"tcp://{LOOPBACK}")
-    team.links[0].connect(1, f"{LOOPBACK}:{port}")
+    made = FaultyWorker(team, context)
     try:
-        gate.answer()
-        who = router.recv_multipart()[0]
-        yield lambda *frames: router.send_multipart([who, *frames])
+        yield made
     finally:
+        made.close()
         context.destroy(linger=0)
 
 
@@ -291,6 +332,7 @@ def message(header: Header, nbytes: int = 512, padding: bytes = PADDING) -> byte
 
 
 HELLO = message(Header(Kind.HELLO, EPOCH, extra=1), 0)
+HUBS_HELLO = message(Header(Kind.HELLO, EPOCH, extra=HUB), 0)
 RIGHT = Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (1, 64))
 WRONG = {
     "kind": [message(Header(Kind.SUM, EPOCH, 1, Dtype.F64, (1, 64)))],
@@ -307,8 +349,6 @@ WRONG = {
     "padding": [message(RIGHT, 512, b"\1\0")],
     "empty": [b""],
     "cut": [message(RIGHT)[:20]],
-    "two frames": [message(RIGHT), b"more"],
-    "many frames": [message(RIGHT)] * 1000,
     "hello again": [HELLO],
     "noise": [bytes(range(256)) * 2],
 }
@@ -316,14 +356,52 @@ WRONG = {
 
 @pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
 def test_what_does_not_fit_is_the_fault_of_its_sender(frames: list[bytes]) -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as send:
-        send(HELLO)
-        team.links[0].open(5)
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
         hub = hub_of(team)
         send(*frames)
         with pytest.raises(BoardFaultError, match=name_of(1)) as caught:
             hub.reduce(np.ones((1, 64)))
         assert caught.value.board == name_of(1)
+
+
+AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [AHEAD, AHEAD],
+        [dataclasses.replace(AHEAD, sequence=3)],
+        [dataclasses.replace(AHEAD, kind=Kind.SUM)],
+        [dataclasses.replace(AHEAD, extra=extra) for extra in range(100)],
+    ],
+    ids=["twice", "later", "a sum", "more than there are"],
+)
+def test_what_comes_early_must_be_of_the_sum_that_is_begun(headers: list[Header]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        finish, _ = board.begin(np.ones((1, 64))), board.begin(np.ones((1, 64)))
+        send(*map(message, headers))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent SUM"):
+            finish()
+
+
+def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        both = [board.begin(np.ones((1, 64))) for _ in range(2)]
+        send(message(dataclasses.replace(AHEAD, shape=(2, 64))), message(RIGHT), message(AHEAD))
+        for finish in both:
+            finish()
+        for _ in both:
+            board.begin(np.ones((1, 64)))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent .* which was never due"):
+            board.input(np.zeros((1, 64), np.float32), 2)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -332,9 +410,8 @@ def test_mutated_headers_never_make_a_sum(seed: int) -> None:
     mutated = bytearray(message(RIGHT))
     for at in random.integers(0, 32, random.integers(1, 4)):
         mutated[at] ^= random.integers(1, 256)
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as send:
-        send(HELLO)
-        team.links[0].open(5)
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
         hub, sums = hub_of(team), np.ones((1, 64))
         send(bytes(mutated))
         send(message(RIGHT, 0) + np.full(64, 2.0).tobytes())
@@ -344,19 +421,17 @@ def test_mutated_headers_never_make_a_sum(seed: int) -> None:
 
 
 def test_a_message_too_large_ends_its_connection() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as send:
-        send(HELLO)
-        team.links[0].open(5)
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
         hub = hub_of(team)
-        send(bytes(team.links[0]._bounds.frame_bytes + 1))
-        with pytest.raises(BoardLostError, match=name_of(1)):
+        send(bytes(ROWS.message_bytes + 100))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
             hub.reduce(np.ones((1, 64)))
 
 
 def test_messages_of_an_earlier_session_are_dropped() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as send:
-        send(HELLO)
-        team.links[0].open(5)
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
         hub, sums = hub_of(team), np.ones((1, 64))
         for _ in range(10):
             send(message(Header(Kind.SUM_PART, EPOCH - 1, 1, Dtype.F64, (1, 64))))
@@ -364,25 +439,67 @@ def test_messages_of_an_earlier_session_are_dropped() -> None:
         hub.reduce(sums)
         assert (sums == 3).all()
         for _ in range(1100):
-            send(message(Header(Kind.SUM_PART, EPOCH - 1, 2, Dtype.F64, (1, 64))))
+            send(message(Header(Kind.SUM_PART, EPOCH - 1, 2, Dtype.F64, (1, 64)), 0))
         with pytest.raises(BoardFaultError, match="a session that is over"):
             hub.reduce(sums)
 
 
-@pytest.mark.parametrize(
-    "hello",
-    [
-        Header(Kind.HELLO, EPOCH, extra=2),
-        Header(Kind.HELLO, EPOCH - 1, extra=1),
-        Header(Kind.SUM_PART, EPOCH, extra=1),
-    ],
-    ids=["rank", "epoch", "kind"],
-)
-def test_another_hello_than_expected_is_refused(hello: Header) -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as send:
-        send(message(hello, 0))
+GREETINGS = {
+    "rank": [message(Header(Kind.HELLO, EPOCH, extra=2), 0)],
+    "epoch": [message(Header(Kind.HELLO, EPOCH - 1, extra=1), 0)],
+    "kind": [message(Header(Kind.SUM_PART, EPOCH, extra=1), 0)],
+    "no ticket": [HELLO],
+    "cut": [HELLO[:20]],
+    "half a ticket": [HELLO + bytes(40)],
+    "no port": [HELLO + bytes(83)],
+    "no cipher": [HELLO + b"\1\0\7" + bytes(80)],
+    "two frames": [HELLO, bytes(83)],
+    "noise": [bytes(range(115))],
+}
+
+
+@pytest.mark.parametrize("frames", GREETINGS.values(), ids=GREETINGS.keys())
+def test_another_greeting_than_expected_is_refused(frames: list[bytes]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        worker.greet(*frames)
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} began with"):
             team.links[0].open(5)
+
+
+@pytest.mark.parametrize("ciphers", [b"", b"\0", b"\2", b"\1\1", bytes(200)])
+def test_a_hub_without_ciphers_is_refused(ciphers: bytes) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False) as team,
+        stranger(team, 1, team.keys[0]) as hub,
+    ):
+        hub.send(HUBS_HELLO + ciphers)
+        with pytest.raises(BoardFaultError, match=f"{name_of(HUB)} began with no ciphers"):
+            team.links[1].open(5)
+
+
+def test_a_ticket_where_nobody_listens_ends_the_link() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        ticket = worker.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305)
+        worker.entrance.close()
+        worker.greet(HELLO + ticket.to_bytes())
+        with pytest.raises(BoardLostError, match=r"board-1 is lost: its stream cannot be reached"):
+            team.links[0].open(5)
+
+
+@contextmanager
+def entered(team: Boards, knocking: Any) -> Iterator[Stream]:
+    """The stream of whoever has the hub's keys."""
+    knocking.send(HUBS_HELLO + b"\1")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(team.links[1].open, 5)
+        ticket = Ticket.from_bytes(knocking.recv()[len(HUBS_HELLO) :])
+        stream = ticket.enter(LOOPBACK, ROWS.message_bytes, 5)
+        stream.send(HUBS_HELLO)
+        opening.result()
+    try:
+        yield stream
+    finally:
+        stream.close()
 
 
 @pytest.mark.parametrize(
@@ -401,26 +518,52 @@ def test_another_hello_than_expected_is_refused(hello: Header) -> None:
 def test_a_worker_believes_its_hub_no_more_than_others(frames: list[bytes]) -> None:
     with (
         boards(2, "star", ROWS, connect=False) as team,
-        stranger(team, 1, team.keys[0]) as hub,
+        stranger(team, 1, team.keys[0]) as knocking,
+        entered(team, knocking) as hub,
     ):
-        hub.send(message(Header(Kind.HELLO, EPOCH, extra=HUB), 0))
-        team.links[1].open(5)
-        hub.send_multipart(frames)
+        assert all(hub.send(frame) for frame in frames)
         board = member(team.links[1], "star", 2, BOTH, ROWS)
         with pytest.raises(BoardFaultError, match=name_of(HUB)):
             board.next_input()
 
 
-def test_a_flood_of_messages_before_their_time_ends() -> None:
+def test_a_flood_before_its_time_is_not_taken_in() -> None:
+    with boards(3, "exchange", ROWS, patience_s=1) as team:
+        opened(team)
+        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+        flooding.start()
+        with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
+            team.links[2].receive((1,), 0.5)
+        flooding.join()  # given up: it waits in the flooding board's own buffers
+        team.links[1].send(2, *note(b"in time"))
+        assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
+
+
+def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender() -> None:
     with boards(3, "exchange", ROWS) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
         flooding.start()
         with pytest.raises(BoardFaultError, match="before their time") as caught:
-            team.links[2].receive((1,), 5)
+            flood(team.links[2], 1)  # who takes nothing: until then it takes in what others send
         assert caught.value.board == name_of(0)
         team.links[2].close()
         flooding.join()
+
+
+def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever() -> None:
+    rows = Rows(batch=64, hidden=1 << 14)  # 8 MB: more than any buffer of the kernel's
+    with boards(3, "exchange", rows) as team:
+        opened(team)
+
+        def sent_in_a_ring(rank: int) -> int:
+            links, body = team.links[rank], bytes(rows.message_bytes - 64)
+            for _ in range(32):
+                links.send((rank + 1) % 3, note()[0], body)
+            return sum(len(links.receive(((rank + 2) % 3,), 5)[2]) for _ in range(32))
+
+        for taken in team.each(sent_in_a_ring):
+            assert taken == 32 * (rows.message_bytes - 64)
 
 
 def flood(links: Links, rank: int) -> None:

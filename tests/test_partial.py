@@ -36,6 +36,7 @@ from picoedge.store.sources import Source, open_source
 from picoedge.units import format_size
 
 SOME = Wanted(Slice(range(1), range(1, 2)))
+WORDS = Wanted(Slice(range(0), range(0), range(1, 3)))
 NOTHING = Slice(range(0), range(0))
 
 
@@ -73,7 +74,7 @@ def fill(target: Path, source: Path, wanted: Wanted) -> list[str]:
 
 
 def everything(sound: Path) -> Wanted:
-    return Wanted(Pack.open(sound).all_shards, embed=True, head=True)
+    return Wanted(Pack.open(sound).all_shards, embed=True)
 
 
 def test_a_pack_is_begun_with_nothing_in_it(sound: Path, empty: Path) -> None:
@@ -111,10 +112,21 @@ def test_who_looks_up_words_needs_their_rows_and_texts(sound: Path) -> None:
     }
 
 
+def test_a_slice_of_the_head_is_its_shards(sound: Path, empty: Path) -> None:
+    fill(empty, sound, WORDS)
+    opened, whole = Pack.open(empty), Pack.open(sound)
+    shards = {item.name for item in opened.needed(WORDS) if "/head." in item.name}
+    assert shards == {"head/head.001", "head/head.002"}
+    (held,) = Mapped(opened, WORDS.part).runs("head", 2)
+    assert np.array_equal(held.weights["head"].data, whole.head(range(1, 3)).data)
+    with pytest.raises(ModelError, match=r"head\.000"):
+        Mapped(opened, Slice(range(0), range(0), range(2))).runs("head", 2)
+
+
 def test_a_slice_that_is_held_runs_and_the_rest_cannot(sound: Path, empty: Path) -> None:
     fill(empty, sound, SOME)
     opened, whole = Pack.open(empty), Pack.open(sound)
-    opened.check_held(SOME.part, head=False, embed=False)
+    opened.check_held(SOME.part, embed=False)
     assert opened.missing(SOME) == []
     held = Mapped(opened, SOME.part)
     for kind in ("attention", "ffn"):
@@ -124,10 +136,10 @@ def test_a_slice_that_is_held_runs_and_the_rest_cannot(sound: Path, empty: Path)
     assert all(np.array_equal(v, whole.norms(1)[k]) for k, v in opened.norms(1).items())
     opened.verify()
     for touch in (
-        lambda: opened.check_held(opened.all_shards, head=False, embed=False),
+        lambda: opened.check_held(opened.all_shards, embed=False),
         lambda: Mapped(opened).runs("attention", 0),
         lambda: opened.biases(0),
-        lambda: held.runs("head", 2),
+        lambda: Mapped(opened).runs("head", 2),
         held.embedding,
         opened.row_reader,
     ):

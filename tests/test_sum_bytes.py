@@ -15,7 +15,8 @@ from picoedge.kernels.loader import load_kernels
 from picoedge.mesh.collective import F64
 from picoedge.mesh.shares import LONG, LONG_BYTES, are_cut, shares
 from picoedge.mesh.trimmed import ODD, Trimmed
-from picoedge.model.transformer import Reduce, Transformer
+from picoedge.model.lanes import Reduce
+from picoedge.model.transformer import Transformer
 
 TOKENS = [(31 * i + 7) % VOCAB for i in range(9)]
 

@@ -71,7 +71,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def everything(sound: Pack) -> Wanted:
-    return Wanted(sound.all_shards, embed=True, head=True)
+    return Wanted(sound.all_shards, embed=True)
 
 
 def fetch(
@@ -96,7 +96,7 @@ def test_a_slice_comes_from_three_boards_at_once(shelf: Path, sound: Pack, targe
         board.part_s = 0.005
     report = fetch(target, sound, HALF, *boards, manner=Manner(progress=seen.append))
     opened = Pack.open(target)
-    opened.check_held(HALF.part, head=False, embed=False)
+    opened.check_held(HALF.part, embed=False)
     opened.verify()
     assert opened.missing(everything(sound))
     assert report.nbytes == sum(report.by_donor.values()) == opened.held_bytes
@@ -162,8 +162,10 @@ def test_a_slow_board_does_not_hold_up_the_end(shelf: Path, sound: Pack, target:
 def test_boards_that_hold_parts_make_a_whole(
     shelf: Path, sound: Pack, target: Path, tmp_path: Path
 ) -> None:
-    for name, part in (("a", Slice(range(1), range(2))), ("b", Slice(range(1, 2), range(0)))):
-        wanted = Wanted(part, embed=name == "b", head=name == "a")
+    words = sound.all_shards.vocabulary
+    halves = Slice(range(1), range(2), words[:2]), Slice(range(1, 2), range(0), words[2:])
+    for name, part in zip("ab", halves, strict=True):
+        wanted = Wanted(part, embed=name == "b")
         fetch(tmp_path / name / "m.pico", sound, wanted, Board(shelf, [ME.public]))
     boards = [Board(tmp_path / name, [ME.public], name) for name in ("a", "b")]
     fetch(target, sound, everything(sound), *boards)
@@ -251,7 +253,7 @@ target, identity, port, server, public, secret = sys.argv[1:]
 partial._AT_ONCE = 1
 partial.PartialPack.__init__.__kwdefaults__["at_once"] = 1
 link = DonorLink(zmq.Context(), KeyPair(public, secret), Address("127.0.0.1", int(port)), server)
-wanted = Wanted(Slice(range(2), range(2)), embed=True, head=True)
+wanted = Wanted(Slice(range(2), range(2)), embed=True)
 pull(Path(target), identity, wanted, [("board", link)])
 """
 

@@ -260,7 +260,7 @@ CONFIG = ModelConfig(
 )
 LOAD = Load(
     CONFIG,
-    Slice(range(4), range(8)),
+    Slice(range(4), range(8), range(128)),
     model_runs(12, (4, 96 * KB), (8, 432 * KB), (128, 20 * KB)),
     256,
     512,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from picoedge.kernels.loader import load_kernels
-from picoedge.model.transformer import Reduce, Transformer
+from picoedge.model.lanes import Reduce
+from picoedge.model.transformer import Transformer
 from picoedge.store.holding import Windowed
 from picoedge.store.reader import Pack
 from picoedge.store.slices import Slice
@@ -84,6 +85,7 @@ def windowed(
     twin: str | None = None,
     *,
     batch: int = 64,
+    n_ctx: int = 64,
     part: Slice | None = None,
     reduce: Reduce | None = None,
     verify: bool = False,
@@ -94,7 +96,7 @@ def windowed(
     holding = Windowed(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
     try:
         model = Transformer(
-            packed, load_kernels(twin, 1), 64, batch=batch, reduce=reduce, holding=holding
+            packed, load_kernels(twin, 1), n_ctx, batch=batch, reduce=reduce, holding=holding
         )
     except BaseException:
         holding.close()

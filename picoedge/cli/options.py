@@ -27,6 +27,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 SAMPLING = SamplingOptions()
+SPLIT_HEAD = "Deal the vocabulary head as well; the other boards then see the likely next tokens."
 
 
 class StopOption(click.Option):
@@ -100,6 +101,7 @@ _CLUSTER = [
         help="Shares of the boards, this one's first [default: by their speed]."),
     click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
         show_default=True, help="How sums come together."),
+    click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD", help=SPLIT_HEAD),
     click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
         show_default=True, help="How sums travel: f64 is exact, the others are smaller."),
 ]  # fmt: skip
@@ -139,7 +141,7 @@ def model_options(command: Command) -> Command:
 
 
 def cluster_options(command: Command) -> Command:
-    """--cluster, --boards, --tensor-split, --allreduce, --wire."""
+    """--cluster, --boards, --tensor-split, --allreduce, --split-head, --wire."""
     return _decorate(command, _CLUSTER)
 
 
@@ -155,6 +157,7 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
         boards=values["boards"],
         split=tuple(parse_split(split)) if split else (),
         allreduce=None if way == "auto" else way,
+        split_head=values["split_head"],
         wire=values["wire"],
     )
 

@@ -49,6 +49,7 @@ _WAYS = {"direct": "past the page cache", "mmap": "through a map"}
     "--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
     show_default=True, help="How sums come together.",
 )  # fmt: skip
+@click.option("--split-head", is_flag=True, help=options.SPLIT_HEAD)
 def command(**values: Any) -> None:
     """Show how MODEL would run: what stays in memory, what is streamed, how fast.
 
@@ -79,6 +80,8 @@ def _check(values: dict[str, Any]) -> None:
         raise UsageError("--hub names a board of a file", "give --boards FILE with it")
     if values["tensor_split"] and not (values["cluster"] or values["boards_file"]):
         raise UsageError("-ts shares a model among boards", "give --cluster or --boards FILE")
+    if values["split_head"] and not (values["cluster"] or values["boards_file"]):
+        raise UsageError("--split-head is over boards", "give --cluster or --boards FILE")
 
 
 def _plan_cluster(values: dict[str, Any]) -> None:
@@ -89,7 +92,9 @@ def _plan_cluster(values: dict[str, Any]) -> None:
 
     way, split = values["allreduce"], values["tensor_split"]
     wishes = ClusterOptions(
-        split=tuple(parse_split(split)) if split else (), allreduce=None if way == "auto" else way
+        split=tuple(parse_split(split)) if split else (),
+        allreduce=None if way == "auto" else way,
+        split_head=values["split_head"],
     )
     wanted = models.open_options({**values, "cluster": False})
     file = values["boards_file"]

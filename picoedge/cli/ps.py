@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.caller import Caller
 
 HEADER = (
-    "board", "is", "address", "does", "model", "attention", "ffn", "memory", "temperature",
+    "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def summary(mesh: MeshState) -> str:
 def row(board: BoardState) -> tuple[str, ...]:
     """The cells of one board under `HEADER`."""
     gone = board.condition not in ("alive", "slow")
-    told = ("-",) * 6 if gone else _told(board)
+    told = ("-",) * 7 if gone else _told(board)
     return (board.name, board.condition, board.address or "-", *told)
 
 
@@ -76,6 +76,7 @@ def _told(board: BoardState) -> tuple[str, ...]:
         board.model or "-",
         _run("heads", board.attention),
         _run("shards", board.ffn),
+        _run("shards", board.vocabulary),
         memory(board),
         temperature(board),
     )

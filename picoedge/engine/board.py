@@ -233,6 +233,7 @@ class BoardService:
             "model": seat.spec.pack_name,
             "attention": [part.attention.start, part.attention.stop],
             "ffn": [part.ffn.start, part.ffn.stop],
+            "vocabulary": [part.vocabulary.start, part.vocabulary.stop],
             "work": report["work"],
         }
 

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from picoedge.engine.cores import is_rationed
 from picoedge.errors import PicoedgeError
-from picoedge.mesh.curve import Bounds, Gate, dial, serve
-from picoedge.mesh.keys import KeyPair
+from picoedge.mesh.entrance import Entrance
+from picoedge.mesh.seal import ciphers, common
+from picoedge.mesh.stream import Stream
 
 SCRATCH_BYTES = 64 << 20
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
 SUM_BYTES, ECHOES = 16 << 10, 200
+LOOPBACK, ECHO_S = "127.0.0.1", 5.0
 LOOKS = 3  # at the speed of computing
 UNKNOWN_DISK = 20e6  # bytes a second of a card that cannot be measured
 
@@ -71,34 +72,40 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
 def message_s() -> float:
     """Processor time of one sum's message at one end: a fourth of the way there and back.
 
-    Both ends are in this process, over a loop-back, with keys as between boards.
+    Both ends are in this process, over a loop-back, sealed as between boards.
     """
-    server, client = KeyPair.new(), KeyPair.new()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    gate, echo = Gate(context, lambda key: key == client.public), context.socket(zmq.ROUTER)
-    asker = context.socket(zmq.DEALER)
-    try:
-        serve(echo, server, Bounds())
-        port = echo.bind_to_random_port("tcp://127.0.0.1")
-        dial(asker, client, server.public, Bounds())
-        asker.connect(f"tcp://127.0.0.1:{port}")
-        times = [_echo_s(gate, echo, asker) for _ in range(ECHOES)][ECHOES // 4 :]
-        # Where a quota stops this board for a while, that is part of what a message takes.
-        return (statistics.fmean if is_rationed() else statistics.median)(times) / 4
-    finally:
-        gate.close()
-        context.destroy(linger=0)
+    first = b"hello"
+    entrance = Entrance(LOOPBACK, {1: first}, SUM_BYTES)
+    with ExitStack() as stack:
+        stack.callback(entrance.close)
+        asker = entrance.ticket(1, common(ciphers(), ciphers())).enter(LOOPBACK, SUM_BYTES, ECHO_S)
+        stack.callback(asker.close)
+        asker.send(first)
+        echo = _entered(entrance)
+        stack.callback(echo.close)
+        times = [_echo_s(asker, echo) for _ in range(ECHOES)][ECHOES // 4 :]
+    # Where a quota stops this board for a while, that is part of what a message takes.
+    return (statistics.fmean if is_rationed() else statistics.median)(times) / 4
 
 
-def _echo_s(gate: Gate, echo: zmq.Socket[bytes], asker: zmq.Socket[bytes]) -> float:
+def _entered(entrance: Entrance) -> Stream:
+    while True:
+        for _, stream in entrance.entered():
+            return stream
+        select.select(entrance.files, [], [])
+
+
+def _echo_s(asker: Stream, echo: Stream) -> float:
     began = time.perf_counter()
-    asker.send(bytes(SUM_BYTES))
-    while not echo.poll(1):
-        if gate.socket.poll(0):
-            gate.answer()
-    echo.send_multipart(echo.recv_multipart())
-    asker.recv()
+    _pass(bytes(SUM_BYTES), asker, echo)
+    _pass(bytes(SUM_BYTES), echo, asker)
     return time.perf_counter() - began
+
+
+def _pass(message: bytes, sender: Stream, receiver: Stream) -> None:
+    sent = sender.send(message)
+    while receiver.take() is None:
+        sent = sent or sender.flush()
 
 
 def _disk(shelf: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from picoedge.engine.cluster_forecast import WORTH, Planner, Prediction
-from picoedge.store.slices import Held
+from picoedge.store.slices import Held, Slice
 
 KEEP = 1.1  # forecasts are not better than that
 
@@ -21,7 +21,7 @@ class Disks:
     def __init__(self, planner: Planner, held: Mapping[int, Held]) -> None:
         self._planner, self._held, load = planner, held, planner.needs.load
         part = load.part
-        self._all = Held(frozenset(part.attention), frozenset(part.ffn))
+        self._all = _held(part)
         self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)  # of one shard in every layer
         for run in load.runs:
             self._bytes[run.kind] += run.shard_bytes
@@ -29,12 +29,9 @@ class Disks:
     def lacking_bytes(self, one: Prediction) -> int:
         """What has to be pulled first."""
         return sum(
-            len(shards - has) * self._bytes[kind]
+            len(getattr(_held(share.part), kind) - getattr(self._of(member), kind)) * nbytes
             for member, share in zip(one.members, one.shares, strict=True)
-            for kind, shards, has in (
-                ("attention", set(share.part.attention), self._of(member).attention),
-                ("ffn", set(share.part.ffn), self._of(member).ffn),
-            )
+            for kind, nbytes in self._bytes.items()
         )
 
     def nearest(
@@ -64,7 +61,7 @@ class Disks:
 
     def _there(self, order: Sequence[int]) -> Iterator[Prediction]:
         """Of boards that have something, what they have: of the first, the first two, …"""
-        holders = [i for i in order if self._of(i) != _NOTHING]
+        holders = [i for i in order if self._of(i) != Held()]
         for count in range(1, len(holders) + 1):
             for members in self._orders(holders[:count]):
                 one = self._planner.predict(members, [self._of(i) for i in members])
@@ -74,22 +71,23 @@ class Disks:
     def _orders(self, members: Sequence[int]) -> Iterator[list[int]]:
         """The hub, then by where what they have begins; anywhere between who has all or nothing."""
         hub, *others = members
-        some = [i for i in others if self._of(i) not in (self._all, _NOTHING)]
-        some.sort(key=self._place)
+        placed = sorted((place, i) for i in others if (place := self._place(i)) is not None)
+        some = [i for _, i in placed]
         rest = [i for i in others if i not in some]
         for at in range(len(some) + 1 if rest else 1):
             yield [hub, *some[:at], *rest, *some[at:]]
 
-    def _place(self, member: int) -> tuple[float, float]:
-        """Where what it has begins and ends in a layer, 0 to 1."""
-        has = self._of(member)
-        shards, whole = (
-            (has.ffn, self._all.ffn) if has.ffn else (has.attention, self._all.attention)
-        )
-        return min(shards) / len(whole), max(shards) / len(whole)
+    def _place(self, member: int) -> tuple[float, float] | None:
+        """Where the part that it has begins and ends, 0 to 1."""
+        for kind in ("ffn", "attention", "head"):
+            shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
+            if shards and shards != whole:
+                return min(shards) / len(whole), max(shards) / len(whole)
+        return None
 
     def _of(self, member: int) -> Held:
         return self._held.get(member, self._all)
 
 
-_NOTHING = Held(frozenset(), frozenset())
+def _held(part: Slice) -> Held:
+    return Held(*map(frozenset, (part.attention, part.ffn, part.vocabulary)))

@@ -1,7 +1,8 @@
 """How long a token takes over some boards, and what each of them holds for it. Pure arithmetic.
 
 A token passes every layer's two stages, each as slow as its slowest board and followed by a sum
-over the boards. What does not fit in memory is read during the token, while others compute.
+over the boards, and then the head. What does not fit in memory is read during the token, while
+others compute.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from picoedge.engine.cluster_facts import BoardFacts, Cluster
-from picoedge.engine.cluster_shares import Boards, Needs, board_budget, board_reading, sliced
-from picoedge.engine.cluster_sums import Allreduce, Network, Stages, sync_s
+from picoedge.engine.cluster_shares import (
+    Boards,
+    Needs,
+    board_budget,
+    board_reading,
+    counts_of,
+    sliced,
+)
+from picoedge.engine.cluster_sums import Allreduce, Network, Stages, gather_s, sync_s
 from picoedge.engine.dealing import slices_of
 from picoedge.engine.planning import MemoryPlan, plan_memory
 from picoedge.store.slices import Held, Slice
@@ -33,11 +42,17 @@ class Share:
     part: Slice
     attention_s: float  # of computing, a token
     ffn_s: float
+    head_s: float
     disk_s: float  # of reading, a token
     weights_bytes: int
     streamed_bytes: int  # of them, read for each token
     memory_bytes: int  # taken when the context is full, at most
     plan: MemoryPlan | None = None
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds of computing, a token."""
+        return self.attention_s + self.ffn_s + self.head_s
 
     @property
     def resident_bytes(self) -> int:
@@ -51,9 +66,11 @@ class Share:
             "key": self.board.key,
             "attention": [self.part.attention.start, self.part.attention.stop],
             "ffn": [self.part.ffn.start, self.part.ffn.stop],
+            "vocabulary": [self.part.vocabulary.start, self.part.vocabulary.stop],
             "head": self.part.head,
             "attention_s": self.attention_s,
             "ffn_s": self.ffn_s,
+            "head_s": self.head_s,
             "disk_s": self.disk_s,
             "weights_bytes": self.weights_bytes,
             "streamed_bytes": self.streamed_bytes,
@@ -64,7 +81,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one token over some boards, by rank; rank 0 is the hub, and has the head.
+    """Seconds of one token over some boards, by rank; rank 0 is the hub.
 
     `members` are their indices in the cluster.
     """
@@ -74,7 +91,7 @@ class Prediction:
     allreduce: Allreduce
     s_per_token: float
     compute_s: float  # of the slowest board of each stage, the head, and picking the token
-    sync_s: float  # of sums and their ways
+    sync_s: float  # of sums, logits and their ways
     disk_s: float  # of the slowest disk
     batch: int  # tokens a prompt is cut into
     prefill_tok_s: float
@@ -109,8 +126,15 @@ class Prediction:
 class Planner:
     """Predictions for sets of boards of one cluster and one model."""
 
-    def __init__(self, needs: Needs, cluster: Cluster, allreduce: Allreduce | None) -> None:
-        self.needs, self._cluster = needs, cluster
+    def __init__(
+        self,
+        needs: Needs,
+        cluster: Cluster,
+        allreduce: Allreduce | None,
+        *,
+        split_head: bool = False,
+    ) -> None:
+        self.needs, self._cluster, self._split_head = needs, cluster, split_head
         self._config = needs.load.config
         self._ways = (allreduce,) if allreduce else _WAYS
 
@@ -119,17 +143,17 @@ class Planner:
 
         With `held`, by rank, of shards that they have.
         """
-        boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
+        gather = partial(self._gather_s, members) if self._split_head else None
+        boards = Boards(self.needs, [self._cluster.boards[i] for i in members], gather, held)
         ranks = tuple(range(len(members)))
         _, sums = self._sync(members, Stages(ranks, ranks), 1)
-        ways = boards.held_ways(held, sums) if held else boards.ways(sums)
-        hands = (slices_of(*dealt) for dealt in ways)
+        hands = (slices_of(*dealt) for dealt in boards.ways(sums))
         found = (self.prediction(members, slices) for slices in hands)
         return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
 
     def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Prediction | None:
         """With the shards dealt so; boards that take none are left out. None: it cannot be held."""
-        taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn]
+        taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.vocabulary]
         members, slices = [members[i] for i in taking], [slices[i] for i in taking]
         boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
         shares = tuple(self._share(boards, rank, part) for rank, part in enumerate(slices))
@@ -137,7 +161,8 @@ class Planner:
             return None
         stages = _stages(slices)
         way, sums = self._sync(members, stages, 1)
-        compute = boards.head_s + _slowest(shares)
+        sums += self._gather_s(members, [len(part.vocabulary) for part in slices])
+        compute = boards.boards[0].sampling_s + _slowest(shares) + max(s.head_s for s in shares)
         disk = max(share.disk_s for share in shares)
         first = Prediction(
             tuple(members), shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0
@@ -145,16 +170,17 @@ class Planner:
         return self._with_prompt(first, members, stages, min(PROMPT, self.needs.load.n_ctx))
 
     def _share(self, boards: Boards, rank: int, part: Slice) -> Share:
-        board, (groups, shards) = boards.boards[rank], (len(part.attention), len(part.ffn))
-        disk = boards.disk_s(rank, groups, shards)
-        need = self.needs.of(groups, shards, head=rank == 0, numpy=board.numpy)
+        board, counts = boards.boards[rank], counts_of(part)
+        disk = boards.disk_s(rank, counts)
+        need = self.needs.of(counts, hub=rank == 0, numpy=board.numpy)
         streamed = 0 if math.isinf(disk) else round(disk * board.disk_bytes_per_s)
         memory = board.fixed_bytes + need.beside + need.weights
         return Share(
             board,
             part,
-            boards.stage_s("attention", rank, groups),
-            boards.stage_s("ffn", rank, shards),
+            boards.stage_s("attention", rank, counts.attention),
+            boards.stage_s("ffn", rank, counts.ffn),
+            boards.stage_s("head", rank, counts.head),
             disk,
             sum(run.nbytes for run in sliced(self.needs.load, part).runs),
             streamed,
@@ -173,6 +199,11 @@ class Planner:
         seconds = {way: sync_s(network, way, stages, layers, values) for way in self._ways}
         best = min(self._ways, key=lambda way: seconds[way])
         return best, seconds[best]
+
+    def _gather_s(self, members: Sequence[int], head: Sequence[int]) -> float:
+        """Seconds until the logits of so many head shards, by rank, are at the hub."""
+        rows = self.needs.load.head_shard_rows
+        return gather_s(self._network(members), [rows * shards for shards in head])
 
     def _with_prompt(
         self, one: Prediction, members: Sequence[int], stages: Stages, batch: int
@@ -220,11 +251,12 @@ def _stages(slices: Sequence[Slice]) -> Stages:
     return Stages(
         tuple(rank for rank, part in enumerate(slices) if part.attention),
         tuple(rank for rank, part in enumerate(slices) if part.ffn),
+        tuple(rank for rank, part in enumerate(slices) if part.vocabulary),
     )
 
 
 def _slowest(shares: Sequence[Share], tokens: int = 1) -> float:
-    """Seconds that so many tokens take in both stages: of each, the slowest board's."""
+    """Seconds that so many tokens take in all layers: of each stage, the slowest board's."""
     scale = [max(1.0, tokens / s.board.prefill_gain) if tokens > 1 else 1.0 for s in shares]
     attention = max(s.attention_s * x for s, x in zip(shares, scale, strict=True))
     return attention + max(s.ffn_s * x for s, x in zip(shares, scale, strict=True))

@@ -94,10 +94,10 @@ class ClusterModel:
         cluster, here = self._options.cluster, len(self._mesh.peers)
         assert cluster is not None
         if not self._begun:
-            return Wishes(cluster.boards, cluster.split, cluster.allreduce)
+            return Wishes(cluster.boards, cluster.split, cluster.allreduce, cluster.split_head)
         boards = min(cluster.boards, here) if cluster.boards else None
         split = () if self._losses or len(cluster.split) > here else cluster.split
-        return Wishes(boards, split, cluster.allreduce)
+        return Wishes(boards, split, cluster.allreduce, cluster.split_head)
 
     def _facts(self) -> Cluster:
         """The boards, with the speed that the slow ones have left."""
@@ -169,6 +169,7 @@ class ClusterModel:
                     "board": share.board.name,
                     "attention": [share.part.attention.start, share.part.attention.stop],
                     "ffn": [share.part.ffn.start, share.part.ffn.stop],
+                    "vocabulary": [share.part.vocabulary.start, share.part.vocabulary.stop],
                     "weights_mb": share.weights_bytes / MB,
                 }
                 for share in chosen.shares
@@ -223,7 +224,7 @@ class ClusterModel:
         late = self._team.collective.usage().late_s
         waited = {rank: late[rank] - self._late.get(rank, 0.0) for rank in late}
         shares = self.plan.chosen.shares
-        planned = [share.attention_s + share.ffn_s for share in shares]
+        planned = [share.compute_s for share in shares]
         slow = self._pace.slower(Look(self._seen, self._seen_s, waited), planned)
         self._begin_look()
         if slow:

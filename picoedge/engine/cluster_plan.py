@@ -13,7 +13,7 @@ from typing import Any
 from picoedge.engine.cluster_disks import KEEP, Disks
 from picoedge.engine.cluster_facts import BoardFacts, Cluster
 from picoedge.engine.cluster_forecast import WORTH, Planner, Prediction, Share
-from picoedge.engine.cluster_shares import Need, Needs
+from picoedge.engine.cluster_shares import Need, Needs, counts_of
 from picoedge.engine.cluster_sums import Allreduce
 from picoedge.engine.dealing import Counts, deal
 from picoedge.engine.planning import Load, cache_bytes
@@ -36,6 +36,7 @@ class Wishes:
     boards: int | None = None  # so many, whatever is quicker
     split: tuple[float, ...] = ()  # weights, the hub's first, then the others' as they are listed
     allreduce: Allreduce | None = None
+    split_head: bool = False  # the head may be dealt as well; else it is the hub's
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,17 @@ def plan_cluster(
     """
     wishes = wishes or Wishes()
     _check(cluster, wishes)
-    planner = Planner(Needs(load), cluster, wishes.allreduce)
+    planner = Planner(Needs(load), cluster, wishes.allreduce, split_head=wishes.split_head)
     order, predictions = _by_number(planner, cluster)
     if wishes.split:
-        near = [_split(planner, load, cluster, wishes.split)]
+        near = [_split(planner, load, cluster, wishes)]
     elif wishes.boards:
         near = [predictions[wishes.boards - 1]]
     else:
         near = _near(predictions)
     able = [one for one in near if one is not None]
     if not able:
-        raise _too_small(load, cluster, planner.needs)
+        raise _too_small(load, cluster, planner.needs, split_head=wishes.split_head)
     settle = planner.settled if exact else _as_it_is
     chosen, settled = quickest = _fewest([(one, settle(one)) for one in able])
     disks, kept = Disks(planner, held or {}), ""
@@ -159,20 +160,22 @@ def _fewest(pairs: Sequence[tuple[Prediction, Prediction]]) -> tuple[Prediction,
     return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
 
 
-def _split(
-    planner: Planner, load: Load, cluster: Cluster, split: Sequence[float]
-) -> Prediction | None:
+def _split(planner: Planner, load: Load, cluster: Cluster, wishes: Wishes) -> Prediction | None:
     others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    members = [cluster.hub, *others][: len(split)]
-    counts = Counts(len(load.part.attention), len(load.part.ffn))
-    return planner.prediction(members, deal(counts, split))
+    members = [cluster.hub, *others][: len(wishes.split)]
+    slices = deal(counts_of(load.part), wishes.split, split_head=wishes.split_head)
+    return planner.prediction(members, slices)
 
 
-def _too_small(load: Load, cluster: Cluster, needs: Needs) -> MemoryBudgetError:
+def _too_small(
+    load: Load, cluster: Cluster, needs: Needs, *, split_head: bool
+) -> MemoryBudgetError:
     """What there is, and what the least would be."""
     weights = sum(run.nbytes for run in load.runs)
     hub = cluster.boards[cluster.hub]
-    head = _least(hub, needs.of(0, 0, head=True, numpy=hub.numpy))
+    own = Counts(0, 0, 0 if split_head else len(load.part.vocabulary))
+    least = _least(hub, needs.of(own, hub=True, numpy=hub.numpy))
+    head = f", the hub's {'buffers' if split_head else 'head'} at least {format_size(least)}"
     rooms = [
         f"{board.name} {format_size(max(0, board.budget_bytes - board.fixed_bytes))} of "
         f"{format_size(board.budget_bytes)}"
@@ -182,7 +185,7 @@ def _too_small(load: Load, cluster: Cluster, needs: Needs) -> MemoryBudgetError:
     return MemoryBudgetError(
         f"the boards cannot hold the model, not even through the smallest windows: weights "
         f"{format_size(weights)} + context of {load.n_ctx} tokens {format_size(cache_bytes(load))}"
-        f", the hub's head at least {format_size(head)}; there is, beside the interpreter, "
+        f"{head}; there is, beside the interpreter, "
         f"{', '.join(rooms[:_LISTED])}{more}",
         _REMEDY,
     )
@@ -194,13 +197,15 @@ def _least(board: BoardFacts, need: Need) -> int:
 
 # -- said to people ------------------------------------------------------------------------------
 
-HEADER = ("board", "attention", "ffn", "weights", "resident", "read/token", "memory", "computing")
+HEADER = (
+    "board", "attention", "ffn", "head", "weights", "resident", "read/token", "memory", "computing",
+)  # fmt: skip
 
 
 def describe(prediction: Prediction) -> list[tuple[str, ...]]:
     """One row a board under `HEADER`: its shards, their bytes, memory, time and share of it."""
-    total = sum(_own_s(share) for share in prediction.shares)
-    return [_row(share, _own_s(share) / total if total else 0.0) for share in prediction.shares]
+    total = sum(share.compute_s for share in prediction.shares)
+    return [_row(share, share.compute_s / total if total else 0.0) for share in prediction.shares]
 
 
 def _row(share: Share, part: float) -> tuple[str, ...]:
@@ -209,20 +214,17 @@ def _row(share: Share, part: float) -> tuple[str, ...]:
         share.board.name,
         _run("heads", share.part.attention),
         _run("shards", share.part.ffn),
+        _run("shards", share.part.vocabulary),
         format_size(share.weights_bytes),
         format_size(share.resident_bytes),
         format_size(share.streamed_bytes) if share.streamed_bytes else "-",
         f"{taken} of {budget}",
-        f"{_time(_own_s(share))} ({part:.0%})",
+        f"{_time(share.compute_s)} ({part:.0%})",
     )
 
 
 def _run(kind: str, shards: range) -> str:
     return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
-
-
-def _own_s(share: Share) -> float:
-    return share.attention_s + share.ffn_s
 
 
 def _why(settled: Prediction, chosen: Prediction, predictions: Sequence[Prediction | None]) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from picoedge.engine.cluster_facts import BoardFacts
-from picoedge.engine.dealing import Cost, Counts, assign, assign_held, dealings, slices_of
+from picoedge.engine.dealing import Cost, Counts, assign, assign_held, dealings, undivided
 from picoedge.engine.planning import BATCHES, Budget, Load, Reading, activation_bytes, cache_bytes
 from picoedge.store.pages import PAGE
 from picoedge.store.slices import Held, Slice
@@ -28,7 +29,15 @@ _ROUNDING = 2 * PAGE  # of a unit that begins and ends within pages
 _FEW_DEALINGS = 200  # that are all tried
 _MOVES = 4
 
-Hands = tuple[list[int], list[int]]  # attention and FFN shards of each board, by rank
+Gather = Callable[[Sequence[int]], float]  # seconds to gather the logits of so many, by rank
+
+
+class Hands(NamedTuple):
+    """Shards of each board, by rank."""
+
+    attention: list[int]
+    ffn: list[int]
+    head: list[int]
 
 
 def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
@@ -43,9 +52,8 @@ def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
 
 
 def _cut(run: Unit, part: Slice) -> Unit | None:
-    if run.kind == "head":
-        return run if part.head else None
-    shards = part.attention if run.kind == "attention" else part.ffn
+    runs = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}
+    shards = runs[run.kind]
     return run.part(shards.start, shards.stop) if shards else None
 
 
@@ -101,24 +109,35 @@ class Needs:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._known: dict[tuple[int, int, bool, bool], Need] = {}
+        self._known: dict[tuple[Counts, bool, bool], Need] = {}
 
-    def of(self, attention: int, ffn: int, *, head: bool, numpy: bool) -> Need:
+    def of(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
         """The need of so many shards; a worker has at least one."""
-        key = attention, ffn, head, numpy
+        key = counts, hub, numpy
         if key not in self._known:
-            part = Slice(range(attention), range(ffn), head=head)
-            self._known[key] = need_of(sliced(self.load, part, numpy=numpy))
+            runs = range(counts.attention), range(counts.ffn), range(counts.head)
+            self._known[key] = need_of(sliced(self.load, Slice(*runs, head=hub), numpy=numpy))
         return self._known[key]
 
 
 class Boards:
-    """The boards of one session by rank, the hub being rank 0, and what each makes of shards."""
+    """The boards of one session by rank, the hub being rank 0, and what each makes of shards.
 
-    def __init__(self, needs: Needs, boards: Sequence[BoardFacts]) -> None:
+    The head is the hub's; where there is a `gather`, it may be dealt as well. Where it is said what
+    is `held`, by rank, a board is dealt nothing else.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        boards: Sequence[BoardFacts],
+        gather: Gather | None = None,
+        held: Sequence[Held] = (),
+    ) -> None:
         load = needs.load
-        self.boards, self._needs = tuple(boards), needs
-        self.counts = Counts(len(load.part.attention), len(load.part.ffn))
+        self.boards, self._needs, self._gather = tuple(boards), needs, gather
+        self._held = held
+        self.counts = counts_of(load.part)
         self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)
         for run in load.runs:
             self._bytes[run.kind] += run.nbytes
@@ -129,22 +148,23 @@ class Boards:
         if not shards:
             return 0.0
         board = self.boards[rank]
-        count = self.counts.attention if kind == "attention" else self.counts.ffn
+        count: int = getattr(self.counts, kind)
         nbytes = self._bytes[kind] * shards / count
-        return nbytes / board.compute_bytes_per_s + self._layers * board.unit_s
+        runs = 1 if kind == "head" else self._layers
+        return nbytes / board.compute_bytes_per_s + runs * board.unit_s
 
-    @property
-    def head_s(self) -> float:
-        """Seconds a token of the head, and of picking one: the hub's."""
-        hub = self.boards[0]
-        return self._bytes["head"] / hub.compute_bytes_per_s + hub.unit_s + hub.sampling_s
+    def head_s(self, head: Sequence[int]) -> float:
+        """Seconds a token of the head, dealt so, of gathering the logits, and of picking one."""
+        slowest = max(self.stage_s("head", rank, shards) for rank, shards in enumerate(head))
+        gathering = self._gather(head) if self._gather is not None else 0.0
+        return slowest + gathering + self.boards[0].sampling_s
 
-    def disk_s(self, rank: int, attention: int, ffn: int) -> float:
+    def disk_s(self, rank: int, counts: Counts) -> float:
         """Seconds a token that a board's disk reads for so many shards; inf: it cannot run them."""
-        if rank and not attention and not ffn:
+        if rank and counts == Counts(0, 0, 0):
             return 0.0
         board = self.boards[rank]
-        need = self._needs.of(attention, ffn, head=rank == 0, numpy=board.numpy)
+        need = self._needs.of(counts, hub=rank == 0, numpy=board.numpy)
         room = board.budget_bytes - board.fixed_bytes
         return need.streamed(room, board.read_ahead_bytes) / board.disk_bytes_per_s
 
@@ -152,13 +172,12 @@ class Boards:
 
     def token_s(self, hands: Hands, sync_s: float) -> float:
         """Seconds of a token with the shards dealt so."""
-        ranks, (attention, ffn) = range(len(self.boards)), hands
-        disk = max(self.disk_s(i, attention[i], ffn[i]) for i in ranks)
+        disk = max(self.disk_s(i, Counts(*each)) for i, each in enumerate(zip(*hands, strict=True)))
         stages = (
-            max(self.stage_s(kind, i, dealt[i]) for i in ranks)
-            for kind, dealt in (("attention", attention), ("ffn", ffn))
+            max(self.stage_s(kind, i, shards) for i, shards in enumerate(dealt))
+            for kind, dealt in (("attention", hands.attention), ("ffn", hands.ffn))
         )
-        return max(disk, sum(stages) + sync_s + self.head_s)
+        return max(disk, sum(stages) + sync_s + self.head_s(hands.head))
 
     def ways(self, sync_s: float) -> Iterator[Hands]:
         """Dealings with short tokens; none where the boards cannot hold the model.
@@ -166,124 +185,148 @@ class Boards:
         `sync_s` is what the sums take. First the best found for that; then the best with all
         attention on the hub, whose sums take a hop less.
         """
-        found = self._by_speed() or self._by_memory(sync_s)
-        if found is not None:
-            yield found
-        alone = self._with_ffn(self._on_hub, sync_s)
-        if alone is not None:
-            yield alone
+        for head in self._heads():
+            found = self._by_speed(head) or self._by_memory(sync_s, head)
+            if found is not None:
+                yield found
+            alone = self._with_ffn(undivided(self.counts.attention, len(self.boards)), sync_s, head)
+            if alone is not None:
+                yield alone
 
-    def held_ways(self, held: Sequence[Held], sync_s: float) -> Iterator[Hands]:
-        """As `ways`, of shards that the boards have: `held`, by rank."""
-        found = self._quickest(self._held_attentions(held, sync_s), sync_s, held)
-        if found is not None:
-            yield found
-        alone = self._with_ffn(self._on_hub, sync_s, held)
-        if alone is not None:
-            yield alone
+    def _heads(self) -> Iterator[list[int] | None]:
+        """Dealings of the head to try; None: wherever room is left for it."""
+        count, boards = self.counts.head, len(self.boards)
+        yield undivided(count, boards)
+        if self._gather is None or boards == 1:
+            return
+        dealt = [self._assign("head", partial(self._given_s, ports)) for ports in (1, boards - 1)]
+        best = min((head for head in dealt if head is not None), key=self.head_s)
+        yield best
+        if self._by_speed(best) is None:
+            yield None
 
-    def _held_attentions(self, held: Sequence[Held], sync_s: float) -> Iterable[Sequence[int]]:
-        if not self._are_few:
-            return self._near(sync_s, held)
-        no_ffn = [0] * len(held)
-        return [
-            each
-            for each in dealings(self.counts.attention, len(held))
-            if all(
-                has.attention.issuperset(part.attention)
-                for has, part in zip(held, slices_of(each, no_ffn), strict=True)
-            )
-        ]
+    def _given_s(self, ports: int, rank: int, shards: int) -> float:
+        """Seconds of so many head shards, and of their way through a port that so many share."""
+        seconds = self.stage_s("head", rank, shards)
+        if rank and shards and self._gather is not None:
+            seconds += ports * self._gather([shards if i == rank else 0 for i in range(rank + 1)])
+        return seconds
 
-    def _by_speed(self) -> Hands | None:
+    def _by_speed(self, head: Sequence[int] | None) -> Hands | None:
         """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
+        if head is None:
+            return None
         attention, ffn = (
-            assign(count, len(self.boards), partial(self.stage_s, kind))
-            for kind, count in (("attention", self.counts.attention), ("ffn", self.counts.ffn))
+            self._assign(kind, partial(self.stage_s, kind)) for kind in ("attention", "ffn")
         )
-        assert attention is not None
-        assert ffn is not None
+        if attention is None or ffn is None:
+            return None
+        hands = Hands(attention, ffn, [*head])
         fits = all(
-            self.disk_s(i, *each) == 0 for i, each in enumerate(zip(attention, ffn, strict=True))
+            self.disk_s(i, Counts(*each)) == 0 for i, each in enumerate(zip(*hands, strict=True))
         )
-        return (attention, ffn) if fits else None
+        return hands if fits else None
 
-    def _by_memory(self, sync_s: float) -> Hands | None:
+    def _by_memory(self, sync_s: float, head: Sequence[int] | None) -> Hands | None:
         """The quickest over all dealings of attention shards where these are few.
 
         Else from one that is near, by moving one of them at a time.
         """
-        if self._are_few:
-            every = dealings(self.counts.attention, len(self.boards))
-            return self._quickest(every, sync_s)
-        best = self._quickest(self._near(sync_s), sync_s)
+        groups, boards = self.counts.attention, len(self.boards)
+        if math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS:
+            return self._quickest(dealings(groups, boards), sync_s, head)
+        best = self._quickest(self._near(sync_s, head), sync_s, head)
         for _ in range(_MOVES if best is not None else 0):
             assert best is not None
-            better = self._quickest(_moved(best[0]), sync_s)
+            better = self._quickest(_moved(best.attention), sync_s, head)
             if better is None or self.token_s(better, sync_s) >= self.token_s(best, sync_s):
                 break
             best = better
         return best
 
-    @property
-    def _are_few(self) -> bool:
-        """Whether all dealings of attention shards can be tried."""
-        groups, boards = self.counts.attention, len(self.boards)
-        return math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS
-
-    @property
-    def _on_hub(self) -> list[int]:
-        """All attention shards on the hub."""
-        return [self.counts.attention] + [0] * (len(self.boards) - 1)
-
     def _quickest(
-        self, attentions: Iterable[Sequence[int]], sync_s: float, held: Sequence[Held] = ()
+        self, attentions: Iterable[Sequence[int]], sync_s: float, head: Sequence[int] | None
     ) -> Hands | None:
-        """The best of these dealings of attention shards, each with the FFN dealt for it."""
-        found = (self._with_ffn(attention, sync_s, held) for attention in attentions)
+        """The best of these dealings of attention shards, each with the rest dealt for it."""
+        held = (attention for attention in attentions if self._is_held(attention))
+        found = (self._with_ffn(attention, sync_s, head) for attention in held)
         able = (hands for hands in found if hands is not None)
         return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
 
-    def _near(self, sync_s: float, held: Sequence[Held] = ()) -> Iterator[list[int]]:
+    def _near(self, sync_s: float, head: Sequence[int] | None) -> Iterator[list[int]]:
         """Attention shards, each with as many FFN shards as there are to one of them.
 
         Then wherever there is room for them, whatever becomes of the others.
         """
-        counts = self.counts
+        counts, words = self.counts, head or [0] * len(self.boards)
 
         def together(rank: int, shards: int) -> float:
             beside = counts.ffn * shards // counts.attention
             own = self.stage_s("attention", rank, shards) + self.stage_s("ffn", rank, beside)
-            return max(own + sync_s, self.disk_s(rank, shards, beside))
+            return max(own + sync_s, self.disk_s(rank, Counts(shards, beside, words[rank])))
 
-        for cost in (together, lambda rank, shards: self.disk_s(rank, shards, 0)):
-            hand = self._assign("attention", cost, held)
+        def alone(rank: int, shards: int) -> float:
+            return self.disk_s(rank, Counts(shards, 0, words[rank]))
+
+        for cost in (together, alone):
+            hand = self._assign("attention", cost)
             if hand is not None:
                 yield hand
 
-    def _assign(self, kind: str, cost: Cost, held: Sequence[Held]) -> list[int] | None:
-        """All shards of a kind dealt; where it is said what boards have, of that."""
-        count: int = getattr(self.counts, kind)
-        if not held:
-            return assign(count, len(self.boards), cost)
-        return assign_held(count, [getattr(each, kind) for each in held], cost)
-
     def _with_ffn(
-        self, attention: Sequence[int], sync_s: float, held: Sequence[Held] = ()
+        self, attention: Sequence[int], sync_s: float, head: Sequence[int] | None
     ) -> Hands | None:
-        """The FFN shards dealt for the shortest token, given the attention shards."""
-        ranks = range(len(self.boards))
-        stage = max(self.stage_s("attention", i, attention[i]) for i in ranks)
-        rest = stage + sync_s + self.head_s
+        """The FFN shards dealt for the shortest token, given the attention shards.
+
+        And after them those of the head, where it is not given.
+        """
+        words = head or [0] * len(self.boards)
+        stage = max(self.stage_s("attention", i, shards) for i, shards in enumerate(attention))
+        rest = stage + sync_s + self.head_s(words)
 
         def cost(rank: int, shards: int) -> float:
             computed = rest + self.stage_s("ffn", rank, shards)
-            return max(computed, self.disk_s(rank, attention[rank], shards))
+            return max(computed, self.disk_s(rank, Counts(attention[rank], shards, words[rank])))
 
-        if any(math.isinf(self.disk_s(i, attention[i], 0)) for i in ranks):
+        given = zip(attention, words, strict=True)
+        if any(math.isinf(self.disk_s(i, Counts(a, 0, h))) for i, (a, h) in enumerate(given)):
             return None
-        ffn = self._assign("ffn", cost, held)
-        return None if ffn is None else (list(attention), ffn)
+        ffn = self._assign("ffn", cost)
+        if ffn is None:
+            return None
+        hands = Hands([*attention], ffn, [*words])
+        return hands if head is not None else self._with_head(hands, rest)
+
+    def _with_head(self, hands: Hands, rest_s: float) -> Hands | None:
+        """The head's shards dealt to who has them done first beside the others."""
+        rest_s += max(self.stage_s("ffn", i, shards) for i, shards in enumerate(hands.ffn))
+
+        def cost(rank: int, shards: int) -> float:
+            counts = Counts(hands.attention[rank], hands.ffn[rank], shards)
+            return max(rest_s + self._given_s(1, rank, shards), self.disk_s(rank, counts))
+
+        head = self._assign("head", cost)
+        return None if head is None else hands._replace(head=head)
+
+    def _assign(self, kind: str, cost: Cost) -> list[int] | None:
+        """All shards of a kind, the largest cost being the least possible; None: they cannot be."""
+        count: int = getattr(self.counts, kind)
+        if not self._held:
+            return assign(count, len(self.boards), cost)
+        return assign_held(count, [getattr(each, kind) for each in self._held], cost)
+
+    def _is_held(self, attention: Sequence[int]) -> bool:
+        """Whether the boards may be dealt these attention shards."""
+        ends = itertools.accumulate(attention)
+        runs = (range(end - size, end) for size, end in zip(attention, ends, strict=True))
+        return not self._held or all(
+            has.attention.issuperset(run) for has, run in zip(self._held, runs, strict=True)
+        )
+
+
+def counts_of(part: Slice) -> Counts:
+    """How many shards a slice has."""
+    return Counts(len(part.attention), len(part.ffn), len(part.vocabulary))
 
 
 def _moved(attention: Sequence[int]) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ from picoedge.mesh.shares import SUM_BYTES, are_cut, part_bytes
 
 Allreduce = Literal["star", "exchange"]
 
-INPUT_BYTES = 4  # f32
+INPUT_BYTES = LOGIT_BYTES = 4  # f32
 _FRAMING = 1.05  # bytes on the wire for one of a message: headers of Ethernet, IP, TCP, CURVE
 _MESSAGE_BYTES = 160  # and these for each message
 
@@ -65,15 +65,21 @@ class Network:
 
 
 def sum_s(
-    network: Network, way: Allreduce, contributors: Sequence[int], values: float, *, last: bool
+    network: Network,
+    way: Allreduce,
+    contributors: Sequence[int],
+    values: float,
+    *,
+    last: bool,
+    head: Sequence[int] = (),
 ) -> float:
     """Seconds of one sum of so many values, exact, to which these boards contribute.
 
-    After it every board has the sum; of the `last` one of a token only the hub. A star takes one
-    hop to the hub and one back, an exchange one hop and more messages; where that is cut, each
-    contributor is the hub of its share.
+    After it every board has the sum; of the `last` one of a token only the hub, and the ranks that
+    have some of the `head`. A star takes one hop to the hub and one back, an exchange one hop and
+    more messages; where that is cut, each contributor is the hub of its share.
     """
-    takers = [0] if last else list(network.ranks)
+    takers = sorted({0, *head}) if last else list(network.ranks)
     if way == "star":
         return _owned_s(network, contributors, (0,), values, takers)
     if are_cut(int(values), len(contributors)):
@@ -104,10 +110,11 @@ def _ways(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, i
 
 @dataclass(frozen=True)
 class Stages:
-    """Which ranks contribute to the sums of a layer."""
+    """Which ranks contribute to the sums of a layer, and which have some of the head."""
 
     attention: tuple[int, ...]
     ffn: tuple[int, ...]
+    head: tuple[int, ...] = (0,)
 
 
 def sync_s(network: Network, way: Allreduce, stages: Stages, layers: int, values: int) -> float:
@@ -118,5 +125,15 @@ def sync_s(network: Network, way: Allreduce, stages: Stages, layers: int, values
     given = network.hop_s([(0, rank) for rank in network.ranks if rank], INPUT_BYTES * values)
     attention = sum_s(network, way, stages.attention, values, last=False)
     ffn = sum_s(network, way, stages.ffn, values, last=False)
-    end = sum_s(network, way, stages.ffn, values, last=True)
+    end = sum_s(network, way, stages.ffn, values, last=True, head=stages.head)
     return given + layers * attention + (layers - 1) * ffn + end
+
+
+def gather_s(network: Network, logits: Sequence[int]) -> float:
+    """Seconds until the hub has the logits of all; so many are, by rank, on each board."""
+    givers = [(rank, 0) for rank, count in enumerate(logits) if rank and count]
+    if not givers:
+        return 0.0
+    mean = sum(logits[1:]) / len(givers)
+    each = (network.hop_s([way], LOGIT_BYTES * logits[way[0]]) for way in givers)
+    return max(network.hop_s(givers, LOGIT_BYTES * mean), *each)  # they share the hub's port

@@ -49,7 +49,9 @@ def survey_cluster(
     pack = Pack.open(path)
     load = load_of(pack, pack.all_shards, options)
     asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
-    wishes = Wishes(asked.boards, asked.split, asked.allreduce) if asked else Wishes()
+    wishes = Wishes()
+    if asked is not None:
+        wishes = Wishes(asked.boards, asked.split, asked.allreduce, asked.split_head)
     plan = plan_cluster(load, cluster, wishes, held=held)
     return ClusterSurvey(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
 

@@ -1,7 +1,7 @@
 """Shards dealt to boards in proportion to their speed. Pure arithmetic.
 
-Every stage of a layer (attention, FFN) ends when the last board is done with its shards, so what
-counts is the slowest board of each stage, and each kind of shard is dealt by itself.
+Every stage (attention and FFN of a layer, the head) ends when the last board is done with its
+shards, so what counts is the slowest board of each stage, and each kind is dealt by itself.
 """
 
 from __future__ import annotations
@@ -25,26 +25,36 @@ _REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 
 @dataclass(frozen=True)
 class Counts:
-    """Shards of each kind in a layer: a model's, or a board's."""
+    """Shards of each kind, in a layer or in the head: a model's, or a board's."""
 
     attention: int
     ffn: int
+    head: int = 0
 
 
-def deal(counts: Counts, weights: Sequence[float]) -> list[Slice]:
+def deal(counts: Counts, weights: Sequence[float], *, split_head: bool = False) -> list[Slice]:
     """Each board's slice, in rank order: runs that follow one another and cover every shard.
 
     `weights` are speeds in any unit; a board of weight 0 takes nothing. In each kind the largest
-    of shards / weight is the least there is.
+    of shards / weight is the least there is. Without `split_head` rank 0 has all of the head.
     """
     assert any(weight > 0 for weight in weights), "there is nobody to deal to"
 
     def cost(board: int, shards: int) -> float:
         return shards / weights[board] if weights[board] > 0 else math.inf
 
-    dealt = [assign(count, len(weights), cost) for count in (counts.attention, counts.ffn)]
-    attention, ffn = (hand for hand in dealt if hand is not None)
-    return slices_of(attention, ffn)
+    def hand(count: int) -> list[int]:
+        dealt = assign(count, len(weights), cost)
+        assert dealt is not None
+        return dealt
+
+    head = hand(counts.head) if split_head else undivided(counts.head, len(weights))
+    return slices_of(hand(counts.attention), hand(counts.ffn), head)
+
+
+def undivided(count: int, boards: int) -> list[int]:
+    """All shards on the first of the boards."""
+    return [count] + [0] * (boards - 1)
 
 
 def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
@@ -101,10 +111,15 @@ def dealings(count: int, boards: int) -> Iterator[tuple[int, ...]]:
         yield tuple(b - a for a, b in itertools.pairwise((0, *cuts, count)))
 
 
-def slices_of(attention: Sequence[int], ffn: Sequence[int]) -> list[Slice]:
-    """Slices of so many shards each, one behind another in rank order; rank 0 has the head."""
-    runs = zip(_runs(attention), _runs(ffn), strict=True)
-    return [Slice(a, f, head=rank == 0) for rank, (a, f) in enumerate(runs)]
+def slices_of(
+    attention: Sequence[int], ffn: Sequence[int], head: Sequence[int] | None = None
+) -> list[Slice]:
+    """Slices of so many shards each, one behind another in rank order; rank 0 is the hub.
+
+    Without `head` nobody has shards of it.
+    """
+    runs = zip(_runs(attention), _runs(ffn), _runs(head or [0] * len(ffn)), strict=True)
+    return [Slice(a, f, h, head=rank == 0) for rank, (a, f, h) in enumerate(runs)]
 
 
 def _runs(sizes: Sequence[int]) -> list[range]:

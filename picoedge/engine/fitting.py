@@ -127,6 +127,7 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
         pack.ffn_shard_cols,
         n_ctx,
         kv_bits,
+        head_shard_rows=pack.head_shard_rows,
         logit_rows=options.logit_rows,
     )
 

@@ -40,6 +40,7 @@ class BoardState:
     model: str = ""
     attention: range | None = None
     ffn: range | None = None
+    vocabulary: range | None = None
     used_bytes: int | None = None
     budget_bytes: int | None = None
     temperature_c: float | None = None
@@ -50,7 +51,7 @@ class BoardState:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = asdict(self)
-        for name in ("attention", "ffn"):
+        for name in ("attention", "ffn", "vocabulary"):
             shards: range | None = values[name]
             values[name] = None if shards is None else [shards.start, shards.stop]
         return values
@@ -105,6 +106,7 @@ def _board(told: Mapping[str, Any]) -> BoardState:
         model=_text(report, "model"),
         attention=_run(report, "attention"),
         ffn=_run(report, "ffn"),
+        vocabulary=_run(report, "vocabulary"),
         used_bytes=_count(report, "rss_bytes"),
         budget_bytes=_count(report, "memory_bytes"),
         temperature_c=_number(report, "temperature_c"),

@@ -15,6 +15,7 @@ class ClusterOptions:
     boards: int | None = None  # so many
     split: tuple[float, ...] = ()  # weights of the boards' shares, this one's first
     allreduce: Literal["star", "exchange"] | None = None
+    split_head: bool = False  # the head may be dealt, so that others see the likely next tokens
     wire: str = "f64"  # how sums travel: "f64" is exact; "f32", "f16", "q8" are smaller
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from picoedge.engine.fitting import Fit
     from picoedge.engine.planning import MemoryPlan
     from picoedge.kernels.api import Kernels
-    from picoedge.model.transformer import Announce, Reduce, Transformer
+    from picoedge.model.lanes import Reduce
+    from picoedge.model.transformer import Announce, GatherLogits, Transformer
     from picoedge.store.holding import Holding
     from picoedge.store.reader import Pack
     from picoedge.store.slices import Slice
@@ -39,6 +40,7 @@ class Ties:
 
     reduce: Reduce
     announce: Announce | None = None
+    gather: GatherLogits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ def open_model(
             kv_bits=options.kv_bits,
             reduce=ties.reduce if ties else None,
             announce=ties.announce if ties else None,
+            gather=ties.gather if ties else None,
             holding=holding,
         )
         adapter = None

@@ -130,6 +130,6 @@ def read_pack(
     from picoedge.text.tokenizer import load_tokenizer
 
     pack = Pack.open(path)
-    pack.check_held(pack.all_shards, head=True, embed=True)  # a slice alone answers nobody
+    pack.check_held(pack.all_shards, embed=True)  # a slice alone answers nobody
     template = ChatTemplate.load(path) if with_template else None
     return pack, load_tokenizer(path), template

@@ -44,7 +44,8 @@ _TYPICAL_PROMPT = 256
 class Load:
     """What is to be run: a slice's shards, `runs` in order of use, and the context's cache.
 
-    `ffn_shard_cols` is the width of one FFN shard; `kv_bits` is 32, 16 or 8.
+    `ffn_shard_cols` is the width of one FFN shard, `head_shard_rows` the height of one of the
+    head; `kv_bits` is 32, 16 or 8.
     """
 
     config: ModelConfig
@@ -53,6 +54,7 @@ class Load:
     ffn_shard_cols: int
     n_ctx: int
     kv_bits: int
+    head_shard_rows: int = 0
     logit_rows: int = 1  # whose logits are held at once
     numpy: bool = False  # the NumPy twin computes, with temporaries of its own
 
@@ -203,13 +205,19 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
     scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
-    logits = 4 * load.logit_rows * config.vocab_size if load.part.head else 0
-    if logits and load.logit_rows > 1:
+    columns = config.vocab_size if load.part.head else _own_columns(load)
+    logits = 4 * load.logit_rows * columns
+    if load.part.head and load.logit_rows > 1:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
     rest = scores + logits + _bound_bytes(load, most)
     if load.numpy:
         return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + rest
     return batch * per_token + rest
+
+
+def _own_columns(load: Load) -> int:
+    """Of the logits, those that a slice computes."""
+    return len(load.part.vocabulary) * load.head_shard_rows
 
 
 def _bound_bytes(load: Load, most: int) -> int:

@@ -1,7 +1,8 @@
 """What a hub asks of a board: its seat in a session, as plain values that are checked.
 
 {"session": "6f0c…", "epoch": 7, "pack": {"id": "9a…", "name": "smollm2-135m"},
- "rank": 1, "seats": [{"key": "…", "name": "desk", "attention": [0, 2], "ffn": [0, 3]}, …],
+ "rank": 1, "seats": [{"key": "…", "name": "desk", "attention": [0, 2], "ffn": [0, 3],
+            "vocabulary": [0, 64]}, …],
  "n_ctx": 4096, "batch": 64, "kv_bits": 16, "allreduce": "star", "wire": "f64", …}
 """
 
@@ -73,6 +74,11 @@ class SessionSpec:
             tuple(rank for rank in ranks if self.seats[rank].part.ffn),
         )
 
+    def head_shards(self) -> tuple[range, ...]:
+        """By rank, the run of head shards; none, where the hub has all of the head."""
+        runs = tuple(seat.part.vocabulary for seat in self.seats)
+        return runs if any(runs[1:]) else ()
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `spec_from_json` reads them."""
         values = dataclasses.asdict(self)
@@ -91,6 +97,7 @@ def _seat_to_json(seat: Seat) -> dict[str, Any]:
         "daemon": seat.daemon,
         "attention": [part.attention.start, part.attention.stop],
         "ffn": [part.ffn.start, part.ffn.stop],
+        "vocabulary": [part.vocabulary.start, part.vocabulary.stop],
     }
 
 
@@ -117,16 +124,20 @@ def spec_from_json(values: object) -> SessionSpec:
     )
     if len({seat.key for seat in spec.seats}) < len(seats):
         raise ProtocolError("two seats of the session have one key")
+    heads = [seat.part.vocabulary for seat in spec.seats]
+    ends = [0, *(run.stop for run in heads)]
+    if [run.start for run in heads] != ends[:-1] or not ends[-1]:
+        raise ProtocolError("head shards of the session that do not follow one another")
     return spec
 
 
 def _seat(values: object, rank: int) -> Seat:
     given = _Given(values, f"seat {rank}")
-    part = Slice(given.run("attention"), given.run("ffn"), head=rank == 0)
+    attention, ffn, words = (given.run(kind) for kind in ("attention", "ffn", "vocabulary"))
     return Seat(
         given.text("key", KEY),
         given.text("name", NAME),
-        part,
+        Slice(attention, ffn, words, head=rank == 0),
         given.text("address", ADDRESS),
         given.text("daemon", ADDRESS),
     )

@@ -23,7 +23,7 @@ from picoedge.engine.team_links import collective_of, links_of, receive_note
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.caller import Caller
-from picoedge.mesh.links import HUB
+from picoedge.mesh.wire import HUB
 
 if TYPE_CHECKING:
     from picoedge.mesh.collective import Collective
@@ -65,10 +65,10 @@ class Team:
             own.ask("pack-offer", {"folder": str(pack.path.absolute())})
             self._spec = spec = self._make_spec(pack, options)
             self._start()
-            self._links = links_of(mesh.context, mesh.identity.keys, spec, pack.config.hidden_size)
+            self._links = links_of(mesh.context, mesh.identity.keys, spec, pack)
             stack.callback(self._links.close)
             self._connect()
-            self.collective: Collective = collective_of(self._links, spec, pack.config)
+            self.collective: Collective = collective_of(self._links, spec, pack)
             self.opened = self._open(pack, options, memory)
             stack.callback(self.opened.model.close)
             self._await_ready()
@@ -170,7 +170,8 @@ class Team:
     def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> Opened:
         memory = min(options.memory_bytes or memory_bytes, memory_bytes)
         own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
-        ties = Ties(self.collective.reduce, self.collective.input)
+        collective = self.collective
+        ties = Ties(collective.begin, collective.input, collective.gather)
         return open_model(pack, own, self._spec.part, self._progress, ties)
 
     def _await_ready(self) -> None:

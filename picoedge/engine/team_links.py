@@ -11,15 +11,15 @@ from picoedge.errors import ProtocolError
 from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import Collective, Rows, Stages
 from picoedge.mesh.exchange import Exchange
-from picoedge.mesh.links import HUB, SPIN_S, Links
+from picoedge.mesh.links import SPIN_S, Links
 from picoedge.mesh.star import Star
-from picoedge.mesh.wire import Header, Kind, pack, unpack
+from picoedge.mesh.wire import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
-    from picoedge.config import ModelConfig
     from picoedge.engine.session_spec import SessionSpec
     from picoedge.mesh.curve import Context
     from picoedge.mesh.keys import KeyPair
+    from picoedge.store.reader import Pack
 
 NOTE_BYTES = 64 << 10
 # Of a board that is there and says nothing, as while its card takes long. Whether it is there and
@@ -27,29 +27,40 @@ NOTE_BYTES = 64 << 10
 PATIENCE_S = 600.0
 
 
-def links_of(context: Context, keys: KeyPair, spec: SessionSpec, hidden: int) -> Links:
+def links_of(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
-    bounds = Rows(spec.batch, hidden).socket_bounds()
+    bounds = _rows(spec, pack).socket_bounds()
     spin_s = 0.0 if is_rationed() else SPIN_S
-    links = Links(context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s)
+    links = Links(
+        context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s, patience_s=PATIENCE_S
+    )
     for rank, seat in enumerate(spec.seats):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
             links.expect(rank, seat.key, seat.name)
     return links
 
 
-def collective_of(links: Links, spec: SessionSpec, config: ModelConfig) -> Collective:
+def collective_of(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
     """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
     member = Exchange if spec.allreduce == "exchange" else Star
+    config, rows = pack.config, pack.head_shard_rows
+    columns = tuple(range(run.start * rows, run.stop * rows) for run in spec.head_shards())
     return member(
         links,
         range(len(spec.seats)),
-        Stages(*spec.contributors(), config.num_hidden_layers),
-        Rows(spec.batch, config.hidden_size),
+        Stages(*spec.contributors(), config.num_hidden_layers, columns),
+        _rows(spec, pack),
         codec_for(spec.wire, config.hidden_size),
         n_ctx=spec.n_ctx,
         patience_s=PATIENCE_S,
     )
+
+
+def _rows(spec: SessionSpec, pack: Pack) -> Rows:
+    from picoedge.model.transformer import LOGIT_ROWS
+
+    columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
+    return Rows(spec.batch, pack.config.hidden_size, (LOGIT_ROWS if columns else 0, columns))
 
 
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 The order comes as one line of JSON on stdin. What the daemon must know goes to stdout, a line
 each: {"port": N} once the hub may connect, {"failed": {...}} for what ended it. It holds the
-board's slice and nothing else: neither embedding nor head, no text, no tokens.
+board's slice and nothing else: no embedding, no text, no tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import zmq
 
 from picoedge.engine.progress_page import ProgressPage, Work
 from picoedge.engine.worker_order import Order
-from picoedge.errors import BoardLostError, ModelError, PicoedgeError
+from picoedge.errors import BoardLostError, ModelError, PicoedgeError, ProtocolError
 from picoedge.mesh.identity import Identity, cluster_folder, load_identity
-from picoedge.mesh.links import HUB
+from picoedge.mesh.wire import HUB
 
 if TYPE_CHECKING:
     from picoedge.engine.opened import Opened
+    from picoedge.engine.session_spec import SessionSpec
     from picoedge.mesh.collective import Collective
     from picoedge.mesh.keys import KeyPair
+    from picoedge.store.reader import Pack
 
 CONNECT_S = 20.0
 
@@ -70,7 +72,8 @@ def take_seat(order: Order, identity: Identity) -> None:
     pack = Pack.open(pull_missing(context, identity.keys, order, page))
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
-    links = links_of(context, identity.keys, spec, pack.config.hidden_size)
+    check_shards(spec, pack)
+    links = links_of(context, identity.keys, spec, pack)
     try:
         port = links.listen(order.host)
         for rank in range(spec.rank + 1, len(spec.seats)):
@@ -78,7 +81,7 @@ def take_seat(order: Order, identity: Identity) -> None:
                 links.connect(rank, spec.seats[rank].address)
         _say({"port": port})
         links.open(CONNECT_S)
-        collective = collective_of(links, spec, pack.config)
+        collective = collective_of(links, spec, pack)
         opened = _load(order, pack, collective, page)
         try:
             send_note(links, HUB, _ready(opened))
@@ -89,6 +92,15 @@ def take_seat(order: Order, identity: Identity) -> None:
         links.close()
         context.destroy(linger=0)
         page.write("ended")
+
+
+def check_shards(spec: SessionSpec, pack: Pack) -> None:
+    """Raises ProtocolError where the session deals other shards than the model has."""
+    last = spec.seats[-1].part.vocabulary.stop
+    runs = [(seat.part.attention, pack.n_attention_shards) for seat in spec.seats]
+    runs += [(seat.part.ffn, pack.n_ffn_shards) for seat in spec.seats]
+    if last != pack.n_head_shards or any(run.stop > count for run, count in runs):
+        raise ProtocolError("a session that deals shards which the model does not have")
 
 
 def pull_missing(
@@ -140,7 +152,8 @@ def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -
     def loaded(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
-    return open_model(pack, options, spec.part, loaded, Ties(collective.reduce))
+    ties = Ties(collective.begin, gather=collective.gather)
+    return open_model(pack, options, spec.part, loaded, ties)
 
 
 def _ready(opened: Opened) -> dict[str, Any]:
@@ -152,11 +165,11 @@ def _follow(opened: Opened, collective: Collective, page: ProgressPage) -> None:
     model, passes, tokens, busy_s, sync_s = opened.model, 0, 0, 0.0, 0.0
     page.write("waiting for work")
     while (given := collective.next_input()) is not None:
-        x, position = given
+        x, position, wanted = given
         passes += 1
         page.write("computing", len(x), passes)
         began, waited_s = time.perf_counter(), collective.usage().wait_s
-        model.follow(x, position)
+        model.follow(x, position, wanted)
         sync_s += collective.usage().wait_s - waited_s  # without the wait for the next input
         busy_s += time.perf_counter() - began
         tokens += len(x)

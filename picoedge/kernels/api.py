@@ -71,7 +71,8 @@ class Attend(Protocol):
 class ProjectSum(Protocol):
     """Bound summed projection; see `Kernels.project_sum`."""
 
-    def __call__(self, n: int) -> None: ...
+    def __call__(self, n: int, first: int = 0) -> None:
+        """Make the sums of tokens first .. n-1; row i of `x` is for token first + i."""
 
 
 class Kernels(Protocol):

@@ -912,7 +912,7 @@ typedef struct {
     int32_t add; /* to what `sums` holds, instead of to zero */
 } project_sum_t;
 
-typedef struct { const project_sum_t *op; int32_t n; } sum_call;
+typedef struct { const project_sum_t *op; int32_t first, n; } sum_call; /* n tokens, to the sums from first on */
 
 static void activate(int activation, const float *gate, const float *up, int width, float *out) {
     const vf one = vf_set1(1.0f), zero = vf_set1(0.0f);
@@ -954,8 +954,9 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
     const int blocks = op->width / BLOCK, shard_blocks = w->cols / BLOCK;
     float result[8 * TILE];
     const int64_t row = from * TILE, end = to * TILE < op->rows ? to * TILE : op->rows;
+    double *sums = op->sums + (int64_t)call->first * op->rows;
     for (int t = 0; t < call->n && !op->add; t++)
-        memset(op->sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
+        memset(sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
     for (int shard = 0; shard < w->count; shard++) {
         for (int64_t tile = from; tile < to; tile++) {
             const tile_t t = tile_at(w, shard, (int)tile);
@@ -964,16 +965,16 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
                 const int group = group_of(call->n - token);
                 products[w->format][group](&t, op->blocks + (int64_t)token * blocks + shard * shard_blocks, blocks, result);
                 for (int j = 0; j < 1 << group; j++, token++)
-                    add_rows(result + j * TILE, rows, op->sums + (int64_t)token * op->rows + tile * TILE);
+                    add_rows(result + j * TILE, rows, sums + (int64_t)token * op->rows + tile * TILE);
             }
         }
     }
 }
 
-API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n) {
-    sum_call call = {op, n};
-    run(pool, leave_task, &call, n);
-    pair_tokens(pool, op->blocks, n, op->width / BLOCK);
+API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n, int32_t first) {
+    sum_call call = {op, first, n - first};
+    run(pool, leave_task, &call, n - first);
+    pair_tokens(pool, op->blocks, n - first, op->width / BLOCK);
     run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 

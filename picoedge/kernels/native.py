@@ -139,7 +139,7 @@ def open_library(path: Path) -> ct.CDLL:
     lib.pe_attend.restype = c_int
     lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
-    lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32]
+    lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     return lib
 
 
@@ -301,9 +301,9 @@ class NativeKernels:
 
         most = len(x)
 
-        def project_sum(n: int, _keep: object = keep) -> None:
-            assert 0 < n <= most, "more tokens than the buffers hold"
-            call(kernels.pool, address, n)
+        def project_sum(n: int, first: int = 0, _keep: object = keep) -> None:
+            assert 0 <= first < n <= most, "more tokens than the buffers hold"
+            call(kernels.pool, address, n, first)
 
         return project_sum
 

@@ -164,19 +164,19 @@ class BoundProjectSum:
     matrix: Summed | PlainSummed | None
     sums: F64
 
-    def __call__(self, n: int) -> None:
-        assert 0 < n <= len(self.x), "more tokens than the buffers hold"
+    def __call__(self, n: int, first: int = 0) -> None:
+        assert 0 <= first < n <= len(self.x), "more tokens than the buffers hold"
         if self.matrix is None:
-            self.sums[:n] = 0
+            self.sums[first:n] = 0
         elif n == 1 and isinstance(self.matrix, Summed):
             self._first_row.run()
             self.team.run_programs(self._programs)
         else:
-            x = self.x[:n]
+            x = self.x[: n - first]
             if self.activation is not None:
                 gate, up = np.split(x, 2, axis=1)
                 x = gated(self.activation, gate, up, np.empty(up.shape, np.float32))
-            self.team.run(self.matrix.jobs(x, self.sums[:n]))
+            self.team.run(self.matrix.jobs(x, self.sums[first:n]))
 
     @cached_property
     def _operand(self) -> Operand:

@@ -7,9 +7,11 @@ answer. Long sums are cut into a share for each board, which is the hub of its o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from picoedge.mesh.adder import Adder
-from picoedge.mesh.collective import F64, flat, pieces
+from picoedge.mesh.collective import F64, Finish, flat, pieces
+from picoedge.mesh.member import Sum
 from picoedge.mesh.shares import are_cut
 from picoedge.mesh.wire import Kind
 
@@ -17,28 +19,27 @@ from picoedge.mesh.wire import Kind
 class Exchange(Adder):
     """A board, hub or worker, that is linked to all others."""
 
-    def reduce(self, sums: F64) -> None:
-        """Replace this board's sums, f64 [n, hidden], by those over all boards.
-
-        After the last FFN only the hub's are of use: nobody else goes on with them.
-        """
-        contributors = self._stages.contributors(self._stage)
+    def begin(self, sums: F64) -> Finish:
+        """See `Collective.begin`."""
+        made = self._next_sum(sums)
+        contributors = self._stages.contributors(made.stage)
         if are_cut(sums.size, len(contributors)):
-            self._add_up(sums, contributors)
-        else:
-            self._exchange(sums, contributors)
+            return self._begin_shares(made, contributors)
+        self._send_to_all(made, contributors)
+        return partial(self._add_all, made, contributors)
 
-    def _exchange(self, sums: F64, contributors: Sequence[int]) -> None:
-        stage, codec = self._next_stage(), self._codecs.part
-        values, all_pieces = flat(sums), pieces(slice(0, sums.size))
-        headers = [self._header(Kind.SUM_PART, len(sums), piece.start) for piece in all_pieces]
-        if self._rank in contributors:
-            takers = self._stages.takers(stage, self._others)
-            for piece, header in zip(all_pieces, headers, strict=True):
-                self._encode(values[piece], codec)
-                self._send(takers, header)
-        if self._stages.takers(stage, (self._rank,)):
-            others = [rank for rank in contributors if rank != self._rank]
-            for piece, header in zip(all_pieces, headers, strict=True):
-                self._add(contributors, self._receive(others, header), values[piece])
-        self._count()
+    def _send_to_all(self, made: Sum, contributors: Sequence[int]) -> None:
+        if self._rank not in contributors:
+            return
+        values, takers = flat(made.values), self._stages.takers(made.stage, self._others)
+        for piece in pieces(slice(0, values.size)):
+            self._encode(values[piece], self._codecs.part)
+            self._send(takers, self._header_of(made, Kind.SUM_PART, piece))
+
+    def _add_all(self, made: Sum, contributors: Sequence[int]) -> None:
+        if not self._stages.takers(made.stage, (self._rank,)):
+            return
+        values, others = flat(made.values), [r for r in contributors if r != self._rank]
+        for piece in pieces(slice(0, values.size)):
+            header = self._header_of(made, Kind.SUM_PART, piece)
+            self._add(contributors, self._receive(others, header), values[piece])

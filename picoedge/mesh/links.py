@@ -1,8 +1,7 @@
-"""The data sockets of one session: a link to each board it exchanges sums with.
+"""What a board of a session sends to the others and receives from them, message by message.
 
-A board that listens has one ROUTER; boards of lower rank connect a DEALER each. Both ends prove
-their keys, and say their rank and the session's epoch before anything else. A link that is lost
-stays lost: the session ends, and the next one has other links. One thread uses them.
+A link that is lost stays lost: the session ends, and the next one has other links. One thread uses
+them. How they come about is in meeting.py, how a message travels in stream.py.
 """
 
 from __future__ import annotations
@@ -11,60 +10,33 @@ import time
 from collections import deque
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.mesh import curve
-from picoedge.mesh.monitors import LinkMonitor
-from picoedge.mesh.waiting import Callback, Items, Waiter, closed
-from picoedge.mesh.wire import HEADER, Header, Kind, pack, unpack
+from picoedge.mesh.losses import BoardFaultError, Losses
+from picoedge.mesh.meeting import Meeting
+from picoedge.mesh.stream import Stream, StreamEnded
+from picoedge.mesh.waiting import Callback, Items, Waiter
+from picoedge.mesh.wire import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack
 
 if TYPE_CHECKING:
-    from picoedge.mesh.curve import Context, Socket
+    from picoedge.mesh.curve import Bounds, Context
     from picoedge.mesh.keys import KeyPair
 
 Bytes = bytes | bytearray | memoryview
 Received = tuple[int, bytes, memoryview]  # rank, header, buffer
 
-HUB = 0
-NOW = zmq.NOBLOCK
-MORE_NOW = zmq.NOBLOCK | zmq.SNDMORE
 SPIN_S = 500e-6
-SEND_STEP_MS = 2  # a full pipe is tried again after that: it has no event of its own
 PATIENCE_S = 30.0
-FAREWELL_MS = 500
-# Of the kernel: what waits there delays the heartbeats behind it.
-SEND_BUFFER = 512 << 10
-# A message is one frame, as each is encrypted for itself: the header, filled up so that the numbers
-# behind it are aligned, then the buffer.
-PREFIX_BYTES = 32
-PADDING = bytes(PREFIX_BYTES - HEADER.size)
-
-
-class BoardFaultError(BoardLostError, ProtocolError):
-    """A board of the session sent what makes no sense: it is lost to the session."""
-
-
-@dataclass(eq=False)
-class Peer:
-    """A board at the other end. `socket` is None until it is known how to reach it."""
-
-    rank: int
-    key: str
-    name: str
-    socket: Socket | None = None
-    routing_id: bytes = b""  # on our ROUTER; empty for a board we connected to
-    ready: bool = False
-    early: deque[tuple[bytes, memoryview]] = field(default_factory=deque)
 
 
 class Links:
-    """What a board of rank `rank` sends to and receives from the other boards of a session.
+    """The links of the board of rank `rank`.
 
-    `bounds` are what a socket takes; `spin_s` is how long a receiver asks without sleeping.
+    `bounds` are the bytes of a message, and how many may wait here before they are due; `spin_s`
+    is how long a receiver asks without sleeping, `patience_s` how long a board may take nothing.
     Methods raise BoardLostError where a board is gone, BoardFaultError where it misbehaves.
     """
 
@@ -74,123 +46,47 @@ class Links:
         keys: KeyPair,
         rank: int,
         epoch: int,
-        bounds: curve.Bounds,
+        bounds: Bounds,
         *,
         spin_s: float = SPIN_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.rank, self.epoch = rank, epoch
-        self._context, self._keys, self._bounds = context, keys, bounds
-        self._peers: dict[int, Peer] = {}
-        self._by_key: dict[str, Peer] = {}
-        self._dialled: dict[Socket, Peer] = {}
-        self._router: Socket | None = None
-        self._gate: curve.Gate | None = None
-        self._monitors: list[LinkMonitor] = []
-        self._waiter = Waiter(spin_s)
+        self._bounds, self._patience_s = bounds, patience_s
+        self._waiter, self._losses = Waiter(spin_s), Losses(rank)
+        self._meeting = Meeting(
+            context, keys, rank, epoch, bounds.frame_bytes, self._waiter, self._losses
+        )
+        self._streams = self._meeting.streams
+        self._early: dict[int, deque[bytes]] = {}
         self._closed = False
-        self._gone: dict[int, str] = {}  # why, by rank
         self.bytes_sent = self.bytes_received = 0
 
     # -- coming together -----------------------------------------------------------------------
 
     def expect(self, rank: int, key: str, name: str) -> None:
         """Let the board with this public key in as `rank`; `name` is for people."""
-        assert rank not in (self.rank, *self._peers)
-        assert key not in self._by_key
-        self._peers[rank] = self._by_key[key] = Peer(rank, key, name)
+        self._meeting.expect(rank, key)
+        self._losses.names[rank], self._early[rank] = name, deque()
 
-    def also(self, socket: Socket, callback: Callback) -> None:
+    def also(self, socket: zmq.Socket[bytes], callback: Callback) -> None:
         """Poll another socket in every wait; the callback empties it, and may raise."""
         self._waiter.watch(socket, callback)
 
     def listen(self, host: str) -> int:
         """Take connections of the boards expected; gives the port. Raises MeshError."""
-        assert self._router is None
-        self._gate = curve.Gate(self._context, self._admits)
-        self._waiter.watch(self._gate.socket, self._gate.answer)
-        self._router = socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        curve.serve(socket, self._keys, self._bounds)
-        self._prepare(socket, LinkMonitor(socket, self._lost))
-        try:
-            socket.bind(f"tcp://{_bracketed(host)}:*")
-        except zmq.ZMQError as error:
-            raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
-        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-
-    def _admits(self, key: str) -> bool:
-        peer = self._by_key.get(key)
-        return peer is not None and peer.socket is None
+        return self._meeting.listen(host)
 
     def connect(self, rank: int, address: str) -> None:
         """Connect to the listening board of that rank, expected before; address is HOST:PORT."""
-        peer = self._peers[rank]
-        host, _, port = address.rpartition(":")
-        peer.socket = socket = self._context.socket(zmq.DEALER)
-        self._dialled[socket] = peer
-        curve.dial(socket, self._keys, peer.key, self._bounds)
-        socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._prepare(socket, LinkMonitor(socket, self._lost, rank))
-        try:
-            socket.connect(f"tcp://{_bracketed(host)}:{port}")
-        except zmq.ZMQError as error:
-            raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
-        self._hello(peer)
-
-    def _prepare(self, socket: Socket, monitor: LinkMonitor) -> None:
-        socket.setsockopt(zmq.SNDBUF, SEND_BUFFER)
-        self._monitors.append(monitor)
-        self._waiter.watch(monitor.socket, monitor.look)
+        self._meeting.connect(rank, address)
 
     def open(self, timeout_s: float) -> None:
         """Return once every board expected is here and has said who it is; then nobody gets in.
 
         Raises BoardLostError naming one that is not there in time.
         """
-        deadline = time.monotonic() + timeout_s
-        while missing := [peer for peer in self._peers.values() if not peer.ready]:
-            names = ", ".join(peer.name for peer in missing)
-            if self._ready(self._peers, deadline) is None:
-                raise BoardLostError(
-                    f"{names} did not join the session within {timeout_s:g} s",
-                    "is it on, and do the boards reach each other?",
-                    board=missing[0].name,
-                )
-            self._read_hello()
-        self._close_door()
-
-    def _read_hello(self) -> None:
-        for source, _ in self._asked(self._peers):
-            while source.poll(0):
-                message = self._read(source)
-                peer = self._peers[message[0]]
-                if peer.ready:  # quicker than the others: it is through, and has begun
-                    self._keep_early(message)
-                else:
-                    self._greet(peer, message[1])
-
-    def _greet(self, peer: Peer, raw: bytes) -> None:
-        hello = self._header(peer, raw)
-        if hello != Header(Kind.HELLO, self.epoch, extra=peer.rank):
-            raise self.fault(peer.rank, f"began with {hello}, in epoch {self.epoch}")
-        peer.ready = True
-        if peer.routing_id:
-            self._hello(peer)
-
-    def _header(self, peer: Peer, raw: bytes) -> Header:
-        try:
-            return unpack(raw)
-        except ProtocolError as error:
-            raise self.fault(peer.rank, f"sent {error.message}") from None
-
-    def _hello(self, peer: Peer) -> None:
-        self.send(peer.rank, pack(Header(Kind.HELLO, self.epoch, extra=self.rank)))
-
-    def _close_door(self) -> None:
-        """From now on libzmq refuses whoever knocks. (To unbind would end the links we have.)"""
-        if self._gate is not None:
-            self._waiter.unwatch(self._gate.socket)
-            self._gate.close()
+        self._meeting.open(timeout_s)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -199,153 +95,118 @@ class Links:
         self.send_whole(rank, b"".join((header, PADDING, body)))
 
     def send_whole(self, rank: int, message: Bytes) -> None:
-        """Send a prefix and a buffer in one piece; it is copied, so it may be changed at once."""
-        peer = self._peers[rank]
-        give_up = 0.0
-        while True:
-            try:
-                self._put(peer, message)
-                return
-            except zmq.ZMQError as error:
-                give_up = give_up or time.monotonic() + PATIENCE_S
-                self._judge_sending(peer, error, give_up)
-
-    def _put(self, peer: Peer, message: Bytes) -> None:
-        send = peer.socket.send  # type: ignore[union-attr]  # the links are open
-        if peer.routing_id:
-            send(peer.routing_id, MORE_NOW)
-        send(message, NOW)
+        """Send a prefix and a buffer in one piece; it may be changed at once."""
+        stream = self._streams.get(rank)
+        try:
+            if stream is not None and not stream.send(message):
+                self._push(rank, stream)
+        except StreamEnded as error:
+            self._end(rank, str(error))
+        if rank not in self._streams:
+            raise self._losses.of((rank,)) or _closed()
         self.bytes_sent += len(message)
 
-    def _judge_sending(self, peer: Peer, error: zmq.ZMQError, give_up: float) -> None:
-        """Wait a little where its pipe is full; raise where the board is gone."""
-        if error.errno == zmq.EHOSTUNREACH:
-            self._lost(peer.rank, "its connection ended")
-        elif error.errno != zmq.EAGAIN:
-            raise closed(error) from None
-        elif time.monotonic() >= give_up:
-            self._lost(peer.rank, f"it took nothing for {PATIENCE_S:g} s")
-        self._waiter.look(SEND_STEP_MS)
-        if lost := self._lost_of((peer.rank,)):
-            raise lost from None
+    def _push(self, rank: int, stream: Stream) -> None:
+        """Send the rest once there is room. Who sends to us meanwhile may wait for just that."""
+
+        def pushed() -> bool | None:
+            self._take_early()
+            return (rank in self._streams and stream.flush()) or None
+
+        def items() -> Items:
+            both = zmq.POLLIN | zmq.POLLOUT
+            return [(s, both if s is stream else zmq.POLLIN) for s in self._streams.values()]
+
+        deadline = time.monotonic() + self._patience_s
+        if self._waiter.wait(pushed, items, deadline, lambda: self._losses.of((rank,))) is None:
+            self._end(rank, f"it took nothing for {self._patience_s:g} s")
 
     def bye(self) -> None:
-        """Tell every board that the session is over; closing waits a moment for it to go out."""
+        """Tell every board that the session is over."""
         goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank)) + PADDING
-        for peer in self._peers.values():
-            if peer.ready and peer.socket is not None and not peer.socket.closed:
-                peer.socket.linger = FAREWELL_MS
-                with suppress(zmq.ZMQError):  # who is gone, or takes nothing, is not told
-                    self._put(peer, goodbye)
+        for stream in self._streams.values():
+            with suppress(StreamEnded):  # who is gone, or takes nothing, is not told
+                if stream.flush():
+                    stream.send(goodbye)
+                    self.bytes_sent += len(goodbye)
 
     # -- receiving -----------------------------------------------------------------------------
 
     def receive(self, ranks: Collection[int], timeout_s: float | None = PATIENCE_S) -> Received:
         """The next message of one of these boards: its rank, its header's bytes and its buffer.
 
-        Without a time limit it waits for ever. What other boards sent meanwhile is kept.
+        Without a time limit it waits for ever.
         """
-        for rank in ranks:
-            if self._peers[rank].early:
-                return rank, *self._peers[rank].early.popleft()
+        if self._closed:
+            raise _closed()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            source = self._ready(ranks, deadline)
-            if source is None:
-                name = ", ".join(self.name(rank) for rank in ranks)
-                silent = self.name(next(iter(ranks)))
-                raise BoardLostError(f"{name} sent nothing for {timeout_s:g} s", board=silent)
-            try:
-                message = self._read(source)
-            except zmq.ZMQError as error:
-                raise closed(error) from None
-            if message[0] in ranks:
-                return message
-            self._keep_early(message)
-
-    def _ready(self, ranks: Collection[int], deadline: float | None) -> Socket | None:
-        if self._closed:  # such sockets look like file descriptors to zmq_poll
-            raise MeshError("the session's links are closed")
-        return self._waiter.ready(self._asked(ranks), deadline, lambda: self._lost_of(ranks))
-
-    def _asked(self, ranks: Collection[int]) -> Items:
-        """What to poll for messages of these boards."""
-        sockets = [self._peers[rank].socket or self._router for rank in ranks]
-        return [(socket, zmq.POLLIN) for socket in dict.fromkeys(sockets) if socket is not None]
-
-    def _read(self, source: Socket) -> Received:
-        """One message, all of which is there. Raises BoardFaultError where it has other parts."""
-        routing_id = source.recv(NOW) if source is self._router else b""
-        frame = source.recv(NOW, copy=False)
-        peer = self._sender(source, routing_id, frame)
-        parts = 1
-        while frame.more:
-            parts, frame = parts + 1, source.recv(NOW, copy=False)
-        message = frame.buffer
-        if parts > 1 or message[HEADER.size : PREFIX_BYTES] != PADDING:
-            raise self.fault(peer.rank, f"sent {parts} frames, the last of {len(message)} bytes")
+        found = self._waiter.wait(
+            lambda: self._take(ranks),
+            lambda: [(self._streams[r], zmq.POLLIN) for r in ranks if r in self._streams],
+            deadline,
+            lambda: self._losses.of(ranks),
+        )
+        if found is None:
+            names = [self.name(rank) for rank in ranks]
+            raise BoardLostError(
+                f"{', '.join(names)} sent nothing for {timeout_s:g} s", board=names[0]
+            )
+        rank, message = found
+        if message[HEADER.size : PREFIX_BYTES] != PADDING:
+            raise self.fault(rank, f"sent {len(message)} bytes that are no message")
         self.bytes_received += len(message)
-        return peer.rank, bytes(message[: HEADER.size]), message[PREFIX_BYTES:]
+        return rank, message[: HEADER.size], memoryview(message)[PREFIX_BYTES:]
 
-    def _sender(self, source: Socket, routing_id: bytes, frame: zmq.Frame) -> Peer:
-        """Who proved the key of the connection; a routing id anybody can choose."""
-        if source is not self._router:
-            return self._dialled[source]
-        peer = self._by_key[curve.sender_of(frame)]
-        if not peer.routing_id:
-            peer.routing_id, peer.socket = routing_id, source
-            self._monitors[0].bind(int(frame.get(zmq.SRCFD)), peer.rank)
-        if peer.routing_id != routing_id:
-            raise self.fault(peer.rank, "connected twice")
-        return peer
+    def _take(self, ranks: Collection[int]) -> tuple[int, bytes] | None:
+        for rank in ranks:
+            if early := self._early[rank]:
+                return rank, early.popleft()
+            if (message := self._next(rank)) is not None:
+                return rank, message
+        return None
 
-    def _keep_early(self, message: Received) -> None:
-        early = self._peers[message[0]].early
-        if len(early) >= 2 * self._bounds.messages:
-            raise self.fault(message[0], f"sent {len(early)} messages before their time")
-        early.append(message[1:])
+    def _take_early(self) -> None:
+        """Make room for what others send, though it is not due."""
+        for rank, early in self._early.items():
+            while (message := self._next(rank)) is not None:
+                early.append(message)
+                if len(early) > 2 * self._bounds.messages:
+                    raise self.fault(rank, f"sent {len(early)} messages before their time")
+
+    def _next(self, rank: int) -> bytes | None:
+        """The next message on a stream; none where it has ended, which is noted."""
+        stream = self._streams.get(rank)
+        try:
+            return stream.take() if stream is not None else None
+        except StreamEnded as error:
+            self._end(rank, str(error))
+        except ProtocolError as error:
+            raise self.fault(rank, f"sent {error.message}") from None
+        return None
 
     # -- trouble -------------------------------------------------------------------------------
 
     def name(self, rank: int) -> str:
         """What people call the board of that rank."""
-        return self._peers[rank].name
+        return self._losses.names[rank]
 
     def fault(self, rank: int, what: str) -> BoardFaultError:
         """The error that says a board misbehaves, to be raised."""
-        name = self.name(rank)
-        return BoardFaultError(
-            f"{name} {what}", "update picoedge there; if that is not it, revoke its key", board=name
-        )
+        return self._losses.fault(rank, what)
 
-    def _lost(self, rank: int, why: str) -> None:
-        self._gone.setdefault(rank, why)
-
-    def _lost_of(self, ranks: Collection[int]) -> BoardLostError | None:
-        """The error where a lost board matters to one that waits for these ranks.
-
-        The hub minds any, everybody minds the hub. Of the rest, the hub will say what becomes.
-        """
-        for rank, why in self._gone.items():
-            if rank in ranks or HUB in (rank, self.rank):
-                name = self.name(rank)
-                return BoardLostError(f"{name} is lost: {why}", board=name)
-        return None
+    def _end(self, rank: int, why: str) -> None:
+        if stream := self._streams.pop(rank, None):
+            stream.close()
+        self._losses.add(rank, why)
 
     def close(self) -> None:
         """Let all connections go. Idempotent."""
         self._closed = True
-        for monitor in self._monitors:
-            monitor.close()
-        for peer in self._peers.values():
-            if peer.socket is not None:
-                peer.socket.close()
-        if self._router is not None:
-            self._router.close()
-        if self._gate is not None:
-            self._gate.close()
+        while self._streams:
+            self._streams.popitem()[1].close()
+        self._meeting.close()
 
 
-def _bracketed(host: str) -> str:
-    """IPv6 addresses are written in brackets, also where the user did not."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+def _closed() -> MeshError:
+    """What is said where links are used that are let go."""
+    return MeshError("the session's links are closed")

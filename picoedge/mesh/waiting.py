@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
@@ -15,18 +15,19 @@ from picoedge.errors import MeshError
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Socket
 
+T = TypeVar("T")
 Callback = Callable[[], None]
 Trouble = Callable[[], MeshError | None]
-Items = Sequence[tuple[Any, int]]  # sockets, and what is asked of them
+Items = Sequence[tuple[Any, int]]  # sockets or files, and what is asked of them
 
 LOOK_S = 0.1  # how often reports are looked at while messages never stop coming
 
 
 class Waiter:
-    """Waits for any of some sockets, and calls back for others that are watched meanwhile.
+    """Waits until something is there, and calls back for sockets that are watched meanwhile.
 
     For `spin_s` it asks without sleeping: to be woken costs more than most sums take to come.
-    Between two questions it yields its core to whoever has work there, libzmq's thread above all.
+    Between two questions it yields its core to whoever has work there.
     """
 
     def __init__(self, spin_s: float) -> None:
@@ -42,61 +43,62 @@ class Waiter:
         """Poll it no more."""
         self._watched.pop(socket, None)
 
-    def ready(self, asked: Items, deadline: float | None, trouble: Trouble) -> Socket | None:
-        """The first socket with a message; None at the deadline (by time.monotonic).
+    def wait(
+        self,
+        attempt: Callable[[], T | None],
+        items: Callable[[], Items],
+        deadline: float | None,
+        trouble: Trouble,
+    ) -> T | None:
+        """What `attempt` finds; None where it is the deadline (by time.monotonic) and it has not.
 
-        Where there is no message and `trouble` knows an error, that is raised.
+        `items` are the files that tell when it may. Where it finds nothing and `trouble` knows an
+        error, that is raised.
         """
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_S
-            self.look(0)
+            self._call(_poll(self._items(), 0))
         spin_until = now + self._spin_s
-        while True:
-            if ready := _poll(asked, 0):
-                first: Socket = ready[0][0]
-                return first
+        while (found := attempt()) is None:
             if time.monotonic() >= spin_until:
-                return self._sleep(asked, deadline, trouble)
+                return self._sleep(attempt, items, deadline, trouble)
             os.sched_yield()
+        return found
 
-    def _sleep(self, asked: Items, deadline: float | None, trouble: Trouble) -> Socket | None:
-        sources: list[Socket] = [socket for socket, _ in asked]
+    def _sleep(
+        self,
+        attempt: Callable[[], T | None],
+        items: Callable[[], Items],
+        deadline: float | None,
+        trouble: Trouble,
+    ) -> T | None:
         while True:
             error = trouble()
-            if error is not None and not _poll(asked, 0):  # all it sent before has been taken
+            found = attempt()  # what was sent before the trouble counts
+            if found is not None:
+                return found
+            if (error := error or trouble()) is not None:
                 raise error
             wait_ms = -1 if deadline is None else _milliseconds(deadline - time.monotonic())
-            ready: list[Socket] = [s for s, _ in _poll([*asked, *self._items()], wait_ms)]
-            if ready and ready[0] in sources:
-                return ready[0]
-            if not ready and wait_ms == 0:
+            if wait_ms == 0:
                 return None
-            self._call(ready)
-
-    def look(self, wait_ms: int) -> None:
-        """Hear what is reported, waiting at most that long for it."""
-        self._call([socket for socket, _ in _poll(self._items(), wait_ms)])
+            self._call(_poll([*items(), *self._items()], wait_ms))
 
     def _items(self) -> Items:
         return [(socket, zmq.POLLIN) for socket in self._watched]
 
-    def _call(self, ready: list[Socket]) -> None:
-        for socket in ready:
+    def _call(self, ready: Items) -> None:
+        for socket, _ in ready:
             if callback := self._watched.get(socket):
                 callback()
-
-
-def closed(error: zmq.ZMQError) -> MeshError:
-    """What is said where sockets are closed while somebody waits."""
-    return MeshError(f"the session's links are closed: {error.strerror}")
 
 
 def _poll(items: Items, wait_ms: int) -> Items:
     try:
         return zmq.zmq_poll(items, wait_ms)
     except zmq.ZMQError as error:
-        raise closed(error) from None
+        raise MeshError(f"the session's links are closed: {error.strerror}") from None
 
 
 def _milliseconds(seconds: float) -> int:

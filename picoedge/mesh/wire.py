@@ -24,6 +24,11 @@ MAGIC = b"PE"
 VERSION = 1
 DIMENSIONS = 3
 U32 = (1 << 32) - 1
+# A message of a session is a header, filled up so that the numbers behind it are aligned, and the
+# buffer.
+PREFIX_BYTES = 32
+PADDING = bytes(PREFIX_BYTES - HEADER.size)
+HUB = 0  # the rank of the board where the text was typed
 
 CONTROL_BYTES = 1 << 20
 CONTROL_DEPTH = 16  # objects and arrays inside each other
@@ -43,6 +48,9 @@ class Kind(IntEnum):
     SHARD = 5  # a piece of a shard
     BYE = 6  # the session is over
     HELLO = 7  # the first message either way over a link; extra: the sender's rank
+    INPUT_LAST = 8  # as INPUT, and logits of its last row are wanted
+    INPUT_ALL = 9  # as INPUT, and logits of all its rows are wanted
+    LOGITS = 10  # some of a row's, to the hub; extra: the row's first value, and the first of these
 
 
 class Dtype(IntEnum):

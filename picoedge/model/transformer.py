@@ -1,8 +1,10 @@
 """The forward pass of one slice of a model, in the order things happen.
 
-The file knows no network: what ties slices together is two callables. `announce` is given the
+The file knows no network: what ties slices together is three callables. `announce` is given the
 embedded tokens of each chunk, for slices that have no embedding to run; `reduce` is given the f64
-sums of this slice and leaves in their place the sums of all. On one board there are none.
+sums of this slice and has the sums of all put in their place; `gather` is given the logits of this
+slice's part of the vocabulary, and where they go out puts the others' beside them. On one board
+there are none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import numpy.typing as npt
 
 from picoedge.errors import ContextError, ModelError, StorageError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.rope import rope_tables
+from picoedge.model.workspace import Workspace
 from picoedge.store.holding import Held, Holding, Mapped
 from picoedge.store.slices import Slice
 
@@ -24,9 +28,8 @@ if TYPE_CHECKING:
     from picoedge.store.reader import Pack
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Reduce = Callable[[F64], None]
-Announce = Callable[[F32, int], None]
+Announce = Callable[[F32, int, int], None]
+GatherLogits = Callable[[F32], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
 NOTHING = Held(range(0), {})  # of a slice without shards of a kind
@@ -34,36 +37,32 @@ NOTHING = Held(range(0), {})  # of a slice without shards of a kind
 
 @dataclass(frozen=True, eq=False)
 class AttentionRun:
-    """The bound kernels of a run of attention shards, and what is done around their use."""
+    """The bound kernels of a run of attention shards."""
 
     held: Held
     project_qkv: Project
     attend: Attend
     project_attention: ProjectSum
 
-    def __call__(self, n: int, position: int) -> None:
-        """Add what these shards make of n tokens from `position` to the sums."""
-        self.held.acquire()
-        self.project_qkv(n, 0)
-        self.attend(n, position)
-        self.project_attention(n)
-        self.held.release()
+    def __call__(self, lane: Lane) -> None:
+        """Add what these shards make of some tokens to their sums."""
+        self.project_qkv(lane.end, lane.first)
+        self.attend(lane.n, lane.position)
+        self.project_attention(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)
 class FfnRun:
-    """The bound kernels of a run of FFN shards, and what is done around their use."""
+    """The bound kernels of a run of FFN shards."""
 
     held: Held
     project_gate_up: Project
     project_down: ProjectSum
 
-    def __call__(self, n: int) -> None:
-        """Add what these shards make of n tokens to the sums."""
-        self.held.acquire()
-        self.project_gate_up(n, 0)
-        self.project_down(n)
-        self.held.release()
+    def __call__(self, lane: Lane) -> None:
+        """Add what these shards make of some tokens to their sums."""
+        self.project_gate_up(lane.end, lane.first)
+        self.project_down(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,50 +87,17 @@ class Layer:
     ffn: Sequence[FfnRun]
 
 
-class Workspace:
-    """Activations of one chunk of tokens, shared by all layers and by the runs of one layer.
-
-    `qkv`, `attention` and `ffn` are the widths of the widest run.
-    """
-
-    def __init__(self, batch: int, hidden: int, qkv: int, attention: int, ffn: int) -> None:
-        self.x = np.zeros((batch, hidden), np.float32)  # residual stream
-        self.sums = np.zeros((batch, hidden), np.float64)  # of the last sublayer, not yet in x
-        self._qkv = np.zeros(batch * qkv, np.float32)
-        self._attention = np.zeros(batch * attention, np.float32)
-        self._gate_up = np.zeros(batch * 2 * ffn, np.float32)
-
-    def qkv(self, width: int) -> F32:
-        """Queries, keys and values of a run, [N, width]."""
-        return _rows(self._qkv, len(self.x), width)
-
-    def attention(self, width: int) -> F32:
-        """What a run's heads attended to, [N, width]."""
-        return _rows(self._attention, len(self.x), width)
-
-    def gate_up(self, width: int) -> F32:
-        """A run's gate beside its up, [N, 2 * width]."""
-        return _rows(self._gate_up, len(self.x), 2 * width)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        arrays = (self.x, self.sums, self._qkv, self._attention, self._gate_up)
-        return sum(a.nbytes for a in arrays)
-
-
-def _rows(buffer: F32, count: int, width: int) -> F32:
-    return buffer[: count * width].reshape(count, width)
-
-
 class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
     `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
-    of the chunk, f64 [n, hidden], to be replaced by the sums over all slices; before that
-    `announce` is called with its input, f32 [n, hidden], and its position. `holding` is where
-    the weights are: without one, `part` of the pack (or all of it) is mapped. `kv_bits` (16 or
-    8) is for the cache of quantized weights; f32 weights have a cache in f32.
+    of each lane, f64 [n, hidden], to be replaced by the sums over all slices when what it gives is
+    called, at the latest; before that `announce` is called with the chunk's input, f32 [n, hidden],
+    its position, and of how many of its last tokens logits are wanted: none, one or all. After it
+    `gather` is called with these, f32 [n, columns]: all of the vocabulary where the slice has the
+    head, else its own part. `holding` is where the weights are: without one, `part` of the pack (or
+    all of it) is mapped. `kv_bits` (16 or 8) is for the cache of quantized weights; f32 weights
+    have a cache in f32.
     """
 
     boards = 1
@@ -146,19 +112,20 @@ class Transformer:
         kv_bits: int = 16,
         reduce: Reduce | None = None,
         announce: Announce | None = None,
+        gather: GatherLogits | None = None,
         part: Slice | None = None,
         holding: Holding | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or Mapped(pack, part)
-        self._pack, self._reduce, self._announce, self._kv_bits = pack, reduce, announce, kv_bits
+        self._reduce, self._announce, self._gather = reduce, announce, gather
+        self._pack, self._kv_bits = pack, kv_bits
         self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
         self._embedding = self.holding.embedding() if self.holding.part.head else None
-        rows = sum(held.weights["head"].total_rows for held in self._head)
-        self._logits = np.zeros((1, rows), np.float32)
+        self._logits = np.zeros((1, len(self._columns)), np.float32)
         self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
         self.bind()
 
@@ -174,8 +141,11 @@ class Transformer:
         self._layers, self._project_head = [], []
 
     @property
-    def _head(self) -> Sequence[Held]:
-        return self.holding.runs("head", self.config.num_hidden_layers)
+    def _columns(self) -> range:
+        """The rows of the vocabulary that this slice has logits of."""
+        part, rows = self.holding.part, self._pack.head_shard_rows
+        shards = range(self._pack.n_head_shards) if part.head else part.vocabulary
+        return range(shards.start * rows, shards.stop * rows)
 
     def _shape(self, layer: int, groups: int) -> AttentionShape:
         config = self.config
@@ -273,46 +243,56 @@ class Transformer:
         )
 
     def _bind_head(self, out: F32) -> list[HeadRun]:
-        if not self._head:
+        layers = self.config.num_hidden_layers
+        own = self.holding.runs("head", layers)
+        if not own:
             return []
-        last = self.config.num_hidden_layers - 1
-        post_norm = self._pack.norms(last).get("post_ffn_norm")
+        post_norm = self._pack.norms(layers - 1).get("post_ffn_norm")
         source = self._residual(self._pack.final_norm, post_norm)
-        runs, column = [], 0
-        for held in self._head:
+        runs: list[HeadRun] = []
+        for held in own:
             head = held.weights["head"]
-            columns = out[:, column : column + head.total_rows]
-            project = self.kernels.project(source, [head], [None], columns, again=column > 0)
+            first = held.shards.start * self._pack.head_shard_rows - self._columns.start
+            columns = out[:, first : first + head.total_rows]
+            project = self.kernels.project(source, [head], [None], columns, again=bool(runs))
             runs.append(HeadRun(held, project))
-            column += head.total_rows
         return runs
 
     # -- running -------------------------------------------------------------------------------
 
-    def _run_tokens(self, tokens: Sequence[int], position: int) -> None:
+    def _run_tokens(self, tokens: Sequence[int], position: int, wanted: int) -> None:
         assert self._embedding is not None, "a slice without an embedding is given its input"
         x = self._space.x[: len(tokens)]
         self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
         if self._announce is not None:
-            self._announce(x, position)
+            self._announce(x, position, wanted)
         self._run_layers(len(tokens), position)
 
     def _run_layers(self, n: int, position: int) -> None:
         """Leaves x without, and sums with, what the last layer's FFN adds."""
         if not self._layers:
             raise StorageError("the weights could not be read again", "open the model again")
-        reduce, sums = self._reduce, self._space.sums[:n]
+        lanes = lanes_of(n, position, tied=self._reduce is not None)
         for layer in self._layers:
-            for attention in layer.attention:
-                attention(n, position)
-            if reduce is not None:
-                reduce(sums)
-            for ffn in layer.ffn:
-                ffn(n)
-            if reduce is not None:
-                reduce(sums)
+            self._run_stage(layer.attention, lanes)
+            self._run_stage(layer.ffn, lanes)
+        for lane in lanes:
+            lane.finish()
+
+    def _run_stage(
+        self, runs: Sequence[AttentionRun] | Sequence[FfnRun], lanes: list[Lane]
+    ) -> None:
+        """Each lane is computed once its last sums are there, while the other's may travel."""
+        for run in runs:
+            run.held.acquire()
+            for lane in lanes:
+                lane.finish()
+                run(lane)
+                if run is runs[-1] and self._reduce is not None:
+                    lane.begin(self._reduce, self._space.sums)
+            run.held.release()
 
     def _chunks(self, tokens: Sequence[int], position: int) -> Iterator[tuple[Sequence[int], int]]:
         if not tokens or position < 0 or position + len(tokens) > self.n_ctx:
@@ -335,43 +315,61 @@ class Transformer:
         The tokens are put at position, position + 1, …; what the cache holds before them is
         used, what it holds after is forgotten. Raises ContextError beyond the context.
         """
-        n = 0
+        n, end = 0, position + len(tokens)
         for chunk, at in self._chunks(tokens, position):
-            self._run_tokens(chunk, at)
             n = len(chunk)
+            self._run_tokens(chunk, at, wanted=1 if at + n == end else 0)
         self._run_head(n)  # apart: no local name of it may hold the weights when they change hands
         if self.after_forward is not None:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
-    def follow(self, x: F32, position: int) -> None:
-        """Run the layers of this slice on another's announced input, f32 [n, hidden], n <= batch.
+    def follow(self, x: F32, position: int, wanted: int = 0) -> None:
+        """Run this slice on another's announced input, f32 [n, hidden], n <= batch.
 
-        What comes of it is in the sums that `reduce` was given.
+        What comes of it is in the sums that `reduce` was given, and in the logits of `gather`.
         """
         n = len(x)
         if not 0 < n <= self.batch or not 0 <= position <= self.n_ctx - n:
             raise ContextError(f"{n} tokens at position {position} are not within the session")
         self._space.x[:n] = x
         self._run_layers(n, position)
+        if wanted == 1:
+            self._run_head(n)
+        elif wanted:
+            for _ in self._every_logit(n, *self._bind_rows()):
+                pass  # they are gathered elsewhere
         if self.after_forward is not None:
             self.after_forward(n)
 
     def _run_head(self, n: int) -> None:
         for run in self._project_head:
             run(n, n - 1)
+        if self._gather is not None:
+            self._gather(self._logits)
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
-        out = np.zeros((min(LOGIT_ROWS, self.batch), self._logits.shape[1]), np.float32)
-        project_head = self._bind_head(out)
+        out, runs = self._bind_rows()
         for chunk, at in self._chunks(tokens, position):
-            self._run_tokens(chunk, at)
-            for first in range(0, len(chunk), len(out)):
-                end = min(first + len(out), len(chunk))
-                for run in project_head:
-                    run(end, first)
-                yield out[: end - first, : self.config.vocab_size]
+            self._run_tokens(chunk, at, wanted=len(chunk))
+            for logits in self._every_logit(len(chunk), out, runs):
+                yield logits[:, : self.config.vocab_size]
+
+    def _bind_rows(self) -> tuple[F32, list[HeadRun]]:
+        """Room for the logits of a few tokens at once, and the head bound to it."""
+        out = np.zeros((min(LOGIT_ROWS, self.batch), len(self._columns)), np.float32)
+        return out, self._bind_head(out)
+
+    def _every_logit(self, n: int, out: F32, runs: Sequence[HeadRun]) -> Iterator[F32]:
+        """The logits of all tokens of a chunk, a few rows at a time."""
+        for first in range(0, n, len(out)):
+            end = min(first + len(out), n)
+            for run in runs:
+                run(end, first)
+            if self._gather is not None:
+                self._gather(out[: end - first])
+            yield out[: end - first]
 
     @property
     def disk_wait_s(self) -> float:

@@ -81,15 +81,12 @@ class Mapped:
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
         """See `Holding.runs`."""
         pack, part = self._pack, self.part
-        if kind == "head":
-            shards = range(pack.n_head_shards if part.head else 0)
-        else:
-            shards = part.attention if kind == "attention" else part.ffn
+        shards = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}[kind]
         if not shards:
             return []
         pack.check_unit(pack.unit(kind, layer, shards))
         if kind == "head":
-            return [Held(shards, {"head": pack.head()})]
+            return [Held(shards, {"head": pack.head(shards)})]
         weights = pack.attention if kind == "attention" else pack.ffn
         return [Held(shards, weights(layer, shards))]
 
@@ -107,7 +104,8 @@ class NoShards:
 
     def __init__(self, pack: Pack, *, head: bool = True) -> None:
         """`head`: tokens come in, though no logits go out."""
-        self._pack, self.part, self.usage = pack, Slice(range(0), range(0), head), Usage()
+        self._pack, self.usage = pack, Usage()
+        self.part = Slice(range(0), range(0), head=head)
 
     def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
         """None; see `Holding.runs`."""

@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a board is to hold: a slice, and for who answers the rows and the head of the words.
+    """What a board is to hold: a slice, and for who answers (`embed`) the rows of the tokens.
 
     The vectors are in each (norms are small and every board needs them), the tokenizer's files
     where the rows are: text is looked up there.
@@ -55,7 +55,6 @@ class Wanted:
 
     part: Slice
     embed: bool = False
-    head: bool = False
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
@@ -117,7 +116,7 @@ def needed(items: Iterable[Item], wanted: Wanted, *, tied: bool) -> list[Item]:
     runs: Mapping[str, range | bool] = {
         "attention": wanted.part.attention,
         "ffn": wanted.part.ffn,
-        "head": wanted.head or (wanted.embed and tied),
+        "head": True if wanted.embed and tied else wanted.part.vocabulary,
         "embed": wanted.embed,
     }
     return [item for item in items if _is_needed(item, runs)]
@@ -134,14 +133,13 @@ def _is_needed(item: Item, runs: Mapping[str, range | bool]) -> bool:
 
 
 def held_shards(names: Iterable[str], held: Collection[str]) -> Held:
-    """The shards that are held in every layer; `names` are of all the pack's items."""
-    here: dict[str, set[int]] = {"attention": set(), "ffn": set()}
-    lacking: dict[str, set[int]] = {"attention": set(), "ffn": set()}
+    """The shards that are held, of all layers; `names` are of all the pack's items."""
+    here, lacking = ({kind: set[int]() for kind in ("attention", "ffn", "head")} for _ in range(2))
     for name in names:
         found = _INDEXED.fullmatch(name.rpartition("/")[2])
         if found is not None and found[1] in here:
             (here if name in held else lacking)[found[1]].add(int(found[2]))
-    return Held(*(frozenset(here[kind] - lacking[kind]) for kind in ("attention", "ffn")))
+    return Held(**{kind: frozenset(here[kind] - lacking[kind]) for kind in here})
 
 
 def record_head(identity: str) -> bytes:

@@ -52,8 +52,11 @@ class Pack:
         self._held = held
         self.n_attention_shards = self._layout.geometry.attention_shards
         self.n_ffn_shards = self._layout.geometry.ffn_shards
-        self.all_shards = Slice(range(self.n_attention_shards), range(self.n_ffn_shards))
         self.n_head_shards = self._layout.geometry.head_shards
+        self.head_shard_rows = self._layout.geometry.head_shard_rows
+        self.all_shards = Slice(
+            range(self.n_attention_shards), range(self.n_ffn_shards), range(self.n_head_shards)
+        )
         self.ffn_shard_cols = self._layout.geometry.ffn_shard_cols
         self.nbytes = sum(file.nbytes for file in manifest.files)
 
@@ -100,10 +103,10 @@ class Pack:
         """Those of them that are not on this disk."""
         return [item for item in self.needed(wanted) if not self._has(item.name)]
 
-    def check_held(self, part: Slice, *, head: bool, embed: bool) -> None:
+    def check_held(self, part: Slice, *, embed: bool) -> None:
         """Raises ModelError naming the first shard that these need and this board lacks."""
         if self._held is not None:
-            wanted = Wanted(part, embed=embed, head=head)
+            wanted = Wanted(part, embed=embed)
             self._check(item.name for item in self.needed(wanted) if not item.is_text)
 
     def check_unit(self, unit: Unit) -> None:
@@ -112,7 +115,7 @@ class Pack:
 
     def check_rows(self) -> None:
         """As `check_held`, for the rows that tokens are looked up in."""
-        self.check_held(Slice(range(0), range(0)), head=False, embed=True)
+        self.check_held(Slice(range(0), range(0)), embed=True)
 
     def _has(self, name: str) -> bool:
         return self._held is None or name in self._held
@@ -165,7 +168,7 @@ class Pack:
         start = file.start(f"{kind}.000") + shards.start * layout.nbytes
         return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
 
-    def runs(self, part: Slice, *, head: bool = True) -> tuple[Unit, ...]:
+    def runs(self, part: Slice) -> tuple[Unit, ...]:
         """A slice's shards in the order a token uses them, each run of a kind whole."""
         runs: list[Unit] = []
         layers = self.config.num_hidden_layers
@@ -174,8 +177,8 @@ class Pack:
                 runs.append(self.unit("attention", layer, part.attention))
             if part.ffn:
                 runs.append(self.unit("ffn", layer, part.ffn))
-        if head and part.head:
-            runs.append(self.unit("head", layers, range(self.n_head_shards)))
+        if part.vocabulary:
+            runs.append(self.unit("head", layers, part.vocabulary))
         return tuple(runs)
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
@@ -231,7 +234,7 @@ class Pack:
         if name:
             file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
             start, width = file.start("embed.000"), self._layout.embed_row_bytes
-            rows = self._layout.geometry.head_shard_rows
+            rows = self.head_shard_rows
             return UntiedRows(self.path / file.name, start, encoding, width, rows)
         file, layout = self._head_file, self._layout.head
         spec = layout.matrices["head"]

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slice:
-    """Runs of attention and FFN shards, the same in every layer; either may be empty.
+    """Runs of shards, any of which may be empty; of attention and FFN the same in every layer.
 
-    `head`: also the embedding, the last norm and the vocabulary, where tokens come in and go out.
+    `vocabulary` is of head shards. `head`: tokens come in and logits go out here, so that the
+    embedding is here, and logits for all of the vocabulary, whoever computes them.
     """
 
     attention: range
     ffn: range
+    vocabulary: range = range(0)
     head: bool = True
 
 
 @dataclass(frozen=True)
 class Held:
-    """The shards that a board has on its disk, of every layer."""
+    """The shards that a board has on its disk; of attention and FFN those of every layer."""
 
-    attention: frozenset[int]
-    ffn: frozenset[int]
+    attention: frozenset[int] = frozenset()
+    ffn: frozenset[int] = frozenset()
+    head: frozenset[int] = frozenset()

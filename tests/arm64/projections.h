@@ -115,7 +115,7 @@ static void sum_chunks(pool_t *pool, const project_sum_t *op, int chunk) {
         project_sum_t part = *op;
         part.x += t * halves * op->width;
         part.sums += t * ROWS;
-        pe_project_sum(pool, &part, least(chunk, TOKENS - t));
+        pe_project_sum(pool, &part, least(chunk, TOKENS - t), 0);
     }
 }
 

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from picoedge.errors import UsageError
 from picoedge.store.slices import Slice
@@ -22,8 +22,7 @@ _LARGEST, _SMALLEST = 1e6, 1e-3  # of a weight a user writes
 _REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Shards of each kind, in a layer or in the head: a model's, or a board's."""
 
     attention: int

@@ -93,6 +93,17 @@ def test_shares_and_sums_as_asked(run: Run, pack: Path, tmp_path: Path) -> None:
     assert chosen["allreduce"] == "star"
 
 
+def test_a_head_that_is_dealt_has_its_column(run: Run, pack: Path, tmp_path: Path) -> None:
+    file = write_boards(tmp_path / "boards.json")
+    words = ("plan", pack, "--boards", file, "-ts", "1,1,2")
+    kept, dealt = run(*words)[1], run(*words, "--split-head")[1]
+    assert "shards 0-15" in kept
+    for run_of_shards in ("shards 0-3", "shards 4-7", "shards 8-15"):
+        assert run_of_shards in dealt
+    report = json.loads(run(*words, "--split-head", "--json")[1])["chosen"]["boards"]
+    assert [share["vocabulary"] for share in report] == [[0, 4], [4, 8], [8, 16]]
+
+
 def test_memory_is_the_hubs(run: Run, pack: Path, tmp_path: Path) -> None:
     words = ("plan", pack, "--boards", write_boards(tmp_path / "boards.json"), "--json")
     budgets = [
@@ -119,6 +130,7 @@ def test_boards_that_cannot_hold_it_are_told_with_figures(
         (["--cluster", "--boards", "x.json"], "--cluster and --boards are both given"),
         (["--hub", "a"], "--hub names a board of a file"),
         (["-ts", "1,1"], "-ts shares a model among boards"),
+        (["--split-head"], "--split-head is over boards"),
         (["--boards", "boards.json", "--hub", "z"], "there is no board 'z' to be the hub"),
         (["--boards", "boards.json", "-ts", "1,x"], "1,x"),
         (["--boards", "bad.json"], "bad.json is not JSON"),

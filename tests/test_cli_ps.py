@@ -44,6 +44,7 @@ def mesh(*boards: dict[str, Any]) -> MeshState:
 HUB = told("hub", does="hub", rss_bytes=26 * MB, memory_bytes=512 * MB, **{"for": "hub"})
 WORKER = told(
     "shelf", does="computing", how="disk", model="llama", attention=[2, 4], ffn=[11, 22],
+    vocabulary=[40, 64],
     rss_bytes=210 * MB, memory_bytes=512 * MB, temperature_c=84.2, throttled=True, waiting=1,
     work={"tokens": 100, "compute_s": 2.0, "sync_s": 0.5, "disk_s": 0.1}, **{"for": "hub"},
 )  # fmt: skip
@@ -57,17 +58,18 @@ def test_rows() -> None:
     state = mesh(HUB, WORKER, GONE)
     assert ps.summary(state) == "cluster desk: 3 boards, 2 of them here"
     assert [ps.row(board) for board in state.boards] == [
-        ("hub", "alive", "10.0.0.3:7433", "hub of a session", *("-",) * 3, "26 MB of 512 MB", "-"),
-        ("attic", "dead", "10.0.0.5:7433", *("-",) * 6),
+        ("hub", "alive", "10.0.0.3:7433", "hub of a session", *("-",) * 4, "26 MB of 512 MB", "-"),
+        ("attic", "dead", "10.0.0.5:7433", *("-",) * 7),
         ("shelf", "alive", "10.0.0.5:7433", "computing for hub (waits for its disk), 1 waiting",
-         "llama", "heads 2-3", "shards 11-21", "210 MB of 512 MB", "84 °C, throttled"),
+         "llama", "heads 2-3", "shards 11-21", "shards 40-63", "210 MB of 512 MB",
+         "84 °C, throttled"),
     ]  # fmt: skip
     assert json.loads(json.dumps(state.to_json()))["boards"][2]["attention"] == [2, 4]
 
 
 def test_a_slice_without_attention() -> None:
-    state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3]))
-    assert ps.row(state.boards[0])[5:7] == ("-", "shards 0-2")
+    state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3], vocabulary=[64, 64]))
+    assert ps.row(state.boards[0])[5:8] == ("-", "shards 0-2", "-")
     assert state.to_json()["boards"][0]["attention"] == [0, 0]
 
 
@@ -77,7 +79,7 @@ values = st.recursive(
     max_leaves=8,
 )
 FIELDS = [
-    "does", "how", "for", "model", "attention", "ffn", "rss_bytes", "memory_bytes",
+    "does", "how", "for", "model", "attention", "ffn", "vocabulary", "rss_bytes", "memory_bytes",
     "temperature_c", "throttled", "waiting", "work",
 ]  # fmt: skip
 

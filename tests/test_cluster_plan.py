@@ -49,14 +49,16 @@ def ffn_shards(plan: ClusterPlan) -> list[int]:
 
 
 @settings(max_examples=40)
-@given(clusters())
-def test_every_shard_is_held_once(boards: Cluster) -> None:
-    plan = plan_cluster(SMALL, boards)
+@given(clusters(), st.booleans())
+def test_every_shard_is_held_once(boards: Cluster, split_head: bool) -> None:
+    plan = plan_cluster(SMALL, boards, Wishes(split_head=split_head))
     assert plan.chosen.shares[0].board is boards.boards[boards.hub]
     for one in (plan.chosen, *(p for p in plan.predictions if p)):
         parts = [share.part for share in one.shares]
         assert [i for part in parts for i in part.attention] == list(range(3))
         assert [i for part in parts for i in part.ffn] == list(range(6))
+        assert [i for part in parts for i in part.vocabulary] == list(range(50))
+        assert split_head or len(parts[0].vocabulary) == 50
         assert [part.head for part in parts] == [True] + [False] * (len(parts) - 1)
         assert sum(share.weights_bytes for share in one.shares) == weights_bytes(SMALL)
     assert sorted([*names(plan), *plan.idle]) == sorted(b.name for b in boards.boards)
@@ -80,10 +82,10 @@ def test_no_prediction_beats_physics(boards: Cluster) -> None:
 
 
 @settings(max_examples=40)
-@given(clusters(least=62))
-def test_each_board_keeps_its_budget(boards: Cluster) -> None:
+@given(clusters(least=62), st.booleans())
+def test_each_board_keeps_its_budget(boards: Cluster, split_head: bool) -> None:
     try:
-        plan = plan_cluster(SMALL, boards)
+        plan = plan_cluster(SMALL, boards, Wishes(split_head=split_head))
     except MemoryBudgetError:
         return
     for share in plan.chosen.shares:
@@ -125,6 +127,20 @@ def test_one_board_is_planned_as_one_board_plans(memory: float) -> None:
     assert share.plan == own
 
 
+@settings(max_examples=30)
+@given(clusters(least=62))
+def test_a_head_that_may_be_dealt_is_no_loss(boards: Cluster) -> None:
+    try:
+        kept = plan_cluster(SMALL, boards, exact=False)
+    except MemoryBudgetError:
+        return
+    dealt = plan_cluster(SMALL, boards, Wishes(split_head=True), exact=False)
+    for one, other in zip(kept.predictions[:2], dealt.predictions[:2], strict=True):
+        if one is not None:  # of the same boards
+            assert other is not None
+            assert other.members != one.members or other.s_per_token <= one.s_per_token * 1.0001
+
+
 # -- tables --------------------------------------------------------------------------------------
 
 
@@ -153,6 +169,36 @@ def test_a_board_of_half_the_speed_takes_half_as_much() -> None:
         TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)), Wishes(split=(1, 1))
     )
     assert equal.chosen.s_per_token > 1.2 * plan.chosen.s_per_token
+
+
+def head_shards(plan: ClusterPlan) -> list[int]:
+    return [len(share.part.vocabulary) for share in plan.chosen.shares]
+
+
+def test_the_head_stays_at_the_hub_unless_it_may_go() -> None:
+    boards = cluster(board("a"), board("b", 4e9))
+    assert head_shards(plan_cluster(TINY_LLAMA, boards, Wishes(split=(1, 1)))) == [50, 0]
+    both = plan_cluster(TINY_LLAMA, boards, Wishes(split=(1, 1), split_head=True))
+    assert head_shards(both) == [25, 25]
+    dealt = plan_cluster(TINY_LLAMA, boards, Wishes(boards=2, split_head=True))
+    assert 30 < head_shards(dealt)[0] < 50
+    assert dealt.chosen.s_per_token < plan_cluster(TINY_LLAMA, boards).chosen.s_per_token
+
+
+def test_over_a_slow_link_the_head_is_not_dealt() -> None:
+    boards = cluster(board("a"), board("b"), link=SLOW)
+    plan = plan_cluster(TINY_LLAMA, boards, Wishes(boards=2, split_head=True))
+    assert head_shards(plan) == [50, 0]
+
+
+def test_a_hub_that_cannot_hold_the_head_has_others_hold_it() -> None:
+    wide = load_of(layers=6, hidden=640, groups=1, shards=8, vocab=262144, n_ctx=512)
+    boards = cluster(board("a", memory=80), *(board(name, memory=150) for name in "bc"))
+    kept = plan_cluster(wide, boards)
+    dealt = plan_cluster(wide, boards, Wishes(split_head=True))
+    assert kept.chosen.clock == "disk"
+    assert dealt.chosen.disk_s == 0
+    assert dealt.chosen.s_per_token < kept.chosen.s_per_token / 5
 
 
 def test_over_a_slow_link_one_board_is_quicker() -> None:
@@ -279,6 +325,12 @@ def test_what_fits_nowhere_is_refused_with_the_figures() -> None:
         assert figure in said
 
 
+def test_where_the_head_may_be_dealt_the_hub_needs_no_more_than_buffers() -> None:
+    boards = [board("desk", memory=61), board("shelf", memory=0)]
+    assert "the hub's head at least" in too_small(TINY_LLAMA, boards)
+    assert "the hub's buffers at least" in too_small(TINY_LLAMA, boards, Wishes(split_head=True))
+
+
 def test_too_long_a_context_is_refused() -> None:
     long = load_of(n_ctx=8192)
     said = too_small(long, [board(str(i), memory=90) for i in range(4)])
@@ -327,6 +379,7 @@ def test_a_plan_is_plain_json() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", memory=65), board("b"), board("c")))
     values = json.loads(json.dumps(plan.to_json()))
     assert values["chosen"]["boards"][0]["head"]
+    assert values["chosen"]["boards"][0]["vocabulary"] == [0, 50]
     assert values["predictions"][0] is None
     assert values["why"] == plan.why
     budgets = [one["budget_bytes"] for one in values["chosen"]["boards"]]

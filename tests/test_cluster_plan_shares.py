@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,13 @@ def test_no_other_shares_are_quicker(
 
 
 @settings(max_examples=40)
-@given(loads, st.lists(abilities, min_size=1, max_size=3))
+@given(loads, st.lists(abilities, min_size=1, max_size=3), st.booleans())
 def test_what_is_promised_can_be_planned(
-    load: Load, able: list[tuple[float, float, float]]
+    load: Load, able: list[tuple[float, float, float]], split_head: bool
 ) -> None:
-    boards = Boards(Needs(load), boards_of(load, able))
+    boards = Boards(Needs(load), boards_of(load, able), gather if split_head else None)
     for hands in boards.ways(0.0):
+        assert [sum(kind) for kind in hands] == [*boards.counts]
         for rank, part in enumerate(slices_of(*hands)):
             if rank and counts_of(part) == Counts(0, 0, 0):
                 continue
@@ -89,6 +91,32 @@ def test_what_is_promised_can_be_planned(
                 late = 0.15 * weights_bytes(load) / rates.disk
                 late += len(window.streamed) * rates.latency_s
                 assert window.forecast.s_per_token <= promised + window.forecast.compute_s + late
+
+
+def gather(head: Sequence[int]) -> float:
+    """Seconds for logits of the workers: a shard's take 10 µs."""
+    return sum(head[1:]) * 1e-5 + (1e-4 if any(head[1:]) else 0.0)
+
+
+@settings(max_examples=40)
+@given(loads, st.lists(abilities, min_size=2, max_size=2), sync)
+def test_no_other_shares_of_the_head_are_half_as_quick_again(
+    load: Load, able: list[tuple[float, float, float]], sync_s: float
+) -> None:
+    facts, needs = boards_of(load, able), Needs(load)
+    boards, kept = Boards(needs, facts, gather), Boards(needs, facts)
+    counts = boards.counts
+    best = min(
+        boards.token_s(Hands([*attention], [*ffn], [*head]), sync_s)
+        for attention in dealings(counts.attention, 2)
+        for ffn in dealings(counts.ffn, 2)
+        for head in dealings(counts.head, 2)
+    )
+    found = min((boards.token_s(h, sync_s) for h in boards.ways(sync_s)), default=math.inf)
+    without = min((kept.token_s(h, sync_s) for h in kept.ways(sync_s)), default=math.inf)
+    assert best <= found <= without
+    assert math.isinf(best) == math.isinf(found)
+    assert math.isinf(best) or found <= 1.5 * best
 
 
 def test_many_groups_are_dealt_without_trying_all() -> None:

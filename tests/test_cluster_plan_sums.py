@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.engine.cluster_facts import LinkFacts
-from picoedge.engine.cluster_sums import Network, Stages, sum_s, sync_s
+from picoedge.engine.cluster_sums import Network, Stages, gather_s, sum_s, sync_s
 
 TOKEN, PROMPT = 2048, 256 * 2048  # values of a sum
 
@@ -36,6 +36,28 @@ def test_the_last_sum_goes_to_the_hub_alone() -> None:
     net = network(4, latency_s=1e-3)
     for way in ("star", "exchange"):
         assert sum_s(net, way, everyone(4), TOKEN, last=True) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_boards_with_some_of_the_head_get_the_last_sum_as_well() -> None:
+    net = network(4, latency_s=1e-3)
+    seconds = {
+        way: sum_s(net, way, everyone(4), TOKEN, last=True, head=(0, 2))  # type: ignore[arg-type]
+        for way in ("star", "exchange")
+    }
+    assert seconds == {
+        "star": pytest.approx(2e-3, rel=1e-3), "exchange": pytest.approx(1e-3, rel=1e-3)
+    }  # fmt: skip
+
+
+def test_logits_come_in_one_hop_through_the_hubs_port() -> None:
+    assert gather_s(network(3, latency_s=1.0), [32000, 0, 0]) == 0
+    assert gather_s(network(3, latency_s=1.0), [0, 32000, 0]) == pytest.approx(1.0, rel=1e-3)
+    net = network(3, bytes_per_s=1e6)
+    assert gather_s(net, [0, 1000, 1000]) == pytest.approx(1.05 * 8000 / 1e6, rel=5e-2)
+    assert gather_s(net, [0, 1800, 200]) == pytest.approx(1.05 * 8000 / 1e6, rel=5e-2)
+    slow = {2: LinkFacts(0.0, 1e5)}
+    net = Network((0.0,) * 3, lambda a, b: slow.get(max(a, b), LinkFacts(0.0, 1e9)))
+    assert gather_s(net, [0, 1800, 200]) == pytest.approx(1.05 * 800 / 1e5, rel=0.3)
 
 
 def test_what_one_board_has_alone_is_sent_and_not_summed() -> None:

@@ -23,7 +23,7 @@ from picoedge.store.slices import Slice
 
 speeds = st.one_of(st.just(0.0), st.floats(0.01, 100.0), st.sampled_from([0.5, 1.0, 2.0]))
 weights = st.lists(speeds, min_size=1, max_size=12).filter(any)
-counts = st.builds(Counts, st.integers(0, 40), st.integers(0, 130))
+counts = st.builds(Counts, st.integers(0, 40), st.integers(0, 130), st.integers(0, 80))
 
 
 def bottleneck(shards: Sequence[int], speed: Sequence[float]) -> float:
@@ -45,6 +45,22 @@ def test_every_shard_is_dealt_once_in_rank_order(total: Counts, speed: list[floa
         assert weight or not (one.attention or one.ffn)
 
 
+@given(counts, weights, st.booleans())
+def test_every_head_shard_is_dealt_once(
+    total: Counts, speed: list[float], split_head: bool
+) -> None:
+    slices = deal(total, speed, split_head=split_head)
+    assert [i for s in slices for i in s.vocabulary] == list(range(total.head))
+    assert [s.head for s in slices] == [True] + [False] * (len(speed) - 1)
+    shards = [len(s.vocabulary) for s in slices]
+    if split_head:
+        assert all(weight or not n for n, weight in zip(shards, speed, strict=True))
+        fair = [total.head * weight / sum(speed) for weight in speed]
+        assert all(n >= math.floor(due) for n, due in zip(shards, fair, strict=True))
+    else:
+        assert shards[0] == total.head
+
+
 @given(st.integers(0, 8), st.integers(0, 9), st.lists(speeds, min_size=1, max_size=4).filter(any))
 def test_no_other_deal_is_done_earlier(groups: int, shards: int, speed: list[float]) -> None:
     for count, dealt in zip(
@@ -57,7 +73,7 @@ def test_no_other_deal_is_done_earlier(groups: int, shards: int, speed: list[flo
 @given(counts, weights)
 def test_another_shard_takes_none_from_anybody(total: Counts, speed: list[float]) -> None:
     before = sizes(deal(total, speed))
-    after = sizes(deal(Counts(total.attention + 1, total.ffn + 1), speed))
+    after = sizes(deal(Counts(total.attention + 1, total.ffn + 1, total.head + 1), speed))
     for fewer, more in zip(before, after, strict=True):
         assert all(a <= b for a, b in zip(fewer, more, strict=True))
 

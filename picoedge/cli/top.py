@@ -142,7 +142,7 @@ def row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
     if rate is not None:
         times = (rate.compute_s, rate.sync_s, rate.disk_s, rate.idle_s)
         speeds = (f"{rate.tok_s:.3g}", *(f"{1e3 * seconds:.3g} ms" for seconds in times))
-    return (told[0], told[3] if told[3] != "-" else board.condition, told[4], *told[7:], *speeds)
+    return (told[0], told[3] if told[3] != "-" else board.condition, told[4], *told[-2:], *speeds)
 
 
 def _live(taken: Iterator[tuple[MeshState, list[Rates | None]]]) -> None:

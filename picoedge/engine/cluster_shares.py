@@ -115,9 +115,23 @@ class Needs:
         """The need of so many shards; a worker has at least one."""
         key = counts, hub, numpy
         if key not in self._known:
-            runs = range(counts.attention), range(counts.ffn), range(counts.head)
-            self._known[key] = need_of(sliced(self.load, Slice(*runs, head=hub), numpy=numpy))
+            self._known[key] = self._work_out(counts, hub=hub, numpy=numpy)
         return self._known[key]
+
+    def _work_out(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
+        """Layers and head apart, or there would be far more of them to go through."""
+        layers, head = counts._replace(head=0), Counts(0, 0, counts.head)
+        if counts in (layers, head):
+            runs = range(counts.attention), range(counts.ffn), range(counts.head)
+            return need_of(sliced(self.load, Slice(*runs, head=hub), numpy=numpy))
+        one, other, nothing = (
+            self.of(each, hub=hub, numpy=numpy) for each in (layers, head, Counts(0, 0, 0))
+        )
+        return Need(
+            one.beside + other.beside - nothing.beside,
+            one.weights + other.weights,
+            max(one.window, other.window),
+        )
 
 
 class Boards:
@@ -137,6 +151,7 @@ class Boards:
         load = needs.load
         self.boards, self._needs, self._gather = tuple(boards), needs, gather
         self._held = held
+        self._known_ways: dict[tuple[int, int], float] = {}
         self.counts = counts_of(load.part)
         self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)
         for run in load.runs:
@@ -153,11 +168,14 @@ class Boards:
         runs = 1 if kind == "head" else self._layers
         return nbytes / board.compute_bytes_per_s + runs * board.unit_s
 
+    def _stage_s(self, kind: str, dealt: Sequence[int]) -> float:
+        """Seconds a token of a kind of shards that are dealt so: the slowest board's."""
+        return max(self.stage_s(kind, rank, shards) for rank, shards in enumerate(dealt))
+
     def head_s(self, head: Sequence[int]) -> float:
         """Seconds a token of the head, dealt so, of gathering the logits, and of picking one."""
-        slowest = max(self.stage_s("head", rank, shards) for rank, shards in enumerate(head))
         gathering = self._gather(head) if self._gather is not None else 0.0
-        return slowest + gathering + self.boards[0].sampling_s
+        return self._stage_s("head", head) + gathering + self.boards[0].sampling_s
 
     def disk_s(self, rank: int, counts: Counts) -> float:
         """Seconds a token that a board's disk reads for so many shards; inf: it cannot run them."""
@@ -173,11 +191,11 @@ class Boards:
     def token_s(self, hands: Hands, sync_s: float) -> float:
         """Seconds of a token with the shards dealt so."""
         disk = max(self.disk_s(i, Counts(*each)) for i, each in enumerate(zip(*hands, strict=True)))
-        stages = (
-            max(self.stage_s(kind, i, shards) for i, shards in enumerate(dealt))
-            for kind, dealt in (("attention", hands.attention), ("ffn", hands.ffn))
-        )
-        return max(disk, sum(stages) + sync_s + self.head_s(hands.head))
+        layers = self._layers_s(hands.attention, hands.ffn)
+        return max(disk, layers + sync_s + self.head_s(hands.head))
+
+    def _layers_s(self, attention: Sequence[int], ffn: Sequence[int]) -> float:
+        return self._stage_s("attention", attention) + self._stage_s("ffn", ffn)
 
     def ways(self, sync_s: float) -> Iterator[Hands]:
         """Dealings with short tokens; none where the boards cannot hold the model.
@@ -189,7 +207,8 @@ class Boards:
             found = self._by_speed(head) or self._by_memory(sync_s, head)
             if found is not None:
                 yield found
-            alone = self._with_ffn(undivided(self.counts.attention, len(self.boards)), sync_s, head)
+            own = undivided(self.counts.attention, len(self.boards))
+            alone = self._with_rest(own, sync_s, head)
             if alone is not None:
                 yield alone
 
@@ -201,16 +220,20 @@ class Boards:
             return
         dealt = [self._assign("head", partial(self._given_s, ports)) for ports in (1, boards - 1)]
         best = min((head for head in dealt if head is not None), key=self.head_s)
-        yield best
-        if self._by_speed(best) is None:
-            yield None
+        yield best if self._by_speed(best) else None
 
     def _given_s(self, ports: int, rank: int, shards: int) -> float:
         """Seconds of so many head shards, and of their way through a port that so many share."""
-        seconds = self.stage_s("head", rank, shards)
-        if rank and shards and self._gather is not None:
-            seconds += ports * self._gather([shards if i == rank else 0 for i in range(rank + 1)])
-        return seconds
+        return self.stage_s("head", rank, shards) + ports * self._way_s(rank, shards)
+
+    def _way_s(self, rank: int, shards: int) -> float:
+        """Seconds that the logits of so many head shards of one board are on their way."""
+        if not rank or not shards or self._gather is None:
+            return 0.0
+        if (rank, shards) not in self._known_ways:
+            alone = [0] * rank + [shards]
+            self._known_ways[rank, shards] = self._gather(alone)
+        return self._known_ways[rank, shards]
 
     def _by_speed(self, head: Sequence[int] | None) -> Hands | None:
         """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
@@ -249,7 +272,7 @@ class Boards:
     ) -> Hands | None:
         """The best of these dealings of attention shards, each with the rest dealt for it."""
         held = (attention for attention in attentions if self._is_held(attention))
-        found = (self._with_ffn(attention, sync_s, head) for attention in held)
+        found = (self._with_rest(attention, sync_s, head) for attention in held)
         able = (hands for hands in found if hands is not None)
         return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
 
@@ -273,37 +296,49 @@ class Boards:
             if hand is not None:
                 yield hand
 
-    def _with_ffn(
+    def _with_rest(
         self, attention: Sequence[int], sync_s: float, head: Sequence[int] | None
     ) -> Hands | None:
-        """The FFN shards dealt for the shortest token, given the attention shards.
+        """The rest dealt for the shortest token, given the attention shards.
 
-        And after them those of the head, where it is not given.
+        A head that is not given goes where FFN shards leave room: these are dealt without regard
+        to it, and again with it where it would go if there were none of them.
         """
-        words = head or [0] * len(self.boards)
-        stage = max(self.stage_s("attention", i, shards) for i, shards in enumerate(attention))
-        rest = stage + sync_s + self.head_s(words)
+        if head is not None:
+            return self._with_ffn(attention, sync_s, head)
+        nothing = [0] * len(self.boards)
+        first = self._with_head(Hands([*attention], nothing, nothing), sync_s)
+        dealt = [
+            self._with_ffn(attention, sync_s, words)
+            for words in (nothing, first.head if first else nothing)
+        ]
+        found = [self._with_head(hands, sync_s) for hands in dealt if hands is not None]
+        able = [hands for hands in found if hands is not None]
+        return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
+
+    def _with_ffn(
+        self, attention: Sequence[int], sync_s: float, head: Sequence[int]
+    ) -> Hands | None:
+        """The FFN shards dealt to who has them done first, given the others."""
+        rest = self._stage_s("attention", attention) + sync_s + self.head_s(head)
 
         def cost(rank: int, shards: int) -> float:
             computed = rest + self.stage_s("ffn", rank, shards)
-            return max(computed, self.disk_s(rank, Counts(attention[rank], shards, words[rank])))
+            return max(computed, self.disk_s(rank, Counts(attention[rank], shards, head[rank])))
 
-        given = zip(attention, words, strict=True)
+        given = zip(attention, head, strict=True)
         if any(math.isinf(self.disk_s(i, Counts(a, 0, h))) for i, (a, h) in enumerate(given)):
             return None
         ffn = self._assign("ffn", cost)
-        if ffn is None:
-            return None
-        hands = Hands([*attention], ffn, [*words])
-        return hands if head is not None else self._with_head(hands, rest)
+        return None if ffn is None else Hands([*attention], ffn, [*head])
 
-    def _with_head(self, hands: Hands, rest_s: float) -> Hands | None:
-        """The head's shards dealt to who has them done first beside the others."""
-        rest_s += max(self.stage_s("ffn", i, shards) for i, shards in enumerate(hands.ffn))
+    def _with_head(self, hands: Hands, sync_s: float) -> Hands | None:
+        """The head's shards dealt to who has them done first, given the others."""
+        rest = self._layers_s(hands.attention, hands.ffn) + sync_s
 
         def cost(rank: int, shards: int) -> float:
             counts = Counts(hands.attention[rank], hands.ffn[rank], shards)
-            return max(rest_s + self._given_s(1, rank, shards), self.disk_s(rank, counts))
+            return max(rest + self._given_s(1, rank, shards), self.disk_s(rank, counts))
 
         head = self._assign("head", cost)
         return None if head is None else hands._replace(head=head)

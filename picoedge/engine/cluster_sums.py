@@ -6,7 +6,7 @@ prompt is a few megabytes. Every board has one port, full duplex, that all its m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +37,16 @@ class Network:
 
         A way is (from, to). A board sends one message after another, and receives likewise.
         """
+        return self.unequal_hop_s(dict.fromkeys(ways, nbytes))
+
+    def unequal_hop_s(self, ways: Mapping[tuple[int, int], float]) -> float:
+        """The same for messages of different sizes, by their ways."""
         if not ways:
             return 0.0
-        size = _FRAMING * nbytes + _MESSAGE_BYTES
         sending = max(self._busy_s([a for a, _ in ways]).values())
         receiving = max(self._busy_s([b for _, b in ways]).values())
         latency = max(self.link(a, b).latency_s for a, b in ways)
-        return sending + latency + self._wire_s(ways, size) + receiving
+        return sending + latency + self._wire_s(ways) + receiving
 
     def _busy_s(self, ends: Iterable[int]) -> dict[int, float]:
         """Processor time of each board for the messages that begin, or end, there."""
@@ -52,15 +55,17 @@ class Network:
             busy[rank] = busy.get(rank, 0.0) + self.message_s[rank]
         return busy
 
-    def _wire_s(self, ways: Sequence[tuple[int, int]], size: float) -> float:
+    def _wire_s(self, ways: Mapping[tuple[int, int], float]) -> float:
         """The time of the busiest port or link."""
-        ports: dict[tuple[str, int], list[float]] = {}
-        for a, b in ways:
-            rate = self.link(a, b).bytes_per_s
-            ports.setdefault(("out", a), []).append(rate)
-            ports.setdefault(("in", b), []).append(rate)
-        shared = max(size * len(rates) / max(rates) for rates in ports.values())
-        slowest = max(size / min(rates) for rates in ports.values())
+        ports: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for (a, b), nbytes in ways.items():
+            sent = _FRAMING * nbytes + _MESSAGE_BYTES, self.link(a, b).bytes_per_s
+            ports.setdefault(("out", a), []).append(sent)
+            ports.setdefault(("in", b), []).append(sent)
+        shared, slowest = 0.0, 0.0
+        for port in ports.values():
+            shared = max(shared, sum(size for size, _ in port) / max(rate for _, rate in port))
+            slowest = max(slowest, *(size / rate for size, rate in port))
         return max(shared, slowest)
 
 
@@ -131,9 +136,5 @@ def sync_s(network: Network, way: Allreduce, stages: Stages, layers: int, values
 
 def gather_s(network: Network, logits: Sequence[int]) -> float:
     """Seconds until the hub has the logits of all; so many are, by rank, on each board."""
-    givers = [(rank, 0) for rank, count in enumerate(logits) if rank and count]
-    if not givers:
-        return 0.0
-    mean = sum(logits[1:]) / len(givers)
-    each = (network.hop_s([way], LOGIT_BYTES * logits[way[0]]) for way in givers)
-    return max(network.hop_s(givers, LOGIT_BYTES * mean), *each)  # they share the hub's port
+    given = enumerate(logits)
+    return network.unequal_hop_s({(r, 0): LOGIT_BYTES * count for r, count in given if r and count})

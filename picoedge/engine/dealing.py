@@ -10,8 +10,8 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from picoedge.errors import UsageError
 from picoedge.store.slices import Slice
@@ -23,8 +23,7 @@ _LARGEST, _SMALLEST = 1e6, 1e-3  # of a weight a user writes
 _REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Shards of each kind, in a layer or in the head: a model's, or a board's."""
 
     attention: int

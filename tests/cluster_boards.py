@@ -166,16 +166,17 @@ class BoardOf:
             return ""
         return str(told["address"]) if told["pid"] == self.daemon.pid else ""
 
-    def run(self, *arguments: str | Path) -> Running:
-        """A command of picoedge on this board."""
+    def run(self, *arguments: str | Path, **environ: object) -> Running:
+        """A command of picoedge on this board, with more in its environment."""
+        given = {**self.environ(), **{name: str(value) for name, value in environ.items()}}
         words = [*PICOEDGE, *map(str, arguments)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if self.lab is not None:
-            process = self.lab.start(words, env=self.environ(), cwd=self._folder, **pipes)
+            process = self.lab.start(words, env=given, cwd=self._folder, **pipes)
         else:
             process = subprocess.Popen(
                 words,
-                env=self.environ(),
+                env=given,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

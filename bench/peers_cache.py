@@ -1,4 +1,4 @@
-"""The cache of a Transformers model, passed under the name that the installed release has for it."""
+"""The cache of a Transformers model, passed under the name that the installed release gives it."""
 
 from __future__ import annotations
 

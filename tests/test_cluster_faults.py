@@ -87,7 +87,7 @@ def restart_daemon(board: BoardOf) -> None:
     board.start("--memory", "2G")
 
 
-LAST_WORDS = r"; \d\.\d s ago it reported: (computing|waiting for work), \w+; going on"
+LAST_WORDS = r"; \d\.\d s ago it reported: (loading|computing|waiting for work), \w+; going on"
 HARMS: dict[str, tuple[Harm, str, str]] = {
     "worker killed": (kill_worker, r"b2: killed: .*" + LAST_WORDS, "exchange"),
     "worker stopped": (stop_worker, r"b2: its worker is stopped" + LAST_WORDS, "star"),

@@ -14,6 +14,7 @@ from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as,
 
 from picoedge.engine.joint import open_joint
 from picoedge.engine.open_options import ClusterOptions, OpenOptions
+from picoedge.errors import BoardLostError
 from picoedge.store.reader import Pack
 
 PROMPT = "Once upon a time there was a board that"
@@ -145,6 +146,29 @@ def test_who_waits_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
     until(lambda: waiting(cluster) == 0, "it has left", 2.0)
     first.signal(signal.SIGINT)
     assert first.wait() == 130
+
+
+def test_who_waits_is_told_its_place_once(cluster: ClusterOf) -> None:
+    with cluster[2].calling() as holder, cluster[2].calling() as second:
+        holder.ask("session-take")
+        with pytest.raises(BoardLostError, match="is silent"):
+            second.ask("session-take", timeout_s=0.5)
+        for _ in range(5):  # connections come and go
+            assert cluster[2].does() == "hub"
+        queued = {"place": 1, "held_by": "b2"}
+        assert [body for kind, body in second.pushed() if kind == "session-queued"] == [queued]
+    until(lambda: cluster[2].does() == "free", "b2 is free")
+
+
+def test_a_connection_waits_for_a_board_once(cluster: ClusterOf) -> None:
+    with cluster[2].calling() as holder, cluster[2].calling() as second:
+        holder.ask("session-take")
+        with pytest.raises(BoardLostError, match="is silent"):
+            second.ask("session-take", timeout_s=0.5)
+        with pytest.raises(BoardLostError, match="its connection ended"):
+            second.ask("session-take")
+        until(lambda: waiting(cluster) == 0, "who asks twice is let go")
+    until(lambda: cluster[2].does() == "free", "b2 is free")
 
 
 def waiting(cluster: ClusterOf) -> int:

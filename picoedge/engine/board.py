@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class Seat:
 
     asker: Asker
     taken: Deferred
+    told: Body = field(default_factory=dict)  # of its place in the queue, last
     spec: SessionSpec | None = None
     worker: RunningWorker | None = None
 
@@ -94,7 +95,8 @@ class BoardService:
 
     def _take(self, peer: str, body: Body) -> Deferred:
         seat = Seat(_asker(peer), Deferred())
-        if self._held is not None and self._held.asker.route == seat.asker.route:
+        others = [*self._waiting, *([self._held] if self._held else [])]
+        if any(other.asker.route == seat.asker.route for other in others):
             raise ProtocolError("a board taken twice over one connection")
         if len(self._waiting) >= MOST_WAITING:
             raise MeshError("too many sessions wait for this board", "try again later")
@@ -137,10 +139,14 @@ class BoardService:
         self._gone(_asker(peer))
 
     def _tell_places(self) -> None:
+        """Tell who waits where it is in the queue, if that is news to it."""
         held = self._held
         before = self._node.name_of(str(held.asker)) if held else ""
         for place, seat in enumerate(self._waiting, 1):
-            self._node.push(seat.asker, "session-queued", {"place": place, "held_by": before})
+            news: Body = {"place": place, "held_by": before}
+            if news != seat.told:
+                seat.told = news
+                self._node.push(seat.asker, "session-queued", news)
 
     # -- holding -------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class BoardService:
         if "port" in line and seat.spec is not None:
             listens = {"session": seat.spec.session, "port": line["port"]}
             self._node.push(seat.asker, "session-listens", listens)
-        if "failed" in line and seat.spec is not None:
+        if isinstance(line.get("failed"), dict) and seat.spec is not None:
             # told at once: as long as a disk does not answer, who reads from it cannot end
             ended = {"session": seat.spec.session, **RunningWorker.why_failed(line["failed"])}
             self._node.push(seat.asker, "session-ended", ended)

@@ -18,7 +18,7 @@ from picoedge.engine.worker_watch import rss_bytes_of, state_of
 
 LINE_BYTES = 64 << 10
 LEAVE_S = 2.0
-_SIGNALS = {
+_SIGNALS: dict[int, str] = {
     signal.SIGKILL: "killed: by hand, or by the kernel for want of memory",
     signal.SIGTERM: "terminated",
     signal.SIGSEGV: "crashed",
@@ -73,12 +73,13 @@ class RunningWorker:
         """Take in what it said; False where it will say nothing more."""
         more = self.stdout.read()
         self._text += more or b""
-        *lines, self._text = self._text[:LINE_BYTES].split(b"\n")
-        for line in lines:
-            with suppress(ValueError, AttributeError):  # some library has printed a line
-                values = json.loads(line)
-                self.failure = values.get("failed", self.failure)
-                self._heard(values)
+        *lines, rest = self._text.split(b"\n")
+        self._text = rest[:LINE_BYTES]
+        for values in map(_said, lines):
+            failed = values.get("failed")
+            if isinstance(failed, dict):
+                self.failure = failed
+            self._heard(values)
         return more != b""
 
     def report(self) -> dict[str, Any]:
@@ -107,9 +108,8 @@ class RunningWorker:
         code = self._process.wait()
         if self.failure is not None:
             return self.why_failed(self.failure)
-        if code < 0:
-            name = signal.Signals(-code).name
-            return {"message": _SIGNALS.get(signal.Signals(-code), name)}
+        if code < 0:  # not every signal has a name
+            return {"message": _SIGNALS.get(-code) or f"it was ended by signal {-code}"}
         return {
             "message": f"it left with code {code}" if code else "the session is over",
             "hint": "",
@@ -128,3 +128,12 @@ class RunningWorker:
         with suppress(subprocess.TimeoutExpired):  # it is at its disk, and will end after us
             self._process.wait(LEAVE_S)
         self.stdout.close()
+
+
+def _said(line: bytes) -> Mapping[str, Any]:
+    """A line of the worker's; nothing where some library has printed it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from picoedge.mesh.messages import integer_of
+
 if TYPE_CHECKING:
     from picoedge.engine.mesh_view import MeshView, Peer
 
@@ -17,14 +19,14 @@ QUEUE_S = 24 * 3600.0
 def take_boards(mesh: MeshView, peers: Sequence[Peer], tell: Tell) -> int:
     """Hold these boards, waiting for those that others have; bytes of memory that the first gives.
 
-    In the order of their keys, as every session does: no two wait for each other.
+    In the order of their keys, as every session does: no two wait for each other. Raises MeshError.
     """
     memory = 0
     for peer in sorted(peers, key=lambda peer: peer.key):
         told = partial(_queued, peer.name, tell)
         answer = mesh.callers[peer.key].ask("session-take", timeout_s=QUEUE_S, told=told)
         if peer is peers[0]:
-            memory = int(answer["memory_bytes"])
+            memory = integer_of(answer, "memory_bytes")
     return memory
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cluster_forecast import Prediction
@@ -127,7 +127,7 @@ class Team:
         for peer in self._peers[1:]:
             far = parse_address(peer.address)
             family = socket.AF_INET6 if ":" in far.host else socket.AF_INET
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((far.host, far.port))
                 return Address(probe.getsockname()[0], port)
         return None

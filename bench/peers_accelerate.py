@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from bench.limits import Counter
+from bench.peers_cache import new_cache
 from bench.random_models import Shape
 
 
@@ -43,12 +44,11 @@ def main() -> None:
     torch.set_num_threads(request["threads"])
     counter = Counter(**request["counter"])
     model = build(Shape(**request["shape"]), request["folder"])
-    moments, cache = [], None
+    moments, cache = [], new_cache(model)
     with torch.no_grad():
         for token in range(1, request["n"] + 1):
             given = torch.tensor([[token]])
-            out = model(input_ids=given, past_key_values=cache, use_cache=True)
-            cache, row = out.past_key_values, out.logits[0, -1]
+            row = model(input_ids=given, **cache).logits[0, -1]
             if not bool(torch.isfinite(row).all()):
                 raise SystemExit("the logits are not finite")
             moments.append((time.perf_counter(), counter.read()))

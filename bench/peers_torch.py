@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import agreement
+from bench.peers_cache import new_cache
 
 F32 = npt.NDArray[np.float32]
 
@@ -183,11 +184,10 @@ def job_reference(
 def greedy(model: Any, prompt: list[int], n: int) -> tuple[list[int], F32]:
     """(prompt and n tokens, the logits f32 [n, vocab] that chose them); nothing ends it early."""
     torch = importlib.import_module("torch")
-    ids, rows, cache = list(prompt), [], None
+    ids, rows, cache = list(prompt), [], new_cache(model)
     given = prompt
     for _ in range(n):
-        out = model(input_ids=torch.tensor([given]), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(input_ids=torch.tensor([given]), **cache)
         rows.append(out.logits[0, -1].numpy().copy())
         given = [int(rows[-1].argmax())]
         ids += given

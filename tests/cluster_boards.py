@@ -5,6 +5,7 @@ Boards are on loop-back, or each on a board of a lab. All have their own keys, s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,8 @@ import pytest
 import zmq
 
 from hw.lab import Board as LabBoard
+from picoedge.engine.cluster_facts import Cluster, LinkFacts
+from picoedge.engine.mesh_view import MeshView
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.caller import Caller
@@ -163,16 +166,17 @@ class BoardOf:
             return ""
         return str(told["address"]) if told["pid"] == self.daemon.pid else ""
 
-    def run(self, *arguments: str | Path) -> Running:
-        """A command of picoedge on this board."""
+    def run(self, *arguments: str | Path, **environ: object) -> Running:
+        """A command of picoedge on this board, with more in its environment."""
+        given = {**self.environ(), **{name: str(value) for name, value in environ.items()}}
         words = [*PICOEDGE, *map(str, arguments)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if self.lab is not None:
-            process = self.lab.start(words, env=self.environ(), cwd=self._folder, **pipes)
+            process = self.lab.start(words, env=given, cwd=self._folder, **pipes)
         else:
             process = subprocess.Popen(
                 words,
-                env=self.environ(),
+                env=given,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -258,6 +262,20 @@ def workers_of(pid: int) -> list[psutil.Process]:
         return [one for one in children if "picoedge.engine.worker" in one.cmdline()]
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def measured_as(patch: pytest.MonkeyPatch, *speeds: float) -> None:
+    """Sessions of this process find boards of these speeds, the hub's first, and equal links."""
+    look = MeshView.cluster
+
+    def measured(mesh: MeshView) -> Cluster:
+        boards = [
+            dataclasses.replace(one, compute_bytes_per_s=1e8 * speed, message_s=5e-5)
+            for one, speed in zip(look(mesh).boards, speeds, strict=True)
+        ]
+        return Cluster(tuple(boards), link=LinkFacts(1e-4, 1e8))
+
+    patch.setattr(MeshView, "cluster", measured)
 
 
 class ClusterOf:

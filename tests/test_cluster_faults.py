@@ -13,6 +13,8 @@ from cluster_boards import BoardOf, ClusterOf, Running, cluster_of
 PROMPT = "Once upon a time there was a board that"
 COUNT = 50
 SOME_WORDS = r"\w+ \w+ \w+ \w+"
+pytest_plugins = ["fault_fixtures"]
+
 HOW = ["--temperature", "0", "--raw", "--ignore-eos", "-t", "1"]
 
 
@@ -85,7 +87,7 @@ def restart_daemon(board: BoardOf) -> None:
     board.start("--memory", "2G")
 
 
-LAST_WORDS = r"; \d\.\d s ago it reported: (computing|waiting for work), \w+; going on"
+LAST_WORDS = r"; \d\.\d s ago it reported: (loading|computing|waiting for work), \w+; going on"
 HARMS: dict[str, tuple[Harm, str, str]] = {
     "worker killed": (kill_worker, r"b2: killed: .*" + LAST_WORDS, "exchange"),
     "worker stopped": (stop_worker, r"b2: its worker is stopped" + LAST_WORDS, "star"),
@@ -142,3 +144,27 @@ def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> N
         assert re.search(LAST_WORDS, session.err.text)
         assert "b2" in session.err.text
         assert "Traceback" not in session.err.text
+
+
+def test_the_hubs_own_disk_never_answers(smollm2_pack: Path, shim: Path, tmp_path: Path) -> None:
+    faulty = {"LD_PRELOAD": shim, "FAULTY_PATH": ".safetensors"}
+    over = ["-c", "256", "--cluster", "-ts", "1,1", "--memory", "100M", "--window-io", "direct"]
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.shelve(smollm2_pack)
+        count = tmp_path / "reads"
+        command = ("generate", smollm2_pack, "-p", PROMPT, "-n", str(COUNT), *HOW, *over)
+        sound = cluster[1].run(*command, **faulty, FAULTY_COUNT=count)
+        assert sound.wait() == 0, sound.err.text
+        after = int(count.read_text()) * 2 // 3
+        session = cluster[1].run(*command, **faulty, FAULTY_HOW="hang", FAULTY_AFTER=after)
+        worker = cluster[2].worker()
+        session.out.wait(SOME_WORDS)
+        said = r"shard \S+, byte \d+: the storage has not answered for 30 s \(.*picoedge verify\)$"
+        session.err.wait(rf"^error: \S+, {said}", 45)
+        worker.wait(3)
+        assert session.wait() == 1
+        for board in cluster.boards:
+            board.await_free()
+        assert "going on" not in session.err.text
+        assert "Traceback" not in session.err.text
+        assert sound.out.text.startswith(session.out.text.rstrip("\n"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import signal
 import time
@@ -11,11 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, until
+from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
-from picoedge.engine.cluster_facts import Cluster, LinkFacts
 from picoedge.engine.joint import open_joint
-from picoedge.engine.mesh_view import MeshView
 from picoedge.engine.open_options import ClusterOptions, OpenOptions
 from picoedge.store.reader import Pack
 
@@ -108,18 +105,9 @@ def shares_of_session(
     pack: Pack, monkeypatch: pytest.MonkeyPatch, speed: float
 ) -> list[tuple[range, range]]:
     """What each of two boards gets where the hub is measured to be `speed` times as quick."""
-    look = MeshView.cluster
-
-    def measured(mesh: MeshView) -> Cluster:
-        boards = [
-            dataclasses.replace(one, compute_bytes_per_s=1e8 * factor, message_s=5e-5)
-            for one, factor in zip(look(mesh).boards, (speed, 1.0), strict=True)
-        ]
-        return Cluster(tuple(boards), link=LinkFacts(1e-4, 1e8))
-
     how = OpenOptions(threads=1, n_ctx=128, cluster=ClusterOptions(boards=2))
     with monkeypatch.context() as patch:
-        patch.setattr(MeshView, "cluster", measured)
+        measured_as(patch, speed, 1.0)
         with closing(open_joint(pack, how).model) as model:
             model.forward([1, 2, 3], 0)
             parts = [share.part for share in model.plan.chosen.shares]

@@ -19,28 +19,14 @@ from picoedge.engine.catalogue import built_in_folder
 from picoedge.store.reader import Pack
 from picoedge.store.units import Kind
 
+pytest_plugins = ["fault_fixtures"]
+
 HERE = Path(__file__).parent
 ENOUGH_S = 60  # for any of these programs, of which each takes about one
 PROMPT = ["-p", "The capital of France is", "--raw", "-n", "10", "--ctx-size", "128"]
 COMMAND = ["generate", *PROMPT, "--temperature", "0"]
 STREAM = ["--memory", "110M", "--window-io"]
 BOTH = ["direct", "mmap"]
-
-
-@pytest.fixture(scope="module")
-def native() -> str:
-    """A C compiler, without which there are neither faults nor C kernels."""
-    return next(filter(shutil.which, ("cc", "gcc", "clang")))
-
-
-@pytest.fixture(scope="module")
-def shim(native: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The storage with faults, to be preloaded."""
-    library = tmp_path_factory.mktemp("shim") / "faulty_storage.so"
-    source = HERE / "faulty_storage.c"
-    command = [native, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"]
-    subprocess.run(command, check=True, timeout=ENOUGH_S)
-    return library
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from picoedge.engine.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.engine.fitting import load_of
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.opened import Opened, open_model
-from picoedge.engine.pace import TOKENS, Look, Pace
+from picoedge.engine.pace import TOKENS, Look, OwnTimes, Pace, Speeds
 from picoedge.engine.seating import take_boards
 from picoedge.engine.team import Team
 from picoedge.errors import BoardLostError, MeshError
+from picoedge.mesh.collective import SyncUsage
 
 if TYPE_CHECKING:
     from picoedge.engine.mesh_view import MeshView
@@ -60,7 +61,7 @@ class ClusterModel:
         self._tokens: list[int] = []  # whose keys and values the cache holds, or should
         self._valid = 0  # positions that it does hold
         self._losses: Counter[str] = Counter()
-        self._left: dict[str, float] = {}  # of the measured speed of slow boards, by key
+        self._speeds, self._own = Speeds(), OwnTimes()
         self.losses: list[dict[str, Any]] = []  # boards that were lost, and when
         self._waited_s, self._streamed = 0.0, 0  # by models that are closed
         self._team: Team | None = None
@@ -81,7 +82,12 @@ class ClusterModel:
                 self._count(error)
                 continue
             self._begun, self._valid, self._pace = True, 0, Pace()
-            self._begin_look()
+            # What each would take for a token if it were as quick as measured.
+            self._full_s = {
+                share.board.key: share.compute_s * self._speeds.left(share.board.key)
+                for share in plan.chosen.shares
+            }
+            self._begin_answer()
             return
 
     def _make_plan(self) -> ClusterPlan:
@@ -105,7 +111,7 @@ class ClusterModel:
         return dataclasses.replace(cluster, boards=tuple(map(self._as_now, cluster.boards)))
 
     def _as_now(self, board: BoardFacts) -> BoardFacts:
-        speed = board.compute_bytes_per_s * self._left.get(board.key, 1.0)
+        speed = board.compute_bytes_per_s * self._speeds.left(board.key)
         return dataclasses.replace(board, compute_bytes_per_s=speed)
 
     def _open(self, plan: ClusterPlan) -> Opened:
@@ -195,6 +201,8 @@ class ClusterModel:
         del self._tokens[position:]
         self._tokens += tokens
         self._valid = min(self._valid, position)
+        if len(tokens) > 1:
+            self._try_again()
         while True:
             try:
                 began = time.perf_counter()
@@ -208,37 +216,66 @@ class ClusterModel:
 
     # -- keeping the pace ----------------------------------------------------------------------
 
+    def _begin_answer(self) -> None:
+        """Tokens of a prompt are quicker than others: what was seen of them says nothing."""
+        self._own.begin()
+        self._answer_s = time.monotonic()
+        self._begin_look()
+
     def _begin_look(self) -> None:
-        self._seen_s, self._seen = 0.0, 0
-        self._late = self._team.collective.usage().late_s if self._team else {}
+        self._seen_s, self._seen, self._disk_s = 0.0, 0, self._opened.model.disk_wait_s
+        self._usage = self._team.collective.usage() if self._team else SyncUsage()
 
     def _keep_pace(self, token_s: float | None) -> None:
-        """Deal the shards anew where a board has become far slower than its share."""
+        """Deal the shards anew where a board is far slower than its share, or quick again."""
         if self._team is None:
             return
         if token_s is None:
-            return self._begin_look()
+            return self._begin_answer()
         self._seen_s, self._seen = self._seen_s + token_s, self._seen + 1
         if self._seen < TOKENS:
             return
-        late = self._team.collective.usage().late_s
-        waited = {rank: late[rank] - self._late.get(rank, 0.0) for rank in late}
+        usage, before = self._team.collective.usage(), self._usage.late_s
+        waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
         shares = self.plan.chosen.shares
         planned = [share.compute_s for share in shares]
-        slow = self._pace.slower(Look(self._seen, self._seen_s, waited), planned)
+        late = self._pace.slower(Look(self._seen, self._seen_s, waited), planned)
+        quick, slow = self._speeds.look(self._rates(self._team, usage.wait_s))
+        slow |= {shares[rank].board.key: left for rank, left in late.items()}
         self._begin_look()
-        if slow:
-            self._rebalance(slow)
+        for key, left in slow.items():
+            self._speeds.slowed(key, left, time.monotonic())
+        if slow or quick:
+            self._rebalance("has become slow" if slow else "is quick again", slow or quick)
 
-    def _rebalance(self, slow: dict[int, float]) -> None:
-        shares = self.plan.chosen.shares
-        names = ", ".join(shares[rank].board.name for rank in slow)
-        for rank, left in slow.items():
-            self._left[shares[rank].board.key] = left
+    def _rates(self, team: Team, wait_s: float) -> dict[str, float]:
+        """By key, what a board would take as it was measured, by what it took itself."""
+        own_s = self._seen_s - (wait_s - self._usage.wait_s)
+        own_s -= self._opened.model.disk_wait_s - self._disk_s
+        took = {self._mesh.own.key: own_s / self._seen if own_s > 0 else None}
+        for key, work in team.work_since(self._answer_s).items():
+            took[key] = self._own.s_per_token(key, work)
+        return {
+            key: full / took_s for key, full in self._full_s.items() if (took_s := took.get(key))
+        }
+
+    def _try_again(self) -> None:
+        """Ask boards again, before an answer, that were left out as slow some time ago."""
+        taking = {share.board.key for share in self.plan.chosen.shares}
+        rested = self._speeds.to_try(taking, time.monotonic())
+        if rested:
+            self._rebalance("was slow and is tried again", rested)
+
+    def _rebalance(self, how: str, keys: Collection[str]) -> None:
         plan = self._make_plan()
-        if [share.part for share in plan.chosen.shares] == [share.part for share in shares]:
+        before, after = (
+            [(share.board.key, share.part) for share in each.chosen.shares]
+            for each in (self.plan, plan)
+        )
+        if before == after:
             return
-        self._tell(f"{names} has become slow: the shares are dealt anew")
+        names = ", ".join(name for name, key in self._keys.items() if key in keys)
+        self._tell(f"{names} {how}: the shares are dealt anew")
         # What was computed stands; the cache is computed again with the next token.
         self._let_go()
         self._assemble()

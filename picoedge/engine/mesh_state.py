@@ -112,11 +112,13 @@ def _board(told: Mapping[str, Any]) -> BoardState:
         temperature_c=_number(report, "temperature_c"),
         throttled=report.get("throttled") is True,
         waiting=_count(report, "waiting") or 0,
-        work=_work(_object(report, "work")),
+        work=read_work(report),
     )
 
 
-def _work(told: Mapping[str, Any]) -> Work | None:
+def read_work(report: Mapping[str, Any]) -> Work | None:
+    """What a worker has done, of its daemon's report; None where that does not say."""
+    told = _object(report, "work")
     tokens = _count(told, "tokens")
     compute, sync, disk = (_number(told, name) for name in ("compute_s", "sync_s", "disk_s"))
     if tokens is None or compute is None or sync is None or disk is None:

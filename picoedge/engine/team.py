@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cluster_forecast import Prediction
+from picoedge.engine.mesh_state import read_work
 from picoedge.engine.mesh_view import MeshView, Peer
 from picoedge.engine.open_options import OpenOptions
 from picoedge.engine.opened import Opened, Ties, open_model
@@ -26,6 +27,7 @@ from picoedge.mesh.caller import Caller
 from picoedge.mesh.wire import HUB
 
 if TYPE_CHECKING:
+    from picoedge.engine.progress_page import Work
     from picoedge.mesh.collective import Collective
     from picoedge.store.reader import Pack
 
@@ -201,6 +203,17 @@ class Team:
                 self._reported(peer, body)
             elif kind == "session-revoked" and peer is self._peers[HUB]:
                 self._revoked(body)
+
+    def work_since(self, time_s: float) -> dict[str, Work]:
+        """What workers have done, by key, of those that have reported since (monotonic).
+
+        Raises BoardLostError as `hear` does.
+        """
+        for peer in self._peers:
+            self.hear(peer)
+        heard = [key for key, at in self._reported_at.items() if at >= time_s]
+        works = {key: read_work(self.reports[key]) for key in heard}
+        return {key: work for key, work in works.items() if work is not None}
 
     def _revoked(self, body: dict[str, Any]) -> None:
         for peer in self._peers:

@@ -36,16 +36,23 @@ def page_up(n: int) -> int:
 def anonymous(nbytes: int) -> U8:
     """Zeroed memory of our own, page-aligned, in huge pages where the system has them.
 
-    Raises MemoryBudgetError.
+    It begins where a huge page may, and what is left over at its end is in small ones: address
+    space is spent for that, and no memory. Raises MemoryBudgetError.
     """
+    huge = nbytes // _HUGE * _HUGE
+    size = nbytes + _HUGE if huge else max(nbytes, PAGE)
     try:
-        memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:  # a limit of address space, or the system's own
         raise no_memory(format_size(nbytes)) from error
-    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= _HUGE:
+    if not huge:
+        return np.frombuffer(memory, np.uint8, nbytes)
+    first = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8, nbytes)
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE, first, huge)
+    return np.frombuffer(memory, np.uint8, nbytes, first)
 
 
 def advise(array: U8, advice: int) -> int:

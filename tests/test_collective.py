@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,24 +27,35 @@ def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float3
 
 
 def take_part(
-    board: Member, rank: int, stages: Stages, rows: Rows, n: int, lanes: int = 1
+    board: Member,
+    rank: int,
+    stages: Stages,
+    rows: Rows,
+    n: int,
+    lanes: int = 1,
+    *,
+    in_units: bool = False,
 ) -> list[F64]:
     """Follow the session to its end; gives all sums this rank goes on with.
 
     In lanes, each runs ahead by one stage: its sums begin before the other's have been finished.
+    A board that has its layers in several units finishes all before it begins the next.
     """
     found = []
     runs = [slice(n * i // lanes, n * (i + 1) // lanes) for i in range(lanes)]
 
     def forward(index: int) -> None:
-        under_way: list[Callable[[], None]] = [lambda: None] * lanes
+        under_way: list[Callable[[], None]] = []
         for stage in range(stages.count):
             sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
             if rank in stages.contributors(stage):
                 sums = part(rank, index, stage, n, rows.hidden)
-            for lane, run in enumerate(runs):
-                under_way[lane]()
-                under_way[lane] = board.begin(sums[run])
+            while in_units and under_way:
+                under_way.pop(0)()
+            for run in runs:
+                if len(under_way) == lanes:
+                    under_way.pop(0)()
+                under_way.append(board.begin(sums[run]))
             if rank == HUB or stage < stages.count - 1:
                 found.append(sums)
         for finish in under_way:
@@ -66,7 +77,15 @@ def take_part(
 
 
 def run(
-    kind: str, stages: Stages, rows: Rows, count: int, n: int, wire: str, lanes: int = 1
+    kind: str,
+    stages: Stages,
+    rows: Rows,
+    count: int,
+    n: int,
+    wire: str,
+    lanes: int = 1,
+    *,
+    in_units: Collection[int] = (),
 ) -> list[list[F64]]:
     """The sums each rank goes on with."""
     with boards(count, kind, rows) as team:
@@ -74,7 +93,7 @@ def run(
         def outcome(rank: int) -> list[F64]:
             team.links[rank].open(5)
             board = member(team.links[rank], kind, count, stages, rows, wire)
-            return take_part(board, rank, stages, rows, n, lanes)
+            return take_part(board, rank, stages, rows, n, lanes, in_units=rank in in_units)
 
         found = team.each(outcome)
     for result in found:
@@ -172,6 +191,18 @@ def test_sums_of_two_lanes_are_under_way_at_once(
 ) -> None:
     stages, count = Stages(attention, ffn, LAYERS), 1 + max(1, *attention, *ffn)
     found = run(kind, stages, rows, count, rows.batch, "f64", lanes=2)
+    check(found, stages, expected(stages, rows, rows.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [SMALL, CHUNKED], ids=["short", "long"])
+@pytest.mark.parametrize("in_units", [(0,), (1,), (2,), (0, 1), (1, 2)])
+@pytest.mark.parametrize("ffn", [(0, 1, 2), (0, 2), (1,)])
+def test_boards_whose_layers_come_in_units_go_with_others(
+    kind: str, rows: Rows, in_units: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages = Stages((0, 1, 2), ffn, LAYERS)
+    found = run(kind, stages, rows, 3, rows.batch, "f64", lanes=2, in_units=in_units)
     check(found, stages, expected(stages, rows, rows.batch))
 
 

@@ -143,3 +143,19 @@ def test_what_a_board_took_itself_is_read_from_two_reports() -> None:
     assert own.s_per_token("b", Work(6, 0.1)) is None  # a clock that stands
     own.begin()
     assert own.s_per_token("b", Work(300, 20.0)) is None
+
+
+def test_a_board_that_grows_slower_still_has_become_slow_once() -> None:
+    speeds = slow_board(0.5)
+    for i in range(20):
+        speeds.slowed("b", 0.2, float(i))
+    looks = [speeds.look({"b": 0.9}) for _ in range(LOOKS)]
+    assert looks[-1] == (["b"], {})
+
+
+def test_the_patience_with_a_board_has_an_end() -> None:
+    speeds = slow_board()
+    for _ in range(1000):
+        assert speeds.to_try((), 1e9) == ["b"]
+        speeds.slowed("b", 0.2, 0.0)
+    assert speeds.to_try((), REST_S * 2**10) == ["b"]

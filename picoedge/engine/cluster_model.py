@@ -273,6 +273,7 @@ class ClusterModel:
             for each in (self.plan, plan)
         )
         if before == after:
+            self._pace = Pace()  # this is its pace now: nothing better is to be had
             return
         names = ", ".join(name for name, key in self._keys.items() if key in keys)
         self._tell(f"{names} {how}: the shares are dealt anew")

@@ -16,6 +16,7 @@ TOKENS = 8  # between two looks
 FAR_SLOWER = 2.5  # than it was, per token, that is worth another plan
 LOOKS = 2  # in a row that must find it so: a busy moment is none
 QUICK = 0.6  # of its usual speed, at which a slow board has all of its share again
+MOST_TIMES = 10  # that are counted: what is then waited for doubles no more
 REST_S = 60.0  # until one that takes no part is tried again
 
 
@@ -111,7 +112,9 @@ class Speeds:
 
     def slowed(self, key: str, left: float, now_s: float) -> None:
         """A board has become slow."""
-        times = self._slow[key].times + 1 if key in self._slow else 1
+        known = self._slow.get(key)
+        # Slower still is not slow again.
+        times = min(known.times + (known.left == 1.0), MOST_TIMES) if known else 1
         if not self._usual.get(key):  # it was never seen to be quick: as the others are
             self._usual[key] = max(self._usual.values(), default=0.0) or 1.0
         self._slow[key] = _Slow(left, times, now_s + REST_S * 2 ** (times - 1))

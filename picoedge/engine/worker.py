@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from picoedge.mesh.keys import KeyPair
     from picoedge.store.reader import Pack
 
-CONNECT_S = 20.0
+# Until all have joined: others may pull gigabytes first. A hub that is gone is the daemon's affair.
+JOIN_S = 24 * 3600.0
 
 
 def main() -> int:
@@ -80,7 +81,7 @@ def take_seat(order: Order, identity: Identity) -> None:
             if spec.allreduce == "exchange":
                 links.connect(rank, spec.seats[rank].address)
         _say({"port": port})
-        links.open(CONNECT_S)
+        links.open(JOIN_S)
         collective = collective_of(links, spec, pack)
         opened = _load(order, pack, collective, page)
         try:

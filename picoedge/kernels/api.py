@@ -103,8 +103,8 @@ class Kernels(Protocol):
 
         A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
         (scale amax/127, rounded half to even); f32 matrices take them as they are. `out` may be
-        some columns of a wider array. `again`: the project that ran last did the same tokens of
-        the same source, for other matrices; x and its norm are as that one left them.
+        some columns of a wider array. `again`: a project has done the same tokens of the same
+        source before, for other matrices; x is as that one left it.
         """
 
     def attend(

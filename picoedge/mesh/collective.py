@@ -28,7 +28,7 @@ Finish = Callable[[], None]
 PIECE_VALUES = 32 << 10
 INPUT_BYTES = LOGIT_BYTES = 4  # f32
 LOGIT_VALUES = PIECE_VALUES * 8 // LOGIT_BYTES  # of one message
-# A board may be a sum ahead of another that adds nothing to that one; pipes hold three sums.
+# A board may be a lane ahead of another, and a sum more where that one adds nothing to it.
 SUMS_IN_FLIGHT = 3
 MESSAGES_BESIDE = 16
 

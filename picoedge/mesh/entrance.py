@@ -92,7 +92,9 @@ class Entrance:
 
     def __init__(self, host: str, first: dict[int, bytes], most_bytes: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
+        self._listener = socket.create_server(
+            (host, 0), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
+        )
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._first, self._most_bytes = first, most_bytes

@@ -16,15 +16,16 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh import curve, seal
+from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.entrance import Entrance, Ticket
 from picoedge.mesh.losses import Losses
 from picoedge.mesh.monitors import LinkMonitor
+from picoedge.mesh.stream import Stream, StreamEnded
 from picoedge.mesh.wire import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
     from picoedge.mesh.curve import Context, Socket
     from picoedge.mesh.keys import KeyPair
-    from picoedge.mesh.stream import Stream
     from picoedge.mesh.waiting import Items, Waiter
 
 ENTER_S = 5.0
@@ -86,7 +87,7 @@ class Meeting:
         curve.serve(socket, self._keys, GREETINGS)
         self._watch(socket, LinkMonitor(socket, self._losses.add))
         try:
-            socket.bind(f"tcp://{_bracketed(host)}:*")
+            socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
             first = {rank: self._hello(rank) for rank in self._guests}
             self._entrance = Entrance(host, first, self._most_bytes)
         except (OSError, zmq.ZMQError) as error:
@@ -99,14 +100,14 @@ class Meeting:
 
     def connect(self, rank: int, address: str) -> None:
         """Connect to the listening board of that rank, expected before; address is HOST:PORT."""
-        guest = self._guests[rank]
-        guest.host, _, port = address.rpartition(":")
+        guest, to = self._guests[rank], parse_address(address)
+        guest.host = to.host
         guest.socket = socket = self._context.socket(zmq.DEALER)
         curve.dial(socket, self._keys, guest.key, GREETINGS)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._watch(socket, LinkMonitor(socket, self._losses.add, rank))
         try:
-            socket.connect(f"tcp://{_bracketed(guest.host)}:{port}")
+            socket.connect(to.endpoint)
         except zmq.ZMQError as error:
             raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
         socket.send(self._hello(self._rank) + bytes([self._ciphers]))
@@ -195,16 +196,18 @@ class Meeting:
         cipher = seal.common(self._ciphers, seal.ciphers_from(body))
         ticket = self._entrance.ticket(guest.rank, cipher)
         answer = self._hello(self._rank) + ticket.to_bytes()
-        self._router.send_multipart([guest.routing_id, answer])
+        try:
+            self._router.send_multipart([guest.routing_id, answer], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self._losses.add(guest.rank, "its connection ended")
 
     def _enter(self, guest: _Guest, ticket: Ticket) -> None:
         try:
             stream = ticket.enter(guest.host, self._most_bytes, ENTER_S)
-        except OSError as error:
+            self.streams[guest.rank] = stream
+            stream.send(self._hello(self._rank))
+        except (OSError, StreamEnded) as error:
             self._losses.add(guest.rank, f"its stream cannot be reached: {error}")
-            return
-        stream.send(self._hello(self._rank))
-        self.streams[guest.rank] = stream
 
     def _close_doors(self) -> None:
         """From now on strangers are refused. (To unbind the ROUTER would end what it has.)"""
@@ -228,8 +231,3 @@ class Meeting:
             self._gate.close()
         if self._entrance is not None:
             self._entrance.close()
-
-
-def _bracketed(host: str) -> str:
-    """IPv6 addresses are written in brackets, also where the user did not."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

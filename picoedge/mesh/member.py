@@ -36,7 +36,6 @@ from picoedge.mesh.wire import (
     unpack,
 )
 
-STALE_MESSAGES = 1000  # of sessions that are over: dropped, but not for ever
 INPUTS = (Kind.INPUT, Kind.INPUT_LAST, Kind.INPUT_ALL)
 
 
@@ -91,7 +90,6 @@ class Member(ABC):
         self._n = 0
         self._ahead: dict[tuple[int, bytes], memoryview] = {}  # of the sum after this: rank, header
         self._most_ahead = len(self._others) * rows.most_pieces
-        self._stale = 0
         self._sequence = 0  # of inputs and sums since the session began
         self._usage = SyncUsage(late_s=dict.fromkeys(self._others, 0.0))
 
@@ -133,10 +131,8 @@ class Member(ABC):
 
     def _first_input(self) -> tuple[Kind, int, int, memoryview] | None:
         """Kind, rows, position and first piece of the next forward pass; None for a goodbye."""
-        header = None
-        while header is None:
-            _, raw, body = self._links.receive((HUB,), None)
-            header = self._parse(HUB, raw)
+        _, raw, body = self._links.receive((HUB,), None)
+        header = self._parse(HUB, raw)
         if header.kind is Kind.BYE:
             return None
         kind, n = header.kind, header.shape[0] if header.shape else 0
@@ -201,7 +197,7 @@ class Member(ABC):
         while missing:
             rank, raw, body = receive(missing, self._patience_s)
             if raw != expected:
-                self._keep_or_drop(rank, raw, body, expected)
+                self._keep_ahead(rank, raw, body, expected)
                 continue
             bodies[rank] = body
             missing.remove(rank)
@@ -216,35 +212,30 @@ class Member(ABC):
         keys = [(rank, expected) for rank in ranks if (rank, expected) in self._ahead]
         return {key[0]: self._ahead.pop(key) for key in keys}
 
-    def _keep_or_drop(self, rank: int, raw: bytes, body: memoryview, expected: bytes) -> None:
-        """Keep a message of the sum after this one, which is begun; drop one of earlier sessions.
+    def _keep_ahead(self, rank: int, raw: bytes, body: memoryview, expected: bytes) -> None:
+        """Keep a part of the sum after the one that is due, be it begun here or not.
 
-        Raises where it makes no sense, or where the board has ended the session.
+        Which of its sums a board begins before it finishes others depends on what it computes.
+        Raises where the message is anything else, or says that the session has ended.
         """
         header, due = self._parse(rank, raw), unpack(expected)
-        if header is None:
-            return
         if header.kind is Kind.BYE:
             name = self._links.name(rank)
             raise BoardLostError(f"{name} ended the session", board=name)
-        is_next = header.sequence == (due.sequence + 1) & U32 != self._sequence
-        is_new = header.kind is Kind.SUM_PART and (rank, raw) not in self._ahead
-        if not is_next or not is_new or len(self._ahead) >= self._most_ahead:
+        next_sum = header.epoch, header.sequence, header.kind
+        is_next = next_sum == (due.epoch, (due.sequence + 1) & U32, Kind.SUM_PART)
+        is_last = self._sequence == (due.sequence + 1) & U32 and self._stage == self._stages.count
+        is_new = (rank, raw) not in self._ahead and len(self._ahead) < self._most_ahead
+        if not is_next or is_last or not is_new:
             raise self._links.fault(rank, f"sent {header} instead of {due}")
         self._ahead[rank, raw] = body
 
-    def _parse(self, rank: int, raw: bytes) -> Header | None:
-        """The header, checked; None where it is of an earlier session."""
+    def _parse(self, rank: int, raw: bytes) -> Header:
+        """The header, checked."""
         try:
-            header = unpack(raw, self._rows.wire_bounds())
+            return unpack(raw, self._rows.wire_bounds())
         except ProtocolError as error:
             raise self._links.fault(rank, f"sent {error.message}") from None
-        if header.epoch >= self._links.epoch:
-            return header
-        self._stale += 1
-        if self._stale > STALE_MESSAGES:
-            raise self._links.fault(rank, "goes on with a session that is over")
-        return None
 
     # -- sums ----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from picoedge.errors import ProtocolError
 from picoedge.mesh.seal import TAG_BYTES, Seal
 
 _LENGTH = struct.Struct("<I")
+IDLE_S = 60  # after which the kernel asks whether the other end, and what is between, is there
 
 
 class StreamEnded(Exception):
@@ -31,6 +32,8 @@ class Stream:
     def __init__(self, connection: socket.socket, out: Seal, into: Seal, most_bytes: int) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
         self._socket, self._out, self._into = connection, out, into
         self._most = most_bytes + TAG_BYTES
         self._buffer = bytearray(_LENGTH.size + self._most)

@@ -284,7 +284,7 @@ class FaultyWorker:
         self._gate.answer()
         self._who, *hello = self._router.recv_multipart()
         assert len(hello) == 1
-        self.entrance = Entrance(LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes)
+        self.entrance = Entrance(LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes + 200)
 
     def greet(self, *frames: bytes) -> None:
         """Answer over the first connection with these instead of what is due."""

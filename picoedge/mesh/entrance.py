@@ -48,7 +48,7 @@ class Ticket:
         if len(data) != _TICKET.size:
             raise ProtocolError(f"a ticket of {len(data)} bytes instead of {_TICKET.size}")
         port, cipher, name, to_listener, from_listener = _TICKET.unpack(data)
-        if not port or cipher not in (Cipher.CHACHA20_POLY1305, Cipher.AEGIS_256):
+        if not port or cipher not in (Cipher.CHACHA20_POLY1305, Cipher.AES_256_GCM):
             raise ProtocolError("a ticket of no port, or of an unknown cipher")
         return cls(port, Cipher(cipher), name, to_listener, from_listener)
 

@@ -34,12 +34,13 @@ class Stream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
-        self._socket, self._out, self._into = connection, out, into
+        self._socket, self._seal, self._into = connection, out, into
         self._most = most_bytes + TAG_BYTES
         self._buffer = bytearray(_LENGTH.size + self._most)
         self._view = memoryview(self._buffer)
         self._begin = self._end = 0  # of what was received and not taken
-        self._unsent = memoryview(b"")
+        self._out = memoryview(bytearray(_LENGTH.size + self._most))
+        self._unsent = self._out[:0]
 
     def fileno(self) -> int:
         """For a poll; -1 once it is closed."""
@@ -48,8 +49,10 @@ class Stream:
     def send(self, message: bytes | bytearray | memoryview) -> bool:
         """Send a message; where that is False `flush` has to be called until it is not."""
         assert not self._unsent
-        sealed = self._out.close(bytes(message))
-        self._unsent = memoryview(_LENGTH.pack(len(sealed)) + sealed)
+        end = _LENGTH.size + len(message) + TAG_BYTES
+        _LENGTH.pack_into(self._out, 0, end - _LENGTH.size)
+        self._seal.close(message, self._out[_LENGTH.size : end])
+        self._unsent = self._out[:end]
         return self.flush()
 
     def flush(self) -> bool:
@@ -80,7 +83,7 @@ class Stream:
     def _open(self, nbytes: int) -> bytes:
         first = self._begin + _LENGTH.size
         self._begin = first + nbytes
-        return self._into.open(bytes(self._view[first : self._begin]))
+        return self._into.open(self._view[first : self._begin])
 
     def _receive(self) -> bool:
         """Take in what has come; False where that is nothing."""

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
-from picoedge.kernels.loader import load_kernels
+from picoedge.kernels.loader import load_kernels, load_trim
+from picoedge.kernels.trim import ODD
 from picoedge.mesh.collective import F64
 from picoedge.mesh.shares import LONG, LONG_BYTES, are_cut, shares
-from picoedge.mesh.trimmed import ODD, Trimmed
+from picoedge.mesh.trimmed import Trimmed
 from picoedge.model.lanes import Reduce
 from picoedge.model.transformer import Transformer
 
@@ -54,9 +55,23 @@ def part(count: int, odd: int, seed: int = 1) -> F64:
     return values
 
 
+CODECS = [Trimmed(load_trim(twin)) for twin in ("native", "numpy")]
+
+
 def encoded(values: F64) -> memoryview:
-    room = memoryview(bytearray(Trimmed().most_bytes(len(values))))
-    return room[: Trimmed().encode(values, room)]
+    """By both twins alike."""
+    rooms = [memoryview(bytearray(codec.most_bytes(len(values)))) for codec in CODECS]
+    native, numpy = (
+        room[: codec.encode(values, room)] for room, codec in zip(rooms, CODECS, strict=True)
+    )
+    assert native == numpy
+    return native
+
+
+def check_decoded(body: memoryview, values: F64) -> None:
+    """By both twins, into numbers that were there before."""
+    for codec in CODECS:
+        assert codec.decode(body, np.full(len(values), np.nan)).tobytes() == values.tobytes()
 
 
 @given(st.integers(1, 3 * LONG), st.integers(0, 40), st.integers(0, 9))
@@ -65,7 +80,7 @@ def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
     values[:: count // 3 + 1] = np.inf
     values[1 :: count // 3 + 1] = -np.nan
     body = encoded(values)
-    assert Trimmed().decode(body, np.full(count, 7.0)).tobytes() == values.tobytes()
+    check_decoded(body, values)
     if count >= LONG:
         assert len(body) <= LONG_BYTES * count + (odd + 6) * ODD.itemsize
 
@@ -73,20 +88,22 @@ def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
 def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
     values = np.random.default_rng(1).standard_normal(LONG)
     assert len(encoded(values)) == 8 * LONG
-    assert Trimmed().decode(encoded(values), np.empty(LONG)).tobytes() == values.tobytes()
+    check_decoded(encoded(values), values)
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, LONG_BYTES * LONG - 6, LONG_BYTES * LONG + 1, 16 * LONG])
 def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
-    with pytest.raises(ProtocolError, match=f"{nbytes} bytes for {LONG} values"):
-        Trimmed().decode(memoryview(bytes(nbytes)), np.empty(LONG))
+    for codec in CODECS:
+        with pytest.raises(ProtocolError, match=f"{nbytes} bytes for {LONG} values"):
+            codec.decode(memoryview(bytes(nbytes)), np.empty(LONG))
 
 
 def test_bits_of_a_value_that_is_not_there_are_refused() -> None:
     body = encoded(part(LONG, 3))
     np.frombuffer(body, ODD, 3, LONG_BYTES * LONG)["index"][1] = LONG
-    with pytest.raises(ProtocolError, match=f"value {LONG} of {LONG}"):
-        Trimmed().decode(body, np.empty(LONG))
+    for codec in CODECS:
+        with pytest.raises(ProtocolError, match=f"a value beyond the {LONG} there are"):
+            codec.decode(body, np.empty(LONG))
 
 
 @given(st.integers(1, 10**6), st.lists(st.integers(0, 20), min_size=1, max_size=9, unique=True))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.cores import is_rationed
 from picoedge.errors import ProtocolError
+from picoedge.kernels.loader import load_trim
 from picoedge.mesh.codec import codec_for
 from picoedge.mesh.collective import Collective, Rows, Stages
 from picoedge.mesh.exchange import Exchange
@@ -50,7 +51,7 @@ def collective_of(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
         range(len(spec.seats)),
         Stages(*spec.contributors(), config.num_hidden_layers, columns),
         _rows(spec, pack),
-        codec_for(spec.wire, config.hidden_size),
+        codec_for(spec.wire, config.hidden_size, load_trim(spec.kernels or None)),
         n_ctx=spec.n_ctx,
         patience_s=PATIENCE_S,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels.api import Kernels
+from picoedge.kernels.trim import NativeTrim, NumpyTrim, Trim
 
 # level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
 _X86 = {
@@ -122,6 +123,12 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
     from picoedge.kernels.native import NativeKernels
 
     return NativeKernels(library, count)
+
+
+def load_trim(kind: str | None = None) -> Trim:
+    """What takes sums apart, of the same twin. Raises as `load_kernels` does."""
+    library, _ = _open_here(kind)
+    return NumpyTrim() if library is None else NativeTrim(library)
 
 
 def describe_kernels(kind: str | None = None) -> str:

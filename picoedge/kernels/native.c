@@ -978,6 +978,58 @@ API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n, int32_
     run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 
+/* ---- trim: f64 numbers without their last 16 bits, and those apart for the few that have some ------ */
+
+typedef uint32_t __attribute__((aligned(1), may_alias)) u32;
+typedef uint16_t __attribute__((aligned(1), may_alias)) u16;
+enum { TOGETHER = 64, KEPT_BYTES = 6, ODD_BYTES = 6 };
+
+/* How many are odd, -1 if more than the most. */
+API int64_t pe_apart(const uint64_t *values, int64_t count, uint8_t *into, int64_t most_odd) {
+    u32 *restrict high = (u32 *)into;
+    u16 *restrict next = (u16 *)(into + 4 * count);
+    uint8_t *odd = into + KEPT_BYTES * count;
+    int64_t n_odd = 0;
+    for (int64_t i = 0; i < count; i += TOGETHER) {
+        const int n = count - i < TOGETHER ? (int)(count - i) : TOGETHER;
+        uint64_t some = 0;
+        for (int j = 0; j < n; j++) {
+            const uint64_t v = values[i + j];
+            high[i + j] = (uint32_t)(v >> 32);
+            next[i + j] = (uint16_t)(v >> 16);
+            some |= v;
+        }
+        for (int j = 0; j < n && (some & 0xffff); j++) {
+            const uint32_t index = (uint32_t)(i + j);
+            const uint16_t low = (uint16_t)values[i + j];
+            if (!low) continue;
+            if (n_odd == most_odd) return -1;
+            memcpy(odd, &index, sizeof index);
+            memcpy(odd + sizeof index, &low, sizeof low);
+            odd += ODD_BYTES;
+            n_odd++;
+        }
+    }
+    return n_odd;
+}
+
+/* Not 0 where an odd one is said to be beyond the last. */
+API int pe_together(const uint8_t *body, int64_t count, int64_t n_odd, uint64_t *restrict out) {
+    const u32 *restrict high = (const u32 *)body;
+    const u16 *restrict next = (const u16 *)(body + 4 * count);
+    const uint8_t *odd = body + KEPT_BYTES * count;
+    for (int64_t i = 0; i < count; i++) out[i] = (uint64_t)high[i] << 32 | (uint64_t)next[i] << 16;
+    for (int64_t k = 0; k < n_odd; k++, odd += ODD_BYTES) {
+        uint32_t index;
+        uint16_t low;
+        memcpy(&index, odd, sizeof index);
+        memcpy(&low, odd + sizeof index, sizeof low);
+        if (index >= count) return 1;
+        out[index] = (out[index] & ~(uint64_t)0xffff) | low;
+    }
+    return 0;
+}
+
 /* ---- attend ---------------------------------------------------------------------------------------- */
 
 typedef struct {

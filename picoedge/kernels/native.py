@@ -136,10 +136,13 @@ def open_library(path: Path) -> ct.CDLL:
     lib.pe_pool_close.restype = None
     lib.pe_pool_close.argtypes = [c_void_p]
     lib.pe_project.restype = lib.pe_project_sum.restype = None
-    lib.pe_attend.restype = c_int
+    lib.pe_attend.restype = lib.pe_together.restype = c_int
+    lib.pe_apart.restype = c_int64
     lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
+    lib.pe_apart.argtypes = [c_void_p, c_int64, c_void_p, c_int64]
+    lib.pe_together.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
     return lib
 
 

@@ -19,6 +19,7 @@ from windows import Keep, keep_head, keep_none, keep_others, plan_of, whole, win
 from picoedge.errors import ModelError
 from picoedge.model.transformer import Transformer
 from picoedge.store import window_io
+from picoedge.store.holding import Windowed
 from picoedge.store.pack import pack
 from picoedge.store.pages import PAGE
 from picoedge.store.reader import Pack
@@ -281,6 +282,28 @@ def test_verify_lets_sound_shards_pass(packed: Pack, io: str) -> None:
     plan = plan_of(packed, 100_000, keep_others)
     with windowed(packed, plan, io, verify=True) as model:
         np.testing.assert_array_equal(logits_of(model), want)
+
+
+@pytest.mark.parametrize("io", BOTH)
+def test_what_stays_no_longer_gives_its_memory_back(packed: Pack, io: str) -> None:
+    all_stay, others_stay = (
+        plan_of(packed, keep=keep) for keep in (lambda i, unit: True, keep_others)
+    )
+    holding = Windowed(packed, packed.all_shards, all_stay, io=io)
+    try:
+        held = dict(holding.resident)
+        before = {unit: array.copy() for unit, array in held.items()}
+        holding.replan(others_stay)
+        for unit, array in held.items():
+            if unit in others_stay.resident:
+                np.testing.assert_array_equal(array, before[unit])
+            else:
+                assert not array.any(), "pages that were given back are zero"
+        holding.replan(all_stay)
+        for unit, array in holding.resident.items():
+            np.testing.assert_array_equal(array, before[unit])
+    finally:
+        holding.close()
 
 
 @pytest.mark.parametrize("io", BOTH)

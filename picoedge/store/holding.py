@@ -11,6 +11,7 @@ from picoedge.kernels.blocks import F32, U8, Weights
 from picoedge.kernels.rows import RowGather
 from picoedge.store.embedding import RowEmbedding
 from picoedge.store.loading import Progress, read_units
+from picoedge.store.pages import give_back
 from picoedge.store.slices import Slice
 from picoedge.store.units import Kind, Unit
 from picoedge.store.window import Usage, Window
@@ -140,7 +141,7 @@ class Windowed:
         self._pack, self.part, self.plan = pack, part, plan
         self._mode, self._read_ahead, self._verify = io, read_ahead, verify
         self._progress = progress
-        self._resident: dict[Unit, U8] = {}
+        self.resident: dict[Unit, U8] = {}  # memory of our own
         self._runs: dict[tuple[Kind, int], list[Held]] = {}
         self._window: Window | None = None
         self._io: WindowIO | None = None
@@ -158,11 +159,12 @@ class Windowed:
         self._past, self._window, self._io = self.usage, None, None
         self._runs = {}  # with the arrays of the old ring, before anything takes its room
         self.plan = plan
-        self._resident = {u: kept for u, kept in self._resident.items() if u in plan.resident}
+        for unit in self.resident.keys() - plan.resident:
+            give_back(self.resident.pop(unit))
         wanted = [unit for unit in plan.units if unit in plan.resident]
-        missing = [unit for unit in wanted if unit not in self._resident]
+        missing = [unit for unit in wanted if unit not in self.resident]
         check = self._compare if self._verify else None
-        self._resident |= read_units(self._pack.path, missing, check, self._progress)
+        self.resident |= read_units(self._pack.path, missing, check, self._progress)
         if plan.streamed:
             self._window = self._open_window()
         self._bind()
@@ -194,7 +196,7 @@ class Windowed:
         for unit in self.plan.units:
             runs = self._runs.setdefault((unit.kind, unit.layer), [])
             if unit in self.plan.resident:
-                weights = self._pack.weights_in(unit, self._resident[unit])
+                weights = self._pack.weights_in(unit, self.resident[unit])
                 runs.append(Held(unit.shards, weights))
                 continue
             assert self._window is not None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.blocks import U8
+from picoedge.store.pages import anonymous
 from picoedge.store.patience import PATIENCE_S, Silence, attempt, broken_off, start_thread
-from picoedge.store.units import Unit
+from picoedge.store.units import Unit, span_of
 from picoedge.store.window import no_answer
 from picoedge.store.window_io import READERS, Files, read_unit
 
@@ -27,7 +29,7 @@ def read_units(
     *,
     patience_s: float = PATIENCE_S,
 ) -> dict[Unit, U8]:
-    """The bytes of each unit, u8 [nbytes].
+    """The bytes of each unit, u8 [nbytes], one after the other in memory of their own.
 
     Raises StorageError, MemoryBudgetError, and what `check` raises. The files are closed when no
     read is under way in them, which is after this only where one hangs or an interrupt comes.
@@ -53,6 +55,8 @@ class _Load:
         self, files: Files, units: Iterable[Unit], check: Check | None, progress: Progress | None
     ) -> None:
         self.files, self.arrays = files, dict[Unit, U8]()
+        units = list(units)
+        self._places = _places(units)
         self.error: PicoedgeError | None = None
         self._check, self._progress = check, progress
         self._units, self._working, self._stopped = iter(units), 0, False
@@ -106,7 +110,7 @@ class _Load:
                 self._tell()
 
     def _read(self, unit: Unit) -> None:
-        array = read_unit(self.files, unit, partial(self._listen, unit))
+        array = read_unit(self.files, unit, self._places[unit], partial(self._listen, unit))
         if self._check is not None:
             self._check(unit, array)
         with self._news:
@@ -133,3 +137,12 @@ class _Load:
     def _close_if_idle(self) -> None:
         if self._stopped and not self._working:
             self.files.close()
+
+
+def _places(units: list[Unit]) -> dict[Unit, U8]:
+    """Memory for the pages of each: one block, as huge pages do not end where units do."""
+    sizes = [last - first for first, last in map(span_of, units)]
+    block, ends = anonymous(sum(sizes)), accumulate(sizes)
+    return {
+        unit: block[end - size : end] for unit, size, end in zip(units, sizes, ends, strict=True)
+    }

@@ -68,6 +68,11 @@ def advise_range(start: int, end: int, advice: int) -> int:
     return ctypes.get_errno()
 
 
+def give_back(array: U8) -> None:
+    """Free the pages of anonymous memory, as of a part of what was made in one piece."""
+    advise(array, mmap.MADV_DONTNEED)
+
+
 def populate(array: U8) -> int:
     """Map the pages of a file-backed array, reading what is not in memory; 0, or the error number.
 

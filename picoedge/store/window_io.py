@@ -183,13 +183,12 @@ def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> St
     return StorageError(f"{where}: reading failed: {os.strerror(number)}", _FAILING)
 
 
-def read_unit(files: Files, unit: Unit, heard: Callable[[int], None]) -> U8:
-    """A unit read whole into memory of its own, u8 [nbytes]; `heard` is told how far it is.
+def read_unit(files: Files, unit: Unit, memory: U8, heard: Callable[[int], None]) -> U8:
+    """A unit read whole into memory for its pages; where it lies there, u8 [nbytes].
 
-    Raises StorageError, MemoryBudgetError.
+    `heard` is told how far it is. Raises StorageError.
     """
     start, end = span_of(unit)
-    memory = anonymous(end - start)
     for at in range(start, end, CHUNK):
         last = min(at + CHUNK, end)
         read_span(files, unit, memory[at - start : last - start], at, last)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from bench.children import BenchError
-from bench.mesh_cluster import Kind, cluster
+from bench.mesh_cluster import Cluster, Kind, cluster
 from bench.mesh_models import MeshModels
 from bench.paced import PROMPT
 from bench.report import Measured
 from bench.speed import by_turns
-from hw.lab import BoardLimits, LinkShape
+from hw.lab import Board, BoardLimits, LinkShape
 
 MB = 10**6
 PROMPT_TOKENS, TOKENS = 256, 64
@@ -27,24 +28,38 @@ Reports = Sequence[dict[str, Any]]
 
 
 def two_boards(models: MeshModels, rounds: int) -> list[Measured]:
-    """A prompt of 256 tokens and 64 decoded over two boards of a core ÷ on one such board."""
-    with cluster(TWO, models.pack(), models.folder, beside=1) as boards:
-        alone = boards.lab.boards[2]
+    """A prompt of 256 tokens and 64 decoded over two boards of a core ÷ on one such board.
+
+    Emulated boards share what boards on a desk do not, such as the way to memory: the note says
+    how fast each of two is that have nothing to do with each other.
+    """
+    with cluster(TWO, models.pack(), models.folder, beside=2) as boards:
+        alone, other = boards.lab.boards[2:]
         boards.generate(LONG_PROMPT, 4)  # slices and probes are there from now on
         taken = by_turns(
             {
                 "two": lambda: boards.generate(LONG_PROMPT, TOKENS),
                 "one": lambda: boards.alone(alone, LONG_PROMPT, TOKENS),
+                "each": lambda: at_once(boards, (alone, other)),
             },
             rounds,
         )
         models.keep("two_boards", boards.peaks())
     if taken["one"][0]["prompt_tokens"] != PROMPT_TOKENS:
         raise BenchError(f"a prompt of {taken['one'][0]['prompt_tokens']} tokens")
-    return [
-        quotient(f"two_boards_{kind}", f"{kind}_tok_s", taken["two"], taken["one"])
-        for kind in ("decode", "prefill")
-    ]
+    rows = []
+    for kind in ("decode", "prefill"):
+        row = quotient(f"two_boards_{kind}", f"{kind}_tok_s", taken["two"], taken["one"])
+        apart = quotient(kind, f"{kind}_tok_s", taken["each"], taken["one"]).value
+        rows.append(replace(row, note=f"{row.note}; each of two apart: {apart:.2f} of one alone"))
+    return rows
+
+
+def at_once(boards: Cluster, pair: Sequence[Board]) -> dict[str, Any]:
+    """The report of the slower of two boards that answer at the same time, each for itself."""
+    with ThreadPoolExecutor(len(pair)) as pool:
+        reports = list(pool.map(lambda board: boards.alone(board, LONG_PROMPT, TOKENS), pair))
+    return min(reports, key=lambda report: float(report["decode_tok_s"]))
 
 
 def quotient(name: str, rate: str, ours: Reports, others: Reports) -> Measured:

@@ -135,6 +135,7 @@ class Links:
     def receive(self, ranks: Collection[int], timeout_s: float | None = PATIENCE_S) -> Received:
         """The next message of one of these boards: its rank, its header's bytes and its buffer.
 
+        The buffer is there until a message of that board is received again, or any is sent.
         Without a time limit it waits for ever.
         """
         if self._closed:
@@ -155,12 +156,12 @@ class Links:
         if message[HEADER.size : PREFIX_BYTES] != PADDING:
             raise self.fault(rank, f"sent {len(message)} bytes that are no message")
         self.bytes_received += len(message)
-        return rank, message[: HEADER.size], memoryview(message)[PREFIX_BYTES:]
+        return rank, bytes(message[: HEADER.size]), message[PREFIX_BYTES:]
 
-    def _take(self, ranks: Collection[int]) -> tuple[int, bytes] | None:
+    def _take(self, ranks: Collection[int]) -> tuple[int, memoryview] | None:
         for rank in ranks:
             if early := self._early[rank]:
-                return rank, early.popleft()
+                return rank, memoryview(early.popleft())
             if (message := self._next(rank)) is not None:
                 return rank, message
         return None
@@ -169,11 +170,11 @@ class Links:
         """Make room for what others send, though it is not due."""
         for rank, early in self._early.items():
             while (message := self._next(rank)) is not None:
-                early.append(message)
+                early.append(bytes(message))
                 if len(early) > 2 * self._bounds.messages:
                     raise self.fault(rank, f"sent {len(early)} messages before their time")
 
-    def _next(self, rank: int) -> bytes | None:
+    def _next(self, rank: int) -> memoryview | None:
         """The next message on a stream; none where it has ended, which is noted."""
         stream = self._streams.get(rank)
         try:

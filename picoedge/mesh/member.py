@@ -88,8 +88,11 @@ class Member(ABC):
         self._stage = stages.count  # of the forward pass; none is under way
         self._rows_left = 0  # of it, whose sums in this stage are not begun
         self._n = 0
-        self._ahead: dict[tuple[int, bytes], memoryview] = {}  # of the sum after this: rank, header
+        # Of the sum after this, by rank and header: where it is kept, and what.
+        self._ahead: dict[tuple[int, bytes], tuple[bytearray, memoryview]] = {}
         self._most_ahead = len(self._others) * rows.most_pieces
+        self._room: list[bytearray] = []  # of such messages: to have it anew each time is slow
+        self._lent: list[bytearray] = []
         self._sequence = 0  # of inputs and sums since the session began
         self._usage = SyncUsage(late_s=dict.fromkeys(self._others, 0.0))
 
@@ -207,10 +210,17 @@ class Member(ABC):
         return bodies
 
     def _came_early(self, ranks: Sequence[int], expected: bytes) -> dict[int, memoryview]:
-        if not self._ahead:
+        """What was kept, there until this is called again."""
+        if not self._ahead and not self._lent:
             return {}
-        keys = [(rank, expected) for rank in ranks if (rank, expected) in self._ahead]
-        return {key[0]: self._ahead.pop(key) for key in keys}
+        self._room += self._lent
+        self._lent.clear()
+        bodies = {}
+        for rank in ranks:
+            if kept := self._ahead.pop((rank, expected), None):
+                room, bodies[rank] = kept
+                self._lent.append(room)
+        return bodies
 
     def _keep_ahead(self, rank: int, raw: bytes, body: memoryview, expected: bytes) -> None:
         """Keep a part of the sum after the one that is due, be it begun here or not.
@@ -228,7 +238,10 @@ class Member(ABC):
         is_new = (rank, raw) not in self._ahead and len(self._ahead) < self._most_ahead
         if not is_next or is_last or not is_new:
             raise self._links.fault(rank, f"sent {header} instead of {due}")
-        self._ahead[rank, raw] = body
+        room = self._room.pop() if self._room else bytearray(self._rows.message_bytes)
+        kept = memoryview(room)[: len(body)]
+        kept[:] = body
+        self._ahead[rank, raw] = room, kept
 
     def _parse(self, rank: int, raw: bytes) -> Header:
         """The header, checked."""

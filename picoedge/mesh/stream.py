@@ -39,6 +39,7 @@ class Stream:
         self._buffer = bytearray(_LENGTH.size + self._most)
         self._view = memoryview(self._buffer)
         self._begin = self._end = 0  # of what was received and not taken
+        self._opened = memoryview(bytearray(self._most))
         self._out = memoryview(bytearray(_LENGTH.size + self._most))
         self._unsent = self._out[:0]
 
@@ -67,8 +68,12 @@ class Stream:
             self._unsent = self._unsent[sent:]
         return True
 
-    def take(self) -> bytes | None:
-        """The next message; None where it is not all here."""
+    def take(self) -> memoryview | None:
+        """The next message, there until the one after it is taken; None where it is not all here.
+
+        The memory is the stream's own: to have some from the system for each long message, and
+        give it back, costs hundreds of page faults.
+        """
         while True:
             held = self._end - self._begin
             if held >= _LENGTH.size:
@@ -80,10 +85,10 @@ class Stream:
             if not self._receive():
                 return None
 
-    def _open(self, nbytes: int) -> bytes:
+    def _open(self, nbytes: int) -> memoryview:
         first = self._begin + _LENGTH.size
         self._begin = first + nbytes
-        return self._into.open(self._view[first : self._begin])
+        return self._into.open(self._view[first : self._begin], self._opened)
 
     def _receive(self) -> bool:
         """Take in what has come; False where that is nothing."""

@@ -52,7 +52,7 @@ def ffn_shards(plan: ClusterPlan) -> list[int]:
 @given(clusters(), st.booleans())
 def test_every_shard_is_held_once(boards: Cluster, split_head: bool) -> None:
     plan = plan_cluster(SMALL, boards, Wishes(split_head=split_head))
-    assert plan.chosen.shares[0].board is boards.boards[boards.hub]
+    assert plan.chosen.shares[0].board.name == boards.boards[boards.hub].name
     for one in (plan.chosen, *(p for p in plan.predictions if p)):
         parts = [share.part for share in one.shares]
         assert [i for part in parts for i in part.attention] == list(range(3))

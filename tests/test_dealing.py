@@ -15,6 +15,7 @@ from picoedge.engine.dealing import (
     assign,
     deal,
     dealings,
+    levelled,
     parse_split,
     slices_of,
 )
@@ -164,3 +165,20 @@ def test_all_dealings_are_there_once(count: int, boards: int) -> None:
     ways = list(dealings(count, boards))
     assert len(set(ways)) == len(ways) == math.comb(count + boards - 1, boards - 1)
     assert all(sum(way) == count and len(way) == boards for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "level"),
+    [
+        ([4.0], [4.0]),
+        ([4.0, 4.2], [4.1, 4.1]),
+        ([4.2, 2.0, 4.0], [4.1, 2.0, 4.1]),
+        ([4.0, 4.5], [4.0, 4.5]),
+        ([4.0, 4.4, 4.8], [4.0, 4.6, 4.6]),  # not one by one to the other end
+        ([0.0, 1.0, 1.0], [0.0, 1.0, 1.0]),
+    ],
+)
+def test_speeds_that_are_as_good_as_equal_are_made_equal(
+    speeds: list[float], level: list[float]
+) -> None:
+    assert levelled(speeds) == pytest.approx(level)

@@ -6,6 +6,7 @@ boards and the links, and is worked out here for every number of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from picoedge.engine.cluster_facts import BoardFacts, Cluster
 from picoedge.engine.cluster_forecast import WORTH, Planner, Prediction, Share
 from picoedge.engine.cluster_shares import Need, Needs, counts_of
 from picoedge.engine.cluster_sums import Allreduce
-from picoedge.engine.dealing import Counts, deal
+from picoedge.engine.dealing import Counts, deal, levelled
 from picoedge.engine.planning import Load, cache_bytes
 from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.store.slices import Held
@@ -81,6 +82,7 @@ def plan_cluster(
     """
     wishes = wishes or Wishes()
     _check(cluster, wishes)
+    cluster = _levelled(cluster)
     planner = Planner(Needs(load), cluster, wishes.allreduce, split_head=wishes.split_head)
     order, predictions = _by_number(planner, cluster)
     if wishes.split:
@@ -106,6 +108,15 @@ def plan_cluster(
     asked = "as asked, " if wishes.split or wishes.boards else ""
     why = asked + _why(settled, chosen, predictions) + kept
     return ClusterPlan(settled, predictions, idle, why)
+
+
+def _levelled(cluster: Cluster) -> Cluster:
+    speeds = levelled([board.compute_bytes_per_s for board in cluster.boards])
+    boards = [
+        dataclasses.replace(board, compute_bytes_per_s=speed)
+        for board, speed in zip(cluster.boards, speeds, strict=True)
+    ]
+    return dataclasses.replace(cluster, boards=tuple(boards))
 
 
 def _as_it_is(one: Prediction) -> Prediction:

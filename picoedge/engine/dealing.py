@@ -19,6 +19,7 @@ from picoedge.store.slices import Slice
 Cost = Callable[[int, int], float]  # (board, shards) -> seconds, or whatever is to be least
 
 MOST_BOARDS = 64
+SAME = 1.1  # times another speed: as good as equal
 _LARGEST, _SMALLEST = 1e6, 1e-3  # of a weight a user writes
 _REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 
@@ -49,6 +50,23 @@ def deal(counts: Counts, weights: Sequence[float], *, split_head: bool = False) 
 
     head = hand(counts.head) if split_head else undivided(counts.head, len(weights))
     return slices_of(hand(counts.attention), hand(counts.ffn), head)
+
+
+def levelled(speeds: Sequence[float]) -> list[float]:
+    """Speeds with those that are as good as equal made equal: each its group's mean.
+
+    Two boards of a kind are measured some percent apart by chance. To deal one of them a shard
+    more for that would have the other wait in every stage.
+    """
+    found, group = list(speeds), list[int]()
+    for i in sorted(range(len(speeds)), key=lambda i: -speeds[i]):
+        if group and speeds[i] * SAME < speeds[group[0]]:
+            group = []
+        group.append(i)
+        mean = sum(speeds[each] for each in group) / len(group)
+        for each in group:
+            found[each] = mean
+    return found
 
 
 def undivided(count: int, boards: int) -> list[int]:

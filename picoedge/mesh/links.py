@@ -17,6 +17,7 @@ import zmq
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.losses import BoardFaultError, Losses
 from picoedge.mesh.meeting import Meeting
+from picoedge.mesh.seal import Bytes
 from picoedge.mesh.stream import Stream, StreamEnded
 from picoedge.mesh.waiting import Callback, Items, Waiter
 from picoedge.mesh.wire import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.curve import Bounds, Context
     from picoedge.mesh.keys import KeyPair
 
-Bytes = bytes | bytearray | memoryview
 Received = tuple[int, bytes, memoryview]  # rank, header, buffer
 
 SPIN_S = 500e-6

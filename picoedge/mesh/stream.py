@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.seal import TAG_BYTES, Seal
+from picoedge.mesh.seal import TAG_BYTES, Bytes, Seal
 
 _LENGTH = struct.Struct("<I")
 IDLE_S = 60  # after which the kernel asks whether the other end, and what is between, is there
@@ -47,7 +47,7 @@ class Stream:
         """For a poll; -1 once it is closed."""
         return self._socket.fileno()
 
-    def send(self, message: bytes | bytearray | memoryview) -> bool:
+    def send(self, message: Bytes) -> bool:
         """Send a message; where that is False `flush` has to be called until it is not."""
         assert not self._unsent
         end = _LENGTH.size + len(message) + TAG_BYTES

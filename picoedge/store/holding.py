@@ -11,7 +11,7 @@ from picoedge.kernels.blocks import F32, U8, Weights
 from picoedge.kernels.rows import RowGather
 from picoedge.store.embedding import RowEmbedding
 from picoedge.store.loading import Progress, read_units
-from picoedge.store.pages import give_back
+from picoedge.store.pages import forget_anonymous
 from picoedge.store.slices import Slice
 from picoedge.store.units import Kind, Unit
 from picoedge.store.window import Usage, Window
@@ -160,7 +160,7 @@ class Windowed:
         self._runs = {}  # with the arrays of the old ring, before anything takes its room
         self.plan = plan
         for unit in self.resident.keys() - plan.resident:
-            give_back(self.resident.pop(unit))
+            forget_anonymous(self.resident.pop(unit))
         wanted = [unit for unit in plan.units if unit in plan.resident]
         missing = [unit for unit in wanted if unit not in self.resident]
         check = self._compare if self._verify else None

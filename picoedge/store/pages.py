@@ -68,8 +68,8 @@ def advise_range(start: int, end: int, advice: int) -> int:
     return ctypes.get_errno()
 
 
-def give_back(array: U8) -> None:
-    """Free the pages of anonymous memory, as of a part of what was made in one piece."""
+def forget_anonymous(array: U8) -> None:
+    """Free the pages of memory of our own, as of a part of what was made in one piece."""
     advise(array, mmap.MADV_DONTNEED)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from bench.children import BenchError, Unready, clean_environment
 from hw.lab import Board, BoardLimits, Lab, LabError, LinkShape
-from picoedge.mesh.identity import create_identity, load_signing_key
-from picoedge.mesh.joining import found_cluster
-from picoedge.mesh.keys import KeyPair
-from picoedge.mesh.roster_file import RosterFile
+from picoedge.mesh.identity.admission import found_cluster
+from picoedge.mesh.identity.identity import create_identity, load_signing_key
+from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.roster_file import RosterFile
 
 MIB = 1 << 20
 N_CTX = 512

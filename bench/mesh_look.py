@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import zmq
 
-from picoedge.engine.mesh_view import MeshView
 from picoedge.errors import MeshError
-from picoedge.mesh.identity import cluster_folder, load_identity
+from picoedge.jobs.boards import MeshView
+from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
 LOOK_S = 0.2
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from bench.random_offload import tensors
-from picoedge.text.export import write_from_gguf
+from picoedge.text.export.export import write_from_gguf
 
 U8 = npt.NDArray[np.uint8]
 

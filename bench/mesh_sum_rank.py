@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import zmq
 
-from picoedge.mesh.codec import codec_for
-from picoedge.mesh.collective import Rows, Stages
-from picoedge.mesh.exchange import Exchange
-from picoedge.mesh.keys import KeyPair
-from picoedge.mesh.links import Links
-from picoedge.mesh.member import Member
-from picoedge.mesh.star import Star
+from picoedge.mesh.group.codecs import codec_for
+from picoedge.mesh.group.collective import Rows, Stages
+from picoedge.mesh.group.exchange import Exchange
+from picoedge.mesh.group.links import Links
+from picoedge.mesh.group.member import Member
+from picoedge.mesh.group.star import Star
+from picoedge.mesh.identity.keys import KeyPair
 
 HUB, EPOCH, OPEN_S = 0, 1, 30.0
 ROWS = Rows(batch=1, hidden=2048)  # 16 KB in f64

@@ -49,9 +49,9 @@ class Models:
 
 def fetched(name: str) -> Path:
     """A GGUF of the catalogue, in the same place as the tests keep theirs."""
-    from picoedge.engine.catalogue import load_entry
-    from picoedge.engine.download import fetch
     from picoedge.errors import PicoedgeError
+    from picoedge.registry.catalogue import load_entry
+    from picoedge.registry.download import fetch
 
     cache = os.environ.get("PICOEDGE_TEST_CACHE") or Path.home() / ".cache" / "picoedge-tests"
     try:

@@ -14,9 +14,9 @@ from typing import Any
 from bench import agreement
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.store.reader import Pack
-from picoedge.store.sources import open_source
-from picoedge.text.tokenizer import load_tokenizer
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.source import open_source
+from picoedge.text.tokenizer.base import load_tokenizer
 
 
 def open_model(pack: str, threads: int, n_ctx: int, kernels: str | None = None) -> Transformer:

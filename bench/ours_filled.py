@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.engine.open_options import OpenOptions
-from picoedge.engine.opened import open_model
-from picoedge.engine.opening import open_answer
-from picoedge.engine.prompting import Prompt
+from picoedge.engine.loader import open_model
+from picoedge.engine.open import open_answer
+from picoedge.engine.options import OpenOptions
+from picoedge.engine.prompt import Prompt
 from picoedge.model.transformer import Transformer
-from picoedge.store.reader import Pack
-from picoedge.store.slices import Slice
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import Slice
 
 TOKEN = 300
 PROMPT = 32  # tokens: a chunk of 256 takes minutes of computing at 70B

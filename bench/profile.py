@@ -30,7 +30,7 @@ from picoedge.kernels.api import (
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.store.reader import Pack
+from picoedge.store.pack.reader import Pack
 
 STEPS, PROMPT, N_CTX = 32, 256, 1024
 PROJECTIONS = {3: "project_qkv", 2: "project_gate_up", 1: "project_head"}  # by their matrices

@@ -20,11 +20,11 @@ from bench.children import BenchError
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from picoedge.config import ModelConfig
 from picoedge.kernels.blocks import U8
-from picoedge.store.encodings import ENCODINGS
 from picoedge.store.files import OutputFile, digest
-from picoedge.store.folder import new_folder
-from picoedge.store.inventory import MANIFEST
-from picoedge.store.layout import (
+from picoedge.store.pack.atomic_folder import new_folder
+from picoedge.store.pack.file_layout import FileLayout, PackLayout, Span
+from picoedge.store.pack.inventory import MANIFEST
+from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
     Geometry,
@@ -33,9 +33,9 @@ from picoedge.store.layout import (
     ffn_layout,
     head_layout,
 )
-from picoedge.store.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.tensorfile import FileLayout, PackLayout, Span
-from picoedge.text.export import write_from_gguf
+from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.sources.encodings import ENCODINGS
+from picoedge.text.export.export import write_from_gguf
 
 FORMAT, EMBED = "q4", "Q4_0"
 DISTINCT = 2  # shards of each kind: 33 MB of a 70B model

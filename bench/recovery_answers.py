@@ -133,6 +133,6 @@ def worker_of(board: Board) -> int | None:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"picoedge.engine.worker" in words:
+        if b"picoedge.cluster.worker" in words:
             return pid
     return None

@@ -13,8 +13,8 @@ from bench.mesh_models import MeshModels
 from bench.report import Measured
 from bench.speed import by_turns
 from hw.lab import Board, LinkShape
-from picoedge.mesh.identity import load_identity
-from picoedge.store.reader import Pack
+from picoedge.mesh.identity.identity import load_identity
+from picoedge.store.pack.reader import Pack
 
 UPLINK = 100e6 / 8
 # Boards 1 to 3 give, the last one takes; a quarter of the 1.1B shape.

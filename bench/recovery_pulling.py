@@ -16,11 +16,11 @@ from typing import Any
 import zmq
 
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.donor_link import DonorLink
-from picoedge.mesh.identity import cluster_folder, load_identity
-from picoedge.mesh.puller import Manner, Pulling, pull
-from picoedge.store.inventory import Wanted
-from picoedge.store.slices import Slice
+from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.mesh.transfer.donor_client import DonorLink
+from picoedge.mesh.transfer.puller import Manner, Pulling, pull
+from picoedge.store.pack.inventory import Wanted
+from picoedge.store.shards import Slice
 
 
 def main() -> None:

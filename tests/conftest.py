@@ -12,11 +12,11 @@ import pytest
 from hypothesis import settings
 
 from hw.lab import LabError, namespaces
-from picoedge.engine.catalogue import Entry, built_in_folder, load_entry
-from picoedge.engine.download import fetch
-from picoedge.engine.fetching import locked
 from picoedge.errors import PicoedgeError
 from picoedge.kernels import loader
+from picoedge.registry.catalogue import Entry, built_in_folder, load_entry
+from picoedge.registry.download import fetch
+from picoedge.registry.fetch_settings import locked
 
 # The same examples each time, however slow the machine: a run tells of the change, not of luck.
 settings.register_profile("steady", derandomize=True, deadline=None)
@@ -139,13 +139,13 @@ def gemma_pack(gemma_gguf: Path) -> Path:
 
 def pack_once(gguf: Path) -> Path:
     """The model's pack in the test cache, keyed by the file and by the code that packs."""
-    from picoedge.engine.packing import pack_model
-    from picoedge.store.sources import open_source
+    from picoedge.registry.packing import pack_model
+    from picoedge.store.sources.source import open_source
 
     key = hashlib.blake2b(open_source(gguf).fingerprint.encode(), digest_size=8)
     package = built_in_folder().parent / "picoedge"
     for room in PACKING_ROOMS:
-        for file in sorted((package / room).glob("*.py")):
+        for file in sorted((package / room).rglob("*.py")):
             key.update(file.read_bytes())
     out = gguf.with_name(f"{gguf.stem}-{key.hexdigest()}.pico")
     with locked(gguf.with_suffix(".pack.lock"), lambda: None):

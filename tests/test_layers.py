@@ -31,7 +31,7 @@ FLOORS = {
 
 
 def room_of(module: str) -> str:
-    """`picoedge.store.pack` is in the room `store`; `picoedge` itself in `__init__`."""
+    """`picoedge.store.pack.packer` is in the room `store`; `picoedge` itself in `__init__`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
 
@@ -70,11 +70,11 @@ def test_imports_run_downward_only() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "ok"),
     [
-        ("picoedge.engine.shelf", "from picoedge.store.pack import pack", True),
-        ("picoedge.engine.shelf", "from picoedge.engine import catalogue", True),
-        ("picoedge.store.pack", "def f():\n    from picoedge.engine import shelf", False),
-        ("picoedge.store.pack", "import picoedge.text.export", False),
-        ("picoedge.text.export", "from picoedge import store", False),
+        ("picoedge.registry.shelf", "from picoedge.store.pack.packer import pack", True),
+        ("picoedge.registry.shelf", "from picoedge.engine import catalogue", True),
+        ("picoedge.store.pack.packer", "def f():\n    from picoedge.engine import shelf", False),
+        ("picoedge.store.pack.packer", "import picoedge.text.export.export", False),
+        ("picoedge.text.export.export", "from picoedge import store", False),
         ("picoedge.units", "from picoedge.errors import UsageError", True),
         ("picoedge.errors", "from picoedge.units import parse_size", False),
     ],

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_pack(model: str | None) -> Path:
-    from picoedge.engine.opening import resolve
+    from picoedge.engine.open import resolve
 
     return resolve(model)
 

@@ -13,9 +13,9 @@ from picoedge.cli.output import note, one_line
 from picoedge.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
-    from picoedge.engine.joint import Joint
-    from picoedge.engine.measure import BenchRow
-    from picoedge.engine.opened import Opened
+    from picoedge.cluster.open import Joint
+    from picoedge.engine.benchmark import BenchRow
+    from picoedge.engine.loader import Opened
 
 MB = 1 << 20
 
@@ -64,7 +64,7 @@ def command(**values: Any) -> None:
 
     Mean and standard deviation over the repetitions, in tokens a second.
     """
-    from picoedge.engine.process import storage_bytes_read
+    from picoedge.host.process import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
@@ -99,7 +99,7 @@ def _measure(
     opened: Opened | Joint, n_prompt: int, n_tokens: int, values: dict[str, Any]
 ) -> list[BenchRow]:
     """The row of a prompt, or of generation, and with --verbose what a token waited in it."""
-    from picoedge.engine.measure import bench
+    from picoedge.engine.benchmark import bench
 
     model, vocabulary = opened.model, opened.pack.config.vocab_size
     waited, streamed, began = model.disk_wait_s, model.bytes_streamed, time.perf_counter()
@@ -121,7 +121,7 @@ def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:
     import json
 
     if as_json:
-        from picoedge.engine.process import peak_rss_bytes
+        from picoedge.host.process import peak_rss_bytes
 
         about["peak_rss_mb"] = round(peak_rss_bytes() / MB, 1)
         about["rows"] = [

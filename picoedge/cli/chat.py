@@ -11,7 +11,7 @@ import click
 from picoedge.cli import models, options, output, prompts
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompting import Prompt, Prompter
+    from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session
 
 DEFAULT_TOKENS = 1024  # an answer that has gone on so long seldom ends by itself
@@ -65,7 +65,7 @@ def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> i
 
 
 def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
-    from picoedge.engine.prompting import Prompt
+    from picoedge.engine.prompt import Prompt
 
     return Prompt(prompter.chat_ids(models.opening_messages(values["system"], text)))
 

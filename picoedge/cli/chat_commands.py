@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cli.failures import storage_error
 from picoedge.cli.output import one_line
-from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
+from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from picoedge.cli.conversation import Conversation

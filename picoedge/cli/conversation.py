@@ -11,7 +11,7 @@ from picoedge.cli.reports import waiting
 from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompting import Prompter
+    from picoedge.engine.prompt import Prompter
     from picoedge.engine.session import Session
 
 

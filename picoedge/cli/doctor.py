@@ -17,8 +17,8 @@ def command(kernels: str | None, as_json: bool) -> int:
 
     The exit code is 1 where something keeps picoedge from working as it should.
     """
-    from picoedge.engine.health import check_board
-    from picoedge.engine.shelf import Shelf
+    from picoedge.engine.doctor import check_board
+    from picoedge.registry.shelf import Shelf
 
     checks = list(check_board(Shelf.from_environment(), kernels))
     if as_json:

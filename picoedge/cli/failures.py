@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import click
 
 from picoedge.cli.output import error_line
-from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import PicoedgeError, StorageError, UsageError
+from picoedge.suggest import did_you_mean
 
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2

@@ -14,7 +14,7 @@ from picoedge.cli import models, options, output, prompts, reports
 from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompting import Prompt, Prompter
+    from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session, Stats
 
 MB = 1 << 20
@@ -65,7 +65,7 @@ def command(**values: Any) -> None:
 
 
 def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
-    from picoedge.engine.prompting import Prompt
+    from picoedge.engine.prompt import Prompt
 
     if values["raw"] or prompter.template is None:
         return Prompt(prompter.encode(text), continues=True)
@@ -86,7 +86,7 @@ def _print_report(session: Session, pieces: Iterator[str]) -> None:
 
 def report(session: Session, text: str) -> dict[str, Any]:
     """The JSON object: what was said, how fast, and what it took."""
-    from picoedge.engine.process import peak_rss_bytes, storage_bytes_read
+    from picoedge.host.process import peak_rss_bytes, storage_bytes_read
 
     stats: Stats = session.stats
     return {

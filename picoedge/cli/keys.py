@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli.output import note, one_line, warn
-from picoedge.cli.suggestions import did_you_mean
 from picoedge.cli.tables import print_facts, print_json, print_table
 from picoedge.errors import UsageError
+from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from picoedge.mesh.roster import Roster
-    from picoedge.mesh.roster_file import RosterFile
+    from picoedge.mesh.identity.roster import Roster
+    from picoedge.mesh.identity.roster_file import RosterFile
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_S, _LONGEST_S = 60, 30 * 86400
@@ -71,10 +71,10 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
     """
     from pathlib import Path
 
-    from picoedge.mesh.identity import board_name_of
-    from picoedge.mesh.joining import await_allow, found_cluster
+    from picoedge.mesh.identity.admission import await_allow, found_cluster
+    from picoedge.mesh.identity.identity import board_name_of
+    from picoedge.mesh.identity.roster_file import RosterFile
     from picoedge.mesh.private_files import read_json
-    from picoedge.mesh.roster_file import RosterFile
 
     folder, board = _folder(), board_name_of(socket.gethostname()) if board is None else board
     if roster is not None:
@@ -109,7 +109,7 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     Whoever reads it can use it: it is a secret until it is used or too old. `picoedge run` must
     be running on this board when the other one joins.
     """
-    from picoedge.mesh.invite import Invites, parse_invite
+    from picoedge.mesh.identity.invite import Invites, parse_invite
 
     folder = _folder()
     cluster = _roster_file(folder).roster.cluster
@@ -162,8 +162,8 @@ def allow(public: str, name: str, as_json: bool) -> None:
 
     Its key is told by `picoedge keys init --roster` there; write it between single quotes.
     """
-    from picoedge.mesh.identity import load_signing_key, require_board_name
-    from picoedge.mesh.keys import is_key
+    from picoedge.mesh.identity.identity import load_signing_key, require_board_name
+    from picoedge.mesh.identity.keys import is_key
 
     folder = _folder()
     if not is_key(public):
@@ -184,7 +184,7 @@ def revoke(board: str, force: bool, as_json: bool) -> None:
     Its sessions end, and its key is never allowed again. With new keys and a new invite the board
     can join anew.
     """
-    from picoedge.mesh.identity import load_identity, load_signing_key
+    from picoedge.mesh.identity.identity import load_identity, load_signing_key
 
     folder = _folder()
     signing, file = load_signing_key(folder), _roster_file(folder)
@@ -217,8 +217,8 @@ def _meant(roster: Roster, board: str) -> tuple[str, str]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    from picoedge.mesh.identity import has_signing_key, load_identity
-    from picoedge.mesh.invite import Invites
+    from picoedge.mesh.identity.identity import has_signing_key, load_identity
+    from picoedge.mesh.identity.invite import Invites
 
     identity, roster = load_identity(folder), _roster_file(folder).roster
     public, cluster = identity.keys.public, roster.cluster
@@ -237,14 +237,14 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _folder() -> Path:
     import os
 
-    from picoedge.mesh.identity import cluster_folder
+    from picoedge.mesh.identity.identity import cluster_folder
 
     return cluster_folder(os.environ)
 
 
 def _roster_file(folder: Path) -> RosterFile:
-    from picoedge.mesh.identity import load_identity
-    from picoedge.mesh.roster_file import RosterFile
+    from picoedge.mesh.identity.identity import load_identity
+    from picoedge.mesh.identity.roster_file import RosterFile
 
     load_identity(folder)  # a folder without one is told so, not that its roster is missing
     return RosterFile(folder)

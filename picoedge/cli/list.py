@@ -11,7 +11,7 @@ from picoedge.cli.tables import print_json, print_table
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the models on this board, then those of the catalogue that could be pulled."""
-    from picoedge.engine.shelf import Shelf
+    from picoedge.registry.shelf import Shelf
     from picoedge.units import format_size
 
     items = Shelf.from_environment().items()

@@ -13,10 +13,10 @@ from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from picoedge.engine.joint import Joint
-    from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opened import Opened
-    from picoedge.engine.prompting import Prompt, Prompter
+    from picoedge.cluster.open import Joint
+    from picoedge.engine.loader import Opened
+    from picoedge.engine.options import OpenOptions
+    from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session
 
 
@@ -25,8 +25,8 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
 
     Raises UsageError for kernels that are not here: rather now than after a download.
     """
-    from picoedge.engine.open_options import OpenOptions
-    from picoedge.engine.opened import check_options
+    from picoedge.engine.loader import check_options
+    from picoedge.engine.options import OpenOptions
 
     options = OpenOptions(
         threads=values["threads"],
@@ -44,7 +44,7 @@ def open_options(values: Mapping[str, Any]) -> OpenOptions:
 
 def open_chat(values: Mapping[str, Any], sampling: SamplingOptions) -> tuple[Session, Prompter]:
     """The conversation a command asks for; a first fetch or packing shows its progress."""
-    from picoedge.engine import opening
+    from picoedge.engine import open as opening
 
     options = dataclasses.replace(open_options(values), sampling=sampling)
     path = find_pack(values["model"])
@@ -62,7 +62,7 @@ def open_answer(
     with_template: bool = True,
 ) -> tuple[Session, Prompt]:
     """The session for a command's one prompt, which `ask` makes, and the prompt."""
-    from picoedge.engine import opening
+    from picoedge.engine import open as opening
 
     options = dataclasses.replace(open_options(values), sampling=sampling)
     path = find_pack(values["model"])
@@ -87,7 +87,7 @@ def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) ->
     Its context is `n_ctx` unless --ctx-size says otherwise. `logit_rows`: of how many tokens the
     logits will be wanted at once.
     """
-    from picoedge.engine.opened import Opened
+    from picoedge.engine.loader import Opened
 
     opened = open_anywhere({**values, "cluster": False}, n_ctx, logit_rows=logit_rows)
     assert isinstance(opened, Opened)
@@ -96,8 +96,8 @@ def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) ->
 
 def open_anywhere(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened | Joint:
     """As `open_model`; with --cluster over the boards of the mesh."""
-    from picoedge.engine import opening
-    from picoedge.store.reader import Pack
+    from picoedge.engine import open as opening
+    from picoedge.store.pack.reader import Pack
 
     options = open_options(values)
     pack = Pack.open(find_pack(values["model"]))
@@ -122,7 +122,7 @@ def tell_of_numpy(running: str, asked: str | None) -> None:
 
 def find_pack(model: str | None) -> Path:
     """The pack that MODEL names, fetched and packed on first use."""
-    from picoedge.engine.opening import resolve
+    from picoedge.engine.open import resolve
 
     with showing_progress() as progress:
         path = resolve(model, progress)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from picoedge.cli.suggestions import did_you_mean
 from picoedge.errors import UsageError
 from picoedge.model.sampling_options import SamplingOptions
+from picoedge.suggest import did_you_mean
 from picoedge.units import parse_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.open_options import ClusterOptions
+    from picoedge.engine.options import ClusterOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -149,8 +149,8 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
     """From the parameters of a command with `cluster_options`; None without --cluster."""
     if not values.get("cluster"):
         return None
-    from picoedge.engine.dealing import parse_split
-    from picoedge.engine.open_options import ClusterOptions
+    from picoedge.engine.options import ClusterOptions
+    from picoedge.planner.partition import parse_split
 
     way, split = values["allreduce"], values["tensor_split"]
     return ClusterOptions(

@@ -26,8 +26,8 @@ def command(source: Path, out: Path | None, bits: str | None, as_json: bool) -> 
 
     A pack that is there already is replaced once the new one is whole.
     """
-    from picoedge.engine.packing import pack_model
-    from picoedge.store.sources import open_source
+    from picoedge.registry.packing import pack_model
+    from picoedge.store.sources.source import open_source
     from picoedge.units import format_size
 
     with showing_progress() as progress:

@@ -15,7 +15,7 @@ from picoedge.cli.output import Progress, showing_progress
 from picoedge.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
-    from picoedge.text.tokenizer import Tokenizer
+    from picoedge.text.tokenizer.base import Tokenizer
 
 BYTES_PER_TOKEN = 16  # more than texts have; read again where it was not enough
 
@@ -40,9 +40,9 @@ def command(**values: Any) -> None:
 
     The exponential of the mean negative log-likelihood of each token given all before it.
     """
-    from picoedge.engine.measure import perplexity
+    from picoedge.engine.benchmark import perplexity
     from picoedge.model.transformer import LOGIT_ROWS
-    from picoedge.text.tokenizer import load_tokenizer
+    from picoedge.text.tokenizer.base import load_tokenizer
 
     models.open_options(values)
     prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download

@@ -16,7 +16,7 @@ from picoedge.errors import UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.survey import Survey
+    from picoedge.engine.dry_run import Survey
 
 
 _WAYS = {"direct": "past the page cache", "mmap": "through a map"}
@@ -60,7 +60,7 @@ def command(**values: Any) -> None:
     _check(values)
     if values["cluster"] or values["boards_file"]:
         return _plan_cluster(values)
-    from picoedge.engine.survey import survey_model
+    from picoedge.engine.dry_run import survey_model
 
     wanted = models.open_options(values)
     survey = survey_model(models.find_pack(values["model"]), wanted)
@@ -86,9 +86,9 @@ def _check(values: dict[str, Any]) -> None:
 
 def _plan_cluster(values: dict[str, Any]) -> None:
     from picoedge.cli.plan_cluster import print_plan
-    from picoedge.engine.cluster_survey import cluster_of_file, cluster_of_mesh, survey_cluster
-    from picoedge.engine.dealing import parse_split
-    from picoedge.engine.open_options import ClusterOptions
+    from picoedge.cluster.dry_run import cluster_of_file, cluster_of_mesh, survey_cluster
+    from picoedge.engine.options import ClusterOptions
+    from picoedge.planner.partition import parse_split
 
     way, split = values["allreduce"], values["tensor_split"]
     wishes = ClusterOptions(

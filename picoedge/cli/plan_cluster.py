@@ -9,8 +9,8 @@ import click
 from picoedge.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from picoedge.engine.cluster_forecast import Prediction
-    from picoedge.engine.cluster_plan import ClusterPlan
+    from picoedge.planner.cluster_plan import ClusterPlan
+    from picoedge.planner.cost_model import Prediction
 
 NUMBERS = (
     "boards", "a token", "computing", "sums", "disk", "tok/s", "sums go", "prompt tok/s",
@@ -19,7 +19,7 @@ NUMBERS = (
 
 def print_plan(plan: ClusterPlan) -> None:
     """The reason, a row for each number of boards, and one for each board that takes part."""
-    from picoedge.engine.cluster_plan import HEADER, describe
+    from picoedge.planner.cluster_plan import HEADER, describe
 
     click.echo(f"{plan.why}\n")
     print_table(NUMBERS, numbers(plan))

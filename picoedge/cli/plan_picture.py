@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from picoedge.store.units import Unit
-    from picoedge.store.window_plan import WindowPlan
+    from picoedge.store.window.plan import WindowPlan
 
 WIDTH = 80
 MOST_LINES = 40

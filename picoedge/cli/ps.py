@@ -13,8 +13,8 @@ from picoedge.cli.tables import print_json, print_table
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.mesh_state import BoardState, MeshState
-    from picoedge.mesh.caller import Caller
+    from picoedge.jobs.status import BoardState, MeshState
+    from picoedge.mesh.transport.client import Caller
 
 HEADER = (
     "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
 
     This board's daemon is asked; `picoedge run` starts it.
     """
-    from picoedge.engine.mesh_state import ask_mesh
+    from picoedge.jobs.status import ask_mesh
 
     with daemon() as caller:
         mesh = ask_mesh(caller)
@@ -44,8 +44,8 @@ def daemon() -> Iterator[Caller]:
     """A connection with this board's daemon. Raises AccessError, BoardLostError."""
     import zmq
 
-    from picoedge.engine.mesh_state import call_daemon
-    from picoedge.mesh.identity import cluster_folder
+    from picoedge.jobs.status import call_daemon
+    from picoedge.mesh.identity.identity import cluster_folder
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

@@ -17,8 +17,8 @@ def command(name: str | None, as_json: bool) -> None:
     NAME is as in `picoedge list`; without it the default model is meant. Nothing is fetched that
     is there already, and a download that was cut goes on where it stopped.
     """
-    from picoedge.engine.places import disk_bytes
-    from picoedge.engine.shelf import Shelf
+    from picoedge.registry.paths import disk_bytes
+    from picoedge.registry.shelf import Shelf
 
     shelf = Shelf.from_environment()
     entry = shelf.entry(name)

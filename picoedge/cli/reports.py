@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapting import Adapter
-    from picoedge.engine.planning import MemoryPlan
+    from picoedge.engine.adapt import Adapter
     from picoedge.engine.session import Stats
     from picoedge.errors import PicoedgeError
+    from picoedge.planner.memory import MemoryPlan
 
 MB = 1 << 20
 

@@ -21,7 +21,7 @@ def command(name: str, yes: bool, as_json: bool) -> None:
     NAME is as in `picoedge list`. Nothing outside the shelf is touched: a GGUF file or a folder
     that a pack was made from stays.
     """
-    from picoedge.engine.shelf import Shelf
+    from picoedge.registry.shelf import Shelf
     from picoedge.units import format_size
 
     shelf = Shelf.from_environment()

@@ -15,9 +15,9 @@ from picoedge.cli.output import note
 from picoedge.errors import UsageError
 
 if TYPE_CHECKING:
-    from picoedge.engine.board import BoardOptions
+    from picoedge.daemon.board import BoardOptions
     from picoedge.mesh.addresses import Address
-    from picoedge.mesh.identity import Identity
+    from picoedge.mesh.identity.identity import Identity
 
 
 @click.command()
@@ -60,9 +60,9 @@ def command(**values: Any) -> None:
 
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
-    from picoedge.engine.board import BoardOptions
-    from picoedge.engine.memory import available_bytes
-    from picoedge.engine.places import shelf_folder
+    from picoedge.daemon.board import BoardOptions
+    from picoedge.host.memory import available_bytes
+    from picoedge.registry.paths import shelf_folder
 
     available = available_bytes()
     memory = min(values["memory"] or available, available)
@@ -73,21 +73,21 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
 
 
 def _identity(join: str | None, name: str | None) -> Identity:
-    from picoedge.mesh.identity import board_name_of, cluster_folder, load_identity
+    from picoedge.mesh.identity.identity import board_name_of, cluster_folder, load_identity
 
     folder = cluster_folder(os.environ)
     if join is None:
         return load_identity(folder)
     import zmq
 
-    from picoedge.mesh import entering
-    from picoedge.mesh.invite import parse_invite
+    from picoedge.mesh.identity.invite import parse_invite
+    from picoedge.mesh.node.join import join as join_cluster
 
     text = sys.stdin.readline() if join == "-" else join
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         called = name or board_name_of(os.uname().nodename)
-        identity = entering.join(context, folder, parse_invite(text.strip()), called)
+        identity = join_cluster(context, folder, parse_invite(text.strip()), called)
     finally:
         context.destroy(linger=0)
     _say(f"{identity.name} is in the cluster; from now on: picoedge run")
@@ -104,11 +104,11 @@ def _serve(
 ) -> None:
     import zmq
 
-    from picoedge.engine.announcing import announced
-    from picoedge.engine.daemon import Daemon
-    from picoedge.engine.notify import notify, watchdog_s
-    from picoedge.mesh.node import Node
-    from picoedge.mesh.roster_file import RosterFile
+    from picoedge.daemon.announce import announced
+    from picoedge.daemon.service import Daemon
+    from picoedge.daemon.systemd import notify, watchdog_s
+    from picoedge.mesh.identity.roster_file import RosterFile
+    from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 
     context = zmq.Context()
@@ -143,7 +143,7 @@ def _say(line: str) -> None:
 
 def _watch(node: Any, every_s: float | None) -> None:
     """Give systemd its signs of life, where it asks for them."""
-    from picoedge.engine.notify import notify
+    from picoedge.daemon.systemd import notify
 
     if every_s is None:
         return

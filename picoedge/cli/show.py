@@ -18,8 +18,8 @@ def command(model: str | None, as_json: bool) -> None:
 
     Nothing is fetched or packed for it.
     """
-    from picoedge.engine.details import describe
-    from picoedge.engine.shelf import Shelf
+    from picoedge.registry.details import describe
+    from picoedge.registry.shelf import Shelf
 
     facts = describe(Shelf.from_environment(), model)
     if as_json:

@@ -20,7 +20,7 @@ from picoedge.cli.output import one_line
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from picoedge.engine.mesh_state import BoardState, MeshState
+    from picoedge.jobs.status import BoardState, MeshState
 
 HEADER = (
     "board", "does", "model", "memory", "temperature", "tok/s", "computing", "sums", "disk", "idle",
@@ -41,7 +41,7 @@ def command(samples: int | None, delay: float, as_json: bool) -> None:
     Of a board in a session it shows how a token's time is spent: computing, waiting for the
     other boards' parts of sums, waiting for its disk, and idle between tokens.
     """
-    from picoedge.engine.mesh_state import ask_mesh
+    from picoedge.jobs.status import ask_mesh
 
     with ps.daemon() as caller:
         taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)

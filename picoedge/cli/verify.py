@@ -14,9 +14,9 @@ from picoedge.cli.tables import print_json
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str | None, as_json: bool) -> None:
     """Check every byte of a pack against its hashes; names the first file that differs."""
-    from picoedge.engine.fetching import stage
-    from picoedge.engine.shelf import Shelf
-    from picoedge.store.reader import Pack
+    from picoedge.registry.fetch_settings import stage
+    from picoedge.registry.shelf import Shelf
+    from picoedge.store.pack.reader import Pack
     from picoedge.units import format_size
 
     pack = Pack.open(Shelf.from_environment().find(model))

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from picoedge.engine.prompting import check_prompt
+from picoedge.engine.prompt import check_prompt
 from picoedge.errors import PicoedgeError
 from picoedge.model.sampling import Sampler, SamplingOptions
-from picoedge.text.stream import StopStrings, StreamDecoder
+from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapting import Adapter
-    from picoedge.engine.planning import MemoryPlan
-    from picoedge.text.tokenizer import Vocabulary
+    from picoedge.engine.adapt import Adapter
+    from picoedge.planner.memory import MemoryPlan
+    from picoedge.text.tokenizer.base import Vocabulary
 
 F32 = npt.NDArray[np.float32]
 

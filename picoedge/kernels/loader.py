@@ -11,7 +11,7 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels.api import Kernels
-from picoedge.kernels.trim import NativeTrim, NumpyTrim, Trim
+from picoedge.kernels.f48 import NativeTrim, NumpyTrim, Trim
 
 # level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
 _X86 = {
@@ -114,7 +114,7 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
 
     Raises UsageError where what is asked for does not exist here.
     """
-    from picoedge.kernels.numpy_twin import NumpyKernels
+    from picoedge.kernels.reference.backend import NumpyKernels
 
     library, _ = _open_here(kind)
     count = threads or default_threads()

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
-from picoedge.kernels.cache_size import padded_positions, scale_blocks
-from picoedge.kernels.numpy_twin import NumpyKernels
+from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
+from picoedge.kernels.reference.backend import NumpyKernels
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -21,11 +21,11 @@ from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, Proje
 from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.rope import rope_tables
 from picoedge.model.workspace import Workspace
-from picoedge.store.holding import Held, Holding, Mapped
-from picoedge.store.slices import Slice
+from picoedge.store.shards import Slice
+from picoedge.store.window.weights import Held, Holding, Mapped
 
 if TYPE_CHECKING:
-    from picoedge.store.reader import Pack
+    from picoedge.store.pack.reader import Pack
 
 F32 = npt.NDArray[np.float32]
 Announce = Callable[[F32, int, int], None]

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from picoedge.kernels.blocks import U8
-from picoedge.store.patience import no_memory
+from picoedge.store.reads import no_memory
 from picoedge.units import format_size
 
 PAGE = mmap.PAGESIZE

@@ -1,0 +1,123 @@
+"""How a model would run over boards, of a file or of the mesh now: a plan, and nothing loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from picoedge.engine.fit import load_of
+from picoedge.engine.options import OpenOptions
+from picoedge.errors import StorageError, UsageError
+from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
+from picoedge.planner.topology import Cluster, read_cluster
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import Held
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterSurvey:
+    """A plan, and what it was made for."""
+
+    model: str
+    n_ctx: int
+    kv_bits: int
+    cluster: Cluster
+    plan: ClusterPlan
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sizes in bytes."""
+        return {
+            "model": self.model,
+            "n_ctx": self.n_ctx,
+            "kv_bits": self.kv_bits,
+            "hub": self.cluster.boards[self.cluster.hub].name,
+            **self.plan.to_json(),
+        }
+
+
+def survey_cluster(
+    path: Path, options: OpenOptions, cluster: Cluster, held: Mapping[int, Held] | None = None
+) -> ClusterSurvey:
+    """Plan for the pack at `path` over these boards; `held`: see `plan_cluster`.
+
+    With `options.memory_bytes` the hub has no more than that. Raises ModelError, UsageError, and
+    MemoryBudgetError where the boards cannot hold the model.
+    """
+    pack = Pack.open(path)
+    load = load_of(pack, pack.all_shards, options)
+    asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
+    wishes = Wishes()
+    if asked is not None:
+        wishes = Wishes(asked.boards, asked.split, asked.allreduce, asked.split_head)
+    plan = plan_cluster(load, cluster, wishes, held=held)
+    return ClusterSurvey(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
+
+
+def cluster_of_file(file: Path, hub: str | None) -> Cluster:
+    """The boards of a file, the hub the named one. Raises UsageError, StorageError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise StorageError(f"{file}: {reason.lower()}") from error
+    cluster = read_cluster(text, str(file))
+    return cluster if hub is None else _with_hub(cluster, hub)
+
+
+def cluster_of_mesh(path: Path, tell: Callable[[str], None]) -> tuple[Cluster, dict[int, Held]]:
+    """The boards that answer now, this one the hub of the pack at `path`; what they have of it.
+
+    Raises AccessError where this board is in no cluster, MeshError where no daemon runs.
+    """
+    import zmq
+
+    from picoedge.engine.open import read_pack
+    from picoedge.jobs.boards import MeshView
+    from picoedge.jobs.cluster_holdings import holdings_of
+    from picoedge.mesh.identity.identity import cluster_folder, load_identity
+
+    read = read_pack(path)  # until the end: a tokenizer is part of what a hub takes
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        mesh = MeshView(context, load_identity(cluster_folder(os.environ)), tell)
+        try:
+            return mesh.look(), holdings_of(mesh, read[0])
+        finally:
+            mesh.close()
+    finally:
+        context.destroy(linger=0)
+        del read
+
+
+def _with_board(cluster: Cluster, **facts: int) -> Cluster:
+    """The same with other figures of its hub."""
+    boards = list(cluster.boards)
+    boards[cluster.hub] = dataclasses.replace(boards[cluster.hub], **facts)  # type: ignore[arg-type]
+    return dataclasses.replace(cluster, boards=tuple(boards))
+
+
+def _with_hub(cluster: Cluster, name: str) -> Cluster:
+    names = [board.name for board in cluster.boards]
+    if name not in names:
+        raise UsageError(
+            f"there is no board {name!r} to be the hub", f"there are: {', '.join(names)}"
+        )
+    hub = names.index(name)
+    known = {i for pair in cluster.links if hub in pair for i in pair} | {hub}
+    if cluster.link is None and len(known) < len(names):
+        missing = next(other for i, other in enumerate(names) if i not in known)
+        raise UsageError(
+            f"nothing is known of the link between {name} and {missing}",
+            "add it to links, or a link for every pair",
+        )
+    return dataclasses.replace(cluster, hub=hub)
+
+
+def _limited(cluster: Cluster, memory_bytes: int | None) -> Cluster:
+    if memory_bytes is None:
+        return cluster
+    budget = min(cluster.boards[cluster.hub].budget_bytes, memory_bytes)
+    return _with_board(cluster, budget_bytes=budget)

@@ -1,0 +1,1 @@
+"""`picoedge run`."""

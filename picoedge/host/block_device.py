@@ -1,0 +1,108 @@
+"""The device a file is on: what people call it, how far it reads ahead, what a cgroup allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from picoedge.host import cgroups
+
+SYS = Path("/sys")
+DEFAULT_READ_AHEAD = 128 << 10  # Linux's own, where a file system does not say
+_MOST_READ_AHEAD = 1 << 30
+_UNLIMITED = 1 << 60
+
+
+@dataclass(frozen=True)
+class Device:
+    """A file system's device. `folder` and `disk` are its and its whole disk's places in /sys.
+
+    Both are None for what is on no block device of its own: tmpfs, overlay, a network's share.
+    """
+
+    number: str  # major:minor
+    folder: Path | None = None
+    disk: Path | None = None
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Its own number and, of a partition, the whole disk's: limits are set on either."""
+        whole = _text(self.disk / "dev") if self.disk else ""
+        return tuple(dict.fromkeys(n for n in (self.number, whole) if n))
+
+    @property
+    def identity(self) -> str:
+        """What tells this card or disk from another in the same slot; empty where nothing does."""
+        files = ("device/cid", "serial", "device/serial", "wwid", "device/wwid")
+        return next((text for name in files if (text := self._of_disk(name))), "")
+
+    def __str__(self) -> str:
+        name = self.folder.name if self.folder else ""
+        model = self._of_disk("device/model") or self._of_disk("device/name")
+        return " ".join(word for word in (self.number, name, model) if word)
+
+    def _of_disk(self, name: str) -> str:
+        return " ".join(_text(self.disk / name).split()) if self.disk else ""
+
+
+def find_device(st_dev: int, sys: Path = SYS) -> Device:
+    """The device of a file's `st_dev`."""
+    number = f"{os.major(st_dev)}:{os.minor(st_dev)}"
+    link = sys / "dev" / "block" / number
+    if not link.exists():
+        return Device(number)
+    folder = link.resolve()
+    return Device(number, folder, folder.parent if (folder / "partition").exists() else folder)
+
+
+def read_ahead_bytes(device: Device, sys: Path = SYS) -> int:
+    """How far beyond a sequential read the kernel goes on reading by itself."""
+    files = [sys / "class" / "bdi" / number / "read_ahead_kb" for number in device.numbers]
+    files += [device.disk / "queue" / "read_ahead_kb"] if device.disk else []
+    for file in files:
+        kilobytes = cgroups.number(file)
+        if kilobytes is not None and 0 <= kilobytes << 10 <= _MOST_READ_AHEAD:
+            return kilobytes << 10
+    return DEFAULT_READ_AHEAD
+
+
+def read_limit(
+    device: Device, root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS
+) -> float | None:
+    """Bytes a second that the control groups of this process let it read; None: no limit."""
+    return min(_limits(device, root, groups), default=None)
+
+
+def _limits(device: Device, root: Path, groups: Path) -> Iterator[float]:
+    for folder, version in cgroups.levels("blkio", root, groups):
+        if version == 2:
+            yield from _rates(_lines(folder / "io.max"), device)
+    innermost = (
+        lines
+        for folder, version in cgroups.levels("blkio", root, groups)
+        if version == 1 and (lines := _lines(folder / "blkio.throttle.read_bps_device")) is not None
+    )
+    # The first version's throttle knows no parents: a group within a slow one is not slowed.
+    yield from _rates(next(innermost, None), device)
+
+
+def _rates(lines: list[str] | None, device: Device) -> Iterator[float]:
+    """Of lines `254:0 1048576` (v1) or `254:0 rbps=1048576 wbps=max` (v2)."""
+    for number, *fields in (line.split() for line in lines or () if line.strip()):
+        for field in fields if number in device.numbers else ():
+            key, _, value = field.rpartition("=")
+            if key in ("", "rbps") and value.isdecimal() and 0 < int(value) < _UNLIMITED:
+                yield float(value)
+
+
+def _lines(file: Path) -> list[str] | None:
+    try:
+        return file.read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+
+
+def _text(file: Path) -> str:
+    return "\n".join(_lines(file) or ()).strip()

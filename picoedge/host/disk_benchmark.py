@@ -1,0 +1,191 @@
+"""How fast files can be read, each of the two ways a window has; a few tenths of a second each."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from picoedge.errors import StorageError
+from picoedge.kernels.blocks import U8
+from picoedge.store.pages import PAGE, forget_cached, page_down, page_up
+from picoedge.store.units import Unit
+from picoedge.store.window.io import CHUNK, READERS, DirectIO, Files, MappedIO, WindowIO
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+ENOUGH_S = 0.4
+LEAST_BYTES = 4 << 20  # less says more of how long one read takes than of speed
+MOST_BYTES = 96 << 20  # read each way
+_MAPPED_PIECE = 4 << 20
+_SETTLE_S = 0.2  # for reads ahead that are under way when the last page asked for is there
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes a second each way (0.0: it does not work here), and whether that was enough to tell."""
+
+    direct: float
+    mapped: float
+    enough: bool
+
+
+def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measured:
+    """Read parts of files (bytes of each by name) both ways. Raises ModelError, StorageError.
+
+    What was read is gone from memory and from the page cache afterwards.
+    """
+    direct_units, mapped_units = cut(sizes)
+    with closing(Files(folder, direct=False)) as files:
+        everything = [*direct_units, *mapped_units]
+        _forget(files, everything, sizes, read_ahead)
+        try:
+            direct = _direct(folder, direct_units)
+            mapped, cold = _mapped(files, mapped_units, read_ahead)
+        except StorageError as error:  # of pieces that are no shards
+            what = getattr(error.__cause__, "strerror", None) or "a file was cut, or cannot be read"
+            raise StorageError(f"{folder}: measuring its speed: {what}", error.hint) from error
+        finally:
+            _forget(files, everything, sizes, read_ahead)
+            _settle(files, mapped_units, sizes, read_ahead)
+    if not cold and direct:  # another process holds it all in memory: that is not the disk's speed
+        mapped = min(mapped, direct)
+    least = min(sum(unit.nbytes for unit in units) for units in (direct_units, mapped_units))
+    return Measured(direct, mapped, least >= LEAST_BYTES)
+
+
+def cut(sizes: dict[str, int]) -> tuple[list[Unit], list[Unit]]:
+    """What is read directly, and what mapped: the first and second halves of the files' beginnings.
+
+    A file that has no two pages is read both ways.
+    """
+    direct: list[Unit] = []
+    mapped: list[Unit] = []
+    left = MOST_BYTES
+    for name, size in sizes.items():
+        half = page_down(min(size // 2, left))
+        middle = (half, 2 * half) if half else (0, size)
+        direct += _pieces(name, 0, half or size, CHUNK)
+        mapped += _pieces(name, *middle, _MAPPED_PIECE)
+        left -= half
+        if left < PAGE:
+            break
+    return direct, mapped
+
+
+def _pieces(name: str, start: int, end: int, most: int) -> list[Unit]:
+    return [
+        Unit("ffn", 0, range(1), name, at, min(most, end - at)) for at in range(start, end, most)
+    ]
+
+
+def _direct(folder: Path, units: Sequence[Unit]) -> float:
+    files = Files(folder, direct=True)
+    for name in dict.fromkeys(unit.file for unit in units):
+        files.fd(name)  # now, and not by several threads at once
+    ring = 2 * READERS
+    places = {unit: i % ring * CHUNK for i, unit in enumerate(units)}
+    with closing(DirectIO(files, ring * CHUNK, places)) as io:
+        if files.cached:
+            return 0.0
+        try:
+            speed = _speed(io, units, READERS)
+            return 0.0 if files.cached else speed  # opened so, but read through the page cache
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) == errno.EINVAL:
+                return 0.0  # opened so, but not read so: some network and user-space file systems
+            raise
+
+
+def _mapped(files: Files, units: Sequence[Unit], read_ahead: int) -> tuple[float, bool]:
+    io = MappedIO(files, units, read_ahead)
+    cold = [unit for unit in units if 2 * cached_bytes(io.array(unit)) < unit.nbytes]
+    return _speed(io, cold or units, 1), bool(cold)
+
+
+def _speed(io: WindowIO, units: Sequence[Unit], readers: int) -> float:
+    """Bytes a second of reading units in order, until that is enough."""
+    todo, lock, done = iter(units), threading.Lock(), 0
+    start = time.perf_counter()
+
+    def next_unit(n_bytes: int) -> Unit | None:
+        nonlocal done
+        with lock:
+            done += n_bytes
+            late = time.perf_counter() - start >= ENOUGH_S
+            return None if late and done >= LEAST_BYTES else next(todo, None)
+
+    def read() -> None:
+        unit = next_unit(0)
+        while unit is not None:
+            for chunk in range(io.chunks(unit)):
+                io.fill(unit, chunk)
+            io.release(unit)
+            unit = next_unit(unit.nbytes)
+
+    for reader in [in_thread(read) for _ in range(readers)]:
+        reader.result()
+    return done / max(time.perf_counter() - start, 1e-6)
+
+
+def in_thread(function: Callable[[], T]) -> Future[T]:
+    """Run in a thread that nobody need wait for: one that hangs must not keep the program."""
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # raised again by whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def cached_bytes(array: U8) -> int:
+    """Bytes of a mapped file that are in the page cache.
+
+    All of them where the file is of another user, whom the kernel does not let us watch.
+    """
+    start = page_down(array.ctypes.data)
+    nbytes = page_up(array.ctypes.data + array.nbytes) - start
+    pages = np.zeros(nbytes // PAGE, np.uint8)
+    mincore = ctypes.CDLL(None, use_errno=True).mincore
+    mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    if mincore(start, nbytes, pages.ctypes.data) != 0:
+        return 0
+    return int(np.count_nonzero(pages & 1)) * PAGE
+
+
+def _forget(files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahead: int) -> None:
+    for name in dict.fromkeys(unit.file for unit in units):
+        end = max(unit.end for unit in units if unit.file == name)
+        forget_cached(files.fd(name), 0, min(end + 2 * read_ahead, sizes[name]))
+
+
+def _settle(files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahead: int) -> None:
+    """Forget again what the kernel was still reading ahead while all else was forgotten."""
+    io = MappedIO(files, units, read_ahead)
+    ends = [
+        Unit("ffn", 0, range(1), name, 0, min(last.end + 2 * read_ahead, sizes[name]))
+        for name, last in {unit.file: unit for unit in units}.items()
+    ]
+    until = time.perf_counter() + _SETTLE_S
+    while time.perf_counter() < until:
+        if not any(cached_bytes(io.array(unit)) for unit in ends):
+            return
+        time.sleep(_SETTLE_S / 40)
+        _forget(files, ends, sizes, read_ahead)

@@ -1,0 +1,137 @@
+"""How many bytes of weights a second the kernels get through when one token is decoded."""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import picoedge
+from picoedge.host import measurements
+from picoedge.kernels.api import Kernels, Project, Residual
+from picoedge.kernels.blocks import (
+    BLOCK_COLS,
+    FORMATS,
+    SUPERBLOCK_COLS,
+    TILE_ROWS,
+    MatrixSpec,
+    Weights,
+)
+from picoedge.store.pages import anonymous
+
+MATRIX_BYTES = 16 << 20
+_ROUND_S = 0.03
+_ROUNDS = 3
+_SCALE = 0.01  # of every block: neither denormal nor near f16's end
+_PIECE = 1 << 20
+_PROCESSOR = ("model name", "Model", "CPU part", "Hardware")  # of /proc/cpuinfo
+
+
+def weight_bytes_per_s(kernels: Kernels, weights: Sequence[Weights]) -> float:
+    """Bytes a second of these matrices, projected one token at a time; the best of three rounds.
+
+    They should be larger than the processor's caches, as a model is. About 0.1 s.
+    """
+    assert weights, "nothing to compute with"
+    calls = [_bind(kernels, matrix) for matrix in weights]
+    n_bytes = sum(matrix.count * matrix.spec.nbytes for matrix in weights)
+    _run(calls)  # pages are mapped, threads are awake
+    return max(n_bytes * _rounds_per_s(calls) for _ in range(_ROUNDS))
+
+
+def probe_compute(
+    kernels: Kernels, format_name: str, cols: int, nbytes: int = MATRIX_BYTES
+) -> float:
+    """As `weight_bytes_per_s`, of a random matrix of up to `nbytes` that is freed afterwards.
+
+    `cols` inputs, a multiple of 32. Raises ModelError where the format cannot hold that shape.
+    """
+    return weight_bytes_per_s(kernels, [random_weights(format_name, cols, nbytes)])
+
+
+def cached_compute(
+    kernels: Kernels,
+    format_name: str,
+    cols: int,
+    nbytes: int = MATRIX_BYTES,
+    *,
+    cache: Path,
+    clock: Callable[[], float] = time.time,
+) -> float:
+    """As `probe_compute`; kept for 30 days in folder `cache` for this processor and these threads.
+
+    A cache that is damaged or cannot be written is no error.
+    """
+    matrix = f"{format_name} {nbytes >> 20} MB"
+    key = f"{kernels.name} {kernels.threads} {matrix} {picoedge.__version__} {_processor()}"
+    known = measurements.recall(cache, "compute", key, ("weight_bytes_per_s",), clock())
+    if known is not None and known["weight_bytes_per_s"]:
+        return known["weight_bytes_per_s"]
+    speed = probe_compute(kernels, format_name, cols, nbytes)
+    measurements.remember(cache, "compute", key, {"weight_bytes_per_s": speed}, clock())
+    return speed
+
+
+def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> Weights:
+    """A matrix of random quants and sane scales, in at most `nbytes` (or one tile of rows)."""
+    wanted = FORMATS[format_name]
+    superblock = 0
+    if wanted.superblocks:
+        superblock = BLOCK_COLS if cols % SUPERBLOCK_COLS else SUPERBLOCK_COLS
+    tile = MatrixSpec(wanted, TILE_ROWS, cols, superblock=superblock)
+    rows = max(1, nbytes // tile.nbytes) * TILE_ROWS
+    spec = MatrixSpec(wanted, rows, cols, superblock=superblock)
+    data = anonymous(spec.nbytes)
+    noise = random.Random(0).randbytes(min(_PIECE, spec.nbytes))
+    quants = np.frombuffer(noise, np.uint8)
+    for at in range(0, spec.nbytes, _PIECE):
+        data[at : at + _PIECE] = quants[: spec.nbytes - at]
+    for name, (_, _, dtype) in spec.planes.items():
+        if dtype.kind == "f":
+            spec.plane(data, name)[...] = _SCALE
+    return Weights(spec, data, spec.nbytes, 1)
+
+
+def rehearse(kernels: Kernels) -> None:
+    """Bind and run one small matrix: the code that decoding needs is then in memory."""
+    _run([_bind(kernels, random_weights("q8", SUPERBLOCK_COLS, 1 << 16))])
+
+
+def _bind(kernels: Kernels, matrix: Weights) -> Project:
+    """A norm of ones, then the matrix, of one token."""
+    cols = matrix.spec.cols
+    noise = np.frombuffer(random.Random(1).randbytes(cols), np.int8)
+    x = noise.astype(np.float32)[None] / np.float32(64)
+    source = Residual(x, None, None, np.ones(cols, np.float32), 1e-5)
+    out = np.empty((1, matrix.total_rows), np.float32)
+    return kernels.project(source, [matrix], [None], out)
+
+
+def _run(calls: Sequence[Project]) -> None:
+    for call in calls:
+        call(1)
+
+
+def _rounds_per_s(calls: Sequence[Project]) -> float:
+    """How often a second all calls are done, over one round of measuring."""
+    start, count, spent = time.perf_counter(), 0, 0.0
+    while spent < _ROUND_S:
+        _run(calls)
+        count += 1
+        spent = time.perf_counter() - start
+    return count / spent
+
+
+def _processor() -> str:
+    """What tells one kind of board from another: a card, and the cache on it, may move."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in lines)
+    values = (value.strip() for name, _, value in pairs if name.strip() in _PROCESSOR)
+    return ", ".join(dict.fromkeys(values)) or platform.machine()

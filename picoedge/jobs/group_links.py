@@ -1,0 +1,83 @@
+"""What a hub and its workers tie their slices together with, set up alike on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from picoedge.errors import ProtocolError
+from picoedge.host.cores import is_rationed
+from picoedge.kernels.loader import load_trim
+from picoedge.mesh.group.codecs import codec_for
+from picoedge.mesh.group.collective import Collective, Rows, Stages
+from picoedge.mesh.group.exchange import Exchange
+from picoedge.mesh.group.links import SPIN_S, Links
+from picoedge.mesh.group.star import Star
+from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
+
+if TYPE_CHECKING:
+    from picoedge.cluster.spec import SessionSpec
+    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.transport.curve import Context
+    from picoedge.store.pack.reader import Pack
+
+NOTE_BYTES = 64 << 10
+# Of a board that is there and says nothing, as while its card takes long. Whether it is there and
+# how it is, heartbeats and its daemon tell within a second or two.
+PATIENCE_S = 600.0
+
+
+def links_of(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -> Links:
+    """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
+    bounds = _rows(spec, pack).socket_bounds()
+    spin_s = 0.0 if is_rationed() else SPIN_S
+    links = Links(
+        context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s, patience_s=PATIENCE_S
+    )
+    for rank, seat in enumerate(spec.seats):
+        if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
+            links.expect(rank, seat.key, seat.name)
+    return links
+
+
+def collective_of(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
+    """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
+    member = Exchange if spec.allreduce == "exchange" else Star
+    config, rows = pack.config, pack.head_shard_rows
+    columns = tuple(range(run.start * rows, run.stop * rows) for run in spec.head_shards())
+    return member(
+        links,
+        range(len(spec.seats)),
+        Stages(*spec.contributors(), config.num_hidden_layers, columns),
+        _rows(spec, pack),
+        codec_for(spec.wire, config.hidden_size, load_trim(spec.kernels or None)),
+        n_ctx=spec.n_ctx,
+        patience_s=PATIENCE_S,
+    )
+
+
+def _rows(spec: SessionSpec, pack: Pack) -> Rows:
+    from picoedge.model.transformer import LOGIT_ROWS
+
+    columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
+    return Rows(spec.batch, pack.config.hidden_size, (LOGIT_ROWS if columns else 0, columns))
+
+
+def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
+    """Tell a board of the session something that is no array."""
+    links.send(rank, pack(Header(Kind.CONTROL, links.epoch)), json.dumps(note).encode())
+
+
+def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:
+    """What a board of the session tells. Raises ProtocolError, BoardLostError."""
+    _, raw, frame = links.receive((rank,), timeout_s)
+    if unpack(raw) != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
+        raise links.fault(rank, f"sent {unpack(raw)} where a note was due")
+    try:
+        note = json.loads(bytes(frame))
+    except (ValueError, RecursionError):
+        note = None
+    if not isinstance(note, dict):
+        raise ProtocolError(f"{links.name(rank)} sent a note that is no JSON object")
+    return note

@@ -1,0 +1,115 @@
+"""Causal attention over a key-value cache with NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.reference.blas import MOST, multiply
+from picoedge.kernels.reference.elementwise import rms_norm, rotate
+from picoedge.kernels.reference.kv_cache import NumpyCache
+from picoedge.kernels.reference.threads import Job, Scratch, Team
+
+F32 = npt.NDArray[np.float32]
+
+_TILE = 1 << 17  # keys or values held as f32 at a time, in elements
+_SCORES = 1 << 18  # scores held at a time, where that leaves at least one token
+
+
+@dataclass(frozen=True, eq=False)
+class BoundAttend:
+    """See `Kernels.attend`."""
+
+    kernels: object  # kept alive, and its threads with it
+    team: Team
+    qkv: F32
+    shape: AttentionShape
+    rope: tuple[F32, F32]
+    norms: tuple[F32, F32] | None
+    eps: float
+    cache: NumpyCache
+    out: F32
+
+    def __call__(self, n: int, position: int) -> None:
+        shape = self.shape
+        heads = self.qkv[:n].reshape(n, -1, shape.head_dim)
+        turned = self._turn(heads[:, : shape.q_heads + shape.kv_heads], position)
+        queries, keys = turned[:, : shape.q_heads], turned[:, shape.q_heads :]
+        self.cache.append(position, keys, heads[:, shape.q_heads + shape.kv_heads :])
+        group = shape.q_heads // shape.kv_heads
+        grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
+        scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
+        jobs = self._jobs(scaled, n, position)
+        if len(jobs) == 1:
+            jobs[0](self.team.scratch[0])
+        else:
+            self.team.run(jobs)
+
+    def _turn(self, heads: F32, position: int) -> F32:
+        """q and k [n, heads, d] normed and rotated."""
+        if self.norms is not None:
+            q, k = np.split(heads, [self.shape.q_heads], axis=1)
+            q = rms_norm(q, self.norms[0], self.eps)
+            heads = np.concatenate([q, rms_norm(k, self.norms[1], self.eps)], axis=1)
+        cos, sin = (table[position : position + len(heads)] for table in self.rope)
+        return rotate(heads, cos, sin)
+
+    def _jobs(self, queries: F32, n: int, position: int) -> list[Job]:
+        """One job a key-value head and run of tokens; a single one where there is little to do."""
+        kv_heads, group, _, d = queries.shape
+        keys = position + n
+        if n == 1 and kv_heads * keys * d <= _TILE:
+            return [partial(self._attend, queries, slice(0, kv_heads), 0, position)]
+        run = max(1, min(n, _SCORES // (group * keys)))
+        return [
+            partial(self._attend, queries[i : i + 1, :, at : at + run], slice(i, i + 1), at,
+                    position + at)
+            for i in range(kv_heads) for at in range(0, n, run)
+        ]  # fmt: skip
+
+    def _attend(self, q: F32, heads: slice, row: int, position: int, scratch: Scratch) -> None:
+        """Attend with q [kv, group, n, d] of tokens from `position` on; they are rows of out."""
+        kv, group, n, d = q.shape
+        end = position + n
+        start = max(0, position + 1 - self.shape.window) if self.shape.window else 0
+        q = q.reshape(kv, group * n, d)
+        scores = scratch.take("scores", (kv, group * n, end - start), np.float32)
+        step = max(1, _TILE // (kv * d))
+        for at in range(start, end, step):
+            keys = self.cache.keys.read(heads, slice(at, min(at + step, end)), scratch)
+            _multiply(q, keys.swapaxes(1, 2), scores[:, :, at - start :][:, :, : keys.shape[1]])
+        if n > 1:
+            each = scores.reshape(kv, group, n, -1)
+            np.copyto(each, np.float32(-np.inf), where=self._hidden(n, position, start))
+        scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
+        np.exp(scores, out=scores)
+        mixed, part = np.empty((2, kv, group * n, d), np.float32)
+        for at in range(start, end, step):
+            values = self.cache.values.read(heads, slice(at, min(at + step, end)), scratch)
+            into = mixed if at == start else part
+            _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, into)
+            if into is part:
+                mixed += part
+        mixed /= np.add.reduce(scores, axis=2, keepdims=True)
+        out = self.out[row : row + n].reshape(n, -1, group, d)
+        out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
+
+    def _hidden(self, n: int, position: int, start: int) -> npt.NDArray[np.bool_]:
+        """Which keys (from `start` on) each token must not see: [n, keys]."""
+        at = np.arange(position, position + n)[:, None]
+        key = np.arange(start, position + n)[None, :]
+        hidden: npt.NDArray[np.bool_] = key > at
+        return hidden | (key <= at - self.shape.window) if self.shape.window else hidden
+
+
+def _multiply(a: F32, b: F32, out: F32) -> None:
+    """out [h, M, N] = a [h, M, K] times b [h, K, N]."""
+    if 1 < a.shape[1] <= MOST // (a.shape[2] * b.shape[2]):
+        np.matmul(a, b, out=out)
+        return
+    for one, other, into in zip(a, b, out, strict=True):
+        multiply(one, other, into)

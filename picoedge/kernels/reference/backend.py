@@ -1,0 +1,202 @@
+"""The kernels in NumPy: the reference, and what runs where there is no C compiler."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.blocks import Weights
+from picoedge.kernels.reference.activations import Operand
+from picoedge.kernels.reference.attention import BoundAttend
+from picoedge.kernels.reference.elementwise import gated, norm_row, rms_norm
+from picoedge.kernels.reference.kv_cache import NumpyCache
+from picoedge.kernels.reference.matmul import PlainSummed, Projection, Summed
+from picoedge.kernels.reference.threads import Program, Team
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+class NumpyKernels:
+    """The `Kernels` protocol with nothing but NumPy."""
+
+    name = "numpy"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._team = Team(threads)
+        self.threads = self._team.threads
+        self._stop = weakref.finalize(self, self._team.close)  # also when forgotten
+
+    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> NumpyCache:
+        """Zeroed keys and values of one layer; see `Kernels.kv_cache`."""
+        return NumpyCache(n_ctx, shape, bits)
+
+    def project(
+        self,
+        source: Residual,
+        weights: Sequence[Weights],
+        biases: Sequence[F32 | None],
+        out: F32,
+        *,
+        again: bool = False,
+    ) -> BoundProject:
+        """See `Kernels.project`."""
+        assert all(one.spec.cols == source.x.shape[1] for one in weights)
+        assert not weights or out.shape[1] == sum(one.total_rows for one in weights)
+        ends = np.cumsum([one.total_rows for one in weights]).tolist()
+        added = [
+            (slice(end - len(bias), end), bias)
+            for bias, end in zip(biases, ends, strict=True)
+            if bias is not None
+        ]
+        return BoundProject(self, self._team, source, Projection(weights), added, out, again)
+
+    def attend(
+        self,
+        qkv: F32,
+        shape: AttentionShape,
+        rope: tuple[F32, F32],
+        norms: tuple[F32, F32] | None,
+        eps: float,
+        cache: NumpyCache,
+        out: F32,
+    ) -> BoundAttend:
+        """See `Kernels.attend`."""
+        return BoundAttend(self, self._team, qkv, shape, rope, norms, eps, cache, out)
+
+    def project_sum(
+        self,
+        x: F32,
+        activation: str | None,
+        weights: Weights | None,
+        sums: F64,
+        *,
+        add: bool = False,
+    ) -> BoundProjectSum:
+        """See `Kernels.project_sum`."""
+        matrix: Summed | PlainSummed | None = None
+        if weights is not None and weights.count:
+            assert x.shape[1] == weights.total_cols * (1 if activation is None else 2)
+            plain = weights.spec.format.bits == 32
+            matrix = PlainSummed(weights, add=add) if plain else Summed(weights, add=add)
+        return BoundProjectSum(self, self._team, x, activation, matrix, sums)
+
+    def close(self) -> None:
+        """Stop the threads. Idempotent."""
+        self._stop()
+
+
+@dataclass(frozen=True, eq=False)
+class BoundProject:
+    """See `Kernels.project`. `biases` are with the columns of `out` they are added to."""
+
+    kernels: NumpyKernels  # kept alive, and its threads with it
+    team: Team
+    source: Residual
+    projection: Projection
+    biases: list[tuple[slice, F32]]
+    out: F32
+    again: bool
+
+    def __call__(self, n: int, first: int = 0) -> None:
+        assert 0 <= first < n <= len(self.source.x), "more tokens than the buffers hold"
+        out = self.out[: n - first]
+        if n - first == 1 and self.projection.all_packed:
+            (self._first_row if first == 0 else self._row_program(first)).run()
+            self.team.run_programs(self._programs)
+        else:
+            self.team.run(self.projection.jobs(self._input(first, n), out))
+        for columns, bias in self.biases:
+            out[:, columns] += bias
+
+    @cached_property
+    def _operand(self) -> Operand:
+        return self.team.scratch[0].once(self.source.x.shape[1], Operand)
+
+    @cached_property
+    def _programs(self) -> list[Program]:
+        return self.projection.programs(self._operand, self.out[0], self.team.scratch)
+
+    @cached_property
+    def _first_row(self) -> Program:
+        return self._row_program(0)
+
+    def _row_program(self, row: int) -> Program:
+        """What turns one row of the residual stream into the operand."""
+        source, program = self.source, Program()
+        x = source.x[row]
+        if source.sums is not None and not self.again:
+            added = self.team.scratch[0].take("added", x.shape, np.float32)
+            program.add(np.copyto, added, source.sums[row], "same_kind")
+            if source.post_norm is not None:
+                program.add(norm_row, added, source.post_norm, source.eps, added)
+            program.add(np.add, x, added, x)
+        program.add(norm_row, x, source.norm, source.eps, self._operand.plain)
+        self._operand.prepare(program, self.projection.widths)
+        return program
+
+    def _input(self, first: int, n: int) -> F32:
+        """Add the pending sums to the residual stream; its norm, [n - first, H]."""
+        source = self.source
+        x = source.x[first:n]
+        if source.sums is not None and not self.again:
+            added = source.sums[first:n].astype(np.float32)
+            if source.post_norm is not None:
+                added = rms_norm(added, source.post_norm, source.eps)
+            x += added
+        return rms_norm(x, source.norm, source.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundProjectSum:
+    """See `Kernels.project_sum`."""
+
+    kernels: NumpyKernels  # kept alive, and its threads with it
+    team: Team
+    x: F32
+    activation: str | None
+    matrix: Summed | PlainSummed | None
+    sums: F64
+
+    def __call__(self, n: int, first: int = 0) -> None:
+        assert 0 <= first < n <= len(self.x), "more tokens than the buffers hold"
+        if self.matrix is None:
+            self.sums[first:n] = 0
+        elif n == 1 and isinstance(self.matrix, Summed):
+            self._first_row.run()
+            self.team.run_programs(self._programs)
+        else:
+            x = self.x[: n - first]
+            if self.activation is not None:
+                gate, up = np.split(x, 2, axis=1)
+                x = gated(self.activation, gate, up, np.empty(up.shape, np.float32))
+            self.team.run(self.matrix.jobs(x, self.sums[first:n]))
+
+    @cached_property
+    def _operand(self) -> Operand:
+        cols = self.x.shape[1] // (1 if self.activation is None else 2)
+        return self.team.scratch[0].once(cols, Operand)
+
+    @cached_property
+    def _programs(self) -> list[Program]:
+        assert isinstance(self.matrix, Summed)
+        return self.matrix.programs(self._operand, self.sums[0], self.team.scratch)
+
+    @cached_property
+    def _first_row(self) -> Program:
+        """What turns the first row of x into the operand."""
+        assert isinstance(self.matrix, Summed)
+        program, plain = Program(), self._operand.plain
+        if self.activation is None:
+            program.add(np.copyto, plain, self.x[0])
+        else:
+            cols = len(plain)
+            program.add(gated, self.activation, self.x[0, :cols], self.x[0, cols:], plain)
+        self._operand.prepare(program, self.matrix.widths)
+        return program

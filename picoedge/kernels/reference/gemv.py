@@ -1,0 +1,228 @@
+"""Products for one token: integer sums straight from the packed words.
+
+The words of a few tiles at a time are shifted (see `numpy_activations`), multiplied and summed,
+over shifts and then over the words of a row in a block, in scratch that stays in the cache. When
+a batch of tiles has been summed its sums become f32 and are weighed by the scales, in block
+order. No BLAS, and no f32 copy of a quant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Format
+from picoedge.kernels.reference.activations import Operand
+from picoedge.kernels.reference.planes import Planes, halves_to_f32
+from picoedge.kernels.reference.threads import Program, Scratch
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+_TAKEN_OFF = {4: 0, 5: 16, 6: 32, 8: -128}  # from each quant of a width, so that sums fit a lane
+_NIBBLES = np.uint16(0x0F0F)
+_SIGNS = np.uint32(0x80808080)
+_BY_NIBBLE = np.array([4, 8, 12], np.uint16).reshape(3, 1, 1)
+_BY_BYTE = np.array([8, 16, 24], np.uint32).reshape(3, 1, 1)
+
+
+class Kind(NamedTuple):
+    """What tiles must have in common to be multiplied in one batch.
+
+    `blocks` and `superblocks` are of one shard, `groups` the shards that are stacked by columns:
+    what a tile has in each of them makes one long row of blocks.
+    """
+
+    format: str
+    groups: int
+    blocks: int
+    superblocks: int
+
+    @classmethod
+    def of(cls, planes: Planes, *, by_columns: bool) -> Kind:
+        """The kind of all tiles of a matrix."""
+        spec = planes.spec
+        superblocks = spec.cols // spec.superblock if spec.format.superblocks else 0
+        groups = planes.count if by_columns else 1
+        return cls(spec.format.name, groups, planes.blocks, superblocks)
+
+    @property
+    def cols(self) -> int:
+        """Activations that a tile is multiplied with."""
+        return self.groups * self.blocks * BLOCK_COLS
+
+
+class Lie(NamedTuple):
+    """How the tiles of a piece lie: [shards, tiles] if stacked by rows, else [tiles, shards]."""
+
+    outer: int
+    inner: int
+    tiles: int
+
+
+class Piece:
+    """Tiles of some shards of one matrix."""
+
+    def __init__(self, planes: Planes, shards: slice, tiles: slice, *, by_columns: bool) -> None:
+        planes = planes.cut(shards, tiles, by_columns=by_columns)
+        self.words, self.highs = planes.words, planes.highs
+        self.scales, self.supers = planes.scales, planes.supers
+        outer, inner = self.words.shape[:2]
+        self.lie = Lie(outer, inner, outer if by_columns else outer * inner)
+
+
+def multiply_batch(
+    program: Program, kind: Kind, pieces: Sequence[Piece], operand: Operand, scratch: Scratch
+) -> F32:
+    """Append the product of pieces of one kind with the operand: [groups, tiles, 16].
+
+    It is in scratch, to be taken away before the next batch.
+    """
+    bench = scratch.once((kind, tuple(piece.lie for piece in pieces)), Bench)
+    for piece, place in zip(pieces, bench.places, strict=True):
+        place.load(program, piece)
+        place.sum(program, operand)
+    bench.weigh(program, operand)
+    return bench.result
+
+
+class Bench:
+    """Scratch for a batch: t tiles of b blocks in g groups.
+
+    h is the halves of a block that are summed apart, p the parts of a scale.
+    """
+
+    def __init__(self, key: tuple[Kind, tuple[Lie, ...]], scratch: Scratch) -> None:
+        kind, lies = key
+        fmt, g, t = FORMATS[kind.format], kind.groups, sum(lie.tiles for lie in lies)
+        b = g * kind.blocks
+        h, lanes = 2 if fmt.bits == 6 else 1, 16 if fmt.bits == 8 else 32
+        p = 2 if fmt.has_min or fmt.name == "q6k" else 1
+        self._format = fmt
+        self._sums = scratch.take("sums", (h, t * b, lanes), _word(fmt))
+        self._lanes = scratch.take("lanes", (h * t * b * lanes,), np.float32)
+        values = scratch.take("values", (max(p, h), t, b, 16), np.float32)
+        self._values, self._halves = values[:p], values[:h]
+        self._part = scratch.take("part", (b, 16), np.float32)
+        self._scales = scratch.take("scales", (p, t, b, 16), np.float32)
+        self._supers = None
+        if fmt.superblocks:
+            s, m = kind.superblocks, 1 + fmt.has_min
+            self._supers = scratch.take("supers", (m, t, g * s, 16), np.float32)
+            self._super_sums = scratch.take("super_sums", (p, t, g * s, 16), np.float32)
+        self.result: F32 = scratch.take("result", (g, t, 16), np.float32)
+        self.places: list[Place] = []
+        start = 0
+        for lie in lies:
+            tiles = slice(start, start + lie.tiles)
+            sums = self._sums[:, tiles.start * b : tiles.stop * b]
+            supers = None if self._supers is None else self._supers[:, tiles]
+            self.places.append(Place(fmt, lie, sums, self._scales[:, tiles], supers, scratch))
+            start = tiles.stop
+
+    def weigh(self, program: Program, operand: Operand) -> None:
+        """The sums of all pieces times the scales, added over blocks."""
+        fmt, (scale, total, scaled_total) = self._format, operand.beside_rows
+        self._sums_to_f32(program)
+        scaled = self._values[:1] if fmt.has_min else self._values
+        take_off = _TAKEN_OFF[fmt.bits] - fmt.offset
+        if take_off:
+            program.add(np.multiply, total, np.float32(take_off), self._part)
+            program.add(np.add, scaled, self._part, scaled)
+        program.add(np.multiply, scaled, scale, scaled)
+        if fmt.has_min:
+            program.add(np.copyto, self._values[1], scaled_total)
+        (g, t, _), (p, _, b, _) = self.result.shape, self._values.shape
+        values, scales = self._values, self._scales
+        if self._supers is None:
+            program.add(halves_to_f32, scales)
+        else:
+            s = self._supers.shape[2]
+            program.add(halves_to_f32, self._supers)
+            if fmt.has_min:  # which is subtracted
+                program.add(np.negative, self._supers[1], self._supers[1])
+            apart = (p, t, s, b // s, 16)
+            program.add(np.einsum, "ptsbr,ptsbr->ptsr", values.reshape(apart),
+                        scales.reshape(apart), out=self._super_sums)  # fmt: skip
+            values, scales = self._super_sums, self._supers
+        program.add(np.einsum, "ptgbr,ptgbr->gtr", values.reshape(p, t, g, -1, 16),
+                    scales.reshape(len(scales), t, g, -1, 16), out=self.result)  # fmt: skip
+
+    def _sums_to_f32(self, program: Program) -> None:
+        whole = self._halves.reshape(-1)
+        if self._format.bits == 8:
+            program.add(np.copyto, whole, self._sums.reshape(-1).view(np.int32))
+            return
+        program.add(np.copyto, self._lanes, self._sums.reshape(-1).view(np.int16))
+        program.add(np.add, self._lanes[0::2], self._lanes[1::2], whole)
+        if self._format.name == "q6":
+            program.add(np.add, self._halves[0], self._halves[1], self._halves[0])
+
+
+class Place:
+    """Where a batch has one piece: scratch for its words, and its part of the sums and scales."""
+
+    def __init__(
+        self, fmt: Format, lie: Lie, sums: Array, scales: F32, supers: F32 | None,
+        scratch: Scratch,
+    ) -> None:  # fmt: skip
+        (p, t, b, _), (h, _, lanes), word = scales.shape, sums.shape, _word(fmt)
+        chunk = lie[:2]
+        self._bits, self._sums = fmt.bits, sums
+        self._shifted = scratch.take("shifted", (h, 4 // h, t, b * 128), word)
+        self._words = self._shifted.reshape(4, *chunk, -1)[0]
+        self._products = scratch.take("products", (h, t, b * 128), word)
+        self._scales = scales if fmt.superblocks else scales.view(np.int32)
+        self._scales = self._scales.reshape(p, *chunk, -1, 16)
+        self._supers = None
+        if supers is not None:
+            self._supers = supers.view(np.int32).reshape(len(supers), *chunk, -1, 16)
+        if fmt.bits in (5, 6):
+            k, words = 16 // (fmt.bits - 4), b * lanes * h
+            self._high_shifted = scratch.take("highs", (k, t, words), word)
+            self._high_words = self._high_shifted.reshape(k, *chunk, -1)
+            self._high_shifts = np.arange(0, 16, fmt.bits - 4, dtype=np.uint16).reshape(k, 1, 1, 1)
+            self._high_products = scratch.take("products", (t, words), word)
+
+    def load(self, program: Program, piece: Piece) -> None:
+        """Append: shift the words and put the scales in place."""
+        words = self._shifted
+        if self._bits == 8:
+            program.add(np.bitwise_xor, piece.words, _SIGNS, self._words)  # q + 128, unsigned
+            program.add(np.right_shift, words[0, 0], _BY_BYTE, words[0, 1:])
+        else:
+            program.add(np.copyto, self._words, piece.words)
+        if self._bits == 6:
+            nibbles = words[:, 0]
+            program.add(np.right_shift, nibbles[0], np.uint16(4), nibbles[1])
+            program.add(np.bitwise_and, nibbles, _NIBBLES, nibbles)
+            program.add(np.right_shift, nibbles, np.uint16(8), words[:, 1])
+        elif self._bits < 8:
+            program.add(np.right_shift, words[0, 0], _BY_NIBBLE, words[0, 1:])
+        if piece.highs is not None:
+            program.add(np.right_shift, piece.highs, self._high_shifts, self._high_words)
+        program.add(np.copyto, self._scales, piece.scales)
+        if piece.supers is not None:
+            program.add(np.copyto, self._supers, piece.supers)
+
+    def sum(self, program: Program, operand: Operand) -> None:
+        """Append: integer sums of every row and block (and half), by lanes."""
+        factors, sums = operand.factors(self._bits), self._sums
+        halves, rows, lanes = sums.shape
+        apart = self._products.reshape(halves, rows, -1, lanes)
+        program.add(np.einsum, "hkti,hki->hti", self._shifted, factors.words, out=self._products)
+        program.add(np.einsum, "hxvl->hxl", apart, out=sums)
+        if factors.highs is not None:
+            high = self._high_products
+            by_half = high.reshape(rows, halves, lanes).transpose(1, 0, 2)
+            by_tile = sums.reshape(halves, len(high), -1)
+            program.add(np.einsum, "kti,ki->ti", self._high_shifted, factors.highs, out=high)
+            program.add(np.add, sums, by_half, sums)
+            program.add(np.add, by_tile, factors.lanes, by_tile)
+
+
+def _word(fmt: Format) -> type[np.unsignedinteger[Any]]:
+    return np.uint32 if fmt.bits == 8 else np.uint16

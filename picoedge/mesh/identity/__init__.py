@@ -1,0 +1,1 @@
+"""Keys, roster, invites: which boards belong to a cluster."""

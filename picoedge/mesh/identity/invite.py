@@ -1,0 +1,175 @@
+"""Invites: strings that let one board in, once, for a while.
+
+An invite carries the secret of a one-time pair of keys. Its public half is kept in
+`invites.json` of the board that issued it until a board used it or it is too old; by that
+board's clock alone, since a new board may not know the time yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import AccessError, PicoedgeError, UsageError
+from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.identity.identity import load_identity, load_signing_key
+from picoedge.mesh.identity.keys import KeyPair, is_key
+from picoedge.mesh.private_files import Stamp, locked, read_json, stamp_of, write_json
+
+PREFIX = "picoedge-join:"
+MAX_OPEN = 64
+MAX_CHARACTERS = 1024
+FILE = "invites.json"
+_FIELDS = {"address", "server", "secret", "expires", "cluster"}
+
+
+def dialled_address(text: str) -> str:
+    """`text` as HOST:PORT that a peer can ask at. Raises UsageError."""
+    address = parse_address(text)
+    if address.is_everywhere or not address.port:
+        raise UsageError(f"no board can be asked at {address}", "name one address of this board")
+    return str(address)
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What an invite says: whom to ask, with which one-time keys, for which cluster.
+
+    `server` is the public key of the board at `address`, `cluster` verifies its roster,
+    `expires` is in unix seconds of that board.
+    """
+
+    address: str
+    server: str
+    keys: KeyPair
+    expires: int
+    cluster: str
+
+    def to_string(self) -> str:
+        """What is typed on the other board. Whoever reads it can use it."""
+        fields = {
+            "address": self.address,
+            "server": self.server,
+            "secret": self.keys.secret,
+            "expires": self.expires,
+            "cluster": self.cluster,
+        }
+        data = json.dumps(fields, separators=(",", ":")).encode()
+        return PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def parse_invite(text: str) -> Invitation:
+    """What `to_string` made. Raises UsageError, which does not repeat the string."""
+    text = text.strip()
+    if not text.startswith(PREFIX):
+        raise UsageError(f"an invite begins with {PREFIX}", "picoedge keys invite prints one")
+    invitation = _decoded(text[len(PREFIX) :]) if len(text) <= MAX_CHARACTERS else None
+    if invitation is None:
+        raise UsageError(
+            "the invite is cut off or altered", "copy the whole line that picoedge keys invite gave"
+        )
+    return invitation
+
+
+def _decoded(text: str) -> Invitation | None:
+    padded = text.encode("ascii", "replace") + b"=" * (-len(text) % 4)
+    try:
+        fields = json.loads(base64.b64decode(padded, b"-_", validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS or not _sound(fields):
+        return None
+    keys = KeyPair.of_secret(fields["secret"])
+    cluster, expires = fields["cluster"], fields["expires"]
+    return Invitation(fields["address"], fields["server"], keys, expires, cluster)
+
+
+def _sound(fields: Mapping[str, object]) -> bool:
+    address = fields["address"]
+    try:
+        dialled = isinstance(address, str) and dialled_address(address) == address
+    except UsageError:
+        return False
+    keys = all(is_key(fields[name]) for name in ("server", "secret", "cluster"))
+    return dialled and keys and _is_time(fields["expires"])
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+class Invites:
+    """The open invites of this board, kept on disk. Times are unix seconds of this board."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+        self._seen: Stamp | None = None
+        self._seen_open: dict[str, int] = {}
+
+    def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
+        """A new invite to ask at `address` (HOST:PORT), as the string to type.
+
+        `cluster` is the key of the cluster. Raises AccessError where this board cannot let
+        others in or too many invites are open, UsageError for a bad address.
+        """
+        asked = dialled_address(address)
+        load_signing_key(self.folder)
+        server = load_identity(self.folder).keys.public
+        invitation = Invitation(asked, server, KeyPair.new(), math.ceil(now + ttl_s), cluster)
+        with locked(self.folder):
+            opened = self._open(now)
+            if len(opened) >= MAX_OPEN:
+                raise AccessError(f"{MAX_OPEN} invites are open", "use them, or wait for their end")
+            self._write({**opened, invitation.keys.public: invitation.expires})
+        return invitation.to_string()
+
+    def is_open(self, public: str, now: float) -> bool:
+        """Whether the one-time key `public` may still ask to join. A damaged list opens nothing.
+
+        Strangers make a daemon ask this: it reads no file that it has read already.
+        """
+        stamp = stamp_of(self.path)
+        if stamp != self._seen:
+            self._seen, self._seen_open = stamp, self._open_or_none(now)
+        return now < self._seen_open.get(public, 0)
+
+    def spend(self, public: str, now: float) -> bool:
+        """Use an invite up; True for one caller only, and for good before this returns."""
+        with locked(self.folder):
+            opened = self._open(now)
+            if public not in opened:
+                return False
+            del opened[public]
+            self._write(opened)
+        return True
+
+    def open_until(self, now: float) -> list[int]:
+        """When each open invite ends, the first to end first."""
+        return sorted(self._open(now).values())
+
+    def _open_or_none(self, now: float) -> dict[str, int]:
+        try:
+            return self._open(now)
+        except PicoedgeError:
+            return {}
+
+    def _open(self, now: float) -> dict[str, int]:
+        remedy = f"remove {self.path}: open invites are then forgotten"
+        value = read_json(self.path, remedy)
+        if value is not None and not _is_list(value):
+            raise AccessError(f"{self.path}: damaged", remedy)
+        return {key: expires for key, expires in (value or {}).items() if now < expires}
+
+    def _write(self, opened: Mapping[str, int]) -> None:
+        write_json(self.path, opened)
+
+
+def _is_list(value: Mapping[str, Any]) -> bool:
+    return all(is_key(key) and _is_time(expires) for key, expires in value.items())

@@ -1,0 +1,260 @@
+"""The roster: which keys are of a cluster, as signed entries that any board can check.
+
+One entry a key: the cluster's signing key says that it is allowed, or that it is revoked. A
+revoked key is never allowed again. Merging keeps the stronger entry of each key, so boards that
+gossip in any order, any number of times, end with the same roster. Pure: files are
+`roster_file`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from picoedge.errors import AccessError, MeshError, ProtocolError
+from picoedge.mesh.identity.keys import (
+    SIGNATURE_BYTES,
+    SigningKey,
+    decode_z85,
+    fingerprint,
+    is_key,
+    verifies,
+)
+
+ALLOW, REVOKE = "allow", "revoke"
+MAX_ENTRIES = 1024
+MAX_NAME = 32  # shorter than a key, so that the one is never taken for the other
+MAX_SERIAL = (1 << 53) - 1
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
+_DOMAIN = "picoedge roster 1"
+_NAMED = f"letters, digits, '.', '_' and '-', at most {MAX_NAME} of them"
+
+
+def is_name(text: object) -> bool:
+    """Whether `text` can name a board or a cluster."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What all boards of a cluster agree on: its name, and the key that verifies its entries."""
+
+    name: str
+    key: str
+
+    @property
+    def tag(self) -> str:
+        """16 hexadecimal digits that tell clusters of one name apart, and nothing else."""
+        return fingerprint(_joined(self.name, self.key))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cluster says of one key. `serial` orders what was said of it."""
+
+    kind: str
+    public: str
+    name: str
+    serial: int
+    signature: str = ""
+
+    def signed_bytes(self, cluster: Cluster) -> bytes:
+        """What the signature is over: the entry, and the cluster it is of."""
+        about = (cluster.key, cluster.name, self.kind, self.public, self.name, str(self.serial))
+        return _joined(_DOMAIN, *about)
+
+    @property
+    def strength(self) -> tuple[bool, int, str, str]:
+        """Of two entries about a key the greater holds."""
+        return self.kind == REVOKE, self.serial, self.name, self.signature
+
+    def to_json(self) -> dict[str, object]:
+        """As `_read_entry` takes it."""
+        return dict(vars(self))
+
+
+def _joined(*fields: str) -> bytes:
+    return "\n".join(fields).encode()  # no field has a line end in it
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who is in `cluster`. `entries` are one a key, in the order of their keys, and verified."""
+
+    cluster: Cluster
+    entries: tuple[Entry, ...] = ()
+
+    @cached_property
+    def _by_public(self) -> dict[str, Entry]:
+        return {entry.public: entry for entry in self.entries}
+
+    def is_allowed(self, public: str) -> bool:
+        """Whether a board with this key is let in."""
+        entry = self._by_public.get(public)
+        return entry is not None and entry.kind == ALLOW
+
+    def is_revoked(self, public: str) -> bool:
+        """Whether this key was let in once and is no more."""
+        entry = self._by_public.get(public)
+        return entry is not None and entry.kind == REVOKE
+
+    def name_of(self, public: str) -> str | None:
+        """What people call the board with this key, also a revoked one."""
+        entry = self._by_public.get(public)
+        return None if entry is None else entry.name
+
+    @cached_property
+    def members(self) -> Mapping[str, str]:
+        """Public key to name of the boards that are let in, in the order they were."""
+        return self._named(ALLOW)
+
+    @cached_property
+    def revoked(self) -> Mapping[str, str]:
+        """Public key to name of the boards that are let in no more."""
+        return self._named(REVOKE)
+
+    def _named(self, kind: str) -> Mapping[str, str]:
+        entries = sorted(self.entries, key=lambda entry: (entry.serial, entry.public))
+        return MappingProxyType({e.public: e.name for e in entries if e.kind == kind})
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits: equal rosters have equal ones."""
+        said = [_joined(self.cluster.name, self.cluster.key)]
+        said += [e.signed_bytes(self.cluster) + e.signature.encode() for e in self.entries]
+        return fingerprint(b"\n".join(said))
+
+    def merge(self, other: Roster) -> Roster:
+        """What both say together. Raises AccessError for another cluster's."""
+        if other.cluster != self.cluster:
+            raise _foreign(self.cluster)
+        if other.entries == self.entries:
+            return self
+        held = dict(self._by_public)
+        for entry in other.entries:
+            mine = held.get(entry.public)
+            if mine is None or entry.strength > mine.strength:
+                held[entry.public] = entry
+        return self._holding(held)
+
+    def with_allow(self, signing: SigningKey, public: str, name: str) -> Roster:
+        """This and the board `public`, called `name`: let in, or given that name.
+
+        Raises AccessError where the key is revoked, the name another's, or the roster full.
+        """
+        _require_board(public, name)
+        if self.is_revoked(public):
+            raise AccessError(
+                f"the key of {self.name_of(public)} is revoked, for good",
+                "remove its cluster folder there, and join again with a new invite",
+            )
+        if self.members.get(public) == name:
+            return self
+        if any(taken == name and key != public for key, taken in self.members.items()):
+            raise AccessError(f"another board is called {name}", "choose another name")
+        return self._with(signing, ALLOW, public, name)
+
+    def with_revoke(self, signing: SigningKey, public: str) -> Roster:
+        """This without the board `public`. Raises AccessError where it was never in it."""
+        name = self.name_of(public)
+        if name is None:
+            raise AccessError("no board of this cluster has that key", "picoedge keys show")
+        return self if self.is_revoked(public) else self._with(signing, REVOKE, public, name)
+
+    def free_name(self, name: str) -> str:
+        """`name`, or where a board has it `name-2` and so on."""
+        taken = set(self.members.values())
+        tried, number = name, 1
+        while tried in taken:
+            number += 1
+            tried = f"{name[: MAX_NAME - 5]}-{number}"
+        return tried
+
+    def _with(self, signing: SigningKey, kind: str, public: str, name: str) -> Roster:
+        if signing.public != self.cluster.key:
+            raise AccessError("this is not the signing key of the cluster", "restore it")
+        if public not in self._by_public and len(self.entries) >= MAX_ENTRIES:
+            raise AccessError(f"a cluster has at most {MAX_ENTRIES} keys", "make a new cluster")
+        serial = 1 + max((entry.serial for entry in self.entries), default=0)
+        entry = Entry(kind, public, name, serial)
+        signature = signing.sign(entry.signed_bytes(self.cluster))
+        return self._holding({**self._by_public, public: replace(entry, signature=signature)})
+
+    def _holding(self, held: dict[str, Entry]) -> Roster:
+        return Roster(self.cluster, tuple(held[public] for public in sorted(held)))
+
+    def to_json(self) -> dict[str, object]:
+        """As `from_json` takes it. Holds no secret."""
+        entries = [entry.to_json() for entry in self.entries]
+        return {"cluster": dict(vars(self.cluster)), "entries": entries}
+
+    @classmethod
+    def from_json(cls, value: object, known: Roster | None = None) -> Roster:
+        """A roster that a peer or a file holds; every signature is verified.
+
+        Where `known` is given, another cluster's roster is refused before it is looked at, and
+        entries that are already known are not verified again. Raises ProtocolError where it is
+        malformed, AccessError where it is foreign or forged.
+        """
+        outer = _fields(value, {"cluster", "entries"})
+        cluster = _read_cluster(outer["cluster"])
+        if known is not None and cluster != known.cluster:
+            raise _foreign(known.cluster)
+        held = {} if known is None else known._by_public
+        listed = outer["entries"]
+        if not isinstance(listed, list) or len(listed) > MAX_ENTRIES:
+            raise ProtocolError(f"a roster is not a list of at most {MAX_ENTRIES} entries")
+        entries = tuple(_read_entry(item, cluster, held) for item in listed)
+        keys = [entry.public for entry in entries]
+        if keys != sorted(set(keys)):
+            raise ProtocolError("a roster is not in the order of its keys, one entry each")
+        return cls(cluster, entries)
+
+
+def _require_board(public: str, name: str) -> None:
+    if not is_key(public):
+        raise AccessError("that is not a public key", "picoedge keys show there tells it")
+    if not is_name(name):
+        raise AccessError("that is no name for a board", _NAMED)
+
+
+def _foreign(cluster: Cluster) -> MeshError:
+    return AccessError(
+        f"a roster of another cluster than {cluster.name}", "a board is in one cluster at a time"
+    )
+
+
+def _fields(value: object, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != names:
+        raise ProtocolError(f"not an object of {', '.join(sorted(names))}, in a roster")
+    return value
+
+
+def _read_cluster(value: object) -> Cluster:
+    fields = _fields(value, {"name", "key"})
+    if not is_name(fields["name"]) or not is_key(fields["key"]):
+        raise ProtocolError("the cluster's name or key is malformed, in a roster")
+    return Cluster(**fields)
+
+
+def _read_entry(value: object, cluster: Cluster, held: Mapping[str, Entry]) -> Entry:
+    entry = Entry(**_fields(value, set(Entry.__dataclass_fields__)))
+    shaped = (
+        entry.kind in (ALLOW, REVOKE)
+        and is_key(entry.public)
+        and is_name(entry.name)
+        and type(entry.serial) is int
+        and 0 < entry.serial <= MAX_SERIAL
+        and decode_z85(entry.signature, SIGNATURE_BYTES) is not None
+    )
+    if not shaped:
+        raise ProtocolError("an entry is malformed, in a roster")
+    if entry == held.get(entry.public):
+        return entry
+    if not verifies(cluster.key, entry.signed_bytes(cluster), entry.signature):
+        raise AccessError(f"the entry of {entry.name} is not signed by the cluster, in a roster")
+    return entry

@@ -1,0 +1,86 @@
+"""Being let in over the network: the side of the board that has an invite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from picoedge.errors import AccessError, BoardLostError
+from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.identity.admission import accept, joining_keys
+from picoedge.mesh.identity.identity import Identity
+from picoedge.mesh.identity.invite import Invitation
+from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.node.address_book import HintFile
+from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.messages import Body, object_of
+
+if TYPE_CHECKING:
+    from picoedge.mesh.transport.curve import Context
+
+TIMEOUT_S = 10.0
+
+
+def join(
+    context: Context,
+    folder: Path,
+    invitation: Invitation,
+    name: str,
+    timeout_s: float = TIMEOUT_S,
+) -> Identity:
+    """Use an invite: this board is in the cluster from now on, and `folder` knows it.
+
+    Raises AccessError where the invite is used up or too old or the board is in a cluster
+    already, BoardLostError where the inviting board does not answer.
+    """
+    keys = joining_keys(folder)
+    roster = ask_to_join(context, invitation, name, keys, timeout_s)
+    identity = accept(folder, invitation, roster, keys)
+    hints = HintFile(folder)
+    hints.seen(invitation.server, [parse_address(invitation.address)])
+    hints.save()
+    return identity
+
+
+def ask_to_join(
+    context: Context,
+    invitation: Invitation,
+    name: str,
+    keys: KeyPair,
+    timeout_s: float = TIMEOUT_S,
+) -> Body:
+    """The cluster's roster, with this board in it. `keys` are the board's own.
+
+    Where an earlier try was cut off after the invite was spent, the board is in already: its own
+    keys are let in, and the roster is asked for with those.
+    """
+    body = {"public": keys.public, "name": name}
+    try:
+        answer = _ask(context, invitation, invitation.keys, "join", body, timeout_s)
+    except (AccessError, BoardLostError) as error:
+        try:
+            answer = _ask(context, invitation, keys, "roster", {}, timeout_s)
+        except (AccessError, BoardLostError):
+            raise _plainer(error) from None
+    return object_of(answer, "roster")
+
+
+def _ask(
+    context: Context,
+    invitation: Invitation,
+    keys: KeyPair,
+    kind: str,
+    body: Body,
+    timeout_s: float,
+) -> Body:
+    address = parse_address(invitation.address)
+    with Caller(context, keys, address, invitation.server, "that invites") as caller:
+        return caller.ask(kind, body, timeout_s)
+
+
+def _plainer(error: AccessError | BoardLostError) -> AccessError | BoardLostError:
+    if isinstance(error, BoardLostError):
+        return error
+    return AccessError(
+        "the invite is used up or too old", "picoedge keys invite, on the board that gave it"
+    )

@@ -1,0 +1,131 @@
+"""This board's daemon, found by the other programs of the board: `daemon.json`.
+
+It is kept in the cluster's folder, so that several boards can be tried on one machine. The daemon
+holds a lock while it lives: what a killed one left behind is known to be stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from picoedge.errors import BoardLostError, MeshError, UsageError
+from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.messages import integer_of, text_of
+
+if TYPE_CHECKING:
+    from picoedge.mesh.transport.curve import Context
+
+FILE, LOCK = "daemon.json", "daemon.lock"
+TRIES = 20  # somebody who looks whether a daemon runs holds the lock for a moment
+TRY_S = 0.01
+
+
+@dataclass(frozen=True)
+class LocalDaemon:
+    """The running daemon of this board."""
+
+    pid: int
+    address: Address
+    incarnation: int
+
+
+class DaemonFile:
+    """Says that this process is the board's daemon, until `remove` or its end.
+
+    Raises MeshError where another one runs, StorageError where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with locked(folder):
+            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _lock(self._lock):
+            os.close(self._lock)
+            raise _running(folder)
+
+    def write(self, address: Address, incarnation: int) -> None:
+        """Say where it listens."""
+        if address.is_everywhere:
+            local = "::1" if ":" in address.host else "127.0.0.1"
+            address = Address(local, address.port)
+        said = {"pid": os.getpid(), "address": str(address), "incarnation": incarnation}
+        with locked(self._folder):
+            write_json(self._folder / FILE, said)
+
+    def remove(self) -> None:
+        """The daemon ends. Idempotent."""
+        if self._lock >= 0:
+            (self._folder / FILE).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def find_local(folder: Path) -> LocalDaemon | None:
+    """The daemon that runs with the identity in `folder`; None where none does."""
+    return _read(folder) if _is_locked(folder / LOCK) else None
+
+
+def call_local(context: Context, folder: Path) -> Caller:
+    """A connection with this board's own daemon.
+
+    Raises AccessError where the board is in no cluster, BoardLostError where no daemon runs.
+    """
+    identity = load_identity(folder)
+    daemon = find_local(folder)
+    if daemon is None:
+        raise BoardLostError(
+            f"no daemon runs on this board with the identity in {folder}",
+            "start it: picoedge run",
+            board=identity.name,
+        )
+    return Caller(context, identity.keys, daemon.address, identity.keys.public, identity.name)
+
+
+def _read(folder: Path) -> LocalDaemon | None:
+    try:
+        value = read_json(folder / FILE, "stop the daemon, and start it again")
+        if not isinstance(value, dict):
+            return None
+        address = parse_address(text_of(value, "address", 80))
+        return LocalDaemon(integer_of(value, "pid"), address, integer_of(value, "incarnation"))
+    except (MeshError, UsageError):
+        return None
+
+
+def _lock(file: int) -> bool:
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(TRY_S)
+        else:
+            return True
+    return False
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _running(folder: Path) -> MeshError:
+    daemon = _read(folder)
+    who = f"process {daemon.pid}, at {daemon.address}" if daemon else "it is just starting"
+    return MeshError(
+        f"a daemon with this identity runs already: {who}",
+        "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
+    )

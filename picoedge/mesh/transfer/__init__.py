@@ -1,0 +1,1 @@
+"""Shards from many boards at once."""

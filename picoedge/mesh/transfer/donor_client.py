@@ -1,0 +1,169 @@
+"""A donor, from the side that asks: offers and parts of items over one socket to its daemon."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import zmq
+
+from picoedge.errors import ProtocolError
+from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, unpack_bits
+from picoedge.mesh.transport import curve
+from picoedge.mesh.transport.frames import HEADER, Header, Kind, control, read_control, unpack
+from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, integer_of, text_of
+
+if TYPE_CHECKING:
+    from picoedge.mesh.addresses import Address
+    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.transport.curve import Context, Socket
+
+_MAX_ITEMS = 1 << 20
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A donor has the pack: `held` is of `donor.pack_bits`, None stands for all items."""
+
+    name: str
+    manifest_bytes: int
+    items: int
+    held: str | None
+
+    def names(self, order: Sequence[str]) -> Sequence[str]:
+        """Those of the pack's items, listed in `order`, that it has. Raises ProtocolError."""
+        if self.items != len(order):
+            raise ProtocolError(f"{self.items} items of a pack that has {len(order)}")
+        if self.held is None:
+            return order
+        bits = unpack_bits(self.held, len(order))
+        return [name for name, bit in zip(order, bits, strict=True) if bit]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of an item, as many as were asked for."""
+
+    item: str
+    offset: int
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A donor cannot give an item; "" stands for the whole pack."""
+
+    item: str
+    reason: str
+
+
+Answer = Offered | Part | Refused
+
+
+class Source(Protocol):
+    """A donor that can be asked. Nothing here waits."""
+
+    @property
+    def socket(self) -> Socket:
+        """To be polled for what is to be received."""
+
+    def offer(self, pack: str) -> None:
+        """Ask which items of a pack it has; an earlier question for it is forgotten."""
+
+    def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
+        """Ask for a part of an item, of at most PART_BYTES."""
+
+    def forget(self) -> None:
+        """Ignore what was asked for before."""
+
+    def receive(self) -> Iterator[Answer]:
+        """The answers that are there. Raises ProtocolError where one makes no sense."""
+
+
+class DonorLink:
+    """A `Source` over a socket of its own to a board's daemon. To be closed."""
+
+    def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
+        """`server_key`: the board's public key in Z85."""
+        self.socket: Socket = context.socket(zmq.DEALER)
+        curve.dial(self.socket, keys, server_key, curve.Bounds())
+        self.socket.connect(address.endpoint)
+        self._numbers = itertools.count(1)
+        self._offer = 0  # id of the question that counts
+        self._parts: dict[int, tuple[str, int, int]] = {}  # id -> item, offset, bytes
+
+    def offer(self, pack: str) -> None:
+        """See `Source.offer`."""
+        self._offer = self._send(OFFER, {"pack": pack})
+
+    def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
+        """See `Source.ask`."""
+        assert nbytes <= PART_BYTES
+        place = {"pack": pack, "item": item, "offset": offset, "bytes": nbytes}
+        self._parts[self._send(READ, place)] = (item, offset, nbytes)
+
+    def _send(self, kind: str, body: Body) -> int:
+        number = next(self._numbers)
+        # Where its queue is full the donor has been gone for long: it is found to be silent.
+        with suppress(zmq.Again):
+            self.socket.send_multipart(control(kind, {**body, "id": number}), zmq.NOBLOCK)
+        return number
+
+    def forget(self) -> None:
+        """See `Source.forget`."""
+        self._parts.clear()
+        self._offer = 0
+
+    def receive(self) -> Iterator[Answer]:
+        """See `Source.receive`."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            answer = self._answer([frame.buffer for frame in frames])
+            if answer is not None:
+                yield answer
+
+    def _answer(self, frames: list[memoryview]) -> Answer | None:
+        if len(frames) != 2 or len(frames[0]) != HEADER.size:
+            raise ProtocolError(f"an answer of {len(frames)} frames")
+        header = unpack(frames[0])
+        if header.kind == Kind.SHARD:
+            return self._part(header, frames[1])
+        kind, body = read_control(frames)
+        number = integer_of(body, "id", MAX_ID) if kind in (REPLY, ERROR) else 0
+        if kind == REPLY and number == self._offer:
+            return read_offer(body)
+        if kind == ERROR and number in (self._offer, *self._parts):
+            item = self._parts.pop(number, ("", 0, 0))[0]
+            return Refused(item, text_of(body, "message"))
+        return None  # late, or told to all
+
+    def _part(self, header: Header, data: memoryview) -> Part | None:
+        asked = self._parts.pop(header.sequence, None)
+        if asked is None:
+            return None
+        item, offset, nbytes = asked
+        if header.shape != (nbytes,) or header.extra != offset or len(data) != nbytes:
+            raise ProtocolError(f"{len(data)} bytes of {item} instead of {nbytes}")
+        return Part(item, offset, data)
+
+    def close(self) -> None:
+        """Hang up. Idempotent."""
+        self.socket.close(linger=0)
+
+
+def read_offer(body: Body) -> Offered:
+    """A donor's answer to OFFER. Raises ProtocolError."""
+    held = None if body.get("held") is None else text_of(body, "held", _MAX_ITEMS)
+    return Offered(
+        name=text_of(body, "name", _MAX_NAME),
+        manifest_bytes=integer_of(body, "manifest_bytes"),
+        items=integer_of(body, "items", _MAX_ITEMS),
+        held=held,
+    )

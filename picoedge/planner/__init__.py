@@ -1,0 +1,1 @@
+"""Plans, from figures alone: no clock, file or socket."""

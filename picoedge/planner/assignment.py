@@ -1,0 +1,374 @@
+"""Who takes which shards where memory is short: more than fits is read again for every token.
+
+The time of a token is the slowest board's of each stage, or the time the slowest disk reads for
+it, whichever is longer. So each shard is dealt to whoever has it done first, by the processor and
+by the disk. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from picoedge.planner.memory import BATCHES, Budget, Load, Reading, activation_bytes, cache_bytes
+from picoedge.planner.partition import Cost, Counts, assign, assign_held, dealings, undivided
+from picoedge.planner.topology import BoardFacts
+from picoedge.store.pages import PAGE
+from picoedge.store.shards import Held, Slice
+from picoedge.store.units import Unit
+from picoedge.store.window.plan import RESIDENT_BYTES, Rates, piece_count, widest
+
+_LEAST_UNIT = 1 << 20
+_MOST_UNITS = 2500  # as many as a plan streams, at most
+_ROUNDING = 2 * PAGE  # of a unit that begins and ends within pages
+_FEW_DEALINGS = 200  # that are all tried
+_MOVES = 4
+
+Gather = Callable[[Sequence[int]], float]  # seconds to gather the logits of so many, by rank
+
+
+class Hands(NamedTuple):
+    """Shards of each board, by rank."""
+
+    attention: list[int]
+    ffn: list[int]
+    head: list[int]
+
+
+def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
+    """What a board runs of a whole model's load."""
+    runs = [_cut(run, part) for run in load.runs]
+    return dataclasses.replace(
+        load,
+        part=part,
+        runs=tuple(run for run in runs if run is not None),
+        numpy=load.numpy or numpy,
+    )
+
+
+def _cut(run: Unit, part: Slice) -> Unit | None:
+    runs = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}
+    shards = runs[run.kind]
+    return run.part(shards.start, shards.stop) if shards else None
+
+
+def board_budget(board: BoardFacts) -> Budget:
+    """What a board's plan is made with."""
+    return Budget(board.budget_bytes, board.fixed_bytes)
+
+
+def board_reading(board: BoardFacts) -> Reading:
+    """How a board reads what does not stay in its memory, and its speeds."""
+    rates = Rates(board.disk_bytes_per_s, board.compute_bytes_per_s, board.unit_s)
+    return Reading(board.read_io, rates, board.read_ahead_bytes)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a slice takes of a board's memory."""
+
+    beside: int  # cache and buffers
+    weights: int  # all resident, at most
+    window: int  # the smallest it can be streamed through
+
+    def streamed(self, room: int, reserve: int) -> float:
+        """Bytes read for a token where there is so much room; inf: too little to run it at all.
+
+        `reserve` is what reading takes beside its window.
+        """
+        free = room - self.beside
+        if self.weights <= free:
+            return 0.0
+        kept = free - self.window - reserve
+        return math.inf if kept < 0 else float(self.weights - min(kept, self.weights))
+
+
+def need_of(load: Load) -> Need:
+    """What a slice needs, from the figures that `plan_memory` goes by."""
+    most = max(_LEAST_UNIT, sum(run.nbytes for run in load.runs) // _MOST_UNITS)
+    activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
+    weights = sum(_held_bytes(run) for run in load.runs)
+    # Of whole width, though fewer shards may make narrower units: more of them never need less.
+    unit = max((widest(run, most) * run.shard_bytes for run in load.runs), default=0)
+    window = 2 * (unit + _ROUNDING)
+    return Need(cache_bytes(load) + activations, weights, window)
+
+
+def _held_bytes(run: Unit) -> int:
+    """Memory of a whole run, at most."""
+    return run.nbytes + piece_count(run, len(run.shards), RESIDENT_BYTES) * _ROUNDING
+
+
+class Needs:
+    """The needs of slices of one model by their size, each worked out once."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self._known: dict[tuple[Counts, bool, bool], Need] = {}
+
+    def of(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
+        """The need of so many shards; a worker has at least one."""
+        key = counts, hub, numpy
+        if key not in self._known:
+            self._known[key] = self._work_out(counts, hub=hub, numpy=numpy)
+        return self._known[key]
+
+    def _work_out(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
+        """Layers and head apart, or there would be far more of them to go through."""
+        layers, head = counts._replace(head=0), Counts(0, 0, counts.head)
+        if counts in (layers, head):
+            runs = range(counts.attention), range(counts.ffn), range(counts.head)
+            return need_of(sliced(self.load, Slice(*runs, head=hub), numpy=numpy))
+        one, other, nothing = (
+            self.of(each, hub=hub, numpy=numpy) for each in (layers, head, Counts(0, 0, 0))
+        )
+        return Need(
+            one.beside + other.beside - nothing.beside,
+            one.weights + other.weights,
+            max(one.window, other.window),
+        )
+
+
+class Boards:
+    """The boards of one session by rank, the hub being rank 0, and what each makes of shards.
+
+    The head is the hub's; where there is a `gather`, it may be dealt as well. Where it is said what
+    is `held`, by rank, a board is dealt nothing else.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        boards: Sequence[BoardFacts],
+        gather: Gather | None = None,
+        held: Sequence[Held] = (),
+    ) -> None:
+        load = needs.load
+        self.boards, self._needs, self._gather = tuple(boards), needs, gather
+        self._held = held
+        self._known_ways: dict[tuple[int, int], float] = {}
+        self.counts = counts_of(load.part)
+        self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)
+        for run in load.runs:
+            self._bytes[run.kind] += run.nbytes
+        self._layers = load.config.num_hidden_layers
+
+    def stage_s(self, kind: str, rank: int, shards: int) -> float:
+        """Seconds a token that one kind of shards takes a board, over all layers."""
+        if not shards:
+            return 0.0
+        board = self.boards[rank]
+        count: int = getattr(self.counts, kind)
+        nbytes = self._bytes[kind] * shards / count
+        runs = 1 if kind == "head" else self._layers
+        return nbytes / board.compute_bytes_per_s + runs * board.unit_s
+
+    def _stage_s(self, kind: str, dealt: Sequence[int]) -> float:
+        """Seconds a token of a kind of shards that are dealt so: the slowest board's."""
+        return max(self.stage_s(kind, rank, shards) for rank, shards in enumerate(dealt))
+
+    def head_s(self, head: Sequence[int]) -> float:
+        """Seconds a token of the head, dealt so, of gathering the logits, and of picking one."""
+        gathering = self._gather(head) if self._gather is not None else 0.0
+        return self._stage_s("head", head) + gathering + self.boards[0].sampling_s
+
+    def disk_s(self, rank: int, counts: Counts) -> float:
+        """Seconds a token that a board's disk reads for so many shards; inf: it cannot run them."""
+        if rank and counts == Counts(0, 0, 0):
+            return 0.0
+        board = self.boards[rank]
+        need = self._needs.of(counts, hub=rank == 0, numpy=board.numpy)
+        room = board.budget_bytes - board.fixed_bytes
+        return need.streamed(room, board.read_ahead_bytes) / board.disk_bytes_per_s
+
+    # -- dealing -------------------------------------------------------------------------------
+
+    def token_s(self, hands: Hands, sync_s: float) -> float:
+        """Seconds of a token with the shards dealt so."""
+        disk = max(self.disk_s(i, Counts(*each)) for i, each in enumerate(zip(*hands, strict=True)))
+        layers = self._layers_s(hands.attention, hands.ffn)
+        return max(disk, layers + sync_s + self.head_s(hands.head))
+
+    def _layers_s(self, attention: Sequence[int], ffn: Sequence[int]) -> float:
+        return self._stage_s("attention", attention) + self._stage_s("ffn", ffn)
+
+    def ways(self, sync_s: float) -> Iterator[Hands]:
+        """Dealings with short tokens; none where the boards cannot hold the model.
+
+        `sync_s` is what the sums take. First the best found for that; then the best with all
+        attention on the hub, whose sums take a hop less.
+        """
+        for head in self._heads():
+            found = self._by_speed(head) or self._by_memory(sync_s, head)
+            if found is not None:
+                yield found
+            own = undivided(self.counts.attention, len(self.boards))
+            alone = self._with_rest(own, sync_s, head)
+            if alone is not None:
+                yield alone
+
+    def _heads(self) -> Iterator[list[int] | None]:
+        """Dealings of the head to try; None: wherever room is left for it."""
+        count, boards = self.counts.head, len(self.boards)
+        yield undivided(count, boards)
+        if self._gather is None or boards == 1:
+            return
+        dealt = [self._assign("head", partial(self._given_s, ports)) for ports in (1, boards - 1)]
+        best = min((head for head in dealt if head is not None), key=self.head_s)
+        yield best if self._by_speed(best) else None
+
+    def _given_s(self, ports: int, rank: int, shards: int) -> float:
+        """Seconds of so many head shards, and of their way through a port that so many share."""
+        return self.stage_s("head", rank, shards) + ports * self._way_s(rank, shards)
+
+    def _way_s(self, rank: int, shards: int) -> float:
+        """Seconds that the logits of so many head shards of one board are on their way."""
+        if not rank or not shards or self._gather is None:
+            return 0.0
+        if (rank, shards) not in self._known_ways:
+            alone = [0] * rank + [shards]
+            self._known_ways[rank, shards] = self._gather(alone)
+        return self._known_ways[rank, shards]
+
+    def _by_speed(self, head: Sequence[int] | None) -> Hands | None:
+        """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
+        if head is None:
+            return None
+        attention, ffn = (
+            self._assign(kind, partial(self.stage_s, kind)) for kind in ("attention", "ffn")
+        )
+        if attention is None or ffn is None:
+            return None
+        hands = Hands(attention, ffn, [*head])
+        fits = all(
+            self.disk_s(i, Counts(*each)) == 0 for i, each in enumerate(zip(*hands, strict=True))
+        )
+        return hands if fits else None
+
+    def _by_memory(self, sync_s: float, head: Sequence[int] | None) -> Hands | None:
+        """The quickest over all dealings of attention shards where these are few.
+
+        Else from one that is near, by moving one of them at a time.
+        """
+        groups, boards = self.counts.attention, len(self.boards)
+        if math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS:
+            return self._quickest(dealings(groups, boards), sync_s, head)
+        best = self._quickest(self._near(sync_s, head), sync_s, head)
+        for _ in range(_MOVES if best is not None else 0):
+            assert best is not None
+            better = self._quickest(_moved(best.attention), sync_s, head)
+            if better is None or self.token_s(better, sync_s) >= self.token_s(best, sync_s):
+                break
+            best = better
+        return best
+
+    def _quickest(
+        self, attentions: Iterable[Sequence[int]], sync_s: float, head: Sequence[int] | None
+    ) -> Hands | None:
+        """The best of these dealings of attention shards, each with the rest dealt for it."""
+        held = (attention for attention in attentions if self._is_held(attention))
+        found = (self._with_rest(attention, sync_s, head) for attention in held)
+        able = (hands for hands in found if hands is not None)
+        return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
+
+    def _near(self, sync_s: float, head: Sequence[int] | None) -> Iterator[list[int]]:
+        """Attention shards, each with as many FFN shards as there are to one of them.
+
+        Then wherever there is room for them, whatever becomes of the others.
+        """
+        counts, words = self.counts, head or [0] * len(self.boards)
+
+        def together(rank: int, shards: int) -> float:
+            beside = counts.ffn * shards // counts.attention
+            own = self.stage_s("attention", rank, shards) + self.stage_s("ffn", rank, beside)
+            return max(own + sync_s, self.disk_s(rank, Counts(shards, beside, words[rank])))
+
+        def alone(rank: int, shards: int) -> float:
+            return self.disk_s(rank, Counts(shards, 0, words[rank]))
+
+        for cost in (together, alone):
+            hand = self._assign("attention", cost)
+            if hand is not None:
+                yield hand
+
+    def _with_rest(
+        self, attention: Sequence[int], sync_s: float, head: Sequence[int] | None
+    ) -> Hands | None:
+        """The rest dealt for the shortest token, given the attention shards.
+
+        A head that is not given goes where FFN shards leave room: these are dealt without regard
+        to it, and again with it where it would go if there were none of them.
+        """
+        if head is not None:
+            return self._with_ffn(attention, sync_s, head)
+        nothing = [0] * len(self.boards)
+        first = self._with_head(Hands([*attention], nothing, nothing), sync_s)
+        dealt = [
+            self._with_ffn(attention, sync_s, words)
+            for words in (nothing, first.head if first else nothing)
+        ]
+        found = [self._with_head(hands, sync_s) for hands in dealt if hands is not None]
+        able = [hands for hands in found if hands is not None]
+        return min(able, key=lambda hands: self.token_s(hands, sync_s), default=None)
+
+    def _with_ffn(
+        self, attention: Sequence[int], sync_s: float, head: Sequence[int]
+    ) -> Hands | None:
+        """The FFN shards dealt to who has them done first, given the others."""
+        rest = self._stage_s("attention", attention) + sync_s + self.head_s(head)
+
+        def cost(rank: int, shards: int) -> float:
+            computed = rest + self.stage_s("ffn", rank, shards)
+            return max(computed, self.disk_s(rank, Counts(attention[rank], shards, head[rank])))
+
+        given = zip(attention, head, strict=True)
+        if any(math.isinf(self.disk_s(i, Counts(a, 0, h))) for i, (a, h) in enumerate(given)):
+            return None
+        ffn = self._assign("ffn", cost)
+        return None if ffn is None else Hands([*attention], ffn, [*head])
+
+    def _with_head(self, hands: Hands, sync_s: float) -> Hands | None:
+        """The head's shards dealt to who has them done first, given the others."""
+        rest = self._layers_s(hands.attention, hands.ffn) + sync_s
+
+        def cost(rank: int, shards: int) -> float:
+            counts = Counts(hands.attention[rank], hands.ffn[rank], shards)
+            return max(rest + self._given_s(1, rank, shards), self.disk_s(rank, counts))
+
+        head = self._assign("head", cost)
+        return None if head is None else hands._replace(head=head)
+
+    def _assign(self, kind: str, cost: Cost) -> list[int] | None:
+        """All shards of a kind, the largest cost being the least possible; None: they cannot be."""
+        count: int = getattr(self.counts, kind)
+        if not self._held:
+            return assign(count, len(self.boards), cost)
+        return assign_held(count, [getattr(each, kind) for each in self._held], cost)
+
+    def _is_held(self, attention: Sequence[int]) -> bool:
+        """Whether the boards may be dealt these attention shards."""
+        ends = itertools.accumulate(attention)
+        runs = (range(end - size, end) for size, end in zip(attention, ends, strict=True))
+        return not self._held or all(
+            has.attention.issuperset(run) for has, run in zip(self._held, runs, strict=True)
+        )
+
+
+def counts_of(part: Slice) -> Counts:
+    """How many shards a slice has."""
+    return Counts(len(part.attention), len(part.ffn), len(part.vocabulary))
+
+
+def _moved(attention: Sequence[int]) -> Iterator[list[int]]:
+    """All dealings in which one shard is elsewhere."""
+    for giver, taker in itertools.permutations(range(len(attention)), 2):
+        if attention[giver]:
+            moved = [*attention]
+            moved[giver] -= 1
+            moved[taker] += 1
+            yield moved

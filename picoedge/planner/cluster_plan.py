@@ -1,0 +1,296 @@
+"""Which boards of a cluster run a model, who holds what, and why. Pure.
+
+More boards compute less each and add longer: where that stops paying depends on the model, the
+boards and the links, and is worked out here for every number of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from picoedge.errors import MemoryBudgetError, UsageError
+from picoedge.planner.assignment import Need, Needs, counts_of
+from picoedge.planner.comm_cost import Allreduce
+from picoedge.planner.cost_model import WORTH, Planner, Prediction, Share
+from picoedge.planner.locality import KEEP, Disks
+from picoedge.planner.memory import Load, cache_bytes
+from picoedge.planner.partition import Counts, deal, levelled
+from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.store.shards import Held
+from picoedge.units import format_size
+
+_NEAR = 1.25  # times the least: estimates of what is read are not better than that
+_LISTED = 8  # boards that an error names
+_REMEDY = (
+    "allow more with --memory, take a smaller --ctx-size, --kv-bits 8 or a model of fewer bits, "
+    "or add boards"
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked of a plan; nothing by default."""
+
+    boards: int | None = None  # so many, whatever is quicker
+    split: tuple[float, ...] = ()  # weights, the hub's first, then the others' as they are listed
+    allreduce: Allreduce | None = None
+    split_head: bool = False  # the head may be dealt as well; else it is the hub's
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """What was chosen, and what else there was: a prediction for each number of boards.
+
+    `predictions` begin with one board; None where so many cannot hold the model. `idle` are the
+    boards that take no part.
+    """
+
+    chosen: Prediction
+    predictions: tuple[Prediction | None, ...]
+    idle: tuple[str, ...]
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sizes in bytes."""
+        return {
+            "chosen": self.chosen.to_json(),
+            "predictions": [one and one.to_json() for one in self.predictions],
+            "idle": list(self.idle),
+            "why": self.why,
+        }
+
+
+def plan_cluster(
+    load: Load,
+    cluster: Cluster,
+    wishes: Wishes | None = None,
+    *,
+    held: Mapping[int, Held] | None = None,
+    exact: bool = True,
+) -> ClusterPlan:
+    """The fewest boards that are as quick as any, or what is wished for.
+
+    `load` is the whole model's. `held` is what boards have of it on their disks, by index; who is
+    not there has all: shares that are hardly slower are taken where less is to be pulled for them.
+    `exact`: the memory of each board that is chosen is planned as the board itself will, which
+    takes a while where much is streamed; else it is estimated. Raises UsageError for wishes the
+    cluster cannot meet, and MemoryBudgetError with the figures where the boards cannot hold the
+    model.
+    """
+    wishes = wishes or Wishes()
+    _check(cluster, wishes)
+    cluster = _levelled(cluster)
+    planner = Planner(Needs(load), cluster, wishes.allreduce, split_head=wishes.split_head)
+    order, predictions = _by_number(planner, cluster)
+    if wishes.split:
+        near = [_split(planner, load, cluster, wishes)]
+    elif wishes.boards:
+        near = [predictions[wishes.boards - 1]]
+    else:
+        near = _near(predictions)
+    able = [one for one in near if one is not None]
+    if not able:
+        raise _too_small(load, cluster, planner.needs, split_head=wishes.split_head)
+    settle = planner.settled if exact else _as_it_is
+    chosen, settled = quickest = _fewest([(one, settle(one)) for one in able])
+    disks, kept = Disks(planner, held or {}), ""
+    boards = chosen.boards if wishes.boards else None
+    there = None if wishes.split else disks.nearest(chosen, order, boards)
+    if there is not None and (slower := settle(there)).s_per_token <= KEEP * settled.s_per_token:
+        chosen, settled = there, slower
+        if not disks.lacking_bytes(chosen):
+            kept = _why_kept(settled, quickest[1], disks.lacking_bytes(quickest[0]))
+    names = [board.name for board in cluster.boards]
+    idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
+    asked = "as asked, " if wishes.split or wishes.boards else ""
+    why = asked + _why(settled, chosen, predictions) + kept
+    return ClusterPlan(settled, predictions, idle, why)
+
+
+def _levelled(cluster: Cluster) -> Cluster:
+    speeds = levelled([board.compute_bytes_per_s for board in cluster.boards])
+    boards = [
+        dataclasses.replace(board, compute_bytes_per_s=speed)
+        for board, speed in zip(cluster.boards, speeds, strict=True)
+    ]
+    return dataclasses.replace(cluster, boards=tuple(boards))
+
+
+def _as_it_is(one: Prediction) -> Prediction:
+    return one
+
+
+def _check(cluster: Cluster, wishes: Wishes) -> None:
+    most = len(cluster.boards)
+    if wishes.boards is not None and not 1 <= wishes.boards <= most:
+        raise UsageError(f"{wishes.boards} boards are asked for", f"there are {_boards(most)}")
+    if len(wishes.split) > most:
+        raise UsageError(
+            f"the split is over {len(wishes.split)} boards", f"there are {_boards(most)}"
+        )
+
+
+def _by_number(
+    planner: Planner, cluster: Cluster
+) -> tuple[list[int], tuple[Prediction | None, ...]]:
+    """For one board (the hub), two, …: each time the one is added that makes it quickest.
+
+    The order in which they are added, and the predictions.
+    """
+    members, left = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
+    predictions = [planner.predict(members)]
+    while left:
+        tried = {i: planner.predict([*members, i]) for i in left}
+
+        def merit(i: int, tried: dict[int, Prediction | None] = tried) -> tuple[float, float, int]:
+            board, one = cluster.boards[i], tried[i]
+            if one is None:  # until they can hold it, room is what counts
+                return float("inf"), board.fixed_bytes - board.budget_bytes, i
+            return one.s_per_token, -board.compute_bytes_per_s, i
+
+        best = min(left, key=merit)
+        members.append(best)
+        left.remove(best)
+        predictions.append(tried[best])
+    return members, tuple(predictions)
+
+
+def _near(predictions: Sequence[Prediction | None]) -> list[Prediction | None]:
+    """Those that may be as quick as any."""
+    able = [one for one in predictions if one is not None]
+    least = min((one.s_per_token for one in able), default=0.0)
+    return [one for one in able if one.s_per_token <= _NEAR * least]
+
+
+def _fewest(pairs: Sequence[tuple[Prediction, Prediction]]) -> tuple[Prediction, Prediction]:
+    """The first (estimated, settled) that is, settled, about as quick as any."""
+    least = min(settled.s_per_token for _, settled in pairs)
+    return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
+
+
+def _split(planner: Planner, load: Load, cluster: Cluster, wishes: Wishes) -> Prediction | None:
+    others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
+    members = [cluster.hub, *others][: len(wishes.split)]
+    slices = deal(counts_of(load.part), wishes.split, split_head=wishes.split_head)
+    return planner.prediction(members, slices)
+
+
+def _too_small(
+    load: Load, cluster: Cluster, needs: Needs, *, split_head: bool
+) -> MemoryBudgetError:
+    """What there is, and what the least would be."""
+    weights = sum(run.nbytes for run in load.runs)
+    hub = cluster.boards[cluster.hub]
+    own = Counts(0, 0, 0 if split_head else len(load.part.vocabulary))
+    least = _least(hub, needs.of(own, hub=True, numpy=hub.numpy))
+    head = f", the hub's {'buffers' if split_head else 'head'} at least {format_size(least)}"
+    rooms = [
+        f"{board.name} {format_size(max(0, board.budget_bytes - board.fixed_bytes))} of "
+        f"{format_size(board.budget_bytes)}"
+        for board in cluster.boards
+    ]
+    more = f" and {len(rooms) - _LISTED} more boards" if len(rooms) > _LISTED else ""
+    return MemoryBudgetError(
+        f"the boards cannot hold the model, not even through the smallest windows: weights "
+        f"{format_size(weights)} + context of {load.n_ctx} tokens {format_size(cache_bytes(load))}"
+        f"{head}; there is, beside the interpreter, "
+        f"{', '.join(rooms[:_LISTED])}{more}",
+        _REMEDY,
+    )
+
+
+def _least(board: BoardFacts, need: Need) -> int:
+    return need.beside + min(need.weights, need.window + board.read_ahead_bytes)
+
+
+# -- said to people ------------------------------------------------------------------------------
+
+HEADER = (
+    "board", "attention", "ffn", "head", "weights", "resident", "read/token", "memory", "computing",
+)  # fmt: skip
+
+
+def describe(prediction: Prediction) -> list[tuple[str, ...]]:
+    """One row a board under `HEADER`: its shards, their bytes, memory, time and share of it."""
+    total = sum(share.compute_s for share in prediction.shares)
+    return [_row(share, share.compute_s / total if total else 0.0) for share in prediction.shares]
+
+
+def _row(share: Share, part: float) -> tuple[str, ...]:
+    taken, budget = format_size(share.memory_bytes), format_size(share.board.budget_bytes)
+    return (
+        share.board.name,
+        _run("heads", share.part.attention),
+        _run("shards", share.part.ffn),
+        _run("shards", share.part.vocabulary),
+        format_size(share.weights_bytes),
+        format_size(share.resident_bytes),
+        format_size(share.streamed_bytes) if share.streamed_bytes else "-",
+        f"{taken} of {budget}",
+        f"{_time(share.compute_s)} ({part:.0%})",
+    )
+
+
+def _run(kind: str, shards: range) -> str:
+    return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
+
+
+def _why(settled: Prediction, chosen: Prediction, predictions: Sequence[Prediction | None]) -> str:
+    """One sentence: what a token takes, alone, and with one board more."""
+    text = f"{_boards(chosen.boards)}: {_pace(settled)}"
+    alone = predictions[0]
+    if chosen.boards > 1:
+        text += f", 1: {_pace(alone)}" if alone else ", 1 cannot hold the model"
+    if chosen.boards < len(predictions):
+        text += "; " + _one_more(chosen, predictions[chosen.boards])
+    return text
+
+
+def _why_kept(settled: Prediction, quickest: Prediction, lacking_bytes: int) -> str:
+    """What other shares are worth, and what of them is not on the boards' disks."""
+    saved_s = max(0.0, settled.s_per_token - quickest.s_per_token)
+    return (
+        f"; that is on the boards' disks: the quickest shares, of {_boards(quickest.boards)}, "
+        f"would save {_time(saved_s)} and have {format_size(lacking_bytes)} pulled"
+    )
+
+
+def _pace(one: Prediction) -> str:
+    if one.clock != "disk":
+        return f"{_time(one.s_per_token)} a token"
+    read = max(share.streamed_bytes for share in one.shares)
+    return f"{_time(one.s_per_token)} a token ({format_size(read)} read for it on one board)"
+
+
+def _one_more(chosen: Prediction, more: Prediction | None) -> str:
+    name = _ordinal(chosen.boards + 1)
+    if more is None:
+        return f"with a {name} it would not fit"
+    if more.boards <= chosen.boards:
+        return f"a {name} would take nothing"
+    gains = [
+        ("reading", chosen.disk_s - more.disk_s),
+        ("sums", chosen.sync_s - more.sync_s),
+        ("computing", chosen.compute_s - more.compute_s),
+    ]
+    adds = [f"{_time(-s)} of {what}" for what, s in gains if s < -5e-5]
+    saves = [f"{_time(s)} of {what}" for what, s in gains if s > 5e-5]
+    said = [f"{verb} {' and '.join(of)}" for verb, of in (("add", adds), ("save", saves)) if of]
+    return f"a {name} would {' and '.join(said) or 'change nothing'}"
+
+
+def _boards(count: int) -> str:
+    return "1 board" if count == 1 else f"{count} boards"
+
+
+def _ordinal(n: int) -> str:
+    names = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh"}
+    return names.get(n, f"{n}th")
+
+
+def _time(seconds: float) -> str:
+    """`38 ms`, `2.1 s`."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

@@ -1,0 +1,276 @@
+"""How long a token takes over some boards, and what each of them holds for it. Pure arithmetic.
+
+A token passes every layer's two stages, each as slow as its slowest board and followed by a sum
+over the boards, and then the head. What does not fit in memory is read during the token, while
+others compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from picoedge.planner.assignment import (
+    Boards,
+    Needs,
+    board_budget,
+    board_reading,
+    counts_of,
+    sliced,
+)
+from picoedge.planner.comm_cost import Allreduce, Network, Stages, gather_s, sync_s
+from picoedge.planner.memory import MemoryPlan, plan_memory
+from picoedge.planner.partition import slices_of
+from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.store.shards import Held, Slice
+from picoedge.store.window.plan import Step, forecast, span_bytes
+
+WORTH = 1.02  # fewer boards are taken where more are not this much quicker
+PROMPT = 256  # tokens of the prompt that is forecast
+_WAYS: tuple[Allreduce, ...] = ("star", "exchange")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A board's part in a session. `plan` is there where the prediction is the chosen one."""
+
+    board: BoardFacts
+    part: Slice
+    attention_s: float  # of computing, a token
+    ffn_s: float
+    head_s: float
+    disk_s: float  # of reading, a token
+    weights_bytes: int
+    streamed_bytes: int  # of them, read for each token
+    memory_bytes: int  # taken when the context is full, at most
+    plan: MemoryPlan | None = None
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds of computing, a token."""
+        return self.attention_s + self.ffn_s + self.head_s
+
+    @property
+    def resident_bytes(self) -> int:
+        """Weights that stay in memory."""
+        return max(0, self.weights_bytes - self.streamed_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sizes in bytes; runs of shards as [first, behind the last]."""
+        return {
+            "board": self.board.name,
+            "key": self.board.key,
+            "attention": [self.part.attention.start, self.part.attention.stop],
+            "ffn": [self.part.ffn.start, self.part.ffn.stop],
+            "vocabulary": [self.part.vocabulary.start, self.part.vocabulary.stop],
+            "head": self.part.head,
+            "attention_s": self.attention_s,
+            "ffn_s": self.ffn_s,
+            "head_s": self.head_s,
+            "disk_s": self.disk_s,
+            "weights_bytes": self.weights_bytes,
+            "streamed_bytes": self.streamed_bytes,
+            "memory_bytes": self.memory_bytes,
+            "budget_bytes": self.board.budget_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of one token over some boards, by rank; rank 0 is the hub.
+
+    `members` are their indices in the cluster.
+    """
+
+    members: tuple[int, ...]
+    shares: tuple[Share, ...]
+    allreduce: Allreduce
+    s_per_token: float
+    compute_s: float  # of the slowest board of each stage, the head, and picking the token
+    sync_s: float  # of sums, logits and their ways
+    disk_s: float  # of the slowest disk
+    batch: int  # tokens a prompt is cut into
+    prefill_tok_s: float
+
+    @property
+    def boards(self) -> int:
+        """How many take part."""
+        return len(self.shares)
+
+    @property
+    def clock(self) -> str:
+        """What sets the pace: "disk", "network" or "compute"."""
+        if self.disk_s > self.compute_s + self.sync_s:
+            return "disk"
+        return "network" if self.sync_s > self.compute_s else "compute"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sizes in bytes."""
+        return {
+            "boards": [share.to_json() for share in self.shares],
+            "allreduce": self.allreduce,
+            "s_per_token": self.s_per_token,
+            "compute_s": self.compute_s,
+            "sync_s": self.sync_s,
+            "disk_s": self.disk_s,
+            "clock": self.clock,
+            "batch": self.batch,
+            "prefill_tok_s": self.prefill_tok_s,
+        }
+
+
+class Planner:
+    """Predictions for sets of boards of one cluster and one model."""
+
+    def __init__(
+        self,
+        needs: Needs,
+        cluster: Cluster,
+        allreduce: Allreduce | None,
+        *,
+        split_head: bool = False,
+    ) -> None:
+        self.needs, self._cluster, self._split_head = needs, cluster, split_head
+        self._config = needs.load.config
+        self._ways = (allreduce,) if allreduce else _WAYS
+
+    def predict(self, members: Sequence[int], held: Sequence[Held] = ()) -> Prediction | None:
+        """The best found over these boards of the cluster, the hub first; None: they cannot.
+
+        With `held`, by rank, of shards that they have.
+        """
+        gather = partial(self._gather_s, members) if self._split_head else None
+        boards = Boards(self.needs, [self._cluster.boards[i] for i in members], gather, held)
+        ranks = tuple(range(len(members)))
+        _, sums = self._sync(members, Stages(ranks, ranks), 1)
+        hands = (slices_of(*dealt) for dealt in boards.ways(sums))
+        found = (self.prediction(members, slices) for slices in hands)
+        return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
+
+    def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Prediction | None:
+        """With the shards dealt so; boards that take none are left out. None: it cannot be held."""
+        taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.vocabulary]
+        members, slices = [members[i] for i in taking], [slices[i] for i in taking]
+        boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
+        shares = tuple(self._share(boards, rank, part) for rank, part in enumerate(slices))
+        if any(math.isinf(share.disk_s) for share in shares):
+            return None
+        stages = _stages(slices)
+        way, sums = self._sync(members, stages, 1)
+        sums += self._gather_s(members, [len(part.vocabulary) for part in slices])
+        compute = boards.boards[0].sampling_s + _slowest(shares) + max(s.head_s for s in shares)
+        disk = max(share.disk_s for share in shares)
+        first = Prediction(
+            tuple(members), shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0
+        )
+        return self._with_prompt(first, members, stages, min(PROMPT, self.needs.load.n_ctx))
+
+    def _share(self, boards: Boards, rank: int, part: Slice) -> Share:
+        board, counts = boards.boards[rank], counts_of(part)
+        disk = boards.disk_s(rank, counts)
+        need = self.needs.of(counts, hub=rank == 0, numpy=board.numpy)
+        streamed = 0 if math.isinf(disk) else round(disk * board.disk_bytes_per_s)
+        memory = board.fixed_bytes + need.beside + need.weights
+        return Share(
+            board,
+            part,
+            boards.stage_s("attention", rank, counts.attention),
+            boards.stage_s("ffn", rank, counts.ffn),
+            boards.stage_s("head", rank, counts.head),
+            disk,
+            sum(run.nbytes for run in sliced(self.needs.load, part).runs),
+            streamed,
+            board.budget_bytes if streamed else memory,
+        )
+
+    def _network(self, members: Sequence[int]) -> Network:
+        cluster = self._cluster
+        costs = tuple(cluster.boards[i].message_s for i in members)
+        return Network(costs, lambda a, b: cluster.link_between(members[a], members[b]))
+
+    def _sync(self, members: Sequence[int], stages: Stages, n: int) -> tuple[Allreduce, float]:
+        """The way of adding n tokens' sums that takes least, and its seconds."""
+        network, config = self._network(members), self._config
+        layers, values = config.num_hidden_layers, config.hidden_size * n
+        seconds = {way: sync_s(network, way, stages, layers, values) for way in self._ways}
+        best = min(self._ways, key=lambda way: seconds[way])
+        return best, seconds[best]
+
+    def _gather_s(self, members: Sequence[int], head: Sequence[int]) -> float:
+        """Seconds until the logits of so many head shards, by rank, are at the hub."""
+        rows = self.needs.load.head_shard_rows
+        return gather_s(self._network(members), [rows * shards for shards in head])
+
+    def _with_prompt(
+        self, one: Prediction, members: Sequence[int], stages: Stages, batch: int
+    ) -> Prediction:
+        """The same with its speed for a prompt in chunks of `batch` tokens."""
+        prompt = min(PROMPT, self.needs.load.n_ctx)
+        network, config = self._network(members), self._config
+        tokens = min(batch, prompt)
+        compute = _slowest(one.shares, tokens)
+        values = config.hidden_size * tokens
+        sums = sync_s(network, one.allreduce, stages, config.num_hidden_layers, values)
+        chunks = math.ceil(prompt / tokens)
+        seconds = chunks * max(compute + sums, one.disk_s)
+        return dataclasses.replace(one, batch=batch, prefill_tok_s=prompt / seconds)
+
+    def settled(self, one: Prediction) -> Prediction:
+        """With each board's memory planned as the board itself would plan it.
+
+        Raises MemoryBudgetError.
+        """
+        shares = tuple(self._planned(share) for share in one.shares)
+        pace = one.compute_s + one.sync_s
+        disk = max(share.disk_s for share in shares)
+        seconds = max([pace, *(_paced_s(share, pace) for share in shares)])
+        batch = min(share.plan.batch for share in shares if share.plan)
+        again = dataclasses.replace(one, shares=shares, s_per_token=seconds, disk_s=disk)
+        stages = _stages([share.part for share in shares])
+        return self._with_prompt(again, one.members, stages, batch)
+
+    def _planned(self, share: Share) -> Share:
+        board = share.board
+        load = sliced(self.needs.load, share.part, numpy=board.numpy)
+        plan = plan_memory(load, board_budget(board), [board_reading(board)])
+        return dataclasses.replace(
+            share,
+            disk_s=plan.window.forecast.disk_s,
+            streamed_bytes=plan.window.streamed_bytes,
+            memory_bytes=plan.total,
+            plan=plan,
+        )
+
+
+def _stages(slices: Sequence[Slice]) -> Stages:
+    """The ranks that have shards of each kind."""
+    return Stages(
+        tuple(rank for rank, part in enumerate(slices) if part.attention),
+        tuple(rank for rank, part in enumerate(slices) if part.ffn),
+        tuple(rank for rank, part in enumerate(slices) if part.vocabulary),
+    )
+
+
+def _slowest(shares: Sequence[Share], tokens: int = 1) -> float:
+    """Seconds that so many tokens take in all layers: of each stage, the slowest board's."""
+    scale = [max(1.0, tokens / s.board.prefill_gain) if tokens > 1 else 1.0 for s in shares]
+    attention = max(s.attention_s * x for s, x in zip(shares, scale, strict=True))
+    return attention + max(s.ffn_s * x for s, x in zip(shares, scale, strict=True))
+
+
+def _paced_s(share: Share, pace_s: float) -> float:
+    """Seconds of a token on a board that reads while it waits for the others."""
+    assert share.plan is not None
+    window = share.plan.window
+    if not window.streamed:
+        return 0.0
+    steps = [Step(span_bytes(unit), unit not in window.resident) for unit in window.units]
+    rates = share.plan.reading.rates
+    idle = max(0.0, pace_s - window.forecast.compute_s) / len(steps)
+    return forecast(
+        steps, window.ring, dataclasses.replace(rates, unit_s=rates.unit_s + idle)
+    ).s_per_token

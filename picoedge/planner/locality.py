@@ -1,0 +1,93 @@
+"""Shares that boards have on their disks already, where others are hardly quicker. Pure.
+
+What is measured differs by some per cent from one session to the next, and a large slice takes
+minutes to pull: so the quickest shares are pulled only where they are clearly quicker than those
+that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from picoedge.planner.cost_model import WORTH, Planner, Prediction
+from picoedge.store.shards import Held, Slice
+
+KEEP = 1.1  # forecasts are not better than that
+
+
+class Disks:
+    """What the boards of a cluster have of a model: `held`, by index. The others have all of it."""
+
+    def __init__(self, planner: Planner, held: Mapping[int, Held]) -> None:
+        self._planner, self._held, load = planner, held, planner.needs.load
+        part = load.part
+        self._all = _held(part)
+        self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)  # of one shard in every layer
+        for run in load.runs:
+            self._bytes[run.kind] += run.shard_bytes
+
+    def lacking_bytes(self, one: Prediction) -> int:
+        """What has to be pulled first."""
+        return sum(
+            len(getattr(_held(share.part), kind) - getattr(self._of(member), kind)) * nbytes
+            for member, share in zip(one.members, one.shares, strict=True)
+            for kind, nbytes in self._bytes.items()
+        )
+
+    def nearest(
+        self, quickest: Prediction, order: Sequence[int], boards: int | None = None
+    ) -> Prediction | None:
+        """What is to be taken in its place, if anything, because less has to be pulled for it.
+
+        `order`: all boards, the hub first, those that gain more before others; `boards`: so many
+        it must be.
+        """
+        lacking = self.lacking_bytes(quickest)
+        if not lacking:
+            return None
+        there = [
+            one
+            for one in self._there(order)
+            if one.s_per_token <= KEEP * quickest.s_per_token and boards in (None, one.boards)
+        ]
+        if there:
+            least_s = min(one.s_per_token for one in there)
+            able = [one for one in there if one.s_per_token <= WORTH * least_s]
+            return min(able, key=lambda one: one.boards)
+        moved = (self._planner.predict(members) for members in self._orders(quickest.members))
+        near = [one for one in moved if one and one.s_per_token <= WORTH * quickest.s_per_token]
+        least = min(near, key=self.lacking_bytes, default=quickest)
+        return least if self.lacking_bytes(least) < lacking else None
+
+    def _there(self, order: Sequence[int]) -> Iterator[Prediction]:
+        """Of boards that have something, what they have: of the first, the first two, …"""
+        holders = [i for i in order if self._of(i) != Held()]
+        for count in range(1, len(holders) + 1):
+            for members in self._orders(holders[:count]):
+                one = self._planner.predict(members, [self._of(i) for i in members])
+                if one is not None:
+                    yield one
+
+    def _orders(self, members: Sequence[int]) -> Iterator[list[int]]:
+        """The hub, then by where what they have begins; anywhere between who has all or nothing."""
+        hub, *others = members
+        placed = sorted((place, i) for i in others if (place := self._place(i)) is not None)
+        some = [i for _, i in placed]
+        rest = [i for i in others if i not in some]
+        for at in range(len(some) + 1 if rest else 1):
+            yield [hub, *some[:at], *rest, *some[at:]]
+
+    def _place(self, member: int) -> tuple[float, float] | None:
+        """Where the part that it has begins and ends, 0 to 1."""
+        for kind in ("ffn", "attention", "head"):
+            shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
+            if shards and shards != whole:
+                return min(shards) / len(whole), max(shards) / len(whole)
+        return None
+
+    def _of(self, member: int) -> Held:
+        return self._held.get(member, self._all)
+
+
+def _held(part: Slice) -> Held:
+    return Held(*map(frozenset, (part.attention, part.ffn, part.vocabulary)))

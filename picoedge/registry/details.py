@@ -1,0 +1,127 @@
+"""What `picoedge show` says of a model, packed or not: facts in plain values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError
+from picoedge.kernels.blocks import Weights
+from picoedge.registry.catalogue import Entry
+from picoedge.registry.paths import is_pack
+from picoedge.registry.shelf import Shelf
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.source import Source, open_source
+
+
+def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
+    """Facts of MODEL, by name; `packed` says whether they are of a pack.
+
+    Raises UsageError where there is no such model, ModelError where it is damaged.
+    """
+    try:
+        path = shelf.find(model)
+    except ModelError:
+        if model is None or model in shelf.entries:
+            return _describe_entry(shelf.entry(model))
+        if not Path(model).exists():
+            raise
+        return _describe_source(Path(model))
+    pack = Pack.open(path)
+    return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
+
+
+def describe_pack(pack: Pack) -> dict[str, Any]:
+    """Facts of a pack: shape, formats with their bytes, shards, text."""
+    embedding = pack.embedding
+    formats = Counter(_matrix_bytes(pack))
+    if not isinstance(embedding, Weights):
+        formats[f"{embedding.encoding.name} (embedding)"] += embedding.rows.nbytes
+    layers = pack.config.num_hidden_layers
+    return {
+        "name": pack.name,
+        "packed": True,
+        "path": str(pack.path),
+        **_shape(pack.config),
+        "bytes": pack.nbytes,
+        **({} if pack.is_whole else {"held_bytes": pack.held_bytes}),
+        "formats": dict(formats.most_common()),
+        "shards": {
+            "attention": layers * pack.n_attention_shards,
+            "ffn": layers * pack.n_ffn_shards,
+            "head": pack.n_head_shards,
+        },
+        "tokenizer": _tokenizer_kind(pack.path),
+        "chat_template": (pack.path / "chat_template.jinja").is_file(),
+        "source": pack.source,
+    }
+
+
+def _licence(shelf: Shelf, model: str | None, name: str) -> str | None:
+    """As the catalogue says, or the file that was named."""
+    if name in shelf.entries:
+        return shelf.entries[name].licence
+    if model is None or is_pack(Path(model)) or not Path(model).exists():
+        return None
+    return _licence_in(open_source(Path(model)))
+
+
+def _licence_in(source: Source) -> str | None:
+    licence = source.metadata.get("general.license")
+    return licence if isinstance(licence, str) else None
+
+
+def _describe_source(path: Path) -> dict[str, Any]:
+    source = open_source(path)
+    return {
+        "name": source.name,
+        "packed": False,
+        "path": str(path),
+        **_shape(source.config),
+        "bytes": source.tensor_bytes,
+        "licence": _licence_in(source),
+    }
+
+
+def _describe_entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "packed": False,
+        "description": entry.description,
+        "licence": entry.licence,
+        "bytes": entry.n_bytes,
+        "memory_bytes": entry.memory_bytes,
+        "sha256": entry.sha256,
+    }
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "architecture": config.architecture,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_heads": config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "tied_embeddings": config.tie_word_embeddings,
+        "context": config.max_position_embeddings,
+    }
+
+
+def _matrix_bytes(pack: Pack) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for layer in range(pack.config.num_hidden_layers):
+        for weights in (*pack.attention(layer).values(), *pack.ffn(layer).values()):
+            total[weights.spec.format.name] += weights.spec.nbytes * weights.count
+    head = pack.head()
+    total[head.spec.format.name] += head.spec.nbytes * head.count
+    return total
+
+
+def _tokenizer_kind(folder: Path) -> str | None:
+    kinds = {"tokenizer.json": "byte-level BPE", "tokenizer.model": "SentencePiece"}
+    return next((kind for name, kind in kinds.items() if (folder / name).is_file()), None)

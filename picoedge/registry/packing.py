@@ -1,0 +1,43 @@
+"""Where the store and the text rooms meet: a pack holds weights and the files of its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from picoedge.errors import ModelError
+from picoedge.registry.fetch_settings import Progress, stage
+from picoedge.store.pack.packer import pack
+from picoedge.store.sources.source import Source, open_source
+from picoedge.text.export import export
+from picoedge.text.tokenizer.base import load_tokenizer
+
+
+def pack_model(
+    path: Path, out: Path, *, bits: int | None = None, progress: Progress | None = None
+) -> None:
+    """Pack the GGUF file or Hugging Face folder at `path` as `out`; a pack there is replaced.
+
+    Raises ModelError, UnsupportedError, TextError, StorageError, UsageError.
+    """
+    source = open_source(path)
+    told = stage(progress, f"packing {source.name}")
+    pack(source, out, bits=bits, write_text=write_text, progress=told)
+
+
+def write_text(source: Source, folder: Path) -> None:
+    """Write the tokenizer's and template's files of `source` into the pack `folder`.
+
+    Raises TextError, and ModelError where the tokenizer cannot be the model's.
+    """
+    if source.kind == "gguf":
+        export.write_from_gguf(source.metadata, folder)
+    else:
+        export.write_from_huggingface(source.path, folder)
+    tokenizer, known = load_tokenizer(folder), source.config.vocab_size
+    # Some models list special tokens that were never given an embedding; ordinary ones must have.
+    if any(not tokenizer.is_special(i) for i in range(known, tokenizer.vocab_size)):
+        raise ModelError(
+            f"{source.name}: its tokenizer has {tokenizer.vocab_size} tokens, "
+            f"its embedding {known}",
+            "the tokenizer is another model's: get the model's own files",
+        )

@@ -1,0 +1,60 @@
+"""Where the shelf keeps things, and what it calls them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from picoedge.store.pack.inventory import is_partial
+
+
+def shelf_folder(environ: Mapping[str, str]) -> Path:
+    """Where packs are kept."""
+    home = environ.get("PICOEDGE_HOME")
+    if not home:
+        cache = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        home = os.path.join(cache, "picoedge")
+    return Path(home, "models").absolute()
+
+
+def source_name(path: Path, bits: int | None) -> str:
+    """The shelf's name for a file or folder of the user: its stem and a hash of where it is."""
+    import hashlib
+
+    where = path.resolve()
+    name = where.stem if where.suffix == ".gguf" else where.name
+    stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]
+    key = hashlib.blake2b(f"{where}\0{bits}".encode(errors="surrogateescape"), digest_size=4)
+    return f"{stem or 'model'}-{key.hexdigest()}"
+
+
+def is_pack(path: Path) -> bool:
+    """Whether `path` is meant as a pack: by its name, or by what is in it."""
+    return path.suffix == ".pico" or (path / "picoedge.json").is_file()
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder; links are not followed.
+
+    The holes of a pack that is here in part take no room and are not counted.
+    """
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    found = [file.lstat() for file in path.rglob("*")]
+    if is_partial(path):
+        return sum(min(file.st_size, 512 * file.st_blocks) for file in found)
+    return sum(file.st_size for file in found)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, link or folder: its name is gone at once, however long the rest takes."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)

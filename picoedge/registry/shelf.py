@@ -1,0 +1,265 @@
+"""The model shelf: MODEL, as people name it, to a pack on this disk.
+
+A MODEL is a name of the catalogue, a `.gguf` file, a Hugging Face folder or a `.pico` folder. What
+is not packed is packed into the shelf's folder on first use: $PICOEDGE_HOME/models, else
+$XDG_CACHE_HOME/picoedge/models. There, all under one NAME:
+
+    NAME.pico/     the pack
+    NAME.gguf      only while a catalogue model is fetched and packed: an SD card is small
+    .NAME.lock     held by the process that fetches, packs or removes NAME
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import ModelError, UsageError
+from picoedge.registry.catalogue import (
+    Entry,
+    catalogue_folders,
+    default_entry,
+    is_model_name,
+    load_catalogue,
+)
+from picoedge.registry.fetch_settings import (
+    Fetching,
+    Progress,
+    as_storage_error,
+    locked,
+    no_progress,
+)
+from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
+from picoedge.store.pack.inventory import is_partial
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of `picoedge list`.
+
+    `state` is "packed", "in part" (a slice for the cluster), "fetched" or "not pulled".
+    """
+
+    name: str
+    state: str
+    n_bytes: int  # on this disk; of the download where it is not pulled
+    path: Path | None
+    licence: str
+    description: str
+    default: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `picoedge list --json`."""
+        values = dataclasses.asdict(self)
+        values["bytes"] = values.pop("n_bytes")
+        return {**values, "path": str(self.path) if self.path else None}
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of packs and the catalogue that fills it."""
+
+    folder: Path
+    entries: Mapping[str, Entry]
+    how: Fetching
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Shelf:
+        """The shelf of this user. Raises UsageError where a catalogue file is unsound."""
+        environ = os.environ if environ is None else environ
+        endpoint = environ.get("HF_ENDPOINT") or Fetching.hf_endpoint
+        entries = load_catalogue(catalogue_folders(environ))
+        return cls(shelf_folder(environ), entries, Fetching(hf_endpoint=endpoint))
+
+    def entry(self, name: str | None) -> Entry:
+        """The catalogue's entry (None: the default one). Raises UsageError where there is none."""
+        if name is None:
+            return default_entry(self.entries)
+        if name not in self.entries:
+            raise _unknown(name, self.entries, "in the catalogue")
+        return self.entries[name]
+
+    def find(self, model: str | None) -> Path:
+        """The pack of `model` if there is one already; packs and fetches nothing.
+
+        Raises ModelError or UsageError saying what to do where there is none.
+        """
+        model = self.entry(None).name if model is None else model
+        if self._is_name(model):
+            pack = self._pack_path(model)
+            if not pack.exists():
+                raise ModelError(f"{model} is not on this board yet", f"picoedge pull {model}")
+            return pack
+        path = self._existing(model)
+        if is_pack(path):
+            return path
+        pack = self._pack_path(source_name(path, None))
+        if not pack.exists():
+            raise ModelError(f"{model} is not packed", f"picoedge pack {model}")
+        return pack
+
+    def resolve(
+        self, model: str | None, *, bits: int | None = None, progress: Progress | None = None
+    ) -> Path:
+        """The pack of `model` (None: the default one), fetched and packed if need be.
+
+        Raises UsageError (no such model), ModelError, DownloadError, StorageError.
+        """
+        model = self.entry(None).name if model is None else model
+        progress = progress or no_progress
+        if self._is_name(model):
+            return self._resolve_name(model, bits, progress)
+        path = self._existing(model)
+        return path if is_pack(path) else self._resolve_source(path, bits, progress)
+
+    def items(self) -> list[Item]:
+        """What is on the shelf, then what could be pulled."""
+        packs = {path.stem: path for path in self._glob("*.pico")}
+        fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
+        items = [
+            self._item(name, "in part" if is_partial(path) else "packed", path)
+            for name, path in packs.items()
+        ]
+        items += [self._item(name, "fetched", path) for name, path in fetched.items()]
+        rest = [name for name in self.entries if name not in packs and name not in fetched]
+        return items + [self._item(name, "not pulled", None) for name in rest]
+
+    def remove(self, name: str) -> int:
+        """Remove what the shelf holds under `name`; returns the bytes freed.
+
+        Raises UsageError where `name` is not on the shelf: nothing else is ever removed.
+        """
+        found = self.held(name)
+        with self._locked(name, no_progress), as_storage_error(self.folder):
+            freed = sum(disk_bytes(path) for path in found)
+            for path in found:
+                remove_tree(path)
+        return freed
+
+    def held(self, name: str) -> list[Path]:
+        """The files and folders the shelf holds under `name`. Raises UsageError if none."""
+        found: list[Path] = []
+        if is_model_name(name):
+            paths = (self._pack_path(name), self.folder / f"{name}.gguf")
+            found = [path for path in paths if os.path.lexists(path)]
+            found += self._glob(f".{name}.gguf.*")
+        if not found:
+            raise _unknown(name, [item.name for item in self.items() if item.path], "on the shelf")
+        return found
+
+    def _is_name(self, model: str) -> bool:
+        if not is_model_name(model):
+            return False
+        return model in self.entries or self._pack_path(model).exists()
+
+    def _existing(self, model: str) -> Path:
+        path = Path(model)
+        if model and path.exists():
+            return path
+        if os.sep not in model and path.suffix not in (".gguf", ".pico"):
+            raise _unknown(model, self.entries, "in the catalogue, nor a file or folder here")
+        packed = self._pack_path(source_name(path, None))
+        hint = f"its pack is still here: {packed.stem}" if packed.exists() else "check the path"
+        raise ModelError(f"{model} does not exist", hint)
+
+    def _resolve_name(self, name: str, bits: int | None, progress: Progress) -> Path:
+        entry = self.entries.get(name)
+        if entry is None:
+            return self._pack_path(name)
+        packed_name = name if bits is None else f"{name}-{bits}bit"
+        out = self._pack_path(packed_name)
+        if _is_current(out, None):
+            return out
+        with self._locked(name, progress):
+            if not _is_current(out, None):
+                self._fetch_and_pack(entry, out, bits, progress)
+        return out
+
+    def _fetch_and_pack(
+        self, entry: Entry, out: Path, bits: int | None, progress: Progress
+    ) -> None:
+        from picoedge.registry.download import fetch
+        from picoedge.registry.packing import pack_model
+
+        gguf = self.folder / f"{entry.name}.gguf"
+        fetch(entry, gguf, progress=progress, how=self.how)
+        pack_model(gguf, out, bits=bits, progress=progress)
+        with as_storage_error(gguf):
+            gguf.unlink()
+
+    def _resolve_source(self, path: Path, bits: int | None, progress: Progress) -> Path:
+        from picoedge.registry.packing import pack_model
+
+        name = source_name(path, bits)
+        out = self._pack_path(name)
+        if _is_current(out, path):
+            return out
+        with self._locked(name, progress):
+            if not _is_current(out, path):
+                pack_model(path, out, bits=bits, progress=progress)
+        return out
+
+    def _locked(self, name: str, progress: Progress) -> AbstractContextManager[None]:
+        return locked(
+            self.folder / f".{name}.lock",
+            lambda: progress(f"waiting for the process that has {name}", 0, 0),
+        )
+
+    def _pack_path(self, name: str) -> Path:
+        return self.folder / f"{name}.pico"
+
+    def _glob(self, pattern: str) -> list[Path]:
+        with as_storage_error(self.folder):
+            return sorted(self.folder.glob(pattern)) if self.folder.is_dir() else []
+
+    def _item(self, name: str, state: str, path: Path | None) -> Item:
+        entry = self.entries.get(name)
+        size = disk_bytes(path) if path else entry.n_bytes if entry else 0
+        return Item(
+            name=name,
+            state=state,
+            n_bytes=size,
+            path=path,
+            licence=entry.licence if entry else "",
+            description=entry.description if entry else "",
+            default=bool(entry and entry.default),
+        )
+
+
+def resolve_model(
+    name: str | None, *, bits: int | None = None, progress: Progress | None = None
+) -> Path:
+    """The pack of MODEL `name` (None: the default) on this user's shelf; see `Shelf.resolve`."""
+    return Shelf.from_environment().resolve(name, bits=bits, progress=progress)
+
+
+def _is_current(out: Path, path: Path | None) -> bool:
+    """Whether `out` is a pack that opens and, where `path` is given, is of what is there now.
+
+    Raises ModelError where there is no model at `path`.
+    """
+    if not out.exists():
+        return False
+    from picoedge.store.pack.reader import Pack  # NumPy and all: not to list what there is
+
+    try:
+        packed = Pack.open(out)
+    except ModelError:
+        return False
+    if path is None:
+        return True
+    from picoedge.store.sources.source import open_source
+
+    return packed.source.get("fingerprint") == open_source(path).fingerprint
+
+
+def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else "picoedge list shows the names"
+    return UsageError(f"{name!r} is not {where}", hint)

@@ -1,0 +1,128 @@
+"""A file out of a wheel of the Python package index: fetched with pip, never installed.
+
+pip brings proxies, mirrors and credentials as this machine has them set up; a wheel is a zip.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from picoedge.errors import DownloadError, PicoedgeError, StorageError
+from picoedge.registry.catalogue import Piece
+from picoedge.registry.fetch_settings import CHUNK_BYTES, as_storage_error
+
+_POLL_S = 0.2
+_ENCRYPTED = 1  # a bit of a member's flags
+_OFFLINE = re.compile(r"connection|resolution|resolve|timed out|unreachable|proxy", re.IGNORECASE)
+
+
+def fetch_wheel(
+    piece: Piece,
+    part: Path,
+    max_bytes: int,
+    pip: Sequence[str],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the wheel's member to `part`. Raises DownloadError, StorageError."""
+    work = part.with_suffix(".wheel")
+    with as_storage_error(work):
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+        work.mkdir()
+    try:
+        wheel = _pip_download(piece.where, work, pip, progress)
+        _extract(wheel, piece.member, part, max_bytes)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip_download(
+    requirement: str, work: Path, pip: Sequence[str], progress: Callable[[int, int], None]
+) -> Path:
+    command = [
+        *pip, "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--retries=1",
+        "--disable-pip-version-check", "--quiet", "--dest", str(work), "--", requirement,
+    ]  # fmt: skip
+    log = work / "pip.log"
+    # pip's half-downloaded file lies in TMPDIR: on the disk that has the room, and to be watched
+    environment = {**os.environ, "TMPDIR": str(work)}
+    with as_storage_error(work), log.open("wb") as stderr:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+            env=environment,
+        )  # fmt: skip
+    try:
+        while not _ended(process):
+            progress(_bytes_below(work), 0)
+    finally:
+        process.kill()
+        process.wait()
+    wheels = list(work.glob("*.whl"))
+    if process.returncode or len(wheels) != 1:
+        raise _pip_error(requirement, log.read_text("utf-8", "replace"))
+    return wheels[0]
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(_POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _bytes_below(folder: Path) -> int:
+    """Bytes of the files under `folder`; pip moves them about meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _pip_error(requirement: str, log: str) -> PicoedgeError:
+    if "No module named pip" in log:
+        return DownloadError(
+            f"{requirement} needs pip, which this Python lacks", "run python -m ensurepip"
+        )
+    if "No space left" in log:
+        return StorageError(f"the disk is full while fetching {requirement}", "free some space")
+    errors = [line for line in log.splitlines() if line.startswith("ERROR:")] or log.splitlines()
+    reason = errors[-1].removeprefix("ERROR: ").strip() if errors else "pip gave no reason"
+    if _OFFLINE.search(log):
+        reason = "the package index cannot be reached"
+    return DownloadError(f"{requirement}: {reason}")
+
+
+def _extract(wheel: Path, member: str, part: Path, max_bytes: int) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            _check_member(wheel, archive.getinfo(member), max_bytes)
+            with archive.open(member) as file, as_storage_error(part), part.open("wb") as out:
+                shutil.copyfileobj(file, out, CHUNK_BYTES)
+    except KeyError as error:
+        raise DownloadError(f"{wheel.name} holds no {member}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise DownloadError(f"{wheel.name} is damaged: {error}", "pull again") from error
+
+
+def _check_member(wheel: Path, member: zipfile.ZipInfo, max_bytes: int) -> None:
+    """Wheels are stored or deflated; what else a zip may be fails in ways of its own."""
+    size, name = member.file_size, f"{wheel.name}: {member.filename}"
+    if size > max_bytes:
+        raise DownloadError(f"{name} is {size} bytes, over {max_bytes}")
+    if member.flag_bits & _ENCRYPTED:
+        raise DownloadError(f"{name} is encrypted", "its source has changed")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DownloadError(
+            f"{name} is compressed in a way wheels are not", "its source has changed"
+        )

@@ -1,0 +1,1 @@
+"""The pack: written, checked, read."""

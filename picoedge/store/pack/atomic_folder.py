@@ -1,0 +1,108 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from picoedge.errors import StorageError
+from picoedge.store.files import disk_full, free_bytes, sync, sync_tree, writing
+from picoedge.store.pack.inventory import MANIFEST
+
+_LOCK = ".lock"
+_SPARE_BYTES = 16 << 20
+
+
+@contextmanager
+def new_folder(target: Path, needed: int) -> Iterator[Path]:
+    """A folder beside `target`, which takes its place when the block ends well.
+
+    It is removed on any exception. A pack that was at `target` stays until then. Raises
+    StorageError where the disk lacks `needed` bytes, is full, or cannot be written, and where
+    something that is not a pack is in the way.
+    """
+    _refuse_foreign(target)
+    parent = target.absolute().parent
+    with writing(parent, needed):
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        if free_bytes(parent) < needed + _SPARE_BYTES:
+            raise disk_full(parent, needed)
+        partial = target.absolute().with_name(f"{target.name}.partial-{os.urandom(4).hex()}")
+        partial.mkdir()
+        try:
+            with _locked(partial):
+                yield partial
+                sync_tree(partial)
+                _take_place(partial, target.absolute())
+            (target / _LOCK).unlink(missing_ok=True)
+            sync(parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir())):
+        return
+    raise StorageError(f"{target} exists and is not a pack", "choose another name")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold a lock that tells `_sweep` of another process that this folder is being written."""
+    lock = partial / _LOCK
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes left of this pack, and put back one they had set aside."""
+    dead = [_remove_dead(left) for left in _beside(target, "partial")]
+    if not all(dead):
+        return  # another process may be between its two renames
+    for old in _beside(target, "old"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif (old / MANIFEST).exists():
+            old.rename(target)
+
+
+def _beside(target: Path, what: str) -> list[Path]:
+    """Folders that `new_folder` made for this target."""
+    return sorted(target.absolute().parent.glob(f"{glob.escape(target.name)}.{what}-*"))
+
+
+def _remove_dead(partial: Path) -> bool:
+    """Remove a folder whose writer is gone; False where the writer may be at work."""
+    try:
+        with (partial / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)
+    except FileNotFoundError:
+        return True  # not ours, or not begun
+    except OSError:
+        return False
+    return True
+
+
+def _take_place(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = target.with_name(f"{target.name}.old-{os.urandom(4).hex()}")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,197 @@
+"""`picoedge.json`, believed only as far as it agrees with what it must say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.kernels.blocks import FORMATS
+from picoedge.store.json_fields import Fields, load_json, parse_json
+from picoedge.store.pack.file_layout import FileLayout, PackLayout
+from picoedge.store.pack.inventory import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
+from picoedge.store.pack.layout import (
+    ATTENTION_MATRICES,
+    FFN_MATRICES,
+    Geometry,
+    ShardLayout,
+    attention_layout,
+    ffn_layout,
+    head_layout,
+)
+from picoedge.store.sources.encodings import ENCODINGS
+
+FORMAT_NAME = "picoedge-pack"
+FORMAT_VERSION = 1
+_REMEDY = "pack the model again"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """What a pack says of itself, checked. `embed` is an encoding's name, "" where tied."""
+
+    name: str
+    source: dict[str, Any]
+    layout: PackLayout
+    files: list[FileLayout]
+    embed: str
+    hashes: dict[str, str]
+    text_sizes: dict[str, int]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
+    return _manifest(load_json(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Check what came from elsewhere, to be written at `path`; raises as `read_manifest` does."""
+    if len(data) > MANIFEST_BYTES:
+        raise ModelError(f"{path} would have {len(data)} bytes, at most {MANIFEST_BYTES} may be")
+    return _manifest(parse_json(data, path, _REMEDY))
+
+
+def _manifest(values: Fields) -> Manifest:
+    path = values.path
+    if values.get("format", str) != FORMAT_NAME:
+        raise values.damaged("format")
+    version = values.get("version", int)
+    if version != FORMAT_VERSION:
+        raise UnsupportedError(
+            f"{path}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
+            _REMEDY,
+        )
+    config = _config(values)
+    layout, embed = _layout(values, config)
+    files = layout.files()
+    hashes = _shard_hashes(values, files)
+    sizes = _texts(values, hashes, {file.name for file in files})
+    source = values.get("source", dict)
+    return Manifest(values.get("name", str), source, layout, files, embed, hashes, sizes)
+
+
+def _config(values: Fields) -> ModelConfig:
+    raw = values.get("config", dict)
+    fields = values.inside("config")
+    for name in ("rms_norm_eps", "rope_theta", "rope_local_theta", "embed_scale"):
+        fields.positive(name)
+    for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
+        fields.get(name, bool)
+    for name in ("architecture", "hidden_act"):
+        fields.get(name, str)
+    if fields.get("sliding_window", int) < 0:
+        raise fields.damaged("sliding_window")
+    _check_scaling(fields.inside("rope_scaling"))
+    config = values.build("config", lambda: ModelConfig.from_json(raw))
+    layers = fields.get("windowed_layers", list)
+    if not all(isinstance(i, int) and 0 <= i < config.num_hidden_layers for i in layers):
+        raise fields.damaged("windowed_layers")
+    if fields.values.get("attention_scale") != 0:
+        fields.positive("attention_scale")
+    factors = config.rope_scaling.freq_factors
+    if factors and len(factors) != config.head_dim // 2:
+        raise fields.damaged("rope_scaling.freq_factors")
+    return config
+
+
+def _check_scaling(fields: Fields) -> None:
+    if fields.get("kind", str) not in ("none", "linear", "llama3"):
+        raise fields.damaged("kind")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for name in names:
+        fields.positive(name)
+    factors = fields.get("freq_factors", list)
+    numbered = Fields(
+        {str(i): factor for i, factor in enumerate(factors)}, fields.path, _REMEDY, "freq_factors."
+    )
+    for name in numbered.values:
+        numbered.positive(name)
+
+
+def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:
+    geometry = _geometry(values, config)
+    layers = values.get("layers", list)
+    if len(layers) != config.num_hidden_layers:
+        raise values.damaged("layers")
+    width = geometry.ffn_shard_cols
+    attention, ffn = [], []
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, dict):
+            raise values.damaged(f"layers.{i}")
+        fields = Fields(layer, values.path, _REMEDY, f"layers.{i}.")
+        attention.append(
+            _shard(fields, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
+        )
+        ffn.append(_shard(fields, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
+    rows = geometry.head_shard_rows
+    head = _shard(values, "head", ("head",), lambda f: head_layout(config, rows, f["head"]))
+    embed = "" if config.tie_word_embeddings else values.get("embed", str)
+    if not config.tie_word_embeddings and embed not in ENCODINGS:
+        raise values.damaged("embed")
+    row_bytes = 0
+    if embed:
+        row_bytes = values.build("embed", lambda: ENCODINGS[embed].row_bytes(config.hidden_size))
+    return PackLayout(config, geometry, tuple(attention), tuple(ffn), head, row_bytes), embed
+
+
+def _geometry(values: Fields, config: ModelConfig) -> Geometry:
+    fields = values.inside("geometry")
+    width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
+    geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
+    each = geometry.attention_shards + geometry.ffn_shards
+    # Before any table of names is made: the file must be long enough to list them.
+    if each * config.num_hidden_layers + geometry.head_shards > len(values.get("shards", dict)):
+        raise values.damaged("shards")
+    return geometry
+
+
+def _shard(
+    values: Fields, kind: str, names: tuple[str, ...],
+    make: Callable[[dict[str, str]], ShardLayout],
+) -> ShardLayout:  # fmt: skip
+    """The layout for the formats that are named; the rest of the entry must follow from them."""
+    fields = values.inside(kind)
+    matrices = fields.inside("matrices")
+    formats = {name: matrices.inside(name).get("format", str) for name in names}
+    if not set(formats.values()) <= set(FORMATS):
+        raise fields.damaged("matrices")
+    layout = values.build(kind, lambda: make(formats))
+    if layout.to_json() != fields.values:
+        raise values.damaged(kind)
+    return layout
+
+
+def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
+    table = values.inside("shards")
+    hashes: dict[str, str] = {}
+    for span in (span for file in files for span in file.spans()):
+        row = table.inside(span.name)
+        found = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
+        if found != (span.file, span.offset, span.nbytes):
+            raise table.damaged(span.name)
+        hashes[span.name] = _hash(row)
+    if len(hashes) != len(table.values):
+        raise values.damaged("shards")
+    return hashes
+
+
+def _hash(row: Fields) -> str:
+    value = row.get("blake2b", str)
+    if not HASH.fullmatch(value):
+        raise row.damaged("blake2b")
+    return value
+
+
+def _texts(values: Fields, hashes: dict[str, str], taken: set[str]) -> dict[str, int]:
+    table = values.inside("text")
+    sizes: dict[str, int] = {}
+    for name in table.values:
+        row = table.inside(name)
+        size = row.get("bytes", int)
+        if name in taken or not is_file_name(name) or not is_count(size):
+            raise table.damaged(repr(name))
+        sizes[name], hashes[name] = size, _hash(row)
+    return sizes

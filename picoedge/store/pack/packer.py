@@ -1,0 +1,239 @@
+"""Pack a source: quantized blocks, cut into shards, in a folder that appears whole.
+
+Streams: a bounded number of rows is in memory at a time, whatever the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from picoedge.config import ModelConfig
+from picoedge.errors import UsageError
+from picoedge.kernels.blocks import MatrixSpec
+from picoedge.store.files import OutputFile, digest
+from picoedge.store.pack.atomic_folder import new_folder
+from picoedge.store.pack.embedding import embed_encoding, encode_rows
+from picoedge.store.pack.file_layout import FileLayout, PackLayout
+from picoedge.store.pack.inventory import MANIFEST
+from picoedge.store.pack.layout import (
+    ATTENTION_MATRICES,
+    BIASES,
+    FFN_MATRICES,
+    Geometry,
+    ShardLayout,
+    attention_layout,
+    ffn_layout,
+    head_layout,
+    norm_lengths,
+)
+from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.pack.matrices import Place, choose_format, cut_columns, cut_rows
+from picoedge.store.pack.quantize import FORMAT_OF_BITS
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.encodings import Encoding
+from picoedge.store.sources.source import Source
+
+_DEFAULT_BITS = 8
+_COLUMN_CUT = ("o", "down")
+_EMBED_ROWS = 1024
+
+WriteText = Callable[[Source, Path], None]
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    bits: int | None = None,
+    write_text: WriteText | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write `source` as the pack folder `out`, atomically.
+
+    `bits` (4, 5, 6, 8, 32; default 8) is for sources in floats only. `write_text` adds the
+    tokenizer's files. Raises ModelError, UnsupportedError, StorageError, UsageError; on any
+    exception nothing is left behind and a pack that was at `out` is as it was.
+    """
+    bits = _DEFAULT_BITS if bits is None else bits
+    if bits not in FORMAT_OF_BITS:
+        raise UsageError(f"--bits {bits} is not possible", "choose 4, 5, 6, 8 or 32")
+    packer = _Packer(source, bits, progress)
+    with new_folder(Path(out), packer.total) as folder:
+        if write_text is not None:
+            write_text(source, folder)
+        texts = _text_table(folder)
+        packer.write(folder)
+        _write_manifest(folder, packer.manifest(Path(out), folder, texts))
+        Pack.open(folder)  # what cannot be read back must not take the place of anything
+
+
+def _text_table(folder: Path) -> dict[str, Any]:
+    """Size and hash of what `write_text` wrote."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    sizes = {path: path.stat().st_size for path in files}
+    return {p.name: {"bytes": n, "blake2b": digest(p, 0, n)} for p, n in sizes.items()}
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    data = json.dumps(manifest, indent=1).encode()
+    with OutputFile(folder / MANIFEST, len(data), lambda n: None) as file:
+        file.write(0, data)
+
+
+class _Packer:
+    """One run of `pack`: the layout, decided before the first byte is written, and the copying."""
+
+    def __init__(self, source: Source, bits: int, progress: Progress | None) -> None:
+        self.source, self.bits, self._progress = source, bits, progress
+        self.config: ModelConfig = source.config
+        self.geometry = Geometry.plan(self.config)
+        self.embed: Encoding | None = None
+        self.layout = self._plan()
+        self.files = self.layout.files()
+        self.total = sum(file.nbytes for file in self.files)
+        self._done = 0
+
+    def _plan(self) -> PackLayout:
+        config, width = self.config, self.geometry.ffn_shard_cols
+        row_bytes = 0
+        if not config.tie_word_embeddings:
+            self.embed = embed_encoding(self.source.tensor("embed"), self.bits)
+            row_bytes = self.embed.row_bytes(config.hidden_size)
+        attention, ffn = [], []
+        for i in range(config.num_hidden_layers):
+            attention.append(attention_layout(config, self._formats(i, ATTENTION_MATRICES)))
+            ffn.append(ffn_layout(config, width, self._formats(i, FFN_MATRICES)))
+            self._check_vectors(i)
+        head = self.source.tensor(self._head)
+        head_format = choose_format(head, config.hidden_size, self.bits)
+        return PackLayout(
+            config,
+            self.geometry,
+            tuple(attention),
+            tuple(ffn),
+            head_layout(config, self.geometry.head_shard_rows, head_format),
+            row_bytes,
+        )
+
+    @property
+    def _head(self) -> str:
+        return "embed" if self.config.tie_word_embeddings else "head"
+
+    def _formats(self, layer: int, names: tuple[str, ...]) -> dict[str, str]:
+        shards = {"o": self.geometry.attention_shards, "down": self.geometry.ffn_shards}
+        tensors = {name: self.source.tensor(f"layers.{layer}.{name}") for name in names}
+        return {
+            name: choose_format(t, t.cols // shards.get(name, 1), self.bits)
+            for name, t in tensors.items()
+        }
+
+    def _check_vectors(self, layer: int) -> None:
+        # A missing norm is named before hours of packing, not after.
+        biases = BIASES if self.config.qkv_bias else ()
+        for name in (*norm_lengths(self.config), *biases):
+            self.source.tensor(f"layers.{layer}.{name}")
+
+    def write(self, folder: Path) -> None:
+        """Write every safetensors file."""
+        for file in self.files:
+            path = folder / file.name
+            with OutputFile(path, file.nbytes, self._wrote) as output:
+                output.write(0, file.header)
+                self._fill(file, output)
+        self._wrote(self.total - self._done)  # pads are holes
+
+    def _wrote(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(self._done, self.total)
+
+    def _fill(self, file: FileLayout, output: OutputFile) -> None:
+        if file.name == "head.safetensors":
+            self._fill_head(file, output)
+        elif file.name == "embed.safetensors":
+            self._fill_embed(file, output)
+        else:
+            self._fill_layer(file, output, int(file.name[len("layer-") : -len(".safetensors")]))
+
+    def _fill_layer(self, file: FileLayout, output: OutputFile, layer: int) -> None:
+        prefix = f"layers.{layer}."
+        for norm in norm_lengths(self.config):
+            data = self.source.tensor(prefix + norm).vector().astype("<f4")
+            output.write(file.start(norm), data.tobytes())
+        attention, ffn = self.layout.attention[layer], self.layout.ffn[layer]
+        self._fill_shards(file, output, "attention", attention, prefix)
+        self._fill_shards(file, output, "ffn", ffn, prefix)
+
+    def _fill_shards(
+        self, file: FileLayout, output: OutputFile, kind: str, layout: ShardLayout, prefix: str
+    ) -> None:
+        start = file.start(f"{kind}.000")
+        shards = self.geometry.attention_shards if kind == "attention" else self.geometry.ffn_shards
+        for name, spec in layout.matrices.items():
+            place = Place(spec, start, layout.nbytes, shards)
+            cut = cut_columns if name in _COLUMN_CUT else cut_rows
+            cut(self.source.tensor(prefix + name), place, output.write)
+        for name, (at, length) in layout.biases.items():
+            values = self.source.tensor(prefix + name).vector().astype("<f4")
+            for i in range(shards):
+                data = values[i * length : (i + 1) * length].tobytes()
+                output.write(start + i * layout.nbytes + at, data)
+
+    def _fill_head(self, file: FileLayout, output: OutputFile) -> None:
+        norm = self.source.tensor("final_norm").vector().astype("<f4")
+        output.write(file.start("final_norm"), norm.tobytes())
+        head = self.layout.head
+        spec: MatrixSpec = head.matrices["head"]
+        place = Place(spec, file.start("head.000"), head.nbytes, self.geometry.head_shards)
+        cut_rows(self.source.tensor(self._head), place, output.write)
+
+    def _fill_embed(self, file: FileLayout, output: OutputFile) -> None:
+        assert self.embed is not None
+        tensor, start = self.source.tensor("embed"), file.start("embed.000")
+        for first in range(0, tensor.rows, _EMBED_ROWS):
+            last = min(first + _EMBED_ROWS, tensor.rows)
+            rows = encode_rows(tensor, self.embed, first, last)
+            output.write(start + first * rows.shape[1], rows.reshape(-1))
+
+    def manifest(self, out: Path, folder: Path, texts: dict[str, Any]) -> dict[str, Any]:
+        """What `picoedge.json` says; hashes are of the bytes as they are in the files now."""
+        layers = zip(self.layout.attention, self.layout.ffn, strict=True)
+        return {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "name": out.name.removesuffix(".pico"),
+            "source": {
+                "kind": self.source.kind,
+                "name": self.source.name,
+                "fingerprint": self.source.fingerprint,
+                "file": self.source.path.absolute().name,  # no path: packs are given away
+                "tensor_bytes": self.source.tensor_bytes,
+            },
+            "config": self.config.to_json(),
+            "geometry": {
+                "ffn_shard_cols": self.geometry.ffn_shard_cols,
+                "head_shard_rows": self.geometry.head_shard_rows,
+            },
+            "layers": [{"attention": a.to_json(), "ffn": f.to_json()} for a, f in layers],
+            "head": self.layout.head.to_json(),
+            "embed": self.embed.name if self.embed else None,
+            "shards": self._shard_table(folder),
+            "text": texts,
+        }
+
+    def _shard_table(self, folder: Path) -> dict[str, Any]:
+        return {
+            span.name: {
+                "file": span.file,
+                "offset": span.offset,
+                "bytes": span.nbytes,
+                "blake2b": digest(folder / span.file, span.offset, span.nbytes),
+            }
+            for file in self.files
+            for span in file.spans()
+        }

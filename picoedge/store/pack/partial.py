@@ -1,0 +1,258 @@
+"""A pack that comes piece by piece: its files with holes, and a record of what is in them.
+
+An item is written where it belongs once its hash is right, but counts only when the record names
+it, and the record does so only after the bytes are on the disk: what is cut short, by SIGKILL or
+by a pulled plug, is written again, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from picoedge.errors import ModelError, StorageError
+from picoedge.store.files import disk_full, free_bytes, sync, write_all, writing
+from picoedge.store.pack.atomic_folder import new_folder
+from picoedge.store.pack.inventory import (
+    HELD,
+    MANIFEST,
+    MANIFEST_BYTES,
+    PACK_BYTES,
+    Item,
+    Wanted,
+    digest_of,
+    is_file_name,
+    is_partial,
+    pack_id,
+    read_held,
+    record_head,
+)
+from picoedge.store.pack.manifest import Manifest, parse_manifest
+from picoedge.store.pack.reader import Pack
+
+ITEM_BYTES = 1 << 30
+_SPARE_BYTES = 16 << 20
+_AT_ONCE = 16 << 20  # a card takes its time to say that bytes are safe: not asked for each item
+_TEMPORARY = ".{}.part"
+
+
+def place(shelf: Path, name: str, identity: str) -> Path:
+    """Where the pack `identity`, which peers call `name`, is or is to be on a shelf.
+
+    Another pack of that name stays where it is. Raises ModelError where this is no name.
+    """
+    if not is_file_name(f"{name}.pico"):
+        raise ModelError(f"{name[:80]!r} cannot be the name of a pack")
+    for folder in sorted(shelf.glob("*.pico")):
+        if _is(folder, identity):
+            return folder
+    free = shelf / f"{name}.pico"
+    return shelf / f"{name}-{identity[:8]}.pico" if os.path.lexists(free) else free
+
+
+def _is(folder: Path, identity: str) -> bool:
+    manifest = folder / MANIFEST
+    try:
+        return manifest.stat().st_size <= MANIFEST_BYTES and (
+            pack_id(manifest.read_bytes()) == identity
+        )
+    except OSError:
+        return False
+
+
+def begin(folder: Path, manifest: bytes) -> None:
+    """Make the pack of a peer's manifest at `folder`, with nothing in it yet but file headers.
+
+    The caller has compared the manifest's hash with the one it wants. Raises ModelError where it
+    makes no sense, StorageError where something is in the way or the disk is full.
+    """
+    if not is_file_name(folder.name) or folder.suffix != ".pico":
+        raise ModelError(f"{folder.name!r} cannot be the name of a pack", "name it NAME.pico")
+    checked = parse_manifest(manifest, folder / MANIFEST)
+    _check_sizes(checked, folder)
+    if os.path.lexists(folder):
+        raise StorageError(f"{folder} is there already", "remove it: picoedge rm")
+    with new_folder(folder, sum(len(file.header) for file in checked.files)) as made:
+        for file in checked.files:
+            with (made / file.name).open("wb") as out:
+                out.write(file.header)
+                out.truncate(file.nbytes)
+        (made / HELD).write_bytes(record_head(pack_id(manifest)))
+        (made / MANIFEST).write_bytes(manifest)
+
+
+def _check_sizes(manifest: Manifest, folder: Path) -> None:
+    spans = [span.nbytes for file in manifest.files for span in file.spans()]
+    sizes = (*spans, *manifest.text_sizes.values())
+    if sum(sizes) > PACK_BYTES or max(sizes) > ITEM_BYTES:
+        raise ModelError(
+            f"{folder / MANIFEST} describes {sum(sizes)} bytes, {max(sizes)} of them in one piece",
+            "no pack is made like this: do not use it",
+        )
+
+
+class PartialPack:
+    """A pack folder that is being filled; only one process at a time can.
+
+    Use it in a `with` block: what has been written is recorded at its end.
+    """
+
+    def __init__(
+        self, folder: Path, *, free: Callable[[Path], int] = free_bytes, at_once: int = _AT_ONCE
+    ) -> None:
+        """Open what `begin` made, or what an earlier run left of it.
+
+        `free` tells the bytes free where a folder is. Raises ModelError, and StorageError where
+        another process fills this pack.
+        """
+        self.folder, self._free, self._at_once = folder, free, at_once
+        self.pack = Pack.open(folder)
+        self._items = {item.name: item for item in self.pack.items()}
+        self._files: dict[str, int] = {}
+        self._unrecorded: list[Item] = []
+        self._thread = ThreadPoolExecutor(1, "record")
+        self._recording: Future[None] | None = None
+        self.held: set[str] = set(self._items)
+        self._record, self._end = -1, 0
+        if is_partial(folder):
+            self._open_record()
+
+    def _open_record(self) -> None:
+        with writing(self.folder):
+            self._record = os.open(self.folder / HELD, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            with writing(self.folder):
+                self._lock()
+                self._read_record()
+        except BaseException:
+            os.close(self._record)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise StorageError(
+                f"another process is filling {self.folder}", "wait until it has ended"
+            ) from error
+
+    def _read_record(self) -> None:
+        identity = self.pack.identity
+        held, self._end = read_held(self.folder, identity, self._items)
+        self.held = set(held)
+        os.ftruncate(self._record, self._end)
+        if not self._end:
+            self._append(record_head(identity))
+
+    def _append(self, lines: bytes) -> None:
+        # At a place of ours: what a full disk cut short is written over.
+        write_all(self._record, lines, self._end)
+        self._end += len(lines)
+
+    def missing(self, wanted: Wanted) -> list[Item]:
+        """What is wanted and neither recorded nor written."""
+        return [item for item in self.pack.needed(wanted) if item.name not in self.held]
+
+    def check_room(self, items: list[Item]) -> None:
+        """Raises StorageError with the figures where the disk cannot take all of these."""
+        needed = sum(item.nbytes for item in items)
+        free = self._free(self.folder)
+        if items and free < needed + _SPARE_BYTES:
+            raise disk_full(self.folder, needed, free)
+
+    def write(self, item: Item, data: bytes | bytearray | memoryview) -> None:
+        """Put an item where it belongs; raises ModelError where its hash is another.
+
+        Raises StorageError where it cannot be written.
+        """
+        if len(data) != item.nbytes or digest_of(data) != item.blake2b:
+            raise ModelError(f"{item.name} does not match its hash", "get it from elsewhere")
+        if item.name in self.held:
+            return
+        with writing(self.folder, item.nbytes):
+            if item.is_text:
+                self._write_text(item, data)
+            else:
+                write_all(self._file(item.file), data, item.offset)
+        self.held.add(item.name)
+        self._unrecorded.append(item)
+        if sum(each.nbytes for each in self._unrecorded) >= self._at_once:
+            self._record_later()
+
+    def _write_text(self, item: Item, data: bytes | bytearray | memoryview) -> None:
+        # Whole or not there: who finds a tokenizer's file believes it.
+        temporary = self.folder / _TEMPORARY.format(item.file)
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.rename(self.folder / item.file)
+
+    def _file(self, name: str) -> int:
+        if name not in self._files:
+            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._files[name] = os.open(self.folder / name, flags)
+        return self._files[name]
+
+    def commit(self) -> None:
+        """Have what was written survive a power cut, and recorded. Raises StorageError."""
+        self._record_later()
+        self._wait()
+
+    def _record_later(self) -> None:
+        """Begin to; meanwhile more may be written. Raises StorageError of the one before."""
+        self._wait()
+        if self._unrecorded:
+            items, files = self._unrecorded, list(self._files.values())
+            self._unrecorded, self._files = [], {}
+            self._recording = self._thread.submit(self._settle, items, files)
+
+    def _wait(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.result()
+
+    def _settle(self, items: list[Item], files: list[int]) -> None:
+        try:
+            with writing(self.folder, sum(item.nbytes for item in items)):
+                for fd in files:
+                    os.fdatasync(fd)
+                if any(item.is_text for item in items):
+                    sync(self.folder)
+                self._append("".join(f"{item.name}\n" for item in items).encode())
+                os.fdatasync(self._record)
+        finally:
+            for fd in files:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Record what was written and let others at the pack. Idempotent."""
+        try:
+            self.commit()
+            if self._record >= 0 and self.held >= set(self._items):
+                (self.folder / HELD).unlink(missing_ok=True)  # a whole pack has no record
+                sync(self.folder)
+        finally:
+            self._thread.shutdown()
+            for fd in self._files.values():
+                os.close(fd)
+            self._files.clear()
+            if self._record >= 0:
+                os.close(self._record)
+            self._record = -1
+
+    def __enter__(self) -> PartialPack:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

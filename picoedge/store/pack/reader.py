@@ -1,0 +1,319 @@
+"""A pack, opened: views of memory-mapped shards. Nothing is read but the manifest and headers.
+
+A pack may hold only some of its shards (`store/inventory.py`): the others are holes in its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError
+from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.store.files import digest, read_at, reading
+from picoedge.store.pack.embedding import RowEmbedding
+from picoedge.store.pack.file_layout import FileLayout
+from picoedge.store.pack.inventory import (
+    HELD,
+    MANIFEST,
+    Item,
+    Wanted,
+    is_partial,
+    needed,
+    pack_id,
+    read_held,
+)
+from picoedge.store.pack.layout import BIASES, ShardLayout, norm_lengths
+from picoedge.store.pack.manifest import Manifest, read_manifest
+from picoedge.store.pack.row_reader import TiedRows, UntiedRows
+from picoedge.store.shards import Slice
+from picoedge.store.sources.encodings import ENCODINGS
+from picoedge.store.units import Kind, Unit
+
+_REMEDY = "pack the model again"
+
+
+class Pack:
+    """A pack folder. Weights are views of its files: keep the pack while they are in use."""
+
+    def __init__(self, path: Path, manifest: Manifest, held: frozenset[str] | None = None) -> None:
+        """`held`: names of what is on this disk; None where all of it is."""
+        self.path = path
+        self.name: str = manifest.name
+        self.config: ModelConfig = manifest.layout.config
+        self.source: dict[str, Any] = manifest.source
+        self._manifest, self._layout = manifest, manifest.layout
+        self._files = {file.name: file for file in manifest.files}
+        self._maps: dict[str, U8] = {}
+        self._held = held
+        self.n_attention_shards = self._layout.geometry.attention_shards
+        self.n_ffn_shards = self._layout.geometry.ffn_shards
+        self.n_head_shards = self._layout.geometry.head_shards
+        self.head_shard_rows = self._layout.geometry.head_shard_rows
+        self.all_shards = Slice(
+            range(self.n_attention_shards), range(self.n_ffn_shards), range(self.n_head_shards)
+        )
+        self.ffn_shard_cols = self._layout.geometry.ffn_shard_cols
+        self.nbytes = sum(file.nbytes for file in manifest.files)
+
+    @classmethod
+    def open(cls, path: Path) -> Pack:
+        """Open a pack; raises ModelError naming the file that is missing, damaged or changed."""
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ModelError(f"{path} is not a pack: it has no {MANIFEST}", "pack a model first")
+        manifest = read_manifest(path)
+        for file in manifest.files:
+            _check_file(path / file.name, file)
+        return cls(path, manifest, _held(path, manifest.hashes) if is_partial(path) else None)
+
+    @property
+    def identity(self) -> str:
+        """What boards call this pack: the hash of its manifest."""
+        return _identity(self.path)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it is lacking."""
+        return self._held is None or len(self._held) == len(self._manifest.hashes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the shards, vectors and texts that are on this disk."""
+        return sum(item.nbytes for item in self.items() if self._has(item.name))
+
+    def items(self) -> list[Item]:
+        """All that the pack is made of, each with its hash; the order is that of the files."""
+        hashes = self._manifest.hashes
+        spans = [span for file in self._files.values() for span in file.spans()]
+        texts = self._manifest.text_sizes.items()
+        return [Item(s.name, s.file, s.offset, s.nbytes, hashes[s.name]) for s in spans] + [
+            Item(name, name, 0, nbytes, hashes[name]) for name, nbytes in texts
+        ]
+
+    def needed(self, wanted: Wanted) -> list[Item]:
+        """The items that a board must hold for what is wanted of it."""
+        return needed(self.items(), wanted, tied=not self._manifest.embed)
+
+    def missing(self, wanted: Wanted) -> list[Item]:
+        """Those of them that are not on this disk."""
+        return [item for item in self.needed(wanted) if not self._has(item.name)]
+
+    def check_held(self, part: Slice, *, embed: bool) -> None:
+        """Raises ModelError naming the first shard that these need and this board lacks."""
+        if self._held is not None:
+            wanted = Wanted(part, embed=embed)
+            self._check(item.name for item in self.needed(wanted) if not item.is_text)
+
+    def check_unit(self, unit: Unit) -> None:
+        """As `check_held`, for one unit."""
+        self._check(name for name, _ in self.unit_hashes(unit))
+
+    def check_rows(self) -> None:
+        """As `check_held`, for the rows that tokens are looked up in."""
+        self.check_held(Slice(range(0), range(0)), embed=True)
+
+    def _has(self, name: str) -> bool:
+        return self._held is None or name in self._held
+
+    def _check(self, names: Iterable[str]) -> None:
+        lacking = [name for name in names if not self._has(name)]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ModelError(
+                f"{self.path} holds only a part of {self.name}: {lacking[0]}{more} not here",
+                "run it with --cluster, or pack or pull the whole model on this board",
+            )
+
+    def norms(self, layer: int) -> dict[str, F32]:
+        """Effective RMS norm weights, f32; see `layout.norm_lengths` for the names."""
+        file = self._layer(layer)
+        return {name: self._vector(file, name) for name in norm_lengths(self.config)}
+
+    def attention(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
+        """q, k, v, o of a run of key-value heads."""
+        layout = self._layout.attention[layer]
+        return self._weights(self._layer(layer), "attention", layout, shards)
+
+    def ffn(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
+        """gate, up, down of a run of FFN shards."""
+        return self._weights(self._layer(layer), "ffn", self._layout.ffn[layer], shards)
+
+    def biases(self, layer: int, shards: range | None = None) -> dict[str, F32]:
+        """q_bias, k_bias, v_bias of a run of key-value heads, f32; empty where there are none."""
+        layout = self._layout.attention[layer]
+        file, run = self._layer(layer), self._run(shards, self.n_attention_shards)
+        start = file.start("attention.000")
+        self.check_unit(self.unit("attention", layer, run))
+        out: dict[str, F32] = {}
+        for name in BIASES if layout.biases and run else ():
+            at, length = layout.biases[name]
+            places = [start + i * layout.nbytes + at for i in run]
+            out[name] = np.concatenate([self._floats(file, p, length) for p in places])
+        return out
+
+    def head(self, shards: range | None = None) -> Weights:
+        """Vocabulary rows of a run of head shards; the last shard ends in zero rows."""
+        weights = self._weights(self._head_file, "head", self._layout.head, shards)
+        return weights["head"]
+
+    def unit(self, kind: Kind, layer: int, shards: range) -> Unit:
+        """Where a run of shards lies."""
+        file, layout = self._place(kind, layer)
+        self._run(shards, self._count(kind))
+        start = file.start(f"{kind}.000") + shards.start * layout.nbytes
+        return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
+
+    def runs(self, part: Slice) -> tuple[Unit, ...]:
+        """A slice's shards in the order a token uses them, each run of a kind whole."""
+        runs: list[Unit] = []
+        layers = self.config.num_hidden_layers
+        for layer in range(layers):
+            if part.attention:
+                runs.append(self.unit("attention", layer, part.attention))
+            if part.ffn:
+                runs.append(self.unit("ffn", layer, part.ffn))
+        if part.vocabulary:
+            runs.append(self.unit("head", layers, part.vocabulary))
+        return tuple(runs)
+
+    def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
+        """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""
+        assert data.shape == (unit.nbytes,)
+        self.check_unit(unit)
+        _, layout = self._place(unit.kind, unit.layer)
+        return {
+            name: Weights(spec, data, layout.nbytes, len(unit.shards))
+            for name, spec in layout.matrices.items()
+        }
+
+    def unit_hashes(self, unit: Unit) -> list[tuple[str, str]]:
+        """(name, blake2b in hex) of each shard of a unit, in the order of their bytes."""
+        folder = unit.file.removesuffix(".safetensors")
+        names = [f"{folder}/{unit.kind}.{i:03d}" for i in unit.shards]
+        return [(name, self._manifest.hashes[name]) for name in names]
+
+    def _place(self, kind: Kind, layer: int) -> tuple[FileLayout, ShardLayout]:
+        if kind == "head":
+            return self._head_file, self._layout.head
+        layouts = self._layout.attention if kind == "attention" else self._layout.ffn
+        return self._layer(layer), layouts[layer]
+
+    def _count(self, kind: Kind) -> int:
+        geometry = self._layout.geometry
+        counts = {
+            "attention": geometry.attention_shards,
+            "ffn": geometry.ffn_shards,
+            "head": geometry.head_shards,
+        }
+        return counts[kind]
+
+    @property
+    def final_norm(self) -> F32:
+        """The norm before the head, f32 [hidden]."""
+        return self._vector(self._head_file, "final_norm")
+
+    @property
+    def embedding(self) -> Weights | RowEmbedding:
+        """Where token rows are gathered from: the whole head where they are tied."""
+        name = self._manifest.embed
+        if not name:
+            return self.head()
+        file = self._files["embed.safetensors"]
+        data = self._map(file.name)[file.start("embed.000") :]
+        return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
+
+    def row_reader(self) -> UntiedRows | TiedRows:
+        """Where token rows are read from the file, for a model that is not held whole."""
+        self.check_rows()
+        name = self._manifest.embed
+        if name:
+            file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
+            start, width = file.start("embed.000"), self._layout.embed_row_bytes
+            rows = self.head_shard_rows
+            return UntiedRows(self.path / file.name, start, encoding, width, rows)
+        file, layout = self._head_file, self._layout.head
+        spec = layout.matrices["head"]
+        return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Hash every shard and text file here; raises ModelError naming the first that differs."""
+        items = [item for item in self.items() if self._has(item.name)]
+        total, done = sum(item.nbytes for item in items), 0
+        for item in items:
+            path = self.path / item.file
+            if digest(path, item.offset, item.nbytes) != item.blake2b:
+                raise ModelError(f"{path}: {item.name} does not match its hash", _REMEDY)
+            done += item.nbytes
+            if progress is not None:
+                progress(done, total)
+
+    @property
+    def _head_file(self) -> FileLayout:
+        return self._files["head.safetensors"]
+
+    def _layer(self, layer: int) -> FileLayout:
+        return self._files[f"layer-{layer:03d}.safetensors"]
+
+    def _map(self, name: str) -> U8:
+        if name not in self._maps:
+            path = self.path / name
+            with reading(path):
+                mapped = np.memmap(path, np.uint8, "r")
+            if mapped.size != self._files[name].nbytes:
+                raise ModelError(f"{path} changed size since it was opened", _REMEDY)
+            self._maps[name] = mapped.view(np.ndarray)
+        return self._maps[name]
+
+    def _vector(self, file: FileLayout, tensor: str) -> F32:
+        start, end = file.tensors[tensor][1:]
+        self._check([f"{file.name.removesuffix('.safetensors')}/{tensor}"])
+        return self._floats(file, len(file.header) + start, (end - start) // 4)
+
+    def _floats(self, file: FileLayout, offset: int, count: int) -> F32:
+        # Read, not mapped: a fault on a map reads megabytes around it.
+        values = read_at(self.path / file.name, offset, 4 * count).view("<f4")
+        values.flags.writeable = False
+        return values
+
+    def _weights(
+        self, file: FileLayout, kind: str, layout: ShardLayout, shards: range | None
+    ) -> dict[str, Weights]:
+        count = sum(1 for name in file.tensors if name.startswith(f"{kind}."))
+        run = self._run(shards, count)
+        start = file.start(f"{kind}.000") + run.start * layout.nbytes
+        data = self._map(file.name)[start : start + len(run) * layout.nbytes]
+        return {
+            name: Weights(spec, data, layout.nbytes, len(run))
+            for name, spec in layout.matrices.items()
+        }
+
+    @staticmethod
+    def _run(shards: range | None, count: int) -> range:
+        run = range(count) if shards is None else shards
+        assert run.step == 1
+        assert 0 <= run.start <= run.stop <= count
+        return run
+
+
+def _check_file(path: Path, file: FileLayout) -> None:
+    with reading(path):
+        size = path.stat().st_size
+    if size != file.nbytes:
+        raise ModelError(f"{path} has {size} bytes, not {file.nbytes}", _REMEDY)
+    if read_at(path, 0, len(file.header)).tobytes() != file.header:
+        raise ModelError(f"{path}: its header is not what picoedge.json describes", _REMEDY)
+
+
+def _identity(path: Path) -> str:
+    with reading(path / MANIFEST):
+        return pack_id((path / MANIFEST).read_bytes())
+
+
+def _held(path: Path, names: Iterable[str]) -> frozenset[str]:
+    with reading(path / HELD):
+        return read_held(path, _identity(path), names)[0]

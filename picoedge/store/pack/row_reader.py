@@ -1,0 +1,183 @@
+"""Rows of tokens read from the file, one by one: for an embedding that is not held in memory.
+
+A page fault on a mapped file would read megabytes around it, and a card that is pulled would end
+the program; a read takes what is asked for, and fails with a name and a place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from picoedge.errors import PicoedgeError, StorageError
+from picoedge.kernels.blocks import F32, TILE_ROWS, U8, MatrixSpec, Weights
+from picoedge.kernels.row_gather import RowGather
+from picoedge.store.files import reading
+from picoedge.store.reads import (
+    PATIENCE_S,
+    Silence,
+    attempt,
+    broken_off,
+    silent,
+    start_thread,
+)
+from picoedge.store.sources.encodings import Encoding
+
+_KEEP = 1 << 20  # bytes that reads may leave in the page cache before it is made to forget them
+
+
+class RowFile:
+    """A file that is read at many places. Raises StorageError, naming file, shard and byte.
+
+    Its shards are `shard_bytes` long, from byte `start`, and named as it is.
+    """
+
+    def __init__(self, path: Path, start: int, shard_bytes: int, patience_s: float) -> None:
+        with reading(path):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        self._path, self._start, self._shard_bytes = path, start, shard_bytes
+        self._read, self._patience_s = 0, patience_s
+        self._reads, self._at = 0, 0  # how many have ended, and the byte that the next one wants
+        weakref.finalize(self, os.close, self._fd)
+
+    def read(self, offset: int, nbytes: int) -> U8:
+        """Bytes [offset, offset + nbytes), u8."""
+        data = b""
+        while len(data) < nbytes:
+            more = self._some(offset + len(data), nbytes - len(data))
+            if not more:
+                raise StorageError(
+                    f"{self._place(offset + len(data))}: the file ends there",
+                    "the file is truncated or the card is failing: picoedge verify checks it",
+                )
+            data += more
+        self._read += nbytes
+        if self._read > _KEEP:
+            self._read = 0
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return np.frombuffer(data, np.uint8)
+
+    def gather(self, rows: Callable[[F32], None], out: F32) -> None:
+        """Have rows written to `out` by a thread, which is left behind where a read never ends.
+
+        It writes to memory of its own: a read that ends late finds nothing of ours. Raises what
+        reading them raises, and StorageError where no read ends for too long.
+        """
+        own = np.empty_like(out)
+        reading = _Reading(partial(rows, own), str(self._path))
+        thread = start_thread(reading.run, "rows")
+        silence = Silence(self._patience_s)
+        while not reading.ended.wait(silence.look_s):
+            if silence.too_long(self._reads):
+                raise silent(self._place(self._at), self._patience_s)
+        thread.join()
+        if reading.error is not None:
+            raise reading.error
+        out[:] = own
+
+    def _place(self, offset: int) -> str:
+        shard = (offset - self._start) // self._shard_bytes
+        return f"{self._path}, shard {self._path.stem}/{self._path.stem}.{shard:03d}, byte {offset}"
+
+    def _some(self, offset: int, nbytes: int) -> bytes:
+        self._at = offset
+        try:
+            data = os.pread(self._fd, nbytes, offset)
+            self._reads += 1
+            return data
+        except OSError as error:
+            raise StorageError(
+                f"{self._place(offset)}: reading failed: {os.strerror(error.errno or 0)}",
+                "check the card or disk and its cable; picoedge verify checks the pack",
+            ) from error
+
+
+class _Reading:
+    """What a thread does, and how it ended."""
+
+    def __init__(self, work: Callable[[], None], where: str) -> None:
+        self._work, self._where = work, where
+        self.error: PicoedgeError | None = broken_off(where)
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """What the thread runs."""
+        try:
+            self.error = attempt(self._work, self._where)
+        finally:
+            self.ended.set()
+
+
+class UntiedRows:
+    """Rows of `row_bytes`, one after another from byte `start`, `shard_rows` in a shard."""
+
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        encoding: Encoding,
+        row_bytes: int,
+        shard_rows: int,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._file = RowFile(path, start, shard_rows * row_bytes, patience_s)
+        self._start, self._shard_rows = start, shard_rows
+        self._encoding, self._row_bytes = encoding, row_bytes
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids are checked before. Raises StorageError."""
+        self._file.gather(partial(self._rows, ids), out[: len(ids)])
+
+    def _rows(self, ids: Sequence[int], out: F32) -> None:
+        for i, row in enumerate(ids):
+            data = self._file.read(self._start + row * self._row_bytes, self._row_bytes)
+            out[i] = self._encoding.floats(data[None])[0]
+
+
+class TiedRows:
+    """Rows of a head: shards of `spec`, `stride` bytes apart from byte `start`.
+
+    A row lies in a tile of 16: the tile's part of each plane is read, and the row taken out.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        spec: MatrixSpec,
+        stride: int,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._file, self._start = RowFile(path, start, stride, patience_s), start
+        self._spec, self._stride = spec, stride
+        rows = 1 if spec.format.bits == 32 else TILE_ROWS
+        self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids are checked before. Raises StorageError."""
+        self._file.gather(partial(self._rows, ids), out[: len(ids)])
+
+    def _rows(self, ids: Sequence[int], out: F32) -> None:
+        data = np.empty(self._tile.nbytes, np.uint8)
+        rows = RowGather(Weights(self._tile, data, self._tile.nbytes, 1))
+        for i, row in enumerate(ids):
+            shard, within = divmod(row, self._spec.rows)
+            tile, lane = divmod(within, self._tile.rows)
+            self._read_tile(self._start + shard * self._stride, tile, data)
+            rows.gather([lane], out[i : i + 1])
+
+    def _read_tile(self, shard_start: int, tile: int, data: U8) -> None:
+        for name, (at, shape, dtype) in self._tile.planes.items():
+            nbytes = math.prod(shape) * dtype.itemsize
+            place = shard_start + self._spec.planes[name][0] + tile * nbytes
+            data[at : at + nbytes] = self._file.read(place, nbytes)

@@ -1,0 +1,1 @@
+"""Readers of model files as others publish them."""

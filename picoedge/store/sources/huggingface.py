@@ -1,0 +1,151 @@
+"""A Hugging Face folder as a source of canonical tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.store.files import fingerprint, naming, reading
+from picoedge.store.json_fields import Fields, load_json
+from picoedge.store.sources.hf_config import huggingface_config, text_config
+from picoedge.store.sources.safetensors_header import RawTensor, read_header
+from picoedge.store.sources.tensors import SourceTensor, TensorTable
+
+_MAX_CONFIG, _MAX_INDEX = 1 << 24, 1 << 26
+_HINT = "the folder is incomplete or damaged: get it again"
+_INDEX = "model.safetensors.index.json"
+_KEPT_SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
+_LAYER_NAMES = {
+    "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight",
+    "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
+    "q_bias": "self_attn.q_proj.bias", "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
+    "input_norm": "input_layernorm.weight",
+}  # fmt: skip
+# The norm after attention is before the FFN in most families, and a norm of its own in Gemma.
+_PLAIN_NORMS = {"pre_ffn_norm": "post_attention_layernorm.weight"}
+_SANDWICH_NORMS = {
+    "post_attention_norm": "post_attention_layernorm.weight",
+    "pre_ffn_norm": "pre_feedforward_layernorm.weight",
+    "post_ffn_norm": "post_feedforward_layernorm.weight",
+}
+# Where the decoder is: text models, then both manners of multimodal ones.
+_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."),
+             ("model.language_model.", ""))  # fmt: skip
+_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
+_LEFT_OVER = re.compile(r".*rotary_emb\.inv_freq")
+_LEFT_OVER_IF_TIED = re.compile(r".*rotary_emb\.inv_freq|(language_model\.)?lm_head\.weight")
+
+
+class FolderSource:
+    """See `sources.Source`."""
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.absolute().name
+        self.metadata: Mapping[str, Any] = {}
+        with naming(path):
+            self.config = huggingface_config(text_config(_load_config(path)))
+        raw = {t.name: t for t in _raw_tensors(path) if not _VISION.fullmatch(t.name)}
+        self._prefix, self._outer = _prefixes(raw, path)
+        harmless = _LEFT_OVER_IF_TIED if self.config.tie_word_embeddings else _LEFT_OVER
+        stored = {t.name: t.stored() for t in raw.values() if not harmless.fullmatch(t.name)}
+        self._table = TensorTable(path, self.config, stored, self._stored_name)
+        self._table.refuse_unknown(harmless)
+        self.tensor_bytes = self._table.nbytes
+        self.fingerprint = fingerprint(_relevant_files(path))
+
+    def tensor(self, name: str) -> SourceTensor:
+        """See `sources.Source.tensor`."""
+        # Gemma multiplies by 1 + weight.
+        plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
+        return self._table.get(name, added=1.0 if plus_one else 0.0)
+
+    def _stored_name(self, name: str) -> str:
+        whole = {
+            "embed": f"{self._prefix}embed_tokens.weight",
+            "final_norm": f"{self._prefix}norm.weight",
+            "head": f"{self._outer}lm_head.weight",
+        }
+        if name in whole:
+            return whole[name]
+        norms = _SANDWICH_NORMS if self.config.sandwich_norm else _PLAIN_NORMS
+        _, layer, kind = name.split(".")
+        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | norms)[kind]}"
+
+
+def _load_config(path: Path) -> Fields:
+    config = path / "config.json"
+    if not config.is_file():
+        ggufs = sorted(path.glob("*.gguf"))
+        hint = f"did you mean {ggufs[0]}?" if ggufs else "a model folder holds config.json"
+        raise ModelError(f"{path} has no config.json", hint)
+    return load_json(config, _MAX_CONFIG, _HINT)
+
+
+def _raw_tensors(path: Path) -> list[RawTensor]:
+    """The tensors of all files of the model; a name that is there twice is refused."""
+    found: dict[str, RawTensor] = {}
+    for file in _weight_files(path):
+        for tensor in read_header(file):
+            if tensor.name in found:
+                raise ModelError(
+                    f"tensor {tensor.name} is in both {found[tensor.name].path.name} and "
+                    f"{file.name} of {path}",
+                    _HINT,
+                )
+            found[tensor.name] = tensor
+    return list(found.values())
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / _INDEX).exists():
+        return _indexed_files(path)
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    files = [f for f in sorted(path.glob("*.safetensors")) if not f.name.startswith("consolidated")]
+    if files:
+        return files
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise UnsupportedError(
+            f"{path} holds PyTorch pickles only, which can run code and are not read",
+            "get the model as safetensors, or load and save_pretrained() it once with transformers",
+        )
+    raise ModelError(f"{path} has no .safetensors files", _HINT)
+
+
+def _indexed_files(path: Path) -> list[Path]:
+    names = load_json(path / _INDEX, _MAX_INDEX, _HINT).get("weight_map", dict).values()
+    for name in names:
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise ModelError(f"{path / _INDEX} names a file {name!r}", _HINT)
+    files = [path / name for name in sorted(set(names))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} of {len(files)} weight files are missing: {missing[0]} …",
+            _HINT,
+        )
+    return files
+
+
+def _prefixes(names: Mapping[str, RawTensor], path: Path) -> tuple[str, str]:
+    """What the names of the decoder's and of the head's tensors start with."""
+    for inner, outer in _PREFIXES:
+        if f"{inner}embed_tokens.weight" in names:
+            return inner, outer
+    raise ModelError(f"{path}: tensor model.embed_tokens.weight is missing", _HINT)
+
+
+def _relevant_files(path: Path) -> list[Path]:
+    """What the pack is made of, the config first: weights, tokenizer, templates."""
+    with reading(path):
+        files = sorted(f for f in path.iterdir() if f.suffix in _KEPT_SUFFIXES and f.is_file())
+    return sorted(files, key=lambda f: f.name != "config.json")

@@ -1,0 +1,78 @@
+"""Headers of safetensors files: https://github.com/huggingface/safetensors, format section.
+
+Read by our own lines so that nothing is mapped or allocated before it has been checked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.store.files import read_at, reading
+from picoedge.store.json_fields import Fields, parse_json
+from picoedge.store.sources.encodings import ENCODINGS
+from picoedge.store.sources.tensors import StoredTensor
+
+_MAX_HEADER = 1 << 25
+_MAX_DIMS = 8
+_REMEDY = "the file is truncated or damaged: get it again"
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """One entry of a header, inside the file but not yet understood."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int  # from the start of the file
+    nbytes: int
+
+    def stored(self) -> StoredTensor:
+        """As a tensor to read; raises UnsupportedError on a dtype, ModelError on a wrong size."""
+        if self.dtype not in _FLOATS:
+            raise UnsupportedError(
+                f"{self.path}: tensor {self.name} has dtype {self.dtype}, which is not supported",
+                f"supported: {', '.join(_FLOATS)}",
+            )
+        encoding = ENCODINGS[self.dtype]
+        if math.prod(self.shape) * encoding.nbytes != self.nbytes:
+            raise ModelError(
+                f"{self.path}: tensor {self.name} has {self.nbytes} bytes for {self.shape}", _REMEDY
+            )
+        return StoredTensor(self.name, self.shape, encoding, self.path, self.offset, self.nbytes)
+
+
+def read_header(path: Path) -> list[RawTensor]:
+    """Every tensor of a file; raises ModelError where the header and the file do not agree."""
+    with reading(path):
+        size = path.stat().st_size
+    length = int.from_bytes(read_at(path, 0, 8).tobytes(), "little") if size >= 8 else size
+    if length > min(_MAX_HEADER, size - 8):
+        raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
+    fields = parse_json(read_at(path, 8, length).tobytes(), path, _REMEDY)
+    names = [name for name in fields.values if name != "__metadata__"]
+    return [_entry(fields, name, 8 + length, size) for name in names]
+
+
+def _entry(fields: Fields, name: str, data_start: int, size: int) -> RawTensor:
+    entry = fields.inside(name)
+    shape, offsets = entry.get("shape", list), entry.get("data_offsets", list)
+    if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or len(shape) > _MAX_DIMS:
+        raise fields.damaged(name)
+    if len(offsets) != 2 or not offsets[0] <= offsets[1]:
+        raise fields.damaged(name)
+    if data_start + offsets[1] > size:
+        raise ModelError(
+            f"{fields.path}: tensor {name} would end at byte {data_start + offsets[1]}, "
+            f"the file at {size}",
+            _REMEDY,
+        )
+    return RawTensor(
+        name, entry.get("dtype", str), tuple(shape), fields.path,
+        data_start + offsets[0], offsets[1] - offsets[0],
+    )  # fmt: skip

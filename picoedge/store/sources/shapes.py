@@ -1,0 +1,48 @@
+"""Which canonical tensors a model has, and their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from picoedge.config import ModelConfig
+from picoedge.store.pack.layout import norm_lengths
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes as (rows, cols); a vector is (n, 1)."""
+
+    globals: dict[str, tuple[int, int]]
+    layer: dict[str, tuple[int, int]]
+    n_layers: int
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Shape of a canonical tensor."""
+        return self.globals[name] if name in self.globals else self.layer[name.split(".")[2]]
+
+    def names(self) -> Iterator[str]:
+        """Every canonical tensor of the model."""
+        yield from self.globals
+        for i in range(self.n_layers):
+            for kind in self.layer:
+                yield f"layers.{i}.{kind}"
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Shapes:
+        """The tensors of a model with this config."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        q_rows = config.num_attention_heads * config.head_dim
+        kv_rows = config.num_key_value_heads * config.head_dim
+        layer = {
+            "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
+            "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
+            "down": (hidden, inner),
+        }  # fmt: skip
+        if config.qkv_bias:
+            layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
+        layer |= {norm: (length, 1) for norm, length in norm_lengths(config).items()}
+        whole = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
+        if not config.tie_word_embeddings:
+            whole["head"] = (config.vocab_size, hidden)
+        return cls(whole, layer, config.num_hidden_layers)

@@ -1,0 +1,151 @@
+"""Tensors as they lie in a source's files, and under the names that the packer knows.
+
+Canonical names: `embed`, `head`, `final_norm`, and per layer i `layers.i.` with `q k v o gate
+up down`, `q_bias k_bias v_bias`, and the norms of `layout.norm_lengths`. Rows of q and k are in
+Hugging Face's half-split rope order whatever the file's, and norms are the effective weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.kernels.blocks import F32, U8, Quants
+from picoedge.store.files import read_at
+from picoedge.store.sources.encodings import Encoding
+from picoedge.store.sources.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One row of a file's tensor table. `shape` is rows first, `offset` from the file's start."""
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class SourceTensor:
+    """One tensor as it lies in a file: [rows, cols], row-major, read a run of rows at a time.
+
+    `paired_head` is the head size where rope pairs are stored side by side (GGUF's llama); rows
+    are handed out in half-split order. `added` is put on every value (Gemma's norms: 1).
+    """
+
+    name: str
+    path: Path
+    offset: int
+    rows: int
+    cols: int
+    encoding: Encoding
+    paired_head: int = 0
+    added: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.rows * self.encoding.row_bytes(self.cols)
+
+    def raw(self, first: int, last: int) -> U8:
+        """Bytes of rows [first, last), u8 [n, row bytes]."""
+        if not self.paired_head:
+            return self._stored(first, last)
+        size = self.paired_head
+        start, end = first // size * size, -(-last // size) * size
+        row_bytes = self.encoding.row_bytes(self.cols)
+        pairs = self._stored(start, end).reshape(-1, size // 2, 2, row_bytes)
+        halves: U8 = pairs.transpose(0, 2, 1, 3).reshape(end - start, -1)
+        return halves[first - start : last - start]
+
+    def _stored(self, first: int, last: int) -> U8:
+        row_bytes = self.encoding.row_bytes(self.cols)
+        start = self.offset + first * row_bytes
+        return read_at(self.path, start, (last - first) * row_bytes).reshape(-1, row_bytes)
+
+    def quants(self, first: int, last: int) -> Quants:
+        """Rows [first, last) in the encoding's own format; raises ModelError on a bad scale."""
+        parts = self.encoding.quants(self.raw(first, last))
+        for values in (parts.scales, parts.mins, parts.superscales, parts.supermins):
+            if values is not None and values.dtype.kind == "f":
+                self._refuse_nonfinite(values)
+        return parts
+
+    def floats(self, first: int, last: int) -> F32:
+        """Rows [first, last) as f32; raises ModelError on NaN or infinity."""
+        values = self.encoding.floats(self.raw(first, last))
+        self._refuse_nonfinite(values)
+        return values + np.float32(self.added) if self.added else values
+
+    def vector(self) -> F32:
+        """A tensor of one dimension."""
+        return self.floats(0, self.rows).reshape(-1)
+
+    def _refuse_nonfinite(self, values: np.ndarray[Any, Any]) -> None:
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"tensor {self.name} of {self.path} holds NaN or infinity",
+                "the file is damaged: get it again",
+            )
+
+
+class TensorTable:
+    """A source's tensors by canonical name. `stored_name` says what the files call each."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        stored: Mapping[str, StoredTensor],
+        stored_name: Callable[[str], str],
+    ) -> None:
+        self._path, self._stored, self._stored_name = path, stored, stored_name
+        if config.num_hidden_layers > len(stored):
+            raise ModelError(
+                f"{path}: {config.num_hidden_layers} layers in {len(stored)} tensors",
+                "the file is damaged",
+            )
+        self._shapes = Shapes.of(config)
+        self.nbytes = sum(tensor.nbytes for tensor in stored.values())
+
+    def get(self, name: str, paired_head: int = 0, added: float = 0.0) -> SourceTensor:
+        """The tensor with this canonical name, its shape checked against the config.
+
+        Raises ModelError naming the stored tensor where it is missing or of another shape.
+        """
+        rows, cols = self._shapes.shape(name)
+        stored_name = self._stored_name(name)
+        found = self._stored.get(stored_name)
+        if found is None:
+            raise ModelError(
+                f"{self._path}: tensor {stored_name} is missing", "the model is incomplete"
+            )
+        expected = (rows, cols) if cols > 1 or len(found.shape) > 1 else (rows,)
+        if found.shape != expected:
+            raise ModelError(
+                f"{found.path}: tensor {found.name} has shape {found.shape}, not {expected}",
+                "the file is damaged",
+            )
+        return SourceTensor(
+            found.name, found.path, found.offset, rows, cols, found.encoding, paired_head, added
+        )
+
+    def refuse_unknown(self, harmless: re.Pattern[str]) -> None:
+        """Raise UnsupportedError on a tensor that nothing reads: a layer left out."""
+        known = {self._stored_name(name) for name in self._shapes.names()}
+        for name in self._stored:
+            if name not in known and not harmless.fullmatch(name):
+                raise UnsupportedError(
+                    f"{self._path}: tensor {name} is not part of the models that are supported",
+                    "supported: dense models without experts, adapters or extra biases",
+                )

@@ -1,0 +1,1 @@
+"""Weights resident or streamed through a window."""

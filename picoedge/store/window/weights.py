@@ -1,0 +1,231 @@
+"""How a model's weights are held: all of them mapped, or by a plan, with a window for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.kernels.row_gather import RowGather
+from picoedge.store.pack.embedding import RowEmbedding
+from picoedge.store.pages import forget_anonymous
+from picoedge.store.shards import Slice
+from picoedge.store.units import Kind, Unit
+from picoedge.store.window.io import (
+    READERS,
+    DirectIO,
+    Files,
+    MappedIO,
+    WindowIO,
+    check_shards,
+)
+from picoedge.store.window.plan import WindowPlan
+from picoedge.store.window.resident import Progress, read_units
+from picoedge.store.window.window import Usage, Window
+
+if TYPE_CHECKING:
+    from picoedge.store.pack.reader import Pack
+
+
+def _nothing() -> None:
+    """What is resident need not be waited for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The matrices of a run of shards; `acquire` comes before their use and `release` after it."""
+
+    shards: range
+    weights: dict[str, Weights]
+    acquire: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
+
+
+class Gather(Protocol):
+    """A table of rows, one a token."""
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i], out f32 [>= n, hidden]."""
+
+
+class Holding(Protocol):
+    """Where a transformer gets its weights from."""
+
+    @property
+    def part(self) -> Slice:
+        """The shards that are held."""
+
+    @property
+    def usage(self) -> Usage:
+        """What reading has done so far."""
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """The runs of a kind in a layer, in order; a token uses all of them, in this order."""
+
+    def embedding(self) -> Gather:
+        """Where rows of tokens are looked up."""
+
+    def close(self) -> None:
+        """Stop reading. Idempotent."""
+
+
+class Mapped:
+    """All of a slice, mapped: the page cache holds it, and other processes may share it."""
+
+    def __init__(self, pack: Pack, part: Slice | None = None) -> None:
+        self._pack = pack
+        self.part = part or pack.all_shards
+        self.usage = Usage()
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """See `Holding.runs`."""
+        pack, part = self._pack, self.part
+        shards = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}[kind]
+        if not shards:
+            return []
+        pack.check_unit(pack.unit(kind, layer, shards))
+        if kind == "head":
+            return [Held(shards, {"head": pack.head(shards)})]
+        weights = pack.attention if kind == "attention" else pack.ffn
+        return [Held(shards, weights(layer, shards))]
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        self._pack.check_rows()
+        return _gather(self._pack.embedding)
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class NoShards:
+    """A slice of nothing: what runs of it is the rest of a model."""
+
+    def __init__(self, pack: Pack, *, head: bool = True) -> None:
+        """`head`: tokens come in, though no logits go out."""
+        self._pack, self.usage = pack, Usage()
+        self.part = Slice(range(0), range(0), head=head)
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """None; see `Holding.runs`."""
+        return []
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        return self._pack.row_reader()
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class Windowed:
+    """By a plan: resident units in memory of their own, the others through a window."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        part: Slice,
+        plan: WindowPlan,
+        *,
+        io: str,
+        read_ahead: int = 0,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Reads the resident units; `progress` is told of each.
+
+        Raises StorageError, and ModelError of a wrong hash.
+        """
+        self._pack, self.part, self.plan = pack, part, plan
+        self._mode, self._read_ahead, self._verify = io, read_ahead, verify
+        self._progress = progress
+        self.resident: dict[Unit, U8] = {}  # memory of our own
+        self._runs: dict[tuple[Kind, int], list[Held]] = {}
+        self._window: Window | None = None
+        self._io: WindowIO | None = None
+        self._past = Usage()  # of windows that were replaced
+        self.replan(plan)
+        self._progress = None
+
+    def replan(self, plan: WindowPlan) -> None:
+        """Hold the same shards by another plan; what is resident in both stays where it is.
+
+        Whoever bound the runs must have let them go, or their memory is not free. Raises as the
+        constructor does.
+        """
+        self.close()
+        self._past, self._window, self._io = self.usage, None, None
+        self._runs = {}  # with the arrays of the old ring, before anything takes its room
+        self.plan = plan
+        for unit in self.resident.keys() - plan.resident:
+            forget_anonymous(self.resident.pop(unit))
+        wanted = [unit for unit in plan.units if unit in plan.resident]
+        missing = [unit for unit in wanted if unit not in self.resident]
+        check = self._compare if self._verify else None
+        self.resident |= read_units(self._pack.path, missing, check, self._progress)
+        if plan.streamed:
+            self._window = self._open_window()
+        self._bind()
+
+    def _open_window(self) -> Window:
+        plan = self.plan
+        self._io = io = self._make_io()
+        return Window(
+            plan.streamed,
+            plan.ring,
+            io,
+            folder=self._pack.path,
+            readers=READERS if self._mode == "direct" else 1,
+            check=(lambda unit: self._compare(unit, io.array(unit))) if self._verify else None,
+        )
+
+    def _make_io(self) -> WindowIO:
+        streamed, ring = self.plan.streamed, self.plan.ring
+        files = Files(self._pack.path, direct=self._mode == "direct")
+        if self._mode == "mmap":
+            return MappedIO(files, streamed, self._read_ahead)
+        return DirectIO(files, ring.nbytes, dict(zip(streamed, ring.places, strict=True)))
+
+    def _compare(self, unit: Unit, data: U8) -> None:
+        check_shards(self._pack.path, unit, data, self._pack.unit_hashes(unit))
+
+    def _bind(self) -> None:
+        index = 0
+        for unit in self.plan.units:
+            runs = self._runs.setdefault((unit.kind, unit.layer), [])
+            if unit in self.plan.resident:
+                weights = self._pack.weights_in(unit, self.resident[unit])
+                runs.append(Held(unit.shards, weights))
+                continue
+            assert self._window is not None
+            assert self._io is not None
+            weights = self._pack.weights_in(unit, self._io.array(unit))
+            acquire = partial(self._window.acquire, index)
+            runs.append(Held(unit.shards, weights, acquire, partial(self._window.release, index)))
+            index += 1
+
+    @property
+    def usage(self) -> Usage:
+        """What the windows have done."""
+        if self._window is None:
+            return self._past
+        return self._past + self._window.usage
+
+    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
+        """See `Holding.runs`."""
+        return self._runs.get((kind, layer), [])
+
+    def embedding(self) -> Gather:
+        """See `Holding.embedding`."""
+        return self._pack.row_reader()
+
+    def close(self) -> None:
+        """See `Holding.close`."""
+        if self._window is not None:
+            self._window.close()
+
+
+def _gather(embedding: Weights | RowEmbedding) -> Gather:
+    return RowGather(embedding) if isinstance(embedding, Weights) else embedding

@@ -1,0 +1,180 @@
+"""From a Hugging Face folder to tokenizer files: the copies a pack keeps, and their settings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.errors import TextError
+from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
+from picoedge.text.files import read_json_if_any, read_text
+from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, SPACE
+from picoedge.text.tokenizer.hf_json import begins_with, load_json
+from picoedge.text.tokenizer.settings import (
+    END_OF_TURN,
+    FILE_NAME,
+    AddedToken,
+    TextSettings,
+    read_added,
+)
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+# Gemma's 262,144 tokens take 33 MB of tokenizer.json, a second and hundreds of MB to parse; the
+# SentencePiece model beside it takes a tenth of each.
+_LARGE_JSON_BYTES = 12 << 20
+_MAX_TEMPLATE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The small JSON files of a model folder; those that it lacks are empty."""
+
+    path: Path
+    tokenizer: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    model: Mapping[str, Any]
+    names: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Folder:
+        """Read them. Raises TextError where one is not a JSON object."""
+        files = (FILE_NAME, "generation_config.json", "config.json", "special_tokens_map.json")
+        return cls(path, *(read_json_if_any(path / name) for name in files))
+
+    def token(self, key: str) -> str:
+        """Text of `bos_token`, `eos_token` …; empty where there is none."""
+        value = self.tokenizer.get(key) or self.names.get(key) or ""
+        return str(value.get("content", "") if isinstance(value, dict) else value)
+
+    def special_names(self) -> set[str]:
+        """Texts of all tokens that the folder's files call special."""
+        listed = self.names.get("additional_special_tokens") or []
+        values = [*self.names.values(), *(listed if isinstance(listed, list) else [])]
+        return {str(v.get("content", "") if isinstance(v, dict) else v) for v in values}
+
+    def token_ids(self, key: str) -> Iterator[int]:
+        """Every id that the configs give as `bos_token_id` or `eos_token_id`."""
+        for values in (self.generation, self.model, self.model.get("text_config")):
+            found = values.get(key) if isinstance(values, Mapping) else None
+            for value in found if isinstance(found, list) else [found]:
+                if isinstance(value, int) and value >= 0:
+                    yield value
+
+
+def write_tokenizer(source: Path, folder: Path) -> TextSettings:
+    """Copy the tokenizer into `folder` and return its settings. Raises TextError."""
+    configs = Folder.read(source)
+    as_json, as_model = source / JSON_FILE, source / SENTENCEPIECE_FILE
+    large = as_json.exists() and as_json.stat().st_size > _LARGE_JSON_BYTES
+    if as_model.exists() and (large or not as_json.exists()):
+        model = _load_model(as_model)
+        if model is not None:
+            return _copy_model(model, configs, folder)
+        if not as_json.exists():
+            raise TextError(f"{as_model} is not a SentencePiece model", "get a sound copy")
+    if as_json.exists():
+        return _copy_json(configs, folder)
+    raise TextError(
+        f"{source} has no tokenizer ({JSON_FILE} or {SENTENCEPIECE_FILE})", "get a complete folder"
+    )
+
+
+def find_template(source: Path) -> str | None:
+    """The folder's chat template: a file of its own, or in a config. Raises TextError."""
+    if (source / "chat_template.jinja").exists():
+        return read_text(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
+    for name in (FILE_NAME, "chat_template.json"):
+        found = read_json_if_any(source / name).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _settings(
+    configs: Folder,
+    find: Callable[[str], int | None],
+    add_bos: bool,
+    space_prefix: str,
+    added: Mapping[int, AddedToken],
+    special: Mapping[str, int],
+) -> TextSettings:
+    """`find` gives a token's id by its text; `add_bos` holds where no config says otherwise."""
+    bos_token, eos_token = configs.token("bos_token"), configs.token("eos_token")
+    bos = find(bos_token) if bos_token else next(configs.token_ids("bos_token_id"), None)
+    ends = {*configs.token_ids("eos_token_id"), find(eos_token) if eos_token else None}
+    ends |= {i for text, i in special.items() if text in END_OF_TURN}
+    wanted = configs.tokenizer.get("add_bos_token")
+    return TextSettings(
+        bos_id=bos,
+        eos_ids=frozenset(i for i in ends if i is not None),
+        add_bos=wanted if isinstance(wanted, bool) else add_bos,
+        space_prefix=space_prefix,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        added=added,
+    )
+
+
+def _copy_json(configs: Folder, folder: Path) -> TextSettings:
+    tokenizer = load_json(configs.path / JSON_FILE)
+    first = begins_with(tokenizer, configs.path / JSON_FILE)
+    shutil.copyfile(configs.path / JSON_FILE, folder / JSON_FILE)
+    special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+    bos = tokenizer.token_to_id(configs.token("bos_token"))
+    # What the file itself puts around a text tells whether it begins with BOS.
+    begins = bos is not None and first == [bos]
+    return _settings(configs, tokenizer.token_to_id, begins, "never", {}, special)
+
+
+def _load_model(path: Path) -> SentencePieceProcessor | None:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    try:
+        model.load(str(path))
+    except (OSError, RuntimeError):  # some folders keep another program's file under this name
+        return None
+    return model
+
+
+def _copy_model(model: SentencePieceProcessor, configs: Folder, folder: Path) -> TextSettings:
+    added = _added(model, configs)
+    ids = {token.text: i for i, token in added.items()}
+    prefix = _space_prefix(model, configs)
+    shutil.copyfile(configs.path / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
+    if prefix != "always":
+        with (folder / SENTENCEPIECE_FILE).open("ab") as file:
+            file.write(NO_DUMMY_PREFIX)
+    special = {text: i for text, i in ids.items() if added[i].special}
+    return _settings(configs, ids.get, True, prefix, added, special)
+
+
+def _space_prefix(model: SentencePieceProcessor, configs: Folder) -> str:
+    if not model.normalize("a").startswith(SPACE):
+        return "never"
+    if configs.tokenizer.get("add_prefix_space") is False:
+        return "never"
+    return "first" if configs.tokenizer.get("legacy") is False else "always"
+
+
+def _added(model: SentencePieceProcessor, configs: Folder) -> dict[int, AddedToken]:
+    added = {
+        i: AddedToken(model.id_to_piece(i), special=True)
+        for i in range(model.vocab_size())
+        if model.is_control(i) or model.is_unknown(i)
+    }
+    try:
+        added |= read_added(configs.tokenizer.get("added_tokens_decoder") or {})
+        for text, i in read_json_if_any(configs.path / "added_tokens.json").items():
+            added.setdefault(int(i), AddedToken(text, special=text in configs.special_names()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TextError(f"{configs.path}: damaged added tokens: {error}") from error
+    return {i: AddedToken(t.text, t.special or t.text in END_OF_TURN) for i, t in added.items()}

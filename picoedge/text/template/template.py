@@ -1,0 +1,113 @@
+"""Chat templates: a conversation to the one text that a model continues."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.errors import TextError
+from picoedge.text.files import read_text
+from picoedge.text.tokenizer.settings import TextSettings
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from picoedge.text.template.sandbox import Environment
+
+TEMPLATE_FILE = "chat_template.jinja"
+MAX_CHARACTERS = 100_000
+_MAX_DATE_FORMAT = 100
+_REMEDY = "try the prompt without a template"
+
+
+class ChatTemplate:
+    """One model's template. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> None:
+        if len(source) > MAX_CHARACTERS:
+            raise TextError(f"a chat template of {len(source)} characters is too long", _REMEDY)
+        self.source = source
+        self._names = {"bos_token": bos_token, "eos_token": eos_token}
+        self._now = now
+        self._lock = threading.Lock()
+        self._compiled: tuple[Environment, jinja2.Template] | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTemplate | None:
+        """The template of a pack, None where it has none. Raises TextError."""
+        path = folder / TEMPLATE_FILE
+        if not path.exists():
+            return None
+        settings = TextSettings.read(folder)
+        source = read_text(path, 4 * MAX_CHARACTERS)
+        return cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as text, ending where the assistant's answer begins.
+
+        A message has `role` and `content`; `variables` are what else a template knows, such as
+        Qwen3's `enable_thinking`. Raises TextError where the template refuses the messages, is
+        broken, reaches for what it must not, or does not come to an end.
+        """
+        values = {
+            "tools": None,
+            "documents": None,
+            **self._names,
+            **(variables or {}),
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        import jinja2  # tens of ms, and only who chats needs it
+
+        with self._lock:
+            try:
+                return self._render(values)
+            except jinja2.TemplateError as error:
+                raise TextError(f"the chat template failed: {error.message}", _REMEDY) from error
+            except (
+                ArithmeticError,
+                AssertionError,
+                AttributeError,
+                LookupError,
+                MemoryError,
+                RuntimeError,  # RecursionError among them
+                SyntaxError,
+                TypeError,
+                ValueError,
+            ) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise TextError(f"the chat template failed: {what}", _REMEDY) from error
+
+    def _render(self, values: dict[str, Any]) -> str:
+        from picoedge.text.template.meter import Meter, tree_size
+        from picoedge.text.template.sandbox import Environment
+
+        meter = Meter(len(self.source) + tree_size(values))
+        if self._compiled is None:
+            environment = Environment(meter)
+            environment.globals["strftime_now"] = self._strftime_now
+            self._compiled = environment, environment.template(self.source)
+        environment, template = self._compiled
+        environment.meter = meter
+        return template.render(values)
+
+    def _strftime_now(self, form: str) -> str:
+        if len(form) > _MAX_DATE_FORMAT:
+            raise ValueError("a date format too long")
+        return self._now().strftime(form)

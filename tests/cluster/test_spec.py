@@ -1,0 +1,99 @@
+"""What a hub asks of a board is checked before anything is made of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shelf_models
+
+from picoedge.cluster.spec import Seat, SessionSpec, spec_from_json
+from picoedge.cluster.worker import check_shards
+from picoedge.errors import ProtocolError
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import Slice
+
+KEYS = ["k" * 40, "l" * 40, "m" * 40]
+
+
+def spec_of(*heads: range) -> SessionSpec:
+    """A session over the tiny model, whose head is dealt so."""
+    attention, ffn = [range(1), range(1, 2), range(2, 3)], [range(2), range(2, 2), range(2, 2)]
+    seats = tuple(
+        Seat(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, head=rank == 0))
+        for rank, (key, head) in enumerate(zip(KEYS, heads, strict=True))
+    )
+    return SessionSpec("ab" * 8, 7, "cd" * 32, "tiny", 1, seats, 64, 8)
+
+
+ALL_AT_THE_HUB = spec_of(range(16), range(16, 16), range(16, 16))
+DEALT = spec_of(range(5), range(5, 5), range(5, 16))
+
+
+@pytest.mark.parametrize("spec", [ALL_AT_THE_HUB, DEALT], ids=["at the hub", "dealt"])
+def test_a_spec_comes_back_from_json(spec: SessionSpec) -> None:
+    assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_logits_are_gathered_only_where_the_head_is_dealt() -> None:
+    assert ALL_AT_THE_HUB.head_shards() == ()
+    assert DEALT.head_shards() == (range(5), range(5, 5), range(5, 16))
+
+
+def seat(rank: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values["seats"][rank].update({name: value})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        seat(1, "vocabulary", [4, 5]),  # twice
+        seat(1, "vocabulary", [6, 5]),  # backwards
+        seat(2, "vocabulary", [6, 16]),  # one is nobody's
+        seat(0, "vocabulary", [1, 5]),
+        seat(2, "vocabulary", [5, 1 << 40]),
+        seat(2, "vocabulary", [5, 16.0]),
+        seat(2, "vocabulary", [5]),
+        seat(2, "vocabulary", "all"),
+        seat(2, "vocabulary", None),
+        lambda values: values["seats"][1].pop("vocabulary"),
+        seat(1, "attention", [-1, 2]),
+        seat(1, "ffn", [True, True]),
+        seat(1, "key", KEYS[0]),
+        seat(1, "name", "b\n1"),
+        lambda values: values.update(rank=3),
+        lambda values: values.update(rank=0),
+        lambda values: values.update(seats=values["seats"][:1]),
+        lambda values: values.update(wire="f8"),
+    ],
+)
+def test_nonsense_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:
+    values = copy.deepcopy(DEALT.to_json())
+    spoil(values)
+    with pytest.raises(ProtocolError):
+        spec_from_json(values)
+
+
+def test_a_head_of_no_shards_is_refused() -> None:
+    empty = spec_of(range(0), range(0), range(0))
+    with pytest.raises(ProtocolError, match="head shards"):
+        spec_from_json(empty.to_json())
+
+
+def test_shards_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    tiny = Pack.open(shelf_models.packed_tiny(tmp_path))
+    assert (tiny.n_head_shards, tiny.n_attention_shards) == (16, 3)
+    check_shards(ALL_AT_THE_HUB, tiny)
+    check_shards(DEALT, tiny)
+    for heads in ((range(5), range(5, 5), range(5, 15)), (range(5), range(5, 9), range(9, 17))):
+        with pytest.raises(ProtocolError, match="does not have"):
+            check_shards(spec_of(*heads), tiny)
+    first, *others = DEALT.seats
+    wide = dataclasses.replace(first, part=dataclasses.replace(first.part, ffn=range(3)))
+    with pytest.raises(ProtocolError, match="does not have"):
+        check_shards(dataclasses.replace(DEALT, seats=(wide, *others)), tiny)

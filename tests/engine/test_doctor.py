@@ -1,0 +1,106 @@
+"""The doctor's checks on boards as they may be, and its report on this one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from picoedge.cli.main import main
+from picoedge.engine import doctor
+from picoedge.registry.fetch_settings import Fetching
+from picoedge.registry.shelf import Shelf
+
+
+def test_python_must_be_new_and_should_be_64_bit() -> None:
+    assert doctor.check_python((3, 9, 2), 2**63 - 1).status == "fail"
+    assert doctor.check_python((3, 11, 2), 2**31 - 1).status == "warn"
+    assert doctor.check_python((3, 10, 0), 2**63 - 1).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "text"),
+    [
+        ("throttled=0x0\n", "ok", "no throttling since boot"),
+        ("throttled=0x50000\n", "warn", "since boot: under-voltage, throttled"),
+        ("throttled=0x50005\n", "fail", "now: under-voltage, throttled"),
+        ("throttled=0x80008\n", "fail", "now: soft temperature limit"),
+        ("VCHI initialization failed\n", "warn", "vcgencmd gives no answer"),
+        ("", "warn", "vcgencmd gives no answer"),
+    ],
+)
+def test_the_firmwares_word_on_power(answer: str, status: str, text: str) -> None:
+    check = doctor.check_throttled(answer)
+    assert (check.status, check.text) == (status, text)
+
+
+def test_swap_on_a_disk_is_warned_of_and_zram_is_not() -> None:
+    head = "Filename\tType\tSize\tUsed\tPriority\n"
+    card = "/dev/mmcblk0p3 partition 204796 51200 -2\n"
+    zram = "/dev/zram0 partition 1000000 900000 100\n"
+    assert doctor.check_swaps("").status == "ok"
+    assert doctor.check_swaps(head + zram).status == "ok"
+    assert doctor.check_swaps(head + card.replace("51200", "0")).status == "ok"
+    check = doctor.check_swaps(head + card + zram)
+    assert check.status == "warn"
+    assert check.text == "50 MB used on /dev/mmcblk0p3"
+
+
+def test_little_memory_is_warned_of() -> None:
+    assert doctor.check_memory(100 << 20, 1 << 30, 100 << 20).status == "warn"
+    assert doctor.check_memory(800 << 20, 1 << 30, 800 << 20).status == "ok"
+    limited = doctor.check_memory(400 << 20, 1 << 30, 800 << 20)
+    assert limited.text == "400 MB free of 1 GB, by its cgroup's limit (else 800 MB)"
+
+
+def test_a_hot_board_is_warned_of(tmp_path: Path) -> None:
+    assert list(doctor.check_heat(tmp_path)) == []
+    for i, degrees in enumerate(("45123\n", "83200\n")):
+        (tmp_path / f"thermal_zone{i}").mkdir()
+        (tmp_path / f"thermal_zone{i}" / "temp").write_text(degrees)
+    (check,) = doctor.check_heat(tmp_path)
+    assert (check.status, check.text) == ("warn", "83 °C")
+
+
+def test_a_shelf_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert doctor.check_disk(tmp_path / "file" / "models").status == "fail"
+    assert doctor.check_disk(tmp_path / "new" / "models").status in ("ok", "warn")
+
+
+def test_an_empty_shelf_names_the_command(tmp_path: Path) -> None:
+    check = doctor.check_model(Shelf(tmp_path, {}, Fetching()))
+    assert (check.status, check.remedy) == ("warn", "picoedge pull")
+
+
+def test_missing_libraries_are_named() -> None:
+    check = doctor.check_libraries(["gguf"])
+    assert (check.status, check.text) == ("fail", "missing: gguf")
+
+
+def test_kernels_that_are_not_there_fail() -> None:
+    assert doctor.check_kernels("sse9").status == "fail"
+    assert doctor.check_kernels("numpy").status == "ok"
+
+
+def test_the_report_has_a_line_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path))
+    code = main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)
+    assert code == (1 if any(check["status"] == "fail" for check in checks) else 0)
+    names = "python libraries numpy kernels compiler cores memory swap disk models"
+    assert set(names.split()) <= {check["name"] for check in checks}
+    assert main(["doctor"]) == code
+    assert len(capsys.readouterr().out.splitlines()) == len(checks)
+
+
+def test_a_failed_check_is_exit_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path / "file"))
+    assert main(["doctor"]) == 1
+    assert "fail  disk" in capsys.readouterr().out

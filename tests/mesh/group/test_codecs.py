@@ -1,0 +1,121 @@
+"""Exact sums in fewer bytes: parts without bits that are zero, and sums as they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers_models import CASES, VOCAB, packed_model, random_model
+
+from picoedge.errors import ProtocolError
+from picoedge.kernels.f48 import ODD
+from picoedge.kernels.loader import load_kernels, load_trim
+from picoedge.mesh.group.chunking import LONG, LONG_BYTES, are_cut, shares
+from picoedge.mesh.group.collective import F64
+from picoedge.mesh.group.trimmed import Trimmed
+from picoedge.model.lanes import Reduce
+from picoedge.model.transformer import Transformer
+
+TOKENS = [(31 * i + 7) % VOCAB for i in range(9)]
+
+
+def rounded(sums: F64) -> None:
+    """As a sum comes from the board that added it."""
+    sums[...] = sums.astype(np.float32)
+
+
+def untouched(sums: F64) -> None:
+    """As it is on that board."""
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("twin", ["native", "numpy"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_sum_is_read_as_f32(case: str, twin: str, batch: int, tmp_path: Path) -> None:
+    packed = packed_model(random_model(case, blocks=True), tmp_path, bits=8)
+
+    def logits(reduce: Reduce) -> bytes:
+        model = Transformer(packed, load_kernels(twin, 1), 64, batch=batch, reduce=reduce)
+        try:
+            return np.concatenate([rows.copy() for rows in model.forward_all(TOKENS, 0)]).tobytes()
+        finally:
+            model.close()
+
+    assert logits(rounded) == logits(untouched)
+
+
+def part(count: int, odd: int, seed: int = 1) -> F64:
+    """Some f32 numbers, but so many that have more bits than those."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(count).astype(np.float32).astype(np.float64)
+    values[random.choice(count, odd, replace=False)] += 1e-15
+    return values
+
+
+CODECS = [Trimmed(load_trim(twin)) for twin in ("native", "numpy")]
+
+
+def encoded(values: F64) -> memoryview:
+    """By both twins alike."""
+    rooms = [memoryview(bytearray(codec.most_bytes(len(values)))) for codec in CODECS]
+    native, numpy = (
+        room[: codec.encode(values, room)] for room, codec in zip(rooms, CODECS, strict=True)
+    )
+    assert native == numpy
+    return native
+
+
+def check_decoded(body: memoryview, values: F64) -> None:
+    """By both twins, into numbers that were there before."""
+    for codec in CODECS:
+        assert codec.decode(body, np.full(len(values), np.nan)).tobytes() == values.tobytes()
+
+
+@given(st.integers(1, 3 * LONG), st.integers(0, 40), st.integers(0, 9))
+def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
+    values = part(count, min(odd, count), seed)
+    values[:: count // 3 + 1] = np.inf
+    values[1 :: count // 3 + 1] = -np.nan
+    body = encoded(values)
+    check_decoded(body, values)
+    if count >= LONG:
+        assert len(body) <= LONG_BYTES * count + (odd + 6) * ODD.itemsize
+
+
+def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
+    values = np.random.default_rng(1).standard_normal(LONG)
+    assert len(encoded(values)) == 8 * LONG
+    check_decoded(encoded(values), values)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, LONG_BYTES * LONG - 6, LONG_BYTES * LONG + 1, 16 * LONG])
+def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
+    for codec in CODECS:
+        with pytest.raises(ProtocolError, match=f"{nbytes} bytes for {LONG} values"):
+            codec.decode(memoryview(bytes(nbytes)), np.empty(LONG))
+
+
+def test_bits_of_a_value_that_is_not_there_are_refused() -> None:
+    body = encoded(part(LONG, 3))
+    np.frombuffer(body, ODD, 3, LONG_BYTES * LONG)["index"][1] = LONG
+    for codec in CODECS:
+        with pytest.raises(ProtocolError, match=f"a value beyond the {LONG} there are"):
+            codec.decode(body, np.empty(LONG))
+
+
+@given(st.integers(1, 10**6), st.lists(st.integers(0, 20), min_size=1, max_size=9, unique=True))
+def test_shares_cover_every_value_once(values: int, owners: list[int]) -> None:
+    runs = list(shares(values, owners).values())
+    assert [run.start for run in runs] == [0, *(run.stop for run in runs[:-1])]
+    assert runs[-1].stop == values
+    assert all(run.start <= run.stop and run.start % 32 == 0 for run in runs)
+
+
+@pytest.mark.parametrize("boards", [2, 3, 4, 8])
+def test_a_token_is_not_cut_and_a_prompt_is(boards: int) -> None:
+    assert not are_cut(2048, boards)
+    assert are_cut(256 * 2048, boards)
+    assert are_cut(1, 1)  # told as a sum

@@ -1,0 +1,395 @@
+"""Sums over boards are those of the ranks' parts, in their order, to the bit, on every board."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from mesh_sums import EPOCH, boards, member, part
+
+from picoedge.mesh.group.codecs import codec_for
+from picoedge.mesh.group.collective import F64, LOGIT_VALUES, Rows, Stages, pieces
+from picoedge.mesh.group.failures import BoardFaultError
+from picoedge.mesh.group.member import Member
+from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack
+
+LAYERS, FORWARDS = 2, 3
+KINDS = ("star", "exchange")
+SMALL = Rows(batch=4, hidden=64)
+CHUNKED = Rows(batch=5, hidden=1 << 14)  # 2.5 pieces of values, 2 of input
+
+
+def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(forward).standard_normal((n, rows.hidden)).astype(np.float32)
+
+
+def take_part(
+    board: Member,
+    rank: int,
+    stages: Stages,
+    rows: Rows,
+    n: int,
+    lanes: int = 1,
+    *,
+    in_units: bool = False,
+) -> list[F64]:
+    """Follow the session to its end; gives all sums this rank goes on with.
+
+    In lanes, each runs ahead by one stage: its sums begin before the other's have been finished.
+    A board that has its layers in several units finishes all before it begins the next.
+    """
+    found = []
+    runs = [slice(n * i // lanes, n * (i + 1) // lanes) for i in range(lanes)]
+
+    def forward(index: int) -> None:
+        under_way: list[Callable[[], None]] = []
+        for stage in range(stages.count):
+            sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
+            if rank in stages.contributors(stage):
+                sums = part(rank, index, stage, n, rows.hidden)
+            while in_units and under_way:
+                under_way.pop(0)()
+            for run in runs:
+                if len(under_way) == lanes:
+                    under_way.pop(0)()
+                under_way.append(board.begin(sums[run]))
+            if rank == HUB or stage < stages.count - 1:
+                found.append(sums)
+        for finish in under_way:
+            finish()
+
+    if rank == HUB:
+        for index in range(FORWARDS):
+            board.input(x_of(index, rows, n), index * n)
+            forward(index)
+    else:
+        for index in range(FORWARDS):
+            x, position, wanted = board.next_input() or pytest.fail("the session ended early")
+            assert (position, wanted) == (index * n, 0)
+            np.testing.assert_array_equal(x, x_of(index, rows, n))
+            forward(index)
+        assert board.next_input() is None
+    board.close()
+    return found
+
+
+def run(
+    kind: str,
+    stages: Stages,
+    rows: Rows,
+    count: int,
+    n: int,
+    wire: str,
+    lanes: int = 1,
+    *,
+    in_units: Collection[int] = (),
+) -> list[list[F64]]:
+    """The sums each rank goes on with."""
+    with boards(count, kind, rows) as team:
+
+        def outcome(rank: int) -> list[F64]:
+            team.links[rank].open(5)
+            board = member(team.links[rank], kind, count, stages, rows, wire)
+            return take_part(board, rank, stages, rows, n, lanes, in_units=rank in in_units)
+
+        found = team.each(outcome)
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    return found
+
+
+def expected(stages: Stages, rows: Rows, n: int) -> list[F64]:
+    def total(ranks: Sequence[int], forward: int, stage: int) -> F64:
+        parts = [part(rank, forward, stage, n, rows.hidden) for rank in ranks]
+        return functools.reduce(np.add, parts)
+
+    return [
+        total(stages.contributors(stage), forward, stage)
+        for forward in range(FORWARDS)
+        for stage in range(stages.count)
+    ]
+
+
+@np.errstate(over="ignore")
+def read(sums: F64) -> bytes:
+    """A sum as the operation that reads it does."""
+    return sums.astype(np.float32).tobytes()
+
+
+def check(found: list[list[F64]], stages: Stages, wanted: list[F64]) -> None:
+    """All ranks have these sums, but the workers not the last of a forward pass."""
+    for rank, sums in enumerate(found):
+        mine = [s for i, s in enumerate(wanted) if rank == HUB or (i + 1) % stages.count]
+        assert len(sums) == len(mine)
+        for got, want in zip(sums, mine, strict=True):
+            assert read(got) == read(want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_all_boards_have_the_rank_ordered_sum(kind: str, count: int) -> None:
+    everyone = tuple(range(count))
+    stages = Stages(everyone, everyone, LAYERS)
+    found = run(kind, stages, SMALL, count, 1, "f64")
+    check(found, stages, expected(stages, SMALL, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [((0,), (0, 1, 2)), ((1,), (0, 2)), ((1, 2), (2,)), ((0, 2), (1,)), ((2,), (1,)), ((0,), (0,))],
+)
+def test_boards_may_add_to_some_sums_only(
+    kind: str, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages = Stages(attention, ffn, LAYERS)
+    found = run(kind, stages, SMALL, 3, 2, "f64")
+    check(found, stages, expected(stages, SMALL, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [
+        ((0, 1, 2), (0, 2)),
+        ((1,), (0, 1, 2)),
+        ((1, 2), (2,)),
+        ((0,), (1, 2)),
+        ((0, 1, 2, 3, 4),) * 2,
+    ],
+)
+def test_long_sums_go_in_pieces(
+    kind: str, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    assert len(CHUNKED.pieces(CHUNKED.batch)) == 2
+    assert len(pieces(slice(0, CHUNKED.batch * CHUNKED.hidden))) == 3
+    stages, count = Stages(attention, ffn, LAYERS), max(3, len(attention))
+    found = run(kind, stages, CHUNKED, count, CHUNKED.batch, "f64")
+    check(found, stages, expected(stages, CHUNKED, CHUNKED.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [SMALL, CHUNKED], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("attention", "ffn"),
+    [
+        ((0, 1), (0, 1)),
+        ((0, 1, 2), (0, 2)),
+        ((1,), (0, 1, 2)),
+        ((1, 2), (2,)),
+        ((0,), (1, 2)),
+        ((2,), (2,)),
+        ((0, 1, 2, 3, 4),) * 2,
+    ],
+)
+def test_sums_of_two_lanes_are_under_way_at_once(
+    kind: str, rows: Rows, attention: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages, count = Stages(attention, ffn, LAYERS), 1 + max(1, *attention, *ffn)
+    found = run(kind, stages, rows, count, rows.batch, "f64", lanes=2)
+    check(found, stages, expected(stages, rows, rows.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [SMALL, CHUNKED], ids=["short", "long"])
+@pytest.mark.parametrize("in_units", [(0,), (1,), (2,), (0, 1), (1, 2)])
+@pytest.mark.parametrize("ffn", [(0, 1, 2), (0, 2), (1,)])
+def test_boards_whose_layers_come_in_units_go_with_others(
+    kind: str, rows: Rows, in_units: tuple[int, ...], ffn: tuple[int, ...]
+) -> None:
+    stages = Stages((0, 1, 2), ffn, LAYERS)
+    found = run(kind, stages, rows, 3, rows.batch, "f64", lanes=2, in_units=in_units)
+    check(found, stages, expected(stages, rows, rows.batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+def test_long_rounded_sums_are_the_same_on_every_board(kind: str, wire: str) -> None:
+    stages = Stages((0, 1, 2), (1, 2), LAYERS)
+    hub, *workers = run(kind, stages, CHUNKED, 3, CHUNKED.batch, wire)
+    kept = [s.tobytes() for i, s in enumerate(hub) if (i + 1) % stages.count]
+    for sums in workers:
+        assert [s.tobytes() for s in sums] == kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("attention", [(0, 1, 2), (1,), (0,)])
+def test_rounded_sums_are_the_same_on_every_board(
+    kind: str, wire: str, attention: tuple[int, ...]
+) -> None:
+    stages = Stages(attention, (0, 1), LAYERS)
+    found = run(kind, stages, SMALL, 3, 2, wire)
+    hub = [s for i, s in enumerate(found[HUB]) if (i + 1) % stages.count]
+    for sums in found[1:]:
+        assert [s.tobytes() for s in sums] == [s.tobytes() for s in hub]
+
+
+@pytest.mark.parametrize(("wire", "off"), [("f64", 0), ("f32", 1e-7), ("f16", 1e-3), ("q8", 5e-3)])
+def test_a_codec_loses_little(wire: str, off: float) -> None:
+    rows = np.random.default_rng(1).standard_normal(3 * 64)
+    codec = codec_for(wire, 64).part
+    room = memoryview(bytearray(codec.most_bytes(3 * 64)))
+    codec.encode(rows, room)
+    back = codec.decode(room, np.empty(192))
+    assert np.abs(back - rows).max() <= off * np.abs(rows).max()
+    codec.encode(back, room)
+    np.testing.assert_allclose(codec.decode(room, np.empty(192)), back, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
+def test_a_codec_survives_numbers_it_cannot_hold(wire: str) -> None:
+    rows = np.full(64, 1e300)
+    rows[:4] = np.inf, -np.inf, np.nan, 1e-300
+    codec = codec_for(wire, 64).part
+    room = memoryview(bytearray(codec.most_bytes(64)))
+    codec.encode(rows, room)
+    assert codec.decode(room, np.empty(64)).shape == (64,)
+
+
+def test_waiting_is_counted() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, SMALL)
+            take_part(board, rank, stages, SMALL, 1)
+            return board.usage()
+
+        hub, worker = team.each(outcome)
+    assert hub.sums == worker.sums == FORWARDS * stages.count
+    assert hub.late_s.keys() == {1}
+    assert 0 < hub.late_s[1] <= hub.wait_s * 1.001
+    assert hub.bytes_sent == worker.bytes_received
+    assert hub.bytes_received == worker.bytes_sent > FORWARDS * 2 * 64 * 6
+
+
+# -- logits ----------------------------------------------------------------------------------------
+
+SHARED = Stages((0, 1), (0, 1), 1, (range(3), range(3, 3), range(3, 10)))
+WIDE = LOGIT_VALUES + 5  # of the last rank: in two pieces
+WIDELY = Stages((0, 1), (0, 1), 1, (range(2), range(2, 9), range(9, 9 + WIDE)))
+
+
+def logits_of(forward: int, n: int, columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    seed = np.random.default_rng((99, forward))
+    return seed.standard_normal((n, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stages", [SHARED, WIDELY], ids=["few", "many"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -> None:
+    total = stages.columns[-1].stop
+    rows = Rows(batch=4, hidden=64, logits=(4, total))
+    asked = [0, 1, n, 1]
+
+    def gather(board: Member, index: int, rank: int) -> None:
+        """As a forward pass ends, of the last row alone or of all."""
+        values, own = logits_of(index, n, total), stages.columns[rank]
+        mine = values[:, own.start : own.stop]
+        if rank == HUB:
+            mine = np.zeros((n, total), np.float32)
+            mine[:, own.start : own.stop] = values[:, own.start : own.stop]
+        mine = np.ascontiguousarray(mine[n - asked[index] :])
+        board.gather(mine)
+        if rank == HUB:
+            np.testing.assert_array_equal(mine, values[n - asked[index] :])
+
+    def take(board: Member, rank: int) -> None:
+        for index, wanted in enumerate(asked):
+            if rank == HUB:
+                board.input(x_of(index, rows, n), index, wanted)
+            else:
+                given = board.next_input()
+                assert given is not None
+                assert given[1:] == (index, wanted)
+            for stage in range(stages.count):
+                sums = np.full((n, rows.hidden), np.nan)
+                if rank in stages.contributors(stage):
+                    sums = part(rank, index, stage, n, rows.hidden)
+                board.reduce(sums)
+                if rank != 1 or stage < stages.count - 1:  # who has some of the head goes on
+                    ranks = stages.contributors(stage)
+                    parts = [part(r, index, stage, n, rows.hidden) for r in ranks]
+                    assert read(sums) == read(functools.reduce(np.add, parts))
+            if wanted:
+                gather(board, index, rank)
+        assert rank == HUB or board.next_input() is None or pytest.fail("it goes on")
+        board.close()
+
+    with boards(3, kind, rows) as team:
+
+        def outcome(rank: int) -> None:
+            team.links[rank].open(5)
+            take(member(team.links[rank], kind, 3, stages, rows), rank)
+
+        assert team.each(outcome) == [None] * 3
+
+
+def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> tuple[int, Any]:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, SMALL)
+            wanted = None
+            if rank == HUB:
+                board.input(x_of(0, SMALL, 2), 0, 1)
+            elif given := board.next_input():
+                wanted = given[2]
+            for stage in range(stages.count):
+                board.reduce(part(rank, 0, stage, 2, SMALL.hidden))
+            before = board.usage().bytes_sent
+            board.gather(np.zeros((1, 7), np.float32))
+            return board.usage().bytes_sent - before, wanted
+
+        assert team.each(outcome) == [(0, None), (0, 0)]
+
+
+@pytest.mark.parametrize("values", [0, 6, 8])
+def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
+    stages = Stages((0, 1), (0, 1), 1, (range(3), range(3, 10)))
+    rows = Rows(batch=1, hidden=64, logits=(8, 10))
+    with boards(2, "star", rows) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            board = member(team.links[rank], "star", 2, stages, rows)
+            if rank == HUB:
+                board.input(x_of(0, rows, 1), 0, 1)
+            else:
+                board.next_input()
+            for stage in range(stages.count):
+                board.reduce(part(rank, 0, stage, 1, 64))
+            if rank == HUB:
+                board.gather(np.zeros((1, 10), np.float32))
+            else:
+                header = Header(Kind.LOGITS, EPOCH, 1 + stages.count, Dtype.F32, (1, 10))
+                team.links[1].send(HUB, pack(header), np.zeros(values, np.float32).tobytes())
+
+        hub, _ = team.each(outcome)
+    assert isinstance(hub, BoardFaultError)
+    assert f"sent {4 * values} bytes of 7 logits" in str(hub)
+
+
+def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
+    stages = Stages((0, 1), (0, 1), 1)
+    with boards(2, "star", SMALL) as team:
+
+        def outcome(rank: int) -> Any:
+            team.links[rank].open(5)
+            if rank:
+                return member(team.links[rank], "star", 2, stages, SMALL).next_input()
+            header = Header(Kind.INPUT_LAST, EPOCH, 0, Dtype.F32, (1, 64))
+            return team.links[HUB].send(1, pack(header), bytes(256))
+
+        _, worker = team.each(outcome)
+    assert isinstance(worker, BoardFaultError)
+    assert "INPUT_LAST" in str(worker)

@@ -1,0 +1,573 @@
+"""Links let in whom they expect, carry what they are given, and say who is lost or misbehaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
+
+from picoedge.errors import BoardLostError, MeshError
+from picoedge.mesh.group.collective import Rows, Stages
+from picoedge.mesh.group.failures import BoardFaultError
+from picoedge.mesh.group.links import Links
+from picoedge.mesh.group.tickets import Entrance, Ticket
+from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.transport import curve
+from picoedge.mesh.transport.frames import HUB, PADDING, Dtype, Header, Kind, pack
+from picoedge.mesh.transport.seal import Cipher
+from picoedge.mesh.transport.sealed_stream import Stream
+
+ROWS = Rows(batch=4, hidden=64)
+BOTH = Stages((0, 1), (0, 1), layers=1)
+DETECT_S = 1.5
+
+
+def opened(team: Boards) -> None:
+    for outcome in team.each(lambda rank: team.links[rank].open(5)):
+        assert outcome is None
+
+
+def note(text: bytes = b"") -> tuple[bytes, bytes]:
+    return pack(Header(Kind.CONTROL, EPOCH)), text
+
+
+# -- coming together -------------------------------------------------------------------------------
+
+
+def test_messages_go_both_ways_and_come_from_whom_they_came() -> None:
+    with boards(3, "exchange", ROWS) as team:
+        opened(team)
+        for rank, links in enumerate(team.links):
+            for other in range(3):
+                if other != rank:
+                    links.send(other, *note(b"from %d to %d" % (rank, other)))
+        for rank, links in enumerate(team.links):
+            for other in (2, 1, 0):  # in another order than they came in
+                if other != rank:
+                    source, header, body = links.receive((other,), 5)
+                    assert (source, header) == (other, note()[0])
+                    assert bytes(body) == b"from %d to %d" % (other, rank)
+
+
+def test_a_board_that_is_not_there_is_named() -> None:
+    with boards(2, "star", ROWS, connect=False) as team:
+        with pytest.raises(BoardLostError, match=f"{name_of(0)} did not join") as caught:
+            team.links[1].open(0.05)
+        assert caught.value.board == name_of(0)
+
+
+def test_an_address_where_nothing_listens_is_told_at_once() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, socket.socket() as unused:
+        unused.bind((LOOPBACK, 0))
+        team.links[0].connect(1, f"{LOOPBACK}:{unused.getsockname()[1]}")
+        with pytest.raises(BoardLostError, match="nothing listens") as caught:
+            team.links[0].open(5)
+        assert caught.value.board == name_of(1)
+
+
+def test_a_board_with_another_key_is_not_taken_for_the_one_expected() -> None:
+    with boards(2, "star", ROWS, connect=False) as team:
+        impostor = Links(team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds())
+        impostor.expect(1, KeyPair.new().public, "the real one")
+        impostor.connect(1, f"{LOOPBACK}:{team.ports[1]}")
+        with pytest.raises(BoardLostError, match="the real one is lost"):
+            impostor.open(5)
+        impostor.close()
+
+
+@contextmanager
+def stranger(team: Boards, rank: int, keys: KeyPair) -> Iterator[Any]:
+    """A socket that knocks at a board's door with these keys."""
+    context: zmq.Context[Any] = zmq.Context()
+    knocking = context.socket(zmq.DEALER)
+    curve.dial(knocking, keys, team.keys[rank].public, ROWS.socket_bounds())
+    knocking.setsockopt(zmq.RECONNECT_IVL, -1)
+    knocking.get_monitor_socket()
+    knocking.connect(f"tcp://{LOOPBACK}:{team.ports[rank]}")
+    try:
+        yield knocking
+    finally:
+        context.destroy(linger=0)
+
+
+def wait_until_refused(knocking: Any) -> None:
+    from zmq.utils.monitor import recv_monitor_message
+
+    events = knocking.get_monitor_socket()
+    while events.poll(REFUSED_MS):
+        event = recv_monitor_message(events)["event"]
+        assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if event == zmq.EVENT_DISCONNECTED or event & ALL_FAILED:
+            return
+    pytest.fail("neither let in nor refused")
+
+
+# Where a door is shut, or nobody is at it just then, some handshakes end by libzmq's own timer.
+REFUSED_MS = 2 * curve.HANDSHAKE_MS
+ALL_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+def test_a_stranger_never_gets_in() -> None:
+    with boards(2, "star", ROWS, connect=False) as team:
+        with stranger(team, 1, KeyPair.new()) as knocking:
+            knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
+            with pytest.raises(BoardLostError, match="did not join"):
+                team.links[1].open(0.2)
+            wait_until_refused(knocking)
+        team.links[0].connect(1, f"{LOOPBACK}:{team.ports[1]}")
+        opened(team)
+        for keys in (KeyPair.new(), team.keys[0]):  # the door is shut now, for friends as well
+            with stranger(team, 1, keys) as knocking:
+                knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
+                wait_until_refused(knocking)
+        team.links[0].send(1, *note(b"still here"))
+        assert bytes(team.links[1].receive((HUB,), 5)[2]) == b"still here"
+
+
+# -- losing each other -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["star", "exchange"])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> None:
+    stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
+    summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
+    with boards(3, kind, ROWS) as team:
+        opened(team)
+
+        def outcome(rank: int) -> float:
+            board = member(team.links[rank], kind, 3, stages, ROWS)
+            if rank == HUB:
+                board.input(np.zeros((1, 64), np.float32), 0)
+            else:
+                board.next_input()
+            board.reduce(np.ones((1, 64)))
+            summed.wait()
+            if rank == lost:
+                team.links[rank].close()
+                noticed.wait()
+                return 0.0
+            begun = time.monotonic()
+            with pytest.raises(BoardLostError) as caught:
+                board.reduce(np.ones((1, 64)))
+            took_s = time.monotonic() - begun
+            # in a star only the hub knows; that it ends the session is what the others see
+            told = kind == "star" and rank != HUB
+            assert caught.value.board == name_of(HUB if told else lost)
+            if kind == "star":
+                board.close()
+            noticed.wait()
+            return took_s
+
+        for took_s in team.each(outcome):
+            assert took_s < DETECT_S
+
+
+def forever(hub: Any) -> None:
+    while True:
+        hub.reduce(np.ones((1, 64)))
+        hub.input(np.zeros((1, 64), np.float32), 1)
+
+
+def worker_process(pipe: Connection, keys: KeyPair, hub: str) -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    links = Links(context, keys, 1, EPOCH, ROWS.socket_bounds())
+    links.expect(HUB, hub, name_of(HUB))
+    pipe.send(links.listen(LOOPBACK))
+    links.open(20)
+    board = member(links, "star", 2, BOTH, ROWS)
+    while board.next_input():
+        for _ in range(BOTH.count):
+            board.reduce(np.ones((1, 64)))
+    links.close()
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_killed_or_stopped_is_noticed(blow: signal.Signals) -> None:
+    hub, worker = KeyPair.new(), KeyPair.new()
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=worker_process, args=(there, worker, hub.public))
+    process.start()
+    context: zmq.Context[Any] = zmq.Context()
+    links = Links(context, hub, HUB, EPOCH, ROWS.socket_bounds())
+    try:
+        links.expect(1, worker.public, name_of(1))
+        links.connect(1, f"{LOOPBACK}:{here.recv()}")
+        links.open(20)
+        board = member(links, "star", 2, BOTH, ROWS)
+        board.input(np.zeros((1, 64), np.float32), 0)
+        board.reduce(np.ones((1, 64)))
+        os.kill(process.pid or 0, blow)
+        begun = time.monotonic()
+        with pytest.raises(BoardLostError, match="board-1 is lost"):
+            forever(board)  # the last part may be on its way
+        assert time.monotonic() - begun < DETECT_S
+    finally:
+        process.kill()
+        process.join()
+        links.close()
+        context.destroy(linger=0)
+
+
+def test_a_silent_board_is_given_up_at_the_time_limit() -> None:
+    with boards(2, "star", ROWS) as team:
+        opened(team)
+        with pytest.raises(BoardLostError, match=r"board-1 sent nothing for 0\.05 s"):
+            team.links[0].receive((1,), 0.05)
+
+
+def test_a_board_that_takes_nothing_does_not_stop_reports() -> None:
+    class ReportError(Exception):
+        pass
+
+    def report() -> None:
+        raise ReportError
+
+    with boards(2, "star", ROWS) as team:
+        opened(team)
+        bell, rope = (team.contexts[0].socket(zmq.PAIR) for _ in range(2))
+        bell.bind("inproc://bell")
+        rope.connect("inproc://bell")
+        team.links[0].also(bell, report)
+        timer = threading.Timer(0.05, rope.send, (b"",))
+        timer.start()
+        with pytest.raises(ReportError):
+            flood(team.links[0], 1)  # nobody reads at the other end
+        timer.join()
+        with pytest.raises(ReportError):
+            team.links[0].receive((1,), 5)
+
+
+def test_a_context_that_is_gone_is_an_error_of_ours() -> None:
+    with boards(2, "star", ROWS) as team:
+        opened(team)
+        for links in team.links:
+            links.close()
+        with pytest.raises(MeshError, match="closed"):
+            team.links[0].receive((1,), 5)
+
+
+# -- misbehaving -----------------------------------------------------------------------------------
+
+
+class FaultyWorker:
+    """A peer of rank 1 that the hub's first connection has let in, and that says what it likes."""
+
+    def __init__(self, team: Boards, context: zmq.Context[Any]) -> None:
+        self._hub = team.links[HUB]
+        self._streams: list[Stream] = []
+        self._gate = curve.Gate(context, lambda key: True)
+        self._router = context.socket(zmq.ROUTER)
+        curve.serve(self._router, team.keys[1], curve.Bounds())
+        port = self._router.bind_to_random_port(f"tcp://{LOOPBACK}")
+        self._hub.connect(1, f"{LOOPBACK}:{port}")
+        self._gate.answer()
+        self._who, *hello = self._router.recv_multipart()
+        assert len(hello) == 1
+        self.entrance = Entrance(LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes + 200)
+
+    def greet(self, *frames: bytes) -> None:
+        """Answer over the first connection with these instead of what is due."""
+        self._router.send_multipart([self._who, *frames])
+
+    def close(self) -> None:
+        self._gate.close()
+        self.entrance.close()
+        for stream in self._streams:
+            stream.close()
+
+    def open(self) -> Callable[..., None]:
+        """Be let in; gives what sends messages over the stream."""
+        self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
+        self._hub.open(5)
+        [(rank, stream)] = self.entrance.entered()
+        assert rank == HUB
+        self._streams.append(stream)
+
+        def send(*messages: bytes) -> None:
+            assert all(stream.send(message) for message in messages)
+
+        return send
+
+
+@contextmanager
+def faulty_worker(team: Boards) -> Iterator[FaultyWorker]:
+    context: zmq.Context[Any] = zmq.Context()
+    made = FaultyWorker(team, context)
+    try:
+        yield made
+    finally:
+        made.close()
+        context.destroy(linger=0)
+
+
+def hub_of(team: Boards) -> Any:
+    board = member(team.links[0], "star", 2, BOTH, ROWS)
+    board.input(np.zeros((1, 64), np.float32), 0)
+    return board
+
+
+def message(header: Header, nbytes: int = 512, padding: bytes = PADDING) -> bytes:
+    return pack(header) + padding + bytes(nbytes)
+
+
+HELLO = message(Header(Kind.HELLO, EPOCH, extra=1), 0)
+HUBS_HELLO = message(Header(Kind.HELLO, EPOCH, extra=HUB), 0)
+RIGHT = Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (1, 64))
+WRONG = {
+    "kind": [message(Header(Kind.SUM, EPOCH, 1, Dtype.F64, (1, 64)))],
+    "epoch": [message(Header(Kind.SUM_PART, EPOCH + 1, 1, Dtype.F64, (1, 64)))],
+    "earlier": [message(Header(Kind.SUM_PART, EPOCH, 0, Dtype.F64, (1, 64)))],
+    "later": [message(Header(Kind.SUM_PART, EPOCH, 3, Dtype.F64, (1, 64)))],
+    "dtype": [message(Header(Kind.SUM_PART, EPOCH, 1, Dtype.F32, (1, 64)), 256)],
+    "rows": [message(Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (2, 64)), 1024)],
+    "huge": [message(Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (1 << 30, 1 << 30)))],
+    "dimensions": [message(Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (64,)))],
+    "piece": [message(Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (1, 64), extra=1))],
+    "short": [message(RIGHT, 511)],
+    "long": [message(RIGHT, 513)],
+    "padding": [message(RIGHT, 512, b"\1\0")],
+    "empty": [b""],
+    "cut": [message(RIGHT)[:20]],
+    "hello again": [HELLO],
+    "noise": [bytes(range(256)) * 2],
+}
+
+
+@pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
+def test_what_does_not_fit_is_the_fault_of_its_sender(frames: list[bytes]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        hub = hub_of(team)
+        send(*frames)
+        with pytest.raises(BoardFaultError, match=name_of(1)) as caught:
+            hub.reduce(np.ones((1, 64)))
+        assert caught.value.board == name_of(1)
+
+
+def test_nothing_comes_after_the_last_sum_of_a_pass() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        hub = hub_of(team)
+        rights = [message(dataclasses.replace(RIGHT, sequence=1 + i)) for i in range(3)]
+        send(*rights[:1], *rights[2:])
+        hub.reduce(np.ones((1, 64)))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent SUM"):
+            hub.reduce(np.ones((1, 64)))
+
+
+AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [AHEAD, AHEAD],
+        [dataclasses.replace(AHEAD, sequence=3)],
+        [dataclasses.replace(AHEAD, kind=Kind.SUM)],
+        [dataclasses.replace(AHEAD, epoch=EPOCH - 1)],
+        [dataclasses.replace(AHEAD, extra=extra) for extra in range(100)],
+    ],
+    ids=["twice", "later", "a sum", "an earlier session", "more than there are"],
+)
+def test_what_comes_early_must_be_of_the_next_sum(headers: list[Header]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        finish, _ = board.begin(np.ones((1, 64))), board.begin(np.ones((1, 64)))
+        send(*map(message, headers))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent SUM"):
+            finish()
+
+
+def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board.input(np.zeros((2, 64), np.float32), 0)
+        both = [board.begin(np.ones((1, 64))) for _ in range(2)]
+        send(message(dataclasses.replace(AHEAD, shape=(2, 64))), message(RIGHT), message(AHEAD))
+        for finish in both:
+            finish()
+        for _ in both:
+            board.begin(np.ones((1, 64)))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent .* which was never due"):
+            board.input(np.zeros((1, 64), np.float32), 2)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_mutated_headers_never_make_a_sum(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mutated = bytearray(message(RIGHT))
+    for at in random.integers(0, 32, random.integers(1, 4)):
+        mutated[at] ^= random.integers(1, 256)
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        hub, sums = hub_of(team), np.ones((1, 64))
+        send(bytes(mutated))
+        send(message(RIGHT, 0) + np.full(64, 2.0).tobytes())
+        with suppress(BoardFaultError):
+            hub.reduce(sums)
+            assert (sums == 3).all()  # it was taken for a part of the next
+
+
+def test_a_message_too_large_ends_its_connection() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        send = worker.open()
+        hub = hub_of(team)
+        send(bytes(ROWS.message_bytes + 100))
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
+            hub.reduce(np.ones((1, 64)))
+
+
+GREETINGS = {
+    "rank": [message(Header(Kind.HELLO, EPOCH, extra=2), 0)],
+    "epoch": [message(Header(Kind.HELLO, EPOCH - 1, extra=1), 0)],
+    "kind": [message(Header(Kind.SUM_PART, EPOCH, extra=1), 0)],
+    "no ticket": [HELLO],
+    "cut": [HELLO[:20]],
+    "half a ticket": [HELLO + bytes(40)],
+    "no port": [HELLO + bytes(83)],
+    "no cipher": [HELLO + b"\1\0\7" + bytes(80)],
+    "two frames": [HELLO, bytes(83)],
+    "noise": [bytes(range(115))],
+}
+
+
+@pytest.mark.parametrize("frames", GREETINGS.values(), ids=GREETINGS.keys())
+def test_another_greeting_than_expected_is_refused(frames: list[bytes]) -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        worker.greet(*frames)
+        with pytest.raises(BoardFaultError, match=f"{name_of(1)} began with"):
+            team.links[0].open(5)
+
+
+@pytest.mark.parametrize("ciphers", [b"", b"\0", b"\2", b"\1\1", bytes(200)])
+def test_a_hub_without_ciphers_is_refused(ciphers: bytes) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False) as team,
+        stranger(team, 1, team.keys[0]) as hub,
+    ):
+        hub.send(HUBS_HELLO + ciphers)
+        with pytest.raises(BoardFaultError, match=f"{name_of(HUB)} began with no ciphers"):
+            team.links[1].open(5)
+
+
+def test_a_ticket_where_nobody_listens_ends_the_link() -> None:
+    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+        ticket = worker.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305)
+        worker.entrance.close()
+        worker.greet(HELLO + ticket.to_bytes())
+        with pytest.raises(BoardLostError, match=r"board-1 is lost: its stream cannot be reached"):
+            team.links[0].open(5)
+
+
+@contextmanager
+def entered(team: Boards, knocking: Any) -> Iterator[Stream]:
+    """The stream of whoever has the hub's keys."""
+    knocking.send(HUBS_HELLO + b"\1")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(team.links[1].open, 5)
+        ticket = Ticket.from_bytes(knocking.recv()[len(HUBS_HELLO) :])
+        stream = ticket.enter(LOOPBACK, ROWS.message_bytes, 5)
+        stream.send(HUBS_HELLO)
+        opening.result()
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (5, 64)), 5 * 256)],
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (0, 64)), 0)],
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 32)), 128)],
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 64)), 255)],
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 64), (1 << 32) - 1), 256)],
+        [message(Header(Kind.INPUT, EPOCH, 1, Dtype.F32, (1, 64)), 256)],
+        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32), 0)],
+        [message(RIGHT)],
+    ],
+)
+def test_a_worker_believes_its_hub_no_more_than_others(frames: list[bytes]) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False) as team,
+        stranger(team, 1, team.keys[0]) as knocking,
+        entered(team, knocking) as hub,
+    ):
+        assert all(hub.send(frame) for frame in frames)
+        board = member(team.links[1], "star", 2, BOTH, ROWS)
+        with pytest.raises(BoardFaultError, match=name_of(HUB)):
+            board.next_input()
+
+
+def test_a_flood_before_its_time_is_not_taken_in() -> None:
+    with boards(3, "exchange", ROWS, patience_s=1) as team:
+        opened(team)
+        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+        flooding.start()
+        with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
+            team.links[2].receive((1,), 0.5)
+        flooding.join()  # given up: it waits in the flooding board's own buffers
+        team.links[1].send(2, *note(b"in time"))
+        assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
+
+
+def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender() -> None:
+    with boards(3, "exchange", ROWS) as team:
+        opened(team)
+        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+        flooding.start()
+        with pytest.raises(BoardFaultError, match="before their time") as caught:
+            flood(team.links[2], 1)  # who takes nothing: until then it takes in what others send
+        assert caught.value.board == name_of(0)
+        team.links[2].close()
+        flooding.join()
+
+
+def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever() -> None:
+    rows = Rows(batch=64, hidden=1 << 14)  # 8 MB: more than any buffer of the kernel's
+    with boards(3, "exchange", rows) as team:
+        opened(team)
+
+        def sent_in_a_ring(rank: int) -> int:
+            links, body = team.links[rank], bytes(rows.message_bytes - 64)
+            for _ in range(32):
+                links.send((rank + 1) % 3, note()[0], body)
+            return sum(len(links.receive(((rank + 2) % 3,), 5)[2]) for _ in range(32))
+
+        for taken in team.each(sent_in_a_ring):
+            assert taken == 32 * (rows.message_bytes - 64)
+
+
+def flood(links: Links, rank: int) -> None:
+    while True:
+        links.send(rank, *note(bytes(512)))
+
+
+def flood_until_lost(links: Links, rank: int) -> None:
+    with pytest.raises(BoardLostError):
+        flood(links, rank)

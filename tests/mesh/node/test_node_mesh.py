@@ -1,0 +1,249 @@
+"""Several daemons: they find, hear and outlive each other, and agree on who is let in."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
+
+from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.mesh.addresses import Address
+from picoedge.mesh.identity.admission import joining_keys
+from picoedge.mesh.identity.identity import load_signing_key
+from picoedge.mesh.identity.invite import Invitation, Invites, parse_invite
+from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.node.join import ask_to_join, join
+from picoedge.mesh.node.membership import What
+
+
+@pytest.fixture
+def context() -> Iterator[Any]:
+    with fresh_context() as made:
+        yield made
+
+
+def test_boards_greet_and_hear_each_other(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    bob.node.peers.state = lambda: {"waiting": "disk"}
+    with running(ada, bob):
+        ada.wait_for(bob, What.SLOWED)
+        bob.wait_for(ada, What.JOINED)
+        report = ada.do(lambda: ada.node.peers.membership.members[bob.key].report)
+        assert report == {"waiting": "disk"}
+
+
+def test_daemons_ask_each_other(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    for each in (ada, bob):
+        each.node.on("who", lambda peer, body, each=each: {"name": each.identity.name})
+    answers: list[Any] = []
+    with running(ada, bob):
+        ada.wait_for(bob, What.JOINED)
+        bob.wait_for(ada, What.JOINED)
+        for one, other in ((ada, bob), (bob, ada)):
+            answered = lambda answer, one=one: (answers.append(answer), one._wake())  # noqa: E731
+            one.do(lambda o=one, p=other, a=answered: o.node.ask(p.key, "who", {}, a))
+            one.wait(lambda: bool(answers))
+            assert answers.pop()["name"] == other.identity.name
+        ada.do(lambda: ada.node.ask(KeyPair.new().public, "who", {}, answers.append))
+        assert isinstance(answers[0], BoardLostError)
+
+
+def test_a_stopped_board_says_so(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    with running(ada, bob):
+        ada.wait_for(bob, What.JOINED)
+        bob.wait_for(ada, What.JOINED)
+        bob.end()
+        ada.wait_for(bob, What.LEFT)
+    assert not ada.saw(bob.key, What.DIED)
+
+
+def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    released = threading.Event()
+    with running(ada, bob):
+        ada.wait_for(bob, What.JOINED)
+        bob.wait_for(ada, What.JOINED)
+        try:
+            bob.node.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
+            ada.wait_for(bob, What.DIED)
+        finally:
+            released.set()
+        ada.wait_for(bob, What.RETURNED)
+    assert not bob.saw(ada.key, What.DIED), "who was stopped itself has not listened"
+
+
+def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob, again = Running(second, ada.address), Running(second, ada.address)
+    with running(ada):
+        with running(bob):
+            ada.wait_for(bob, What.JOINED)
+        with running(again):
+            ada.wait_for(bob, What.RESTARTED)
+        member = ada.do(lambda: ada.node.peers.membership.members[bob.key])
+    assert bob.node.peers.incarnation != again.node.peers.incarnation == member.incarnation
+
+
+def test_addresses_and_the_roster_spread_from_board_to_board(tmp_path: Path) -> None:
+    """cyd knows bob only, and bob ada: still ada and cyd meet, and hear of who is let in."""
+    first, second, third = found(tmp_path, "ada", "bob", "cyd")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    cyd = Running(third, bob.address)
+    signing, dan = load_signing_key(first.folder), KeyPair.new().public
+    with running(ada, bob, cyd):
+        ada.wait_for(cyd, What.JOINED)
+        cyd.wait_for(ada, What.JOINED)
+        ada.do(lambda: ada.node.roster_file.update(lambda r: r.with_allow(signing, dan, "dan")))
+        ada.do(ada.node.peers.roster_changed)
+        for each in (bob, cyd):
+            while not each.do(lambda e=each: e.node.roster.is_allowed(dan)):
+                pass
+        ada.do(lambda: ada.node.roster_file.update(lambda r: r.with_revoke(signing, bob.key)))
+        cyd.wait_for(bob, What.REVOKED)
+        ada.wait_for(bob, What.REVOKED)
+
+
+def test_boards_are_found_where_they_were(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada, bob = Running(first), None
+    with running(ada):
+        bob = Running(second, ada.address)
+        with running(bob):
+            ada.wait_for(bob, What.JOINED)
+            bob.wait_for(ada, What.JOINED)
+            while not (second.folder / "peers.json").exists():
+                bob.do(lambda: None)
+        forgetful = Running(second)
+        with running(forgetful):
+            forgetful.wait_for(ada, What.JOINED)
+
+
+def test_names_are_looked_up_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    asked = threading.Event()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        if host == "nowhere":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        assert asked.wait(PATIENCE_S)
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    bob = Running(second, Address("nowhere", 1), Address("slow", ada.address.port))
+    with running(ada, bob):
+        try:
+            bob.wait(lambda: "nowhere: Name or service not known" in bob.lines)
+        finally:
+            asked.set()  # until now the loop has gone on without an answer
+        bob.wait_for(ada, What.JOINED)
+
+
+def test_two_clusters_do_not_see_each_other(tmp_path: Path, context: Any) -> None:
+    ada = Running(found(tmp_path / "one", "ada")[0])
+    eve = Running(found(tmp_path / "two", "eve", "fay")[0], ada.address)
+    with running(ada, eve):
+        with (
+            ada.caller(context, eve.identity.keys) as caller,
+            pytest.raises(AccessError, match="does not let this board in"),
+        ):
+            caller.ask("roster")
+        eve.do(lambda: eve.node.peers.hint(ada.key, ada.address))
+        assert not eve.do(lambda: eve.node.peers.membership.members)
+    assert not ada.changes
+    assert not eve.changes
+
+
+def test_one_identity_on_two_boards_is_told(tmp_path: Path, context: Any) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    bob = Running(second, ada.address)
+    with running(ada, bob):
+        ada.wait_for(bob, What.JOINED)
+        body = {**bob.node.peers._own_hello(), "incarnation": 1}
+        with (
+            ada.caller(context, first.keys) as caller,
+            pytest.raises(AccessError, match="two daemons run with the same identity"),
+        ):
+            caller.ask("hello", body)
+        ada.wait(lambda: any("same identity" in line for line in ada.lines))
+
+
+# -- joining ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Running]:
+    node = Running(found(tmp_path, "ada")[0])
+    with running(node):
+        yield node
+
+
+def invitation(host: Running) -> Invitation:
+    cluster = host.node.roster.cluster.key
+    invites = Invites(host.identity.folder)
+    return parse_invite(invites.issue(str(host.address), cluster, 60, time.time()))
+
+
+def test_an_invite_lets_one_board_in(host: Running, tmp_path: Path, context: Any) -> None:
+    invite = invitation(host)
+    identity = join(context, tmp_path / "new", invite, "ada")
+    assert identity.name == "ada-2"
+    new = Running(identity)
+    with running(new):
+        new.wait_for(host, What.JOINED)
+        host.wait_for(new, What.JOINED)
+    with pytest.raises(AccessError, match="used up or too old"):
+        join(context, tmp_path / "other", invite, "eve")
+
+
+def test_a_join_that_was_cut_off_can_be_repeated(
+    host: Running, tmp_path: Path, context: Any
+) -> None:
+    invite, keys = invitation(host), joining_keys(tmp_path / "new")
+    ask_to_join(context, invite, "bob", keys)  # and the answer is lost
+    assert join(context, tmp_path / "new", invite, "bob").name == "bob"
+
+
+def test_an_invite_is_good_for_joining_only(host: Running, context: Any) -> None:
+    invite = invitation(host)
+    with (
+        host.caller(context, invite.keys) as caller,
+        pytest.raises(BoardLostError, match="connection ended"),
+    ):
+        caller.ask("roster")
+    host.wait(lambda: any("not of the cluster asks" in line for line in host.lines))
+
+
+def test_a_malformed_joiner_does_not_spend_the_invite(
+    host: Running, tmp_path: Path, context: Any
+) -> None:
+    invite = invitation(host)
+    with host.caller(context, invite.keys) as caller, pytest.raises(MeshError):
+        caller.ask("join", {"public": "x" * 40, "name": "../../x"}, timeout_s=2)
+    assert join(context, tmp_path / "new", invite, "bob").name == "bob"
+
+
+def test_an_invite_nobody_answers(host: Running, tmp_path: Path, context: Any) -> None:
+    invite = invitation(host)
+    host.end()
+    with pytest.raises(BoardLostError, match="nothing listens"):
+        join(context, tmp_path / "new", invite, "bob", timeout_s=0.2)

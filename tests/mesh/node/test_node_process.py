@@ -1,0 +1,170 @@
+"""Daemons as processes: killed, stopped, ended; found by their own board's commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
+
+from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.node.local_daemon import DaemonFile, call_local, find_local
+from picoedge.mesh.node.membership import What
+from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.server import Asker
+
+DAEMON = Path(__file__).parents[2] / "support" / "mesh_daemon.py"
+MOST_RESIDENT_KB = 34_000
+
+
+@pytest.fixture
+def context() -> Iterator[Any]:
+    with fresh_context() as made:
+        yield made
+
+
+class Daemon:
+    """A child process that is a daemon with the identity in `folder`."""
+
+    def __init__(self, folder: Path, *peers: Address) -> None:
+        command = [sys.executable, str(DAEMON), str(folder), *map(str, peers)]
+        env = {**os.environ, "PYTHONPATH": str(DAEMON.parent.parent)}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+        assert self.process.stdout is not None
+        self.address = parse_address(json.loads(self.process.stdout.readline())["address"])
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end, and say how it was."""
+        with self.process:
+            return self.process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def daemon(folder: Path, *peers: Address) -> Iterator[Daemon]:
+    made = Daemon(folder, *peers)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.kill()
+        made.end()
+
+
+def test_terminated_it_takes_leave(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    with running(ada), daemon(second.folder, ada.address) as bob:
+        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        bob.signal(signal.SIGTERM)
+        assert bob.end() == 0
+        ada.wait(lambda: ada.saw(second.keys.public, What.LEFT))
+    assert find_local(second.folder) is None
+    assert not (second.folder / "daemon.json").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_killed_or_stopped_it_is_dead(tmp_path: Path, how: signal.Signals) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    with running(ada), daemon(second.folder, ada.address) as bob:
+        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        bob.signal(how)
+        ada.wait(lambda: ada.saw(second.keys.public, What.DIED))
+        if how == signal.SIGSTOP:
+            bob.signal(signal.SIGCONT)
+            ada.wait(lambda: ada.saw(second.keys.public, What.RETURNED))
+
+
+def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
+    """Two seconds at most: libzmq finds it silent, where the system does not say that it ended."""
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    gone: list[Asker] = []
+    ada.node.on_gone(lambda asker: (gone.append(asker), ada._wake()))
+    with running(ada), daemon(second.folder, ada.address) as bob:
+        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        bob.signal(signal.SIGSTOP)
+        ada.wait(lambda: bool(gone))
+    assert gone[0] == second.keys.public
+
+
+def test_it_is_small(tmp_path: Path, context: Any) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first)
+    with running(ada), daemon(second.folder, ada.address):
+        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        with call_local(context, second.folder) as caller:
+            assert caller.ask("memory")["resident_kb"] < MOST_RESIDENT_KB
+            modules = set(caller.ask("modules")["modules"])
+    assert not modules & {"numpy", "psutil", "zeroconf", "asyncio", "picoedge.store"}
+
+
+def test_its_board_finds_it(tmp_path: Path, context: Any) -> None:
+    folder = found(tmp_path, "ada")[0].folder
+    with daemon(folder) as ada:
+        local = find_local(folder)
+        assert local is not None
+        assert (local.pid, local.address) == (ada.process.pid, ada.address)
+        with call_local(context, folder) as caller:
+            assert "roster" in caller.ask("roster")
+        with pytest.raises(MeshError, match=f"runs already: process {local.pid}"):
+            DaemonFile(folder)
+        ada.signal(signal.SIGKILL)
+        ada.end()
+        assert (folder / "daemon.json").exists()
+        assert find_local(folder) is None
+        with pytest.raises(BoardLostError, match=r"no daemon runs.*start it: picoedge run"):
+            call_local(context, folder)
+
+
+def test_no_daemon_and_no_identity(tmp_path: Path, context: Any) -> None:
+    assert find_local(tmp_path) is None
+    with pytest.raises(AccessError, match="in no cluster"):
+        call_local(context, tmp_path)
+
+
+def test_a_daemon_file_tells_an_address_to_call(tmp_path: Path) -> None:
+    for host, local in (("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.0.0.4", "10.0.0.4")):
+        here = DaemonFile(tmp_path)
+        here.write(Address(host, 7433), 5)
+        found_there = find_local(tmp_path)
+        assert found_there is not None
+        assert found_there.address == Address(local, 7433)
+        assert found_there.pid == os.getpid()
+        here.remove()
+        here.remove()
+
+
+def test_a_damaged_daemon_file(tmp_path: Path) -> None:
+    here = DaemonFile(tmp_path)
+    for text in ("{}", "[]", '{"pid": -1, "address": "x y", "incarnation": 0}'):
+        (tmp_path / "daemon.json").write_text(text)
+        assert find_local(tmp_path) is None
+    here.remove()
+
+
+def test_a_daemon_that_ends_ends_its_callers(tmp_path: Path, context: Any) -> None:
+    identity = found(tmp_path, "ada")[0]
+    with daemon(identity.folder) as ada:
+        public = identity.keys.public
+        with Caller(context, identity.keys, ada.address, public, "ada") as caller:
+            caller.ask("roster")
+            ada.signal(signal.SIGKILL)
+            caller.monitor.poll(PATIENCE_S * 1000)
+            with pytest.raises(
+                BoardLostError, match=r"board ada at .*its connection ended"
+            ) as lost:
+                caller.pushed()
+            assert lost.value.board == "ada"

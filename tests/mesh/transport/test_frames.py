@@ -1,0 +1,179 @@
+"""Whatever bytes come: they are a header or a message, whole and in bounds, or a ProtocolError."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picoedge.errors import ProtocolError
+from picoedge.mesh.transport.frames import (
+    CONTROL_BYTES,
+    CONTROL_DEPTH,
+    CONTROL_HEADER,
+    HEADER,
+    U32,
+    Bounds,
+    Dtype,
+    Header,
+    Kind,
+    control,
+    pack,
+    read_control,
+    unpack,
+)
+
+u32 = st.integers(0, U32)
+headers = st.builds(
+    Header,
+    st.sampled_from(Kind),
+    u32,
+    u32,
+    st.sampled_from(Dtype),
+    st.lists(st.integers(0, 1 << 12), max_size=3).map(tuple),
+    u32,
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 64) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(headers)
+def test_a_header_comes_back_as_it_was(header: Header) -> None:
+    assert len(pack(header)) == HEADER.size == 30
+    assert unpack(pack(header)) == header
+    assert unpack(memoryview(pack(header))) == header
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_a_header_or_refused(raw: bytes) -> None:
+    check_header(raw)
+
+
+@given(headers, st.integers(0, 29), st.integers(0, 255))
+def test_mutated_headers_are_a_header_or_refused(header: Header, at: int, byte: int) -> None:
+    raw = bytearray(pack(header))
+    raw[at] = byte
+    check_header(bytes(raw))
+
+
+def check_header(raw: bytes) -> None:
+    bounds = Bounds(side=1 << 12, elements=1 << 20)
+    try:
+        header = unpack(raw, bounds)
+    except ProtocolError:
+        return
+    assert pack(header) == raw
+    assert max(header.shape, default=0) <= bounds.side
+
+
+@pytest.mark.parametrize("size", [0, 1, 29, 31, 4096])
+def test_a_header_of_another_length_is_refused(size: int) -> None:
+    with pytest.raises(ProtocolError, match="bytes instead of 30"):
+        unpack(bytes(size))
+
+
+def test_a_shape_out_of_bounds_is_refused() -> None:
+    raw = pack(Header(Kind.SUM, shape=(1 << 10, 1 << 11)))
+    assert unpack(raw, Bounds(1 << 11, 1 << 21)).shape == (1 << 10, 1 << 11)
+    for bounds in (Bounds(1 << 10, 1 << 30), Bounds(1 << 11, 1 << 20)):
+        with pytest.raises(ProtocolError, match="out of bounds"):
+            unpack(raw, bounds)
+
+
+def test_another_version_is_told_what_to_do() -> None:
+    raw = bytearray(pack(Header(Kind.SUM)))
+    raw[2] += 1
+    with pytest.raises(ProtocolError, match="same picoedge on all boards"):
+        unpack(bytes(raw))
+
+
+@given(st.dictionaries(texts, values, max_size=4))
+def test_a_control_message_comes_back_as_it_was(body: dict[str, object]) -> None:
+    assert read_control(control("status", body)) == ("status", body)
+
+
+@given(st.lists(st.binary(max_size=80), max_size=4))
+def test_random_frames_are_refused(frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        read_control(frames)
+
+
+@given(st.binary(max_size=200))
+def test_random_bodies_are_refused(raw: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        read_control([CONTROL_HEADER, raw])
+
+
+@given(st.integers(0, 1000), st.binary(min_size=1, max_size=3))
+def test_mutated_control_messages_are_whole_or_refused(at: int, byte: bytes) -> None:
+    frames = control("status", {"boards": [1, 2.5, "π", None, True], "of": {"a": {"b": []}}})
+    raw = bytearray(frames[1])
+    raw[at % len(raw) : at % len(raw) + 1] = byte
+    try:
+        kind, body = read_control([frames[0], bytes(raw)])
+    except ProtocolError:
+        return
+    assert read_control(control(kind, body)) == (kind, body)
+
+
+def test_a_message_as_deep_as_allowed_is_read() -> None:
+    deep: list[object] = []
+    for _ in range(CONTROL_DEPTH - 4):
+        deep = [deep]
+    assert read_control(control("x", {"a": deep})) == ("x", {"a": deep})
+
+
+BODY = '{"kind": "x", "body": {"a": %s}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "1",
+        '{"kind": "x"}',
+        '{"kind": "x", "body": []}',
+        '{"kind": "X Y", "body": {}}',
+        '{"kind": 1, "body": {}}',
+        '{"kind": "x", "body": {}, "more": 1}',
+        '{"kind": "x", "kind": "x", "body": {}}',
+        '{"kind": "x", "body": {"a": 1, "a": 2}}',
+        '{"kind": "x", "body": {}} ...',
+        BODY % "NaN",
+        BODY % "-Infinity",
+        BODY % "1e999",
+        BODY % ("9" * 5000),
+        BODY % '"\\ud800"',
+        BODY % '{"\\udfff": 1}',
+        BODY % ("[" * CONTROL_DEPTH + "]" * CONTROL_DEPTH),
+        BODY % ("[" * 100_000 + "]" * 100_000),
+        BODY % ('{"a":' * 100_000),
+        BODY % '"%s"' % ("a" * CONTROL_BYTES),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_is_no_control_message_is_refused(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        read_control([CONTROL_HEADER, text.encode()])
+
+
+def test_other_encodings_and_headers_are_refused() -> None:
+    message = json.dumps({"kind": "x", "body": {"a": "ä"}}, ensure_ascii=False)
+    assert read_control([CONTROL_HEADER, message.encode()])
+    for encoding in ("latin-1", "utf-16", "utf-8-sig"):
+        with pytest.raises(ProtocolError):
+            read_control([CONTROL_HEADER, message.encode(encoding)])
+    for header in (Header(Kind.SUM), Header(Kind.CONTROL, epoch=1)):
+        with pytest.raises(ProtocolError):
+            read_control([pack(header), message.encode()])
+
+
+def test_what_is_too_large_is_not_sent() -> None:
+    with pytest.raises(ProtocolError, match="the limit"):
+        control("x", {"a": "a" * CONTROL_BYTES})

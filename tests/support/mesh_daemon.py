@@ -1,0 +1,45 @@
+"""A daemon as a process of its own: `python mesh_daemon.py FOLDER [PEER...]`, until SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import zmq
+
+from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.node.local_daemon import DaemonFile
+from picoedge.mesh.node.node import Node
+
+
+def resident_kb() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def main(folder: Path, peers: list[str]) -> None:
+    context = zmq.Context()
+    identity, rosters = load_identity(folder), RosterFile(folder)
+    seeds = [parse_address(peer) for peer in peers]
+    node = Node(context, identity, rosters, Address("127.0.0.1", 0), seeds)
+    node.peers.state = lambda: {"waiting": "a test"}
+    node.on("memory", lambda peer, body: {"resident_kb": resident_kb()})
+    node.on("modules", lambda peer, body: {"modules": sorted(sys.modules)})
+    signal.signal(signal.SIGTERM, lambda *_: node.stop())
+    here = DaemonFile(folder)
+    here.write(node.address, node.peers.incarnation)
+    print(json.dumps({"address": str(node.address)}), flush=True)
+    try:
+        node.run()
+    finally:
+        here.remove()
+        node.close()
+        context.term()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

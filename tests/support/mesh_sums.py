@@ -1,0 +1,96 @@
+"""Boards of a session for tests: real sockets on loopback, a thread and a context for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zmq
+
+from picoedge.mesh.group.codecs import codec_for
+from picoedge.mesh.group.collective import F64, Rows, Stages
+from picoedge.mesh.group.exchange import Exchange
+from picoedge.mesh.group.links import PATIENCE_S, Links
+from picoedge.mesh.group.member import Member
+from picoedge.mesh.group.star import Star
+from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.transport.frames import HUB
+
+EPOCH = 7
+LOOPBACK = "127.0.0.1"
+
+
+def name_of(rank: int) -> str:
+    return f"board-{rank}"
+
+
+@dataclass
+class Boards:
+    """`ports` are those of the ranks that listen."""
+
+    keys: list[KeyPair]
+    contexts: list[zmq.Context[Any]]
+    links: list[Links]
+    ports: dict[int, int]
+
+    def each(self, function: Callable[[int], Any]) -> list[Any]:
+        """What the function gives or raises for each rank, all at the same time."""
+
+        def outcome(rank: int) -> Any:
+            try:
+                return function(rank)
+            except Exception as error:
+                return error
+
+        with ThreadPoolExecutor(len(self.links)) as pool:
+            return list(pool.map(outcome, range(len(self.links))))
+
+
+@contextmanager
+def boards(
+    count: int, kind: str, rows: Rows, *, connect: bool = True, patience_s: float = PATIENCE_S
+) -> Iterator[Boards]:
+    """Links of a session, not yet open; all sockets are closed at the end."""
+    keys = [KeyPair.new() for _ in range(count)]
+    contexts = [zmq.Context() for _ in range(count)]
+    bounds = rows.socket_bounds()
+    links = [
+        Links(contexts[rank], keys[rank], rank, EPOCH, bounds, patience_s=patience_s)
+        for rank in range(count)
+    ]
+    pairs = [(i, j) for j in range(count) for i in range(j) if kind == "exchange" or i == HUB]
+    try:
+        for i, j in pairs:
+            links[i].expect(j, keys[j].public, name_of(j))
+            links[j].expect(i, keys[i].public, name_of(i))
+        ports = {rank: links[rank].listen(LOOPBACK) for rank in range(1, count)}
+        for i, j in pairs if connect else []:
+            links[i].connect(j, f"{LOOPBACK}:{ports[j]}")
+        yield Boards(keys, contexts, links, ports)
+    finally:
+        for link in links:
+            link.close()
+        for context in contexts:
+            context.destroy(linger=0)
+
+
+def member(
+    links: Links, kind: str, count: int, stages: Stages, rows: Rows, wire: str = "f64"
+) -> Member:
+    made = Exchange if kind == "exchange" else Star
+    codec = codec_for(wire, rows.hidden)
+    return made(links, range(count), stages, rows, codec, patience_s=10)
+
+
+def part(rank: int, forward: int, stage: int, n: int, hidden: int) -> F64:
+    """What a rank adds to a sum: numbers whose sum depends on the order of adding.
+
+    Those of odd ranks need all bits of an f64, those of even ones are f32, as nearly all are.
+    """
+    seed = np.random.default_rng((rank, forward, stage))
+    values = seed.standard_normal((n, hidden)) * 10.0 ** seed.integers(-9, 9, (n, hidden))
+    return values if rank % 2 else values.astype(np.float32).astype(np.float64)

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from cache import cache_folder
 from hypothesis import settings
 
 from hw.lab import LabError, namespaces
@@ -31,11 +32,6 @@ NATIVE_FIXTURES = {"native", "twins"}
 LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py", "test_lab_cluster.py"}
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
-
-
-def cache_folder() -> Path:
-    """Where models stay between sessions: $PICOEDGE_TEST_CACHE or ~/.cache/picoedge-tests."""
-    return Path(os.environ.get("PICOEDGE_TEST_CACHE") or Path.home() / ".cache/picoedge-tests")
 
 
 def gguf_path(entry: Entry) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,69 @@ FLOORS = {
     "__init__": 0,
     "units": 0,
     "config": 0,
+    "suggest": 0,
+    "fields": 0,
+    "files": 0,
+    "progress": 0,
     "kernels": 1,
     "store": 2,
     "text": 2,
     "model": 3,
+    "host": 3,
     "mesh": 4,
-    "engine": 5,
-    "train": 5,
-    "serve": 6,
-    "cli": 7,
-    "__main__": 8,
+    "registry": 4,
+    "planner": 5,
+    "engine": 6,
+    "jobs": 7,
+    "cluster": 8,
+    "train": 8,
+    "daemon": 9,
+    "serve": 9,
+    "cli": 10,
+    "__main__": 11,
+}
+# Floors of the rooms inside a room; files that lie beside them are on its ground floor.
+INNER_FLOORS = {
+    "kernels": {"reference": 1},
+    "store": {"sources": 1, "pack": 2, "window": 3},
+    "mesh": {"identity": 1, "transport": 2, "node": 3, "group": 3, "transfer": 3},
+}
+INNER_TOP = {"picoedge.kernels.loader", "picoedge.kernels.native"}  # they pick from `reference`
+MOST_FILES = 14
+IMPURE = {"os", "time", "socket", "zmq", "subprocess", "pathlib"}
+# What is still to be mended. Nothing may be added.
+NOT_YET = {
+    "picoedge.engine.open imports picoedge.cluster.open.open_joint",
+    "picoedge.engine.open imports picoedge.cluster.open.Joint",
+    "picoedge.store.sources.shapes imports picoedge.store.pack.layout.norm_lengths",
+    "picoedge.store.sources.source imports picoedge.store.pack.inventory.MANIFEST",
+    "picoedge.jobs.spec imports picoedge.cluster.spec.spec_from_json",
+    "picoedge.jobs.spec imports picoedge.cluster.spec.SessionSpec",
+    "picoedge.jobs.group_links imports picoedge.cluster.spec.SessionSpec",
+    "picoedge.jobs.boards imports picoedge.daemon.service.PING_BYTES",
+}
+CIRCLES_YET = {
+    "picoedge.mesh.node.node",
+    "picoedge.mesh.node.peers",
+    "picoedge.text.template.filters",
+    "picoedge.text.template.sandbox",
+    "picoedge.text.tokenizer.base",
+    "picoedge.text.tokenizer.hf_json",
+    "picoedge.text.tokenizer.sentencepiece",
 }
 
 
 def room_of(module: str) -> str:
-    """`picoedge.store.pack.packer` is in the room `store`; `picoedge` itself in `__init__`."""
+    """`picoedge.store.pack.reader` is in `store`; `picoedge` itself in `__init__`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
+
+
+def inner_floor(module: str) -> tuple[str, int]:
+    """The room inside a room that a module is in, and its floor there."""
+    parts = module.split(".")
+    inner = parts[2] if len(parts) > 2 else ""
+    return inner, INNER_FLOORS.get(room_of(module), {}).get(inner, 0)
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -52,26 +99,78 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def ours(tree: ast.AST) -> list[str]:
+    return [name for name in imports(tree) if name.split(".")[0] == "picoedge"]
+
+
+def goes_up(module: str, imported: str) -> bool:
+    """Whether an import leads to a higher floor, or sideways into another room."""
+    here, there = room_of(module), room_of(imported)
+    if here != there:
+        return FLOORS[there] >= FLOORS[here]
+    (room, floor), (other, up) = inner_floor(module), inner_floor(imported)
+    return module not in INNER_TOP and up > 0 and room != other and up >= floor
+
+
 def upward(module: str, tree: ast.AST) -> list[str]:
     """Imports of `module` that go up, or sideways into another room."""
-    here = room_of(module)
-    ours = [name for name in imports(tree) if name.split(".")[0] == "picoedge"]
-    return [
-        f"{module} imports {name}"
-        for name in ours
-        if room_of(name) != here and FLOORS[room_of(name)] >= FLOORS[here]
-    ]
+    return [f"{module} imports {name}" for name in ours(tree) if goes_up(module, name)]
 
 
 def test_imports_run_downward_only() -> None:
-    assert [line for name, tree in modules() for line in upward(name, tree)] == []
+    found = {line for name, tree in modules() for line in upward(name, tree)}
+    assert found <= NOT_YET
+
+
+def test_imports_form_no_circle() -> None:
+    trees = {name.removesuffix(".__init__"): tree for name, tree in modules()}
+    arrows = {name: set(files_imported(trees, tree)) for name, tree in trees.items()}
+    assert circles(arrows) <= CIRCLES_YET
+
+
+def circles(arrows: dict[str, set[str]]) -> set[str]:
+    """What is left when all that imports nothing left, or is imported by nothing left, is gone."""
+    left = dict(arrows)
+    while True:
+        imported = {name for out in left.values() for name in out}
+        inner = {name: out & left.keys() for name, out in left.items() if name in imported}
+        kept = {name: out for name, out in inner.items() if out}
+        if kept == left:
+            return set(left)
+        left = kept
+
+
+def files_imported(files: Container[str], tree: ast.AST) -> Iterator[str]:
+    for name in ours(tree):
+        yield name if name in files else name.rpartition(".")[0]
+
+
+def test_a_folder_is_taken_in_at_once() -> None:
+    counts = Counter(
+        str(path.parent.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    del counts["cli"]  # a command a file
+    assert {folder: n for folder, n in counts.items() if n > MOST_FILES} == {}
+
+
+def test_plans_are_made_from_figures_alone() -> None:
+    roots = {
+        f"{module} imports {name}"
+        for module, tree in modules()
+        if room_of(module) == "planner"
+        for name in imports(tree)
+        if name.split(".")[0] in IMPURE
+    }
+    assert roots == set()
 
 
 @pytest.mark.parametrize(
     ("module", "source", "ok"),
     [
         ("picoedge.registry.shelf", "from picoedge.store.pack.packer import pack", True),
-        ("picoedge.registry.shelf", "from picoedge.engine import catalogue", True),
+        ("picoedge.registry.shelf", "from picoedge.registry import catalogue", True),
         ("picoedge.store.pack.packer", "def f():\n    from picoedge.engine import shelf", False),
         ("picoedge.store.pack.packer", "import picoedge.text.export.export", False),
         ("picoedge.text.export.export", "from picoedge import store", False),

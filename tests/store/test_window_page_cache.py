@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cache_folder
+from cache import cache_folder
 from window_models import Keep, keep_none, keep_others, plan_of
 
 from picoedge.host.block_device import find_device, read_ahead_bytes

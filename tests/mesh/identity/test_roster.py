@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import AccessError, MeshError, ProtocolError
-from picoedge.mesh.identity.identity import roster as rosters
+from picoedge.mesh.identity import roster as rosters
 from picoedge.mesh.identity.keys import KeyPair, SigningKey, verifies
 from picoedge.mesh.identity.roster import MAX_ENTRIES, MAX_NAME, Cluster, Entry, Roster, is_name
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bench import machine, report
+from bench import machine, report, results
 from bench.children import BenchError, Unready, worker
 from bench.report import Measured
 
@@ -55,6 +57,13 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         help="turns of each side [default: %(default)s]",
     )  # fmt: skip
     it.add_argument("--rows", help="only these, separated by commas")
+    it.add_argument(
+        "--row", action="append", metavar="NAME", help="only this one; may be given again"
+    )
+    it.add_argument(
+        "--into", type=Path, metavar="FILE",
+        help="merge the rows into the results in FILE; each keeps the commit it was measured on",
+    )  # fmt: skip
     suite.options(it)
     return it
 
@@ -85,7 +94,7 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
     """0: everything measured; 1: a measurement failed; 2: usage; 3: something is missing."""
     options = parser(suite).parse_args(argv)
     try:
-        rows = chosen_rows(suite.targets, options.rows)
+        rows = chosen_rows(suite.targets, ",".join(options.row or []) or options.rows)
     except ValueError as error:
         parser(suite).error(str(error))
     missing = lacking(suite.targets, rows, is_installed)
@@ -95,6 +104,8 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
         print("install them: pip install -e '.[bench]'; or choose --rows", file=sys.stderr)
         return 3
     try:
+        if options.into is not None:
+            results.read_rows(options.into, suite.name)  # refused now rather than after an hour
         with suite.prepare(options) as prepared:
             about = describe_machine()
             measured, failed = measure(suite, rows, prepared, max(1, options.rounds))
@@ -103,6 +114,8 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
         return 3
     print(shlex.join(["python", "-m", "bench", suite.name, *argv]))
     tell(suite, measured, failed, about, as_json=options.json)
+    if options.into is not None:
+        merge(suite, measured, options.into)
     if any(not isinstance(why, Unready) for why in failed.values()):
         return 1
     return 3 if failed else 0
@@ -139,8 +152,7 @@ def tell(
     about: dict[str, Any], *, as_json: bool,
 ) -> None:  # fmt: skip
     """The table, what failed, and the JSON line."""
-    commit, targets = machine.commit(), suite.targets
-    rows = [report.row(m, targets[m.name].must, targets[m.name].aim) for m in measured]
+    commit, rows = machine.commit(), judged(suite, measured)
     print(f"commit {commit}")
     print("; ".join(f"{key} {value}" for key, value in about.items()))
     print()
@@ -152,3 +164,23 @@ def tell(
         if failed:
             raw["failed"] = {name: str(why) for name, why in failed.items()}
         print(report.closing_line(suite.name, commit, about, rows, raw))
+
+
+def judged(suite: Suite, measured: Sequence[Measured]) -> list[report.Row]:
+    """Each measurement beside what it must and should show."""
+    targets = suite.targets
+    return [report.row(m, targets[m.name].must, targets[m.name].aim) for m in measured]
+
+
+def merge(suite: Suite, measured: Sequence[Measured], path: Path) -> None:
+    """Replace the rows measured in a results file, keep its others, and show them all."""
+    commit = machine.commit()
+    new = [{**dataclasses.asdict(line), "commit": commit} for line in judged(suite, measured)]
+    rows = results.merged(results.read_rows(path, suite.name), new, list(suite.targets))
+    results.write_rows(path, suite.name, rows)
+    print(f"\n{path}:")
+    for row in rows:
+        verdict = "yes" if row["ok"] else "NO"
+        print(
+            f"{row['name']:24} {row['value']:<10.4g} {row['must']:12} {verdict:3} {row['commit']}"
+        )

@@ -23,6 +23,7 @@ from bench import (
     peers_torch,
     profile,
     report,
+    results,
     sizes,
     speed,
     suite,
@@ -103,6 +104,53 @@ def test_rows_are_chosen_by_name() -> None:
     assert suite.chosen_rows(decode.TARGETS, "pack_gemma, ppl_gemma") == ["pack_gemma", "ppl_gemma"]
     with pytest.raises(ValueError, match="nosuch"):
         suite.chosen_rows(decode.TARGETS, "pack_gemma,nosuch")
+
+
+def row(name: str, value: float) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+def test_a_row_measured_again_replaces_the_one_of_its_name() -> None:
+    kept = [row("ppl_gemma", 1.0), row("pack_gemma", 1.02), row("of_another_time", 3.0)]
+    assert results.merged(kept, [row("pack_gemma", 1.01)], ROWS) == [
+        row("pack_gemma", 1.01),
+        row("ppl_gemma", 1.0),
+    ]
+
+
+def test_single_rows_are_merged_into_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measure(name: str, value: float) -> suite.Measure:
+        return lambda models, rounds: [Measured(name, value, (value,))]
+
+    groups = tuple(((name,), measure(name, 1.0)) for name in ("pack_smollm2", "pack_gemma"))
+    monkeypatch.setattr(decode, "GROUPS", groups)
+    monkeypatch.setattr(machine, "commit", lambda: "one")
+    monkeypatch.setattr(suite, "describe_machine", dict)
+    into = tmp_path / "results.json"
+    every = ["decode", "--row", "pack_gemma", "--row", "pack_smollm2", "--into", str(into)]
+    assert bench_main(every) == 0
+    monkeypatch.setattr(decode, "GROUPS", ((("pack_gemma",), measure("pack_gemma", 1.5)),))
+    monkeypatch.setattr(machine, "commit", lambda: "two")
+    assert bench_main(["decode", "--row", "pack_gemma", "--into", str(into)]) == 0
+    rows = json.loads(into.read_text())["rows"]
+    assert [(r["name"], r["value"], r["ok"], r["commit"]) for r in rows] == [
+        ("pack_smollm2", 1.0, True, "one"),
+        ("pack_gemma", 1.5, False, "two"),
+    ]
+    assert "pack_smollm2" in capsys.readouterr().out.rpartition("results.json:")[2]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"bench": "mesh", "rows": []}'])
+def test_a_file_of_something_else_is_not_written_over(
+    text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text(text)
+    assert bench_main(["decode", "--row", "pack_gemma", "--into", str(path)]) == 3
+    assert str(path) in capsys.readouterr().err
+    assert path.read_text() == text
 
 
 # -- what a run says ---------------------------------------------------------------------------

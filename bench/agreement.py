@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from picoedge.kernels.arrays import F32, F64
 
 WIDE_GAP = 0.25  # logits between the two likeliest, from which on the top-1 must agree
 

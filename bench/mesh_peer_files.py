@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from bench.random_offload import tensors
+from picoedge.kernels.arrays import F64, U8
 from picoedge.text.export.export import write_from_gguf
-
-U8 = npt.NDArray[np.uint8]
 
 # -- distributed-llama -----------------------------------------------------------------------------
 
@@ -76,7 +74,7 @@ def _q40_pool(rng: np.random.Generator) -> U8:
     return pool
 
 
-def _write_f32(file: IO[bytes], values: npt.NDArray[np.float64], rows: int, shape: Shape) -> None:
+def _write_f32(file: IO[bytes], values: F64, rows: int, shape: Shape) -> None:
     numbers, left = values.astype("<f4"), rows * shape.hidden_size
     while left > 0:
         file.write(numbers[:left].tobytes())

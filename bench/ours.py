@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import agreement
+from picoedge.kernels.arrays import F32
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
@@ -30,7 +31,7 @@ def job_agreement(
     """How often, and how closely, picoedge follows a reference (see `bench.agreement`)."""
     model = open_model(pack, threads, 1024, kernels)
 
-    def logits_of(ids: list[int]) -> Iterator[agreement.F32]:
+    def logits_of(ids: list[int]) -> Iterator[F32]:
         return model.forward_all(ids, 0)
 
     return agreement.follow(reference, logits_of)

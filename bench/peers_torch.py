@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench import agreement
 from bench.peers_cache import new_cache
-
-F32 = npt.NDArray[np.float32]
+from picoedge.kernels.arrays import F32
 
 _TENSORS = {
     "attn_q.weight": "self_attn.q_proj.weight",

@@ -17,16 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.kernels.api import (
-    F32,
-    F64,
-    Attend,
-    AttentionShape,
-    Kernels,
-    Project,
-    ProjectSum,
-    Residual,
-)
+from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer

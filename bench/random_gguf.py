@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
-
-U8 = npt.NDArray[np.uint8]
+from picoedge.kernels.arrays import U8
 
 BLOCK, POOL_BLOCKS = 32, 1 << 16  # weights of a Q4_1 block; distinct blocks
 

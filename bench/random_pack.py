@@ -19,7 +19,7 @@ import numpy as np
 from bench.children import BenchError
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from picoedge.config import ModelConfig
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.file_layout import FileLayout, PackLayout, Span

@@ -13,9 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from picoedge.cluster.worker_group import Team
 from picoedge.engine.fit import load_of
 from picoedge.engine.loader import Opened, open_model
@@ -24,6 +21,7 @@ from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.cluster_holdings import holdings_of
 from picoedge.jobs.seating import take_boards
 from picoedge.jobs.stragglers import TOKENS, Look, OwnTimes, Pace, Speeds
+from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.collective import SyncUsage
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.planner.topology import BoardFacts, Cluster
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-F32 = npt.NDArray[np.float32]
 MB = 1 << 20
 LOSSES = 2  # of one board, after which a session goes on without it
 _MOST_LOSSES = 16

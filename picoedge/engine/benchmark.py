@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ModelError, UsageError
-
-F32 = npt.NDArray[np.float32]
+from picoedge.kernels.arrays import F32
 
 
 class Forward(Protocol):

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from picoedge.engine.prompt import check_prompt
 from picoedge.errors import PicoedgeError
+from picoedge.kernels.arrays import F32
 from picoedge.model.sampling import Sampler, SamplingOptions
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from picoedge.planner.memory import MemoryPlan
     from picoedge.text.tokenizer.base import Vocabulary
 
-F32 = npt.NDArray[np.float32]
 
 PREFILL_CHUNK = 256  # tokens between two looks at whether the answer is still wanted
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from picoedge.errors import StorageError
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.store.pages import PAGE, forget_cached, page_down, page_up
 from picoedge.store.units import Unit
 from picoedge.store.window.io import CHUNK, READERS, DirectIO, Files, MappedIO, WindowIO

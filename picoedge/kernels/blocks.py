@@ -40,14 +40,13 @@ import numpy as np
 import numpy.typing as npt
 
 from picoedge.errors import ModelError
+from picoedge.kernels.arrays import F32, U8, Array
 
 TILE_ROWS = 16
 BLOCK_COLS = 32
 PLANE_ALIGN = 64
 SUPERBLOCK_COLS = 256
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -125,7 +124,7 @@ class MatrixSpec:
         object.__setattr__(self, "planes", planes)
         object.__setattr__(self, "nbytes", at - self.offset)
 
-    def plane(self, shard: U8, name: str) -> npt.NDArray[np.generic]:
+    def plane(self, shard: U8, name: str) -> Array:
         """View of one plane inside `shard` (u8 [shard bytes])."""
         at, shape, dtype = self.planes[name]
         return shard[at : at + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
@@ -202,10 +201,10 @@ class Quants:
     """
 
     q: U8
-    scales: npt.NDArray[np.generic]
-    mins: npt.NDArray[np.generic] | None = None
-    superscales: npt.NDArray[np.generic] | None = None
-    supermins: npt.NDArray[np.generic] | None = None
+    scales: Array
+    mins: Array | None = None
+    superscales: Array | None = None
+    supermins: Array | None = None
 
 
 def pack_planes(spec: MatrixSpec, parts: Quants, shard: U8) -> None:
@@ -259,7 +258,7 @@ def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:
         highs = highs.reshape(t, b, -1, TILE_ROWS, 4)
     q = join_quants(fmt, spec.plane(shard, "quants").view(np.uint8), highs)
     q = q.transpose(0, 3, 1, 2, 4).reshape(t * TILE_ROWS, spec.cols)[: spec.rows]
-    rest: dict[str, npt.NDArray[np.generic]] = {}
+    rest: dict[str, Array] = {}
     for name in ("scales", "mins", "superscales", "supermins"):
         if name in spec.planes:
             plane = spec.plane(shard, name)

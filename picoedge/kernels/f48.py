@@ -11,9 +11,9 @@ import ctypes as ct
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
+from picoedge.kernels.arrays import F64, Indices
+
 U8, U16, U32, U64 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
 ODD = np.dtype([("index", "<u4"), ("low", "<u2")])  # a number that has more, and its last 16 bits
 HIGH, KEPT = 4, 6  # bytes of a number, from its upper end: of its first word, of all
@@ -59,7 +59,7 @@ class NumpyTrim:
         return True
 
 
-def _odd(values: F64) -> npt.NDArray[np.intp]:
+def _odd(values: F64) -> Indices:
     """Which numbers have one of their last 16 bits: few, so blocks without any are passed over."""
     bits = values.view(U64)
     even = len(bits) - len(bits) % TOGETHER

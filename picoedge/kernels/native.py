@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
+from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
 from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
 from picoedge.kernels.reference.backend import NumpyKernels
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 _XBLOCK_BYTES = 48
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
@@ -107,8 +104,8 @@ class NativeCache:
         rows = shape.kv_heads * self.n_ctx
         kind = {16: np.float16, 8: np.int8}[bits]
         self.keys, self.values = (np.zeros(rows * shape.head_dim, kind) for _ in range(2))
-        self.key_scales: npt.NDArray[np.float16] | None = None
-        self.value_scales: npt.NDArray[np.float16] | None = None
+        self.key_scales: F16 | None = None
+        self.value_scales: F16 | None = None
         if bits == 8:
             size = rows * scale_blocks(shape.head_dim)
             self.key_scales, self.value_scales = (np.zeros(size, np.float16) for _ in range(2))
@@ -120,7 +117,7 @@ class NativeCache:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
-def _address(array: npt.NDArray[Any] | None) -> int | None:
+def _address(array: Array | None) -> int | None:
     if array is None:
         return None
     assert array.flags.c_contiguous, "the C file takes contiguous arrays"
@@ -154,7 +151,7 @@ class NativeKernels:
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
         self._numpy = NumpyKernels(self.threads)
-        self._scratch: dict[tuple[str, int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        self._scratch: dict[tuple[str, int, int], tuple[Array, Array]] = {}
         pool: int | None = library.pe_pool_open(self.threads)
         if not pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
@@ -310,9 +307,7 @@ class NativeKernels:
 
         return project_sum
 
-    def _scratch_for(
-        self, use: str, n: int, width: int
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def _scratch_for(self, use: str, n: int, width: int) -> tuple[Array, Array]:
         """Quantized activations [n] and one f32 row a thread; operations run one at a time.
 
         What enters a part of a layer stays while several projects read it, so what leaves one is

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from picoedge.kernels.blocks import (
-    F32,
-    TILE_ROWS,
-    MatrixSpec,
-    Quants,
-    Weights,
-    dequantize,
-    join_quants,
-)
+from picoedge.kernels.arrays import F32, Array
+from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Quants, Weights, dequantize, join_quants
 
 
 class RowGather:
@@ -45,7 +36,7 @@ class RowGather:
         out[: len(rows)] = dequantize(spec, _row_quants(spec, picked))
 
 
-def _plane_of_run(weights: Weights, name: str) -> npt.NDArray[Any]:
+def _plane_of_run(weights: Weights, name: str) -> Array:
     """One plane of every shard as one array, no copy: [count, T, B, v, 16, 4] for quants and
     highs, [count, T, B or S, 1 or 2, 16] for the others, [count, rows, cols] for f32 values."""
     at, shape, dtype = weights.spec.planes[name]
@@ -58,7 +49,7 @@ def _plane_of_run(weights: Weights, name: str) -> npt.NDArray[Any]:
     return np.ndarray((weights.count, *shape), dtype, weights.data, at, strides)
 
 
-def _row_quants(spec: MatrixSpec, picked: dict[str, npt.NDArray[Any]]) -> Quants:
+def _row_quants(spec: MatrixSpec, picked: dict[str, Array]) -> Quants:
     q = join_quants(spec.format, picked["quants"], picked.get("highs"))  # n, B, 8, 4
     rest = {k: v for k, v in picked.items() if k not in ("quants", "highs")}
     return Quants(q.reshape(spec.rows, spec.cols), **rest)

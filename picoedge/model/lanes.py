@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
+from picoedge.kernels.arrays import F64
 
-F64 = npt.NDArray[np.float64]
 Finish = Callable[[], None]
 Reduce = Callable[[F64], Finish | None]  # begins; what it gives, if anything, ends
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.config import ModelConfig, RopeScaling
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from picoedge.kernels.arrays import F32, F64
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> F64:

@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ModelError
+from picoedge.kernels.arrays import F32, F64, Indices
 from picoedge.model.sampling_options import SamplingOptions
 
 __all__ = ["Candidates", "Sampler", "SamplingOptions"]
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-IDS = npt.NDArray[np.intp]
 
 GREEDY_BELOW = 1e-4  # temperatures under it are greedy: 1 / temperature must not overflow
 _GROUPS = 1024  # into which a vocabulary is cut to bound its k-th largest logit
@@ -35,7 +32,7 @@ class Candidates:
     sum of the weights that the next step counts as the whole.
     """
 
-    ids: IDS
+    ids: Indices
     weights: F64
     total: float
 
@@ -124,11 +121,11 @@ def likely(logits: F32, peak: float, top_p: float, min_p: float) -> Candidates:
     return Candidates(found.ids, found.weights, total)
 
 
-def _above(logits: F32, floor: float) -> IDS:
+def _above(logits: F32, floor: float) -> Indices:
     return np.flatnonzero(logits >= floor - 1e-3)  # f32 may round either way: leave room
 
 
-def _candidates(logits: F32, peak: float, ids: IDS, k: int | None = None) -> Candidates:
+def _candidates(logits: F32, peak: float, ids: Indices, k: int | None = None) -> Candidates:
     ids = ids[np.argsort(-logits[ids], kind="stable")[:k]]
     weights = np.exp(logits[ids].astype(np.float64) - peak)
     return Candidates(ids, weights, float(weights.sum()))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ContextError, ModelError, StorageError
 from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.rope import rope_tables
 from picoedge.model.workspace import Workspace
@@ -27,7 +27,6 @@ from picoedge.store.window.weights import Held, Holding, Mapped
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
-F32 = npt.NDArray[np.float32]
 Announce = Callable[[F32, int, int], None]
 GatherLogits = Callable[[F32], None]
 

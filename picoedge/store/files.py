@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from picoedge.errors import ModelError, StorageError
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.units import format_size
 
 _WINDOW = 1 << 20

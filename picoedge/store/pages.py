@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.store.reads import no_memory
 from picoedge.units import format_size
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels_material import Conversation, assert_close
 
 from picoedge.kernels.api import AttentionShape, Kernels
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.kv_cache_size import kv_cache_bytes
 from picoedge.kernels.loader import load_kernels
 from picoedge.kernels.native import NativeCache, NativeKernels
@@ -22,8 +22,6 @@ from picoedge.kernels.reference.backend import NumpyKernels
 from picoedge.kernels.reference.kv_cache import NumpyCache, narrow
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
-
-F32 = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +97,7 @@ def held(cache: NativeCache | NumpyCache, shape: AttentionShape) -> tuple[list[F
     assert cache.key_scales is not None
     assert cache.value_scales is not None
 
-    def by_row(tiles: npt.NDArray, columns: int) -> npt.NDArray:
+    def by_row(tiles: Array, columns: int) -> Array:
         return tiles.reshape(heads, -1, columns, 16).swapaxes(2, 3).reshape(heads, -1, columns)
 
     rows = [by_row(cache.keys, d), cache.values.reshape(heads, -1, d)]

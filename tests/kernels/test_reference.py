@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import (
     FORMATS,
     MatrixSpec,
@@ -30,8 +29,6 @@ from picoedge.kernels.reference.elementwise import gated, norm_row, rms_norm
 from picoedge.kernels.reference.planes import widen
 from picoedge.kernels.reference.threads import Scratch, Team
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 QUANTIZED = [name for name, fmt in FORMATS.items() if fmt.bits < 32]
 EPS = 1e-5
 
@@ -48,7 +45,7 @@ def random_quants(name: str, rows: int, cols: int, superblock: int, seed: int) -
     fmt, blocks = FORMATS[name], cols // 32
     q = rng.integers(0, 2**fmt.bits, (rows, cols), dtype=np.uint8)
 
-    def half(*shape: int) -> npt.NDArray[np.float16]:
+    def half(*shape: int) -> F16:
         return (rng.standard_normal(shape) * 0.01).astype("<f2")
 
     if not fmt.superblocks:
@@ -85,7 +82,7 @@ def random_weights(
     return weights, plain
 
 
-def blocked(x: npt.NDArray[Any], name: str) -> F64:
+def blocked(x: Array, name: str) -> F64:
     """x as the product sees it: in int8 blocks of 32, unless the matrix is f32."""
     if name == "f32":
         return x.astype(np.float64)
@@ -96,7 +93,7 @@ def blocked(x: npt.NDArray[Any], name: str) -> F64:
     return (whole * (amax / np.float32(127)).astype(np.float64)).reshape(x.shape)
 
 
-def close(got: npt.NDArray[Any], want: npt.NDArray[Any], tolerance: float = 2e-6) -> None:
+def close(got: Array, want: Array, tolerance: float = 2e-6) -> None:
     """Within `tolerance` of the largest magnitude."""
     scale = float(np.abs(want).max()) or 1.0
     np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=tolerance)
@@ -106,7 +103,7 @@ def random_f32(*shape: int, seed: int = 5) -> F32:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def normed(x: npt.NDArray[Any], weight: F32) -> F64:
+def normed(x: Array, weight: F32) -> F64:
     wide = x.astype(np.float64)
     return wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + EPS) * weight
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape, Kernels, Residual
+from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, Weights, pack_planes
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 def random_quants(name: str, rows: int, cols: int, superblock: int, seed: int) -> Quants:
     rng, fmt, blocks = np.random.default_rng(seed), FORMATS[name], cols // 32
     q = rng.integers(0, 2**fmt.bits, (rows, cols), dtype=np.uint8)
 
-    def halves(columns: int) -> npt.NDArray[np.float16]:
+    def halves(columns: int) -> F16:
         return (rng.standard_normal((rows, columns)) * 0.01).astype(np.float16)
 
     if not fmt.superblocks:
@@ -77,7 +73,7 @@ def chunks_of(total: int, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield from pairwise([0, *sorted({cut % total for cut in cuts} - {0}), total])
 
 
-def assert_close(got: npt.NDArray[Any], want: npt.NDArray[Any], tolerance: float = 2e-5) -> None:
+def assert_close(got: Array, want: Array, tolerance: float = 2e-5) -> None:
     """Within `tolerance` of the largest magnitude."""
     scale = float(np.abs(want).max()) or 1.0
     np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=tolerance)

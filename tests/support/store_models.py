@@ -10,19 +10,18 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf.quants import dequantize as gguf_dequantize
 from safetensors.numpy import save_file
 
+from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights, dequantize, unpack_planes
 from picoedge.store.sources.encodings import ENCODINGS
 
-F32 = npt.NDArray[np.float32]
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 512, 2, 4, 2, 64, 300
 
 
-def random_rows(name: str, rows: int, cols: int, seed: int) -> npt.NDArray[np.uint8]:
+def random_rows(name: str, rows: int, cols: int, seed: int) -> U8:
     """Rows in an encoding, u8: random bytes, of which blocks with sane values are kept."""
     rng = np.random.default_rng(seed)
     encoding = ENCODINGS[name]
@@ -34,7 +33,7 @@ def random_rows(name: str, rows: int, cols: int, seed: int) -> npt.NDArray[np.ui
 
 
 @cache
-def _sane_blocks(name: str) -> npt.NDArray[np.uint8]:
+def _sane_blocks(name: str) -> U8:
     """Some hundreds of random blocks whose values are neither tiny, huge nor NaN."""
     candidates = np.random.default_rng(17).integers(
         0, 256, (6000, ENCODINGS[name].nbytes), np.uint8
@@ -43,13 +42,13 @@ def _sane_blocks(name: str) -> npt.NDArray[np.uint8]:
     return candidates[(largest > 1e-3) & (largest < 4)]
 
 
-def encode_floats(values: F32, name: str) -> npt.NDArray[np.uint8]:
+def encode_floats(values: F32, name: str) -> U8:
     if name == "BF16":
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     return values.astype({"F32": np.float32, "F16": np.float16}[name]).view(np.uint8)
 
 
-def as_floats(name: str, rows: npt.NDArray[np.uint8]) -> F32:
+def as_floats(name: str, rows: U8) -> F32:
     """What the reference library makes of rows in an encoding."""
     with np.errstate(all="ignore"):
         return gguf_dequantize(rows, gguf.GGMLQuantizationType[name]).astype(np.float32)

@@ -15,17 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS
 from picoedge.kernels.reference.blas import multiply
 from picoedge.kernels.reference.threads import Program, Scratch
-
-F32 = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
 
 _LEAST = np.float32(1e-30)  # under it 127 / amax would not be finite; such a block is zeros
 _TOP = np.float32(127)

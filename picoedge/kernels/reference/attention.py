@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.arrays import F32, Bools
 from picoedge.kernels.reference.blas import MOST, multiply
 from picoedge.kernels.reference.elementwise import rms_norm, rotate
 from picoedge.kernels.reference.kv_cache import NumpyCache
 from picoedge.kernels.reference.threads import Job, Scratch, Team
-
-F32 = npt.NDArray[np.float32]
 
 _TILE = 1 << 17  # keys or values held as f32 at a time, in elements
 _SCORES = 1 << 18  # scores held at a time, where that leaves at least one token
@@ -98,11 +96,11 @@ class BoundAttend:
         out = self.out[row : row + n].reshape(n, -1, group, d)
         out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
 
-    def _hidden(self, n: int, position: int, start: int) -> npt.NDArray[np.bool_]:
+    def _hidden(self, n: int, position: int, start: int) -> Bools:
         """Which keys (from `start` on) each token must not see: [n, keys]."""
         at = np.arange(position, position + n)[:, None]
         key = np.arange(start, position + n)[None, :]
-        hidden: npt.NDArray[np.bool_] = key > at
+        hidden: Bools = key > at
         return hidden | (key <= at - self.shape.window) if self.shape.window else hidden
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.attention import BoundAttend
@@ -18,9 +18,6 @@ from picoedge.kernels.reference.elementwise import gated, norm_row, rms_norm
 from picoedge.kernels.reference.kv_cache import NumpyCache
 from picoedge.kernels.reference.matmul import PlainSummed, Projection, Summed
 from picoedge.kernels.reference.threads import Program, Team
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 class NumpyKernels:

@@ -9,9 +9,8 @@ loss of speed (110 of 110 GFLOP/s on one AVX-512 core).
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from picoedge.kernels.arrays import F32
 
 MOST = 1 << 18  # multiplications in a piece
 _INNER = 1 << 10  # columns of `a` in a piece

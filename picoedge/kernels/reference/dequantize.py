@@ -6,17 +6,12 @@ is how a u32 of the planes comes apart. The activations are put in the same orde
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS
 from picoedge.kernels.reference.planes import Planes, widen
 from picoedge.kernels.reference.threads import Scratch
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 
 
 def band(planes: Planes, shards: slice, tiles: slice, scratch: Scratch) -> F32:

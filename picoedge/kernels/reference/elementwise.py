@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from picoedge.kernels.arrays import F32
 
 _EXP_MOST = np.float32(88)  # exp of more overflows f32
 _GELU_INNER = np.float32(math.sqrt(2 / math.pi))

@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Format
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.planes import Planes, halves_to_f32
 from picoedge.kernels.reference.threads import Program, Scratch
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 
 _TAKEN_OFF = {4: 0, 5: 16, 6: 32, 8: -128}  # from each quant of a width, so that sums fit a lane
 _NIBBLES = np.uint16(0x0F0F)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.arrays import F16, F32, I8, Array
 from picoedge.kernels.blocks import BLOCK_COLS
 from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
 from picoedge.kernels.reference.planes import widen
 from picoedge.kernels.reference.threads import Scratch
-
-F16 = npt.NDArray[np.float16]
-F32 = npt.NDArray[np.float32]
 
 _TOP = np.float32(127)
 _LARGEST = np.float32(65504)  # of an f16
@@ -24,7 +19,7 @@ class Plain:
     """Rows [kv_heads, positions, d] in f32 or f16."""
 
     def __init__(self, size: tuple[int, int, int], bits: int) -> None:
-        self.rows: npt.NDArray[Any] = np.zeros(size, np.float32 if bits == 32 else np.float16)
+        self.rows: Array = np.zeros(size, np.float32 if bits == 32 else np.float16)
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +74,7 @@ class Narrow:
         return out
 
 
-def narrow(rows: F32) -> tuple[npt.NDArray[np.int8], F16]:
+def narrow(rows: F32) -> tuple[I8, F16]:
     """Rows [..., d] as int8 [..., d] and the scales of their blocks, f16(amax / 127) [..., B].
 
     Rounded (half to even) to the scale as it is kept; where that is much less than it was, since

@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import TILE_ROWS, Weights
 from picoedge.kernels.reference.activations import Operand, rounded_columns
 from picoedge.kernels.reference.blas import multiply
@@ -26,9 +26,6 @@ from picoedge.kernels.reference.tiling import (
     deal,
     plan,
 )
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 class Rows(NamedTuple):

@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, MatrixSpec, Weights
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 
 _F32_OF_F16 = np.float32(2.0**112)  # 2^(127 - 15): the difference of the exponents' biases
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from picoedge.kernels.arrays import U8, Array
+
 Made = TypeVar("Made")
 Key = TypeVar("Key", bound=Hashable)
 
@@ -26,10 +28,10 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, npt.NDArray[np.uint8]] = {}
+        self._buffers: dict[str, U8] = {}
         self._made: dict[Hashable, Any] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """An array, not cleared, at the start of the buffer `name`."""
         kind = np.dtype(dtype)
         nbytes = math.prod(shape) * kind.itemsize

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.chunking import shares
-from picoedge.mesh.group.collective import F64, Finish, flat, pieces
+from picoedge.mesh.group.collective import Finish, flat, pieces
 from picoedge.mesh.group.member import Member, Sum
 from picoedge.mesh.transport.frames import PREFIX_BYTES, Kind
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ProtocolError, UsageError
+from picoedge.kernels.arrays import F64
 from picoedge.kernels.f48 import NumpyTrim, Trim
 from picoedge.mesh.group.chunking import BLOCK  # values that share a scale
 from picoedge.mesh.group.trimmed import Trimmed
 from picoedge.mesh.transport.frames import Dtype
 
-F64 = npt.NDArray[np.float64]
 # What a board sends may be infinite or no number: that is the text's loss, and no warning of ours.
 QUIET = np.errstate(over="ignore", invalid="ignore")
 

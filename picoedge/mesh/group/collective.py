@@ -14,14 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from picoedge.kernels.arrays import F32, F64
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import HUB, PREFIX_BYTES, Bounds
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 Finish = Callable[[], None]
 
 # Of one message: no heartbeat waits long behind it, and the hub adds one while the next arrives.

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.allreduce import Adder
 from picoedge.mesh.group.chunking import are_cut
-from picoedge.mesh.group.collective import F64, Finish, flat, pieces
+from picoedge.mesh.group.collective import Finish, flat, pieces
 from picoedge.mesh.group.member import Sum
 from picoedge.mesh.transport.frames import Kind
 

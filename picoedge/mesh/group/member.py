@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from picoedge.errors import BoardLostError, ProtocolError
+from picoedge.kernels.arrays import F32, F64
 from picoedge.mesh.group.codecs import QUIET, Codec, Codecs
 from picoedge.mesh.group.collective import (
-    F32,
-    F64,
     LOGIT_VALUES,
     PIECE_VALUES,
     Finish,

@@ -5,8 +5,9 @@ Two hops a sum, and a worker has one link.
 
 from __future__ import annotations
 
+from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.allreduce import Adder
-from picoedge.mesh.group.collective import F64, Finish
+from picoedge.mesh.group.collective import Finish
 from picoedge.mesh.transport.frames import HUB
 
 

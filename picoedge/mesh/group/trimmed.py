@@ -7,14 +7,13 @@ They are left out, and told apart for the few values that have some (`kernels/tr
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ProtocolError
+from picoedge.kernels.arrays import F64
 from picoedge.kernels.f48 import KEPT, ODD, Trim
 from picoedge.mesh.group.chunking import LONG
 from picoedge.mesh.transport.frames import Dtype
 
-F64 = npt.NDArray[np.float64]
 WHOLE = np.dtype("<f8")
 
 

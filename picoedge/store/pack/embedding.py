@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from picoedge.kernels.blocks import BLOCK_COLS, F32, FORMATS, U8, Quants
+from picoedge.kernels.arrays import F32, U8
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Quants
 from picoedge.store.pack.quantize import quantize
 from picoedge.store.sources.encodings import ENCODINGS, Encoding
 from picoedge.store.sources.tensors import SourceTensor

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import UnsupportedError
+from picoedge.kernels.arrays import F32, U8, Array
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
-    F32,
     FORMATS,
     SUPERBLOCK_COLS,
     TILE_ROWS,
-    U8,
     MatrixSpec,
     Quants,
     pack_planes,
@@ -107,13 +105,13 @@ def _columns(parts: Quants | F32, spec: MatrixSpec, first: int) -> Quants | F32:
     if not isinstance(parts, Quants):
         return parts[:, first:last]
 
-    def cut(values: npt.NDArray[np.generic] | None) -> npt.NDArray[np.generic] | None:
+    def cut(values: Array | None) -> Array | None:
         if values is None:
             return None
         per_block = parts.q.shape[1] // values.shape[1]
         return values[:, first // per_block : last // per_block]
 
-    def cut_super(values: npt.NDArray[np.generic] | None) -> npt.NDArray[np.generic] | None:
+    def cut_super(values: Array | None) -> Array | None:
         # A shard narrower than a superblock repeats the superscale it shares with others.
         if values is None:
             return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ModelError
-from picoedge.kernels.blocks import BLOCK_COLS, F32, FORMATS, Format, MatrixSpec, Quants, dequantize
+from picoedge.kernels.arrays import F16, F32
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Format, MatrixSpec, Quants, dequantize
 
 FORMAT_OF_BITS = {4: "q4m", 5: "q5m", 6: "q6", 8: "q8", 32: "f32"}
 _NARROWEST_FIRST = ("q4m", "q5m", "q6", "q8")
@@ -29,7 +29,7 @@ def quantize(values: F32, fmt: Format, name: str) -> Quants:
     return parts
 
 
-def _symmetric(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
+def _symmetric(blocks: F32, fmt: Format) -> Quants:
     if fmt.bits == 8:
         step = np.abs(blocks).max(axis=2) / 127
         low, high = -127, 127
@@ -44,7 +44,7 @@ def _symmetric(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
     return Quants(q.astype(dtype).view(np.uint8).reshape(len(blocks), -1), scales)
 
 
-def _with_minimum(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
+def _with_minimum(blocks: F32, fmt: Format) -> Quants:
     top = 2**fmt.bits - 1
     mins = blocks.min(axis=2).astype(np.float16)
     rest = blocks - mins.astype(np.float32)[:, :, None]
@@ -53,7 +53,7 @@ def _with_minimum(blocks: npt.NDArray[np.float32], fmt: Format) -> Quants:
     return Quants(q.astype(np.uint8).reshape(len(blocks), -1), scales, mins)
 
 
-def _inverse(scales: npt.NDArray[np.float16]) -> F32:
+def _inverse(scales: F16) -> F32:
     wide = scales.astype(np.float32)
     return np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
-from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.kernels.arrays import F32, U8
+from picoedge.kernels.blocks import Weights
 from picoedge.store.files import digest, read_at, reading
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pack.file_layout import FileLayout

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from picoedge.errors import PicoedgeError, StorageError
-from picoedge.kernels.blocks import F32, TILE_ROWS, U8, MatrixSpec, Weights
+from picoedge.kernels.arrays import F32, U8
+from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Weights
 from picoedge.kernels.row_gather import RowGather
 from picoedge.store.files import reading
 from picoedge.store.reads import (

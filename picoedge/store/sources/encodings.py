@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ModelError, UnsupportedError
-from picoedge.kernels.blocks import F32, FORMATS, U8, MatrixSpec, Quants, dequantize
+from picoedge.kernels.arrays import F32, U8, Array
+from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, dequantize
 
 _F16 = np.dtype("<f2")
 _BITS = np.arange(8, dtype=np.uint8)
@@ -86,7 +86,7 @@ def _halves(blocks: U8, at: int) -> U8:
     return np.concatenate([packed & 15, packed >> 4], axis=2)
 
 
-def _f16(blocks: U8, at: int) -> npt.NDArray[np.generic]:
+def _f16(blocks: U8, at: int) -> Array:
     return np.ascontiguousarray(blocks[:, :, at : at + 2]).view(_F16)[:, :, 0]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
-from picoedge.kernels.blocks import F32, U8, Quants
+from picoedge.kernels.arrays import F32, U8
+from picoedge.kernels.blocks import Quants
 from picoedge.store.files import read_at
 from picoedge.store.sources.encodings import Encoding
 from picoedge.store.sources.shapes import Shapes

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from picoedge.errors import ModelError, StorageError
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.store.files import reading
 from picoedge.store.pages import (
     advise,

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from picoedge.errors import PicoedgeError
-from picoedge.kernels.blocks import U8
+from picoedge.kernels.arrays import U8
 from picoedge.store.pages import anonymous
 from picoedge.store.reads import PATIENCE_S, Silence, attempt, broken_off, start_thread
 from picoedge.store.units import Unit, span_of

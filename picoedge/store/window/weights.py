@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from picoedge.kernels.blocks import F32, U8, Weights
+from picoedge.kernels.arrays import F32, U8
+from picoedge.kernels.blocks import Weights
 from picoedge.kernels.row_gather import RowGather
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pages import forget_anonymous

@@ -1,0 +1,1 @@
+"""Quantized matrix products and attention in C, with a NumPy reference backend."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import zmq
 
 from picoedge.errors import MeshError
-from picoedge.jobs.boards import MeshView
+from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
 LOOK_S = 0.2
@@ -24,19 +24,21 @@ def main(boards: int, seconds: float) -> int:
     """0 once all are there; 1 if they never come."""
     context = zmq.Context()
     said: list[str] = []
-    mesh = MeshView(context, load_identity(cluster_folder(os.environ)), said.append)
+    directory = BoardDirectory(context, load_identity(cluster_folder(os.environ)), said.append)
     try:
-        return _look(mesh, boards, time.monotonic() + seconds, said.append)
+        return _look(directory, boards, time.monotonic() + seconds, said.append)
     finally:
         print(*said[-3:], sep="\n", file=sys.stderr)
-        mesh.close()
+        directory.close()
         context.destroy(linger=0)
 
 
-def _look(mesh: MeshView, boards: int, deadline: float, tell: Callable[[str], None]) -> int:
+def _look(
+    directory: BoardDirectory, boards: int, deadline: float, tell: Callable[[str], None]
+) -> int:
     while time.monotonic() < deadline:
         try:
-            seen = mesh.look()
+            seen = directory.refresh()
         except MeshError as error:
             tell(error.message)
         else:
@@ -44,7 +46,7 @@ def _look(mesh: MeshView, boards: int, deadline: float, tell: Callable[[str], No
                 print(json.dumps(seen.to_json()))
                 return 0
         time.sleep(LOOK_S)
-    tell(f"{len(mesh.peers)} boards of {boards}")
+    tell(f"{len(directory.handles)} boards of {boards}")
     return 1
 
 

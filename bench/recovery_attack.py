@@ -36,8 +36,8 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mesh-state", {}), ("board-facts", {}), ("ping", {"bytes": 100}),
     ("pack-offer", {"folder": "/etc"}), ("shards-offer", {"pack": "x" * 64}),
     ("shards-read", {"pack": "x" * 64, "item": "head/head.001", "offset": 0, "bytes": 1 << 20}),
-    ("session-take", {}), ("session-start", {"spec": {"session": "x", "epoch": 1, "seats": []}}),
-    ("session-close", {}), ("reply", {}), ("error", {"type": "x", "message": "y", "hint": "z"}),
+    ("job-reserve", {}), ("job-start", {"spec": {"session": "x", "epoch": 1, "seats": []}}),
+    ("job-release", {}), ("reply", {}), ("error", {"type": "x", "message": "y", "hint": "z"}),
 )  # fmt: skip
 
 

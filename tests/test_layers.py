@@ -57,7 +57,6 @@ NOT_YET = {
     "picoedge.jobs.spec imports picoedge.cluster.spec.spec_from_json",
     "picoedge.jobs.spec imports picoedge.cluster.spec.SessionSpec",
     "picoedge.jobs.group_links imports picoedge.cluster.spec.SessionSpec",
-    "picoedge.jobs.boards imports picoedge.daemon.service.PING_BYTES",
 }
 CIRCLES_YET = {
     "picoedge.mesh.node.node",

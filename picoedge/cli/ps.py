@@ -44,12 +44,12 @@ def daemon() -> Iterator[Caller]:
     """A connection with this board's daemon. Raises AccessError, BoardLostError."""
     import zmq
 
-    from picoedge.jobs.status import call_daemon
     from picoedge.mesh.identity.identity import cluster_folder
+    from picoedge.mesh.node.local_daemon import call_local
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with call_daemon(context, cluster_folder(os.environ)) as caller:
+        with call_local(context, cluster_folder(os.environ)) as caller:
             yield caller
     finally:
         context.destroy(linger=0)

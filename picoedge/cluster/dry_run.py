@@ -75,18 +75,17 @@ def cluster_of_mesh(path: Path, tell: Callable[[str], None]) -> tuple[Cluster, d
     import zmq
 
     from picoedge.engine.open import read_pack
-    from picoedge.jobs.boards import MeshView
-    from picoedge.jobs.cluster_holdings import holdings_of
+    from picoedge.jobs.boards import BoardDirectory, locate_shards
     from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
     read = read_pack(path)  # until the end: a tokenizer is part of what a hub takes
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        mesh = MeshView(context, load_identity(cluster_folder(os.environ)), tell)
+        directory = BoardDirectory(context, load_identity(cluster_folder(os.environ)), tell)
         try:
-            return mesh.look(), holdings_of(mesh, read[0])
+            return directory.refresh(), locate_shards(directory, read[0])
         finally:
-            mesh.close()
+            directory.close()
     finally:
         context.destroy(linger=0)
         del read

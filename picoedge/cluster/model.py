@@ -18,8 +18,7 @@ from picoedge.engine.fit import load_of
 from picoedge.engine.loader import Opened, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
-from picoedge.jobs.cluster_holdings import holdings_of
-from picoedge.jobs.seating import take_boards
+from picoedge.jobs.boards import locate_shards, reserve_boards
 from picoedge.jobs.stragglers import TOKENS, Look, OwnTimes, Pace, Speeds
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.collective import SyncUsage
@@ -28,7 +27,7 @@ from picoedge.planner.topology import BoardFacts, Cluster
 
 if TYPE_CHECKING:
     from picoedge.engine.session import KernelsInfo
-    from picoedge.jobs.boards import MeshView
+    from picoedge.jobs.boards import BoardDirectory
     from picoedge.store.pack.reader import Pack
 
     Progress = Callable[[str, int, int], None]
@@ -43,7 +42,7 @@ class ClusterModel:
 
     def __init__(
         self,
-        mesh: MeshView,
+        directory: BoardDirectory,
         pack: Pack,
         options: OpenOptions,
         *,
@@ -52,7 +51,7 @@ class ClusterModel:
     ) -> None:
         assert options.cluster is not None
         assert options.n_ctx is not None
-        self._mesh, self._pack, self._options = mesh, pack, options
+        self._directory, self._pack, self._options = directory, pack, options
         self._tell, self._progress = tell, progress
         self.n_ctx = options.n_ctx
         self._tokens: list[int] = []  # whose keys and values the cache holds, or should
@@ -69,8 +68,8 @@ class ClusterModel:
         """Plan over the boards there are, and have them ready."""
         while True:
             without = {key for key, count in self._losses.items() if count >= LOSSES}
-            self._mesh.look(frozenset(without))
-            self._keys = {peer.name: key for key, peer in self._mesh.peers.items()}
+            self._directory.refresh(frozenset(without))
+            self._keys = {handle.name: key for key, handle in self._directory.handles.items()}
             self.plan = plan = self._make_plan()
             self._tell(plan.why)
             try:
@@ -89,12 +88,12 @@ class ClusterModel:
 
     def _make_plan(self) -> ClusterPlan:
         load = load_of(self._pack, self._pack.all_shards, self._options)
-        held = holdings_of(self._mesh, self._pack)
+        held = locate_shards(self._directory, self._pack)
         return plan_cluster(load, self._facts(), self._wishes(), held=held)
 
     def _wishes(self) -> Wishes:
         """What was asked for; of that, once the session runs, what the boards left can do."""
-        cluster, here = self._options.cluster, len(self._mesh.peers)
+        cluster, here = self._options.cluster, len(self._directory.handles)
         assert cluster is not None
         if not self._begun:
             return Wishes(cluster.boards, cluster.split, cluster.allreduce, cluster.split_head)
@@ -104,7 +103,7 @@ class ClusterModel:
 
     def _facts(self) -> Cluster:
         """The boards, with the speed that the slow ones have left."""
-        cluster = self._mesh.cluster()
+        cluster = self._directory.cluster()
         return dataclasses.replace(cluster, boards=tuple(map(self._as_now, cluster.boards)))
 
     def _as_now(self, board: BoardFacts) -> BoardFacts:
@@ -116,7 +115,7 @@ class ClusterModel:
         if plan.chosen.boards == 1:
             return self._open_alone()
         self._team = Team(
-            self._mesh,
+            self._directory,
             self._pack,
             self._options,
             plan.chosen,
@@ -127,7 +126,7 @@ class ClusterModel:
 
     def _open_alone(self) -> Opened:
         """On this board, which is held all the same: its memory is not for two sessions."""
-        memory = take_boards(self._mesh, [self._mesh.own], self._tell)
+        memory = reserve_boards(self._directory, [self._directory.own], self._tell)
         least = min(self._options.memory_bytes or memory, memory)
         alone = dataclasses.replace(self._options, cluster=None, memory_bytes=least)
         return open_model(self._pack, alone, progress=self._progress)
@@ -249,7 +248,7 @@ class ClusterModel:
         """By key, what a board would take as it was measured, by what it took itself."""
         own_s = self._seen_s - (wait_s - self._usage.wait_s)
         own_s -= self._opened.model.disk_wait_s - self._disk_s
-        took = {self._mesh.own.key: own_s / self._seen if own_s > 0 else None}
+        took = {self._directory.own.key: own_s / self._seen if own_s > 0 else None}
         for key, work in team.work_since(self._answer_s).items():
             took[key] = self._own.s_per_token(key, work)
         return {
@@ -303,5 +302,5 @@ class ClusterModel:
     def close(self) -> None:
         """Free all boards. Idempotent."""
         self._let_go()
-        self._mesh.close()
-        self._mesh.context.destroy(linger=0)  # goodbyes keep the time that they were given
+        self._directory.close()
+        self._directory.context.destroy(linger=0)  # goodbyes keep the time that they were given

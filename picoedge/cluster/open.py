@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.cluster.model import ClusterModel
-from picoedge.jobs.boards import MeshView
+from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def open_joint(pack: Pack, options: OpenOptions, progress: Progress | None = Non
     with ExitStack() as failing:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         failing.callback(context.destroy, linger=0)
-        mesh = MeshView(context, identity, _to_stderr)
-        failing.callback(mesh.close)
-        model = ClusterModel(mesh, pack, options, tell=_to_stderr, progress=progress)
+        directory = BoardDirectory(context, identity, _to_stderr)
+        failing.callback(directory.close)
+        model = ClusterModel(directory, pack, options, tell=_to_stderr, progress=progress)
         failing.pop_all()
     return Joint(pack, model)
 

@@ -17,9 +17,8 @@ from picoedge.cluster.spec import Seat, SessionSpec
 from picoedge.engine.loader import Opened, Ties, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.jobs.boards import MeshView, Peer
+from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
 from picoedge.jobs.group_links import collective_of, links_of, receive_note
-from picoedge.jobs.seating import take_boards
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.client import Caller
@@ -44,7 +43,7 @@ class Team:
 
     def __init__(
         self,
-        mesh: MeshView,
+        directory: BoardDirectory,
         pack: Pack,
         options: OpenOptions,
         prediction: Prediction,
@@ -52,22 +51,22 @@ class Team:
         tell: Callable[[str], None],
         progress: Progress | None = None,
     ) -> None:
-        self._mesh, self._tell = mesh, tell
+        self._directory, self._tell = directory, tell
         self.prediction = prediction
         self.reports: dict[str, dict[str, Any]] = {}  # by key, the last of each
         self._reported_at: dict[str, float] = {}
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._progress, self._ready = progress, False
-        self._peers = [mesh.peers[share.board.key] for share in prediction.shares]
+        self._peers = [directory.handles[share.board.key] for share in prediction.shares]
         with ExitStack() as stack:
-            stack.callback(mesh.close)
-            memory = take_boards(mesh, self._peers, tell)
+            stack.callback(directory.close)
+            memory = reserve_boards(directory, self._peers, tell)
             own = self._caller(self._peers[HUB])
             own.ask("pack-offer", {"folder": str(pack.path.absolute())})
             self._spec = spec = self._make_spec(pack, options)
             self._start()
-            self._links = links_of(mesh.context, mesh.identity.keys, spec, pack)
+            self._links = links_of(directory.context, directory.identity.keys, spec, pack)
             stack.callback(self._links.close)
             self._connect()
             self.collective: Collective = collective_of(self._links, spec, pack)
@@ -112,7 +111,7 @@ class Team:
             kernels=options.kernels or "",
         )
 
-    def _daemon_of(self, peer: Peer) -> str:
+    def _daemon_of(self, peer: BoardHandle) -> str:
         """Where other boards reach its daemon; they cannot reach this board's by a loop-back."""
         if peer is not self._peers[HUB]:
             return peer.address
@@ -137,7 +136,7 @@ class Team:
         ranks = range(len(self._peers) - 1, HUB, -1)
         for rank in ranks:
             spec = dataclasses.replace(self._spec, rank=rank)
-            self._caller(self._peers[rank]).ask("session-start", {"spec": spec.to_json()})
+            self._caller(self._peers[rank]).ask("job-start", {"spec": spec.to_json()})
             if self._spec.allreduce == "exchange":
                 self._await_ports([rank])
         self._await_ports(ranks)
@@ -189,19 +188,19 @@ class Team:
 
     # -- hearing -------------------------------------------------------------------------------
 
-    def _caller(self, peer: Peer) -> Caller:
-        return self._mesh.callers[peer.key]
+    def _caller(self, peer: BoardHandle) -> Caller:
+        return self._directory.clients[peer.key]
 
-    def hear(self, peer: Peer) -> None:
+    def hear(self, peer: BoardHandle) -> None:
         """What a daemon told of its worker. Raises BoardLostError where that is of no more use."""
         for kind, body in self._caller(peer).pushed():
-            if kind == "session-listens":
+            if kind == "job-listens":
                 self._ports[peer.key] = _port_of(body, peer)
-            elif kind == "session-ended":
+            elif kind == "job-ended":
                 raise self._ended(peer, body)
-            elif kind == "session-report":
+            elif kind == "job-report":
                 self._reported(peer, body)
-            elif kind == "session-revoked" and peer is self._peers[HUB]:
+            elif kind == "job-revoked" and peer is self._peers[HUB]:
                 self._revoked(body)
 
     def work_since(self, time_s: float) -> dict[str, Work]:
@@ -220,7 +219,7 @@ class Team:
             if peer.key == body.get("key"):
                 raise BoardLostError(f"{peer.name} is let in no more", board=peer.name)
 
-    def _ended(self, peer: Peer, body: dict[str, Any]) -> MeshError:
+    def _ended(self, peer: BoardHandle, body: dict[str, Any]) -> MeshError:
         """A board that says itself why it cannot begin will say so again: that ends the session."""
         why, hint = (str(body.get(name, ""))[:500] for name in ("message", "hint"))
         if body.get("board") in self.names:  # it has lost another: that one is to blame
@@ -229,7 +228,7 @@ class Team:
             return MeshError(f"{peer.name}: {why}", hint)
         return BoardLostError(f"{peer.name}: {why}", hint, board=peer.name)
 
-    def _reported(self, peer: Peer, report: dict[str, Any]) -> None:
+    def _reported(self, peer: BoardHandle, report: dict[str, Any]) -> None:
         self.reports[peer.key], self._reported_at[peer.key] = report, time.monotonic()
         if self._progress is not None and report.get("stage") in ("pulling", "loading"):
             done, total = report.get("done"), report.get("total")
@@ -257,7 +256,7 @@ class Team:
             time.sleep(LOOK_S)
         return self._with_last_words(lost, peer) if peer else lost
 
-    def _with_last_words(self, lost: BoardLostError, peer: Peer) -> BoardLostError:
+    def _with_last_words(self, lost: BoardLostError, peer: BoardHandle) -> BoardLostError:
         report = self.reports.get(peer.key)
         if report is None:
             return lost
@@ -266,17 +265,13 @@ class Team:
         said = f"{lost.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
         return BoardLostError(said, lost.hint, board=lost.board)
 
-    def key_of(self, name: str) -> str:
-        """The key of the board of that name; "" where it is none of these."""
-        return next((peer.key for peer in self._peers if peer.name == name), "")
-
     def close(self) -> None:
         """Say goodbye, and free all boards. Idempotent."""
         self._links.bye()
         self._stack.close()
 
 
-def _port_of(body: dict[str, Any], peer: Peer) -> int:
+def _port_of(body: dict[str, Any], peer: BoardHandle) -> int:
     port = body.get("port")
     if type(port) is not int or not 0 < port < 1 << 16:
         raise ProtocolError(f"{peer.name} listens on no port")

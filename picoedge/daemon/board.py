@@ -1,14 +1,14 @@
-"""The daemon's other half: what this board does for the sessions of the mesh, one at a time.
+"""The daemon's share of jobs: reserve this board, start and watch a worker, report how it does.
 
-    board-facts     what it can do, measured here
-    session-take    hold this board; the answer comes when it is free. One board's own session
-                    takes it like any other: then its memory is lent, and nothing starts
-    session-start   start a worker with its slice; again: in place of the last one
-    session-close   the board is free again; so it is when the connection ends
-    -> session-queued, session-listens, session-report, session-ended    what the holder is told
-    -> session-revoked   a board is let in no more: who has it in a session ends that
+    board-facts    what it can do, measured here
+    job-reserve    reserve this board; the answer comes when it is free. A group's hub reserves its
+                   own board like any other: its memory is lent then, and no worker starts
+    job-start      start a worker with its slice; again: in place of the last one
+    job-release    free the board; so does the end of the connection
+    -> job-queued, job-listens, job-report, job-ended    pushed to the holder
+    -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-A board is held by a connection. The daemon loads no weights.
+A reservation belongs to a connection. The daemon loads no weights.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class BoardService:
         self._waiting: deque[Seat] = deque()
         self._dying: list[RunningWorker] = []  # killed; what they held is not free yet
         node.on("board-facts", lambda peer, body: self._tell_facts())
-        node.on("session-take", self._take)
-        node.on("session-start", self._start)
-        node.on("session-close", self._close)
+        node.on("job-reserve", self._take)
+        node.on("job-start", self._start)
+        node.on("job-release", self._close)
         node.on_gone(self._gone)
         node.peers.on_revoked(self._revoked)
         self._thermometer = Thermometer()
@@ -146,7 +146,7 @@ class BoardService:
             news: Body = {"place": place, "held_by": before}
             if news != seat.told:
                 seat.told = news
-                self._node.push(seat.asker, "session-queued", news)
+                self._node.push(seat.asker, "job-queued", news)
 
     # -- holding -------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class BoardService:
 
     def _revoked(self, key: str) -> None:
         if self._held is not None:
-            self._node.push(self._held.asker, "session-revoked", {"key": key})
+            self._node.push(self._held.asker, "job-revoked", {"key": key})
 
     def _stop_worker(self, seat: Seat) -> None:
         """Kill it. One that is at its disk is gone when that answers: nobody waits for it here."""
@@ -187,11 +187,11 @@ class BoardService:
     def _heard(self, seat: Seat, line: Mapping[str, Any]) -> None:
         if "port" in line and seat.spec is not None:
             listens = {"session": seat.spec.session, "port": line["port"]}
-            self._node.push(seat.asker, "session-listens", listens)
+            self._node.push(seat.asker, "job-listens", listens)
         if isinstance(line.get("failed"), dict) and seat.spec is not None:
             # told at once: as long as a disk does not answer, who reads from it cannot end
             ended = {"session": seat.spec.session, **RunningWorker.why_failed(line["failed"])}
-            self._node.push(seat.asker, "session-ended", ended)
+            self._node.push(seat.asker, "job-ended", ended)
 
     def _read(self, seat: Seat, worker: RunningWorker) -> None:
         if seat.worker is worker and not worker.read():
@@ -203,7 +203,7 @@ class BoardService:
             return
         ended = {"session": seat.spec.session, **worker.why_ended()}
         self._stop_worker(seat)
-        self._node.push(seat.asker, "session-ended", ended)
+        self._node.push(seat.asker, "job-ended", ended)
 
     # -- what is told --------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class BoardService:
         seat = self._held
         if seat is not None and seat.worker is not None and seat.spec is not None:
             report = {"session": seat.spec.session, **seat.worker.report()}
-            self._node.push(seat.asker, "session-report", report)
+            self._node.push(seat.asker, "job-report", report)
 
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""

@@ -23,7 +23,7 @@ from picoedge.errors import AccessError, ModelError
 from picoedge.mesh.node.local_daemon import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transport.frames import Header, Kind, pack
-from picoedge.mesh.transport.messages import integer_of, text_of
+from picoedge.mesh.transport.messages import PING_BYTES, integer_of, text_of
 from picoedge.mesh.transport.replies import Raw
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
-PING_BYTES = 512 << 10
 PROBE = "picoedge.daemon.board_probe"
 
 

@@ -1,4 +1,4 @@
-"""The mesh as a session sees it: which boards are there, how they are reached, what they can do."""
+"""A job's view of the boards: what they can do, their shards on disk, and reservations."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from picoedge.daemon.service import PING_BYTES
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.node.local_daemon import find_local
+from picoedge.mesh.transfer.donor import OFFER
+from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.messages import PING_BYTES, integer_of
 from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts, board_from_json
+from picoedge.store.pack.inventory import held_shards
+from picoedge.store.shards import Held
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.transport.curve import Context
+    from picoedge.store.pack.reader import Pack
 
-ASK_S = 2.0
+    Tell = Callable[[str], None]
+
+QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
+OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 MEASURING_S = 180.0  # a board that has just started measures itself first
-PINGS = 8
-_HERE = ("alive", "slow")
+# A queue may be as long as the session before: a day, so that a forgotten one ends at last.
+QUEUE_S = 24 * 3600.0
+PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
+_REACHABLE = ("alive", "slow")
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A board of the mesh that answers, and what it can do."""
+class BoardHandle:
+    """A board that answers: how it is reached, what it can do, and the link to it."""
 
     key: str
     name: str
@@ -37,49 +48,49 @@ class Peer:
     link: LinkFacts
 
 
-class MeshView:
-    """Connections to the daemons of all boards that answer; the first is this board's own.
+class BoardDirectory:
+    """Connections to the daemons of all boards that answer; this board comes first.
 
-    `tell` is given lines for people. To be closed.
+    `tell` receives lines for the user. Call `close` at the end.
     """
 
-    def __init__(self, context: Context, identity: Identity, tell: Callable[[str], None]) -> None:
+    def __init__(self, context: Context, identity: Identity, tell: Tell) -> None:
         self.context, self.identity, self._tell = context, identity, tell
-        self.callers: dict[str, Caller] = {}
-        self.peers: dict[str, Peer] = {}
+        self.clients: dict[str, Caller] = {}
+        self.handles: dict[str, BoardHandle] = {}
         self._fixed_bytes = _own_fixed_bytes()
 
-    def look(self, without: frozenset[str] = frozenset()) -> Cluster:
-        """Connect to every board that is there, save those; what they and the links can do.
+    def refresh(self, excluded: frozenset[str] = frozenset()) -> Cluster:
+        """Reconnect to every reachable board but the excluded keys; return their facts and links.
 
-        The others are in the order of their names: shares that are asked for must mean the same
-        boards every time.
+        This board is first, the others are sorted by name, so that `--tensor-split` means the
+        same boards every time.
 
-        Raises MeshError where no daemon runs on this board.
+        Raises MeshError if no daemon runs on this board.
         """
         self.close()
         own = self._own()
-        self._meet(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
+        self._add(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
         self._own_ping_s = min(_pings_s(own, 0, PINGS))
-        boards = _boards_of(own.ask("mesh-state", timeout_s=ASK_S))
+        boards = _boards_of(own.ask("mesh-state", timeout_s=QUESTION_S))
         for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
-            if board["key"] == self.identity.keys.public or board["key"] in without:
+            if board["key"] == self.identity.keys.public or board["key"] in excluded:
                 continue
-            if board["condition"] in _HERE:
+            if board["condition"] in _REACHABLE:
                 self._try(board)
         return self.cluster()
 
     @property
-    def own(self) -> Peer:
+    def own(self) -> BoardHandle:
         """This board."""
-        return self.peers[self.identity.keys.public]
+        return self.handles[self.identity.keys.public]
 
     def cluster(self) -> Cluster:
-        """The boards that answered, this one first."""
-        peers = list(self.peers.values())
-        links = {(0, i): peer.link for i, peer in enumerate(peers) if i}
-        own, *others = (peer.facts for peer in peers)
-        # A hub takes more than its daemon could measure: its tokenizer, and what plans.
+        """Facts and links of the boards that answered, this one first."""
+        handles = list(self.handles.values())
+        links = {(0, i): handle.link for i, handle in enumerate(handles) if i}
+        own, *others = (handle.facts for handle in handles)
+        # A hub's process is larger than its daemon could measure: tokenizer and planner are in it.
         own = dataclasses.replace(own, fixed_bytes=max(own.fixed_bytes, self._fixed_bytes))
         return Cluster((own, *others), links)
 
@@ -94,34 +105,34 @@ class MeshView:
     def _try(self, board: dict[str, Any]) -> None:
         for text in board["addresses"]:
             address = parse_address(text)
-            caller = Caller(self.context, self.identity.keys, address, board["key"], board["name"])
+            client = Caller(self.context, self.identity.keys, address, board["key"], board["name"])
             try:
-                link = _measure(caller, self._own_ping_s)
-                return self._meet(caller, board["key"], text, link)
+                link = _measure(client, self._own_ping_s)
+                return self._add(client, board["key"], text, link)
             except MeshError as error:
-                caller.close()
-                self._tell(f"{board['name']} takes no part: {error.message}")
+                client.close()
+                self._tell(f"{board['name']} is left out: {error.message}")
 
-    def _meet(self, caller: Caller, key: str, address: str, link: LinkFacts) -> None:
+    def _add(self, client: Caller, key: str, address: str, link: LinkFacts) -> None:
         with ExitStack() as failing:
-            failing.callback(caller.close)
-            facts = _facts(caller)
+            failing.callback(client.close)
+            facts = _facts(client)
             if facts.key != key:
-                raise ProtocolError(f"{caller.name} speaks for another board")
+                raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
-        self.callers[key] = caller
-        self.peers[key] = Peer(key, facts.name, address, facts, link)
+        self.clients[key] = client
+        self.handles[key] = BoardHandle(key, facts.name, address, facts, link)
 
     def close(self) -> None:
-        """Let all connections go: what they held is free again. Idempotent."""
-        for caller in self.callers.values():
-            caller.close()
-        self.callers.clear()
-        self.peers.clear()
+        """Close all connections, which frees the boards reserved over them. Idempotent."""
+        for client in self.clients.values():
+            client.close()
+        self.clients.clear()
+        self.handles.clear()
 
 
 def _own_fixed_bytes() -> int:
-    """What this process takes, a model apart."""
+    """Memory of this process without a model."""
     from picoedge.engine.fit import fixed_bytes
     from picoedge.host.reclaim import STILL_NEEDED, settle
 
@@ -130,18 +141,18 @@ def _own_fixed_bytes() -> int:
 
 
 def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The own daemon's list; it has checked what other boards said."""
+    """The boards listed by the own daemon, which has checked what other boards sent."""
     boards = state.get("boards")
     if not isinstance(boards, list):
         raise ProtocolError("a state of the mesh without boards")
     return boards
 
 
-def _facts(caller: Caller) -> BoardFacts:
+def _facts(client: Caller) -> BoardFacts:
     deadline = time.monotonic() + MEASURING_S
     while True:
         try:
-            answer = caller.ask("board-facts", timeout_s=ASK_S)
+            answer = client.ask("board-facts", timeout_s=QUESTION_S)
         except BoardLostError:
             raise
         except MeshError:
@@ -151,31 +162,85 @@ def _facts(caller: Caller) -> BoardFacts:
             continue
         facts = answer.get("facts")
         if not isinstance(facts, dict):
-            raise ProtocolError(f"{caller.name} sent no facts")
-        given = {**facts, "budget_bytes": answer.get("memory_bytes")}
-        return board_from_json(given, f"the facts of {caller.name}")
+            raise ProtocolError(f"{client.name} sent no facts")
+        values = {**facts, "budget_bytes": answer.get("memory_bytes")}
+        return board_from_json(values, f"the facts of {client.name}")
 
 
-def _pings_s(caller: Caller, nbytes: int, count: int) -> list[float]:
-    return [_ping_s(caller, nbytes) for _ in range(count)]
+# -- links ---------------------------------------------------------------------------------------
 
 
-def _measure(caller: Caller, own_s: float) -> LinkFacts:
-    return link_of(_pings_s(caller, 0, PINGS), _pings_s(caller, PING_BYTES, 2), own_s)
+def _measure(client: Caller, own_s: float) -> LinkFacts:
+    return link_of(_pings_s(client, 0, PINGS), _pings_s(client, PING_BYTES, 2), own_s)
 
 
 def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) -> LinkFacts:
-    """What a link adds to small and large questions; a small one to this board takes `own_s`.
+    """Latency and rate of a link, from round trips of 0 and of PING_BYTES bytes, in seconds.
 
-    The slowest do not count: what stops a board, as its quota does while it starts, is longer than
-    any link, and the link's own worst moments are not what is usual.
+    `own_s` is a round trip to this board's own daemon: what a daemon itself takes. The latency
+    comes from the lower quartile: pauses of a board under a CPU quota are longer than any link.
     """
     small = sorted(small_s)[len(small_s) // 4]
     latency = min(max(0.0, small - own_s) / 2, 60.0)
     return LinkFacts(latency, PING_BYTES / max(min(large_s) - small, 1e-6))
 
 
-def _ping_s(caller: Caller, nbytes: int) -> float:
+def _pings_s(client: Caller, nbytes: int, count: int) -> list[float]:
+    return [_ping_s(client, nbytes) for _ in range(count)]
+
+
+def _ping_s(client: Caller, nbytes: int) -> float:
     began = time.perf_counter()
-    caller.ask_raw("ping", {"bytes": nbytes}, ASK_S)
+    client.ask_raw("ping", {"bytes": nbytes}, QUESTION_S)
     return time.perf_counter() - began
+
+
+# -- shards on disk ------------------------------------------------------------------------------
+
+
+def locate_shards(directory: BoardDirectory, pack: Pack) -> dict[int, Held]:
+    """The shards of `pack` on each board's disk, by the board's index in `directory.cluster()`.
+
+    The hub is left out: it has the whole pack. A board that does not answer has none.
+    """
+    names = [item.name for item in pack.items()]
+    own = directory.own.key
+    return {
+        index: held_shards(names, _held_names(client, pack.identity, names))
+        for index, (key, client) in enumerate(directory.clients.items())
+        if key != own
+    }
+
+
+def _held_names(client: Caller, identity: str, names: Sequence[str]) -> frozenset[str]:
+    try:
+        offer = read_offer(client.ask(OFFER, {"pack": identity}, OFFER_S))
+        return frozenset(offer.names(names))
+    except MeshError:  # it does not have the pack, or it failed, which the next request reports
+        return frozenset()
+
+
+# -- reservation ---------------------------------------------------------------------------------
+
+
+def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], tell: Tell) -> int:
+    """Reserve these boards, queueing for the busy ones; return bytes of memory on the first.
+
+    Boards are reserved in the order of their keys, as every group does, so that two groups never
+    wait for each other. Raises MeshError.
+    """
+    memory = 0
+    for handle in sorted(handles, key=lambda handle: handle.key):
+        told = partial(_tell_queue, handle.name, tell)
+        client = directory.clients[handle.key]
+        answer = client.ask("job-reserve", {"job": "inference"}, timeout_s=QUEUE_S, told=told)
+        if handle is handles[0]:
+            memory = integer_of(answer, "memory_bytes")
+    return memory
+
+
+def _tell_queue(name: str, tell: Tell, kind: str, body: dict[str, Any]) -> None:
+    if kind == "job-queued":
+        holder, place = str(body.get("held_by", ""))[:64], body.get("place")
+        line = f", {place - 1} more before this one" if type(place) is int and place > 1 else ""
+        tell(f"waiting for {name}: it is taken by a session of {holder}{line}")

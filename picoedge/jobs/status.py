@@ -13,15 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
 from picoedge.jobs.progress_page import Work
-from picoedge.mesh.node.local_daemon import call_local
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from picoedge.mesh.transport.client import Caller
-    from picoedge.mesh.transport.curve import Context
 
-ASK_S = 2.0
+STATE_S = 2.0
 _MOST = 1 << 62
 _LONGEST = 200  # characters of a text
 
@@ -69,17 +65,9 @@ class MeshState:
         return {"cluster": self.cluster, "boards": [board.to_json() for board in self.boards]}
 
 
-def call_daemon(context: Context, folder: Path) -> Caller:
-    """A connection with this board's daemon, for `ask_mesh`.
-
-    Raises AccessError where the board is in no cluster, BoardLostError where no daemon runs.
-    """
-    return call_local(context, folder)
-
-
 def ask_mesh(daemon: Caller) -> MeshState:
     """The mesh now. Raises MeshError."""
-    return read_mesh(daemon.ask("mesh-state", timeout_s=ASK_S))
+    return read_mesh(daemon.ask("mesh-state", timeout_s=STATE_S))
 
 
 def read_mesh(body: Mapping[str, Any]) -> MeshState:

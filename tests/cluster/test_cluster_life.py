@@ -150,23 +150,23 @@ def test_who_waits_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
 
 def test_who_waits_is_told_its_place_once(cluster: ClusterOf) -> None:
     with cluster[2].calling() as holder, cluster[2].calling() as second:
-        holder.ask("session-take")
+        holder.ask("job-reserve")
         with pytest.raises(BoardLostError, match="is silent"):
-            second.ask("session-take", timeout_s=0.5)
+            second.ask("job-reserve", timeout_s=0.5)
         for _ in range(5):  # connections come and go
             assert cluster[2].does() == "hub"
         queued = {"place": 1, "held_by": "b2"}
-        assert [body for kind, body in second.pushed() if kind == "session-queued"] == [queued]
+        assert [body for kind, body in second.pushed() if kind == "job-queued"] == [queued]
     until(lambda: cluster[2].does() == "free", "b2 is free")
 
 
 def test_a_connection_waits_for_a_board_once(cluster: ClusterOf) -> None:
     with cluster[2].calling() as holder, cluster[2].calling() as second:
-        holder.ask("session-take")
+        holder.ask("job-reserve")
         with pytest.raises(BoardLostError, match="is silent"):
-            second.ask("session-take", timeout_s=0.5)
+            second.ask("job-reserve", timeout_s=0.5)
         with pytest.raises(BoardLostError, match="its connection ended"):
-            second.ask("session-take")
+            second.ask("job-reserve")
         until(lambda: waiting(cluster) == 0, "who asks twice is let go")
     until(lambda: cluster[2].does() == "free", "b2 is free")
 

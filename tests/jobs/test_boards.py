@@ -1,11 +1,26 @@
-"""What a session finds out about the links to its boards."""
+"""What a job learns of the boards: their links, and the shards on their disks."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import write_tiny_model
 
-from picoedge.jobs.boards import PING_BYTES, link_of
+from picoedge.errors import BoardLostError, MeshError, PicoedgeError
+from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
+from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
+from picoedge.store.pack.inventory import HELD, held_shards, record_head
+from picoedge.store.pack.packer import pack
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import Held
+from picoedge.store.sources.source import open_source
 
+NOTHING = Held()
 QUICK, STOPPED = [0.0021, 0.0020, 0.0024, 0.0022], [0.080, 0.081, 0.079, 0.090]
 
 
@@ -23,3 +38,107 @@ def test_no_link_is_shorter_than_nothing() -> None:
     link = link_of([0.001], [0.0005], own_s=0.002)
     assert link.latency_s == 0
     assert link.bytes_per_s > 0
+
+
+# -- shards on disk ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    folder = tmp_path_factory.mktemp("holdings")
+    pack(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
+    return Pack.open(folder / "tiny.pico")
+
+
+class Daemon:
+    """Answers as told, or with what is raised."""
+
+    def __init__(self, answer: dict[str, Any] | MeshError | Donor) -> None:
+        self._answer = answer
+
+    def ask(self, kind: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        assert kind == OFFER
+        if isinstance(self._answer, Donor):
+            try:
+                return self._answer.offer(body)
+            except PicoedgeError as error:
+                raise MeshError(error.message) from error
+        if isinstance(self._answer, MeshError):
+            raise self._answer
+        return self._answer
+
+
+def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[Held]:
+    """What the hub makes of the answers of its boards."""
+    clients = {"hub": Daemon({}), **{str(i): Daemon(each) for i, each in enumerate(answers, 1)}}
+    directory = SimpleNamespace(own=SimpleNamespace(key="hub"), clients=clients)
+    held = locate_shards(cast(BoardDirectory, directory), packed)
+    assert list(held) == list(range(1, len(answers) + 1))
+    return list(held.values())
+
+
+def everything(packed: Pack) -> Held:
+    shards = packed.all_shards
+    return Held(*map(frozenset, (shards.attention, shards.ffn, shards.vocabulary)))
+
+
+def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
+    whole, part, nothing = (tmp_path / name for name in ("whole", "part", "nothing"))
+    for shelf in (whole, part):
+        shelf.mkdir()
+        (shelf / "a.pico").mkdir()
+        for file in tiny.path.iterdir():
+            (shelf / "a.pico" / file.name).write_bytes(file.read_bytes())
+    names = [item.name for item in tiny.items()]
+    last = max(everything(tiny).attention)
+    recorded = [name for name in names if not name.endswith(f"attention.{last:03d}")]
+    recorded.remove("layer-000/ffn.000")  # of one layer only
+    lines = "".join(f"{name}\n" for name in recorded).encode()
+    (part / "a.pico" / HELD).write_bytes(record_head(tiny.identity) + lines)
+    found = told(tiny, *(Donor([shelf]) for shelf in (whole, part, nothing)))
+    has = everything(tiny)
+    assert found == [has, Held(has.attention - {last}, has.ffn - {0}, has.head), NOTHING]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"name": "a", "manifest_bytes": 5, "items": 3, "held": None},
+        {"name": "a", "manifest_bytes": 5, "items": "all", "held": None},
+        {"name": "a", "manifest_bytes": 5, "items": 1 << 19, "held": "////"},
+        {"name": "a", "manifest_bytes": -5, "items": 3, "held": "?"},
+        MeshError("this pack is not on this board"),
+        BoardLostError("gone", board="b"),
+    ],
+)
+def test_who_makes_no_sense_has_nothing(tiny: Pack, answer: dict[str, Any] | MeshError) -> None:
+    assert told(tiny, answer) == [NOTHING]
+
+
+def test_bits_of_another_length_are_nothing(tiny: Pack) -> None:
+    count = len(tiny.items())
+    right = {"name": "a", "manifest_bytes": 5, "items": count}
+    answers = [{**right, "held": pack_bits([True] * n)} for n in (count, count + 8, 1)]
+    assert told(tiny, *answers) == [everything(tiny), NOTHING, NOTHING]
+
+
+@given(
+    st.sets(st.tuples(st.integers(0, 2), st.sampled_from(["attention", "ffn"]), st.integers(0, 3)))
+)
+def test_a_shard_counts_where_it_is_there_in_every_layer(
+    lacking: set[tuple[int, str, int]],
+) -> None:
+    names = {
+        (layer, kind, i): f"layer-{layer:03d}/{kind}.{i:03d}"
+        for layer in range(3)
+        for kind in ("attention", "ffn")
+        for i in range(4)
+    }
+    beside = ["layer-000/input_norm", "head/head.000", "embed/embed.000", "tokenizer.json"]
+    words = {"head/head.001", "head/head.003"}
+    held = {name for place, name in names.items() if place not in lacking}
+    found = held_shards([*names.values(), *beside, *words], held | words)
+    assert found.head == {1, 3}
+    for kind, shards in (("attention", found.attention), ("ffn", found.ffn)):
+        assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}

@@ -26,7 +26,7 @@ import zmq
 
 from hw.lab import Board as LabBoard
 from picoedge.errors import MeshError
-from picoedge.jobs.boards import MeshView
+from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import load_identity
@@ -266,16 +266,16 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def measured_as(patch: pytest.MonkeyPatch, *speeds: float) -> None:
     """Sessions of this process find boards of these speeds, the hub's first, and equal links."""
-    look = MeshView.cluster
+    look = BoardDirectory.cluster
 
-    def measured(mesh: MeshView) -> Cluster:
+    def measured(directory: BoardDirectory) -> Cluster:
         boards = [
             dataclasses.replace(one, compute_bytes_per_s=1e8 * speed, message_s=5e-5)
-            for one, speed in zip(look(mesh).boards, speeds, strict=True)
+            for one, speed in zip(look(directory).boards, speeds, strict=True)
         ]
         return Cluster(tuple(boards), link=LinkFacts(1e-4, 1e8))
 
-    patch.setattr(MeshView, "cluster", measured)
+    patch.setattr(BoardDirectory, "cluster", measured)
 
 
 class ClusterOf:

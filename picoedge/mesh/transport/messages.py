@@ -16,6 +16,7 @@ Body = dict[str, Any]
 
 REPLY, ERROR = "reply", "error"
 MAX_TEXT = 2000
+PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = 1 << 53
 
 

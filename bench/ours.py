@@ -17,7 +17,7 @@ from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 
 def open_model(pack: str, threads: int, n_ctx: int, kernels: str | None = None) -> Transformer:

@@ -23,7 +23,6 @@ from picoedge.kernels.arrays import U8
 from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.file_layout import FileLayout, PackLayout, Span
-from picoedge.store.pack.inventory import MANIFEST
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -34,6 +33,7 @@ from picoedge.store.pack.layout import (
     head_layout,
 )
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.text.export.export import write_from_gguf
 

@@ -52,8 +52,6 @@ IMPURE = {"os", "time", "socket", "zmq", "subprocess", "pathlib"}
 NOT_YET = {
     "picoedge.engine.open imports picoedge.cluster.open.open_joint",
     "picoedge.engine.open imports picoedge.cluster.open.Joint",
-    "picoedge.store.sources.shapes imports picoedge.store.pack.layout.norm_lengths",
-    "picoedge.store.sources.source imports picoedge.store.pack.inventory.MANIFEST",
     "picoedge.jobs.spec imports picoedge.cluster.spec.spec_from_json",
     "picoedge.jobs.spec imports picoedge.cluster.spec.SessionSpec",
     "picoedge.jobs.group_links imports picoedge.cluster.spec.SessionSpec",
@@ -61,11 +59,6 @@ NOT_YET = {
 CIRCLES_YET = {
     "picoedge.mesh.node.node",
     "picoedge.mesh.node.peers",
-    "picoedge.text.template.filters",
-    "picoedge.text.template.sandbox",
-    "picoedge.text.tokenizer.base",
-    "picoedge.text.tokenizer.hf_json",
-    "picoedge.text.tokenizer.sentencepiece",
 }
 
 

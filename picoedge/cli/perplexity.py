@@ -42,7 +42,7 @@ def command(**values: Any) -> None:
     """
     from picoedge.engine.benchmark import perplexity
     from picoedge.model.transformer import LOGIT_ROWS
-    from picoedge.text.tokenizer.base import load_tokenizer
+    from picoedge.text.tokenizer.load import load_tokenizer
 
     models.open_options(values)
     prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download

@@ -127,7 +127,7 @@ def read_pack(
     """What a conversation needs beside a model that runs. Raises ModelError, TextError."""
     from picoedge.store.pack.reader import Pack
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import load_tokenizer
+    from picoedge.text.tokenizer.load import load_tokenizer
 
     pack = Pack.open(path)
     pack.check_held(pack.all_shards, embed=True)  # a slice alone answers nobody

@@ -9,7 +9,7 @@ from picoedge.registry.fetch_settings import Progress, stage
 from picoedge.store.pack.packer import pack
 from picoedge.store.sources.source import Source, open_source
 from picoedge.text.export import export
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 
 def pack_model(

@@ -1,8 +1,10 @@
-"""Which shards of a model a board holds."""
+"""Shards of a model that a board computes with, or has on its disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+MANIFEST = "picoedge.json"  # the file that makes a folder a pack
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from picoedge.model.transformer import Transformer
 from picoedge.registry.packing import pack_model
 from picoedge.store.pack.reader import Pack
 from picoedge.text.export.export import write_from_gguf
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 TINY = Shape(256, 512, 2, 4, 2, 512, 128)
 

@@ -33,7 +33,7 @@ from picoedge.kernels.reference.backend import NumpyKernels
 from picoedge.model.transformer import Transformer
 from picoedge.registry.packing import pack_model
 from picoedge.store.pack.reader import Pack
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"

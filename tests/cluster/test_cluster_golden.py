@@ -19,7 +19,7 @@ from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.inventory import HELD
 from picoedge.store.pack.reader import Pack
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 PROMPT = " ".join(["The quick brown fox jumps over the"] * 10)  # long enough for two lanes
 STEPS = 6

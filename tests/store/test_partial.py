@@ -18,19 +18,11 @@ from store_models import write_gguf
 from picoedge.cli.main import main
 from picoedge.errors import ModelError, PicoedgeError, StorageError
 from picoedge.registry.details import describe_pack
-from picoedge.store.pack.inventory import (
-    HELD,
-    MANIFEST,
-    Item,
-    Wanted,
-    pack_id,
-    read_inventory,
-    record_head,
-)
+from picoedge.store.pack.inventory import HELD, Item, Wanted, pack_id, read_inventory, record_head
 from picoedge.store.pack.packer import pack
 from picoedge.store.pack.partial import PartialPack, begin, place
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import Slice
+from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.source import Source, open_source
 from picoedge.store.window.weights import Mapped
 from picoedge.units import format_size

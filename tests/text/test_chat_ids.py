@@ -11,7 +11,8 @@ from text_models import END, START, bpe_metadata, sentencepiece_metadata
 from picoedge.text.export.export import write_from_gguf
 from picoedge.text.template.chat import encode_chat
 from picoedge.text.template.template import ChatTemplate
-from picoedge.text.tokenizer.base import Tokenizer, load_tokenizer
+from picoedge.text.tokenizer.base import Tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

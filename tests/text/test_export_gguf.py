@@ -24,7 +24,8 @@ from text_models import (
 from picoedge.errors import TextError
 from picoedge.text.export.export import write_from_gguf
 from picoedge.text.template.template import ChatTemplate
-from picoedge.text.tokenizer.base import Tokenizer, load_tokenizer
+from picoedge.text.tokenizer.base import Tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 
 def built(metadata: dict[str, Any], folder: Path) -> Tokenizer:

@@ -15,7 +15,8 @@ from picoedge.store.sources.gguf import read_gguf
 from picoedge.text.export.export import write_from_gguf
 from picoedge.text.template.chat import encode_chat
 from picoedge.text.template.template import ChatTemplate
-from picoedge.text.tokenizer.base import Tokenizer, load_tokenizer
+from picoedge.text.tokenizer.base import Tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 EXPECTED = json.loads((DATA / "hard_text_ids.json").read_text())["models"]
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -123,7 +124,7 @@ def test_loading_imports_only_its_own_library(
     folder = request.getfixturevalue(name)
     code = (
         "import sys; from pathlib import Path;"
-        "from picoedge.text.tokenizer.base import load_tokenizer;"
+        "from picoedge.text.tokenizer.load import load_tokenizer;"
         "load_tokenizer(Path(sys.argv[1])).encode('hello');"
         "print(*(name for name in sys.argv[2].split() if name in sys.modules))"
     )

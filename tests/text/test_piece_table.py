@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from picoedge.store.pack.reader import Pack
-from picoedge.text.tokenizer.base import load_tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.text.tokenizer.piece_table import PieceTable
 from picoedge.text.tokenizer.stream_decoder import decode
 

@@ -21,7 +21,6 @@ from picoedge.mesh.transport.replies import Handler, Raw
 from picoedge.store.pack.inventory import (
     HASH,
     HELD,
-    MANIFEST,
     MANIFEST_BYTES,
     Item,
     is_file_name,
@@ -29,6 +28,7 @@ from picoedge.store.pack.inventory import (
     read_held,
     read_inventory,
 )
+from picoedge.store.shards import MANIFEST
 
 OFFER, READ = "shards-offer", "shards-read"
 PART_BYTES = 128 << 10  # comes whole within a heartbeat, also over a link of 2 Mbit/s

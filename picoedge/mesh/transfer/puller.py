@@ -18,7 +18,8 @@ from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageEr
 from picoedge.mesh.transfer.donor_client import Answer, Offered, Part, Source
 from picoedge.mesh.transfer.request_window import Feed
 from picoedge.mesh.transfer.schedule import SILENCE_S, Action, Ask, Cancel, Schedule
-from picoedge.store.pack.inventory import MANIFEST, MANIFEST_BYTES, Item, Wanted, pack_id
+from picoedge.store.pack.inventory import MANIFEST_BYTES, Item, Wanted, pack_id
+from picoedge.store.shards import MANIFEST
 from picoedge.units import format_size
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from picoedge.errors import StorageError
 from picoedge.store.files import disk_full, free_bytes, sync, sync_tree, writing
-from picoedge.store.pack.inventory import MANIFEST
+from picoedge.store.shards import MANIFEST
 
 _LOCK = ".lock"
 _SPARE_BYTES = 16 << 20

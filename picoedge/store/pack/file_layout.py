@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from picoedge.config import ModelConfig
-from picoedge.store.pack.layout import Geometry, ShardLayout, norm_lengths, round_up
+from picoedge.store.pack.layout import Geometry, ShardLayout, round_up
+from picoedge.store.sources.shapes import norm_lengths
 
 PAGE = 4096
 

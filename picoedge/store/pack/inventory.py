@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from picoedge.errors import ModelError
-from picoedge.store.shards import Held, Slice
+from picoedge.store.shards import MANIFEST, Held, Slice
 
-MANIFEST = "picoedge.json"
 HELD = "held.log"
 MANIFEST_BYTES = 1 << 24  # three times that of 27,517 shards (405 billion parameters)
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")

@@ -140,14 +140,3 @@ def _shard_layout(
         places[name] = (at, length)
         at += round_up(4 * length, SHARD_ALIGN)
     return ShardLayout(matrices, places, round_up(at, SHARD_ALIGN))
-
-
-def norm_lengths(config: ModelConfig) -> dict[str, int]:
-    """The norms of one layer in the order they are stored, and their sizes."""
-    hidden = config.hidden_size
-    lengths = {"input_norm": hidden, "pre_ffn_norm": hidden}
-    if config.sandwich_norm:
-        lengths |= {"post_attention_norm": hidden, "post_ffn_norm": hidden}
-    if config.qk_norm:
-        lengths |= {"q_norm": config.head_dim, "k_norm": config.head_dim}
-    return lengths

@@ -12,7 +12,7 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.json_fields import Fields, load_json, parse_json
 from picoedge.store.pack.file_layout import FileLayout, PackLayout
-from picoedge.store.pack.inventory import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
+from picoedge.store.pack.inventory import HASH, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -22,6 +22,7 @@ from picoedge.store.pack.layout import (
     ffn_layout,
     head_layout,
 )
+from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import ENCODINGS
 
 FORMAT_NAME = "picoedge-pack"

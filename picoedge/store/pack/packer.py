@@ -17,7 +17,6 @@ from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.embedding import embed_encoding, encode_rows
 from picoedge.store.pack.file_layout import FileLayout, PackLayout
-from picoedge.store.pack.inventory import MANIFEST
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     BIASES,
@@ -27,13 +26,14 @@ from picoedge.store.pack.layout import (
     attention_layout,
     ffn_layout,
     head_layout,
-    norm_lengths,
 )
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
 from picoedge.store.pack.matrices import Place, choose_format, cut_columns, cut_rows
 from picoedge.store.pack.quantize import FORMAT_OF_BITS
 from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import Encoding
+from picoedge.store.sources.shapes import norm_lengths
 from picoedge.store.sources.source import Source
 
 _DEFAULT_BITS = 8

@@ -20,7 +20,6 @@ from picoedge.store.files import disk_full, free_bytes, sync, write_all, writing
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.inventory import (
     HELD,
-    MANIFEST,
     MANIFEST_BYTES,
     PACK_BYTES,
     Item,
@@ -34,6 +33,7 @@ from picoedge.store.pack.inventory import (
 )
 from picoedge.store.pack.manifest import Manifest, parse_manifest
 from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import MANIFEST
 
 ITEM_BYTES = 1 << 30
 _SPARE_BYTES = 16 << 20

@@ -18,21 +18,13 @@ from picoedge.kernels.blocks import Weights
 from picoedge.store.files import digest, read_at, reading
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pack.file_layout import FileLayout
-from picoedge.store.pack.inventory import (
-    HELD,
-    MANIFEST,
-    Item,
-    Wanted,
-    is_partial,
-    needed,
-    pack_id,
-    read_held,
-)
-from picoedge.store.pack.layout import BIASES, ShardLayout, norm_lengths
+from picoedge.store.pack.inventory import HELD, Item, Wanted, is_partial, needed, pack_id, read_held
+from picoedge.store.pack.layout import BIASES, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.pack.row_reader import TiedRows, UntiedRows
-from picoedge.store.shards import Slice
+from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.encodings import ENCODINGS
+from picoedge.store.sources.shapes import norm_lengths
 from picoedge.store.units import Kind, Unit
 
 _REMEDY = "pack the model again"
@@ -131,7 +123,7 @@ class Pack:
             )
 
     def norms(self, layer: int) -> dict[str, F32]:
-        """Effective RMS norm weights, f32; see `layout.norm_lengths` for the names."""
+        """Effective RMS norm weights, f32; see `shapes.norm_lengths` for the names."""
         file = self._layer(layer)
         return {name: self._vector(file, name) for name in norm_lengths(self.config)}
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from picoedge.config import ModelConfig
-from picoedge.store.pack.layout import norm_lengths
 
 
 @dataclass(frozen=True)
@@ -46,3 +45,14 @@ class Shapes:
         if not config.tie_word_embeddings:
             whole["head"] = (config.vocab_size, hidden)
         return cls(whole, layer, config.num_hidden_layers)
+
+
+def norm_lengths(config: ModelConfig) -> dict[str, int]:
+    """The norms of one layer in the order they are stored, and their sizes."""
+    hidden = config.hidden_size
+    lengths = {"input_norm": hidden, "pre_ffn_norm": hidden}
+    if config.sandwich_norm:
+        lengths |= {"post_attention_norm": hidden, "post_ffn_norm": hidden}
+    if config.qk_norm:
+        lengths |= {"q_norm": config.head_dim, "k_norm": config.head_dim}
+    return lengths

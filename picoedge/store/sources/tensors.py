@@ -1,7 +1,7 @@
 """Tensors as they lie in a source's files, and under the names that the packer knows.
 
 Canonical names: `embed`, `head`, `final_norm`, and per layer i `layers.i.` with `q k v o gate
-up down`, `q_bias k_bias v_bias`, and the norms of `layout.norm_lengths`. Rows of q and k are in
+up down`, `q_bias k_bias v_bias`, and the norms of `shapes.norm_lengths`. Rows of q and k are in
 Hugging Face's half-split rope order whatever the file's, and norms are the effective weights.
 """
 

@@ -11,7 +11,8 @@ from picoedge.text.export.gguf_vocabulary import text_value
 from picoedge.text.files import read_json_if_any, storing
 from picoedge.text.template.fallback import fallback_template
 from picoedge.text.template.template import TEMPLATE_FILE
-from picoedge.text.tokenizer.base import Tokenizer, load_tokenizer
+from picoedge.text.tokenizer.base import Tokenizer
+from picoedge.text.tokenizer.load import load_tokenizer
 
 
 def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:

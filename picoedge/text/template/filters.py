@@ -1,18 +1,18 @@
-"""The filters a chat template may use, each paid for before it works."""
+"""Filters that a chat template may use, each metered before it works."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from picoedge.text.template.meter import NODE
+from jinja2.exceptions import SecurityError
 
-if TYPE_CHECKING:
-    from picoedge.text.template.sandbox import Environment
+from picoedge.text.template.meter import NODE, Meter, tree_size
 
-# The first do no work that grows with their operands; the second make an item of each character.
+# Filters whose work does not grow with their operands, and those that make an item per character.
 _CHEAP_FILTERS = ("count", "d", "default", "first", "last", "length")
 _ITERATING_FILTERS = ("list", "max", "min", "reverse", "sort", "unique")
 _FILTERS = (
@@ -22,21 +22,31 @@ _FILTERS = (
 )  # fmt: skip
 _MAX_INT_BITS = 4096
 _MAX_INDENT = 16
+# Widths of four digits, widths passed as arguments, fields within fields.
+_WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")
 
 
 def check_bits(bits: int) -> None:
-    """Raise OverflowError for an integer whose arithmetic would take long."""
+    """Raise OverflowError for an integer too large for quick arithmetic."""
     if bits > _MAX_INT_BITS:
         raise OverflowError("a number too large")
 
 
 def replace_growth(text: str, old: str, new: str, *_: Any, **__: Any) -> int:
-    """Characters of `text` with `old` replaced, at most."""
+    """Upper bound of the length of `text` with `old` replaced by `new`."""
     return len(text) + text.count(old) * len(new)
 
 
-def _filter_growth(env: Environment) -> dict[str, Callable[..., int]]:
-    """Units that a filter's work may take beyond a few times its operands, before it is done."""
+def format_growth(template: str, *args: Any) -> int:
+    """Units that filling in `template` may take. Raises SecurityError for wide fields."""
+    if _WIDE_FORMAT.search(template):
+        raise SecurityError(f"format {template[:40]!r} is not allowed")
+    fields = template.count("{") + template.count("%")
+    return len(template) + fields * (tree_size(args) + 1000)
+
+
+def _filter_growth() -> dict[str, Callable[..., int]]:
+    """Upper bound of a filter's work beyond a few times its operands, in units, by name."""
 
     def join(values: Any, d: Any = "", attribute: Any = None) -> int:
         return len(str(d)) * len(values)
@@ -56,26 +66,26 @@ def _filter_growth(env: Environment) -> dict[str, Callable[..., int]]:
         "indent": indent,
         "int": number,
         "replace": replace_growth,
-        "format": lambda text, *args, **kwargs: env.format_growth(str(text), args, kwargs),
+        "format": lambda text, *args, **kwargs: format_growth(str(text), args, kwargs),
         **dict.fromkeys(_ITERATING_FILTERS, characters),
     }
 
 
-def metered_filters(env: Environment, jinja: dict[str, Any]) -> dict[str, Any]:
-    """The filters templates may use, metered through `env.meter`."""
-    growths = _filter_growth(env)
+def metered_filters(meter: Meter, jinja: dict[str, Any]) -> dict[str, Any]:
+    """The filters templates may use; `jinja`: Jinja's own by name."""
+    growths = _filter_growth()
 
     def metered(name: str) -> Callable[..., Any]:
         function, growth = jinja[name], growths.get(name)
-        skip = 1 if hasattr(function, "jinja_pass_arg") else 0  # an environment or a context
+        skip = 1 if hasattr(function, "jinja_pass_arg") else 0  # environment or context
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             operands = args[skip:]
-            env.meter.weigh(operands, kwargs)
+            meter.weigh(operands, kwargs)
             if growth is not None:
-                env.meter.spend(growth(*operands, **kwargs))
-            return env.meter.hold(function(*args, **kwargs))
+                meter.spend(growth(*operands, **kwargs))
+            return meter.hold(function(*args, **kwargs))
 
         return call
 
@@ -92,20 +102,20 @@ def metered_filters(env: Environment, jinja: dict[str, Any]) -> dict[str, Any]:
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        return "".join(env.paid(piece) for piece in encoder.iterencode(value))
+        return "".join(meter.paid(piece) for piece in encoder.iterencode(value))
 
     def escape(value: Any) -> Any:
-        return env.meter.hold(str(jinja["escape"](value)))
+        return meter.hold(str(jinja["escape"](value)))
 
     return {
-        **{name: env.stepping(jinja[name]) for name in _CHEAP_FILTERS},
+        **{name: meter.stepping(jinja[name]) for name in _CHEAP_FILTERS},
         **{name: metered(name) for name in (*_FILTERS, *_ITERATING_FILTERS)},
         "e": escape,
         "escape": escape,
-        "safe": env.stepping(lambda value: value),
+        "safe": meter.stepping(lambda value: value),
         "tojson": to_json,
-        "_concat": lambda *values: "".join(env.output(value) for value in values),
-        "_each": lambda values: env.meter.each(values),
-        "_hold": lambda value: env.meter.hold(value),
-        "_step": env.stepping(lambda value: value),
+        "_concat": lambda *values: "".join(map(meter.output, values)),
+        "_each": meter.each,
+        "_hold": meter.hold,
+        "_step": meter.stepping(lambda value: value),
     }

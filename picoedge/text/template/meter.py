@@ -1,17 +1,19 @@
-"""How much work and memory a chat template may take, counted in units of about one character."""
+"""Limit of the work and memory of a chat template, in units of about one character."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import wraps
 from itertools import chain
 from typing import Any
 
 from picoedge.errors import TextError
 
 NODE = 16
-"""units of a list item, a loop step or a call: what the objects behind them weigh"""
+"""units of a list item, a loop step or a call: about the bytes of the objects behind them"""
 
+# Templates in use take a few units per character of their input and well under a second.
 _BASE_UNITS = 4 << 20
 _UNITS_PER_INPUT = 200
 _MAX_UNITS = 128 << 20
@@ -23,10 +25,9 @@ _CONTAINERS: tuple[type[Collection[Any]], ...] = (
 
 
 def tree_size(value: Any, limit: int = _MAX_UNITS) -> int:
-    """Units of a value, each item counted wherever it appears; stops counting past `limit`.
+    """Units of a value, an item counted at each place it appears; stops counting past `limit`.
 
-    Lists that share their items take no memory, and yet grow exponentially when they are
-    compared or printed: hence a tree.
+    Lists that share items are small in memory, but grow exponentially when compared or printed.
     """
     total, waiting = 0, [value]
     while waiting and total <= limit:
@@ -44,15 +45,19 @@ def tree_size(value: Any, limit: int = _MAX_UNITS) -> int:
 
 
 class Meter:
-    """Counts down while one template renders. Raises TextError at nothing left, or too late.
+    """Budget of one rendering: units and seconds. Raises TextError once either is used up.
 
     Values are paid for when they are made, so none is ever too large to be compared or printed.
     """
 
     def __init__(self, input_units: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._left = min(_BASE_UNITS + _UNITS_PER_INPUT * input_units, _MAX_UNITS)
         self._clock = clock
-        self._deadline = clock() + _TIME_S
+        self.refill(input_units)
+
+    def refill(self, input_units: int) -> None:
+        """Begin a rendering of `input_units` of template and variables."""
+        self._left = min(_BASE_UNITS + _UNITS_PER_INPUT * input_units, _MAX_UNITS)
+        self._deadline = self._clock() + _TIME_S
 
     def spend(self, units: int) -> None:
         """Pay for work about to be done, or for a value of this size."""
@@ -68,14 +73,34 @@ class Meter:
             self.spend(tree_size(value, self._left))
 
     def hold(self, value: Any) -> Any:
-        """Pay for a new value and return it; an iterator is read into a list."""
+        """Pay for a new value and return it; an iterator becomes a list."""
         if isinstance(value, Iterator):
             value = list(self.each(value))
         self.weigh(value)
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """The same items, each a step paid for."""
+        """The same items, one step paid for each."""
         for value in values:
             self.spend(NODE)
             yield value
+
+    def paid(self, text: str) -> str:
+        """`text`, paid for."""
+        self.spend(NODE + len(text))
+        return text
+
+    def output(self, value: Any) -> str:
+        """A value as text, paid for."""
+        self.weigh(value)
+        return self.paid(str(value))
+
+    def stepping(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, one step paid for each call."""
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.spend(NODE)
+            return function(*args, **kwargs)
+
+        return call

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation to the one text that a model continues."""
+"""Chat template: renders a conversation as the text that the model continues."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ChatTemplate:
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
-        import jinja2  # tens of ms, and only who chats needs it
+        import jinja2  # tens of ms, needed by chats alone
 
         with self._lock:
             try:
@@ -98,13 +98,13 @@ class ChatTemplate:
         from picoedge.text.template.meter import Meter, tree_size
         from picoedge.text.template.sandbox import Environment
 
-        meter = Meter(len(self.source) + tree_size(values))
+        units = len(self.source) + tree_size(values)
         if self._compiled is None:
-            environment = Environment(meter)
+            environment = Environment(Meter(units))
             environment.globals["strftime_now"] = self._strftime_now
             self._compiled = environment, environment.template(self.source)
         environment, template = self._compiled
-        environment.meter = meter
+        environment.meter.refill(units)
         return template.render(values)
 
     def _strftime_now(self, form: str) -> str:

@@ -1,12 +1,10 @@
-"""What the rest of picoedge sees of a tokenizer, and how one is loaded from a pack."""
+"""Tokenizer protocols, and the text handling that both kinds of tokenizer share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
-from picoedge.errors import TextError
 from picoedge.text.tokenizer.settings import TextSettings
 from picoedge.text.tokenizer.special import SpecialTokens
 from picoedge.text.tokenizer.stream_decoder import TokenBytes
@@ -41,22 +39,6 @@ class Tokenizer(Vocabulary, Protocol):
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; what is not UTF-8 becomes U+FFFD."""
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a pack. Raises TextError where its files are missing or damaged."""
-    # Each kind imports its library only when it is the one needed: they cost tens of ms.
-    if (folder / JSON_FILE).exists():
-        from picoedge.text.tokenizer.hf_json import JsonTokenizer
-
-        return JsonTokenizer(folder / JSON_FILE, TextSettings.read(folder))
-    if (folder / SENTENCEPIECE_FILE).exists():
-        from picoedge.text.tokenizer.sentencepiece import SentencePieceTokenizer
-
-        return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE, TextSettings.read(folder))
-    raise TextError(
-        f"{folder} has no tokenizer ({JSON_FILE} or {SENTENCEPIECE_FILE})", "pack the model again"
-    )
 
 
 def clean(text: str) -> str:

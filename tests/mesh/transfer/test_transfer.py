@@ -35,11 +35,11 @@ from picoedge.mesh.transfer.puller import Manner, Pulling, Report, pull
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.frames import pack as pack_header
 from picoedge.mesh.transport.messages import reply
-from picoedge.store.pack.inventory import HELD, MANIFEST, Wanted
+from picoedge.store.pack.inventory import HELD, Wanted
 from picoedge.store.pack.packer import pack
 from picoedge.store.pack.partial import PartialPack, begin
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import Slice
+from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.source import Source, open_source
 
 ME = KeyPair.new()

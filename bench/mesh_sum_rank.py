@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group.codecs import codec_for
 from picoedge.mesh.group.collective import Rows, Stages
 from picoedge.mesh.group.exchange import Exchange
@@ -51,13 +52,15 @@ def summed(request: dict[str, Any]) -> list[float]:
     rank, count = request["rank"], len(request["publics"])
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     bounds = ROWS.socket_bounds()
-    links = Links(context, KeyPair.of_secret(request["secret"]), rank, EPOCH, bounds)
+    links = Links(
+        context, KeyPair.of_secret(request["secret"]), rank, EPOCH, bounds, rule=hub_rule(rank)
+    )
     others = [r for r in range(count) if r != rank]
     if request["kind"] == "star" and rank != HUB:
         others = [HUB]
     try:
         for other in others:
-            links.expect(other, request["publics"][other], f"board{1 + other}")
+            links.add(other, request["publics"][other], f"board{1 + other}")
         if rank != HUB:
             tell_port(links.listen(request["host"]))
         for other, address in request["addresses"].items():

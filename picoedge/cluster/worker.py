@@ -65,7 +65,7 @@ def _say(line: Mapping[str, Any]) -> None:
 
 def take_seat(order: Order, identity: Identity) -> None:
     """Be linked, load, compute until the hub says goodbye. Raises PicoedgeError."""
-    from picoedge.jobs.group_links import collective_of, links_of, send_note
+    from picoedge.jobs.group_links import make_collective, make_links, send_note
     from picoedge.store.pack.reader import Pack
 
     spec, page = order.spec, ProgressPage(order.page)
@@ -74,7 +74,7 @@ def take_seat(order: Order, identity: Identity) -> None:
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
-    links = links_of(context, identity.keys, spec, pack)
+    links = make_links(context, identity.keys, spec, pack)
     try:
         port = links.listen(order.host)
         for rank in range(spec.rank + 1, len(spec.seats)):
@@ -82,7 +82,7 @@ def take_seat(order: Order, identity: Identity) -> None:
                 links.connect(rank, spec.seats[rank].address)
         _say({"port": port})
         links.open(JOIN_S)
-        collective = collective_of(links, spec, pack)
+        collective = make_collective(links, spec, pack)
         opened = _load(order, pack, collective, page)
         try:
             send_note(links, HUB, _ready(opened))

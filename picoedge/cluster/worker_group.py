@@ -18,7 +18,7 @@ from picoedge.engine.loader import Opened, Ties, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
-from picoedge.jobs.group_links import collective_of, links_of, receive_note
+from picoedge.jobs.group_links import make_collective, make_links, receive_note
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.client import Caller
@@ -66,10 +66,10 @@ class Team:
             own.ask("pack-offer", {"folder": str(pack.path.absolute())})
             self._spec = spec = self._make_spec(pack, options)
             self._start()
-            self._links = links_of(directory.context, directory.identity.keys, spec, pack)
+            self._links = make_links(directory.context, directory.identity.keys, spec, pack)
             stack.callback(self._links.close)
             self._connect()
-            self.collective: Collective = collective_of(self._links, spec, pack)
+            self.collective: Collective = make_collective(self._links, spec, pack)
             self.opened = self._open(pack, options, memory)
             stack.callback(self.opened.model.close)
             self._await_ready()
@@ -165,7 +165,7 @@ class Team:
         for rank, seat in enumerate(self._spec.seats[1:], 1):
             self._links.connect(rank, seat.address)
         for peer in self._peers:
-            self._links.also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]
+            self._links.poll_also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]
         self._links.open(CONNECT_S)
 
     def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> Opened:

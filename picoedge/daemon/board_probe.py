@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import PicoedgeError
-from picoedge.mesh.group.tickets import Entrance
+from picoedge.mesh.group.tickets import TicketListener
 from picoedge.mesh.transport.seal import ciphers, common
-from picoedge.mesh.transport.sealed_stream import Stream
+from picoedge.mesh.transport.sealed_stream import SealedStream
 
 SCRATCH_BYTES = 64 << 20
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
@@ -74,10 +74,12 @@ def message_s() -> float:
     Both ends are in this process, over a loop-back, sealed as between boards.
     """
     first = b"hello"
-    entrance = Entrance(LOOPBACK, {1: first}, SUM_BYTES)
+    entrance = TicketListener(LOOPBACK, {1: first}, SUM_BYTES)
     with ExitStack() as stack:
         stack.callback(entrance.close)
-        asker = entrance.ticket(1, common(ciphers(), ciphers())).enter(LOOPBACK, SUM_BYTES, ECHO_S)
+        asker = entrance.ticket(1, common(ciphers(), ciphers())).connect(
+            LOOPBACK, SUM_BYTES, ECHO_S
+        )
         stack.callback(asker.close)
         asker.send(first)
         echo = _entered(entrance)
@@ -88,21 +90,21 @@ def message_s() -> float:
     return statistics.median(times) / 4
 
 
-def _entered(entrance: Entrance) -> Stream:
+def _entered(entrance: TicketListener) -> SealedStream:
     while True:
-        for _, stream in entrance.entered():
+        for _, stream in entrance.accepted():
             return stream
         select.select(entrance.files, [], [])
 
 
-def _echo_s(asker: Stream, echo: Stream) -> float:
+def _echo_s(asker: SealedStream, echo: SealedStream) -> float:
     began = time.perf_counter()
     _pass(bytes(SUM_BYTES), asker, echo)
     _pass(bytes(SUM_BYTES), echo, asker)
     return time.perf_counter() - began
 
 
-def _pass(message: bytes, sender: Stream, receiver: Stream) -> None:
+def _pass(message: bytes, sender: SealedStream, receiver: SealedStream) -> None:
     sent = sender.send(message)
     while receiver.take() is None:
         sent = sent or sender.flush()

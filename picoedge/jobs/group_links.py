@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
@@ -12,6 +12,7 @@ from picoedge.kernels.loader import load_trim
 from picoedge.mesh.group.codecs import codec_for
 from picoedge.mesh.group.collective import Collective, Rows, Stages
 from picoedge.mesh.group.exchange import Exchange
+from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
 from picoedge.mesh.group.star import Star
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
@@ -25,23 +26,30 @@ if TYPE_CHECKING:
 NOTE_BYTES = 64 << 10
 # Of a board that is there and says nothing, as while its card takes long. Whether it is there and
 # how it is, heartbeats and its daemon tell within a second or two.
-PATIENCE_S = 600.0
+WORKER_SILENCE_S = 600.0
 
 
-def links_of(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -> Links:
+def make_links(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
     bounds = _rows(spec, pack).socket_bounds()
     spin_s = 0.0 if is_rationed() else SPIN_S
     links = Links(
-        context, keys, spec.rank, spec.epoch, bounds, spin_s=spin_s, patience_s=PATIENCE_S
+        context,
+        keys,
+        spec.rank,
+        spec.epoch,
+        bounds,
+        rule=hub_rule(spec.rank),
+        spin_s=spin_s,
+        stall_s=WORKER_SILENCE_S,
     )
     for rank, seat in enumerate(spec.seats):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
-            links.expect(rank, seat.key, seat.name)
+            links.add(rank, seat.key, seat.name)
     return links
 
 
-def collective_of(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
+def make_collective(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
     """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
     member = Exchange if spec.allreduce == "exchange" else Star
     config, rows = pack.config, pack.head_shard_rows
@@ -53,7 +61,7 @@ def collective_of(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
         _rows(spec, pack),
         codec_for(spec.wire, config.hidden_size, load_trim(spec.kernels or None)),
         n_ctx=spec.n_ctx,
-        patience_s=PATIENCE_S,
+        patience_s=WORKER_SILENCE_S,
     )
 
 
@@ -62,6 +70,18 @@ def _rows(spec: SessionSpec, pack: Pack) -> Rows:
 
     columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
     return Rows(spec.batch, pack.config.hidden_size, (LOGIT_ROWS if columns else 0, columns))
+
+
+def hub_rule(own_rank: int) -> FailureRule:
+    """The hub fails when any rank fails; a worker when the hub or a rank it waits for does.
+
+    Failures among other workers are the hub's to report: it ends the group.
+    """
+
+    def concerns(rank: int, ranks: Collection[int]) -> bool:
+        return rank in ranks or HUB in (rank, own_rank)
+
+    return concerns
 
 
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:

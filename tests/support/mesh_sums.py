@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import zmq
 
+from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group.codecs import codec_for
 from picoedge.mesh.group.collective import F64, Rows, Stages
 from picoedge.mesh.group.exchange import Exchange
-from picoedge.mesh.group.links import PATIENCE_S, Links
+from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.group.member import Member
 from picoedge.mesh.group.star import Star
 from picoedge.mesh.identity.keys import KeyPair
@@ -52,21 +53,21 @@ class Boards:
 
 @contextmanager
 def boards(
-    count: int, kind: str, rows: Rows, *, connect: bool = True, patience_s: float = PATIENCE_S
+    count: int, kind: str, rows: Rows, *, connect: bool = True, stall_s: float = SEND_STALL_S
 ) -> Iterator[Boards]:
     """Links of a session, not yet open; all sockets are closed at the end."""
     keys = [KeyPair.new() for _ in range(count)]
     contexts = [zmq.Context() for _ in range(count)]
     bounds = rows.socket_bounds()
     links = [
-        Links(contexts[rank], keys[rank], rank, EPOCH, bounds, patience_s=patience_s)
+        Links(contexts[rank], keys[rank], rank, EPOCH, bounds, rule=hub_rule(rank), stall_s=stall_s)
         for rank in range(count)
     ]
     pairs = [(i, j) for j in range(count) for i in range(j) if kind == "exchange" or i == HUB]
     try:
         for i, j in pairs:
-            links[i].expect(j, keys[j].public, name_of(j))
-            links[j].expect(i, keys[i].public, name_of(i))
+            links[i].add(j, keys[j].public, name_of(j))
+            links[j].add(i, keys[i].public, name_of(i))
         ports = {rank: links[rank].listen(LOOPBACK) for rank in range(1, count)}
         for i, j in pairs if connect else []:
             links[i].connect(j, f"{LOOPBACK}:{ports[j]}")

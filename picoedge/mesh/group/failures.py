@@ -1,42 +1,50 @@
-"""Which boards of a session are lost, why, and to whom that matters."""
+"""Failed boards of a group: which, why, and whether that concerns the caller."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from picoedge.errors import BoardLostError, ProtocolError
-from picoedge.mesh.transport.frames import HUB
+
+# Does the failure of this rank concern a board that waits for these ranks?
+FailureRule = Callable[[int, Collection[int]], bool]
 
 
 class BoardFaultError(BoardLostError, ProtocolError):
-    """A board of the session sent what makes no sense: it is lost to the session."""
+    """A board of the group sent what the protocol does not allow; it counts as failed."""
 
 
-class Losses:
-    """As the board of rank `rank` sees it; `names` are what people call the others, by rank."""
+class FailureBoard:
+    """Failures by rank, judged by `rule`. `names` are the boards' names for people, by rank."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rule: FailureRule) -> None:
+        self._rule = rule
         self.names: dict[int, str] = {}
-        self._gone: dict[int, str] = {}  # why, by rank
+        self._failures: dict[int, BoardLostError] = {}
 
     def add(self, rank: int, why: str) -> None:
-        """That board is gone; what was said of it first counts."""
-        self._gone.setdefault(rank, why)
+        """Record that a board has failed; the first reason stays."""
+        name = self.names[rank]
+        self.add_error(rank, BoardLostError(f"{name} is lost: {why}", board=name))
 
-    def of(self, ranks: Collection[int]) -> BoardLostError | None:
-        """The error where a lost board matters to one that waits for these ranks.
+    def add_error(self, rank: int, error: BoardLostError) -> None:
+        """Record a failure as the error to raise where it matters; the first stays."""
+        self._failures.setdefault(rank, error)
 
-        The hub minds any, everybody minds the hub. Of the rest, the hub will say what becomes.
-        """
-        for rank, why in self._gone.items():
-            if rank in ranks or HUB in (rank, self._rank):
-                name = self.names[rank]
-                return BoardLostError(f"{name} is lost: {why}", board=name)
+    def remove(self, rank: int) -> None:
+        """Forget a rank, its name and its failure."""
+        self.names.pop(rank, None)
+        self._failures.pop(rank, None)
+
+    def concerning(self, ranks: Collection[int]) -> BoardLostError | None:
+        """The first failure that concerns a board waiting for `ranks`, by the rule."""
+        for rank, error in self._failures.items():
+            if self._rule(rank, ranks):
+                return error
         return None
 
     def fault(self, rank: int, what: str) -> BoardFaultError:
-        """The error that says a board misbehaves, to be raised."""
+        """The error to raise where a board breaks the protocol."""
         name = self.names[rank]
         return BoardFaultError(
             f"{name} {what}", "update picoedge there; if that is not it, revoke its key", board=name

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.mesh.group.failures import BoardFaultError, Losses
-from picoedge.mesh.group.rendezvous import Meeting
+from picoedge.mesh.group.failures import BoardFaultError, FailureBoard, FailureRule
+from picoedge.mesh.group.rendezvous import Rendezvous
 from picoedge.mesh.transport.frames import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack
 from picoedge.mesh.transport.seal import Bytes
-from picoedge.mesh.transport.sealed_stream import Stream, StreamEnded
+from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Received = tuple[int, bytes, memoryview]  # rank, header, buffer
 
 SPIN_S = 500e-6
-PATIENCE_S = 30.0
+SEND_STALL_S = 30.0
 
 
 class Links:
     """The links of the board of rank `rank`.
 
     `bounds` are the bytes of a message, and how many may wait here before they are due; `spin_s`
-    is how long a receiver asks without sleeping, `patience_s` how long a board may take nothing.
+    is how long a receiver asks without sleeping, `stall_s` how long a board may take nothing.
     Methods raise BoardLostError where a board is gone, BoardFaultError where it misbehaves.
     """
 
@@ -48,14 +48,15 @@ class Links:
         epoch: int,
         bounds: Bounds,
         *,
+        rule: FailureRule,
         spin_s: float = SPIN_S,
-        patience_s: float = PATIENCE_S,
+        stall_s: float = SEND_STALL_S,
     ) -> None:
         self.rank, self.epoch = rank, epoch
-        self._bounds, self._patience_s = bounds, patience_s
-        self._waiter, self._losses = Waiter(spin_s), Losses(rank)
-        self._meeting = Meeting(
-            context, keys, rank, epoch, bounds.frame_bytes, self._waiter, self._losses
+        self._bounds, self._stall_s = bounds, stall_s
+        self._waiter, self._failures = Waiter(spin_s), FailureBoard(rule)
+        self._meeting = Rendezvous(
+            context, keys, rank, epoch, bounds.frame_bytes, self._waiter, self._failures
         )
         self._streams = self._meeting.streams
         self._early: dict[int, deque[bytes]] = {}
@@ -64,12 +65,12 @@ class Links:
 
     # -- coming together -----------------------------------------------------------------------
 
-    def expect(self, rank: int, key: str, name: str) -> None:
+    def add(self, rank: int, key: str, name: str) -> None:
         """Let the board with this public key in as `rank`; `name` is for people."""
         self._meeting.expect(rank, key)
-        self._losses.names[rank], self._early[rank] = name, deque()
+        self._failures.names[rank], self._early[rank] = name, deque()
 
-    def also(self, socket: zmq.Socket[bytes], callback: Callback) -> None:
+    def poll_also(self, socket: zmq.Socket[bytes], callback: Callback) -> None:
         """Poll another socket in every wait; the callback empties it, and may raise."""
         self._waiter.watch(socket, callback)
 
@@ -100,13 +101,13 @@ class Links:
         try:
             if stream is not None and not stream.send(message):
                 self._push(rank, stream)
-        except StreamEnded as error:
+        except ConnectionEnded as error:
             self._end(rank, str(error))
         if rank not in self._streams:
-            raise self._losses.of((rank,)) or _closed()
+            raise self._failures.concerning((rank,)) or _closed()
         self.bytes_sent += len(message)
 
-    def _push(self, rank: int, stream: Stream) -> None:
+    def _push(self, rank: int, stream: SealedStream) -> None:
         """Send the rest once there is room. Who sends to us meanwhile may wait for just that."""
 
         def pushed() -> bool | None:
@@ -117,22 +118,25 @@ class Links:
             both = zmq.POLLIN | zmq.POLLOUT
             return [(s, both if s is stream else zmq.POLLIN) for s in self._streams.values()]
 
-        deadline = time.monotonic() + self._patience_s
-        if self._waiter.wait(pushed, items, deadline, lambda: self._losses.of((rank,))) is None:
-            self._end(rank, f"it took nothing for {self._patience_s:g} s")
+        deadline = time.monotonic() + self._stall_s
+        if (
+            self._waiter.wait(pushed, items, deadline, lambda: self._failures.concerning((rank,)))
+            is None
+        ):
+            self._end(rank, f"it took nothing for {self._stall_s:g} s")
 
     def bye(self) -> None:
         """Tell every board that the session is over."""
         goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank)) + PADDING
         for stream in self._streams.values():
-            with suppress(StreamEnded):  # who is gone, or takes nothing, is not told
+            with suppress(ConnectionEnded):  # who is gone, or takes nothing, is not told
                 if stream.flush():
                     stream.send(goodbye)
                     self.bytes_sent += len(goodbye)
 
     # -- receiving -----------------------------------------------------------------------------
 
-    def receive(self, ranks: Collection[int], timeout_s: float | None = PATIENCE_S) -> Received:
+    def receive(self, ranks: Collection[int], timeout_s: float | None = SEND_STALL_S) -> Received:
         """The next message of one of these boards: its rank, its header's bytes and its buffer.
 
         The buffer is there until a message of that board is received again, or any is sent.
@@ -145,7 +149,7 @@ class Links:
             lambda: self._take(ranks),
             lambda: [(self._streams[r], zmq.POLLIN) for r in ranks if r in self._streams],
             deadline,
-            lambda: self._losses.of(ranks),
+            lambda: self._failures.concerning(ranks),
         )
         if found is None:
             names = [self.name(rank) for rank in ranks]
@@ -179,7 +183,7 @@ class Links:
         stream = self._streams.get(rank)
         try:
             return stream.take() if stream is not None else None
-        except StreamEnded as error:
+        except ConnectionEnded as error:
             self._end(rank, str(error))
         except ProtocolError as error:
             raise self.fault(rank, f"sent {error.message}") from None
@@ -189,16 +193,16 @@ class Links:
 
     def name(self, rank: int) -> str:
         """What people call the board of that rank."""
-        return self._losses.names[rank]
+        return self._failures.names[rank]
 
     def fault(self, rank: int, what: str) -> BoardFaultError:
         """The error that says a board misbehaves, to be raised."""
-        return self._losses.fault(rank, what)
+        return self._failures.fault(rank, what)
 
     def _end(self, rank: int, why: str) -> None:
         if stream := self._streams.pop(rank, None):
             stream.close()
-        self._losses.add(rank, why)
+        self._failures.add(rank, why)
 
     def close(self) -> None:
         """Let all connections go. Idempotent."""

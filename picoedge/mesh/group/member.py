@@ -21,7 +21,7 @@ from picoedge.mesh.group.collective import (
     SyncUsage,
     pieces,
 )
-from picoedge.mesh.group.links import PATIENCE_S, Links
+from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.transport.frames import (
     HEADER,
     HUB,
@@ -70,7 +70,7 @@ class Member(ABC):
         *,
         x: F32 | None = None,
         n_ctx: int = U32,
-        patience_s: float = PATIENCE_S,
+        patience_s: float = SEND_STALL_S,
     ) -> None:
         self._links, self._stages, self._rows, self._codecs = links, stages, rows, codecs
         self._rank = links.rank

@@ -16,12 +16,12 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.failures import Losses
-from picoedge.mesh.group.tickets import Entrance, Ticket
+from picoedge.mesh.group.failures import FailureBoard
+from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.transport import curve, seal
 from picoedge.mesh.transport.frames import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack, unpack
 from picoedge.mesh.transport.monitor import LinkMonitor
-from picoedge.mesh.transport.sealed_stream import Stream, StreamEnded
+from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
@@ -44,10 +44,10 @@ class _Guest:
     has_greeted: bool = False
 
 
-class Meeting:
+class Rendezvous:
     """The first connections of the board of rank `rank`, and the `streams` they lead to, by rank.
 
-    `most_bytes` are of a message on a stream. Methods raise what Losses tells of.
+    `most_bytes` are of a message on a stream. Methods raise what FailureBoard tells of.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Meeting:
         epoch: int,
         most_bytes: int,
         waiter: Waiter,
-        losses: Losses,
+        failures: FailureBoard,
     ) -> None:
         self._context, self._keys, self._most_bytes = context, keys, most_bytes
-        self._rank, self._epoch, self._waiter, self._losses = rank, epoch, waiter, losses
-        self.streams: dict[int, Stream] = {}
+        self._rank, self._epoch, self._waiter, self._failures = rank, epoch, waiter, failures
+        self.streams: dict[int, SealedStream] = {}
         self._guests: dict[int, _Guest] = {}
         self._by_key: dict[str, _Guest] = {}
         self._router: Socket | None = None
         self._gate: curve.Gate | None = None
-        self._entrance: Entrance | None = None
+        self._entrance: TicketListener | None = None
         self._monitors: list[LinkMonitor] = []
         self._ciphers = seal.ciphers()
 
@@ -85,11 +85,11 @@ class Meeting:
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         curve.serve(socket, self._keys, GREETINGS)
-        self._watch(socket, LinkMonitor(socket, self._losses.add))
+        self._watch(socket, LinkMonitor(socket, self._failures.add))
         try:
             socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
             first = {rank: self._hello(rank) for rank in self._guests}
-            self._entrance = Entrance(host, first, self._most_bytes)
+            self._entrance = TicketListener(host, first, self._most_bytes)
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
         return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
@@ -105,7 +105,7 @@ class Meeting:
         guest.socket = socket = self._context.socket(zmq.DEALER)
         curve.dial(socket, self._keys, guest.key, GREETINGS)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._watch(socket, LinkMonitor(socket, self._losses.add, rank))
+        self._watch(socket, LinkMonitor(socket, self._failures.add, rank))
         try:
             socket.connect(to.endpoint)
         except zmq.ZMQError as error:
@@ -130,10 +130,10 @@ class Meeting:
         deadline = time.monotonic() + timeout_s
 
         def lost() -> BoardLostError | None:
-            return self._losses.of(self._guests)
+            return self._failures.concerning(self._guests)
 
         if self._waiter.wait(self._are_all_here, self._arriving, deadline, lost) is None:
-            missing = [self._losses.names[rank] for rank in self._guests.keys() - self.streams]
+            missing = [self._failures.names[rank] for rank in self._guests.keys() - self.streams]
             raise BoardLostError(
                 f"{', '.join(missing)} did not join the session within {timeout_s:g} s",
                 "is it on, and do the boards reach each other?",
@@ -143,7 +143,7 @@ class Meeting:
 
     def _are_all_here(self) -> bool | None:
         if self._entrance is not None:
-            self.streams.update(self._entrance.entered())
+            self.streams.update(self._entrance.accepted())
         return len(self.streams) == len(self._guests) or None
 
     def _arriving(self) -> Items:
@@ -160,7 +160,7 @@ class Meeting:
             guest = self._sender(socket, routing_id, frames[0])
             message = frames[0].bytes
             if len(frames) > 1 or message[HEADER.size : PREFIX_BYTES] != PADDING:
-                raise self._losses.fault(guest.rank, f"began with {len(frames)} frames")
+                raise self._failures.fault(guest.rank, f"began with {len(frames)} frames")
             self._greet(guest, message[: HEADER.size], message[PREFIX_BYTES:])
 
     def _sender(self, source: Socket, routing_id: bytes, frame: zmq.Frame) -> _Guest:
@@ -172,7 +172,7 @@ class Meeting:
             guest.routing_id, guest.socket = routing_id, source
             self._monitors[0].bind(int(frame.get(zmq.SRCFD)), guest.rank)
         if guest.routing_id != routing_id:
-            raise self._losses.fault(guest.rank, "connected twice")
+            raise self._failures.fault(guest.rank, "connected twice")
         return guest
 
     def _greet(self, guest: _Guest, raw: bytes, body: bytes) -> None:
@@ -188,7 +188,7 @@ class Meeting:
             else:
                 self._enter(guest, Ticket.from_bytes(body))
         except ProtocolError as error:
-            raise self._losses.fault(guest.rank, f"began with {error.message}") from None
+            raise self._failures.fault(guest.rank, f"began with {error.message}") from None
 
     def _give_ticket(self, guest: _Guest, body: bytes) -> None:
         assert self._router is not None
@@ -199,15 +199,15 @@ class Meeting:
         try:
             self._router.send_multipart([guest.routing_id, answer], zmq.NOBLOCK)
         except zmq.ZMQError:
-            self._losses.add(guest.rank, "its connection ended")
+            self._failures.add(guest.rank, "its connection ended")
 
     def _enter(self, guest: _Guest, ticket: Ticket) -> None:
         try:
-            stream = ticket.enter(guest.host, self._most_bytes, ENTER_S)
+            stream = ticket.connect(guest.host, self._most_bytes, ENTER_S)
             self.streams[guest.rank] = stream
             stream.send(self._hello(self._rank))
-        except (OSError, StreamEnded) as error:
-            self._losses.add(guest.rank, f"its stream cannot be reached: {error}")
+        except (OSError, ConnectionEnded) as error:
+            self._failures.add(guest.rank, f"its stream cannot be reached: {error}")
 
     def _close_doors(self) -> None:
         """From now on strangers are refused. (To unbind the ROUTER would end what it has.)"""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.seal import KEY_BYTES, Cipher, Seal, new_key
-from picoedge.mesh.transport.sealed_stream import Stream, StreamEnded
+from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 
 NAME_BYTES = 16
-CLAIMANTS = 64  # connections that have not shown a ticket: the oldest makes room
+PENDING_CONNECTIONS = 64  # connections that have not shown a ticket: the oldest makes room
 BACKLOG = 64
 _TICKET = struct.Struct(f"<HB{NAME_BYTES}s{KEY_BYTES}s{KEY_BYTES}s")
 
@@ -52,7 +52,7 @@ class Ticket:
             raise ProtocolError("a ticket of no port, or of an unknown cipher")
         return cls(port, Cipher(cipher), name, to_listener, from_listener)
 
-    def enter(self, host: str, most_bytes: int, timeout_s: float) -> Stream:
+    def connect(self, host: str, most_bytes: int, timeout_s: float) -> SealedStream:
         """Connect to who gave it. Raises OSError."""
         connection = socket.create_connection((host, self.port), timeout_s)
         try:
@@ -61,12 +61,12 @@ class Ticket:
             connection.close()
             raise
         out, into = Seal(self.cipher, self.to_listener), Seal(self.cipher, self.from_listener)
-        return Stream(connection, out, into, most_bytes)
+        return SealedStream(connection, out, into, most_bytes)
 
-    def admit(self, connection: socket.socket, most_bytes: int) -> Stream:
+    def accept(self, connection: socket.socket, most_bytes: int) -> SealedStream:
         """The other end."""
         out, into = Seal(self.cipher, self.from_listener), Seal(self.cipher, self.to_listener)
-        return Stream(connection, out, into, most_bytes)
+        return SealedStream(connection, out, into, most_bytes)
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class _Claimant:
     connection: socket.socket
     said: bytes = b""
     rank: int = -1
-    stream: Stream | None = None
+    stream: SealedStream | None = None
 
     def close(self) -> None:
         if self.stream is not None:
@@ -84,7 +84,7 @@ class _Claimant:
         self.connection.close()
 
 
-class Entrance:
+class TicketListener:
     """Listens at `host`; `first` is the message that a board must begin its stream with.
 
     Poll `files`, and call `entered` where one is readable.
@@ -112,7 +112,7 @@ class Entrance:
         """What to poll for reading."""
         return [self._listener.fileno(), *(each.connection.fileno() for each in self._claimants)]
 
-    def entered(self) -> Iterator[tuple[int, Stream]]:
+    def accepted(self) -> Iterator[tuple[int, SealedStream]]:
         """Ranks and streams of the boards that have shown their tickets."""
         self._accept()
         for each in list(self._claimants):
@@ -127,7 +127,7 @@ class Entrance:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 self._claimants.append(_Claimant(connection))
-                if len(self._claimants) > CLAIMANTS:
+                if len(self._claimants) > PENDING_CONNECTIONS:
                     self._claimants.pop(0).close()
 
     def _looked_at(self, each: _Claimant) -> bool:
@@ -142,7 +142,7 @@ class Entrance:
             if first == self._first[each.rank] and each.said in self._tickets:
                 del self._tickets[each.said]
                 return True
-        except (OSError, ProtocolError, StreamEnded):
+        except (OSError, ProtocolError, ConnectionEnded):
             pass
         each.close()
         each.stream = None
@@ -162,7 +162,7 @@ class Entrance:
         if each.said not in self._tickets:
             raise ProtocolError("no ticket")
         each.rank, ticket = self._tickets[each.said]
-        each.stream = ticket.admit(each.connection, self._most_bytes)
+        each.stream = ticket.accept(each.connection, self._most_bytes)
         return True
 
     def close(self) -> None:

@@ -19,14 +19,14 @@ _LENGTH = struct.Struct("<I")
 IDLE_S = 60  # after which the kernel asks whether the other end, and what is between, is there
 
 
-class StreamEnded(Exception):
+class ConnectionEnded(Exception):
     """The other end is gone, and all it sent has been taken; the text says how."""
 
 
-class Stream:
+class SealedStream:
     """One connection; `most_bytes` is what a message may be.
 
-    Methods raise StreamEnded, and ProtocolError for what is not a message sealed for us.
+    Methods raise ConnectionEnded, and ProtocolError for what is not a message sealed for us.
     """
 
     def __init__(self, connection: socket.socket, out: Seal, into: Seal, most_bytes: int) -> None:
@@ -103,7 +103,7 @@ class Stream:
         except OSError as error:
             raise _ended(error) from None
         if not got:
-            raise StreamEnded("its connection ended")
+            raise ConnectionEnded("its connection ended")
         self._end += got
         return True
 
@@ -114,5 +114,5 @@ class Stream:
         self._socket.close()
 
 
-def _ended(error: OSError) -> StreamEnded:
-    return StreamEnded(f"its connection ended: {(error.strerror or str(error)).lower()}")
+def _ended(error: OSError) -> ConnectionEnded:
+    return ConnectionEnded(f"its connection ended: {(error.strerror or str(error)).lower()}")

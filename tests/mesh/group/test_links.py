@@ -21,15 +21,16 @@ import zmq
 from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
 
 from picoedge.errors import BoardLostError, MeshError
+from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group.collective import Rows, Stages
 from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import Links
-from picoedge.mesh.group.tickets import Entrance, Ticket
+from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import HUB, PADDING, Dtype, Header, Kind, pack
 from picoedge.mesh.transport.seal import Cipher
-from picoedge.mesh.transport.sealed_stream import Stream
+from picoedge.mesh.transport.sealed_stream import SealedStream
 
 ROWS = Rows(batch=4, hidden=64)
 BOTH = Stages((0, 1), (0, 1), layers=1)
@@ -81,8 +82,10 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
 
 def test_a_board_with_another_key_is_not_taken_for_the_one_expected() -> None:
     with boards(2, "star", ROWS, connect=False) as team:
-        impostor = Links(team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds())
-        impostor.expect(1, KeyPair.new().public, "the real one")
+        impostor = Links(
+            team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB)
+        )
+        impostor.add(1, KeyPair.new().public, "the real one")
         impostor.connect(1, f"{LOOPBACK}:{team.ports[1]}")
         with pytest.raises(BoardLostError, match="the real one is lost"):
             impostor.open(5)
@@ -189,8 +192,8 @@ def forever(hub: Any) -> None:
 
 def worker_process(pipe: Connection, keys: KeyPair, hub: str) -> None:
     context: zmq.Context[Any] = zmq.Context()
-    links = Links(context, keys, 1, EPOCH, ROWS.socket_bounds())
-    links.expect(HUB, hub, name_of(HUB))
+    links = Links(context, keys, 1, EPOCH, ROWS.socket_bounds(), rule=hub_rule(1))
+    links.add(HUB, hub, name_of(HUB))
     pipe.send(links.listen(LOOPBACK))
     links.open(20)
     board = member(links, "star", 2, BOTH, ROWS)
@@ -209,9 +212,9 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(blow: signal.Signals) ->
     process = spawn.Process(target=worker_process, args=(there, worker, hub.public))
     process.start()
     context: zmq.Context[Any] = zmq.Context()
-    links = Links(context, hub, HUB, EPOCH, ROWS.socket_bounds())
+    links = Links(context, hub, HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB))
     try:
-        links.expect(1, worker.public, name_of(1))
+        links.add(1, worker.public, name_of(1))
         links.connect(1, f"{LOOPBACK}:{here.recv()}")
         links.open(20)
         board = member(links, "star", 2, BOTH, ROWS)
@@ -248,7 +251,7 @@ def test_a_board_that_takes_nothing_does_not_stop_reports() -> None:
         bell, rope = (team.contexts[0].socket(zmq.PAIR) for _ in range(2))
         bell.bind("inproc://bell")
         rope.connect("inproc://bell")
-        team.links[0].also(bell, report)
+        team.links[0].poll_also(bell, report)
         timer = threading.Timer(0.05, rope.send, (b"",))
         timer.start()
         with pytest.raises(ReportError):
@@ -275,7 +278,7 @@ class FaultyWorker:
 
     def __init__(self, team: Boards, context: zmq.Context[Any]) -> None:
         self._hub = team.links[HUB]
-        self._streams: list[Stream] = []
+        self._streams: list[SealedStream] = []
         self._gate = curve.Gate(context, lambda key: True)
         self._router = context.socket(zmq.ROUTER)
         curve.serve(self._router, team.keys[1], curve.Bounds())
@@ -284,7 +287,9 @@ class FaultyWorker:
         self._gate.answer()
         self._who, *hello = self._router.recv_multipart()
         assert len(hello) == 1
-        self.entrance = Entrance(LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes + 200)
+        self.entrance = TicketListener(
+            LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes + 200
+        )
 
     def greet(self, *frames: bytes) -> None:
         """Answer over the first connection with these instead of what is due."""
@@ -300,7 +305,7 @@ class FaultyWorker:
         """Be let in; gives what sends messages over the stream."""
         self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
         self._hub.open(5)
-        [(rank, stream)] = self.entrance.entered()
+        [(rank, stream)] = self.entrance.accepted()
         assert rank == HUB
         self._streams.append(stream)
 
@@ -484,13 +489,13 @@ def test_a_ticket_where_nobody_listens_ends_the_link() -> None:
 
 
 @contextmanager
-def entered(team: Boards, knocking: Any) -> Iterator[Stream]:
+def entered(team: Boards, knocking: Any) -> Iterator[SealedStream]:
     """The stream of whoever has the hub's keys."""
     knocking.send(HUBS_HELLO + b"\1")
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(team.links[1].open, 5)
         ticket = Ticket.from_bytes(knocking.recv()[len(HUBS_HELLO) :])
-        stream = ticket.enter(LOOPBACK, ROWS.message_bytes, 5)
+        stream = ticket.connect(LOOPBACK, ROWS.message_bytes, 5)
         stream.send(HUBS_HELLO)
         opening.result()
     try:
@@ -525,7 +530,7 @@ def test_a_worker_believes_its_hub_no_more_than_others(frames: list[bytes]) -> N
 
 
 def test_a_flood_before_its_time_is_not_taken_in() -> None:
-    with boards(3, "exchange", ROWS, patience_s=1) as team:
+    with boards(3, "exchange", ROWS, stall_s=1) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
         flooding.start()

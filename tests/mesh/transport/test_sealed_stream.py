@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.group.tickets import CLAIMANTS, NAME_BYTES, Entrance, Ticket
+from picoedge.mesh.group.tickets import NAME_BYTES, PENDING_CONNECTIONS, Ticket, TicketListener
 from picoedge.mesh.transport import seal
 from picoedge.mesh.transport.seal import (
     TAG_BYTES,
@@ -24,7 +24,7 @@ from picoedge.mesh.transport.seal import (
     common,
     new_key,
 )
-from picoedge.mesh.transport.sealed_stream import Stream, StreamEnded
+from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 
 LOOPBACK = "127.0.0.1"
 MOST = 1000
@@ -109,12 +109,12 @@ def test_a_processor_on_which_aes_is_slow_has_chacha(monkeypatch: pytest.MonkeyP
 
 
 @contextmanager
-def connected() -> Iterator[tuple[socket.socket, Stream, Seal, Seal]]:
+def connected() -> Iterator[tuple[socket.socket, SealedStream, Seal, Seal]]:
     """A raw end, a stream at the other, and the raw end's seals."""
     to, back = new_key(), new_key()
     raw, end = socket.socketpair()
     cipher = Cipher.CHACHA20_POLY1305
-    stream = Stream(Tcp(end), Seal(cipher, back), Seal(cipher, to), MOST)
+    stream = SealedStream(Tcp(end), Seal(cipher, back), Seal(cipher, to), MOST)
     with raw, end:
         yield raw, stream, Seal(cipher, to), Seal(cipher, back)
         stream.close()
@@ -134,7 +134,7 @@ def frame(sealed: bytes) -> bytes:
     return struct.pack("<I", len(sealed)) + sealed
 
 
-def taken(stream: Stream) -> bytes:
+def taken(stream: SealedStream) -> bytes:
     """The next message, once it is here."""
     while (message := stream.take()) is None:
         assert select.select([stream], [], [], WAIT_S)[0]
@@ -191,14 +191,14 @@ def test_all_that_was_sent_is_taken_before_the_end() -> None:
         raw.sendall(frame(closed(out, b"last words")) + b"\x20\0\0\0and half a message")
         raw.close()
         assert taken(stream) == b"last words"
-        with pytest.raises(StreamEnded, match="its connection ended"):
+        with pytest.raises(ConnectionEnded, match="its connection ended"):
             taken(stream)
 
 
 def test_sending_to_who_is_gone_says_so() -> None:
     with connected() as (raw, stream, _, _):
         raw.close()
-        with pytest.raises(StreamEnded, match="its connection ended: broken pipe"):
+        with pytest.raises(ConnectionEnded, match="its connection ended: broken pipe"):
             stream.send(b"hello?")
 
 
@@ -208,26 +208,26 @@ FIRST = {1: b"I am board 1", 2: b"I am board 2"}
 
 
 @contextmanager
-def entrance() -> Iterator[Entrance]:
-    made = Entrance(LOOPBACK, FIRST, MOST)
+def entrance() -> Iterator[TicketListener]:
+    made = TicketListener(LOOPBACK, FIRST, MOST)
     try:
         yield made
     finally:
         made.close()
 
 
-def entered(made: Entrance) -> tuple[int, Stream]:
+def entered(made: TicketListener) -> tuple[int, SealedStream]:
     while True:
-        for found in made.entered():
+        for found in made.accepted():
             return found
         assert select.select(made.files, [], [], WAIT_S)[0]
 
 
-def settled(made: Entrance, connection: socket.socket) -> bytes:
+def settled(made: TicketListener, connection: socket.socket) -> bytes:
     """What the entrance answers to a stranger: nothing, until it hangs up."""
     while not select.select([connection], [], [], 0)[0]:
         assert select.select([*made.files, connection], [], [], WAIT_S)[0]
-        assert list(made.entered()) == []
+        assert list(made.accepted()) == []
     try:
         return connection.recv(1)
     except ConnectionResetError:
@@ -238,7 +238,7 @@ def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
     with entrance() as made, ExitStack() as stack:
         tickets = {rank: made.ticket(rank, HERE[-1]) for rank in FIRST}
         for rank in (2, 1):
-            ours = Ticket.from_bytes(tickets[rank].to_bytes()).enter(LOOPBACK, MOST, WAIT_S)
+            ours = Ticket.from_bytes(tickets[rank].to_bytes()).connect(LOOPBACK, MOST, WAIT_S)
             stack.callback(ours.close)
             assert ours.send(FIRST[rank])
             found, theirs = entered(made)
@@ -257,16 +257,16 @@ def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
 def test_a_ticket_with_other_words_than_are_due_lets_nobody_in(first: bytes) -> None:
     with entrance() as made, ExitStack() as stack:
         ticket = made.ticket(1, HERE[-1])
-        thief = ticket.enter(LOOPBACK, MOST, WAIT_S)
+        thief = ticket.connect(LOOPBACK, MOST, WAIT_S)
         stack.callback(thief.close)
         thief.send(first)
         while True:
-            assert list(made.entered()) == []
+            assert list(made.accepted()) == []
             try:
                 assert thief.take() is None
-            except StreamEnded:
+            except ConnectionEnded:
                 break
-        ours = ticket.enter(LOOPBACK, MOST, WAIT_S)
+        ours = ticket.connect(LOOPBACK, MOST, WAIT_S)
         stack.callback(ours.close)
         ours.send(FIRST[1])
         rank, theirs = entered(made)
@@ -292,11 +292,11 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
     with entrance() as made, ExitStack() as stack:
         connect = [
             stack.enter_context(socket.create_connection((LOOPBACK, made.port)))
-            for _ in range(CLAIMANTS)
+            for _ in range(PENDING_CONNECTIONS)
         ]
-        assert list(made.entered()) == []
-        assert len(made.files) == 1 + CLAIMANTS
-        ours = made.ticket(1, HERE[-1]).enter(LOOPBACK, MOST, WAIT_S)
+        assert list(made.accepted()) == []
+        assert len(made.files) == 1 + PENDING_CONNECTIONS
+        ours = made.ticket(1, HERE[-1]).connect(LOOPBACK, MOST, WAIT_S)
         stack.callback(ours.close)
         ours.send(FIRST[1])
         rank, theirs = entered(made)

@@ -18,18 +18,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from picoedge.errors import ProtocolError, UsageError
+from picoedge.fields import Fields
 from picoedge.planner.partition import MOST_BOARDS
 
 KEY_CHARS = 40  # of a public key in Z85
 _NAME_CHARS = 64
 _FILE_CHARS = 1 << 20
-_REMEDY = "see the fields of a board in picoedge/engine/cluster_facts.py"
+_KEY = re.compile(rf"[!-~]{{{KEY_CHARS}}}")
+_LINK_KEYS = ("latency_s", "bytes_per_s")
+_NEEDED = (
+    "name", "cores", "compute_bytes_per_s", "disk_bytes_per_s", "budget_bytes", "fixed_bytes",
+)  # fmt: skip
+_REMEDY = f"a board has {', '.join(_NEEDED)}; a link between, {', '.join(_LINK_KEYS)}"
 
 
 @dataclass(frozen=True)
@@ -105,81 +111,78 @@ class Cluster:
         return values | {"boards": [board.to_json() for board in self.boards]}
 
 
-# Least and largest of every number: (least, largest); a float's least may not be undercut either.
+# Bounds of every number of a board: no real board is outside them.
 _BOARD_NUMBERS: dict[str, tuple[float, float]] = {
-    "cores": (1, 4096),
     "compute_bytes_per_s": (1e3, 1e15),
     "disk_bytes_per_s": (1e3, 1e13),
-    "budget_bytes": (0, 1 << 50),
-    "fixed_bytes": (0, 1 << 50),
     "prefill_gain": (1, 1e5),
-    "read_ahead_bytes": (0, 1 << 40),
     "message_s": (0, 1),
     "unit_s": (0, 1),
     "sampling_s": (0, 10),
 }
-_LINK_NUMBERS: dict[str, tuple[float, float]] = {"latency_s": (0, 60), "bytes_per_s": (1, 1e13)}
-_WHOLE = frozenset({"cores", "budget_bytes", "fixed_bytes", "read_ahead_bytes"})
+_BOARD_INTEGERS: dict[str, tuple[int, int]] = {
+    "cores": (1, 4096),
+    "budget_bytes": (0, 1 << 50),
+    "fixed_bytes": (0, 1 << 50),
+    "read_ahead_bytes": (0, 1 << 40),
+}
+_BOARD_KEYS = tuple(field.name for field in dataclasses.fields(BoardFacts))
 
 
 def board_from_json(values: object, where: str = "a board") -> BoardFacts:
     """The inverse of `BoardFacts.to_json`. Raises ProtocolError naming what is wrong."""
-    known = {field.name for field in dataclasses.fields(BoardFacts)}
-    needed = ("name", "cores", "compute_bytes_per_s", "disk_bytes_per_s", "budget_bytes")
-    given = _object(values, where, known, (*needed, "fixed_bytes"))
-    name = _text(given["name"], f"the name of {where}")
-    where = f"board {name}"
-    checked: dict[str, Any] = {"name": name}
+    return _board(Fields(values, where, hint=_REMEDY))
+
+
+def _board(fields: Fields) -> BoardFacts:
+    fields.only(_BOARD_KEYS)
+    given = {*_NEEDED, *fields.values}
+    checked: dict[str, Any] = {"name": _name(fields, "name")}
     for key, bounds in _BOARD_NUMBERS.items():
         if key in given:
-            checked[key] = _number(given[key], f"{key} of {where}", bounds, key in _WHOLE)
-    return BoardFacts(**checked, **_words(given, where))
-
-
-def _words(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a board that are no numbers."""
-    words: dict[str, Any] = {}
-    if given.get("key", "") != "":
-        words["key"] = _text(given["key"], f"the key of {where}")
-        if len(words["key"]) != KEY_CHARS:
-            raise ProtocolError(f"the key of {where} is not {KEY_CHARS} characters", _REMEDY)
+            checked[key] = fields.number(key, *bounds)
+    for key, ends in _BOARD_INTEGERS.items():
+        if key in given:
+            checked[key] = fields.integer(key, *ends)
+    if fields.get("key", str, ""):
+        checked["key"] = fields.text("key", KEY_CHARS, _KEY, f"{KEY_CHARS} printable characters")
     if "read_io" in given:
-        words["read_io"] = given["read_io"]
-        if words["read_io"] not in ("direct", "mmap"):
-            raise ProtocolError(f"read_io of {where} is neither direct nor mmap", _REMEDY)
+        checked["read_io"] = fields.one_of("read_io", ("direct", "mmap"))
     if "numpy" in given:
-        words["numpy"] = given["numpy"]
-        if not isinstance(words["numpy"], bool):
-            raise ProtocolError(f"numpy of {where} is neither true nor false", _REMEDY)
-    return words
+        checked["numpy"] = fields.get("numpy", bool)
+    return BoardFacts(**checked)
+
+
+def _name(fields: Fields, key: str) -> str:
+    name = fields.text(key, _NAME_CHARS)
+    if not name or not name.isprintable():
+        raise fields.fault(key, f"1 to {_NAME_CHARS} printable characters")
+    return name
 
 
 def link_from_json(values: object, where: str = "a link") -> LinkFacts:
     """The inverse of `LinkFacts.to_json`. Raises ProtocolError."""
-    given = _object(values, where, _LINK_NUMBERS.keys(), tuple(_LINK_NUMBERS))
-    latency, rate = (
-        _number(given[key], f"{key} of {where}", bounds, False)
-        for key, bounds in _LINK_NUMBERS.items()
-    )
-    return LinkFacts(latency, rate)
+    return _link(Fields(values, where, hint=_REMEDY).only(_LINK_KEYS))
+
+
+def _link(fields: Fields) -> LinkFacts:
+    return LinkFacts(fields.number("latency_s", 0, 60), fields.number("bytes_per_s", 1, 1e13))
 
 
 def cluster_from_json(values: object) -> Cluster:
     """The inverse of `Cluster.to_json`. Raises ProtocolError."""
-    given = _object(values, "the cluster", {"hub", "link", "links", "boards"}, ("boards",))
-    listed = _list(given["boards"], "boards", MOST_BOARDS)
-    boards = tuple(board_from_json(one, f"board {i + 1}") for i, one in enumerate(listed))
+    fields = Fields(values, "the cluster", hint=_REMEDY).only(("hub", "link", "links", "boards"))
+    boards = tuple(map(_board, fields.objects("boards", MOST_BOARDS)))
     names = {board.name: i for i, board in enumerate(boards)}
     if not boards or len(names) < len(boards):
         raise ProtocolError("the cluster has no boards, or two of one name", _REMEDY)
     keys = [board.key for board in boards if board.key]
     if len(set(keys)) < len(keys):
         raise ProtocolError("two boards of the cluster have one key", _REMEDY)
-    link = link_from_json(given["link"], "the link") if "link" in given else None
-    links = dict(
-        _pair(one, names) for one in _list(given.get("links", []), "links", MOST_BOARDS**2)
-    )
-    hub = _index(given.get("hub", boards[0].name), names)
+    link = _link(fields.object("link").only(_LINK_KEYS)) if "link" in fields.values else None
+    listed = fields.objects("links", MOST_BOARDS**2) if "links" in fields.values else []
+    links = dict(_pair(each, names) for each in listed)
+    hub = _index(fields.values.get("hub", boards[0].name), names)
     unknown = [i for i in names.values() if i != hub and (min(i, hub), max(i, hub)) not in links]
     if unknown and link is None:
         raise ProtocolError(
@@ -202,53 +205,15 @@ def read_cluster(text: str, where: str) -> Cluster:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
 
 
-def _pair(values: object, names: Mapping[str, int]) -> tuple[tuple[int, int], LinkFacts]:
-    needed = ("between", *_LINK_NUMBERS)
-    given = _object(values, "a link", {*needed}, needed)
-    ends = _list(given["between"], "between", 2)
+def _pair(fields: Fields, names: Mapping[str, int]) -> tuple[tuple[int, int], LinkFacts]:
+    ends = fields.only(("between", *_LINK_KEYS)).array("between", 2)
     a, b = sorted(_index(end, names) for end in ends) if len(ends) == 2 else (0, 0)
     if a == b:
         raise ProtocolError("a link is not between two boards", _REMEDY)
-    return (a, b), link_from_json({key: given[key] for key in _LINK_NUMBERS})
+    return (a, b), _link(fields)
 
 
 def _index(name: object, names: Mapping[str, int]) -> int:
     if not isinstance(name, str) or name not in names:
         raise ProtocolError(f"there is no board {str(name)[:_NAME_CHARS]!r}", _REMEDY)
     return names[name]
-
-
-def _object(values: object, where: str, known: Any, needed: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ProtocolError(f"{where} is not an object", _REMEDY)
-    missing = [key for key in needed if key not in values]
-    if missing:
-        raise ProtocolError(f"{where} has no {missing[0]}", _REMEDY)
-    extra = next((key for key in values if key not in known), None)
-    if extra is not None:
-        raise ProtocolError(f"{where} has an unknown {str(extra)[:_NAME_CHARS]!r}", _REMEDY)
-    return values
-
-
-def _list(values: object, where: str, most: int) -> list[Any]:
-    if not isinstance(values, list) or len(values) > most:
-        raise ProtocolError(f"{where} is not a list of at most {most}", _REMEDY)
-    return values
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _NAME_CHARS or not value.isprintable():
-        raise ProtocolError(f"{where} is not 1 to {_NAME_CHARS} printable characters", _REMEDY)
-    return value
-
-
-def _number(value: object, where: str, bounds: tuple[float, float], whole: bool) -> float:
-    """A number within its bounds, both included; an int where it must be whole."""
-    least, largest = bounds
-    right = isinstance(value, int) if whole else isinstance(value, (int, float))
-    if isinstance(value, bool) or not right:
-        raise ProtocolError(f"{where} is no {'whole ' if whole else ''}number", _REMEDY)
-    assert isinstance(value, (int, float))
-    if not least <= value <= largest or math.isnan(value):
-        raise ProtocolError(f"{where} is not within {least:g} and {largest:g}", _REMEDY)
-    return value if whole else float(value)

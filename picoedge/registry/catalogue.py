@@ -26,14 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import UsageError
+from picoedge.fields import Fields
 from picoedge.units import parse_size
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _WHEEL = re.compile(r"wheel:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+)/([^\\\s]+)")
 _HUGGING_FACE = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _URL = re.compile(r"https?://[^\s]+")
 _MAX_BYTES = 1 << 42
+_MAX_SOURCES = 64
+_REMEDY = "correct or remove it"
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,22 @@ def parse_piece(text: str) -> Piece:
     )
 
 
-def parse_entry(values: Mapping[str, Any], where: str) -> Entry:
+def parse_entry(values: object, where: str) -> Entry:
     """One catalogue file's values, checked. Raises UsageError naming `where` and the field."""
-    entry = Entry(
-        name=_field(values, "name", str, where),
-        description=_field(values, "description", str, where),
-        licence=_field(values, "licence", str, where),
-        n_bytes=_field(values, "bytes", int, where),
-        sha256=_field(values, "sha256", str, where).lower(),
-        memory_bytes=_parse_memory(_field(values, "memory", str, where), where),
-        sources=tuple(_parse_source(s, where) for s in _field(values, "sources", list, where)),
-        default=_field({"default": False, **values}, "default", bool, where),
+    fields = Fields(values, where, UsageError, _REMEDY)
+    sources = fields.array("sources", _MAX_SOURCES)
+    if not sources:
+        raise fields.fault("sources", "a list of at least one source")
+    return Entry(
+        name=fields.text("name", pattern=_NAME, expected="small letters, digits, . _ -"),
+        description=fields.text("description"),
+        licence=fields.text("licence"),
+        n_bytes=fields.integer("bytes", 1, _MAX_BYTES),
+        sha256=fields.text("sha256", pattern=_SHA256, expected="64 hex digits").lower(),
+        memory_bytes=_parse_memory(fields.text("memory"), where),
+        sources=tuple(_parse_source(source, where) for source in sources),
+        default=fields.get("default", bool, False),
     )
-    _require(is_model_name(entry.name), where, "name", "small letters, digits, . _ -")
-    _require(_SHA256.fullmatch(entry.sha256) is not None, where, "sha256", "64 hex digits")
-    _require(0 < entry.n_bytes <= _MAX_BYTES, where, "bytes", "the size of the GGUF")
-    _require(bool(entry.sources), where, "sources", "at least one")
-    return entry
 
 
 def load_entry(path: Path) -> Entry:
@@ -112,7 +114,7 @@ def load_entry(path: Path) -> Entry:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}", "correct or remove it") from error
+        raise UsageError(f"{path}: cannot be read: {error}", _REMEDY) from error
     return parse_entry(values, str(path))
 
 
@@ -152,7 +154,7 @@ def default_entry(entries: Mapping[str, Entry]) -> Entry:
 def _parse_source(value: Any, where: str) -> Source:
     pieces = value if isinstance(value, list) else [value]
     if not pieces or not all(isinstance(piece, str) for piece in pieces):
-        raise UsageError(f"{where}: sources: not text: {value!r}", "correct or remove it")
+        raise UsageError(f"{where}: sources: not text: {value!r}", _REMEDY)
     return tuple(parse_piece(piece) for piece in pieces)
 
 
@@ -161,16 +163,3 @@ def _parse_memory(text: str, where: str) -> int:
         return parse_size(text)
     except UsageError as error:
         raise UsageError(f"{where}: memory: {error.message}", error.hint) from error
-
-
-def _field(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    value = values.get(key)
-    if type(value) is not kind:
-        what = "is missing" if value is None else f"is not {kind.__name__}: {value!r}"
-        raise UsageError(f"{where}: {key} {what}", "correct or remove it")
-    return value
-
-
-def _require(ok: bool, where: str, key: str, expected: str) -> None:
-    if not ok:
-        raise UsageError(f"{where}: {key} must be {expected}", "correct or remove it")

@@ -195,7 +195,7 @@ def forget(folder: Path) -> int:
 
 
 def test_a_small_pack_gives_figures(tmp_path: Path) -> None:
-    out = tmp_path / "tiny_model.pico"
+    out = tmp_path / "tiny.pico"
     pack(open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), out, bits=8)
     least = forget(out)
     speed = measure_storage(out)

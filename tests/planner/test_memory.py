@@ -52,8 +52,8 @@ def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The tiny model, quantized and in f32."""
     folder = tmp_path_factory.mktemp("memory")
     tiny_model.write_tiny_model(folder / "tiny")
-    pack_source(open_source(folder / "tiny"), folder / "tiny_model.pico", bits=request.param)
-    return Pack.open(folder / "tiny_model.pico")
+    pack_source(open_source(folder / "tiny"), folder / "tiny.pico", bits=request.param)
+    return Pack.open(folder / "tiny.pico")
 
 
 @pytest.mark.parametrize("n_ctx", [64, 512])

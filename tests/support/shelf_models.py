@@ -76,5 +76,5 @@ def write_gguf(path: Path, *, seed: int = 1, licence: str = "MIT") -> Path:
 def packed_tiny(folder: Path) -> Path:
     """The tiny model with a tokenizer, packed in 8 bits: three layers, and a head of its own."""
     write_folder(folder / "tiny")
-    pack_model(folder / "tiny", folder / "tiny_model.pico", bits=8)
-    return folder / "tiny_model.pico"
+    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
+    return folder / "tiny.pico"

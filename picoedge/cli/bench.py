@@ -15,7 +15,7 @@ from picoedge.errors import ContextError, UsageError
 if TYPE_CHECKING:
     from picoedge.cluster.open import Joint
     from picoedge.engine.benchmark import BenchRow
-    from picoedge.engine.loader import Opened
+    from picoedge.engine.loader import LoadedModel
 
 MB = 1 << 20
 
@@ -96,7 +96,7 @@ def command(**values: Any) -> None:
 
 
 def _measure(
-    opened: Opened | Joint, n_prompt: int, n_tokens: int, values: dict[str, Any]
+    opened: LoadedModel | Joint, n_prompt: int, n_tokens: int, values: dict[str, Any]
 ) -> list[BenchRow]:
     """The row of a prompt, or of generation, and with --verbose what a token waited in it."""
     from picoedge.engine.benchmark import bench

@@ -14,7 +14,7 @@ from picoedge.model.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from picoedge.cluster.open import Joint
-    from picoedge.engine.loader import Opened
+    from picoedge.engine.loader import LoadedModel
     from picoedge.engine.options import OpenOptions
     from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session
@@ -81,20 +81,22 @@ def _tell_of(session: Session, options: OpenOptions, values: Mapping[str, Any]) 
         note(reports.plan_line(session.plan), verbose=True)
 
 
-def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened:
+def open_model(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> LoadedModel:
     """A model of this board's, without a conversation.
 
     Its context is `n_ctx` unless --ctx-size says otherwise. `logit_rows`: of how many tokens the
     logits will be wanted at once.
     """
-    from picoedge.engine.loader import Opened
+    from picoedge.engine.loader import LoadedModel
 
     opened = open_anywhere({**values, "cluster": False}, n_ctx, logit_rows=logit_rows)
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, LoadedModel)
     return opened
 
 
-def open_anywhere(values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1) -> Opened | Joint:
+def open_anywhere(
+    values: Mapping[str, Any], n_ctx: int, *, logit_rows: int = 1
+) -> LoadedModel | Joint:
     """As `open_model`; with --cluster over the boards of the mesh."""
     from picoedge.engine import open as opening
     from picoedge.store.pack.reader import Pack

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.worker_group import Team
 from picoedge.engine.fit import load_of
-from picoedge.engine.loader import Opened, open_model
+from picoedge.engine.loader import LoadedModel, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.boards import locate_shards, reserve_boards
@@ -110,7 +110,7 @@ class ClusterModel:
         speed = board.compute_bytes_per_s * self._speeds.left(board.key)
         return dataclasses.replace(board, compute_bytes_per_s=speed)
 
-    def _open(self, plan: ClusterPlan) -> Opened:
+    def _open(self, plan: ClusterPlan) -> LoadedModel:
         self._team = None
         if plan.chosen.boards == 1:
             return self._open_alone()
@@ -124,7 +124,7 @@ class ClusterModel:
         )
         return self._team.opened
 
-    def _open_alone(self) -> Opened:
+    def _open_alone(self) -> LoadedModel:
         """On this board, which is held all the same: its memory is not for two sessions."""
         memory = reserve_boards(self._directory, [self._directory.own], self._tell)
         least = min(self._options.memory_bytes or memory, memory)
@@ -184,7 +184,7 @@ class ClusterModel:
         }
 
     @property
-    def opened(self) -> Opened:
+    def opened(self) -> LoadedModel:
         """This board's own slice and its plan."""
         return self._opened
 

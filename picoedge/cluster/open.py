@@ -34,12 +34,12 @@ class Joint:
 
     @property
     def plan(self) -> MemoryPlan | None:
-        """See `opened.Opened`."""
+        """See `loader.LoadedModel`."""
         return self.model.opened.plan
 
     @property
     def adapter(self) -> Adapter | None:
-        """See `opened.Opened`."""
+        """See `loader.LoadedModel`."""
         return self.model.opened.adapter
 
 

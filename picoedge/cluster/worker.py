@@ -27,7 +27,7 @@ from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
     from picoedge.cluster.spec import SessionSpec
-    from picoedge.engine.loader import Opened
+    from picoedge.engine.loader import LoadedModel
     from picoedge.mesh.group.collective import Collective
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.store.pack.reader import Pack
@@ -135,8 +135,8 @@ def pull_missing(
     return path
 
 
-def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> Opened:
-    from picoedge.engine.loader import Ties, open_model
+def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> LoadedModel:
+    from picoedge.engine.loader import SliceHooks, open_model
     from picoedge.engine.options import OpenOptions
 
     spec = order.spec
@@ -153,16 +153,16 @@ def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -
     def loaded(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
-    ties = Ties(collective.begin, gather=collective.gather)
-    return open_model(pack, options, spec.part, loaded, ties)
+    hooks = SliceHooks(collective.begin, gather_logits=collective.gather)
+    return open_model(pack, options, spec.part, loaded, hooks)
 
 
-def _ready(opened: Opened) -> dict[str, Any]:
+def _ready(opened: LoadedModel) -> dict[str, Any]:
     plan = opened.plan.to_json() if opened.plan else None
     return {"ready": True, "batch": opened.model.batch, "plan": plan}
 
 
-def _follow(opened: Opened, collective: Collective, page: ProgressPage) -> None:
+def _follow(opened: LoadedModel, collective: Collective, page: ProgressPage) -> None:
     model, passes, tokens, busy_s, sync_s = opened.model, 0, 0, 0.0, 0.0
     page.write("waiting for work")
     while (given := collective.next_input()) is not None:
@@ -170,7 +170,7 @@ def _follow(opened: Opened, collective: Collective, page: ProgressPage) -> None:
         passes += 1
         page.write("computing", len(x), passes)
         began, waited_s = time.perf_counter(), collective.usage().wait_s
-        model.follow(x, position, wanted)
+        model.forward_slice(x, position, wanted)
         sync_s += collective.usage().wait_s - waited_s  # without the wait for the next input
         busy_s += time.perf_counter() - began
         tokens += len(x)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.spec import Seat, SessionSpec
-from picoedge.engine.loader import Opened, Ties, open_model
+from picoedge.engine.loader import LoadedModel, SliceHooks, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
@@ -168,12 +168,12 @@ class Team:
             self._links.poll_also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]
         self._links.open(CONNECT_S)
 
-    def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> Opened:
+    def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> LoadedModel:
         memory = min(options.memory_bytes or memory_bytes, memory_bytes)
         own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
         collective = self.collective
-        ties = Ties(collective.begin, collective.input, collective.gather)
-        return open_model(pack, own, self._spec.part, self._progress, ties)
+        hooks = SliceHooks(collective.begin, collective.input, collective.gather)
+        return open_model(pack, own, self._spec.part, self._progress, hooks)
 
     def _await_ready(self) -> None:
         batches = [self._spec.batch, self.opened.model.batch]

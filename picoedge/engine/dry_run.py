@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.engine.fit import Fit, Speeds, bytes_apart, fit_model, measure_speeds, whole_plan
+from picoedge.engine.fit import (
+    MemoryFit,
+    Speeds,
+    bytes_apart,
+    fit_model,
+    measure_speeds,
+    resident_plan,
+)
 from picoedge.engine.loader import check_options, start_kernels
 from picoedge.engine.open import read_pack
 from picoedge.engine.options import OpenOptions
@@ -80,11 +87,11 @@ def survey_model(path: Path, options: OpenOptions) -> Survey:
         kernels.close()
 
 
-def _survey(fit: Fit, speeds: Speeds, kernels: Kernels) -> Survey:
+def _survey(fit: MemoryFit, speeds: Speeds, kernels: Kernels) -> Survey:
     plan, apart = fit.plan, 0
     if plan is None:
         rates = Rates(speeds.storage.effective_mapped, speeds.compute)
-        plan, apart = whole_plan(fit.load, fit.budget, rates), bytes_apart(fit.pack)
+        plan, apart = resident_plan(fit.load, fit.budget, rates), bytes_apart(fit.pack)
     whole = not plan.window.streamed
     return Survey(fit.pack.name, plan, whole, apart, speeds, kernels.name, kernels.threads)
 

@@ -15,7 +15,7 @@ import numpy as np
 from picoedge.errors import StorageError, UsageError
 from picoedge.host import memory
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
-from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute, rehearse
+from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute, warm_up
 from picoedge.host.process import rss_bytes
 from picoedge.host.reclaim import STILL_NEEDED, give_back
 from picoedge.planner.contexts import default_context
@@ -59,7 +59,7 @@ class Speeds:
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class MemoryFit:
     """How a model will be held: by a plan, or (None) mapped whole."""
 
     pack: Pack
@@ -68,7 +68,9 @@ class Fit:
     plan: MemoryPlan | None
 
 
-def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None) -> Fit:
+def fit_model(
+    pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None
+) -> MemoryFit:
     """Decide before anything large is allocated.
 
     A whole model that fits is mapped. A slice never is: what the kernel reads around it, of shards
@@ -82,36 +84,36 @@ def fit_model(pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | 
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes)
     budget = Budget(total, fixed_bytes())
-    if load.part == pack.all_shards and fits_whole(pack, load, budget):
-        return Fit(pack, load, budget, None)
+    if load.part == pack.all_shards and fits_resident(pack, load, budget):
+        return MemoryFit(pack, load, budget, None)
     budget = _lean_budget(pack, kernels, total, load.part)
-    if load.part != pack.all_shards and (held := whole_plan(load, budget)).total <= total:
-        return Fit(pack, load, budget, held)
+    if load.part != pack.all_shards and (held := resident_plan(load, budget)).total <= total:
+        return MemoryFit(pack, load, budget, held)
     check_room(load, budget)  # before seconds are spent on probes
     speeds = measure_speeds(pack, kernels, total)
     ways = tuple(readings(speeds, options.window_io))
     budget = _lean_budget(pack, kernels, total, load.part)
-    return Fit(pack, load, budget, plan_memory(load, budget, ways))
+    return MemoryFit(pack, load, budget, plan_memory(load, budget, ways))
 
 
 def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budget:
     """The budget once all is given back that is not needed any more."""
     give_back(
-        lambda: _rehearse(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()]
+        lambda: _warm_up(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()]
     )
     return Budget(total, fixed_bytes() + STILL_NEEDED)
 
 
-def _rehearse(pack: Pack, kernels: Kernels, part: Slice) -> None:
+def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
     """A little of all that opening and running a model does, without any of its shards."""
     from picoedge.model.sampling import Sampler, SamplingOptions
     from picoedge.model.transformer import Transformer
     from picoedge.store.window.weights import NoShards
 
-    rehearse(kernels)
+    warm_up(kernels)
     model = Transformer(pack, kernels, 16, batch=1, holding=NoShards(pack, head=part.head))
     if not part.head:
-        model.follow(np.zeros((1, pack.config.hidden_size), np.float32), 0)
+        model.forward_slice(np.zeros((1, pack.config.hidden_size), np.float32), 0)
         return
     model.forward([0], 0)
     logits = np.zeros(pack.config.vocab_size, np.float32)
@@ -179,12 +181,12 @@ def fixed_bytes() -> int:
     return rss_bytes() + GROWTH_BYTES
 
 
-def fits_whole(pack: Pack, load: Load, budget: Budget) -> bool:
+def fits_resident(pack: Pack, load: Load, budget: Budget) -> bool:
     """Whether all that is run can be mapped within the budget, its cache full."""
-    return whole_plan(load, budget).total + bytes_apart(pack) <= budget.total
+    return resident_plan(load, budget).total + bytes_apart(pack) <= budget.total
 
 
-def whole_plan(load: Load, budget: Budget, rates: Rates | None = None) -> MemoryPlan:
+def resident_plan(load: Load, budget: Budget, rates: Rates | None = None) -> MemoryPlan:
     """The plan where nothing is streamed; of a mapped model `bytes_apart` come on top of its total.
 
     Without `rates` it is not to be looked at for seconds.

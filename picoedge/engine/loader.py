@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoedge.engine.adapt import Adapter
-    from picoedge.engine.fit import Fit
+    from picoedge.engine.fit import MemoryFit
     from picoedge.kernels.api import Kernels
     from picoedge.model.lanes import Reduce
-    from picoedge.model.transformer import Announce, GatherLogits, Transformer
+    from picoedge.model.transformer import BroadcastInput, GatherLogits, Transformer
     from picoedge.planner.memory import MemoryPlan
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import Slice
@@ -35,16 +35,16 @@ def check_options(options: OpenOptions) -> None:
 
 
 @dataclass(frozen=True)
-class Ties:
+class SliceHooks:
     """What a slice is tied to the others with; see `model.transformer`."""
 
     reduce: Reduce
-    announce: Announce | None = None
-    gather: GatherLogits | None = None
+    broadcast_input: BroadcastInput | None = None
+    gather_logits: GatherLogits | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedModel:
     """A model that runs, and the plan its memory follows; None where all of it is mapped."""
 
     pack: Pack
@@ -58,11 +58,11 @@ def open_model(
     options: OpenOptions,
     part: Slice | None = None,
     progress: Progress | None = None,
-    ties: Ties | None = None,
-) -> Opened:
+    hooks: SliceHooks | None = None,
+) -> LoadedModel:
     """A transformer with a cache for the context asked for; what does not fit is streamed.
 
-    `progress` is told of the weights that are read before the first token; `ties` bind a slice
+    `progress` is told of the weights that are read before the first token; `hooks` bind a slice
     to the others of its model.
 
     Raises UsageError for a context the model was not made for, MemoryBudgetError before
@@ -86,9 +86,9 @@ def open_model(
             fit.load.n_ctx,
             batch=fit.plan.batch if fit.plan else WHOLE_BATCH,
             kv_bits=options.kv_bits,
-            reduce=ties.reduce if ties else None,
-            announce=ties.announce if ties else None,
-            gather=ties.gather if ties else None,
+            reduce=hooks.reduce if hooks else None,
+            broadcast_input=hooks.broadcast_input if hooks else None,
+            gather_logits=hooks.gather_logits if hooks else None,
             holding=holding,
         )
         adapter = None
@@ -97,7 +97,7 @@ def open_model(
             model.after_forward = adapter = Adapter(model, holding, fit.plan)
             settle(path for path in pack.path.iterdir() if path.is_file())
         opened.pop_all()
-    return Opened(pack, model, fit.plan, adapter)
+    return LoadedModel(pack, model, fit.plan, adapter)
 
 
 def start_kernels(options: OpenOptions) -> Kernels:
@@ -108,7 +108,7 @@ def start_kernels(options: OpenOptions) -> Kernels:
     return load_kernels(options.kernels, options.threads or usable_cores())
 
 
-def _hold(fit: Fit, options: OpenOptions, progress: Progress | None) -> Holding:
+def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> Holding:
     from picoedge.store.window.weights import Mapped, Windowed
 
     pack, part, plan = fit.pack, fit.load.part, fit.plan

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.engine.loader import Opened, check_options, open_model
+from picoedge.engine.loader import LoadedModel, check_options, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import PicoedgeError
 
@@ -81,7 +81,7 @@ def _read_first(
         settle()  # starting alone may take more than a small board allows
     pack, tokenizer, template = read_pack(path, with_template=with_template)
     if template is not None:
-        _rehearse(template)
+        _warm_up(template)
     n_ctx = choose_context(pack, options, cache_bits(pack, options))
     chosen = dataclasses.replace(options, n_ctx=n_ctx)
     return pack, Prompter(pack.name, tokenizer, template, n_ctx), chosen
@@ -106,7 +106,7 @@ def _start(
 
 def open_anywhere(
     pack: Pack, options: OpenOptions, progress: Progress | None = None
-) -> Opened | Joint:
+) -> LoadedModel | Joint:
     """The model on this board, or with `options.cluster` over the boards of the mesh."""
     if options.cluster is None:
         return open_model(pack, options, progress=progress)
@@ -115,7 +115,7 @@ def open_anywhere(
     return open_joint(pack, options, progress)
 
 
-def _rehearse(template: ChatTemplate) -> None:
+def _warm_up(template: ChatTemplate) -> None:
     """Render something: what a template engine takes is then there to be counted."""
     with suppress(PicoedgeError):
         template.render([{"role": "user", "content": "?"}])

@@ -96,7 +96,7 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
     return Weights(spec, data, spec.nbytes, 1)
 
 
-def rehearse(kernels: Kernels) -> None:
+def warm_up(kernels: Kernels) -> None:
     """Bind and run one small matrix: the code that decoding needs is then in memory."""
     _run([_bind(kernels, random_weights("q8", SUPERBLOCK_COLS, 1 << 16))])
 

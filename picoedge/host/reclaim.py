@@ -34,10 +34,10 @@ class Mapping:
     clean: bool
 
 
-def give_back(rehearse: Callable[[], object], also: Iterable[Path] = ()) -> None:
+def give_back(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> None:
     """Drop what starting left in memory; `also`: files that were read and are not needed again.
 
-    `rehearse` does a little of what is to come, so that what this needs of the libraries is back
+    `warm_up` does a little of what is to come, so that what this needs of the libraries is back
     before the rest of the memory is given away.
     """
     gc.collect()
@@ -49,7 +49,7 @@ def give_back(rehearse: Callable[[], object], also: Iterable[Path] = ()) -> None
             advise_range(mapping.start, mapping.end, mmap.MADV_DONTNEED)
     for path in {mapping.path for mapping in mappings}.union(_modules(), map(str, also)):
         _forget(path)
-    rehearse()
+    warm_up()
     settle()
 
 

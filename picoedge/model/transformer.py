@@ -1,10 +1,9 @@
 """The forward pass of one slice of a model, in the order things happen.
 
-The file knows no network: what ties slices together is three callables. `announce` is given the
-embedded tokens of each chunk, for slices that have no embedding to run; `reduce` is given the f64
-sums of this slice and has the sums of all put in their place; `gather` is given the logits of this
-slice's part of the vocabulary, and where they go out puts the others' beside them. On one board
-there are none.
+The file knows no network: slices are joined by three hooks. `broadcast_input` sends the embedded
+tokens of each chunk to slices without an embedding; `reduce` replaces this slice's f64 sums by the
+sums over all slices; `gather_logits` sends this slice's logits, or collects those of the others.
+One board alone has no hooks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from picoedge.store.window.weights import Held, Holding, Mapped
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
-Announce = Callable[[F32, int, int], None]
+BroadcastInput = Callable[[F32, int, int], None]
 GatherLogits = Callable[[F32], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
@@ -89,14 +88,13 @@ class Layer:
 class Transformer:
     """A model (or a slice of one) bound to kernels, with its cache and its buffers.
 
-    `batch` is the tokens a prompt is cut into. `reduce` is called twice a layer with the sums
-    of each lane, f64 [n, hidden], to be replaced by the sums over all slices when what it gives is
-    called, at the latest; before that `announce` is called with the chunk's input, f32 [n, hidden],
-    its position, and of how many of its last tokens logits are wanted: none, one or all. After it
-    `gather` is called with these, f32 [n, columns]: all of the vocabulary where the slice has the
-    head, else its own part. `holding` is where the weights are: without one, `part` of the pack (or
-    all of it) is mapped. `kv_bits` (16 or 8) is for the cache of quantized weights; f32 weights
-    have a cache in f32.
+    `batch`: tokens of a prompt that run at once. `kv_bits` (16 or 8): the key-value cache of
+    quantized weights; f32 weights have an f32 cache. `holding`: the weights; without it `part` of
+    the pack (or all of it) is mapped. The hooks of a slice, in the order of their calls:
+    `broadcast_input(x, position, wanted)` once a chunk, x f32 [n, hidden], `wanted` last tokens
+    whose logits are needed (0, 1 or n); `reduce(sums)` twice a layer and lane, f64 [n, hidden],
+    in place once the function it returns has been called; `gather_logits(logits)`, f32
+    [wanted, columns]: the whole vocabulary where the slice has the head, else its own part.
     """
 
     boards = 1
@@ -110,14 +108,15 @@ class Transformer:
         batch: int = 256,
         kv_bits: int = 16,
         reduce: Reduce | None = None,
-        announce: Announce | None = None,
-        gather: GatherLogits | None = None,
+        broadcast_input: BroadcastInput | None = None,
+        gather_logits: GatherLogits | None = None,
         part: Slice | None = None,
         holding: Holding | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or Mapped(pack, part)
-        self._reduce, self._announce, self._gather = reduce, announce, gather
+        self._reduce, self._broadcast_input = reduce, broadcast_input
+        self._gather_logits = gather_logits
         self._pack, self._kv_bits = pack, kv_bits
         self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
@@ -265,8 +264,8 @@ class Transformer:
         self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
-        if self._announce is not None:
-            self._announce(x, position, wanted)
+        if self._broadcast_input is not None:
+            self._broadcast_input(x, position, wanted)
         self._run_layers(len(tokens), position)
 
     def _run_layers(self, n: int, position: int) -> None:
@@ -323,10 +322,10 @@ class Transformer:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
-    def follow(self, x: F32, position: int, wanted: int = 0) -> None:
+    def forward_slice(self, x: F32, position: int, wanted: int = 0) -> None:
         """Run this slice on another's announced input, f32 [n, hidden], n <= batch.
 
-        What comes of it is in the sums that `reduce` was given, and in the logits of `gather`.
+        Results are delivered through `reduce` (partial sums) and `gather_logits`.
         """
         n = len(x)
         if not 0 < n <= self.batch or not 0 <= position <= self.n_ctx - n:
@@ -344,8 +343,8 @@ class Transformer:
     def _run_head(self, n: int) -> None:
         for run in self._project_head:
             run(n, n - 1)
-        if self._gather is not None:
-            self._gather(self._logits)
+        if self._gather_logits is not None:
+            self._gather_logits(self._logits)
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
@@ -366,8 +365,8 @@ class Transformer:
             end = min(first + len(out), n)
             for run in runs:
                 run(end, first)
-            if self._gather is not None:
-                self._gather(out[: end - first])
+            if self._gather_logits is not None:
+                self._gather_logits(out[: end - first])
             yield out[: end - first]
 
     @property

@@ -13,9 +13,9 @@ from picoedge.engine import fit
 from picoedge.engine.fit import (
     budget_bytes,
     bytes_apart,
-    fits_whole,
+    fits_resident,
     load_of,
-    whole_plan,
+    resident_plan,
 )
 from picoedge.engine.options import OpenOptions
 from picoedge.host import memory
@@ -59,7 +59,7 @@ def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("n_ctx", [64, 512])
 def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) -> None:
     load = load_of(pack, pack.all_shards, OpenOptions(n_ctx=n_ctx))
-    plan = whole_plan(load, Budget(1 << 40, 0), Rates(1, 1))
+    plan = resident_plan(load, Budget(1 << 40, 0), Rates(1, 1))
     model = Transformer(pack, load_kernels(None, 1), n_ctx)
     taken = model.memory_bytes()
     model.close()
@@ -72,10 +72,10 @@ def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) 
 def test_what_fits_to_the_byte_is_held_whole(pack: Pack) -> None:
     load = load_of(pack, pack.all_shards, OpenOptions(n_ctx=64))
     fixed = 50 * MB
-    need = whole_plan(load, Budget(1 << 40, fixed), Rates(1, 1)).total + bytes_apart(pack)
-    assert fits_whole(pack, load, Budget(need, fixed))
-    assert not fits_whole(pack, load, Budget(need - 1, fixed))
-    assert not fits_whole(pack, load, Budget(need, fixed + 1))
+    need = resident_plan(load, Budget(1 << 40, fixed), Rates(1, 1)).total + bytes_apart(pack)
+    assert fits_resident(pack, load, Budget(need, fixed))
+    assert not fits_resident(pack, load, Budget(need - 1, fixed))
+    assert not fits_resident(pack, load, Budget(need, fixed + 1))
 
 
 def test_the_cache_of_a_known_model() -> None:

@@ -62,7 +62,7 @@ class HeadMeeting(Meeting):
 
     def follow(self, rank: int, model: Transformer) -> None:
         while (given := self._inputs[rank].get(timeout=BARRIER_TIMEOUT_S)) is not None:
-            model.follow(*given)
+            model.forward_slice(*given)
 
     def gatherer(self, rank: int) -> Callable[[np.ndarray], None]:
         def gather(logits: np.ndarray) -> None:
@@ -86,11 +86,11 @@ def with_hub(
 
     def board(rank: int) -> None:
         part = slices[rank]
-        ties = {"reduce": meeting.reducer(rank), "gather": meeting.gatherer(rank)}
+        hooks = {"reduce": meeting.reducer(rank), "gather_logits": meeting.gatherer(rank)}
         if not rank:
-            ties["announce"] = meeting.announce
+            hooks["broadcast_input"] = meeting.announce
         kernels = load_kernels("native", 1)
-        model = Transformer(packed, kernels, 64, batch=batch, part=part, **ties)
+        model = Transformer(packed, kernels, 64, batch=batch, part=part, **hooks)
         try:
             if rank:
                 meeting.follow(rank, model)

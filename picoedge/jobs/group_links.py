@@ -86,14 +86,17 @@ def hub_rule(own_rank: int) -> FailureRule:
 
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
     """Tell a board of the session something that is no array."""
-    links.send(rank, pack(Header(Kind.CONTROL, links.epoch)), json.dumps(note).encode())
+    links.send(
+        rank, pack(Header(Kind.CONTROL, links.epoch), links.version), json.dumps(note).encode()
+    )
 
 
 def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:
     """What a board of the session tells. Raises ProtocolError, BoardLostError."""
     _, raw, frame = links.receive((rank,), timeout_s)
-    if unpack(raw) != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
-        raise links.fault(rank, f"sent {unpack(raw)} where a note was due")
+    header = unpack(raw, versions=(links.version,))
+    if header != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
+        raise links.fault(rank, f"sent {header} where a note was due")
     try:
         note = json.loads(bytes(frame))
     except (ValueError, RecursionError):

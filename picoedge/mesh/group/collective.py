@@ -16,7 +16,7 @@ from typing import Protocol
 
 from picoedge.kernels.arrays import F32, F64
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.frames import HUB, PREFIX_BYTES, Bounds
+from picoedge.mesh.transport.frames import HUB, PREFIX_BYTES, ShapeBounds
 
 Finish = Callable[[], None]
 
@@ -100,10 +100,10 @@ class Rows:
         messages = SUMS_IN_FLIGHT * longest + MESSAGES_BESIDE
         return curve.Bounds(self.message_bytes, messages)
 
-    def wire_bounds(self) -> Bounds:
+    def wire_bounds(self) -> ShapeBounds:
         """What a header may speak of."""
         elements = max(self.batch * self.hidden, self.logits[0] * self.logits[1])
-        return Bounds(max(self.batch, self.hidden, *self.logits), elements)
+        return ShapeBounds(max(self.batch, self.hidden, *self.logits), elements)
 
 
 def flat(sums: F64) -> F64:

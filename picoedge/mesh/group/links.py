@@ -17,7 +17,7 @@ import zmq
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.group.failures import BoardFaultError, FailureBoard, FailureRule
 from picoedge.mesh.group.rendezvous import Rendezvous
-from picoedge.mesh.transport.frames import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack
+from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
 from picoedge.mesh.transport.seal import Bytes
 from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Bounds, Context
 
-Received = tuple[int, bytes, memoryview]  # rank, header, buffer
+Received = tuple[int, bytes, memoryview]  # rank, prefix, buffer
 
 SPIN_S = 500e-6
 SEND_STALL_S = 30.0
@@ -37,6 +37,7 @@ class Links:
 
     `bounds` are the bytes of a message, and how many may wait here before they are due; `spin_s`
     is how long a receiver asks without sleeping, `stall_s` how long a board may take nothing.
+    `version` is that of all headers of the group: its lowest member's.
     Methods raise BoardLostError where a board is gone, BoardFaultError where it misbehaves.
     """
 
@@ -51,12 +52,13 @@ class Links:
         rule: FailureRule,
         spin_s: float = SPIN_S,
         stall_s: float = SEND_STALL_S,
+        version: int = VERSION,
     ) -> None:
-        self.rank, self.epoch = rank, epoch
+        self.rank, self.epoch, self.version = rank, epoch, version
         self._bounds, self._stall_s = bounds, stall_s
         self._waiter, self._failures = Waiter(spin_s), FailureBoard(rule)
         self._meeting = Rendezvous(
-            context, keys, rank, epoch, bounds.frame_bytes, self._waiter, self._failures
+            context, keys, rank, epoch, bounds.frame_bytes, self._waiter, self._failures, version
         )
         self._streams = self._meeting.streams
         self._early: dict[int, deque[bytes]] = {}
@@ -92,7 +94,7 @@ class Links:
     # -- sending -------------------------------------------------------------------------------
 
     def send(self, rank: int, header: bytes, body: Bytes = b"") -> None:
-        """Send a header and what it speaks of."""
+        """Send a header of 30 bytes, without a tag, and the buffer it describes."""
         self.send_whole(rank, b"".join((header, PADDING, body)))
 
     def send_whole(self, rank: int, message: Bytes) -> None:
@@ -127,7 +129,7 @@ class Links:
 
     def bye(self) -> None:
         """Tell every board that the session is over."""
-        goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank)) + PADDING
+        goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank), self.version) + PADDING
         for stream in self._streams.values():
             with suppress(ConnectionEnded):  # who is gone, or takes nothing, is not told
                 if stream.flush():
@@ -137,7 +139,7 @@ class Links:
     # -- receiving -----------------------------------------------------------------------------
 
     def receive(self, ranks: Collection[int], timeout_s: float | None = SEND_STALL_S) -> Received:
-        """The next message of one of these boards: its rank, its header's bytes and its buffer.
+        """The next message of one of these boards: its rank, its prefix and its buffer.
 
         The buffer is there until a message of that board is received again, or any is sent.
         Without a time limit it waits for ever.
@@ -157,10 +159,10 @@ class Links:
                 f"{', '.join(names)} sent nothing for {timeout_s:g} s", board=names[0]
             )
         rank, message = found
-        if message[HEADER.size : PREFIX_BYTES] != PADDING:
+        if len(message) < PREFIX_BYTES:
             raise self.fault(rank, f"sent {len(message)} bytes that are no message")
         self.bytes_received += len(message)
-        return rank, bytes(message[: HEADER.size]), message[PREFIX_BYTES:]
+        return rank, bytes(message[:PREFIX_BYTES]), message[PREFIX_BYTES:]
 
     def _take(self, ranks: Collection[int]) -> tuple[int, memoryview] | None:
         for rank in ranks:

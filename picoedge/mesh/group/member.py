@@ -23,19 +23,26 @@ from picoedge.mesh.group.collective import (
 )
 from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.transport.frames import (
-    HEADER,
     HUB,
     MAGIC,
+    PREFIX,
     PREFIX_BYTES,
     U32,
-    VERSION,
     Dtype,
     Header,
     Kind,
     unpack,
 )
 
-INPUTS = (Kind.INPUT, Kind.INPUT_LAST, Kind.INPUT_ALL)
+# Tags: rows that a forward pass begins with, and of how many of them logits are wanted (none, the
+# last, all), with the position of the first as `extra`; logits. They were kinds in version 1.
+INPUT, INPUT_LAST, INPUT_ALL, LOGITS = 2, 8, 9, 10
+INPUTS = (INPUT, INPUT_LAST, INPUT_ALL)
+
+
+def _named(header: Header) -> str:
+    names = {INPUT: "INPUT", INPUT_LAST: "INPUT_LAST", INPUT_ALL: "INPUT_ALL", LOGITS: "LOGITS"}
+    return f"{names.get(header.tag, '')} {header}".strip()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +84,7 @@ class Member(ABC):
         self._ranks, self._others = tuple(ranks), tuple(r for r in ranks if r != links.rank)
         self._inputs = INPUTS if stages.givers else INPUTS[:1]
         self._dtypes = {
-            **dict.fromkeys(INPUTS, Dtype.F32),
+            Kind.DATA: Dtype.F32,
             Kind.SUM_PART: codecs.part.dtype,
             Kind.SUM: codecs.whole.dtype,
         }
@@ -104,11 +111,13 @@ class Member(ABC):
         """
         assert self._rank == HUB
         assert self._stage == self._stages.count, "the last forward pass is unfinished"
-        kind = self._inputs[min(wanted, 2, len(self._inputs) - 1)]
+        tag = self._inputs[min(wanted, 2, len(self._inputs) - 1)]
         for piece in self._rows.pieces(len(x)):
             message = self._message(x[piece].nbytes)
             message[PREFIX_BYTES:] = memoryview(x[piece]).cast("B")
-            self._send(self._others, self._header(kind, len(x), position + piece.start))
+            self._send(
+                self._others, self._header(Kind.DATA, len(x), position + piece.start, tag=tag)
+            )
         self._begin_pass(len(x))
 
     def next_input(self) -> tuple[F32, int, int] | None:
@@ -119,29 +128,30 @@ class Member(ABC):
         first = self._first_input()
         if first is None:
             return None
-        kind, n, position, body = first
+        tag, n, position, body = first
         if self._x is None:
             self._x = np.zeros((self._rows.batch, self._rows.hidden), np.float32)
         x = self._x[:n]
         for piece in self._rows.pieces(n):
             if piece.start:
-                expected = self._header(kind, n, position + piece.start)
+                expected = self._header(Kind.DATA, n, position + piece.start, tag=tag)
                 body = self._receive((HUB,), expected)[HUB]
             self._fill(x[piece], body)
         self._begin_pass(n)
-        return x, position, {Kind.INPUT: 0, Kind.INPUT_LAST: 1}.get(kind, n)
+        return x, position, {INPUT: 0, INPUT_LAST: 1}.get(tag, n)
 
-    def _first_input(self) -> tuple[Kind, int, int, memoryview] | None:
-        """Kind, rows, position and first piece of the next forward pass; None for a goodbye."""
+    def _first_input(self) -> tuple[int, int, int, memoryview] | None:
+        """Tag, rows, position and first piece of the next forward pass; None for a goodbye."""
         _, raw, body = self._links.receive((HUB,), None)
         header = self._parse(HUB, raw)
         if header.kind is Kind.BYE:
             return None
-        kind, n = header.kind, header.shape[0] if header.shape else 0
+        tag, n = header.tag, header.shape[0] if header.shape else 0
         fits = 1 <= n <= self._rows.batch and header.extra + n <= self._n_ctx
-        if not fits or kind not in self._inputs or raw != self._header(kind, n, header.extra):
-            raise self._links.fault(HUB, f"sent {header} instead of input {self._sequence}")
-        return kind, n, header.extra, body
+        due = self._header(Kind.DATA, n, header.extra, tag=tag) if fits else b""
+        if tag not in self._inputs or raw != due:
+            raise self._links.fault(HUB, f"sent {_named(header)} instead of input {self._sequence}")
+        return tag, n, header.extra, body
 
     def _fill(self, x: F32, body: memoryview) -> None:
         if len(body) != x.nbytes:
@@ -159,14 +169,24 @@ class Member(ABC):
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _header(self, kind: Kind, n: int, extra: int, sequence: int | None = None) -> bytes:
+    def _header(
+        self, kind: Kind, n: int, extra: int, sequence: int | None = None, *, tag: int = 0
+    ) -> bytes:
         """What comes before a piece of an array of n rows, from anybody: of the next input or sum.
 
         `extra`: the position of an input's first row, or the number of a sum's first value.
         """
-        hidden, epoch = self._rows.hidden, self._links.epoch
-        sequence, dtype = self._sequence if sequence is None else sequence, self._dtypes[kind]
-        return HEADER.pack(MAGIC, VERSION, kind, epoch, sequence, dtype, 2, n, hidden, 0, extra)
+        width, dtype = self._rows.hidden, self._dtypes[kind]
+        sequence = self._sequence if sequence is None else sequence
+        return self._prefix(kind, sequence, dtype, n, width, extra, tag)
+
+    def _prefix(
+        self, kind: int, sequence: int, dtype: int, n: int, width: int, extra: int, tag: int
+    ) -> bytes:
+        version, epoch = self._links.version, self._links.epoch
+        if tag and version == 1:
+            kind, tag = tag, 0
+        return PREFIX.pack(MAGIC, version, kind, epoch, sequence, dtype, 2, n, width, 0, extra, tag)
 
     def _header_of(self, made: Sum, kind: Kind, piece: slice) -> bytes:
         """What comes before these values of a sum."""
@@ -179,7 +199,7 @@ class Member(ABC):
 
     def _send(self, ranks: Sequence[int], header: bytes) -> None:
         message, send = self._sending, self._links.send_whole
-        message[: HEADER.size] = header
+        message[:PREFIX_BYTES] = header
         for rank in ranks:
             send(rank, message)
 
@@ -245,7 +265,7 @@ class Member(ABC):
     def _parse(self, rank: int, raw: bytes) -> Header:
         """The header, checked."""
         try:
-            return unpack(raw, self._rows.wire_bounds())
+            return unpack(raw, self._rows.wire_bounds(), (self._links.version,))
         except ProtocolError as error:
             raise self._links.fault(rank, f"sent {error.message}") from None
 
@@ -323,9 +343,9 @@ class Member(ABC):
 
     def _logits_header(self, n: int, row: int, piece: slice) -> bytes:
         """What comes before this piece of what a board, any of them, has of a row."""
-        columns, epoch, sequence = self._rows.logits[1], self._links.epoch, self._sequence
-        kind, dtype, extra = Kind.LOGITS, Dtype.F32, row * columns + piece.start
-        return HEADER.pack(MAGIC, VERSION, kind, epoch, sequence, dtype, 2, n, columns, 0, extra)
+        columns, sequence = self._rows.logits[1], self._sequence
+        extra = row * columns + piece.start
+        return self._prefix(Kind.DATA, sequence, Dtype.F32, n, columns, extra, LOGITS)
 
     def _give_logits(self, values: F32, header: bytes) -> None:
         self._message(values.nbytes)[PREFIX_BYTES:] = memoryview(values).cast("B")

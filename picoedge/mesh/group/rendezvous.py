@@ -59,9 +59,11 @@ class Rendezvous:
         most_bytes: int,
         waiter: Waiter,
         failures: FailureBoard,
+        version: int,
     ) -> None:
         self._context, self._keys, self._most_bytes = context, keys, most_bytes
         self._rank, self._epoch, self._waiter, self._failures = rank, epoch, waiter, failures
+        self._version = version
         self.streams: dict[int, SealedStream] = {}
         self._guests: dict[int, _Guest] = {}
         self._by_key: dict[str, _Guest] = {}
@@ -113,7 +115,7 @@ class Rendezvous:
         socket.send(self._hello(self._rank) + bytes([self._ciphers]))
 
     def _hello(self, rank: int) -> bytes:
-        return pack(Header(Kind.HELLO, self._epoch, extra=rank)) + PADDING
+        return pack(Header(Kind.HELLO, self._epoch, extra=rank), self._version) + PADDING
 
     def _watch(self, socket: Socket, monitor: LinkMonitor) -> None:
         self._monitors.append(monitor)
@@ -178,7 +180,7 @@ class Rendezvous:
     def _greet(self, guest: _Guest, raw: bytes, body: bytes) -> None:
         """A board's greeting: with its ciphers where it connected, else with our ticket."""
         try:
-            hello = unpack(raw)
+            hello = unpack(raw, versions=(self._version,))
             due = Header(Kind.HELLO, self._epoch, extra=guest.rank)
             if guest.has_greeted or hello != due:
                 raise ProtocolError(f"{hello}, in epoch {self._epoch}")

@@ -2,6 +2,7 @@
 
     magic b"PE", version u8, kind u8, epoch u32, sequence u32, dtype u8, dimensions u8,
     shape 3 x u32, extra u32                                              little-endian, 30 bytes
+    tag u8, zero u8      where the buffer follows in the same message: 32 bytes, so it is aligned
 
 Nothing here is believed before it is checked, and nothing is allocated because a header says so.
 """
@@ -12,7 +13,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -20,14 +21,15 @@ from typing import Any
 from picoedge.errors import ProtocolError
 
 HEADER = struct.Struct("<2sBBIIBB3II")
+PREFIX = struct.Struct("<2sBBIIBB3IIBx")  # a header, a tag, a zero
+PREFIX_BYTES = PREFIX.size
+PADDING = bytes(PREFIX_BYTES - HEADER.size)  # makes a prefix of a header without a tag
 MAGIC = b"PE"
-VERSION = 1
+VERSION = 2
+SPOKEN = (1, 2)  # a cluster is upgraded board by board
+V1_TAGS = (2, 8, 9, 10)  # version 1 had no tags: these were kinds of their own
 DIMENSIONS = 3
 U32 = (1 << 32) - 1
-# A message of a session is a header, filled up so that the numbers behind it are aligned, and the
-# buffer.
-PREFIX_BYTES = 32
-PADDING = bytes(PREFIX_BYTES - HEADER.size)
 HUB = 0  # the rank of the board where the text was typed
 
 CONTROL_BYTES = 1 << 20
@@ -42,34 +44,37 @@ class Kind(IntEnum):
     """What a message is."""
 
     CONTROL = 1  # JSON
-    INPUT = 2  # rows a forward pass begins with, from the hub; extra: position of the first one
-    SUM_PART = 3  # what one board adds to a sum; extra: its first value
-    SUM = 4  # a whole sum, from whoever added it; extra: its first value
-    SHARD = 5  # a piece of a shard
-    BYE = 6  # the session is over
+    SUM_PART = 3  # what one rank adds to a sum; extra: its first value
+    SUM = 4  # a whole sum; extra: its first value
+    SHARD = 5  # a part of a shard
+    BYE = 6  # the group ends
     HELLO = 7  # the first message either way over a link; extra: the sender's rank
-    INPUT_LAST = 8  # as INPUT, and logits of its last row are wanted
-    INPUT_ALL = 9  # as INPUT, and logits of all its rows are wanted
-    LOGITS = 10  # some of a row's, to the hub; extra: the row's first value, and the first of these
+    DATA = 11  # an array that is no sum; the group's program defines tag and extra
 
 
 class Dtype(IntEnum):
-    """What a buffer holds."""
+    """How the values of a buffer are encoded: see `mesh/group/codecs.py`."""
 
     BYTES = 0
-    F64 = 1  # of a part: as in trimmed.py
+    F64 = 1  # 8 or 6 bytes a value
     F32 = 2
     F16 = 3
     Q8 = 4  # f32 scales of blocks of 32, then int8
 
 
-KINDS = {int(kind): kind for kind in Kind}
+KINDS = {
+    1: {
+        **{int(kind): kind for kind in Kind if kind is not Kind.DATA},
+        **dict.fromkeys(V1_TAGS, Kind.DATA),
+    },
+    2: {int(kind): kind for kind in Kind},
+}
 DTYPES = {int(dtype): dtype for dtype in Dtype}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is said of the buffer behind it: `shape` is that of the whole array, at most 3 long."""
+    """Describes the buffer behind it: `shape` is that of the whole array, at most 3 long."""
 
     kind: Kind
     epoch: int = 0
@@ -77,33 +82,45 @@ class Header:
     dtype: Dtype = Dtype.BYTES
     shape: tuple[int, ...] = ()
     extra: int = 0
+    tag: int = 0
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape)) or "nothing"
+        tag = f" {self.tag}:" if self.tag else ""
         return (
-            f"{self.kind.name} {self.sequence} of {shape} {self.dtype.name}"
+            f"{self.kind.name}{tag} {self.sequence} of {shape} {self.dtype.name}"
             f" at {self.extra}, epoch {self.epoch}"
         )
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The largest array a header may speak of: elements of each dimension, and of all."""
+class ShapeBounds:
+    """The largest array a header may describe: elements of each dimension, and of all."""
 
     side: int = U32
     elements: int = 1 << 40
 
 
-ANY = Bounds()
+ANY = ShapeBounds()
 
 
-def pack(header: Header) -> bytes:
-    """The 30 bytes of a header. It is our own, so its fields are in range."""
+def pack(header: Header, version: int = VERSION) -> bytes:
+    """The 30 bytes of a header without a tag. It is our own, so its fields are in range."""
+    assert not header.tag
+    return pack_prefix(header, version)[: HEADER.size]
+
+
+def pack_prefix(header: Header, version: int = VERSION) -> bytes:
+    """The 32 bytes in front of a buffer: a header and its tag."""
+    kind, tag = int(header.kind), header.tag
+    if version == 1 and header.kind is Kind.DATA:
+        assert tag in V1_TAGS
+        kind, tag = tag, 0
     missing = DIMENSIONS - len(header.shape)
-    return HEADER.pack(
+    return PREFIX.pack(
         MAGIC,
-        VERSION,
-        header.kind,
+        version,
+        kind,
         header.epoch,
         header.sequence,
         header.dtype,
@@ -111,27 +128,38 @@ def pack(header: Header) -> bytes:
         *header.shape,
         *(0,) * missing,
         header.extra,
+        tag,
     )
 
 
-def unpack(frame: bytes | memoryview, bounds: Bounds = ANY) -> Header:
-    """The header that a frame holds, and nothing else. Raises ProtocolError."""
-    if len(frame) != HEADER.size:
+def unpack(
+    frame: bytes | bytearray | memoryview,
+    bounds: ShapeBounds = ANY,
+    versions: Collection[int] = SPOKEN,
+) -> Header:
+    """The header in a frame of 30 or, with a tag, 32 bytes. Raises ProtocolError."""
+    if len(frame) not in (HEADER.size, PREFIX_BYTES):
         raise ProtocolError(f"a header of {len(frame)} bytes instead of {HEADER.size}")
-    magic, version, kind, epoch, sequence, dtype, ndim, *rest = HEADER.unpack(frame)
+    magic, version, kind, epoch, sequence, dtype, ndim, *rest = HEADER.unpack(frame[: HEADER.size])
     if magic != MAGIC:
         raise ProtocolError("a message that is not picoedge's")
-    if version != VERSION:
+    if version not in versions:
         raise ProtocolError(
-            f"a message of version {version}, this is version {VERSION}",
+            f"a message of version {version}, this board speaks {' and '.join(map(str, versions))}",
             "run the same picoedge on all boards",
         )
-    if kind not in KINDS or dtype not in DTYPES or ndim > DIMENSIONS:
+    kinds = KINDS[version]
+    if kind not in kinds or dtype not in DTYPES or ndim > DIMENSIONS:
         raise ProtocolError(f"a header of unknown kind {kind}, dtype {dtype}, {ndim} dimensions")
     shape, unused = tuple(rest[:ndim]), rest[ndim:DIMENSIONS]
     if any(unused) or max(shape, default=0) > bounds.side or math.prod(shape) > bounds.elements:
         raise ProtocolError(f"a header with a shape out of bounds: {rest[:DIMENSIONS]}")
-    return Header(KINDS[kind], epoch, sequence, DTYPES[dtype], shape, rest[DIMENSIONS])
+    tag, zero = frame[HEADER.size :] or (0, 0)
+    if zero or (tag and (version == 1 or kind != Kind.DATA)):
+        raise ProtocolError(f"a header of kind {kind} with tag {tag}")
+    if version == 1 and kind in V1_TAGS:
+        tag = kind
+    return Header(kinds[kind], epoch, sequence, DTYPES[dtype], shape, rest[DIMENSIONS], tag)
 
 
 # -- control messages ------------------------------------------------------------------------------

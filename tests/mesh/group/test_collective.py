@@ -13,8 +13,8 @@ from mesh_sums import EPOCH, boards, member, part
 from picoedge.mesh.group.codecs import codec_for
 from picoedge.mesh.group.collective import F64, LOGIT_VALUES, Rows, Stages, pieces
 from picoedge.mesh.group.failures import BoardFaultError
-from picoedge.mesh.group.member import Member
-from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack
+from picoedge.mesh.group.member import INPUT_LAST, LOGITS, Member
+from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack_prefix
 
 LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")
@@ -371,8 +371,9 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
             if rank == HUB:
                 board.gather(np.zeros((1, 10), np.float32))
             else:
-                header = Header(Kind.LOGITS, EPOCH, 1 + stages.count, Dtype.F32, (1, 10))
-                team.links[1].send(HUB, pack(header), np.zeros(values, np.float32).tobytes())
+                header = Header(Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=LOGITS)
+                body = np.zeros(values, np.float32).tobytes()
+                team.links[1].send_whole(HUB, pack_prefix(header) + body)
 
         hub, _ = team.each(outcome)
     assert isinstance(hub, BoardFaultError)
@@ -387,8 +388,8 @@ def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
             team.links[rank].open(5)
             if rank:
                 return member(team.links[rank], "star", 2, stages, SMALL).next_input()
-            header = Header(Kind.INPUT_LAST, EPOCH, 0, Dtype.F32, (1, 64))
-            return team.links[HUB].send(1, pack(header), bytes(256))
+            header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=INPUT_LAST)
+            return team.links[HUB].send_whole(1, pack_prefix(header) + bytes(256))
 
         _, worker = team.each(outcome)
     assert isinstance(worker, BoardFaultError)

@@ -25,10 +25,11 @@ from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group.collective import Rows, Stages
 from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import Links
+from picoedge.mesh.group.member import INPUT
 from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.frames import HUB, PADDING, Dtype, Header, Kind, pack
+from picoedge.mesh.transport.frames import HUB, PADDING, Dtype, Header, Kind, pack, pack_prefix
 from picoedge.mesh.transport.seal import Cipher
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
@@ -60,7 +61,7 @@ def test_messages_go_both_ways_and_come_from_whom_they_came() -> None:
             for other in (2, 1, 0):  # in another order than they came in
                 if other != rank:
                     source, header, body = links.receive((other,), 5)
-                    assert (source, header) == (other, note()[0])
+                    assert (source, header) == (other, note()[0] + PADDING)
                     assert bytes(body) == b"from %d to %d" % (other, rank)
 
 
@@ -332,8 +333,15 @@ def hub_of(team: Boards) -> Any:
     return board
 
 
-def message(header: Header, nbytes: int = 512, padding: bytes = PADDING) -> bytes:
-    return pack(header) + padding + bytes(nbytes)
+def message(header: Header, nbytes: int = 512, padding: bytes = b"") -> bytes:
+    prefix = pack_prefix(header)
+    return prefix[: len(prefix) - len(padding)] + padding + bytes(nbytes)
+
+
+def input_header(
+    sequence: int, dtype: Dtype, shape: tuple[int, ...] = (), extra: int = 0
+) -> Header:
+    return Header(Kind.DATA, EPOCH, sequence, dtype, shape, extra, tag=INPUT)
 
 
 HELLO = message(Header(Kind.HELLO, EPOCH, extra=1), 0)
@@ -507,13 +515,13 @@ def entered(team: Boards, knocking: Any) -> Iterator[SealedStream]:
 @pytest.mark.parametrize(
     "frames",
     [
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (5, 64)), 5 * 256)],
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (0, 64)), 0)],
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 32)), 128)],
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 64)), 255)],
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32, (1, 64), (1 << 32) - 1), 256)],
-        [message(Header(Kind.INPUT, EPOCH, 1, Dtype.F32, (1, 64)), 256)],
-        [message(Header(Kind.INPUT, EPOCH, 0, Dtype.F32), 0)],
+        [message(input_header(0, Dtype.F32, (5, 64)), 5 * 256)],
+        [message(input_header(0, Dtype.F32, (0, 64)), 0)],
+        [message(input_header(0, Dtype.F32, (1, 32)), 128)],
+        [message(input_header(0, Dtype.F32, (1, 64)), 255)],
+        [message(input_header(0, Dtype.F32, (1, 64), (1 << 32) - 1), 256)],
+        [message(input_header(1, Dtype.F32, (1, 64)), 256)],
+        [message(input_header(0, Dtype.F32), 0)],
         [message(RIGHT)],
     ],
 )

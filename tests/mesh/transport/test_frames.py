@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,13 +15,16 @@ from picoedge.mesh.transport.frames import (
     CONTROL_DEPTH,
     CONTROL_HEADER,
     HEADER,
+    PREFIX_BYTES,
     U32,
-    Bounds,
+    V1_TAGS,
     Dtype,
     Header,
     Kind,
+    ShapeBounds,
     control,
     pack,
+    pack_prefix,
     read_control,
     unpack,
 )
@@ -50,6 +54,35 @@ def test_a_header_comes_back_as_it_was(header: Header) -> None:
     assert unpack(memoryview(pack(header))) == header
 
 
+@given(headers, st.integers(0, 255))
+def test_a_tag_comes_back_as_it_was(header: Header, tag: int) -> None:
+    header = dataclasses.replace(header, kind=Kind.DATA, tag=tag)
+    prefix = pack_prefix(header)
+    assert len(prefix) == PREFIX_BYTES == 32
+    assert unpack(prefix) == header
+
+
+@given(headers, st.sampled_from(V1_TAGS))
+def test_version_1_wrote_a_tag_as_the_kind(header: Header, tag: int) -> None:
+    header = dataclasses.replace(header, kind=Kind.DATA, tag=tag)
+    prefix = pack_prefix(header, version=1)
+    assert (prefix[2], prefix[3], prefix[30:]) == (1, tag, bytes(2))
+    assert unpack(prefix) == unpack(prefix[:30]) == header
+    with pytest.raises(ProtocolError, match="this board speaks 2"):
+        unpack(prefix, versions=(2,))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_only_an_array_of_the_program_has_a_tag(version: int) -> None:
+    raw = bytearray(pack_prefix(Header(Kind.SUM), version))
+    assert unpack(raw) == Header(Kind.SUM)
+    for at in (30, 31):
+        raw[at] = 1
+        with pytest.raises(ProtocolError, match="with tag"):
+            unpack(raw)
+        raw[at] = 0
+
+
 @given(st.binary(max_size=64))
 def test_random_bytes_are_a_header_or_refused(raw: bytes) -> None:
     check_header(raw)
@@ -63,12 +96,12 @@ def test_mutated_headers_are_a_header_or_refused(header: Header, at: int, byte: 
 
 
 def check_header(raw: bytes) -> None:
-    bounds = Bounds(side=1 << 12, elements=1 << 20)
+    bounds = ShapeBounds(side=1 << 12, elements=1 << 20)
     try:
         header = unpack(raw, bounds)
     except ProtocolError:
         return
-    assert pack(header) == raw
+    assert pack_prefix(header, raw[2])[: len(raw)] == raw
     assert max(header.shape, default=0) <= bounds.side
 
 
@@ -80,8 +113,8 @@ def test_a_header_of_another_length_is_refused(size: int) -> None:
 
 def test_a_shape_out_of_bounds_is_refused() -> None:
     raw = pack(Header(Kind.SUM, shape=(1 << 10, 1 << 11)))
-    assert unpack(raw, Bounds(1 << 11, 1 << 21)).shape == (1 << 10, 1 << 11)
-    for bounds in (Bounds(1 << 10, 1 << 30), Bounds(1 << 11, 1 << 20)):
+    assert unpack(raw, ShapeBounds(1 << 11, 1 << 21)).shape == (1 << 10, 1 << 11)
+    for bounds in (ShapeBounds(1 << 10, 1 << 30), ShapeBounds(1 << 11, 1 << 20)):
         with pytest.raises(ProtocolError, match="out of bounds"):
             unpack(raw, bounds)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
+from picoedge.fields import Fields
 from picoedge.kernels.blocks import FORMATS
-from picoedge.store.json_fields import Fields, load_json, parse_json
+from picoedge.store.json_fields import load_json, parse_json
 from picoedge.store.pack.file_layout import FileLayout, PackLayout
 from picoedge.store.pack.inventory import HASH, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.pack.layout import (
@@ -56,13 +57,12 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
 
 
 def _manifest(values: Fields) -> Manifest:
-    path = values.path
     if values.get("format", str) != FORMAT_NAME:
-        raise values.damaged("format")
+        raise values.fault("format", repr(FORMAT_NAME))
     version = values.get("version", int)
     if version != FORMAT_VERSION:
         raise UnsupportedError(
-            f"{path}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
+            f"{values.where}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
             _REMEDY,
         )
     config = _config(values)
@@ -76,7 +76,7 @@ def _manifest(values: Fields) -> Manifest:
 
 def _config(values: Fields) -> ModelConfig:
     raw = values.get("config", dict)
-    fields = values.inside("config")
+    fields = values.object("config")
     for name in ("rms_norm_eps", "rope_theta", "rope_local_theta", "embed_scale"):
         fields.positive(name)
     for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
@@ -84,54 +84,48 @@ def _config(values: Fields) -> ModelConfig:
     for name in ("architecture", "hidden_act"):
         fields.get(name, str)
     if fields.get("sliding_window", int) < 0:
-        raise fields.damaged("sliding_window")
-    _check_scaling(fields.inside("rope_scaling"))
+        raise fields.fault("sliding_window")
+    _check_scaling(fields.object("rope_scaling"))
     config = values.build("config", lambda: ModelConfig.from_json(raw))
     layers = fields.get("windowed_layers", list)
     if not all(isinstance(i, int) and 0 <= i < config.num_hidden_layers for i in layers):
-        raise fields.damaged("windowed_layers")
+        raise fields.fault("windowed_layers")
     if fields.values.get("attention_scale") != 0:
         fields.positive("attention_scale")
     factors = config.rope_scaling.freq_factors
     if factors and len(factors) != config.head_dim // 2:
-        raise fields.damaged("rope_scaling.freq_factors")
+        raise fields.fault("rope_scaling.freq_factors")
     return config
 
 
 def _check_scaling(fields: Fields) -> None:
-    if fields.get("kind", str) not in ("none", "linear", "llama3"):
-        raise fields.damaged("kind")
+    fields.one_of("kind", ("none", "linear", "llama3"))
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for name in names:
         fields.positive(name)
     factors = fields.get("freq_factors", list)
-    numbered = Fields(
-        {str(i): factor for i, factor in enumerate(factors)}, fields.path, _REMEDY, "freq_factors."
-    )
-    for name in numbered.values:
-        numbered.positive(name)
+    numbered = {str(i): factor for i, factor in enumerate(factors)}
+    for name in numbered:
+        Fields(numbered, fields.where, ModelError, _REMEDY, "freq_factors.").positive(name)
 
 
 def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:
     geometry = _geometry(values, config)
-    layers = values.get("layers", list)
+    layers = values.objects("layers")
     if len(layers) != config.num_hidden_layers:
-        raise values.damaged("layers")
+        raise values.fault("layers")
     width = geometry.ffn_shard_cols
     attention, ffn = [], []
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, dict):
-            raise values.damaged(f"layers.{i}")
-        fields = Fields(layer, values.path, _REMEDY, f"layers.{i}.")
+    for layer in layers:
         attention.append(
-            _shard(fields, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
+            _shard(layer, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
         )
-        ffn.append(_shard(fields, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
+        ffn.append(_shard(layer, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
     rows = geometry.head_shard_rows
     head = _shard(values, "head", ("head",), lambda f: head_layout(config, rows, f["head"]))
     embed = "" if config.tie_word_embeddings else values.get("embed", str)
     if not config.tie_word_embeddings and embed not in ENCODINGS:
-        raise values.damaged("embed")
+        raise values.fault("embed")
     row_bytes = 0
     if embed:
         row_bytes = values.build("embed", lambda: ENCODINGS[embed].row_bytes(config.hidden_size))
@@ -139,13 +133,13 @@ def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:
 
 
 def _geometry(values: Fields, config: ModelConfig) -> Geometry:
-    fields = values.inside("geometry")
+    fields = values.object("geometry")
     width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
     geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
     each = geometry.attention_shards + geometry.ffn_shards
     # Before any table of names is made: the file must be long enough to list them.
     if each * config.num_hidden_layers + geometry.head_shards > len(values.get("shards", dict)):
-        raise values.damaged("shards")
+        raise values.fault("shards")
     return geometry
 
 
@@ -154,45 +148,42 @@ def _shard(
     make: Callable[[dict[str, str]], ShardLayout],
 ) -> ShardLayout:  # fmt: skip
     """The layout for the formats that are named; the rest of the entry must follow from them."""
-    fields = values.inside(kind)
-    matrices = fields.inside("matrices")
-    formats = {name: matrices.inside(name).get("format", str) for name in names}
+    fields = values.object(kind)
+    matrices = fields.object("matrices")
+    formats = {name: matrices.object(name).get("format", str) for name in names}
     if not set(formats.values()) <= set(FORMATS):
-        raise fields.damaged("matrices")
+        raise fields.fault("matrices")
     layout = values.build(kind, lambda: make(formats))
     if layout.to_json() != fields.values:
-        raise values.damaged(kind)
+        raise values.fault(kind)
     return layout
 
 
 def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
-    table = values.inside("shards")
+    table = values.object("shards")
     hashes: dict[str, str] = {}
     for span in (span for file in files for span in file.spans()):
-        row = table.inside(span.name)
+        row = table.object(span.name)
         found = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
         if found != (span.file, span.offset, span.nbytes):
-            raise table.damaged(span.name)
+            raise table.fault(span.name)
         hashes[span.name] = _hash(row)
     if len(hashes) != len(table.values):
-        raise values.damaged("shards")
+        raise values.fault("shards")
     return hashes
 
 
 def _hash(row: Fields) -> str:
-    value = row.get("blake2b", str)
-    if not HASH.fullmatch(value):
-        raise row.damaged("blake2b")
-    return value
+    return row.text("blake2b", pattern=HASH, expected="a hash")
 
 
 def _texts(values: Fields, hashes: dict[str, str], taken: set[str]) -> dict[str, int]:
-    table = values.inside("text")
+    table = values.object("text")
     sizes: dict[str, int] = {}
     for name in table.values:
-        row = table.inside(name)
+        row = table.object(name)
         size = row.get("bytes", int)
         if name in taken or not is_file_name(name) or not is_count(size):
-            raise table.damaged(repr(name))
+            raise table.fault(repr(name))
         sizes[name], hashes[name] = size, _hash(row)
     return sizes

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from picoedge.config import ModelConfig, RopeScaling
-from picoedge.errors import UnsupportedError
-from picoedge.store.json_fields import Fields
+from picoedge.errors import ModelError, UnsupportedError
+from picoedge.fields import Fields
 
 _FAMILIES = {
     "llama": "llama",
@@ -52,9 +52,11 @@ def text_config(fields: Fields) -> Fields:
         raise _unsupported(fields, f"{heads[0]} (no language model head)")
     if kind != "gemma3":
         defaults = _GEMMA_DEFAULTS if kind == "gemma3_text" else {}
-        return Fields({**defaults, **fields.values}, fields.path, fields.hint)
-    inner = fields.inside("text_config")
-    return Fields({**_GEMMA_DEFAULTS, **inner.values}, fields.path, fields.hint, inner.where)
+        return Fields({**defaults, **fields.values}, fields.where, ModelError, fields.hint)
+    inner = fields.object("text_config")
+    return Fields(
+        {**_GEMMA_DEFAULTS, **inner.values}, inner.where, ModelError, inner.hint, inner.prefix
+    )
 
 
 def huggingface_config(fields: Fields) -> ModelConfig:
@@ -97,7 +99,7 @@ def huggingface_config(fields: Fields) -> ModelConfig:
 
 def _unsupported(fields: Fields, what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{fields.path}: {fields.where}{what} is not supported",
+        f"{fields.where}: {fields.prefix}{what} is not supported",
         f"supported: dense causal models of the types {', '.join(_FAMILIES)}",
     )
 
@@ -129,10 +131,10 @@ def _rope(fields: Fields, layer_type: str) -> tuple[float, RopeScaling]:
     key = "rope_parameters" if fields.values.get("rope_parameters") is not None else "rope_scaling"
     if fields.values.get(key) is None:
         return old_theta, _whole_rotation(fields, fields, RopeScaling())
-    rope = fields.inside(key)
+    rope = fields.object(key)
     nested = isinstance(rope.values.get(layer_type), dict)
     if nested:
-        rope = rope.inside(layer_type)
+        rope = rope.object(layer_type)
     elif local:
         return old_theta, RopeScaling()
     theta = rope.positive("rope_theta", old_theta)
@@ -175,7 +177,7 @@ def _window(fields: Fields, architecture: str) -> tuple[int, tuple[int, ...]]:
     default = _MISTRAL_WINDOW if "sliding_window" not in fields.values else 0
     window = fields.get("sliding_window", int, default)
     if window < 0:
-        raise fields.damaged("sliding_window")
+        raise fields.fault("sliding_window")
     if architecture == "gemma3" and window == 0:
         window = fields.get("max_position_embeddings", int)  # they keep their own rope base
     layers = _windowed_layers(fields, architecture) if window else ()
@@ -185,18 +187,18 @@ def _window(fields: Fields, architecture: str) -> tuple[int, tuple[int, ...]]:
 def _windowed_layers(fields: Fields, architecture: str) -> tuple[int, ...]:
     n_layers = fields.get("num_hidden_layers", int)
     if not 0 < n_layers <= 1 << 16:
-        raise fields.damaged("num_hidden_layers")
+        raise fields.fault("num_hidden_layers")
     types = fields.values.get("layer_types")
     if types is not None and architecture != "mistral":
         if len(fields.get("layer_types", list)) != n_layers:
-            raise fields.damaged("layer_types")
+            raise fields.fault("layer_types")
         if not all(kind in ("sliding_attention", "full_attention") for kind in types):
             raise _unsupported(fields, "layer_types")
         return tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
     if architecture == "gemma3":
         period = fields.get("sliding_window_pattern", int, 6)
         if period <= 0:
-            raise fields.damaged("sliding_window_pattern")
+            raise fields.fault("sliding_window_pattern")
         return tuple(i for i in range(n_layers) if (i + 1) % period)
     first = fields.get("max_window_layers", int, 28) if architecture != "mistral" else 0
     return tuple(range(max(first, 0), n_layers))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
+from picoedge.fields import Fields
 from picoedge.store.files import fingerprint, naming, reading
-from picoedge.store.json_fields import Fields, load_json
+from picoedge.store.json_fields import load_json
 from picoedge.store.sources.hf_config import huggingface_config, text_config
 from picoedge.store.sources.safetensors_header import RawTensor, read_header
 from picoedge.store.sources.tensors import SourceTensor, TensorTable

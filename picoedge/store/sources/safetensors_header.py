@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import ModelError, UnsupportedError
+from picoedge.fields import Fields
 from picoedge.store.files import read_at, reading
-from picoedge.store.json_fields import Fields, parse_json
+from picoedge.store.json_fields import parse_json
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.tensors import StoredTensor
 
@@ -56,23 +57,23 @@ def read_header(path: Path) -> list[RawTensor]:
         raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
     fields = parse_json(read_at(path, 8, length).tobytes(), path, _REMEDY)
     names = [name for name in fields.values if name != "__metadata__"]
-    return [_entry(fields, name, 8 + length, size) for name in names]
+    return [_entry(path, fields, name, 8 + length, size) for name in names]
 
 
-def _entry(fields: Fields, name: str, data_start: int, size: int) -> RawTensor:
-    entry = fields.inside(name)
+def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) -> RawTensor:
+    entry = fields.object(name)
     shape, offsets = entry.get("shape", list), entry.get("data_offsets", list)
     if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or len(shape) > _MAX_DIMS:
-        raise fields.damaged(name)
+        raise fields.fault(name)
     if len(offsets) != 2 or not offsets[0] <= offsets[1]:
-        raise fields.damaged(name)
+        raise fields.fault(name)
     if data_start + offsets[1] > size:
         raise ModelError(
-            f"{fields.path}: tensor {name} would end at byte {data_start + offsets[1]}, "
+            f"{path}: tensor {name} would end at byte {data_start + offsets[1]}, "
             f"the file at {size}",
             _REMEDY,
         )
     return RawTensor(
-        name, entry.get("dtype", str), tuple(shape), fields.path,
+        name, entry.get("dtype", str), tuple(shape), path,
         data_start + offsets[0], offsets[1] - offsets[0],
     )  # fmt: skip

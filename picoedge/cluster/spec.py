@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from picoedge.errors import ProtocolError
+from picoedge.fields import Fields
 from picoedge.store.shards import Slice
 
 MOST_SEATS = 64
@@ -103,24 +104,24 @@ def _seat_to_json(seat: Seat) -> dict[str, Any]:
 
 def spec_from_json(values: object) -> SessionSpec:
     """The inverse of `SessionSpec.to_json`. Raises ProtocolError naming what is wrong."""
-    given = _Given(values, "the session")
-    pack, seats = _Given(given.of("pack", dict), "pack"), given.of("seats", list)
-    if not 2 <= len(seats) <= MOST_SEATS:
-        raise ProtocolError(f"the session has {len(seats)} seats: 2 to {MOST_SEATS} are possible")
+    fields = Fields(values, "the session")
+    pack, seats = fields.object("pack"), fields.objects("seats", MOST_SEATS)
+    if len(seats) < 2:
+        raise fields.fault("seats", f"a list of 2 to {MOST_SEATS}")
     spec = SessionSpec(
-        session=given.text("session", IDENTIFIER),
-        epoch=given.whole("epoch", 0, (1 << 32) - 1),
-        pack_id=pack.text("id", IDENTIFIER),
-        pack_name=pack.text("name", NAME),
-        rank=given.whole("rank", 1, len(seats) - 1),
+        session=fields.text("session", pattern=IDENTIFIER),
+        epoch=fields.integer("epoch", 0, (1 << 32) - 1),
+        pack_id=pack.text("id", pattern=IDENTIFIER),
+        pack_name=pack.text("name", pattern=NAME),
+        rank=fields.integer("rank", 1, len(seats) - 1),
         seats=tuple(_seat(seat, rank) for rank, seat in enumerate(seats)),
-        n_ctx=given.whole("n_ctx", 1, MOST_POSITIONS),
-        batch=given.whole("batch", 1, MOST_TOKENS),
-        kv_bits=given.one_of("kv_bits", (16, 8)),
-        allreduce=given.one_of("allreduce", ALLREDUCES),
-        wire=given.one_of("wire", WIRES),
-        window_io=given.one_of("window_io", ("auto", "mmap", "direct")),
-        kernels=given.one_of("kernels", ("", "native", "numpy")),
+        n_ctx=fields.integer("n_ctx", 1, MOST_POSITIONS),
+        batch=fields.integer("batch", 1, MOST_TOKENS),
+        kv_bits=fields.one_of("kv_bits", (16, 8)),
+        allreduce=fields.one_of("allreduce", ALLREDUCES),
+        wire=fields.one_of("wire", WIRES),
+        window_io=fields.one_of("window_io", ("auto", "mmap", "direct")),
+        kernels=fields.one_of("kernels", ("", "native", "numpy")),
     )
     if len({seat.key for seat in spec.seats}) < len(seats):
         raise ProtocolError("two seats of the session have one key")
@@ -131,53 +132,14 @@ def spec_from_json(values: object) -> SessionSpec:
     return spec
 
 
-def _seat(values: object, rank: int) -> Seat:
-    given = _Given(values, f"seat {rank}")
-    attention, ffn, words = (given.run(kind) for kind in ("attention", "ffn", "vocabulary"))
-    return Seat(
-        given.text("key", KEY),
-        given.text("name", NAME),
-        Slice(attention, ffn, words, head=rank == 0),
-        given.text("address", ADDRESS),
-        given.text("daemon", ADDRESS),
+def _seat(fields: Fields, rank: int) -> Seat:
+    attention, ffn, words = (
+        fields.span(kind, MOST_SHARDS) for kind in ("attention", "ffn", "vocabulary")
     )
-
-
-class _Given:
-    """An object a peer sent, looked at one checked value at a time."""
-
-    def __init__(self, values: object, where: str) -> None:
-        if not isinstance(values, dict):
-            raise ProtocolError(f"{where} is not an object")
-        self._values, self._where = values, where
-
-    def of(self, key: str, kind: type) -> Any:
-        value = self._values.get(key)
-        if type(value) is not kind:
-            raise ProtocolError(f"{key} of {self._where} is no {kind.__name__}")
-        return value
-
-    def whole(self, key: str, least: int, most: int) -> int:
-        value: int = self.of(key, int)
-        self._check(key, least <= value <= most)
-        return value
-
-    def text(self, key: str, pattern: re.Pattern[str]) -> str:
-        value: str = self.of(key, str)
-        self._check(key, pattern.fullmatch(value) is not None)
-        return value
-
-    def one_of(self, key: str, choices: tuple[Any, ...]) -> Any:
-        value = self.of(key, type(choices[0]))
-        self._check(key, value in choices)
-        return value
-
-    def run(self, key: str) -> range:
-        ends = self.of(key, list)
-        self._check(key, len(ends) == 2 and all(type(end) is int for end in ends))
-        self._check(key, 0 <= ends[0] <= ends[1] <= MOST_SHARDS)
-        return range(*ends)
-
-    def _check(self, key: str, right: bool) -> None:
-        if not right:
-            raise ProtocolError(f"{key} of {self._where} is not as it must be")
+    return Seat(
+        fields.text("key", pattern=KEY),
+        fields.text("name", pattern=NAME),
+        Slice(attention, ffn, words, head=rank == 0),
+        fields.text("address", pattern=ADDRESS),
+        fields.text("daemon", pattern=ADDRESS),
+    )

@@ -6,19 +6,19 @@ not as it should be is taken for one that was not sent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
+from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.client import Caller
 
 STATE_S = 2.0
-_MOST = 1 << 62
+_MOST = 1 << 62  # of any count or figure
 _LONGEST = 200  # characters of a text
 
 
@@ -72,73 +72,48 @@ def ask_mesh(daemon: Caller) -> MeshState:
 
 def read_mesh(body: Mapping[str, Any]) -> MeshState:
     """The daemon's answer. Raises ProtocolError where it is none."""
-    boards = body.get("boards")
-    right = isinstance(boards, list) and all(isinstance(each, dict) for each in boards)
-    if not boards or not right:
+    fields = Fields(body, "the state of the mesh")
+    boards = fields.objects("boards")
+    if not boards:
         raise ProtocolError("a state of the mesh without boards")
-    first, *others = (_board(each) for each in boards)
+    first, *others = map(_board, boards)
     others.sort(key=lambda board: board.name)
-    return MeshState(_text(body, "cluster"), (first, *others))
+    return MeshState(_text(fields, "cluster"), (first, *others))
 
 
-def _board(told: Mapping[str, Any]) -> BoardState:
-    report, addresses = _object(told, "report"), told.get("addresses")
+def _board(fields: Fields) -> BoardState:
+    report = or_else(Fields({}), fields.object, "report")
+    addresses = or_else([""], fields.array, "addresses") or [""]
     return BoardState(
-        _text(told, "name"),
-        _text(told, "key"),
-        _text(told, "condition"),
-        str(addresses[0]) if isinstance(addresses, list) and addresses else "",
+        _text(fields, "name"),
+        _text(fields, "key"),
+        _text(fields, "condition"),
+        str(addresses[0]),
         does=_text(report, "does"),
         how=_text(report, "how"),
         holder=_text(report, "for"),
         model=_text(report, "model"),
-        attention=_run(report, "attention"),
-        ffn=_run(report, "ffn"),
-        vocabulary=_run(report, "vocabulary"),
-        used_bytes=_count(report, "rss_bytes"),
-        budget_bytes=_count(report, "memory_bytes"),
-        temperature_c=_number(report, "temperature_c"),
-        throttled=report.get("throttled") is True,
-        waiting=_count(report, "waiting") or 0,
-        work=read_work(report),
+        attention=or_else(None, report.span, "attention", _MOST),
+        ffn=or_else(None, report.span, "ffn", _MOST),
+        vocabulary=or_else(None, report.span, "vocabulary", _MOST),
+        used_bytes=or_else(None, report.integer, "rss_bytes", 0, _MOST),
+        budget_bytes=or_else(None, report.integer, "memory_bytes", 0, _MOST),
+        temperature_c=or_else(None, report.number, "temperature_c", -_MOST, _MOST),
+        throttled=or_else(False, report.get, "throttled", bool),
+        waiting=or_else(0, report.integer, "waiting", 0, _MOST),
+        work=read_work(report.values),
     )
+
+
+def _text(fields: Fields, name: str) -> str:
+    return or_else("", fields.get, name, str)[:_LONGEST]
 
 
 def read_work(report: Mapping[str, Any]) -> Work | None:
     """What a worker has done, of its daemon's report; None where that does not say."""
-    told = _object(report, "work")
-    tokens = _count(told, "tokens")
-    compute, sync, disk = (_number(told, name) for name in ("compute_s", "sync_s", "disk_s"))
-    if tokens is None or compute is None or sync is None or disk is None:
+    try:
+        work = Fields(report).object("work")
+        seconds = (work.number(name, -_MOST, _MOST) for name in ("compute_s", "sync_s", "disk_s"))
+        return Work(work.integer("tokens", 0, _MOST), *seconds)
+    except ProtocolError:
         return None
-    return Work(tokens, compute, sync, disk)
-
-
-def _object(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = told.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _text(told: Mapping[str, Any], name: str) -> str:
-    value = told.get(name)
-    return value[:_LONGEST] if isinstance(value, str) else ""
-
-
-def _count(told: Mapping[str, Any], name: str) -> int | None:
-    value = told.get(name)
-    return value if type(value) is int and 0 <= value < _MOST else None
-
-
-def _number(told: Mapping[str, Any], name: str) -> float | None:
-    value = told.get(name)
-    right = type(value) in (int, float) and math.isfinite(value) and abs(value) < _MOST  # type: ignore[arg-type]
-    return float(value) if right else None  # type: ignore[arg-type]
-
-
-def _run(told: Mapping[str, Any], name: str) -> range | None:
-    value = told.get(name)
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    if not all(type(end) is int and 0 <= end < _MOST for end in value):
-        return None
-    return range(*value)

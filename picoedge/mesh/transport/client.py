@@ -15,7 +15,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import Bounds, dial
 from picoedge.mesh.transport.frames import control, read_control
 from picoedge.mesh.transport.messages import ERROR, REPLY, Body, error_of
-from picoedge.mesh.transport.monitor_events import read_event
+from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair

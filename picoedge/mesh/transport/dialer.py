@@ -10,7 +10,7 @@ import zmq
 
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import dial
-from picoedge.mesh.transport.monitor_events import read_event
+from picoedge.mesh.transport.monitor import read_event
 from picoedge.mesh.transport.server import CONTROL, Frames
 
 if TYPE_CHECKING:

@@ -1,12 +1,16 @@
-"""What libzmq tells of the connections behind a socket: when one is lost, and how."""
+"""Events of a socket's connections, from libzmq's socket monitor: when one is lost, and why.
+
+The events are read here because pyzmq's own reader (`zmq.utils.monitor`) imports asyncio, which
+takes 8 MB of every daemon and worker.
+"""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Socket
@@ -21,12 +25,25 @@ DOWN: dict[int, str] = {
 }
 
 
-class LinkMonitor:
-    """Watches a socket's connections and calls `lost(rank, why)` once for one that is gone.
+_EVENT = struct.Struct("=Hi")
 
-    A socket that connects has one, that of `rank`. Those of a socket that listens are told apart
-    by their file descriptors (`bind`), of which the kernel uses a number again and again: hence
-    the events are followed in order. Poll `socket`, and call `look` where it is readable.
+
+def read_event(monitor: Socket) -> tuple[int, int] | None:
+    """The next event and its value, a file descriptor or an error number; None if there is none."""
+    try:
+        frames = monitor.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+    event, value = _EVENT.unpack(frames[0])
+    return event, value
+
+
+class LinkMonitor:
+    """Watches a socket's connections and calls `lost(rank, why)` once for each that ends.
+
+    A socket that connects has one connection, to `rank`. A socket that listens has several, told
+    apart by their file descriptors (`bind`). The kernel reuses descriptors, so events are followed
+    in order. Poll `socket`, and call `look` when it is readable.
     """
 
     def __init__(
@@ -39,15 +56,14 @@ class LinkMonitor:
         self.socket: Socket = watched.get_monitor_socket(events)
 
     def bind(self, descriptor: int, rank: int) -> None:
-        """The connection with this descriptor is that of `rank`."""
+        """Say that the connection with this file descriptor leads to `rank`."""
         self._ranks[descriptor] = rank
 
     def look(self) -> None:
-        """Take in what has happened; `lost` may raise."""
+        """Read the events that are there; passes on what `lost` raises."""
         why = ""
-        while self.socket.poll(0):
-            message = recv_monitor_message(self.socket)
-            event, descriptor = int(message["event"]), int(message["value"])
+        while (happened := read_event(self.socket)) is not None:
+            event, descriptor = happened
             if event == UP:
                 self._up.add(descriptor)
             elif event in DOWN:
@@ -64,7 +80,7 @@ class LinkMonitor:
             self._lost(self._ranks.pop(descriptor), DOWN[zmq.EVENT_DISCONNECTED])
 
     def close(self) -> None:
-        """Watch no more; before the watched socket is closed. Idempotent."""
+        """Stop watching. To be called before the watched socket is closed. Idempotent."""
         if not self.socket.closed:
             self._watched.disable_monitor()
             self.socket.close(0)

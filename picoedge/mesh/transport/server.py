@@ -20,7 +20,7 @@ import zmq
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import Bounds, Gate, sender_of, serve
-from picoedge.mesh.transport.monitor_events import read_event
+from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.transport.curve import Bounds, dial
+from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.frames import control
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
@@ -111,7 +111,7 @@ def peer(
             with context.socket(zmq.DEALER) as made:
                 made.setsockopt(zmq.LINGER, 0)
                 made.setsockopt(zmq.IMMEDIATE, 1)
-                dial(made, keys, key, Bounds(frame_bytes=1 << 30, messages=64))
+                configure_client(made, keys, key, SocketBounds(frame_bytes=1 << 30, messages=64))
                 made.connect(f"tcp://{host}:{port}")
                 done, heard = _flood(made, frames - sent, dice)
             sent, answers = sent + done, answers + heard

@@ -14,7 +14,7 @@ from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.jobs.status import BoardState, MeshState
-    from picoedge.mesh.transport.client import Caller
+    from picoedge.mesh.transport.client import Client
 
 HEADER = (
     "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
@@ -40,16 +40,16 @@ def command(as_json: bool) -> None:
 
 
 @contextmanager
-def daemon() -> Iterator[Caller]:
+def daemon() -> Iterator[Client]:
     """A connection with this board's daemon. Raises AccessError, BoardLostError."""
     import zmq
 
     from picoedge.mesh.identity.identity import cluster_folder
-    from picoedge.mesh.node.local_daemon import call_local
+    from picoedge.mesh.node.local_daemon import connect_local
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with call_local(context, cluster_folder(os.environ)) as caller:
+        with connect_local(context, cluster_folder(os.environ)) as caller:
             yield caller
     finally:
         context.destroy(linger=0)

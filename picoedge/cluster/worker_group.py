@@ -21,7 +21,7 @@ from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
 from picoedge.jobs.group_links import make_collective, make_links, receive_note
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import HUB
 from picoedge.planner.cost_model import Prediction
 
@@ -188,12 +188,12 @@ class Team:
 
     # -- hearing -------------------------------------------------------------------------------
 
-    def _caller(self, peer: BoardHandle) -> Caller:
+    def _caller(self, peer: BoardHandle) -> Client:
         return self._directory.clients[peer.key]
 
     def hear(self, peer: BoardHandle) -> None:
         """What a daemon told of its worker. Raises BoardLostError where that is of no more use."""
-        for kind, body in self._caller(peer).pushed():
+        for kind, body in self._caller(peer).notifications():
             if kind == "job-listens":
                 self._ports[peer.key] = _port_of(body, peer)
             elif kind == "job-ended":

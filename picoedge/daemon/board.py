@@ -25,8 +25,8 @@ from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.process import rss_bytes
 from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import Order
-from picoedge.mesh.transport.replies import Deferred
-from picoedge.mesh.transport.server import Asker
+from picoedge.mesh.transport.replies import Pending
+from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
@@ -50,8 +50,8 @@ class BoardOptions:
 class Seat:
     """Who holds this board or waits for it, and the worker that was started for it."""
 
-    asker: Asker
-    taken: Deferred
+    asker: Sender
+    taken: Pending
     told: Body = field(default_factory=dict)  # of its place in the queue, last
     spec: SessionSpec | None = None
     worker: RunningWorker | None = None
@@ -93,8 +93,8 @@ class BoardService:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
         return {"facts": dict(facts), "memory_bytes": self._memory_bytes()}
 
-    def _take(self, peer: str, body: Body) -> Deferred:
-        seat = Seat(_asker(peer), Deferred())
+    def _take(self, peer: str, body: Body) -> Pending:
+        seat = Seat(_asker(peer), Pending())
         others = [*self._waiting, *([self._held] if self._held else [])]
         if any(other.asker.route == seat.asker.route for other in others):
             raise ProtocolError("a board taken twice over one connection")
@@ -118,7 +118,7 @@ class BoardService:
         self._node.add(worker.stdout.fileno(), lambda: self._read(seat, worker))
         self._node.add(worker.pidfd, lambda: self._ended(seat, worker))
 
-    def _check(self, asker: Asker, spec: SessionSpec) -> None:
+    def _check(self, asker: Sender, spec: SessionSpec) -> None:
         seats = {seat.key: rank for rank, seat in enumerate(spec.seats)}
         if seats.get(str(asker)) != 0 or seats.get(self._node.identity.keys.public) != spec.rank:
             raise ProtocolError("a session whose hub does not ask, or not for this board")
@@ -157,7 +157,7 @@ class BoardService:
             self._held.taken.answer({"memory_bytes": self._memory_bytes()})
         self._tell_places()
 
-    def _gone(self, asker: Asker) -> None:
+    def _gone(self, asker: Sender) -> None:
         self._waiting = deque(s for s in self._waiting if s.asker.route != asker.route)
         if self._held is not None and self._held.asker.route == asker.route:
             self._stop_worker(self._held)
@@ -220,7 +220,8 @@ class BoardService:
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
             "rss_bytes": rss_bytes(),
-            "waiting": len(self._waiting),
+            "queue_length": len(self._waiting),
+            "stalled_on": "",
             "temperature_c": heat.temperature_c,
             "throttled": heat.throttled,
         }
@@ -236,6 +237,7 @@ class BoardService:
             **state,
             "does": report["stage"],
             "how": report["state"],
+            "stalled_on": "disk" if report["state"] == "disk" else "",
             "model": seat.spec.pack_name,
             "attention": [part.attention.start, part.attention.stop],
             "ffn": [part.ffn.start, part.ffn.stop],
@@ -253,7 +255,7 @@ class BoardService:
             worker.end()
 
 
-def _asker(peer: str) -> Asker:
-    if not isinstance(peer, Asker):
+def _asker(peer: str) -> Sender:
+    if not isinstance(peer, Sender):
         raise ProtocolError("a session is asked for over a connection of its own")
     return peer

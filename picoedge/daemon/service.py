@@ -24,7 +24,7 @@ from picoedge.mesh.node.local_daemon import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transport.frames import Header, Kind, pack
 from picoedge.mesh.transport.messages import PING_BYTES, integer_of, text_of
-from picoedge.mesh.transport.replies import Raw
+from picoedge.mesh.transport.replies import RawReply
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.membership import Change
@@ -137,6 +137,7 @@ class Daemon:
         self._file.remove()
 
 
-def _ping(peer: str, body: Body) -> Raw:
+def _ping(peer: str, body: Body) -> RawReply:
     nbytes = integer_of(body, "bytes", PING_BYTES + 1)
-    return Raw(pack(Header(Kind.SHARD, sequence=integer_of(body, "id", 1 << 32))), bytes(nbytes))
+    header = Header(Kind.SHARD, sequence=integer_of(body, "id", 1 << 32))
+    return RawReply(pack(header), bytes(nbytes))

@@ -15,7 +15,7 @@ from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.node.local_daemon import find_local
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES, integer_of
 from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts, board_from_json
 from picoedge.store.pack.inventory import held_shards
@@ -56,7 +56,7 @@ class BoardDirectory:
 
     def __init__(self, context: Context, identity: Identity, tell: Tell) -> None:
         self.context, self.identity, self._tell = context, identity, tell
-        self.clients: dict[str, Caller] = {}
+        self.clients: dict[str, Client] = {}
         self.handles: dict[str, BoardHandle] = {}
         self._fixed_bytes = _own_fixed_bytes()
 
@@ -94,18 +94,18 @@ class BoardDirectory:
         own = dataclasses.replace(own, fixed_bytes=max(own.fixed_bytes, self._fixed_bytes))
         return Cluster((own, *others), links)
 
-    def _own(self) -> Caller:
+    def _own(self) -> Client:
         daemon, keys = find_local(self.identity.folder), self.identity.keys
         if daemon is None:
             raise MeshError(
                 "this board is not in the mesh: its daemon does not run", "start it: picoedge run"
             )
-        return Caller(self.context, keys, daemon.address, keys.public, self.identity.name)
+        return Client(self.context, keys, daemon.address, keys.public, self.identity.name)
 
     def _try(self, board: dict[str, Any]) -> None:
         for text in board["addresses"]:
             address = parse_address(text)
-            client = Caller(self.context, self.identity.keys, address, board["key"], board["name"])
+            client = Client(self.context, self.identity.keys, address, board["key"], board["name"])
             try:
                 link = _measure(client, self._own_ping_s)
                 return self._add(client, board["key"], text, link)
@@ -113,7 +113,7 @@ class BoardDirectory:
                 client.close()
                 self._tell(f"{board['name']} is left out: {error.message}")
 
-    def _add(self, client: Caller, key: str, address: str, link: LinkFacts) -> None:
+    def _add(self, client: Client, key: str, address: str, link: LinkFacts) -> None:
         with ExitStack() as failing:
             failing.callback(client.close)
             facts = _facts(client)
@@ -148,7 +148,7 @@ def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     return boards
 
 
-def _facts(client: Caller) -> BoardFacts:
+def _facts(client: Client) -> BoardFacts:
     deadline = time.monotonic() + MEASURING_S
     while True:
         try:
@@ -170,7 +170,7 @@ def _facts(client: Caller) -> BoardFacts:
 # -- links ---------------------------------------------------------------------------------------
 
 
-def _measure(client: Caller, own_s: float) -> LinkFacts:
+def _measure(client: Client, own_s: float) -> LinkFacts:
     return link_of(_pings_s(client, 0, PINGS), _pings_s(client, PING_BYTES, 2), own_s)
 
 
@@ -185,11 +185,11 @@ def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) ->
     return LinkFacts(latency, PING_BYTES / max(min(large_s) - small, 1e-6))
 
 
-def _pings_s(client: Caller, nbytes: int, count: int) -> list[float]:
+def _pings_s(client: Client, nbytes: int, count: int) -> list[float]:
     return [_ping_s(client, nbytes) for _ in range(count)]
 
 
-def _ping_s(client: Caller, nbytes: int) -> float:
+def _ping_s(client: Client, nbytes: int) -> float:
     began = time.perf_counter()
     client.ask_raw("ping", {"bytes": nbytes}, QUESTION_S)
     return time.perf_counter() - began
@@ -212,7 +212,7 @@ def locate_shards(directory: BoardDirectory, pack: Pack) -> dict[int, Held]:
     }
 
 
-def _held_names(client: Caller, identity: str, names: Sequence[str]) -> frozenset[str]:
+def _held_names(client: Client, identity: str, names: Sequence[str]) -> frozenset[str]:
     try:
         offer = read_offer(client.ask(OFFER, {"pack": identity}, OFFER_S))
         return frozenset(offer.names(names))
@@ -233,7 +233,7 @@ def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], te
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
         client = directory.clients[handle.key]
-        answer = client.ask("job-reserve", {"job": "inference"}, timeout_s=QUEUE_S, told=told)
+        answer = client.ask("job-reserve", {"job": "inference"}, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:
             memory = integer_of(answer, "memory_bytes")
     return memory

@@ -15,7 +15,7 @@ from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
 
 if TYPE_CHECKING:
-    from picoedge.mesh.transport.client import Caller
+    from picoedge.mesh.transport.client import Client
 
 STATE_S = 2.0
 _MOST = 1 << 62  # of any count or figure
@@ -65,7 +65,7 @@ class MeshState:
         return {"cluster": self.cluster, "boards": [board.to_json() for board in self.boards]}
 
 
-def ask_mesh(daemon: Caller) -> MeshState:
+def ask_mesh(daemon: Client) -> MeshState:
     """The mesh now. Raises MeshError."""
     return read_mesh(daemon.ask("mesh-state", timeout_s=STATE_S))
 
@@ -100,7 +100,7 @@ def _board(fields: Fields) -> BoardState:
         budget_bytes=or_else(None, report.integer, "memory_bytes", 0, _MOST),
         temperature_c=or_else(None, report.number, "temperature_c", -_MOST, _MOST),
         throttled=or_else(False, report.get, "throttled", bool),
-        waiting=or_else(0, report.integer, "waiting", 0, _MOST),
+        waiting=or_else(0, report.integer, "queue_length", 0, _MOST),
         work=read_work(report.values),
     )
 

@@ -45,7 +45,7 @@ HUB = told("hub", does="hub", rss_bytes=26 * MB, memory_bytes=512 * MB, **{"for"
 WORKER = told(
     "shelf", does="computing", how="disk", model="llama", attention=[2, 4], ffn=[11, 22],
     vocabulary=[40, 64],
-    rss_bytes=210 * MB, memory_bytes=512 * MB, temperature_c=84.2, throttled=True, waiting=1,
+    rss_bytes=210 * MB, memory_bytes=512 * MB, temperature_c=84.2, throttled=True, queue_length=1,
     work={"tokens": 100, "compute_s": 2.0, "sync_s": 0.5, "disk_s": 0.1}, **{"for": "hub"},
 )  # fmt: skip
 GONE = told("attic", "dead", does="free", rss_bytes=1, memory_bytes=2)
@@ -80,7 +80,7 @@ values = st.recursive(
 )
 FIELDS = [
     "does", "how", "for", "model", "attention", "ffn", "vocabulary", "rss_bytes", "memory_bytes",
-    "temperature_c", "throttled", "waiting", "work",
+    "temperature_c", "throttled", "queue_length", "work",
 ]  # fmt: skip
 
 

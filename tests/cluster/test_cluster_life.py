@@ -156,7 +156,7 @@ def test_who_waits_is_told_its_place_once(cluster: ClusterOf) -> None:
         for _ in range(5):  # connections come and go
             assert cluster[2].does() == "hub"
         queued = {"place": 1, "held_by": "b2"}
-        assert [body for kind, body in second.pushed() if kind == "job-queued"] == [queued]
+        assert [body for kind, body in second.notifications() if kind == "job-queued"] == [queued]
     until(lambda: cluster[2].does() == "free", "b2 is free")
 
 
@@ -173,7 +173,7 @@ def test_a_connection_waits_for_a_board_once(cluster: ClusterOf) -> None:
 
 def waiting(cluster: ClusterOf) -> int:
     """Sessions in all queues."""
-    return sum(board.seen()[board.name]["waiting"] for board in cluster.boards)
+    return sum(board.seen()[board.name]["queue_length"] for board in cluster.boards)
 
 
 # -- broken off --------------------------------------------------------------------------------

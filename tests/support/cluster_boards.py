@@ -32,7 +32,7 @@ from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.client import Client
 from picoedge.planner.topology import Cluster, LinkFacts
 
 PICOEDGE = [sys.executable, "-m", "picoedge"]
@@ -209,11 +209,11 @@ class BoardOf:
 
     @contextmanager
     def calling(self) -> Any:
-        """A Caller to its daemon, with its own keys; of boards on loop-back."""
+        """A Client to its daemon, with its own keys; of boards on loop-back."""
         identity, context = load_identity(self.keys), zmq.Context()
         try:
             address = parse_address(self.address)
-            with Caller(context, identity.keys, address, identity.keys.public, self.name) as caller:
+            with Client(context, identity.keys, address, identity.keys.public, self.name) as caller:
                 yield caller
         finally:
             context.destroy(linger=0)

@@ -15,10 +15,10 @@ from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import Identity, create_identity, load_signing_key
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.node.failure_detector import Timing
 from picoedge.mesh.node.membership import Change, What
 from picoedge.mesh.node.node import Node
-from picoedge.mesh.node.timing import Timing
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.client import Client
 
 LOOPBACK = Address("127.0.0.1", 0)
 QUICK = Timing(beat_s=0.03, silence_s=0.4, seek_s=0.06)
@@ -102,8 +102,8 @@ class Running:
     def wait_for(self, other: Running, what: What) -> None:
         self.wait(lambda: self.saw(other.key, what))
 
-    def caller(self, context: Any, keys: KeyPair) -> Caller:
-        return Caller(context, keys, self.address, self.key, self.identity.name)
+    def client(self, context: Any, keys: KeyPair) -> Client:
+        return Client(context, keys, self.address, self.key, self.identity.name)
 
     def end(self) -> None:
         """Stop as SIGTERM does, and let go of everything. Idempotent."""

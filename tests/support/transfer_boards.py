@@ -34,9 +34,9 @@ class Board(threading.Thread):
         self.asked: Counter[str] = Counter()
         self.over = threading.Event()  # set: it is gone, as if its plug were pulled
         self.context: Any = zmq.Context()
-        self._gate = curve.Gate(self.context, lambda key: key in clients)
+        self._gate = curve.Authenticator(self.context, lambda key: key in clients)
         self.socket: Any = self.context.socket(zmq.ROUTER)
-        curve.serve(self.socket, self.keys, curve.Bounds())
+        curve.configure_server(self.socket, self.keys, curve.SocketBounds())
         port = self.socket.bind_to_random_port("tcp://127.0.0.1")
         self.address = Address("127.0.0.1", port)
 

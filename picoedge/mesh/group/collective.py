@@ -93,12 +93,12 @@ class Rows:
         """The pieces that n rows of input are sent in: rows."""
         return pieces(slice(0, n), max(1, PIECE_VALUES * 8 // (self.hidden * INPUT_BYTES)))
 
-    def socket_bounds(self) -> curve.Bounds:
+    def socket_bounds(self) -> curve.SocketBounds:
         """What a link takes: bytes of a message, and messages before their time."""
         gathered = self.logits[0] * -(-self.logits[1] // LOGIT_VALUES)
         longest = max(self.most_pieces, len(self.pieces(self.batch)), gathered)
         messages = SUMS_IN_FLIGHT * longest + MESSAGES_BESIDE
-        return curve.Bounds(self.message_bytes, messages)
+        return curve.SocketBounds(self.message_bytes, messages)
 
     def wire_bounds(self) -> ShapeBounds:
         """What a header may speak of."""

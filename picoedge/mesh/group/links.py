@@ -24,7 +24,7 @@ from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
-    from picoedge.mesh.transport.curve import Bounds, Context
+    from picoedge.mesh.transport.curve import Context, SocketBounds
 
 Received = tuple[int, bytes, memoryview]  # rank, prefix, buffer
 
@@ -47,7 +47,7 @@ class Links:
         keys: KeyPair,
         rank: int,
         epoch: int,
-        bounds: Bounds,
+        bounds: SocketBounds,
         *,
         rule: FailureRule,
         spin_s: float = SPIN_S,

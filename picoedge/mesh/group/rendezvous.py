@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.waiter import Items, Waiter
 
 ENTER_S = 5.0
-GREETINGS = curve.Bounds(frame_bytes=1024, messages=16)  # all that the first connection carries
+GREETINGS = curve.SocketBounds(
+    frame_bytes=1024, messages=16
+)  # all that the first connection carries
 
 
 @dataclass(eq=False)
@@ -68,7 +70,7 @@ class Rendezvous:
         self._guests: dict[int, _Guest] = {}
         self._by_key: dict[str, _Guest] = {}
         self._router: Socket | None = None
-        self._gate: curve.Gate | None = None
+        self._gate: curve.Authenticator | None = None
         self._entrance: TicketListener | None = None
         self._monitors: list[LinkMonitor] = []
         self._ciphers = seal.ciphers()
@@ -82,11 +84,11 @@ class Rendezvous:
     def listen(self, host: str) -> int:
         """Take connections of the boards expected; gives the port. Raises MeshError."""
         assert self._router is None
-        self._gate = curve.Gate(self._context, self._admits)
+        self._gate = curve.Authenticator(self._context, self._admits)
         self._waiter.watch(self._gate.socket, self._gate.answer)
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        curve.serve(socket, self._keys, GREETINGS)
+        curve.configure_server(socket, self._keys, GREETINGS)
         self._watch(socket, LinkMonitor(socket, self._failures.add))
         try:
             socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
@@ -105,7 +107,7 @@ class Rendezvous:
         guest, to = self._guests[rank], parse_address(address)
         guest.host = to.host
         guest.socket = socket = self._context.socket(zmq.DEALER)
-        curve.dial(socket, self._keys, guest.key, GREETINGS)
+        curve.configure_client(socket, self._keys, guest.key, GREETINGS)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._watch(socket, LinkMonitor(socket, self._failures.add, rank))
         try:

@@ -1,4 +1,4 @@
-"""Where boards were last seen: `peers.json` of the cluster's folder. Hints only: keys decide."""
+"""Address book: where boards were last seen, in `peers.json`. Hints only: keys decide."""
 
 from __future__ import annotations
 
@@ -7,58 +7,62 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.node.gossip import Hints, hints_body, read_hints
+from picoedge.mesh.node.gossip import KnownAddresses, addresses_body, read_addresses
 from picoedge.mesh.private_files import locked, read_json, write_json
 
-FILE = "peers.json"
-MOST = 4  # addresses of one board
+ADDRESSES_FILE = "peers.json"
+MAX_KEPT = 4  # addresses of one board: a board that moves replaces its old ones
 
 
-class HintFile:
-    """Public key to addresses, the newest first. A damaged file is an empty one."""
+class AddressBook:
+    """Public key to addresses, the newest first. A damaged file counts as an empty one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._hints: dict[str, tuple[Address, ...]] = dict(_read(folder / FILE))
+        self._known: dict[str, tuple[Address, ...]] = dict(_read(folder / ADDRESSES_FILE))
 
     @property
-    def hints(self) -> Hints:
-        return self._hints
+    def known(self) -> KnownAddresses:
+        """All addresses, by key."""
+        return self._known
 
-    def seen(self, key: str, addresses: Iterable[Address]) -> bool:
-        """The board itself was met at these; whether that is news."""
-        found = tuple(each for each in dict.fromkeys(addresses) if not each.is_everywhere)
-        return self._hold(key, found + self._hints.get(key, ()))
+    def add_seen(self, key: str, addresses: Iterable[Address]) -> bool:
+        """Add addresses at which the board itself answered, in front; whether one is new."""
+        seen = tuple(each for each in dict.fromkeys(addresses) if not each.is_everywhere)
+        return self._keep(key, seen + self._known.get(key, ()))
 
-    def told(self, hints: Hints, believed: Callable[[str], bool]) -> bool:
-        """Another board says so: it adds to what is known, and displaces none of it."""
+    def add_reported(self, reported: KnownAddresses, accepts: Callable[[str], bool]) -> bool:
+        """Add what another board reported, behind the known ones; whether one is new.
+
+        Keys for which `accepts` is false are ignored.
+        """
         news = [
-            self._hold(key, self._hints.get(key, ()) + addresses)
-            for key, addresses in hints.items()
-            if believed(key)
+            self._keep(key, self._known.get(key, ()) + addresses)
+            for key, addresses in reported.items()
+            if accepts(key)
         ]
         return any(news)
 
     def forget(self, key: str) -> None:
-        """Of a board that is let in no more."""
-        self._hints.pop(key, None)
+        """Remove a board that was revoked."""
+        self._known.pop(key, None)
 
     def save(self) -> None:
         """Raises StorageError."""
         with locked(self.folder):
-            write_json(self.folder / FILE, hints_body(self._hints))
+            write_json(self.folder / ADDRESSES_FILE, addresses_body(self._known))
 
-    def _hold(self, key: str, addresses: tuple[Address, ...]) -> bool:
-        kept = tuple(dict.fromkeys(addresses))[:MOST]
-        before = self._hints.get(key, ())
-        self._hints[key] = kept
-        # The order alone is no news: two boards would tell each other of it for ever.
+    def _keep(self, key: str, addresses: tuple[Address, ...]) -> bool:
+        kept = tuple(dict.fromkeys(addresses))[:MAX_KEPT]
+        before = self._known.get(key, ())
+        self._known[key] = kept
+        # A change of order alone is no news: two boards would report it to each other for ever.
         return set(kept) != set(before)
 
 
-def _read(path: Path) -> Hints:
+def _read(path: Path) -> KnownAddresses:
     try:
         value = read_json(path, "")
-        return read_hints(value) if isinstance(value, dict) else {}
+        return read_addresses(value) if isinstance(value, dict) else {}
     except PicoedgeError:
         return {}

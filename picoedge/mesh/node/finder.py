@@ -1,7 +1,7 @@
-"""Which boards to look for, and where.
+"""Finder: which boards to dial, and at which addresses.
 
-Where the key behind an address is not known, every allowed key is tried there at once: CURVE lets
-only the right one through.
+At an address whose key is not known, every allowed key that is missing is tried at once: the CURVE
+handshake succeeds only for the right one.
 """
 
 from __future__ import annotations
@@ -13,55 +13,56 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.node.address_book import HintFile
-from picoedge.mesh.node.gossip import Hints
-from picoedge.mesh.transport.dialer import Dials, Pair
+from picoedge.mesh.node.address_book import AddressBook
+from picoedge.mesh.node.gossip import KnownAddresses
+from picoedge.mesh.transport.dialer import Dialer, Pair
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.loop import Loop
 
-LOOK_UP_AGAIN_S = 30.0
-MOST_FOUND = 4  # addresses of one name
+LOOK_UP_AGAIN_S = 30.0  # host names: an address given by DHCP may change
+MAX_LOOKED_UP = 4  # addresses of one name
 
 
-def wanted(
+def pairs_to_dial(
     seeds: Iterable[Address],
-    hints: Mapping[str, Iterable[Address]],
-    strangers: Iterable[str],
-    linked: Mapping[str, Iterable[Address]],
+    known: Mapping[str, Iterable[Address]],
+    missing: Iterable[str],
+    connected: Mapping[str, Iterable[Address]],
 ) -> set[Pair]:
-    """Which keys to try at which addresses.
+    """Addresses to dial, each with the key expected there.
 
-    `strangers` are the allowed keys without a link, `linked` tells at which addresses boards with
-    a link are: nobody else is looked for there.
+    `missing` are allowed keys without a connection. `connected` maps the other keys to their
+    addresses: seeds among those need no dialling.
     """
-    strangers = list(strangers)
-    taken = {address for addresses in linked.values() for address in addresses}
-    pairs = {(address, key) for address in seeds if address not in taken for key in strangers}
-    return pairs | {(address, key) for key in strangers for address in hints.get(key, ())}
+    missing = list(missing)
+    taken = {address for addresses in connected.values() for address in addresses}
+    pairs = {(address, key) for address in seeds if address not in taken for key in missing}
+    return pairs | {(address, key) for key in missing for address in known.get(key, ())}
 
 
-class Seeker:
-    """Dials the boards that are missed, at the addresses of seeds and hints."""
+class Finder:
+    """Dials missing boards at the seed addresses and at those of the address book."""
 
     def __init__(
-        self, loop: Loop, dials: Dials, hints: HintFile, log_once: Callable[[str], None]
+        self, loop: Loop, dialer: Dialer, book: AddressBook, log_once: Callable[[str], None]
     ) -> None:
         self._loop = loop
-        self._dials = dials
-        self._hints = hints
+        self._dialer = dialer
+        self._book = book
         self._log_once = log_once
         self._seeds: set[Address] = set()
-        self._names: dict[Address, float] = {}  # when each is to be looked up
-        self.is_due = True  # something has changed since the last look
-        self.has_news = False  # of addresses, which the others have not been told
+        self._names: dict[Address, float] = {}  # host name to the time of its next look-up
+        self.is_due = True  # something changed since the last `dial_missing`
+        self.has_news = False  # addresses that the other boards have not been sent
 
     @property
-    def hints(self) -> Hints:
-        return self._hints.hints
+    def known(self) -> KnownAddresses:
+        """The address book's."""
+        return self._book.known
 
-    def add(self, seeds: Iterable[Address]) -> None:
-        """Look there from now on, for whoever it is. Names are looked up in a thread."""
+    def add_seeds(self, seeds: Iterable[Address]) -> None:
+        """Dial these addresses too, whatever key is there. Names are looked up in a thread."""
         for seed in seeds:
             if seed.is_numeric:
                 self._seeds.add(seed)
@@ -69,37 +70,36 @@ class Seeker:
                 self._names.setdefault(seed, 0.0)
         self.is_due = True
 
-    def met(self, key: str, addresses: Iterable[Address]) -> None:
-        """The board itself was met at these."""
-        found = [each for each in addresses if each.is_numeric and each.port]
-        self._news(self._hints.seen(key, found))
+    def add_seen(self, key: str, addresses: Iterable[Address]) -> None:
+        """Note addresses at which the board itself answered."""
+        self._note(self._book.add_seen(key, [a for a in addresses if a.is_numeric and a.port]))
 
-    def told(self, hints: Hints, believed: Callable[[str], bool]) -> None:
-        """Another board says where boards are."""
-        self._news(self._hints.told(hints, believed))
+    def add_reported(self, reported: KnownAddresses, accepts: Callable[[str], bool]) -> None:
+        """Note addresses that another board reported, of keys that `accepts` takes."""
+        self._note(self._book.add_reported(reported, accepts))
 
     def forget(self, key: str) -> None:
-        """Of a board that is let in no more."""
-        self._hints.forget(key)
-        self._dials.close_key(key)
+        """Drop a board that was revoked."""
+        self._book.forget(key)
+        self._dialer.close_key(key)
 
-    def look(self, others: Iterable[str], connected: set[str]) -> None:
-        """Dial those of `others` that are not connected, and nobody else."""
+    def dial_missing(self, others: Iterable[str], connected: set[str]) -> None:
+        """Dial the boards among `others` that are not `connected`; stop all other attempts."""
         self.is_due = False
         self._look_up_names()
-        strangers = [key for key in others if key not in connected]
-        linked = {key: self.hints.get(key, ()) for key in connected}
-        self._dials.seek(wanted(self._seeds, self.hints, strangers, linked))
+        missing = [key for key in others if key not in connected]
+        linked = {key: self.known.get(key, ()) for key in connected}
+        self._dialer.dial(pairs_to_dial(self._seeds, self.known, missing, linked))
 
     def save(self) -> None:
-        """Keep the hints for the next start."""
+        """Save the address book for the next start."""
         self.has_news = False
         try:
-            self._hints.save()
+            self._book.save()
         except PicoedgeError as error:
             self._log_once(str(error))
 
-    def _news(self, is_news: bool) -> None:
+    def _note(self, is_news: bool) -> None:
         self.is_due |= is_news
         self.has_news |= is_news
 
@@ -108,7 +108,7 @@ class Seeker:
         for name, due_s in self._names.items():
             if due_s <= now_s:
                 self._names[name] = now_s + LOOK_UP_AGAIN_S
-                # A name server may take many seconds, and libzmq's thread must not wait for it.
+                # A name server may take many seconds, for which the daemon's thread has no time.
                 threading.Thread(target=self._look_up, args=(name,), daemon=True).start()
 
     def _look_up(self, name: Address) -> None:
@@ -117,5 +117,5 @@ class Seeker:
         except OSError as error:
             reason = error.strerror or str(error)
             return self._loop.soon(lambda: self._log_once(f"{name.host}: {reason}"))
-        addresses = [Address(str(each[4][0]), name.port) for each in found[:MOST_FOUND]]
-        self._loop.soon(lambda: self.add(addresses))
+        addresses = [Address(str(each[4][0]), name.port) for each in found[:MAX_LOOKED_UP]]
+        self._loop.soon(lambda: self.add_seeds(addresses))

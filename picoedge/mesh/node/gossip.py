@@ -1,4 +1,4 @@
-"""What daemons tell each other of themselves, checked field by field before it is believed."""
+"""Bodies of the messages between daemons: hello, heartbeat, addresses; checked field by field."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from picoedge.mesh.identity.keys import is_key
 from picoedge.mesh.identity.roster import MAX_NAME
 from picoedge.mesh.transport.messages import Body, integer_of, object_of, text_of, texts_of
 
-MAX_ADDRESSES = 8  # of one board
-MAX_BOARDS = 1024
-MAX_ADDRESS = 80
+MAX_ADDRESSES = 8  # of one board: a few interfaces, IPv4 and IPv6
+MAX_BOARDS = 1024  # as many as a roster has entries
+MAX_ADDRESS = 80  # characters: an IPv6 address with its scope and port has 70
 MAX_DIGEST = 64
-Hints = Mapping[str, tuple[Address, ...]]
+STALLS = ("", "disk")
+KnownAddresses = Mapping[str, tuple[Address, ...]]
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The first thing daemons tell each other: which process this is, and where it listens."""
+    """The first message between daemons: the process (`incarnation`), and where it listens."""
 
     name: str
     incarnation: int
     port: int
     addresses: tuple[Address, ...]
     digest: str
-    epoch: int
 
     def to_body(self) -> Body:
-        """As `read_hello` takes it."""
-        return {**vars(self), "addresses": [str(address) for address in self.addresses]}
+        """As `read_hello` takes it. Version 1 demands `epoch`, and ignores its value."""
+        addresses = [str(address) for address in self.addresses]
+        return {**vars(self), "addresses": addresses, "epoch": 0}
 
 
 @dataclass(frozen=True)
 class Beat:
-    """A heartbeat; `state` is what the board says of itself, `sequence` orders them."""
+    """A heartbeat: `sequence` orders them, `state` is the board's report, `digest` its roster's."""
 
     incarnation: int
     sequence: int
     digest: str
     state: Mapping[str, Any]
+
+    @property
+    def stalled_on(self) -> str:
+        """What the board's worker waits for: "disk" or "" (nothing, or a word unknown here)."""
+        value = self.state.get("stalled_on")
+        return value if value in STALLS else ""
 
     def to_body(self) -> Body:
         """As `read_beat` takes it."""
@@ -57,7 +64,6 @@ def read_hello(body: Body) -> Hello:
         integer_of(body, "port", 1 << 16),
         _addresses(body),
         text_of(body, "digest", MAX_DIGEST),
-        integer_of(body, "epoch"),
     )
 
 
@@ -71,17 +77,17 @@ def read_beat(body: Body) -> Beat:
     )
 
 
-def hints_body(hints: Hints) -> Body:
-    """As `read_hints` takes it."""
-    return {"boards": {key: [str(each) for each in found] for key, found in hints.items()}}
+def addresses_body(known: KnownAddresses) -> Body:
+    """As `read_addresses` takes it."""
+    return {"boards": {key: [str(each) for each in addresses] for key, addresses in known.items()}}
 
 
-def read_hints(body: Body) -> Hints:
-    """Raises ProtocolError."""
+def read_addresses(body: Body) -> KnownAddresses:
+    """Public key to addresses. Raises ProtocolError."""
     boards = object_of(body, "boards")
     if len(boards) > MAX_BOARDS or not all(is_key(key) for key in boards):
         raise ProtocolError("addresses of what are no keys, or of too many")
-    return {key: _addresses({"addresses": found}) for key, found in boards.items()}
+    return {key: _addresses({"addresses": listed}) for key, listed in boards.items()}
 
 
 def _addresses(body: Body) -> tuple[Address, ...]:
@@ -90,7 +96,7 @@ def _addresses(body: Body) -> tuple[Address, ...]:
         addresses = tuple(parse_address(text) for text in texts)
     except UsageError as error:
         raise ProtocolError(error.message) from None
-    # A name would have to be looked up, which can take seconds of a thread that has none.
+    # A host name would need a look-up, which can block the daemon's only thread for seconds.
     if not all(address.is_numeric and address.port for address in addresses):
         raise ProtocolError("addresses of boards are told in digits")
     return addresses

@@ -11,8 +11,8 @@ from picoedge.mesh.identity.admission import accept, joining_keys
 from picoedge.mesh.identity.identity import Identity
 from picoedge.mesh.identity.invite import Invitation
 from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.node.address_book import HintFile
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.node.address_book import AddressBook
+from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body, object_of
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def join(
     keys = joining_keys(folder)
     roster = ask_to_join(context, invitation, name, keys, timeout_s)
     identity = accept(folder, invitation, roster, keys)
-    hints = HintFile(folder)
-    hints.seen(invitation.server, [parse_address(invitation.address)])
-    hints.save()
+    addresses = AddressBook(folder)
+    addresses.add_seen(invitation.server, [parse_address(invitation.address)])
+    addresses.save()
     return identity
 
 
@@ -74,8 +74,8 @@ def _ask(
     timeout_s: float,
 ) -> Body:
     address = parse_address(invitation.address)
-    with Caller(context, keys, address, invitation.server, "that invites") as caller:
-        return caller.ask(kind, body, timeout_s)
+    with Client(context, keys, address, invitation.server, "that invites") as client:
+        return client.ask(kind, body, timeout_s)
 
 
 def _plainer(error: AccessError | BoardLostError) -> AccessError | BoardLostError:

@@ -17,7 +17,7 @@ from picoedge.errors import BoardLostError, MeshError, UsageError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.private_files import locked, read_json, write_json
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import integer_of, text_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def find_local(folder: Path) -> LocalDaemon | None:
     return _read(folder) if _is_locked(folder / LOCK) else None
 
 
-def call_local(context: Context, folder: Path) -> Caller:
+def connect_local(context: Context, folder: Path) -> Client:
     """A connection with this board's own daemon.
 
     Raises AccessError where the board is in no cluster, BoardLostError where no daemon runs.
@@ -86,7 +86,7 @@ def call_local(context: Context, folder: Path) -> Caller:
             "start it: picoedge run",
             board=identity.name,
         )
-    return Caller(context, identity.keys, daemon.address, identity.keys.public, identity.name)
+    return Client(context, identity.keys, daemon.address, identity.keys.public, identity.name)
 
 
 def _read(folder: Path) -> LocalDaemon | None:

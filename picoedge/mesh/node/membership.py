@@ -1,9 +1,9 @@
-"""Who is here: a list of boards and an epoch, changed by one function without clock or socket.
+"""Membership as a pure state machine: boards, their condition, and an epoch that counts changes.
 
     state, changes = apply(state, event, now_s)
 
-Events about different boards may come in any order: the same set of events ends in the same
-state. Of one board, a report that is older than one already heard changes nothing.
+Events of different boards commute: the same set of events ends in the same state. For one board,
+a report older than the last one changes nothing.
 """
 
 from __future__ import annotations
@@ -13,76 +13,70 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-SILENCE_S = 1.0
-# A process that was replaced may still have frames under way; nobody restarts this often in
-# the time a frame can be.
-BURIED = 16
+DEAD_AFTER_S = 1.0  # four heartbeats: one or two may be late on a busy LAN or a loaded board
+# Remembered per board, so that late frames of a dead process are ignored. A board does not
+# restart 16 times within the lifetime of a frame.
+PAST_INCARNATIONS = 16
 
-Report = Mapping[str, Any]
+StateReport = Mapping[str, Any]
 
 
 class Condition(str, Enum):
     """How a board is, as far as the others can tell."""
 
     ALIVE = "alive"
-    SLOW = "slow"  # it says what it waits for: it is waited for, or planned around
+    SLOW = "slow"  # alive, but its worker stands still at its disk: wait, or plan around it
     DEAD = "dead"
     LEFT = "left"
 
 
-HERE = (Condition.ALIVE, Condition.SLOW)
-
-
 @dataclass(frozen=True)
 class Member:
-    """One board: its process (`incarnation`), and what it last said of itself."""
+    """One board: its process (`incarnation`) and the last report of its state."""
 
     key: str
     incarnation: int
     condition: Condition
     heard_s: float
     sequence: int = 0
-    report: Report = field(default_factory=dict)
-    links: int = 0
-    buried: tuple[int, ...] = ()
+    report: StateReport = field(default_factory=dict)
+    stalled_on: str = ""
+    past_incarnations: tuple[int, ...] = ()
 
     @property
     def is_here(self) -> bool:
-        return self.condition in HERE
+        """Whether it is alive, slow or not."""
+        return self.condition in (Condition.ALIVE, Condition.SLOW)
 
 
 @dataclass(frozen=True)
 class Membership:
-    """All boards ever heard, and how often who they are or how they are has changed."""
+    """Every board ever heard of. `epoch` counts changes of membership or condition."""
 
     members: Mapping[str, Member] = field(default_factory=dict)
     revoked: frozenset[str] = frozenset()
     epoch: int = 0
 
-    @property
-    def here(self) -> tuple[str, ...]:
-        """Keys of the boards that are alive or slow, in order."""
-        return tuple(sorted(key for key, member in self.members.items() if member.is_here))
-
 
 @dataclass(frozen=True)
 class Heard:
-    """A hello or a heartbeat; `report["waiting"]` says what a slow board waits for."""
+    """A hello or a heartbeat. `stalled_on`: "disk" while the board's worker waits for it, or ""."""
 
     key: str
     incarnation: int
     sequence: int = 0
-    report: Report = field(default_factory=dict)
+    report: StateReport = field(default_factory=dict)
+    stalled_on: str = ""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed: whoever was silent too long is dead."""
+    """Time has passed: boards that have been silent too long are dead."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """A process said that it goes."""
+    """A process announced its end."""
 
     key: str
     incarnation: int
@@ -90,33 +84,19 @@ class Left:
 
 @dataclass(frozen=True)
 class Revoked:
-    """A key is no longer allowed, and never will be."""
+    """A key is no longer allowed, and never will be again."""
 
     key: str
 
 
-@dataclass(frozen=True)
-class LinkUp:
-    """A connection with the board stands."""
-
-    key: str
-
-
-@dataclass(frozen=True)
-class LinkDown:
-    """A connection with the board is gone; the board itself may be well."""
-
-    key: str
-
-
-Event = Heard | Tick | Left | Revoked | LinkUp | LinkDown
+Event = Heard | Tick | Left | Revoked
 
 
 class What(str, Enum):
-    """What a change is, for those who act on it."""
+    """The kind of a change."""
 
     JOINED = "joined"
-    RESTARTED = "restarted"  # another process under the same key: it holds nothing of before
+    RESTARTED = "restarted"  # another process under the same key: it has no state of the last one
     RETURNED = "returned"  # the same process, after a silence
     SLOWED = "slowed"
     RECOVERED = "recovered"
@@ -127,50 +107,48 @@ class What(str, Enum):
 
 @dataclass(frozen=True)
 class Change:
-    """One board's change, and what it last reported before it."""
+    """A change of one board, and the board's last report."""
 
     key: str
     what: What
-    report: Report = field(default_factory=dict)
+    report: StateReport = field(default_factory=dict)
 
 
-Step = tuple[Membership, tuple[Change, ...]]
+Transition = tuple[Membership, tuple[Change, ...]]
 
 
-def apply(state: Membership, event: Event, now_s: float, silence_s: float = SILENCE_S) -> Step:
-    """The membership after an event, and what changed. Every change is one epoch."""
+def apply(
+    state: Membership, event: Event, now_s: float, dead_after_s: float = DEAD_AFTER_S
+) -> Transition:
+    """The membership after an event, and the changes; each change is one epoch."""
     if isinstance(event, Tick):
-        return _tick(state, now_s, silence_s)
+        return _tick(state, now_s, dead_after_s)
     if isinstance(event, Revoked):
         return _revoked(state, event.key)
     if event.key in state.revoked:
         return state, ()
-    if isinstance(event, Heard):
-        return _heard(state, event, now_s)
-    if isinstance(event, Left):
-        return _left(state, event)
-    return _linked(state, event.key, 1 if isinstance(event, LinkUp) else -1)
+    return _heard(state, event, now_s) if isinstance(event, Heard) else _left(state, event)
 
 
-def _heard(state: Membership, event: Heard, now_s: float) -> Step:
+def _heard(state: Membership, event: Heard, now_s: float) -> Transition:
     member = state.members.get(event.key)
     if member is None:
         return _with(state, _newcomer(event, now_s), What.JOINED)
-    if event.incarnation in member.buried:
+    if event.incarnation in member.past_incarnations:
         return state, ()
     if event.incarnation != member.incarnation:
-        buried = (*member.buried, member.incarnation)[-BURIED:]
-        fresh = replace(_newcomer(event, now_s), links=member.links, buried=buried)
+        fresh = replace(_newcomer(event, now_s), past_incarnations=_past(member))
         return _with(state, fresh, What.RESTARTED)
     return _heard_again(state, member, event, now_s)
 
 
-def _heard_again(state: Membership, member: Member, event: Heard, now_s: float) -> Step:
-    """Of the same process: a late report still shows that it lives, but says nothing new."""
+def _heard_again(state: Membership, member: Member, event: Heard, now_s: float) -> Transition:
+    """A report of the same process; a late one proves that it lives, but its content is old."""
     heard = replace(member, heard_s=max(now_s, member.heard_s))
     if event.sequence >= member.sequence:
-        heard = replace(heard, sequence=event.sequence, report=event.report)
-    heard = replace(heard, condition=_condition(heard.report))
+        heard = replace(heard, sequence=event.sequence)
+        heard = replace(heard, report=event.report, stalled_on=event.stalled_on)
+    heard = replace(heard, condition=_condition(heard.stalled_on))
     if member.condition is Condition.DEAD:
         return _with(state, heard, What.RETURNED)
     if heard.condition is member.condition:
@@ -179,27 +157,26 @@ def _heard_again(state: Membership, member: Member, event: Heard, now_s: float) 
     return _with(state, heard, What.SLOWED if slowed else What.RECOVERED)
 
 
-def _left(state: Membership, event: Left) -> Step:
+def _left(state: Membership, event: Left) -> Transition:
     member = state.members.get(event.key)
     if member is None or member.incarnation != event.incarnation:
         return state, ()
-    if member.incarnation in member.buried:
+    if member.incarnation in member.past_incarnations:
         return state, ()
-    buried = (*member.buried, member.incarnation)[-BURIED:]
-    return _with(state, replace(member, condition=Condition.LEFT, buried=buried), What.LEFT)
+    left = replace(member, condition=Condition.LEFT, past_incarnations=_past(member))
+    return _with(state, left, What.LEFT)
 
 
-def _tick(state: Membership, now_s: float, silence_s: float) -> Step:
+def _tick(state: Membership, now_s: float, dead_after_s: float) -> Transition:
     changes: list[Change] = []
     for member in list(state.members.values()):
-        if member.is_here and now_s - member.heard_s >= silence_s:
-            dead = replace(member, condition=Condition.DEAD)
-            state, more = _with(state, dead, What.DIED)
+        if member.is_here and now_s - member.heard_s >= dead_after_s:
+            state, more = _with(state, replace(member, condition=Condition.DEAD), What.DIED)
             changes += more
     return state, tuple(changes)
 
 
-def _revoked(state: Membership, key: str) -> Step:
+def _revoked(state: Membership, key: str) -> Transition:
     if key in state.revoked:
         return state, ()
     member = state.members.get(key)
@@ -208,14 +185,7 @@ def _revoked(state: Membership, key: str) -> Step:
     return after, (Change(key, What.REVOKED, member.report if member else {}),)
 
 
-def _linked(state: Membership, key: str, more: int) -> Step:
-    member = state.members.get(key)
-    if member is None:
-        return state, ()
-    return _with(state, replace(member, links=max(0, member.links + more)))
-
-
-def _with(state: Membership, member: Member, what: What | None = None) -> Step:
+def _with(state: Membership, member: Member, what: What | None = None) -> Transition:
     members = {**state.members, member.key: member}
     if what is None:
         return replace(state, members=members), ()
@@ -223,10 +193,22 @@ def _with(state: Membership, member: Member, what: What | None = None) -> Step:
     return changed, (Change(member.key, what, member.report),)
 
 
+def _past(member: Member) -> tuple[int, ...]:
+    return (*member.past_incarnations, member.incarnation)[-PAST_INCARNATIONS:]
+
+
 def _newcomer(event: Heard, now_s: float) -> Member:
-    condition = _condition(event.report)
-    return Member(event.key, event.incarnation, condition, now_s, event.sequence, event.report)
+    condition = _condition(event.stalled_on)
+    return Member(
+        event.key,
+        event.incarnation,
+        condition,
+        now_s,
+        event.sequence,
+        event.report,
+        event.stalled_on,
+    )
 
 
-def _condition(report: Report) -> Condition:
-    return Condition.SLOW if report.get("waiting") else Condition.ALIVE
+def _condition(stalled_on: str) -> Condition:
+    return Condition.SLOW if stalled_on else Condition.ALIVE

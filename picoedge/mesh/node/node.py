@@ -25,9 +25,9 @@ from picoedge.mesh.identity.identity import Identity, load_signing_key
 from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster import Roster
 from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.node.failure_detector import Timing
 from picoedge.mesh.node.peers import Peers
-from picoedge.mesh.node.timing import Timing
-from picoedge.mesh.transport.dialer import Dial, Dials
+from picoedge.mesh.transport.dialer import Connection, Dialer
 from picoedge.mesh.transport.frames import control, read_control
 from picoedge.mesh.transport.loop import Call, Loop
 from picoedge.mesh.transport.messages import (
@@ -39,14 +39,14 @@ from picoedge.mesh.transport.messages import (
     number_of,
     text_of,
 )
-from picoedge.mesh.transport.replies import Deferred, Handler, Outcome, frames_of, outcome_of
-from picoedge.mesh.transport.server import Asker, Door, Frames, Letter
+from picoedge.mesh.transport.replies import Handler, Pending, Reply, frames_of, reply_of
+from picoedge.mesh.transport.server import Frames, Request, Sender, Server
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context, Socket
 
-LETTERS_PER_TURN = 32  # of one socket, which takes turns among its connections itself
-WAITING_PER_ASKER = 64
+REQUESTS_PER_TURN = 32  # of one socket, which takes turns among its connections itself
+WAITING_PER_SENDER = 64
 ASKED = 1024
 STRIKES = 8  # malformed messages of one key, until it has to wait between connections
 REFUSED_S = 10.0
@@ -91,13 +91,13 @@ class Node:
         self._asks: dict[int, _Ask] = {}
         self._waiting: Counter[bytes] = Counter()
         self._strikes: Counter[str] = Counter()
-        self._on_gone: list[Callable[[Asker], None]] = []
+        self._on_gone: list[Callable[[Sender], None]] = []
         try:
-            self.door = Door(context, identity.keys, listen, self._is_admitted)
+            self.server = Server(context, identity.keys, listen, self._is_admitted)
         except BaseException:
             self.loop.close()
             raise
-        self.dials = Dials(context, identity.keys, self.loop)
+        self.dialer = Dialer(context, identity.keys, self.loop)
         self.peers = Peers(self, tuple(peers), timing or Timing())
         self._wire()
 
@@ -106,7 +106,7 @@ class Node:
     @property
     def address(self) -> Address:
         """Where it listens, with the real port."""
-        return self.door.address
+        return self.server.address
 
     @property
     def roster(self) -> Roster:
@@ -116,19 +116,19 @@ class Node:
     def on(self, kind: str, handler: Handler) -> None:
         """Have `handler(peer, body)` answer messages of a kind.
 
-        `peer` is the sender's public key: an `Asker`, which also knows its connection, or the key
+        `peer` is the sender's public key: an `Sender`, which also knows its connection, or the key
         alone where the board's daemon says it over a connection that we made. The answer is a
-        body, a `Raw`, a `Deferred`, or a PicoedgeError raised.
+        body, a `RawReply`, a `Pending`, or a PicoedgeError raised.
         """
         assert kind not in self._handlers, kind
         self._handlers[kind] = handler
 
-    def on_gone(self, call: Callable[[Asker], None]) -> None:
+    def on_gone(self, call: Callable[[Sender], None]) -> None:
         """Be told of each connection that ended: whoever vanishes frees what it held."""
         self._on_gone.append(call)
 
     def push(self, to: str, kind: str, body: Body) -> bool:
-        """Tell something without waiting: an `Asker` over its connection, a key's daemon else.
+        """Tell something without waiting: an `Sender` over its connection, a key's daemon else.
 
         False where nobody is there, or reads so slowly that the connection was ended.
         """
@@ -169,8 +169,8 @@ class Node:
 
     def close(self) -> None:
         """Let go of all sockets. Idempotent."""
-        self.dials.close_all()
-        self.door.close()
+        self.dialer.close_all()
+        self.server.close()
         self.loop.close()
 
     def name_of(self, key: str) -> str:
@@ -188,10 +188,10 @@ class Node:
     def _wire(self) -> None:
         self.on(JOIN, self._join)
         self.on("roster", lambda peer, body: {"roster": self.roster.to_json()})
-        self.loop.add(self.door.gate.socket, self.door.gate.answer)
-        self.loop.add(self.door.monitor, self.see_gone)
-        self.loop.add(self.door.socket, self._read_door)
-        self.dials.read = self._read_dial
+        self.loop.add(self.server.gate.socket, self.server.gate.answer)
+        self.loop.add(self.server.monitor, self.see_gone)
+        self.loop.add(self.server.socket, self._read_door)
+        self.dialer.read = self._read_dial
         self.peers.start()
 
     def _is_admitted(self, key: str) -> bool:
@@ -202,43 +202,43 @@ class Node:
 
     def see_gone(self) -> None:
         """Take note of connections that ended."""
-        for asker in self.door.gone(self.loop.clock()):
-            self._waiting.pop(asker.route, None)
-            self.peers.route_gone(asker)
+        for sender in self.server.gone(self.loop.clock()):
+            self._waiting.pop(sender.route, None)
+            self.peers.route_gone(sender)
             for call in self._on_gone:
-                call(asker)
+                call(sender)
 
     def _read_door(self) -> None:
-        for _ in range(LETTERS_PER_TURN):
-            letter = self.door.receive()
-            if letter is None:
+        for _ in range(REQUESTS_PER_TURN):
+            request = self.server.receive()
+            if request is None:
                 break
             try:
-                self._open(letter)
+                self._open(request)
             except ProtocolError as error:
-                self.drop(letter.asker, error)
+                self.drop(request.sender, error)
         self.see_gone()
 
-    def _open(self, letter: Letter) -> None:
-        if self.roster.is_allowed(letter.asker):
-            return self._serve(letter.asker, letter.frames)
-        kind, _ = read_control(letter.frames)
-        if kind != JOIN or not self._is_invited(letter.asker):
+    def _open(self, request: Request) -> None:
+        if self.roster.is_allowed(request.sender):
+            return self._serve(request.sender, request.frames)
+        kind, _ = read_control(request.frames)
+        if kind != JOIN or not self._is_invited(request.sender):
             raise ProtocolError("a key that is not of the cluster asks")
         # Whatever the answer is, this key has nothing more to say.
-        self.after(1.0, lambda: self.door.cut_all(letter.asker))
-        return self._serve(letter.asker, letter.frames)
+        self.after(1.0, lambda: self.server.cut_all(request.sender))
+        return self._serve(request.sender, request.frames)
 
-    def _read_dial(self, dial: Dial) -> None:
-        for _ in range(LETTERS_PER_TURN):
-            frames = dial.receive()
+    def _read_dial(self, connection: Connection) -> None:
+        for _ in range(REQUESTS_PER_TURN):
+            frames = connection.receive()
             if frames is None:
                 return
             try:
-                self._serve(dial.key, frames)
+                self._serve(connection.key, frames)
             except ProtocolError as error:
-                self.log_once(f"dropped {self.name_of(dial.key)}: {error}")
-                self.dials.drop(dial)
+                self.log_once(f"dropped {self.name_of(connection.key)}: {error}")
+                self.dialer.drop(connection)
 
     def _serve(self, peer: str, frames: list[bytes]) -> None:
         """Answer one message. Raises ProtocolError where it makes no sense."""
@@ -246,49 +246,49 @@ class Node:
         if kind in (REPLY, ERROR):
             return self._replied(peer, kind, body)
         number = number_of(body)
-        if isinstance(peer, Asker) and self._waiting[peer.route] >= WAITING_PER_ASKER:
-            raise ProtocolError(f"more than {WAITING_PER_ASKER} requests wait for an answer")
-        outcome = outcome_of(self._handlers.get(kind), kind, peer, body)
-        if not isinstance(outcome, Deferred):
-            return self._answer(peer, body, outcome)
-        if isinstance(peer, Asker) and number is not None and not outcome.is_answered:
+        if isinstance(peer, Sender) and self._waiting[peer.route] >= WAITING_PER_SENDER:
+            raise ProtocolError(f"more than {WAITING_PER_SENDER} requests wait for an answer")
+        reply = reply_of(self._handlers.get(kind), kind, peer, body)
+        if not isinstance(reply, Pending):
+            return self._answer(peer, body, reply)
+        if isinstance(peer, Sender) and number is not None and not reply.is_answered:
             self._waiting[peer.route] += 1
-        outcome.deliver(lambda late: self._answer_late(peer, body, late))
+        reply.deliver(lambda late: self._answer_late(peer, body, late))
 
-    def _answer(self, peer: str, body: Body, outcome: Outcome) -> None:
-        frames = frames_of(outcome, body)
+    def _answer(self, peer: str, body: Body, reply: Reply) -> None:
+        frames = frames_of(reply, body)
         if frames is not None:
             self._send(peer, frames)
-        elif isinstance(outcome, PicoedgeError):
-            self.log_once(f"what {self.name_of(peer)} told had no effect: {outcome}")
+        elif isinstance(reply, PicoedgeError):
+            self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
 
-    def _answer_late(self, peer: str, body: Body, outcome: Outcome) -> None:
-        if isinstance(peer, Asker) and self._waiting[peer.route] > 0:
+    def _answer_late(self, peer: str, body: Body, reply: Reply) -> None:
+        if isinstance(peer, Sender) and self._waiting[peer.route] > 0:
             self._waiting[peer.route] -= 1
-        self._answer(peer, body, outcome)
+        self._answer(peer, body, reply)
 
     def _send(self, to: str, frames: Frames) -> bool:
-        if isinstance(to, Asker):
-            return self.door.send(to, frames)
-        link = self.dials.link(to)
+        if isinstance(to, Sender):
+            return self.server.send(to, frames)
+        link = self.dialer.link(to)
         if link is None:
             route = self.peers.route_of(to)
-            return route is not None and self.door.send(route, frames)
+            return route is not None and self.server.send(route, frames)
         return link.send(frames) or self._unsent(link)
 
-    def _unsent(self, link: Dial) -> bool:
+    def _unsent(self, link: Connection) -> bool:
         """The connection is gone, or takes no more: then it is ended."""
-        self.dials.look(link)
+        self.dialer.look(link)
         if link.is_greeted:
             self.log_once(f"{self.name_of(link.key)} reads nothing: its connection is ended")
-            self.dials.drop(link)
+            self.dialer.drop(link)
         return False
 
-    def greet(self, dial: Dial, body: Body, answered: Answered) -> None:
+    def greet(self, connection: Connection, body: Body, answered: Answered) -> None:
         """Ask over a connection that is no link yet."""
-        number = self._expect(dial.key, answered, 5.0)
-        if not dial.send(control("hello", {**body, "id": number})):
-            self._settle(number, BoardLostError("gone", board=self.name_of(dial.key)))
+        number = self._expect(connection.key, answered, 5.0)
+        if not connection.send(control("hello", {**body, "id": number})):
+            self._settle(number, BoardLostError("gone", board=self.name_of(connection.key)))
 
     def _expect(self, key: str, answered: Answered, timeout_s: float) -> int:
         assert len(self._asks) < ASKED, "asked without waiting for answers"
@@ -312,9 +312,9 @@ class Node:
             return  # answered too late: nobody waits any more
         self._settle(number, body if kind == REPLY else error_of(body, self.name_of(peer)))
 
-    def drop(self, asker: Asker, error: PicoedgeError) -> None:
+    def drop(self, sender: Sender, error: PicoedgeError) -> None:
         """End the connection of a peer that makes no sense; one that goes on has to wait."""
-        key = str(asker)
+        key = str(sender)
         self._strikes[key] += 1
         if self._strikes[key] == 1:
             self.log_once(f"dropped {self.name_of(key)}: {error}")
@@ -322,7 +322,7 @@ class Node:
             self.log_once(
                 f"{self.name_of(key)} goes on: it is kept out {REFUSED_S:.0f} s each time"
             )
-        self.door.cut(asker, REFUSED_S if self._strikes[key] > STRIKES else 0.0)
+        self.server.cut(sender, REFUSED_S if self._strikes[key] > STRIKES else 0.0)
 
     def _join(self, peer: str, body: Body) -> Body:
         public, name = text_of(body, "public", 40), text_of(body, "name", 64)

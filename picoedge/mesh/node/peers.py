@@ -10,30 +10,27 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.node.address_book import HintFile
-from picoedge.mesh.node.failure_detector import Attendance
-from picoedge.mesh.node.finder import Seeker
+from picoedge.mesh.node.address_book import AddressBook
+from picoedge.mesh.node.failure_detector import FailureDetector, Timing
+from picoedge.mesh.node.finder import Finder
 from picoedge.mesh.node.gossip import (
     Beat,
     Hello,
-    hints_body,
+    addresses_body,
+    read_addresses,
     read_beat,
     read_hello,
-    read_hints,
 )
 from picoedge.mesh.node.membership import (
     Change,
     Heard,
     Left,
-    LinkDown,
-    LinkUp,
     Membership,
     Revoked,
 )
-from picoedge.mesh.node.timing import Timing
-from picoedge.mesh.transport.dialer import Dial
+from picoedge.mesh.transport.dialer import Connection
 from picoedge.mesh.transport.messages import Body, integer_of
-from picoedge.mesh.transport.server import Asker
+from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
@@ -49,7 +46,7 @@ class Board:
     name: str
     incarnation: int
     digest: str
-    route: Asker | None = None  # the connection that its daemon made to us
+    route: Sender | None = None  # the connection that its daemon made to us
     told: tuple[str, str] = ("", "")  # digests, ours and its, when it was sent our roster
 
 
@@ -58,14 +55,16 @@ class Peers:
 
     def __init__(self, node: Node, seeds: tuple[Address, ...], timing: Timing) -> None:
         self.incarnation = secrets.randbits(63)
-        self._attendance = Attendance(node.loop.clock, timing)
+        self._detector = FailureDetector(node.loop.clock, timing)
         self.boards: dict[str, Board] = {}
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
         self.state: Callable[[], Body] = dict
         self._node = node
         self._timing = timing
-        self._seeker = Seeker(node.loop, node.dials, HintFile(node.identity.folder), node.log_once)
-        self._seeker.add(seeds)
+        self._finder = Finder(
+            node.loop, node.dialer, AddressBook(node.identity.folder), node.log_once
+        )
+        self._finder.add_seeds(seeds)
         self._digest = node.roster.digest
         self._sequence = 0
         self._sought_s = float("-inf")
@@ -74,7 +73,7 @@ class Peers:
     @property
     def membership(self) -> Membership:
         """Who is here, and how they are."""
-        return self._attendance.membership
+        return self._detector.membership
 
     def start(self) -> None:
         """Begin to greet and to beat."""
@@ -84,15 +83,14 @@ class Peers:
         node.on("gossip", self._gossip)
         node.on("peers", self._told_hints)
         node.on("leave", self._leave)
-        node.dials.up = self._greet
-        node.dials.down = lambda dial: self._attendance.apply(LinkDown(dial.key))
-        node.dials.refused = self._refused
+        node.dialer.up = self._greet
+        node.dialer.refused = self._refused
         self._revoke()
         node.after(0.0, self._tick)
 
     def on_change(self, call: Callable[[Change], None]) -> None:
         """Be told of each change of the membership."""
-        self._attendance.on_change(call)
+        self._detector.on_change(call)
 
     def on_revoked(self, call: Callable[[str], None]) -> None:
         """Be told of each key that is let in no more: what it has here ends at once."""
@@ -100,34 +98,33 @@ class Peers:
 
     def seek(self, *addresses: Address) -> None:
         """Look for boards there from now on; their keys need not be known."""
-        self._seeker.add(addresses)
+        self._finder.add_seeds(addresses)
 
     def hint(self, key: str, *addresses: Address) -> None:
         """Look for the board `key` there."""
-        self._seeker.told({key: addresses}, self._is_other)
+        self._finder.add_reported({key: addresses}, self._is_other)
 
     def addresses_of(self, key: str) -> tuple[Address, ...]:
         """Where the board `key` was seen, the newest first."""
-        return self._seeker.hints.get(key, ())
+        return self._finder.known.get(key, ())
 
-    def route_of(self, key: str) -> Asker | None:
+    def route_of(self, key: str) -> Sender | None:
         """The connection that a board's daemon made to us, if it stands."""
         board = self.boards.get(key)
         return None if board is None else board.route
 
-    def route_gone(self, asker: Asker) -> None:
+    def route_gone(self, sender: Sender) -> None:
         """A connection ended; its board may have others."""
-        board = self.boards.get(asker)
-        if board is not None and board.route is not None and board.route.route == asker.route:
+        board = self.boards.get(sender)
+        if board is not None and board.route is not None and board.route.route == sender.route:
             board.route = None
-            self._attendance.apply(LinkDown(str(asker)))
 
     def roster_changed(self) -> None:
         """Who is let in has changed: end what is revoked, tell everyone."""
         self._digest = self._node.roster.digest
         self._revoke()
         self._spread()
-        self._seeker.is_due = True
+        self._finder.is_due = True
 
     def leave(self) -> None:
         """Say that this board goes, and wait a moment until the others have heard."""
@@ -148,31 +145,31 @@ class Peers:
             node.address.port,
             self.addresses,
             node.roster.digest,
-            self.membership.epoch,
         )
         return hello.to_body()
 
-    def _greet(self, dial: Dial) -> None:
-        self._node.greet(dial, self._own_hello(), lambda answer: self._greeted(dial, answer))
+    def _greet(self, connection: Connection) -> None:
+        self._node.greet(
+            connection, self._own_hello(), lambda answer: self._greeted(connection, answer)
+        )
 
-    def _greeted(self, dial: Dial, answer: Body | MeshError) -> None:
-        if dial.socket.closed:
+    def _greeted(self, connection: Connection, answer: Body | MeshError) -> None:
+        if connection.socket.closed:
             return
         try:
             if isinstance(answer, MeshError):
                 raise answer
             hello = read_hello(answer)
         except MeshError as error:
-            self._node.log_once(f"{dial.address}: {error}")
-            return self._node.dials.drop(dial)
-        self._node.dials.settle(dial)
-        self._met(dial.key, hello, (dial.address, *hello.addresses))
-        self._attendance.apply(LinkUp(dial.key))
+            self._node.log_once(f"{connection.address}: {error}")
+            return self._node.dialer.drop(connection)
+        self._node.dialer.settle(connection)
+        self._met(connection.key, hello, (connection.address, *hello.addresses))
         self._seek_now()
 
     def _hello(self, peer: str, body: Body) -> Body:
         hello = read_hello(body)
-        if not isinstance(peer, Asker):
+        if not isinstance(peer, Sender):
             raise ProtocolError("greeted twice over one connection")
         if not self._is_other(peer):
             error = AccessError(
@@ -184,8 +181,6 @@ class Peers:
         seen = Address(peer.host, hello.port)
         self._met(str(peer), hello, (seen, *hello.addresses))
         board = self.boards[peer]
-        if board.route is None:
-            self._attendance.apply(LinkUp(str(peer)))
         board.route = peer
         return self._own_hello()
 
@@ -193,19 +188,20 @@ class Peers:
         board = self.boards.setdefault(key, Board(hello.name, hello.incarnation, hello.digest))
         board.incarnation, board.digest, board.told = hello.incarnation, hello.digest, ("", "")
         board.name = self._node.name_of(key)
-        self._seeker.met(key, addresses)
-        self._attendance.apply(Heard(key, hello.incarnation))
+        self._finder.add_seen(key, addresses)
+        self._detector.apply(Heard(key, hello.incarnation))
         # A newcomer has not heard what was told before it came.
         self._node.after(0.0, lambda: self._introduce(key))
 
     def _introduce(self, key: str) -> None:
         self._spread()
-        self._node.push(key, "peers", hints_body(self._seeker.hints))
+        self._node.push(key, "peers", addresses_body(self._finder.known))
 
-    def _refused(self, dial: Dial, by_roster: bool) -> None:
+    def _refused(self, connection: Connection, by_roster: bool) -> None:
         if by_roster:
+            name = self._node.name_of(connection.key)
             self._node.log_once(
-                f"{self._node.name_of(dial.key)} at {dial.address} does not let this board in"
+                f"{name} at {connection.address} does not let this board in"
                 " (is it revoked? picoedge keys show there)"
             )
 
@@ -218,12 +214,14 @@ class Peers:
         if beat.incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of another process than the one that said hello")
         board.digest = beat.digest
-        self._attendance.apply(Heard(str(peer), beat.incarnation, beat.sequence, beat.state))
+        self._detector.apply(
+            Heard(str(peer), beat.incarnation, beat.sequence, beat.state, beat.stalled_on)
+        )
         self._tell_roster(str(peer), board)
 
     def _speaks_for(self, peer: str, board: Board) -> bool:
         """Sessions of a board have its key too; only its daemon says how it is."""
-        if not isinstance(peer, Asker):
+        if not isinstance(peer, Sender):
             return True
         return board.route is not None and board.route.route == peer.route
 
@@ -236,13 +234,13 @@ class Peers:
             self.roster_changed()
 
     def _told_hints(self, peer: str, body: Body) -> None:
-        self._seeker.told(read_hints(body), self._is_other)
+        self._finder.add_reported(read_addresses(body), self._is_other)
 
     def _leave(self, peer: str, body: Body) -> None:
         incarnation = integer_of(body, "incarnation")
         board = self.boards.get(peer)
         if board is not None and self._speaks_for(peer, board):
-            self._attendance.apply(Left(str(peer), incarnation))
+            self._detector.apply(Left(str(peer), incarnation))
 
     def _spread(self) -> None:
         for key, board in list(self.boards.items()):
@@ -259,9 +257,9 @@ class Peers:
     def _revoke(self) -> None:
         roster = self._node.roster
         for key in roster.revoked.keys() - self.membership.revoked:
-            self._attendance.apply(Revoked(key))
-            self._node.door.cut_all(key)
-            self._seeker.forget(key)
+            self._detector.apply(Revoked(key))
+            self._node.server.cut_all(key)
+            self._finder.forget(key)
             self.boards.pop(key, None)
             for call in self._on_revoked:
                 call(key)
@@ -271,16 +269,16 @@ class Peers:
     def _tick(self) -> None:
         node = self._node
         node.after(self._timing.beat_s, self._tick)
-        for asker in node.door.sweep():
-            node.log_once(f"dropped {node.name_of(asker)}: it sends more than is believed")
-            node.door.cut(asker, FLOOD_S)
+        for sender in node.server.enforce_limits():
+            node.log_once(f"dropped {node.name_of(sender)}: it sends more than is believed")
+            node.server.cut(sender, FLOOD_S)
         node.see_gone()
         self._reload()
         self._beat_all()
-        self._attendance.see_silence()
-        if self._seeker.has_news:
+        self._detector.check_timeouts()
+        if self._finder.has_news:
             self._tell_hints()
-        if self._seeker.is_due or node.loop.clock() - self._sought_s >= self._timing.seek_s:
+        if self._finder.is_due or node.loop.clock() - self._sought_s >= self._timing.seek_s:
             self._seek_now()
 
     def _beat_all(self) -> None:
@@ -299,20 +297,20 @@ class Peers:
             self.roster_changed()
 
     def _tell_hints(self) -> None:
-        body = hints_body(self._seeker.hints)
+        body = addresses_body(self._finder.known)
         for key in self._connected():
             self._node.push(key, "peers", body)
-        self._seeker.save()
+        self._finder.save()
 
     def _seek_now(self) -> None:
         self._sought_s = self._node.loop.clock()
-        self._seeker.look(self._others(), self._connected())
+        self._finder.dial_missing(self._others(), self._connected())
 
     # -- who -----------------------------------------------------------------------------------
 
     def _connected(self) -> set[str]:
         routes = {key for key, board in self.boards.items() if board.route is not None}
-        return routes | {dial.key for dial in self._node.dials.greeted}
+        return routes | {connection.key for connection in self._node.dialer.greeted}
 
     def _others(self) -> list[str]:
         return [key for key in self._node.roster.members if self._is_other(key)]

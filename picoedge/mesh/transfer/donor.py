@@ -17,7 +17,7 @@ from pathlib import Path
 from picoedge.errors import ModelError, PicoedgeError, ProtocolError, StorageError
 from picoedge.mesh.transport.frames import U32, Header, Kind, pack
 from picoedge.mesh.transport.messages import Body, integer_of, text_of
-from picoedge.mesh.transport.replies import Handler, Raw
+from picoedge.mesh.transport.replies import Handler, RawReply
 from picoedge.store.pack.inventory import (
     HASH,
     HELD,
@@ -120,9 +120,9 @@ class Donor:
     def handlers(self) -> dict[str, Handler]:
         """What a `Node` is to be given: `node.on(kind, handler)` for each."""
 
-        def read(peer: str, body: Body) -> Raw:
+        def read(peer: str, body: Body) -> RawReply:
             header, data = self.read(body)
-            return Raw(pack(header), data)
+            return RawReply(pack(header), data)
 
         return {OFFER: lambda peer, body: self.offer(body), READ: read}
 

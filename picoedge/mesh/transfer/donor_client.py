@@ -90,7 +90,7 @@ class DonorLink:
     def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
         """`server_key`: the board's public key in Z85."""
         self.socket: Socket = context.socket(zmq.DEALER)
-        curve.dial(self.socket, keys, server_key, curve.Bounds())
+        curve.configure_client(self.socket, keys, server_key, curve.SocketBounds())
         self.socket.connect(address.endpoint)
         self._numbers = itertools.count(1)
         self._offer = 0  # id of the question that counts

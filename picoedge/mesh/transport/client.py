@@ -12,7 +12,7 @@ import zmq
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import Bounds, dial
+from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.frames import control, read_control
 from picoedge.mesh.transport.messages import ERROR, REPLY, Body, error_of
 from picoedge.mesh.transport.monitor import read_event
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
-Told = Callable[[str, Body], None]
+OnPush = Callable[[str, Body], None]
 
-BOUNDS = Bounds(frame_bytes=1 << 20, messages=256)
+BOUNDS = SocketBounds(frame_bytes=1 << 20, messages=256)
 PUSHED = 1024  # messages told, kept for whoever looks
 RECONNECT_MS = 100
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -36,7 +36,7 @@ _WATCHED = (
 )
 
 
-class Caller:
+class Client:
     """A connection to the daemon of the board `name`, whose key is `server_key`.
 
     It is of one thread. Once a connection has ended every call raises: what the daemon held for
@@ -49,7 +49,7 @@ class Caller:
         self.name = name
         self.address = address
         self.socket: Socket = context.socket(zmq.DEALER)
-        dial(self.socket, keys, server_key, BOUNDS)
+        configure_client(self.socket, keys, server_key, BOUNDS)
         self.socket.reconnect_ivl = RECONNECT_MS
         self.socket.immediate = True
         self.monitor: Any = self.socket.get_monitor_socket(_WATCHED)
@@ -60,7 +60,7 @@ class Caller:
         self._lost: MeshError | None = None
         self.socket.connect(address.endpoint)
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,14 +71,14 @@ class Caller:
         kind: str,
         body: Body | None = None,
         timeout_s: float = 5.0,
-        told: Told | None = None,
+        on_push: OnPush | None = None,
     ) -> Body:
         """The daemon's answer; `told` is given at once what it tells before, or else `pushed` is.
 
         Raises AccessError where this key is not let in, BoardLostError where nothing answers in
         time or the connection ends, and the board's own error as MeshError.
         """
-        frames = self.ask_raw(kind, body, timeout_s, told)
+        frames = self.ask_raw(kind, body, timeout_s, on_push)
         assert isinstance(frames, dict), "raw bytes where a body was asked for"
         return frames
 
@@ -87,7 +87,7 @@ class Caller:
         kind: str,
         body: Body | None = None,
         timeout_s: float = 5.0,
-        told: Told | None = None,
+        on_push: OnPush | None = None,
     ) -> Body | list[bytes]:
         """As `ask`; an answer that is no control message is returned as its frames."""
         number = next(self._numbers)
@@ -98,10 +98,10 @@ class Caller:
             answer = self._answer(frames, number)
             if answer is not None:
                 return answer
-            if told is not None and self._pushed:
-                told(*self._pushed.pop())
+            if on_push is not None and self._pushed:
+                on_push(*self._pushed.pop())
 
-    def pushed(self) -> list[tuple[str, Body]]:
+    def notifications(self) -> list[tuple[str, Body]]:
         """What the daemon told since the last call, oldest first; does not wait.
 
         Raises BoardLostError where the connection ended, after the last of it was returned.

@@ -1,8 +1,8 @@
-"""Sockets that only allowed keys reach: CURVE on both sides, and who knocks is asked for.
+"""CURVE sockets, and the ZAP authenticator that decides which client keys may connect.
 
-Every socket of the mesh is made here. A server admits a connection only after its `Gate` has
-looked the key up; what a socket receives then carries that key as its `User-Id`
-(RFC 27/ZAP, RFC 26/CurveZMQ).
+Every ZeroMQ socket of the mesh is configured here. A server admits a connection after its
+`Authenticator` has looked up the client's key; each frame it receives then carries that key as
+`User-Id` (RFC 26/CurveZMQ, RFC 27/ZAP).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils import z85
 
+from picoedge.mesh.identity.keys import KEY_BYTES
+
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
 
@@ -23,42 +25,42 @@ if TYPE_CHECKING:
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 DOMAIN = b"picoedge"
-KEY_BYTES = 32
-# Sent by libzmq's own thread: neither a page fault nor a long kernel call silences it.
+# Sent by libzmq's own thread, which neither a page fault nor a long kernel call blocks.
 HEARTBEAT_MS = 250
-SILENCE_MS = 1000  # without an answer the connection is over
-HANDSHAKE_MS = 5000
-BACKLOG = 64
+SILENCE_MS = 1000  # without an answer for so long, the connection has ended
+HANDSHAKE_MS = 5000  # for the CURVE handshake: several round trips on the worst Wi-Fi
+LISTEN_BACKLOG = 64  # connections the system accepts ahead of us: a cluster that starts at once
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What a socket takes: bytes of one frame, and messages waiting either way."""
+class SocketBounds:
+    """What a socket buffers: bytes of one frame, and messages queued in each direction."""
 
     frame_bytes: int = 1 << 20
     messages: int = 256
 
 
-def serve(socket: Socket, keys: KeyPair, bounds: Bounds) -> None:
-    """Make a socket the server of its connections; to be called before it is bound."""
-    _prepare(socket, bounds)
+def configure_server(socket: Socket, keys: KeyPair, bounds: SocketBounds) -> None:
+    """Make a socket the CURVE server of its connections; to be called before `bind`."""
+    _configure(socket, bounds)
     socket.curve_server = True
     socket.curve_secretkey = keys.secret.encode()
     socket.curve_publickey = keys.public.encode()
     socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a Gate nobody gets in, not everybody
-    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    # Without an authenticator in the context every client is refused, where all would be admitted.
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.setsockopt(zmq.BACKLOG, LISTEN_BACKLOG)
 
 
-def dial(socket: Socket, keys: KeyPair, server: str, bounds: Bounds) -> None:
-    """Make a socket the client of the board whose public key is `server`, before it connects."""
-    _prepare(socket, bounds)
+def configure_client(socket: Socket, keys: KeyPair, server: str, bounds: SocketBounds) -> None:
+    """Make a socket the CURVE client of the board with public key `server`, before `connect`."""
+    _configure(socket, bounds)
     socket.curve_serverkey = server.encode()
     socket.curve_secretkey = keys.secret.encode()
     socket.curve_publickey = keys.public.encode()
 
 
-def _prepare(socket: Socket, bounds: Bounds) -> None:
+def _configure(socket: Socket, bounds: SocketBounds) -> None:
     socket.linger = 0
     socket.set_hwm(bounds.messages)
     socket.setsockopt(zmq.MAXMSGSIZE, bounds.frame_bytes)
@@ -69,14 +71,15 @@ def _prepare(socket: Socket, bounds: Bounds) -> None:
 
 
 def sender_of(frame: zmq.Frame) -> str:
-    """The public key whose connection a frame came over, in Z85."""
+    """The public key (Z85) that was proven on the connection a frame came over."""
     return str(frame.get("User-Id"))
 
 
-class Gate:
-    """Says who may connect, for all servers of one context (a context can have only one).
+class Authenticator:
+    """Decides which keys may connect, for all servers of a context (which can have only one).
 
-    `allowed` is given a public key in Z85. Poll `socket`, and call `answer` where it is readable.
+    `allowed` is called with a public key in Z85. Poll `socket`, and call `answer` when it is
+    readable.
     """
 
     def __init__(self, context: Context, allowed: Callable[[str], bool]) -> None:
@@ -86,7 +89,7 @@ class Gate:
         self.socket.bind(ZAP_ENDPOINT)
 
     def answer(self) -> None:
-        """Answer one request of libzmq's: it asks at each handshake."""
+        """Answer one ZAP request; libzmq makes one at each handshake."""
         request = self.socket.recv_multipart()
         sequence, key = request[1], self._key(request)
         granted = key is not None and self._allowed(key)
@@ -103,7 +106,7 @@ class Gate:
         return z85.encode(key).decode()
 
     def close(self) -> None:
-        """Let no one in any more. Idempotent."""
+        """Stop answering: no further connection is admitted. Idempotent."""
         if not self.socket.closed:
-            self.socket.unbind(ZAP_ENDPOINT)  # at once: closing alone takes effect later
+            self.socket.unbind(ZAP_ENDPOINT)  # frees the name at once; `close` does so later
         self.socket.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import dial
+from picoedge.mesh.transport.curve import configure_client
 from picoedge.mesh.transport.monitor import read_event
 from picoedge.mesh.transport.server import CONTROL, Frames
 
@@ -34,7 +34,7 @@ Pair = tuple[Address, str]
 
 
 @dataclass
-class Dial:
+class Connection:
     """One DEALER on its way to, or connected with, the board `key` at `address`."""
 
     address: Address
@@ -62,30 +62,30 @@ class Dial:
         return True
 
 
-class Dials:
+class Dialer:
     """Opens and closes dials; tells `up`, `down` and `read` (a message is there) of each."""
 
     def __init__(self, context: Context, keys: KeyPair, loop: Loop) -> None:
         self._context = context
         self._keys = keys
         self._loop = loop
-        self._dials: dict[Pair, Dial] = {}
+        self._dials: dict[Pair, Connection] = {}
         self._waits: dict[Pair, tuple[float, float]] = {}  # not before; the wait after that
-        self.up: Callable[[Dial], None] = _nothing
-        self.down: Callable[[Dial], None] = _nothing
-        self.read: Callable[[Dial], None] = _nothing
-        self.refused: Callable[[Dial, bool], None] = lambda each, by_roster: None
+        self.up: Callable[[Connection], None] = _nothing
+        self.down: Callable[[Connection], None] = _nothing
+        self.read: Callable[[Connection], None] = _nothing
+        self.refused: Callable[[Connection, bool], None] = lambda each, by_roster: None
 
     @property
-    def greeted(self) -> list[Dial]:
+    def greeted(self) -> list[Connection]:
         """Links that stand."""
         return [each for each in self._dials.values() if each.is_greeted]
 
-    def link(self, key: str) -> Dial | None:
+    def link(self, key: str) -> Connection | None:
         """The link with a board, if one stands."""
         return next((each for each in self.greeted if each.key == key), None)
 
-    def seek(self, pairs: set[Pair]) -> None:
+    def dial(self, pairs: set[Pair]) -> None:
         """Dial these, give up the others; links that stand are kept."""
         for pair, each in list(self._dials.items()):
             if pair not in pairs and not each.is_greeted:
@@ -97,8 +97,8 @@ class Dials:
         for pair in self._waits.keys() - pairs - self._dials.keys():
             del self._waits[pair]
 
-    def close(self, each: Dial) -> None:
-        """End a dial; it may be opened again later."""
+    def close(self, each: Connection) -> None:
+        """End a connection; it may be opened again later."""
         if self._dials.pop((each.address, each.key), None) is None:
             return
         self._loop.remove(each.socket)
@@ -108,14 +108,14 @@ class Dials:
         each.socket.close()
         self._lost(each)
 
-    def drop(self, each: Dial) -> None:
-        """End a dial that failed, and wait with the next, longer each time."""
+    def drop(self, each: Connection) -> None:
+        """End a connection that failed, and wait with the next, longer each time."""
         pair = each.address, each.key
         wait_s = self._waits.get(pair, (0.0, FIRST_WAIT_S))[1]
         self._waits[pair] = self._loop.clock() + wait_s, min(2 * wait_s, LONGEST_WAIT_S)
         self.close(each)
 
-    def settle(self, each: Dial) -> None:
+    def settle(self, each: Connection) -> None:
         """The board has answered: this is its link, and what failed before is forgotten."""
         each.is_greeted = True
         self._waits.pop((each.address, each.key), None)
@@ -134,22 +134,22 @@ class Dials:
     def _open(self, pair: Pair) -> None:
         address, key = pair
         socket: Socket = self._context.socket(zmq.DEALER)
-        dial(socket, self._keys, key, CONTROL)
+        configure_client(socket, self._keys, key, CONTROL)
         socket.immediate = True  # a message goes to a board that is there, or nowhere
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MOST_MS
-        each = Dial(address, key, socket, socket.get_monitor_socket(_WATCHED))
+        each = Connection(address, key, socket, socket.get_monitor_socket(_WATCHED))
         self._dials[pair] = each
         self._loop.add(socket, lambda: self.read(each))
         self._loop.add(each.monitor, lambda: self.look(each))
         socket.connect(address.endpoint)
 
-    def look(self, each: Dial) -> None:
-        """Take note of what has happened to a dial."""
+    def look(self, each: Connection) -> None:
+        """Take note of what has happened to a connection."""
         while not each.socket.closed and (happened := read_event(each.monitor)) is not None:
             self._happened(each, happened[0])
 
-    def _happened(self, each: Dial, event: int) -> None:
+    def _happened(self, each: Connection, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             each.is_up = True
             self.up(each)
@@ -159,12 +159,12 @@ class Dials:
         else:
             self._lost(each)
 
-    def _lost(self, each: Dial) -> None:
+    def _lost(self, each: Connection) -> None:
         was_greeted = each.is_greeted
         each.is_up = each.is_greeted = False
         if was_greeted:
             self.down(each)
 
 
-def _nothing(each: Dial) -> None:
+def _nothing(each: Connection) -> None:
     """Nobody asked to be told."""

@@ -1,4 +1,4 @@
-"""Handlers of requests, and the four ways to answer: now, later, with raw bytes, with an error."""
+"""Handlers of requests, and the four kinds of reply: at once, later, raw bytes, an error."""
 
 from __future__ import annotations
 
@@ -10,72 +10,71 @@ from typing import Any
 from picoedge.errors import MeshError, PicoedgeError, ProtocolError
 from picoedge.mesh.transport.messages import Body, failure, number_of, reply
 
-Send = Callable[[list[Any]], bool]
-
 
 @dataclass(frozen=True)
-class Raw:
-    """An answer that is no control message: a header of `wire.pack`, and what it speaks of."""
+class RawReply:
+    """A reply that is no control message: a header of `frames.pack`, and the buffer behind it."""
 
     header: bytes
     buffer: Any
 
 
-Outcome = Mapping[str, Any] | Raw | PicoedgeError
+Reply = Mapping[str, Any] | RawReply | PicoedgeError
 
 
-class Deferred:
-    """An answer that is given later, by `answer`. Returned by a handler instead of a body."""
+class Pending:
+    """A reply that is given later, by `answer`. Handlers return it in place of a body."""
 
     def __init__(self) -> None:
-        self._outcome: Outcome | None = None
-        self._deliver: Callable[[Outcome], None] | None = None
+        self._reply: Reply | None = None
+        self._deliver: Callable[[Reply], None] | None = None
 
     @property
     def is_answered(self) -> bool:
-        return self._outcome is not None
+        """Whether `answer` was called."""
+        return self._reply is not None
 
-    def answer(self, outcome: Outcome) -> None:
-        """A body, raw bytes, or what went wrong. Only the first counts."""
-        if self._outcome is None:
-            self._outcome = outcome
+    def answer(self, reply: Reply) -> None:
+        """Reply with a body, raw bytes or an error. Calls after the first have no effect."""
+        if self._reply is None:
+            self._reply = reply
             if self._deliver is not None:
-                self._deliver(outcome)
+                self._deliver(reply)
 
-    def deliver(self, deliver: Callable[[Outcome], None]) -> None:
-        """Where the answer goes, once it is there."""
+    def deliver(self, deliver: Callable[[Reply], None]) -> None:
+        """Have `deliver` called with the reply, at once if it is there."""
         self._deliver = deliver
-        if self._outcome is not None:
-            deliver(self._outcome)
+        if self._reply is not None:
+            deliver(self._reply)
 
 
-Answer = Mapping[str, Any] | Raw | Deferred | None
-Handler = Callable[[Any, Body], Answer]
+HandlerResult = Mapping[str, Any] | RawReply | Pending | None
+Handler = Callable[[Any, Body], HandlerResult]
 
 
-def outcome_of(handler: Handler | None, kind: str, peer: str, body: Body) -> Outcome | Deferred:
-    """What a handler makes of a message. Raises ProtocolError where the message is to blame."""
+def reply_of(handler: Handler | None, kind: str, peer: str, body: Body) -> Reply | Pending:
+    """Call a handler. Its errors become the reply, but for ProtocolError, which is raised."""
     if handler is None:
         return MeshError(f"this board knows nothing of {kind!r}", "is its picoedge as new?")
     try:
-        answer = handler(peer, body)
+        result = handler(peer, body)
     except ProtocolError:
         raise
     except PicoedgeError as error:
         return error
-    except Exception:  # a fault of ours must not end every other board's session
+    except Exception:  # a fault of ours must not end the sessions of all other boards
         traceback.print_exc()
         return MeshError(f"a fault in answering {kind!r}", "its log there tells more")
-    return {} if answer is None else answer
+    return {} if result is None else result
 
 
-def frames_of(outcome: Outcome, body: Body) -> list[Any] | None:
-    """What is sent as the answer to `body`; nothing where it only told something."""
-    if isinstance(outcome, Raw):
-        return [outcome.header, outcome.buffer]
+def frames_of(answer: Reply, body: Body) -> list[Any] | None:
+    """The frames of the reply to `body`; None for a notification (without `id`)."""
+    if isinstance(answer, RawReply):
+        return [answer.header, answer.buffer]
     number = number_of(body)
     if number is None:
         return None
-    if isinstance(outcome, PicoedgeError):
-        return failure(number, outcome)
-    return reply(number, outcome)
+    if isinstance(answer, PicoedgeError):
+        return failure(number, answer)
+    return reply(number, answer)

@@ -1,7 +1,7 @@
 """The daemon's server socket: who is connected over which connection, and how one is ended.
 
 libzmq tells the monitor of each connection's file descriptor, and each frame says over which one
-it came. Both together tell when an asker is gone, and let a single connection be cut, for which
+it came. Both together tell when an sender is gone, and let a single connection be cut, for which
 a ROUTER has no call of its own.
 """
 
@@ -19,14 +19,14 @@ import zmq
 
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import Bounds, Gate, sender_of, serve
+from picoedge.mesh.transport.curve import Authenticator, SocketBounds, configure_server, sender_of
 from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
-CONTROL = Bounds(frame_bytes=1 << 20, messages=64)
+CONTROL = SocketBounds(frame_bytes=1 << 20, messages=64)
 PENDING = 64  # connections that have not said anything yet
 PENDING_S = 10.0
 PENDING_BYTES = 64 << 10
@@ -39,7 +39,7 @@ _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received in Linux' tcp_info
 Frames = list[Any]  # bytes, or what offers the buffer protocol
 
 
-class Asker(str):
+class Sender(str):
     """A public key, and the connection (`route`) over which its board asks.
 
     A board may have several at once: its daemon, and the sessions typed there.
@@ -48,47 +48,47 @@ class Asker(str):
     route: bytes
     host: str  # the address it was seen to come from
 
-    def __new__(cls, key: str, route: bytes, host: str) -> Asker:
-        asker = super().__new__(cls, key)
-        asker.route = route
-        asker.host = host
-        return asker
+    def __new__(cls, key: str, route: bytes, host: str) -> Sender:
+        sender = super().__new__(cls, key)
+        sender.route = route
+        sender.host = host
+        return sender
 
 
 @dataclass(frozen=True)
-class Letter:
+class Request:
     """One message and who sent it; `key` was proven, `route` names the connection."""
 
-    asker: Asker
+    sender: Sender
     frames: list[bytes]
 
 
 @dataclass
 class _Connection:
-    """An accepted connection; `asker` is who speaks over it, once it has spoken."""
+    """An accepted connection; `sender` is who speaks over it, once it has spoken."""
 
     since_s: float
-    asker: Asker | None = None
+    sender: Sender | None = None
     received_bytes: int = 0
 
 
-class Door:
-    """A ROUTER bound to `address` and its Gate. Raises MeshError where it cannot be bound."""
+class Server:
+    """A ROUTER bound to `address`, with its Authenticator. Raises MeshError if it cannot bind."""
 
     def __init__(
         self, context: Context, keys: KeyPair, address: Address, allowed: Callable[[str], bool]
     ) -> None:
         self._connections: dict[int, _Connection] = {}
         self._files: dict[bytes, int] = {}
-        self._gone: list[Asker] = []
+        self._gone: list[Sender] = []
         self._closed: deque[bytes] = deque(maxlen=CLOSED_ROUTES)
         self._refused: dict[str, float] = {}
         self._allowed = allowed
         self._now_s = 0.0
-        self.gate = Gate(context, self._admits)
+        self.gate = Authenticator(context, self._admits)
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
-        serve(self.socket, keys, CONTROL)
+        configure_server(self.socket, keys, CONTROL)
         self.monitor = self.socket.get_monitor_socket(_WATCHED)
         try:
             self.socket.bind(address.endpoint)
@@ -98,11 +98,11 @@ class Door:
         self.address = Address(address.host, self._port())
 
     @property
-    def askers(self) -> list[Asker]:
+    def senders(self) -> list[Sender]:
         """Everyone who is connected and has spoken."""
-        return [each.asker for each in self._connections.values() if each.asker is not None]
+        return [each.sender for each in self._connections.values() if each.sender is not None]
 
-    def receive(self) -> Letter | None:
+    def receive(self) -> Request | None:
         """The next message of whoever is still connected; None when there is none."""
         while True:
             try:
@@ -111,16 +111,16 @@ class Door:
                 return None
             self._watch()
             host = str(route.get("Peer-Address")).removeprefix("::ffff:")
-            asker = Asker(sender_of(route), route.bytes, host)
-            if self._knows(asker, int(str(route.get("__fd")))):
-                return Letter(asker, [frame.bytes for frame in frames])
+            sender = Sender(sender_of(route), route.bytes, host)
+            if self._knows(sender, int(str(route.get("__fd")))):
+                return Request(sender, [frame.bytes for frame in frames])
 
-    def send(self, asker: Asker, frames: Frames) -> bool:
-        """Send without waiting. False: the asker is gone, or was cut because it reads nothing."""
+    def send(self, sender: Sender, frames: Frames) -> bool:
+        """Send without waiting. False: the sender is gone, or was cut because it reads nothing."""
         try:
-            self.socket.send_multipart([asker.route, *frames], zmq.NOBLOCK, copy=False)
+            self.socket.send_multipart([sender.route, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self.cut(asker)
+            self.cut(sender)
             return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
@@ -128,38 +128,38 @@ class Door:
             return False
         return True
 
-    def cut(self, asker: Asker, refuse_s: float = 0.0) -> None:
-        """End the connection of an asker, and let its key in again only after `refuse_s`."""
+    def cut(self, sender: Sender, refuse_s: float = 0.0) -> None:
+        """End the connection of an sender, and let its key in again only after `refuse_s`."""
         if refuse_s:
-            self._refused[str(asker)] = self._now_s + refuse_s
-        file = self._files.get(asker.route)
+            self._refused[str(sender)] = self._now_s + refuse_s
+        file = self._files.get(sender.route)
         if file is not None:
             self._shut(file)
 
     def cut_all(self, key: str) -> None:
         """End every connection of a key."""
-        for asker in self.askers:
-            if asker == key:
-                self.cut(asker)
+        for sender in self.senders:
+            if sender == key:
+                self.cut(sender)
 
-    def gone(self, now_s: float) -> list[Asker]:
-        """Take note of who came and went; the askers who went since the last call."""
+    def gone(self, now_s: float) -> list[Sender]:
+        """Take note of who came and went; the senders who went since the last call."""
         self._now_s = now_s
         self._watch()
         gone, self._gone = self._gone, []
         return gone
 
-    def sweep(self) -> list[Asker]:
+    def enforce_limits(self) -> list[Sender]:
         """Cut who only connects, and who sends more than is believed; the latter are named."""
-        flooding: list[Asker] = []
-        crowd = self._crowd()
+        flooding: list[Sender] = []
+        excess = self._excess()
         for file, connection in list(self._connections.items()):
             received = _bytes_received(file)
             more = received - connection.received_bytes
             connection.received_bytes = received
-            if connection.asker is not None and more > BYTES_PER_SWEEP:
-                flooding.append(connection.asker)
-            if file in crowd or (connection.asker is None and self._is_idle(connection)):
+            if connection.sender is not None and more > BYTES_PER_SWEEP:
+                flooding.append(connection.sender)
+            if file in excess or (connection.sender is None and self._is_idle(connection)):
                 self._shut(file)
         return flooding
 
@@ -184,33 +184,33 @@ class Door:
 
     def _forget(self, file: int) -> None:
         connection = self._connections.pop(file, None)
-        if connection is not None and connection.asker is not None:
-            del self._files[connection.asker.route]
-            self._closed.append(connection.asker.route)
-            self._gone.append(connection.asker)
+        if connection is not None and connection.sender is not None:
+            del self._files[connection.sender.route]
+            self._closed.append(connection.sender.route)
+            self._gone.append(connection.sender)
 
-    def _knows(self, asker: Asker, file: int) -> bool:
+    def _knows(self, sender: Sender, file: int) -> bool:
         """Whether the connection still stands; what it left in the queue is not believed."""
-        if self._files.get(asker.route) == file:
+        if self._files.get(sender.route) == file:
             return True
         connection = self._connections.get(file)
-        if connection is None or connection.asker is not None or asker.route in self._closed:
+        if connection is None or connection.sender is not None or sender.route in self._closed:
             return False
-        connection.asker = asker
-        self._files[asker.route] = file
+        connection.sender = sender
+        self._files[sender.route] = file
         return True
 
-    def _crowd(self) -> set[int]:
-        """The oldest of too many strangers, and the newest of too many of one key."""
+    def _excess(self) -> set[int]:
+        """The oldest of too many missing, and the newest of too many of one key."""
         files = list(self._connections.items())
-        silent = [file for file, each in files if each.asker is None]
-        crowd = set(silent[: max(0, len(silent) - PENDING)])
+        silent = [file for file, each in files if each.sender is None]
+        excess = set(silent[: max(0, len(silent) - PENDING)])
         seen: Counter[str] = Counter()
         for file, each in files:
-            seen[str(each.asker)] += each.asker is not None
-            if seen[str(each.asker)] > CONNECTIONS_PER_KEY:
-                crowd.add(file)
-        return crowd
+            seen[str(each.sender)] += each.sender is not None
+            if seen[str(each.sender)] > CONNECTIONS_PER_KEY:
+                excess.add(file)
+        return excess
 
     def _is_idle(self, connection: _Connection) -> bool:
         """A stranger that has had its time, or sends much and says nothing."""
@@ -220,7 +220,7 @@ class Door:
     def _shut(self, file: int) -> None:
         """Shut a connection of ours down; libzmq then finds it closed."""
         with contextlib.suppress(OSError), _borrowed(file) as connection:
-            # The number may by now be another file's: only what came in through this door.
+            # The number may by now be another file's: only what came in through this server.
             if connection.getsockname()[1] == self.address.port and connection.getpeername():
                 connection.shutdown(sockets.SHUT_RDWR)
 

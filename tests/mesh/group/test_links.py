@@ -98,7 +98,7 @@ def stranger(team: Boards, rank: int, keys: KeyPair) -> Iterator[Any]:
     """A socket that knocks at a board's door with these keys."""
     context: zmq.Context[Any] = zmq.Context()
     knocking = context.socket(zmq.DEALER)
-    curve.dial(knocking, keys, team.keys[rank].public, ROWS.socket_bounds())
+    curve.configure_client(knocking, keys, team.keys[rank].public, ROWS.socket_bounds())
     knocking.setsockopt(zmq.RECONNECT_IVL, -1)
     knocking.get_monitor_socket()
     knocking.connect(f"tcp://{LOOPBACK}:{team.ports[rank]}")
@@ -280,9 +280,9 @@ class FaultyWorker:
     def __init__(self, team: Boards, context: zmq.Context[Any]) -> None:
         self._hub = team.links[HUB]
         self._streams: list[SealedStream] = []
-        self._gate = curve.Gate(context, lambda key: True)
+        self._gate = curve.Authenticator(context, lambda key: True)
         self._router = context.socket(zmq.ROUTER)
-        curve.serve(self._router, team.keys[1], curve.Bounds())
+        curve.configure_server(self._router, team.keys[1], curve.SocketBounds())
         port = self._router.bind_to_random_port(f"tcp://{LOOPBACK}")
         self._hub.connect(1, f"{LOOPBACK}:{port}")
         self._gate.answer()

@@ -15,11 +15,11 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.node.node import WAITING_PER_ASKER
-from picoedge.mesh.transport.client import Caller
+from picoedge.mesh.node.node import WAITING_PER_SENDER
+from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import Header, Kind, pack, unpack
-from picoedge.mesh.transport.replies import Deferred, Raw
-from picoedge.mesh.transport.server import Asker, Door
+from picoedge.mesh.transport.replies import Pending, RawReply
+from picoedge.mesh.transport.server import Sender, Server
 
 
 @pytest.fixture
@@ -40,31 +40,31 @@ def ada(tmp_path: Path) -> Iterator[Running]:
 
 
 def test_an_allowed_key_is_answered(ada: Any, context: Any) -> None:
-    with ada.caller(context, ada.bob) as caller:
-        answer = caller.ask("echo", {"text": "ä"})
+    with ada.client(context, ada.bob) as client:
+        answer = client.ask("echo", {"text": "ä"})
         assert (answer["from"], answer["text"]) == (ada.bob.public, "ä")
         with pytest.raises(MeshError, match="board ada: this board knows nothing of 'sing'"):
-            caller.ask("sing")
+            client.ask("sing")
 
 
 def test_an_unknown_key_gets_nothing(ada: Any, context: Any) -> None:
     asked: list[str] = []
     ada.do(lambda: ada.node.on("any", lambda peer, body: asked.append(peer)))
     with (
-        ada.caller(context, KeyPair.new()) as caller,
+        ada.client(context, KeyPair.new()) as client,
         pytest.raises(AccessError, match=r"ada at 127.* does not let this board in"),
     ):
-        caller.ask("any")
+        client.ask("any")
     assert not asked
 
 
 def test_the_server_must_have_the_key_it_is_known_by(ada: Any, context: Any) -> None:
     ada.key = KeyPair.new().public
     with (
-        ada.caller(context, ada.bob) as caller,
+        ada.client(context, ada.bob) as client,
         pytest.raises(BoardLostError, match="who listens there is not ada"),
     ):
-        caller.ask("echo", {"text": ""}, timeout_s=0.3)
+        client.ask("echo", {"text": ""}, timeout_s=0.3)
 
 
 def test_errors_come_back_as_they_were(ada: Any, context: Any) -> None:
@@ -75,34 +75,34 @@ def test_errors_come_back_as_they_were(ada: Any, context: Any) -> None:
         raise UsageError("too much")
 
     ada.do(lambda: (ada.node.on("refuse", refuse), ada.node.on("overrun", overrun)))
-    with ada.caller(context, ada.bob) as caller:
+    with ada.client(context, ada.bob) as client:
         with pytest.raises(AccessError, match=r"board ada: not today \(come tomorrow\)"):
-            caller.ask("refuse")
+            client.ask("refuse")
         with pytest.raises(MeshError, match="board ada: too much"):
-            caller.ask("overrun")
+            client.ask("overrun")
 
 
 def test_a_fault_of_a_handler_is_its_askers_only(
     ada: Any, context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ada.do(lambda: ada.node.on("faulty", lambda peer, body: {}["nothing"]))
-    with ada.caller(context, ada.bob) as caller:
+    with ada.client(context, ada.bob) as client:
         with pytest.raises(MeshError, match="a fault in answering 'faulty'"):
-            caller.ask("faulty")
-        assert caller.ask("echo", {"text": "still"})["text"] == "still"
+            client.ask("faulty")
+        assert client.ask("echo", {"text": "still"})["text"] == "still"
     assert "KeyError" in capfd.readouterr().err
 
 
 def test_an_answer_may_come_later(ada: Any, context: Any) -> None:
-    waiting: list[Deferred] = []
+    waiting: list[Pending] = []
 
-    def queue(peer: str, body: Any) -> Deferred:
-        waiting.append(Deferred())
+    def queue(peer: str, body: Any) -> Pending:
+        waiting.append(Pending())
         return waiting[-1]
 
     ada.do(lambda: ada.node.on("queue", queue))
     ada.do(lambda: ada.node.on("go", lambda peer, body: waiting[0].answer({"turn": 1})))
-    with ada.caller(context, ada.bob) as first, ada.caller(context, ada.bob) as second:
+    with ada.client(context, ada.bob) as first, ada.client(context, ada.bob) as second:
         with pytest.raises(BoardLostError, match="took the question and is silent"):
             first.ask("queue", timeout_s=0.1)
         second.ask("go")
@@ -110,65 +110,65 @@ def test_an_answer_may_come_later(ada: Any, context: Any) -> None:
 
 
 def test_only_so_many_answers_may_be_owed(ada: Any, context: Any) -> None:
-    ada.do(lambda: ada.node.on("never", lambda peer, body: Deferred()))
-    with ada.caller(context, ada.bob) as caller:
-        for _ in range(WAITING_PER_ASKER):
+    ada.do(lambda: ada.node.on("never", lambda peer, body: Pending()))
+    with ada.client(context, ada.bob) as client:
+        for _ in range(WAITING_PER_SENDER):
             with pytest.raises(BoardLostError, match="silent"):
-                caller.ask("never", timeout_s=0.001 if caller.ask("echo", {"text": ""}) else 0)
+                client.ask("never", timeout_s=0.001 if client.ask("echo", {"text": ""}) else 0)
         with pytest.raises(BoardLostError, match="connection ended"):
-            caller.ask("never")
+            client.ask("never")
     ada.wait(lambda: any("wait for an answer" in line for line in ada.lines))
 
 
 def test_raw_answers(ada: Any, context: Any) -> None:
     header = pack(Header(Kind.SHARD, shape=(4,), sequence=7))
-    ada.do(lambda: ada.node.on("shard", lambda peer, body: Raw(header, memoryview(b"abcd"))))
-    with ada.caller(context, ada.bob) as caller:
-        frames = caller.ask_raw("shard")
+    ada.do(lambda: ada.node.on("shard", lambda peer, body: RawReply(header, memoryview(b"abcd"))))
+    with ada.client(context, ada.bob) as client:
+        frames = client.ask_raw("shard")
         assert unpack(frames[0]).sequence == 7
         assert frames[1] == b"abcd"
 
 
 def test_an_asker_is_told_over_its_own_connection(ada: Any, context: Any) -> None:
-    askers: list[Asker] = []
-    ada.do(lambda: ada.node.on("listen", lambda peer, body: askers.append(peer)))
-    with ada.caller(context, ada.bob) as one, ada.caller(context, ada.bob) as other:
+    senders: list[Sender] = []
+    ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
+    with ada.client(context, ada.bob) as one, ada.client(context, ada.bob) as other:
         one.ask("listen")
         other.ask("listen")
-        assert askers[0] == askers[1] == ada.bob.public
-        assert ada.do(lambda: ada.node.push(askers[0], "news", {"n": 1}))
+        assert senders[0] == senders[1] == ada.bob.public
+        assert ada.do(lambda: ada.node.push(senders[0], "news", {"n": 1}))
         one.socket.poll(PATIENCE_S * 1000)
-        assert one.pushed() == [("news", {"n": 1})]
-        assert other.pushed() == []
+        assert one.notifications() == [("news", {"n": 1})]
+        assert other.notifications() == []
 
 
 def test_who_vanishes_is_known_to_be_gone(ada: Any, context: Any) -> None:
-    gone: list[Asker] = []
-    ada.do(lambda: ada.node.on_gone(lambda asker: (gone.append(asker), ada._wake())))
-    asker = None
-    with ada.caller(context, ada.bob) as caller:
-        askers: list[Asker] = []
-        ada.do(lambda: ada.node.on("listen", lambda peer, body: askers.append(peer)))
-        caller.ask("listen")
-        asker = askers[0]
+    gone: list[Sender] = []
+    ada.do(lambda: ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake())))
+    sender = None
+    with ada.client(context, ada.bob) as client:
+        senders: list[Sender] = []
+        ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
+        client.ask("listen")
+        sender = senders[0]
         assert not gone
     ada.wait(lambda: bool(gone))
-    assert gone[0].route == asker.route
-    assert not ada.do(lambda: ada.node.push(asker, "news", {}))
+    assert gone[0].route == sender.route
+    assert not ada.do(lambda: ada.node.push(sender, "news", {}))
 
 
 def test_who_does_not_read_loses_its_connection(ada: Any, context: Any) -> None:
-    askers: list[Asker] = []
-    gone: list[Asker] = []
-    ada.do(lambda: ada.node.on("listen", lambda peer, body: askers.append(peer)))
-    ada.do(lambda: ada.node.on_gone(lambda asker: (gone.append(asker), ada._wake())))
+    senders: list[Sender] = []
+    gone: list[Sender] = []
+    ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
+    ada.do(lambda: ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake())))
     body = {"text": "x" * 200_000}
 
     def flood() -> int:
-        return next(n for n in range(10_000) if not ada.node.push(askers[0], "news", body))
+        return next(n for n in range(10_000) if not ada.node.push(senders[0], "news", body))
 
-    with ada.caller(context, ada.bob) as caller, ada.caller(context, ada.bob) as other:
-        caller.ask("listen")
+    with ada.client(context, ada.bob) as client, ada.client(context, ada.bob) as other:
+        client.ask("listen")
         assert ada.do(flood) < 2000
         ada.wait(lambda: bool(gone))
         assert other.ask("echo", {"text": "well"})["text"] == "well"
@@ -178,31 +178,31 @@ def test_a_revoked_key_loses_everything_at_once(ada: Any, context: Any) -> None:
     revoked: list[str] = []
     ada.do(lambda: ada.node.peers.on_revoked(lambda key: (revoked.append(key), ada._wake())))
     signing = load_signing_key(ada.identity.folder)
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo", {"text": ""})
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo", {"text": ""})
         ada.do(
             lambda: ada.node.roster_file.update(lambda r: r.with_revoke(signing, ada.bob.public))
         )
         ada.do(ada.node.peers.roster_changed)
         assert revoked == [ada.bob.public]
         with pytest.raises(BoardLostError, match="connection ended"):
-            caller.ask("echo", {"text": ""})
-    with ada.caller(context, ada.bob) as again, pytest.raises(AccessError):
+            client.ask("echo", {"text": ""})
+    with ada.client(context, ada.bob) as again, pytest.raises(AccessError):
         again.ask("echo", {"text": ""})
 
 
-def ask_for_ever(caller: Caller) -> None:
+def ask_for_ever(client: Client) -> None:
     while True:
-        caller.ask("echo", {"text": ""})
+        client.ask("echo", {"text": ""})
 
 
 def test_revoked_by_another_process(ada: Any, context: Any) -> None:
     signing = load_signing_key(ada.identity.folder)
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo", {"text": ""})
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo", {"text": ""})
         RosterFile(ada.identity.folder).update(lambda r: r.with_revoke(signing, ada.bob.public))
         with pytest.raises(BoardLostError, match="connection ended"):
-            ask_for_ever(caller)
+            ask_for_ever(client)
 
 
 def test_an_address_in_use(tmp_path: Path, context: Any) -> None:
@@ -211,16 +211,16 @@ def test_an_address_in_use(tmp_path: Path, context: Any) -> None:
         taken.listen()
         address = Address("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(MeshError, match=r"in use by another program.*--listen"):
-            Door(context, KeyPair.new(), address, lambda key: False)
+            Server(context, KeyPair.new(), address, lambda key: False)
 
 
 def test_an_address_that_is_not_ours(context: Any) -> None:
     with pytest.raises(MeshError, match=r"cannot listen on 192\.0\.2\.1:7433"):
-        Door(context, KeyPair.new(), Address("192.0.2.1", 7433), lambda key: False)
+        Server(context, KeyPair.new(), Address("192.0.2.1", 7433), lambda key: False)
 
 
 def test_a_port_of_the_systems_choice(context: Any) -> None:
-    door = Door(context, KeyPair.new(), LOOPBACK, lambda key: False)
-    assert door.address.port > 0
-    door.close()
-    door.close()
+    server = Server(context, KeyPair.new(), LOOPBACK, lambda key: False)
+    assert server.address.port > 0
+    server.close()
+    server.close()

@@ -17,7 +17,7 @@ import zmq
 from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.transport.curve import Bounds, dial
+from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.frames import CONTROL_HEADER, control
 from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.server import PENDING
@@ -53,7 +53,7 @@ def context() -> Iterator[Any]:
 def dealer(ada: Board, context: Any) -> Iterator[Any]:
     """A connection of eve's that can send anything."""
     made = context.socket(zmq.DEALER)
-    dial(made, ada.eve, ada.key, Bounds(frame_bytes=1 << 30, messages=64))
+    configure_client(made, ada.eve, ada.key, SocketBounds(frame_bytes=1 << 30, messages=64))
     made.immediate = True
     made.sndtimeo = int(PATIENCE_S * 1000)
     made.reconnect_ivl = 10
@@ -77,30 +77,30 @@ def mutated(random: random.Random, message: bytes) -> bytes:
 def test_garbage_from_outside(ada: Board, context: Any) -> None:
     dice = random.Random(4)
     before_mb = resident_mb()
-    with ada.caller(context, ada.bob) as caller:
+    with ada.client(context, ada.bob) as client:
         for _ in range(300):
             with socket.create_connection(("127.0.0.1", ada.address.port), 5) as raw:
                 begin = mutated(dice, GREETING) if dice.random() < 0.7 else b""
                 raw.sendall(begin + dice.randbytes(dice.choice([0, 1, 64, 5000])))
             if dice.random() < 0.05:
-                assert caller.ask("echo", {"text": "well"})["text"] == "well"
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+                assert client.ask("echo", {"text": "well"})["text"] == "well"
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     assert resident_mb() - before_mb < 20
 
 
 def test_who_only_connects_is_cut(ada: Board, context: Any) -> None:
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo")
-        crowd = [
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo")
+        excess = [
             socket.create_connection(("127.0.0.1", ada.address.port), 5) for _ in range(2 * PENDING)
         ]
         try:
-            crowd[0].settimeout(PATIENCE_S)
-            while crowd[0].recv(100):  # libzmq's greeting, then the end
+            excess[0].settimeout(PATIENCE_S)
+            while excess[0].recv(100):  # libzmq's greeting, then the end
                 pass
-            assert caller.ask("echo", {"text": "well"})["text"] == "well"
+            assert client.ask("echo", {"text": "well"})["text"] == "well"
         finally:
-            for each in crowd:
+            for each in excess:
                 each.close()
 
 
@@ -121,7 +121,7 @@ def test_random_frames_of_a_board(ada: Board, context: Any, dealer: Any) -> None
         )
     ]
     before_mb = resident_mb()
-    with ada.caller(context, ada.bob) as caller:
+    with ada.client(context, ada.bob) as client:
         for number in range(FRAMES):
             frames = [mutated(dice, frame) for frame in dice.choice(sound)]
             if dice.random() < 0.2:
@@ -129,8 +129,8 @@ def test_random_frames_of_a_board(ada: Board, context: Any, dealer: Any) -> None
             with contextlib.suppress(zmq.Again):  # cut, or made to wait: as it should be
                 dealer.send_multipart(frames, zmq.NOBLOCK)
             if number % 100 == 0:
-                assert caller.ask("echo", {"text": "well"})["text"] == "well"
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+                assert client.ask("echo", {"text": "well"})["text"] == "well"
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     assert resident_mb() - before_mb < 20
 
 
@@ -161,11 +161,11 @@ def test_a_malformed_message_ends_its_connection(
 ) -> None:
     watch = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     text = json.dumps([kind, body]).encode()
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo")
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo")
         dealer.send_multipart([CONTROL_HEADER, text])
         assert watch.poll(PATIENCE_S * 1000)
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()
     watch.close()
     assert any(line.startswith("dropped eve: ") for line in ada.lines)
@@ -179,19 +179,19 @@ def test_who_goes_on_has_to_wait(ada: Board, context: Any, dealer: Any) -> None:
         except zmq.Again:
             watch.poll(5)
     assert any("eve goes on: it is kept out" in line for line in ada.lines)
-    with ada.caller(context, ada.bob) as caller:
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+    with ada.client(context, ada.bob) as client:
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()
     watch.close()
 
 
 def test_a_frame_too_large(ada: Board, context: Any, dealer: Any) -> None:
     watch = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo")
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo")
         dealer.send_multipart([CONTROL_HEADER, bytes(2 << 20)])
         assert watch.poll(PATIENCE_S * 1000)
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()
     watch.close()
 
@@ -200,12 +200,12 @@ def test_a_flood_of_sound_messages(ada: Board, context: Any, dealer: Any) -> Non
     watch = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     frames = control("echo", {"text": "x" * 500_000})
     before_mb = resident_mb()
-    with ada.caller(context, ada.bob) as caller:
-        caller.ask("echo")
+    with ada.client(context, ada.bob) as client:
+        client.ask("echo")
         while not watch.poll(0):
             with contextlib.suppress(zmq.Again):
                 dealer.send_multipart(frames, zmq.NOBLOCK)
-        assert caller.ask("echo", {"text": "well"})["text"] == "well"
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()
     watch.close()
     assert resident_mb() - before_mb < 200
@@ -217,13 +217,13 @@ def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:
     recorded: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as tap:
         tap.settimeout(PATIENCE_S)
-        asked = ada.node.door.address
+        asked = ada.node.server.address
         ada.address = type(asked)("127.0.0.1", tap.getsockname()[1])
-        with ada.caller(context, ada.bob) as caller:
+        with ada.client(context, ada.bob) as client:
             there = socket.create_connection(("127.0.0.1", asked.port), 5)
             here, _ = tap.accept()
             with here, there:
-                _relay_until_answered(caller, here, there, recorded)
+                _relay_until_answered(client, here, there, recorded)
     heard: list[str] = []
     ada.do(lambda: ada.node._handlers.update(echo=lambda peer, body: heard.append(str(peer))))
     with socket.create_connection(("127.0.0.1", asked.port), 5) as again:
@@ -234,7 +234,7 @@ def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:
     assert not heard
 
 
-def _relay_until_answered(caller: Any, here: Any, there: Any, recorded: list[bytes]) -> None:
+def _relay_until_answered(client: Any, here: Any, there: Any, recorded: list[bytes]) -> None:
     def up() -> None:
         while data := _quietly(here):
             recorded.append(data)
@@ -247,7 +247,7 @@ def _relay_until_answered(caller: Any, here: Any, there: Any, recorded: list[byt
     threads = [threading.Thread(target=each) for each in (up, down)]
     for each in threads:
         each.start()
-    assert caller.ask("echo", {"text": "once"})["text"] == "once"
+    assert client.ask("echo", {"text": "once"})["text"] == "once"
     for each in (here, there):
         each.shutdown(socket.SHUT_RDWR)
     for thread in threads:

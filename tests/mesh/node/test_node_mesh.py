@@ -32,12 +32,12 @@ def test_boards_greet_and_hear_each_other(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     bob = Running(second, ada.address)
-    bob.node.peers.state = lambda: {"waiting": "disk"}
+    bob.node.peers.state = lambda: {"stalled_on": "disk"}
     with running(ada, bob):
         ada.wait_for(bob, What.SLOWED)
         bob.wait_for(ada, What.JOINED)
         report = ada.do(lambda: ada.node.peers.membership.members[bob.key].report)
-        assert report == {"waiting": "disk"}
+        assert report == {"stalled_on": "disk"}
 
 
 def test_daemons_ask_each_other(tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_two_clusters_do_not_see_each_other(tmp_path: Path, context: Any) -> Non
     eve = Running(found(tmp_path / "two", "eve", "fay")[0], ada.address)
     with running(ada, eve):
         with (
-            ada.caller(context, eve.identity.keys) as caller,
+            ada.client(context, eve.identity.keys) as client,
             pytest.raises(AccessError, match="does not let this board in"),
         ):
-            caller.ask("roster")
+            client.ask("roster")
         eve.do(lambda: eve.node.peers.hint(ada.key, ada.address))
         assert not eve.do(lambda: eve.node.peers.membership.members)
     assert not ada.changes
@@ -180,10 +180,10 @@ def test_one_identity_on_two_boards_is_told(tmp_path: Path, context: Any) -> Non
         ada.wait_for(bob, What.JOINED)
         body = {**bob.node.peers._own_hello(), "incarnation": 1}
         with (
-            ada.caller(context, first.keys) as caller,
+            ada.client(context, first.keys) as client,
             pytest.raises(AccessError, match="two daemons run with the same identity"),
         ):
-            caller.ask("hello", body)
+            client.ask("hello", body)
         ada.wait(lambda: any("same identity" in line for line in ada.lines))
 
 
@@ -226,10 +226,10 @@ def test_a_join_that_was_cut_off_can_be_repeated(
 def test_an_invite_is_good_for_joining_only(host: Running, context: Any) -> None:
     invite = invitation(host)
     with (
-        host.caller(context, invite.keys) as caller,
+        host.client(context, invite.keys) as client,
         pytest.raises(BoardLostError, match="connection ended"),
     ):
-        caller.ask("roster")
+        client.ask("roster")
     host.wait(lambda: any("not of the cluster asks" in line for line in host.lines))
 
 
@@ -237,8 +237,8 @@ def test_a_malformed_joiner_does_not_spend_the_invite(
     host: Running, tmp_path: Path, context: Any
 ) -> None:
     invite = invitation(host)
-    with host.caller(context, invite.keys) as caller, pytest.raises(MeshError):
-        caller.ask("join", {"public": "x" * 40, "name": "../../x"}, timeout_s=2)
+    with host.client(context, invite.keys) as client, pytest.raises(MeshError):
+        client.ask("join", {"public": "x" * 40, "name": "../../x"}, timeout_s=2)
     assert join(context, tmp_path / "new", invite, "bob").name == "bob"
 
 

@@ -17,10 +17,10 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.node.local_daemon import DaemonFile, call_local, find_local
+from picoedge.mesh.node.local_daemon import DaemonFile, connect_local, find_local
 from picoedge.mesh.node.membership import What
-from picoedge.mesh.transport.client import Caller
-from picoedge.mesh.transport.server import Asker
+from picoedge.mesh.transport.client import Client
+from picoedge.mesh.transport.server import Sender
 
 DAEMON = Path(__file__).parents[2] / "support" / "mesh_daemon.py"
 MOST_RESIDENT_KB = 34_000
@@ -91,8 +91,8 @@ def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
     """Two seconds at most: libzmq finds it silent, where the system does not say that it ended."""
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
-    gone: list[Asker] = []
-    ada.node.on_gone(lambda asker: (gone.append(asker), ada._wake()))
+    gone: list[Sender] = []
+    ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake()))
     with running(ada), daemon(second.folder, ada.address) as bob:
         ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
         bob.signal(signal.SIGSTOP)
@@ -105,9 +105,9 @@ def test_it_is_small(tmp_path: Path, context: Any) -> None:
     ada = Running(first)
     with running(ada), daemon(second.folder, ada.address):
         ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
-        with call_local(context, second.folder) as caller:
-            assert caller.ask("memory")["resident_kb"] < MOST_RESIDENT_KB
-            modules = set(caller.ask("modules")["modules"])
+        with connect_local(context, second.folder) as client:
+            assert client.ask("memory")["resident_kb"] < MOST_RESIDENT_KB
+            modules = set(client.ask("modules")["modules"])
     assert not modules & {"numpy", "psutil", "zeroconf", "asyncio", "picoedge.store"}
 
 
@@ -117,8 +117,8 @@ def test_its_board_finds_it(tmp_path: Path, context: Any) -> None:
         local = find_local(folder)
         assert local is not None
         assert (local.pid, local.address) == (ada.process.pid, ada.address)
-        with call_local(context, folder) as caller:
-            assert "roster" in caller.ask("roster")
+        with connect_local(context, folder) as client:
+            assert "roster" in client.ask("roster")
         with pytest.raises(MeshError, match=f"runs already: process {local.pid}"):
             DaemonFile(folder)
         ada.signal(signal.SIGKILL)
@@ -126,13 +126,13 @@ def test_its_board_finds_it(tmp_path: Path, context: Any) -> None:
         assert (folder / "daemon.json").exists()
         assert find_local(folder) is None
         with pytest.raises(BoardLostError, match=r"no daemon runs.*start it: picoedge run"):
-            call_local(context, folder)
+            connect_local(context, folder)
 
 
 def test_no_daemon_and_no_identity(tmp_path: Path, context: Any) -> None:
     assert find_local(tmp_path) is None
     with pytest.raises(AccessError, match="in no cluster"):
-        call_local(context, tmp_path)
+        connect_local(context, tmp_path)
 
 
 def test_a_daemon_file_tells_an_address_to_call(tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ def test_a_daemon_that_ends_ends_its_callers(tmp_path: Path, context: Any) -> No
     identity = found(tmp_path, "ada")[0]
     with daemon(identity.folder) as ada:
         public = identity.keys.public
-        with Caller(context, identity.keys, ada.address, public, "ada") as caller:
-            caller.ask("roster")
+        with Client(context, identity.keys, ada.address, public, "ada") as client:
+            client.ask("roster")
             ada.signal(signal.SIGKILL)
-            caller.monitor.poll(PATIENCE_S * 1000)
+            client.monitor.poll(PATIENCE_S * 1000)
             with pytest.raises(
                 BoardLostError, match=r"board ada at .*its connection ended"
             ) as lost:
-                caller.pushed()
+                client.notifications()
             assert lost.value.board == "ada"

@@ -1,8 +1,8 @@
-"""One board's part in a session: `python -m picoedge.cluster.worker`, started by its daemon.
+"""The process that runs one slice of a model: `python -m picoedge.cluster.worker`.
 
-The order comes as one line of JSON on stdin. What the daemon must know goes to stdout, a line
-each: {"port": N} once the hub may connect, {"failed": {...}} for what ended it. It holds the
-board's slice and nothing else: no embedding, no text, no tokens.
+Its daemon writes a WorkerConfig to stdin, one line of JSON. The worker prints, a line each,
+{"port": N} when the hub may connect, and {"failed": {...}} if an error ends it. It holds the
+board's slice alone: no embedding, no text, no tokens.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from picoedge.cluster.spec import spec_from_json
 from picoedge.errors import BoardLostError, ModelError, PicoedgeError, ProtocolError
 from picoedge.jobs.progress_page import ProgressPage, Work
-from picoedge.jobs.spec import Order
+from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.identity.identity import Identity, cluster_folder, load_identity
 from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
-    from picoedge.cluster.spec import SessionSpec
+    from picoedge.cluster.spec import GroupSpec
     from picoedge.engine.loader import LoadedModel
     from picoedge.mesh.group.collective import Collective
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.store.pack.reader import Pack
 
-# Until all have joined: others may pull gigabytes first. A hub that is gone is the daemon's affair.
+# For all ranks to connect: some may pull gigabytes first. If the hub fails, the daemon ends this.
 JOIN_S = 24 * 3600.0
 
 
 def main() -> int:
-    """Take the seat, and leave when the session is over."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's affair
+    """Run the worker until the hub says goodbye; exit code 1 if something else ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon ends its worker itself
     try:
-        order = Order.from_json(json.loads(sys.stdin.readline()))
-        identity = load_identity(cluster_folder(os.environ))
-        take_seat(order, identity)
+        config = WorkerConfig.from_json(json.loads(sys.stdin.readline()))
+        spec = spec_from_json(config.spec)
+        run_worker(config, spec, load_identity(cluster_folder(os.environ)))
     except BoardLostError as error:
-        if error.board != order.spec.seats[HUB].name:
+        if error.board != spec.ranks[HUB].name:
             return _failed(error)
     except PicoedgeError as error:
         return _failed(error)
@@ -63,27 +64,30 @@ def _say(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def take_seat(order: Order, identity: Identity) -> None:
-    """Be linked, load, compute until the hub says goodbye. Raises PicoedgeError."""
+def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> None:
+    """Connect to the group, load the slice, compute until the hub says goodbye.
+
+    Raises PicoedgeError.
+    """
     from picoedge.jobs.group_links import make_collective, make_links, send_note
     from picoedge.store.pack.reader import Pack
 
-    spec, page = order.spec, ProgressPage(order.page)
+    page = ProgressPage(config.page)
     context = zmq.Context()
-    pack = Pack.open(pull_missing(context, identity.keys, order, page))
+    pack = Pack.open(pull_missing(context, identity.keys, config, spec, page))
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
     links = make_links(context, identity.keys, spec, pack)
     try:
-        port = links.listen(order.host)
-        for rank in range(spec.rank + 1, len(spec.seats)):
+        port = links.listen(config.host)
+        for rank in range(spec.rank + 1, len(spec.ranks)):
             if spec.allreduce == "exchange":
-                links.connect(rank, spec.seats[rank].address)
+                links.connect(rank, spec.ranks[rank].address)
         _say({"port": port})
         links.open(JOIN_S)
         collective = make_collective(links, spec, pack)
-        opened = _load(order, pack, collective, page)
+        opened = _load(config, spec, pack, collective, page)
         try:
             send_note(links, HUB, _ready(opened))
             _follow(opened, collective, page)
@@ -95,19 +99,26 @@ def take_seat(order: Order, identity: Identity) -> None:
         page.write("ended")
 
 
-def check_shards(spec: SessionSpec, pack: Pack) -> None:
-    """Raises ProtocolError where the session deals other shards than the model has."""
-    last = spec.seats[-1].part.vocabulary.stop
-    runs = [(seat.part.attention, pack.n_attention_shards) for seat in spec.seats]
-    runs += [(seat.part.ffn, pack.n_ffn_shards) for seat in spec.seats]
-    if last != pack.n_head_shards or any(run.stop > count for run, count in runs):
+def check_shards(spec: GroupSpec, pack: Pack) -> None:
+    """Raises ProtocolError if the group assigns other shards than the model has."""
+    last = spec.ranks[-1].part.vocabulary.stop
+    spans = [(rank.part.attention, pack.n_attention_shards) for rank in spec.ranks]
+    spans += [(rank.part.ffn, pack.n_ffn_shards) for rank in spec.ranks]
+    if last != pack.n_head_shards or any(span.stop > count for span, count in spans):
         raise ProtocolError("a session that deals shards which the model does not have")
 
 
 def pull_missing(
-    context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, order: Order, page: ProgressPage
+    context: zmq.Context[zmq.Socket[bytes]],
+    keys: KeyPair,
+    config: WorkerConfig,
+    spec: GroupSpec,
+    page: ProgressPage,
 ) -> Path:
-    """Have the slice on this disk, from all boards of the session that have some; where it is."""
+    """Pull the missing shards of this rank's slice from the group's other boards.
+
+    Returns the folder of the pack. Raises MeshError, ModelError.
+    """
     from picoedge.mesh.addresses import parse_address
     from picoedge.mesh.transfer.donor_client import DonorLink
     from picoedge.mesh.transfer.puller import Manner, Pulling, pull
@@ -115,34 +126,35 @@ def pull_missing(
     from picoedge.store.pack.partial import place
     from picoedge.store.pack.reader import Pack
 
-    spec, wanted = order.spec, Wanted(order.spec.part)
-    path = order.pack or place(order.shelf, spec.pack_name, spec.pack_id)
+    wanted = Wanted(spec.part)
+    path = config.pack or place(config.shelf, spec.pack_name, spec.pack_id)
     if path.exists() and not Pack.open(path).missing(wanted):
         return path
 
-    def pulled(how: Pulling) -> None:
-        page.write("pulling", done=how.done, total=how.total)
+    def on_progress(progress: Pulling) -> None:
+        page.write("pulling", done=progress.done, total=progress.total)
 
     page.write("pulling")
     with ExitStack() as stack:
-        sources = []
-        for rank, seat in enumerate(spec.seats):
-            if rank != spec.rank and seat.daemon:
-                link = DonorLink(context, keys, parse_address(seat.daemon), seat.key)
-                stack.callback(link.close)
-                sources.append((seat.name, link))
-        pull(path, spec.pack_id, wanted, sources, Manner(progress=pulled))
+        donors = []
+        for number, rank in enumerate(spec.ranks):
+            if number != spec.rank and rank.daemon:
+                donor = DonorLink(context, keys, parse_address(rank.daemon), rank.key)
+                stack.callback(donor.close)
+                donors.append((rank.name, donor))
+        pull(path, spec.pack_id, wanted, donors, Manner(progress=on_progress))
     return path
 
 
-def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -> LoadedModel:
+def _load(
+    config: WorkerConfig, spec: GroupSpec, pack: Pack, collective: Collective, page: ProgressPage
+) -> LoadedModel:
     from picoedge.engine.loader import SliceHooks, open_model
     from picoedge.engine.options import OpenOptions
 
-    spec = order.spec
     options = OpenOptions(
-        threads=order.threads,
-        memory_bytes=order.memory_bytes,
+        threads=config.threads,
+        memory_bytes=config.memory_bytes,
         n_ctx=spec.n_ctx,
         kv_bits=spec.kv_bits,
         window_io=spec.window_io,
@@ -150,11 +162,11 @@ def _load(order: Order, pack: Any, collective: Collective, page: ProgressPage) -
     )
     page.write("loading")
 
-    def loaded(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
     hooks = SliceHooks(collective.begin, gather_logits=collective.gather)
-    return open_model(pack, options, spec.part, loaded, hooks)
+    return open_model(pack, options, spec.part, on_progress, hooks)
 
 
 def _ready(opened: LoadedModel) -> dict[str, Any]:
@@ -165,13 +177,13 @@ def _ready(opened: LoadedModel) -> dict[str, Any]:
 def _follow(opened: LoadedModel, collective: Collective, page: ProgressPage) -> None:
     model, passes, tokens, busy_s, sync_s = opened.model, 0, 0, 0.0, 0.0
     page.write("waiting for work")
-    while (given := collective.next_input()) is not None:
-        x, position, wanted = given
+    while (message := collective.next_input()) is not None:
+        x, position, wanted = message
         passes += 1
         page.write("computing", len(x), passes)
         began, waited_s = time.perf_counter(), collective.usage().wait_s
         model.forward_slice(x, position, wanted)
-        sync_s += collective.usage().wait_s - waited_s  # without the wait for the next input
+        sync_s += collective.usage().wait_s - waited_s  # the wait for input is idle time
         busy_s += time.perf_counter() - began
         tokens += len(x)
         disk_s = model.disk_wait_s

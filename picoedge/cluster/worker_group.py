@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cluster.spec import Seat, SessionSpec
+from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.loader import LoadedModel, SliceHooks, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -87,21 +87,21 @@ class Team:
 
     # -- coming together -----------------------------------------------------------------------
 
-    def _make_spec(self, pack: Pack, options: OpenOptions) -> SessionSpec:
+    def _make_spec(self, pack: Pack, options: OpenOptions) -> GroupSpec:
         prediction, cluster = self.prediction, options.cluster
         assert cluster is not None
-        seats = tuple(
-            Seat(peer.key, peer.name, share.part, daemon=self._daemon_of(peer))
+        ranks = tuple(
+            RankSpec(peer.key, peer.name, share.part, daemon=self._daemon_of(peer))
             for peer, share in zip(self._peers, prediction.shares, strict=True)
         )
         assert options.n_ctx is not None
-        return SessionSpec(
-            session=os.urandom(8).hex(),
+        return GroupSpec(
+            id=os.urandom(8).hex(),
             epoch=int.from_bytes(os.urandom(3), "big"),
             pack_id=pack.identity,
             pack_name=pack.name,
             rank=HUB,
-            seats=seats,
+            ranks=ranks,
             n_ctx=options.n_ctx,
             batch=max(prediction.batch, 1),
             kv_bits=options.kv_bits,
@@ -154,15 +154,15 @@ class Team:
                 raise BoardLostError(f"{name} started no worker", board=name)
             for rank in missing:
                 self.hear(self._peers[rank])
-        seats = list(self._spec.seats)
+        ranked = list(self._spec.ranks)
         for rank in ranks:
             peer = self._peers[rank]
             address = Address(parse_address(peer.address).host, self._ports[peer.key])
-            seats[rank] = dataclasses.replace(seats[rank], address=str(address))
-        self._spec = dataclasses.replace(self._spec, seats=tuple(seats))
+            ranked[rank] = dataclasses.replace(ranked[rank], address=str(address))
+        self._spec = dataclasses.replace(self._spec, ranks=tuple(ranked))
 
     def _connect(self) -> None:
-        for rank, seat in enumerate(self._spec.seats[1:], 1):
+        for rank, seat in enumerate(self._spec.ranks[1:], 1):
             self._links.connect(rank, seat.address)
         for peer in self._peers:
             self._links.poll_also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]

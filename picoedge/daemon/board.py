@@ -1,30 +1,45 @@
 """The daemon's share of jobs: reserve this board, start and watch a worker, report how it does.
 
     board-facts    what it can do, measured here
-    job-reserve    reserve this board; the answer comes when it is free. A group's hub reserves its
-                   own board like any other: its memory is lent then, and no worker starts
-    job-start      start a worker with its slice; again: in place of the last one
-    job-release    free the board; so does the end of the connection
+    job-reserve    reserve this board in the foreground; the answer comes when it is free. A group's
+                   hub reserves its own board like any other: its memory is lent, no worker starts
+    job-start      start a worker with its slice, again: in place of the last one. A job of a
+                   background kind needs no reservation: it is a run, and waits for its turn
+    job-release    free the board, as the end of the connection does; with a "run", end that run
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-A reservation belongs to a connection. The daemon loads no weights.
+`reservations` decides who has the board. The daemon loads no weights.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cluster.spec import SessionSpec, spec_from_json
-from picoedge.daemon.worker_process import RunningWorker
+from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
+from picoedge.daemon.reservations import (
+    AddRun,
+    EndRun,
+    Event,
+    Grant,
+    Queued,
+    Release,
+    Reserve,
+    StartRun,
+    State,
+    Stop,
+    WorkerEnded,
+    WorkerStarted,
+    apply,
+)
+from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.process import rss_bytes
 from picoedge.host.thermal import Thermometer
-from picoedge.jobs.spec import Order
+from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.transport.replies import Pending
 from picoedge.mesh.transport.server import Sender
 
@@ -32,14 +47,15 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
-REPORT_S = 0.25
-MOST_WAITING = 32
-GROWTH_BYTES = 4 << 20  # of the daemon, while a session runs
+REPORT_S = 0.25  # a hub gives up a stopped worker after a second: four reports
+MAX_QUEUE = 32  # more groups than a LAN has people; a queue costs memory of a small daemon
+MAX_RUNS = 8  # background runs wait for hours: more of them are a mistake
+DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """What this board gives: bytes of memory for all of picoedge on it, and where its packs are."""
+    """What this board offers: bytes of memory for all of picoedge, its shelf of packs, threads."""
 
     memory_bytes: int
     shelf: Path
@@ -47,20 +63,26 @@ class BoardOptions:
 
 
 @dataclass(eq=False)
-class Seat:
-    """Who holds this board or waits for it, and the worker that was started for it."""
+class Reservation:
+    """A user of this board, in the queue or at work: a connection, or a background run.
 
-    asker: Sender
-    taken: Pending
-    told: Body = field(default_factory=dict)  # of its place in the queue, last
-    spec: SessionSpec | None = None
-    worker: RunningWorker | None = None
+    `sender` is the hub's connection; the one of a run may have ended.
+    """
+
+    user: bytes | str
+    sender: Sender
+    granted: Pending
+    job: str = ""
+    module: str = ""
+    spec: JobSpec | None = None
+    worker: WorkerProcess | None = None
 
 
 class BoardService:
-    """Answers for this board on `node`. `facts` says what the board can do, once it is known.
+    """Answers for this board on `node`. `facts` returns what it can do, None until measured.
 
-    `find_pack` says where the pack of a session is, if it is here.
+    `find_pack` returns the folder of a pack by its identity, or None; `kinds` are the jobs that
+    this board can run.
     """
 
     def __init__(
@@ -68,194 +90,256 @@ class BoardService:
         node: Node,
         options: BoardOptions,
         facts: Callable[[], Mapping[str, Any] | None],
-        find_pack: Callable[[SessionSpec], Path | None],
+        find_pack: Callable[[str], Path | None],
+        kinds: JobKinds = JOB_KINDS,
     ) -> None:
-        self._node, self._options = node, options
+        self._node, self._options, self._kinds = node, options, kinds
         self._facts, self._find_pack = facts, find_pack
-        self._held: Seat | None = None
-        self._waiting: deque[Seat] = deque()
-        self._dying: list[RunningWorker] = []  # killed; what they held is not free yet
-        node.on("board-facts", lambda peer, body: self._tell_facts())
-        node.on("job-reserve", self._take)
+        self._state = State()
+        self._users: dict[bytes | str, Reservation] = {}
+        self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
+        node.on("board-facts", lambda peer, body: self._board_facts())
+        node.on("job-reserve", self._reserve)
         node.on("job-start", self._start)
-        node.on("job-release", self._close)
-        node.on_gone(self._gone)
+        node.on("job-release", self._release)
+        node.on_gone(lambda sender: self._gone(sender.route))
         node.peers.on_revoked(self._revoked)
         self._thermometer = Thermometer()
         node.peers.state = self.state
         node.after(REPORT_S, self._report)
 
-    # -- what is asked -------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
-    def _tell_facts(self) -> Body:
+    def _board_facts(self) -> Body:
         facts = self._facts()
         if facts is None:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
         return {"facts": dict(facts), "memory_bytes": self._memory_bytes()}
 
-    def _take(self, peer: str, body: Body) -> Pending:
-        seat = Seat(_asker(peer), Pending())
-        others = [*self._waiting, *([self._held] if self._held else [])]
-        if any(other.asker.route == seat.asker.route for other in others):
+    def _reserve(self, peer: str, body: Body) -> Pending:
+        sender = _sender(peer)
+        if sender.route in self._users:
             raise ProtocolError("a board taken twice over one connection")
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._state.queue) >= MAX_QUEUE:
             raise MeshError("too many sessions wait for this board", "try again later")
-        self._waiting.append(seat)
-        self._next()
-        return seat.taken
+        name, kind = kind_of(self._kinds, body)
+        if kind.background:
+            raise ProtocolError(f"a job of kind {name} runs in the background: start it")
+        reservation = Reservation(sender.route, sender, Pending(), name, kind.module)
+        self._users[sender.route] = reservation
+        self._apply(Reserve(sender.route))
+        return reservation.granted
 
     def _start(self, peer: str, body: Body) -> None:
-        seat, asker = self._held, _asker(peer)
-        if seat is None or seat.asker.route != asker.route:
+        sender = _sender(peer)
+        name, kind = kind_of(self._kinds, body)
+        if kind.background:
+            spec = kind.read_spec(body.get("spec"))
+            self._check(sender, spec)
+            return self._add_run(Reservation(spec.id, sender, Pending(), name, kind.module, spec))
+        reservation = self._holder
+        if reservation is None or reservation.user != sender.route:
             raise ProtocolError("a session on a board that it has not taken")
-        spec = spec_from_json(body.get("spec"))
-        self._check(asker, spec)
-        self._stop_worker(seat)
-        seat.spec = spec
-        seat.worker = worker = RunningWorker(
-            self._order(spec), lambda line: self._heard(seat, line)
-        )
-        self._node.add(worker.stdout.fileno(), lambda: self._read(seat, worker))
-        self._node.add(worker.pidfd, lambda: self._ended(seat, worker))
+        spec = kind.read_spec(body.get("spec"))
+        self._check(sender, spec)
+        self._stop_worker(reservation)
+        reservation.job, reservation.module, reservation.spec = name, kind.module, spec
+        self._start_worker(reservation)
+        self._apply(WorkerStarted(sender.route))
 
-    def _check(self, asker: Sender, spec: SessionSpec) -> None:
-        seats = {seat.key: rank for rank, seat in enumerate(spec.seats)}
-        if seats.get(str(asker)) != 0 or seats.get(self._node.identity.keys.public) != spec.rank:
+    def _add_run(self, reservation: Reservation) -> None:
+        if reservation.user in self._users:
+            raise MeshError("this run is on this board already", "release it first")
+        if len(self._state.runs) >= MAX_RUNS:
+            raise MeshError("too many runs wait for this board", "end one of them")
+        assert isinstance(reservation.user, str)
+        self._users[reservation.user] = reservation
+        self._apply(AddRun(reservation.user))
+
+    def _check(self, sender: Sender, spec: JobSpec) -> None:
+        ranks = {key: rank for rank, (key, _) in enumerate(spec.members)}
+        if ranks.get(str(sender)) != 0 or ranks.get(self._node.identity.keys.public) != spec.rank:
             raise ProtocolError("a session whose hub does not ask, or not for this board")
-        strangers = [seat.name for seat in spec.seats if not self._node.roster.is_allowed(seat.key)]
-        if strangers:
-            raise AccessError(f"{strangers[0]} is not let in here", "picoedge keys show")
-
-    def _order(self, spec: SessionSpec) -> Order:
-        host, memory = self._node.address.host, self._memory_bytes()
-        shelf, threads = self._options.shelf, self._options.threads
-        return Order(spec, self._find_pack(spec), shelf, host, Path(), memory, threads)
+        refused = [name for key, name in spec.members if not self._node.roster.is_allowed(key)]
+        if refused:
+            raise AccessError(f"{refused[0]} is not let in here", "picoedge keys show")
 
     def _memory_bytes(self) -> int:
-        """What is left for a session."""
-        return max(0, self._options.memory_bytes - rss_bytes() - GROWTH_BYTES)
+        """What a job may take."""
+        return max(0, self._options.memory_bytes - rss_bytes() - DAEMON_GROWTH_BYTES)
 
-    def _close(self, peer: str, body: Body) -> None:
-        self._gone(_asker(peer))
+    def _release(self, peer: str, body: Body) -> None:
+        sender, run = _sender(peer), body.get("run")
+        if run is None:
+            return self._gone(sender.route)
+        reservation = self._users.get(str(run))
+        if reservation is None or str(reservation.sender) != str(sender):
+            raise AccessError("this board runs no such job of the one who asks", "picoedge ps")
+        self._end_run(reservation)
 
-    def _tell_places(self) -> None:
-        """Tell who waits where it is in the queue, if that is news to it."""
-        held = self._held
-        before = self._node.name_of(str(held.asker)) if held else ""
-        for place, seat in enumerate(self._waiting, 1):
-            news: Body = {"place": place, "held_by": before}
-            if news != seat.told:
-                seat.told = news
-                self._node.push(seat.asker, "job-queued", news)
+    # -- who has the board ---------------------------------------------------------------------
 
-    # -- holding -------------------------------------------------------------------------------
+    @property
+    def _holder(self) -> Reservation | None:
+        """The reservation that has the board now, foreground or background."""
+        user = self._state.active if self._state.holder is None else self._state.holder
+        return None if user is None else self._users.get(user)
 
-    def _next(self) -> None:
-        """The board goes to who waits longest, where it is free."""
-        if self._held is None and self._waiting and not self._dying:
-            self._held = self._waiting.popleft()
-            self._held.taken.answer({"memory_bytes": self._memory_bytes()})
-        self._tell_places()
+    def _apply(self, event: Event) -> None:
+        self._state, actions = apply(self._state, event)
+        for action in actions:
+            match action:
+                case Grant(connection):
+                    self._users[connection].granted.answer({"memory_bytes": self._memory_bytes()})
+                case StartRun(run):
+                    self._start_run(self._users[run])
+                case Stop(user):
+                    self._stop_worker(self._users[user])
+                case Queued(connection, place, holder):
+                    name = self._name_of(holder)
+                    self._push(self._users[connection], "queued", place=place, held_by=name)
 
-    def _gone(self, asker: Sender) -> None:
-        self._waiting = deque(s for s in self._waiting if s.asker.route != asker.route)
-        if self._held is not None and self._held.asker.route == asker.route:
-            self._stop_worker(self._held)
-            self._held = None
-        self._next()
+    def _name_of(self, user: bytes | None) -> str:
+        known = None if user is None else self._users.get(user)
+        return self._node.name_of(str(known.sender)) if known else ""
+
+    def _gone(self, route: bytes) -> None:
+        """Free what a connection had reserved or queued for; runs go on without theirs."""
+        if route in self._users:
+            self._apply(Release(route))
+            del self._users[route]
+
+    def _end_run(self, reservation: Reservation) -> None:
+        assert isinstance(reservation.user, str)
+        self._apply(EndRun(reservation.user))
+        self._users.pop(reservation.user, None)
 
     def _revoked(self, key: str) -> None:
-        if self._held is not None:
-            self._node.push(self._held.asker, "job-revoked", {"key": key})
+        for reservation in self._users.values():
+            if reservation.user in (self._state.holder, self._state.active):
+                self._node.push(reservation.sender, "job-revoked", {"key": key})
 
-    def _stop_worker(self, seat: Seat) -> None:
-        """Kill it. One that is at its disk is gone when that answers: nobody waits for it here."""
-        worker, seat.worker = seat.worker, None
+    # -- workers -------------------------------------------------------------------------------
+
+    def _start_worker(self, reservation: Reservation) -> None:
+        assert reservation.spec is not None
+        config = WorkerConfig(
+            job=reservation.job,
+            spec=reservation.spec.to_json(),
+            pack=self._find_pack(reservation.spec.pack_id),
+            shelf=self._options.shelf,
+            host=self._node.address.host,
+            page=Path(),
+            memory_bytes=self._memory_bytes(),
+            threads=self._options.threads,
+        )
+        worker = WorkerProcess(
+            reservation.module, config, lambda line: self._on_line(reservation, line)
+        )
+        reservation.worker = worker
+        self._node.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
+        self._node.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
+
+    def _start_run(self, reservation: Reservation) -> None:
+        try:
+            self._start_worker(reservation)
+        except OSError as error:  # no memory for another process, say
+            self._push(reservation, "ended", message=f"its worker did not start: {error}")
+            self._node.soon(lambda: self._run_over(reservation))
+
+    def _run_over(self, reservation: Reservation) -> None:
+        self._apply(WorkerEnded(reservation.user))
+        if reservation.user not in self._state.runs:
+            self._users.pop(reservation.user, None)
+
+    def _stop_worker(self, reservation: Reservation) -> None:
+        """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
+        worker, reservation.worker = reservation.worker, None
         if worker is not None:
             self._node.remove(worker.stdout.fileno())
             self._node.remove(worker.pidfd)
             worker.kill()
-            self._dying.append(worker)
-            self._node.add(worker.pidfd, lambda: self._bury(worker))
+            self._ending.append(worker)
+            self._node.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
 
-    def _bury(self, worker: RunningWorker) -> None:
+    def _reap(self, user: bytes | str, worker: WorkerProcess) -> None:
         self._node.remove(worker.pidfd)
-        self._dying.remove(worker)
+        self._ending.remove(worker)
         worker.end()
-        self._next()
+        self._apply(WorkerEnded(user))
+        if isinstance(user, str) and user not in self._state.runs:
+            self._users.pop(user, None)
 
-    def _heard(self, seat: Seat, line: Mapping[str, Any]) -> None:
-        if "port" in line and seat.spec is not None:
-            listens = {"session": seat.spec.session, "port": line["port"]}
-            self._node.push(seat.asker, "job-listens", listens)
-        if isinstance(line.get("failed"), dict) and seat.spec is not None:
-            # told at once: as long as a disk does not answer, who reads from it cannot end
-            ended = {"session": seat.spec.session, **RunningWorker.why_failed(line["failed"])}
-            self._node.push(seat.asker, "job-ended", ended)
-
-    def _read(self, seat: Seat, worker: RunningWorker) -> None:
-        if seat.worker is worker and not worker.read():
+    def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
+        if reservation.worker is worker and not worker.read():
             self._node.remove(worker.stdout.fileno())
 
-    def _ended(self, seat: Seat, worker: RunningWorker) -> None:
-        """The worker is gone: tell why, before the hub wonders."""
-        if seat.worker is not worker or seat.spec is None:
-            return
-        ended = {"session": seat.spec.session, **worker.why_ended()}
-        self._stop_worker(seat)
-        self._node.push(seat.asker, "job-ended", ended)
+    def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
+        if "port" in line:
+            self._push(reservation, "listens", port=line["port"])
+        if isinstance(line.get("failed"), dict):
+            # At once: a process that reads from a disk which does not answer cannot end.
+            self._push(reservation, "ended", **WorkerProcess.why_failed(line["failed"]))
 
-    # -- what is told --------------------------------------------------------------------------
+    def _on_exit(self, reservation: Reservation, worker: WorkerProcess) -> None:
+        """The worker has ended by itself: say why before the hub sees a broken link."""
+        if reservation.worker is worker:
+            ended = worker.why_ended()
+            self._stop_worker(reservation)
+            self._push(reservation, "ended", **ended)
+
+    # -- reports -------------------------------------------------------------------------------
+
+    def _push(self, reservation: Reservation, what: str, **body: Any) -> None:
+        if reservation.spec is not None:
+            body = {"session": reservation.spec.id, **body}
+        self._node.push(reservation.sender, f"job-{what}", body)
 
     def _report(self) -> None:
         self._node.after(REPORT_S, self._report)
-        seat = self._held
-        if seat is not None and seat.worker is not None and seat.spec is not None:
-            report = {"session": seat.spec.session, **seat.worker.report()}
-            self._node.push(seat.asker, "job-report", report)
+        holder = self._holder
+        if holder is not None and holder.worker is not None:
+            self._push(holder, "report", **holder.worker.report())
 
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""
-        seat, heat = self._held, self._thermometer.read()
+        holder, heat = self._holder, self._thermometer.read()
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
             "rss_bytes": rss_bytes(),
-            "queue_length": len(self._waiting),
+            "queue_length": len(self._state.queue),
             "stalled_on": "",
             "temperature_c": heat.temperature_c,
             "throttled": heat.throttled,
         }
-        if seat is None:
-            return {**state, "does": "ending" if self._dying else "free"}
-        state["for"] = self._node.name_of(str(seat.asker))
-        if seat.worker is None or seat.spec is None:
-            own = str(seat.asker) == self._node.identity.keys.public
+        if holder is None:
+            return {**state, "does": "ending" if self._ending else "free"}
+        state["for"] = self._node.name_of(str(holder.sender))
+        if holder.worker is None or holder.spec is None:
+            own = str(holder.sender) == self._node.identity.keys.public
             return {**state, "does": "hub" if own else "taken"}
-        report, part = seat.worker.report(), seat.spec.part
+        report = holder.worker.report()
         state["rss_bytes"] += report["rss_bytes"]
         return {
             **state,
+            "stalled_on": report["stalled_on"],
             "does": report["stage"],
             "how": report["state"],
-            "stalled_on": "disk" if report["state"] == "disk" else "",
-            "model": seat.spec.pack_name,
-            "attention": [part.attention.start, part.attention.stop],
-            "ffn": [part.ffn.start, part.ffn.stop],
-            "vocabulary": [part.vocabulary.start, part.vocabulary.stop],
+            **holder.spec.describe(),
             "work": report["work"],
         }
 
     def close(self) -> None:
-        """End what runs."""
-        self._waiting.clear()
-        if self._held is not None:
-            self._stop_worker(self._held)
-            self._held = None
-        for worker in self._dying:
+        """End all workers."""
+        for reservation in self._users.values():
+            self._stop_worker(reservation)
+        self._users.clear()
+        self._state = State()
+        for worker in self._ending:
             worker.end()
 
 
-def _asker(peer: str) -> Sender:
+def _sender(peer: str) -> Sender:
     if not isinstance(peer, Sender):
         raise ProtocolError("a session is asked for over a connection of its own")
     return peer

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cluster.spec import SessionSpec
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, ModelError
 from picoedge.mesh.node.local_daemon import DaemonFile
@@ -57,10 +56,10 @@ class Daemon:
             raise AccessError("only this board's own sessions say what it offers")
         self._donor.add(Path(text_of(body, "folder", 4096)))
 
-    def _find_pack(self, spec: SessionSpec) -> Path | None:
+    def _find_pack(self, identity: str) -> Path | None:
         """Where the pack is, or the part of it that this board has."""
         try:
-            return self._donor.folder_of(spec.pack_id)
+            return self._donor.folder_of(identity)
         except ModelError:
             return None
 

@@ -1,4 +1,4 @@
-"""A worker process, as the daemon sees it: started, listened to, watched, ended."""
+"""A worker process as its daemon sees it: started, listened to, watched, ended."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import IO, Any
 
+from picoedge.host.process import storage_bytes_read
 from picoedge.host.worker_watch import rss_bytes_of, state_of
 from picoedge.jobs.progress_page import ProgressPage, new_page
-from picoedge.jobs.spec import Order
+from picoedge.jobs.spec import WorkerConfig
 
-LINE_BYTES = 64 << 10
-LEAVE_S = 2.0
+LINE_BYTES = 64 << 10  # of one message: the longest is a failure of 4,000 characters
+EXIT_S = 2.0  # for a killed process to be reaped; one that waits for its disk takes longer
+# A worker in the kernel's disk sleep that has read nothing for so long is stalled. A sound card
+# answers a read within tenths of a second; a worker that streams weights is in that sleep often.
+STALL_S = 2.0
 _SIGNALS: dict[int, str] = {
     signal.SIGKILL: "killed: by hand, or by the kernel for want of memory",
     signal.SIGTERM: "terminated",
@@ -27,22 +33,26 @@ _SIGNALS: dict[int, str] = {
 }
 
 
-class RunningWorker:
-    """Started by the constructor. `heard` is given each line it says.
+class WorkerProcess:
+    """`python -m module`, started by the constructor with `config` on its stdin.
 
-    `stdout` and `pidfd` are for a loop to wait on: call `read` where the first is readable, and
-    `ended` where the second is.
+    `on_line` receives each JSON object the worker prints. `stdout` and `pidfd` are for an event
+    loop: call `read` when the first is readable, and `why_ended` when the second is.
     """
 
-    def __init__(self, order: Order, heard: Callable[[Mapping[str, Any]], None]) -> None:
-        self._heard, self._text = heard, b""
+    def __init__(
+        self, module: str, config: WorkerConfig, on_line: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._on_line, self._text = on_line, b""
         self.failure: Mapping[str, Any] | None = None
+        self._progress: object = None
+        self._progressed_s = time.monotonic()
         with ExitStack() as stack:
             page = stack.enter_context(new_page())
             self._page = ProgressPage(page)
             stack.callback(self._page.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "picoedge.cluster.worker"],
+                [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
@@ -51,59 +61,68 @@ class RunningWorker:
             stack.callback(self._reap)
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
-            self._give(dataclasses.replace(order, page=page))
+            self._send(dataclasses.replace(config, page=page))
             os.set_blocking(self.stdout.fileno(), False)
-            self._left = stack.pop_all()
+            self._resources = stack.pop_all()
 
-    def _give(self, order: Order) -> None:
+    def _send(self, config: WorkerConfig) -> None:
         assert self._process.stdin is not None
         try:
             with self._process.stdin as stdin:
-                stdin.write(json.dumps(order.to_json()).encode() + b"\n")
+                stdin.write(json.dumps(config.to_json()).encode() + b"\n")
         except BrokenPipeError:
-            pass  # it has ended already: `ended` will say how
+            pass  # it has ended already: `why_ended` will say how
 
     @property
     def stdout(self) -> IO[bytes]:
-        """What it says."""
+        """The pipe that the worker prints to."""
         assert self._process.stdout is not None
         return self._process.stdout
 
     def read(self) -> bool:
-        """Take in what it said; False where it will say nothing more."""
-        more = self.stdout.read()
-        self._text += more or b""
+        """Read and pass on what was printed; False at the end of the pipe."""
+        data = self.stdout.read()
+        self._text += data or b""
         *lines, rest = self._text.split(b"\n")
         self._text = rest[:LINE_BYTES]
-        for values in map(_said, lines):
+        for values in map(_object_of, lines):
             failed = values.get("failed")
             if isinstance(failed, dict):
                 self.failure = failed
-            self._heard(values)
-        return more != b""
+            self._on_line(values)
+        return data != b""
 
     def report(self) -> dict[str, Any]:
-        """How it is, now."""
-        said, pid = self._page.read(), self._process.pid
+        """The worker's state, progress and memory now."""
+        progress, pid = self._page.read(), self._process.pid
+        state = state_of(pid)
         return {
-            "state": state_of(pid),
-            "stage": said.stage,
-            "tokens": said.tokens,
-            "passes": said.passes,
-            "done": said.done,
-            "total": said.total,
+            "state": state,
+            "stalled_on": self._stalled_on(state, progress, time.monotonic()),
+            "stage": progress.stage,
+            "tokens": progress.tokens,
+            "passes": progress.passes,
+            "done": progress.done,
+            "total": progress.total,
             "rss_bytes": rss_bytes_of(pid),
-            "work": dataclasses.asdict(said.work),
+            "work": dataclasses.asdict(progress.work),
         }
+
+    def _stalled_on(self, state: str, progress: object, now_s: float) -> str:
+        """ "disk" if the worker has been waiting for a read for STALL_S, else ""."""
+        progress = (progress, storage_bytes_read(Path(f"/proc/{self._process.pid}/io")))
+        if state != "disk" or progress != self._progress:
+            self._progress, self._progressed_s = progress, now_s
+        return "disk" if now_s - self._progressed_s >= STALL_S else ""
 
     @staticmethod
     def why_failed(failure: Mapping[str, Any]) -> dict[str, Any]:
-        """What it said itself of its failure."""
+        """The failure that the worker itself reported, as text fields of limited names."""
         words = {name: str(failure.get(name, "")) for name in ("message", "hint", "board")}
         return {**words, "failed": True}
 
     def why_ended(self) -> dict[str, Any]:
-        """What ended it, in words; `failed` where it said so itself. To be asked once it has."""
+        """Why the process ended, in words; `failed` if it reported a failure. Waits for its end."""
         self.read()
         code = self._process.wait()
         if self.failure is not None:
@@ -116,22 +135,22 @@ class RunningWorker:
         }
 
     def kill(self) -> None:
-        """It ends at once, or when the disk that it waits for answers: `pidfd` tells."""
+        """Kill it. A process in a disk read ends only when that returns: `pidfd` tells."""
         self._process.kill()
 
     def end(self) -> None:
-        """Kill it if it still runs, and let go of all it had. Idempotent."""
-        self._left.close()
+        """Kill it if it still runs, and release its pipes and page. Idempotent."""
+        self._resources.close()
 
     def _reap(self) -> None:
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # it is at its disk, and will end after us
-            self._process.wait(LEAVE_S)
+        with suppress(subprocess.TimeoutExpired):  # it is in a disk read, and will end after us
+            self._process.wait(EXIT_S)
         self.stdout.close()
 
 
-def _said(line: bytes) -> Mapping[str, Any]:
-    """A line of the worker's; nothing where some library has printed it."""
+def _object_of(line: bytes) -> Mapping[str, Any]:
+    """The JSON object of a line; empty if a library printed the line."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

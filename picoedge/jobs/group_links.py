@@ -18,7 +18,7 @@ from picoedge.mesh.group.star import Star
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
-    from picoedge.cluster.spec import SessionSpec
+    from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
@@ -29,7 +29,7 @@ NOTE_BYTES = 64 << 10
 WORKER_SILENCE_S = 600.0
 
 
-def make_links(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -> Links:
+def make_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
     bounds = _rows(spec, pack).socket_bounds()
     spin_s = 0.0 if is_rationed() else SPIN_S
@@ -43,20 +43,20 @@ def make_links(context: Context, keys: KeyPair, spec: SessionSpec, pack: Pack) -
         spin_s=spin_s,
         stall_s=WORKER_SILENCE_S,
     )
-    for rank, seat in enumerate(spec.seats):
+    for rank, seat in enumerate(spec.ranks):
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
             links.add(rank, seat.key, seat.name)
     return links
 
 
-def make_collective(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
+def make_collective(links: Links, spec: GroupSpec, pack: Pack) -> Collective:
     """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
     member = Exchange if spec.allreduce == "exchange" else Star
     config, rows = pack.config, pack.head_shard_rows
     columns = tuple(range(run.start * rows, run.stop * rows) for run in spec.head_shards())
     return member(
         links,
-        range(len(spec.seats)),
+        range(len(spec.ranks)),
         Stages(*spec.contributors(), config.num_hidden_layers, columns),
         _rows(spec, pack),
         codec_for(spec.wire, config.hidden_size, load_trim(spec.kernels or None)),
@@ -65,7 +65,7 @@ def make_collective(links: Links, spec: SessionSpec, pack: Pack) -> Collective:
     )
 
 
-def _rows(spec: SessionSpec, pack: Pack) -> Rows:
+def _rows(spec: GroupSpec, pack: Pack) -> Rows:
     from picoedge.model.transformer import LOGIT_ROWS
 
     columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0

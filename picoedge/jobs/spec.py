@@ -1,24 +1,40 @@
-"""What a daemon has a worker do."""
+"""What a daemon tells a worker process it starts, whatever the job."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from picoedge.cluster.spec import SessionSpec, spec_from_json
+# Message kinds by their name in version 1 of the protocol, when sessions were the only jobs.
+VERSION_1_KINDS = {
+    "job-reserve": "session-take",
+    "job-start": "session-start",
+    "job-release": "session-close",
+    "job-queued": "session-queued",
+    "job-listens": "session-listens",
+    "job-report": "session-report",
+    "job-ended": "session-ended",
+    "job-revoked": "session-revoked",
+}
+INFERENCE = "inference"  # also the job of a message that names none: one of version 1
 
 
 @dataclass(frozen=True)
-class Order:
-    """Where the slice is, what it may take, where to listen and to say how far it is.
+class WorkerConfig:
+    """A worker's job and its means on this board.
 
-    The hub's `spec` has been checked.
+    `spec` is what the hub sent, which the daemon has checked: plain values that only the worker of
+    that job understands. `pack` is the model's folder; None: pull it to `shelf`. The worker listens
+    on `host`, reports on the memory page at `page`, and may take `memory_bytes` and `threads`
+    (None: one per usable core).
     """
 
-    spec: SessionSpec
-    pack: Path | None  # where it is; None: it is to be put on the shelf
+    job: str
+    spec: Mapping[str, Any]
+    pack: Path | None
     shelf: Path
     host: str
     page: Path
@@ -26,26 +42,13 @@ class Order:
     threads: int | None
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Order:
-        """From plain values."""
-        return cls(
-            spec_from_json(values["spec"]),
-            Path(values["pack"]) if values["pack"] else None,
-            Path(values["shelf"]),
-            values["host"],
-            Path(values["page"]),
-            values["memory_bytes"],
-            values["threads"],
-        )
+    def from_json(cls, values: Mapping[str, Any]) -> WorkerConfig:
+        """The inverse of `to_json`; the daemon wrote it, so nothing is checked."""
+        folder = values["pack"]
+        paths = {"shelf": Path(values["shelf"]), "page": Path(values["page"])}
+        return cls(**{**values, **paths, "pack": None if folder is None else Path(folder)})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them."""
-        return {
-            "spec": self.spec.to_json(),
-            "pack": str(self.pack) if self.pack else None,
-            "shelf": str(self.shelf),
-            "host": self.host,
-            "page": str(self.page),
-            "memory_bytes": self.memory_bytes,
-            "threads": self.threads,
-        }
+        """Plain values."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -1,7 +1,7 @@
-"""The boards of a cluster as this board's daemon sees them now, read from its answer.
+"""The state of the cluster as this board's daemon reports it, typed: for `ps`, `top`, the page.
 
-What other boards say of themselves has passed through the daemon as they sent it: a field that is
-not as it should be is taken for one that was not sent.
+The daemon passes on what other boards reported of themselves unchecked. A malformed field counts
+as one that was not sent.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from picoedge.jobs.progress_page import Work
 if TYPE_CHECKING:
     from picoedge.mesh.transport.client import Client
 
-STATE_S = 2.0
-_MOST = 1 << 62  # of any count or figure
-_LONGEST = 200  # characters of a text
+STATE_S = 2.0  # the own daemon answers in milliseconds; this allows for a stalled card
+_MAX_COUNT = 1 << 62
+_MAX_TEXT = 200  # characters
 
 
 @dataclass(frozen=True)
 class BoardState:
-    """One board. None and "" are what is not known; runs of shards are [first, behind the last]."""
+    """One board. None and "" mean unknown."""
 
     name: str
     key: str
     condition: str  # "alive", "slow", "dead", "left"
     address: str
-    does: str = ""  # "free", "hub", "taken", or what its worker does
-    how: str = ""  # its worker's threads: "running", "disk", "stopped"
-    holder: str = ""  # the board whose session it serves
+    does: str = ""  # "free", "hub", "taken", or the stage of its worker
+    how: str = ""  # state of its worker's threads: "running", "disk", "stopped"
+    holder: str = ""  # the board whose job it runs
     model: str = ""
     attention: range | None = None
     ffn: range | None = None
@@ -41,11 +41,11 @@ class BoardState:
     budget_bytes: int | None = None
     temperature_c: float | None = None
     throttled: bool = False
-    waiting: int = 0  # sessions
+    waiting: int = 0  # jobs in its queue
     work: Work | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; spans of shards are [first, one past the last]."""
         values = asdict(self)
         for name in ("attention", "ffn", "vocabulary"):
             shards: range | None = values[name]
@@ -55,7 +55,7 @@ class BoardState:
 
 @dataclass(frozen=True)
 class MeshState:
-    """All boards of the cluster that this one knows of; this one first."""
+    """Every board of the cluster that this one knows of, this one first."""
 
     cluster: str
     boards: tuple[BoardState, ...]
@@ -66,12 +66,12 @@ class MeshState:
 
 
 def ask_mesh(daemon: Client) -> MeshState:
-    """The mesh now. Raises MeshError."""
+    """The state of the cluster now. Raises MeshError."""
     return read_mesh(daemon.ask("mesh-state", timeout_s=STATE_S))
 
 
 def read_mesh(body: Mapping[str, Any]) -> MeshState:
-    """The daemon's answer. Raises ProtocolError where it is none."""
+    """The daemon's answer, typed. Raises ProtocolError if it lists no boards."""
     fields = Fields(body, "the state of the mesh")
     boards = fields.objects("boards")
     if not boards:
@@ -81,39 +81,49 @@ def read_mesh(body: Mapping[str, Any]) -> MeshState:
     return MeshState(_text(fields, "cluster"), (first, *others))
 
 
-def _board(fields: Fields) -> BoardState:
-    report = or_else(Fields({}), fields.object, "report")
-    addresses = or_else([""], fields.array, "addresses") or [""]
+def _board(board: Fields) -> BoardState:
+    report, addresses = _inside(board, "report"), or_else([], board.array, "addresses")
+    spans = {
+        name: or_else(None, report.span, name, _MAX_COUNT)
+        for name in ("attention", "ffn", "vocabulary")
+    }
     return BoardState(
-        _text(fields, "name"),
-        _text(fields, "key"),
-        _text(fields, "condition"),
-        str(addresses[0]),
+        _text(board, "name"),
+        _text(board, "key"),
+        _text(board, "condition"),
+        str(addresses[0]) if addresses else "",
         does=_text(report, "does"),
         how=_text(report, "how"),
         holder=_text(report, "for"),
         model=_text(report, "model"),
-        attention=or_else(None, report.span, "attention", _MOST),
-        ffn=or_else(None, report.span, "ffn", _MOST),
-        vocabulary=or_else(None, report.span, "vocabulary", _MOST),
-        used_bytes=or_else(None, report.integer, "rss_bytes", 0, _MOST),
-        budget_bytes=or_else(None, report.integer, "memory_bytes", 0, _MOST),
-        temperature_c=or_else(None, report.number, "temperature_c", -_MOST, _MOST),
-        throttled=or_else(False, report.get, "throttled", bool),
-        waiting=or_else(0, report.integer, "queue_length", 0, _MOST),
+        **spans,
+        used_bytes=_count(report, "rss_bytes"),
+        budget_bytes=_count(report, "memory_bytes"),
+        temperature_c=or_else(None, report.number, "temperature_c", -_MAX_COUNT, _MAX_COUNT),
+        throttled=report.values.get("throttled") is True,
+        waiting=_count(report, "queue_length") or 0,
         work=read_work(report.values),
     )
 
 
-def _text(fields: Fields, name: str) -> str:
-    return or_else("", fields.get, name, str)[:_LONGEST]
-
-
 def read_work(report: Mapping[str, Any]) -> Work | None:
-    """What a worker has done, of its daemon's report; None where that does not say."""
-    try:
-        work = Fields(report).object("work")
-        seconds = (work.number(name, -_MOST, _MOST) for name in ("compute_s", "sync_s", "disk_s"))
-        return Work(work.integer("tokens", 0, _MOST), *seconds)
-    except ProtocolError:
-        return None
+    """What a worker has done, from its daemon's report; None if the report does not say."""
+    work = _inside(Fields(report), "work")
+    tokens = _count(work, "tokens")
+    seconds = [
+        or_else(None, work.number, name, -_MAX_COUNT, _MAX_COUNT)
+        for name in ("compute_s", "sync_s", "disk_s")
+    ]
+    return None if tokens is None or None in seconds else Work(tokens, *seconds)  # type: ignore[arg-type]
+
+
+def _inside(fields: Fields, name: str) -> Fields:
+    return or_else(Fields({}), fields.object, name)
+
+
+def _text(fields: Fields, name: str) -> str:
+    return or_else("", fields.get, name, str)[:_MAX_TEXT]
+
+
+def _count(fields: Fields, name: str) -> int | None:
+    return or_else(None, fields.integer, name, 0, _MAX_COUNT)

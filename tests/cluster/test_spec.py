@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import shelf_models
 
-from picoedge.cluster.spec import Seat, SessionSpec, spec_from_json
+from picoedge.cluster.spec import GroupSpec, RankSpec, spec_from_json
 from picoedge.cluster.worker import check_shards
 from picoedge.errors import ProtocolError
 from picoedge.store.pack.reader import Pack
@@ -21,14 +21,14 @@ from picoedge.store.shards import Slice
 KEYS = ["k" * 40, "l" * 40, "m" * 40]
 
 
-def spec_of(*heads: range) -> SessionSpec:
+def spec_of(*heads: range) -> GroupSpec:
     """A session over the tiny model, whose head is dealt so."""
     attention, ffn = [range(1), range(1, 2), range(2, 3)], [range(2), range(2, 2), range(2, 2)]
-    seats = tuple(
-        Seat(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, head=rank == 0))
+    ranks = tuple(
+        RankSpec(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, head=rank == 0))
         for rank, (key, head) in enumerate(zip(KEYS, heads, strict=True))
     )
-    return SessionSpec("ab" * 8, 7, "cd" * 32, "tiny", 1, seats, 64, 8)
+    return GroupSpec("ab" * 8, 7, "cd" * 32, "tiny", 1, ranks, 64, 8)
 
 
 ALL_AT_THE_HUB = spec_of(range(16), range(16, 16), range(16, 16))
@@ -36,7 +36,7 @@ DEALT = spec_of(range(5), range(5, 5), range(5, 16))
 
 
 @pytest.mark.parametrize("spec", [ALL_AT_THE_HUB, DEALT], ids=["at the hub", "dealt"])
-def test_a_spec_comes_back_from_json(spec: SessionSpec) -> None:
+def test_a_spec_comes_back_from_json(spec: GroupSpec) -> None:
     assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -93,7 +93,7 @@ def test_shards_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
     for heads in ((range(5), range(5, 5), range(5, 15)), (range(5), range(5, 9), range(9, 17))):
         with pytest.raises(ProtocolError, match="does not have"):
             check_shards(spec_of(*heads), tiny)
-    first, *others = DEALT.seats
+    first, *others = DEALT.ranks
     wide = dataclasses.replace(first, part=dataclasses.replace(first.part, ffn=range(3)))
     with pytest.raises(ProtocolError, match="does not have"):
-        check_shards(dataclasses.replace(DEALT, seats=(wide, *others)), tiny)
+        check_shards(dataclasses.replace(DEALT, ranks=(wide, *others)), tiny)

@@ -11,20 +11,15 @@ from typing import Any
 
 import pytest
 
-from picoedge.cluster.spec import Seat, SessionSpec
-from picoedge.daemon.worker_process import LINE_BYTES, RunningWorker
-from picoedge.jobs.spec import Order
-from picoedge.mesh.identity.keys import KeyPair
-from picoedge.store.shards import Slice
+from picoedge.daemon.worker_process import LINE_BYTES, WorkerProcess
+from picoedge.jobs.spec import WorkerConfig
 
-Start = Callable[[str], tuple[RunningWorker, list[Mapping[str, Any]]]]
+Start = Callable[[str], tuple[WorkerProcess, list[Mapping[str, Any]]]]
 ENOUGH_MS = 20_000
 
 
-def order() -> Order:
-    seats = tuple(Seat(KeyPair.new().public, f"b{i}", Slice(range(0), range(0))) for i in range(2))
-    spec = SessionSpec("ab" * 8, 1, "cd" * 32, "model", 1, seats, 128, 8)
-    return Order(spec, None, Path("shelf"), "127.0.0.1", Path(), 1 << 20, None)
+def config() -> WorkerConfig:
+    return WorkerConfig("test", {}, None, Path("shelf"), "127.0.0.1", Path(), 1 << 20, None)
 
 
 @pytest.fixture
@@ -32,19 +27,19 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a program of the shell's in place of a worker; what it says is collected."""
     with ExitStack() as stack:
 
-        def started(script: str) -> tuple[RunningWorker, list[Mapping[str, Any]]]:
+        def started(script: str) -> tuple[WorkerProcess, list[Mapping[str, Any]]]:
             program, heard = tmp_path / "worker", list[Mapping[str, Any]]()
             program.write_text(f"#!/bin/sh\nread order\n{script}\n")
             program.chmod(0o755)
             monkeypatch.setattr(sys, "executable", str(program))
-            worker = RunningWorker(order(), heard.append)
+            worker = WorkerProcess("worker", config(), heard.append)
             stack.callback(worker.end)
             return worker, heard
 
         yield started
 
 
-def listen(worker: RunningWorker) -> None:
+def listen(worker: WorkerProcess) -> None:
     """Until it has ended, as the daemon does."""
     poll, is_open = select.poll(), True
     poll.register(worker.stdout.fileno(), select.POLLIN)

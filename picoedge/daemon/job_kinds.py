@@ -1,0 +1,63 @@
+"""The kinds of jobs a daemon can start: the worker of each, and the check of its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from picoedge.cluster.spec import spec_from_json
+from picoedge.errors import ProtocolError
+from picoedge.jobs.spec import INFERENCE
+
+
+class JobSpec(Protocol):
+    """What the daemon itself reads of a job's specification."""
+
+    @property
+    def id(self) -> str:
+        """The group that runs the job."""
+
+    @property
+    def rank(self) -> int:
+        """This board's rank in the group."""
+
+    @property
+    def members(self) -> Sequence[tuple[str, str]]:
+        """Key and name of each board of the group, by rank; rank 0 is the hub."""
+
+    @property
+    def pack_id(self) -> str:
+        """The pack that the worker needs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the worker."""
+
+    def describe(self) -> dict[str, Any]:
+        """What this board does, for `picoedge ps`."""
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """A kind of job: `python -m module` runs its worker; `read_spec` checks what a hub sent.
+
+    A job in the foreground has the board for itself, as long as the hub's connection lasts. One in
+    the `background` belongs to a run: it lasts until it is released or ends by itself, and stops
+    while a job in the foreground has the board.
+    """
+
+    module: str
+    read_spec: Callable[[object], JobSpec]
+    background: bool = False
+
+
+JobKinds = Mapping[str, JobKind]
+JOB_KINDS: JobKinds = {INFERENCE: JobKind("picoedge.cluster.worker", spec_from_json)}
+
+
+def kind_of(kinds: JobKinds, body: Mapping[str, Any]) -> tuple[str, JobKind]:
+    """The kind of job a message is about, and its name. Raises ProtocolError."""
+    name = body.get("job", INFERENCE)
+    if not isinstance(name, str) or name not in kinds:
+        raise ProtocolError(f"a job of an unknown kind; this board knows {', '.join(kinds)}")
+    return name, kinds[name]

@@ -1,0 +1,143 @@
+"""A daemon's board service over real sockets, with jobs whose workers compute nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mesh_nodes import Running, found, fresh_context, running
+from tiny_worker import KINDS
+
+from picoedge.daemon.board import BoardOptions, BoardService
+from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.mesh.transport.client import Client
+
+SUPPORT = Path(__file__).parents[1] / "support"
+WITHIN_S = 10.0
+
+
+class Board:
+    """A node with a board service in a thread, and connections to it of two other boards."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.hub, self.guest, own = found(folder, "hub", "guest", "board")
+        self.folder, self.stack = folder, stack
+        self.running = Running(own)
+        options = BoardOptions(1 << 30, folder)
+        self.service = BoardService(
+            self.running.node, options, lambda: None, lambda identity: None, KINDS
+        )
+        stack.enter_context(running(self.running))
+        self.context = stack.enter_context(fresh_context())
+        stack.callback(lambda: self.running.do(self.service.close))
+
+    def connect(self, identity: Any) -> Client:
+        caller = self.running.client(self.context, identity.keys)
+        return self.stack.enter_context(closing(caller))
+
+    def spec(self, name: str, hub: Any = None) -> dict[str, Any]:
+        """A job `name` of this board (rank 1) and of its hub; it ends with the file `name`."""
+        members = [
+            [each.keys.public, each.name] for each in (hub or self.hub, self.running.identity)
+        ]
+        return {"id": name, "rank": 1, "members": members, "until": str(self.folder / name)}
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.running.do(self.service.state))
+
+    def wait(self, **values: Any) -> dict[str, Any]:
+        """The state, as soon as it has these values."""
+        deadline = time.monotonic() + WITHIN_S
+        while not values.items() <= (state := self.state()).items():
+            assert time.monotonic() < deadline, state
+            time.sleep(0.01)
+        return state
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=":")
+    with ExitStack() as stack:
+        yield Board(tmp_path, stack)
+
+
+def pushed(caller: Client, kind: str) -> dict[str, Any]:
+    """The first message of a kind that the daemon pushes."""
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        for name, body in caller.pushed():
+            if name == kind:
+                return body
+        time.sleep(0.01)
+    raise AssertionError(f"no {kind}")
+
+
+def test_a_job_of_the_foreground_from_its_reservation_to_its_end(board: Board) -> None:
+    hub = board.connect(board.hub)
+    assert hub.ask("job-reserve", {"job": "tiny"})["memory_bytes"] > 0
+    assert board.state()["does"] == "taken"
+    hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    assert pushed(hub, "job-listens") == {"session": "one", "port": 4711}
+    assert board.wait(does="computing")["model"] == "tiny one"
+    assert pushed(hub, "job-report")["session"] == "one"
+    (board.folder / "one").touch()
+    assert pushed(hub, "job-ended") == {
+        "session": "one", "message": "the session is over", "hint": "",
+    }  # fmt: skip
+    hub.ask("job-release")
+    board.wait(does="free")
+
+
+@pytest.mark.parametrize("job", ["unheard of", None, 7])
+def test_an_unknown_kind_of_job_is_refused(board: Board, job: Any) -> None:
+    hub = board.connect(board.hub)
+    with pytest.raises(BoardLostError, match="its connection ended"):
+        hub.ask("job-reserve", {"job": job})
+
+
+def test_a_background_job_needs_no_reservation_and_outlives_its_connection(board: Board) -> None:
+    hub = board.connect(board.hub)
+    hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    board.wait(does="computing", model="tiny run")
+    hub.close()
+    again = board.connect(board.hub)
+    assert board.wait(does="computing")["for"] == "hub"
+    again.ask("job-release", {"run": "run"})
+    board.wait(does="free")
+
+
+def test_a_background_job_stands_aside_while_the_board_is_reserved(board: Board) -> None:
+    hub, guest = board.connect(board.hub), board.connect(board.guest)
+    hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    board.wait(does="computing", model="tiny run")
+    guest.ask("job-reserve", {"job": "tiny"})
+    assert board.wait(does="taken")["for"] == "guest"
+    spec = board.spec("chat", board.guest)
+    guest.ask("job-start", {"job": "tiny", "spec": spec})
+    board.wait(does="computing", model="tiny chat")
+    guest.close()
+    board.wait(does="computing", model="tiny run")
+    (board.folder / "run").touch()
+    assert pushed(hub, "job-ended")["message"] == "the session is over"
+    board.wait(does="free")
+
+
+def test_a_run_is_released_by_its_hub_alone(board: Board) -> None:
+    hub, guest = board.connect(board.hub), board.connect(board.guest)
+    hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    with pytest.raises(AccessError, match="no such job"):
+        guest.ask("job-release", {"run": "run"})
+    with pytest.raises(MeshError, match="is on this board already"):
+        hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    guest.ask("job-release")  # of nothing
+    board.wait(does="computing", model="tiny run")
+
+
+def test_a_run_is_no_way_round_the_check_of_a_group(board: Board) -> None:
+    guest = board.connect(board.guest)
+    with pytest.raises(BoardLostError, match="its connection ended"):
+        guest.ask("job-start", {"job": "tiny training", "spec": board.spec("run", board.hub)})

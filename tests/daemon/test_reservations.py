@@ -1,0 +1,179 @@
+"""The queue of a board's users, without a daemon: the foreground one by one, runs in between."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picoedge.daemon.reservations import (
+    Action,
+    AddRun,
+    EndRun,
+    Event,
+    Grant,
+    Queued,
+    Release,
+    Reserve,
+    StartRun,
+    State,
+    Stop,
+    WorkerEnded,
+    WorkerStarted,
+    apply,
+)
+
+A, B, C = b"a", b"b", b"c"
+
+
+def after(*events: Event) -> tuple[State, list[Action]]:
+    """The state after all events, and the actions of the last."""
+    state, actions = State(), list[Action]()
+    for event in events:
+        state, actions = apply(state, event)
+    return state, actions
+
+
+# -- the foreground ------------------------------------------------------------------------------
+
+
+def test_a_free_board_is_granted_at_once() -> None:
+    state, actions = after(Reserve(A))
+    assert actions == [Grant(A)]
+    assert (state.holder, state.queue) == (A, ())
+
+
+def test_others_queue_in_order_and_learn_their_place() -> None:
+    assert after(Reserve(A), Reserve(B))[1] == [Queued(B, 1, A)]
+    assert after(Reserve(A), Reserve(B), Reserve(C))[1] == [Queued(C, 2, A)]
+    assert after(Reserve(A), Reserve(B), Reserve(C), Release(A))[1] == [Grant(B), Queued(C, 1, B)]
+    assert after(Reserve(A), Reserve(B), Reserve(C), Release(B))[1] == [Queued(C, 1, A)]
+
+
+def test_a_board_is_granted_when_the_last_worker_of_the_holder_has_ended() -> None:
+    two = (Reserve(A), WorkerStarted(A), WorkerStarted(A), Reserve(B))
+    assert after(*two, Release(A))[1] == [Stop(A)]
+    assert after(*two, Release(A), WorkerEnded(A))[1] == []
+    assert after(*two, Release(A), WorkerEnded(A), WorkerEnded(A))[1] == [Grant(B)]
+
+
+def test_a_holder_whose_worker_ended_keeps_the_board() -> None:
+    state, actions = after(Reserve(A), WorkerStarted(A), Reserve(B), WorkerEnded(A))
+    assert (state.holder, actions) == (A, [])
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_has_a_board_that_nobody_wants() -> None:
+    assert after(AddRun("r"))[1] == [StartRun("r")]
+    assert after(Reserve(A), AddRun("r"))[1] == []
+    assert after(Reserve(A), AddRun("r"), Release(A))[1] == [StartRun("r")]
+
+
+def test_a_run_is_pushed_aside_and_resumed() -> None:
+    aside = (AddRun("r"), Reserve(A))
+    assert after(*aside)[1] == [Stop("r")]
+    assert after(*aside, WorkerEnded("r"))[1] == [Grant(A)]
+    assert after(*aside, WorkerEnded("r"), Release(A))[1] == [StartRun("r")]
+
+
+def test_the_foreground_goes_first_however_long_a_run_has_waited() -> None:
+    assert after(Reserve(A), AddRun("r"), Reserve(B), Release(A))[1] == [Grant(B)]
+
+
+def test_a_run_that_ends_by_itself_is_over() -> None:
+    state, actions = after(AddRun("r"), AddRun("s"), WorkerEnded("r"))
+    assert state.runs == ("s",)
+    assert actions == [StartRun("s")]
+
+
+def test_a_run_that_is_called_off_ends_wherever_it_is() -> None:
+    assert after(AddRun("r"), EndRun("r"))[1] == [Stop("r")]
+    assert after(AddRun("r"), EndRun("r"), WorkerEnded("r")) == (State(), [])
+    assert after(Reserve(A), AddRun("r"), EndRun("r"), Release(A)) == (State(), [])
+    assert after(AddRun("r"), Reserve(A), EndRun("r"), WorkerEnded("r"))[1] == [Grant(A)]
+
+
+# -- whatever happens ----------------------------------------------------------------------------
+
+
+class Board:
+    """A daemon's shell in miniature: it does what it is told, and lets processes end later."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.known: set[bytes] = set()  # connections that wait for the board, or have it
+        self.alive: list[bytes | str] = []  # users of processes that have not been stopped
+        self.dying: list[bytes | str] = []
+
+    def happen(self, event: Event) -> None:
+        self.state, actions = apply(self.state, event)
+        for action in actions:
+            self.do(action)
+        self.check()
+
+    def do(self, action: Action) -> None:
+        match action:
+            case Grant(connection):
+                assert self.alive == self.dying == []
+                assert self.state.holder == connection
+            case StartRun(run):
+                assert self.alive == self.dying == []
+                self.alive.append(run)
+            case Stop(user):
+                self.dying += [each for each in self.alive if each == user]
+                self.alive = [each for each in self.alive if each != user]
+            case Queued(connection, place, holder):
+                assert self.state.queue[place - 1] == connection
+                assert self.state.holder == holder
+
+    def check(self) -> None:
+        state = self.state
+        users = [user for user in (state.holder, state.active) if user is not None]
+        assert len(users) <= 1
+        assert set(self.alive) <= set(users)
+        assert sorted(map(str, state.workers)) == sorted(map(str, self.alive + self.dying))
+        assert {*state.queue, *users} - set(state.runs) == self.known
+        if state.queue:
+            assert state.active is None
+        if state.queue or state.runs:
+            assert users or state.workers  # it never stands idle
+
+    def step(self, kind: int, number: int) -> None:
+        """One thing that can happen now; nothing where it cannot."""
+        connection, run = bytes([number]), f"run {number}"
+        match kind:
+            case 0 if connection not in self.known:
+                self.known.add(connection)
+                self.happen(Reserve(connection))
+            case 1 if connection in self.known:
+                self.known.remove(connection)
+                self.happen(Release(connection))
+            case 2:
+                self.happen(AddRun(run))
+            case 3:
+                self.happen(EndRun(run))
+            case 4 if self.state.holder is not None:
+                self.alive.append(self.state.holder)
+                self.happen(WorkerStarted(self.state.holder))
+            case 5 if self.dying:
+                self.happen(WorkerEnded(self.dying.pop(number % len(self.dying))))
+            case 6 if self.alive:
+                self.happen(WorkerEnded(self.alive.pop(number % len(self.alive))))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=60))
+def test_jobs_never_share_a_board_and_it_never_stands_idle(
+    steps: list[tuple[int, int]],
+) -> None:
+    board = Board()
+    for kind, number in steps:
+        board.step(kind, number)
+    for connection in list(board.known):  # everybody leaves, every process ends
+        board.known.remove(connection)
+        board.happen(Release(connection))
+    for run in board.state.runs:
+        board.happen(EndRun(run))
+    while board.dying:
+        board.happen(WorkerEnded(board.dying.pop()))
+    assert board.state == State()

@@ -1,0 +1,63 @@
+"""A worker that computes nothing, for daemons under test: `python -m tiny_worker`.
+
+It says that it listens on port 4711, and ends when the file named in its specification exists.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from picoedge.daemon.job_kinds import JOB_KINDS, JobKind
+from picoedge.errors import ProtocolError
+from picoedge.jobs.progress_page import ProgressPage
+from picoedge.jobs.spec import WorkerConfig
+
+LOOK_S = 0.01
+
+
+@dataclass(frozen=True)
+class TinySpec:
+    """The specification of a job for this worker."""
+
+    id: str
+    rank: int
+    members: list[list[str]]
+    until: str
+    pack_id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": f"tiny {self.id}"}
+
+
+def read_spec(values: object) -> TinySpec:
+    if not isinstance(values, dict) or values.keys() > {field.name for field in fields(TinySpec)}:
+        raise ProtocolError("not a specification of the tiny worker")
+    return TinySpec(**values)
+
+
+KINDS = {
+    **JOB_KINDS,
+    "tiny": JobKind("tiny_worker", read_spec),
+    "tiny training": JobKind("tiny_worker", read_spec, background=True),
+}
+
+
+def main() -> None:
+    config = WorkerConfig.from_json(json.loads(sys.stdin.readline()))
+    ProgressPage(config.page).write("computing", 1, 1)
+    print(json.dumps({"port": 4711}), flush=True)
+    until = Path(read_spec(config.spec).until)
+    while not until.exists():
+        time.sleep(LOOK_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,13 +11,12 @@ import click
 from picoedge.cli import models, options, reports
 from picoedge.cli.output import note, one_line
 from picoedge.errors import ContextError, UsageError
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.cluster.open import Joint
     from picoedge.engine.benchmark import BenchRow
     from picoedge.engine.loader import LoadedModel
-
-MB = 1 << 20
 
 
 @click.command()

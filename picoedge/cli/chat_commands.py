@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.cli.failures import storage_error
 from picoedge.cli.output import one_line
 from picoedge.errors import UsageError
+from picoedge.files import replace_file
 from picoedge.model.sampling_options import SamplingOptions
 from picoedge.suggest import did_you_mean
 
@@ -137,12 +137,9 @@ def save(chat: Conversation, rest: str) -> None:
     """`/save FILE`: whole or not at all."""
     path = _path(rest, "/save FILE")
     value = {"model": chat.session.name, "system": chat.settings.system, "messages": chat.messages}
-    beside = path.with_name(path.name + ".part")
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(beside, path)
+        replace_file(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise storage_error(error) from error
     chat.say(f"saved to {path}")
 

@@ -12,12 +12,11 @@ import click
 
 from picoedge.cli import models, options, output, prompts, reports
 from picoedge.errors import PicoedgeError
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session, Stats
-
-MB = 1 << 20
 
 
 @click.command()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from picoedge.cli import reports
 from picoedge.errors import PicoedgeError
+from picoedge.progress import Progress
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Session, Stats
 
-Progress = Callable[[str, int, int], None]
 
 _REDRAW_S = 0.1
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
@@ -79,7 +79,7 @@ class ProgressLine:
         self._drawn_at, self._what = 0.0, ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Told by whoever works (`engine.fetching.Progress`); total 0: not known."""
+        """Told by whoever works (`picoedge.progress.Progress`); total 0: not known."""
         now = self._clock()
         if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
             return

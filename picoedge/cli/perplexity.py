@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options, prompts
-from picoedge.cli.output import Progress, showing_progress
+from picoedge.cli.output import showing_progress
 from picoedge.errors import ContextError, UsageError
+from picoedge.progress import Progress
 
 if TYPE_CHECKING:
     from picoedge.text.tokenizer.base import Tokenizer

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from picoedge.units import format_size
+from picoedge.units import MB, format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.adapt import Adapter
     from picoedge.engine.session import Stats
     from picoedge.errors import PicoedgeError
     from picoedge.planner.memory import MemoryPlan
-
-MB = 1 << 20
 
 
 def window(

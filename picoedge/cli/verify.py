@@ -14,14 +14,14 @@ from picoedge.cli.tables import print_json
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str | None, as_json: bool) -> None:
     """Check every byte of a pack against its hashes; names the first file that differs."""
-    from picoedge.registry.fetch_settings import stage
+    from picoedge.progress import one_stage
     from picoedge.registry.shelf import Shelf
     from picoedge.store.pack.reader import Pack
     from picoedge.units import format_size
 
     pack = Pack.open(Shelf.from_environment().find(model))
     with showing_progress() as progress:
-        pack.verify(stage(progress, f"verifying {pack.name}"))
+        pack.verify(one_stage(progress, f"verifying {pack.name}"))
     if as_json:
         print_json({"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes})
         return

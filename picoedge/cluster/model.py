@@ -24,15 +24,14 @@ from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.collective import SyncUsage
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.engine.session import KernelsInfo
     from picoedge.jobs.boards import BoardDirectory
+    from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
-    Progress = Callable[[str, int, int], None]
-
-MB = 1 << 20
 LOSSES = 2  # of one board, after which a session goes on without it
 _MOST_LOSSES = 16
 

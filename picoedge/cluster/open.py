@@ -15,14 +15,11 @@ from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from picoedge.engine.adapt import Adapter
     from picoedge.engine.options import OpenOptions
     from picoedge.planner.memory import MemoryPlan
+    from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
-
-    Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

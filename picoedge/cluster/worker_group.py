@@ -28,9 +28,8 @@ from picoedge.planner.cost_model import Prediction
 if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
     from picoedge.mesh.group.collective import Collective
+    from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
-
-    Progress = Callable[[str, int, int], None]
 
 SILENT_S = 20.0  # a worker that starts says something before
 CONNECT_S = 20.0

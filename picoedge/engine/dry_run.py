@@ -20,12 +20,11 @@ from picoedge.engine.open import read_pack
 from picoedge.engine.options import OpenOptions
 from picoedge.planner.memory import MemoryPlan
 from picoedge.store.window.plan import Rates, span_bytes
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.kernels.api import Kernels
     from picoedge.store.units import Unit
-
-MB = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING
 from picoedge.engine.options import OpenOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from picoedge.engine.adapt import Adapter
     from picoedge.engine.fit import MemoryFit
     from picoedge.kernels.api import Kernels
     from picoedge.model.lanes import Reduce
     from picoedge.model.transformer import BroadcastInput, GatherLogits, Transformer
     from picoedge.planner.memory import MemoryPlan
+    from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import Slice
     from picoedge.store.window.weights import Holding
-
-    Progress = Callable[[str, int, int], None]
 
 
 def check_options(options: OpenOptions) -> None:

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from picoedge.cluster.open import Joint
     from picoedge.engine.prompt import Prompt, Prompter
     from picoedge.engine.session import Session
+    from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
-
-    Progress = Callable[[str, int, int], None]
 
 
 def resolve(name: str | None, progress: Progress | None = None) -> Path:

@@ -8,11 +8,12 @@ Whatever else is found in the file is as if it were not there: the cost is a new
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from picoedge.files import replace_file
 
 Figures = dict[str, float]
 Kinds = dict[str, dict[str, Figures]]
@@ -43,7 +44,7 @@ def remember(cache: Path, kind: str, key: str, figures: Mapping[str, float], now
             del entries[name]
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        _write(cache / _NAME, json.dumps(kinds, indent=1) + "\n")
+        replace_file(cache / _NAME, json.dumps(kinds, indent=1).encode() + b"\n")
 
 
 def _load(file: Path, now: float) -> Kinds:
@@ -75,17 +76,3 @@ def _is_sound(entry: Any) -> bool:
             for value in entry.values()
         )
     )
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, whoever else writes. Raises OSError."""
-    import tempfile
-
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as opened:
-            opened.write(text)
-        os.replace(name, file)
-    except OSError:
-        os.unlink(name)
-        raise

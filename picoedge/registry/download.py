@@ -13,15 +13,9 @@ import shutil
 from pathlib import Path
 
 from picoedge.errors import DownloadError
+from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import Entry, Piece, Source
-from picoedge.registry.fetch_settings import (
-    CHUNK_BYTES,
-    Fetching,
-    Progress,
-    as_storage_error,
-    no_progress,
-    require_space,
-)
+from picoedge.registry.fetch_settings import CHUNK_BYTES, Fetching, as_storage_error, require_space
 from picoedge.registry.http import HttpFetch
 from picoedge.registry.wheel import fetch_wheel
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import shutil
 import sys
 import time
@@ -13,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import StorageError, storage_errors
+from picoedge.files import take_lock
 from picoedge.units import format_size
 
 CHUNK_BYTES = 1 << 20
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much (0: not known)."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +26,6 @@ class Fetching:
     tries: int = 5
     pause: Callable[[float], None] = time.sleep
     pip: tuple[str, ...] = (sys.executable, "-m", "pip")
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """For callers that show nothing."""
-
-
-def stage(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    """`progress` for one stage of the work, where there is anybody to tell."""
-    return None if progress is None else functools.partial(progress, what)
 
 
 def require_space(folder: Path, n_bytes: int) -> None:
@@ -69,9 +56,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file.fileno()):
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            take_lock(file.fileno(), None)
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.errors import ModelError
-from picoedge.registry.fetch_settings import Progress, stage
+from picoedge.progress import Progress, one_stage
 from picoedge.store.pack.packer import pack
 from picoedge.store.sources.source import Source, open_source
 from picoedge.text.export import export
@@ -20,7 +20,7 @@ def pack_model(
     Raises ModelError, UnsupportedError, TextError, StorageError, UsageError.
     """
     source = open_source(path)
-    told = stage(progress, f"packing {source.name}")
+    told = one_stage(progress, f"packing {source.name}")
     pack(source, out, bits=bits, write_text=write_text, progress=told)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import ModelError, UsageError
+from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import (
     Entry,
     catalogue_folders,
@@ -28,13 +29,7 @@ from picoedge.registry.catalogue import (
     is_model_name,
     load_catalogue,
 )
-from picoedge.registry.fetch_settings import (
-    Fetching,
-    Progress,
-    as_storage_error,
-    locked,
-    no_progress,
-)
+from picoedge.registry.fetch_settings import Fetching, as_storage_error, locked
 from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
 from picoedge.store.pack.inventory import is_partial
 

@@ -13,6 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from picoedge.errors import ModelError, StorageError
+from picoedge.files import sync
 from picoedge.kernels.arrays import U8
 from picoedge.units import format_size
 
@@ -158,12 +159,3 @@ def sync_tree(folder: Path) -> None:
     """Make a folder and the files in it survive a power cut."""
     for path in (*folder.iterdir(), folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

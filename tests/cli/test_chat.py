@@ -233,7 +233,7 @@ def test_set_changes_sampling_and_the_length_of_answers() -> None:
         ("/set", "nothing to set by the name ''"),
         ("/save", "no file was named"),
         ("/load /nonexistent/file", "no such file or directory: /nonexistent/file"),
-        ("/save /nonexistent/file", "no such file or directory: /nonexistent/file.part"),
+        ("/save /nonexistent/file", "no such file or directory: /nonexistent/file"),
     ],
 )
 def test_commands_that_are_wrong_say_so_and_the_chat_goes_on(line: str, error: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import shutil
@@ -11,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.store.files import disk_full, free_bytes, sync, sync_tree, writing
+from picoedge.files import sync, take_lock
+from picoedge.store.files import disk_full, free_bytes, sync_tree, writing
 from picoedge.store.shards import MANIFEST
 
 _LOCK = ".lock"
@@ -60,7 +60,7 @@ def _locked(partial: Path) -> Iterator[None]:
     """Hold a lock that tells `_sweep` of another process that this folder is being written."""
     lock = partial / _LOCK
     with lock.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take_lock(file.fileno(), None)
         yield
 
 
@@ -85,7 +85,8 @@ def _remove_dead(partial: Path) -> bool:
     """Remove a folder whose writer is gone; False where the writer may be at work."""
     try:
         with (partial / _LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not take_lock(file.fileno()):
+                return False
             shutil.rmtree(partial, ignore_errors=True)
     except FileNotFoundError:
         return True  # not ours, or not begun

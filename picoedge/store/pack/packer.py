@@ -41,7 +41,7 @@ _COLUMN_CUT = ("o", "down")
 _EMBED_ROWS = 1024
 
 WriteText = Callable[[Source, Path], None]
-Progress = Callable[[int, int], None]
+OnWritten = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
 
 
@@ -51,7 +51,7 @@ def pack(
     *,
     bits: int | None = None,
     write_text: WriteText | None = None,
-    progress: Progress | None = None,
+    progress: OnWritten | None = None,
 ) -> None:
     """Write `source` as the pack folder `out`, atomically.
 
@@ -88,7 +88,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 class _Packer:
     """One run of `pack`: the layout, decided before the first byte is written, and the copying."""
 
-    def __init__(self, source: Source, bits: int, progress: Progress | None) -> None:
+    def __init__(self, source: Source, bits: int, progress: OnWritten | None) -> None:
         self.source, self.bits, self._progress = source, bits, progress
         self.config: ModelConfig = source.config
         self.geometry = Geometry.plan(self.config)

@@ -7,8 +7,6 @@ by a pulled plug, is written again, and nothing else is.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from picoedge.errors import ModelError, StorageError
-from picoedge.store.files import disk_full, free_bytes, sync, write_all, writing
+from picoedge.files import sync, take_lock
+from picoedge.store.files import disk_full, free_bytes, write_all, writing
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.inventory import (
     HELD,
@@ -127,21 +126,14 @@ class PartialPack:
             self._record = os.open(self.folder / HELD, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             with writing(self.folder):
-                self._lock()
+                if not take_lock(self._record):
+                    raise StorageError(
+                        f"another process is filling {self.folder}", "wait until it has ended"
+                    )
                 self._read_record()
         except BaseException:
             os.close(self._record)
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise StorageError(
-                f"another process is filling {self.folder}", "wait until it has ended"
-            ) from error
 
     def _read_record(self) -> None:
         identity = self.pack.identity

@@ -17,7 +17,7 @@ from picoedge.store.window.io import READERS, Files, read_unit
 from picoedge.store.window.window import no_answer
 
 Check = Callable[[Unit, U8], None]
-Progress = Callable[[int], None]
+OnBytes = Callable[[int], None]
 """bytes that have just been read"""
 
 
@@ -25,7 +25,7 @@ def read_units(
     folder: Path,
     units: Iterable[Unit],
     check: Check | None,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
     *,
     patience_s: float = PATIENCE_S,
 ) -> dict[Unit, U8]:
@@ -52,7 +52,7 @@ class _Load:
     """What the threads of one load share."""
 
     def __init__(
-        self, files: Files, units: Iterable[Unit], check: Check | None, progress: Progress | None
+        self, files: Files, units: Iterable[Unit], check: Check | None, progress: OnBytes | None
     ) -> None:
         self.files, self.arrays = files, dict[Unit, U8]()
         units = list(units)

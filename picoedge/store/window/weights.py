@@ -23,7 +23,7 @@ from picoedge.store.window.io import (
     check_shards,
 )
 from picoedge.store.window.plan import WindowPlan
-from picoedge.store.window.resident import Progress, read_units
+from picoedge.store.window.resident import OnBytes, read_units
 from picoedge.store.window.window import Usage, Window
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Windowed:
         io: str,
         read_ahead: int = 0,
         verify: bool = False,
-        progress: Progress | None = None,
+        progress: OnBytes | None = None,
     ) -> None:
         """Reads the resident units; `progress` is told of each.
 

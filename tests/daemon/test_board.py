@@ -12,8 +12,11 @@ import pytest
 from mesh_nodes import Running, found, fresh_context, running
 from tiny_worker import KINDS
 
+from picoedge.daemon import worker_process
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.mesh.node.gossip import Beat
+from picoedge.mesh.node.membership import Condition, Heard, Membership, apply
 from picoedge.mesh.transport.client import Client
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -36,8 +39,8 @@ class Board:
         stack.callback(lambda: self.running.do(self.service.close))
 
     def connect(self, identity: Any) -> Client:
-        caller = self.running.client(self.context, identity.keys)
-        return self.stack.enter_context(closing(caller))
+        client = self.running.client(self.context, identity.keys)
+        return self.stack.enter_context(closing(client))
 
     def spec(self, name: str, hub: Any = None) -> dict[str, Any]:
         """A job `name` of this board (rank 1) and of its hub; it ends with the file `name`."""
@@ -65,11 +68,11 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
         yield Board(tmp_path, stack)
 
 
-def pushed(caller: Client, kind: str) -> dict[str, Any]:
+def pushed(client: Client, kind: str) -> dict[str, Any]:
     """The first message of a kind that the daemon pushes."""
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline:
-        for name, body in caller.pushed():
+        for name, body in client.notifications():
             if name == kind:
                 return body
         time.sleep(0.01)
@@ -141,3 +144,41 @@ def test_a_run_is_no_way_round_the_check_of_a_group(board: Board) -> None:
     guest = board.connect(board.guest)
     with pytest.raises(BoardLostError, match="its connection ended"):
         guest.ask("job-start", {"job": "tiny training", "spec": board.spec("run", board.hub)})
+
+
+# -- its heartbeats, as the other boards read them -----------------------------------------------
+
+
+def condition(board: Board) -> Condition:
+    """What the others take the board for, from its own state."""
+    state = board.state()
+    beat = Beat(incarnation=1, sequence=1, digest="", state=state)
+    heard = Heard("board", 1, 1, state, beat.stalled_on)
+    return apply(Membership(), heard, 0.0)[0].members["board"].condition
+
+
+def test_a_board_with_a_queue_is_not_slow(board: Board) -> None:
+    hub, guest = board.connect(board.hub), board.connect(board.guest)
+    hub.ask("job-reserve", {"job": "tiny"})
+    with pytest.raises(BoardLostError, match="is silent"):
+        guest.ask("job-reserve", {"job": "tiny"}, timeout_s=0.2)
+    assert board.wait(queue_length=1)["does"] == "taken"
+    assert condition(board) is Condition.ALIVE
+
+
+def test_a_board_whose_worker_waits_for_its_disk_is_slow(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = board.connect(board.hub)
+    hub.ask("job-reserve", {"job": "tiny"})
+    hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    board.wait(does="computing", how="running")
+    assert condition(board) is Condition.ALIVE
+    monkeypatch.setattr(worker_process, "state_of", lambda pid: "disk")
+    board.wait(how="disk", stalled_on="")  # a read of a moment is no stall
+    assert condition(board) is Condition.ALIVE
+    board.wait(stalled_on="disk")
+    assert condition(board) is Condition.SLOW
+    monkeypatch.undo()
+    board.wait(stalled_on="")
+    assert condition(board) is Condition.ALIVE

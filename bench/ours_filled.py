@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.engine.loader import open_model
-from picoedge.engine.open import open_answer
+from picoedge.engine.open import LoadedModel, load_model, open_pack, open_session
 from picoedge.engine.options import OpenOptions
-from picoedge.engine.prompt import Prompt
+from picoedge.engine.session import Prompt
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
@@ -59,13 +58,14 @@ def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:
     """(model, plan): a whole board with its tokenizer, or a slice with all of the head, no text."""
     if part is None:
-        session, _ = open_answer(pack, options, lambda _: Prompt([TOKEN]), with_template=False)
-        assert isinstance(session.model, Transformer)
-        return session.model, session.plan
+        prompt = Prompt([TOKEN])
+        session = open_session(open_pack(pack, options, template=False), load_model, prompt)
+        assert isinstance(session.model, LoadedModel)
+        return session.model, session.model.memory_plan
     held = Pack.open(pack)
     part = dataclasses.replace(part, vocabulary=held.all_shards.vocabulary)
-    board = open_model(held, options, part)
-    return board.model, board.plan
+    model = load_model(held, options, part=part)
+    return model, model.memory_plan
 
 
 def main() -> None:

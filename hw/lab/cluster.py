@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_pack(model: str | None) -> Path:
-    from picoedge.engine.open import resolve
+    from picoedge.registry.shelf import resolve_model
 
-    return resolve(model)
+    return resolve_model(model)
 
 
 def _run(board: Board, command: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,9 +15,8 @@ from picoedge.errors import ContextError, UsageError
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.cluster.open import Joint
     from picoedge.engine.benchmark import BenchRow
-    from picoedge.engine.loader import LoadedModel
+    from picoedge.engine.session import LanguageModel
 
 
 @click.command()
@@ -63,21 +63,24 @@ def command(**values: Any) -> None:
 
     Mean and standard deviation over the repetitions, in tokens a second.
     """
+    from picoedge.cluster.open import load_anywhere
     from picoedge.host.process import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
         raise UsageError("nothing to measure", "give -p or -n")
-    opened = models.open_anywhere(values, max(n_prompt, n_tokens))
-    pack, model = opened.pack, opened.model
-    with closing(model):
+    opened = models.open_pack(values, text=False)
+    opened.suggest_context(max(n_prompt, n_tokens))
+    pack = opened.pack
+    with closing(models.load(values, opened, load_anywhere)) as model:
         if max(n_prompt, n_tokens) > model.n_ctx:
             raise ContextError(
                 f"{max(n_prompt, n_tokens)} tokens, a context of {model.n_ctx}",
                 "take a larger --ctx-size, or fewer tokens",
             )
         began = time.perf_counter()
-        rows = _measure(opened, n_prompt, 0, values) + _measure(opened, 0, n_tokens, values)
+        measure = partial(_measure, model, pack.config.vocab_size, values)
+        rows = measure(n_prompt, 0) + measure(0, n_tokens)
         about = {
             "model": pack.name,
             "size_mb": round(pack.nbytes / MB, 1),
@@ -87,25 +90,22 @@ def command(**values: Any) -> None:
             "boards": model.boards,
             **reports.cluster(model),
             "bytes_read": storage_bytes_read(),
-            **reports.window(
-                opened.plan, opened.adapter, model.disk_wait_s, time.perf_counter() - began
-            ),
+            **reports.window(model, model.disk_wait_s, time.perf_counter() - began),
         }
     _print(about, rows, values["as_json"] or values["form"] == "json")
 
 
 def _measure(
-    opened: LoadedModel | Joint, n_prompt: int, n_tokens: int, values: dict[str, Any]
+    model: LanguageModel, vocabulary: int, values: dict[str, Any], n_prompt: int, n_tokens: int
 ) -> list[BenchRow]:
-    """The row of a prompt, or of generation, and with --verbose what a token waited in it."""
+    """The row of a prompt or of generation; with --verbose also the wait for weights in it."""
     from picoedge.engine.benchmark import bench
 
-    model, vocabulary = opened.model, opened.pack.config.vocab_size
     waited, streamed, began = model.disk_wait_s, model.bytes_streamed, time.perf_counter()
     rows = bench(
         model, vocabulary, n_prompt=n_prompt, n_generate=n_tokens, repeats=values["repeats"]
     )
-    if rows and values["verbose"] and opened.plan is not None:
+    if rows and values["verbose"] and model.memory_plan is not None:
         line = reports.waiting_line(
             model.disk_wait_s - waited,
             time.perf_counter() - began,

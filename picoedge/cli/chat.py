@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +10,7 @@ import click
 from picoedge.cli import models, options, output, prompts
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompt import Prompt, Prompter
-    from picoedge.engine.session import Session
+    from picoedge.engine.session import Prompter, Session
 
 DEFAULT_TOKENS = 1024  # an answer that has gone on so long seldom ends by itself
 
@@ -38,15 +36,20 @@ def command(**values: Any) -> int:
 
     With -p, or with text piped in, one answer is printed and nothing else.
     """
-    sampling = options.chosen_sampling(values)
     if values["prompt"] is None and prompts.stdin_is_terminal():
-        session, prompter = models.open_chat(values, sampling)
-        with closing(session):
+        opened = models.open_pack(values)
+        prompter = opened.prompter
+        prompter.require_template()  # rather now than after the first question
+        with closing(models.open_session(values, opened)) as session:
             return _converse(session, prompter, values)
     text = prompts.chosen_prompt(values["prompt"]).strip()
-    session, prompt = models.open_answer(values, sampling, partial(_ask, text, values))
-    with closing(session):
-        return _answer_once(session, prompt, values)
+    opened = models.open_pack(values)
+    prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
+    with closing(models.open_session(values, opened, prompt)) as session:
+        limit = models.token_limit(values["n_tokens"])
+        output.write_whole_answer(session.generate(prompt, max_tokens=limit, stop=values["stop"]))
+        output.tell_end(session, values["verbose"])
+    return 0
 
 
 def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> int:
@@ -54,7 +57,6 @@ def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> i
     from picoedge.cli.chat_loop import Chat
     from picoedge.cli.conversation import ChatSettings
 
-    prompter.require_template()  # rather now than after the first question
     settings = ChatSettings(
         system=values["system"] or "",
         n_tokens=values["n_tokens"],
@@ -62,17 +64,3 @@ def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> i
         verbose=values["verbose"],
     )
     return Chat(session, prompter, TerminalConsole(), settings).run()
-
-
-def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
-    from picoedge.engine.prompt import Prompt
-
-    return Prompt(prompter.chat_ids(models.opening_messages(values["system"], text)))
-
-
-def _answer_once(session: Session, prompt: Prompt, values: dict[str, Any]) -> int:
-    limit = models.token_limit(values["n_tokens"])
-    pieces = session.generate(prompt.ids, max_tokens=limit, stop=values["stop"])
-    output.write_whole_answer(pieces)
-    output.tell_end(session, values["verbose"])
-    return 0

@@ -11,8 +11,7 @@ from picoedge.cli.reports import waiting
 from picoedge.errors import PicoedgeError
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompt import Prompter
-    from picoedge.engine.session import Session
+    from picoedge.engine.session import Prompter, Session
 
 
 @dataclass
@@ -57,9 +56,9 @@ class Conversation:
         session, settings = self.session, self.settings
         limit = None if settings.n_tokens < 0 else settings.n_tokens
         with self.console.interrupts(self._on_interrupt):
-            ids = self.prompter.chat_ids(self.prompt_messages())
+            prompt = self.prompter.chat(self.prompt_messages())
             try:
-                for piece in session.generate(ids, max_tokens=limit, stop=settings.stop):
+                for piece in session.generate(prompt, max_tokens=limit, stop=settings.stop):
                     pieces.append(piece)
                     self.console.write(piece)
             except PicoedgeError:
@@ -87,7 +86,7 @@ class Conversation:
             )
         if self.settings.verbose:
             self.say(f"[{rates(stats)}]")
-            line = waiting(stats) if self.session.plan is not None else ""
+            line = waiting(stats) if self.session.model.memory_plan is not None else ""
             if line:
                 self.say(f"[{line}]")
 

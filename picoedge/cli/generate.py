@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,8 +14,7 @@ from picoedge.errors import PicoedgeError
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.engine.prompt import Prompt, Prompter
-    from picoedge.engine.session import Session, Stats
+    from picoedge.engine.session import Prompt, Prompter, Session, Stats
 
 
 @click.command()
@@ -45,16 +43,14 @@ def command(**values: Any) -> None:
     folder or a .pico folder.
     """
     text = prompts.chosen_prompt(values["prompt"])
-    sampling = options.chosen_sampling(values)
-    ask = partial(_ask, text, values)
-    session, prompt = models.open_answer(values, sampling, ask, with_template=not values["raw"])
-    with closing(session):
+    opened = models.open_pack(values, template=not values["raw"])
+    prompt = _prompt(text, values, opened.prompter)
+    with closing(models.open_session(values, opened, prompt)) as session:
         pieces = session.generate(
-            prompt.ids,
+            prompt,
             max_tokens=models.token_limit(values["n_tokens"]),
             stop=values["stop"],
             ignore_eos=values["ignore_eos"],
-            continues=prompt.continues,
         )
         if values["as_json"]:
             _print_report(session, pieces)
@@ -63,12 +59,10 @@ def command(**values: Any) -> None:
         output.tell_end(session, values["verbose"])
 
 
-def _ask(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
-    from picoedge.engine.prompt import Prompt
-
+def _prompt(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
     if values["raw"] or prompter.template is None:
-        return Prompt(prompter.encode(text), continues=True)
-    return Prompt(prompter.chat_ids(models.opening_messages(values["system"], text)))
+        return prompter.complete(text)
+    return prompter.chat(models.opening_messages(values["system"], text))
 
 
 def _print_report(session: Session, pieces: Iterator[str]) -> None:
@@ -103,5 +97,5 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "kernels": session.kernels_name,
         "boards": session.model.boards,
         **reports.cluster(session.model),
-        **reports.window(session.plan, session.adapter, stats.disk_wait_s, stats.decode_s),
+        **reports.window(session.model, stats.disk_wait_s, stats.decode_s),
     }

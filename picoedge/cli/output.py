@@ -138,6 +138,6 @@ def tell_end(session: Session, verbose: bool) -> None:
 
 def note_waiting(session: Session) -> None:
     """Where something is streamed: what a token waited for it, as a line on stderr."""
-    line = reports.waiting(session.stats) if session.plan is not None else ""
+    line = reports.waiting(session.stats) if session.model.memory_plan is not None else ""
     if line:
         note(line, verbose=True)

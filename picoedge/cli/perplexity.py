@@ -42,28 +42,28 @@ def command(**values: Any) -> None:
     The exponential of the mean negative log-likelihood of each token given all before it.
     """
     from picoedge.engine.benchmark import perplexity
+    from picoedge.engine.open import load_model
     from picoedge.model.transformer import LOGIT_ROWS
-    from picoedge.text.tokenizer.load import load_tokenizer
 
-    models.open_options(values)
-    prompts.read_text(values["file"], BYTES_PER_TOKEN)  # what is no text fails before a download
-    values["model"] = str(models.find_pack(values["model"]))
-    tokens = first_tokens(load_tokenizer(Path(values["model"])), values["file"], values["n_tokens"])
-    model = models.open_model(values, len(tokens), logit_rows=LOGIT_ROWS).model
+    prompts.read_text(values["file"], BYTES_PER_TOKEN)  # a file that is no text fails at once
+    opened = models.open_pack(values, template=False, logit_rows=LOGIT_ROWS)
+    tokens = first_tokens(opened.take_tokenizer(), values["file"], values["n_tokens"])
+    opened.suggest_context(len(tokens))
+    model = models.load(values, opened, load_model)
     with closing(model), showing_progress() as progress:
         if len(tokens) > model.n_ctx:
             raise ContextError(
                 f"{len(tokens)} tokens, a context of {model.n_ctx}",
                 "take a larger --ctx-size, or fewer --tokens",
             )
-        value = perplexity(model, tokens, _told(progress))
+        value = perplexity(model, tokens, _by_token(progress))
     if values["as_json"]:
         click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))
     else:
         click.echo(f"perplexity {value:.4f} over {len(tokens)} tokens")
 
 
-def _told(progress: Progress | None) -> Callable[[int, int], None] | None:
+def _by_token(progress: Progress | None) -> Callable[[int, int], None] | None:
     if progress is None:
         return None
     return lambda done, of: progress(f"token {done} of {of}", 0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from picoedge.errors import UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.dry_run import Survey
+    from picoedge.engine.dry_run import SessionPlan
 
 
 _WAYS = {"direct": "past the page cache", "mmap": "through a map"}
@@ -60,11 +59,10 @@ def command(**values: Any) -> None:
     _check(values)
     if values["cluster"] or values["boards_file"]:
         return _plan_cluster(values)
-    from picoedge.engine.dry_run import survey_model
+    from picoedge.engine.dry_run import plan_session
 
-    wanted = models.open_options(values)
-    survey = survey_model(models.find_pack(values["model"]), wanted)
-    models.tell_of_numpy(survey.kernels, wanted.kernels)
+    survey = plan_session(models.open_pack(values))
+    models.tell_of_numpy(survey.kernels, values["kernels"])
     if values["as_json"]:
         print_json(survey.to_json())
         return
@@ -96,19 +94,18 @@ def _plan_cluster(values: dict[str, Any]) -> None:
         allreduce=None if way == "auto" else way,
         split_head=values["split_head"],
     )
-    wanted = models.open_options({**values, "cluster": False})
     file = values["boards_file"]
     of_file = cluster_of_file(file, values["hub"]) if file else None  # before a model is fetched
-    path = models.find_pack(values["model"])
-    cluster, held = (of_file, {}) if of_file else cluster_of_mesh(path, warn)
-    survey = survey_cluster(path, dataclasses.replace(wanted, cluster=wishes), cluster, held)
+    opened = models.open_pack({**values, "cluster": False}, text=not file, cluster=wishes)
+    cluster, held = (of_file, {}) if of_file else cluster_of_mesh(opened.pack, warn)
+    survey = survey_cluster(opened, cluster, held)
     if values["as_json"]:
         print_json(survey.to_json())
     else:
         print_plan(survey.plan)
 
 
-def facts(survey: Survey) -> list[tuple[str, str]]:
+def facts(survey: SessionPlan) -> list[tuple[str, str]]:
     """The figures, as (name, value)."""
     plan = survey.plan
     return [
@@ -123,11 +120,11 @@ def facts(survey: Survey) -> list[tuple[str, str]]:
     ]
 
 
-def _kernels(survey: Survey) -> str:
+def _kernels(survey: SessionPlan) -> str:
     return f"{survey.kernels}, {survey.threads} thread{'s' if survey.threads > 1 else ''}"
 
 
-def _whole_facts(survey: Survey) -> list[tuple[str, str]]:
+def _whole_facts(survey: SessionPlan) -> list[tuple[str, str]]:
     window = survey.plan.window
     held = window.resident_bytes + survey.apart
     return [
@@ -137,7 +134,7 @@ def _whole_facts(survey: Survey) -> list[tuple[str, str]]:
     ]
 
 
-def _streamed_facts(survey: Survey) -> list[tuple[str, str]]:
+def _streamed_facts(survey: SessionPlan) -> list[tuple[str, str]]:
     plan, window = survey.plan, survey.plan.window
     forecast, largest = window.forecast, max(unit.nbytes for unit in window.streamed)
     reserve = plan.reading.reserve
@@ -168,7 +165,7 @@ def _clock(clock: str) -> str:
     return "disk" if clock == "disk" else "processor"
 
 
-def draw(survey: Survey) -> None:
+def draw(survey: SessionPlan) -> None:
     """The picture, in what characters stdout has."""
     from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 

@@ -1,4 +1,4 @@
-"""What is reported of a plan and of how it went: fields for JSON, lines for people."""
+"""Reports of memory plans and of timings: fields for JSON, lines for people."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 from picoedge.units import MB, format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapt import Adapter
-    from picoedge.engine.session import Stats
+    from picoedge.engine.session import LanguageModel, Stats
     from picoedge.errors import PicoedgeError
     from picoedge.planner.memory import MemoryPlan
 
 
-def window(
-    plan: MemoryPlan | None, adapter: Adapter | None, waited_s: float, elapsed_s: float
-) -> dict[str, Any]:
-    """JSON fields: the plan as it was made (None where nothing is streamed), and how it went.
+def window(model: LanguageModel, waited_s: float, elapsed_s: float) -> dict[str, Any]:
+    """JSON fields of the memory plan as it was made (None: all weights are mapped), and its effect.
 
-    `resident_mb` and `window_depth` are those of now, which may have followed the board's speed.
+    `resident_mb` and `window_depth` are those of now: the plan adapts to measured speeds.
     """
+    plan, adapter = model.memory_plan, model.adapter
     now = adapter.plan.window if adapter else None
     usage = adapter.usage if adapter else None
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.engine.fit import load_of
-from picoedge.engine.options import OpenOptions
+from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.planner.topology import Cluster, read_cluster
@@ -39,14 +39,14 @@ class ClusterSurvey:
 
 
 def survey_cluster(
-    path: Path, options: OpenOptions, cluster: Cluster, held: Mapping[int, Held] | None = None
+    opened: OpenPack, cluster: Cluster, held: Mapping[int, Held] | None = None
 ) -> ClusterSurvey:
-    """Plan for the pack at `path` over these boards; `held`: see `plan_cluster`.
+    """Plan for the pack over these boards; `held`: see `plan_cluster`.
 
     With `options.memory_bytes` the hub has no more than that. Raises ModelError, UsageError, and
     MemoryBudgetError where the boards cannot hold the model.
     """
-    pack = Pack.open(path)
+    pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
     asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
     wishes = Wishes()
@@ -67,28 +67,25 @@ def cluster_of_file(file: Path, hub: str | None) -> Cluster:
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
-def cluster_of_mesh(path: Path, tell: Callable[[str], None]) -> tuple[Cluster, dict[int, Held]]:
-    """The boards that answer now, this one the hub of the pack at `path`; what they have of it.
+def cluster_of_mesh(pack: Pack, tell: Callable[[str], None]) -> tuple[Cluster, dict[int, Held]]:
+    """The boards that answer now, this one the hub; what they have of it.
 
     Raises AccessError where this board is in no cluster, MeshError where no daemon runs.
     """
     import zmq
 
-    from picoedge.engine.open import read_pack
     from picoedge.jobs.boards import BoardDirectory, locate_shards
     from picoedge.mesh.identity.identity import cluster_folder, load_identity
 
-    read = read_pack(path)  # until the end: a tokenizer is part of what a hub takes
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         directory = BoardDirectory(context, load_identity(cluster_folder(os.environ)), tell)
         try:
-            return directory.refresh(), locate_shards(directory, read[0])
+            return directory.refresh(), locate_shards(directory, pack)
         finally:
             directory.close()
     finally:
         context.destroy(linger=0)
-        del read
 
 
 def _with_board(cluster: Cluster, **facts: int) -> Cluster:

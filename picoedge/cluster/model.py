@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.worker_group import Team
 from picoedge.engine.fit import load_of
-from picoedge.engine.loader import LoadedModel, open_model
+from picoedge.engine.open import LoadedModel, load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.boards import locate_shards, reserve_boards
@@ -27,8 +27,10 @@ from picoedge.planner.topology import BoardFacts, Cluster
 from picoedge.units import MB
 
 if TYPE_CHECKING:
+    from picoedge.engine.adapt import Adapter
     from picoedge.engine.session import KernelsInfo
     from picoedge.jobs.boards import BoardDirectory
+    from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
@@ -72,7 +74,7 @@ class ClusterModel:
             self.plan = plan = self._make_plan()
             self._tell(plan.why)
             try:
-                self._opened = self._open(plan)
+                self._slice = self._open(plan)
             except BoardLostError as error:
                 self._count(error)
                 continue
@@ -121,26 +123,26 @@ class ClusterModel:
             tell=self._tell,
             progress=self._progress,
         )
-        return self._team.opened
+        return self._team.slice
 
     def _open_alone(self) -> LoadedModel:
         """On this board, which is held all the same: its memory is not for two sessions."""
         memory = reserve_boards(self._directory, [self._directory.own], self._tell)
         least = min(self._options.memory_bytes or memory, memory)
         alone = dataclasses.replace(self._options, cluster=None, memory_bytes=least)
-        return open_model(self._pack, alone, progress=self._progress)
+        return load_model(self._pack, alone, self._progress)
 
     # -- what a session needs ------------------------------------------------------------------
 
     @property
     def batch(self) -> int:
         """Tokens it runs at once."""
-        return self._opened.model.batch
+        return self._slice.batch
 
     @property
     def kernels(self) -> KernelsInfo:
         """What computes here."""
-        return self._opened.model.kernels
+        return self._slice.kernels
 
     @property
     def boards(self) -> int:
@@ -150,12 +152,12 @@ class ClusterModel:
     @property
     def disk_wait_s(self) -> float:
         """Seconds this board has waited for its weights so far."""
-        return self._waited_s + self._opened.model.disk_wait_s
+        return self._waited_s + self._slice.disk_wait_s
 
     @property
     def bytes_streamed(self) -> int:
         """Bytes of weights this board has read so far, to be used once."""
-        return self._streamed + self._opened.model.bytes_streamed
+        return self._streamed + self._slice.bytes_streamed
 
     def report(self) -> dict[str, Any]:
         """How the boards share it, what was predicted, and what sums have taken so far."""
@@ -183,9 +185,14 @@ class ClusterModel:
         }
 
     @property
-    def opened(self) -> LoadedModel:
-        """This board's own slice and its plan."""
-        return self._opened
+    def memory_plan(self) -> MemoryPlan | None:
+        """The plan of this board's memory, for the slice it has now."""
+        return self._slice.memory_plan
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """Adapts that plan while decoding."""
+        return self._slice.adapter
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; see `Transformer.forward`.
@@ -201,7 +208,7 @@ class ClusterModel:
         while True:
             try:
                 began = time.perf_counter()
-                logits = self._opened.model.forward(self._tokens[self._valid :], self._valid)
+                logits = self._slice.forward(self._tokens[self._valid :], self._valid)
                 single = self._valid == len(self._tokens) - 1
                 self._valid = len(self._tokens)
                 self._keep_pace(time.perf_counter() - began if single else None)
@@ -218,7 +225,7 @@ class ClusterModel:
         self._begin_look()
 
     def _begin_look(self) -> None:
-        self._seen_s, self._seen, self._disk_s = 0.0, 0, self._opened.model.disk_wait_s
+        self._seen_s, self._seen, self._disk_s = 0.0, 0, self._slice.disk_wait_s
         self._usage = self._team.collective.usage() if self._team else SyncUsage()
 
     def _keep_pace(self, token_s: float | None) -> None:
@@ -246,7 +253,7 @@ class ClusterModel:
     def _rates(self, team: Team, wait_s: float) -> dict[str, float]:
         """By key, what a board would take as it was measured, by what it took itself."""
         own_s = self._seen_s - (wait_s - self._usage.wait_s)
-        own_s -= self._opened.model.disk_wait_s - self._disk_s
+        own_s -= self._slice.disk_wait_s - self._disk_s
         took = {self._directory.own.key: own_s / self._seen if own_s > 0 else None}
         for key, work in team.work_since(self._answer_s).items():
             took[key] = self._own.s_per_token(key, work)
@@ -296,7 +303,7 @@ class ClusterModel:
         if self._team is not None:
             self._team.close()
         else:
-            self._opened.model.close()
+            self._slice.close()
 
     def close(self) -> None:
         """Free all boards. Idempotent."""

@@ -28,7 +28,7 @@ from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
-    from picoedge.engine.loader import LoadedModel
+    from picoedge.engine.open import LoadedModel
     from picoedge.mesh.group.collective import Collective
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.store.pack.reader import Pack
@@ -87,12 +87,12 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
         _say({"port": port})
         links.open(JOIN_S)
         collective = make_collective(links, spec, pack)
-        opened = _load(config, spec, pack, collective, page)
+        model = _load(config, spec, pack, collective, page)
         try:
-            send_note(links, HUB, _ready(opened))
-            _follow(opened, collective, page)
+            send_note(links, HUB, _ready(model))
+            _follow(model, collective, page)
         finally:
-            opened.model.close()
+            model.close()
     finally:
         links.close()
         context.destroy(linger=0)
@@ -149,7 +149,7 @@ def pull_missing(
 def _load(
     config: WorkerConfig, spec: GroupSpec, pack: Pack, collective: Collective, page: ProgressPage
 ) -> LoadedModel:
-    from picoedge.engine.loader import SliceHooks, open_model
+    from picoedge.engine.open import SliceHooks, load_model
     from picoedge.engine.options import OpenOptions
 
     options = OpenOptions(
@@ -166,16 +166,16 @@ def _load(
         page.write("loading", done=done, total=total)
 
     hooks = SliceHooks(collective.begin, gather_logits=collective.gather)
-    return open_model(pack, options, spec.part, on_progress, hooks)
+    return load_model(pack, options, on_progress, part=spec.part, hooks=hooks)
 
 
-def _ready(opened: LoadedModel) -> dict[str, Any]:
-    plan = opened.plan.to_json() if opened.plan else None
-    return {"ready": True, "batch": opened.model.batch, "plan": plan}
+def _ready(model: LoadedModel) -> dict[str, Any]:
+    plan = model.memory_plan.to_json() if model.memory_plan else None
+    return {"ready": True, "batch": model.batch, "plan": plan}
 
 
-def _follow(opened: LoadedModel, collective: Collective, page: ProgressPage) -> None:
-    model, passes, tokens, busy_s, sync_s = opened.model, 0, 0, 0.0, 0.0
+def _follow(model: LoadedModel, collective: Collective, page: ProgressPage) -> None:
+    passes, tokens, busy_s, sync_s = 0, 0, 0.0, 0.0
     page.write("waiting for work")
     while (message := collective.next_input()) is not None:
         x, position, wanted = message

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.spec import GroupSpec, RankSpec
-from picoedge.engine.loader import LoadedModel, SliceHooks, open_model
+from picoedge.engine.open import LoadedModel, SliceHooks, load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
@@ -69,8 +69,8 @@ class Team:
             stack.callback(self._links.close)
             self._connect()
             self.collective: Collective = make_collective(self._links, spec, pack)
-            self.opened = self._open(pack, options, memory)
-            stack.callback(self.opened.model.close)
+            self.slice = self._open(pack, options, memory)
+            stack.callback(self.slice.close)
             self._await_ready()
             self._stack = stack.pop_all()
 
@@ -172,17 +172,17 @@ class Team:
         own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
         collective = self.collective
         hooks = SliceHooks(collective.begin, collective.input, collective.gather)
-        return open_model(pack, own, self._spec.part, self._progress, hooks)
+        return load_model(pack, own, self._progress, part=self._spec.part, hooks=hooks)
 
     def _await_ready(self) -> None:
-        batches = [self._spec.batch, self.opened.model.batch]
+        batches = [self._spec.batch, self.slice.batch]
         for rank in range(1, self.boards):
             note = receive_note(self._links, rank, None)
             batch = note.get("batch")
             if type(batch) is not int or batch < 1:
                 raise ProtocolError(f"{self._peers[rank].name} is ready for no batch")
             batches.append(batch)
-        self.opened.model.batch = min(batches)
+        self.slice.batch = min(batches)
         self._ready = True
 
     # -- hearing -------------------------------------------------------------------------------

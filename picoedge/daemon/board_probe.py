@@ -42,7 +42,7 @@ def main() -> int:
 def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
     """Speeds, and the memory a session takes beside the model's."""
     from picoedge.engine.fit import LARGE_MATRIX, fixed_bytes, probes_folder
-    from picoedge.engine.loader import start_kernels
+    from picoedge.engine.open import start_kernels
     from picoedge.engine.options import OpenOptions
     from picoedge.host.cores import usable_cores
     from picoedge.host.kernel_benchmark import cached_compute, probe_compute

@@ -1,10 +1,9 @@
-"""What a model would take of this board, and how fast it would run: a plan, and nothing loaded."""
+"""Dry run: the memory plan and speed of a conversation on this board, without loading a model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.fit import (
@@ -15,9 +14,7 @@ from picoedge.engine.fit import (
     measure_speeds,
     resident_plan,
 )
-from picoedge.engine.loader import check_options, start_kernels
-from picoedge.engine.open import read_pack
-from picoedge.engine.options import OpenOptions
+from picoedge.engine.open import OpenPack, start_kernels
 from picoedge.planner.memory import MemoryPlan
 from picoedge.store.window.plan import Rates, span_bytes
 from picoedge.units import MB
@@ -28,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
-    """The plan that a conversation with a model would follow, and what it was made from."""
+class SessionPlan:
+    """The memory plan of a conversation with a model, and the measured speeds behind it."""
 
     model: str
     plan: MemoryPlan
@@ -69,30 +66,27 @@ class Survey:
         }
 
 
-def survey_model(path: Path, options: OpenOptions) -> Survey:
-    """Plan for the pack at `path` as `opening.open_session` would, and stop there.
+def plan_session(opened: OpenPack) -> SessionPlan:
+    """Plan as `open_session` would for a conversation, and load nothing.
 
-    Raises what that raises before it loads: ModelError, TextError, UsageError,
-    MemoryBudgetError, StorageError.
+    Raises MemoryBudgetError, StorageError.
     """
-    check_options(options)
-    pack, *held = read_pack(path)
-    kernels = start_kernels(options)
+    kernels = start_kernels(opened.options)
     try:
-        fit = fit_model(pack, kernels, options)
-        del held  # until here: a tokenizer is part of what a conversation takes
-        return _survey(fit, measure_speeds(pack, kernels, fit.budget.total), kernels)
+        fit = fit_model(opened.pack, kernels, opened.options)
+        opened.take_tokenizer()  # until here: a conversation keeps it in memory
+        return _session_plan(fit, measure_speeds(opened.pack, kernels, fit.budget.total), kernels)
     finally:
         kernels.close()
 
 
-def _survey(fit: MemoryFit, speeds: Speeds, kernels: Kernels) -> Survey:
+def _session_plan(fit: MemoryFit, speeds: Speeds, kernels: Kernels) -> SessionPlan:
     plan, apart = fit.plan, 0
     if plan is None:
         rates = Rates(speeds.storage.effective_mapped, speeds.compute)
         plan, apart = resident_plan(fit.load, fit.budget, rates), bytes_apart(fit.pack)
     whole = not plan.window.streamed
-    return Survey(fit.pack.name, plan, whole, apart, speeds, kernels.name, kernels.threads)
+    return SessionPlan(fit.pack.name, plan, whole, apart, speeds, kernels.name, kernels.threads)
 
 
 def _by_layer(units: tuple[Unit, ...], chosen: frozenset[Unit]) -> list[dict[str, int]]:

@@ -122,17 +122,14 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
-    """What is to be run of a pack. Raises UsageError for too large a context."""
-    kv_bits = cache_bits(pack, options)
-    n_ctx = choose_context(pack, options, kv_bits)
-    runs = pack.runs(part)
+    """The part of a pack that will run, and the context it needs room for."""
     return Load(
         pack.config,
         part,
-        runs,
+        pack.runs(part),
         pack.ffn_shard_cols,
-        n_ctx,
-        kv_bits,
+        options.n_ctx or choose_context(pack, options),
+        cache_bits(pack, options),
         head_shard_rows=pack.head_shard_rows,
         logit_rows=options.logit_rows,
     )
@@ -145,13 +142,16 @@ def cache_bits(pack: Pack, options: OpenOptions) -> int:
     return 32 if exact else options.kv_bits
 
 
-def choose_context(pack: Pack, options: OpenOptions, kv_bits: int) -> int:
-    """Positions to make room for. Raises UsageError for more than the model knows."""
+def choose_context(pack: Pack, options: OpenOptions) -> int:
+    """The context asked for, else one that suits this board's memory.
+
+    Raises UsageError for more positions than the model was trained with.
+    """
     largest = pack.config.max_position_embeddings
     if options.n_ctx is None:
         available = memory.available_bytes()
         budget = min(available, options.memory_bytes or available)
-        return default_context(pack.config, budget, kv_bits=kv_bits)
+        return default_context(pack.config, budget, kv_bits=cache_bits(pack, options))
     if options.n_ctx > largest:
         raise UsageError(
             f"a context of {options.n_ctx} tokens: the model knows {largest}",

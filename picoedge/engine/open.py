@@ -1,134 +1,270 @@
-"""From a model's name to a session: files, memory, kernels, in the order that fails cheapest."""
+"""From MODEL to a session in two steps, each in the order that fails cheapest.
+
+    opened = open_pack("smollm2-135m", OpenOptions())              # files, tokenizer, context
+    prompt = opened.prompter.chat([{"role": "user", "content": "Hello"}])
+    session = open_session(opened, load_model, prompt)             # memory, kernels, weights
+    print(*session.generate(prompt), sep="")
+
+`load_model` runs the model on this board; `cluster.open.load_anywhere` also over several.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.engine.loader import LoadedModel, check_options, open_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import PicoedgeError
+from picoedge.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from picoedge.cluster.open import Joint
-    from picoedge.engine.prompt import Prompt, Prompter
-    from picoedge.engine.session import Session
+    from picoedge.engine.adapt import Adapter
+    from picoedge.engine.fit import MemoryFit
+    from picoedge.engine.session import LanguageModel, Prompt, Prompter, Session
+    from picoedge.kernels.api import Kernels
+    from picoedge.model.lanes import Reduce
+    from picoedge.model.transformer import BroadcastInput, GatherLogits
+    from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
+    from picoedge.store.shards import Slice
+    from picoedge.store.window.weights import Holding
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
 
-
-def resolve(name: str | None, progress: Progress | None = None) -> Path:
-    """The pack folder that MODEL names; fetched and packed if need be."""
-    if name is not None and name.rstrip("/").endswith(".pico") and Path(name).is_dir():
-        return Path(name)  # nothing to look up: the shelf and its catalogue stay unread
-    from picoedge.registry.shelf import resolve_model
-
-    return resolve_model(name, progress=progress)
+    LoadModel = Callable[[Pack, OpenOptions, Progress | None], LanguageModel]
 
 
-def open_chat(
-    name: Path | str | None, options: OpenOptions, progress: Progress | None = None
-) -> tuple[Session, Prompter]:
-    """A conversation with MODEL `name`, or with the pack at a path (None: the default model)."""
-    pack, prompter, options = _read_first(name, options, with_template=True)
-    return _start(pack, prompter.tokenizer, options, progress), prompter
+class OpenPack:
+    """A pack and its text files, open; the model is not loaded yet."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        options: OpenOptions,
+        tokenizer: Tokenizer | None = None,
+        template: ChatTemplate | None = None,
+    ) -> None:
+        self.pack, self._options = pack, options
+        self._tokenizer, self._template = tokenizer, template
+
+    def suggest_context(self, n_ctx: int) -> None:
+        """Take a context of `n_ctx` tokens, unless the options ask for another."""
+        assert "options" not in self.__dict__, "the context has been chosen"
+        self._options = dataclasses.replace(self._options, n_ctx=self._options.n_ctx or n_ctx)
+
+    @cached_property
+    def options(self) -> OpenOptions:
+        """The options with the context chosen. Raises UsageError for too large a context."""
+        from picoedge.engine.fit import choose_context
+
+        return dataclasses.replace(self._options, n_ctx=choose_context(self.pack, self._options))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, until `take_tokenizer`."""
+        assert self._tokenizer is not None, "opened without its text files, or taken"
+        return self._tokenizer
+
+    @property
+    def prompter(self) -> Prompter:
+        """Makes prompts for this model and context. It keeps the tokenizer in memory."""
+        from picoedge.engine.session import Prompter
+
+        n_ctx = self.options.n_ctx
+        assert n_ctx is not None
+        return Prompter(self.pack.name, self.tokenizer, self._template, n_ctx)
+
+    def take_tokenizer(self) -> Tokenizer:
+        """The tokenizer, to which this object then has no reference."""
+        tokenizer, self._tokenizer = self.tokenizer, None
+        return tokenizer
 
 
-def open_answer(
+def open_pack(
     name: Path | str | None,
     options: OpenOptions,
-    ask: Callable[[Prompter], Prompt],
-    *,
-    with_template: bool = True,
     progress: Progress | None = None,
-) -> tuple[Session, Prompt]:
-    """A session for the one prompt that `ask` makes, and the prompt; a name as for `open_chat`.
+    *,
+    text: bool = True,
+    template: bool = True,
+) -> OpenPack:
+    """Open MODEL `name` (None: the default model) or the pack at a path; fetch and pack it first
+    if need be. Without `text` neither tokenizer nor chat template are read.
 
-    Where memory is short the tokenizer is let go of before the model's memory is planned.
+    Raises UsageError, ModelError, TextError, DownloadError, StorageError.
     """
-    from picoedge.engine.prompt import check_prompt
-    from picoedge.host.memory import available_bytes
-    from picoedge.text.tokenizer.piece_table import PieceTable
-
-    pack, prompter, options = _read_first(name, options, with_template=with_template)
-    prompt = ask(prompter)
-    check_prompt(prompt.ids, prompter.n_ctx)
-    vocabulary: Vocabulary = prompter.tokenizer
-    if options.memory_bytes is not None or pack.nbytes > available_bytes():
-        vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
-    del prompter
-    return _start(pack, vocabulary, options, progress), prompt
-
-
-def _read_first(
-    name: Path | str | None, options: OpenOptions, *, with_template: bool
-) -> tuple[Pack, Prompter, OpenOptions]:
-    """What comes before the model, and the options with the context that was chosen."""
     check_options(options)
-    path = name if isinstance(name, Path) else resolve(name)
-    from picoedge.engine.fit import cache_bits, choose_context
-    from picoedge.engine.prompt import Prompter
+    pack = _find(name, progress)
+    pack.check_held(pack.all_shards, embed=True)  # a slice alone answers no prompt
+    if not text:
+        return OpenPack(pack, options)
     from picoedge.host.reclaim import settle
-
-    if options.memory_bytes is not None:
-        settle()  # starting alone may take more than a small board allows
-    pack, tokenizer, template = read_pack(path, with_template=with_template)
-    if template is not None:
-        _warm_up(template)
-    n_ctx = choose_context(pack, options, cache_bits(pack, options))
-    chosen = dataclasses.replace(options, n_ctx=n_ctx)
-    return pack, Prompter(pack.name, tokenizer, template, n_ctx), chosen
-
-
-def _start(
-    pack: Pack, vocabulary: Vocabulary, options: OpenOptions, progress: Progress | None
-) -> Session:
-    from picoedge.engine.session import Session
-    from picoedge.host.reclaim import settle
-
-    if options.memory_bytes is not None:
-        settle()
-    with ExitStack() as opened:
-        how = open_anywhere(pack, options, progress)
-        opened.callback(how.model.close)
-        session = Session(how.model, vocabulary, options.sampling, name=pack.name)
-        session.plan, session.adapter = how.plan, how.adapter
-        opened.pop_all()
-    return session
-
-
-def open_anywhere(
-    pack: Pack, options: OpenOptions, progress: Progress | None = None
-) -> LoadedModel | Joint:
-    """The model on this board, or with `options.cluster` over the boards of the mesh."""
-    if options.cluster is None:
-        return open_model(pack, options, progress=progress)
-    from picoedge.cluster.open import open_joint
-
-    return open_joint(pack, options, progress)
-
-
-def _warm_up(template: ChatTemplate) -> None:
-    """Render something: what a template engine takes is then there to be counted."""
-    with suppress(PicoedgeError):
-        template.render([{"role": "user", "content": "?"}])
-
-
-def read_pack(
-    path: Path, *, with_template: bool = True
-) -> tuple[Pack, Tokenizer, ChatTemplate | None]:
-    """What a conversation needs beside a model that runs. Raises ModelError, TextError."""
-    from picoedge.store.pack.reader import Pack
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.load import load_tokenizer
 
-    pack = Pack.open(path)
-    pack.check_held(pack.all_shards, embed=True)  # a slice alone answers nobody
-    template = ChatTemplate.load(path) if with_template else None
-    return pack, load_tokenizer(path), template
+    if options.memory_bytes is not None:
+        settle()  # starting alone may take more than a small board allows
+    chat = ChatTemplate.load(pack.path) if template else None
+    opened = OpenPack(pack, options, load_tokenizer(pack.path), chat)
+    if chat is not None:
+        with suppress(PicoedgeError):  # so that what Jinja takes is counted in the memory plan
+            chat.render([{"role": "user", "content": "?"}])
+    return opened
+
+
+def check_options(options: OpenOptions) -> None:
+    """Refuse kernels that this board does not have, before a model is fetched for them.
+
+    Raises UsageError.
+    """
+    from picoedge.kernels.loader import describe_kernels
+
+    describe_kernels(options.kernels)
+
+
+def _find(name: Path | str | None, progress: Progress | None) -> Pack:
+    from picoedge.store.pack.reader import Pack
+
+    path = Path(name) if name is not None else Path()
+    if isinstance(name, Path) or (path.suffix == ".pico" and path.is_dir()):
+        return Pack.open(path)  # without the shelf and its catalogue
+    from picoedge.registry.shelf import Shelf
+
+    return Shelf.from_environment().open(name, progress=progress)
+
+
+def open_session(
+    opened: OpenPack,
+    load: LoadModel,
+    prompt: Prompt | None = None,
+    progress: Progress | None = None,
+) -> Session:
+    """Load the model with `load`; the session for it.
+
+    `prompt`: the only one this session will answer. Where memory is short the tokenizer is then
+    dropped before the memory is planned, so the caller must not keep it, nor a Prompter.
+    Raises MemoryBudgetError before anything large is allocated, StorageError, MeshError.
+    """
+    from picoedge.engine.session import Session
+    from picoedge.host.memory import available_bytes
+    from picoedge.host.reclaim import settle
+
+    pack, options = opened.pack, opened.options
+    vocabulary: Vocabulary = opened.take_tokenizer()
+    short = options.memory_bytes is not None or pack.nbytes > available_bytes()
+    if prompt is not None and short:
+        from picoedge.text.tokenizer.piece_table import PieceTable
+
+        vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
+    if options.memory_bytes is not None:
+        settle()
+    with ExitStack() as failing:
+        model = load(pack, options, progress)
+        failing.callback(model.close)
+        session = Session(model, vocabulary, options.sampling, name=pack.name)
+        failing.pop_all()
+    return session
+
+
+@dataclass(frozen=True)
+class SliceHooks:
+    """Joins a slice to the others of its model; see `model.transformer`."""
+
+    reduce: Reduce
+    broadcast_input: BroadcastInput | None = None
+    gather_logits: GatherLogits | None = None
+
+
+class LoadedModel(Transformer):
+    """A model that runs on this board; a `session.LanguageModel`."""
+
+    memory_plan: MemoryPlan | None = None
+    adapter: Adapter | None = None
+
+
+def load_model(
+    pack: Pack,
+    options: OpenOptions,
+    progress: Progress | None = None,
+    *,
+    part: Slice | None = None,
+    hooks: SliceHooks | None = None,
+) -> LoadedModel:
+    """Load a model, or the slice `part` of one; what does not fit in memory will be streamed.
+
+    `progress` reports the weights that are read before the first token. Raises MemoryBudgetError
+    before anything large is allocated, UsageError, StorageError.
+    """
+    from picoedge.engine.adapt import Adapter
+    from picoedge.engine.fit import WHOLE_BATCH, fit_model
+    from picoedge.host.reclaim import settle
+    from picoedge.store.window.weights import Windowed
+
+    with ExitStack() as failing:
+        kernels = start_kernels(options)
+        failing.callback(kernels.close)
+        fit = fit_model(pack, kernels, options, part)
+        weights = _hold(fit, options, progress)
+        failing.callback(weights.close)
+        model = LoadedModel(
+            pack,
+            kernels,
+            fit.load.n_ctx,
+            batch=fit.plan.batch if fit.plan else WHOLE_BATCH,
+            kv_bits=options.kv_bits,
+            reduce=hooks.reduce if hooks else None,
+            broadcast_input=hooks.broadcast_input if hooks else None,
+            gather_logits=hooks.gather_logits if hooks else None,
+            holding=weights,
+        )
+        if fit.plan is not None:
+            assert isinstance(weights, Windowed)
+            model.memory_plan, model.adapter = fit.plan, Adapter(model, weights, fit.plan)
+            model.after_forward = model.adapter
+            settle(path for path in pack.path.iterdir() if path.is_file())
+        failing.pop_all()
+    return model
+
+
+def start_kernels(options: OpenOptions) -> Kernels:
+    """The kernels asked for, with their threads; close them after use."""
+    from picoedge.host.cores import usable_cores
+    from picoedge.kernels.loader import load_kernels
+
+    return load_kernels(options.kernels, options.threads or usable_cores())
+
+
+def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> Holding:
+    """The weights, mapped or held by the plan, checked against their hashes where asked for."""
+    from picoedge.store.window.weights import Mapped, Windowed
+
+    pack, part, plan = fit.pack, fit.load.part, fit.plan
+    if plan is None:
+        if options.verify:
+            pack.verify(partial(progress, f"checking {pack.name}") if progress else None)
+        return Mapped(pack, part)
+    if options.verify:
+        import hashlib  # noqa: F401  (4 MB: before the resident set takes the room)
+    total, done = plan.window.resident_bytes, 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(f"reading {pack.name}", done, total)
+
+    return Windowed(
+        pack,
+        part,
+        plan.window,
+        io=plan.reading.io,
+        read_ahead=plan.reading.reserve,
+        verify=options.verify,
+        progress=count,
+    )

@@ -1,9 +1,11 @@
-"""One conversation: a model, its vocabulary, a sampler, and what the cache already holds.
+"""One conversation: prompts, a model, its vocabulary, a sampler, and the tokens in the cache.
 
-    session.generate(prompt_ids)   yields text as it comes; `session.stats` says how it went
+    prompt = prompter.chat([{"role": "user", "content": "Hello"}])
+    session.generate(prompt)   yields text as it comes; `session.stats` has the timings
 
-The cache is known by the tokens in it. A prompt that begins as the last one did (the next turn
-of a chat) runs only what is new.
+A prompt that begins like the previous one (the next turn of a chat) computes only its new tokens.
+Many conversations over one model would share the cache here: `Session` is where a fork or a store
+of prefixes belongs.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from picoedge.engine.prompt import check_prompt
-from picoedge.errors import PicoedgeError
+from picoedge.errors import ContextError, PicoedgeError, TextError
 from picoedge.kernels.arrays import F32
 from picoedge.model.sampling import Sampler, SamplingOptions
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
@@ -22,27 +23,113 @@ from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 if TYPE_CHECKING:
     from picoedge.engine.adapt import Adapter
     from picoedge.planner.memory import MemoryPlan
-    from picoedge.text.tokenizer.base import Vocabulary
+    from picoedge.text.template.template import ChatTemplate
+    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
 
 
-PREFILL_CHUNK = 256  # tokens between two looks at whether the answer is still wanted
+PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancel`
+LONG_TOKEN = 16  # characters; a text seldom has fewer than n / 16 tokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to answer. `continues`: the answer continues the prompt's own text, so that a
+    space it begins with is kept.
+    """
+
+    ids: list[int]
+    continues: bool = False
+    n_ctx: int = 0  # it has been checked against this context; 0: not yet
+
+    def checked(self, n_ctx: int) -> Prompt:
+        """The same, checked once. Raises TextError, and ContextError without room for a token."""
+        if self.n_ctx == n_ctx:
+            return self
+        check_prompt(self.ids, n_ctx)
+        return Prompt(self.ids, self.continues, n_ctx)
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Makes prompts for a model called `name` whose context has `n_ctx` positions."""
+
+    name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    n_ctx: int
+
+    def chat(self, messages: list[dict[str, str]]) -> Prompt:
+        """The prompt for the next message of a conversation. Raises TextError, ContextError."""
+        return Prompt(self.chat_ids(messages)).checked(self.n_ctx)
+
+    def complete(self, text: str) -> Prompt:
+        """The prompt to continue a plain text. Raises TextError, ContextError."""
+        return Prompt(self.encode(text), continues=True).checked(self.n_ctx)
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation by the chat template. Raises TextError, ContextError.
+
+        Message contents are plain text, also where they spell a special token.
+        """
+        from picoedge.text.template.chat import encode_chat
+
+        template = self.require_template()
+        self._refuse_far_too_long("\n".join(message["content"] for message in messages))
+        return encode_chat(template, self.tokenizer, messages)
+
+    def require_template(self) -> ChatTemplate:
+        """The chat template. Raises TextError where the model has none."""
+        if self.template is None:
+            raise TextError(
+                f"{self.name} has no chat template", "complete plain text: picoedge generate --raw"
+            )
+        return self.template
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain text. Raises ContextError for one far too long."""
+        self._refuse_far_too_long(text)
+        return self.tokenizer.encode(text)
+
+    def _refuse_far_too_long(self, text: str) -> None:
+        """Before all of it is encoded: megabytes of text would take gigabytes of memory."""
+        limit = self.n_ctx * LONG_TOKEN
+        while len(text) > limit:
+            count = len(self.tokenizer.encode(text[:limit]))
+            if count > self.n_ctx + LONG_TOKEN:  # the cut may have made a few tokens too many
+                raise _too_long(f"about {count * len(text) // limit}", self.n_ctx)
+            limit *= 4
+
+
+def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
+    """Refuse a prompt that leaves no room for a token. Raises TextError, ContextError."""
+    if not ids:
+        raise TextError("the prompt is empty", "write something")
+    if len(ids) >= n_ctx:
+        raise _too_long(str(len(ids)), n_ctx)
+
+
+def _too_long(count: str, n_ctx: int) -> ContextError:
+    return ContextError(
+        f"the prompt has {count} tokens, the context {n_ctx}, and an answer needs at least one",
+        "take a larger --ctx-size, or a shorter text",
+    )
 
 
 class KernelsInfo(Protocol):
-    """What there is to say of the kernels."""
+    """Name and threads of the kernels that compute."""
 
     name: str
     threads: int
 
 
 class LanguageModel(Protocol):
-    """What a session needs of a model (`model.transformer.Transformer`)."""
+    """A model as a session uses it: `engine.open.LoadedModel`, `cluster.model.ClusterModel`."""
 
     n_ctx: int
 
     @property
     def batch(self) -> int:
-        """Tokens it runs at once."""
+        """Tokens that run at once."""
 
     @property
     def boards(self) -> int:
@@ -50,7 +137,15 @@ class LanguageModel(Protocol):
 
     @property
     def kernels(self) -> KernelsInfo:
-        """What computes."""
+        """The kernels of this board."""
+
+    @property
+    def memory_plan(self) -> MemoryPlan | None:
+        """The plan of this board's memory; None while all weights are mapped."""
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """Adapts the memory plan while decoding; None without a plan."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""
@@ -61,7 +156,7 @@ class LanguageModel(Protocol):
 
     @property
     def bytes_streamed(self) -> int:
-        """Bytes of weights read from storage so far, to be used once."""
+        """Bytes of weights streamed from storage so far."""
 
     def close(self) -> None:
         """Free threads and memory."""
@@ -69,7 +164,7 @@ class LanguageModel(Protocol):
 
 @dataclass
 class Stats:
-    """How one answer went. Seconds by the session's clock."""
+    """Counts and timings of one answer, in seconds of the session's clock."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, found in the cache
@@ -84,7 +179,7 @@ class Stats:
 
     @property
     def prefill_tok_s(self) -> float | None:
-        """Prompt tokens run a second."""
+        """Computed prompt tokens a second."""
         new = self.prompt_tokens - self.reused_tokens
         return new / self.ttft_s if self.ttft_s > 0 else None
 
@@ -100,7 +195,7 @@ class Stats:
 
 
 class Session:
-    """One conversation. Not for two threads at once, but `cancel` may come from anywhere."""
+    """One conversation. For one thread at a time; `cancel` may be called from any."""
 
     def __init__(
         self,
@@ -114,15 +209,13 @@ class Session:
         self.model, self.name, self._vocabulary = model, name, vocabulary
         self.stats = Stats()
         self._clock = clock
-        self.plan: MemoryPlan | None = None  # for who wants to know; None: nothing is streamed
-        self.adapter: Adapter | None = None  # has what the plan has become
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
         self._cancelled = False
         self.set_sampling(sampling or SamplingOptions())
 
     @property
     def kernels_name(self) -> str:
-        """What computes: `numpy`, or the level of the C kernels (`avx2`, `dotprod`)."""
+        """`numpy`, or the level of the C kernels (`avx2`, `dotprod`)."""
         return self.model.kernels.name
 
     def describe(self) -> str:
@@ -132,7 +225,7 @@ class Session:
         return f"{self.name} · {kernels.name}, {threads} · context {self.model.n_ctx}"
 
     def set_sampling(self, options: SamplingOptions) -> None:
-        """Choose differently from now on; a seed begins anew."""
+        """Sample by `options` from the next answer on; a seed starts again."""
         self.sampling = options
         self._sampler = Sampler(options)
 
@@ -142,28 +235,26 @@ class Session:
 
     def generate(
         self,
-        prompt_ids: Sequence[int],
+        prompt: Prompt | Sequence[int],
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
-        continues: bool = False,
     ) -> Iterator[str]:
-        """Yield the answer's text in pieces, none empty; `stats` is filled meanwhile.
+        """Yield the answer's text in non-empty pieces; `stats` is filled meanwhile.
 
         Ends with finish_reason "stop" (end-of-text token or a stop string), "length"
-        (max_tokens, or the context is full) or "cancelled". `continues`: the text goes on from
-        the prompt's, so a space it begins with is kept. Raises ContextError at once where the
-        prompt leaves no room for a token. What breaks an answer off (StorageError) is raised
-        after the text there is, with finish_reason "error".
+        (max_tokens, or the context is full) or "cancelled". Raises TextError or ContextError at
+        once where the prompt is empty or leaves no room for a token. An error that interrupts
+        the answer (StorageError) is raised after the text so far, with finish_reason "error".
         """
-        prompt = list(prompt_ids)
-        check_prompt(prompt, self.model.n_ctx)
-        self.stats, self._cancelled = Stats(prompt_tokens=len(prompt)), False
-        decoder = StreamDecoder(self._vocabulary, start_of_text=not continues)
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
+        prompt = prompt.checked(self.model.n_ctx)
+        self.stats, self._cancelled = Stats(prompt_tokens=len(prompt.ids)), False
+        decoder = StreamDecoder(self._vocabulary, start_of_text=not prompt.continues)
         limit = self.model.n_ctx + 1 if max_tokens is None else max_tokens
         eos = frozenset[int]() if ignore_eos else self._vocabulary.eos_ids
-        tokens = self._tokens(prompt, limit, eos)
+        tokens = self._tokens(prompt.ids, limit, eos)
         return self._texts(tokens, decoder, StopStrings(stop))
 
     def _texts(
@@ -188,7 +279,7 @@ class Session:
             raise failed
 
     def _tokens(self, prompt: list[int], limit: int, eos: frozenset[int]) -> Iterator[int]:
-        """Generated ids, one by one; what ended them is in `stats` when they end."""
+        """Generated ids, one by one; then `stats.finish_reason` is set."""
         stats, cached, history = self.stats, self._cached, list(prompt)
         forward, pick, clock = self.model.forward, self._sampler.pick, self._clock
         began = clock()
@@ -215,7 +306,7 @@ class Session:
         stats.finish_reason = "stop"
 
     def _ended(self, limit: int) -> bool:
-        """Whether no further token is to come; `stats` then says why."""
+        """Whether the answer ends here; sets `stats.finish_reason` if so."""
         stats = self.stats
         if self._cancelled:
             stats.finish_reason = "cancelled"
@@ -226,7 +317,7 @@ class Session:
         return bool(stats.finish_reason)
 
     def _prefill(self, prompt: list[int]) -> F32 | None:
-        """Run what the cache does not hold; logits f32 [vocab], or None if cancelled."""
+        """Run the tokens that are not in the cache; logits f32 [vocab], None if cancelled."""
         position = min(common_prefix(self._cached, prompt), len(prompt) - 1)
         self.stats.reused_tokens = position
         del self._cached[position:]
@@ -242,7 +333,7 @@ class Session:
         return logits
 
     def forget(self) -> None:
-        """Drop the cache's contents; the next prompt runs whole."""
+        """Empty the cache; the next prompt is computed whole."""
         self._cached.clear()
 
     def close(self) -> None:

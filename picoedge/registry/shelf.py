@@ -12,13 +12,12 @@ $XDG_CACHE_HOME/picoedge/models. There, all under one NAME:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ModelError, UsageError
 from picoedge.progress import Progress, no_progress
@@ -32,6 +31,10 @@ from picoedge.registry.catalogue import (
 from picoedge.registry.fetch_settings import Fetching, as_storage_error, locked
 from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
 from picoedge.store.pack.inventory import is_partial
+from picoedge.suggest import closest
+
+if TYPE_CHECKING:
+    from picoedge.store.pack.reader import Pack
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,24 @@ class Shelf:
 
         Raises UsageError (no such model), ModelError, DownloadError, StorageError.
         """
+        return self._resolve(model, bits, progress or no_progress)[0]
+
+    def open(self, model: str | None, progress: Progress | None = None) -> Pack:
+        """The pack of `model`, opened once; see `resolve`."""
+        from picoedge.store.pack.reader import Pack
+
+        path, pack = self._resolve(model, None, progress or no_progress)
+        return pack or Pack.open(path)
+
+    def _resolve(
+        self, model: str | None, bits: int | None, progress: Progress
+    ) -> tuple[Path, Pack | None]:
+        """The path of the pack, and the pack where it was opened to see that it is current."""
         model = self.entry(None).name if model is None else model
-        progress = progress or no_progress
         if self._is_name(model):
             return self._resolve_name(model, bits, progress)
         path = self._existing(model)
-        return path if is_pack(path) else self._resolve_source(path, bits, progress)
+        return (path, None) if is_pack(path) else self._resolve_source(path, bits, progress)
 
     def items(self) -> list[Item]:
         """What is on the shelf, then what could be pulled."""
@@ -163,18 +178,19 @@ class Shelf:
         hint = f"its pack is still here: {packed.stem}" if packed.exists() else "check the path"
         raise ModelError(f"{model} does not exist", hint)
 
-    def _resolve_name(self, name: str, bits: int | None, progress: Progress) -> Path:
+    def _resolve_name(
+        self, name: str, bits: int | None, progress: Progress
+    ) -> tuple[Path, Pack | None]:
         entry = self.entries.get(name)
         if entry is None:
-            return self._pack_path(name)
-        packed_name = name if bits is None else f"{name}-{bits}bit"
-        out = self._pack_path(packed_name)
-        if _is_current(out, None):
-            return out
+            return self._pack_path(name), None
+        out = self._pack_path(name if bits is None else f"{name}-{bits}bit")
+        if pack := _current(out, None):
+            return out, pack
         with self._locked(name, progress):
-            if not _is_current(out, None):
+            if not (pack := _current(out, None)):
                 self._fetch_and_pack(entry, out, bits, progress)
-        return out
+        return out, pack
 
     def _fetch_and_pack(
         self, entry: Entry, out: Path, bits: int | None, progress: Progress
@@ -188,17 +204,19 @@ class Shelf:
         with as_storage_error(gguf):
             gguf.unlink()
 
-    def _resolve_source(self, path: Path, bits: int | None, progress: Progress) -> Path:
+    def _resolve_source(
+        self, path: Path, bits: int | None, progress: Progress
+    ) -> tuple[Path, Pack | None]:
         from picoedge.registry.packing import pack_model
 
         name = source_name(path, bits)
         out = self._pack_path(name)
-        if _is_current(out, path):
-            return out
+        if pack := _current(out, path):
+            return out, pack
         with self._locked(name, progress):
-            if not _is_current(out, path):
+            if not (pack := _current(out, path)):
                 pack_model(path, out, bits=bits, progress=progress)
-        return out
+        return out, pack
 
     def _locked(self, name: str, progress: Progress) -> AbstractContextManager[None]:
         return locked(
@@ -234,27 +252,27 @@ def resolve_model(
     return Shelf.from_environment().resolve(name, bits=bits, progress=progress)
 
 
-def _is_current(out: Path, path: Path | None) -> bool:
-    """Whether `out` is a pack that opens and, where `path` is given, is of what is there now.
+def _current(out: Path, source: Path | None) -> Pack | None:
+    """The pack at `out` if there is one that opens and was packed from `source` as it is now.
 
-    Raises ModelError where there is no model at `path`.
+    Without `source` any pack that opens is current. Raises ModelError where `source` is no model.
     """
     if not out.exists():
-        return False
+        return None
     from picoedge.store.pack.reader import Pack  # NumPy and all: not to list what there is
 
     try:
-        packed = Pack.open(out)
+        pack = Pack.open(out)
     except ModelError:
-        return False
-    if path is None:
-        return True
+        return None
+    if source is None:
+        return pack
     from picoedge.store.sources.source import open_source
 
-    return packed.source.get("fingerprint") == open_source(path).fingerprint
+    return pack if pack.source.get("fingerprint") == open_source(source).fingerprint else None
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else "picoedge list shows the names"
+    near = closest(name, known)
+    hint = f"did you mean {near}?" if near else "picoedge list shows the names"
     return UsageError(f"{name!r} is not {where}", hint)

@@ -348,6 +348,7 @@ def test_a_question_whose_answer_never_began_is_taken_back() -> None:
 
 def test_set_verbose_shows_the_waiting_where_something_is_streamed() -> None:
     console, session = TypedConsole(["hi", "/bye"]), scripted_session("abc")
-    session.plan = object()  # type: ignore[assignment]
+    assert isinstance(session.model, ScriptedModel)
+    session.model.memory_plan = object()  # type: ignore[assignment]
     Chat(session, prompter_for(session), console, ChatSettings(verbose=True)).run()
     assert "\n[a token: 0 s waiting, 1 s computing, 0 B read]\n" in console.transcript

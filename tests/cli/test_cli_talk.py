@@ -403,7 +403,7 @@ def test_numpy_that_nobody_asked_for_is_told_also_in_a_pipe(
 def test_a_wrong_option_fails_before_anything_is_fetched(
     run: Run, monkeypatch: pytest.MonkeyPatch, args: list[str], error: str
 ) -> None:
-    monkeypatch.setattr(opening, "resolve", _must_not_run)
+    monkeypatch.setattr(opening, "_find", _must_not_run)
     ran = run(*args)
     assert ran.code in (1, 2)
     assert ran.err.startswith(f"error: {error}")
@@ -427,8 +427,9 @@ def test_kernels_are_closed_where_a_later_step_fails(
     closed: list[NumpyKernels] = []
     monkeypatch.setattr(NumpyKernels, "close", lambda self: closed.append(self))
     monkeypatch.setattr(Transformer, "__init__", _must_not_run)
+    opened = opening.open_pack(pack, OpenOptions(kernels="numpy"))
     with pytest.raises(AssertionError, match="allocated"):
-        opening.open_chat(pack, OpenOptions(kernels="numpy"))
+        opening.open_session(opened, opening.load_model)
     assert len(closed) == 1
 
 

@@ -13,8 +13,8 @@ import shelf_models
 from cluster_boards import ClusterOf, cluster_of, last_json
 
 from picoedge.cluster.model import ClusterModel
-from picoedge.cluster.open import open_joint
-from picoedge.engine.loader import open_model
+from picoedge.cluster.open import load_over_boards
+from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.inventory import HELD
@@ -68,7 +68,7 @@ def alone(packs: dict[str, Pack]) -> dict[str, Run]:
     """What one board says."""
     runs = {}
     for name, pack in packs.items():
-        with closing(open_model(pack, OPTIONS).model) as model:
+        with closing(load_model(pack, OPTIONS)) as model:
             runs[name] = greedy(model, pack)
     return runs
 
@@ -79,7 +79,7 @@ def joint(
 ) -> Iterator[ClusterModel]:
     """The model over the boards that have a share, b1 first."""
     wished = ClusterOptions(split=tuple(shares), allreduce=allreduce, split_head=split_head)  # type: ignore[arg-type]
-    with closing(open_joint(pack, dataclasses.replace(OPTIONS, cluster=wished)).model) as model:
+    with closing(load_over_boards(pack, dataclasses.replace(OPTIONS, cluster=wished))) as model:
         yield model
 
 
@@ -157,10 +157,10 @@ def test_every_logit_of_a_text_is_that_of_one_board(packs: dict[str, Pack]) -> N
     def every(model: Transformer) -> np.ndarray:
         return np.concatenate([rows.copy() for rows in model.forward_all(ids, 0)])
 
-    with closing(open_model(pack, OPTIONS).model) as one:
+    with closing(load_model(pack, OPTIONS)) as one:
         want = every(one)
     with joint(pack, (2, 1, 1), "star", split_head=True) as model:
-        got = every(model.opened.model)
+        got = every(model._slice)
     np.testing.assert_array_equal(got, want)
 
 
@@ -171,9 +171,9 @@ def test_a_head_apart_from_the_embedding_may_be_shared(
     assert not tiny.config.tie_word_embeddings
     wished = ClusterOptions(split=(1, 1, 1), split_head=True)
     options = dataclasses.replace(OPTIONS, cluster=wished)
-    with closing(open_model(tiny, OPTIONS).model) as one:
+    with closing(load_model(tiny, OPTIONS)) as one:
         want = one.forward([3, 141, 59], 0).copy()
-    with closing(open_joint(tiny, options).model) as model:
+    with closing(load_over_boards(tiny, options)) as model:
         np.testing.assert_array_equal(model.forward([3, 141, 59], 0), want)
     for board in cluster.boards[1:3]:  # each has pulled its own shards, and no rows of tokens
         pulled = next(board.shelf.glob("tiny*.pico"))

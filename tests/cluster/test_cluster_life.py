@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
-from picoedge.cluster.open import open_joint
+from picoedge.cluster.open import load_over_boards
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.errors import BoardLostError
 from picoedge.store.pack.reader import Pack
@@ -109,7 +109,7 @@ def shares_of_session(
     how = OpenOptions(threads=1, n_ctx=128, cluster=ClusterOptions(boards=2))
     with monkeypatch.context() as patch:
         measured_as(patch, speed, 1.0)
-        with closing(open_joint(pack, how).model) as model:
+        with closing(load_over_boards(pack, how)) as model:
             model.forward([1, 2, 3], 0)
             parts = [share.part for share in model.plan.chosen.shares]
     return [(part.attention, part.ffn) for part in parts]

@@ -11,9 +11,9 @@ import pytest
 from cluster_boards import ClusterOf, cluster_of, measured_as, until
 
 from picoedge.cluster.model import ClusterModel
-from picoedge.cluster.open import open_joint
+from picoedge.cluster.open import load_over_boards
 from picoedge.cluster.worker_group import Team
-from picoedge.engine.loader import open_model
+from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.jobs import stragglers
 from picoedge.jobs.progress_page import Work
@@ -85,7 +85,7 @@ def test_a_board_that_is_quick_again_has_its_share_again(
     smollm2_pack: Path, weather: Weather, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pack = Pack.open(smollm2_pack)
-    with closing(open_joint(pack, OPTIONS).model) as model:
+    with closing(load_over_boards(pack, OPTIONS)) as model:
         text = Text(model)
         text.go_on(4)
         assert ffn_shards(model) == [3, 3]
@@ -103,7 +103,7 @@ def test_a_board_that_is_quick_again_has_its_share_again(
     told = capfd.readouterr().err
     assert told.count("b2 has become slow: the shares are dealt anew") == 1
     assert told.count("b2 is quick again: the shares are dealt anew") == 1
-    with closing(open_model(pack, OPTIONS).model) as alone:
+    with closing(load_model(pack, OPTIONS)) as alone:
         assert text.tokens == greedy(alone, len(text.tokens))
 
 
@@ -123,7 +123,7 @@ def test_a_board_that_was_left_out_is_tried_again_with_a_later_answer(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(stragglers, "REST_S", 0.0)
-    with closing(open_joint(Pack.open(smollm2_pack), OPTIONS).model) as model:
+    with closing(load_over_boards(Pack.open(smollm2_pack), OPTIONS)) as model:
         text = Text(model)
         text.go_on(3)
         weather.strikes(0.01)
@@ -149,7 +149,7 @@ def test_a_team_knows_what_its_workers_have_done(
 ) -> None:
     cluster[1].lend_environ(monkeypatch)
     how = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(split=(1.0, 1.0)))
-    with closing(open_joint(Pack.open(smollm2_pack), how).model) as model:
+    with closing(load_over_boards(Pack.open(smollm2_pack), how)) as model:
         text, team = Text(model), model._team
         assert team is not None
         since_s = time.monotonic()

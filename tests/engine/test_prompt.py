@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fake_model import ByteTokenizer, prompter_for, scripted_session
 
-from picoedge.engine.prompt import Prompter
+from picoedge.engine.session import Prompter
 from picoedge.errors import ContextError, TextError
 
 

@@ -13,7 +13,7 @@ import importlib, pkgutil, picoedge.mesh
 for module in pkgutil.walk_packages(picoedge.mesh.__path__, "picoedge.mesh."):
     importlib.import_module(module.name)
 """
-A_WORKER = ALL_OF_THE_MESH + "import picoedge.cluster.worker, picoedge.engine.loader"
+A_WORKER = ALL_OF_THE_MESH + "import picoedge.cluster.worker, picoedge.engine.open"
 
 
 def modules_after(script: str) -> set[str]:

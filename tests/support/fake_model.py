@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from picoedge.engine.prompt import Prompter
-from picoedge.engine.session import Session
+from picoedge.engine.session import Prompter, Session
 from picoedge.errors import StorageError
 from picoedge.model.sampling import SamplingOptions
+from picoedge.planner.memory import MemoryPlan
 from picoedge.text.tokenizer.special import SpecialTokens
 
 EOS = 256
@@ -71,6 +71,8 @@ class ScriptedModel:
 
     fails_at: int | None = None
     boards = 1
+    memory_plan: MemoryPlan | None = None
+    adapter = None
 
     def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()

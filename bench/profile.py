@@ -86,11 +86,11 @@ class TimedKernels:
         biases: Sequence[F32 | None],
         out: F32,
         *,
-        again: bool = False,
+        reuse_input: bool = False,
     ) -> Project:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project(source, weights, biases, out, again=again)
+        bound = self._kernels.project(source, weights, biases, out, reuse_input=reuse_input)
         return TimedProject(PROJECTIONS[len(weights)], bound, self.spent)
 
     def attend(
@@ -115,11 +115,11 @@ class TimedKernels:
         weights: Weights | None,
         sums: F64,
         *,
-        add: bool = False,
+        accumulate: bool = False,
     ) -> ProjectSum:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project_sum(x, activation, weights, sums, add=add)
+        bound = self._kernels.project_sum(x, activation, weights, sums, accumulate=accumulate)
         return TimedSum("project_down" if activation else "project_attention", bound, self.spent)
 
     def close(self) -> None:

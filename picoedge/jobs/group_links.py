@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
 from picoedge.host.cores import is_rationed
-from picoedge.kernels.loader import load_trim
+from picoedge.kernels.loader import load_f48
 from picoedge.mesh.group.codecs import codec_for
 from picoedge.mesh.group.collective import Collective, Rows, Stages
 from picoedge.mesh.group.exchange import Exchange
@@ -59,7 +59,7 @@ def make_collective(links: Links, spec: GroupSpec, pack: Pack) -> Collective:
         range(len(spec.ranks)),
         Stages(*spec.contributors(), config.num_hidden_layers, columns),
         _rows(spec, pack),
-        codec_for(spec.wire, config.hidden_size, load_trim(spec.kernels or None)),
+        codec_for(spec.wire, config.hidden_size, load_f48(spec.kernels or None)),
         n_ctx=spec.n_ctx,
         patience_s=WORKER_SILENCE_S,
     )

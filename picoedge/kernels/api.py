@@ -92,14 +92,14 @@ class Kernels(Protocol):
         biases: Sequence[F32 | None],
         out: F32,
         *,
-        again: bool = False,
+        reuse_input: bool = False,
     ) -> Project:
         """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
 
         A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
         (scale amax/127, rounded half to even); f32 matrices take them as they are. `out` may be
-        some columns of a wider array. `again`: a project has done the same tokens of the same
-        source before, for other matrices; x is as that one left it.
+        some columns of a wider array. `reuse_input`: the project before this one had the
+        same tokens and source; its input is reused, and x is not changed.
         """
 
     def attend(
@@ -128,14 +128,14 @@ class Kernels(Protocol):
         weights: Weights | None,
         sums: F64,
         *,
-        add: bool = False,
+        accumulate: bool = False,
     ) -> ProjectSum:
         """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
 
         With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is
         activation(first half) * second half; else x is [N, total_cols]. `weights` None: zeros.
-        `add`: the partials are added, in the same order, to what the sums hold: shards may come
-        in several runs.
+        `accumulate`: the partials are added, in the same order, to what `sums` holds: a matrix
+        may come in several runs of shards.
         """
 
     def close(self) -> None:

@@ -1,8 +1,11 @@
-"""f64 numbers whose last 16 bits are nearly always zero, without those: both twins of that.
+"""f48: an f64 stored in 6 bytes, with a list of the values whose low 16 bits are not zero.
 
-A sum of a few f32 numbers of like size is one. Where boards add up their parts, it travels so.
+The f64 sum of a few f32 numbers of like size has zeros in its low 16 bits nearly always: partial
+sums between boards travel at 6 bytes a value, to the bit. Encoded, n values are
 
-    upper 32 bits of each, then the next 16 of each, then an ODD for each that has more
+    u32 [n]  upper 32 bits of each
+    u16 [n]  the next 16 bits of each
+    EXCEPTION [m]  index and low 16 bits of each value whose low 16 bits are not zero
 """
 
 from __future__ import annotations
@@ -12,83 +15,96 @@ from typing import Protocol
 
 import numpy as np
 
-from picoedge.kernels.arrays import F64, Indices
+from picoedge.kernels.arrays import F64, Array, Indices
 
-U8, U16, U32, U64 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
-ODD = np.dtype([("index", "<u4"), ("low", "<u2")])  # a number that has more, and its last 16 bits
-HIGH, KEPT = 4, 6  # bytes of a number, from its upper end: of its first word, of all
-LOW = np.uint64(0xFFFF)
-TOGETHER = 64  # numbers that are looked through at once
+F48_BYTES = 6  # of a value, exceptions not counted
+EXCEPTION = np.dtype([("index", "<u4"), ("low", "<u2")])
 
-
-class Trim(Protocol):
-    """Takes numbers, f64 [count], apart and puts them together again, to the bit."""
-
-    def apart(self, values: F64, into: memoryview, most_odd: int) -> int:
-        """Put them there, where there is room; gives how many are odd, -1 if more than the most."""
-
-    def together(self, body: memoryview, odd: int, out: F64) -> bool:
-        """The reverse; False where an odd one is said to be beyond the last."""
+_U16, _U32, _U64 = np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
+_HIGH_BYTES = 4
+_LOW_BITS = np.uint64(0xFFFF)
+_GROUP = 64  # values that are looked through at once for exceptions
 
 
-class NumpyTrim:
-    """The definition."""
+class F48(Protocol):
+    """Encodes and decodes f64 values."""
 
-    def apart(self, values: F64, into: memoryview, most_odd: int) -> int:
-        """See `Trim.apart`."""
-        count, odd = len(values), _odd(values)
-        if len(odd) > most_odd:
+    def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
+        """Encode values, f64 [n], into `out`; returns the number of exceptions.
+
+        `out` has room for F48_BYTES * n + EXCEPTION.itemsize * max_exceptions bytes. Returns -1 if
+        there are more exceptions than that; `out` then holds nothing of use.
+        """
+
+    def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
+        """Decode into `out`, f64 [n]; False where the index of an exception is not below n."""
+
+
+class NumpyF48:
+    """The reference."""
+
+    def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
+        """See `F48.encode`."""
+        count, indices = len(values), _exceptions(values)
+        if len(indices) > max_exceptions:
             return -1
-        words = values.view(U16)
-        np.frombuffer(into, U32, count)[...] = values.view(U32)[1::2]
-        np.frombuffer(into, U16, count, HIGH * count)[...] = words[1::4]
-        told = np.frombuffer(into, ODD, len(odd), KEPT * count) if len(odd) else np.empty(0, ODD)
-        told["index"], told["low"] = odd, words[4 * odd]
-        return len(odd)
+        words = values.view(_U16)
+        np.frombuffer(out, _U32, count)[...] = values.view(_U32)[1::2]
+        np.frombuffer(out, _U16, count, _HIGH_BYTES * count)[...] = words[1::4]
+        listed = _list_of_exceptions(out, count, len(indices))
+        listed["index"], listed["low"] = indices, words[4 * indices]
+        return len(indices)
 
-    def together(self, body: memoryview, odd: int, out: F64) -> bool:
-        """See `Trim.together`."""
-        count, words = len(out), out.view(U16)
+    def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
+        """See `F48.decode`."""
+        count, words = len(out), out.view(_U16)
         out[...] = 0
-        out.view(U32)[1::2] = np.frombuffer(body, U32, count)
-        words[1::4] = np.frombuffer(body, U16, count, HIGH * count)
-        told = np.frombuffer(body, ODD, odd, KEPT * count) if odd else np.empty(0, ODD)
-        if (told["index"] >= count).any():
+        out.view(_U32)[1::2] = np.frombuffer(body, _U32, count)
+        words[1::4] = np.frombuffer(body, _U16, count, _HIGH_BYTES * count)
+        listed = _list_of_exceptions(body, count, exceptions)
+        if (listed["index"] >= count).any():
             return False
-        words[4 * told["index"].astype(np.intp)] = told["low"]
+        words[4 * listed["index"].astype(np.intp)] = listed["low"]
         return True
 
 
-def _odd(values: F64) -> Indices:
-    """Which numbers have one of their last 16 bits: few, so blocks without any are passed over."""
-    bits = values.view(U64)
-    even = len(bits) - len(bits) % TOGETHER
-    blocks = bits[:even].reshape(-1, TOGETHER)
-    some = np.flatnonzero(np.bitwise_or.reduce(blocks, axis=1) & LOW)
-    row, column = np.nonzero(blocks[some] & LOW)
-    return np.concatenate([some[row] * TOGETHER + column, even + np.flatnonzero(bits[even:] & LOW)])
+def _list_of_exceptions(body: memoryview, count: int, exceptions: int) -> Array:
+    if not exceptions:  # NumPy takes no view of 0 bytes at the end of a buffer
+        return np.empty(0, EXCEPTION)
+    return np.frombuffer(body, EXCEPTION, exceptions, F48_BYTES * count)
 
 
-class NativeTrim:
-    """The C file's, in a quarter of the time."""
+def _exceptions(values: F64) -> Indices:
+    """Indices of the values whose low 16 bits are not zero; groups without any are skipped."""
+    bits = values.view(_U64)
+    even = len(bits) - len(bits) % _GROUP
+    groups = bits[:even].reshape(-1, _GROUP)
+    some = np.flatnonzero(np.bitwise_or.reduce(groups, axis=1) & _LOW_BITS)
+    row, column = np.nonzero(groups[some] & _LOW_BITS)
+    rest = even + np.flatnonzero(bits[even:] & _LOW_BITS)
+    return np.concatenate([some[row] * _GROUP + column, rest])
+
+
+class NativeF48:
+    """The C file's, in a quarter of the time. `library` is what `native.open_library` returns."""
 
     def __init__(self, library: ct.CDLL) -> None:
         self._lib = library
 
-    def apart(self, values: F64, into: memoryview, most_odd: int) -> int:
-        """See `Trim.apart`."""
+    def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
+        """See `F48.encode`."""
         count = len(values)
         assert values.flags.c_contiguous
-        assert len(into) >= KEPT * count + ODD.itemsize * most_odd
-        return int(self._lib.pe_apart(values.ctypes.data, count, _address(into), most_odd))
+        assert len(out) >= F48_BYTES * count + EXCEPTION.itemsize * max_exceptions
+        into = _address(out)
+        return int(self._lib.pe_f48_encode(values.ctypes.data, count, into, max_exceptions))
 
-    def together(self, body: memoryview, odd: int, out: F64) -> bool:
-        """See `Trim.together`."""
+    def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
+        """See `F48.decode`."""
         assert out.flags.c_contiguous
-        assert len(body) >= KEPT * len(out) + ODD.itemsize * odd
-        failed = self._lib.pe_together(_address(body), len(out), odd, out.ctypes.data)
-        return not failed
+        assert len(body) >= F48_BYTES * len(out) + EXCEPTION.itemsize * exceptions
+        return not self._lib.pe_f48_decode(_address(body), len(out), exceptions, out.ctypes.data)
 
 
 def _address(data: memoryview) -> int:
-    return int(np.frombuffer(data, U8).ctypes.data)
+    return int(np.frombuffer(data, np.uint8).ctypes.data)

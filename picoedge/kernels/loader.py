@@ -11,7 +11,7 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels.api import Kernels
-from picoedge.kernels.f48 import NativeTrim, NumpyTrim, Trim
+from picoedge.kernels.f48 import F48, NativeF48, NumpyF48
 
 # level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
 _X86 = {
@@ -101,12 +101,15 @@ def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
     level = choice.path.stem.removeprefix("_native_")
     try:
         return open_library(choice.path), f"{level}: {choice.reason}"
-    except (OSError, AttributeError) as error:  # not a library for here, or an older one
+    except OSError as error:  # not a library for this machine
+        failure = f"{choice.path.name} cannot be loaded: {error}"
         if kind is not None:
-            raise PicoedgeError(
-                f"{choice.path.name} cannot be loaded: {error}", "install picoedge again"
-            ) from error
-        return None, f"NumPy: {choice.path.name} cannot be loaded: {error}"
+            raise PicoedgeError(failure, "install picoedge again") from error
+    except PicoedgeError as error:  # built from other sources
+        failure = f"{error.message}; {error.hint}"
+        if kind is not None:
+            raise
+    return None, f"NumPy: {failure}"
 
 
 def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels:
@@ -125,10 +128,10 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
     return NativeKernels(library, count)
 
 
-def load_trim(kind: str | None = None) -> Trim:
-    """What takes sums apart, of the same twin. Raises as `load_kernels` does."""
+def load_f48(kind: str | None = None) -> F48:
+    """The f48 codec of the same backend. Raises as `load_kernels` does."""
     library, _ = _open_here(kind)
-    return NumpyTrim() if library is None else NativeTrim(library)
+    return NumpyF48() if library is None else NativeF48(library)
 
 
 def describe_kernels(kind: str | None = None) -> str:

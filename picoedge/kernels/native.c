@@ -1,9 +1,20 @@
-/* The kernels of picoedge: plain C11, no Python.h, loaded with ctypes.
+/* The kernels of picoedge: plain C11, no Python.h, loaded with ctypes (kernels/native.py).
  *
  * One file, compiled once per instruction-set level (setup.py); the loader picks the best level the
  * processor has. kernels/blocks.py defines the weight formats, kernels/api.py the operations.
  *
- * Everything below the vector layer is written once, over vectors of LANES floats. A lane is always
+ *   vector.h      vectors of LANES floats, block dot products, exp: one implementation per level
+ *   Threads       a pool that runs one task at a time
+ *   Activations   rows of f32 quantized to int8 blocks of 32
+ *   Weights       formats, tiles, unpacking
+ *   Tile product  one tile of 16 rows times 1, 2, 4 or 8 tokens
+ *   project       residual, RMS norm, quantize, rows of each matrix (q, k, v; gate, up; head)
+ *   project_sum   activation, quantize, columns shard by shard, added in f64 (o; down)
+ *   attend        rotary embedding, key-value cache in f16 or int8, causal attention
+ *   f48           f64 values without their low 16 bits: sums on their way between boards
+ *   ABI           struct layouts and formats, which native.py checks before the first call
+ *
+ * Everything above the vector layer is written once, over vectors of LANES floats. A lane is always
  * one output row (products) or one key (scores) or one dimension (values), and each lane's sums run
  * in one fixed order with explicit fused multiply-adds (-ffp-contract=off), so a result depends
  * neither on the level, nor on the number of threads, nor on how many tokens are computed together.
@@ -14,392 +25,34 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "vector.h"
+
 #ifndef PICOEDGE_LEVEL
 #define PICOEDGE_LEVEL "portable"
 #endif
 #define API __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-
-enum { TILE = 16, BLOCK = 32 };
-enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS };
-
-/* ---- The vector layer: LANES floats, LANES ints, LANES rows of four weights -------------------- */
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-enum { LANES = 16 };
-typedef __m512 vf;
-typedef __m512i vi, wv;
-INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
-INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
-INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
-INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
-INLINE float vf_hmax(vf a) { return _mm512_reduce_max_ps(a); }
-INLINE vf vf_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
-INLINE void vf_to_f16(uint16_t *p, vf a) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(a, 0)); }
-INLINE vf vf_set1_f16(uint16_t a) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)a)); }
-INLINE vf vf_from_u8(const uint8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
-}
-INLINE vf vf_from_i8(const int8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
-}
-INLINE vf vf_from_vi(vi a) { return _mm512_cvtepi32_ps(a); }
-INLINE vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }
-INLINE int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
-INLINE void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((void *)p, _mm512_cvtsepi32_epi8(a)); }
-INLINE vf vf_pow2(vi n) { /* 2^n, n in -126..127 */
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
-}
-INLINE wv wv_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
-INLINE wv wv_and(wv a, int m) { return _mm512_and_si512(a, _mm512_set1_epi8((char)m)); }
-INLINE wv wv_or(wv a, wv b) { return _mm512_or_si512(a, b); }
-INLINE wv wv_shl(wv a, int k) { return _mm512_slli_epi16(a, (unsigned)k); }
-INLINE wv wv_shr(wv a, int k) { return _mm512_srli_epi16(a, (unsigned)k); }
-INLINE wv wv_bias(wv a) { return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)); }
-enum { Q8_BIAS = 128 }; /* vpdpbusd takes unsigned weights: q8 is stored signed, moved up by 128 */
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    (void)bits;
-    vi sum = _mm512_set1_epi32(start);
-    for (int v = 0; v < count; v++) {
-        int32_t four;
-        memcpy(&four, x + 4 * v, 4);
-        sum = _mm512_dpbusd_epi32(sum, w[v], _mm512_set1_epi32(four));
-    }
-    return sum;
-}
-
-#elif defined(__AVX2__)
-#include <immintrin.h>
-enum { LANES = 8 };
-typedef __m256 vf;
-typedef __m256i vi, wv;
-INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
-INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
-INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
-INLINE float vf_hmax(vf a) {
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-}
-INLINE vf vf_from_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
-INLINE void vf_to_f16(uint16_t *p, vf a) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(a, 0)); }
-INLINE vf vf_set1_f16(uint16_t a) { return _mm256_cvtph_ps(_mm_set1_epi16((short)a)); }
-INLINE vf vf_from_u8(const uint8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)));
-}
-INLINE vf vf_from_i8(const int8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
-}
-INLINE vf vf_from_vi(vi a) { return _mm256_cvtepi32_ps(a); }
-INLINE vi vi_round(vf a) { return _mm256_cvtps_epi32(a); }
-INLINE int32_t vi_sum(vi a) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-INLINE void vi_store_i8(int8_t *p, vi a) {
-    __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    _mm_storel_epi64((void *)p, _mm_packs_epi16(h, h));
-}
-INLINE vf vf_pow2(vi n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
-}
-INLINE wv wv_load(const uint8_t *p) { return _mm256_loadu_si256((const void *)p); }
-INLINE wv wv_and(wv a, int m) { return _mm256_and_si256(a, _mm256_set1_epi8((char)m)); }
-INLINE wv wv_or(wv a, wv b) { return _mm256_or_si256(a, b); }
-INLINE wv wv_shl(wv a, int k) { return _mm256_slli_epi16(a, k); }
-INLINE wv wv_shr(wv a, int k) { return _mm256_srli_epi16(a, k); }
-#if defined(__AVXVNNI__)
-INLINE wv wv_bias(wv a) { return _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80)); }
-enum { Q8_BIAS = 128 };
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    (void)bits;
-    vi sum = _mm256_set1_epi32(start);
-    for (int v = 0; v < count; v++) {
-        int32_t four;
-        memcpy(&four, x + 4 * v, 4);
-        sum = _mm256_dpbusd_avx_epi32(sum, w[v], _mm256_set1_epi32(four));
-    }
-    return sum;
-}
-#else
-INLINE wv wv_bias(wv a) { return a; }
-enum { Q8_BIAS = 0 };
-/* vpmaddubsw adds two products in 16 bits: as many of its results are added there as cannot overflow
- * (bits 4: 8 x 2 x 15 x 127 = 30480). q8 moves the weight's sign onto the activation. */
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    const int together = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
-    vi sum = _mm256_set1_epi32(start);
-    for (int v = 0; v < count; v += together) {
-        __m256i half = _mm256_setzero_si256();
-        for (int i = v; i < v + together && i < count; i++) {
-            int32_t four;
-            memcpy(&four, x + 4 * i, 4);
-            __m256i xs = _mm256_set1_epi32(four);
-            half = _mm256_add_epi16(half, bits == 8
-                ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(xs, w[i]))
-                : _mm256_maddubs_epi16(w[i], xs));
-        }
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(half, _mm256_set1_epi16(1)));
-    }
-    return sum;
-}
-#endif
-
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-#include <arm_neon.h>
-enum { LANES = 4 };
-typedef float32x4_t vf;
-typedef int32x4_t vi;
-typedef uint8x16_t wv;
-INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
-INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
-INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
-INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
-INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
-INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
-INLINE vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
-INLINE vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
-INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
-INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
-INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
-INLINE float vf_hmax(vf a) { return vmaxvq_f32(a); }
-/* Conversions only: arithmetic in f16 is not in the baseline. */
-INLINE vf vf_from_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
-INLINE void vf_to_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-INLINE vf vf_set1_f16(uint16_t a) { return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(a))); }
-INLINE uint8x8_t four_bytes(const void *p) {
-    uint32_t four;
-    memcpy(&four, p, 4);
-    return vreinterpret_u8_u32(vdup_n_u32(four));
-}
-INLINE vf vf_from_u8(const uint8_t *p) {
-    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p)))));
-}
-INLINE vf vf_from_i8(const int8_t *p) {
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p))))));
-}
-INLINE vf vf_from_vi(vi a) { return vcvtq_f32_s32(a); }
-INLINE vi vi_round(vf a) { return vcvtnq_s32_f32(a); }
-INLINE int32_t vi_sum(vi a) { return vaddvq_s32(a); }
-INLINE void vi_store_i8(int8_t *p, vi a) {
-    int16x4_t half = vqmovn_s32(a);
-    uint32_t four = vget_lane_u32(vreinterpret_u32_s8(vqmovn_s16(vcombine_s16(half, half))), 0);
-    memcpy(p, &four, 4);
-}
-INLINE vf vf_pow2(vi n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
-INLINE wv wv_load(const uint8_t *p) { return vld1q_u8(p); }
-INLINE wv wv_and(wv a, int m) { return vandq_u8(a, vdupq_n_u8((uint8_t)m)); }
-INLINE wv wv_or(wv a, wv b) { return vorrq_u8(a, b); }
-INLINE wv wv_shl(wv a, int k) { return a << vdupq_n_u8((uint8_t)k); }
-INLINE wv wv_shr(wv a, int k) { return a >> vdupq_n_u8((uint8_t)k); }
-INLINE wv wv_bias(wv a) { return a; }
-enum { Q8_BIAS = 0 };
-/* Weights of 4-6 bits are positive as signed bytes too. */
-#if defined(__ARM_FEATURE_DOTPROD)
-#define DOT(i) sum = vdotq_laneq_s32(sum, vreinterpretq_s8_u8(w[v + i]), xs, i)
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    (void)bits;
-    vi sum = vdupq_n_s32(start);
-    for (int v = 0; v < count; v += 4) {
-        const int8x16_t xs = vld1q_s8(x + 4 * v);
-        DOT(0); DOT(1); DOT(2); DOT(3);
-    }
-    return sum;
-}
-#undef DOT
-#else
-/* Products are added in 16 bits as often as cannot overflow (bits 5: 8 x 31 x 127 = 31496; bits 6:
- * 4 x 63 x 127 = 32004; bits 8: 2 x 128 x 127 = 32512), rows 0, 1 in one vector and 2, 3 in another. */
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    const int together = bits <= 5 ? 8 : bits == 6 ? 4 : 2;
-    const vi begin = vreinterpretq_s32_u64(vdupq_n_u64((uint32_t)start)); /* rows have two lanes until the end */
-    vi low = begin, high = begin;
-    for (int v = 0; v < count; v += together) {
-        int16x8_t low16 = vdupq_n_s16(0), high16 = low16;
-        for (int i = v; i < v + together && i < count; i++) {
-            int32_t four;
-            memcpy(&four, x + 4 * i, 4);
-            const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(four)), ws = vreinterpretq_s8_u8(w[i]);
-            low16 = vmlal_s8(low16, vget_low_s8(ws), vget_low_s8(xs));
-            high16 = vmlal_high_s8(high16, ws, xs);
-        }
-        low = vpadalq_s16(low, low16);
-        high = vpadalq_s16(high, high16);
-    }
-    return vpaddq_s32(low, high);
-}
-#endif
-
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-#define TOKEN_PAIRS
-/* smmla multiplies two rows by two tokens over eight columns. w[v] and w[v + 1], of four columns each,
- * become those eight columns of rows 0, 1 and of rows 2, 3. */
-INLINE void pair_rows(wv w[8]) {
-    for (int v = 0; v < 8; v += 2) {
-        const uint32x4_t left = vreinterpretq_u32_u8(w[v]), right = vreinterpretq_u32_u8(w[v + 1]);
-        w[v] = vreinterpretq_u8_u32(vzip1q_u32(left, right));
-        w[v + 1] = vreinterpretq_u8_u32(vzip2q_u32(left, right));
-    }
-}
-/* x becomes the first 16 columns of both tokens, y the last 16: eight of one, eight of the other. */
-INLINE void pair_columns(int8_t x[BLOCK], int8_t y[BLOCK]) {
-    const int64x2_t x0 = vreinterpretq_s64_s8(vld1q_s8(x)), x1 = vreinterpretq_s64_s8(vld1q_s8(x + 16));
-    const int64x2_t y0 = vreinterpretq_s64_s8(vld1q_s8(y)), y1 = vreinterpretq_s64_s8(vld1q_s8(y + 16));
-    vst1q_s8(x, vreinterpretq_s8_s64(vzip1q_s64(x0, y0)));
-    vst1q_s8(x + 16, vreinterpretq_s8_s64(vzip2q_s64(x0, y0)));
-    vst1q_s8(y, vreinterpretq_s8_s64(vzip1q_s64(x1, y1)));
-    vst1q_s8(y + 16, vreinterpretq_s8_s64(vzip2q_s64(x1, y1)));
-}
-/* sum[0] is of rows 0, 1 and sum[1] of rows 2, 3: the one token's and the other's side by side. */
-INLINE void pair_start(int32_t x, int32_t y, vi sum[2]) {
-    sum[0] = sum[1] = vreinterpretq_s32_u64(vdupq_n_u64((uint64_t)(uint32_t)y << 32 | (uint32_t)x));
-}
-INLINE void pair_dot(const wv w[4], const int8_t q[BLOCK], vi sum[2]) {
-    for (int v = 0; v < 4; v++) sum[v % 2] = vmmlaq_s32(sum[v % 2], vreinterpretq_s8_u8(w[v]), vld1q_s8(q + v / 2 * 16));
-}
-INLINE void pair_split(const vi sum[2], vi *x, vi *y) {
-    *x = vuzp1q_s32(sum[0], sum[1]);
-    *y = vuzp2q_s32(sum[0], sum[1]);
-}
-#endif
-
-#else /* portable: the same arithmetic in loops a compiler can unroll */
-enum { LANES = 16 };
-typedef struct { float a[LANES]; } vf;
-typedef struct { int32_t a[LANES]; } vi;
-typedef struct { uint8_t a[4 * LANES]; } wv;
-#define EACH(type, expr) do { type r; for (int i = 0; i < LANES; i++) r.a[i] = (expr); return r; } while (0)
-#define EACH_BYTE(expr) do { wv r; for (int i = 0; i < 4 * LANES; i++) r.a[i] = (uint8_t)(expr); return r; } while (0)
-INLINE float f16_to_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, bits;
-    float f;
-    if (rest >= 0x7c00) bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
-    else if (rest < 0x400) { f = (float)rest * 0x1p-24f; memcpy(&bits, &f, 4); bits |= sign; }
-    else bits = sign | ((rest << 13) + 0x38000000);
-    memcpy(&f, &bits, 4);
-    return f;
-}
-INLINE uint16_t f32_to_f16(float f) { /* round half to even */
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
-    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    if (rest < 0x38800000) { /* subnormal: let the float adder round */
-        float magic = 0.5f, a;
-        memcpy(&a, &rest, 4);
-        a += magic;
-        memcpy(&bits, &a, 4);
-        return (uint16_t)(sign | (bits - 0x3f000000));
-    }
-    return (uint16_t)(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
-}
-INLINE vf vf_set1(float x) { EACH(vf, x); }
-INLINE vf vf_load(const float *p) { EACH(vf, p[i]); }
-INLINE void vf_store(float *p, vf x) { memcpy(p, x.a, sizeof x.a); }
-INLINE vf vf_add(vf x, vf y) { EACH(vf, x.a[i] + y.a[i]); }
-INLINE vf vf_mul(vf x, vf y) { EACH(vf, x.a[i] * y.a[i]); }
-INLINE vf vf_div(vf x, vf y) { EACH(vf, x.a[i] / y.a[i]); }
-INLINE vf vf_max(vf x, vf y) { EACH(vf, x.a[i] > y.a[i] ? x.a[i] : y.a[i]); }
-INLINE vf vf_min(vf x, vf y) { EACH(vf, x.a[i] < y.a[i] ? x.a[i] : y.a[i]); }
-INLINE vf vf_abs(vf x) { EACH(vf, fabsf(x.a[i])); }
-INLINE vf vf_fma(vf x, vf y, vf z) { EACH(vf, fmaf(x.a[i], y.a[i], z.a[i])); }
-INLINE vf vf_fnma(vf x, vf y, vf z) { EACH(vf, fmaf(-x.a[i], y.a[i], z.a[i])); }
-INLINE float vf_hmax(vf x) { float m = x.a[0]; for (int i = 1; i < LANES; i++) m = x.a[i] > m ? x.a[i] : m; return m; }
-INLINE vf vf_from_f16(const uint16_t *p) { EACH(vf, f16_to_f32(p[i])); }
-INLINE void vf_to_f16(uint16_t *p, vf x) { for (int i = 0; i < LANES; i++) p[i] = f32_to_f16(x.a[i]); }
-INLINE vf vf_set1_f16(uint16_t x) { return vf_set1(f16_to_f32(x)); }
-INLINE vf vf_from_u8(const uint8_t *p) { EACH(vf, (float)p[i]); }
-INLINE vf vf_from_i8(const int8_t *p) { EACH(vf, (float)p[i]); }
-INLINE vf vf_from_vi(vi x) { EACH(vf, (float)x.a[i]); }
-INLINE vi vi_round(vf x) { EACH(vi, (int32_t)rintf(x.a[i])); }
-INLINE int32_t vi_sum(vi x) { int32_t s = 0; for (int i = 0; i < LANES; i++) s += x.a[i]; return s; }
-INLINE void vi_store_i8(int8_t *p, vi x) { for (int i = 0; i < LANES; i++) p[i] = (int8_t)x.a[i]; }
-INLINE vf vf_pow2(vi n) { EACH(vf, ldexpf(1.0f, n.a[i])); }
-INLINE wv wv_load(const uint8_t *p) { wv r; memcpy(r.a, p, sizeof r.a); return r; }
-INLINE wv wv_and(wv x, int m) { EACH_BYTE(x.a[i] & m); }
-INLINE wv wv_or(wv x, wv y) { EACH_BYTE(x.a[i] | y.a[i]); }
-INLINE wv wv_shl(wv x, int k) { EACH_BYTE(x.a[i] << k); }
-INLINE wv wv_shr(wv x, int k) { EACH_BYTE(x.a[i] >> k); }
-INLINE wv wv_bias(wv x) { return x; }
-enum { Q8_BIAS = 0 };
-INLINE vi block_dot(int bits, int count, const wv *w, const int8_t *x, int32_t start) {
-    vi sum;
-    for (int r = 0; r < LANES; r++) {
-        sum.a[r] = start;
-        for (int k = 0; k < 4 * count; k++) {
-            uint8_t byte = w[k / 4].a[4 * r + k % 4];
-            sum.a[r] += (bits == 8 ? (int8_t)byte : byte) * x[k];
-        }
-    }
-    return sum;
-}
-#endif
-
-enum { PARTS = TILE / LANES }; /* vectors that make up the 16 rows of a tile */
-
-INLINE float sum16(const vf part[PARTS]) { /* 16 partial sums in one order, whatever LANES is */
-    float lane[TILE];
-    for (int p = 0; p < PARTS; p++) vf_store(lane + p * LANES, part[p]);
-    double sum = 0;
-    for (int i = 0; i < TILE; i++) sum += lane[i];
-    return (float)sum;
-}
-
-/* exp(x) for x in [-87, 88] (clamped): 2^n * p(r), r in +-ln2/2, degree 6, error under 2 ulp. */
-INLINE vf vf_exp(vf x) {
-    x = vf_min(vf_max(x, vf_set1(-87.0f)), vf_set1(88.0f));
-    vi n = vi_round(vf_mul(x, vf_set1(1.44269504f)));
-    vf k = vf_from_vi(n);
-    vf r = vf_fnma(k, vf_set1(0.693145752f), x);
-    r = vf_fnma(k, vf_set1(1.42860677e-6f), r);
-    vf p = vf_set1(1.0f / 720);
-    p = vf_fma(p, r, vf_set1(1.0f / 120));
-    p = vf_fma(p, r, vf_set1(1.0f / 24));
-    p = vf_fma(p, r, vf_set1(1.0f / 6));
-    p = vf_fma(p, r, vf_set1(0.5f));
-    p = vf_fma(p, r, vf_set1(1.0f));
-    p = vf_fma(p, r, vf_set1(1.0f));
-    return vf_mul(p, vf_pow2(n));
-}
 
 /* ---- Threads ----------------------------------------------------------------------------------- */
 
-/* A task is `total` items, dealt out in short runs to whoever is free: a core that is slower or that
- * the system has lent to somebody else takes fewer, and a thread that has not even started when the
- * last item is taken is not waited for. No item's result depends on who computes it. */
+/* A task is `total` items, which free threads take in short spans: a core that is slower, or that the
+ * system has given to another process, takes fewer, and the task does not wait for a thread that has
+ * taken none when the last item is taken. No item's result depends on the thread. */
 typedef void task_fn(void *arg, int64_t from, int64_t to, int thread);
 
 typedef struct {
     int threads;
     task_fn *task;
     void *arg;
-    int64_t total, run; /* items, and how many are dealt at once */
+    int64_t total, span; /* items of the task, and how many a thread takes at once */
     atomic_llong next;
     atomic_uint round;  /* goes up by one for each task */
-    atomic_int inside;  /* workers in the task; CLOSED is added while none may enter */
+    atomic_int inside;  /* workers in the task; CLOSED (negative) is added while none may start on it */
     atomic_int asleep, stop;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -410,7 +63,7 @@ typedef struct {
 typedef struct { pool_t *pool; int thread; } worker_t;
 
 /* Between two kernels of one token lie a few microseconds of Python: poll that long, then sleep. */
-enum { POLL_NS = 60000, CLOSED = -(1 << 20), RUNS_PER_THREAD = 4 };
+enum { POLL_NS = 60000, CLOSED = -(1 << 20), SPANS_PER_THREAD = 4 };
 
 INLINE void relax(void) {
 #if defined(__x86_64__)
@@ -428,9 +81,9 @@ static int64_t now_ns(void) {
 
 static void take_items(pool_t *pool, int thread) {
     for (;;) {
-        const int64_t from = atomic_fetch_add_explicit(&pool->next, pool->run, memory_order_relaxed);
+        const int64_t from = atomic_fetch_add_explicit(&pool->next, pool->span, memory_order_relaxed);
         if (from >= pool->total) return;
-        const int64_t to = from + pool->run;
+        const int64_t to = from + pool->span;
         pool->task(pool->arg, from, to < pool->total ? to : pool->total, thread);
     }
 }
@@ -451,7 +104,7 @@ static unsigned await_round(pool_t *pool, unsigned seen) {
     return atomic_load(&pool->round);
 }
 
-static void *work(void *arg) {
+static void *worker_main(void *arg) {
     const worker_t me = *(worker_t *)arg;
     free(arg);
     for (unsigned seen = 0;;) {
@@ -462,7 +115,7 @@ static void *work(void *arg) {
     }
 }
 
-static void announce(pool_t *pool) {
+static void start_round(pool_t *pool) {
     atomic_fetch_add(&pool->round, 1);
     if (atomic_load(&pool->asleep)) {
         pthread_mutex_lock(&pool->lock);
@@ -471,7 +124,7 @@ static void announce(pool_t *pool) {
     }
 }
 
-static void run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
+static void pool_run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
     if (pool->threads == 1 || total <= 1) {
         if (total > 0) task(arg, 0, total, 0);
         return;
@@ -479,11 +132,11 @@ static void run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
     pool->task = task;
     pool->arg = arg;
     pool->total = total;
-    pool->run = total / (pool->threads * RUNS_PER_THREAD);
-    if (!pool->run) pool->run = 1;
+    pool->span = total / (pool->threads * SPANS_PER_THREAD);
+    if (!pool->span) pool->span = 1;
     atomic_store(&pool->next, 0);
     atomic_fetch_sub(&pool->inside, CLOSED);
-    announce(pool);
+    start_round(pool);
     take_items(pool, 0);
     atomic_fetch_add(&pool->inside, CLOSED);
     for (int i = 0; atomic_load_explicit(&pool->inside, memory_order_acquire) != CLOSED; i++) {
@@ -495,7 +148,7 @@ static void run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
 API void pe_pool_close(pool_t *pool) {
     if (!pool) return;
     atomic_store(&pool->stop, 1);
-    announce(pool);
+    start_round(pool);
     for (int i = 0; i < pool->threads - 1; i++) pthread_join(pool->handles[i], NULL);
     pthread_mutex_destroy(&pool->lock);
     pthread_cond_destroy(&pool->wake);
@@ -516,7 +169,7 @@ API pool_t *pe_pool_open(int threads) {
     for (int i = 1; pool->handles && i < threads; i++) {
         worker_t *worker = malloc(sizeof *worker);
         if (worker) *worker = (worker_t){pool, i};
-        if (!worker || pthread_create(&pool->handles[i - 1], NULL, work, worker)) {
+        if (!worker || pthread_create(&pool->handles[i - 1], NULL, worker_main, worker)) {
             free(worker);
             pe_pool_close(pool);
             return NULL;
@@ -559,7 +212,29 @@ static void quantize(const float *x, int blocks, xblock *out) {
     }
 }
 
-/* ---- One tile of weights times NT tokens --------------------------------------------------------- */
+/* ---- Weights ----------------------------------------------------------------------------------- */
+
+/* The formats of kernels/blocks.py, by Format.code (checked when the library is loaded). */
+enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS };
+
+typedef struct {
+    const char *name;
+    int32_t bits, offset;    /* of a quant; what is subtracted from it */
+    int32_t has_min, super;  /* a minimum per block; integer scales under an f16 superscale */
+    int32_t quant_bytes, high_bytes, scale_bytes; /* of each plane, per block and row */
+} format_t;
+
+static const format_t formats[N_FORMATS] = {
+    [Q4]  = {"q4",  4, 8,  0, 0, 16, 0, 2},
+    [Q4M] = {"q4m", 4, 0,  1, 0, 16, 0, 2},
+    [Q4K] = {"q4k", 4, 0,  1, 1, 16, 0, 1},
+    [Q5]  = {"q5",  5, 16, 0, 0, 16, 4, 2},
+    [Q5M] = {"q5m", 5, 0,  1, 0, 16, 4, 2},
+    [Q5K] = {"q5k", 5, 0,  1, 1, 16, 4, 1},
+    [Q6]  = {"q6",  6, 32, 0, 0, 16, 8, 2},
+    [Q6K] = {"q6k", 6, 32, 0, 1, 16, 8, 2},
+    [Q8]  = {"q8",  8, 0,  0, 0, 32, 0, 2},
+};
 
 typedef struct {
     const uint8_t *data; /* shard i starts at data + i * stride */
@@ -579,15 +254,12 @@ INLINE tile_t tile_at(const weights_t *w, int shard, int tile) {
     const uint8_t *base = w->data + (int64_t)shard * w->stride;
     const int blocks = w->cols / BLOCK;
     const int64_t at = (int64_t)tile * blocks;
-    static const uint8_t quant_bytes[] = {16, 16, 16, 16, 16, 16, 16, 16, 32};
-    static const uint8_t high_bytes[] = {0, 0, 0, 4, 4, 4, 8, 8, 0};
-    static const uint8_t scale_bytes[] = {2, 2, 1, 2, 2, 1, 2, 2, 2};
-    const int f = w->format;
+    const format_t *f = formats + w->format;
     tile_t t = {
-        .quants = base + w->quants + at * TILE * quant_bytes[f],
-        .highs = base + w->highs + at * TILE * high_bytes[f],
-        .scales = base + w->scales + at * TILE * scale_bytes[f],
-        .mins = base + w->mins + at * TILE * scale_bytes[f],
+        .quants = base + w->quants + at * TILE * f->quant_bytes,
+        .highs = base + w->highs + at * TILE * f->high_bytes,
+        .scales = base + w->scales + at * TILE * f->scale_bytes,
+        .mins = base + w->mins + at * TILE * f->scale_bytes,
         .blocks = blocks,
     };
     if (w->superblock) {
@@ -599,13 +271,12 @@ INLINE tile_t tile_at(const weights_t *w, int shard, int tile) {
     return t;
 }
 
-INLINE int bits_of(int format) { return format <= Q4K ? 4 : format <= Q5K ? 5 : format <= Q6K ? 6 : 8; }
-INLINE int offset_of(int format) {
-    return format == Q4 ? 8 : format == Q5 ? 16 : format == Q6 || format == Q6K ? 32 : format == Q8 ? Q8_BIAS : 0;
-}
-INLINE int has_min(int format) { return format == Q4M || format == Q4K || format == Q5M || format == Q5K; }
-INLINE int halves_of(int format) { return format == Q6K ? 2 : 1; }
-INLINE int has_super(int format) { return format == Q4K || format == Q5K || format == Q6K; }
+/* Of a format known at compile time: each folds to a constant. */
+INLINE int bits_of(int format) { return formats[format].bits; }
+INLINE int offset_of(int format) { return format == Q8 ? Q8_BIAS : formats[format].offset; }
+INLINE int has_min(int format) { return formats[format].has_min; }
+INLINE int has_super(int format) { return formats[format].super; }
+INLINE int halves_of(int format) { return format == Q6K ? 2 : 1; } /* scales per block */
 
 /* NEON shifts bytes, so that a high nibble needs no mask, and puts bits in (where a has none) in one step. */
 #if defined(__ARM_NEON) && defined(__aarch64__)
@@ -664,8 +335,9 @@ INLINE void load_scales(int format, const tile_t *t, int b, int part, vf scale[2
     *min = vf_fnma(supermin, vf_from_u8(t->mins + b * TILE + lane), vf_set1(0.0f));
 }
 
-/* What the offset of the weights of half `h` (0, 1), or of both, takes off the sum of products. */
-INLINE int32_t start_of(int format, const xblock *x, int h) {
+/* -offset * sum of q, over half `h` (0, 1) of the block or all of it: what the offset of the quants
+ * contributes to the sum of products, which starts from it. */
+INLINE int32_t offset_correction(int format, const xblock *x, int h) {
     if (!offset_of(format)) return 0;
     return -offset_of(format) * (format == Q6K ? x->half[h] : x->half[0] + x->half[1]);
 }
@@ -674,16 +346,16 @@ INLINE int32_t start_of(int format, const xblock *x, int h) {
 INLINE void block_sums(int format, const wv w[8], const xblock *x, vi sums[2]) {
     const int halves = halves_of(format), count = 8 / halves;
     for (int h = 0; h < halves; h++)
-        sums[h] = block_dot(bits_of(format), count, w + h * count, x->q + h * 16, start_of(format, x, h));
+        sums[h] = block_dot(bits_of(format), count, w + h * count, x->q + h * 16, offset_correction(format, x, h));
 }
 
 #if defined(TOKEN_PAIRS)
-/* The same of two tokens at once, whose columns and rows have been paired. */
+/* `block_sums` for two tokens at once; their columns and the tile's rows have been paired. */
 INLINE void pair_sums(int format, const wv w[8], const xblock *x, const xblock *y, vi xsums[2], vi ysums[2]) {
     const int halves = halves_of(format);
     vi sum[2];
     for (int h = 0; h < 2; h++) {
-        if (h < halves) pair_start(start_of(format, x, h), start_of(format, y, h), sum);
+        if (h < halves) pair_start(offset_correction(format, x, h), offset_correction(format, y, h), sum);
         pair_dot(w + 4 * h, h ? y->q : x->q, sum);
         pair_split(sum, xsums + h % halves, ysums + h % halves);
     }
@@ -696,19 +368,25 @@ INLINE vf add_block(int format, const vi sums[2], const vf scale[2], vf min, con
     return has_min(format) ? vf_fma(min, vf_set1(x->sum), acc) : acc;
 }
 
-/* A shard's planes are a few tens of KB each, so the processor's own prefetchers begin anew all the
+/* An address, not a pointer: it may lie beyond the object. A prefetch never faults. */
+INLINE void prefetch(const void *plane, int64_t at) {
+    __builtin_prefetch((const void *)((uintptr_t)plane + (uintptr_t)at));
+}
+
+/* A shard's planes are a few tens of KB each, so the processor's own prefetchers start anew all the
  * time; asking 4 KB ahead gave 15 % on one core. The long planes of 8-bit matrices are better left
- * alone. Beyond a plane's end the next plane is asked for, at worst memory that is not ours: a
- * prefetch never faults. */
+ * alone. */
 INLINE void read_ahead(int format, const tile_t *t, int b) {
     enum { AHEAD = 4096 };
     const int bits = bits_of(format);
     if (bits == 8) return;
-    for (int i = 0; i < 256; i += 64) __builtin_prefetch(t->quants + b * 256 + AHEAD + i);
-    if (bits == 5) __builtin_prefetch(t->highs + b * 64 + AHEAD / 4);
-    __builtin_prefetch(t->scales + b * 32 + AHEAD / 8);
-    if (has_min(format)) __builtin_prefetch(t->mins + b * 32 + AHEAD / 8);
+    for (int i = 0; i < 256; i += 64) prefetch(t->quants, b * 256 + AHEAD + i);
+    if (bits == 5) prefetch(t->highs, b * 64 + AHEAD / 4);
+    prefetch(t->scales, b * 32 + AHEAD / 8);
+    if (has_min(format)) prefetch(t->mins, b * 32 + AHEAD / 8);
 }
+
+/* ---- Tile product: one tile times NT tokens ---------------------------------------------------- */
 
 /* out[token][row of the tile] = the tile times each of NT tokens, whose blocks lie `xstride` apart. */
 INLINE void tile_product(int format, int nt, const tile_t *t, const xblock *x, int64_t xstride, float *out) {
@@ -767,8 +445,8 @@ static product_fn *const products[N_FORMATS][4] = {
 /* The largest group of tokens, of 8, 4, 2, 1, that `left` still fills. */
 INLINE int group_of(int left) { return left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0; }
 
-/* Groups of tokens begin at an even distance from the first: tokens 2i and 2i + 1 are always computed
- * together, and only a last one is ever alone. */
+/* Every group of tokens begins at an even distance from the first: tokens 2i and 2i + 1 are always
+ * computed together, and only a last one is alone. */
 #if defined(TOKEN_PAIRS)
 typedef struct { xblock *tokens; int64_t blocks; } pairs_call;
 
@@ -784,7 +462,7 @@ static void pair_task(void *arg, int64_t from, int64_t to, int thread) {
 
 static void pair_tokens(pool_t *pool, xblock *tokens, int64_t n, int blocks) {
 #if defined(TOKEN_PAIRS)
-    run(pool, pair_task, &(pairs_call){tokens, blocks}, n / 2);
+    pool_run(pool, pair_task, &(pairs_call){tokens, blocks}, n / 2);
 #else
     (void)pool, (void)tokens, (void)n, (void)blocks;
 #endif
@@ -803,7 +481,7 @@ typedef struct {
     const weights_t *weights;
     int64_t out_stride;
     int32_t n_weights, width;
-    int32_t again; /* the blocks are as the project before this one left them */
+    int32_t reuse_input; /* `blocks` as the project before this one left them; x and sums are not read */
     float eps;
 } project_t;
 
@@ -824,7 +502,7 @@ static void rms_norm(const float *x, const float *weight, int width, float eps, 
         vf_store(out + i, vf_mul(vf_mul(vf_load(x + i), scale), vf_load(weight + i)));
 }
 
-static void enter_tokens(const project_t *op, int64_t from, int64_t to, float *scratch) {
+static void norm_quantize_tokens(const project_t *op, int64_t from, int64_t to, float *scratch) {
     const int width = op->width;
     for (int64_t t = from; t < to; t++) {
         float *x = op->x + t * width;
@@ -839,12 +517,12 @@ static void enter_tokens(const project_t *op, int64_t from, int64_t to, float *s
     }
 }
 
-static void enter_task(void *arg, int64_t from, int64_t to, int thread) {
+static void norm_quantize_task(void *arg, int64_t from, int64_t to, int thread) {
     const project_call *call = arg;
-    enter_tokens(call->op, call->first + from, call->first + to, call->op->scratch + (int64_t)thread * call->op->width);
+    norm_quantize_tokens(call->op, call->first + from, call->first + to, call->op->scratch + (int64_t)thread * call->op->width);
 }
 
-INLINE void keep_rows(const weights_t *w, int shard, int tile, const float *from, float *out) {
+INLINE void store_rows(const weights_t *w, int shard, int tile, const float *from, float *out) {
     const int row = tile * TILE;
     const int rows = w->rows - row < TILE ? w->rows - row : TILE;
     out += w->out_offset + (int64_t)shard * w->rows + row;
@@ -867,7 +545,7 @@ static void project_tiles(const project_call *call, const weights_t *w, int64_t 
             const int group = group_of(call->n - token);
             products[w->format][group](&t, op->blocks + (int64_t)token * blocks, blocks, result);
             for (int j = 0; j < 1 << group; j++, token++)
-                keep_rows(w, shard, tile, result + j * TILE, op->out + (int64_t)(token - call->first) * op->out_stride);
+                store_rows(w, shard, tile, result + j * TILE, op->out + (int64_t)(token - call->first) * op->out_stride);
         }
     }
 }
@@ -891,11 +569,11 @@ API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first)
     int64_t tiles = 0;
     for (int i = 0; i < op->n_weights; i++) tiles += tiles_of(op->weights + i);
     const int blocks = op->width / BLOCK;
-    if (!op->again) {
-        run(pool, enter_task, &call, n - first);
+    if (!op->reuse_input) {
+        pool_run(pool, norm_quantize_task, &call, n - first);
         pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
     }
-    run(pool, project_task, &call, tiles);
+    pool_run(pool, project_task, &call, tiles);
 }
 
 /* ---- project_sum: activation, quantize, columns shard by shard, added in f64 ------------------------ */
@@ -909,10 +587,10 @@ typedef struct {
     double *sums;     /* [N, rows] */
     const weights_t *weights;
     int32_t activation, width, rows;
-    int32_t add; /* to what `sums` holds, instead of to zero */
+    int32_t accumulate; /* add to what `sums` holds instead of to zero */
 } project_sum_t;
 
-typedef struct { const project_sum_t *op; int32_t first, n; } sum_call; /* n tokens, to the sums from first on */
+typedef struct { const project_sum_t *op; int32_t first, n; } sum_call; /* n tokens; sums from row `first` on */
 
 static void activate(int activation, const float *gate, const float *up, int width, float *out) {
     const vf one = vf_set1(1.0f), zero = vf_set1(0.0f);
@@ -926,7 +604,7 @@ static void activate(int activation, const float *gate, const float *up, int wid
     }
 }
 
-static void leave_task(void *arg, int64_t from, int64_t to, int thread) {
+static void activate_quantize_task(void *arg, int64_t from, int64_t to, int thread) {
     const sum_call *call = arg;
     const project_sum_t *op = call->op;
     const int width = op->width, blocks = width / BLOCK;
@@ -955,7 +633,7 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
     float result[8 * TILE];
     const int64_t row = from * TILE, end = to * TILE < op->rows ? to * TILE : op->rows;
     double *sums = op->sums + (int64_t)call->first * op->rows;
-    for (int t = 0; t < call->n && !op->add; t++)
+    for (int t = 0; t < call->n && !op->accumulate; t++)
         memset(sums + (int64_t)t * op->rows + row, 0, (size_t)(end - row) * sizeof(double));
     for (int shard = 0; shard < w->count; shard++) {
         for (int64_t tile = from; tile < to; tile++) {
@@ -973,61 +651,9 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
 
 API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n, int32_t first) {
     sum_call call = {op, first, n - first};
-    run(pool, leave_task, &call, n - first);
+    pool_run(pool, activate_quantize_task, &call, n - first);
     pair_tokens(pool, op->blocks, n - first, op->width / BLOCK);
-    run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
-}
-
-/* ---- trim: f64 numbers without their last 16 bits, and those apart for the few that have some ------ */
-
-typedef uint32_t __attribute__((aligned(1), may_alias)) u32;
-typedef uint16_t __attribute__((aligned(1), may_alias)) u16;
-enum { TOGETHER = 64, KEPT_BYTES = 6, ODD_BYTES = 6 };
-
-/* How many are odd, -1 if more than the most. */
-API int64_t pe_apart(const uint64_t *values, int64_t count, uint8_t *into, int64_t most_odd) {
-    u32 *restrict high = (u32 *)into;
-    u16 *restrict next = (u16 *)(into + 4 * count);
-    uint8_t *odd = into + KEPT_BYTES * count;
-    int64_t n_odd = 0;
-    for (int64_t i = 0; i < count; i += TOGETHER) {
-        const int n = count - i < TOGETHER ? (int)(count - i) : TOGETHER;
-        uint64_t some = 0;
-        for (int j = 0; j < n; j++) {
-            const uint64_t v = values[i + j];
-            high[i + j] = (uint32_t)(v >> 32);
-            next[i + j] = (uint16_t)(v >> 16);
-            some |= v;
-        }
-        for (int j = 0; j < n && (some & 0xffff); j++) {
-            const uint32_t index = (uint32_t)(i + j);
-            const uint16_t low = (uint16_t)values[i + j];
-            if (!low) continue;
-            if (n_odd == most_odd) return -1;
-            memcpy(odd, &index, sizeof index);
-            memcpy(odd + sizeof index, &low, sizeof low);
-            odd += ODD_BYTES;
-            n_odd++;
-        }
-    }
-    return n_odd;
-}
-
-/* Not 0 where an odd one is said to be beyond the last. */
-API int pe_together(const uint8_t *body, int64_t count, int64_t n_odd, uint64_t *restrict out) {
-    const u32 *restrict high = (const u32 *)body;
-    const u16 *restrict next = (const u16 *)(body + 4 * count);
-    const uint8_t *odd = body + KEPT_BYTES * count;
-    for (int64_t i = 0; i < count; i++) out[i] = (uint64_t)high[i] << 32 | (uint64_t)next[i] << 16;
-    for (int64_t k = 0; k < n_odd; k++, odd += ODD_BYTES) {
-        uint32_t index;
-        uint16_t low;
-        memcpy(&index, odd, sizeof index);
-        memcpy(&low, odd + sizeof index, sizeof low);
-        if (index >= count) return 1;
-        out[index] = (out[index] & ~(uint64_t)0xffff) | low;
-    }
-    return 0;
+    pool_run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 
 /* ---- attend ---------------------------------------------------------------------------------------- */
@@ -1070,15 +696,15 @@ static void rotate(const attend_t *op, const float *norm, int position, float sc
 INLINE int scales_of(const attend_t *op) { return op->key_scales ? (op->head_dim + BLOCK - 1) / BLOCK : 0; }
 INLINE int64_t scales_before(const attend_t *op, int head) { return (int64_t)head * op->n_ctx * scales_of(op); }
 
-/* Held within f16: a key nobody attends to is multiplied by 0, which infinity would survive. */
+/* Clamped to the range of f16: a masked key is multiplied by 0, and 0 times infinity is not a number. */
 INLINE void to_f16(const float *x, uint16_t *out) {
     vf_to_f16(out, vf_min(vf_max(vf_load(x), vf_set1(-65504.0f)), vf_set1(65504.0f)));
 }
 
-/* A block of 16 or 32 in 8 bits; returns its scale, amax / 127 as f16. Rounding to the scale as it is
- * kept makes the best of it; where that is much less than it was (f16 ends at 65504 and at 2^-24),
- * numbers are held at 127 of it. */
-static uint16_t narrow_block(const float *x, int width, int8_t *out) {
+/* Quantize a block of 16 or 32 values to int8; returns its scale, amax / 127 as f16. Values are divided
+ * by the scale after its rounding to f16; where that rounding made it much smaller (f16 ends at 65504
+ * and at 2^-24) they are clamped to 127 steps. */
+static uint16_t quantize_block_i8(const float *x, int width, int8_t *out) {
     const float top = 127.0f;
     float amax[LANES], scale[LANES];
     uint16_t half[LANES];
@@ -1116,9 +742,9 @@ static void append_i8(const attend_t *op, int head, int position, const float *k
     int8_t column[BLOCK];
     for (int b = 0, i = 0; b < blocks; b++, i += BLOCK) {
         const int width = d - i < BLOCK ? d - i : BLOCK;
-        key_scale[b * KEYS] = narrow_block(k + i, width, column);
+        key_scale[b * KEYS] = quantize_block_i8(k + i, width, column);
         for (int j = 0; j < width; j++) key[(i + j) * KEYS] = column[j];
-        value_scale[b] = narrow_block(v + i, width, value + i);
+        value_scale[b] = quantize_block_i8(v + i, width, value + i);
     }
 }
 
@@ -1139,15 +765,15 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
     }
 }
 
-/* Keys or values of one head and the scales of those in 8 bits. */
+/* Keys or values of one head, with their scales if they have 8 bits. */
 typedef struct { const void *at; const uint16_t *scales; int blocks; } stored_t;
 
-/* LANES of them from element `i` on; those in 8 bits without their scale. */
+/* LANES elements from `i` on, as f32; 8-bit ones not yet multiplied by their scale. */
 INLINE vf stored_at(int bits, const stored_t *stored, int64_t i) {
     return bits == 16 ? vf_from_f16((const uint16_t *)stored->at + i) : vf_from_i8((const int8_t *)stored->at + i);
 }
 
-/* sum += acc, of one block of dimensions, times the scales of the block. */
+/* sum += acc * scale, for one block of dimensions. */
 INLINE void add_scaled(int nq, int parts, const stored_t *keys, int t, int block, const vf *acc, vf *sum) {
     const uint16_t *scales = keys->scales + ((int64_t)(t / KEYS) * keys->blocks + block) * KEYS + t % KEYS;
     for (int p = 0; p < parts; p++) {
@@ -1183,7 +809,7 @@ INLINE void score_keys(int bits, int nq, const float *const *q, const stored_t *
 }
 
 /* scores of lo..hi become exp(score - max), all others of the tiles 0; returns 1 / their sum. */
-static float soften(float *scores, int from, int lo, int hi, int to) {
+static float softmax_exp(float *scores, int from, int lo, int hi, int to) {
     for (int t = from; t < lo; t++) scores[t] = -INFINITY;
     for (int t = hi + 1; t < to; t++) scores[t] = -INFINITY;
     vf peak = vf_load(scores + from), sum[PARTS];
@@ -1199,14 +825,14 @@ static float soften(float *scores, int from, int lo, int hi, int to) {
 }
 
 /* out[j] = weight[j] * sum over t of scores[j][t] * values[t], for LANES * 2 dimensions from `i`. */
-INLINE void mix_values(int bits, int nq, const float *scores, int64_t stride, const stored_t *values, int d, int i, int width,
+INLINE void weighted_values(int bits, int nq, const float *scores, int64_t stride, const stored_t *values, int d, int i, int width,
                        int lo, int hi, const float *weight, float *const *out) {
     vf acc[QUERIES][2];
     for (int j = 0; j < nq; j++) acc[j][0] = acc[j][1] = vf_set1(0.0f);
     for (int t = lo; t <= hi; t++) {
         const int64_t value = (int64_t)t * d + i;
         vf a = stored_at(bits, values, value), b = width == 2 ? stored_at(bits, values, value + LANES) : a;
-        if (bits == 8) { /* exact: 7 and 11 bits */
+        if (bits == 8) { /* exact in f32: 7 bits times 11 bits */
             const vf scale = vf_set1_f16(values->scales[(int64_t)t * values->blocks + i / BLOCK]);
             a = vf_mul(scale, a);
             b = vf_mul(scale, b);
@@ -1246,11 +872,11 @@ INLINE void attend_pairs(int bits, int nq, const attend_call *call, int kv, int 
     }
     const int from = lo[0] / KEYS * KEYS, to = (hi[nq - 1] / KEYS + 1) * KEYS;
     score_keys(bits, nq, q, &keys, d, from, to, scores, stride);
-    for (int j = 0; j < nq; j++) weight[j] = soften(scores + j * stride, from, lo[j], hi[j], to);
+    for (int j = 0; j < nq; j++) weight[j] = softmax_exp(scores + j * stride, from, lo[j], hi[j], to);
     int i = 0;
     for (; i + 2 * LANES <= d; i += 2 * LANES)
-        mix_values(bits, nq, scores, stride, &values, d, i, 2, lo[0], hi[nq - 1], weight, out);
-    if (i < d) mix_values(bits, nq, scores, stride, &values, d, i, 1, lo[0], hi[nq - 1], weight, out);
+        weighted_values(bits, nq, scores, stride, &values, d, i, 2, lo[0], hi[nq - 1], weight, out);
+    if (i < d) weighted_values(bits, nq, scores, stride, &values, d, i, 1, lo[0], hi[nq - 1], weight, out);
 }
 
 /* Item i: the i-th group of QUERIES pairs; a key-value head's groups follow one another. */
@@ -1286,7 +912,97 @@ API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position)
     }
     attend_call call = {op, n, position, pool->scores, stride};
     const int64_t pairs = (int64_t)n * (op->q_heads / op->kv_heads);
-    run(pool, append_task, &call, n);
-    run(pool, op->key_scales ? attend_i8_task : attend_f16_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
+    pool_run(pool, append_task, &call, n);
+    pool_run(pool, op->key_scales ? attend_i8_task : attend_f16_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
     return 0;
 }
+
+/* ---- f48: f64 values in 6 bytes ------------------------------------------------------------------- */
+
+/* The upper 32 bits of each value, then the next 16 of each, then an exception (index, low 16 bits) for
+ * each value whose low 16 bits are not zero; see kernels/f48.py. */
+typedef uint32_t __attribute__((aligned(1), may_alias)) u32;
+typedef uint16_t __attribute__((aligned(1), may_alias)) u16;
+enum { F48_GROUP = 64, F48_BYTES = 6, EXCEPTION_BYTES = 6 }; /* values looked through at once; bytes of each */
+
+/* The number of exceptions, or -1 if there are more than `max_exceptions`. */
+API int64_t pe_f48_encode(const uint64_t *values, int64_t count, uint8_t *out, int64_t max_exceptions) {
+    u32 *restrict high = (u32 *)out;
+    u16 *restrict next = (u16 *)(out + 4 * count);
+    uint8_t *exception = out + F48_BYTES * count;
+    int64_t exceptions = 0;
+    for (int64_t i = 0; i < count; i += F48_GROUP) {
+        const int n = count - i < F48_GROUP ? (int)(count - i) : F48_GROUP;
+        uint64_t any = 0;
+        for (int j = 0; j < n; j++) {
+            const uint64_t v = values[i + j];
+            high[i + j] = (uint32_t)(v >> 32);
+            next[i + j] = (uint16_t)(v >> 16);
+            any |= v;
+        }
+        for (int j = 0; j < n && (any & 0xffff); j++) {
+            const uint32_t index = (uint32_t)(i + j);
+            const uint16_t low = (uint16_t)values[i + j];
+            if (!low) continue;
+            if (exceptions == max_exceptions) return -1;
+            memcpy(exception, &index, sizeof index);
+            memcpy(exception + sizeof index, &low, sizeof low);
+            exception += EXCEPTION_BYTES;
+            exceptions++;
+        }
+    }
+    return exceptions;
+}
+
+/* 0, or 1 where an exception's index is not below `count`. */
+API int pe_f48_decode(const uint8_t *body, int64_t count, int64_t exceptions, uint64_t *restrict out) {
+    const u32 *restrict high = (const u32 *)body;
+    const u16 *restrict next = (const u16 *)(body + 4 * count);
+    const uint8_t *exception = body + F48_BYTES * count;
+    for (int64_t i = 0; i < count; i++) out[i] = (uint64_t)high[i] << 32 | (uint64_t)next[i] << 16;
+    for (int64_t k = 0; k < exceptions; k++, exception += EXCEPTION_BYTES) {
+        uint32_t index;
+        uint16_t low;
+        memcpy(&index, exception, sizeof index);
+        memcpy(&low, exception + sizeof index, sizeof low);
+        if (index >= count) return 1;
+        out[index] = (out[index] & ~(uint64_t)0xffff) | low;
+    }
+    return 0;
+}
+
+/* ---- ABI: what native.py checks ---------------------------------------------------------------------- */
+
+/* Raise it when the meaning of a field or function changes, but no layout does. */
+enum { ABI = 1 };
+
+typedef struct { const char *name; int32_t offset, bytes; } field_t;
+#define STRUCT(S) {#S, 0, sizeof(S)}
+#define FIELD(S, F) {#S "." #F, offsetof(S, F), sizeof(((S *)0)->F)}
+static const field_t layout[] = {
+    {"abi", 0, ABI}, STRUCT(xblock),
+#define F(NAME) FIELD(weights_t, NAME)
+    STRUCT(weights_t), F(data), F(stride), F(quants), F(highs), F(scales), F(mins), F(superscales),
+    F(supermins), F(bias), F(count), F(rows), F(cols), F(format), F(superblock), F(out_offset),
+#undef F
+#define F(NAME) FIELD(project_t, NAME)
+    STRUCT(project_t), F(x), F(sums), F(post_norm), F(norm), F(blocks), F(scratch), F(out), F(weights),
+    F(out_stride), F(n_weights), F(width), F(reuse_input), F(eps),
+#undef F
+#define F(NAME) FIELD(project_sum_t, NAME)
+    STRUCT(project_sum_t), F(x), F(blocks), F(scratch), F(sums), F(weights), F(activation), F(width),
+    F(rows), F(accumulate),
+#undef F
+#define F(NAME) FIELD(attend_t, NAME)
+    STRUCT(attend_t), F(qkv), F(cos), F(sin), F(q_norm), F(k_norm), F(keys), F(values), F(key_scales),
+    F(value_scales), F(out), F(q_heads), F(kv_heads), F(head_dim), F(n_ctx), F(window), F(scale), F(eps),
+#undef F
+};
+
+/* One of the sizes and offsets that native.py relies on, NULL past the last. */
+API const field_t *pe_field(int i) {
+    return i >= 0 && (size_t)i < sizeof layout / sizeof *layout ? layout + i : NULL;
+}
+
+/* The format with Format.code `i`, NULL past the last. */
+API const format_t *pe_format(int i) { return i >= 0 && i < N_FORMATS ? formats + i : NULL; }

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ctypes as ct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from picoedge.errors import MemoryBudgetError
+from picoedge.errors import MemoryBudgetError, PicoedgeError
 from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
 from picoedge.kernels.arrays import F16, F32, F64, Array
-from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
 from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
 from picoedge.kernels.reference.backend import NumpyKernels
 
+_ABI = 1  # of native.c
 _XBLOCK_BYTES = 48
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 
@@ -55,7 +57,7 @@ class _Project(ct.Structure):
         ("out_stride", c_int64),
         ("n_weights", c_int32),
         ("width", c_int32),
-        ("again", c_int32),
+        ("reuse_input", c_int32),
         ("eps", c_float),
     ]
 
@@ -70,7 +72,7 @@ class _ProjectSum(ct.Structure):
         ("activation", c_int32),
         ("width", c_int32),
         ("rows", c_int32),
-        ("add", c_int32),
+        ("accumulate", c_int32),
     ]
 
 
@@ -124,23 +126,95 @@ def _address(array: Array | None) -> int | None:
     return int(array.ctypes.data)
 
 
+class _Field(ct.Structure):
+    _fields_ = [("name", c_char_p), ("offset", c_int32), ("bytes", c_int32)]
+
+
+class _Format(ct.Structure):
+    _fields_ = [
+        ("name", c_char_p),
+        ("bits", c_int32),
+        ("offset", c_int32),
+        ("has_min", c_int32),
+        ("superblocks", c_int32),
+        ("plane_bytes", c_int32 * 3),
+    ]
+
+
+_STRUCTS: dict[str, type[ct.Structure]] = {
+    "weights_t": _Weights,
+    "project_t": _Project,
+    "project_sum_t": _ProjectSum,
+    "attend_t": _Attend,
+}
+
+
 def open_library(path: Path) -> ct.CDLL:
-    """Load one compiled level. Raises OSError where the file is not a library for this machine."""
+    """Load one compiled level.
+
+    Raises OSError where the file is not a library for this machine, and PicoedgeError where it was
+    built from other sources: its structs, formats or functions are not those of this file.
+    """
     lib = ct.CDLL(str(path))
+    try:
+        _declare(lib)
+        difference = _abi_difference(lib)
+    except AttributeError as error:  # a function that an older library lacks
+        difference = str(error)
+    if difference:
+        raise PicoedgeError(
+            f"{path.name} was built from other sources ({difference})",
+            "build the kernels again: make setup, or install picoedge again",
+        )
+    return lib
+
+
+def _declare(lib: ct.CDLL) -> None:
     lib.pe_level.restype = c_char_p
+    lib.pe_field.restype = POINTER(_Field)
+    lib.pe_format.restype = POINTER(_Format)
     lib.pe_pool_open.restype = c_void_p
     lib.pe_pool_open.argtypes = [c_int]
     lib.pe_pool_close.restype = None
     lib.pe_pool_close.argtypes = [c_void_p]
     lib.pe_project.restype = lib.pe_project_sum.restype = None
-    lib.pe_attend.restype = lib.pe_together.restype = c_int
-    lib.pe_apart.restype = c_int64
+    lib.pe_attend.restype = lib.pe_f48_decode.restype = c_int
+    lib.pe_f48_encode.restype = c_int64
     lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
     lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
-    lib.pe_apart.argtypes = [c_void_p, c_int64, c_void_p, c_int64]
-    lib.pe_together.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
-    return lib
+    lib.pe_f48_encode.argtypes = [c_void_p, c_int64, c_void_p, c_int64]
+    lib.pe_f48_decode.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+
+
+def _abi_difference(lib: ct.CDLL) -> str:
+    """The first entry of the library's struct or format table that is not as here; "" if none."""
+    layout = [("abi", 0, _ABI), ("xblock", 0, _XBLOCK_BYTES)]
+    for name, struct in _STRUCTS.items():
+        layout.append((name, 0, ct.sizeof(struct)))
+        fields = [(field[0], getattr(struct, field[0])) for field in struct._fields_]
+        layout += [(f"{name}.{field}", at.offset, at.size) for field, at in fields]
+    built = [(f.name.decode(), f.offset, f.bytes) for f in _records(lib.pe_field)]
+    formats = [
+        (f.name, f.code, f.bits, f.offset, int(f.has_min), int(f.superblocks))
+        for f in FORMATS.values() if f.bits < 32
+    ]  # fmt: skip
+    built_formats = [
+        (f.name.decode(), code, f.bits, f.offset, f.has_min, f.superblocks)
+        for code, f in enumerate(_records(lib.pe_format))
+    ]
+    for ours, theirs in zip_longest([*layout, *formats], [*built, *built_formats]):
+        if ours != theirs:
+            return f"{theirs} instead of {ours}"
+    return ""
+
+
+def _records(function: Any) -> Iterator[Any]:
+    """The C table behind `function(i)`, which is NULL past its end."""
+    i = 0
+    while record := function(i):
+        yield record.contents
+        i += 1
 
 
 class NativeKernels:
@@ -177,18 +251,18 @@ class NativeKernels:
         biases: Sequence[F32 | None],
         out: F32,
         *,
-        again: bool = False,
+        reuse_input: bool = False,
     ) -> Project:
         """See `Kernels.project`."""
         if any(w.spec.format.bits == 32 for w in weights):
-            return self._numpy.project(source, weights, biases, out, again=again)
+            return self._numpy.project(source, weights, biases, out, reuse_input=reuse_input)
         n, width = source.x.shape
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
         assert all(w.spec.cols == width for w in weights)
         assert not weights or out.shape[1] == sum(w.total_rows for w in weights)
         assert not out.size or out.strides[1] == out.itemsize, "rows of the output have gaps"
-        blocks, scratch = self._scratch_for("enter", n, width)
+        blocks, scratch = self._scratch_for("project", n, width)
         matrices = _matrices(weights, biases)
         op = _Project(
             x=_address(source.x),
@@ -202,7 +276,7 @@ class NativeKernels:
             out_stride=out.strides[0] // out.itemsize,
             n_weights=len(weights),
             width=width,
-            again=again,
+            reuse_input=reuse_input,
             eps=source.eps,
         )
         keep = (op, source, weights, biases, out, blocks, scratch, matrices)
@@ -275,15 +349,15 @@ class NativeKernels:
         weights: Weights | None,
         sums: F64,
         *,
-        add: bool = False,
+        accumulate: bool = False,
     ) -> ProjectSum:
         """See `Kernels.project_sum`."""
         if weights is None or weights.spec.format.bits == 32:
-            return self._numpy.project_sum(x, activation, weights, sums, add=add)
+            return self._numpy.project_sum(x, activation, weights, sums, accumulate=accumulate)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if activation is None else 2 * width)
         assert sums.shape == (n, weights.spec.rows)
-        blocks, scratch = self._scratch_for("leave", n, width)
+        blocks, scratch = self._scratch_for("project_sum", n, width)
         matrices = _matrices([weights], [None])
         op = _ProjectSum(
             x=_address(x),
@@ -294,7 +368,7 @@ class NativeKernels:
             activation=_ACTIVATIONS[activation],
             width=width,
             rows=weights.spec.rows,
-            add=add,
+            accumulate=accumulate,
         )
         keep = (op, x, weights, sums, blocks, scratch, matrices)
         call, address, kernels = self._lib.pe_project_sum, ct.addressof(op), self

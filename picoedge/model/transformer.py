@@ -185,14 +185,14 @@ class Transformer:
         ffn = self.holding.runs("ffn", i) or [NOTHING]
         return Layer(
             [
-                self._bind_attention(i, held, into_attention, norms, again=k > 0)
+                self._bind_attention(i, held, into_attention, norms, accumulate=k > 0)
                 for k, held in enumerate(attention)
             ],
-            [self._bind_ffn(held, into_ffn, again=k > 0) for k, held in enumerate(ffn)],
+            [self._bind_ffn(held, into_ffn, accumulate=k > 0) for k, held in enumerate(ffn)],
         )
 
     def _bind_attention(
-        self, i: int, held: Held, source: Residual, norms: dict[str, F32], *, again: bool
+        self, i: int, held: Held, source: Residual, norms: dict[str, F32], *, accumulate: bool
     ) -> AttentionRun:
         kernels, space = self.kernels, self._space
         shape = self._shape(i, len(held.shards))
@@ -218,15 +218,15 @@ class Transformer:
                 [weights[name] for name in "qkv"],
                 [biases.get(f"{name}_bias") for name in "qkv"],
                 qkv,
-                again=again,
+                reuse_input=accumulate,
             ),
             kernels.attend(
                 qkv, shape, self._rope(i), head_norms, self.config.rms_norm_eps, cache, heads
             ),
-            kernels.project_sum(heads, None, weights["o"], space.sums, add=again),
+            kernels.project_sum(heads, None, weights["o"], space.sums, accumulate=accumulate),
         )
 
-    def _bind_ffn(self, held: Held, source: Residual, *, again: bool) -> FfnRun:
+    def _bind_ffn(self, held: Held, source: Residual, *, accumulate: bool) -> FfnRun:
         kernels, space = self.kernels, self._space
         if not held.weights:
             gate_up = space.gate_up(0)
@@ -236,8 +236,10 @@ class Transformer:
         gate_up = space.gate_up(down.total_cols)
         return FfnRun(
             held,
-            kernels.project(source, [gate, up], [None, None], gate_up, again=again),
-            kernels.project_sum(gate_up, self.config.hidden_act, down, space.sums, add=again),
+            kernels.project(source, [gate, up], [None, None], gate_up, reuse_input=accumulate),
+            kernels.project_sum(
+                gate_up, self.config.hidden_act, down, space.sums, accumulate=accumulate
+            ),
         )
 
     def _bind_head(self, out: F32) -> list[HeadRun]:
@@ -252,7 +254,7 @@ class Transformer:
             head = held.weights["head"]
             first = held.shards.start * self._pack.head_shard_rows - self._columns.start
             columns = out[:, first : first + head.total_rows]
-            project = self.kernels.project(source, [head], [None], columns, again=bool(runs))
+            project = self.kernels.project(source, [head], [None], columns, reuse_input=bool(runs))
             runs.append(HeadRun(held, project))
         return runs
 

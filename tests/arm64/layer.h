@@ -62,11 +62,11 @@ static void test_narrow(report_t *report) {
             int8_t q[BLOCK] = {0};
             for (int i = 0; i < BLOCK; i++) x[i] = i % 5 && i != 16 ? sizes[s] * ((float)(i - 16) / 32) : 0;
             if (isfinite(sizes[s])) x[3] = sizes[s];
-            const uint16_t half = narrow_block(x, width, q);
+            const uint16_t half = quantize_block_i8(x, width, q);
             const double scale = f16_value((const uint8_t *)&half, 0), largest = 65504;
             for (int i = 0; i < width; i++) {
                 const double want = fmin(fmax(x[i], -127 * largest), 127 * largest);
-                expect_close(report, q[i] * scale, want, scale * 0.51 + 127 * 0x1p-25, "narrow_block");
+                expect_close(report, q[i] * scale, want, scale * 0.51 + 127 * 0x1p-25, "quantize_block_i8");
             }
             add_to_hash(report, q, sizeof q);
             add_to_hash(report, &half, sizeof half);

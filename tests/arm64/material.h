@@ -48,13 +48,6 @@ static double *draw_sums(int rows, int width, uint32_t seed) {
 
 /* ---- Weights: planes as kernels/blocks.py lays them out -------------------------------------------- */
 
-typedef struct { const char *name; int bits, offset, minimum, super; } format_t;
-
-static const format_t formats[N_FORMATS] = {
-    {"q4", 4, 8, 0, 0},  {"q4m", 4, 0, 1, 0}, {"q4k", 4, 0, 1, 1}, {"q5", 5, 16, 0, 0}, {"q5m", 5, 0, 1, 0},
-    {"q5k", 5, 0, 1, 1}, {"q6", 6, 32, 0, 0}, {"q6k", 6, 32, 0, 1}, {"q8", 8, 0, 0, 0},
-};
-
 static int64_t plane(int64_t *end, int64_t bytes) {
     const int64_t start = *end;
     *end += (bytes + 63) / 64 * 64;
@@ -71,9 +64,9 @@ static void place_planes(weights_t *w) {
     w->quants = plane(&end, blocks * TILE * (f->bits == 8 ? 32 : 16));
     w->highs = plane(&end, blocks * TILE * (f->bits == 5 ? 4 : f->bits == 6 ? 8 : 0));
     w->scales = plane(&end, blocks * TILE * scale_bytes);
-    w->mins = plane(&end, f->minimum ? blocks * TILE * scale_bytes : 0);
+    w->mins = plane(&end, f->has_min ? blocks * TILE * scale_bytes : 0);
     w->superscales = plane(&end, supers * TILE * 2);
-    w->supermins = plane(&end, f->minimum ? supers * TILE * 2 : 0);
+    w->supermins = plane(&end, f->has_min ? supers * TILE * 2 : 0);
     w->stride = end + 64;
 }
 

@@ -26,7 +26,7 @@ static double weight_at(const weights_t *w, int shard, int row, int col, double 
     const int q = quant_at(w, base, block, r, e) - f->offset;
     *minimum = 0;
     if (!f->super) {
-        if (f->minimum) *minimum = f16_value(base + w->mins, block * TILE + r);
+        if (f->has_min) *minimum = f16_value(base + w->mins, block * TILE + r);
         return q * f16_value(base + w->scales, block * TILE + r);
     }
     const int64_t super = ((int64_t)tile * (w->cols / w->superblock) + col / w->superblock) * TILE + r;

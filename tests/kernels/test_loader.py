@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes as ct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from picoedge.errors import PicoedgeError, UsageError
-from picoedge.kernels import loader
-from picoedge.kernels.loader import choose, cpu_flags, default_threads, load_kernels, usable_levels
+from picoedge.kernels import loader, native
+from picoedge.kernels.loader import (
+    choose,
+    cpu_flags,
+    default_threads,
+    describe_kernels,
+    load_kernels,
+    usable_levels,
+)
 
 # Feature lines as /proc/cpuinfo of these processors has them.
 A72 = "fp asimd evtstrm crc32 cpuid"  # Raspberry Pi 4
@@ -164,3 +173,40 @@ def test_a_library_that_cannot_be_loaded_is_not_fatal(
     kernels.close()
     with pytest.raises(PicoedgeError, match=r"_native_avx2\.so cannot be loaded"):
         load_kernels("native", threads=1)
+
+
+def swapped(struct: type[ct.Structure], one: str, other: str) -> type[ct.Structure]:
+    """The structure with two of its fields in each other's place."""
+    names = {one: other, other: one}
+    fields = [(names.get(field[0], field[0]), field[1]) for field in struct._fields_]
+    return type(struct.__name__, (ct.Structure,), {"_fields_": fields})
+
+
+@pytest.fixture(params=["meaning", "size", "order", "format"])
+def other_sources(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the libraries here had been built from sources that differ in this."""
+    if request.param == "meaning":
+        monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    elif request.param == "size":
+        monkeypatch.setattr(native, "_XBLOCK_BYTES", 40)
+    elif request.param == "order":
+        attend = swapped(native._STRUCTS["attend_t"], "keys", "values")
+        monkeypatch.setitem(native._STRUCTS, "attend_t", attend)
+    else:
+        monkeypatch.setitem(native.FORMATS, "q5", replace(native.FORMATS["q5"], code=4))
+
+
+@pytest.mark.usefixtures("other_sources")
+def test_a_library_of_other_sources_is_refused_not_run() -> None:
+    with pytest.raises(PicoedgeError, match="was built from other sources") as caught:
+        load_kernels("native", threads=1)
+    assert (caught.value.hint or "").startswith("build the kernels again: ")
+    kernels = load_kernels(None, threads=1)
+    assert kernels.name.lower().startswith("numpy")
+    kernels.close()
+    assert "build the kernels again" in describe_kernels()
+
+
+def test_a_library_that_lacks_a_function_is_refused() -> None:
+    with pytest.raises(PicoedgeError, match=r"was built from other sources .*pe_level"):
+        native.open_library(Path("libc.so.6"))

@@ -41,7 +41,7 @@ class NumpyKernels:
         biases: Sequence[F32 | None],
         out: F32,
         *,
-        again: bool = False,
+        reuse_input: bool = False,
     ) -> BoundProject:
         """See `Kernels.project`."""
         assert all(one.spec.cols == source.x.shape[1] for one in weights)
@@ -52,7 +52,7 @@ class NumpyKernels:
             for bias, end in zip(biases, ends, strict=True)
             if bias is not None
         ]
-        return BoundProject(self, self._team, source, Projection(weights), added, out, again)
+        return BoundProject(self, self._team, source, Projection(weights), added, out, reuse_input)
 
     def attend(
         self,
@@ -74,14 +74,18 @@ class NumpyKernels:
         weights: Weights | None,
         sums: F64,
         *,
-        add: bool = False,
+        accumulate: bool = False,
     ) -> BoundProjectSum:
         """See `Kernels.project_sum`."""
         matrix: Summed | PlainSummed | None = None
         if weights is not None and weights.count:
             assert x.shape[1] == weights.total_cols * (1 if activation is None else 2)
             plain = weights.spec.format.bits == 32
-            matrix = PlainSummed(weights, add=add) if plain else Summed(weights, add=add)
+            matrix = (
+                PlainSummed(weights, accumulate=accumulate)
+                if plain
+                else Summed(weights, accumulate=accumulate)
+            )
         return BoundProjectSum(self, self._team, x, activation, matrix, sums)
 
     def close(self) -> None:
@@ -99,7 +103,7 @@ class BoundProject:
     projection: Projection
     biases: list[tuple[slice, F32]]
     out: F32
-    again: bool
+    reuse_input: bool
 
     def __call__(self, n: int, first: int = 0) -> None:
         assert 0 <= first < n <= len(self.source.x), "more tokens than the buffers hold"
@@ -128,7 +132,7 @@ class BoundProject:
         """What turns one row of the residual stream into the operand."""
         source, program = self.source, Program()
         x = source.x[row]
-        if source.sums is not None and not self.again:
+        if source.sums is not None and not self.reuse_input:
             added = self.team.scratch[0].take("added", x.shape, np.float32)
             program.add(np.copyto, added, source.sums[row], "same_kind")
             if source.post_norm is not None:
@@ -142,7 +146,7 @@ class BoundProject:
         """Add the pending sums to the residual stream; its norm, [n - first, H]."""
         source = self.source
         x = source.x[first:n]
-        if source.sums is not None and not self.again:
+        if source.sums is not None and not self.reuse_input:
             added = source.sums[first:n].astype(np.float32)
             if source.post_norm is not None:
                 added = rms_norm(added, source.post_norm, source.eps)

@@ -129,8 +129,8 @@ def _batches_of_rows(
 class Summed:
     """A matrix whose shards are stacked by columns, their products added in f64."""
 
-    def __init__(self, weights: Weights, *, add: bool = False) -> None:
-        self._planes, self._add = Planes.of(weights), add
+    def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
+        self._planes, self._accumulate = Planes.of(weights), accumulate
         self.widths = {weights.spec.format.bits}
         cuts = cut(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
         self._bands = [tiles for _, tiles in cuts]
@@ -149,7 +149,7 @@ class Summed:
             product = multiply_batch(program, kind, pieces, operand, room)
             into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
             from_shards = product.reshape(planes.count, -1)[:, : len(into)]
-            if not self._add:
+            if not self._accumulate:
                 program.add(np.add.reduce, from_shards, 0, np.float64, into)
                 continue
             for partial_sums in from_shards:  # one by one: the order of a whole run's reduction
@@ -163,7 +163,7 @@ class Summed:
 
     def _band(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
         target = sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
-        if not self._add:
+        if not self._accumulate:
             target[...] = 0
         for shard, columns in enumerate(x):
             weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
@@ -175,8 +175,8 @@ class Summed:
 class PlainSummed:
     """An f32 matrix whose shards are stacked by columns, their products added in f64."""
 
-    def __init__(self, weights: Weights, *, add: bool = False) -> None:
-        self._values, self._add = _values(weights), add
+    def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
+        self._values, self._accumulate = _values(weights), accumulate
 
     def jobs(self, x: F32, sums: F64) -> list[Job]:
         """Fill sums [n, rows] with the products of x [n, all cols]."""
@@ -188,7 +188,7 @@ class PlainSummed:
     def _multiply(self, x: F32, rows: slice, sums: F64, scratch: Scratch) -> None:
         target = sums[:, rows]
         product = scratch.take("product", target.shape, np.float32)
-        if not self._add:
+        if not self._accumulate:
             target[...] = 0
         columns = np.split(x, len(self._values), axis=1)
         for i, values in enumerate(self._values):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from picoedge.kernels.f48 import KEPT
+from picoedge.kernels.f48 import F48_BYTES
 
 SUM_BYTES = 4  # of one value of an exact sum: f32, as whoever reads it makes it anyway
-SHORT_BYTES, LONG_BYTES = 8, KEPT  # of a value of an exact part: f64, or without its last bits
+SHORT_BYTES, LONG_BYTES = 8, F48_BYTES  # of a value of an exact part: f64, or without its last bits
 # Parts of fewer values are sent as they are: taking them apart takes longer than encrypting all.
 LONG = 8192
 BLOCK = 32  # values that are never cut apart

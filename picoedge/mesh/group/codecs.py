@@ -9,7 +9,7 @@ import numpy as np
 
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.kernels.arrays import F64
-from picoedge.kernels.f48 import NumpyTrim, Trim
+from picoedge.kernels.f48 import F48, NumpyF48
 from picoedge.mesh.group.chunking import BLOCK  # values that share a scale
 from picoedge.mesh.group.trimmed import Trimmed
 from picoedge.mesh.transport.frames import Dtype
@@ -117,13 +117,13 @@ def _check(body: memoryview, nbytes: int, count: int) -> None:
         raise ProtocolError(f"{len(body)} bytes for {count} values, which take {nbytes}")
 
 
-def codec_for(wire: str, hidden: int, trim: Trim | None = None) -> Codecs:
+def codec_for(wire: str, hidden: int, trim: F48 | None = None) -> Codecs:
     """The codecs of `--wire f64|f32|f16|q8`. Raises UsageError where the model's width forbids.
 
     With f64 parts are exact, and so is what a sum is read as: f32. `trim`: NumPy's twin if None.
     """
     if wire == "f64":
-        return Codecs(Trimmed(trim or NumpyTrim()), Plain(Dtype.F32, "<f4", exact=True))
+        return Codecs(Trimmed(trim or NumpyF48()), Plain(Dtype.F32, "<f4", exact=True))
     if wire == "q8":
         if hidden % BLOCK:
             raise UsageError(f"--wire q8 needs a width in {BLOCK}s, this model's is {hidden}")

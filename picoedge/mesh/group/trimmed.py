@@ -1,7 +1,7 @@
 """Exact parts in 6 bytes a value instead of 8.
 
 A part is the f64 sum of a few f32 numbers of like size: its last 16 bits are nearly always zero.
-They are left out, and told apart for the few values that have some (`kernels/trim.py`).
+They are left out, and told apart for the few values that have some (`kernels/f48.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from picoedge.errors import ProtocolError
 from picoedge.kernels.arrays import F64
-from picoedge.kernels.f48 import KEPT, ODD, Trim
+from picoedge.kernels.f48 import EXCEPTION, F48, F48_BYTES
 from picoedge.mesh.group.chunking import LONG
 from picoedge.mesh.transport.frames import Dtype
 
@@ -22,7 +22,7 @@ class Trimmed:
 
     dtype, exact = Dtype.F64, True
 
-    def __init__(self, trim: Trim) -> None:
+    def __init__(self, trim: F48) -> None:
         self._trim = trim
 
     def most_bytes(self, count: int) -> int:
@@ -32,21 +32,21 @@ class Trimmed:
     def encode(self, values: F64, into: memoryview) -> int:
         """Put the bytes of values, f64 [count], there; gives how many they are."""
         count = len(values)
-        worth = ((8 - KEPT) * count - 1) // ODD.itemsize
-        odd = self._trim.apart(values, into, worth) if count >= LONG else -1
+        worth = ((8 - F48_BYTES) * count - 1) // EXCEPTION.itemsize
+        odd = self._trim.encode(values, into, worth) if count >= LONG else -1
         if odd < 0:
             np.frombuffer(into, WHOLE, count)[...] = values
             return 8 * count
-        return KEPT * count + odd * ODD.itemsize
+        return F48_BYTES * count + odd * EXCEPTION.itemsize
 
     def decode(self, body: memoryview, out: F64) -> F64:
         """The values, in out, f64 [count], or a read-only view. Raises ProtocolError."""
         count = len(out)
         if len(body) == 8 * count:
             return np.frombuffer(body, WHOLE)
-        odd, rest = divmod(len(body) - KEPT * count, ODD.itemsize)
+        odd, rest = divmod(len(body) - F48_BYTES * count, EXCEPTION.itemsize)
         if rest or not 0 <= odd <= count:
             raise ProtocolError(f"{len(body)} bytes for {count} values")
-        if not self._trim.together(body, odd, out):
+        if not self._trim.decode(body, odd, out):
             raise ProtocolError(f"a value beyond the {count} there are")
         return out

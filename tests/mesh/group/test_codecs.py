@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers_models import CASES, VOCAB, packed_model, random_model
 
 from picoedge.errors import ProtocolError
-from picoedge.kernels.f48 import ODD
-from picoedge.kernels.loader import load_kernels, load_trim
+from picoedge.kernels.f48 import EXCEPTION
+from picoedge.kernels.loader import load_f48, load_kernels
 from picoedge.mesh.group.chunking import LONG, LONG_BYTES, are_cut, shares
 from picoedge.mesh.group.collective import F64
 from picoedge.mesh.group.trimmed import Trimmed
@@ -55,7 +55,7 @@ def part(count: int, odd: int, seed: int = 1) -> F64:
     return values
 
 
-CODECS = [Trimmed(load_trim(twin)) for twin in ("native", "numpy")]
+CODECS = [Trimmed(load_f48(twin)) for twin in ("native", "numpy")]
 
 
 def encoded(values: F64) -> memoryview:
@@ -82,7 +82,7 @@ def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
     body = encoded(values)
     check_decoded(body, values)
     if count >= LONG:
-        assert len(body) <= LONG_BYTES * count + (odd + 6) * ODD.itemsize
+        assert len(body) <= LONG_BYTES * count + (odd + 6) * EXCEPTION.itemsize
 
 
 def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
@@ -100,7 +100,7 @@ def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
 
 def test_bits_of_a_value_that_is_not_there_are_refused() -> None:
     body = encoded(part(LONG, 3))
-    np.frombuffer(body, ODD, 3, LONG_BYTES * LONG)["index"][1] = LONG
+    np.frombuffer(body, EXCEPTION, 3, LONG_BYTES * LONG)["index"][1] = LONG
     for codec in CODECS:
         with pytest.raises(ProtocolError, match=f"a value beyond the {LONG} there are"):
             codec.decode(body, np.empty(LONG))

@@ -19,7 +19,7 @@ from picoedge.kernels.kv_cache_size import kv_cache_bytes
 from picoedge.kernels.loader import load_kernels
 from picoedge.kernels.native import NativeCache, NativeKernels
 from picoedge.kernels.reference.backend import NumpyKernels
-from picoedge.kernels.reference.kv_cache import NumpyCache, narrow
+from picoedge.kernels.reference.kv_cache import NumpyCache, quantize_rows
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 
@@ -134,7 +134,7 @@ def test_sums_of_both_twins_differ_by_rounding_alone(
 def test_a_block_is_rounded_to_half_a_step() -> None:
     rows = np.random.default_rng(1).standard_normal((40, 80)).astype(np.float32)
     rows[3], rows[4, :32], rows[5, 64:] = 0, 0, 1e6
-    quants, scales = narrow(rows)
+    quants, scales = quantize_rows(rows)
     steps = np.repeat(scales.astype(np.float32), 32, axis=1)[:, :80]
     assert (np.abs(quants * steps - rows) <= 0.50001 * steps).all()
     assert not quants[3].any()
@@ -147,7 +147,7 @@ def test_a_block_is_rounded_to_half_a_step() -> None:
 
 def test_halves_are_rounded_to_even() -> None:
     row = np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5] + [0.0] * 25], np.float32)
-    assert narrow(row)[0][0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
+    assert quantize_rows(row)[0][0, :7].tolist() == [127, 0, 2, 2, 0, -2, -2]
 
 
 @pytest.mark.parametrize("head_dim", [24, 40])

@@ -25,9 +25,9 @@ from picoedge.kernels.blocks import (
     unpack_planes,
 )
 from picoedge.kernels.reference.backend import NumpyKernels
-from picoedge.kernels.reference.elementwise import gated, norm_row, rms_norm
+from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
 from picoedge.kernels.reference.planes import widen
-from picoedge.kernels.reference.threads import Scratch, Team
+from picoedge.kernels.reference.threads import Scratch, ThreadPool
 
 QUANTIZED = [name for name, fmt in FORMATS.items() if fmt.bits < 32]
 EPS = 1e-5
@@ -353,7 +353,7 @@ def test_weights_may_be_read_only_and_inside_a_larger_file(tmp_path: Path) -> No
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    team = Team(2)
+    team = ThreadPool(2)
 
     def fail(_: Scratch) -> None:
         raise ValueError("from a job")

@@ -1,1 +1,1 @@
-"""The kernels in NumPy: the reference, and the fallback."""
+"""The kernels in NumPy: the reference, and the fallback where C kernels cannot run."""

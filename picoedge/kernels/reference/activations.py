@@ -5,10 +5,10 @@ four columns of one row, and since n_k = (W >> 4k) - 16 (W >> 4(k+1)),
 
     n0 x0 + .. + n3 x3 = W x0 + (W >> 4)(x1 - 16 x0) + (W >> 8)(x2 - 16 x1) + (W >> 12)(x3 - 16 x2)
 
-holds modulo 2^16 whatever overflows on the way: no masks, and sixteen bits carry every sum that
-fits in them. Bits, pairs of bits and bytes go the same way. The factors on the right are a
-matrix of whole numbers times the block's activations; they are repeated for the 16 rows of a
-tile so that a multiplication runs along memory.
+holds modulo 2^16 whatever overflows on the way: no masks are needed, and 16 bits are enough for
+every sum that fits in them. The same holds for bits, pairs of bits and bytes. The factors on the
+right are a matrix of whole numbers times the block's activations; they are repeated for the 16
+rows of a tile so that a multiplication runs along memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 
 from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS
-from picoedge.kernels.reference.blas import multiply
+from picoedge.kernels.reference.operations import multiply
 from picoedge.kernels.reference.threads import Program, Scratch
 
-_LEAST = np.float32(1e-30)  # under it 127 / amax would not be finite; such a block is zeros
+_LEAST = np.float32(1e-30)  # below it 127 / amax would not be finite; such a block becomes zeros
 _TOP = np.float32(127)
 
 
@@ -32,7 +32,7 @@ class Factors:
     """Factors for one width of quants, k shifts of h halves (6 bits: 2) of a block.
 
     `words` u16 (8 bits: u32) [h, k, B*128] for the quants plane, `highs` u16 [k, B*32*h] for
-    the plane of high bits, `lanes` u16 [h, 1, B*32] what is added to each lane's sum.
+    the plane of high bits, `lanes` u16 [h, 1, B*32], added to each lane's sum.
     """
 
     words: Array
@@ -41,10 +41,10 @@ class Factors:
 
 
 class Operand:
-    """One token's activations [C] as products of packed words need them, in lasting buffers.
+    """One token's activations [C] as factors for packed words, in buffers that are kept.
 
-    `beside_rows` [3, B, 16] is of each block the scale, the total of its whole numbers and the
-    product of the two, which a minimum is multiplied by; the same for the rows of a tile.
+    `beside_rows` [3, B, 16]: of each block the scale, the sum of its int8 values and the product of
+    the two (a minimum is multiplied by it), repeated for the 16 rows of a tile.
     """
 
     def __init__(self, cols: int, _: Scratch) -> None:
@@ -56,11 +56,11 @@ class Operand:
         self._factors: dict[int, tuple[Factors, Program]] = {}
 
     def factors(self, bits: int) -> Factors:
-        """Where the factors for quants of 4, 5, 6 or 8 bits will be."""
+        """The buffers that `prepare` fills with factors for quants of 4, 5, 6 or 8 bits."""
         return self._made(bits)[0]
 
     def prepare(self, program: Program, widths: set[int]) -> None:
-        """Append what makes everything from `plain`, with factors for these widths of quants."""
+        """Append: quantize `plain` to int8 blocks; make the factors for these widths of quants."""
         blocks = len(self._whole)
         cut = self.plain.reshape(blocks, BLOCK_COLS)
         amax, inverse = np.empty((2, blocks, 1), np.float32)
@@ -129,9 +129,9 @@ class Operand:
 
 
 def rounded_columns(x: F32, groups: int) -> F32:
-    """What the blocks of x [n, C] stand for, in runs of columns: f32 [groups, n, C / groups].
+    """x [n, C] after rounding to int8 blocks, cut by columns: f32 [groups, n, C / groups].
 
-    The columns of a run are in the order of `numpy_bands`.
+    The columns of each part are in the order of `dequantize.band`.
     """
     cut = x.reshape(len(x), -1, BLOCK_COLS)
     amax: F32 = np.maximum.reduce(np.abs(cut), axis=2, keepdims=True)

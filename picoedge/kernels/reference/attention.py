@@ -9,13 +9,12 @@ import numpy as np
 
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, Bools
-from picoedge.kernels.reference.blas import MOST, multiply
-from picoedge.kernels.reference.elementwise import rms_norm, rotate
 from picoedge.kernels.reference.kv_cache import NumpyCache
-from picoedge.kernels.reference.threads import Job, Scratch, Team
+from picoedge.kernels.reference.operations import MAX_MULTIPLIES, multiply, rms_norm, rotate
+from picoedge.kernels.reference.threads import Job, Scratch, ThreadPool
 
-_TILE = 1 << 17  # keys or values held as f32 at a time, in elements
-_SCORES = 1 << 18  # scores held at a time, where that leaves at least one token
+_TILE = 1 << 17  # elements of keys or values as f32 at a time
+_SCORES = 1 << 18  # scores at a time, but those of one token at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +22,7 @@ class BoundAttend:
     """See `Kernels.attend`."""
 
     kernels: object  # kept alive, and its threads with it
-    team: Team
+    pool: ThreadPool
     qkv: F32
     shape: AttentionShape
     rope: tuple[F32, F32]
@@ -35,20 +34,20 @@ class BoundAttend:
     def __call__(self, n: int, position: int) -> None:
         shape = self.shape
         heads = self.qkv[:n].reshape(n, -1, shape.head_dim)
-        turned = self._turn(heads[:, : shape.q_heads + shape.kv_heads], position)
-        queries, keys = turned[:, : shape.q_heads], turned[:, shape.q_heads :]
+        rotated = self._rotate(heads[:, : shape.q_heads + shape.kv_heads], position)
+        queries, keys = rotated[:, : shape.q_heads], rotated[:, shape.q_heads :]
         self.cache.append(position, keys, heads[:, shape.q_heads + shape.kv_heads :])
         group = shape.q_heads // shape.kv_heads
         grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
         scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
         jobs = self._jobs(scaled, n, position)
         if len(jobs) == 1:
-            jobs[0](self.team.scratch[0])
+            jobs[0](self.pool.scratch[0])
         else:
-            self.team.run(jobs)
+            self.pool.run(jobs)
 
-    def _turn(self, heads: F32, position: int) -> F32:
-        """q and k [n, heads, d] normed and rotated."""
+    def _rotate(self, heads: F32, position: int) -> F32:
+        """q and k [n, heads, d], normed and rotated."""
         if self.norms is not None:
             q, k = np.split(heads, [self.shape.q_heads], axis=1)
             q = rms_norm(q, self.norms[0], self.eps)
@@ -57,20 +56,20 @@ class BoundAttend:
         return rotate(heads, cos, sin)
 
     def _jobs(self, queries: F32, n: int, position: int) -> list[Job]:
-        """One job a key-value head and run of tokens; a single one where there is little to do."""
+        """One job per key-value head and span of tokens; a single job if there is little to do."""
         kv_heads, group, _, d = queries.shape
         keys = position + n
         if n == 1 and kv_heads * keys * d <= _TILE:
             return [partial(self._attend, queries, slice(0, kv_heads), 0, position)]
-        run = max(1, min(n, _SCORES // (group * keys)))
+        span = max(1, min(n, _SCORES // (group * keys)))
         return [
-            partial(self._attend, queries[i : i + 1, :, at : at + run], slice(i, i + 1), at,
+            partial(self._attend, queries[i : i + 1, :, at : at + span], slice(i, i + 1), at,
                     position + at)
-            for i in range(kv_heads) for at in range(0, n, run)
+            for i in range(kv_heads) for at in range(0, n, span)
         ]  # fmt: skip
 
     def _attend(self, q: F32, heads: slice, row: int, position: int, scratch: Scratch) -> None:
-        """Attend with q [kv, group, n, d] of tokens from `position` on; they are rows of out."""
+        """Attend with q [kv, group, n, d] of n tokens from `position` on into out from `row` on."""
         kv, group, n, d = q.shape
         end = position + n
         start = max(0, position + 1 - self.shape.window) if self.shape.window else 0
@@ -82,7 +81,7 @@ class BoundAttend:
             _multiply(q, keys.swapaxes(1, 2), scores[:, :, at - start :][:, :, : keys.shape[1]])
         if n > 1:
             each = scores.reshape(kv, group, n, -1)
-            np.copyto(each, np.float32(-np.inf), where=self._hidden(n, position, start))
+            np.copyto(each, np.float32(-np.inf), where=self._masked(n, position, start))
         scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
         np.exp(scores, out=scores)
         mixed, part = np.empty((2, kv, group * n, d), np.float32)
@@ -96,17 +95,17 @@ class BoundAttend:
         out = self.out[row : row + n].reshape(n, -1, group, d)
         out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
 
-    def _hidden(self, n: int, position: int, start: int) -> Bools:
-        """Which keys (from `start` on) each token must not see: [n, keys]."""
+    def _masked(self, n: int, position: int, start: int) -> Bools:
+        """True where a token must not see a key (keys count from `start`): bool [n, keys]."""
         at = np.arange(position, position + n)[:, None]
         key = np.arange(start, position + n)[None, :]
-        hidden: Bools = key > at
-        return hidden | (key <= at - self.shape.window) if self.shape.window else hidden
+        masked: Bools = key > at
+        return masked | (key <= at - self.shape.window) if self.shape.window else masked
 
 
 def _multiply(a: F32, b: F32, out: F32) -> None:
     """out [h, M, N] = a [h, M, K] times b [h, K, N]."""
-    if 1 < a.shape[1] <= MOST // (a.shape[2] * b.shape[2]):
+    if 1 < a.shape[1] <= MAX_MULTIPLIES // (a.shape[2] * b.shape[2]):
         np.matmul(a, b, out=out)
         return
     for one, other, into in zip(a, b, out, strict=True):

@@ -1,4 +1,4 @@
-"""The kernels in NumPy: the reference, and what runs where there is no C compiler."""
+"""The reference backend: the kernels in NumPy, which also run where there is no C compiler."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.attention import BoundAttend
-from picoedge.kernels.reference.elementwise import gated, norm_row, rms_norm
 from picoedge.kernels.reference.kv_cache import NumpyCache
-from picoedge.kernels.reference.matmul import PlainSummed, Projection, Summed
-from picoedge.kernels.reference.threads import Program, Team
+from picoedge.kernels.reference.matmul import Projection, Summed, SummedF32
+from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
+from picoedge.kernels.reference.threads import Program, ThreadPool
 
 
 class NumpyKernels:
@@ -26,9 +26,9 @@ class NumpyKernels:
     name = "numpy"
 
     def __init__(self, threads: int = 1) -> None:
-        self._team = Team(threads)
-        self.threads = self._team.threads
-        self._stop = weakref.finalize(self, self._team.close)  # also when forgotten
+        self._pool = ThreadPool(threads)
+        self.threads = self._pool.threads
+        self._stop = weakref.finalize(self, self._pool.close)  # also when forgotten
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> NumpyCache:
         """Zeroed keys and values of one layer; see `Kernels.kv_cache`."""
@@ -52,7 +52,7 @@ class NumpyKernels:
             for bias, end in zip(biases, ends, strict=True)
             if bias is not None
         ]
-        return BoundProject(self, self._team, source, Projection(weights), added, out, reuse_input)
+        return BoundProject(self, self._pool, source, Projection(weights), added, out, reuse_input)
 
     def attend(
         self,
@@ -65,7 +65,7 @@ class NumpyKernels:
         out: F32,
     ) -> BoundAttend:
         """See `Kernels.attend`."""
-        return BoundAttend(self, self._team, qkv, shape, rope, norms, eps, cache, out)
+        return BoundAttend(self, self._pool, qkv, shape, rope, norms, eps, cache, out)
 
     def project_sum(
         self,
@@ -77,16 +77,16 @@ class NumpyKernels:
         accumulate: bool = False,
     ) -> BoundProjectSum:
         """See `Kernels.project_sum`."""
-        matrix: Summed | PlainSummed | None = None
+        matrix: Summed | SummedF32 | None = None
         if weights is not None and weights.count:
             assert x.shape[1] == weights.total_cols * (1 if activation is None else 2)
             plain = weights.spec.format.bits == 32
             matrix = (
-                PlainSummed(weights, accumulate=accumulate)
+                SummedF32(weights, accumulate=accumulate)
                 if plain
                 else Summed(weights, accumulate=accumulate)
             )
-        return BoundProjectSum(self, self._team, x, activation, matrix, sums)
+        return BoundProjectSum(self, self._pool, x, activation, matrix, sums)
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""
@@ -95,10 +95,10 @@ class NumpyKernels:
 
 @dataclass(frozen=True, eq=False)
 class BoundProject:
-    """See `Kernels.project`. `biases` are with the columns of `out` they are added to."""
+    """See `Kernels.project`. `biases`: (columns of `out`, bias added to them)."""
 
     kernels: NumpyKernels  # kept alive, and its threads with it
-    team: Team
+    pool: ThreadPool
     source: Residual
     projection: Projection
     biases: list[tuple[slice, F32]]
@@ -110,30 +110,30 @@ class BoundProject:
         out = self.out[: n - first]
         if n - first == 1 and self.projection.all_packed:
             (self._first_row if first == 0 else self._row_program(first)).run()
-            self.team.run_programs(self._programs)
+            self.pool.run_programs(self._programs)
         else:
-            self.team.run(self.projection.jobs(self._input(first, n), out))
+            self.pool.run(self.projection.jobs(self._input(first, n), out))
         for columns, bias in self.biases:
             out[:, columns] += bias
 
     @cached_property
     def _operand(self) -> Operand:
-        return self.team.scratch[0].once(self.source.x.shape[1], Operand)
+        return self.pool.scratch[0].once(self.source.x.shape[1], Operand)
 
     @cached_property
     def _programs(self) -> list[Program]:
-        return self.projection.programs(self._operand, self.out[0], self.team.scratch)
+        return self.projection.programs(self._operand, self.out[0], self.pool.scratch)
 
     @cached_property
     def _first_row(self) -> Program:
         return self._row_program(0)
 
     def _row_program(self, row: int) -> Program:
-        """What turns one row of the residual stream into the operand."""
+        """The program that makes the operand of one row of the residual stream."""
         source, program = self.source, Program()
         x = source.x[row]
         if source.sums is not None and not self.reuse_input:
-            added = self.team.scratch[0].take("added", x.shape, np.float32)
+            added = self.pool.scratch[0].take("added", x.shape, np.float32)
             program.add(np.copyto, added, source.sums[row], "same_kind")
             if source.post_norm is not None:
                 program.add(norm_row, added, source.post_norm, source.eps, added)
@@ -143,7 +143,7 @@ class BoundProject:
         return program
 
     def _input(self, first: int, n: int) -> F32:
-        """Add the pending sums to the residual stream; its norm, [n - first, H]."""
+        """Add the pending sums to the residual stream; returns its norm, f32 [n - first, H]."""
         source = self.source
         x = source.x[first:n]
         if source.sums is not None and not self.reuse_input:
@@ -159,10 +159,10 @@ class BoundProjectSum:
     """See `Kernels.project_sum`."""
 
     kernels: NumpyKernels  # kept alive, and its threads with it
-    team: Team
+    pool: ThreadPool
     x: F32
     activation: str | None
-    matrix: Summed | PlainSummed | None
+    matrix: Summed | SummedF32 | None
     sums: F64
 
     def __call__(self, n: int, first: int = 0) -> None:
@@ -171,27 +171,27 @@ class BoundProjectSum:
             self.sums[first:n] = 0
         elif n == 1 and isinstance(self.matrix, Summed):
             self._first_row.run()
-            self.team.run_programs(self._programs)
+            self.pool.run_programs(self._programs)
         else:
             x = self.x[: n - first]
             if self.activation is not None:
                 gate, up = np.split(x, 2, axis=1)
                 x = gated(self.activation, gate, up, np.empty(up.shape, np.float32))
-            self.team.run(self.matrix.jobs(x, self.sums[first:n]))
+            self.pool.run(self.matrix.jobs(x, self.sums[first:n]))
 
     @cached_property
     def _operand(self) -> Operand:
         cols = self.x.shape[1] // (1 if self.activation is None else 2)
-        return self.team.scratch[0].once(cols, Operand)
+        return self.pool.scratch[0].once(cols, Operand)
 
     @cached_property
     def _programs(self) -> list[Program]:
         assert isinstance(self.matrix, Summed)
-        return self.matrix.programs(self._operand, self.sums[0], self.team.scratch)
+        return self.matrix.programs(self._operand, self.sums[0], self.pool.scratch)
 
     @cached_property
     def _first_row(self) -> Program:
-        """What turns the first row of x into the operand."""
+        """The program that makes the operand of the first row of x."""
         assert isinstance(self.matrix, Summed)
         program, plain = Program(), self._operand.plain
         if self.activation is None:

@@ -1,7 +1,7 @@
-"""Products for many tokens: a band of rows as f32 in scratch, then BLAS with all tokens at once.
+"""Weights as f32 for products with many tokens: a band of rows at a time, in scratch.
 
-Columns of a band are in the order [4, B, 8]: element 4v + j of block b is at (j, b, v), for that
-is how a u32 of the planes comes apart. The activations are put in the same order.
+Columns of a band are in the order [4, B, 8]: element 4v + j of block b is at (j, b, v), the order
+in which shifts and masks unpack a u32 of the planes. `rounded_columns` gives activations in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def band(planes: Planes, shards: slice, tiles: slice, scratch: Scratch) -> F32:
 
 
 def _nibbles(quants: Array, highs: Array | None, offset: int, out: F32, scratch: Scratch) -> None:
-    """quants u32 [c, t, B, 4, 16], highs u32 [c, t, B, 1 or 2, 16] -> whole numbers in out."""
+    """quants u32 [c, t, B, 4, 16], highs u32 [c, t, B, 1 or 2, 16] -> quants less offset in out."""
     c, t, b = quants.shape[:3]
     part = scratch.take("part", quants.shape, np.uint32)
     high = scratch.take("high", quants.shape, np.uint32)

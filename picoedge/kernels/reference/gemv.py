@@ -1,8 +1,8 @@
-"""Products for one token: integer sums straight from the packed words.
+"""Products for one token (matrix times vector): integer sums straight from the packed words.
 
-The words of a few tiles at a time are shifted (see `numpy_activations`), multiplied and summed,
+The words of a group of tiles at a time are shifted (see `activations`), multiplied and summed,
 over shifts and then over the words of a row in a block, in scratch that stays in the cache. When
-a batch of tiles has been summed its sums become f32 and are weighed by the scales, in block
+all groups of a batch are summed, the sums become f32 and are multiplied by the scales, in block
 order. No BLAS, and no f32 copy of a quant.
 """
 
@@ -19,83 +19,89 @@ from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.planes import Planes, halves_to_f32
 from picoedge.kernels.reference.threads import Program, Scratch
 
-_TAKEN_OFF = {4: 0, 5: 16, 6: 32, 8: -128}  # from each quant of a width, so that sums fit a lane
+# Subtracted from each quant of a width, so that sums fit a lane.
+_SUBTRACTED = {4: 0, 5: 16, 6: 32, 8: -128}
 _NIBBLES = np.uint16(0x0F0F)
 _SIGNS = np.uint32(0x80808080)
 _BY_NIBBLE = np.array([4, 8, 12], np.uint16).reshape(3, 1, 1)
 _BY_BYTE = np.array([8, 16, 24], np.uint32).reshape(3, 1, 1)
 
 
-class Kind(NamedTuple):
+class BatchShape(NamedTuple):
     """What tiles must have in common to be multiplied in one batch.
 
-    `blocks` and `superblocks` are of one shard, `groups` the shards that are stacked by columns:
-    what a tile has in each of them makes one long row of blocks.
+    `blocks` and `superblocks` of a row in one shard; `stacked` shards side by side, by columns: a
+    row's blocks in all of them make one long row.
     """
 
     format: str
-    groups: int
+    stacked: int
     blocks: int
     superblocks: int
 
     @classmethod
-    def of(cls, planes: Planes, *, by_columns: bool) -> Kind:
-        """The kind of all tiles of a matrix."""
+    def of(cls, planes: Planes, *, by_columns: bool) -> BatchShape:
+        """The shape of every tile of a matrix."""
         spec = planes.spec
         superblocks = spec.cols // spec.superblock if spec.format.superblocks else 0
-        groups = planes.count if by_columns else 1
-        return cls(spec.format.name, groups, planes.blocks, superblocks)
+        stacked = planes.count if by_columns else 1
+        return cls(spec.format.name, stacked, planes.blocks, superblocks)
 
     @property
     def cols(self) -> int:
-        """Activations that a tile is multiplied with."""
-        return self.groups * self.blocks * BLOCK_COLS
+        """Activations that a row is multiplied by."""
+        return self.stacked * self.blocks * BLOCK_COLS
 
 
-class Lie(NamedTuple):
-    """How the tiles of a piece lie: [shards, tiles] if stacked by rows, else [tiles, shards]."""
+class TileLayout(NamedTuple):
+    """How the tiles of a group layout: [shards, tiles] if stacked by rows, else [tiles, shards]."""
 
     outer: int
     inner: int
     tiles: int
 
 
-class Piece:
-    """Tiles of some shards of one matrix."""
+class TileGroup:
+    """Some tiles of some shards of one matrix: views of their planes."""
 
     def __init__(self, planes: Planes, shards: slice, tiles: slice, *, by_columns: bool) -> None:
         planes = planes.cut(shards, tiles, by_columns=by_columns)
         self.words, self.highs = planes.words, planes.highs
         self.scales, self.supers = planes.scales, planes.supers
         outer, inner = self.words.shape[:2]
-        self.lie = Lie(outer, inner, outer if by_columns else outer * inner)
+        self.layout = TileLayout(outer, inner, outer if by_columns else outer * inner)
 
 
 def multiply_batch(
-    program: Program, kind: Kind, pieces: Sequence[Piece], operand: Operand, scratch: Scratch
+    program: Program,
+    shape: BatchShape,
+    groups: Sequence[TileGroup],
+    operand: Operand,
+    scratch: Scratch,
 ) -> F32:
-    """Append the product of pieces of one kind with the operand: [groups, tiles, 16].
+    """Append the product of the groups with the operand; returns it, f32 [stacked, tiles, 16].
 
-    It is in scratch, to be taken away before the next batch.
+    The array is in `scratch`: the program must copy it before it computes the next batch.
     """
-    bench = scratch.once((kind, tuple(piece.lie for piece in pieces)), Bench)
-    for piece, place in zip(pieces, bench.places, strict=True):
-        place.load(program, piece)
-        place.sum(program, operand)
-    bench.weigh(program, operand)
-    return bench.result
+    batch = scratch.once((shape, tuple(group.layout for group in groups)), BatchScratch)
+    for group, room in zip(groups, batch.group_scratch, strict=True):
+        room.load(program, group)
+        room.sum(program, operand)
+    batch.apply_scales(program, operand)
+    return batch.result
 
 
-class Bench:
-    """Scratch for a batch: t tiles of b blocks in g groups.
+class BatchScratch:
+    """Scratch for a batch: t tiles of b blocks, of g shards side by side.
 
-    h is the halves of a block that are summed apart, p the parts of a scale.
+    h: halves of a block that are summed apart (6 bits: 2); p: parts of a scale (scale and minimum,
+    or the scales of both halves: 2).
     """
 
-    def __init__(self, key: tuple[Kind, tuple[Lie, ...]], scratch: Scratch) -> None:
-        kind, lies = key
-        fmt, g, t = FORMATS[kind.format], kind.groups, sum(lie.tiles for lie in lies)
-        b = g * kind.blocks
+    def __init__(self, key: tuple[BatchShape, tuple[TileLayout, ...]], scratch: Scratch) -> None:
+        shape, layouts = key
+        fmt, g, t = FORMATS[shape.format], shape.stacked, sum(layout.tiles for layout in layouts)
+        b = g * shape.blocks
         h, lanes = 2 if fmt.bits == 6 else 1, 16 if fmt.bits == 8 else 32
         p = 2 if fmt.has_min or fmt.name == "q6k" else 1
         self._format = fmt
@@ -107,27 +113,29 @@ class Bench:
         self._scales = scratch.take("scales", (p, t, b, 16), np.float32)
         self._supers = None
         if fmt.superblocks:
-            s, m = kind.superblocks, 1 + fmt.has_min
+            s, m = shape.superblocks, 1 + fmt.has_min
             self._supers = scratch.take("supers", (m, t, g * s, 16), np.float32)
             self._super_sums = scratch.take("super_sums", (p, t, g * s, 16), np.float32)
         self.result: F32 = scratch.take("result", (g, t, 16), np.float32)
-        self.places: list[Place] = []
+        self.group_scratch: list[GroupScratch] = []
         start = 0
-        for lie in lies:
-            tiles = slice(start, start + lie.tiles)
+        for layout in layouts:
+            tiles = slice(start, start + layout.tiles)
             sums = self._sums[:, tiles.start * b : tiles.stop * b]
             supers = None if self._supers is None else self._supers[:, tiles]
-            self.places.append(Place(fmt, lie, sums, self._scales[:, tiles], supers, scratch))
+            self.group_scratch.append(
+                GroupScratch(fmt, layout, sums, self._scales[:, tiles], supers, scratch)
+            )
             start = tiles.stop
 
-    def weigh(self, program: Program, operand: Operand) -> None:
-        """The sums of all pieces times the scales, added over blocks."""
+    def apply_scales(self, program: Program, operand: Operand) -> None:
+        """Append: the sums of all groups times the scales, added over blocks into `result`."""
         fmt, (scale, total, scaled_total) = self._format, operand.beside_rows
         self._sums_to_f32(program)
         scaled = self._values[:1] if fmt.has_min else self._values
-        take_off = _TAKEN_OFF[fmt.bits] - fmt.offset
-        if take_off:
-            program.add(np.multiply, total, np.float32(take_off), self._part)
+        rest = _SUBTRACTED[fmt.bits] - fmt.offset
+        if rest:
+            program.add(np.multiply, total, np.float32(rest), self._part)
             program.add(np.add, scaled, self._part, scaled)
         program.add(np.multiply, scaled, scale, scaled)
         if fmt.has_min:
@@ -139,7 +147,7 @@ class Bench:
         else:
             s = self._supers.shape[2]
             program.add(halves_to_f32, self._supers)
-            if fmt.has_min:  # which is subtracted
+            if fmt.has_min:  # the formula subtracts it
                 program.add(np.negative, self._supers[1], self._supers[1])
             apart = (p, t, s, b // s, 16)
             program.add(np.einsum, "ptsbr,ptsbr->ptsr", values.reshape(apart),
@@ -159,15 +167,15 @@ class Bench:
             program.add(np.add, self._halves[0], self._halves[1], self._halves[0])
 
 
-class Place:
-    """Where a batch has one piece: scratch for its words, and its part of the sums and scales."""
+class GroupScratch:
+    """Scratch for one group of a batch: its words, and its part of the batch's sums and scales."""
 
     def __init__(
-        self, fmt: Format, lie: Lie, sums: Array, scales: F32, supers: F32 | None,
+        self, fmt: Format, layout: TileLayout, sums: Array, scales: F32, supers: F32 | None,
         scratch: Scratch,
     ) -> None:  # fmt: skip
         (p, t, b, _), (h, _, lanes), word = scales.shape, sums.shape, _word(fmt)
-        chunk = lie[:2]
+        chunk = layout[:2]
         self._bits, self._sums = fmt.bits, sums
         self._shifted = scratch.take("shifted", (h, 4 // h, t, b * 128), word)
         self._words = self._shifted.reshape(4, *chunk, -1)[0]
@@ -184,14 +192,14 @@ class Place:
             self._high_shifts = np.arange(0, 16, fmt.bits - 4, dtype=np.uint16).reshape(k, 1, 1, 1)
             self._high_products = scratch.take("products", (t, words), word)
 
-    def load(self, program: Program, piece: Piece) -> None:
-        """Append: shift the words and put the scales in place."""
+    def load(self, program: Program, group: TileGroup) -> None:
+        """Append: shift the group's words into scratch and copy its scales."""
         words = self._shifted
         if self._bits == 8:
-            program.add(np.bitwise_xor, piece.words, _SIGNS, self._words)  # q + 128, unsigned
+            program.add(np.bitwise_xor, group.words, _SIGNS, self._words)  # q + 128, unsigned
             program.add(np.right_shift, words[0, 0], _BY_BYTE, words[0, 1:])
         else:
-            program.add(np.copyto, self._words, piece.words)
+            program.add(np.copyto, self._words, group.words)
         if self._bits == 6:
             nibbles = words[:, 0]
             program.add(np.right_shift, nibbles[0], np.uint16(4), nibbles[1])
@@ -199,11 +207,11 @@ class Place:
             program.add(np.right_shift, nibbles, np.uint16(8), words[:, 1])
         elif self._bits < 8:
             program.add(np.right_shift, words[0, 0], _BY_NIBBLE, words[0, 1:])
-        if piece.highs is not None:
-            program.add(np.right_shift, piece.highs, self._high_shifts, self._high_words)
-        program.add(np.copyto, self._scales, piece.scales)
-        if piece.supers is not None:
-            program.add(np.copyto, self._supers, piece.supers)
+        if group.highs is not None:
+            program.add(np.right_shift, group.highs, self._high_shifts, self._high_words)
+        program.add(np.copyto, self._scales, group.scales)
+        if group.supers is not None:
+            program.add(np.copyto, self._supers, group.supers)
 
     def sum(self, program: Program, operand: Operand) -> None:
         """Append: integer sums of every row and block (and half), by lanes."""

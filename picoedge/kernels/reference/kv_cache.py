@@ -1,4 +1,4 @@
-"""Keys and values of one layer as the NumPy twin holds them: f32, f16, or int8 with scales."""
+"""The reference backend's cache of keys and values of one layer: f32, f16, or int8 with scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOP = np.float32(127)
 _LARGEST = np.float32(65504)  # of an f16
 
 
-class Plain:
+class FloatRows:
     """Rows [kv_heads, positions, d] in f32 or f16."""
 
     def __init__(self, size: tuple[int, int, int], bits: int) -> None:
@@ -32,14 +32,14 @@ class Plain:
             self.rows[:, position : position + len(rows)] = rows.transpose(1, 0, 2)
 
     def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
-        """Rows as f32: themselves, or widened into scratch that the next read reuses."""
+        """Rows as f32: a view, or (f16) a copy in scratch, valid until the next read."""
         stored = self.rows[heads, positions]
         if stored.dtype == np.float32:
             return stored
         return widen(stored.view(np.int16), scratch.take("wide", stored.shape, np.float32))
 
 
-class Narrow:
+class Int8Rows:
     """Rows [kv_heads, positions, d] in int8 and an f16 scale for each block of 32 dimensions."""
 
     def __init__(self, size: tuple[int, int, int]) -> None:
@@ -55,11 +55,11 @@ class Narrow:
     def write(self, position: int, rows: F32) -> None:
         """Store rows [n, kv_heads, d] at position .. position+n-1."""
         span = slice(position, position + len(rows))
-        quants, scales = narrow(rows.transpose(1, 0, 2))
+        quants, scales = quantize_rows(rows.transpose(1, 0, 2))
         self.rows[:, span], self.scales[:, span] = quants, scales
 
     def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
-        """Rows as f32 in scratch that the next read reuses."""
+        """Rows as f32 in scratch, valid until the next read."""
         stored, kept = self.rows[heads, positions], self.scales[heads, positions]
         out: F32 = scratch.take("wide", stored.shape, np.float32)
         scales: F32 = scratch.take("scales", kept.shape, np.float32)
@@ -74,11 +74,11 @@ class Narrow:
         return out
 
 
-def narrow(rows: F32) -> tuple[I8, F16]:
+def quantize_rows(rows: F32) -> tuple[I8, F16]:
     """Rows [..., d] as int8 [..., d] and the scales of their blocks, f16(amax / 127) [..., B].
 
-    Rounded (half to even) to the scale as it is kept; where that is much less than it was, since
-    an f16 ends at 65504 and at 2^-24, numbers are held at 127 of it.
+    Values are divided by the scale after its rounding to f16, and rounded half to even; where that
+    rounding made the scale much smaller (f16 ends at 65504 and at 2^-24) they are clamped to 127.
     """
     d = rows.shape[-1]
     amax = np.maximum.reduceat(np.abs(rows), np.arange(0, d, BLOCK_COLS), axis=-1)
@@ -96,8 +96,8 @@ class NumpyCache:
     def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
         assert bits in (32, 16, 8), "a cache has 32, 16 or 8 bits"
         size = (shape.kv_heads, padded_positions(n_ctx), shape.head_dim)
-        self.keys: Plain | Narrow = Narrow(size) if bits == 8 else Plain(size, bits)
-        self.values: Plain | Narrow = Narrow(size) if bits == 8 else Plain(size, bits)
+        self.keys: FloatRows | Int8Rows = Int8Rows(size) if bits == 8 else FloatRows(size, bits)
+        self.values: FloatRows | Int8Rows = Int8Rows(size) if bits == 8 else FloatRows(size, bits)
 
     @property
     def nbytes(self) -> int:

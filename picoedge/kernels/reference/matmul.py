@@ -1,42 +1,57 @@
-"""Matrices bound for multiplication: programs for one token, jobs for many."""
+"""Bound matrix products: `programs` for one token, `jobs` for many; and how both are split.
+
+A row's sums are in one order wherever a matrix is split, so no result depends on the sizes here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from picoedge.kernels.arrays import F32, F64
-from picoedge.kernels.blocks import TILE_ROWS, Weights
+from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Weights
 from picoedge.kernels.reference.activations import Operand, rounded_columns
-from picoedge.kernels.reference.blas import multiply
 from picoedge.kernels.reference.dequantize import band
-from picoedge.kernels.reference.gemv import Kind, Piece, multiply_batch
+from picoedge.kernels.reference.gemv import BatchShape, TileGroup, multiply_batch
+from picoedge.kernels.reference.operations import multiply
 from picoedge.kernels.reference.planes import Planes
 from picoedge.kernels.reference.threads import Job, Program, Scratch
-from picoedge.kernels.reference.tiling import (
-    BAND_BYTES,
-    PLAIN_ROWS,
-    Plan,
-    band_bytes,
-    cut,
-    deal,
-    plan,
-)
+
+BAND_BYTES = 1 << 19  # of f32 weights dequantized at once
+F32_JOB_ROWS = 512  # rows of an f32 matrix in one job
+
+# Bytes of packed words in a group (its scratch is six times that), weights in a batch of groups.
+_GROUP_BYTES, _BATCH_WEIGHTS = 1 << 18, 1 << 21
+# Waking threads takes as long as a product of a million weights, and beside another thread each
+# operation waits for the interpreter lock: one token's product runs on several threads only from
+# `_SHARED` weights on, and then in longer operations.
+_SHARED = 1 << 22
+_SHARED_GROUP_BYTES, _SHARED_BATCH_WEIGHTS = 1 << 19, 1 << 22
+
+_T = TypeVar("_T")
 
 
-class Rows(NamedTuple):
-    """Where the product of some tiles goes: `shards` runs of rows, in columns first .. last-1."""
+class GemvPlan(NamedTuple):
+    """Threads for one token's product, bytes of words in a group, weights in a batch."""
+
+    threads: int
+    group_bytes: int
+    batch_weights: int
+
+
+class RowRange(NamedTuple):
+    """Rows of a product: first .. last-1 of its columns, an equal span of each of `shards`."""
 
     first: int
     last: int
     shards: int
 
     def of(self, out: F32) -> F32:
-        """That part of out [n, ..]: a view [n, shards, rows]."""
+        """These rows of out [n, all rows]: a view [n, shards, rows]."""
         return out[:, self.first : self.last].reshape(len(out), self.shards, -1)
 
 
@@ -44,7 +59,7 @@ class Projection:
     """Matrices with one input; the rows of all of them, and of all their shards, are stacked."""
 
     def __init__(self, weights: Sequence[Weights]) -> None:
-        self._plain: list[tuple[F32, int]] = []  # values [rows, cols], first row
+        self._multiply_f32: list[tuple[F32, int]] = []  # values [rows, cols], first row
         self._packed: list[tuple[Planes, int]] = []  # planes, first row
         start = 0
         for one in weights:
@@ -52,42 +67,44 @@ class Projection:
                 continue
             if one.spec.format.bits == 32:
                 firsts = range(start, start + one.total_rows, one.spec.rows)
-                self._plain += zip(_values(one), firsts, strict=True)
+                self._multiply_f32 += zip(_values(one), firsts, strict=True)
             else:
                 self._packed.append((Planes.of(one), start))
             start += one.total_rows
         self.widths = {planes.spec.format.bits for planes, _ in self._packed}
-        self.all_packed = not self._plain
+        self.all_packed = not self._multiply_f32
         self._bands = [
             (planes, where, _rows(planes, first, where))
             for planes, first in self._packed
-            for where in cut(planes.count, planes.tiles, band_bytes(planes.spec), BAND_BYTES)
+            for where in split_tiles(
+                planes.count, planes.tiles, band_bytes(planes.spec), BAND_BYTES
+            )
         ]
 
     def programs(self, operand: Operand, out: F32, scratch: Sequence[Scratch]) -> list[Program]:
-        """For each thread what fills out [all rows] with the products of one token."""
+        """One program a thread; together they fill out [all rows] with one token's products."""
         words = sum(planes.words.nbytes for planes, _ in self._packed)
         weights = sum(planes.weights for planes, _ in self._packed)
-        how = plan(weights, words, len(scratch))
+        how = plan_gemv(weights, words, len(scratch))
         programs = [Program() for _ in range(how.threads)]
-        for i, (kind, part) in enumerate(_batches_of_rows(self._packed, how)):
+        for i, (shape, part) in enumerate(_row_batches(self._packed, how)):
             program, room = programs[i % how.threads], scratch[i % how.threads]
-            product = multiply_batch(program, kind, [piece for piece, _ in part], operand, room)
+            product = multiply_batch(program, shape, [group for group, _ in part], operand, room)
             at = 0
-            for piece, rows in part:
+            for group, rows in part:
                 into = rows.of(out[None])[0]
-                size = piece.lie.tiles * TILE_ROWS
+                size = group.layout.tiles * TILE_ROWS
                 from_piece = product.reshape(-1)[at : at + size].reshape(rows.shards, -1)
                 program.add(np.copyto, into, from_piece[:, : into.shape[1]])
                 at += size
         return programs
 
     def jobs(self, x: F32, out: F32) -> list[Job]:
-        """Fill out [n, all rows] with the products of x [n, cols]."""
+        """Jobs that fill out [n, all rows] with the products of x [n, cols]."""
         jobs: list[Job] = [
-            partial(_plain, x, values[at : at + PLAIN_ROWS],
-                    out[:, first + at : first + min(at + PLAIN_ROWS, len(values))])
-            for values, first in self._plain for at in range(0, len(values), PLAIN_ROWS)
+            partial(_multiply_f32, x, values[at : at + F32_JOB_ROWS],
+                    out[:, first + at : first + min(at + F32_JOB_ROWS, len(values))])
+            for values, first in self._multiply_f32 for at in range(0, len(values), F32_JOB_ROWS)
         ]  # fmt: skip
         if self._bands:
             (columns,) = rounded_columns(x, 1)
@@ -96,7 +113,7 @@ class Projection:
 
 
 def _band(
-    planes: Planes, where: tuple[slice, slice], rows: Rows, x: F32, out: F32, scratch: Scratch
+    planes: Planes, where: tuple[slice, slice], rows: RowRange, x: F32, out: F32, scratch: Scratch
 ) -> None:
     weights = band(planes, *where, scratch)
     product = scratch.take("product", (len(out), weights.shape[1]), np.float32)
@@ -105,24 +122,26 @@ def _band(
     target[...] = product.reshape(*target.shape[:2], -1)[:, :, : target.shape[2]]
 
 
-def _plain(x: F32, values: F32, out: F32, _: Scratch) -> None:
+def _multiply_f32(x: F32, values: F32, out: F32, _: Scratch) -> None:
     multiply(x, values.T, out)
 
 
-def _batches_of_rows(
-    matrices: list[tuple[Planes, int]], how: Plan
-) -> list[tuple[Kind, list[tuple[Piece, Rows]]]]:
-    """Pieces of a projection's matrices, in batches, with where the product of each goes."""
+def _row_batches(
+    matrices: list[tuple[Planes, int]], how: GemvPlan
+) -> list[tuple[BatchShape, list[tuple[TileGroup, RowRange]]]]:
+    """Groups of tiles of a projection's matrices, in batches, each with its rows of the product."""
     batches = []
-    kinds = [(Kind.of(planes, by_columns=False), planes, first) for planes, first in matrices]
-    for kind, same in groupby(sorted(kinds, key=lambda each: each[0]), key=lambda each: each[0]):
-        pieces = [
-            (Piece(planes, *where, by_columns=False), _rows(planes, first, where))
+    shapes = [
+        (BatchShape.of(planes, by_columns=False), planes, first) for planes, first in matrices
+    ]
+    for shape, same in groupby(sorted(shapes, key=lambda each: each[0]), key=lambda each: each[0]):
+        groups = [
+            (TileGroup(planes, *where, by_columns=False), _rows(planes, first, where))
             for _, planes, first in same
-            for where in cut(planes.count, planes.tiles, planes.tile_bytes, how.piece_bytes)
+            for where in split_tiles(planes.count, planes.tiles, planes.tile_bytes, how.group_bytes)
         ]
-        sizes = [piece.lie.tiles * kind.cols * TILE_ROWS for piece, _ in pieces]
-        batches += [(kind, part) for part in deal(pieces, sizes, how)]
+        sizes = [group.layout.tiles * shape.cols * TILE_ROWS for group, _ in groups]
+        batches += [(shape, part) for part in make_batches(groups, sizes, how)]
     return batches
 
 
@@ -132,27 +151,27 @@ class Summed:
     def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
         self._planes, self._accumulate = Planes.of(weights), accumulate
         self.widths = {weights.spec.format.bits}
-        cuts = cut(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
+        cuts = split_tiles(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
         self._bands = [tiles for _, tiles in cuts]
 
     def programs(self, operand: Operand, sums: F64, scratch: Sequence[Scratch]) -> list[Program]:
-        """For each thread what fills sums [rows] with the products of one token."""
-        planes, kind = self._planes, Kind.of(self._planes, by_columns=True)
+        """One program a thread; together they fill sums [rows] with one token's products."""
+        planes, shape = self._planes, BatchShape.of(self._planes, by_columns=True)
         every, tile_bytes = slice(0, planes.count), planes.count * planes.tile_bytes
-        how = plan(planes.weights, planes.words.nbytes, len(scratch))
-        cuts = [tiles for _, tiles in cut(1, planes.tiles, tile_bytes, how.piece_bytes)]
-        sizes = [(tiles.stop - tiles.start) * kind.cols * TILE_ROWS for tiles in cuts]
+        how = plan_gemv(planes.weights, planes.words.nbytes, len(scratch))
+        cuts = [tiles for _, tiles in split_tiles(1, planes.tiles, tile_bytes, how.group_bytes)]
+        sizes = [(tiles.stop - tiles.start) * shape.cols * TILE_ROWS for tiles in cuts]
         programs = [Program() for _ in range(how.threads)]
-        for i, part in enumerate(deal(cuts, sizes, how)):
+        for i, part in enumerate(make_batches(cuts, sizes, how)):
             program, room = programs[i % how.threads], scratch[i % how.threads]
-            pieces = [Piece(planes, every, tiles, by_columns=True) for tiles in part]
-            product = multiply_batch(program, kind, pieces, operand, room)
+            groups = [TileGroup(planes, every, tiles, by_columns=True) for tiles in part]
+            product = multiply_batch(program, shape, groups, operand, room)
             into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
             from_shards = product.reshape(planes.count, -1)[:, : len(into)]
             if not self._accumulate:
                 program.add(np.add.reduce, from_shards, 0, np.float64, into)
                 continue
-            for partial_sums in from_shards:  # one by one: the order of a whole run's reduction
+            for partial_sums in from_shards:  # one by one: the order in which reduce adds
                 program.add(np.add, into, partial_sums, into)
         return programs
 
@@ -172,7 +191,7 @@ class Summed:
             target += product[:, : target.shape[1]]
 
 
-class PlainSummed:
+class SummedF32:
     """An f32 matrix whose shards are stacked by columns, their products added in f64."""
 
     def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
@@ -181,8 +200,8 @@ class PlainSummed:
     def jobs(self, x: F32, sums: F64) -> list[Job]:
         """Fill sums [n, rows] with the products of x [n, all cols]."""
         return [
-            partial(self._multiply, x, slice(at, at + PLAIN_ROWS), sums)
-            for at in range(0, self._values.shape[1], PLAIN_ROWS)
+            partial(self._multiply, x, slice(at, at + F32_JOB_ROWS), sums)
+            for at in range(0, self._values.shape[1], F32_JOB_ROWS)
         ]
 
     def _multiply(self, x: F32, rows: slice, sums: F64, scratch: Scratch) -> None:
@@ -204,9 +223,50 @@ def _values(weights: Weights) -> F32:
     )
 
 
-def _rows(planes: Planes, first: int, where: tuple[slice, slice]) -> Rows:
-    """The rows of these tiles, in a product where those of the matrix start at `first`."""
+def _rows(planes: Planes, first: int, where: tuple[slice, slice]) -> RowRange:
+    """The rows of these tiles in a product in which the matrix's rows start at `first`."""
     (shards, tiles), rows = where, planes.spec.rows
     start = first + shards.start * rows + tiles.start * TILE_ROWS
     stop = first + (shards.stop - 1) * rows + min(tiles.stop * TILE_ROWS, rows)
-    return Rows(start, stop, shards.stop - shards.start)
+    return RowRange(start, stop, shards.stop - shards.start)
+
+
+def plan_gemv(weights: int, word_bytes: int, threads: int) -> GemvPlan:
+    """How to split one token's product with `weights` weights in `word_bytes` of packed words."""
+    if threads == 1 or weights < _SHARED:
+        return GemvPlan(1, _GROUP_BYTES, _BATCH_WEIGHTS)
+    most = min(_SHARED_GROUP_BYTES, -(-word_bytes // threads))
+    return GemvPlan(threads, most, _SHARED_BATCH_WEIGHTS)
+
+
+def split_tiles(shards: int, tiles: int, tile_bytes: int, most: int) -> list[tuple[slice, slice]]:
+    """Split evenly into (shards, tiles) of at most about `most` bytes each.
+
+    A split_tiles holds several shards only if it holds all their tiles.
+    """
+    if tiles * tile_bytes <= most:
+        return [(some, slice(0, tiles)) for some in _even(shards, tiles * tile_bytes, most)]
+    groups = _even(tiles, tile_bytes, most)
+    return [(slice(i, i + 1), some) for i in range(shards) for some in groups]
+
+
+def make_batches(items: Sequence[_T], sizes: Sequence[int], how: GemvPlan) -> list[list[_T]]:
+    """Spans of items of about one size, as many for each thread, none far larger than a batch."""
+    total = sum(sizes)
+    count = how.threads * -(-total // (how.threads * how.batch_weights))
+    runs: list[list[_T]] = [[] for _ in range(count)]
+    done = 0
+    for item, size in zip(items, sizes, strict=True):
+        runs[(2 * done + size) * count // (2 * total)].append(item)
+        done += size
+    return [run for run in runs if run]
+
+
+def band_bytes(spec: MatrixSpec) -> int:
+    """Bytes of one tile as f32."""
+    return spec.cols * TILE_ROWS * 4
+
+
+def _even(count: int, each: int, most: int) -> list[slice]:
+    size = -(-count // -(-count * each // most))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]

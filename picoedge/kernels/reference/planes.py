@@ -1,4 +1,4 @@
-"""The planes of a run of shards as strided arrays: nothing is copied, all shards in one array."""
+"""Planes of a span of shards as strided views: one array for all shards, nothing copied."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Planes:
     """Views of quantized weights. T tiles of 16 rows, B blocks of 32 columns, S superblocks.
 
     `words` u16 (q8: u32) [count, T, B*128]; `highs` u16 [count, T, B*32 or B*64] or None;
-    `scales` [p, count, T, B, 16], the parts p: scale (q6k: of either half), then minimum if
-    there is one; `supers` [p or 1, count, T, S, 16] or None, their superscales.
-    Halves (f16) appear as the i16 that `widen` takes.
+    `scales` [p, count, T, B, 16], p: scale (q6k: of each half), then minimum if
+    the format has one; `supers` [p or 1, count, T, S, 16] or None, their superscales.
+    f16 values are viewed as i16, which `widen` takes.
     """
 
     spec: MatrixSpec
@@ -64,7 +64,7 @@ class Planes:
         return self.count * self.spec.rows * self.spec.cols
 
     def cut(self, shards: slice, tiles: slice, *, by_columns: bool) -> Planes:
-        """Some tiles of some shards; `by_columns` has every [count, T, ..] as [T, count, ..]."""
+        """Some tiles of some shards; with `by_columns` [count, T, ..] becomes [T, count, ..]."""
 
         def of(plane: Array, axis: int) -> Array:
             part = plane[(slice(None),) * axis + (shards, tiles)]
@@ -101,13 +101,16 @@ def _parts(weights: Weights, first: str, second: str) -> Array:
 
 
 def widen(halves: Array, out: F32) -> F32:
-    """`out` = f16 values given as i16, without NumPy's slow cast: infinities become 65536."""
+    """out = `halves` (f16 viewed as i16) as f32, 3 operations in place of NumPy's slow cast.
+
+    Infinities become 65536.
+    """
     np.copyto(out.view(np.int32), halves)
     return halves_to_f32(out)
 
 
 def halves_to_f32(out: F32) -> F32:
-    """The second half of `widen`, in place: `out` holds the i16 as i32."""
+    """The second half of `widen`, in place: `out` holds the i16 values as i32."""
     bits = out.view(np.int32)
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, -0x70002000, out=bits)  # the copies of the sign below bit 31

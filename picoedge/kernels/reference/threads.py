@@ -1,4 +1,4 @@
-"""Threads for the NumPy twin: NumPy lets go of the interpreter inside each array operation."""
+"""Threads of the reference backend: NumPy releases the interpreter lock in each array operation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy.typing as npt
 
 from picoedge.kernels.arrays import U8, Array
 
-Made = TypeVar("Made")
-Key = TypeVar("Key", bound=Hashable)
+_Made = TypeVar("_Made")
+_Key = TypeVar("_Key", bound=Hashable)
 
-_ROOM = 1 << 22  # bytes a buffer has at least: pages that are not touched cost nothing
+_LEAST_BYTES = 1 << 22  # least bytes of a buffer: pages that are not touched cost nothing
 
 
 class Scratch:
-    """One thread's memory: buffers by name that grow to the largest use and are shared by all.
+    """One thread's buffers by name, shared by all operations; each grows to its largest use.
 
-    What an operation leaves in a buffer is gone when the next one runs.
+    The contents of a buffer are valid until the next operation takes it.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class Scratch:
         nbytes = math.prod(shape) * kind.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[name] = np.empty(max(nbytes, _ROOM), np.uint8)
+            buffer = self._buffers[name] = np.empty(max(nbytes, _LEAST_BYTES), np.uint8)
         return np.ndarray(shape, kind, buffer.data)
 
-    def once(self, key: Key, make: Callable[[Key, Scratch], Made]) -> Made:
-        """What `make` made of `key` and this scratch the first time it was asked for."""
-        made: Made | None = self._made.get((make, key))
+    def once(self, key: _Key, make: Callable[[_Key, Scratch], _Made]) -> _Made:
+        """make(key, self), made at the first call with this `make` and `key` and then kept."""
+        made: _Made | None = self._made.get((make, key))
         if made is None:
             made = make(key, self)
             self._made[make, key] = made
@@ -50,10 +50,10 @@ class Scratch:
 
 
 class Program:
-    """Array operations bound to their arrays, done over and over with new values in them.
+    """Array operations bound to their arrays, run once a token with new values in the arrays.
 
-    Between two operations nothing is left for Python to do but to call the next: that time is
-    spent for every few microseconds of work, and under the interpreter's lock.
+    Python does nothing between two operations but call the next: an operation takes a few
+    microseconds, and the time between two is spent under the interpreter lock.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Program:
         self.steps.append(partial(function, *args, **kwargs))
 
     def run(self) -> None:
-        """Do all operations."""
+        """Run all operations in order."""
         for step in self.steps:
             step()
 
@@ -72,7 +72,7 @@ class Program:
 Job = Callable[[Scratch], None]
 
 
-class Team:
+class ThreadPool:
     """Runs jobs on `threads` threads, the caller's among them."""
 
     def __init__(self, threads: int) -> None:
@@ -84,13 +84,13 @@ class Team:
         self._closed = False
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Do all jobs, in any order, and return when they are done; raises what one raised."""
+        """Run all jobs, in any order; returns when all are done. Raises the exception of a job."""
         todo = deque(jobs)
         count = min(self.threads, len(todo))
         self._run([partial(_drain, todo, scratch) for scratch in self.scratch[:count]])
 
     def run_programs(self, programs: Sequence[Program]) -> None:
-        """Do program i on thread i, made for its scratch; raises what one raised."""
+        """Run program i on thread i, whose scratch it was made for. Raises the exception of one."""
         self._run([program.run for program in programs])
 
     def close(self) -> None:

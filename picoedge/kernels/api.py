@@ -1,11 +1,15 @@
-"""What a twin of the kernels offers. A model is written against this and nothing below it.
+"""The operations of a kernels backend (native or NumPy): a model uses these and nothing below them.
 
-Operations are bound once to their weights and buffers and then called per chunk of tokens, so
-that the cost of a call is a few machine words, not the packing of arguments. All buffers hold
-up to N tokens (the chunk size a model was built for); a call works on the first `n`.
+An operation is bound once to its weights and buffers and then called for each chunk of tokens, so
+that a call passes a few integers instead of packing arguments. All buffers have room for N tokens
+(the chunk size of a model); a call computes the first `n`.
 
-Sums over shards are kept in f64 and rounded to f32 once, by the operation that reads them:
-whoever adds the f64 parts of several boards gets the bits that one board would have had.
+Sums over shards stay in f64 and are rounded to f32 once, by the operation that reads them: the
+f64 sums of several boards, added, give the bits that one board alone would have computed.
+
+    kernels = load_kernels("native", threads=4)
+    project = kernels.project(Residual(x, sums, None, norm, 1e-6), [q, k, v], [None] * 3, qkv)
+    project(n)  # qkv[:n] = rms_norm(x[:n] + sums[:n]) times the rows of q, k and v
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from picoedge.kernels.arrays import F32, F64
-from picoedge.kernels.blocks import Weights
+from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """What a projection does to the residual stream before it reads it.
+    """The input of a projection: the residual stream, with sums that are still to be added to it.
 
-    x += rms_norm(f32(sums)) * post_norm (without the norm where `post_norm` is None); nothing
-    where `sums` is None. x f32 [N, H], sums f64 [N, H], post_norm f32 [H]. Then the input of
-    the product is rms_norm(x) * norm, norm f32 [H]: y = x / sqrt(mean(x^2) + eps) * norm.
+    First x += rms_norm(f32(sums)) * post_norm (no norm if `post_norm` is None; nothing if `sums` is
+    None). Then the product reads rms_norm(x) * norm = x / sqrt(mean(x^2) + eps) * norm (Zhang and
+    Sennrich 2019). x f32 [N, H], sums f64 [N, H], post_norm and norm f32 [H].
     """
 
     x: F32
@@ -36,7 +40,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads and their sizes, the score scale, and the window (0: none).
+    """Numbers of heads, their size, the scale of the scores, and the sliding window (0: none).
 
     q of one token is [q_heads, head_dim], k and v are [kv_heads, head_dim]; query head h reads
     key-value head h // (q_heads // kv_heads).
@@ -53,36 +57,39 @@ class Project(Protocol):
     """Bound projection: residual, norm, then rows of every matrix; see `Kernels.project`."""
 
     def __call__(self, n: int, first: int = 0) -> None:
-        """Do tokens first .. n-1 of the buffers; row i of `out` is for token first + i."""
+        """Compute tokens first .. n-1 of the buffers; row i of `out` is token first + i."""
 
 
 class Attend(Protocol):
     """Bound attention; see `Kernels.attend`."""
 
     def __call__(self, n: int, position: int) -> None:
-        """Tokens 0 .. n-1 stand at positions position .. position+n-1."""
+        """Tokens 0 .. n-1 have positions position .. position+n-1.
+
+        Raises MemoryBudgetError if there is no memory for the scores.
+        """
 
 
 class ProjectSum(Protocol):
     """Bound summed projection; see `Kernels.project_sum`."""
 
     def __call__(self, n: int, first: int = 0) -> None:
-        """Make the sums of tokens first .. n-1; row i of `x` is for token first + i."""
+        """Compute the sums of tokens first .. n-1; row i of `x` is token first + i."""
 
 
 class Kernels(Protocol):
-    """One twin. Safe to use from one thread at a time; several may live in one process."""
+    """One backend. Used from one thread at a time; several may exist in one process."""
 
     name: str
     threads: int
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """Memory for keys and values of one layer, in the twin's own layout.
+        """Memory for keys and values of one layer, in the backend's own layout.
 
         `bits` 32 is f32, 16 is f16, 8 is int8 with a scale, f16(amax / 127), for every 32
-        dimensions of a head (the last may have fewer). Positions may be overwritten; nothing
-        beyond the current position is ever read, and what was never written takes no memory.
-        Its `nbytes` is what `kv_cache_bytes` says.
+        dimensions of a head (the last block may have fewer). Positions may be overwritten; nothing
+        beyond the current position is ever read, and pages that were never written take no
+        memory. Its `nbytes` is `kv_cache_bytes`.
         """
 
     def project(
@@ -97,7 +104,7 @@ class Kernels(Protocol):
         """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
 
         A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
-        (scale amax/127, rounded half to even); f32 matrices take them as they are. `out` may be
+        (scale amax/127, rounded half to even); f32 matrices take f32. `out` may be
         some columns of a wider array. `reuse_input`: the project before this one had the
         same tokens and source; its input is reused, and x is not changed.
         """
@@ -116,9 +123,9 @@ class Kernels(Protocol):
 
         `norms` (q_norm, k_norm, f32 [head_dim]) are RMS norms of each head before rope. `rope`
         is (cos, sin), each f32 [n_ctx, head_dim / 2]; halves are rotated: with x = (a, b),
-        (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. In the native twin the
-        order of the sums for a position depends on the position alone, never on n; in the NumPy
-        twin one token and several agree to f32 rounding.
+        (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. With native
+        kernels the order of the sums for a position depends on the position alone, never on n;
+        with NumPy one token and several agree to f32 rounding.
         """
 
     def project_sum(
@@ -139,4 +146,22 @@ class Kernels(Protocol):
         """
 
     def close(self) -> None:
-        """Stop the twin's threads. Idempotent."""
+        """Stop the threads. Idempotent."""
+
+
+def padded_positions(n_ctx: int) -> int:
+    """Positions there is room for: whole tiles of 16 keys."""
+    return -(-n_ctx // TILE_ROWS) * TILE_ROWS
+
+
+def scale_blocks(head_dim: int) -> int:
+    """Blocks of 32 dimensions, each with a scale in an 8-bit cache; the last may be smaller."""
+    return -(-head_dim // BLOCK_COLS)
+
+
+def kv_cache_bytes(n_ctx: int, kv_heads: int, head_dim: int, bits: int) -> int:
+    """Bytes of the full cache of one layer, with either backend; `bits` is 32, 16 or 8."""
+    of_row = head_dim * bits // 8
+    if bits == 8:
+        of_row += 2 * scale_blocks(head_dim)
+    return 2 * padded_positions(n_ctx) * kv_heads * of_row

@@ -1,4 +1,4 @@
-"""Quantized blocks: what the bytes of a weight matrix mean.
+"""Quantized blocks: the layout of a weight matrix in bytes, and its values.
 
 A matrix of R rows (outputs) by C columns (inputs) is cut into *tiles* of 16 rows and *blocks*
 of 32 columns. Inside a tile the 16 rows are interleaved, four columns at a time, so that one
@@ -33,6 +33,7 @@ and `f32` is plain row-major [R, C], no tiles, no blocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -52,10 +53,10 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class Format:
-    """How one matrix is quantized: width of a quant, kind of scale, minimum or not."""
+    """A quantization format: bits of a quant, kind of scale, minimum or not."""
 
     name: str
-    code: int  # what the C file calls it
+    code: int  # its number in native.c
     bits: int
     offset: int
     has_min: bool = False
@@ -85,7 +86,7 @@ def _aligned(n: int) -> int:
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """One matrix within a shard: format, shape, and where its planes lie.
+    """One matrix within a shard: format, shape, and the offsets of its planes.
 
     `offset` is the byte, from the start of the shard, at which the first plane begins (a
     multiple of 64). `superblock` is the columns one superscale covers; for formats without
@@ -166,7 +167,7 @@ def _plane_shapes(
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """One matrix over a run of shards of one size: shard i starts at byte i * `stride` of `data`.
+    """One matrix over a span of shards of one size: shard i starts at byte i * `stride` of `data`.
 
     A projection stacks the shards' rows; a summed projection stacks their columns.
     """
@@ -178,12 +179,12 @@ class Weights:
 
     @property
     def total_rows(self) -> int:
-        """Rows of the run when its shards are stacked by rows."""
+        """Rows of all shards, stacked by rows."""
         return self.spec.rows * self.count
 
     @property
     def total_cols(self) -> int:
-        """Columns of the run when its shards are stacked by columns."""
+        """Columns of all shards, stacked by columns."""
         return self.spec.cols * self.count
 
     def shard(self, i: int) -> U8:
@@ -194,7 +195,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Quants:
-    """A matrix taken apart, row-major: what a reader yields and what `pack_planes` lays out.
+    """Quants and scales of a matrix, row-major: a reader yields them, `pack_planes` lays them out.
 
     `q` u8 [R, C] (q8: int8 viewed as u8); `scales` and `mins` [R, B] (q6k: scales [R, 2B]);
     `superscales`, `supermins` f16 [R, S].
@@ -233,7 +234,7 @@ def pack_planes(spec: MatrixSpec, parts: Quants, shard: U8) -> None:
 
 
 def join_quants(fmt: Format, quants: U8, highs: U8 | None) -> U8:
-    """Whole quants u8 [T, B, 8, …] of their planes: low nibbles or bytes, and high bits.
+    """Quants u8 [T, B, 8, …] of the planes `quants` (low nibbles, or bytes) and `highs`.
 
     quants u8 [T, B, 4 (8 bits: 8), …], highs u8 [T, B, 1 (6 bits: 2), …] or None.
     """
@@ -248,23 +249,6 @@ def join_quants(fmt: Format, quants: U8, highs: U8 | None) -> U8:
     assert highs.shape[2] * per_byte == 8
     whole: U8 = q | (high.reshape(q.shape) << 4)
     return whole
-
-
-def unpack_planes(spec: MatrixSpec, shard: U8) -> Quants:
-    """The inverse of `pack_planes`: copies, row-major."""
-    fmt, t, b = spec.format, -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
-    highs = spec.plane(shard, "highs").view(np.uint8) if "highs" in spec.planes else None
-    if highs is not None:
-        highs = highs.reshape(t, b, -1, TILE_ROWS, 4)
-    q = join_quants(fmt, spec.plane(shard, "quants").view(np.uint8), highs)
-    q = q.transpose(0, 3, 1, 2, 4).reshape(t * TILE_ROWS, spec.cols)[: spec.rows]
-    rest: dict[str, Array] = {}
-    for name in ("scales", "mins", "superscales", "supermins"):
-        if name in spec.planes:
-            plane = spec.plane(shard, name)
-            rows = plane.reshape(t, plane.shape[1], -1, TILE_ROWS).transpose(0, 3, 1, 2)
-            rest[name] = rows.reshape(t * TILE_ROWS, -1)[: spec.rows].copy()
-    return Quants(np.ascontiguousarray(q), **rest)
 
 
 def dequantize(spec: MatrixSpec, parts: Quants) -> F32:
@@ -286,6 +270,53 @@ def dequantize(spec: MatrixSpec, parts: Quants) -> F32:
             mins = -mins * np.repeat(parts.supermins.astype(np.float32), span, axis=1)
         out = out.reshape(rows, -1, BLOCK_COLS) + mins[:, :, None]
     return out.reshape(rows, cols)
+
+
+class RowGather:
+    """Look-up of rows as f32, e.g. the embedding in a tied head.
+
+    The views of the planes are made once, so that `gather` copies nothing but rows.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._spec = weights.spec
+        self._planes = {name: _plane_of_all(weights, name) for name in weights.spec.planes}
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = row ids[i], counted over all shards stacked by rows; out f32 [>= n, cols]."""
+        rows = np.asarray(ids, dtype=np.intp)
+        shard, row = np.divmod(rows, self._spec.rows)
+        if self._spec.format.bits == 32:
+            out[: len(rows)] = self._planes["values"][shard, row]
+            return
+        tile, lane = np.divmod(row, TILE_ROWS)
+        picked = {
+            name: np.ascontiguousarray(plane[shard, tile, ..., lane, :])
+            if name in ("quants", "highs")
+            else plane[shard, tile, ..., lane].reshape(len(rows), -1)
+            for name, plane in self._planes.items()
+        }
+        spec = MatrixSpec(self._spec.format, len(rows), self._spec.cols, 0, self._spec.superblock)
+        out[: len(rows)] = dequantize(spec, _row_quants(spec, picked))
+
+
+def _plane_of_all(weights: Weights, name: str) -> Array:
+    """One plane of every shard as one array, no copy: [count, T, B, v, 16, 4] for quants and
+    highs, [count, T, B or S, 1 or 2, 16] for the others, [count, rows, cols] for f32 values."""
+    at, shape, dtype = weights.spec.planes[name]
+    if name in ("quants", "highs"):
+        shape, dtype = (*shape[:2], math.prod(shape[2:-2]), *shape[-2:]), np.dtype(np.uint8)
+    elif name != "values":
+        shape = (*shape[:2], math.prod(shape[2:-1]), TILE_ROWS)
+    inner = np.ndarray(shape, dtype, weights.data, at).strides
+    strides = (weights.stride, *inner)
+    return np.ndarray((weights.count, *shape), dtype, weights.data, at, strides)
+
+
+def _row_quants(spec: MatrixSpec, picked: dict[str, Array]) -> Quants:
+    q = join_quants(spec.format, picked["quants"], picked.get("highs"))  # n, B, 8, 4
+    rest = {k: v for k, v in picked.items() if k not in ("quants", "highs")}
+    return Quants(q.reshape(spec.rows, spec.cols), **rest)
 
 
 def _pad_rows(values: npt.NDArray[_Scalar], tiles: int) -> npt.NDArray[_Scalar]:

@@ -1,4 +1,4 @@
-"""Which twin runs: the best level this processor has, or NumPy, and why."""
+"""Choice of the kernels backend: the best native level this processor has, or NumPy; and why."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _LEVELS = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
 
 @dataclass(frozen=True)
 class Choice:
-    """The library to load (None: the NumPy twin) and the reason, for people."""
+    """The library to load (None: the NumPy backend) and the reason, to be shown."""
 
     path: Path | None
     reason: str
 
 
 def usable_levels(machine: str, cpu_flags: Iterable[str]) -> list[str]:
-    """Levels a processor with these flags can run, best first."""
+    """Levels that a processor with these flags of /proc/cpuinfo can run, best first."""
     flags = set(cpu_flags)
     return [level for level, needs in _LEVELS.get(machine, {}).items() if needs <= flags]
 
 
 def choose(kind: str | None, levels: list[str], folder: Path) -> Choice:
-    """Pick a level among those usable and built. Raises UsageError for `native` without one.
+    """Pick a level that is usable and built. Raises UsageError for `native` if there is none.
 
     `kind` is None (the best there is), "numpy", "native", or the name of a level.
     """
@@ -113,9 +113,10 @@ def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
 
 
 def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels:
-    """The twin to compute with. `kind`: None, "numpy", "native" or a level's name.
+    """The backend to compute with. `kind`: None (the best), "numpy", "native" or a level's name.
 
-    Raises UsageError where what is asked for does not exist here.
+    `threads`: None means all cores this process may use. Raises UsageError if `kind` does not exist
+    here, and PicoedgeError if its library cannot be loaded or was built from other sources.
     """
     from picoedge.kernels.reference.backend import NumpyKernels
 
@@ -135,5 +136,5 @@ def load_f48(kind: str | None = None) -> F48:
 
 
 def describe_kernels(kind: str | None = None) -> str:
-    """One line for `doctor`: the twin and why."""
+    """One line for `doctor`: the backend and why. Raises as `load_kernels` does."""
     return _open_here(kind)[1]

@@ -1,4 +1,8 @@
-"""The kernels in C: ctypes around one of the libraries that `native.c` was compiled into."""
+"""The native backend: ctypes around one of the libraries that native.c was compiled into.
+
+The structures mirror those of native.c; `open_library` compares every field with the library's own
+table, so that one built from other sources is refused instead of run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ctypes as ct
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,10 +18,17 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import MemoryBudgetError, PicoedgeError
-from picoedge.kernels.api import Attend, AttentionShape, Project, ProjectSum, Residual
+from picoedge.kernels.api import (
+    Attend,
+    AttentionShape,
+    Project,
+    ProjectSum,
+    Residual,
+    padded_positions,
+    scale_blocks,
+)
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
-from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
 from picoedge.kernels.reference.backend import NumpyKernels
 
 _ABI = 1  # of native.c
@@ -24,88 +36,65 @@ _XBLOCK_BYTES = 48
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 
 
+def _fields(*kinds: tuple[type[Any], str]) -> list[tuple[str, type[Any]]]:
+    """The fields of a structure: a type and the names of those it has, in the order in C."""
+    return [(name, kind) for kind, names in kinds for name in names.split()]
+
+
 class _Weights(ct.Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("stride", c_int64),
-        ("quants", c_int64),
-        ("highs", c_int64),
-        ("scales", c_int64),
-        ("mins", c_int64),
-        ("superscales", c_int64),
-        ("supermins", c_int64),
-        ("bias", c_void_p),
-        ("count", c_int32),
-        ("rows", c_int32),
-        ("cols", c_int32),
-        ("format", c_int32),
-        ("superblock", c_int32),
-        ("out_offset", c_int32),
-    ]
+    _fields_ = _fields(
+        (c_void_p, "data"),
+        (c_int64, "stride quants highs scales mins superscales supermins"),
+        (c_void_p, "bias"),
+        (c_int32, "count rows cols format superblock out_offset"),
+    )
 
 
 class _Project(ct.Structure):
-    _fields_ = [
-        ("x", c_void_p),
-        ("sums", c_void_p),
-        ("post_norm", c_void_p),
-        ("norm", c_void_p),
-        ("blocks", c_void_p),
-        ("scratch", c_void_p),
-        ("out", c_void_p),
-        ("weights", POINTER(_Weights)),
-        ("out_stride", c_int64),
-        ("n_weights", c_int32),
-        ("width", c_int32),
-        ("reuse_input", c_int32),
-        ("eps", c_float),
-    ]
+    _fields_ = _fields(
+        (c_void_p, "x sums post_norm norm blocks scratch out"),
+        (POINTER(_Weights), "weights"),
+        (c_int64, "out_stride"),
+        (c_int32, "n_weights width reuse_input"),
+        (c_float, "eps"),
+    )
 
 
 class _ProjectSum(ct.Structure):
-    _fields_ = [
-        ("x", c_void_p),
-        ("blocks", c_void_p),
-        ("scratch", c_void_p),
-        ("sums", c_void_p),
-        ("weights", POINTER(_Weights)),
-        ("activation", c_int32),
-        ("width", c_int32),
-        ("rows", c_int32),
-        ("accumulate", c_int32),
-    ]
+    _fields_ = _fields(
+        (c_void_p, "x blocks scratch sums"),
+        (POINTER(_Weights), "weights"),
+        (c_int32, "activation width rows accumulate"),
+    )
 
 
 class _Attend(ct.Structure):
-    _fields_ = [
-        ("qkv", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("key_scales", c_void_p),
-        ("value_scales", c_void_p),
-        ("out", c_void_p),
-        ("q_heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("n_ctx", c_int32),
-        ("window", c_int32),
-        ("scale", c_float),
-        ("eps", c_float),
-    ]
+    _fields_ = _fields(
+        (c_void_p, "qkv cos sin q_norm k_norm keys values key_scales value_scales out"),
+        (c_int32, "q_heads kv_heads head_dim n_ctx window"),
+        (c_float, "scale eps"),
+    )
+
+
+class _Field(ct.Structure):
+    _fields_ = _fields((c_char_p, "name"), (c_int32, "offset bytes"))
+
+
+class _Format(ct.Structure):
+    _fields_ = _fields(
+        (c_char_p, "name"),
+        (c_int32, "bits offset has_min superblocks quant_bytes high_bytes scale_bytes"),
+    )
 
 
 class NativeCache:
-    """Keys and values of one layer, in f16 or (8 bits) int8; the layout is `attend_t`'s."""
+    """Keys and values of one layer, in f16 or (8 bits) int8, laid out as attend_t says."""
 
     def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
         self.n_ctx = padded_positions(n_ctx)
         rows = shape.kv_heads * self.n_ctx
-        kind = {16: np.float16, 8: np.int8}[bits]
-        self.keys, self.values = (np.zeros(rows * shape.head_dim, kind) for _ in range(2))
+        dtype = {16: np.float16, 8: np.int8}[bits]
+        self.keys, self.values = (np.zeros(rows * shape.head_dim, dtype) for _ in range(2))
         self.key_scales: F16 | None = None
         self.value_scales: F16 | None = None
         if bits == 8:
@@ -124,21 +113,6 @@ def _address(array: Array | None) -> int | None:
         return None
     assert array.flags.c_contiguous, "the C file takes contiguous arrays"
     return int(array.ctypes.data)
-
-
-class _Field(ct.Structure):
-    _fields_ = [("name", c_char_p), ("offset", c_int32), ("bytes", c_int32)]
-
-
-class _Format(ct.Structure):
-    _fields_ = [
-        ("name", c_char_p),
-        ("bits", c_int32),
-        ("offset", c_int32),
-        ("has_min", c_int32),
-        ("superblocks", c_int32),
-        ("plane_bytes", c_int32 * 3),
-    ]
 
 
 _STRUCTS: dict[str, type[ct.Structure]] = {
@@ -218,13 +192,12 @@ def _records(function: Any) -> Iterator[Any]:
 
 
 class NativeKernels:
-    """The `Kernels` protocol on the C file. Matrices in f32 go to the NumPy twin's BLAS."""
+    """The `Kernels` protocol in C. f32 matrices go to the reference backend, which has a BLAS."""
 
     def __init__(self, library: ct.CDLL, threads: int) -> None:
         self.threads = max(1, threads)
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
-        self._numpy = NumpyKernels(self.threads)
         self._scratch: dict[tuple[str, int, int], tuple[Array, Array]] = {}
         pool: int | None = library.pe_pool_open(self.threads)
         if not pool:
@@ -232,16 +205,20 @@ class NativeKernels:
         self._pool: int | None = pool
         self._stop = weakref.finalize(self, library.pe_pool_close, pool)  # also when forgotten
 
+    @cached_property
+    def _reference(self) -> NumpyKernels:
+        return NumpyKernels(self.threads)
+
     @property
     def pool(self) -> int:
-        """Address of the threads' pool; an operation bound before `close` must not run after."""
+        """Address of the thread pool. Operations bound before `close` must not run after it."""
         assert self._pool is not None, "the kernels are closed"
         return self._pool
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """See `Kernels.kv_cache`. Head sizes the vectors do not divide stay with NumPy."""
+        """See `Kernels.kv_cache`. f32 caches, and heads not a multiple of 16, are the reference's."""
         if bits == 32 or shape.head_dim % TILE_ROWS:
-            return self._numpy.kv_cache(n_ctx, shape, bits)
+            return self._reference.kv_cache(n_ctx, shape, bits)
         return NativeCache(n_ctx, shape, bits)
 
     def project(
@@ -255,7 +232,7 @@ class NativeKernels:
     ) -> Project:
         """See `Kernels.project`."""
         if any(w.spec.format.bits == 32 for w in weights):
-            return self._numpy.project(source, weights, biases, out, reuse_input=reuse_input)
+            return self._reference.project(source, weights, biases, out, reuse_input=reuse_input)
         n, width = source.x.shape
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
@@ -303,7 +280,7 @@ class NativeKernels:
     ) -> Attend:
         """See `Kernels.attend`."""
         if not isinstance(cache, NativeCache):
-            return self._numpy.attend(qkv, shape, rope, norms, eps, cache, out)
+            return self._reference.attend(qkv, shape, rope, norms, eps, cache, out)
         q_norm, k_norm = norms if norms is not None else (None, None)
         _check_lengths(shape.head_dim, q_norm, k_norm)
         row = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
@@ -353,7 +330,7 @@ class NativeKernels:
     ) -> ProjectSum:
         """See `Kernels.project_sum`."""
         if weights is None or weights.spec.format.bits == 32:
-            return self._numpy.project_sum(x, activation, weights, sums, accumulate=accumulate)
+            return self._reference.project_sum(x, activation, weights, sums, accumulate=accumulate)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if activation is None else 2 * width)
         assert sums.shape == (n, weights.spec.rows)
@@ -382,10 +359,9 @@ class NativeKernels:
         return project_sum
 
     def _scratch_for(self, use: str, n: int, width: int) -> tuple[Array, Array]:
-        """Quantized activations [n] and one f32 row a thread; operations run one at a time.
+        """Int8 blocks for n rows, and one f32 row a thread; shared, as operations run one at a time.
 
-        What enters a part of a layer stays while several projects read it, so what leaves one is
-        quantized elsewhere.
+        `project` and `project_sum` have blocks of their own: several projects may reuse one input.
         """
         if (use, n, width) not in self._scratch:
             blocks = np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
@@ -393,10 +369,11 @@ class NativeKernels:
         return self._scratch[use, n, width]
 
     def close(self) -> None:
-        """Stop the threads; operations bound before must not be called again."""
+        """Stop the threads. Operations bound before must not be called after it."""
         self._pool = None
         self._stop()
-        self._numpy.close()
+        if "_reference" in self.__dict__:
+            self._reference.close()
 
 
 def _check_lengths(length: int, *vectors: F32 | None) -> None:
@@ -404,12 +381,12 @@ def _check_lengths(length: int, *vectors: F32 | None) -> None:
 
 
 def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Array[_Weights]:
-    """One C record a matrix; its rows land in `out` behind those of the matrices before it."""
+    """A weights_t for each matrix; the rows of all are stacked in `out`."""
     records, column = (_Weights * len(weights))(), 0
     for record, w, bias in zip(records, weights, biases, strict=True):
         planes = w.spec.planes
         last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
-        assert w.data.nbytes >= last, "a run of shards ends beyond its bytes"
+        assert w.data.nbytes >= last, "the shards end beyond their bytes"
         assert bias is None or bias.shape == (w.total_rows,)
         for name in ("quants", "highs", "scales", "mins", "superscales", "supermins"):
             setattr(record, name, planes[name][0] if name in planes else 0)

@@ -12,8 +12,8 @@ from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
+from picoedge.kernels.api import kv_cache_bytes
 from picoedge.kernels.blocks import BLOCK_COLS
-from picoedge.kernels.kv_cache_size import kv_cache_bytes
 from picoedge.store.shards import Slice
 from picoedge.store.units import Unit
 from picoedge.store.window.plan import (

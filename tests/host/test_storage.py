@@ -18,6 +18,7 @@ import pytest
 import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes import unpack_planes
 
 from picoedge.engine import doctor
 from picoedge.errors import ModelError, StorageError
@@ -33,7 +34,7 @@ from picoedge.host.disk_benchmark import Measured, cached_bytes, cut, measure_fi
 from picoedge.host.disk_speed import StorageSpeed, measure_storage, storage_speed
 from picoedge.host.kernel_benchmark import cached_compute, probe_compute, random_weights
 from picoedge.host.process import peak_rss_bytes
-from picoedge.kernels.blocks import FORMATS, dequantize, unpack_planes
+from picoedge.kernels.blocks import FORMATS, dequantize
 from picoedge.kernels.loader import load_kernels
 from picoedge.registry.fetch_settings import Fetching
 from picoedge.registry.shelf import Shelf

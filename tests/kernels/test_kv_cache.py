@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_material import Conversation, assert_close
 
-from picoedge.kernels.api import AttentionShape, Kernels
+from picoedge.kernels.api import AttentionShape, Kernels, kv_cache_bytes
 from picoedge.kernels.arrays import F32, Array
-from picoedge.kernels.kv_cache_size import kv_cache_bytes
 from picoedge.kernels.loader import load_kernels
 from picoedge.kernels.native import NativeCache, NativeKernels
 from picoedge.kernels.reference.backend import NumpyKernels

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planes import unpack_planes
 
 from picoedge.kernels.api import AttentionShape, Residual
 from picoedge.kernels.arrays import F16, F32, F64, Array
@@ -22,7 +23,6 @@ from picoedge.kernels.blocks import (
     Weights,
     dequantize,
     pack_planes,
-    unpack_planes,
 )
 from picoedge.kernels.reference.backend import NumpyKernels
 from picoedge.kernels.reference.operations import gated, norm_row, rms_norm

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from planes import unpack_planes
 from store_models import EXACT, as_floats, random_rows
 
 from picoedge.errors import UnsupportedError
-from picoedge.kernels.blocks import FORMATS, MatrixSpec, dequantize, pack_planes, unpack_planes
+from picoedge.kernels.blocks import FORMATS, MatrixSpec, dequantize, pack_planes
 from picoedge.store.pack.quantize import VISIBLE_ERROR, error_power, narrowest_format, quantize
 from picoedge.store.sources.encodings import ENCODINGS, ggml_encoding, named_encoding
 

@@ -9,8 +9,7 @@ import pytest
 import tiny_model
 
 from picoedge.errors import StorageError
-from picoedge.kernels.blocks import Weights
-from picoedge.kernels.row_gather import RowGather
+from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pack.packer import pack
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source

@@ -11,10 +11,11 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.quants import dequantize as gguf_dequantize
+from planes import unpack_planes
 from safetensors.numpy import save_file
 
 from picoedge.kernels.arrays import F32, U8
-from picoedge.kernels.blocks import Weights, dequantize, unpack_planes
+from picoedge.kernels.blocks import Weights, dequantize
 from picoedge.store.sources.encodings import ENCODINGS
 
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

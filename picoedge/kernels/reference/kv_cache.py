@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.api import AttentionShape, padded_positions, scale_blocks
 from picoedge.kernels.arrays import F16, F32, I8, Array
 from picoedge.kernels.blocks import BLOCK_COLS
-from picoedge.kernels.kv_cache_size import padded_positions, scale_blocks
 from picoedge.kernels.reference.planes import widen
 from picoedge.kernels.reference.threads import Scratch
 

@@ -18,8 +18,7 @@ import numpy as np
 
 from picoedge.errors import PicoedgeError, StorageError
 from picoedge.kernels.arrays import F32, U8
-from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Weights
-from picoedge.kernels.row_gather import RowGather
+from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, RowGather, Weights
 from picoedge.store.files import reading
 from picoedge.store.reads import (
     PATIENCE_S,

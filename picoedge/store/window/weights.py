@@ -8,8 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from picoedge.kernels.arrays import F32, U8
-from picoedge.kernels.blocks import Weights
-from picoedge.kernels.row_gather import RowGather
+from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pages import forget_anonymous
 from picoedge.store.shards import Slice

@@ -216,7 +216,7 @@ class NativeKernels:
         return self._pool
 
     def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """See `Kernels.kv_cache`. f32 caches, and heads not a multiple of 16, are the reference's."""
+        """See `Kernels.kv_cache`. The reference has f32 caches and head sizes not in 16s."""
         if bits == 32 or shape.head_dim % TILE_ROWS:
             return self._reference.kv_cache(n_ctx, shape, bits)
         return NativeCache(n_ctx, shape, bits)
@@ -258,7 +258,6 @@ class NativeKernels:
         )
         keep = (op, source, weights, biases, out, blocks, scratch, matrices)
         call, address, kernels = self._lib.pe_project, ct.addressof(op), self
-
         most, rows = len(source.x), len(out)
 
         def project(n: int, first: int = 0, _keep: object = keep) -> None:
@@ -348,9 +347,7 @@ class NativeKernels:
             accumulate=accumulate,
         )
         keep = (op, x, weights, sums, blocks, scratch, matrices)
-        call, address, kernels = self._lib.pe_project_sum, ct.addressof(op), self
-
-        most = len(x)
+        call, address, kernels, most = self._lib.pe_project_sum, ct.addressof(op), self, len(x)
 
         def project_sum(n: int, first: int = 0, _keep: object = keep) -> None:
             assert 0 <= first < n <= most, "more tokens than the buffers hold"
@@ -359,7 +356,7 @@ class NativeKernels:
         return project_sum
 
     def _scratch_for(self, use: str, n: int, width: int) -> tuple[Array, Array]:
-        """Int8 blocks for n rows, and one f32 row a thread; shared, as operations run one at a time.
+        """Int8 blocks for n rows, and one f32 row a thread; shared: operations run one at a time.
 
         `project` and `project_sum` have blocks of their own: several projects may reuse one input.
         """
@@ -386,7 +383,7 @@ def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Ar
     for record, w, bias in zip(records, weights, biases, strict=True):
         planes = w.spec.planes
         last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
-        assert w.data.nbytes >= last, "the shards end beyond their bytes"
+        assert w.data.nbytes >= last, "a span of shards ends beyond its bytes"
         assert bias is None or bias.shape == (w.total_rows,)
         for name in ("quants", "highs", "scales", "mins", "superscales", "supermins"):
             setattr(record, name, planes[name][0] if name in planes else 0)

@@ -77,10 +77,11 @@ def message_s() -> float:
     entrance = TicketListener(LOOPBACK, {1: first}, SUM_BYTES)
     with ExitStack() as stack:
         stack.callback(entrance.close)
-        asker = entrance.ticket(1, common(ciphers(), ciphers())).connect(
-            LOOPBACK, SUM_BYTES, ECHO_S
-        )
+        ticket = entrance.ticket(1, common(ciphers(), ciphers()))
+        asker = ticket.connect(LOOPBACK, SUM_BYTES)
         stack.callback(asker.close)
+        while not asker.flush():
+            select.select([], [asker], [], ECHO_S)
         asker.send(first)
         echo = _entered(entrance)
         stack.callback(echo.close)

@@ -17,6 +17,7 @@ from picoedge.mesh.group.collective import F64, Rows, Stages
 from picoedge.mesh.group.exchange import Exchange
 from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.group.member import Member
+from picoedge.mesh.group.peer_link import Wish
 from picoedge.mesh.group.star import Star
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport.frames import HUB
@@ -53,14 +54,29 @@ class Boards:
 
 @contextmanager
 def boards(
-    count: int, kind: str, rows: Rows, *, connect: bool = True, stall_s: float = SEND_STALL_S
+    count: int,
+    kind: str,
+    rows: Rows,
+    *,
+    connect: bool = True,
+    stall_s: float = SEND_STALL_S,
+    transport: Wish = "stream",
 ) -> Iterator[Boards]:
     """Links of a session, not yet open; all sockets are closed at the end."""
     keys = [KeyPair.new() for _ in range(count)]
     contexts = [zmq.Context() for _ in range(count)]
     bounds = rows.socket_bounds()
     links = [
-        Links(contexts[rank], keys[rank], rank, EPOCH, bounds, rule=hub_rule(rank), stall_s=stall_s)
+        Links(
+            contexts[rank],
+            keys[rank],
+            rank,
+            EPOCH,
+            bounds,
+            rule=hub_rule(rank),
+            stall_s=stall_s,
+            transport=transport,
+        )
         for rank in range(count)
     ]
     pairs = [(i, j) for j in range(count) for i in range(j) if kind == "exchange" or i == HUB]

@@ -1,237 +1,298 @@
-"""How the boards of a session come together: CURVE first, then the streams that carry it.
+"""Boards of a group connect, prove their keys over CURVE, and open the links between them.
 
-Both ends prove their keys over a connection of ZeroMQ and CURVE, and say their rank and the
-session's epoch; the one that listens then gives the other a ticket. From there on that connection
-only beats, so that a board that is gone is missed within a second, whatever its threads do. The
-ticket opens a stream, and all messages go over it.
+Each pair has one CURVE connection; what happens over it is in peer_link.py. It stays open, and its
+heartbeats tell within a second that a board is gone, whatever that board's threads do.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.failures import FailureBoard
+from picoedge.mesh.group.peer_link import LinkState, Own, PeerLink
 from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.transport import curve, seal
-from picoedge.mesh.transport.frames import HEADER, PADDING, PREFIX_BYTES, Header, Kind, pack, unpack
+from picoedge.mesh.transport.connection import (
+    GOODBYE_MS,
+    Connection,
+    ConnectionEnded,
+    DealerConnection,
+    RouterConnection,
+)
 from picoedge.mesh.transport.monitor import LinkMonitor
-from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
     from picoedge.mesh.transport.waiter import Items, Waiter
 
-ENTER_S = 5.0
-GREETINGS = curve.SocketBounds(
-    frame_bytes=1024, messages=16
-)  # all that the first connection carries
-
-
-@dataclass(eq=False)
-class _Guest:
-    """A board that is expected. `socket` is None until it is known how to reach it."""
-
-    rank: int
-    key: str
-    host: str = ""  # where we connect to
-    socket: Socket | None = None
-    routing_id: bytes = b""  # on our ROUTER; empty for a board we connect to
-    has_greeted: bool = False
+# Where the stream alone carries messages, a CURVE connection has the handshake to carry.
+HANDSHAKE = curve.SocketBounds(frame_bytes=1024, messages=16)
+CURVE_BYTES = 33  # of a message: command name, flags, nonce and tag (RFC 26)
+# Messages queued by libzmq, each way: enough to keep a link busy, and 8 MB of the longest at most.
+QUEUED_MESSAGES = 16
+PUMPED_MESSAGES = 256  # read at once from the ROUTER: a flood must not stop all else
 
 
 class Rendezvous:
-    """The first connections of the board of rank `rank`, and the `streams` they lead to, by rank.
+    """The links of the board `own.rank`, and the `connections` of those that are open, by rank.
 
-    `most_bytes` are of a message on a stream. Methods raise what FailureBoard tells of.
+    `most_early` messages of a board are kept before they are taken. A Source of the waiter.
     """
 
     def __init__(
         self,
         context: Context,
         keys: KeyPair,
-        rank: int,
-        epoch: int,
-        most_bytes: int,
+        own: Own,
+        most_early: int,
         waiter: Waiter,
         failures: FailureBoard,
-        version: int,
     ) -> None:
-        self._context, self._keys, self._most_bytes = context, keys, most_bytes
-        self._rank, self._epoch, self._waiter, self._failures = rank, epoch, waiter, failures
-        self._version = version
-        self.streams: dict[int, SealedStream] = {}
-        self._guests: dict[int, _Guest] = {}
-        self._by_key: dict[str, _Guest] = {}
+        self._context, self._keys, self._own, self._most_early = context, keys, own, most_early
+        self._waiter, self._failures = waiter, failures
+        self.links: dict[int, PeerLink] = {}
+        self.connections: dict[int, Connection] = {}
+        self._by_key: dict[str, PeerLink] = {}
+        self._by_serial: dict[int, PeerLink] = {}  # so that no old connection stands for a new link
+        self._serial = 0
+        self._past: dict[str, bytes] = {}  # routing id, by key, of the last link that was removed
+        self._bounds = HANDSHAKE
+        if own.wish != "stream":
+            self._bounds = curve.SocketBounds(own.most_bytes + CURVE_BYTES, QUEUED_MESSAGES)
         self._router: Socket | None = None
-        self._gate: curve.Authenticator | None = None
-        self._entrance: TicketListener | None = None
-        self._monitors: list[LinkMonitor] = []
-        self._ciphers = seal.ciphers()
+        self._router_monitor: LinkMonitor | None = None
+        self._authenticator: curve.Authenticator | None = None
+        self._tickets: TicketListener | None = None
+        self._dealers: dict[PeerLink, tuple[Socket, LinkMonitor]] = {}
 
-    def expect(self, rank: int, key: str) -> None:
-        """Let the board with this public key in as `rank`."""
-        assert rank not in (self._rank, *self._guests)
+    # -- links ---------------------------------------------------------------------------------
+
+    def add(self, rank: int, key: str) -> None:
+        """Expect the board with this public key as `rank`."""
+        assert rank not in (self._own.rank, *self.links)
         assert key not in self._by_key
-        self._guests[rank] = self._by_key[key] = _Guest(rank, key)
+        link = PeerLink(self._own, rank, key)
+        self.links[rank] = self._by_key[key] = link
+        if self._tickets is not None:
+            self._tickets.expect(rank, self._hello_of(rank))
+        self._waiter.add_source(self)
+
+    def remove(self, rank: int) -> None:
+        """End the link to that rank; the others stay."""
+        link = self.links.pop(rank)
+        del self._by_key[link.key]
+        if isinstance(link.proven, RouterConnection):
+            self._past[link.key] = link.proven.routing_id
+        self._end(link)
 
     def listen(self, host: str) -> int:
-        """Take connections of the boards expected; gives the port. Raises MeshError."""
+        """Accept connections of expected boards; returns the port. Raises MeshError."""
         assert self._router is None
-        self._gate = curve.Authenticator(self._context, self._admits)
-        self._waiter.watch(self._gate.socket, self._gate.answer)
+        self._authenticator = curve.Authenticator(self._context, self._is_expected)
+        self._waiter.watch(self._authenticator.socket, self._authenticator.answer)
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        curve.configure_server(socket, self._keys, GREETINGS)
-        self._watch(socket, LinkMonitor(socket, self._failures.add))
+        curve.configure_server(socket, self._keys, self._bounds)
+        self._router_monitor = LinkMonitor(socket, self._lost)
+        self._waiter.watch(self._router_monitor.socket, self._router_monitor.look)
         try:
             socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
-            first = {rank: self._hello(rank) for rank in self._guests}
-            self._entrance = TicketListener(host, first, self._most_bytes)
+            if self._own.wish != "zeromq":
+                first = {rank: self._hello_of(rank) for rank in self.links}
+                self._tickets = TicketListener(host, first, self._own.most_bytes)
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
         return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
-    def _admits(self, key: str) -> bool:
-        guest = self._by_key.get(key)
-        return guest is not None and guest.socket is None
+    def _hello_of(self, rank: int) -> bytes:
+        return dataclasses.replace(self._own, rank=rank).hello
+
+    def _is_expected(self, key: str) -> bool:
+        link = self._by_key.get(key)
+        return link is not None and link.proven is None
 
     def connect(self, rank: int, address: str) -> None:
-        """Connect to the listening board of that rank, expected before; address is HOST:PORT."""
-        guest, to = self._guests[rank], parse_address(address)
-        guest.host = to.host
-        guest.socket = socket = self._context.socket(zmq.DEALER)
-        curve.configure_client(socket, self._keys, guest.key, GREETINGS)
+        """Connect to the listening board of that rank, added before; address is HOST:PORT."""
+        link, to = self.links[rank], parse_address(address)
+        socket = self._context.socket(zmq.DEALER)
+        curve.configure_client(socket, self._keys, link.key, self._bounds)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._watch(socket, LinkMonitor(socket, self._failures.add, rank))
+        monitor = LinkMonitor(socket, self._lost, self._number(link))
+        self._dealers[link] = socket, monitor
+        self._waiter.watch(monitor.socket, monitor.look)
         try:
             socket.connect(to.endpoint)
         except zmq.ZMQError as error:
             raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
-        socket.send(self._hello(self._rank) + bytes([self._ciphers]))
+        link.connects(DealerConnection(socket), to.host)
 
-    def _hello(self, rank: int) -> bytes:
-        return pack(Header(Kind.HELLO, self._epoch, extra=rank), self._version) + PADDING
+    def _number(self, link: PeerLink) -> int:
+        self._serial += 1
+        self._by_serial[self._serial] = link
+        return self._serial
 
-    def _watch(self, socket: Socket, monitor: LinkMonitor) -> None:
-        self._monitors.append(monitor)
-        self._waiter.watch(monitor.socket, monitor.look)
-        self._waiter.watch(socket, lambda: self._read(socket))
+    # -- opening -------------------------------------------------------------------------------
 
-    # -- open ----------------------------------------------------------------------------------
+    def open(self, deadline: float, ranks: Collection[int] = ()) -> list[int]:
+        """Wait until the links to these ranks are open; returns those that are not in time.
 
-    def open(self, timeout_s: float) -> None:
-        """Return once every board expected is here and has said who it is; then nobody gets in.
-
-        Raises BoardLostError naming one that is not there in time.
+        Raises what the failures of those ranks are.
         """
-        deadline = time.monotonic() + timeout_s
+        awaited = set(ranks)
 
-        def lost() -> BoardLostError | None:
-            return self._failures.concerning(self._guests)
+        def moved() -> bool | None:
+            return self._advance() or awaited <= self.connections.keys() or None
 
-        if self._waiter.wait(self._are_all_here, self._arriving, deadline, lost) is None:
-            missing = [self._failures.names[rank] for rank in self._guests.keys() - self.streams]
-            raise BoardLostError(
-                f"{', '.join(missing)} did not join the session within {timeout_s:g} s",
-                "is it on, and do the boards reach each other?",
-                board=missing[0],
-            )
-        self._close_doors()
+        def failed() -> BoardLostError | None:
+            return self._failures.concerning(awaited)
 
-    def _are_all_here(self) -> bool | None:
-        if self._entrance is not None:
-            self.streams.update(self._entrance.accepted())
-        return len(self.streams) == len(self._guests) or None
+        while not awaited <= self.connections.keys():
+            if self._waiter.wait(moved, lambda: (), deadline, failed) is None:
+                break
+        return sorted(awaited - self.connections.keys())
 
-    def _arriving(self) -> Items:
-        files = self._entrance.files if self._entrance is not None else []
-        return [(file, zmq.POLLIN) for file in files]
+    def items(self) -> Items:
+        """See Source."""
+        files = self._tickets.files if self._tickets is not None else []
+        items: list[tuple[Any, int]] = [(file, zmq.POLLIN) for file in files]
+        if self._router is not None and self._authenticator is not None:
+            items.append((self._router, zmq.POLLIN))
+        for link in self.links.values():
+            items += link.items()
+        return items
 
-    def _read(self, socket: Socket) -> None:
-        """Take in what boards say over their first connections."""
-        while socket.poll(0):
-            routing_id = socket.recv() if socket is self._router else b""
-            frames = [socket.recv(copy=False)]
-            while frames[-1].more:
-                frames.append(socket.recv(copy=False))
-            guest = self._sender(socket, routing_id, frames[0])
-            message = frames[0].bytes
-            if len(frames) > 1 or message[HEADER.size : PREFIX_BYTES] != PADDING:
-                raise self._failures.fault(guest.rank, f"began with {len(frames)} frames")
-            self._greet(guest, message[: HEADER.size], message[PREFIX_BYTES:])
+    def due(self) -> float | None:
+        """See Source."""
+        return min((at for link in self.links.values() if (at := link.due())), default=None)
 
-    def _sender(self, source: Socket, routing_id: bytes, frame: zmq.Frame) -> _Guest:
-        """Who proved the key of the connection; a routing id anybody can choose."""
-        if source is not self._router:
-            return next(guest for guest in self._guests.values() if guest.socket is source)
-        guest = self._by_key[curve.sender_of(frame)]
-        if not guest.routing_id:
-            guest.routing_id, guest.socket = routing_id, source
-            self._monitors[0].bind(int(frame.get(zmq.SRCFD)), guest.rank)
-        if guest.routing_id != routing_id:
-            raise self._failures.fault(guest.rank, "connected twice")
-        return guest
+    def handle(self) -> None:
+        """See Source."""
+        self._advance()
 
-    def _greet(self, guest: _Guest, raw: bytes, body: bytes) -> None:
-        """A board's greeting: with its ciphers where it connected, else with our ticket."""
+    def _advance(self) -> bool:
+        """Take in what has come for links that are not open; True where that was something."""
+        moved = False
+        if self._authenticator is not None:
+            self._pump()
+        if self._tickets is not None:
+            for rank, stream in self._tickets.accepted():
+                self.links[rank].accept(stream)
+                moved = True
+        for link in list(self.links.values()):
+            if link.state in (LinkState.EXPECTED, LinkState.GREETED):
+                moved |= self._advance_link(link)
+            if link.state is LinkState.OPEN and link.rank not in self.connections:
+                self._opened(link)
+        return moved
+
+    def _opened(self, link: PeerLink) -> None:
+        assert link.connection is not None
+        self.connections[link.rank] = link.connection
+        if link.connection is link.proven:
+            socket = self._dealers[link][0] if link in self._dealers else self._router
+            assert socket is not None
+            socket.linger = GOODBYE_MS
+
+    def _advance_link(self, link: PeerLink) -> bool:
         try:
-            hello = unpack(raw, versions=(self._version,))
-            due = Header(Kind.HELLO, self._epoch, extra=guest.rank)
-            if guest.has_greeted or hello != due:
-                raise ProtocolError(f"{hello}, in epoch {self._epoch}")
-            guest.has_greeted = True
-            if guest.routing_id:
-                self._give_ticket(guest, body)
-            else:
-                self._enter(guest, Ticket.from_bytes(body))
+            return link.advance()
         except ProtocolError as error:
-            raise self._failures.fault(guest.rank, f"began with {error.message}") from None
+            fault = self._failures.fault(link.rank, f"began with {error.message}")
+            self._failures.add_error(link.rank, fault)
+        except ConnectionEnded as error:
+            self._failures.add(link.rank, str(error))
+        self._end(link)
+        return True
 
-    def _give_ticket(self, guest: _Guest, body: bytes) -> None:
+    def _pump(self) -> None:
+        """Give the messages that have come over the ROUTER to the connections they came over."""
         assert self._router is not None
-        assert self._entrance is not None
-        cipher = seal.common(self._ciphers, seal.ciphers_from(body))
-        ticket = self._entrance.ticket(guest.rank, cipher)
-        answer = self._hello(self._rank) + ticket.to_bytes()
-        try:
-            self._router.send_multipart([guest.routing_id, answer], zmq.NOBLOCK)
-        except zmq.ZMQError:
-            self._failures.add(guest.rank, "its connection ended")
+        for _ in range(PUMPED_MESSAGES):
+            try:
+                routing_id = self._router.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frames = [self._router.recv(copy=False)]
+            while frames[-1].more:
+                frames.append(self._router.recv(copy=False))
+            self._put(routing_id, frames)
 
-    def _enter(self, guest: _Guest, ticket: Ticket) -> None:
-        try:
-            stream = ticket.connect(guest.host, self._most_bytes, ENTER_S)
-            self.streams[guest.rank] = stream
-            stream.send(self._hello(self._rank))
-        except (OSError, ConnectionEnded) as error:
-            self._failures.add(guest.rank, f"its stream cannot be reached: {error}")
+    def _put(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
+        """A peer is known by the key that it proved: any peer can choose its routing id."""
+        link = self._by_key.get(curve.sender_of(frames[0]))
+        if link is None or link.state is LinkState.ENDED:
+            return
+        if self._past.get(link.key) == routing_id:
+            return
+        proven = link.proven
+        if proven is None:
+            assert self._router is not None
+            most = self._most_early
+            proven = RouterConnection(self._router, routing_id, self._pump, most)
+            link.listens(proven, self._giver(link.rank) if self._tickets else None)
+            assert self._router_monitor is not None
+            self._router_monitor.bind(int(frames[0].get(zmq.SRCFD)), self._number(link))
+        if not isinstance(proven, RouterConnection) or proven.routing_id != routing_id:
+            fault = self._failures.fault(link.rank, "connected twice")
+            self._failures.add_error(link.rank, fault)
+            return self._end(link)
+        if link.connection in (None, proven):
+            proven.put(frames)
 
-    def _close_doors(self) -> None:
-        """From now on strangers are refused. (To unbind the ROUTER would end what it has.)"""
-        for guest in self._guests.values():
-            assert guest.socket is not None
-            self._waiter.unwatch(guest.socket)
-        if self._gate is not None:
-            self._waiter.unwatch(self._gate.socket)
-            self._gate.close()
-        if self._entrance is not None:
-            self._entrance.close()
+    def _giver(self, rank: int) -> Callable[[seal.Cipher], Ticket]:
+        def give(cipher: seal.Cipher) -> Ticket:
+            assert self._tickets is not None
+            return self._tickets.ticket(rank, cipher)
+
+        return give
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _lost(self, serial: int, why: str) -> None:
+        """A monitor reports that the connection of a link has ended."""
+        link = self._by_serial.pop(serial, None)
+        if link is not None and self.links.get(link.rank) is link:
+            self._failures.add(link.rank, why)  # messages that came before may still be taken
+
+    def end(self, rank: int) -> None:
+        """Close the connection of a link that has failed."""
+        if (link := self.links.get(rank)) is not None:
+            self._end(link)
+
+    def _end(self, link: PeerLink) -> None:
+        self.connections.pop(link.rank, None)
+        if self._tickets is not None:
+            self._tickets.revoke(link.rank)
+        if link in self._dealers:
+            monitor = self._dealers.pop(link)[1]
+            self._waiter.unwatch(monitor.socket)
+            monitor.close()
+        link.end()
+
+    def close_listener(self) -> None:
+        """Refuse new connections. (To unbind the ROUTER would end those that it has.)"""
+        if self._authenticator is not None:
+            self._waiter.unwatch(self._authenticator.socket)
+            self._authenticator.close()
+            self._authenticator = None
+        if self._tickets is not None:
+            self._tickets.close()
+            self._tickets = None
+        if all(link.state is LinkState.OPEN for link in self.links.values()):
+            self._waiter.remove_source(self)
 
     def close(self) -> None:
-        """End the first connections, which both ends notice. Idempotent."""
-        for monitor in self._monitors:
-            monitor.close()
-        sockets = {guest.socket for guest in self._guests.values()} | {self._router}
-        for socket in sockets - {None}:
-            socket.close()  # type: ignore[union-attr]  # None is taken away
-        if self._gate is not None:
-            self._gate.close()
-        if self._entrance is not None:
-            self._entrance.close()
+        """End all connections, which the other ends notice. Idempotent."""
+        for link in self.links.values():
+            self._end(link)
+        self.close_listener()
+        if self._router is not None and self._router_monitor is not None:
+            self._router_monitor.close()
+            self._router.close()

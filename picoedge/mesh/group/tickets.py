@@ -1,7 +1,7 @@
-"""Where the streams of a session come in: by a ticket, given to one board over its CURVE link.
+"""One-time tickets that open a sealed stream: given to one board over its CURVE connection.
 
-Whoever connects says 16 bytes, and then, sealed, the message that is due: only who read the ticket
-on the encrypted link can say either. Everybody else is let go, and costs nothing but that.
+A client sends the ticket's 16-byte name, then its first sealed message. Both are known only to the
+board that received the ticket over CURVE; any other connection is closed.
 """
 
 from __future__ import annotations
@@ -9,23 +9,27 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from picoedge.errors import ProtocolError
+from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.seal import KEY_BYTES, Cipher, Seal, new_key
-from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
+from picoedge.mesh.transport.sealed_stream import SealedStream
 
-NAME_BYTES = 16
-PENDING_CONNECTIONS = 64  # connections that have not shown a ticket: the oldest makes room
-BACKLOG = 64
+NAME_BYTES = 16  # random: as hard to guess as a key
+# Connections that have not shown a ticket yet; the oldest makes room. A group has at most 64 ranks,
+# each of which connects once.
+PENDING_CONNECTIONS = 64
+BACKLOG = 64  # likewise, for the kernel's queue
 _TICKET = struct.Struct(f"<HB{NAME_BYTES}s{KEY_BYTES}s{KEY_BYTES}s")
+TICKET_BYTES = _TICKET.size
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a board needs to connect: never to be written down, as it holds keys."""
+    """What a client needs to connect. It holds keys, so it is never written to disk or logs."""
 
     port: int
     cipher: Cipher
@@ -35,11 +39,11 @@ class Ticket:
 
     @classmethod
     def new(cls, port: int, cipher: Cipher) -> Ticket:
-        """One that nobody has had before."""
+        """A ticket with a new name and new keys."""
         return cls(port, cipher, os.urandom(NAME_BYTES), new_key(), new_key())
 
     def to_bytes(self) -> bytes:
-        """What `from_bytes` reads."""
+        """The inverse of `from_bytes`."""
         return _TICKET.pack(self.port, self.cipher, self.name, self.to_listener, self.from_listener)
 
     @classmethod
@@ -52,29 +56,34 @@ class Ticket:
             raise ProtocolError("a ticket of no port, or of an unknown cipher")
         return cls(port, Cipher(cipher), name, to_listener, from_listener)
 
-    def connect(self, host: str, most_bytes: int, timeout_s: float) -> SealedStream:
-        """Connect to who gave it. Raises OSError."""
-        connection = socket.create_connection((host, self.port), timeout_s)
+    def connect(self, host: str, most_bytes: int) -> SealedStream:
+        """A stream to the listener, which begins to connect. Raises OSError."""
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, self.port, type=socket.SOCK_STREAM
+        )[0]
+        connection = socket.socket(family, kind, protocol)
         try:
-            connection.sendall(self.name)
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                connection.connect(address)
+            out, into = Seal(self.cipher, self.to_listener), Seal(self.cipher, self.from_listener)
+            return SealedStream(connection, out, into, most_bytes, self.name)
         except OSError:
             connection.close()
             raise
-        out, into = Seal(self.cipher, self.to_listener), Seal(self.cipher, self.from_listener)
-        return SealedStream(connection, out, into, most_bytes)
 
     def accept(self, connection: socket.socket, most_bytes: int) -> SealedStream:
-        """The other end."""
+        """The listener's end of a connection that has shown this ticket."""
         out, into = Seal(self.cipher, self.from_listener), Seal(self.cipher, self.to_listener)
         return SealedStream(connection, out, into, most_bytes)
 
 
 @dataclass(eq=False)
-class _Claimant:
-    """A connection, and how far it has come."""
+class _Connection:
+    """A connection on its way in: the bytes of a name so far, then a stream of that rank."""
 
     connection: socket.socket
-    said: bytes = b""
+    name: bytes = b""
     rank: int = -1
     stream: SealedStream | None = None
 
@@ -85,62 +94,71 @@ class _Claimant:
 
 
 class TicketListener:
-    """Listens at `host`; `first` is the message that a board must begin its stream with.
+    """Listens at `host`; `first`, by rank, is the message that must come first on its stream.
 
-    Poll `files`, and call `entered` where one is readable.
+    Poll `files` for reading, and call `accepted` where one is readable.
     """
 
-    def __init__(self, host: str, first: dict[int, bytes], most_bytes: int) -> None:
+    def __init__(self, host: str, first: Mapping[int, bytes], most_bytes: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server(
             (host, 0), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
         )
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
-        self._first, self._most_bytes = first, most_bytes
+        self._first, self._most_bytes = dict(first), most_bytes
         self._tickets: dict[bytes, tuple[int, Ticket]] = {}
-        self._claimants: list[_Claimant] = []
+        self._pending: list[_Connection] = []
+
+    def expect(self, rank: int, first: bytes) -> None:
+        """That rank may be given a ticket; `first` must come first on its stream."""
+        self._first[rank] = first
 
     def ticket(self, rank: int, cipher: Cipher) -> Ticket:
-        """A new one for the board of that rank."""
+        """A new ticket for the board of that rank."""
         ticket = Ticket.new(self.port, cipher)
         self._tickets[ticket.name] = rank, ticket
         return ticket
 
+    def revoke(self, rank: int) -> None:
+        """The tickets of that rank are void."""
+        for name in [name for name, (owner, _) in self._tickets.items() if owner == rank]:
+            del self._tickets[name]
+
     @property
     def files(self) -> list[int]:
-        """What to poll for reading."""
-        return [self._listener.fileno(), *(each.connection.fileno() for each in self._claimants)]
+        """File descriptors to poll for reading."""
+        return [self._listener.fileno(), *(each.connection.fileno() for each in self._pending)]
 
     def accepted(self) -> Iterator[tuple[int, SealedStream]]:
         """Ranks and streams of the boards that have shown their tickets."""
         self._accept()
-        for each in list(self._claimants):
-            if self._looked_at(each):
-                self._claimants.remove(each)
+        for each in list(self._pending):
+            if self._is_settled(each):
+                self._pending.remove(each)
                 if each.stream is not None:
                     yield each.rank, each.stream
 
     def _accept(self) -> None:
-        with suppress(OSError):  # nobody else, or one that is gone again
+        with suppress(OSError):  # no further connection, or one that has ended again
             while True:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
-                self._claimants.append(_Claimant(connection))
-                if len(self._claimants) > PENDING_CONNECTIONS:
-                    self._claimants.pop(0).close()
+                self._pending.append(_Connection(connection))
+                if len(self._pending) > PENDING_CONNECTIONS:
+                    self._pending.pop(0).close()
 
-    def _looked_at(self, each: _Claimant) -> bool:
-        """Whether nothing more is awaited of it: it is in, or it is let go."""
+    def _is_settled(self, each: _Connection) -> bool:
+        """Read on; True once it is accepted (it has a stream) or closed (it has none)."""
         try:
-            if each.stream is None and not self._has_shown(each):
+            if each.stream is None and not self._has_shown_ticket(each):
                 return False
             assert each.stream is not None
             first = each.stream.take()
             if first is None:
                 return False
-            if first == self._first[each.rank] and each.said in self._tickets:
-                del self._tickets[each.said]
+            if first == self._first[each.rank] and each.name in self._tickets:
+                del self._tickets[each.name]
                 return True
         except (OSError, ProtocolError, ConnectionEnded):
             pass
@@ -148,25 +166,25 @@ class TicketListener:
         each.stream = None
         return True
 
-    def _has_shown(self, each: _Claimant) -> bool:
-        """Read on; whether it is a ticket's name. Raises OSError, ProtocolError."""
+    def _has_shown_ticket(self, each: _Connection) -> bool:
+        """Read on; True once a ticket's name is there. Raises OSError, ProtocolError."""
         try:
-            more = each.connection.recv(NAME_BYTES - len(each.said))
+            more = each.connection.recv(NAME_BYTES - len(each.name))
         except BlockingIOError:
             return False
-        each.said += more
+        each.name += more
         if not more:
-            raise ProtocolError("it left")
-        if len(each.said) < NAME_BYTES:
+            raise ProtocolError("the connection ended")
+        if len(each.name) < NAME_BYTES:
             return False
-        if each.said not in self._tickets:
+        if each.name not in self._tickets:
             raise ProtocolError("no ticket")
-        each.rank, ticket = self._tickets[each.said]
+        each.rank, ticket = self._tickets[each.name]
         each.stream = ticket.accept(each.connection, self._most_bytes)
         return True
 
     def close(self) -> None:
-        """Let nobody in any more. Idempotent."""
+        """Accept no more connections. Idempotent."""
         self._listener.close()
-        while self._claimants:
-            self._claimants.pop().close()
+        while self._pending:
+            self._pending.pop().close()

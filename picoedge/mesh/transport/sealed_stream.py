@@ -2,8 +2,8 @@
 
     length u32, little-endian; then so many bytes: a message and its tag
 
-libzmq's own thread would cost two wake-ups and another turn on a board's core for each sum: here a
-message is sealed, sent, received and opened where it is made and used. Nothing blocks.
+libzmq's own thread costs two wake-ups and a turn on a board's core for each sum. Here the thread
+that makes and uses a message also seals, sends, receives and opens it. Nothing blocks.
 """
 
 from __future__ import annotations
@@ -11,25 +11,40 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import zmq
 
 from picoedge.errors import ProtocolError
+from picoedge.mesh.transport.connection import ConnectionEnded, Transport
 from picoedge.mesh.transport.seal import TAG_BYTES, Bytes, Seal
 
+if TYPE_CHECKING:
+    from picoedge.mesh.transport.waiter import Items
+
 _LENGTH = struct.Struct("<I")
-IDLE_S = 60  # after which the kernel asks whether the other end, and what is between, is there
-
-
-class ConnectionEnded(Exception):
-    """The other end is gone, and all it sent has been taken; the text says how."""
+# TCP keep-alive, for what heartbeats do not tell: a router between the boards that forgot this
+# connection. Most keep an idle one for minutes.
+IDLE_S = 60
 
 
 class SealedStream:
-    """One connection; `most_bytes` is what a message may be.
+    """See Connection. A message has at most `most_bytes`; `preface` is sent first, unsealed.
 
-    Methods raise ConnectionEnded, and ProtocolError for what is not a message sealed for us.
+    The socket may still be connecting: until it has, `flush` returns False.
     """
 
-    def __init__(self, connection: socket.socket, out: Seal, into: Seal, most_bytes: int) -> None:
+    transport: Transport = "stream"
+    retry_s: float | None = None
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        out: Seal,
+        into: Seal,
+        most_bytes: int,
+        preface: bytes = b"",
+    ) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -38,17 +53,21 @@ class SealedStream:
         self._most = most_bytes + TAG_BYTES
         self._buffer = bytearray(_LENGTH.size + self._most)
         self._view = memoryview(self._buffer)
-        self._begin = self._end = 0  # of what was received and not taken
+        self._begin = self._end = 0  # of the bytes received and not taken
         self._opened = memoryview(bytearray(self._most))
         self._out = memoryview(bytearray(_LENGTH.size + self._most))
-        self._unsent = self._out[:0]
+        self._unsent = memoryview(preface)
 
     def fileno(self) -> int:
         """For a poll; -1 once it is closed."""
         return self._socket.fileno()
 
+    def items(self, sending: bool = False) -> Items:
+        """See Connection."""
+        return [(self._socket.fileno(), zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN)]
+
     def send(self, message: Bytes) -> bool:
-        """Send a message; where that is False `flush` has to be called until it is not."""
+        """See Connection."""
         assert not self._unsent
         end = _LENGTH.size + len(message) + TAG_BYTES
         _LENGTH.pack_into(self._out, 0, end - _LENGTH.size)
@@ -57,7 +76,7 @@ class SealedStream:
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what is left of a message; whether all of it is on its way."""
+        """See Connection."""
         while self._unsent:
             try:
                 sent = self._socket.send(self._unsent)
@@ -69,10 +88,10 @@ class SealedStream:
         return True
 
     def take(self) -> memoryview | None:
-        """The next message, there until the one after it is taken; None where it is not all here.
+        """See Connection.
 
-        The memory is the stream's own: to have some from the system for each long message, and
-        give it back, costs hundreds of page faults.
+        The memory is the stream's own: to allocate some for each long message, and to free it,
+        costs hundreds of page faults.
         """
         while True:
             held = self._end - self._begin
@@ -91,8 +110,8 @@ class SealedStream:
         return self._into.open(self._view[first : self._begin], self._opened)
 
     def _receive(self) -> bool:
-        """Take in what has come; False where that is nothing."""
-        if self._begin:  # what there is of a message goes to the front: there is room for one
+        """Read from the socket; False where nothing has come."""
+        if self._begin:  # the part of a message goes to the front: the buffer has room for one
             held = self._end - self._begin
             self._view[:held] = self._view[self._begin : self._end]
             self._begin, self._end = 0, held
@@ -108,7 +127,7 @@ class SealedStream:
         return True
 
     def close(self) -> None:
-        """End the connection; what was sent still goes out. Idempotent."""
+        """See Connection."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()

@@ -1,12 +1,12 @@
-"""Waiting for messages: first without sleeping, then asleep, and never deaf to reports."""
+"""Waiting for messages: first without sleeping, then in a poll that also serves other sockets."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import zmq
 
@@ -18,21 +18,37 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Callback = Callable[[], None]
 Trouble = Callable[[], MeshError | None]
-Items = Sequence[tuple[Any, int]]  # sockets or files, and what is asked of them
+Items = Sequence[tuple[Any, int]]  # (a socket or a file descriptor, POLLIN | POLLOUT)
 
-LOOK_S = 0.1  # how often reports are looked at while messages never stop coming
+# Watched sockets are polled that often while messages never stop coming: a lost board is then
+# noticed in a tenth of the second that heartbeats take.
+LOOK_S = 0.1
+
+
+class Source(Protocol):
+    """Sockets that change, with a timer; `handle` is called after each poll, and must not block."""
+
+    def items(self) -> Items:
+        """What to poll now."""
+
+    def due(self) -> float | None:
+        """When (time.monotonic) `handle` must be called at the latest."""
+
+    def handle(self) -> None:
+        """Take in what has come; may raise."""
 
 
 class Waiter:
-    """Waits until something is there, and calls back for sockets that are watched meanwhile.
+    """Waits until an attempt succeeds, and serves watched sockets meanwhile.
 
-    For `spin_s` it asks without sleeping: to be woken costs more than most sums take to come.
-    Between two questions it yields its core to whoever has work there.
+    For `spin_s` it tries without sleeping, as a wake-up takes longer than most sums, and yields the
+    core between two attempts.
     """
 
     def __init__(self, spin_s: float) -> None:
         self._spin_s = spin_s
         self._watched: dict[Socket, Callback] = {}
+        self._sources: list[Source] = []
         self._look_at = 0.0
 
     def watch(self, socket: Socket, callback: Callback) -> None:
@@ -43,28 +59,39 @@ class Waiter:
         """Poll it no more."""
         self._watched.pop(socket, None)
 
+    def add_source(self, source: Source) -> None:
+        """Serve this source in every wait."""
+        if source not in self._sources:
+            self._sources.append(source)
+
+    def remove_source(self, source: Source) -> None:
+        """Serve it no more."""
+        if source in self._sources:
+            self._sources.remove(source)
+
     def wait(
         self,
         attempt: Callable[[], T | None],
         items: Callable[[], Items],
         deadline: float | None,
         trouble: Trouble,
+        retry_s: float | None = None,
     ) -> T | None:
-        """What `attempt` finds; None where it is the deadline (by time.monotonic) and it has not.
+        """The first result of `attempt` that is not None; None at the deadline (time.monotonic).
 
-        `items` are the files that tell when it may. Where it finds nothing and `trouble` knows an
-        error, that is raised.
+        `items` are polled between attempts, for at most `retry_s`. Where an attempt gives nothing
+        and `trouble` returns an error, that is raised.
         """
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_S
-            self._call(_poll(self._items(), 0))
+            self._poll((), 0)
         spin_until = now + self._spin_s
-        while (found := attempt()) is None:
+        while (result := attempt()) is None:
             if time.monotonic() >= spin_until:
-                return self._sleep(attempt, items, deadline, trouble)
+                return self._sleep(attempt, items, deadline, trouble, retry_s)
             os.sched_yield()
-        return found
+        return result
 
     def _sleep(
         self,
@@ -72,34 +99,41 @@ class Waiter:
         items: Callable[[], Items],
         deadline: float | None,
         trouble: Trouble,
+        retry_s: float | None,
     ) -> T | None:
         while True:
             error = trouble()
-            found = attempt()  # what was sent before the trouble counts
-            if found is not None:
-                return found
+            result = attempt()  # messages sent before the failure count
+            if result is not None:
+                return result
             if (error := error or trouble()) is not None:
                 raise error
-            wait_ms = -1 if deadline is None else _milliseconds(deadline - time.monotonic())
-            if wait_ms == 0:
+            wait_s = None if deadline is None else deadline - time.monotonic()
+            if wait_s is not None and wait_s <= 0:
                 return None
-            self._call(_poll([*items(), *self._items()], wait_ms))
+            self._poll(items(), _least(wait_s, retry_s))
 
-    def _items(self) -> Items:
-        return [(socket, zmq.POLLIN) for socket in self._watched]
+    def _poll(self, items: Items, wait_s: float | None) -> None:
+        watched: list[tuple[Any, int]] = [(socket, zmq.POLLIN) for socket in self._watched]
+        for source in self._sources:
+            watched += source.items()
+            due = source.due()
+            wait_s = _least(wait_s, None if due is None else max(0.0, due - time.monotonic()))
+        wait_ms = -1 if wait_s is None else math.ceil(wait_s * 1000)
+        try:
+            ready = zmq.zmq_poll([*items, *watched], wait_ms)
+        except zmq.ZMQError as error:
+            raise MeshError(f"the session's links are closed: {error.strerror}") from None
+        self._serve(socket for socket, _ in ready)
 
-    def _call(self, ready: Items) -> None:
-        for socket, _ in ready:
+    def _serve(self, ready: Iterable[Any]) -> None:
+        for socket in ready:
             if callback := self._watched.get(socket):
                 callback()
+        for source in list(self._sources):
+            source.handle()
 
 
-def _poll(items: Items, wait_ms: int) -> Items:
-    try:
-        return zmq.zmq_poll(items, wait_ms)
-    except zmq.ZMQError as error:
-        raise MeshError(f"the session's links are closed: {error.strerror}") from None
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(0, math.ceil(seconds * 1000))
+def _least(first: float | None, second: float | None) -> float | None:
+    """The shorter time; None is for ever."""
+    return min((each for each in (first, second) if each is not None), default=None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,20 +23,38 @@ from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
 
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.group_links import hub_rule
+from picoedge.mesh.group import peer_link
 from picoedge.mesh.group.collective import Rows, Stages
 from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import Links
 from picoedge.mesh.group.member import INPUT
+from picoedge.mesh.group.peer_link import CARRIES, CHOICE, ROUNDS, LinkState, Wish, choose_transport
 from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.frames import HUB, PADDING, Dtype, Header, Kind, pack, pack_prefix
+from picoedge.mesh.transport.frames import (
+    HUB,
+    PADDING,
+    Dtype,
+    Header,
+    Kind,
+    pack,
+    pack_prefix,
+    unpack,
+)
 from picoedge.mesh.transport.seal import Cipher
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
 ROWS = Rows(batch=4, hidden=64)
+TRANSPORTS: tuple[Wish, ...] = ("stream", "zeromq")
 BOTH = Stages((0, 1), (0, 1), layers=1)
 DETECT_S = 1.5
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> Wish:
+    wish: Wish = request.param
+    return wish
 
 
 def opened(team: Boards) -> None:
@@ -50,8 +69,8 @@ def note(text: bytes = b"") -> tuple[bytes, bytes]:
 # -- coming together -------------------------------------------------------------------------------
 
 
-def test_messages_go_both_ways_and_come_from_whom_they_came() -> None:
-    with boards(3, "exchange", ROWS) as team:
+def test_messages_go_both_ways_and_come_from_whom_they_came(transport: Wish) -> None:
+    with boards(3, "exchange", ROWS, transport=transport) as team:
         opened(team)
         for rank, links in enumerate(team.links):
             for other in range(3):
@@ -65,15 +84,18 @@ def test_messages_go_both_ways_and_come_from_whom_they_came() -> None:
                     assert bytes(body) == b"from %d to %d" % (other, rank)
 
 
-def test_a_board_that_is_not_there_is_named() -> None:
-    with boards(2, "star", ROWS, connect=False) as team:
+def test_a_board_that_is_not_there_is_named(transport: Wish) -> None:
+    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         with pytest.raises(BoardLostError, match=f"{name_of(0)} did not join") as caught:
             team.links[1].open(0.05)
         assert caught.value.board == name_of(0)
 
 
-def test_an_address_where_nothing_listens_is_told_at_once() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, socket.socket() as unused:
+def test_an_address_where_nothing_listens_is_told_at_once(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        socket.socket() as unused,
+    ):
         unused.bind((LOOPBACK, 0))
         team.links[0].connect(1, f"{LOOPBACK}:{unused.getsockname()[1]}")
         with pytest.raises(BoardLostError, match="nothing listens") as caught:
@@ -81,8 +103,8 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
         assert caught.value.board == name_of(1)
 
 
-def test_a_board_with_another_key_is_not_taken_for_the_one_expected() -> None:
-    with boards(2, "star", ROWS, connect=False) as team:
+def test_a_board_with_another_key_is_not_taken_for_the_one_expected(transport: Wish) -> None:
+    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         impostor = Links(
             team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB)
         )
@@ -129,8 +151,8 @@ ALL_FAILED = (
 )
 
 
-def test_a_stranger_never_gets_in() -> None:
-    with boards(2, "star", ROWS, connect=False) as team:
+def test_a_stranger_never_gets_in(transport: Wish) -> None:
+    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         with stranger(team, 1, KeyPair.new()) as knocking:
             knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
             with pytest.raises(BoardLostError, match="did not join"):
@@ -151,10 +173,10 @@ def test_a_stranger_never_gets_in() -> None:
 
 @pytest.mark.parametrize("kind", ["star", "exchange"])
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_board_that_leaves_in_the_middle_is_named(kind: str, lost: int) -> None:
+def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, lost: int) -> None:
     stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
     summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
-    with boards(3, kind, ROWS) as team:
+    with boards(3, kind, ROWS, transport=transport) as team:
         opened(team)
 
         def outcome(rank: int) -> float:
@@ -191,9 +213,11 @@ def forever(hub: Any) -> None:
         hub.input(np.zeros((1, 64), np.float32), 1)
 
 
-def worker_process(pipe: Connection, keys: KeyPair, hub: str) -> None:
+def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: Wish) -> None:
     context: zmq.Context[Any] = zmq.Context()
-    links = Links(context, keys, 1, EPOCH, ROWS.socket_bounds(), rule=hub_rule(1))
+    links = Links(
+        context, keys, 1, EPOCH, ROWS.socket_bounds(), rule=hub_rule(1), transport=transport
+    )
     links.add(HUB, hub, name_of(HUB))
     pipe.send(links.listen(LOOPBACK))
     links.open(20)
@@ -206,14 +230,18 @@ def worker_process(pipe: Connection, keys: KeyPair, hub: str) -> None:
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_killed_or_stopped_is_noticed(blow: signal.Signals) -> None:
+def test_a_process_that_is_killed_or_stopped_is_noticed(
+    transport: Wish, blow: signal.Signals
+) -> None:
     hub, worker = KeyPair.new(), KeyPair.new()
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=worker_process, args=(there, worker, hub.public))
+    process = spawn.Process(target=worker_process, args=(there, worker, hub.public, transport))
     process.start()
     context: zmq.Context[Any] = zmq.Context()
-    links = Links(context, hub, HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB))
+    links = Links(
+        context, hub, HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB), transport=transport
+    )
     try:
         links.add(1, worker.public, name_of(1))
         links.connect(1, f"{LOOPBACK}:{here.recv()}")
@@ -233,21 +261,21 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(blow: signal.Signals) ->
         context.destroy(linger=0)
 
 
-def test_a_silent_board_is_given_up_at_the_time_limit() -> None:
-    with boards(2, "star", ROWS) as team:
+def test_a_silent_board_is_given_up_at_the_time_limit(transport: Wish) -> None:
+    with boards(2, "star", ROWS, transport=transport) as team:
         opened(team)
         with pytest.raises(BoardLostError, match=r"board-1 sent nothing for 0\.05 s"):
             team.links[0].receive((1,), 0.05)
 
 
-def test_a_board_that_takes_nothing_does_not_stop_reports() -> None:
+def test_a_board_that_takes_nothing_does_not_stop_reports(transport: Wish) -> None:
     class ReportError(Exception):
         pass
 
     def report() -> None:
         raise ReportError
 
-    with boards(2, "star", ROWS) as team:
+    with boards(2, "star", ROWS, transport=transport) as team:
         opened(team)
         bell, rope = (team.contexts[0].socket(zmq.PAIR) for _ in range(2))
         bell.bind("inproc://bell")
@@ -262,8 +290,8 @@ def test_a_board_that_takes_nothing_does_not_stop_reports() -> None:
             team.links[0].receive((1,), 5)
 
 
-def test_a_context_that_is_gone_is_an_error_of_ours() -> None:
-    with boards(2, "star", ROWS) as team:
+def test_a_context_that_is_gone_is_an_error_of_ours(transport: Wish) -> None:
+    with boards(2, "star", ROWS, transport=transport) as team:
         opened(team)
         for links in team.links:
             links.close()
@@ -277,7 +305,8 @@ def test_a_context_that_is_gone_is_an_error_of_ours() -> None:
 class FaultyWorker:
     """A peer of rank 1 that the hub's first connection has let in, and that says what it likes."""
 
-    def __init__(self, team: Boards, context: zmq.Context[Any]) -> None:
+    def __init__(self, team: Boards, context: zmq.Context[Any], transport: Wish) -> None:
+        self._transport = transport
         self._hub = team.links[HUB]
         self._streams: list[SealedStream] = []
         self._gate = curve.Authenticator(context, lambda key: True)
@@ -303,23 +332,32 @@ class FaultyWorker:
             stream.close()
 
     def open(self) -> Callable[..., None]:
-        """Be let in; gives what sends messages over the stream."""
-        self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
-        self._hub.open(5)
-        [(rank, stream)] = self.entrance.accepted()
-        assert rank == HUB
-        self._streams.append(stream)
+        """Be let in; gives what sends messages over the link."""
+        if self._transport == "zeromq":
+            self.greet(HELLO + b"\1")
+            self._hub.open(5)
+            assert self._router.recv_multipart() == [self._who, HUBS_CHOICE]
+        else:
+            self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
+            self._hub.open(5)
+            [(rank, stream)] = self.entrance.accepted()
+            assert rank == HUB
+            self._streams.append(stream)
 
         def send(*messages: bytes) -> None:
-            assert all(stream.send(message) for message in messages)
+            for message in messages:
+                if self._streams:
+                    assert self._streams[0].send(message)
+                else:
+                    self.greet(message)
 
         return send
 
 
 @contextmanager
-def faulty_worker(team: Boards) -> Iterator[FaultyWorker]:
+def faulty_worker(team: Boards, transport: Wish) -> Iterator[FaultyWorker]:
     context: zmq.Context[Any] = zmq.Context()
-    made = FaultyWorker(team, context)
+    made = FaultyWorker(team, context, transport)
     try:
         yield made
     finally:
@@ -346,6 +384,7 @@ def input_header(
 
 HELLO = message(Header(Kind.HELLO, EPOCH, extra=1), 0)
 HUBS_HELLO = message(Header(Kind.HELLO, EPOCH, extra=HUB), 0)
+HUBS_CHOICE = message(Header(Kind.HELLO, EPOCH, CHOICE, extra=HUB), 0)
 RIGHT = Header(Kind.SUM_PART, EPOCH, 1, Dtype.F64, (1, 64))
 WRONG = {
     "kind": [message(Header(Kind.SUM, EPOCH, 1, Dtype.F64, (1, 64)))],
@@ -368,8 +407,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
-def test_what_does_not_fit_is_the_fault_of_its_sender(frames: list[bytes]) -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+def test_what_does_not_fit_is_the_fault_of_its_sender(transport: Wish, frames: list[bytes]) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         hub = hub_of(team)
         send(*frames)
@@ -378,8 +420,11 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(frames: list[bytes]) -> No
         assert caught.value.board == name_of(1)
 
 
-def test_nothing_comes_after_the_last_sum_of_a_pass() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+def test_nothing_comes_after_the_last_sum_of_a_pass(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         hub = hub_of(team)
         rights = [message(dataclasses.replace(RIGHT, sequence=1 + i)) for i in range(3)]
@@ -403,8 +448,11 @@ AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
     ],
     ids=["twice", "later", "a sum", "an earlier session", "more than there are"],
 )
-def test_what_comes_early_must_be_of_the_next_sum(headers: list[Header]) -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+def test_what_comes_early_must_be_of_the_next_sum(transport: Wish, headers: list[Header]) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         board = member(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
@@ -414,8 +462,11 @@ def test_what_comes_early_must_be_of_the_next_sum(headers: list[Header]) -> None
             finish()
 
 
-def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         board = member(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
@@ -430,12 +481,15 @@ def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass() -> None
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_mutated_headers_never_make_a_sum(seed: int) -> None:
+def test_mutated_headers_never_make_a_sum(transport: Wish, seed: int) -> None:
     random = np.random.default_rng(seed)
     mutated = bytearray(message(RIGHT))
     for at in random.integers(0, 32, random.integers(1, 4)):
         mutated[at] ^= random.integers(1, 256)
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         hub, sums = hub_of(team), np.ones((1, 64))
         send(bytes(mutated))
@@ -445,13 +499,232 @@ def test_mutated_headers_never_make_a_sum(seed: int) -> None:
             assert (sums == 3).all()  # it was taken for a part of the next
 
 
-def test_a_message_too_large_ends_its_connection() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+@pytest.mark.parametrize("transport", ["stream"])
+def test_a_message_too_large_ends_its_connection(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         send = worker.open()
         hub = hub_of(team)
         send(bytes(ROWS.message_bytes + 100))
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
             hub.reduce(np.ones((1, 64)))
+
+
+@pytest.mark.parametrize("transport", ["zeromq"])
+def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
+        send = worker.open()
+        longest = message(Header(Kind.CONTROL, EPOCH), ROWS.message_bytes - 32)
+        send(longest, longest + b"\0")
+        assert len(team.links[HUB].receive((1,), 5)[2]) == ROWS.message_bytes - 32
+        with pytest.raises(BoardLostError, match="board-1 is lost: its connection ended"):
+            team.links[HUB].receive((1,), 5)
+
+
+def test_a_flood_is_dropped_and_the_fault_of_its_sender_when_it_is_due() -> None:
+    with boards(3, "exchange", ROWS, stall_s=1, transport="zeromq") as team:
+        opened(team)
+        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+        flooding.start()
+        with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
+            team.links[2].receive((1,), 0.5)
+        with pytest.raises(BoardFaultError, match=f"{name_of(0)} sent .* before their time"):
+            drain(team.links[2], 0)
+        team.links[2].close()
+        flooding.join()
+
+
+# -- choosing a transport --------------------------------------------------------------------------
+
+
+def test_the_quicker_transport_is_kept_and_the_stream_where_in_doubt() -> None:
+    slow, quick = [2e-3] * ROUNDS, [1e-3] * ROUNDS
+    assert choose_transport("auto", True, quick, slow) == "stream"
+    assert choose_transport("auto", True, slow, quick) == "zeromq"
+    assert choose_transport("auto", True, slow, slow) == "stream"
+    assert choose_transport("auto", True, [1.0, *quick[1:]], slow) == "stream"  # one stop of a core
+    assert choose_transport("auto", True, slow, quick[1:]) == "stream"
+    assert choose_transport("auto", False, [], []) == "zeromq"
+    for wish in ("stream", "zeromq"):
+        for times in ((slow, quick), (quick, slow)):
+            assert choose_transport(wish, True, *times) == wish
+
+
+@pytest.mark.parametrize("kept", TRANSPORTS)
+def test_both_ends_keep_what_was_measured(kept: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def choose(wish: Wish, is_open: bool, stream_s: list[float], zeromq_s: list[float]) -> Wish:
+        measured.append((wish, is_open, len(stream_s), len(zeromq_s)))
+        return kept
+
+    monkeypatch.setattr(peer_link, "choose_transport", choose)
+    with boards(3, "exchange", ROWS, transport="auto") as team:
+        opened(team)
+        for rank, links in enumerate(team.links):
+            assert links.transports() == {other: kept for other in range(3) if other != rank}
+            assert not links.unreachable()
+            for other in range(3):
+                if other != rank:
+                    links.send(other, *note(b"from %d" % rank))
+        for rank, links in enumerate(team.links):
+            for other in range(3):
+                if other != rank:
+                    assert bytes(links.receive((other,), 5)[2]) == b"from %d" % other
+    assert measured == 3 * [("auto", True, ROUNDS, ROUNDS)]
+
+
+def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(ticket: Ticket, host: str, most_bytes: int) -> SealedStream:
+        with socket.socket() as unused:
+            unused.bind((LOOPBACK, 0))
+            port = unused.getsockname()[1]
+            return open_stream(dataclasses.replace(ticket, port=port), host, most_bytes)
+
+    open_stream = Ticket.connect
+    monkeypatch.setattr(Ticket, "connect", connect)
+    with boards(2, "star", ROWS, transport="auto") as team:
+        opened(team)
+        assert team.links[0].transports() == {1: "zeromq"}
+        assert "refused" in team.links[0].unreachable()[1]
+        team.links[0].send(1, *note(b"all the same"))
+        assert bytes(team.links[1].receive((0,), 5)[2]) == b"all the same"
+
+
+def test_a_timing_that_takes_too_long_falls_to_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "PROBE_S", 0.0)
+    with boards(2, "star", ROWS, transport="auto") as team:
+        opened(team)
+        assert team.links[0].transports() == {1: "stream"}
+        team.links[1].send(0, *note(b"no probe before it"))
+        assert bytes(team.links[0].receive((1,), 5)[2]) == b"no probe before it"
+
+
+@pytest.mark.parametrize("wishes", [("auto", "stream"), ("stream", "auto"), ("zeromq", "stream")])
+def test_a_board_that_has_only_streams_gets_one(wishes: tuple[Wish, Wish]) -> None:
+    with standing(2, *wishes) as (team, keys, ports):
+        meet(team, keys, ports, 0, 1)
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(lambda links: links.open(5), team)) == [None, None]
+        assert team[0].transports() == {1: "stream"}
+        talk(team, [0, 1], 2)
+
+
+# -- links that come and go ------------------------------------------------------------------------
+
+
+def talk(team: list[Links], ranks: list[int], rounds: int) -> None:
+    """These boards say a word to each other, in as many rounds."""
+
+    def speak(rank: int) -> None:
+        for i in range(rounds):
+            for other in ranks:
+                if other != rank:
+                    team[rank].send(other, *note(b"%d" % i))
+            for other in ranks:
+                if other != rank:
+                    assert bytes(team[rank].receive((other,), 5)[2]) == b"%d" % i
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        assert list(pool.map(speak, ranks)) == [None] * len(ranks)
+
+
+def hear_goodbye(links: Links, rank: int) -> None:
+    _, prefix, _ = links.receive((rank,), 5)
+    assert unpack(prefix).kind is Kind.BYE
+    raise BoardLostError("left", board=name_of(rank))
+
+
+def only_awaited(rank: int, ranks: Collection[int]) -> bool:
+    return rank in ranks
+
+
+@contextmanager
+def standing(count: int, *wishes: Wish) -> Iterator[tuple[list[Links], list[KeyPair], list[int]]]:
+    """Boards whose listeners stay open, and whose links concern only who waits for them."""
+    keys, contexts = [KeyPair.new() for _ in range(count)], [zmq.Context() for _ in range(count)]
+    team = [
+        Links(
+            contexts[rank], keys[rank], rank, EPOCH, ROWS.socket_bounds(),
+            rule=only_awaited, transport=wishes[rank % len(wishes)],
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        yield team, keys, [links.listen(LOOPBACK) for links in team]
+    finally:
+        for links in team:
+            links.close()
+        for context in contexts:
+            context.destroy(linger=0)
+
+
+def meet(team: list[Links], keys: list[KeyPair], ports: list[int], i: int, j: int) -> None:
+    """Begin the link of a pair; the higher rank listens."""
+    team[i].add(j, keys[j].public, name_of(j))
+    team[j].add(i, keys[i].public, name_of(i))
+    team[i].connect(j, f"{LOOPBACK}:{ports[j]}")
+
+
+@pytest.mark.parametrize("transport", ["stream", "zeromq", "auto"])
+def test_a_fourth_board_joins_three_that_keep_talking_and_one_leaves(transport: Wish) -> None:
+    with standing(4, transport) as (team, keys, ports):
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            meet(team, keys, ports, i, j)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda links: links.open(5, keep_listening=True), team[:3]))
+        talk(team, [0, 1, 2], 3)
+        for i in range(3):
+            meet(team, keys, ports, i, 3)
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(team[3].open, 10, keep_listening=True)
+            while not opening.done() or any(3 not in links.transports() for links in team[:3]):
+                talk(team, [0, 1, 2], 1)  # none of the three waits for the fourth
+            opening.result()
+        assert {links.state(3) for links in team[:3]} == {LinkState.OPEN}
+        talk(team, [0, 1, 2, 3], 3)
+        for rank in (0, 2, 3):
+            team[rank].remove(1)
+        talk(team, [0, 2, 3], 3)
+        for rank in (0, 2, 3):  # it notices, of each by itself
+            with pytest.raises(BoardLostError, match="left"):
+                hear_goodbye(team[1], rank)
+            team[1].remove(rank)
+        for i, j in ((0, 1), (1, 2), (1, 3)):  # and may come back
+            meet(team, keys, ports, i, j)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda links: links.open(10, keep_listening=True), team))
+        talk(team, [0, 1, 2, 3], 2)
+
+
+@pytest.mark.parametrize("transport", ["stream", "zeromq", "auto"])
+def test_no_stranger_gets_in_at_a_listener_that_stays_open(transport: Wish) -> None:
+    with standing(3, transport) as (team, keys, ports):
+        meet(team, keys, ports, 0, 1)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda links: links.open(5, keep_listening=True), team[:2]))
+        team[1].add(2, keys[2].public, name_of(2))  # expected, but others come
+        team_as_boards = Boards(keys, [], team, dict(enumerate(ports)))
+        for stranger_keys in (KeyPair.new(), keys[0]):  # a wrong key; a board that is here already
+            with stranger(team_as_boards, 1, stranger_keys) as knocking, ThreadPoolExecutor(1) as p:
+                knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=2)) + PADDING + b"\1")
+                refused = p.submit(wait_until_refused, knocking)
+                while not refused.done():
+                    talk(team, [0, 1], 1)
+                refused.result()
+        assert team[1].state(2) is LinkState.EXPECTED
+        with stranger(team_as_boards, 1, keys[2]) as knocking:  # the right key, another rank
+            knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=0)) + PADDING + b"\1")
+            while team[1].state(2) is not LinkState.ENDED:
+                talk(team, [0, 1], 1)
+        with pytest.raises(BoardFaultError, match=f"{name_of(2)} began with HELLO"):
+            team[1].receive((2,), 5)
+        talk(team, [0, 1], 2)
 
 
 GREETINGS = {
@@ -469,17 +742,20 @@ GREETINGS = {
 
 
 @pytest.mark.parametrize("frames", GREETINGS.values(), ids=GREETINGS.keys())
-def test_another_greeting_than_expected_is_refused(frames: list[bytes]) -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+def test_another_greeting_than_expected_is_refused(transport: Wish, frames: list[bytes]) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         worker.greet(*frames)
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} began with"):
             team.links[0].open(5)
 
 
 @pytest.mark.parametrize("ciphers", [b"", b"\0", b"\2", b"\1\1", bytes(200)])
-def test_a_hub_without_ciphers_is_refused(ciphers: bytes) -> None:
+def test_a_hub_without_ciphers_is_refused(transport: Wish, ciphers: bytes) -> None:
     with (
-        boards(2, "star", ROWS, connect=False) as team,
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
         stranger(team, 1, team.keys[0]) as hub,
     ):
         hub.send(HUBS_HELLO + ciphers)
@@ -487,8 +763,12 @@ def test_a_hub_without_ciphers_is_refused(ciphers: bytes) -> None:
             team.links[1].open(5)
 
 
-def test_a_ticket_where_nobody_listens_ends_the_link() -> None:
-    with boards(2, "star", ROWS, connect=False) as team, faulty_worker(team) as worker:
+@pytest.mark.parametrize("transport", ["stream"])
+def test_a_ticket_where_nobody_listens_ends_the_link(transport: Wish) -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
         ticket = worker.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305)
         worker.entrance.close()
         worker.greet(HELLO + ticket.to_bytes())
@@ -497,19 +777,25 @@ def test_a_ticket_where_nobody_listens_ends_the_link() -> None:
 
 
 @contextmanager
-def entered(team: Boards, knocking: Any) -> Iterator[SealedStream]:
-    """The stream of whoever has the hub's keys."""
-    knocking.send(HUBS_HELLO + b"\1")
-    with ThreadPoolExecutor(1) as pool:
+def entered(team: Boards, knocking: Any, transport: Wish) -> Iterator[Callable[[bytes], object]]:
+    """What sends messages over the link of whoever has the hub's keys."""
+    knocking.send(HUBS_HELLO + bytes([1 | (CARRIES if transport == "zeromq" else 0)]))
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         opening = pool.submit(team.links[1].open, 5)
-        ticket = Ticket.from_bytes(knocking.recv()[len(HUBS_HELLO) :])
-        stream = ticket.connect(LOOPBACK, ROWS.message_bytes, 5)
-        stream.send(HUBS_HELLO)
+        answer = knocking.recv()[len(HUBS_HELLO) :]
+        if transport == "zeromq":
+            assert answer == b"\1"
+            knocking.send(HUBS_CHOICE)
+            send = knocking.send
+        else:
+            stream = Ticket.from_bytes(answer).connect(LOOPBACK, ROWS.message_bytes)
+            stack.callback(stream.close)
+            while not stream.flush():
+                assert select.select([], [stream], [], 5)[1]
+            stream.send(HUBS_HELLO)
+            send = stream.send
         opening.result()
-    try:
-        yield stream
-    finally:
-        stream.close()
+        yield send
 
 
 @pytest.mark.parametrize(
@@ -525,20 +811,23 @@ def entered(team: Boards, knocking: Any) -> Iterator[SealedStream]:
         [message(RIGHT)],
     ],
 )
-def test_a_worker_believes_its_hub_no_more_than_others(frames: list[bytes]) -> None:
+def test_a_worker_believes_its_hub_no_more_than_others(
+    transport: Wish, frames: list[bytes]
+) -> None:
     with (
-        boards(2, "star", ROWS, connect=False) as team,
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
         stranger(team, 1, team.keys[0]) as knocking,
-        entered(team, knocking) as hub,
+        entered(team, knocking, transport) as send,
     ):
-        assert all(hub.send(frame) for frame in frames)
+        for frame in frames:
+            send(frame)
         board = member(team.links[1], "star", 2, BOTH, ROWS)
         with pytest.raises(BoardFaultError, match=name_of(HUB)):
             board.next_input()
 
 
-def test_a_flood_before_its_time_is_not_taken_in() -> None:
-    with boards(3, "exchange", ROWS, stall_s=1) as team:
+def test_a_flood_before_its_time_is_not_taken_in(transport: Wish) -> None:
+    with boards(3, "exchange", ROWS, stall_s=1, transport=transport) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
         flooding.start()
@@ -549,8 +838,8 @@ def test_a_flood_before_its_time_is_not_taken_in() -> None:
         assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
 
 
-def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender() -> None:
-    with boards(3, "exchange", ROWS) as team:
+def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: Wish) -> None:
+    with boards(3, "exchange", ROWS, transport=transport) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
         flooding.start()
@@ -561,9 +850,9 @@ def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender() -> None:
         flooding.join()
 
 
-def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever() -> None:
+def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(transport: Wish) -> None:
     rows = Rows(batch=64, hidden=1 << 14)  # 8 MB: more than any buffer of the kernel's
-    with boards(3, "exchange", rows) as team:
+    with boards(3, "exchange", rows, transport=transport) as team:
         opened(team)
 
         def sent_in_a_ring(rank: int) -> int:
@@ -574,6 +863,11 @@ def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever() -> None:
 
         for taken in team.each(sent_in_a_ring):
             assert taken == 32 * (rows.message_bytes - 64)
+
+
+def drain(links: Links, rank: int) -> None:
+    while True:
+        links.receive((rank,), 5)
 
 
 def flood(links: Links, rank: int) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from picoedge.errors import ProtocolError
 from picoedge.mesh.group.tickets import NAME_BYTES, PENDING_CONNECTIONS, Ticket, TicketListener
 from picoedge.mesh.transport import seal
+from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.seal import (
     TAG_BYTES,
     Cipher,
@@ -24,7 +25,7 @@ from picoedge.mesh.transport.seal import (
     common,
     new_key,
 )
-from picoedge.mesh.transport.sealed_stream import ConnectionEnded, SealedStream
+from picoedge.mesh.transport.sealed_stream import SealedStream
 
 LOOPBACK = "127.0.0.1"
 MOST = 1000
@@ -223,6 +224,14 @@ def entered(made: TicketListener) -> tuple[int, SealedStream]:
         assert select.select(made.files, [], [], WAIT_S)[0]
 
 
+def connected_by(ticket: Ticket) -> SealedStream:
+    """The client's stream, once it has shown its ticket."""
+    stream = ticket.connect(LOOPBACK, MOST)
+    while not stream.flush():
+        assert select.select([], [stream], [], WAIT_S)[1]
+    return stream
+
+
 def settled(made: TicketListener, connection: socket.socket) -> bytes:
     """What the entrance answers to a stranger: nothing, until it hangs up."""
     while not select.select([connection], [], [], 0)[0]:
@@ -238,7 +247,7 @@ def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
     with entrance() as made, ExitStack() as stack:
         tickets = {rank: made.ticket(rank, HERE[-1]) for rank in FIRST}
         for rank in (2, 1):
-            ours = Ticket.from_bytes(tickets[rank].to_bytes()).connect(LOOPBACK, MOST, WAIT_S)
+            ours = connected_by(Ticket.from_bytes(tickets[rank].to_bytes()))
             stack.callback(ours.close)
             assert ours.send(FIRST[rank])
             found, theirs = entered(made)
@@ -257,7 +266,7 @@ def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
 def test_a_ticket_with_other_words_than_are_due_lets_nobody_in(first: bytes) -> None:
     with entrance() as made, ExitStack() as stack:
         ticket = made.ticket(1, HERE[-1])
-        thief = ticket.connect(LOOPBACK, MOST, WAIT_S)
+        thief = connected_by(ticket)
         stack.callback(thief.close)
         thief.send(first)
         while True:
@@ -266,7 +275,7 @@ def test_a_ticket_with_other_words_than_are_due_lets_nobody_in(first: bytes) -> 
                 assert thief.take() is None
             except ConnectionEnded:
                 break
-        ours = ticket.connect(LOOPBACK, MOST, WAIT_S)
+        ours = connected_by(ticket)
         stack.callback(ours.close)
         ours.send(FIRST[1])
         rank, theirs = entered(made)
@@ -296,7 +305,7 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
         ]
         assert list(made.accepted()) == []
         assert len(made.files) == 1 + PENDING_CONNECTIONS
-        ours = made.ticket(1, HERE[-1]).connect(LOOPBACK, MOST, WAIT_S)
+        ours = connected_by(made.ticket(1, HERE[-1]))
         stack.callback(ours.close)
         ours.send(FIRST[1])
         rank, theirs = entered(made)

@@ -19,7 +19,13 @@ from picoedge.engine.open import LoadedModel, load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.boards import locate_shards, reserve_boards
-from picoedge.jobs.stragglers import TOKENS, Look, OwnTimes, Pace, Speeds
+from picoedge.jobs.stragglers import (
+    SAMPLE_TOKENS,
+    ComputeTimes,
+    Sample,
+    SpeedFactors,
+    StragglerDetector,
+)
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.collective import SyncUsage
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
@@ -58,7 +64,7 @@ class ClusterModel:
         self._tokens: list[int] = []  # whose keys and values the cache holds, or should
         self._valid = 0  # positions that it does hold
         self._losses: Counter[str] = Counter()
-        self._speeds, self._own = Speeds(), OwnTimes()
+        self._speeds, self._own = SpeedFactors(), ComputeTimes()
         self.losses: list[dict[str, Any]] = []  # boards that were lost, and when
         self._waited_s, self._streamed = 0.0, 0  # by models that are closed
         self._team: Team | None = None
@@ -78,10 +84,10 @@ class ClusterModel:
             except BoardLostError as error:
                 self._count(error)
                 continue
-            self._begun, self._valid, self._pace = True, 0, Pace()
+            self._begun, self._valid, self._detector = True, 0, StragglerDetector()
             # What each would take for a token if it were as quick as measured.
             self._full_s = {
-                share.board.key: share.compute_s * self._speeds.left(share.board.key)
+                share.board.key: share.compute_s * self._speeds.factor(share.board.key)
                 for share in plan.chosen.shares
             }
             self._begin_answer()
@@ -108,7 +114,7 @@ class ClusterModel:
         return dataclasses.replace(cluster, boards=tuple(map(self._as_now, cluster.boards)))
 
     def _as_now(self, board: BoardFacts) -> BoardFacts:
-        speed = board.compute_bytes_per_s * self._speeds.left(board.key)
+        speed = board.compute_bytes_per_s * self._speeds.factor(board.key)
         return dataclasses.replace(board, compute_bytes_per_s=speed)
 
     def _open(self, plan: ClusterPlan) -> LoadedModel:
@@ -220,7 +226,7 @@ class ClusterModel:
 
     def _begin_answer(self) -> None:
         """Tokens of a prompt are quicker than others: what was seen of them says nothing."""
-        self._own.begin()
+        self._own.reset()
         self._answer_s = time.monotonic()
         self._begin_look()
 
@@ -235,18 +241,18 @@ class ClusterModel:
         if token_s is None:
             return self._begin_answer()
         self._seen_s, self._seen = self._seen_s + token_s, self._seen + 1
-        if self._seen < TOKENS:
+        if self._seen < SAMPLE_TOKENS:
             return
         usage, before = self._team.collective.usage(), self._usage.late_s
         waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
         shares = self.plan.chosen.shares
         planned = [share.compute_s for share in shares]
-        late = self._pace.slower(Look(self._seen, self._seen_s, waited), planned)
-        quick, slow = self._speeds.look(self._rates(self._team, usage.wait_s))
+        late = self._detector.add(Sample(self._seen, self._seen_s, waited), planned)
+        quick, slow = self._speeds.add(self._rates(self._team, usage.wait_s))
         slow |= {shares[rank].board.key: left for rank, left in late.items()}
         self._begin_look()
         for key, left in slow.items():
-            self._speeds.slowed(key, left, time.monotonic())
+            self._speeds.slow_down(key, left, time.monotonic())
         if slow or quick:
             self._rebalance("has become slow" if slow else "is quick again", slow or quick)
 
@@ -264,7 +270,7 @@ class ClusterModel:
     def _try_again(self) -> None:
         """Ask boards again, before an answer, that were left out as slow some time ago."""
         taking = {share.board.key for share in self.plan.chosen.shares}
-        rested = self._speeds.to_try(taking, time.monotonic())
+        rested = self._speeds.retry(taking, time.monotonic())
         if rested:
             self._rebalance("was slow and is tried again", rested)
 
@@ -275,10 +281,10 @@ class ClusterModel:
             for each in (self.plan, plan)
         )
         if before == after:
-            self._pace = Pace()  # this is its pace now: nothing better is to be had
+            self._detector = StragglerDetector()  # no better plan exists: this is normal
             return
         names = ", ".join(name for name, key in self._keys.items() if key in keys)
-        self._tell(f"{names} {how}: the shares are dealt anew")
+        self._tell(f"{names} {how}: the shards are redistributed")
         # What was computed stands; the cache is computed again with the next token.
         self._let_go()
         self._assemble()

@@ -216,7 +216,7 @@ class Team:
     def _revoked(self, body: dict[str, Any]) -> None:
         for peer in self._peers:
             if peer.key == body.get("key"):
-                raise BoardLostError(f"{peer.name} is let in no more", board=peer.name)
+                raise BoardLostError(f"{peer.name} was revoked", board=peer.name)
 
     def _ended(self, peer: BoardHandle, body: dict[str, Any]) -> MeshError:
         """A board that says itself why it cannot begin will say so again: that ends the session."""

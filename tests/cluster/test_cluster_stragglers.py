@@ -17,7 +17,7 @@ from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.jobs import stragglers
 from picoedge.jobs.progress_page import Work
-from picoedge.jobs.stragglers import LOOKS, TOKENS, Look, Pace
+from picoedge.jobs.stragglers import CONFIRMATIONS, SAMPLE_TOKENS, Sample, StragglerDetector
 from picoedge.store.pack.reader import Pack
 
 OPTIONS = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions())
@@ -39,16 +39,16 @@ class Weather:
         self._key = key
         self.took_s, self.left = QUICK_S, 1.0  # of its speed, as waiting for it tells
         self._work = Work()
-        patch.setattr(Pace, "slower", self._slower)
+        patch.setattr(StragglerDetector, "add", self._slower)
         patch.setattr(Team, "work_since", self._work_since)
 
-    def _slower(self, look: Look, planned_s: object) -> dict[int, float]:
+    def _slower(self, sample: Sample, planned_s: object) -> dict[int, float]:
         left, self.left = self.left, 1.0
         return {1: left} if left < 1 else {}
 
     def _work_since(self, since_s: float) -> dict[str, Work]:
         work = self._work
-        self._work = Work(work.tokens + TOKENS, work.compute_s + TOKENS * self.took_s)
+        self._work = Work(work.tokens + SAMPLE_TOKENS, work.compute_s + SAMPLE_TOKENS * self.took_s)
         return {self._key: self._work}
 
     def strikes(self, left: float) -> None:
@@ -72,7 +72,7 @@ class Text:
 
     def go_on(self, looks: int) -> None:
         """So many looks at the pace."""
-        for _ in range(looks * TOKENS):
+        for _ in range(looks * SAMPLE_TOKENS):
             self.tokens.append(int(self._logits.argmax()))
             self._logits = self.model.forward(self.tokens[-1:], len(self.tokens) - 1)
 
@@ -93,7 +93,7 @@ def test_a_board_that_is_quick_again_has_its_share_again(
         text.go_on(4)
         assert ffn_shards(model) == [4, 2]
         weather.took_s = QUICK_S
-        text.go_on(LOOKS - 1)
+        text.go_on(CONFIRMATIONS - 1)
         weather.took_s = SLOW_S  # it was but a moment
         text.go_on(2)
         assert ffn_shards(model) == [4, 2]
@@ -101,8 +101,8 @@ def test_a_board_that_is_quick_again_has_its_share_again(
         text.go_on(4)
         assert ffn_shards(model) == [3, 3]
     told = capfd.readouterr().err
-    assert told.count("b2 has become slow: the shares are dealt anew") == 1
-    assert told.count("b2 is quick again: the shares are dealt anew") == 1
+    assert told.count("b2 has become slow: the shards are redistributed") == 1
+    assert told.count("b2 is quick again: the shards are redistributed") == 1
     with closing(load_model(pack, OPTIONS)) as alone:
         assert text.tokens == greedy(alone, len(text.tokens))
 
@@ -140,8 +140,8 @@ def test_a_board_that_was_left_out_is_tried_again_with_a_later_answer(
         text.go_on(5)
         assert ffn_shards(model) == [3, 3]
     told = capfd.readouterr().err
-    assert told.count("b2 has become slow: the shares are dealt anew") == 2
-    assert told.count("b2 was slow and is tried again: the shares are dealt anew") == 2
+    assert told.count("b2 has become slow: the shards are redistributed") == 2
+    assert told.count("b2 was slow and is tried again: the shards are redistributed") == 2
 
 
 def test_a_team_knows_what_its_workers_have_done(

@@ -364,7 +364,7 @@ def test_a_disk_is_measured_once_in_30_days(folder: Path, cache: Path, disk: Dis
     assert disk.count == 3
     speed_at(folder, cache, NOW, fresh=True)
     assert disk.count == 4
-    assert [file.name for file in cache.iterdir()] == ["measurements.json"]
+    assert [file.name for file in cache.iterdir()] == ["probes.json"]
 
 
 def test_another_card_is_measured(folder: Path, cache: Path, disk: Disk, monkeypatch: Any) -> None:
@@ -410,16 +410,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").touch()
     assert speed_at(folder, tmp_path / "file", NOW).direct == 200e6
-    (tmp_path / "odd" / "measurements.json").mkdir(parents=True)
+    (tmp_path / "odd" / "probes.json").mkdir(parents=True)
     assert speed_at(folder, tmp_path / "odd", NOW).direct == 200e6
-    assert os.listdir(tmp_path / "odd") == ["measurements.json"]
+    assert os.listdir(tmp_path / "odd") == ["probes.json"]
     monkeypatch.setattr(tempfile, "mkstemp", failing(errno.EROFS))
     assert speed_at(folder, tmp_path / "read-only", NOW).direct == 200e6
 
 
 def test_a_cache_that_is_a_pipe_is_not_waited_for(folder: Path, cache: Path, disk: Disk) -> None:
     cache.mkdir(parents=True)
-    os.mkfifo(cache / "measurements.json")
+    os.mkfifo(cache / "probes.json")
     assert speed_at(folder, cache, NOW).direct == 200e6
 
 
@@ -445,7 +445,7 @@ def test_an_entry_that_cannot_be_is_measured_again(
     folder: Path, cache: Path, disk: Disk, entry: Any, count: int
 ) -> None:
     speed_at(folder, cache, NOW)
-    file = cache / "measurements.json"
+    file = cache / "probes.json"
     kept = json.loads(file.read_text())
     (key,) = kept["storage"]
     file.write_text(json.dumps({"storage": {key: entry}}))
@@ -471,7 +471,7 @@ def test_mangled_files_are_as_good_as_none(
         end = data.draw(st.integers(at, len(text)))
         text[at:end] = data.draw(st.binary(max_size=6))
         text = text or bytearray(b" ")
-    (folder / "measurements.json").write_bytes(text)
+    (folder / "probes.json").write_bytes(text)
     figures = measurements.recall(folder, "storage", "k", NAMES, NOW)
     assert figures is None or all(0 <= value <= 1e12 for value in figures.values())
     measurements.remember(folder, "storage", "k", {"direct": 5e6, "mapped": 6e6}, NOW)
@@ -484,17 +484,17 @@ def test_mangled_files_are_as_good_as_none(
      '{"storage": {"k": {"at": ' + "9" * 6000 + "}}}", " " * (1 << 20) + json.dumps(KEPT)],
 )  # fmt: skip
 def test_files_of_another_kind_are_as_good_as_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "measurements.json").write_text(text)
+    (tmp_path / "probes.json").write_text(text)
     assert measurements.recall(tmp_path, "storage", "k", NAMES, NOW) is None
 
 
 def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
     for i in range(100):
         measurements.remember(tmp_path, "storage", f"k{i}", {"direct": 1e6, "mapped": 1e6}, NOW + i)
-    kept = json.loads((tmp_path / "measurements.json").read_text())["storage"]
+    kept = json.loads((tmp_path / "probes.json").read_text())["storage"]
     assert list(kept) == [f"k{i}" for i in range(36, 100)]
     measurements.remember(tmp_path, "compute", "c", {"x": 1e9}, NOW + 60 * DAY_S)
-    assert json.loads((tmp_path / "measurements.json").read_text())["storage"] == {}
+    assert json.loads((tmp_path / "probes.json").read_text())["storage"] == {}
 
 
 # Computing

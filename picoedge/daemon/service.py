@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, ModelError
+from picoedge.fields import Fields
 from picoedge.mesh.node.local_daemon import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transport.frames import Header, Kind, pack
-from picoedge.mesh.transport.messages import PING_BYTES, integer_of, text_of
+from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.mesh.transport.replies import RawReply
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Daemon:
     def _offer_pack(self, peer: str, body: Body) -> None:
         if str(peer) != self._node.identity.keys.public:
             raise AccessError("only this board's own sessions say what it offers")
-        self._donor.add(Path(text_of(body, "folder", 4096)))
+        self._donor.add(Path(Fields(body).text("folder", 4096)))
 
     def _find_pack(self, identity: str) -> Path | None:
         """Where the pack is, or the part of it that this board has."""
@@ -137,6 +138,6 @@ class Daemon:
 
 
 def _ping(peer: str, body: Body) -> RawReply:
-    nbytes = integer_of(body, "bytes", PING_BYTES + 1)
-    header = Header(Kind.SHARD, sequence=integer_of(body, "id", 1 << 32))
+    nbytes = Fields(body).integer("bytes", 0, PING_BYTES)
+    header = Header(Kind.SHARD, sequence=Fields(body).integer("id", 0, (1 << 32) - 1))
     return RawReply(pack(header), bytes(nbytes))

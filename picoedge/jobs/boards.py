@@ -11,12 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.node.local_daemon import find_local
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
-from picoedge.mesh.transport.messages import PING_BYTES, integer_of
+from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts, board_from_json
 from picoedge.store.pack.inventory import held_shards
 from picoedge.store.shards import Held
@@ -235,7 +236,7 @@ def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], te
         client = directory.clients[handle.key]
         answer = client.ask("job-reserve", {"job": "inference"}, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:
-            memory = integer_of(answer, "memory_bytes")
+            memory = Fields(answer).integer("memory_bytes")
     return memory
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import AccessError, StorageError, storage_errors
+from picoedge.files import replace_file, take_lock
 
 MAX_BYTES = 1 << 20
 LOCK = "lock"
-PATIENCE_S = 5.0  # a holder writes two small files; one that is suspended must not suspend all
-_PAUSE_S = 0.005
+LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; one that is suspended must not suspend all
 Stamp = tuple[int, int, int, int]
 
 
@@ -54,33 +52,10 @@ def stamp_of(path: Path) -> Stamp | None:
 def write_json(path: Path, value: object) -> None:
     """Replace a file, for good when this returns. Its folder's lock must be held."""
     data = json.dumps(value, indent=1).encode() + b"\n"
-    beside = path.with_name(f".{path.name}.new")  # under the lock: nobody else's
     with _as_storage_error(path):
-        beside.unlink(missing_ok=True)
-        try:
-            _write_new(beside, data)
-            os.replace(beside, path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        for left in path.parent.glob(f".{path.name}*.new"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
+        replace_file(path, data, 0o600)
 
 
 @contextmanager
@@ -93,22 +68,11 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with open(fd, "rb"):
-        if not _take(fd, time.monotonic() + PATIENCE_S):
+        if not take_lock(fd, LOCK_TIMEOUT_S):
             raise StorageError(
-                f"{folder / LOCK}: held for {PATIENCE_S:.0f} s", "a picoedge is stopped: end it"
+                f"{folder / LOCK}: held for {LOCK_TIMEOUT_S:.0f} s", "a picoedge is stopped: end it"
             )
         yield
-
-
-def _take(fd: int, until_s: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until_s:
-                return False
-            time.sleep(_PAUSE_S)
 
 
 def _as_storage_error(path: Path) -> AbstractContextManager[None]:

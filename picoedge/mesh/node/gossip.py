@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from picoedge.errors import ProtocolError, UsageError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.keys import is_key
 from picoedge.mesh.identity.roster import MAX_NAME
-from picoedge.mesh.transport.messages import Body, integer_of, object_of, text_of, texts_of
+from picoedge.mesh.transport.messages import Body
 
 MAX_ADDRESSES = 8  # of one board: a few interfaces, IPv4 and IPv6
 MAX_BOARDS = 1024  # as many as a roster has entries
@@ -58,22 +59,24 @@ class Beat:
 
 def read_hello(body: Body) -> Hello:
     """Raises ProtocolError."""
+    fields = Fields(body)
     return Hello(
-        text_of(body, "name", MAX_NAME),
-        integer_of(body, "incarnation"),
-        integer_of(body, "port", 1 << 16),
+        fields.text("name", MAX_NAME),
+        fields.integer("incarnation"),
+        fields.integer("port", 0, 65535),
         _addresses(body),
-        text_of(body, "digest", MAX_DIGEST),
+        fields.text("digest", MAX_DIGEST),
     )
 
 
 def read_beat(body: Body) -> Beat:
     """Raises ProtocolError."""
+    fields = Fields(body)
     return Beat(
-        integer_of(body, "incarnation"),
-        integer_of(body, "sequence"),
-        text_of(body, "digest", MAX_DIGEST),
-        object_of(body, "state"),
+        fields.integer("incarnation"),
+        fields.integer("sequence"),
+        fields.text("digest", MAX_DIGEST),
+        fields.object("state").values,
     )
 
 
@@ -84,14 +87,14 @@ def addresses_body(known: KnownAddresses) -> Body:
 
 def read_addresses(body: Body) -> KnownAddresses:
     """Public key to addresses. Raises ProtocolError."""
-    boards = object_of(body, "boards")
+    boards = Fields(body).object("boards").values
     if len(boards) > MAX_BOARDS or not all(is_key(key) for key in boards):
         raise ProtocolError("addresses of what are no keys, or of too many")
     return {key: _addresses({"addresses": listed}) for key, listed in boards.items()}
 
 
 def _addresses(body: Body) -> tuple[Address, ...]:
-    texts = texts_of(body, "addresses", MAX_ADDRESSES, MAX_ADDRESS)
+    texts = Fields(body).texts("addresses", MAX_ADDRESSES, MAX_ADDRESS)
     try:
         addresses = tuple(parse_address(text) for text in texts)
     except UsageError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, BoardLostError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import accept, joining_keys
 from picoedge.mesh.identity.identity import Identity
@@ -13,7 +14,7 @@ from picoedge.mesh.identity.invite import Invitation
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.node.address_book import AddressBook
 from picoedge.mesh.transport.client import Client
-from picoedge.mesh.transport.messages import Body, object_of
+from picoedge.mesh.transport.messages import Body
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
@@ -62,7 +63,7 @@ def ask_to_join(
             answer = _ask(context, invitation, keys, "roster", {}, timeout_s)
         except (AccessError, BoardLostError):
             raise _plainer(error) from None
-    return object_of(answer, "roster")
+    return dict(Fields(answer).object("roster").values)
 
 
 def _ask(

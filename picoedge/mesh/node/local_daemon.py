@@ -6,26 +6,24 @@ holds a lock while it lives: what a killed one left behind is known to be stale.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.errors import BoardLostError, MeshError, UsageError
+from picoedge.fields import Fields
+from picoedge.files import take_lock
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.private_files import locked, read_json, write_json
 from picoedge.mesh.transport.client import Client
-from picoedge.mesh.transport.messages import integer_of, text_of
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
 
 FILE, LOCK = "daemon.json", "daemon.lock"
-TRIES = 20  # somebody who looks whether a daemon runs holds the lock for a moment
-TRY_S = 0.01
+LOCK_S = 0.2  # a process that looks whether a daemon runs holds the lock for a moment
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class DaemonFile:
         self._folder = folder
         with locked(folder):
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _lock(self._lock):
+        if not take_lock(self._lock, LOCK_S):
             os.close(self._lock)
             raise _running(folder)
 
@@ -91,35 +89,19 @@ def connect_local(context: Context, folder: Path) -> Client:
 
 def _read(folder: Path) -> LocalDaemon | None:
     try:
-        value = read_json(folder / FILE, "stop the daemon, and start it again")
-        if not isinstance(value, dict):
-            return None
-        address = parse_address(text_of(value, "address", 80))
-        return LocalDaemon(integer_of(value, "pid"), address, integer_of(value, "incarnation"))
+        fields = Fields(read_json(folder / FILE, "stop the daemon, and start it again"))
+        address = parse_address(fields.text("address", 80))
+        return LocalDaemon(fields.integer("pid"), address, fields.integer("incarnation"))
     except (MeshError, UsageError):
         return None
-
-
-def _lock(file: int) -> bool:
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(TRY_S)
-        else:
-            return True
-    return False
 
 
 def _is_locked(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not take_lock(file.fileno(), shared=True)
     except OSError:
         return False
-    return False
 
 
 def _running(folder: Path) -> MeshError:

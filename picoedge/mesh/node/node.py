@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, PicoedgeError, ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import admit
 from picoedge.mesh.identity.identity import Identity, load_signing_key
@@ -32,12 +33,11 @@ from picoedge.mesh.transport.frames import control, read_control
 from picoedge.mesh.transport.loop import Call, Loop
 from picoedge.mesh.transport.messages import (
     ERROR,
+    MAX_ID,
     REPLY,
     Body,
     error_of,
-    integer_of,
     number_of,
-    text_of,
 )
 from picoedge.mesh.transport.replies import Handler, Pending, Reply, frames_of, reply_of
 from picoedge.mesh.transport.server import Frames, Request, Sender, Server
@@ -306,7 +306,7 @@ class Node:
             ask.answered(answer)
 
     def _replied(self, peer: str, kind: str, body: Body) -> None:
-        number = integer_of(body, "id", 1 << 53)
+        number = Fields(body).integer("id", 0, MAX_ID)
         ask = self._asks.get(number)
         if ask is None or ask.key != peer:
             return  # answered too late: nobody waits any more
@@ -325,7 +325,8 @@ class Node:
         self.server.cut(sender, REFUSED_S if self._strikes[key] > STRIKES else 0.0)
 
     def _join(self, peer: str, body: Body) -> Body:
-        public, name = text_of(body, "public", 40), text_of(body, "name", 64)
+        fields = Fields(body)
+        public, name = fields.text("public", 40), fields.text("name", 64)
         if self.roster.is_allowed(peer):
             raise AccessError("this key is in the cluster already", "picoedge run")
         signing = load_signing_key(self.identity.folder)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.node.address_book import AddressBook
 from picoedge.mesh.node.failure_detector import FailureDetector, Timing
@@ -29,7 +30,7 @@ from picoedge.mesh.node.membership import (
     Revoked,
 )
 from picoedge.mesh.transport.dialer import Connection
-from picoedge.mesh.transport.messages import Body, integer_of
+from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class Peers:
         self._finder.add_reported(read_addresses(body), self._is_other)
 
     def _leave(self, peer: str, body: Body) -> None:
-        incarnation = integer_of(body, "incarnation")
+        incarnation = Fields(body).integer("incarnation")
         board = self.boards.get(peer)
         if board is not None and self._speaks_for(peer, board):
             self._detector.apply(Left(str(peer), incarnation))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import ModelError, PicoedgeError, ProtocolError, StorageError
+from picoedge.fields import Fields
 from picoedge.mesh.transport.frames import U32, Header, Kind, pack
-from picoedge.mesh.transport.messages import Body, integer_of, text_of
+from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.replies import Handler, RawReply
 from picoedge.store.pack.inventory import (
     HASH,
@@ -106,11 +107,11 @@ class Donor:
         The header's sequence is the id, its extra the offset. Raises ProtocolError, and
         ModelError or StorageError where the item is not here or cannot be read.
         """
-        number = integer_of(body, "id", U32 + 1)
-        offset = integer_of(body, "offset", U32 + 1)
-        nbytes = integer_of(body, "bytes", PART_BYTES + 1)
+        fields = Fields(body)
+        number, offset = fields.integer("id", 0, U32), fields.integer("offset", 0, U32)
+        nbytes = fields.integer("bytes", 0, PART_BYTES)
         shelved = self._find(_identity_of(body))
-        name = text_of(body, "item", _MAX_NAME)
+        name = fields.text("item", _MAX_NAME)
         item = self._item(shelved, name)
         if offset + nbytes > item.nbytes:
             raise ProtocolError(f"{name} has {item.nbytes} bytes, not {offset + nbytes}")
@@ -194,10 +195,7 @@ def unpack_bits(text: str, count: int) -> list[bool]:
 
 
 def _identity_of(body: Body) -> str:
-    identity = text_of(body, "pack", 64)
-    if not HASH.fullmatch(identity):
-        raise ProtocolError("a pack is asked for by what is no hash")
-    return identity
+    return Fields(body).text("pack", 64, HASH, "the hash of a pack")
 
 
 def _stamp(path: Path) -> Stamp | None:

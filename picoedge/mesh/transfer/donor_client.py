@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 import zmq
 
 from picoedge.errors import ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, unpack_bits
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import HEADER, Header, Kind, control, read_control, unpack
-from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, integer_of, text_of
+from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -136,12 +137,12 @@ class DonorLink:
         if header.kind == Kind.SHARD:
             return self._part(header, frames[1])
         kind, body = read_control(frames)
-        number = integer_of(body, "id", MAX_ID) if kind in (REPLY, ERROR) else 0
+        number = Fields(body).integer("id", 0, MAX_ID) if kind in (REPLY, ERROR) else 0
         if kind == REPLY and number == self._offer:
             return read_offer(body)
         if kind == ERROR and number in (self._offer, *self._parts):
             item = self._parts.pop(number, ("", 0, 0))[0]
-            return Refused(item, text_of(body, "message"))
+            return Refused(item, Fields(body).text("message"))
         return None  # late, or told to all
 
     def _part(self, header: Header, data: memoryview) -> Part | None:
@@ -160,10 +161,11 @@ class DonorLink:
 
 def read_offer(body: Body) -> Offered:
     """A donor's answer to OFFER. Raises ProtocolError."""
-    held = None if body.get("held") is None else text_of(body, "held", _MAX_ITEMS)
+    fields = Fields(body)
+    held = None if body.get("held") is None else fields.text("held", _MAX_ITEMS)
     return Offered(
-        name=text_of(body, "name", _MAX_NAME),
-        manifest_bytes=integer_of(body, "manifest_bytes"),
-        items=integer_of(body, "items", _MAX_ITEMS),
+        name=fields.text("name", _MAX_NAME),
+        manifest_bytes=fields.integer("manifest_bytes"),
+        items=fields.integer("items", 0, _MAX_ITEMS),
         held=held,
     )

@@ -294,7 +294,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_roster(home: Path) -> None:
 
 
 def test_a_lock_that_stays_taken_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_files, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(private_files, "LOCK_TIMEOUT_S", 0.05)
     with (home / "lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StorageError, match="lock: held"):

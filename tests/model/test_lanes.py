@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers_models import CASES, VOCAB, packed_model, random_model
+from random_models import CASES, VOCAB, packed_model
 from window_models import keep_none, keep_others, plan_of, windowed
 
+from picoedge.kernels.arrays import F64
 from picoedge.kernels.loader import load_kernels
-from picoedge.model.lanes import F64, LANE_STEP, LANES_FROM, Reduce, lanes_of
+from picoedge.model.lanes import LANE_STEP, LANES_FROM, Reduce, lanes_of
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 
@@ -68,7 +69,7 @@ def test_lanes_are_every_token_once(n: int) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_sums_that_are_under_way_change_no_bit(case: str, tmp_path: Path) -> None:
-    packed, sums = packed_model(random_model(case, blocks=True), tmp_path, bits=8), Sums()
+    packed, sums = packed_model(case, tmp_path, 8, blocks=True), Sums()
     with model_of(packed, "native", None) as alone, model_of(packed, "native", sums.begin) as tied:
         np.testing.assert_array_equal(logits_of(tied), logits_of(alone))
     assert sums.most == 2
@@ -77,7 +78,7 @@ def test_sums_that_are_under_way_change_no_bit(case: str, tmp_path: Path) -> Non
 
 def test_lanes_of_the_numpy_twin_are_as_two_chunks(tmp_path: Path) -> None:
     """There, how many tokens are computed together may change their last bits."""
-    packed, sums = packed_model(random_model("llama", blocks=True), tmp_path, bits=8), Sums()
+    packed, sums = packed_model("llama", tmp_path, 8, blocks=True), Sums()
     with model_of(packed, "numpy", None) as alone, model_of(packed, "numpy", sums.begin) as tied:
         got = [row.copy() for row in tied.forward_all(TOKENS, 0)]
         want = [
@@ -91,7 +92,7 @@ def test_lanes_of_the_numpy_twin_are_as_two_chunks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [keep_none, keep_others])
 def test_lanes_share_what_is_streamed(keep: Callable[..., bool], tmp_path: Path) -> None:
-    packed, sums = packed_model(random_model("llama", blocks=True), tmp_path, bits=8), Sums()
+    packed, sums = packed_model("llama", tmp_path, 8, blocks=True), Sums()
     plan = plan_of(packed, keep=keep)
     with model_of(packed, "native", None) as alone:
         want = logits_of(alone)

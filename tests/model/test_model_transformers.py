@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers_models import (
-    CASES,
-    VOCAB,
-    packed_model,
-    random_model,
-    reference_logits,
-    relative_error,
-)
+from random_models import CASES, VOCAB, packed_model
+from transformers_models import reference_logits, reference_model, relative_error, rms_error
 
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
+
+TOKENS = [(31 * i + 7) % VOCAB for i in range(41)]
 
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(reference model, the same packed as f32)"""
-    model = random_model(request.param)
-    return model, packed_model(model, tmp_path_factory.mktemp("model"), bits=32)
+    folder = tmp_path_factory.mktemp("model")
+    packed = packed_model(request.param, folder, 32)
+    return reference_model(folder / "hf"), packed
 
 
 @pytest.mark.parametrize("length", [1, 7, 33, 70])
@@ -60,3 +58,13 @@ def test_a_prompt_rewound_and_continued_otherwise_forgets_what_followed(pair: An
     logits = ours.forward(second[3:], 3)
     ours.close()
     assert relative_error(logits, reference_logits(model, second)[-1]) < 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_8_bit_logits_are_near_the_reference(case: str, tmp_path: Path) -> None:
+    packed = packed_model(case, tmp_path, 8, blocks=True)
+    want = reference_logits(reference_model(tmp_path / "hf"), TOKENS)
+    ours = Transformer(packed, load_kernels("native", 1), 64)
+    got = np.concatenate([rows.copy() for rows in ours.forward_all(TOKENS, 0)])
+    ours.close()
+    assert rms_error(got, want) < 0.2  # 8 bits, and a random model doubles each rounding

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers_models import CASES, VOCAB, packed_model, random_model
+from random_models import CASES, VOCAB, packed_model
 
 from picoedge.errors import ProtocolError
 from picoedge.kernels.f48 import EXCEPTION
@@ -35,7 +35,7 @@ def untouched(sums: F64) -> None:
 @pytest.mark.parametrize("twin", ["native", "numpy"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_sum_is_read_as_f32(case: str, twin: str, batch: int, tmp_path: Path) -> None:
-    packed = packed_model(random_model(case, blocks=True), tmp_path, bits=8)
+    packed = packed_model(case, tmp_path, 8, blocks=True)
 
     def logits(reduce: Reduce) -> bytes:
         model = Transformer(packed, load_kernels(twin, 1), 64, batch=batch, reduce=reduce)

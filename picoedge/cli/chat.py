@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, output, prompts
+from picoedge.cli import models, options, output
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Prompter, Session
@@ -36,13 +36,13 @@ def command(**values: Any) -> int:
 
     With -p, or with text piped in, one answer is printed and nothing else.
     """
-    if values["prompt"] is None and prompts.stdin_is_terminal():
+    if values["prompt"] is None and models.stdin_is_terminal():
         opened = models.open_pack(values)
         prompter = opened.prompter
         prompter.require_template()  # rather now than after the first question
         with closing(models.open_session(values, opened)) as session:
             return _converse(session, prompter, values)
-    text = prompts.chosen_prompt(values["prompt"]).strip()
+    text = models.chosen_prompt(values["prompt"]).strip()
     opened = models.open_pack(values)
     prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
     with closing(models.open_session(values, opened, prompt)) as session:

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from picoedge.cli.tables import print_json
+from picoedge.cli.output import print_json
 
 
 @click.command("doctor")

@@ -1,9 +1,8 @@
-"""Errors as people should see them: one line `error: what, where (what to do)`, an exit code."""
+"""Any error as one line on stderr, `error: what, where (what to do)`, and an exit code."""
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ EXIT_RUNTIME = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-Told = tuple[str, str, int]  # message, hint, exit code
+Outcome = tuple[str, str, int]  # message, hint, exit code
 
 
 def unknown_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
-    """The error for a first word that is no command, with the line that was meant."""
+    """The error for an unknown first word, with the command line that was probably meant."""
     word, rest = args[0], args[1:]
     message = f"no such command: {word}"
     if word == "run" and rest:
@@ -33,31 +32,18 @@ def unknown_command(args: Sequence[str], known: Sequence[str]) -> UsageError:
     return UsageError(message, hint or "picoedge --help lists the commands")
 
 
-def tolerate_any_text() -> None:
-    """Let a terminal of a narrow encoding show `?` rather than end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def flush_output() -> None:
-    """Flush stdout while an error can still be told; raises OSError."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
 def report(error: BaseException, debug: bool = False) -> int:
-    """Tell `error` on stderr; returns the exit code."""
+    """Print `error` on stderr; returns the exit code."""
     if debug:
         import traceback
 
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     if isinstance(error, BrokenPipeError):
         _abandon_stdout()
-        return EXIT_RUNTIME  # nobody reads on: nothing to tell
+        return EXIT_RUNTIME  # the reader of the pipe has ended
     if isinstance(error, KeyboardInterrupt) and sys.stderr is not None and sys.stderr.isatty():
         _print_error("")  # the terminal has shown ^C
-    message, hint, code = _told(error)
+    message, hint, code = _outcome(error)
     if message:
         _print_error(error_line(message, hint))
     if isinstance(error, OSError):
@@ -65,11 +51,11 @@ def report(error: BaseException, debug: bool = False) -> int:
     return code
 
 
-def _told(error: BaseException) -> Told:
+def _outcome(error: BaseException) -> Outcome:
     if isinstance(error, PicoedgeError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, click.ClickException):
-        return _told_click(error)
+        return _of_click(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "", "", EXIT_INTERRUPTED
     if isinstance(error, SystemExit):
@@ -77,15 +63,15 @@ def _told(error: BaseException) -> Told:
     if isinstance(error, MemoryError):
         return "out of memory", "a smaller --ctx-size or model needs less", EXIT_RUNTIME
     if isinstance(error, OSError):
-        told = storage_error(error)
-        return told.message, told.hint, told.exit_code
+        failure = storage_error(error)
+        return failure.message, failure.hint, failure.exit_code
     name = type(error).__name__
     hint = "this is a defect of picoedge: please report it with what --debug shows"
     return f"{name}: {error}".splitlines()[0], hint, EXIT_RUNTIME
 
 
 def storage_error(error: OSError) -> StorageError:
-    """An operating system's error as one of ours: what failed, where, what to do."""
+    """The StorageError for an OSError: what failed, where, what to do."""
     reason = (error.strerror or str(error) or type(error).__name__).lower()
     where = f": {error.filename}" if error.filename else ""
     hints = {
@@ -97,7 +83,7 @@ def storage_error(error: OSError) -> StorageError:
     return StorageError(f"{reason}{where}", hints.get(error.errno or 0, ""))
 
 
-def _told_click(error: click.ClickException) -> Told:
+def _of_click(error: click.ClickException) -> Outcome:
     ctx = getattr(error, "ctx", None)
     asked = ctx.command_path if ctx is not None else "picoedge"
     if isinstance(error, click.NoSuchOption):
@@ -134,11 +120,11 @@ def _print_error(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        return  # nobody is left to tell
+        return  # stderr is gone as well
 
 
 def _abandon_stdout() -> None:
-    """Keep the interpreter's flush at exit from failing once more on a stdout that is gone."""
+    """Where stdout is gone, keep the interpreter's flush at exit from failing once more."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, output, prompts, reports
+from picoedge.cli import models, options, output, reports
 from picoedge.errors import PicoedgeError
 from picoedge.units import MB
 
@@ -42,7 +42,7 @@ def command(**values: Any) -> None:
     The text goes to stdout as it comes. MODEL is a catalogue name, a .gguf file, a Hugging Face
     folder or a .pico folder.
     """
-    text = prompts.chosen_prompt(values["prompt"])
+    text = models.chosen_prompt(values["prompt"])
     opened = models.open_pack(values, template=not values["raw"])
     prompt = _prompt(text, values, opened.prompter)
     with closing(models.open_session(values, opened, prompt)) as session:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli.output import note, one_line, warn
-from picoedge.cli.tables import print_facts, print_json, print_table
+from picoedge.cli.output import note, one_line, print_facts, print_json, print_table, warn
 from picoedge.errors import UsageError
 from picoedge.suggest import did_you_mean
 

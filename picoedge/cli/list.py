@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from picoedge.cli.tables import print_json, print_table
+from picoedge.cli.output import print_json, print_table
 
 
 @click.command("list")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from picoedge.cli import failures
+from picoedge.cli import failures, output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("picoedge.cli.chat", "Talk with a model."),
@@ -148,10 +148,10 @@ def _load_config(ctx: click.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Never raises, never shows a traceback."""
     invocation = Invocation()
-    failures.tolerate_any_text()
+    output.tolerate_any_text()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv), invocation)
-        failures.flush_output()
+        output.flush_output()
     except BaseException as error:  # the one place that takes everything: nothing is above it
         return failures.report(error, debug=invocation.debug)
     return code

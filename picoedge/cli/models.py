@@ -1,7 +1,8 @@
-"""From a command's parameters to a model that runs, with progress and notes on stderr."""
+"""From a command's parameters to a prompt, an open pack, and a model that runs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from picoedge.cli import reports
 from picoedge.cli.options import chosen_cluster, chosen_sampling
 from picoedge.cli.output import error_line, note, showing_progress, warn
+from picoedge.errors import UsageError
+from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.open import OpenPack
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
     Model = TypeVar("Model", bound=LanguageModel)
+
+MAX_STDIN_BYTES = 16 << 20  # more than any context takes
 
 
 def open_options(values: Mapping[str, Any], **changes: Any) -> OpenOptions:
@@ -100,6 +105,48 @@ def tell_of_lost_pages(pack: Path) -> None:
     lost = f"a file of {pack} that is in use can no longer be read"
     hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
     end_where_pages_are_lost(error_line(lost, hint))
+
+
+def stdin_is_terminal() -> bool:
+    """Whether a person types at the other end."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_stdin() -> str:
+    """All of stdin as text. Raises UsageError where it is not UTF-8, or endless."""
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise UsageError(
+            f"standard input is larger than {format_size(MAX_STDIN_BYTES)}", "no context is"
+        )
+    return decode_text(data, "standard input")
+
+
+def read_text(path: Path, limit: int | None = None) -> str:
+    """The first `limit` bytes of a file as text. Raises UsageError where it is not UTF-8."""
+    with path.open("rb") as file:
+        data = file.read() if limit is None else file.read(limit)
+    return decode_text(data, str(path), cut=limit is not None and len(data) == limit)
+
+
+def decode_text(data: bytes, where: str, cut: bool = False) -> str:
+    """UTF-8 to text; `cut`: the last character may be incomplete, and is then dropped."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if cut and error.start >= len(data) - 3:
+            return data[: error.start].decode("utf-8")
+        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})", "convert it") from None
+
+
+def chosen_prompt(prompt: str | None) -> str:
+    """`-p`, else what is piped in, less its last newline. Raises UsageError for neither."""
+    if prompt is None and stdin_is_terminal():
+        raise UsageError("no prompt", "give one with -p TEXT, or pipe it in")
+    text = read_stdin().removesuffix("\n") if prompt is None else prompt
+    if not text.strip():
+        raise UsageError("the prompt is empty", "give one with -p TEXT, or pipe it in")
+    return text
 
 
 def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:

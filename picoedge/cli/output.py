@@ -1,12 +1,16 @@
-"""What is said to people: answers on stdout, everything else on stderr, nothing in a pipe's way."""
+"""Output: answers, tables and JSON on stdout; notes, warnings and progress on stderr."""
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
 
 from picoedge.cli import reports
 from picoedge.errors import PicoedgeError
@@ -22,6 +26,19 @@ _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n
 _LINE_ENDS = dict.fromkeys(map(ord, "\n\r\t\v\f\x85\u2028\u2029"), " ")
 _REORDERING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # Trojan Source
 _ONE_LINE = {**_CONTROL, **_REORDERING, **_LINE_ENDS}
+
+
+def tolerate_any_text() -> None:
+    """Write `?` for characters that a terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def flush_output() -> None:
+    """Flush stdout while an error can still be reported. Raises OSError."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def printable(text: str) -> str:
@@ -141,3 +158,24 @@ def note_waiting(session: Session) -> None:
     line = reports.waiting(session.stats) if session.model.memory_plan is not None else ""
     if line:
         note(line, verbose=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """`name   value` lines."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{one_line(name).ljust(width)}  {one_line(value)}".rstrip())

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from picoedge.cli.output import one_line, showing_progress
-from picoedge.cli.tables import print_json
+from picoedge.cli.output import one_line, print_json, showing_progress
 
 
 @click.command("pack")

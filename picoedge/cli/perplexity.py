@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, prompts
+from picoedge.cli import models, options
 from picoedge.cli.output import showing_progress
 from picoedge.errors import ContextError, UsageError
 from picoedge.progress import Progress
@@ -45,7 +45,7 @@ def command(**values: Any) -> None:
     from picoedge.engine.open import load_model
     from picoedge.model.transformer import LOGIT_ROWS
 
-    prompts.read_text(values["file"], BYTES_PER_TOKEN)  # a file that is no text fails at once
+    models.read_text(values["file"], BYTES_PER_TOKEN)  # a file that is no text fails at once
     opened = models.open_pack(values, template=False, logit_rows=LOGIT_ROWS)
     tokens = first_tokens(opened.take_tokenizer(), values["file"], values["n_tokens"])
     opened.suggest_context(len(tokens))
@@ -76,7 +76,7 @@ def first_tokens(tokenizer: Tokenizer, file: Path, count: int) -> list[int]:
     """
     limit = count * BYTES_PER_TOKEN
     while True:
-        ids = tokenizer.encode(prompts.read_text(file, limit))
+        ids = tokenizer.encode(models.read_text(file, limit))
         # The last word may be cut in two where the reading ended: stay well before it.
         if len(ids) > count + 64 or file.stat().st_size <= limit:
             break

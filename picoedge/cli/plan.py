@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options
-from picoedge.cli.output import warn
-from picoedge.cli.tables import print_facts, print_json
+from picoedge.cli.output import print_facts, print_json, warn
 from picoedge.errors import UsageError
 from picoedge.units import format_size
 

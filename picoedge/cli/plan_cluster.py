@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from picoedge.cli.tables import print_table
+from picoedge.cli.output import print_table
 
 if TYPE_CHECKING:
     from picoedge.planner.cluster_plan import ClusterPlan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from picoedge.cli.tables import print_json, print_table
+from picoedge.cli.output import print_json, print_table
 from picoedge.units import format_size
 
 if TYPE_CHECKING:

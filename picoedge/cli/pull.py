@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from picoedge.cli.output import one_line, showing_progress
-from picoedge.cli.tables import print_json
+from picoedge.cli.output import one_line, print_json, showing_progress
 
 
 @click.command("pull")

@@ -6,8 +6,7 @@ import sys
 
 import click
 
-from picoedge.cli.output import one_line
-from picoedge.cli.tables import print_json
+from picoedge.cli.output import one_line, print_json
 from picoedge.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from picoedge.cli.options import model_argument
-from picoedge.cli.tables import print_facts, print_json
+from picoedge.cli.output import print_facts, print_json
 
 
 @click.command("show")

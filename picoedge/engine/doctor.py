@@ -1,4 +1,4 @@
-"""What is wrong with this board, and what to do about it: the checks of `picoedge doctor`."""
+"""The checks of `picoedge doctor`: each says what is wrong with this board and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,25 +14,23 @@ from pathlib import Path
 from picoedge.errors import PicoedgeError
 from picoedge.host import memory
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
+from picoedge.host.thermal import SYS, firmware_flags, read_heat
 from picoedge.kernels.loader import default_threads, describe_kernels
 from picoedge.registry.shelf import Shelf
 from picoedge.units import format_size
 
-LIBRARIES = ("click", "gguf", "jinja2", "psutil", "rich", "safetensors", "sentencepiece",
-             "tokenizers", "zmq")  # fmt: skip
+LIBRARIES = (
+    "click", "cryptography", "gguf", "jinja2", "nacl", "numpy", "psutil", "rich", "sentencepiece",
+    "tokenizers", "zmq", *(("tomli",) if sys.version_info < (3, 11) else ()),
+)  # fmt: skip
 _LOW_MEMORY_BYTES = 300 << 20
 _LOW_DISK_BYTES = 500 << 20
 _HOT_C = 80.0
-_SLOW_STORAGE = 25 << 20  # bytes a second: a card of the old sort, or a slot at its slowest
-_STORAGE_PATIENCE_S = 2.0
+_SLOW_STORAGE = 25 << 20  # bytes a second: the slowest SD cards and slots
+_STORAGE_TIMEOUT_S = 2.0  # a dying card must not hold up the report
 
-# Bits of `vcgencmd get_throttled`; the same 16 higher: since boot.
-_THROTTLED = {
-    0: "under-voltage",
-    1: "clock capped",
-    2: "throttled",
-    3: "soft temperature limit",
-}
+# Bits of a Raspberry Pi's throttling now; 16 bits higher they mean since boot.
+_THROTTLED = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,8 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_disk(shelf.folder)
     yield check_storage(shelf)
     yield check_model(shelf)
-    yield from check_firmware()
-    yield from check_heat(Path("/sys/class/thermal"))
+    yield from check_power(SYS)
+    yield from check_heat(SYS)
 
 
 def check_python(version: tuple[int, ...], maxsize: int) -> Check:
@@ -74,7 +71,7 @@ def check_python(version: tuple[int, ...], maxsize: int) -> Check:
 
 
 def check_libraries(missing: list[str]) -> Check:
-    """What picoedge stands on is installed."""
+    """All libraries that picoedge imports are installed."""
     if missing:
         return Check("libraries", "fail", f"missing: {', '.join(missing)}", "pip install picoedge")
     return Check("libraries", "ok", "all there")
@@ -94,7 +91,7 @@ def check_numpy() -> Check:
 
 
 def check_kernels(kind: str | None) -> Check:
-    """Which twin of the kernels runs, and why."""
+    """The kernels that run, and why these."""
     try:
         text = describe_kernels(kind)
     except PicoedgeError as error:
@@ -112,9 +109,9 @@ def check_compiler() -> Check:
 
 
 def check_memory(available: int, total: int, without_limit: int) -> Check:
-    """Memory that is free, within the limit of this process's cgroup if that is less."""
+    """Free memory, or what its cgroup's limit leaves of it."""
     text = f"{format_size(available)} free of {format_size(total)}"
-    if available < 0.9 * without_limit:  # not just what changed between two looks
+    if available < 0.9 * without_limit:  # more than what changes between two readings
         text += f", by its cgroup's limit (else {format_size(without_limit)})"
     if available < _LOW_MEMORY_BYTES:
         return Check("memory", "warn", text, "stop other programs, or take a smaller --ctx-size")
@@ -145,14 +142,14 @@ def check_disk(folder: Path) -> Check:
 
 
 def check_storage(shelf: Shelf) -> Check:
-    """How fast the place where packs are kept can be read."""
+    """Read speed of the storage that holds the packs."""
     try:
         packs = [(item.n_bytes, item.path) for item in shelf.items() if item.state == "packed"]
         largest = max(packs, default=(0, None))[1]
         if largest is None:
             return Check("storage", "ok", "its speed is measured once a model is packed")
         folder = shelf.folder.parent
-        return check_speed(storage_speed(largest, cache=folder, patience_s=_STORAGE_PATIENCE_S))
+        return check_speed(storage_speed(largest, cache=folder, patience_s=_STORAGE_TIMEOUT_S))
     except PicoedgeError as error:
         return Check("storage", "warn", error.message, error.hint)
 
@@ -170,7 +167,7 @@ def check_speed(speed: StorageSpeed) -> Check:
 
 
 def check_model(shelf: Shelf) -> Check:
-    """There is a model to talk with."""
+    """There is a packed model."""
     packed = [item.name for item in shelf.items() if item.state == "packed"]
     if packed:
         return Check("models", "ok", ", ".join(packed))
@@ -180,44 +177,30 @@ def check_model(shelf: Shelf) -> Check:
     return Check("models", "warn", "none yet", "picoedge pull")
 
 
-def check_firmware() -> Iterator[Check]:
-    """What a Raspberry Pi's firmware says of its power and clock."""
-    if shutil.which("vcgencmd") is None:
+def check_power(sys: Path) -> Iterator[Check]:
+    """What a Raspberry Pi's firmware reports of its power and clock, where there is one."""
+    flags = firmware_flags(sys)
+    if flags is None:
         return
-    try:
-        answer = subprocess.run(
-            ["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        answer = ""
-    yield check_throttled(answer)
-
-
-def check_throttled(answer: str) -> Check:
-    """`throttled=0x50005`, in words."""
-    try:
-        bits = int(answer.strip().partition("=")[2], 16)
-    except ValueError:
-        return Check("power", "warn", "vcgencmd gives no answer", "add this user to group video")
-    now = [text for bit, text in _THROTTLED.items() if bits >> bit & 1]
-    before = [text for bit, text in _THROTTLED.items() if bits >> (bit + 16) & 1]
+    now = [text for bit, text in enumerate(_THROTTLED) if flags >> bit & 1]
+    before = [text for bit, text in enumerate(_THROTTLED) if flags >> (bit + 16) & 1]
     remedy = "a better power supply or cooling"
     if now:
-        return Check("power", "fail", f"now: {', '.join(now)}", remedy)
-    if before:
-        return Check("power", "warn", f"since boot: {', '.join(before)}", remedy)
-    return Check("power", "ok", "no throttling since boot")
+        yield Check("power", "fail", f"now: {', '.join(now)}", remedy)
+    elif before:
+        yield Check("power", "warn", f"since boot: {', '.join(before)}", remedy)
+    else:
+        yield Check("power", "ok", "no throttling since boot")
 
 
-def check_heat(folder: Path) -> Iterator[Check]:
+def check_heat(sys: Path) -> Iterator[Check]:
     """The hottest sensor, where there is one."""
-    texts = [_text_of(path) for path in folder.glob("thermal_zone*/temp")]
-    degrees = [int(text) / 1000 for text in texts if text.strip().lstrip("-").isdecimal()]
-    if not degrees:
+    degrees = read_heat(sys).temperature_c
+    if degrees is None:
         return
-    hot = max(degrees) >= _HOT_C
-    text = f"{max(degrees):.0f} °C"
-    yield Check("heat", "warn" if hot else "ok", text, "give it air or a heat sink" if hot else "")
+    hot = degrees >= _HOT_C
+    remedy = "give it air or a heat sink" if hot else ""
+    yield Check("heat", "warn" if hot else "ok", f"{degrees:.0f} °C", remedy)
 
 
 def _installed_bytes() -> int:

@@ -42,7 +42,9 @@ def read_heat(sys: Path = SYS) -> Heat:
     zones = (zone / "temp" for zone in _entries(sys / "class/thermal", "thermal_zone*"))
     degrees = [value / 1000 for value in _numbers(zones)]
     real = [value for value in degrees if _LEAST_C < value < _MOST_C]
-    return Heat(max(real, default=None), _is_slowed(sys) or _is_pi_throttled(sys))
+    return Heat(
+        max(real, default=None), _is_slowed(sys) or bool((firmware_flags(sys) or 0) & _PI_NOW)
+    )
 
 
 def _is_slowed(sys: Path) -> bool:
@@ -52,10 +54,10 @@ def _is_slowed(sys: Path) -> bool:
     return any(state > 0 for state in _numbers(device / "cur_state" for device in slowing))
 
 
-def _is_pi_throttled(sys: Path) -> bool:
-    """Whether a Raspberry Pi's firmware holds it back, for heat or for want of voltage."""
+def firmware_flags(sys: Path = SYS) -> int | None:
+    """`get_throttled` of a Raspberry Pi's firmware: bits 0-3 now, 16-19 since boot; else None."""
     files = _entries(sys / "devices/platform", "soc*/soc*:firmware/get_throttled")
-    return any(flags & _PI_NOW for flags in _numbers(files, base=16))
+    return next(_numbers(files, base=16), None)
 
 
 def _entries(folder: Path, pattern: str) -> list[Path]:

@@ -813,12 +813,12 @@ def test_an_encoding_that_lacks_the_answer_s_characters_is_no_error(pack: Path) 
 def test_whatever_happens_there_is_no_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, err: str
 ) -> None:
-    from picoedge.cli import prompts
+    from picoedge.cli import models
 
     def fail(prompt: str | None) -> str:
         raise error
 
-    monkeypatch.setattr(prompts, "chosen_prompt", fail)
+    monkeypatch.setattr(models, "chosen_prompt", fail)
     ran = run("generate", "x")
     assert ran.code == code
     assert ran.err.startswith(err) if err else ran.err == ""

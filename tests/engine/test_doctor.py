@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+import picoedge
 from picoedge.cli.main import main
 from picoedge.engine import doctor
 from picoedge.registry.fetch_settings import Fetching
@@ -20,18 +24,20 @@ def test_python_must_be_new_and_should_be_64_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "text"),
+    ("flags", "status", "text"),
     [
-        ("throttled=0x0\n", "ok", "no throttling since boot"),
-        ("throttled=0x50000\n", "warn", "since boot: under-voltage, throttled"),
-        ("throttled=0x50005\n", "fail", "now: under-voltage, throttled"),
-        ("throttled=0x80008\n", "fail", "now: soft temperature limit"),
-        ("VCHI initialization failed\n", "warn", "vcgencmd gives no answer"),
-        ("", "warn", "vcgencmd gives no answer"),
+        ("0\n", "ok", "no throttling since boot"),
+        ("50000\n", "warn", "since boot: under-voltage, throttled"),
+        ("50005\n", "fail", "now: under-voltage, throttled"),
+        ("80008\n", "fail", "now: soft temperature limit"),
     ],
 )
-def test_the_firmwares_word_on_power(answer: str, status: str, text: str) -> None:
-    check = doctor.check_throttled(answer)
+def test_the_firmwares_word_on_power(tmp_path: Path, flags: str, status: str, text: str) -> None:
+    assert list(doctor.check_power(tmp_path)) == []
+    firmware = tmp_path / "devices/platform/soc/soc:firmware"
+    firmware.mkdir(parents=True)
+    (firmware / "get_throttled").write_text(flags)
+    (check,) = doctor.check_power(tmp_path)
     assert (check.status, check.text) == (status, text)
 
 
@@ -57,8 +63,9 @@ def test_little_memory_is_warned_of() -> None:
 def test_a_hot_board_is_warned_of(tmp_path: Path) -> None:
     assert list(doctor.check_heat(tmp_path)) == []
     for i, degrees in enumerate(("45123\n", "83200\n")):
-        (tmp_path / f"thermal_zone{i}").mkdir()
-        (tmp_path / f"thermal_zone{i}" / "temp").write_text(degrees)
+        zone = tmp_path / "class" / "thermal" / f"thermal_zone{i}"
+        zone.mkdir(parents=True)
+        (zone / "temp").write_text(degrees)
     (check,) = doctor.check_heat(tmp_path)
     assert (check.status, check.text) == ("warn", "83 °C")
 
@@ -72,6 +79,28 @@ def test_a_shelf_that_cannot_be_written_fails(tmp_path: Path) -> None:
 def test_an_empty_shelf_names_the_command(tmp_path: Path) -> None:
     check = doctor.check_model(Shelf(tmp_path, {}, Fetching()))
     assert (check.status, check.remedy) == ("warn", "picoedge pull")
+
+
+def imported() -> set[str]:
+    """Libraries that some module of picoedge imports, anywhere in it."""
+    names: set[str] = set()
+    for path in Path(picoedge.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").partition(".")[0])
+    return names - sys.stdlib_module_names - {"picoedge"}
+
+
+def test_libraries_are_those_that_are_imported_and_declared() -> None:
+    optional = {"zeroconf", "tomli", "tomllib"}  # an extra; Python before 3.11, and since
+    assert set(doctor.LIBRARIES) - optional == imported() - optional
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    declared = set(re.findall(r'^    "([\w-]+)[><=]', project.partition("\n]\n")[0], re.MULTILINE))
+    modules = {"pynacl": "nacl", "pyzmq": "zmq"}
+    unused = {"safetensors", "tomli"}  # for training's state; for Python 3.10
+    assert {modules.get(name, name) for name in declared - unused} == imported() - optional
 
 
 def test_missing_libraries_are_named() -> None:

@@ -1,4 +1,4 @@
-"""`picoedge ps`: the boards of the mesh now, and what each of them does."""
+"""`picoedge ps`: the boards of the cluster and what each does now."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADER = (
 def command(as_json: bool) -> None:
     """Show the boards of the mesh: what each does, its slice of the model, memory, temperature.
 
-    This board's daemon is asked; `picoedge run` starts it.
+    This board's daemon answers; `picoedge run` starts it.
     """
     from picoedge.jobs.status import ask_mesh
 
@@ -41,7 +41,7 @@ def command(as_json: bool) -> None:
 
 @contextmanager
 def daemon() -> Iterator[Client]:
-    """A connection with this board's daemon. Raises AccessError, BoardLostError."""
+    """A connection to this board's daemon. Raises AccessError, BoardLostError."""
     import zmq
 
     from picoedge.mesh.identity.identity import cluster_folder
@@ -65,18 +65,18 @@ def summary(mesh: MeshState) -> str:
 
 def row(board: BoardState) -> tuple[str, ...]:
     """The cells of one board under `HEADER`."""
-    gone = board.condition not in ("alive", "slow")
-    told = ("-",) * 7 if gone else _told(board)
-    return (board.name, board.condition, board.address or "-", *told)
+    absent = board.condition not in ("alive", "slow")
+    cells = ("-",) * 7 if absent else _report_cells(board)
+    return (board.name, board.condition, board.address or "-", *cells)
 
 
-def _told(board: BoardState) -> tuple[str, ...]:
+def _report_cells(board: BoardState) -> tuple[str, ...]:
     return (
         does(board),
         board.model or "-",
-        _run("heads", board.attention),
-        _run("shards", board.ffn),
-        _run("shards", board.vocabulary),
+        _span("heads", board.attention),
+        _span("shards", board.ffn),
+        _span("shards", board.vocabulary),
         memory(board),
         temperature(board),
     )
@@ -104,5 +104,5 @@ def temperature(board: BoardState) -> str:
     return f"{known}, throttled" if board.throttled else known
 
 
-def _run(kind: str, shards: range | None) -> str:
+def _span(kind: str, shards: range | None) -> str:
     return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"

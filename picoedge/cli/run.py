@@ -1,4 +1,4 @@
-"""`picoedge run`: this board joins the mesh and serves it, until it is told to stop."""
+"""`picoedge run`: serve the cluster with this board until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @options.threads_option
 def command(**values: Any) -> None:
-    """Serve the mesh: hold shards, take seats in sessions, pass shards on.
+    """Serve the mesh: hold shards of models, compute with them, pass them on to other boards.
 
     It needs an identity: `picoedge keys init` on the first board, `--join STRING` on the others.
     """
@@ -67,7 +67,7 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
     available = available_bytes()
     memory = min(values["memory"] or available, available)
     if values["memory"] is None:
-        memory -= available // 16  # a margin for whatever else runs here
+        memory -= available // 16  # a margin for other programs
     shelf = values["models"] or shelf_folder(os.environ)
     return BoardOptions(memory, shelf.absolute(), values["threads"])
 
@@ -137,12 +137,12 @@ def _serve(
 
 
 def _say(line: str) -> None:
-    """A line of the service's log, also where nobody looks on: a journal keeps it."""
+    """Print a line of the service's log, also without a terminal: a journal keeps it."""
     note(line, verbose=True)
 
 
 def _watch(node: Any, every_s: float | None) -> None:
-    """Give systemd its signs of life, where it asks for them."""
+    """Notify systemd's watchdog every `every_s` seconds, if it is set."""
     from picoedge.daemon.systemd import notify
 
     if every_s is None:

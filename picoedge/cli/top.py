@@ -1,4 +1,4 @@
-"""`picoedge top`: the mesh as it works: who computes, who waits, and for what."""
+"""`picoedge top`: how each board of the cluster spends its time, sampled continuously."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def command(samples: int | None, delay: float, as_json: bool) -> None:
     from picoedge.jobs.status import ask_mesh
 
     with ps.daemon() as caller:
-        taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
+        samples_taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
         try:
-            _show(taken, as_json)
+            _show(samples_taken, as_json)
         except KeyboardInterrupt:
             return
 
@@ -58,9 +58,9 @@ def sampled(
     sleep: Callable[[float], bool],
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[MeshState, list[Rates | None]]]:
-    """States of the mesh, and each board's rates since the one before.
+    """Sample the mesh: its state, and each board's rates since the sample before.
 
-    `sleep` returns False where somebody wants it to end.
+    `sleep` returns False to end.
     """
     before: dict[str, tuple[float, BoardState]] = {}
     count = 0
@@ -76,7 +76,7 @@ def sampled(
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one board between two samples; what a token took, in seconds of each kind."""
+    """A board's tokens per second between two samples, and the seconds of a token by kind."""
 
     tok_s: float
     compute_s: float
@@ -88,7 +88,7 @@ class Rates:
 def _rates(
     before: tuple[float, BoardState] | None, board: BoardState, now_s: float
 ) -> Rates | None:
-    """None where the board ran no token in between, or another session's."""
+    """None if the board ran no token in between, or tokens of another job."""
     if before is None or before[1].work is None or board.work is None:
         return None
     elapsed_s, was, work = now_s - before[0], before[1].work, board.work
@@ -127,22 +127,28 @@ def _to_json(mesh: MeshState, rates: list[Rates | None]) -> dict[str, Any]:
 
 
 def _print_lines(mesh: MeshState, rates: list[Rates | None]) -> None:
-    """A sample as plain lines, each of which says when and who."""
+    """Print a sample as plain lines, each with its time and its board."""
     now = time.strftime("%H:%M:%S")
     for board, rate in zip(mesh.boards, rates, strict=True):
         named = zip(HEADER[1:], row(board, rate)[1:], strict=True)
-        said = "  ".join(f"{name} {value}" for name, value in named if value != "-")
-        click.echo(one_line(f"{now}  {board.name}  {board.condition}  {said}"))
+        cells = "  ".join(f"{name} {value}" for name, value in named if value != "-")
+        click.echo(one_line(f"{now}  {board.name}  {board.condition}  {cells}"))
 
 
 def row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
     """The cells of one board under `HEADER`."""
-    told = ps.row(board)
+    cells = ps.row(board)
     speeds: tuple[str, ...] = ("-",) * 5
     if rate is not None:
         times = (rate.compute_s, rate.sync_s, rate.disk_s, rate.idle_s)
         speeds = (f"{rate.tok_s:.3g}", *(f"{1e3 * seconds:.3g} ms" for seconds in times))
-    return (told[0], told[3] if told[3] != "-" else board.condition, told[4], *told[-2:], *speeds)
+    return (
+        cells[0],
+        cells[3] if cells[3] != "-" else board.condition,
+        cells[4],
+        *cells[-2:],
+        *speeds,
+    )
 
 
 def _live(taken: Iterator[tuple[MeshState, list[Rates | None]]]) -> None:
@@ -173,7 +179,7 @@ def _table(mesh: MeshState, rates: list[Rates | None]) -> Table:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Have keys at once, without Enter, where there are any."""
+    """Read keys without Enter, if stdin is a terminal."""
     if not sys.stdin.isatty():
         yield
         return
@@ -189,7 +195,7 @@ def _keys() -> Iterator[None]:
 
 
 def _sleep(delay_s: float) -> bool:
-    """Wait; False at once where a key says that it is enough."""
+    """Wait; False at once if a key of QUIT is pressed."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         time.sleep(delay_s)
         return True

@@ -187,7 +187,7 @@ def _follow(model: LoadedModel, collective: Collective, page: ProgressPage) -> N
         busy_s += time.perf_counter() - began
         tokens += len(x)
         disk_s = model.disk_wait_s
-        page.add_up(Work(tokens, max(0.0, busy_s - sync_s - disk_s), sync_s, disk_s))
+        page.write_work(Work(tokens, max(0.0, busy_s - sync_s - disk_s), sync_s, disk_s))
         page.write("waiting for work", 0, passes)
 
 

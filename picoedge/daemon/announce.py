@@ -1,4 +1,4 @@
-"""How the other boards find this one: the address it tells them, and multicast DNS on the LAN."""
+"""Announce this board: the address that other boards are told, and multicast DNS on the LAN."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Tell = Callable[[str], None]
 
 @contextmanager
 def announced(node: Node, mdns: bool, tell: Tell) -> Iterator[None]:
-    """While the block runs this board says where it is, and looks for others of its cluster.
+    """Announce this board, and look for others of its cluster, while the block runs.
 
-    Without multicast (not installed, not wanted, or refused by the system) addresses alone are
-    used: those of --peers, and those that boards tell each other.
+    Without multicast DNS (not installed, not wanted, or refused by the system) only the addresses
+    of --peers and those exchanged between boards are used. `tell` receives lines for the user.
     """
     address = _reachable(node.address, tell)
     if address is None:
@@ -37,16 +37,16 @@ def announced(node: Node, mdns: bool, tell: Tell) -> Iterator[None]:
             discovery.close()
 
 
-def _reachable(listens: Address, tell: Tell) -> Address | None:
-    """What to tell the others; None where that would be of no use to them."""
-    if not listens.is_everywhere:
-        return listens if listens.is_numeric else None
+def _reachable(listening: Address, tell: Tell) -> Address | None:
+    """The address to tell other boards; None if they could not use it."""
+    if not listening.is_everywhere:
+        return listening if listening.is_numeric else None
     try:
         host, why = choose_interface(interfaces())
     except MeshError as error:
         tell(f"{error.message}: other boards cannot find this one ({error.hint})")
         return None
-    address = Address(host, listens.port)
+    address = Address(host, listening.port)
     tell(f"other boards are told {address} ({why})")
     return None if _is_loopback(address) else address
 
@@ -57,18 +57,18 @@ def _is_loopback(address: Address) -> bool:
 
 def _discovery(node: Node, address: Address, tell: Tell) -> Discovery | None:
     if _is_loopback(address) or ":" in address.host:
-        return None  # a loop-back has no neighbours; multicast is over IPv4 here
+        return None  # no neighbours on loopback; our multicast DNS uses IPv4 only
     if not is_available():
         tell("no multicast DNS: other boards need --peers (pip install picoedge[mdns])")
         return None
     import zeroconf
 
-    def found(key: str, addresses: tuple[Address, ...]) -> None:
-        node.soon(lambda: node.peers.hint(key, *addresses))  # from a thread of zeroconf's
+    def on_found(key: str, addresses: tuple[Address, ...]) -> None:
+        node.soon(lambda: node.peers.hint(key, *addresses))  # called in zeroconf's thread
 
     cluster, key, name = node.roster.cluster, node.identity.keys.public, node.identity.name
     try:
-        discovery = Discovery(cluster.tag, key, name, address, found)
+        discovery = Discovery(cluster.tag, key, name, address, on_found)
     except (OSError, zeroconf.Error) as error:
         tell(f"no multicast DNS: {error or type(error).__name__}; other boards need --peers")
         return None

@@ -9,7 +9,7 @@
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-`reservations` decides who has the board. The daemon loads no weights.
+`reservations` decides which job has the board. The daemon loads no weights.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class BoardService:
             raise AccessError("this board runs no such job of the one who asks", "picoedge ps")
         self._end_run(reservation)
 
-    # -- who has the board ---------------------------------------------------------------------
+    # -- reservations --------------------------------------------------------------------------
 
     @property
     def _holder(self) -> Reservation | None:

@@ -1,8 +1,8 @@
-"""What this board can do, measured: `… -m picoedge.daemon.board_probe SHELF [THREADS]`.
+"""Measure this board: `python -m picoedge.daemon.board_probe SHELF [THREADS]`.
 
-The daemon starts it: a process of its own, because it loads NumPy and the kernels and the daemon
-is to stay small. It prints one JSON object: the facts that `cluster_facts.BoardFacts` has of a
-board, less its name.
+Started by the daemon as a process of its own, because it loads NumPy and the kernels and the
+daemon must stay small. It prints one JSON object: the fields of `planner.topology.BoardFacts`,
+except the board's name, key and memory.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from picoedge.mesh.group.tickets import TicketListener
 from picoedge.mesh.transport.seal import ciphers, common
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
-SCRATCH_BYTES = 64 << 20
+SCRATCH_BYTES = 64 << 20  # a second of a slow card, and more than its cache
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
-SUM_BYTES, ECHOES = 16 << 10, 200
+SUM_BYTES = 16 << 10  # of a token's sum, f64, at a hidden size of 2048
+ECHOES = 200  # a fourth is for warming up; the median of the others counts
 LOOPBACK, ECHO_S = "127.0.0.1", 5.0
-LOOKS = 3  # at the speed of computing
-UNKNOWN_DISK = 20e6  # bytes a second of a card that cannot be measured
+REPEATS = 3  # of the computing benchmark; the fastest counts
+UNKNOWN_DISK = 20e6  # bytes per second assumed for a card that cannot be measured: a slow one
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure, and print the facts."""
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else None
     print(json.dumps(measure_board(Path(sys.argv[1]), threads)))
     return 0
 
 
 def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
-    """Speeds, and the memory a session takes beside the model's."""
+    """Speeds of this board, and the memory of a job apart from the model's."""
     from picoedge.engine.fit import LARGE_MATRIX, fixed_bytes, probes_folder
     from picoedge.engine.open import start_kernels
     from picoedge.engine.options import OpenOptions
@@ -52,9 +53,9 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
     try:
         settle()
         fixed = fixed_bytes() + STILL_NEEDED
-        # What is kept may have been measured while others ran: the best of it and of now.
+        # The saved figure may be from a busy moment: take the best of it and of now.
         kept = cached_compute(kernels, FORMAT, COLS, LARGE_MATRIX, cache=probes_folder())
-        now = [probe_compute(kernels, FORMAT, COLS, LARGE_MATRIX) for _ in range(LOOKS)]
+        now = [probe_compute(kernels, FORMAT, COLS, LARGE_MATRIX) for _ in range(REPEATS)]
         compute = max(kept, *now)
         return {
             "cores": usable_cores(),
@@ -69,39 +70,39 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
 
 
 def message_s() -> float:
-    """Processor time of one sum's message at one end: a fourth of the way there and back.
+    """Processor seconds of one sum's message at one end: a quarter of a round trip.
 
-    Both ends are in this process, over a loop-back, sealed as between boards.
+    Both ends are in this process, over loopback, sealed as between boards.
     """
     first = b"hello"
-    entrance = TicketListener(LOOPBACK, {1: first}, SUM_BYTES)
+    listener = TicketListener(LOOPBACK, {1: first}, SUM_BYTES)
     with ExitStack() as stack:
-        stack.callback(entrance.close)
-        ticket = entrance.ticket(1, common(ciphers(), ciphers()))
-        asker = ticket.connect(LOOPBACK, SUM_BYTES)
-        stack.callback(asker.close)
-        while not asker.flush():
-            select.select([], [asker], [], ECHO_S)
-        asker.send(first)
-        echo = _entered(entrance)
+        stack.callback(listener.close)
+        ticket = listener.ticket(1, common(ciphers(), ciphers()))
+        dialer = ticket.connect(LOOPBACK, SUM_BYTES)
+        stack.callback(dialer.close)
+        while not dialer.flush():
+            select.select([], [dialer], [], ECHO_S)
+        dialer.send(first)
+        echo = _accept(listener)
         stack.callback(echo.close)
-        times = [_echo_s(asker, echo) for _ in range(ECHOES)][ECHOES // 4 :]
-    # The stops of a quota are not part of it: a board that waits for others between its messages
-    # uses little of its share.
+        times = [_echo_s(dialer, echo) for _ in range(ECHOES)][ECHOES // 4 :]
+    # The median leaves out pauses by a CPU quota: a board that waits between its messages has
+    # quota to spare.
     return statistics.median(times) / 4
 
 
-def _entered(entrance: TicketListener) -> SealedStream:
+def _accept(listener: TicketListener) -> SealedStream:
     while True:
-        for _, stream in entrance.accepted():
+        for _, stream in listener.accepted():
             return stream
-        select.select(entrance.files, [], [])
+        select.select(listener.files, [], [])
 
 
-def _echo_s(asker: SealedStream, echo: SealedStream) -> float:
+def _echo_s(dialer: SealedStream, echo: SealedStream) -> float:
     began = time.perf_counter()
-    _pass(bytes(SUM_BYTES), asker, echo)
-    _pass(bytes(SUM_BYTES), echo, asker)
+    _pass(bytes(SUM_BYTES), dialer, echo)
+    _pass(bytes(SUM_BYTES), echo, dialer)
     return time.perf_counter() - began
 
 
@@ -130,7 +131,7 @@ def _disk(shelf: Path) -> dict[str, Any]:
 
 @contextmanager
 def _scratch(shelf: Path) -> Iterator[Path]:
-    """A folder like a pack's, on the shelf's file system: there may be no pack there yet."""
+    """A folder with a file to read, on the shelf's file system, which may hold no pack yet."""
     shelf.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=shelf) as folder:
         noise = os.urandom(1 << 20)

@@ -4,8 +4,8 @@
 
 Two kinds of reservation. One in the foreground belongs to a connection: it has the board for
 itself, and the others queue in the order they asked. One in the background belongs to a run: its
-worker runs while nobody in the foreground wants the board, is stopped for a foreground job, and
-is started again after it; of several runs, the earliest that has not ended. The board passes on
+worker runs while no foreground job wants the board, is stopped for one, and is started again
+after it; of several runs, the earliest that has not ended. The board passes on
 only when every worker process of its last user has ended, because only then its memory is free.
 """
 

@@ -1,10 +1,10 @@
-"""`picoedge run`: this board in the mesh, its shards for others, its seat for sessions.
+"""The daemon of `picoedge run`: this board's membership, its shards for others, its jobs.
 
-    mesh-state   every board of the cluster as this one sees it, and how it is reached
-    pack-offer   a session of this board runs a pack that is not on the shelf: others may pull it
-    ping         an answer as large as the question, to measure a link with
+    mesh-state   every board of the cluster as this one sees it, and its addresses
+    pack-offer   a group of this board runs a pack outside the shelf: others may pull its shards
+    ping         an answer of so many bytes, to measure a link with
 
-It is the board's control process: small, without weights and NumPy, never long at anything.
+The board's control process: small, without weights or NumPy, and never blocked for long.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.board import BoardOptions, BoardService
+from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
 from picoedge.mesh.node.local_daemon import DaemonFile
@@ -35,12 +36,12 @@ PROBE = "picoedge.daemon.board_probe"
 
 
 class Daemon:
-    """All that `node` answers beside who is in the mesh. `close` it when the node has ended."""
+    """Handlers of `node` beyond membership. Call `close` when the node has ended."""
 
-    def __init__(self, node: Node, options: BoardOptions) -> None:
+    def __init__(self, node: Node, options: BoardOptions, kinds: JobKinds = JOB_KINDS) -> None:
         self._node, self._options = node, options
         self._donor = Donor([options.shelf])
-        self.board = BoardService(node, options, lambda: self._facts, self._find_pack)
+        self.board = BoardService(node, options, lambda: self._facts, self._find_pack, kinds)
         self._facts: Mapping[str, Any] | None = None
         node.on("mesh-state", lambda peer, body: self._mesh_state())
         node.on("ping", _ping)
@@ -58,13 +59,13 @@ class Daemon:
         self._donor.add(Path(Fields(body).text("folder", 4096)))
 
     def _find_pack(self, identity: str) -> Path | None:
-        """Where the pack is, or the part of it that this board has."""
+        """The folder of a pack, whole or in part; None if this board has none of it."""
         try:
             return self._donor.folder_of(identity)
         except ModelError:
             return None
 
-    # -- what this board can do ----------------------------------------------------------------
+    # -- facts of this board -------------------------------------------------------------------
 
     def _start_probe(self) -> subprocess.Popen[bytes]:
         threads = [] if self._options.threads is None else [str(self._options.threads)]
@@ -78,7 +79,7 @@ class Daemon:
         return probe
 
     def _probed(self) -> None:
-        """It prints a few hundred bytes, once."""
+        """Read the probe's few hundred bytes, which it prints at once before it ends."""
         assert self._probe.stdout is not None
         text = self._probe.stdout.read()
         self._node.remove(self._probe.stdout.fileno())
@@ -115,9 +116,9 @@ class Daemon:
 
     @property
     def _own_address(self) -> str:
-        address, told = self._node.address, self._node.peers.addresses
-        if told:
-            return str(told[0])
+        address, announced = self._node.address, self._node.peers.addresses
+        if announced:
+            return str(announced[0])
         return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
 
     def _tell_change(self, change: Change) -> None:
@@ -125,10 +126,8 @@ class Daemon:
             f"{time.strftime('%H:%M:%S')} {self._node.name_of(change.key)}: {change.what.value}"
         )
 
-    # -- beginning and end ---------------------------------------------------------------------
-
     def close(self) -> None:
-        """End what runs. Idempotent."""
+        """End the workers and the probe. Idempotent."""
         self.board.close()
         self._probe.kill()
         self._probe.wait()

@@ -1,4 +1,4 @@
-"""What systemd is told of a service (`Type=notify`): sd_notify(3), without its library."""
+"""Notifications to systemd from a service of `Type=notify`: sd_notify(3), without its library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send a state like "READY=1"; False where nobody is to be told."""
+    """Send a state like "READY=1"; False if no systemd listens."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -23,7 +23,7 @@ def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def watchdog_s(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds between two signs of life that systemd asks for: half of its patience."""
+    """Seconds between two watchdog notifications: half of systemd's timeout. None: none wanted."""
     try:
         return int(environ["WATCHDOG_USEC"]) / 2e6
     except (KeyError, ValueError):

@@ -1,6 +1,6 @@
-"""A page of memory on which a worker says how far it is, for the daemon to read at any time.
+"""A page of shared memory on which a worker reports its progress to its daemon.
 
-Shared memory rather than messages: it is read also while the worker waits for a disk, is stopped
+Memory rather than messages: the daemon can read it while the worker waits for a disk, is stopped,
 or computes for seconds.
 """
 
@@ -21,7 +21,7 @@ _WORK = struct.Struct("<Qddd")  # tokens; seconds of computing, of waiting for s
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker has done since its session began."""
+    """What a worker has done since it started."""
 
     tokens: int = 0
     compute_s: float = 0.0
@@ -30,8 +30,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the page says. `passes` grows with every pass; bytes are of pulling or loading."""
+class WorkerProgress:
+    """The page's content: `tokens` of the pass under way, `passes` so far, bytes of pulling or
+    loading that are `done` of a `total`.
+    """
 
     stage: str = STAGES[0]
     tokens: int = 0
@@ -42,7 +44,7 @@ class Progress:
 
 
 class ProgressPage:
-    """The worker's side and the daemon's of one page, at `path`."""
+    """The page at `path`, mapped by the worker, which writes, and by the daemon, which reads."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -54,31 +56,32 @@ class ProgressPage:
     def write(
         self, stage: str, tokens: int = 0, passes: int = 0, done: int = 0, total: int = 0
     ) -> None:
-        """Say how far the worker is."""
+        """Set the fields of WorkerProgress but `work`."""
         _PAGE.pack_into(self._page, 0, STAGES.index(stage), tokens, passes, done, total)
 
-    def add_up(self, work: Work) -> None:
-        """Say what has been done so far."""
+    def write_work(self, work: Work) -> None:
+        """Set `work`."""
         _WORK.pack_into(
             self._page, _PAGE.size, work.tokens, work.compute_s, work.sync_s, work.disk_s
         )
 
-    def read(self) -> Progress:
-        """What was said last."""
+    def read(self) -> WorkerProgress:
+        """The last values written."""
         stage, tokens, passes, done, total = _PAGE.unpack_from(self._page)
         work = Work(*_WORK.unpack_from(self._page, _PAGE.size))
-        return Progress(STAGES[min(stage, len(STAGES) - 1)], tokens, passes, done, total, work)
+        stage = STAGES[min(stage, len(STAGES) - 1)]
+        return WorkerProgress(stage, tokens, passes, done, total, work)
 
     def close(self) -> None:
-        """Unmap it."""
+        """Unmap the page."""
         self._page.close()
 
 
 @contextmanager
 def new_page() -> Iterator[Path]:
-    """A page nobody has written on, for processes that have the descriptor its path ends with.
+    """A page of zeros. Its path ends with a descriptor that child processes must inherit.
 
-    It is of no file: nothing of it is left, however those processes end.
+    It belongs to no file: however the processes end, nothing is left of it.
     """
     fd = os.memfd_create("picoedge-page")
     try:

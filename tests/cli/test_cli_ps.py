@@ -138,7 +138,7 @@ def test_the_page_has_what_was_done() -> None:
     with new_page() as path:
         page = ProgressPage(path)
         assert page.read().work == Work()
-        page.add_up(Work(7, 1.5, 0.25, 0.125))
+        page.write_work(Work(7, 1.5, 0.25, 0.125))
         page.write("computing", 1, 7)
         assert page.read().work == Work(7, 1.5, 0.25, 0.125)
         assert (page.read().stage, page.read().passes) == ("computing", 7)

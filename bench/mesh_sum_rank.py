@@ -17,18 +17,16 @@ from typing import Any
 import numpy as np
 import zmq
 
+from picoedge.cluster.forward_pass import ForwardPass, Stages
 from picoedge.jobs.group_links import hub_rule
-from picoedge.mesh.group.codecs import codec_for
-from picoedge.mesh.group.collective import Rows, Stages
-from picoedge.mesh.group.exchange import Exchange
+from picoedge.mesh.group.channel import ArrayLimits, Channel
+from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import Links
-from picoedge.mesh.group.member import Member
-from picoedge.mesh.group.star import Star
 from picoedge.mesh.identity.keys import KeyPair
 
 HUB, EPOCH, OPEN_S = 0, 1, 30.0
-ROWS = Rows(batch=1, hidden=2048)  # 16 KB in f64
-NBYTES = ROWS.hidden * 8
+ROWS = ArrayLimits(rows=1, width=2048)  # 16 KB in f64
+NBYTES = ROWS.width * 8
 
 
 def main() -> None:
@@ -67,31 +65,32 @@ def summed(request: dict[str, Any]) -> list[float]:
             if int(other) in others:
                 links.connect(int(other), address)
         links.open(OPEN_S)
-        made, sums = member(links, request["kind"], count, request["sums"]), request["sums"]
+        sums = request["sums"]
+        made = forward_pass(links, request["kind"], count, sums)
         return _sums(made, sums, rank == HUB)
     finally:
         links.close()
         context.destroy(linger=1000)
 
 
-def member(links: Links, kind: str, count: int, sums: int) -> Member:
-    """The board's part in it; one forward pass of that many sums, and two that are not timed."""
+def forward_pass(links: Links, kind: str, count: int, sums: int) -> ForwardPass:
+    """The rank's side of one forward pass of that many sums, and two that are not timed."""
     ranks = tuple(range(count))
-    stages, codec = Stages(ranks, ranks, sums // 2 + 1), codec_for("f64", ROWS.hidden)
-    made: type[Member] = Exchange if kind == "exchange" else Star
-    return made(links, ranks, stages, ROWS, codec)
+    channel = Channel(links, ranks, ROWS, codecs_for("f64", ROWS.width))
+    owners = None if kind == "exchange" else (HUB,)
+    return ForwardPass(channel, Stages(ranks, ranks, sums // 2 + 1), owners=owners)
 
 
-def _sums(made: Member, sums: int, hub: bool) -> list[float]:
-    values = np.ones((1, ROWS.hidden))
+def _sums(made: ForwardPass, sums: int, hub: bool) -> list[float]:
+    values = np.ones((1, ROWS.width))
     if hub:
-        made.input(np.zeros((1, ROWS.hidden), np.float32), 0)
+        made.input(np.zeros((1, ROWS.width), np.float32), 0)
     else:
         assert made.next_input() is not None
     seconds = []
     for _ in range(2 * (sums // 2 + 1)):
         began = time.perf_counter()
-        made.reduce(values)
+        made.begin(values)()
         seconds.append(time.perf_counter() - began)
         values.fill(1.0)
     if hub:

@@ -27,7 +27,7 @@ from picoedge.jobs.stragglers import (
     StragglerDetector,
 )
 from picoedge.kernels.arrays import F32
-from picoedge.mesh.group.collective import SyncUsage
+from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.planner.topology import BoardFacts, Cluster
 from picoedge.units import MB
@@ -168,7 +168,7 @@ class ClusterModel:
     def report(self) -> dict[str, Any]:
         """How the boards share it, what was predicted, and what sums have taken so far."""
         chosen, team = self.plan.chosen, self._team
-        usage = team.collective.usage() if team else None
+        usage = team.forward_pass.usage() if team else None
         return {
             "why": self.plan.why,
             "allreduce": chosen.allreduce,
@@ -232,7 +232,7 @@ class ClusterModel:
 
     def _begin_look(self) -> None:
         self._seen_s, self._seen, self._disk_s = 0.0, 0, self._slice.disk_wait_s
-        self._usage = self._team.collective.usage() if self._team else SyncUsage()
+        self._usage = self._team.forward_pass.usage() if self._team else SyncUsage()
 
     def _keep_pace(self, token_s: float | None) -> None:
         """Deal the shards anew where a board is far slower than its share, or quick again."""
@@ -243,7 +243,7 @@ class ClusterModel:
         self._seen_s, self._seen = self._seen_s + token_s, self._seen + 1
         if self._seen < SAMPLE_TOKENS:
             return
-        usage, before = self._team.collective.usage(), self._usage.late_s
+        usage, before = self._team.forward_pass.usage(), self._usage.late_s
         waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
         shares = self.plan.chosen.shares
         planned = [share.compute_s for share in shares]

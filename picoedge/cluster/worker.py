@@ -27,9 +27,9 @@ from picoedge.mesh.identity.identity import Identity, cluster_folder, load_ident
 from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
+    from picoedge.cluster.forward_pass import ForwardPass
     from picoedge.cluster.spec import GroupSpec
     from picoedge.engine.open import LoadedModel
-    from picoedge.mesh.group.collective import Collective
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.store.pack.reader import Pack
 
@@ -69,7 +69,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
 
     Raises PicoedgeError.
     """
-    from picoedge.jobs.group_links import make_collective, make_links, send_note
+    from picoedge.cluster.forward_pass import array_limits, make_forward_pass
+    from picoedge.jobs.group_links import make_links, send_note
     from picoedge.store.pack.reader import Pack
 
     page = ProgressPage(config.page)
@@ -78,7 +79,7 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
-    links = make_links(context, identity.keys, spec, pack)
+    links = make_links(context, identity.keys, spec, array_limits(spec, pack).socket_bounds())
     try:
         port = links.listen(config.host)
         for rank in range(spec.rank + 1, len(spec.ranks)):
@@ -86,11 +87,11 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
                 links.connect(rank, spec.ranks[rank].address)
         _say({"port": port})
         links.open(JOIN_S)
-        collective = make_collective(links, spec, pack)
-        model = _load(config, spec, pack, collective, page)
+        forward_pass = make_forward_pass(links, spec, pack)
+        model = _load(config, spec, pack, forward_pass, page)
         try:
             send_note(links, HUB, _ready(model))
-            _follow(model, collective, page)
+            _follow(model, forward_pass, page)
         finally:
             model.close()
     finally:
@@ -147,7 +148,7 @@ def pull_missing(
 
 
 def _load(
-    config: WorkerConfig, spec: GroupSpec, pack: Pack, collective: Collective, page: ProgressPage
+    config: WorkerConfig, spec: GroupSpec, pack: Pack, forward_pass: ForwardPass, page: ProgressPage
 ) -> LoadedModel:
     from picoedge.engine.open import SliceHooks, load_model
     from picoedge.engine.options import OpenOptions
@@ -165,7 +166,7 @@ def _load(
     def on_progress(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
-    hooks = SliceHooks(collective.begin, gather_logits=collective.gather)
+    hooks = SliceHooks(forward_pass.begin, gather_logits=forward_pass.gather)
     return load_model(pack, options, on_progress, part=spec.part, hooks=hooks)
 
 
@@ -174,16 +175,16 @@ def _ready(model: LoadedModel) -> dict[str, Any]:
     return {"ready": True, "batch": model.batch, "plan": plan}
 
 
-def _follow(model: LoadedModel, collective: Collective, page: ProgressPage) -> None:
+def _follow(model: LoadedModel, forward_pass: ForwardPass, page: ProgressPage) -> None:
     passes, tokens, busy_s, sync_s = 0, 0, 0.0, 0.0
     page.write("waiting for work")
-    while (message := collective.next_input()) is not None:
+    while (message := forward_pass.next_input()) is not None:
         x, position, wanted = message
         passes += 1
         page.write("computing", len(x), passes)
-        began, waited_s = time.perf_counter(), collective.usage().wait_s
+        began, waited_s = time.perf_counter(), forward_pass.usage().wait_s
         model.forward_slice(x, position, wanted)
-        sync_s += collective.usage().wait_s - waited_s  # the wait for input is idle time
+        sync_s += forward_pass.usage().wait_s - waited_s  # the wait for input is idle time
         busy_s += time.perf_counter() - began
         tokens += len(x)
         disk_s = model.disk_wait_s

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from picoedge.cluster.forward_pass import array_limits, make_forward_pass
 from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.open import LoadedModel, SliceHooks, load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
-from picoedge.jobs.group_links import make_collective, make_links, receive_note
+from picoedge.jobs.group_links import make_links, receive_note
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.client import Client
@@ -27,7 +28,6 @@ from picoedge.planner.cost_model import Prediction
 
 if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
-    from picoedge.mesh.group.collective import Collective
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
@@ -65,10 +65,15 @@ class Team:
             own.ask("pack-offer", {"folder": str(pack.path.absolute())})
             self._spec = spec = self._make_spec(pack, options)
             self._start()
-            self._links = make_links(directory.context, directory.identity.keys, spec, pack)
+            self._links = make_links(
+                directory.context,
+                directory.identity.keys,
+                spec,
+                array_limits(spec, pack).socket_bounds(),
+            )
             stack.callback(self._links.close)
             self._connect()
-            self.collective: Collective = make_collective(self._links, spec, pack)
+            self.forward_pass = make_forward_pass(self._links, spec, pack)
             self.slice = self._open(pack, options, memory)
             stack.callback(self.slice.close)
             self._await_ready()
@@ -170,8 +175,8 @@ class Team:
     def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> LoadedModel:
         memory = min(options.memory_bytes or memory_bytes, memory_bytes)
         own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
-        collective = self.collective
-        hooks = SliceHooks(collective.begin, collective.input, collective.gather)
+        forward_pass = self.forward_pass
+        hooks = SliceHooks(forward_pass.begin, forward_pass.input, forward_pass.gather)
         return load_model(pack, own, self._progress, part=self._spec.part, hooks=hooks)
 
     def _await_ready(self) -> None:

@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
 from picoedge.host.cores import is_rationed
-from picoedge.kernels.loader import load_f48
-from picoedge.mesh.group.codecs import codec_for
-from picoedge.mesh.group.collective import Collective, Rows, Stages
-from picoedge.mesh.group.exchange import Exchange
 from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
-from picoedge.mesh.group.star import Star
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.identity.keys import KeyPair
-    from picoedge.mesh.transport.curve import Context
-    from picoedge.store.pack.reader import Pack
+    from picoedge.mesh.transport.curve import Context, SocketBounds
 
 NOTE_BYTES = 64 << 10
 # Of a board that is there and says nothing, as while its card takes long. Whether it is there and
@@ -29,9 +23,8 @@ NOTE_BYTES = 64 << 10
 WORKER_SILENCE_S = 600.0
 
 
-def make_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> Links:
+def make_links(context: Context, keys: KeyPair, spec: GroupSpec, bounds: SocketBounds) -> Links:
     """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
-    bounds = _rows(spec, pack).socket_bounds()
     spin_s = 0.0 if is_rationed() else SPIN_S
     links = Links(
         context,
@@ -47,29 +40,6 @@ def make_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> 
         if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
             links.add(rank, seat.key, seat.name)
     return links
-
-
-def make_collective(links: Links, spec: GroupSpec, pack: Pack) -> Collective:
-    """The sums of the board at `spec.rank`. Raises UsageError for a codec that does not fit."""
-    member = Exchange if spec.allreduce == "exchange" else Star
-    config, rows = pack.config, pack.head_shard_rows
-    columns = tuple(range(run.start * rows, run.stop * rows) for run in spec.head_shards())
-    return member(
-        links,
-        range(len(spec.ranks)),
-        Stages(*spec.contributors(), config.num_hidden_layers, columns),
-        _rows(spec, pack),
-        codec_for(spec.wire, config.hidden_size, load_f48(spec.kernels or None)),
-        n_ctx=spec.n_ctx,
-        patience_s=WORKER_SILENCE_S,
-    )
-
-
-def _rows(spec: GroupSpec, pack: Pack) -> Rows:
-    from picoedge.model.transformer import LOGIT_ROWS
-
-    columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
-    return Rows(spec.batch, pack.config.hidden_size, (LOGIT_ROWS if columns else 0, columns))
 
 
 def hub_rule(own_rank: int) -> FailureRule:

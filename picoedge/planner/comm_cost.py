@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from picoedge.mesh.group.chunking import SUM_BYTES, are_cut, part_bytes
+from picoedge.mesh.group.chunking import SUM_BYTES, is_cut, part_bytes
 from picoedge.planner.topology import LinkFacts
 
 Allreduce = Literal["star", "exchange"]
@@ -87,7 +87,7 @@ def sum_s(
     takers = sorted({0, *head}) if last else list(network.ranks)
     if way == "star":
         return _owned_s(network, contributors, (0,), values, takers)
-    if are_cut(int(values), len(contributors)):
+    if is_cut(int(values), len(contributors)):
         return _owned_s(network, contributors, contributors, values, takers)
     nbytes = part_bytes(int(values)) * values
     return network.hop_s(_ways(contributors, takers), nbytes)

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import zmq
 
+from picoedge.cluster.forward_pass import ForwardPass, Stages
 from picoedge.jobs.group_links import hub_rule
-from picoedge.mesh.group.codecs import codec_for
-from picoedge.mesh.group.collective import F64, Rows, Stages
-from picoedge.mesh.group.exchange import Exchange
+from picoedge.kernels.arrays import F64
+from picoedge.mesh.group.channel import ArrayLimits, Channel
+from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import SEND_STALL_S, Links
-from picoedge.mesh.group.member import Member
 from picoedge.mesh.group.peer_link import Wish
-from picoedge.mesh.group.star import Star
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport.frames import HUB
 
@@ -56,7 +55,7 @@ class Boards:
 def boards(
     count: int,
     kind: str,
-    rows: Rows,
+    rows: ArrayLimits,
     *,
     connect: bool = True,
     stall_s: float = SEND_STALL_S,
@@ -96,11 +95,10 @@ def boards(
 
 
 def member(
-    links: Links, kind: str, count: int, stages: Stages, rows: Rows, wire: str = "f64"
-) -> Member:
-    made = Exchange if kind == "exchange" else Star
-    codec = codec_for(wire, rows.hidden)
-    return made(links, range(count), stages, rows, codec, patience_s=10)
+    links: Links, kind: str, count: int, stages: Stages, rows: ArrayLimits, wire: str = "f64"
+) -> ForwardPass:
+    channel = Channel(links, range(count), rows, codecs_for(wire, rows.width), silence_s=10)
+    return ForwardPass(channel, stages, owners=None if kind == "exchange" else (HUB,))
 
 
 def part(rank: int, forward: int, stage: int, n: int, hidden: int) -> F64:

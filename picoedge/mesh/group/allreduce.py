@@ -1,80 +1,160 @@
-"""Sums at the boards that own them: all send their parts there, and are sent back the sums.
+"""Allreduce: the sum of all ranks' values, on all ranks that need it, to the same bits.
 
-The star's hub owns all values; where there is no hub, each board may own a share of them.
+    finish = reduce(channel, values, contributors, receivers, owners)
+    ...                             what is computed here hides the messages' way
+    finish()                        now `values` holds the sum
+
+`owners` says where values are added:
+
+    (HUB,)          a star: parts go to the hub, sums come back
+    contributors    each owns a chunk of the values: reduce-scatter, then all-gather
+    None            an exchange: each part goes to every receiver, which adds them itself
+
+Parts are added in f64 in the order of ranks, so that the bits do not depend on the owners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from picoedge.kernels.arrays import F64
-from picoedge.mesh.group.chunking import shares
-from picoedge.mesh.group.collective import Finish, flat, pieces
-from picoedge.mesh.group.member import Member, Sum
-from picoedge.mesh.transport.frames import PREFIX_BYTES, Kind
+from picoedge.mesh.group.channel import Channel, message_pieces
+from picoedge.mesh.group.chunking import chunks
+from picoedge.mesh.group.codecs import QUIET
+from picoedge.mesh.transport.frames import Kind
 
 
-class Adder(Member):
-    """A board that sends its parts to the owners of values, or is one, or both, or neither."""
+def reduce(
+    channel: Channel,
+    values: F64,
+    contributors: Sequence[int],
+    receivers: Sequence[int],
+    owners: Sequence[int] | None = None,
+) -> Callable[[], None]:
+    """Begin a sum: send this rank's part, values f64 [rows, columns], where it must go.
 
-    def _begin_shares(self, made: Sum, owners: Sequence[int]) -> Finish:
-        """Send this board's parts. Who is linked to an owner must not wait for anyone else."""
-        contributors = self._stages.contributors(made.stage)
-        runs = shares(made.values.size, owners)
-        mine = runs.pop(self._rank, slice(0, 0))
-        if self._rank in contributors:
-            for owner in sorted(runs, key=lambda owner: (owner < self._rank, owner)):
-                self._send_parts(made, owner, runs[owner], alone=len(contributors) == 1)
-        return partial(self._finish_shares, made, runs, mine)
+    Call what is returned, in the order in which sums were begun: it leaves the sum in `values` if
+    this rank is among the receivers. All ranks of the channel make the same call, with contributors
+    and receivers ascending. The values of a rank that is no contributor are not read.
+    """
+    sum_ = _Sum(channel, values, contributors, receivers)
+    if owners is None:
+        sum_.send_to_receivers()
+        return sum_.add_parts
+    sum_.send_to_owners(owners)
+    return sum_.finish
 
-    def _finish_shares(self, made: Sum, runs: dict[int, slice], mine: slice) -> None:
-        """Add up what this board owns, and take from the owners the rest."""
-        if mine.stop > mine.start:
-            self._own(made, mine)
-        if self._stages.takers(made.stage, (self._rank,)):
-            for owner, run in runs.items():
-                self._take(made, owner, run)
 
-    def _send_parts(self, made: Sum, owner: int, run: slice, *, alone: bool) -> None:
-        """To the owner of these values; what one board has `alone` is the whole sum already."""
-        codec, kind = self._codecs.part, Kind.SUM_PART
-        if alone:
-            codec, kind = self._codecs.whole, Kind.SUM
-        values = flat(made.values)
-        for piece in pieces(run):
-            self._encode(values[piece], codec)
-            self._send((owner,), self._header_of(made, kind, piece))
+class _Sum:
+    """A sum in flight: the values, flat, are this rank's part and then the total."""
 
-    def _own(self, made: Sum, run: slice) -> None:
-        """Add all parts of these values, this board's own among them or not; tell the sums."""
-        contributors = self._stages.contributors(made.stage)
-        takers = self._stages.takers(made.stage, self._others)
-        workers = [rank for rank in contributors if rank != self._rank]
-        relay = len(workers) == len(contributors) == 1
-        values = flat(made.values)
-        for piece in pieces(run):
-            mine, header = values[piece], self._header_of(made, Kind.SUM, piece)
-            if relay:
-                self._relay(workers[0], header, mine)
-            else:
-                expected = self._header_of(made, Kind.SUM_PART, piece)
-                self._add(contributors, self._receive(workers, expected), mine)
-            if takers and not relay:
-                self._encode(mine, self._codecs.whole)
-            if takers:
-                self._send(takers, header)
+    __slots__ = (
+        "_channel", "_chunks", "_contributors", "_own", "_receives", "_sequence", "_shape",
+        "_targets", "_values",
+    )  # fmt: skip
 
-    def _relay(self, rank: int, header: bytes, values: F64) -> None:
-        """Make the next message, to the byte, of what one worker alone has."""
-        body = self._receive((rank,), header)[rank]
-        self._decode(rank, body, self._codecs.whole, values)
-        self._message(len(body))[PREFIX_BYTES:] = body
+    def __init__(
+        self, channel: Channel, values: F64, contributors: Sequence[int], receivers: Sequence[int]
+    ) -> None:
+        assert values.flags.c_contiguous
+        self._channel, self._contributors = channel, contributors
+        self._values, self._shape = values.reshape(-1), values.shape
+        self._sequence = channel.advance_sum()
+        if len(contributors) == 1:  # it has the sum already
+            receivers = [rank for rank in receivers if rank != contributors[0]]
+        self._targets = [rank for rank in receivers if rank != channel.rank]
+        self._receives = channel.rank in receivers
 
-    def _take(self, made: Sum, owner: int, run: slice) -> None:
-        """Go on with the sums of these values that their owner has."""
-        values = flat(made.values)
-        for piece in pieces(run):
-            header = self._header_of(made, Kind.SUM, piece)
-            body = self._receive((owner,), header)[owner]
-            self._decode(owner, body, self._codecs.whole, values[piece])
+    def _header(self, kind: Kind, piece: slice) -> bytes:
+        codecs = self._channel.codecs
+        codec = codecs.part if kind is Kind.SUM_PART else codecs.whole
+        n, width = self._shape
+        return self._channel.header(kind, codec.dtype, (n, width), piece.start, self._sequence)
+
+    # -- everybody adds ------------------------------------------------------------------------
+
+    def send_to_receivers(self) -> None:
+        """Send this rank's part to every other receiver."""
+        channel, values = self._channel, self._values
+        if channel.rank in self._contributors:
+            for piece in message_pieces(slice(0, values.size)):
+                header = self._header(Kind.SUM_PART, piece)
+                channel.send_values(self._targets, header, values[piece], channel.codecs.part)
+
+    def add_parts(self) -> None:
+        """Receive the parts of all others and add them up."""
+        if self._receives:
+            for piece in message_pieces(slice(0, self._values.size)):
+                self._add(piece)
+
+    # -- owners add ----------------------------------------------------------------------------
+
+    def send_to_owners(self, owners: Sequence[int]) -> None:
+        """Send this rank's part of each chunk to its owner: lower ranks last.
+
+        In that order no send waits for a third rank. A part without others is the sum already.
+        """
+        channel, codecs, rank = self._channel, self._channel.codecs, self._channel.rank
+        self._chunks = chunks(self._values.size, owners)
+        self._own = self._chunks.pop(rank, slice(0, 0))
+        if rank not in self._contributors:
+            return
+        kind, codec = Kind.SUM_PART, codecs.part
+        if len(self._contributors) == 1:
+            kind, codec = Kind.SUM, codecs.whole
+        for owner in sorted(self._chunks, key=lambda owner: (owner < rank, owner)):
+            for piece in message_pieces(self._chunks[owner]):
+                header = self._header(kind, piece)
+                channel.send_values((owner,), header, self._values[piece], codec)
+
+    def finish(self) -> None:
+        """Add up the chunk this rank owns, and receive the sums of the others from their owners."""
+        for piece in message_pieces(self._own):
+            self._add_and_send(piece)
+        if self._receives:
+            for owner, chunk in self._chunks.items():
+                for piece in message_pieces(chunk):
+                    self._receive_sum(owner, piece)
+
+    def _add_and_send(self, piece: slice) -> None:
+        channel, contributors, targets = self._channel, self._contributors, self._targets
+        header = self._header(Kind.SUM, piece)
+        if len(contributors) == 1 and contributors[0] != channel.rank:  # it sent the sum: relay
+            body = self._receive_sum(contributors[0], piece)
+            if targets:
+                channel.send_bytes(targets, header, body)
+            return
+        self._add(piece)
+        if targets:
+            channel.send_values(targets, header, self._values[piece], channel.codecs.whole)
+
+    def _receive_sum(self, rank: int, piece: slice) -> memoryview:
+        """Put the sum of these values in place; returns its bytes."""
+        channel = self._channel
+        body = channel.receive((rank,), self._header(Kind.SUM, piece))[rank]
+        channel.decode(rank, body, channel.codecs.whole, self._values[piece])
+        return body
+
+    @QUIET
+    def _add(self, piece: slice) -> None:
+        """Receive all parts of these values and add them in the order of ranks.
+
+        `out` holds this rank's own part, so the total is kept in scratch until that is added.
+        """
+        channel, contributors, out = self._channel, self._contributors, self._values[piece]
+        own, codec, count = channel.rank, channel.codecs.part, len(out)
+        others = [rank for rank in contributors if rank != own]
+        bodies = channel.receive(others, self._header(Kind.SUM_PART, piece))
+        scratch, decoded = channel.scratch[:, :count]
+
+        def part(rank: int, into: F64) -> F64:
+            return out if rank == own else channel.decode(rank, bodies[rank], codec, into)
+
+        own_at = contributors.index(own) if own in contributors else 0
+        total = part(contributors[0], scratch)
+        for i, rank in enumerate(contributors[1:], 1):
+            total = np.add(total, part(rank, decoded), out=out if i >= own_at else scratch)
+        if total is not out:  # a single part
+            out[...] = total

@@ -1,4 +1,4 @@
-"""Sums on the wire: exact in as few bytes as that takes, or rounded where the user asked for it."""
+"""Encodings of a sum's values: lossless in few bytes, or rounded if the user asks for it."""
 
 from __future__ import annotations
 
@@ -9,101 +9,137 @@ import numpy as np
 
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.kernels.arrays import F64
-from picoedge.kernels.f48 import F48, NumpyF48
-from picoedge.mesh.group.chunking import BLOCK  # values that share a scale
-from picoedge.mesh.group.trimmed import Trimmed
+from picoedge.kernels.f48 import EXCEPTION, F48, F48_BYTES, NumpyF48
+from picoedge.mesh.group.chunking import BLOCK, F48_FROM
 from picoedge.mesh.transport.frames import Dtype
 
-# What a board sends may be infinite or no number: that is the text's loss, and no warning of ours.
+# A peer may send infinities and NaN: they spoil its text, and are no warning of ours.
 QUIET = np.errstate(over="ignore", invalid="ignore")
+_F64 = np.dtype("<f8")
 
 
 class Codec(Protocol):
-    """Turns values, f64 [count], into bytes and back.
+    """Turns values, f64 [n], into bytes and back.
 
-    `exact`: boards may go on with what they have. Otherwise they go on with what comes back, also
-    the one that sent it, so that all have the same bits.
+    With a `lossless` codec ranks keep the values they have. With any other, the sender too goes on
+    with the decoded values, so that all ranks have the same bits.
     """
 
     dtype: Dtype
-    exact: bool
+    lossless: bool
 
     def most_bytes(self, count: int) -> int:
-        """Of that many values."""
+        """Bytes of `count` values, at most."""
 
-    def encode(self, values: F64, into: memoryview) -> int:
-        """Put the bytes there, where there is room for the most; gives how many they are."""
+    def encode(self, values: F64, out: memoryview) -> int:
+        """Encode into `out`, which has room for `most_bytes`; returns the bytes used."""
 
     def decode(self, body: memoryview, out: F64) -> F64:
-        """The values, f64 [count], put into `out` or a read-only view of the body.
+        """The values, f64 [n]: in `out`, or a read-only view of the body.
 
-        Raises ProtocolError where the bytes are not those of as many as `out` has.
+        Raises ProtocolError if these are not the bytes of n = len(out) values.
         """
 
 
 @dataclass(frozen=True)
 class Codecs:
-    """How the parts of a sum travel, and how a whole one does."""
+    """One codec for the parts of a sum, one for the whole sum."""
 
     part: Codec
     whole: Codec
 
 
-class Plain:
-    """One number after the other, in one of NumPy's types.
+class F48Codec:
+    """f64 stored in 6 bytes, with a list of the values whose low 16 bits are not zero.
 
-    `exact` where whoever reads them makes them that type anyway.
+    Falls back to 8 bytes for short arrays, or when that list would be longer than the saving.
     """
 
-    def __init__(self, dtype: Dtype, kind: str, *, exact: bool = False) -> None:
-        self.dtype, self.exact, self._kind = dtype, exact, np.dtype(kind)
+    dtype, lossless = Dtype.F64, True
+
+    def __init__(self, f48: F48) -> None:
+        self._f48 = f48
+
+    def most_bytes(self, count: int) -> int:
+        """Bytes of `count` values, at most."""
+        return 8 * count
+
+    def encode(self, values: F64, out: memoryview) -> int:
+        """See `Codec.encode`."""
+        count = len(values)
+        if count >= F48_FROM:
+            worthwhile = ((8 - F48_BYTES) * count - 1) // EXCEPTION.itemsize
+            exceptions = self._f48.encode(values, out, worthwhile)
+            if exceptions >= 0:
+                return F48_BYTES * count + exceptions * EXCEPTION.itemsize
+        np.frombuffer(out, _F64, count)[...] = values
+        return 8 * count
+
+    def decode(self, body: memoryview, out: F64) -> F64:
+        """See `Codec.decode`."""
+        count = len(out)
+        if len(body) == 8 * count:
+            return np.frombuffer(body, _F64)
+        exceptions, rest = divmod(len(body) - F48_BYTES * count, EXCEPTION.itemsize)
+        if rest or not 0 <= exceptions <= count:
+            raise ProtocolError(f"{len(body)} bytes for {count} values")
+        if not self._f48.decode(body, exceptions, out):
+            raise ProtocolError(f"a value beyond the {count} there are")
+        return out
+
+
+class FloatCodec:
+    """Each value in one of NumPy's float types; `lossless` if readers convert to it anyway."""
+
+    def __init__(self, dtype: Dtype, kind: str, *, lossless: bool = False) -> None:
+        self.dtype, self.lossless, self._kind = dtype, lossless, np.dtype(kind)
         self._largest = float(np.finfo(kind).max)
 
     def most_bytes(self, count: int) -> int:
-        """Of that many values."""
+        """Bytes of `count` values."""
         return count * self._kind.itemsize
 
     @QUIET
-    def encode(self, values: F64, into: memoryview) -> int:
-        """Put the bytes there. Where it is inexact, what is too large becomes the largest."""
-        if not self.exact:
+    def encode(self, values: F64, out: memoryview) -> int:
+        """See `Codec.encode`. A lossy codec turns what is too large into its largest number."""
+        if not self.lossless:
             values = np.clip(values, -self._largest, self._largest)
-        np.frombuffer(into, self._kind, len(values))[...] = values
+        np.frombuffer(out, self._kind, len(values))[...] = values
         return values.size * self._kind.itemsize
 
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
-        """Put the values into out, f64 [count]. Raises ProtocolError."""
+        """See `Codec.decode`."""
         _check(body, self.most_bytes(len(out)), len(out))
         out[...] = np.frombuffer(body, self._kind)
         return out
 
 
-class Q8:
+class Q8Codec:
     """Blocks of 32 int8 with an f32 scale: all scales of the values, then all values."""
 
-    dtype, exact = Dtype.Q8, False
+    dtype, lossless = Dtype.Q8, False
 
     def most_bytes(self, count: int) -> int:
-        """Of that many values."""
+        """Bytes of `count` values."""
         return count + count // BLOCK * 4
 
     @QUIET
-    def encode(self, values: F64, into: memoryview) -> int:
-        """Put the bytes there."""
+    def encode(self, values: F64, out: memoryview) -> int:
+        """See `Codec.encode`."""
         blocks = values.reshape(-1, BLOCK)  # [count / 32, 32]
         scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
         steps = scales.astype(np.float64)
         inverse = np.divide(1.0, steps, out=np.zeros(len(steps)), where=steps > 0)
         steps_of = np.rint(blocks * inverse[:, None]).clip(-127, 127)
-        rounded = steps_of.astype(np.int8)  # where that is nonsense, so is the scale
+        rounded = steps_of.astype(np.int8)  # of NaN and infinity any: their scale is no number
         raw = scales.tobytes() + rounded.tobytes()
-        into[: len(raw)] = raw
+        out[: len(raw)] = raw
         return len(raw)
 
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
-        """Put the values into out, f64 [count]. Raises ProtocolError."""
+        """See `Codec.decode`."""
         _check(body, self.most_bytes(len(out)), len(out))
         blocks = len(out) // BLOCK
         scales = np.frombuffer(body, "<f4", blocks)
@@ -117,19 +153,20 @@ def _check(body: memoryview, nbytes: int, count: int) -> None:
         raise ProtocolError(f"{len(body)} bytes for {count} values, which take {nbytes}")
 
 
-def codec_for(wire: str, hidden: int, trim: F48 | None = None) -> Codecs:
-    """The codecs of `--wire f64|f32|f16|q8`. Raises UsageError where the model's width forbids.
+def codecs_for(wire: str, width: int, f48: F48 | None = None) -> Codecs:
+    """The codecs of `--wire f64|f32|f16|q8` for rows of `width` values.
 
-    With f64 parts are exact, and so is what a sum is read as: f32. `trim`: NumPy's twin if None.
+    With f64 all is lossless: parts are f64, and a sum is read as f32. `f48`: NumPy's if None.
+    Raises UsageError if the width does not fit the codec.
     """
     if wire == "f64":
-        return Codecs(Trimmed(trim or NumpyF48()), Plain(Dtype.F32, "<f4", exact=True))
+        return Codecs(F48Codec(f48 or NumpyF48()), FloatCodec(Dtype.F32, "<f4", lossless=True))
     if wire == "q8":
-        if hidden % BLOCK:
-            raise UsageError(f"--wire q8 needs a width in {BLOCK}s, this model's is {hidden}")
-        return Codecs(Q8(), Q8())
+        if width % BLOCK:
+            raise UsageError(f"--wire q8 needs a width in {BLOCK}s, this model's is {width}")
+        return Codecs(Q8Codec(), Q8Codec())
     kinds = {"f32": (Dtype.F32, "<f4"), "f16": (Dtype.F16, "<f2")}
     if wire not in kinds:
         raise UsageError(f"--wire is f64, f32, f16 or q8, not {wire}")
-    rounding = Plain(*kinds[wire])
+    rounding = FloatCodec(*kinds[wire])
     return Codecs(rounding, rounding)

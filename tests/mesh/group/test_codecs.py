@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from random_models import CASES, VOCAB, packed_model
 
 from picoedge.errors import ProtocolError
+from picoedge.kernels.arrays import F64
 from picoedge.kernels.f48 import EXCEPTION
 from picoedge.kernels.loader import load_f48, load_kernels
-from picoedge.mesh.group.chunking import LONG, LONG_BYTES, are_cut, shares
-from picoedge.mesh.group.collective import F64
-from picoedge.mesh.group.trimmed import Trimmed
+from picoedge.mesh.group.chunking import F48_FROM, LONG_BYTES, chunks, is_cut
+from picoedge.mesh.group.codecs import F48Codec
 from picoedge.model.lanes import Reduce
 from picoedge.model.transformer import Transformer
 
@@ -55,7 +55,7 @@ def part(count: int, odd: int, seed: int = 1) -> F64:
     return values
 
 
-CODECS = [Trimmed(load_f48(twin)) for twin in ("native", "numpy")]
+CODECS = [F48Codec(load_f48(twin)) for twin in ("native", "numpy")]
 
 
 def encoded(values: F64) -> memoryview:
@@ -74,41 +74,43 @@ def check_decoded(body: memoryview, values: F64) -> None:
         assert codec.decode(body, np.full(len(values), np.nan)).tobytes() == values.tobytes()
 
 
-@given(st.integers(1, 3 * LONG), st.integers(0, 40), st.integers(0, 9))
+@given(st.integers(1, 3 * F48_FROM), st.integers(0, 40), st.integers(0, 9))
 def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
     values = part(count, min(odd, count), seed)
     values[:: count // 3 + 1] = np.inf
     values[1 :: count // 3 + 1] = -np.nan
     body = encoded(values)
     check_decoded(body, values)
-    if count >= LONG:
+    if count >= F48_FROM:
         assert len(body) <= LONG_BYTES * count + (odd + 6) * EXCEPTION.itemsize
 
 
 def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
-    values = np.random.default_rng(1).standard_normal(LONG)
-    assert len(encoded(values)) == 8 * LONG
+    values = np.random.default_rng(1).standard_normal(F48_FROM)
+    assert len(encoded(values)) == 8 * F48_FROM
     check_decoded(encoded(values), values)
 
 
-@pytest.mark.parametrize("nbytes", [0, 1, LONG_BYTES * LONG - 6, LONG_BYTES * LONG + 1, 16 * LONG])
+@pytest.mark.parametrize(
+    "nbytes", [0, 1, LONG_BYTES * F48_FROM - 6, LONG_BYTES * F48_FROM + 1, 16 * F48_FROM]
+)
 def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
     for codec in CODECS:
-        with pytest.raises(ProtocolError, match=f"{nbytes} bytes for {LONG} values"):
-            codec.decode(memoryview(bytes(nbytes)), np.empty(LONG))
+        with pytest.raises(ProtocolError, match=f"{nbytes} bytes for {F48_FROM} values"):
+            codec.decode(memoryview(bytes(nbytes)), np.empty(F48_FROM))
 
 
 def test_bits_of_a_value_that_is_not_there_are_refused() -> None:
-    body = encoded(part(LONG, 3))
-    np.frombuffer(body, EXCEPTION, 3, LONG_BYTES * LONG)["index"][1] = LONG
+    body = encoded(part(F48_FROM, 3))
+    np.frombuffer(body, EXCEPTION, 3, LONG_BYTES * F48_FROM)["index"][1] = F48_FROM
     for codec in CODECS:
-        with pytest.raises(ProtocolError, match=f"a value beyond the {LONG} there are"):
-            codec.decode(body, np.empty(LONG))
+        with pytest.raises(ProtocolError, match=f"a value beyond the {F48_FROM} there are"):
+            codec.decode(body, np.empty(F48_FROM))
 
 
 @given(st.integers(1, 10**6), st.lists(st.integers(0, 20), min_size=1, max_size=9, unique=True))
-def test_shares_cover_every_value_once(values: int, owners: list[int]) -> None:
-    runs = list(shares(values, owners).values())
+def test_chunks_cover_every_value_once(values: int, owners: list[int]) -> None:
+    runs = list(chunks(values, owners).values())
     assert [run.start for run in runs] == [0, *(run.stop for run in runs[:-1])]
     assert runs[-1].stop == values
     assert all(run.start <= run.stop and run.start % 32 == 0 for run in runs)
@@ -116,6 +118,6 @@ def test_shares_cover_every_value_once(values: int, owners: list[int]) -> None:
 
 @pytest.mark.parametrize("boards", [2, 3, 4, 8])
 def test_a_token_is_not_cut_and_a_prompt_is(boards: int) -> None:
-    assert not are_cut(2048, boards)
-    assert are_cut(256 * 2048, boards)
-    assert are_cut(1, 1)  # told as a sum
+    assert not is_cut(2048, boards)
+    assert is_cut(256 * 2048, boards)
+    assert is_cut(1, 1)  # told as a sum

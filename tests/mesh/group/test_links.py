@@ -21,13 +21,13 @@ import pytest
 import zmq
 from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
 
+from picoedge.cluster.forward_pass import Stages, Tag
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group import peer_link
-from picoedge.mesh.group.collective import Rows, Stages
+from picoedge.mesh.group.channel import ArrayLimits
 from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import Links
-from picoedge.mesh.group.member import INPUT
 from picoedge.mesh.group.peer_link import CARRIES, CHOICE, ROUNDS, LinkState, Wish, choose_transport
 from picoedge.mesh.group.tickets import Ticket, TicketListener
 from picoedge.mesh.identity.keys import KeyPair
@@ -45,7 +45,7 @@ from picoedge.mesh.transport.frames import (
 from picoedge.mesh.transport.seal import Cipher
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
-ROWS = Rows(batch=4, hidden=64)
+ROWS = ArrayLimits(rows=4, width=64)
 TRANSPORTS: tuple[Wish, ...] = ("stream", "zeromq")
 BOTH = Stages((0, 1), (0, 1), layers=1)
 DETECT_S = 1.5
@@ -185,7 +185,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, 
                 board.input(np.zeros((1, 64), np.float32), 0)
             else:
                 board.next_input()
-            board.reduce(np.ones((1, 64)))
+            board.begin(np.ones((1, 64)))()
             summed.wait()
             if rank == lost:
                 team.links[rank].close()
@@ -193,7 +193,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, 
                 return 0.0
             begun = time.monotonic()
             with pytest.raises(BoardLostError) as caught:
-                board.reduce(np.ones((1, 64)))
+                board.begin(np.ones((1, 64)))()
             took_s = time.monotonic() - begun
             # in a star only the hub knows; that it ends the session is what the others see
             told = kind == "star" and rank != HUB
@@ -209,7 +209,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, 
 
 def forever(hub: Any) -> None:
     while True:
-        hub.reduce(np.ones((1, 64)))
+        hub.begin(np.ones((1, 64)))()
         hub.input(np.zeros((1, 64), np.float32), 1)
 
 
@@ -224,7 +224,7 @@ def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: Wish) -
     board = member(links, "star", 2, BOTH, ROWS)
     while board.next_input():
         for _ in range(BOTH.count):
-            board.reduce(np.ones((1, 64)))
+            board.begin(np.ones((1, 64)))()
     links.close()
     context.destroy(linger=0)
 
@@ -248,7 +248,7 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(
         links.open(20)
         board = member(links, "star", 2, BOTH, ROWS)
         board.input(np.zeros((1, 64), np.float32), 0)
-        board.reduce(np.ones((1, 64)))
+        board.begin(np.ones((1, 64)))()
         os.kill(process.pid or 0, blow)
         begun = time.monotonic()
         with pytest.raises(BoardLostError, match="board-1 is lost"):
@@ -379,7 +379,7 @@ def message(header: Header, nbytes: int = 512, padding: bytes = b"") -> bytes:
 def input_header(
     sequence: int, dtype: Dtype, shape: tuple[int, ...] = (), extra: int = 0
 ) -> Header:
-    return Header(Kind.DATA, EPOCH, sequence, dtype, shape, extra, tag=INPUT)
+    return Header(Kind.DATA, EPOCH, sequence, dtype, shape, extra, tag=Tag.INPUT)
 
 
 HELLO = message(Header(Kind.HELLO, EPOCH, extra=1), 0)
@@ -416,7 +416,7 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(transport: Wish, frames: l
         hub = hub_of(team)
         send(*frames)
         with pytest.raises(BoardFaultError, match=name_of(1)) as caught:
-            hub.reduce(np.ones((1, 64)))
+            hub.begin(np.ones((1, 64)))()
         assert caught.value.board == name_of(1)
 
 
@@ -429,9 +429,9 @@ def test_nothing_comes_after_the_last_sum_of_a_pass(transport: Wish) -> None:
         hub = hub_of(team)
         rights = [message(dataclasses.replace(RIGHT, sequence=1 + i)) for i in range(3)]
         send(*rights[:1], *rights[2:])
-        hub.reduce(np.ones((1, 64)))
+        hub.begin(np.ones((1, 64)))()
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent SUM"):
-            hub.reduce(np.ones((1, 64)))
+            hub.begin(np.ones((1, 64)))()
 
 
 AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
@@ -495,7 +495,7 @@ def test_mutated_headers_never_make_a_sum(transport: Wish, seed: int) -> None:
         send(bytes(mutated))
         send(message(RIGHT, 0) + np.full(64, 2.0).tobytes())
         with suppress(BoardFaultError):
-            hub.reduce(sums)
+            hub.begin(sums)()
             assert (sums == 3).all()  # it was taken for a part of the next
 
 
@@ -509,7 +509,7 @@ def test_a_message_too_large_ends_its_connection(transport: Wish) -> None:
         hub = hub_of(team)
         send(bytes(ROWS.message_bytes + 100))
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
-            hub.reduce(np.ones((1, 64)))
+            hub.begin(np.ones((1, 64)))()
 
 
 @pytest.mark.parametrize("transport", ["zeromq"])
@@ -851,7 +851,7 @@ def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: Wish)
 
 
 def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(transport: Wish) -> None:
-    rows = Rows(batch=64, hidden=1 << 14)  # 8 MB: more than any buffer of the kernel's
+    rows = ArrayLimits(rows=64, width=1 << 14)  # 8 MB: more than any buffer of the kernel's
     with boards(3, "exchange", rows, transport=transport) as team:
         opened(team)
 

@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 from mesh_sums import EPOCH, boards, member, part
 
-from picoedge.mesh.group.codecs import codec_for
-from picoedge.mesh.group.collective import F64, LOGIT_VALUES, Rows, Stages, pieces
+from picoedge.cluster.forward_pass import ForwardPass, Stages, Tag
+from picoedge.kernels.arrays import F64
+from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits, message_pieces
+from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.failures import BoardFaultError
-from picoedge.mesh.group.member import INPUT_LAST, LOGITS, Member
 from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack_prefix
 
 LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")
-SMALL = Rows(batch=4, hidden=64)
-CHUNKED = Rows(batch=5, hidden=1 << 14)  # 2.5 pieces of values, 2 of input
+SMALL = ArrayLimits(rows=4, width=64)
+CHUNKED = ArrayLimits(rows=5, width=1 << 14)  # 2.5 pieces of values, 2 of input
 
 
-def x_of(forward: int, rows: Rows, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(forward).standard_normal((n, rows.hidden)).astype(np.float32)
+def x_of(forward: int, rows: ArrayLimits, n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(forward).standard_normal((n, rows.width)).astype(np.float32)
 
 
 def take_part(
-    board: Member,
+    board: ForwardPass,
     rank: int,
     stages: Stages,
-    rows: Rows,
+    rows: ArrayLimits,
     n: int,
     lanes: int = 1,
     *,
@@ -47,9 +48,9 @@ def take_part(
     def forward(index: int) -> None:
         under_way: list[Callable[[], None]] = []
         for stage in range(stages.count):
-            sums = np.full((n, rows.hidden), np.nan)  # of a board that adds nothing: never used
+            sums = np.full((n, rows.width), np.nan)  # of a board that adds nothing: never used
             if rank in stages.contributors(stage):
-                sums = part(rank, index, stage, n, rows.hidden)
+                sums = part(rank, index, stage, n, rows.width)
             while in_units and under_way:
                 under_way.pop(0)()
             for run in runs:
@@ -79,7 +80,7 @@ def take_part(
 def run(
     kind: str,
     stages: Stages,
-    rows: Rows,
+    rows: ArrayLimits,
     count: int,
     n: int,
     wire: str,
@@ -102,9 +103,9 @@ def run(
     return found
 
 
-def expected(stages: Stages, rows: Rows, n: int) -> list[F64]:
+def expected(stages: Stages, rows: ArrayLimits, n: int) -> list[F64]:
     def total(ranks: Sequence[int], forward: int, stage: int) -> F64:
-        parts = [part(rank, forward, stage, n, rows.hidden) for rank in ranks]
+        parts = [part(rank, forward, stage, n, rows.width) for rank in ranks]
         return functools.reduce(np.add, parts)
 
     return [
@@ -165,11 +166,11 @@ def test_boards_may_add_to_some_sums_only(
 def test_long_sums_go_in_pieces(
     kind: str, attention: tuple[int, ...], ffn: tuple[int, ...]
 ) -> None:
-    assert len(CHUNKED.pieces(CHUNKED.batch)) == 2
-    assert len(pieces(slice(0, CHUNKED.batch * CHUNKED.hidden))) == 3
+    assert len(CHUNKED.row_pieces(CHUNKED.rows)) == 2
+    assert len(message_pieces(slice(0, CHUNKED.rows * CHUNKED.width))) == 3
     stages, count = Stages(attention, ffn, LAYERS), max(3, len(attention))
-    found = run(kind, stages, CHUNKED, count, CHUNKED.batch, "f64")
-    check(found, stages, expected(stages, CHUNKED, CHUNKED.batch))
+    found = run(kind, stages, CHUNKED, count, CHUNKED.rows, "f64")
+    check(found, stages, expected(stages, CHUNKED, CHUNKED.rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,11 +188,11 @@ def test_long_sums_go_in_pieces(
     ],
 )
 def test_sums_of_two_lanes_are_under_way_at_once(
-    kind: str, rows: Rows, attention: tuple[int, ...], ffn: tuple[int, ...]
+    kind: str, rows: ArrayLimits, attention: tuple[int, ...], ffn: tuple[int, ...]
 ) -> None:
     stages, count = Stages(attention, ffn, LAYERS), 1 + max(1, *attention, *ffn)
-    found = run(kind, stages, rows, count, rows.batch, "f64", lanes=2)
-    check(found, stages, expected(stages, rows, rows.batch))
+    found = run(kind, stages, rows, count, rows.rows, "f64", lanes=2)
+    check(found, stages, expected(stages, rows, rows.rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,18 +200,18 @@ def test_sums_of_two_lanes_are_under_way_at_once(
 @pytest.mark.parametrize("in_units", [(0,), (1,), (2,), (0, 1), (1, 2)])
 @pytest.mark.parametrize("ffn", [(0, 1, 2), (0, 2), (1,)])
 def test_boards_whose_layers_come_in_units_go_with_others(
-    kind: str, rows: Rows, in_units: tuple[int, ...], ffn: tuple[int, ...]
+    kind: str, rows: ArrayLimits, in_units: tuple[int, ...], ffn: tuple[int, ...]
 ) -> None:
     stages = Stages((0, 1, 2), ffn, LAYERS)
-    found = run(kind, stages, rows, 3, rows.batch, "f64", lanes=2, in_units=in_units)
-    check(found, stages, expected(stages, rows, rows.batch))
+    found = run(kind, stages, rows, 3, rows.rows, "f64", lanes=2, in_units=in_units)
+    check(found, stages, expected(stages, rows, rows.rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wire", ["f32", "f16", "q8"])
 def test_long_rounded_sums_are_the_same_on_every_board(kind: str, wire: str) -> None:
     stages = Stages((0, 1, 2), (1, 2), LAYERS)
-    hub, *workers = run(kind, stages, CHUNKED, 3, CHUNKED.batch, wire)
+    hub, *workers = run(kind, stages, CHUNKED, 3, CHUNKED.rows, wire)
     kept = [s.tobytes() for i, s in enumerate(hub) if (i + 1) % stages.count]
     for sums in workers:
         assert [s.tobytes() for s in sums] == kept
@@ -232,7 +233,7 @@ def test_rounded_sums_are_the_same_on_every_board(
 @pytest.mark.parametrize(("wire", "off"), [("f64", 0), ("f32", 1e-7), ("f16", 1e-3), ("q8", 5e-3)])
 def test_a_codec_loses_little(wire: str, off: float) -> None:
     rows = np.random.default_rng(1).standard_normal(3 * 64)
-    codec = codec_for(wire, 64).part
+    codec = codecs_for(wire, 64).part
     room = memoryview(bytearray(codec.most_bytes(3 * 64)))
     codec.encode(rows, room)
     back = codec.decode(room, np.empty(192))
@@ -245,7 +246,7 @@ def test_a_codec_loses_little(wire: str, off: float) -> None:
 def test_a_codec_survives_numbers_it_cannot_hold(wire: str) -> None:
     rows = np.full(64, 1e300)
     rows[:4] = np.inf, -np.inf, np.nan, 1e-300
-    codec = codec_for(wire, 64).part
+    codec = codecs_for(wire, 64).part
     room = memoryview(bytearray(codec.most_bytes(64)))
     codec.encode(rows, room)
     assert codec.decode(room, np.empty(64)).shape == (64,)
@@ -272,7 +273,7 @@ def test_waiting_is_counted() -> None:
 # -- logits ----------------------------------------------------------------------------------------
 
 SHARED = Stages((0, 1), (0, 1), 1, (range(3), range(3, 3), range(3, 10)))
-WIDE = LOGIT_VALUES + 5  # of the last rank: in two pieces
+WIDE = F32_PIECE_VALUES + 5  # of the last rank: in two pieces
 WIDELY = Stages((0, 1), (0, 1), 1, (range(2), range(2, 9), range(9, 9 + WIDE)))
 
 
@@ -286,10 +287,10 @@ def logits_of(forward: int, n: int, columns: int) -> np.ndarray[Any, np.dtype[np
 @pytest.mark.parametrize("n", [1, 3])
 def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -> None:
     total = stages.columns[-1].stop
-    rows = Rows(batch=4, hidden=64, logits=(4, total))
+    rows = ArrayLimits(rows=4, width=64, gathered=(4, total))
     asked = [0, 1, n, 1]
 
-    def gather(board: Member, index: int, rank: int) -> None:
+    def gather(board: ForwardPass, index: int, rank: int) -> None:
         """As a forward pass ends, of the last row alone or of all."""
         values, own = logits_of(index, n, total), stages.columns[rank]
         mine = values[:, own.start : own.stop]
@@ -301,7 +302,7 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
         if rank == HUB:
             np.testing.assert_array_equal(mine, values[n - asked[index] :])
 
-    def take(board: Member, rank: int) -> None:
+    def take(board: ForwardPass, rank: int) -> None:
         for index, wanted in enumerate(asked):
             if rank == HUB:
                 board.input(x_of(index, rows, n), index, wanted)
@@ -310,13 +311,13 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
                 assert given is not None
                 assert given[1:] == (index, wanted)
             for stage in range(stages.count):
-                sums = np.full((n, rows.hidden), np.nan)
+                sums = np.full((n, rows.width), np.nan)
                 if rank in stages.contributors(stage):
-                    sums = part(rank, index, stage, n, rows.hidden)
-                board.reduce(sums)
+                    sums = part(rank, index, stage, n, rows.width)
+                board.begin(sums)()
                 if rank != 1 or stage < stages.count - 1:  # who has some of the head goes on
                     ranks = stages.contributors(stage)
-                    parts = [part(r, index, stage, n, rows.hidden) for r in ranks]
+                    parts = [part(r, index, stage, n, rows.width) for r in ranks]
                     assert read(sums) == read(functools.reduce(np.add, parts))
             if wanted:
                 gather(board, index, rank)
@@ -345,7 +346,7 @@ def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
             elif given := board.next_input():
                 wanted = given[2]
             for stage in range(stages.count):
-                board.reduce(part(rank, 0, stage, 2, SMALL.hidden))
+                board.begin(part(rank, 0, stage, 2, SMALL.width))()
             before = board.usage().bytes_sent
             board.gather(np.zeros((1, 7), np.float32))
             return board.usage().bytes_sent - before, wanted
@@ -356,7 +357,7 @@ def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
 @pytest.mark.parametrize("values", [0, 6, 8])
 def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
     stages = Stages((0, 1), (0, 1), 1, (range(3), range(3, 10)))
-    rows = Rows(batch=1, hidden=64, logits=(8, 10))
+    rows = ArrayLimits(rows=1, width=64, gathered=(8, 10))
     with boards(2, "star", rows) as team:
 
         def outcome(rank: int) -> Any:
@@ -367,11 +368,13 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
             else:
                 board.next_input()
             for stage in range(stages.count):
-                board.reduce(part(rank, 0, stage, 1, 64))
+                board.begin(part(rank, 0, stage, 1, 64))()
             if rank == HUB:
                 board.gather(np.zeros((1, 10), np.float32))
             else:
-                header = Header(Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=LOGITS)
+                header = Header(
+                    Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=Tag.LOGITS
+                )
                 body = np.zeros(values, np.float32).tobytes()
                 team.links[1].send_whole(HUB, pack_prefix(header) + body)
 
@@ -388,7 +391,7 @@ def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
             team.links[rank].open(5)
             if rank:
                 return member(team.links[rank], "star", 2, stages, SMALL).next_input()
-            header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=INPUT_LAST)
+            header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=Tag.INPUT_LAST)
             return team.links[HUB].send_whole(1, pack_prefix(header) + bytes(256))
 
         _, worker = team.each(outcome)

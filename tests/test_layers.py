@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter
 from collections.abc import Container, Iterator
@@ -187,3 +188,15 @@ def test_command_files_import_no_third_party_at_the_top() -> None:
         if imported.split(".")[0] not in allowed
     ]
     assert heavy == []
+
+
+def test_the_mesh_knows_no_model() -> None:
+    words = re.compile("attention|ffn|logits|hidden", re.IGNORECASE)
+    files = (PACKAGE / "mesh").rglob("*.py")
+    named = {
+        f"{path.name}: {line.strip()}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if words.search(line)
+    }
+    assert named == set()

@@ -19,7 +19,7 @@ from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.group.peer_link import Wish
 from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.transport.frames import HUB
+from picoedge.mesh.transport.frames import HUB, VERSION
 
 EPOCH = 7
 LOOPBACK = "127.0.0.1"
@@ -60,6 +60,7 @@ def boards(
     connect: bool = True,
     stall_s: float = SEND_STALL_S,
     transport: Wish = "stream",
+    version: int = VERSION,
 ) -> Iterator[Boards]:
     """Links of a session, not yet open; all sockets are closed at the end."""
     keys = [KeyPair.new() for _ in range(count)]
@@ -75,6 +76,7 @@ def boards(
             rule=hub_rule(rank),
             stall_s=stall_s,
             transport=transport,
+            version=version,
         )
         for rank in range(count)
     ]

@@ -39,6 +39,8 @@ def reduce(
     this rank is among the receivers. All ranks of the channel make the same call, with contributors
     and receivers ascending. The values of a rank that is no contributor are not read.
     """
+    if len(contributors) == 1 and (owners is None or len(owners) > 1):
+        owners = contributors  # its part is the sum already
     sum_ = _Sum(channel, values, contributors, receivers)
     if owners is None:
         sum_.send_to_receivers()

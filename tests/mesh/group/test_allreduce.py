@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_sums import EPOCH, boards, member, part
+from mesh_sums import boards, member, part
 
-from picoedge.cluster.forward_pass import ForwardPass, Stages, Tag
+from picoedge.cluster.forward_pass import ForwardPass, Stages
 from picoedge.kernels.arrays import F64
-from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits, message_pieces
+from picoedge.mesh.group.allreduce import reduce
+from picoedge.mesh.group.channel import ArrayLimits, Channel, message_pieces
 from picoedge.mesh.group.codecs import codecs_for
-from picoedge.mesh.group.failures import BoardFaultError
-from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack_prefix
+from picoedge.mesh.transport.frames import HUB, VERSION
 
 LAYERS, FORWARDS = 2, 3
 KINDS = ("star", "exchange")
@@ -87,9 +87,10 @@ def run(
     lanes: int = 1,
     *,
     in_units: Collection[int] = (),
+    version: int = VERSION,
 ) -> list[list[F64]]:
     """The sums each rank goes on with."""
-    with boards(count, kind, rows) as team:
+    with boards(count, kind, rows, version=version) as team:
 
         def outcome(rank: int) -> list[F64]:
             team.links[rank].open(5)
@@ -270,130 +271,36 @@ def test_waiting_is_counted() -> None:
     assert hub.bytes_received == worker.bytes_sent > FORWARDS * 2 * 64 * 6
 
 
-# -- logits ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("owners", [(HUB,), (1,), (0, 1, 2), (0, 2), None], ids=str)
+@pytest.mark.parametrize("receivers", [(0, 1, 2), (1,), (0, 2)], ids=str)
+@pytest.mark.parametrize("contributors", [(0, 1, 2), (0, 2), (1,)], ids=str)
+def test_any_ranks_may_own_what_others_add_and_receive(
+    owners: tuple[int, ...] | None, receivers: tuple[int, ...], contributors: tuple[int, ...]
+) -> None:
+    parts = [part(rank, 0, 0, 3, SMALL.width) for rank in range(3)]
+    total = functools.reduce(np.add, [parts[rank] for rank in contributors])
+    with boards(3, "exchange", SMALL) as team:
 
-SHARED = Stages((0, 1), (0, 1), 1, (range(3), range(3, 3), range(3, 10)))
-WIDE = F32_PIECE_VALUES + 5  # of the last rank: in two pieces
-WIDELY = Stages((0, 1), (0, 1), 1, (range(2), range(2, 9), range(9, 9 + WIDE)))
+        def outcome(rank: int) -> F64:
+            team.links[rank].open(5)
+            channel = Channel(team.links[rank], range(3), SMALL, codecs_for("f64", SMALL.width))
+            finishes = []
+            for _ in range(2):
+                values = parts[rank].copy()
+                finishes.append(reduce(channel, values, contributors, receivers, owners))
+            for finish in finishes:
+                finish()
+            return values
 
-
-def logits_of(forward: int, n: int, columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    seed = np.random.default_rng((99, forward))
-    return seed.standard_normal((n, columns)).astype(np.float32)
+        found = team.each(outcome)
+    for rank in receivers:
+        assert read(found[rank]) == read(total)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stages", [SHARED, WIDELY], ids=["few", "many"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -> None:
-    total = stages.columns[-1].stop
-    rows = ArrayLimits(rows=4, width=64, gathered=(4, total))
-    asked = [0, 1, n, 1]
-
-    def gather(board: ForwardPass, index: int, rank: int) -> None:
-        """As a forward pass ends, of the last row alone or of all."""
-        values, own = logits_of(index, n, total), stages.columns[rank]
-        mine = values[:, own.start : own.stop]
-        if rank == HUB:
-            mine = np.zeros((n, total), np.float32)
-            mine[:, own.start : own.stop] = values[:, own.start : own.stop]
-        mine = np.ascontiguousarray(mine[n - asked[index] :])
-        board.gather(mine)
-        if rank == HUB:
-            np.testing.assert_array_equal(mine, values[n - asked[index] :])
-
-    def take(board: ForwardPass, rank: int) -> None:
-        for index, wanted in enumerate(asked):
-            if rank == HUB:
-                board.input(x_of(index, rows, n), index, wanted)
-            else:
-                given = board.next_input()
-                assert given is not None
-                assert given[1:] == (index, wanted)
-            for stage in range(stages.count):
-                sums = np.full((n, rows.width), np.nan)
-                if rank in stages.contributors(stage):
-                    sums = part(rank, index, stage, n, rows.width)
-                board.begin(sums)()
-                if rank != 1 or stage < stages.count - 1:  # who has some of the head goes on
-                    ranks = stages.contributors(stage)
-                    parts = [part(r, index, stage, n, rows.width) for r in ranks]
-                    assert read(sums) == read(functools.reduce(np.add, parts))
-            if wanted:
-                gather(board, index, rank)
-        assert rank == HUB or board.next_input() is None or pytest.fail("it goes on")
-        board.close()
-
-    with boards(3, kind, rows) as team:
-
-        def outcome(rank: int) -> None:
-            team.links[rank].open(5)
-            take(member(team.links[rank], kind, 3, stages, rows), rank)
-
-        assert team.each(outcome) == [None] * 3
-
-
-def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
-    stages = Stages((0, 1), (0, 1), 1)
-    with boards(2, "star", SMALL) as team:
-
-        def outcome(rank: int) -> tuple[int, Any]:
-            team.links[rank].open(5)
-            board = member(team.links[rank], "star", 2, stages, SMALL)
-            wanted = None
-            if rank == HUB:
-                board.input(x_of(0, SMALL, 2), 0, 1)
-            elif given := board.next_input():
-                wanted = given[2]
-            for stage in range(stages.count):
-                board.begin(part(rank, 0, stage, 2, SMALL.width))()
-            before = board.usage().bytes_sent
-            board.gather(np.zeros((1, 7), np.float32))
-            return board.usage().bytes_sent - before, wanted
-
-        assert team.each(outcome) == [(0, None), (0, 0)]
-
-
-@pytest.mark.parametrize("values", [0, 6, 8])
-def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
-    stages = Stages((0, 1), (0, 1), 1, (range(3), range(3, 10)))
-    rows = ArrayLimits(rows=1, width=64, gathered=(8, 10))
-    with boards(2, "star", rows) as team:
-
-        def outcome(rank: int) -> Any:
-            team.links[rank].open(5)
-            board = member(team.links[rank], "star", 2, stages, rows)
-            if rank == HUB:
-                board.input(x_of(0, rows, 1), 0, 1)
-            else:
-                board.next_input()
-            for stage in range(stages.count):
-                board.begin(part(rank, 0, stage, 1, 64))()
-            if rank == HUB:
-                board.gather(np.zeros((1, 10), np.float32))
-            else:
-                header = Header(
-                    Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=Tag.LOGITS
-                )
-                body = np.zeros(values, np.float32).tobytes()
-                team.links[1].send_whole(HUB, pack_prefix(header) + body)
-
-        hub, _ = team.each(outcome)
-    assert isinstance(hub, BoardFaultError)
-    assert f"sent {4 * values} bytes of 7 logits" in str(hub)
-
-
-def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
-    stages = Stages((0, 1), (0, 1), 1)
-    with boards(2, "star", SMALL) as team:
-
-        def outcome(rank: int) -> Any:
-            team.links[rank].open(5)
-            if rank:
-                return member(team.links[rank], "star", 2, stages, SMALL).next_input()
-            header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=Tag.INPUT_LAST)
-            return team.links[HUB].send_whole(1, pack_prefix(header) + bytes(256))
-
-        _, worker = team.each(outcome)
-    assert isinstance(worker, BoardFaultError)
-    assert "INPUT_LAST" in str(worker)
+@pytest.mark.parametrize("wire", ["f64", "q8"])
+def test_a_group_of_version_1_has_the_same_sums(kind: str, wire: str) -> None:
+    stages = Stages((0, 1, 2), (1, 2), LAYERS)
+    new, old = (run(kind, stages, SMALL, 3, 2, wire, version=version) for version in (VERSION, 1))
+    for rank in range(3):
+        assert [s.tobytes() for s in new[rank]] == [s.tobytes() for s in old[rank]]

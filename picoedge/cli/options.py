@@ -102,6 +102,8 @@ _CLUSTER = [
     click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
         show_default=True, help="How sums come together."),
     click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD", help=SPLIT_HEAD),
+    _setting("--transport", type=click.Choice(["auto", "zeromq", "stream"]), default="auto",
+        show_default=True, help="What carries sums: auto is the quicker one of each two boards."),
     click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
         show_default=True, help="How sums travel: f64 is exact, the others are smaller."),
 ]  # fmt: skip
@@ -126,7 +128,7 @@ _SAMPLING = [
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
-    "system", "verbose",
+    "system", "transport", "verbose",
 )  # fmt: skip
 
 verbose_option = click.option(
@@ -141,7 +143,7 @@ def model_options(command: Command) -> Command:
 
 
 def cluster_options(command: Command) -> Command:
-    """--cluster, --boards, --tensor-split, --allreduce, --split-head, --wire."""
+    """--cluster, --boards, --tensor-split, --allreduce, --split-head, --transport, --wire."""
     return _decorate(command, _CLUSTER)
 
 
@@ -158,6 +160,7 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
         split=tuple(parse_split(split)) if split else (),
         allreduce=None if way == "auto" else way,
         split_head=values["split_head"],
+        transport=values["transport"],
         wire=values["wire"],
     )
 

@@ -172,6 +172,7 @@ class ClusterModel:
         return {
             "why": self.plan.why,
             "allreduce": chosen.allreduce,
+            "transports": team.transports if team else {},
             "predicted_s_per_token": chosen.s_per_token,
             "shares": [
                 {

@@ -29,6 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ADDRESS = re.compile(r"|[0-9A-Za-z.:%\[\]_-]{1,255}:[0-9]{1,5}")
 IDENTIFIER = re.compile(r"[0-9a-f]{16,128}")
 ALLREDUCES = ("star", "exchange")
+TRANSPORTS = ("auto", "zeromq", "stream")
 WIRES = ("f64", "f32", "f16", "q8")
 
 
@@ -74,6 +75,7 @@ class GroupSpec:
     wire: str = "f64"
     window_io: str = "auto"
     kernels: str = ""  # "": those that the board chooses
+    transport: str = "stream"  # what carries messages; "auto": the quicker one of each pair
 
     @property
     def part(self) -> Slice:
@@ -134,6 +136,7 @@ def spec_from_json(values: object) -> GroupSpec:
         wire=fields.one_of("wire", WIRES),
         window_io=fields.one_of("window_io", ("auto", "mmap", "direct")),
         kernels=fields.one_of("kernels", ("", "native", "numpy")),
+        transport=_transport(fields),
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
         raise ProtocolError("two seats of the session have one key")
@@ -142,6 +145,11 @@ def spec_from_json(values: object) -> GroupSpec:
     if [span.start for span in heads] != ends[:-1] or not ends[-1]:
         raise ProtocolError("head shards of the session that do not follow one another")
     return spec
+
+
+def _transport(fields: Fields) -> str:
+    """What carries messages; a spec of the first wire version does not say, and has streams."""
+    return fields.one_of("transport", TRANSPORTS) if "transport" in fields.values else "stream"
 
 
 def _rank(fields: Fields, rank: int) -> RankSpec:

@@ -85,6 +85,11 @@ class Team:
         return len(self._peers)
 
     @property
+    def transports(self) -> dict[str, str]:
+        """What carries this board's messages to each of the others, by their names."""
+        return {self.names[rank]: each for rank, each in self._links.transports().items()}
+
+    @property
     def names(self) -> list[str]:
         """What people call them, by rank."""
         return [peer.name for peer in self._peers]
@@ -111,6 +116,7 @@ class Team:
             kv_bits=options.kv_bits,
             allreduce=prediction.allreduce,
             wire=cluster.wire,
+            transport=cluster.transport,
             window_io=options.window_io,
             kernels=options.kernels or "",
         )
@@ -171,6 +177,8 @@ class Team:
         for peer in self._peers:
             self._links.poll_also(self._caller(peer).socket, lambda peer=peer: self.hear(peer))  # type: ignore[misc]
         self._links.open(CONNECT_S)
+        for rank, why in self._links.unreachable().items():
+            self._tell(f"{self.names[rank]}: its stream cannot be reached ({why}): using ZeroMQ")
 
     def _open(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> LoadedModel:
         memory = min(options.memory_bytes or memory_bytes, memory_bytes)

@@ -16,6 +16,7 @@ class ClusterOptions:
     split: tuple[float, ...] = ()  # weights of the boards' shares, this one's first
     allreduce: Literal["star", "exchange"] | None = None
     split_head: bool = False  # the head may be dealt, so that others see the likely next tokens
+    transport: Literal["auto", "zeromq", "stream"] = "auto"  # what carries sums between boards
     wire: str = "f64"  # how sums travel: "f64" is exact; "f32", "f16", "q8" are smaller
 
 

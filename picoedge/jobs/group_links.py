@@ -33,6 +33,7 @@ def make_links(context: Context, keys: KeyPair, spec: GroupSpec, bounds: SocketB
         spec.epoch,
         bounds,
         rule=hub_rule(spec.rank),
+        transport=spec.transport,  # type: ignore[arg-type]  # checked where it was read
         spin_s=spin_s,
         stall_s=WORKER_SILENCE_S,
     )

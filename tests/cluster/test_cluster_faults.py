@@ -95,14 +95,19 @@ HARMS: dict[str, tuple[Harm, str, str]] = {
     "board stopped": (stop_board, r"b2 .*" + LAST_WORDS, "star"),
     "daemon restarted": (restart_daemon, r"b2.*" + LAST_WORDS, "exchange"),
 }
+OVER = [(harm, "stream") for harm in HARMS] + [
+    (harm, "zeromq") for harm in ("worker killed", "board killed", "board stopped")
+]
 
 
-@pytest.mark.parametrize(("harm", "told", "allreduce"), HARMS.values(), ids=HARMS)
+@pytest.mark.parametrize(("harm", "transport"), OVER, ids=map(" ".join, OVER))
 def test_the_text_goes_on_as_it_would_have(
-    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str, harm: Harm, told: str, allreduce: str
+    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str, harm: str, transport: str
 ) -> None:
-    session = begin(cluster, smollm2_pack, "-c", "512", "--allreduce", allreduce)
-    harm(cluster[2])
+    how, told, allreduce = HARMS[harm]
+    over = ["--allreduce", allreduce, "--transport", transport]
+    session = begin(cluster, smollm2_pack, "-c", "512", *over)
+    how(cluster[2])
     session.err.wait(told, 8.0)
     assert session.wait() == 0, session.err.text
     assert session.out.text == undisturbed, session.err.text

@@ -75,10 +75,20 @@ def alone(packs: dict[str, Pack]) -> dict[str, Run]:
 
 @contextmanager
 def joint(
-    pack: Pack, shares: Sequence[float], allreduce: str, *, split_head: bool = False
+    pack: Pack,
+    shares: Sequence[float],
+    allreduce: str,
+    *,
+    split_head: bool = False,
+    transport: str = "auto",
 ) -> Iterator[ClusterModel]:
     """The model over the boards that have a share, b1 first."""
-    wished = ClusterOptions(split=tuple(shares), allreduce=allreduce, split_head=split_head)  # type: ignore[arg-type]
+    wished = ClusterOptions(
+        split=tuple(shares),
+        allreduce=allreduce,  # type: ignore[arg-type]
+        split_head=split_head,
+        transport=transport,  # type: ignore[arg-type]
+    )
     with closing(load_over_boards(pack, dataclasses.replace(OPTIONS, cluster=wished))) as model:
         yield model
 
@@ -93,27 +103,42 @@ SPLITS = {
     "little memory": (1, 0, 0, 0, 6),
 }
 CASES = [
-    ("smollm2", "two", "star"),
-    ("smollm2", "two uneven", "exchange"),
-    ("smollm2", "three", "star"),
-    ("smollm2", "three uneven", "exchange"),
-    ("smollm2", "five", "exchange"),
-    ("smollm2", "little memory", "star"),
-    ("gemma", "two", "exchange"),
-    ("gemma", "hub has nothing", "star"),
-    ("gemma", "three uneven", "star"),
-    ("gemma", "five", "star"),
-    ("gemma", "little memory", "exchange"),
+    ("smollm2", "two", "star", "zeromq"),
+    ("smollm2", "two uneven", "exchange", "stream"),
+    ("smollm2", "three", "star", "zeromq"),
+    ("smollm2", "three uneven", "exchange", "stream"),
+    ("smollm2", "five", "exchange", "zeromq"),
+    ("smollm2", "little memory", "star", "stream"),
+    ("gemma", "two", "exchange", "zeromq"),
+    ("gemma", "hub has nothing", "star", "stream"),
+    ("gemma", "three uneven", "star", "zeromq"),
+    ("gemma", "five", "star", "stream"),
+    ("gemma", "little memory", "exchange", "zeromq"),
+    ("smollm2", "two", "star", "stream"),
+    ("smollm2", "two uneven", "exchange", "zeromq"),
+    ("smollm2", "five", "exchange", "stream"),
+    ("gemma", "five", "star", "zeromq"),
+    ("smollm2", "three", "exchange", "auto"),
 ]
 
 
-@pytest.mark.parametrize(("name", "split", "allreduce"), CASES, ids=map(" ".join, CASES))
+@pytest.mark.parametrize(
+    ("name", "split", "allreduce", "transport"), CASES, ids=map(" ".join, CASES)
+)
 def test_boards_do_not_change_a_bit(
-    packs: dict[str, Pack], alone: dict[str, Run], name: str, split: str, allreduce: str
+    packs: dict[str, Pack],
+    alone: dict[str, Run],
+    name: str,
+    split: str,
+    allreduce: str,
+    transport: str,
 ) -> None:
     shares = SPLITS[split]
-    with joint(packs[name], shares, allreduce) as model:
+    with joint(packs[name], shares, allreduce, transport=transport) as model:
         tokens, logits = greedy(model, packs[name])
+        used = model.report()["transports"]
+        assert len(used) == model.boards - 1
+        assert set(used.values()) <= ({"stream", "zeromq"} if transport == "auto" else {transport})
         assert model.boards == 1 + sum(share > 0 for share in shares[1:])
         assert model.plan.chosen.allreduce == allreduce
         streamed = [share.streamed_bytes for share in model.plan.chosen.shares[1:]]

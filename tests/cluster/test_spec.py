@@ -40,6 +40,13 @@ def test_a_spec_comes_back_from_json(spec: GroupSpec) -> None:
     assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+def test_a_spec_of_the_first_wire_version_has_streams() -> None:
+    values = dataclasses.replace(DEALT, transport="zeromq").to_json()
+    assert spec_from_json(values).transport == "zeromq"
+    del values["transport"]
+    assert spec_from_json(values).transport == "stream"
+
+
 def test_logits_are_gathered_only_where_the_head_is_dealt() -> None:
     assert ALL_AT_THE_HUB.head_shards() == ()
     assert DEALT.head_shards() == (range(5), range(5, 5), range(5, 16))
@@ -70,6 +77,8 @@ def seat(rank: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         lambda values: values.update(rank=0),
         lambda values: values.update(seats=values["seats"][:1]),
         lambda values: values.update(wire="f8"),
+        lambda values: values.update(transport="udp"),
+        lambda values: values.update(transport=None),
     ],
 )
 def test_nonsense_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:

@@ -63,7 +63,7 @@ def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transf
         assert isinstance(session.model, LoadedModel)
         return session.model, session.model.memory_plan
     held = Pack.open(pack)
-    part = dataclasses.replace(part, vocabulary=held.all_shards.vocabulary)
+    part = dataclasses.replace(part, head_shards=held.all_shards.head_shards)
     model = load_model(held, options, part=part)
     return model, model.memory_plan
 

@@ -22,7 +22,7 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import U8
 from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.file_layout import FileLayout, PackLayout, Span
+from picoedge.store.pack.file_layout import FileLayout, PackLayout, TableEntry
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -107,7 +107,7 @@ class _Images:
         self._layout, self._rng = layout, rng
         self._turns: dict[str, Iterator[Image]] = {}
 
-    def next(self, span: Span) -> Image:
+    def next(self, span: TableEntry) -> Image:
         """Bytes for a span, and their hash."""
         kind = span.name.rpartition("/")[2].partition(".")[0]
         if kind not in self._turns:

@@ -30,6 +30,7 @@ ENTRY_FILES = {
 PACKING_ROOMS = ("store", "text", "kernels")
 NATIVE_FIXTURES = {"native", "twins"}
 LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py", "test_lab_cluster.py"}
+LONGEST_NAME = 200
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
@@ -53,11 +54,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests for which this machine lacks something are counted, not failed.
+    """Count tests that need what this machine lacks, and fail on test names that are too long.
 
     Without a C compiler there are no C kernels, without root no emulated boards. Where there is
-    what they need they are never left out: kernels that do not build are a failure.
+    what they need they are never left out: kernels that do not build are a failure. A name that
+    carries a whole file (a parameter without `ids=`) would be in every log.
     """
+    unwieldy = [item.nodeid[:LONGEST_NAME] for item in items if len(item.name) >= LONGEST_NAME]
+    if unwieldy:
+        raise pytest.UsageError(
+            f"tests with names of {LONGEST_NAME} characters or more, give ids=: {unwieldy}"
+        )
     without = [
         item
         for item in items

@@ -14,7 +14,7 @@ from picoedge.errors import StorageError, UsageError
 from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
 from picoedge.planner.topology import Cluster, read_cluster
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import Held
+from picoedge.store.shards import HeldShards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClusterSurvey:
 
 
 def survey_cluster(
-    opened: OpenPack, cluster: Cluster, held: Mapping[int, Held] | None = None
+    opened: OpenPack, cluster: Cluster, held: Mapping[int, HeldShards] | None = None
 ) -> ClusterSurvey:
     """Plan for the pack over these boards; `held`: see `plan_cluster`.
 
@@ -67,7 +67,9 @@ def cluster_of_file(file: Path, hub: str | None) -> Cluster:
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
-def cluster_of_mesh(pack: Pack, tell: Callable[[str], None]) -> tuple[Cluster, dict[int, Held]]:
+def cluster_of_mesh(
+    pack: Pack, tell: Callable[[str], None]
+) -> tuple[Cluster, dict[int, HeldShards]]:
     """The boards that answer now, this one the hub; what they have of it.
 
     Raises AccessError where this board is in no cluster, MeshError where no daemon runs.

@@ -179,7 +179,7 @@ class ClusterModel:
                     "board": share.board.name,
                     "attention": [share.part.attention.start, share.part.attention.stop],
                     "ffn": [share.part.ffn.start, share.part.ffn.stop],
-                    "vocabulary": [share.part.vocabulary.start, share.part.vocabulary.stop],
+                    "vocabulary": [share.part.head_shards.start, share.part.head_shards.stop],
                     "weights_mb": share.weights_bytes / MB,
                 }
                 for share in chosen.shares

@@ -54,7 +54,7 @@ class RankSpec:
 
 
 def _spans(part: Slice) -> dict[str, list[int]]:
-    spans = {"attention": part.attention, "ffn": part.ffn, "vocabulary": part.vocabulary}
+    spans = {"attention": part.attention, "ffn": part.ffn, "vocabulary": part.head_shards}
     return {name: [span.start, span.stop] for name, span in spans.items()}
 
 
@@ -97,7 +97,7 @@ class GroupSpec:
 
     def head_shards(self) -> tuple[range, ...]:
         """Each rank's span of head shards, by rank; empty if the hub has the whole head."""
-        spans = tuple(rank.part.vocabulary for rank in self.ranks)
+        spans = tuple(rank.part.head_shards for rank in self.ranks)
         return spans if any(spans[1:]) else ()
 
     def to_json(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def spec_from_json(values: object) -> GroupSpec:
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
         raise ProtocolError("two seats of the session have one key")
-    heads = [rank.part.vocabulary for rank in spec.ranks]
+    heads = [rank.part.head_shards for rank in spec.ranks]
     ends = [0, *(span.stop for span in heads)]
     if [span.start for span in heads] != ends[:-1] or not ends[-1]:
         raise ProtocolError("head shards of the session that do not follow one another")
@@ -159,7 +159,7 @@ def _rank(fields: Fields, rank: int) -> RankSpec:
     return RankSpec(
         fields.text("key", pattern=KEY),
         fields.text("name", pattern=NAME),
-        Slice(attention, ffn, head, head=rank == 0),
+        Slice(attention, ffn, head, owns_head=rank == 0),
         fields.text("address", pattern=ADDRESS),
         fields.text("daemon", pattern=ADDRESS),
     )

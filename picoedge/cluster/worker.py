@@ -102,7 +102,7 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
 
 def check_shards(spec: GroupSpec, pack: Pack) -> None:
     """Raises ProtocolError if the group assigns other shards than the model has."""
-    last = spec.ranks[-1].part.vocabulary.stop
+    last = spec.ranks[-1].part.head_shards.stop
     spans = [(rank.part.attention, pack.n_attention_shards) for rank in spec.ranks]
     spans += [(rank.part.ffn, pack.n_ffn_shards) for rank in spec.ranks]
     if last != pack.n_head_shards or any(span.stop > count for span, count in spans):
@@ -124,11 +124,11 @@ def pull_missing(
     from picoedge.mesh.transfer.donor_client import DonorLink
     from picoedge.mesh.transfer.puller import Manner, Pulling, pull
     from picoedge.store.pack.inventory import Wanted
-    from picoedge.store.pack.partial import place
+    from picoedge.store.pack.partial import pack_folder
     from picoedge.store.pack.reader import Pack
 
     wanted = Wanted(spec.part)
-    path = config.pack or place(config.shelf, spec.pack_name, spec.pack_id)
+    path = config.pack or pack_folder(config.shelf, spec.pack_name, spec.pack_id)
     if path.exists() and not Pack.open(path).missing(wanted):
         return path
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from picoedge.model.transformer import Transformer
     from picoedge.planner.memory import MemoryPlan
     from picoedge.store.window.read_ahead import Usage
-    from picoedge.store.window.weights import Windowed
+    from picoedge.store.window.weights import StreamedWeights
 
 TOKENS = 8  # between two looks at the speeds
 _DEPARTURE = 1.25  # of a speed from the plan's, either way, that is worth another plan
@@ -30,7 +30,7 @@ class Adapter:
     def __init__(
         self,
         model: Transformer,
-        holding: Windowed,
+        holding: StreamedWeights,
         plan: MemoryPlan,
         *,
         clock: Callable[[], float] = time.perf_counter,

@@ -16,7 +16,7 @@ from picoedge.engine.fit import (
 )
 from picoedge.engine.open import OpenPack, start_kernels
 from picoedge.planner.memory import MemoryPlan
-from picoedge.store.window.plan import Rates, span_bytes
+from picoedge.store.window.plan import Rates, page_bytes
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -94,5 +94,5 @@ def _by_layer(units: tuple[Unit, ...], chosen: frozenset[Unit]) -> list[dict[str
     layers: dict[int, Counter[str]] = {}
     for unit in units:
         counts = layers.setdefault(unit.layer, Counter())
-        counts[unit.kind] += span_bytes(unit) if unit in chosen else 0
+        counts[unit.kind] += page_bytes(unit) if unit in chosen else 0
     return [{"layer": layer, **counts} for layer, counts in layers.items()]

@@ -108,11 +108,13 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
     """A little of all that opening and running a model does, without any of its shards."""
     from picoedge.model.sampling import Sampler, SamplingOptions
     from picoedge.model.transformer import Transformer
-    from picoedge.store.window.weights import NoShards
+    from picoedge.store.window.weights import EmptyWeights
 
     warm_up(kernels)
-    model = Transformer(pack, kernels, 16, batch=1, holding=NoShards(pack, head=part.head))
-    if not part.head:
+    model = Transformer(
+        pack, kernels, 16, batch=1, holding=EmptyWeights(pack, owns_head=part.owns_head)
+    )
+    if not part.owns_head:
         model.forward_slice(np.zeros((1, pack.config.hidden_size), np.float32), 0)
         return
     model.forward([0], 0)
@@ -126,7 +128,7 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
     return Load(
         pack.config,
         part,
-        pack.runs(part),
+        pack.spans(part),
         pack.ffn_shard_cols,
         options.n_ctx or choose_context(pack, options),
         cache_bits(pack, options),
@@ -203,7 +205,7 @@ def resident_plan(load: Load, budget: Budget, rates: Rates | None = None) -> Mem
 
 def bytes_apart(pack: Pack) -> int:
     """Bytes of a pack that are in no shard: rows of an embedding of its own, norms, headers."""
-    return pack.nbytes - sum(run.nbytes for run in pack.runs(pack.all_shards))
+    return pack.nbytes - sum(run.nbytes for run in pack.spans(pack.all_shards))
 
 
 def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:

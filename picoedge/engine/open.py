@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import Slice
-    from picoedge.store.window.weights import Holding
+    from picoedge.store.window.weights import WeightStore
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
 
@@ -204,7 +204,7 @@ def load_model(
     from picoedge.engine.adapt import Adapter
     from picoedge.engine.fit import WHOLE_BATCH, fit_model
     from picoedge.host.reclaim import settle
-    from picoedge.store.window.weights import Windowed
+    from picoedge.store.window.weights import StreamedWeights
 
     with ExitStack() as failing:
         kernels = start_kernels(options)
@@ -224,7 +224,7 @@ def load_model(
             holding=weights,
         )
         if fit.plan is not None:
-            assert isinstance(weights, Windowed)
+            assert isinstance(weights, StreamedWeights)
             model.memory_plan, model.adapter = fit.plan, Adapter(model, weights, fit.plan)
             model.after_forward = model.adapter
             settle(path for path in pack.path.iterdir() if path.is_file())
@@ -240,15 +240,15 @@ def start_kernels(options: OpenOptions) -> Kernels:
     return load_kernels(options.kernels, options.threads or usable_cores())
 
 
-def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> Holding:
+def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> WeightStore:
     """The weights, mapped or held by the plan, checked against their hashes where asked for."""
-    from picoedge.store.window.weights import Mapped, Windowed
+    from picoedge.store.window.weights import MappedWeights, StreamedWeights
 
     pack, part, plan = fit.pack, fit.load.part, fit.plan
     if plan is None:
         if options.verify:
             pack.verify(partial(progress, f"checking {pack.name}") if progress else None)
-        return Mapped(pack, part)
+        return MappedWeights(pack, part)
     if options.verify:
         import hashlib  # noqa: F401  (4 MB: before the resident set takes the room)
     total, done = plan.window.resident_bytes, 0
@@ -259,7 +259,7 @@ def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> Ho
         if progress is not None:
             progress(f"reading {pack.name}", done, total)
 
-    return Windowed(
+    return StreamedWeights(
         pack,
         part,
         plan.window,

@@ -20,7 +20,7 @@ from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts, board_from_json
 from picoedge.store.pack.inventory import held_shards
-from picoedge.store.shards import Held
+from picoedge.store.shards import HeldShards
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity
@@ -199,7 +199,7 @@ def _ping_s(client: Client, nbytes: int) -> float:
 # -- shards on disk ------------------------------------------------------------------------------
 
 
-def locate_shards(directory: BoardDirectory, pack: Pack) -> dict[int, Held]:
+def locate_shards(directory: BoardDirectory, pack: Pack) -> dict[int, HeldShards]:
     """The shards of `pack` on each board's disk, by the board's index in `directory.cluster()`.
 
     The hub is left out: it has the whole pack. A board that does not answer has none.

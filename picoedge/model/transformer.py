@@ -21,7 +21,7 @@ from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.rope import rope_tables
 from picoedge.model.workspace import Workspace
 from picoedge.store.shards import Slice
-from picoedge.store.window.weights import Held, Holding, Mapped
+from picoedge.store.window.weights import BoundSpan, MappedWeights, WeightStore
 
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
@@ -30,14 +30,14 @@ BroadcastInput = Callable[[F32, int, int], None]
 GatherLogits = Callable[[F32], None]
 
 LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
-NOTHING = Held(range(0), {})  # of a slice without shards of a kind
+NOTHING = BoundSpan(range(0), {})  # of a slice without shards of a kind
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionRun:
     """The bound kernels of a run of attention shards."""
 
-    held: Held
+    held: BoundSpan
     project_qkv: Project
     attend: Attend
     project_attention: ProjectSum
@@ -53,7 +53,7 @@ class AttentionRun:
 class FfnRun:
     """The bound kernels of a run of FFN shards."""
 
-    held: Held
+    held: BoundSpan
     project_gate_up: Project
     project_down: ProjectSum
 
@@ -67,7 +67,7 @@ class FfnRun:
 class HeadRun:
     """The bound kernel of a run of vocabulary shards, and what is done around its use."""
 
-    held: Held
+    held: BoundSpan
     project: Project
 
     def __call__(self, n: int, first: int) -> None:
@@ -111,10 +111,10 @@ class Transformer:
         broadcast_input: BroadcastInput | None = None,
         gather_logits: GatherLogits | None = None,
         part: Slice | None = None,
-        holding: Holding | None = None,
+        holding: WeightStore | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
-        self.holding = holding or Mapped(pack, part)
+        self.holding = holding or MappedWeights(pack, part)
         self._reduce, self._broadcast_input = reduce, broadcast_input
         self._gather_logits = gather_logits
         self._pack, self._kv_bits = pack, kv_bits
@@ -122,7 +122,7 @@ class Transformer:
         self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
-        self._embedding = self.holding.embedding() if self.holding.part.head else None
+        self._embedding = self.holding.embedding() if self.holding.part.owns_head else None
         self._logits = np.zeros((1, len(self._columns)), np.float32)
         self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
         self.bind()
@@ -142,7 +142,7 @@ class Transformer:
     def _columns(self) -> range:
         """The rows of the vocabulary that this slice has logits of."""
         part, rows = self.holding.part, self._pack.head_shard_rows
-        shards = range(self._pack.n_head_shards) if part.head else part.vocabulary
+        shards = range(self._pack.n_head_shards) if part.owns_head else part.head_shards
         return range(shards.start * rows, shards.stop * rows)
 
     def _shape(self, layer: int, groups: int) -> AttentionShape:
@@ -157,8 +157,8 @@ class Transformer:
 
     def _workspace(self) -> Workspace:
         layers = range(self.config.num_hidden_layers)
-        attention = [held for i in layers for held in self.holding.runs("attention", i)]
-        ffn = [held for i in layers for held in self.holding.runs("ffn", i)]
+        attention = [held for i in layers for held in self.holding.spans("attention", i)]
+        ffn = [held for i in layers for held in self.holding.spans("ffn", i)]
         shape = self._shape(0, max((len(held.shards) for held in attention), default=0))
         heads = shape.q_heads * shape.head_dim
         qkv = heads + 2 * shape.kv_heads * shape.head_dim
@@ -181,8 +181,8 @@ class Transformer:
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
         into_attention = self._residual(norms["input_norm"], before, first=i == 0)
         into_ffn = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
-        attention = self.holding.runs("attention", i) or [NOTHING]
-        ffn = self.holding.runs("ffn", i) or [NOTHING]
+        attention = self.holding.spans("attention", i) or [NOTHING]
+        ffn = self.holding.spans("ffn", i) or [NOTHING]
         return Layer(
             [
                 self._bind_attention(i, held, into_attention, norms, accumulate=k > 0)
@@ -192,7 +192,7 @@ class Transformer:
         )
 
     def _bind_attention(
-        self, i: int, held: Held, source: Residual, norms: dict[str, F32], *, accumulate: bool
+        self, i: int, held: BoundSpan, source: Residual, norms: dict[str, F32], *, accumulate: bool
     ) -> AttentionRun:
         kernels, space = self.kernels, self._space
         shape = self._shape(i, len(held.shards))
@@ -226,7 +226,7 @@ class Transformer:
             kernels.project_sum(heads, None, weights["o"], space.sums, accumulate=accumulate),
         )
 
-    def _bind_ffn(self, held: Held, source: Residual, *, accumulate: bool) -> FfnRun:
+    def _bind_ffn(self, held: BoundSpan, source: Residual, *, accumulate: bool) -> FfnRun:
         kernels, space = self.kernels, self._space
         if not held.weights:
             gate_up = space.gate_up(0)
@@ -244,7 +244,7 @@ class Transformer:
 
     def _bind_head(self, out: F32) -> list[HeadRun]:
         layers = self.config.num_hidden_layers
-        own = self.holding.runs("head", layers)
+        own = self.holding.spans("head", layers)
         if not own:
             return []
         post_norm = self._pack.norms(layers - 1).get("post_ffn_norm")

@@ -19,9 +19,9 @@ from picoedge.planner.memory import BATCHES, Budget, Load, Reading, activation_b
 from picoedge.planner.partition import Cost, Counts, assign, assign_held, dealings, undivided
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.pages import PAGE
-from picoedge.store.shards import Held, Slice
+from picoedge.store.shards import HeldShards, Slice
 from picoedge.store.units import Unit
-from picoedge.store.window.plan import RESIDENT_BYTES, Rates, piece_count, widest
+from picoedge.store.window.plan import RESIDENT_BYTES, Rates, unit_count, widest
 
 _LEAST_UNIT = 1 << 20
 _MOST_UNITS = 2500  # as many as a plan streams, at most
@@ -52,7 +52,7 @@ def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
 
 
 def _cut(run: Unit, part: Slice) -> Unit | None:
-    runs = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}
+    runs = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}
     shards = runs[run.kind]
     return run.part(shards.start, shards.stop) if shards else None
 
@@ -101,7 +101,7 @@ def need_of(load: Load) -> Need:
 
 def _held_bytes(run: Unit) -> int:
     """Memory of a whole run, at most."""
-    return run.nbytes + piece_count(run, len(run.shards), RESIDENT_BYTES) * _ROUNDING
+    return run.nbytes + unit_count(run, len(run.shards), RESIDENT_BYTES) * _ROUNDING
 
 
 class Needs:
@@ -123,7 +123,7 @@ class Needs:
         layers, head = counts._replace(head=0), Counts(0, 0, counts.head)
         if counts in (layers, head):
             runs = range(counts.attention), range(counts.ffn), range(counts.head)
-            return need_of(sliced(self.load, Slice(*runs, head=hub), numpy=numpy))
+            return need_of(sliced(self.load, Slice(*runs, owns_head=hub), numpy=numpy))
         one, other, nothing = (
             self.of(each, hub=hub, numpy=numpy) for each in (layers, head, Counts(0, 0, 0))
         )
@@ -146,7 +146,7 @@ class Boards:
         needs: Needs,
         boards: Sequence[BoardFacts],
         gather: Gather | None = None,
-        held: Sequence[Held] = (),
+        held: Sequence[HeldShards] = (),
     ) -> None:
         load = needs.load
         self.boards, self._needs, self._gather = tuple(boards), needs, gather
@@ -361,7 +361,7 @@ class Boards:
 
 def counts_of(part: Slice) -> Counts:
     """How many shards a slice has."""
-    return Counts(len(part.attention), len(part.ffn), len(part.vocabulary))
+    return Counts(len(part.attention), len(part.ffn), len(part.head_shards))
 
 
 def _moved(attention: Sequence[int]) -> Iterator[list[int]]:

@@ -19,7 +19,7 @@ from picoedge.planner.locality import KEEP, Disks
 from picoedge.planner.memory import Load, cache_bytes
 from picoedge.planner.partition import Counts, deal, levelled
 from picoedge.planner.topology import BoardFacts, Cluster
-from picoedge.store.shards import Held
+from picoedge.store.shards import HeldShards
 from picoedge.units import format_size
 
 _NEAR = 1.25  # times the least: estimates of what is read are not better than that
@@ -68,7 +68,7 @@ def plan_cluster(
     cluster: Cluster,
     wishes: Wishes | None = None,
     *,
-    held: Mapping[int, Held] | None = None,
+    held: Mapping[int, HeldShards] | None = None,
     exact: bool = True,
 ) -> ClusterPlan:
     """The fewest boards that are as quick as any, or what is wished for.
@@ -184,7 +184,7 @@ def _too_small(
     """What there is, and what the least would be."""
     weights = sum(run.nbytes for run in load.runs)
     hub = cluster.boards[cluster.hub]
-    own = Counts(0, 0, 0 if split_head else len(load.part.vocabulary))
+    own = Counts(0, 0, 0 if split_head else len(load.part.head_shards))
     least = _least(hub, needs.of(own, hub=True, numpy=hub.numpy))
     head = f", the hub's {'buffers' if split_head else 'head'} at least {format_size(least)}"
     rooms = [
@@ -225,7 +225,7 @@ def _row(share: Share, part: float) -> tuple[str, ...]:
         share.board.name,
         _run("heads", share.part.attention),
         _run("shards", share.part.ffn),
-        _run("shards", share.part.vocabulary),
+        _run("shards", share.part.head_shards),
         format_size(share.weights_bytes),
         format_size(share.resident_bytes),
         format_size(share.streamed_bytes) if share.streamed_bytes else "-",

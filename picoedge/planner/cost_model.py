@@ -26,8 +26,8 @@ from picoedge.planner.comm_cost import Allreduce, Network, Stages, gather_s, syn
 from picoedge.planner.memory import MemoryPlan, plan_memory
 from picoedge.planner.partition import slices_of
 from picoedge.planner.topology import BoardFacts, Cluster
-from picoedge.store.shards import Held, Slice
-from picoedge.store.window.plan import Step, forecast, span_bytes
+from picoedge.store.shards import HeldShards, Slice
+from picoedge.store.window.plan import UnitCost, forecast, page_bytes
 
 WORTH = 1.02  # fewer boards are taken where more are not this much quicker
 PROMPT = 256  # tokens of the prompt that is forecast
@@ -66,8 +66,8 @@ class Share:
             "key": self.board.key,
             "attention": [self.part.attention.start, self.part.attention.stop],
             "ffn": [self.part.ffn.start, self.part.ffn.stop],
-            "vocabulary": [self.part.vocabulary.start, self.part.vocabulary.stop],
-            "head": self.part.head,
+            "vocabulary": [self.part.head_shards.start, self.part.head_shards.stop],
+            "head": self.part.owns_head,
             "attention_s": self.attention_s,
             "ffn_s": self.ffn_s,
             "head_s": self.head_s,
@@ -138,7 +138,7 @@ class Planner:
         self._config = needs.load.config
         self._ways = (allreduce,) if allreduce else _WAYS
 
-    def predict(self, members: Sequence[int], held: Sequence[Held] = ()) -> Prediction | None:
+    def predict(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Prediction | None:
         """The best found over these boards of the cluster, the hub first; None: they cannot.
 
         With `held`, by rank, of shards that they have.
@@ -153,7 +153,7 @@ class Planner:
 
     def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Prediction | None:
         """With the shards dealt so; boards that take none are left out. None: it cannot be held."""
-        taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.vocabulary]
+        taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.head_shards]
         members, slices = [members[i] for i in taking], [slices[i] for i in taking]
         boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
         shares = tuple(self._share(boards, rank, part) for rank, part in enumerate(slices))
@@ -161,7 +161,7 @@ class Planner:
             return None
         stages = _stages(slices)
         way, sums = self._sync(members, stages, 1)
-        sums += self._gather_s(members, [len(part.vocabulary) for part in slices])
+        sums += self._gather_s(members, [len(part.head_shards) for part in slices])
         compute = boards.boards[0].sampling_s + _slowest(shares) + max(s.head_s for s in shares)
         disk = max(share.disk_s for share in shares)
         first = Prediction(
@@ -251,7 +251,7 @@ def _stages(slices: Sequence[Slice]) -> Stages:
     return Stages(
         tuple(rank for rank, part in enumerate(slices) if part.attention),
         tuple(rank for rank, part in enumerate(slices) if part.ffn),
-        tuple(rank for rank, part in enumerate(slices) if part.vocabulary),
+        tuple(rank for rank, part in enumerate(slices) if part.head_shards),
     )
 
 
@@ -268,7 +268,7 @@ def _paced_s(share: Share, pace_s: float) -> float:
     window = share.plan.window
     if not window.streamed:
         return 0.0
-    steps = [Step(span_bytes(unit), unit not in window.resident) for unit in window.units]
+    steps = [UnitCost(page_bytes(unit), unit not in window.resident) for unit in window.units]
     rates = share.plan.reading.rates
     idle = max(0.0, pace_s - window.forecast.compute_s) / len(steps)
     return forecast(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from picoedge.planner.cost_model import WORTH, Planner, Prediction
-from picoedge.store.shards import Held, Slice
+from picoedge.store.shards import HeldShards, Slice
 
 KEEP = 1.1  # forecasts are not better than that
 
@@ -18,7 +18,7 @@ KEEP = 1.1  # forecasts are not better than that
 class Disks:
     """What the boards of a cluster have of a model: `held`, by index. The others have all of it."""
 
-    def __init__(self, planner: Planner, held: Mapping[int, Held]) -> None:
+    def __init__(self, planner: Planner, held: Mapping[int, HeldShards]) -> None:
         self._planner, self._held, load = planner, held, planner.needs.load
         part = load.part
         self._all = _held(part)
@@ -61,7 +61,7 @@ class Disks:
 
     def _there(self, order: Sequence[int]) -> Iterator[Prediction]:
         """Of boards that have something, what they have: of the first, the first two, …"""
-        holders = [i for i in order if self._of(i) != Held()]
+        holders = [i for i in order if self._of(i) != HeldShards()]
         for count in range(1, len(holders) + 1):
             for members in self._orders(holders[:count]):
                 one = self._planner.predict(members, [self._of(i) for i in members])
@@ -85,9 +85,9 @@ class Disks:
                 return min(shards) / len(whole), max(shards) / len(whole)
         return None
 
-    def _of(self, member: int) -> Held:
+    def _of(self, member: int) -> HeldShards:
         return self._held.get(member, self._all)
 
 
-def _held(part: Slice) -> Held:
-    return Held(*map(frozenset, (part.attention, part.ffn, part.vocabulary)))
+def _held(part: Slice) -> HeldShards:
+    return HeldShards(*map(frozenset, (part.attention, part.ffn, part.head_shards)))

@@ -20,9 +20,9 @@ from picoedge.store.window.plan import (
     RESIDENT_BYTES,
     Rates,
     WindowPlan,
-    piece_count,
     plan_window,
     smallest_window,
+    unit_count,
     widest,
 )
 from picoedge.units import format_size
@@ -205,9 +205,9 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
     scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
-    columns = config.vocab_size if load.part.head else _own_columns(load)
+    columns = config.vocab_size if load.part.owns_head else _own_columns(load)
     logits = 4 * load.logit_rows * columns
-    if load.part.head and load.logit_rows > 1:
+    if load.part.owns_head and load.logit_rows > 1:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
     rest = scores + logits + _bound_bytes(load, most)
     if load.numpy:
@@ -217,12 +217,12 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
 
 def _own_columns(load: Load) -> int:
     """Of the logits, those that a slice computes."""
-    return len(load.part.vocabulary) * load.head_shard_rows
+    return len(load.part.head_shards) * load.head_shard_rows
 
 
 def _bound_bytes(load: Load, most: int) -> int:
     """Memory of kernels bound to units, where these are thousands."""
-    units = sum(piece_count(run, len(run.shards), most) for run in load.runs)
+    units = sum(unit_count(run, len(run.shards), most) for run in load.runs)
     return _UNIT_BYTES * max(0, units - _FEW_UNITS)
 
 

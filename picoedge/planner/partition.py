@@ -136,7 +136,7 @@ def slices_of(
     Without `head` nobody has shards of it.
     """
     runs = zip(_runs(attention), _runs(ffn), _runs(head or [0] * len(ffn)), strict=True)
-    return [Slice(a, f, h, head=rank == 0) for rank, (a, f, h) in enumerate(runs)]
+    return [Slice(a, f, h, owns_head=rank == 0) for rank, (a, f, h) in enumerate(runs)]
 
 
 def _runs(sizes: Sequence[int]) -> list[range]:

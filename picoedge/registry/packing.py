@@ -6,7 +6,7 @@ from pathlib import Path
 
 from picoedge.errors import ModelError
 from picoedge.progress import Progress, one_stage
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.sources.source import Source, open_source
 from picoedge.text.export import export
 from picoedge.text.tokenizer.load import load_tokenizer
@@ -21,7 +21,7 @@ def pack_model(
     """
     source = open_source(path)
     told = one_stage(progress, f"packing {source.name}")
-    pack(source, out, bits=bits, write_text=write_text, progress=told)
+    pack_source(source, out, bits=bits, write_text=write_text, progress=told)
 
 
 def write_text(source: Source, folder: Path) -> None:

@@ -47,7 +47,7 @@ def digest(path: Path, offset: int, nbytes: int) -> str:
     return hasher.hexdigest()
 
 
-def fingerprint(paths: Sequence[Path]) -> str:
+def source_fingerprint(paths: Sequence[Path]) -> str:
     """Names, sizes and times of the files and a hash of the first one's beginning."""
     import hashlib
 

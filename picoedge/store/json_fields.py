@@ -10,16 +10,16 @@ from picoedge.fields import Fields
 from picoedge.store.files import read_at, reading
 
 
-def load_json(path: Path, max_bytes: int, hint: str) -> Fields:
+def read_object(path: Path, max_bytes: int, hint: str) -> Fields:
     """Read a file that holds one JSON object; raises ModelError where it does not."""
     with reading(path):
         size = path.stat().st_size
     if size > max_bytes:
         raise ModelError(f"{path} has {size} bytes, at most {max_bytes} are expected", hint)
-    return parse_json(read_at(path, 0, size).tobytes(), path, hint)
+    return parse_object(read_at(path, 0, size).tobytes(), path, hint)
 
 
-def parse_json(data: bytes, path: Path, hint: str) -> Fields:
+def parse_object(data: bytes, path: Path, hint: str) -> Fields:
     """One JSON object out of `data`, which is from `path`."""
     try:
         values = json.loads(data)

@@ -17,12 +17,12 @@ class Slice:
 
     attention: range
     ffn: range
-    vocabulary: range = range(0)
-    head: bool = True
+    head_shards: range = range(0)
+    owns_head: bool = True
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldShards:
     """The shards that a board has on its disk; of attention and FFN those of every layer."""
 
     attention: frozenset[int] = frozenset()

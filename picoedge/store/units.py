@@ -7,14 +7,14 @@ from typing import Literal
 
 from picoedge.store.pages import page_down, page_up
 
-Kind = Literal["attention", "ffn", "head"]
+UnitKind = Literal["attention", "ffn", "head"]
 
 
 @dataclass(frozen=True)
 class Unit:
     """A run of shards, in one piece of one file. The head counts as the layer after the last."""
 
-    kind: Kind
+    kind: UnitKind
     layer: int
     shards: range
     file: str
@@ -44,6 +44,6 @@ class Unit:
         return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
 
-def span_of(unit: Unit) -> tuple[int, int]:
+def page_range(unit: Unit) -> tuple[int, int]:
     """The unit's bytes widened to pages: what is read."""
     return page_down(unit.offset), page_up(unit.end)

@@ -25,7 +25,7 @@ def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
         raise TextError(f"{path} is not text: {error}", "get a sound copy") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_text_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises TextError as `read_text`, or where the file holds something else."""
     try:
         values = json.loads(read_text(path))
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_if_any(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file does not exist."""
-    return read_json(path) if path.exists() else {}
+    return read_text_json(path) if path.exists() else {}
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from bench.models import Models
 from bench.report import Measured
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source
 
@@ -415,7 +415,7 @@ def test_the_reference_of_a_gguf_computes_what_we_do(
     ids = np.random.default_rng(2).integers(0, 64, 40).tolist()
     model = peers_torch.build(str(tmp_path / "m.gguf"))
     theirs = np.concatenate(list(peers_torch.logits_of(model, ids)))
-    pack(open_source(tmp_path / "m.gguf"), tmp_path / "m.pico", bits=32)
+    pack_source(open_source(tmp_path / "m.gguf"), tmp_path / "m.pico", bits=32)
     own = Transformer(Pack.open(tmp_path / "m.pico"), load_kernels("numpy", 1), 64)
     ours = np.concatenate([part.copy() for part in own.forward_all(ids, 0)])
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
@@ -438,7 +438,7 @@ def test_the_reference_continues_as_if_read_at_once(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profile")
-    pack(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
+    pack_source(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
     return folder / "tiny.pico"
 
 

@@ -17,7 +17,7 @@ from picoedge.cli.main import main
 from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 from picoedge.engine import fit
 from picoedge.host.disk_speed import StorageSpeed
-from picoedge.store.units import Kind, Unit
+from picoedge.store.units import Unit, UnitKind
 from picoedge.store.window.plan import Rates, WindowPlan, forecast, lay_ring, plan_window
 
 KB, MB = 1 << 10, 1 << 20
@@ -147,13 +147,13 @@ def test_what_cannot_hold_is_refused_with_figures(run: Run, pack: Path) -> None:
 
 def test_nothing_is_loaded(run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from picoedge.model.transformer import Transformer
-    from picoedge.store.window.weights import Windowed
+    from picoedge.store.window.weights import StreamedWeights
 
     def must_not_run(*args: object, **kwargs: object) -> None:
         raise AssertionError("loaded")
 
     monkeypatch.setattr(Transformer, "__init__", must_not_run)
-    monkeypatch.setattr(Windowed, "__init__", must_not_run)
+    monkeypatch.setattr(StreamedWeights, "__init__", must_not_run)
     assert run("plan", pack, *SMALL).code == 0
 
 
@@ -191,7 +191,7 @@ def test_characters_that_stdout_has(
 # -- the picture ---------------------------------------------------------------------------------
 
 
-def unit(kind: Kind, layer: int, first: int, last: int) -> Unit:
+def unit(kind: UnitKind, layer: int, first: int, last: int) -> Unit:
     each = 64 * KB if kind == "attention" else 128 * KB
     file = f"layer-{layer:03d}.safetensors"
     return Unit(kind, layer, range(first, last), file, 4096 + first * each, (last - first) * each)

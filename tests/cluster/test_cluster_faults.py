@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,6 +152,16 @@ def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> N
         assert "Traceback" not in session.err.text
 
 
+# picoedge, with a disk given up after 4 s without a finished read instead of 30.
+HASTY = """
+import sys
+from picoedge.store import reads
+reads.READ_STALL_S = 4.0
+from picoedge.cli.main import main
+sys.exit(main())
+"""
+
+
 def test_the_hubs_own_disk_never_answers(smollm2_pack: Path, shim: Path, tmp_path: Path) -> None:
     faulty = {"LD_PRELOAD": shim, "FAULTY_PATH": ".safetensors"}
     over = ["-c", "256", "--cluster", "-ts", "1,1", "--memory", "100M", "--window-io", "direct"]
@@ -161,10 +172,13 @@ def test_the_hubs_own_disk_never_answers(smollm2_pack: Path, shim: Path, tmp_pat
         sound = cluster[1].run(*command, **faulty, FAULTY_COUNT=count)
         assert sound.wait() == 0, sound.err.text
         after = int(count.read_text()) * 2 // 3
-        session = cluster[1].run(*command, **faulty, FAULTY_HOW="hang", FAULTY_AFTER=after)
+        hasty = (sys.executable, "-c", HASTY)
+        session = cluster[1].run(
+            *command, program=hasty, **faulty, FAULTY_HOW="hang", FAULTY_AFTER=after
+        )
         worker = cluster[2].worker()
         session.out.wait(SOME_WORDS)
-        said = r"shard \S+, byte \d+: the storage has not answered for 30 s \(.*picoedge verify\)$"
+        said = r"shard \S+, byte \d+: the storage has not answered for 4 s \(.*picoedge verify\)$"
         session.err.wait(rf"^error: \S+, {said}", 45)
         worker.wait(3)
         assert session.wait() == 1

@@ -166,7 +166,7 @@ def test_a_head_over_boards_does_not_either(
     shares, pack = SPLITS[split], packs[name]
     with joint(pack, shares, allreduce, split_head=True) as model:
         tokens, logits = greedy(model, pack)
-        runs = [share.part.vocabulary for share in model.plan.chosen.shares]
+        runs = [share.part.head_shards for share in model.plan.chosen.shares]
         streamed = [share.streamed_bytes for share in model.plan.chosen.shares[1:]]
     assert [shard for run in runs for shard in run] == list(range(pack.n_head_shards))
     assert [bool(run) for run in runs] == [shares[0] > 0, *(True for share in shares[1:] if share)]

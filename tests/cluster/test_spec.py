@@ -25,7 +25,7 @@ def spec_of(*heads: range) -> GroupSpec:
     """A session over the tiny model, whose head is dealt so."""
     attention, ffn = [range(1), range(1, 2), range(2, 3)], [range(2), range(2, 2), range(2, 2)]
     ranks = tuple(
-        RankSpec(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, head=rank == 0))
+        RankSpec(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, owns_head=rank == 0))
         for rank, (key, head) in enumerate(zip(KEYS, heads, strict=True))
     )
     return GroupSpec("ab" * 8, 7, "cd" * 32, "tiny", 1, ranks, 64, 8)

@@ -18,9 +18,9 @@ from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import Budget, Load, MemoryPlan, Reading, plan_memory
 from picoedge.store.pack.reader import Pack
 from picoedge.store.units import Unit
-from picoedge.store.window.plan import Rates, plan_window, span_bytes
+from picoedge.store.window.plan import Rates, page_bytes, plan_window
 from picoedge.store.window.replan import adjusted
-from picoedge.store.window.weights import Windowed
+from picoedge.store.window.weights import StreamedWeights
 
 N_CTX = 64
 
@@ -56,8 +56,8 @@ def test_an_adjusted_plan_keeps_every_shard_and_its_memory(
     assert shards_of(other.units) == shards_of(plan.units)
     attention = [unit for unit in plan.units if unit.kind == "attention"]
     assert [unit for unit in other.units if unit.kind == "attention"] == attention
-    largest = max(map(span_bytes, plan.streamed), default=0)
-    assert max(map(span_bytes, other.streamed), default=0) <= largest
+    largest = max(map(page_bytes, plan.streamed), default=0)
+    assert max(map(page_bytes, other.streamed), default=0) <= largest
 
 
 def shards_of(units: tuple[Unit, ...]) -> list[tuple[str, int, int]]:
@@ -73,7 +73,7 @@ def small(smollm2_pack: Path) -> Pack:
 def misjudged(small: Pack) -> MemoryPlan:
     """Made for a disk that is a thousand times quicker than the processor."""
     part = small.all_shards
-    load = Load(small.config, part, small.runs(part), small.ffn_shard_cols, N_CTX, 16)
+    load = Load(small.config, part, small.spans(part), small.ffn_shard_cols, N_CTX, 16)
     reading = Reading("direct", Rates(disk=1e12, compute=1e9))
     return plan_memory(load, Budget(60 << 20, 6 << 20), [reading])
 
@@ -83,7 +83,7 @@ def test_decoding_goes_on_as_it_would_have(small: Pack, misjudged: MemoryPlan) -
     with closing(Transformer(small, load_kernels(None, 1), N_CTX)) as whole:
         expected = [logits.copy() for logits in decoded(whole, tokens)]
     part = small.all_shards
-    holding = Windowed(small, part, misjudged.window, io="direct")
+    holding = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
         adapter = Adapter(model, holding, misjudged)
@@ -109,7 +109,7 @@ def test_a_slow_disk_gets_a_smaller_window(small: Pack, misjudged: MemoryPlan) -
 
 def test_a_prompt_tells_nothing(small: Pack, misjudged: MemoryPlan) -> None:
     part = small.all_shards
-    holding = Windowed(small, part, misjudged.window, io="direct")
+    holding = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
         adapter = Adapter(model, holding, misjudged)

@@ -17,7 +17,7 @@ import pytest
 
 from picoedge.registry.catalogue import built_in_folder
 from picoedge.store.pack.reader import Pack
-from picoedge.store.units import Kind
+from picoedge.store.units import UnitKind
 
 pytest_plugins = ["fault_fixtures"]
 
@@ -113,7 +113,7 @@ def named_byte(pack: Path, err: str) -> int:
     path, folder, layer, kind, shard, byte = named.groups()
     assert path == f"{pack / folder}.safetensors"
     shards = range(int(shard), int(shard) + 1)
-    unit = Pack.open(pack).unit(cast("Kind", kind), int(layer or 0), shards)
+    unit = Pack.open(pack).unit(cast("UnitKind", kind), int(layer or 0), shards)
     assert unit.offset <= int(byte) < unit.end
     return int(byte)
 
@@ -181,7 +181,7 @@ pack = Pack.open(Path(sys.argv[1]))
 plan = plan_of(pack, 1 << 18)
 places = dict(zip(plan.streamed, plan.ring.places, strict=True))
 io = DirectIO(Files(pack.path, direct=True), plan.ring.nbytes, places)
-window = Window(plan.streamed, plan.ring, io, folder=pack.path, readers=3, patience_s=0.5)
+window = Window(plan.streamed, plan.ring, io, folder=pack.path, readers=3, stall_s=0.5)
 try:
     for i in range(len(plan.streamed)):
         window.acquire(i)
@@ -210,7 +210,7 @@ from picoedge.store.pack.row_reader import TiedRows
 pack = Pack.open(Path(sys.argv[1]))
 found = pack.row_reader()
 path = pack.path / "head.safetensors"
-rows = TiedRows(path, found._start, found._spec, found._stride, patience_s=0.5)
+rows = TiedRows(path, found._start, found._spec, found._stride, stall_s=0.5)
 try:
     for row in range(1000):
         rows.gather([row], np.zeros((1, pack.config.hidden_size), np.float32))

@@ -38,7 +38,7 @@ from picoedge.kernels.blocks import FORMATS, dequantize
 from picoedge.kernels.loader import load_kernels
 from picoedge.registry.fetch_settings import Fetching
 from picoedge.registry.shelf import Shelf
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pages import forget_cached
 from picoedge.store.sources.source import open_source
 from picoedge.store.window.io import READERS
@@ -197,7 +197,7 @@ def forget(folder: Path) -> int:
 
 def test_a_small_pack_gives_figures(tmp_path: Path) -> None:
     out = tmp_path / "tiny.pico"
-    pack(open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), out, bits=8)
+    pack_source(open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), out, bits=8)
     least = forget(out)
     speed = measure_storage(out)
     assert speed.mapped > 0

@@ -15,12 +15,12 @@ from picoedge.errors import BoardLostError, MeshError, PicoedgeError
 from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
 from picoedge.store.pack.inventory import HELD, held_shards, record_head
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import Held
+from picoedge.store.shards import HeldShards
 from picoedge.store.sources.source import open_source
 
-NOTHING = Held()
+NOTHING = HeldShards()
 QUICK, STOPPED = [0.0021, 0.0020, 0.0024, 0.0022], [0.080, 0.081, 0.079, 0.090]
 
 
@@ -46,7 +46,7 @@ def test_no_link_is_shorter_than_nothing() -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder = tmp_path_factory.mktemp("holdings")
-    pack(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
+    pack_source(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
     return Pack.open(folder / "tiny.pico")
 
 
@@ -68,7 +68,7 @@ class Daemon:
         return self._answer
 
 
-def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[Held]:
+def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[HeldShards]:
     """What the hub makes of the answers of its boards."""
     clients = {"hub": Daemon({}), **{str(i): Daemon(each) for i, each in enumerate(answers, 1)}}
     directory = SimpleNamespace(own=SimpleNamespace(key="hub"), clients=clients)
@@ -77,9 +77,9 @@ def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[Hel
     return list(held.values())
 
 
-def everything(packed: Pack) -> Held:
+def everything(packed: Pack) -> HeldShards:
     shards = packed.all_shards
-    return Held(*map(frozenset, (shards.attention, shards.ffn, shards.vocabulary)))
+    return HeldShards(*map(frozenset, (shards.attention, shards.ffn, shards.head_shards)))
 
 
 def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
     (part / "a.pico" / HELD).write_bytes(record_head(tiny.identity) + lines)
     found = told(tiny, *(Donor([shelf]) for shelf in (whole, part, nothing)))
     has = everything(tiny)
-    assert found == [has, Held(has.attention - {last}, has.ffn - {0}, has.head), NOTHING]
+    assert found == [has, HeldShards(has.attention - {last}, has.ffn - {0}, has.head), NOTHING]
 
 
 @pytest.mark.parametrize(

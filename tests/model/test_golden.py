@@ -12,7 +12,7 @@ from tiny_model import follow, write_tiny_model
 from picoedge.kernels.api import Kernels
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
 from picoedge.store.sources.source import open_source
@@ -27,7 +27,7 @@ Run = tuple[list[int], np.ndarray]
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder: Path = tmp_path_factory.mktemp("golden")
     source = open_source(write_tiny_model(folder / "hf"))
-    pack(source, folder / "tiny.pico", bits=request.param)
+    pack_source(source, folder / "tiny.pico", bits=request.param)
     return Pack.open(folder / "tiny.pico")
 
 
@@ -114,7 +114,7 @@ def test_boards_do_not_change_a_bit(packed: Pack, native: Run, split: list[Slice
 
 
 def worker(attention: range, ffn: range, vocabulary: range) -> Slice:
-    return Slice(attention, ffn, vocabulary, head=False)
+    return Slice(attention, ffn, vocabulary, owns_head=False)
 
 
 SPLIT_HEADS = {

@@ -54,8 +54,8 @@ def test_threads_chunks_and_boards_do_not_change_a_bit(packed: Pack) -> None:
         np.testing.assert_array_equal(logits_of(packed, "native", threads, batch), want)
     groups, ffn = packed.n_attention_shards, packed.n_ffn_shards
     halves = [
-        Slice(range(groups // 2), range(ffn - 1), packed.all_shards.vocabulary),
-        Slice(range(groups // 2, groups), range(ffn - 1, ffn), packed.all_shards.vocabulary),
+        Slice(range(groups // 2), range(ffn - 1), packed.all_shards.head_shards),
+        Slice(range(groups // 2, groups), range(ffn - 1, ffn), packed.all_shards.head_shards),
     ]
     for logits in on_boards(packed, halves, all_logits):
         np.testing.assert_array_equal(logits, want)

@@ -26,7 +26,7 @@ from picoedge.planner.assignment import (
 from picoedge.planner.memory import Load, plan_memory
 from picoedge.planner.partition import Counts, dealings, slices_of, undivided
 from picoedge.planner.topology import BoardFacts
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
 from picoedge.store.sources.source import open_source
@@ -130,7 +130,7 @@ def test_many_groups_are_dealt_without_trying_all() -> None:
 
 
 def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:
-    pack(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "tiny.pico", bits=4)
+    pack_source(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "tiny.pico", bits=4)
     packed = Pack.open(tmp_path / "tiny.pico")
     load = load_of_pack(packed, packed.all_shards, OpenOptions())
     words = packed.n_head_shards
@@ -145,7 +145,7 @@ def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:
 
 def test_a_slice_has_its_shards_and_a_worker_no_head() -> None:
     load = load_of(3, 512, 4, 8)
-    part = Slice(range(1, 3), range(2, 7), head=False)
+    part = Slice(range(1, 3), range(2, 7), owns_head=False)
     worker = sliced(load, part, numpy=True)
     assert worker.part == part
     assert worker.numpy

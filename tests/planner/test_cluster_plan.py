@@ -57,9 +57,9 @@ def test_every_shard_is_held_once(boards: Cluster, split_head: bool) -> None:
         parts = [share.part for share in one.shares]
         assert [i for part in parts for i in part.attention] == list(range(3))
         assert [i for part in parts for i in part.ffn] == list(range(6))
-        assert [i for part in parts for i in part.vocabulary] == list(range(50))
-        assert split_head or len(parts[0].vocabulary) == 50
-        assert [part.head for part in parts] == [True] + [False] * (len(parts) - 1)
+        assert [i for part in parts for i in part.head_shards] == list(range(50))
+        assert split_head or len(parts[0].head_shards) == 50
+        assert [part.owns_head for part in parts] == [True] + [False] * (len(parts) - 1)
         assert sum(share.weights_bytes for share in one.shares) == weights_bytes(SMALL)
     assert sorted([*names(plan), *plan.idle]) == sorted(b.name for b in boards.boards)
 
@@ -172,7 +172,7 @@ def test_a_board_of_half_the_speed_takes_half_as_much() -> None:
 
 
 def head_shards(plan: ClusterPlan) -> list[int]:
-    return [len(share.part.vocabulary) for share in plan.chosen.shares]
+    return [len(share.part.head_shards) for share in plan.chosen.shares]
 
 
 def test_the_head_stays_at_the_hub_unless_it_may_go() -> None:

@@ -16,19 +16,19 @@ from picoedge.planner.locality import KEEP
 from picoedge.planner.memory import Load
 from picoedge.planner.partition import assign_held, dealings
 from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts
-from picoedge.store.shards import Held, Slice
+from picoedge.store.shards import HeldShards, Slice
 
 TINY_LLAMA = load_of()
 SMALL = load_of(layers=6, hidden=576, groups=3, shards=6, vocab=8000, n_ctx=512)
 MANY_GROUPS = load_of(layers=4, hidden=1024, groups=16, shards=12, vocab=4000, n_ctx=512)
-NOTHING = Held()
+NOTHING = HeldShards()
 NOISE = 0.03  # of a measure, either way
 
 speeds = st.sampled_from([1e9, 2e9, 4e9])
 noise = st.floats(1 - NOISE, 1 + NOISE)
 
 
-def having(plan: ClusterPlan, boards: Cluster) -> dict[int, Held]:
+def having(plan: ClusterPlan, boards: Cluster) -> dict[int, HeldShards]:
     """What is on the disks after a first session by this plan; the hub has all."""
     held = {i: NOTHING for i in range(len(boards.boards)) if i != boards.hub}
     for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True):
@@ -37,11 +37,11 @@ def having(plan: ClusterPlan, boards: Cluster) -> dict[int, Held]:
     return held
 
 
-def held_in(part: Slice) -> Held:
-    return Held(*map(frozenset, (part.attention, part.ffn, part.vocabulary)))
+def held_in(part: Slice) -> HeldShards:
+    return HeldShards(*map(frozenset, (part.attention, part.ffn, part.head_shards)))
 
 
-def lacking(plan: ClusterPlan, held: Mapping[int, Held]) -> int:
+def lacking(plan: ClusterPlan, held: Mapping[int, HeldShards]) -> int:
     """How many shards have to be pulled for it."""
     return sum(
         len(getattr(held_in(share.part), kind) - getattr(held[member], kind))
@@ -101,10 +101,10 @@ def test_nothing_is_pulled_again_because_measures_moved(
 
 
 @st.composite
-def some_of(draw: st.DrawFn, load: Load) -> Held:
+def some_of(draw: st.DrawFn, load: Load) -> HeldShards:
     """Whatever sessions may have left behind."""
-    kinds = (load.part.attention, load.part.ffn, load.part.vocabulary)
-    return Held(*(draw(st.frozensets(st.sampled_from(list(shards)))) for shards in kinds))
+    kinds = (load.part.attention, load.part.ffn, load.part.head_shards)
+    return HeldShards(*(draw(st.frozensets(st.sampled_from(list(shards)))) for shards in kinds))
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,7 +122,7 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     assert plan.chosen.members[0] == boards.hub
     assert [i for part in parts for i in part.attention] == list(range(3))
     assert [i for part in parts for i in part.ffn] == list(range(6))
-    assert [i for part in parts for i in part.vocabulary] == list(SMALL.part.vocabulary)
+    assert [i for part in parts for i in part.head_shards] == list(SMALL.part.head_shards)
     asked = plan_cluster(SMALL, boards, Wishes(boards=2), held=held).chosen.boards
     assert asked == plan_cluster(SMALL, boards, Wishes(boards=2)).chosen.boards
 
@@ -280,6 +280,6 @@ def test_a_board_that_has_all_is_put_where_the_others_keep_theirs() -> None:
 
 
 def test_over_a_slow_link_what_is_held_is_no_reason() -> None:
-    held = {1: Held(frozenset({2, 3}), frozenset(range(11, 22)))}
+    held = {1: HeldShards(frozenset({2, 3}), frozenset(range(11, 22)))}
     far = cluster(board("a"), board("b"), link=SLOW)
     assert list(ffn_of(plan_cluster(TINY_LLAMA, far, held=held))) == ["a"]

@@ -25,7 +25,7 @@ from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.planner.contexts import default_context
 from picoedge.planner.memory import Budget, Load, cache_bytes
-from picoedge.store.pack.packer import pack as pack_source
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
 from picoedge.store.sources.source import open_source

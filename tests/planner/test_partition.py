@@ -51,9 +51,9 @@ def test_every_head_shard_is_dealt_once(
     total: Counts, speed: list[float], split_head: bool
 ) -> None:
     slices = deal(total, speed, split_head=split_head)
-    assert [i for s in slices for i in s.vocabulary] == list(range(total.head))
-    assert [s.head for s in slices] == [True] + [False] * (len(speed) - 1)
-    shards = [len(s.vocabulary) for s in slices]
+    assert [i for s in slices for i in s.head_shards] == list(range(total.head))
+    assert [s.owns_head for s in slices] == [True] + [False] * (len(speed) - 1)
+    shards = [len(s.head_shards) for s in slices]
     if split_head:
         assert all(weight or not n for n, weight in zip(shards, speed, strict=True))
         fair = [total.head * weight / sum(speed) for weight in speed]

@@ -25,7 +25,7 @@ from store_models import (
 )
 
 from picoedge.errors import ModelError, PicoedgeError, UnsupportedError
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.gguf import read_gguf
 from picoedge.store.sources.source import open_source
@@ -38,7 +38,7 @@ STORED = {
 
 def packed(source: Path, bits: int | None = None) -> Pack:
     target = source.with_suffix(".pico")
-    pack(open_source(source), target, bits=bits)
+    pack_source(open_source(source), target, bits=bits)
     return Pack.open(target)
 
 
@@ -308,7 +308,7 @@ def test_split_files_are_read_as_one_from_any_part(tmp_path: Path) -> None:
     for part in (first, tmp_path / "m-00002-of-00002.gguf"):
         source = open_source(part)
         assert source.name == "m"
-        pack(source, tmp_path / "m.pico")
+        pack_source(source, tmp_path / "m.pico")
         down = whole(Pack.open(tmp_path / "m.pico").ffn(1)["down"], 1)
         assert np.array_equal(down, values["blk.1.ffn_down.weight"])
 

@@ -17,7 +17,7 @@ from store_models import HIDDEN, LAYERS, VOCAB, folder_config, whole, write_fold
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, PicoedgeError, UnsupportedError
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source
 
@@ -31,7 +31,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 def packed(folder: Path, bits: int = 32) -> Pack:
     target = folder.with_suffix(".pico")
-    pack(open_source(folder), target, bits=bits)
+    pack_source(open_source(folder), target, bits=bits)
     return Pack.open(target)
 
 

@@ -26,7 +26,7 @@ from store_models import EXACT, HIDDEN, random_rows, write_folder, write_gguf
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, StorageError, TextError, UsageError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec
-from picoedge.store.pack.file_layout import PAGE, PackLayout
+from picoedge.store.pack.file_layout import SPAN_ALIGN, PackLayout
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -35,8 +35,8 @@ from picoedge.store.pack.layout import (
     ffn_layout,
     head_layout,
 )
-from picoedge.store.pack.matrices import Place, cut_columns, cut_rows
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.shapes import Shapes
@@ -62,16 +62,16 @@ def left_behind(folder: Path) -> list[str]:
 def test_shards_lie_in_page_aligned_runs_of_sound_safetensors_files(
     tmp_path: Path, source: Source
 ) -> None:
-    pack(source, tmp_path / "m.pico")
+    pack_source(source, tmp_path / "m.pico")
     for path in (tmp_path / "m.pico").glob("*.safetensors"):
         header = path.read_bytes()[8 : int.from_bytes(path.read_bytes()[:8], "little") + 8]
         data_start = 8 + len(header)
-        assert data_start % PAGE == 0
+        assert data_start % SPAN_ALIGN == 0
         entries = {k: v for k, v in json.loads(header).items() if k != "__metadata__"}
         for kind in ("attention", "ffn", "head", "embed"):
             run = [e["data_offsets"] for k, e in entries.items() if k.startswith(f"{kind}.")]
             if run:
-                assert run[0][0] % PAGE == 0
+                assert run[0][0] % SPAN_ALIGN == 0
                 assert len({end - start for start, end in run}) == 1
                 assert all(a[1] == b[0] for a, b in pairwise(run))
         with safe_open(path, "numpy") as file:  # the library refuses holes and overlaps
@@ -79,8 +79,8 @@ def test_shards_lie_in_page_aligned_runs_of_sound_safetensors_files(
 
 
 def test_packing_twice_gives_the_same_bytes(tmp_path: Path, source: Source) -> None:
-    pack(source, tmp_path / "a" / "m.pico")
-    pack(source, tmp_path / "b" / "m.pico")
+    pack_source(source, tmp_path / "a" / "m.pico")
+    pack_source(source, tmp_path / "b" / "m.pico")
     names = os.listdir(tmp_path / "a" / "m.pico")
     assert filecmp.cmpfiles(tmp_path / "a" / "m.pico", tmp_path / "b" / "m.pico", names,
                             shallow=False)[0] == names  # fmt: skip
@@ -126,7 +126,7 @@ def test_the_real_models_packs_are_no_larger(
 ) -> None:
     for path in (smollm2_gguf, gemma_gguf):
         source = open_source(path)
-        pack(source, tmp_path / "m.pico")
+        pack_source(source, tmp_path / "m.pico")
         opened = Pack.open(tmp_path / "m.pico")
         on_disk = sum(p.stat().st_size for p in (tmp_path / "m.pico").glob("*.safetensors"))
         assert opened.nbytes == on_disk
@@ -170,7 +170,7 @@ def test_rows_written_in_pieces_are_those_written_at_once(
         monkeypatch.setattr("picoedge.store.pack.matrices._CHUNK_WEIGHTS", chunk_weights)
         rows, cols = (250, 128) if columns else (130, 512)
         spec = MatrixSpec(fmt, rows, cols, 64, min(cols, 256) if fmt.superblocks else 0)
-        place = Place(spec, 0, 64 + spec.nbytes, 4 if columns else 2)
+        place = MatrixTarget(spec, 0, 64 + spec.nbytes, 4 if columns else 2)
         out = np.zeros(place.count * place.stride, np.uint8)
 
         def write(at: int, data: Any) -> None:
@@ -195,7 +195,9 @@ def test_the_widest_matrices_are_cut_in_little_memory(tmp_path: Path, kind: str)
     spec = MatrixSpec(fmt, 256, shard, 0, 256 if fmt.superblocks else 0)
     tracemalloc.start()
     try:
-        cut_columns(tensor, Place(spec, 0, spec.nbytes, cols // shard), lambda at, data: None)
+        cut_columns(
+            tensor, MatrixTarget(spec, 0, spec.nbytes, cols // shard), lambda at, data: None
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -206,9 +208,9 @@ def test_packing_gemma_takes_little_memory(tmp_path: Path, gemma_gguf: Path) -> 
     program = """
 import sys
 from pathlib import Path
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.sources.source import open_source
-pack(open_source(Path(sys.argv[1])), Path(sys.argv[2]))
+pack_source(open_source(Path(sys.argv[1])), Path(sys.argv[2]))
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     command = [sys.executable, "-c", program, str(gemma_gguf), str(tmp_path / "m.pico")]
@@ -221,7 +223,9 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 def test_progress_counts_up_to_the_packs_size(tmp_path: Path, source: Source) -> None:
     seen: list[tuple[int, int]] = []
-    pack(source, tmp_path / "m.pico", progress=lambda done, total: seen.append((done, total)))
+    pack_source(
+        source, tmp_path / "m.pico", progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[-1] == (Pack.open(tmp_path / "m.pico").nbytes,) * 2
     assert seen == sorted(seen)
 
@@ -231,7 +235,7 @@ def test_texts_are_listed_and_source_is_named(tmp_path: Path, source: Source) ->
         assert given is source
         (folder / "tokenizer.json").write_text("{}")
 
-    pack(source, tmp_path / "m.pico", write_text=write_text)
+    pack_source(source, tmp_path / "m.pico", write_text=write_text)
     opened = Pack.open(tmp_path / "m.pico")
     assert (opened.name, opened.config) == ("m", source.config)
     assert opened.source["fingerprint"] == source.fingerprint
@@ -258,27 +262,27 @@ def test_an_interruption_leaves_nothing(
             raise error
 
     with pytest.raises(error):
-        pack(source, tmp_path / "m.pico", progress=progress)
+        pack_source(source, tmp_path / "m.pico", progress=progress)
     assert left_behind(tmp_path) == []
 
 
 def test_an_interruption_leaves_the_old_pack(tmp_path: Path, source: Source) -> None:
-    pack(source, tmp_path / "m.pico")
+    pack_source(source, tmp_path / "m.pico")
     before = Pack.open(tmp_path / "m.pico").source
 
     def write_text(given: Source, folder: Path) -> None:
         raise TextError("no tokenizer")
 
     with pytest.raises(TextError):
-        pack(source, tmp_path / "m.pico", write_text=write_text)
+        pack_source(source, tmp_path / "m.pico", write_text=write_text)
     assert Pack.open(tmp_path / "m.pico").source == before
     assert left_behind(tmp_path) == ["m.pico"]
 
 
 def test_a_pack_is_replaced_when_the_new_one_is_whole(tmp_path: Path, source: Source) -> None:
-    pack(source, tmp_path / "m.pico")
+    pack_source(source, tmp_path / "m.pico")
     write_gguf(tmp_path / "m.gguf", "Q8_0", seed=5)
-    pack(open_source(tmp_path / "m.gguf"), tmp_path / "m.pico")
+    pack_source(open_source(tmp_path / "m.gguf"), tmp_path / "m.pico")
     assert Pack.open(tmp_path / "m.pico").head().spec.format.name == "q8"
     assert left_behind(tmp_path) == ["m.pico"]
 
@@ -289,7 +293,7 @@ def test_what_is_not_a_pack_is_not_replaced(tmp_path: Path, source: Source) -> N
     (tmp_path / "file").write_text("x")
     for name in ("docs", "file"):
         with pytest.raises(StorageError, match="not a pack"):
-            pack(source, tmp_path / name)
+            pack_source(source, tmp_path / name)
     assert (tmp_path / "docs" / "letter").read_text() == "dear"
     assert left_behind(tmp_path) == ["docs", "file"]
 
@@ -309,7 +313,7 @@ def test_a_full_disk_is_told_with_the_figures(
 
     monkeypatch.setattr("picoedge.store.files.os.pwrite", pwrite)
     with pytest.raises(StorageError, match=r"no room in .* needed, .* free"):
-        pack(source, tmp_path / "m.pico")
+        pack_source(source, tmp_path / "m.pico")
     assert left_behind(tmp_path) == []
 
 
@@ -318,7 +322,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
     with pytest.raises(StorageError, match=r"needed, 4 KB free"):
-        pack(source, tmp_path / "m.pico", progress=lambda done, total: pytest.fail("wrote"))
+        pack_source(source, tmp_path / "m.pico", progress=lambda done, total: pytest.fail("wrote"))
     assert left_behind(tmp_path) == []
 
 
@@ -328,9 +332,9 @@ def test_a_short_write_is_continued(
     real = os.pwrite
     monkeypatch.setattr("picoedge.store.files.os.pwrite",
                         lambda fd, data, at: real(fd, data[: 1 + len(data) // 2], at))  # fmt: skip
-    pack(source, tmp_path / "m.pico")
+    pack_source(source, tmp_path / "m.pico")
     monkeypatch.undo()
-    pack(source, tmp_path / "n.pico")
+    pack_source(source, tmp_path / "n.pico")
     first, second = (Pack.open(tmp_path / name) for name in ("m.pico", "n.pico"))
     assert first.head().data.tobytes() == second.head().data.tobytes()
 
@@ -338,7 +342,7 @@ def test_a_short_write_is_continued(
 def test_an_unwritable_place_is_named(tmp_path: Path, source: Source) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
-        pack(source, tmp_path / "file" / "m.pico")
+        pack_source(source, tmp_path / "file" / "m.pico")
 
 
 def test_a_source_that_shrinks_while_it_is_read(tmp_path: Path, source: Source) -> None:
@@ -346,7 +350,7 @@ def test_a_source_that_shrinks_while_it_is_read(tmp_path: Path, source: Source) 
         os.truncate(tmp_path / "m.gguf", 20_000)
 
     with pytest.raises(ModelError, match=r"m\.gguf ends at byte"):
-        pack(source, tmp_path / "m.pico", progress=progress)
+        pack_source(source, tmp_path / "m.pico", progress=progress)
     assert left_behind(tmp_path) == []
 
 
@@ -360,13 +364,13 @@ def test_leftovers_of_killed_packers_are_swept_but_not_those_at_work(
         (folder / "head.safetensors").touch()
     with (alive / ".lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pack(source, tmp_path / "m.pico")
+        pack_source(source, tmp_path / "m.pico")
     assert left_behind(tmp_path) == ["m.pico", "m.pico.partial-alive"]
 
 
 def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source: Source) -> None:
     target = tmp_path / "m [1].pico"
-    pack(source, target)
+    pack_source(source, target)
     before = Pack.open(target).source
     shutil.copytree(target, tmp_path / "m [1].pico.partial-dead")
     (tmp_path / "m [1].pico.partial-dead" / ".lock").touch()
@@ -376,26 +380,26 @@ def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source:
         raise TextError("no tokenizer")
 
     with pytest.raises(TextError):
-        pack(source, target, write_text=write_text)
+        pack_source(source, target, write_text=write_text)
     assert Pack.open(target).source == before
     assert left_behind(tmp_path) == ["m [1].pico"]
 
 
 def test_a_pack_set_aside_by_a_living_process_is_left_alone(tmp_path: Path, source: Source) -> None:
     old, alive = tmp_path / "m.pico.old-1", tmp_path / "m.pico.partial-1"
-    pack(source, tmp_path / "m.pico")
+    pack_source(source, tmp_path / "m.pico")
     (tmp_path / "m.pico").rename(old)
     alive.mkdir()
     with (alive / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pack(source, tmp_path / "m.pico")
+        pack_source(source, tmp_path / "m.pico")
     assert Pack.open(old).source == Pack.open(tmp_path / "m.pico").source
     assert not (tmp_path / "m.pico" / ".lock").exists()
 
 
 def test_bits_are_checked(tmp_path: Path, source: Source) -> None:
     with pytest.raises(UsageError, match="--bits 7"):
-        pack(source, tmp_path / "m.pico", bits=7)
+        pack_source(source, tmp_path / "m.pico", bits=7)
 
 
 def test_weights_too_large_for_f16_scales_are_refused(tmp_path: Path) -> None:
@@ -403,5 +407,5 @@ def test_weights_too_large_for_f16_scales_are_refused(tmp_path: Path) -> None:
     huge = np.full((512, HIDDEN), 1e30, np.float32)
     write_folder(tmp_path / "m", extra={name: huge})
     with pytest.raises(ModelError, match=r"up_proj\.weight holds weights too large"):
-        pack(open_source(tmp_path / "m"), tmp_path / "m.pico", bits=4)
-    pack(open_source(tmp_path / "m"), tmp_path / "m.pico", bits=32)
+        pack_source(open_source(tmp_path / "m"), tmp_path / "m.pico", bits=4)
+    pack_source(open_source(tmp_path / "m"), tmp_path / "m.pico", bits=32)

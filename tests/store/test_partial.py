@@ -18,13 +18,20 @@ from store_models import write_gguf
 from picoedge.cli.main import main
 from picoedge.errors import ModelError, PicoedgeError, StorageError
 from picoedge.registry.details import describe_pack
-from picoedge.store.pack.inventory import HELD, Item, Wanted, pack_id, read_inventory, record_head
-from picoedge.store.pack.packer import pack
-from picoedge.store.pack.partial import PartialPack, begin, place
+from picoedge.store.pack.inventory import (
+    HELD,
+    PackItem,
+    Wanted,
+    pack_id,
+    read_inventory,
+    record_head,
+)
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.partial import PartialPack, create_partial, pack_folder
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.source import Source, open_source
-from picoedge.store.window.weights import Mapped
+from picoedge.store.window.weights import MappedWeights
 from picoedge.units import format_size
 
 SOME = Wanted(Slice(range(1), range(1, 2)))
@@ -41,17 +48,17 @@ def write_text(source: Source, folder: Path) -> None:
 def sound(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("packs")
     write_gguf(folder / "m.gguf", "Q4_K", architecture="qwen2", tied=request.param)
-    pack(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
+    pack_source(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
     return folder / "m.pico"
 
 
 @pytest.fixture
 def empty(sound: Path, tmp_path: Path) -> Path:
-    begin(tmp_path / "m.pico", (sound / MANIFEST).read_bytes())
+    create_partial(tmp_path / "m.pico", (sound / MANIFEST).read_bytes())
     return tmp_path / "m.pico"
 
 
-def bytes_of(folder: Path, item: Item) -> bytes:
+def bytes_of(folder: Path, item: PackItem) -> bytes:
     with (folder / item.file).open("rb") as file:
         file.seek(item.offset)
         return file.read(item.nbytes)
@@ -109,10 +116,10 @@ def test_a_slice_of_the_head_is_its_shards(sound: Path, empty: Path) -> None:
     opened, whole = Pack.open(empty), Pack.open(sound)
     shards = {item.name for item in opened.needed(WORDS) if "/head." in item.name}
     assert shards == {"head/head.001", "head/head.002"}
-    (held,) = Mapped(opened, WORDS.part).runs("head", 2)
+    (held,) = MappedWeights(opened, WORDS.part).spans("head", 2)
     assert np.array_equal(held.weights["head"].data, whole.head(range(1, 3)).data)
     with pytest.raises(ModelError, match=r"head\.000"):
-        Mapped(opened, Slice(range(0), range(0), range(2))).runs("head", 2)
+        MappedWeights(opened, Slice(range(0), range(0), range(2))).spans("head", 2)
 
 
 def test_a_slice_that_is_held_runs_and_the_rest_cannot(sound: Path, empty: Path) -> None:
@@ -120,18 +127,18 @@ def test_a_slice_that_is_held_runs_and_the_rest_cannot(sound: Path, empty: Path)
     opened, whole = Pack.open(empty), Pack.open(sound)
     opened.check_held(SOME.part, embed=False)
     assert opened.missing(SOME) == []
-    held = Mapped(opened, SOME.part)
+    held = MappedWeights(opened, SOME.part)
     for kind in ("attention", "ffn"):
-        mine, theirs = held.runs(kind, 1)[0], Mapped(whole, SOME.part).runs(kind, 1)[0]
+        mine, theirs = held.spans(kind, 1)[0], MappedWeights(whole, SOME.part).spans(kind, 1)[0]
         for name, weights in mine.weights.items():
             assert np.array_equal(weights.data, theirs.weights[name].data)
     assert all(np.array_equal(v, whole.norms(1)[k]) for k, v in opened.norms(1).items())
     opened.verify()
     for touch in (
         lambda: opened.check_held(opened.all_shards, embed=False),
-        lambda: Mapped(opened).runs("attention", 0),
+        lambda: MappedWeights(opened).spans("attention", 0),
         lambda: opened.biases(0),
-        lambda: Mapped(opened).runs("head", 2),
+        lambda: MappedWeights(opened).spans("head", 2),
         held.embedding,
         opened.row_reader,
     ):
@@ -234,20 +241,20 @@ def test_no_room_is_told_before_anything_is_fetched(empty: Path) -> None:
 def test_a_pack_is_not_begun_over_anything(sound: Path, empty: Path, tmp_path: Path) -> None:
     manifest = (sound / MANIFEST).read_bytes()
     with pytest.raises(StorageError, match="there already"):
-        begin(empty, manifest)
+        create_partial(empty, manifest)
     for name in ("m", ".pico", "held.log", "a b.pico", "-\n.pico"):
         with pytest.raises(ModelError, match="name"):
-            begin(tmp_path / name, manifest)
+            create_partial(tmp_path / name, manifest)
 
 
 def test_a_pack_has_its_place_on_the_shelf(sound: Path, empty: Path, tmp_path: Path) -> None:
     mine = Pack.open(empty).identity
-    assert place(tmp_path, "any", mine) == empty
-    assert place(tmp_path, "any", "ab" * 32) == tmp_path / "any.pico"
-    assert place(tmp_path, "m", "ab" * 32) == tmp_path / "m-abababab.pico"
+    assert pack_folder(tmp_path, "any", mine) == empty
+    assert pack_folder(tmp_path, "any", "ab" * 32) == tmp_path / "any.pico"
+    assert pack_folder(tmp_path, "m", "ab" * 32) == tmp_path / "m-abababab.pico"
     for name in ("../m", "/etc/m", "a/b", ".m", "", "m\0", "a" * 500):
         with pytest.raises(ModelError, match="name of a pack"):
-            place(tmp_path, name, mine)
+            pack_folder(tmp_path, name, mine)
 
 
 def _text(name: str, nbytes: Any = 1) -> Callable[[dict[str, Any]], object]:
@@ -284,14 +291,18 @@ def test_a_hostile_manifest_makes_no_pack(sound: Path, tmp_path: Path, name: str
     values = json.loads((sound / MANIFEST).read_bytes())
     HOSTILE[name](values)
     with pytest.raises(PicoedgeError):
-        begin(tmp_path / "m.pico", json.dumps(values).encode())
+        create_partial(tmp_path / "m.pico", json.dumps(values).encode())
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 10**5, b"\xff" * 99, b" " * (1 << 24) + b" "])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"[" * 10**5, b"\xff" * 99, b" " * (1 << 24) + b" "],
+    ids=["empty", "no fields", "deep", "no text", "too long"],
+)
 def test_what_is_no_manifest_makes_no_pack(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ModelError):
-        begin(tmp_path / "m.pico", data)
+        create_partial(tmp_path / "m.pico", data)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -327,7 +338,7 @@ def test_the_commands_tell_what_is_here(
 ) -> None:
     monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path))
     target = tmp_path / "models" / "m.pico"
-    begin(target, (sound / MANIFEST).read_bytes())
+    create_partial(target, (sound / MANIFEST).read_bytes())
     fill(target, sound, SOME)
     opened = Pack.open(target)
     assert main(["verify", "m"]) == 0

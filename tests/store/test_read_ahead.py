@@ -280,7 +280,7 @@ def test_where_it_begins_anew_nothing_read_before_is_left(three: Streamed) -> No
 
 def test_a_silent_storage_is_an_error_and_may_come_back(three: Streamed) -> None:
     gate = three.io.hold((1, 1))
-    window = three.start(patience_s=0.2)
+    window = three.start(stall_s=0.2)
     three.use(0)
     for index in (1, 0):  # also where it would begin anew
         with pytest.raises(StorageError, match="not answered") as raised:
@@ -302,7 +302,7 @@ def test_a_slow_storage_is_waited_for() -> None:
             time.sleep(0.1)  # what is tested: none takes too long, all together do
             gate.set()
 
-    window = streamed.start(readers=1, patience_s=0.4)
+    window = streamed.start(readers=1, stall_s=0.4)
     thread = threading.Thread(target=open_one_by_one)
     thread.start()
     streamed.use(0)

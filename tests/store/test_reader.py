@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from store_models import VOCAB, whole, write_gguf
 
 from picoedge.errors import ModelError, PicoedgeError
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import Source, open_source
 
@@ -25,7 +25,7 @@ from picoedge.store.sources.source import Source, open_source
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packs")
     write_gguf(folder / "m.gguf", "Q4_K", architecture="gemma3", tied=False)
-    pack(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
+    pack_source(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
     return folder / "m.pico"
 
 

@@ -16,7 +16,7 @@ import pytest
 import tiny_model
 
 from picoedge.errors import MemoryBudgetError, StorageError
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pack.row_reader import UntiedRows
 from picoedge.store.pages import PAGE, anonymous
@@ -24,7 +24,7 @@ from picoedge.store.sources.source import open_source
 from picoedge.store.units import Unit
 from picoedge.store.window import io as window_io
 from picoedge.store.window import resident
-from picoedge.store.window.io import DirectIO, Files, read_span
+from picoedge.store.window.io import DirectIO, Files, read_range
 from picoedge.store.window.resident import read_units
 
 LONG_S = 20.0  # nothing here takes as long
@@ -86,7 +86,7 @@ def test_a_load_whose_reads_are_slow_is_waited_for(
 
     monkeypatch.setattr(os, "preadv", slow)
     monkeypatch.setattr(window_io, "CHUNK", PAGE)
-    arrays = read_units(tmp_path, [unit], None, patience_s=0.4)
+    arrays = read_units(tmp_path, [unit], None, stall_s=0.4)
     np.testing.assert_array_equal(arrays[unit], bytes_of(tmp_path, unit))
 
 
@@ -106,7 +106,7 @@ def test_a_load_that_hangs_names_the_byte_and_closes_its_files_when_it_can(
     monkeypatch.setattr(os, "preadv", hang)
     monkeypatch.setattr(window_io, "CHUNK", PAGE)
     with pytest.raises(StorageError, match="not answered") as raised:
-        read_units(tmp_path, [unit], None, patience_s=0.2)
+        read_units(tmp_path, [unit], None, stall_s=0.2)
     assert f"shard layer-000/ffn.003, byte {3 * PAGE}:" in raised.value.message
     assert not opened[0].closed
     gate.set()
@@ -119,7 +119,7 @@ def test_a_load_that_fails_or_is_interrupted_closes_its_files(
 ) -> None:
     opened = closed_files(monkeypatch)
 
-    def interrupt(load: object, patience_s: float) -> None:
+    def interrupt(load: object, stall_s: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(StorageError):
@@ -243,7 +243,7 @@ def test_a_buffered_read_that_is_refused_is_an_error(
     monkeypatch.setattr(os, "preadv", wrong)
     files = Files(tmp_path, direct=False)
     with pytest.raises(StorageError, match="reading failed: Invalid argument"):
-        read_span(files, unit, anonymous(PAGE), 0, PAGE)
+        read_range(files, unit, anonymous(PAGE), 0, PAGE)
     files.close()
 
 
@@ -252,12 +252,14 @@ def test_a_buffered_read_that_is_refused_is_an_error(
 
 @pytest.fixture
 def rows(tmp_path: Path) -> UntiedRows:
-    pack(open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=8)
+    pack_source(
+        open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=8
+    )
     found = Pack.open(tmp_path / "t.pico").row_reader()
     assert isinstance(found, UntiedRows)
     path = tmp_path / "t.pico" / "embed.safetensors"
     how = found._encoding, found._row_bytes, found._shard_rows
-    return UntiedRows(path, found._start, *how, patience_s=0.2)
+    return UntiedRows(path, found._start, *how, stall_s=0.2)
 
 
 def test_a_row_that_hangs_is_an_error_with_a_place(

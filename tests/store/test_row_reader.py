@@ -10,7 +10,7 @@ import tiny_model
 
 from picoedge.errors import StorageError
 from picoedge.kernels.blocks import RowGather, Weights
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source
 
@@ -31,7 +31,7 @@ def ids_of(opened: Pack) -> list[int]:
 
 @pytest.mark.parametrize("bits", [4, 8, 32])
 def test_untied_rows(tmp_path: Path, bits: int) -> None:
-    pack(
+    pack_source(
         open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=bits
     )
     opened = Pack.open(tmp_path / "t.pico")
@@ -47,7 +47,9 @@ def test_rows_of_a_tied_head(smollm2_pack: Path, gemma_pack: Path) -> None:
 
 
 def test_a_row_beyond_the_end_of_a_cut_file_is_an_error_with_a_place(tmp_path: Path) -> None:
-    pack(open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=8)
+    pack_source(
+        open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=8
+    )
     opened = Pack.open(tmp_path / "t.pico")
     file = tmp_path / "t.pico" / "embed.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

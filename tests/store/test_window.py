@@ -18,14 +18,14 @@ from window_models import Keep, keep_head, keep_none, keep_others, plan_of, whol
 
 from picoedge.errors import ModelError
 from picoedge.model.transformer import Transformer
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import PAGE
 from picoedge.store.shards import Slice
 from picoedge.store.sources.source import open_source
 from picoedge.store.window import io as window_io
 from picoedge.store.window.plan import WindowPlan
-from picoedge.store.window.weights import Windowed
+from picoedge.store.window.weights import StreamedWeights
 
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 23, 84, 62, 64, 33, 83, 27, 95, 2, 88, 41, 97, 169]
 STEPS = 6
@@ -36,7 +36,7 @@ KEEPS: list[Keep] = [keep_none, keep_head, keep_others]
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder: Path = tmp_path_factory.mktemp("window")
-    pack(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
+    pack_source(open_source(write_tiny_model(folder / "hf")), folder / "tiny.pico", bits=4)
     return Pack.open(folder / "tiny.pico")
 
 
@@ -234,7 +234,7 @@ def bytes_ahead(plan: WindowPlan) -> int:
     for i, unit in enumerate(plan.streamed):
         if i >= plan.ring.behind[i]:
             break
-        total += window_io.span_of(unit)[1] - window_io.span_of(unit)[0]
+        total += window_io.page_range(unit)[1] - window_io.page_range(unit)[0]
     return total
 
 
@@ -255,7 +255,7 @@ def test_a_prompt_reads_each_unit_once_a_chunk(packed: Pack, io: str) -> None:
 @pytest.fixture
 def own(tmp_path: Path) -> Pack:
     """A pack that a test may damage."""
-    pack(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "own.pico", bits=4)
+    pack_source(open_source(write_tiny_model(tmp_path / "hf")), tmp_path / "own.pico", bits=4)
     return Pack.open(tmp_path / "own.pico")
 
 
@@ -289,7 +289,7 @@ def test_what_stays_no_longer_gives_its_memory_back(packed: Pack, io: str) -> No
     all_stay, others_stay = (
         plan_of(packed, keep=keep) for keep in (lambda i, unit: True, keep_others)
     )
-    holding = Windowed(packed, packed.all_shards, all_stay, io=io)
+    holding = StreamedWeights(packed, packed.all_shards, all_stay, io=io)
     try:
         held = dict(holding.resident)
         before = {unit: array.copy() for unit, array in held.items()}
@@ -336,7 +336,7 @@ def flip(path: Path, offset: int) -> None:
 
 def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, twins: str) -> None:
     with windowed(packed, plan_of(packed), "direct", twins) as model:
-        runs = model.holding.runs("ffn", 1)
+        runs = model.holding.spans("ffn", 1)
         acquire: Any = runs[1].acquire
 
         def interrupted() -> None:

@@ -27,11 +27,11 @@ from picoedge.store.window.plan import (
     RESIDENT_BYTES,
     Rates,
     Ring,
-    Step,
+    UnitCost,
     forecast,
     lay_ring,
+    page_bytes,
     plan_window,
-    span_bytes,
     spread,
 )
 from picoedge.units import parse_size
@@ -176,18 +176,18 @@ def test_of_equal_units_as_many_are_held_as_there_is_room_for(rounds: int, room:
 # -- the forecast --------------------------------------------------------------------------------
 
 all_steps = st.lists(
-    st.builds(Step, st.integers(KB, 4 * MB), st.booleans()), min_size=1, max_size=40
+    st.builds(UnitCost, st.integers(KB, 4 * MB), st.booleans()), min_size=1, max_size=40
 )
 
 
-def ring_of(steps: list[Step], units: int) -> Ring:
+def ring_of(steps: list[UnitCost], units: int) -> Ring:
     sizes = [step.nbytes for step in steps if step.streamed]
     return lay_ring(sizes, units * max(sizes, default=0))
 
 
 @given(all_steps, st.integers(1, 6), st.floats(1e6, 5e9), st.floats(1.01, 50))
 def test_a_faster_disk_is_never_slower(
-    steps: list[Step], units: int, disk: float, factor: float
+    steps: list[UnitCost], units: int, disk: float, factor: float
 ) -> None:
     ring = ring_of(steps, units)
     slow, fast = (forecast(steps, ring, Rates(rate, 10e9)) for rate in (disk, factor * disk))
@@ -197,8 +197,8 @@ def test_a_faster_disk_is_never_slower(
 
 
 @given(all_steps, st.integers(1, 6))
-def test_a_disk_that_is_far_slower_is_the_clock(steps: list[Step], units: int) -> None:
-    steps = [*steps, Step(MB, True)]
+def test_a_disk_that_is_far_slower_is_the_clock(steps: list[UnitCost], units: int) -> None:
+    steps = [*steps, UnitCost(MB, True)]
     ring = ring_of(steps, units)
     predicted = forecast(steps, ring, Rates(disk=1e3, compute=10e9))
     streamed = sum(step.nbytes for step in steps if step.streamed)
@@ -207,8 +207,8 @@ def test_a_disk_that_is_far_slower_is_the_clock(steps: list[Step], units: int) -
 
 
 @given(all_steps, st.floats(0, 0.1))
-def test_without_streaming_computing_is_the_clock(steps: list[Step], token_s: float) -> None:
-    steps = [Step(step.nbytes, False) for step in steps]
+def test_without_streaming_computing_is_the_clock(steps: list[UnitCost], token_s: float) -> None:
+    steps = [UnitCost(step.nbytes, False) for step in steps]
     rates = Rates(disk=1e3, compute=10e9, token_s=token_s)
     predicted = forecast(steps, lay_ring([], 0), rates)
     n_bytes = sum(step.nbytes for step in steps)
@@ -219,7 +219,7 @@ def test_without_streaming_computing_is_the_clock(steps: list[Step], token_s: fl
 
 @given(all_steps, st.integers(1, 6), st.floats(1e5, 5e9), st.floats(1e8, 5e10))
 def test_neither_disk_nor_processor_is_outrun(
-    steps: list[Step], units: int, disk: float, compute: float
+    steps: list[UnitCost], units: int, disk: float, compute: float
 ) -> None:
     predicted = forecast(steps, ring_of(steps, units), Rates(disk, compute))
     assert predicted.s_per_token >= predicted.compute_s * 0.999
@@ -237,7 +237,7 @@ def test_a_window_keeps_to_its_memory(runs: Runs, share: float, most: int, reser
     taken = plan.resident_bytes + plan.window_bytes + (reserve if plan.streamed else 0)
     assert taken <= memory
     assert plan.touched_bytes == total_bytes(runs)
-    assert sum(span_bytes(unit) for unit in plan.streamed) == plan.streamed_bytes
+    assert sum(page_bytes(unit) for unit in plan.streamed) == plan.streamed_bytes
     assert plan.ring.depth >= min(1, len(plan.streamed))
     shards_in_order = [(u.kind, u.layer, i) for u in plan.units for i in u.shards]
     assert shards_in_order == [(run.kind, run.layer, i) for run in runs for i in run.shards]

@@ -166,10 +166,12 @@ class BoardOf:
             return ""
         return str(told["address"]) if told["pid"] == self.daemon.pid else ""
 
-    def run(self, *arguments: str | Path, **environ: object) -> Running:
+    def run(
+        self, *arguments: str | Path, program: Sequence[str] = PICOEDGE, **environ: object
+    ) -> Running:
         """A command of picoedge on this board, with more in its environment."""
         given = {**self.environ(), **{name: str(value) for name, value in environ.items()}}
-        words = [*PICOEDGE, *map(str, arguments)]
+        words = [*program, *map(str, arguments)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if self.lab is not None:
             process = self.lab.start(words, env=given, cwd=self._folder, **pipes)

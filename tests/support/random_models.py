@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from picoedge.kernels.arrays import F32
-from picoedge.store.pack.packer import pack
+from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import open_source
 
@@ -106,7 +106,7 @@ def write_random_model(name: str, folder: Path, *, blocks: bool = False) -> Path
 def packed_model(name: str, folder: Path, bits: int, *, blocks: bool = False) -> Pack:
     """The case's model, written to `folder`/hf and packed."""
     source = write_random_model(name, folder / "hf", blocks=blocks)
-    pack(open_source(source), folder / "m.pico", bits=bits)
+    pack_source(open_source(source), folder / "m.pico", bits=bits)
     return Pack.open(folder / "m.pico")
 
 

@@ -48,7 +48,9 @@ class HeadMeeting(Meeting):
     def __init__(self, packed: Pack, slices: list[Slice]) -> None:
         super().__init__(len(slices))
         rows = packed.head_shard_rows
-        self._columns = [slice(s.vocabulary.start * rows, s.vocabulary.stop * rows) for s in slices]
+        self._columns = [
+            slice(s.head_shards.start * rows, s.head_shards.stop * rows) for s in slices
+        ]
         self._given: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in slices]
         self._inputs: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in slices]
 

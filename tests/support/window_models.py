@@ -13,13 +13,13 @@ from picoedge.store.shards import Slice
 from picoedge.store.units import Unit
 from picoedge.store.window.plan import (
     Rates,
-    Step,
+    UnitCost,
     WindowPlan,
     forecast,
     lay_ring,
-    span_bytes,
+    page_bytes,
 )
-from picoedge.store.window.weights import Windowed
+from picoedge.store.window.weights import StreamedWeights
 
 RATES = Rates(disk=1e9, compute=1e9)
 Keep = Callable[[int, Unit], bool]
@@ -43,7 +43,7 @@ def keep_others(i: int, unit: Unit) -> bool:
 def cut(packed: Pack, part: Slice, most: int) -> tuple[Unit, ...]:
     """Units of at most `most` bytes, or of one shard."""
     units: list[Unit] = []
-    for run in packed.runs(part):
+    for run in packed.spans(part):
         each = max(1, most // run.shard_bytes)
         count = len(run.shards)
         units += [run.part(i, min(i + each, count)) for i in range(0, count, each)]
@@ -61,9 +61,9 @@ def plan_of(
     part = part or packed.all_shards
     units = cut(packed, part, most)
     kept = frozenset(unit for i, unit in enumerate(units) if keep(i, unit))
-    sizes = [span_bytes(unit) for unit in units if unit not in kept]
+    sizes = [page_bytes(unit) for unit in units if unit not in kept]
     ring = lay_ring(sizes, int(room * max(sizes, default=0)))
-    steps = [Step(span_bytes(unit), unit not in kept) for unit in units]
+    steps = [UnitCost(page_bytes(unit), unit not in kept) for unit in units]
     return WindowPlan(units, kept, ring, forecast(steps, ring, RATES))
 
 
@@ -93,7 +93,7 @@ def windowed(
 ) -> Iterator[Transformer]:
     """A model held as the plan says."""
     part = part or packed.all_shards
-    holding = Windowed(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
+    holding = StreamedWeights(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
     try:
         model = Transformer(
             packed, load_kernels(twin, 1), n_ctx, batch=batch, reduce=reduce, holding=holding

@@ -81,7 +81,7 @@ def theirs(template: str, messages: list[dict[str, str]], **values: Any) -> str:
 
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("prompt", [True, False])
-@pytest.mark.parametrize("template", [SPOKEN, REVERSED])
+@pytest.mark.parametrize("template", [SPOKEN, REVERSED], ids=["spoken", "reversed"])
 def test_renders_as_transformers_does(template: str, prompt: bool, tools: Any) -> None:
     ours = ChatTemplate(template, bos_token="<s>", eos_token="</s>")
     text = ours.render(TALK, add_generation_prompt=prompt, variables={"tools": tools})

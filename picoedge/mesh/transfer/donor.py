@@ -23,7 +23,7 @@ from picoedge.store.pack.inventory import (
     HASH,
     HELD,
     MANIFEST_BYTES,
-    Item,
+    PackItem,
     is_file_name,
     pack_id,
     read_held,
@@ -48,7 +48,7 @@ class _Shelved:
     identity: str
     stamp: Stamp
     name: str
-    items: dict[str, Item]
+    items: dict[str, PackItem]
     held: frozenset[str] | None = None
     record: Stamp | None = None
 
@@ -127,9 +127,9 @@ class Donor:
 
         return {OFFER: lambda peer, body: self.offer(body), READ: read}
 
-    def _item(self, shelved: _Shelved, name: str) -> Item:
+    def _item(self, shelved: _Shelved, name: str) -> PackItem:
         if name == MANIFEST:
-            return Item(MANIFEST, MANIFEST, 0, shelved.stamp[2], shelved.identity)
+            return PackItem(MANIFEST, MANIFEST, 0, shelved.stamp[2], shelved.identity)
         item = shelved.items.get(name)
         if item is None:
             raise ProtocolError(f"{shelved.name} has no item {name[:80]!r}")
@@ -237,7 +237,7 @@ def _shelved(folder: Path, identity: str, stamp: Stamp) -> _Shelved:
     return _Shelved(folder, identity, stamp, name.removesuffix(".pico"), items)
 
 
-def _read(path: Path, item: Item, offset: int, nbytes: int) -> bytes:
+def _read(path: Path, item: PackItem, offset: int, nbytes: int) -> bytes:
     """Bytes of an item. A link is not followed: who made the pack may not have been its user."""
     start = item.offset + offset
     try:

@@ -18,7 +18,7 @@ from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageEr
 from picoedge.mesh.transfer.donor_client import Answer, Offered, Part, Source
 from picoedge.mesh.transfer.request_window import Feed
 from picoedge.mesh.transfer.schedule import SILENCE_S, Action, Ask, Cancel, Schedule
-from picoedge.store.pack.inventory import MANIFEST_BYTES, Item, Wanted, pack_id
+from picoedge.store.pack.inventory import MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.store.shards import MANIFEST
 from picoedge.units import format_size
 
@@ -119,7 +119,7 @@ def _pull_manifest(target: Path, identity: str, pulling: _Pull) -> None:
         manifest = bytes(data)
         if pack_id(manifest) != identity:
             return False
-        partial.begin(target, manifest)
+        partial.create_partial(target, manifest)
         return True
 
     def has(offered: Offered) -> list[str]:
@@ -130,7 +130,7 @@ def _pull_manifest(target: Path, identity: str, pulling: _Pull) -> None:
     pulling.run(_Goal({MANIFEST: 1}, has, accept))
 
 
-def _goal(filled: PartialPack, missing: Sequence[Item]) -> _Goal:
+def _goal(filled: PartialPack, missing: Sequence[PackItem]) -> _Goal:
     wanted = {item.name: item for item in missing}
     order = [item.name for item in filled.pack.items()]
 

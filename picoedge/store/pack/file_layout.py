@@ -16,11 +16,11 @@ from picoedge.config import ModelConfig
 from picoedge.store.pack.layout import Geometry, ShardLayout, round_up
 from picoedge.store.sources.shapes import norm_lengths
 
-PAGE = 4096
+SPAN_ALIGN = 4096
 
 
 @dataclass(frozen=True)
-class Span:
+class TableEntry:
     """A named byte range of one of the pack's files: one row of the shard table."""
 
     name: str
@@ -45,8 +45,8 @@ class FileLayout:
     def add_run(self, kind: str, count: int, nbytes: int) -> None:
         """Append `count` shards of one size from the next page boundary."""
         end = self._end()
-        if end % PAGE:
-            self.add(f"pad.{kind}", "U8", round_up(end, PAGE) - end)
+        if end % SPAN_ALIGN:
+            self.add(f"pad.{kind}", "U8", round_up(end, SPAN_ALIGN) - end)
         for i in range(count):
             self.add(f"{kind}.{i:03d}", "U8", nbytes)
 
@@ -61,7 +61,7 @@ class FileLayout:
             shape = [(end - start) // (4 if dtype == "F32" else 1)]
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(entries, separators=(",", ":")).encode()
-        text = text.ljust(round_up(8 + len(text), PAGE) - 8)
+        text = text.ljust(round_up(8 + len(text), SPAN_ALIGN) - 8)
         return len(text).to_bytes(8, "little") + text
 
     @property
@@ -73,12 +73,12 @@ class FileLayout:
         """Byte of the file at which a tensor starts."""
         return len(self.header) + self.tensors[tensor][1]
 
-    def spans(self) -> Iterator[Span]:
+    def spans(self) -> Iterator[TableEntry]:
         """What the shard table lists: every tensor but the pads."""
         for tensor, (_, start, end) in self.tensors.items():
             if not tensor.startswith("pad."):
                 name = f"{self.name.removesuffix('.safetensors')}/{tensor}"
-                yield Span(name, self.name, len(self.header) + start, end - start)
+                yield TableEntry(name, self.name, len(self.header) + start, end - start)
 
 
 @dataclass(frozen=True, eq=False)

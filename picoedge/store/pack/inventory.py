@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from picoedge.errors import ModelError
-from picoedge.store.shards import MANIFEST, Held, Slice
+from picoedge.store.shards import MANIFEST, HeldShards, Slice
 
 HELD = "held.log"
 MANIFEST_BYTES = 1 << 24  # three times that of 27,517 shards (405 billion parameters)
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
 HASH = re.compile(r"[0-9a-f]{64}")
 PACK_BYTES = 1 << 46
 _REMEDY = "pack the model again"
@@ -29,7 +29,7 @@ _RECORD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Item:
+class PackItem:
     """A named range of one of the pack's files, and its blake2b: a shard, a vector, a text."""
 
     name: str
@@ -70,7 +70,7 @@ def pack_id(manifest: bytes) -> str:
     return digest_of(manifest)
 
 
-def read_inventory(manifest: bytes, path: Path) -> dict[str, Item]:
+def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
     """The items of a manifest by name, in its order; raises ModelError naming what is wrong.
 
     It answers for names and ranges only. Whoever uses the weights reads the manifest whole.
@@ -80,7 +80,7 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, Item]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", _REMEDY) from error
     tables = [values.get(name) if isinstance(values, dict) else None for name in ("shards", "text")]
-    items: dict[str, Item] = {}
+    items: dict[str, PackItem] = {}
     for table in tables:
         if not isinstance(table, dict):
             raise ModelError(f"{path} has no table of shards", _REMEDY)
@@ -89,20 +89,20 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, Item]:
     return items
 
 
-def _item(name: str, row: Any, path: Path) -> Item:
+def _item(name: str, row: Any, path: Path) -> PackItem:
     if isinstance(row, dict):
         file, hashed = row.get("file", name), row.get("blake2b")
         offset, nbytes = row.get("offset", 0), row.get("bytes")
         named = isinstance(file, str) and is_file_name(file)
         hashed = hashed if isinstance(hashed, str) and HASH.fullmatch(hashed) else ""
         if named and hashed and is_count(offset) and is_count(nbytes):
-            return Item(name, file, offset, nbytes, hashed)
+            return PackItem(name, file, offset, nbytes, hashed)
     raise ModelError(f"{path}: the entry of {name[:80]!r} is damaged", _REMEDY)
 
 
 def is_file_name(name: str) -> bool:
     """Whether a file of a pack may be called this: plain, and not one that picoedge writes."""
-    return bool(FILE_NAME.fullmatch(name)) and name not in (MANIFEST, HELD)
+    return bool(_FILE_NAME.fullmatch(name)) and name not in (MANIFEST, HELD)
 
 
 def is_count(value: object) -> TypeGuard[int]:
@@ -110,18 +110,18 @@ def is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= PACK_BYTES
 
 
-def needed(items: Iterable[Item], wanted: Wanted, *, tied: bool) -> list[Item]:
+def needed(items: Iterable[PackItem], wanted: Wanted, *, tied: bool) -> list[PackItem]:
     """The items that `wanted` asks for; `tied`: rows of tokens are gathered from the head."""
     runs: Mapping[str, range | bool] = {
         "attention": wanted.part.attention,
         "ffn": wanted.part.ffn,
-        "head": True if wanted.embed and tied else wanted.part.vocabulary,
+        "head": True if wanted.embed and tied else wanted.part.head_shards,
         "embed": wanted.embed,
     }
     return [item for item in items if _is_needed(item, runs)]
 
 
-def _is_needed(item: Item, runs: Mapping[str, range | bool]) -> bool:
+def _is_needed(item: PackItem, runs: Mapping[str, range | bool]) -> bool:
     if item.is_text:
         return bool(runs["embed"])
     found = _INDEXED.fullmatch(item.name.rpartition("/")[2])
@@ -131,14 +131,14 @@ def _is_needed(item: Item, runs: Mapping[str, range | bool]) -> bool:
     return run if isinstance(run, bool) else int(found[2]) in run
 
 
-def held_shards(names: Iterable[str], held: Collection[str]) -> Held:
+def held_shards(names: Iterable[str], held: Collection[str]) -> HeldShards:
     """The shards that are held, of all layers; `names` are of all the pack's items."""
     here, lacking = ({kind: set[int]() for kind in ("attention", "ffn", "head")} for _ in range(2))
     for name in names:
         found = _INDEXED.fullmatch(name.rpartition("/")[2])
         if found is not None and found[1] in here:
             (here if name in held else lacking)[found[1]].add(int(found[2]))
-    return Held(**{kind: frozenset(here[kind] - lacking[kind]) for kind in here})
+    return HeldShards(**{kind: frozenset(here[kind] - lacking[kind]) for kind in here})
 
 
 def record_head(identity: str) -> bytes:

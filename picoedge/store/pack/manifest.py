@@ -11,7 +11,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.kernels.blocks import FORMATS
-from picoedge.store.json_fields import load_json, parse_json
+from picoedge.store.json_fields import parse_object, read_object
 from picoedge.store.pack.file_layout import FileLayout, PackLayout
 from picoedge.store.pack.inventory import HASH, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.pack.layout import (
@@ -46,14 +46,14 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
-    return _manifest(load_json(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
+    return _manifest(read_object(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
     """Check what came from elsewhere, to be written at `path`; raises as `read_manifest` does."""
     if len(data) > MANIFEST_BYTES:
         raise ModelError(f"{path} would have {len(data)} bytes, at most {MANIFEST_BYTES} may be")
-    return _manifest(parse_json(data, path, _REMEDY))
+    return _manifest(parse_object(data, path, _REMEDY))
 
 
 def _manifest(values: Fields) -> Manifest:

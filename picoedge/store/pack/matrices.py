@@ -30,7 +30,7 @@ Write = Callable[[int, U8], None]
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixTarget:
     """Where the shards' copies of one matrix go: the first at byte `start`, then each `stride`."""
 
     spec: MatrixSpec
@@ -65,7 +65,7 @@ def _sample(tensor: SourceTensor) -> F32:
     return np.concatenate([tensor.floats(at, at + rows) for at in sorted(starts)])
 
 
-def cut_rows(tensor: SourceTensor, place: Place, write: Write) -> None:
+def cut_rows(tensor: SourceTensor, place: MatrixTarget, write: Write) -> None:
     """Shard i gets rows [i * R, (i + 1) * R); what lies past the tensor's end stays zero."""
     rows = place.spec.rows
     for shard in range(place.count):
@@ -76,7 +76,7 @@ def cut_rows(tensor: SourceTensor, place: Place, write: Write) -> None:
             _put(place.spec, parts, a - first, place.start + shard * place.stride, write)
 
 
-def cut_columns(tensor: SourceTensor, place: Place, write: Write) -> None:
+def cut_columns(tensor: SourceTensor, place: MatrixTarget, write: Write) -> None:
     """Shard i gets columns [i * C, (i + 1) * C) of every row."""
     cols = place.spec.cols
     for a, b in _chunks(0, tensor.rows, tensor.cols):

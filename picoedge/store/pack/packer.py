@@ -28,7 +28,7 @@ from picoedge.store.pack.layout import (
     head_layout,
 )
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.pack.matrices import Place, choose_format, cut_columns, cut_rows
+from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_columns, cut_rows
 from picoedge.store.pack.quantize import FORMAT_OF_BITS
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
@@ -45,7 +45,7 @@ OnWritten = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
 
 
-def pack(
+def pack_source(
     source: Source,
     out: Path,
     *,
@@ -86,7 +86,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 class _Packer:
-    """One run of `pack`: the layout, decided before the first byte is written, and the copying."""
+    """One packing: the layout, decided before the first byte is written, and the copying."""
 
     def __init__(self, source: Source, bits: int, progress: OnWritten | None) -> None:
         self.source, self.bits, self._progress = source, bits, progress
@@ -175,7 +175,7 @@ class _Packer:
         start = file.start(f"{kind}.000")
         shards = self.geometry.attention_shards if kind == "attention" else self.geometry.ffn_shards
         for name, spec in layout.matrices.items():
-            place = Place(spec, start, layout.nbytes, shards)
+            place = MatrixTarget(spec, start, layout.nbytes, shards)
             cut = cut_columns if name in _COLUMN_CUT else cut_rows
             cut(self.source.tensor(prefix + name), place, output.write)
         for name, (at, length) in layout.biases.items():
@@ -189,7 +189,7 @@ class _Packer:
         output.write(file.start("final_norm"), norm.tobytes())
         head = self.layout.head
         spec: MatrixSpec = head.matrices["head"]
-        place = Place(spec, file.start("head.000"), head.nbytes, self.geometry.head_shards)
+        place = MatrixTarget(spec, file.start("head.000"), head.nbytes, self.geometry.head_shards)
         cut_rows(self.source.tensor(self._head), place, output.write)
 
     def _fill_embed(self, file: FileLayout, output: OutputFile) -> None:

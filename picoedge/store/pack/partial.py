@@ -21,7 +21,7 @@ from picoedge.store.pack.inventory import (
     HELD,
     MANIFEST_BYTES,
     PACK_BYTES,
-    Item,
+    PackItem,
     Wanted,
     digest_of,
     is_file_name,
@@ -40,7 +40,7 @@ _AT_ONCE = 16 << 20  # a card takes its time to say that bytes are safe: not ask
 _TEMPORARY = ".{}.part"
 
 
-def place(shelf: Path, name: str, identity: str) -> Path:
+def pack_folder(shelf: Path, name: str, identity: str) -> Path:
     """Where the pack `identity`, which peers call `name`, is or is to be on a shelf.
 
     Another pack of that name stays where it is. Raises ModelError where this is no name.
@@ -64,7 +64,7 @@ def _is(folder: Path, identity: str) -> bool:
         return False
 
 
-def begin(folder: Path, manifest: bytes) -> None:
+def create_partial(folder: Path, manifest: bytes) -> None:
     """Make the pack of a peer's manifest at `folder`, with nothing in it yet but file headers.
 
     The caller has compared the manifest's hash with the one it wants. Raises ModelError where it
@@ -104,7 +104,7 @@ class PartialPack:
     def __init__(
         self, folder: Path, *, free: Callable[[Path], int] = free_bytes, at_once: int = _AT_ONCE
     ) -> None:
-        """Open what `begin` made, or what an earlier run left of it.
+        """Open what `create_partial` made, or what an earlier run left of it.
 
         `free` tells the bytes free where a folder is. Raises ModelError, and StorageError where
         another process fills this pack.
@@ -113,7 +113,7 @@ class PartialPack:
         self.pack = Pack.open(folder)
         self._items = {item.name: item for item in self.pack.items()}
         self._files: dict[str, int] = {}
-        self._unrecorded: list[Item] = []
+        self._unrecorded: list[PackItem] = []
         self._thread = ThreadPoolExecutor(1, "record")
         self._recording: Future[None] | None = None
         self.held: set[str] = set(self._items)
@@ -148,18 +148,18 @@ class PartialPack:
         write_all(self._record, lines, self._end)
         self._end += len(lines)
 
-    def missing(self, wanted: Wanted) -> list[Item]:
+    def missing(self, wanted: Wanted) -> list[PackItem]:
         """What is wanted and neither recorded nor written."""
         return [item for item in self.pack.needed(wanted) if item.name not in self.held]
 
-    def check_room(self, items: list[Item]) -> None:
+    def check_room(self, items: list[PackItem]) -> None:
         """Raises StorageError with the figures where the disk cannot take all of these."""
         needed = sum(item.nbytes for item in items)
         free = self._free(self.folder)
         if items and free < needed + _SPARE_BYTES:
             raise disk_full(self.folder, needed, free)
 
-    def write(self, item: Item, data: bytes | bytearray | memoryview) -> None:
+    def write(self, item: PackItem, data: bytes | bytearray | memoryview) -> None:
         """Put an item where it belongs; raises ModelError where its hash is another.
 
         Raises StorageError where it cannot be written.
@@ -178,7 +178,7 @@ class PartialPack:
         if sum(each.nbytes for each in self._unrecorded) >= self._at_once:
             self._record_later()
 
-    def _write_text(self, item: Item, data: bytes | bytearray | memoryview) -> None:
+    def _write_text(self, item: PackItem, data: bytes | bytearray | memoryview) -> None:
         # Whole or not there: who finds a tokenizer's file believes it.
         temporary = self.folder / _TEMPORARY.format(item.file)
         temporary.write_bytes(data)
@@ -209,7 +209,7 @@ class PartialPack:
         if recording is not None:
             recording.result()
 
-    def _settle(self, items: list[Item], files: list[int]) -> None:
+    def _settle(self, items: list[PackItem], files: list[int]) -> None:
         try:
             with writing(self.folder, sum(item.nbytes for item in items)):
                 for fd in files:

@@ -18,14 +18,22 @@ from picoedge.kernels.blocks import Weights
 from picoedge.store.files import digest, read_at, reading
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pack.file_layout import FileLayout
-from picoedge.store.pack.inventory import HELD, Item, Wanted, is_partial, needed, pack_id, read_held
+from picoedge.store.pack.inventory import (
+    HELD,
+    PackItem,
+    Wanted,
+    is_partial,
+    needed,
+    pack_id,
+    read_held,
+)
 from picoedge.store.pack.layout import BIASES, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.pack.row_reader import TiedRows, UntiedRows
 from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.shapes import norm_lengths
-from picoedge.store.units import Kind, Unit
+from picoedge.store.units import Unit, UnitKind
 
 _REMEDY = "pack the model again"
 
@@ -79,20 +87,20 @@ class Pack:
         """Bytes of the shards, vectors and texts that are on this disk."""
         return sum(item.nbytes for item in self.items() if self._has(item.name))
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[PackItem]:
         """All that the pack is made of, each with its hash; the order is that of the files."""
         hashes = self._manifest.hashes
         spans = [span for file in self._files.values() for span in file.spans()]
         texts = self._manifest.text_sizes.items()
-        return [Item(s.name, s.file, s.offset, s.nbytes, hashes[s.name]) for s in spans] + [
-            Item(name, name, 0, nbytes, hashes[name]) for name, nbytes in texts
+        return [PackItem(s.name, s.file, s.offset, s.nbytes, hashes[s.name]) for s in spans] + [
+            PackItem(name, name, 0, nbytes, hashes[name]) for name, nbytes in texts
         ]
 
-    def needed(self, wanted: Wanted) -> list[Item]:
+    def needed(self, wanted: Wanted) -> list[PackItem]:
         """The items that a board must hold for what is wanted of it."""
         return needed(self.items(), wanted, tied=not self._manifest.embed)
 
-    def missing(self, wanted: Wanted) -> list[Item]:
+    def missing(self, wanted: Wanted) -> list[PackItem]:
         """Those of them that are not on this disk."""
         return [item for item in self.needed(wanted) if not self._has(item.name)]
 
@@ -154,25 +162,25 @@ class Pack:
         weights = self._weights(self._head_file, "head", self._layout.head, shards)
         return weights["head"]
 
-    def unit(self, kind: Kind, layer: int, shards: range) -> Unit:
+    def unit(self, kind: UnitKind, layer: int, shards: range) -> Unit:
         """Where a run of shards lies."""
         file, layout = self._place(kind, layer)
         self._run(shards, self._count(kind))
         start = file.start(f"{kind}.000") + shards.start * layout.nbytes
         return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
 
-    def runs(self, part: Slice) -> tuple[Unit, ...]:
+    def spans(self, part: Slice) -> tuple[Unit, ...]:
         """A slice's shards in the order a token uses them, each run of a kind whole."""
-        runs: list[Unit] = []
+        spans: list[Unit] = []
         layers = self.config.num_hidden_layers
         for layer in range(layers):
             if part.attention:
-                runs.append(self.unit("attention", layer, part.attention))
+                spans.append(self.unit("attention", layer, part.attention))
             if part.ffn:
-                runs.append(self.unit("ffn", layer, part.ffn))
-        if part.vocabulary:
-            runs.append(self.unit("head", layers, part.vocabulary))
-        return tuple(runs)
+                spans.append(self.unit("ffn", layer, part.ffn))
+        if part.head_shards:
+            spans.append(self.unit("head", layers, part.head_shards))
+        return tuple(spans)
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
         """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""
@@ -190,13 +198,13 @@ class Pack:
         names = [f"{folder}/{unit.kind}.{i:03d}" for i in unit.shards]
         return [(name, self._manifest.hashes[name]) for name in names]
 
-    def _place(self, kind: Kind, layer: int) -> tuple[FileLayout, ShardLayout]:
+    def _place(self, kind: UnitKind, layer: int) -> tuple[FileLayout, ShardLayout]:
         if kind == "head":
             return self._head_file, self._layout.head
         layouts = self._layout.attention if kind == "attention" else self._layout.ffn
         return self._layer(layer), layouts[layer]
 
-    def _count(self, kind: Kind) -> int:
+    def _count(self, kind: UnitKind) -> int:
         geometry = self._layout.geometry
         counts = {
             "attention": geometry.attention_shards,

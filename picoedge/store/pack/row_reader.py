@@ -21,11 +21,11 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, RowGather, Weights
 from picoedge.store.files import reading
 from picoedge.store.reads import (
-    PATIENCE_S,
-    Silence,
+    READ_STALL_S,
+    StallDetector,
+    aborted_read,
     attempt,
-    broken_off,
-    silent,
+    stalled_read,
     start_thread,
 )
 from picoedge.store.sources.encodings import Encoding
@@ -39,12 +39,12 @@ class RowFile:
     Its shards are `shard_bytes` long, from byte `start`, and named as it is.
     """
 
-    def __init__(self, path: Path, start: int, shard_bytes: int, patience_s: float) -> None:
+    def __init__(self, path: Path, start: int, shard_bytes: int, stall_s: float) -> None:
         with reading(path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
         self._path, self._start, self._shard_bytes = path, start, shard_bytes
-        self._read, self._patience_s = 0, patience_s
+        self._read, self._stall_s = 0, stall_s
         self._reads, self._at = 0, 0  # how many have ended, and the byte that the next one wants
         weakref.finalize(self, os.close, self._fd)
 
@@ -74,10 +74,10 @@ class RowFile:
         own = np.empty_like(out)
         reading = _Reading(partial(rows, own), str(self._path))
         thread = start_thread(reading.run, "rows")
-        silence = Silence(self._patience_s)
-        while not reading.ended.wait(silence.look_s):
-            if silence.too_long(self._reads):
-                raise silent(self._place(self._at), self._patience_s)
+        detector = StallDetector(self._stall_s)
+        while not reading.ended.wait(detector.poll_s):
+            if detector.stalled(self._reads):
+                raise stalled_read(self._place(self._at), self._stall_s)
         thread.join()
         if reading.error is not None:
             raise reading.error
@@ -105,7 +105,7 @@ class _Reading:
 
     def __init__(self, work: Callable[[], None], where: str) -> None:
         self._work, self._where = work, where
-        self.error: PicoedgeError | None = broken_off(where)
+        self.error: PicoedgeError | None = aborted_read(where)
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -127,9 +127,9 @@ class UntiedRows:
         row_bytes: int,
         shard_rows: int,
         *,
-        patience_s: float = PATIENCE_S,
+        stall_s: float = READ_STALL_S,
     ) -> None:
-        self._file = RowFile(path, start, shard_rows * row_bytes, patience_s)
+        self._file = RowFile(path, start, shard_rows * row_bytes, stall_s)
         self._start, self._shard_rows = start, shard_rows
         self._encoding, self._row_bytes = encoding, row_bytes
 
@@ -156,9 +156,9 @@ class TiedRows:
         spec: MatrixSpec,
         stride: int,
         *,
-        patience_s: float = PATIENCE_S,
+        stall_s: float = READ_STALL_S,
     ) -> None:
-        self._file, self._start = RowFile(path, start, stride, patience_s), start
+        self._file, self._start = RowFile(path, start, stride, stall_s), start
         self._spec, self._stride = spec, stride
         rows = 1 if spec.format.bits == 32 else TILE_ROWS
         self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)

@@ -9,7 +9,7 @@ from typing import Any
 from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import ModelError, UnsupportedError
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+_SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3")
 _GEMMA_27B_LAYERS = 62
 _GEMMA_PATTERN = 6
 # A forward pass that does not know these keys would be silently wrong where they have a value.
@@ -67,10 +67,10 @@ def gguf_config(
     Raises UnsupportedError on what a forward pass would get wrong, ModelError on missing keys.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if architecture not in _SUPPORTED:
         raise UnsupportedError(
             f"{path}: architecture {architecture!r} is not supported",
-            f"supported: {', '.join(ARCHITECTURES)}",
+            f"supported: {', '.join(_SUPPORTED)}",
         )
     keys = Keys(metadata, architecture, path)
     _refuse(keys, architecture, path)
@@ -123,7 +123,7 @@ def _refuse(keys: Keys, architecture: str, path: str) -> None:
     if found:
         raise UnsupportedError(
             f"{path}: {architecture}.{found[0]} is not supported",
-            "supported: dense causal decoders of the architectures " + ", ".join(ARCHITECTURES),
+            "supported: dense causal decoders of the architectures " + ", ".join(_SUPPORTED),
         )
 
 

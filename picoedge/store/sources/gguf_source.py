@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import ModelError
-from picoedge.store.files import fingerprint, naming
+from picoedge.store.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
 from picoedge.store.sources.gguf_config import gguf_config
 from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
@@ -44,7 +44,7 @@ class GgufSource:
         self.path = path
         self.name = _PART_SUFFIX.sub("", path.stem)
         self.metadata: Mapping[str, Any] = file.metadata
-        self.fingerprint = fingerprint(file.paths)
+        self.fingerprint = source_fingerprint(file.paths)
         shapes = {t.name: t.shape for t in file.tensors.values()}
         freqs = _rope_freqs(file.tensors.get(_ROPE_FREQS))
         with naming(path):

@@ -9,8 +9,8 @@ from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.store.files import fingerprint, naming, reading
-from picoedge.store.json_fields import load_json
+from picoedge.store.files import naming, reading, source_fingerprint
+from picoedge.store.json_fields import read_object
 from picoedge.store.sources.hf_config import huggingface_config, text_config
 from picoedge.store.sources.safetensors_header import RawTensor, read_header
 from picoedge.store.sources.tensors import SourceTensor, TensorTable
@@ -61,7 +61,7 @@ class FolderSource:
         self._table = TensorTable(path, self.config, stored, self._stored_name)
         self._table.refuse_unknown(harmless)
         self.tensor_bytes = self._table.nbytes
-        self.fingerprint = fingerprint(_relevant_files(path))
+        self.fingerprint = source_fingerprint(_relevant_files(path))
 
     def tensor(self, name: str) -> SourceTensor:
         """See `sources.Source.tensor`."""
@@ -88,7 +88,7 @@ def _load_config(path: Path) -> Fields:
         ggufs = sorted(path.glob("*.gguf"))
         hint = f"did you mean {ggufs[0]}?" if ggufs else "a model folder holds config.json"
         raise ModelError(f"{path} has no config.json", hint)
-    return load_json(config, _MAX_CONFIG, _HINT)
+    return read_object(config, _MAX_CONFIG, _HINT)
 
 
 def _raw_tensors(path: Path) -> list[RawTensor]:
@@ -123,7 +123,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(path: Path) -> list[Path]:
-    names = load_json(path / _INDEX, _MAX_INDEX, _HINT).get("weight_map", dict).values()
+    names = read_object(path / _INDEX, _MAX_INDEX, _HINT).get("weight_map", dict).values()
     for name in names:
         if not isinstance(name, str) or not name or Path(name).name != name:
             raise ModelError(f"{path / _INDEX} names a file {name!r}", _HINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.store.files import read_at, reading
-from picoedge.store.json_fields import parse_json
+from picoedge.store.json_fields import parse_object
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.tensors import StoredTensor
 
@@ -55,7 +55,7 @@ def read_header(path: Path) -> list[RawTensor]:
     length = int.from_bytes(read_at(path, 0, 8).tobytes(), "little") if size >= 8 else size
     if length > min(_MAX_HEADER, size - 8):
         raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
-    fields = parse_json(read_at(path, 8, length).tobytes(), path, _REMEDY)
+    fields = parse_object(read_at(path, 8, length).tobytes(), path, _REMEDY)
     names = [name for name in fields.values if name != "__metadata__"]
     return [_entry(path, fields, name, 8 + length, size) for name in names]
 

@@ -29,7 +29,7 @@ from picoedge.store.pages import (
     page_up,
     populate,
 )
-from picoedge.store.units import Unit, span_of
+from picoedge.store.units import Unit, page_range
 
 CHUNK = 1 << 20  # bytes of one read: enough for a disk to be at full speed with a few in flight
 MAPPED_CHUNK = 4 << 20  # the kernel reads it in smaller ones; how far it is tells slow from dead
@@ -128,18 +128,18 @@ class Files:
 
 def count_chunks(unit: Unit, most: int) -> int:
     """Reads of at most `most` bytes that a unit's pages take."""
-    start, end = span_of(unit)
+    start, end = page_range(unit)
     return -(-(end - start) // most)
 
 
-def chunk_span(unit: Unit, chunk: int, most: int) -> tuple[int, int]:
+def chunk_range(unit: Unit, chunk: int, most: int) -> tuple[int, int]:
     """Bytes [first, last) of the file that one of these reads brings."""
-    start, end = span_of(unit)
+    start, end = page_range(unit)
     first = start + chunk * most
     return first, min(first + most, end)
 
 
-def read_span(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
+def read_range(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
     """Bytes [start, end) of the unit's file into `memory`, and not into the page cache.
 
     Beyond the unit the file may end. Raises StorageError naming file, shard and byte.
@@ -188,10 +188,10 @@ def read_unit(files: Files, unit: Unit, memory: U8, heard: Callable[[int], None]
 
     `heard` is told how far it is. Raises StorageError.
     """
-    start, end = span_of(unit)
+    start, end = page_range(unit)
     for at in range(start, end, CHUNK):
         last = min(at + CHUNK, end)
-        read_span(files, unit, memory[at - start : last - start], at, last)
+        read_range(files, unit, memory[at - start : last - start], at, last)
         heard(last)
     return memory[unit.offset - start : unit.end - start]
 
@@ -210,7 +210,7 @@ class DirectIO:
 
     def array(self, unit: Unit) -> U8:
         """See `WindowIO.array`."""
-        at = self._places[unit] + unit.offset - span_of(unit)[0]
+        at = self._places[unit] + unit.offset - page_range(unit)[0]
         return self._memory[at : at + unit.nbytes]
 
     def chunks(self, unit: Unit) -> int:
@@ -219,13 +219,13 @@ class DirectIO:
 
     def begins(self, unit: Unit, chunk: int) -> int:
         """See `WindowIO.begins`."""
-        return max(unit.offset, chunk_span(unit, chunk, CHUNK)[0])
+        return max(unit.offset, chunk_range(unit, chunk, CHUNK)[0])
 
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        first, last = chunk_span(unit, chunk, CHUNK)
+        first, last = chunk_range(unit, chunk, CHUNK)
         at = self._places[unit] + chunk * CHUNK
-        read_span(self._files, unit, self._memory[at : at + last - first], first, last)
+        read_range(self._files, unit, self._memory[at : at + last - first], first, last)
 
     def release(self, unit: Unit) -> None:
         """Nothing: the place is the window's own."""
@@ -257,11 +257,11 @@ class MappedIO:
 
     def begins(self, unit: Unit, chunk: int) -> int:
         """See `WindowIO.begins`."""
-        return max(unit.offset, chunk_span(unit, chunk, MAPPED_CHUNK)[0])
+        return max(unit.offset, chunk_range(unit, chunk, MAPPED_CHUNK)[0])
 
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        first, last = chunk_span(unit, chunk, MAPPED_CHUNK)
+        first, last = chunk_range(unit, chunk, MAPPED_CHUNK)
         pages = self._maps[unit.file][first : min(last, unit.end)]
         if not populate(pages):
             return
@@ -302,7 +302,7 @@ def _map(files: Files, name: str) -> U8:
     return array
 
 
-def check_shards(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str, str]]) -> None:
+def check_hashes(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str, str]]) -> None:
     """Compare a unit's bytes with the hashes of its shards. Raises ModelError naming the shard."""
     import hashlib  # loads OpenSSL, 4 MB that most runs never need
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from picoedge.store.pages import PAGE
-from picoedge.store.units import Unit, span_of
+from picoedge.store.units import Unit, page_range
 
 _CYCLES = 3  # simulated tokens; the last one is in steady state
 RESIDENT_BYTES = 8 << 20  # of one resident unit: wider ones take wider buffers, to no use
@@ -76,7 +76,7 @@ def _behind(places: Sequence[int], sizes: Sequence[int], i: int) -> int:
 
 
 @dataclass(frozen=True)
-class Step:
+class UnitCost:
     """A unit as the disk and the processor see it."""
 
     nbytes: int
@@ -97,7 +97,7 @@ class Forecast:
         return "disk" if self.disk_s > self.compute_s else "compute"
 
 
-def forecast(steps: Sequence[Step], ring: Ring, rates: Rates) -> Forecast:
+def forecast(steps: Sequence[UnitCost], ring: Ring, rates: Rates) -> Forecast:
     """Follow disk and processor through a few tokens.
 
     The disk reads the streamed units in order, each when its place in the ring is free; the
@@ -142,12 +142,12 @@ class WindowPlan:
     @property
     def resident_bytes(self) -> int:
         """Memory of the resident units."""
-        return sum(span_bytes(unit) for unit in self.resident)
+        return sum(page_bytes(unit) for unit in self.resident)
 
     @property
     def streamed_bytes(self) -> int:
         """Bytes read for a token."""
-        return sum(span_bytes(unit) for unit in self.streamed)
+        return sum(page_bytes(unit) for unit in self.streamed)
 
     @property
     def touched_bytes(self) -> int:
@@ -160,9 +160,9 @@ class WindowPlan:
         return self.ring.nbytes
 
 
-def span_bytes(unit: Unit) -> int:
+def page_bytes(unit: Unit) -> int:
     """Bytes read, and held, for a unit: whole pages."""
-    start, end = span_of(unit)
+    start, end = page_range(unit)
     return end - start
 
 
@@ -176,7 +176,7 @@ def plan_window(
     `reserve` is memory that a window takes beside its own. None: not even the smallest fits.
     """
     resident = {run: len(run.shards) for run in runs}
-    if sum(span_bytes(piece) for run in runs for piece in pieces(run, RESIDENT_BYTES)) <= memory:
+    if sum(page_bytes(piece) for run in runs for piece in cut_span(run, RESIDENT_BYTES)) <= memory:
         return _plan(runs, resident, most, 0, rates)
     window = smallest_window(runs, most)
     plans: list[WindowPlan] = []
@@ -189,7 +189,7 @@ def plan_window(
 
 def smallest_window(runs: Sequence[Unit], most: int) -> int:
     """Bytes of a window in which one unit is used while the next is read."""
-    return 2 * max(span_bytes(unit) for run in runs for unit in pieces(run, most))
+    return 2 * max(page_bytes(unit) for run in runs for unit in cut_span(run, most))
 
 
 def _past_the_best(plans: Sequence[WindowPlan]) -> bool:
@@ -207,11 +207,11 @@ def _plan(
     kept: set[Unit] = set()
     for run in runs:
         count = resident[run]
-        held = pieces(run.part(0, count), RESIDENT_BYTES) if count else []
+        held = cut_span(run.part(0, count), RESIDENT_BYTES) if count else []
         kept.update(held)
         units += held
         if count < len(run.shards):
-            units += pieces(run.part(count, len(run.shards)), most)
+            units += cut_span(run.part(count, len(run.shards)), most)
     return plan_of(tuple(units), frozenset(kept), window, rates)
 
 
@@ -219,8 +219,8 @@ def plan_of(
     units: tuple[Unit, ...], resident: frozenset[Unit], window: int, rates: Rates
 ) -> WindowPlan:
     """The plan of these units in this order, with a ring of at most `window` bytes."""
-    ring = lay_ring([span_bytes(unit) for unit in units if unit not in resident], window)
-    steps = [Step(span_bytes(unit), unit not in resident) for unit in units]
+    ring = lay_ring([page_bytes(unit) for unit in units if unit not in resident], window)
+    steps = [UnitCost(page_bytes(unit), unit not in resident) for unit in units]
     return WindowPlan(units, resident, ring, forecast(steps, ring, rates))
 
 
@@ -229,15 +229,15 @@ def widest(run: Unit, most: int) -> int:
     return min(len(run.shards), max(1, most // run.shard_bytes))
 
 
-def piece_count(run: Unit, shards: int, most: int) -> int:
+def unit_count(run: Unit, shards: int, most: int) -> int:
     """Units of at most `most` bytes, or one shard, that so many shards of a run make."""
     return -(-shards // widest(run, most))
 
 
-def pieces(run: Unit, most: int) -> list[Unit]:
+def cut_span(run: Unit, most: int) -> list[Unit]:
     """A run cut into units of nearly one size, each of at most `most` bytes, or one shard."""
     shards = len(run.shards)
-    count = piece_count(run, shards, most)
+    count = unit_count(run, shards, most)
     cuts = [shards * k // count for k in range(count + 1)]
     return [run.part(first, last) for first, last in itertools.pairwise(cuts)]
 
@@ -272,7 +272,7 @@ def spread(runs: Sequence[Unit], memory: int) -> dict[Unit, int]:
 
 def _held_bytes(run: Unit, shards: int) -> int:
     """Memory of the first `shards` of a run, at most: its units begin and end within pages."""
-    return shards * run.shard_bytes + piece_count(run, shards, RESIDENT_BYTES) * _ROUNDING
+    return shards * run.shard_bytes + unit_count(run, shards, RESIDENT_BYTES) * _ROUNDING
 
 
 def _most(run: Unit, wanted: int, memory: int) -> int:

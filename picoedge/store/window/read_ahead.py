@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from picoedge.errors import PicoedgeError
-from picoedge.store.reads import attempt, broken_off
+from picoedge.store.reads import aborted_read, attempt
 from picoedge.store.units import Unit
 from picoedge.store.window.io import WindowIO
-from picoedge.store.window.plan import Ring, span_bytes
+from picoedge.store.window.plan import Ring, page_bytes
 
 
 @dataclass
@@ -144,7 +144,7 @@ class ReadAhead:
                 self._began = self._began if self.in_flight else self._clock()
                 self.in_flight[me] = unit, chunk
             complete = False
-            error: PicoedgeError | None = broken_off(_name(unit))
+            error: PicoedgeError | None = aborted_read(_name(unit))
             try:
                 complete, error = self._read(sequence, unit, chunk)
             finally:
@@ -201,7 +201,7 @@ class ReadAhead:
                 self._failed = sequence, error
         elif complete:
             self._there.add(sequence)
-            self.usage.bytes_read += span_bytes(unit)
+            self.usage.bytes_read += page_bytes(unit)
 
 
 def _name(unit: Unit) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from picoedge.store.units import Unit
-from picoedge.store.window.plan import Rates, WindowPlan, pieces, plan_of, span_bytes
+from picoedge.store.window.plan import Rates, WindowPlan, cut_span, page_bytes, plan_of
 
 _STEPS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)  # window sizes to try, to today's
 
@@ -28,7 +28,7 @@ def adjusted(plan: WindowPlan, rates: Rates, gain: float = 1.0) -> WindowPlan:
 def _others(plan: WindowPlan, rates: Rates) -> Iterator[WindowPlan]:
     if not plan.streamed:
         return
-    most = max(span_bytes(unit) for unit in plan.streamed)
+    most = max(page_bytes(unit) for unit in plan.streamed)
     memory = plan.resident_bytes + plan.window_bytes
     for step in _STEPS:
         window = max(2 * most, int(plan.window_bytes * step))
@@ -36,7 +36,7 @@ def _others(plan: WindowPlan, rates: Rates) -> Iterator[WindowPlan]:
             continue
         move = _evict if window > plan.window_bytes else _promote
         units, resident = move(plan, abs(window - plan.window_bytes), most)
-        if sum(map(span_bytes, resident)) + window <= memory:
+        if sum(map(page_bytes, resident)) + window <= memory:
             yield plan_of(units, resident, window, rates)
 
 
@@ -46,7 +46,7 @@ def _evict(plan: WindowPlan, nbytes: int, most: int) -> tuple[tuple[Unit, ...], 
     gone = _evenly(movable, nbytes, enough=True)
     units: list[Unit] = []
     for unit in plan.units:
-        units += pieces(unit, most) if unit in gone else [unit]
+        units += cut_span(unit, most) if unit in gone else [unit]
     return tuple(units), plan.resident - gone
 
 
@@ -58,7 +58,7 @@ def _promote(plan: WindowPlan, nbytes: int, most: int) -> tuple[tuple[Unit, ...]
 
 def _evenly(units: Sequence[Unit], nbytes: int, *, enough: bool) -> frozenset[Unit]:
     """Units of about `nbytes`, `enough` or at most, evenly spaced among all."""
-    each = sum(map(span_bytes, units)) / max(1, len(units))
+    each = sum(map(page_bytes, units)) / max(1, len(units))
     count = min(len(units), max(1, round(nbytes / each))) if units else 0
     order = [units[(2 * i + 1) * len(units) // (2 * count)] for i in range(count)]
     chosen: set[Unit] = set()
@@ -66,7 +66,7 @@ def _evenly(units: Sequence[Unit], nbytes: int, *, enough: bool) -> frozenset[Un
     for unit in (*order, *(unit for unit in units if unit not in order)):
         if enough and taken >= nbytes:
             break
-        if enough or taken + span_bytes(unit) <= nbytes:
+        if enough or taken + page_bytes(unit) <= nbytes:
             chosen.add(unit)
-            taken += span_bytes(unit)
+            taken += page_bytes(unit)
     return frozenset(chosen)

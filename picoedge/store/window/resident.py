@@ -11,12 +11,12 @@ from pathlib import Path
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import U8
 from picoedge.store.pages import anonymous
-from picoedge.store.reads import PATIENCE_S, Silence, attempt, broken_off, start_thread
-from picoedge.store.units import Unit, span_of
+from picoedge.store.reads import READ_STALL_S, StallDetector, aborted_read, attempt, start_thread
+from picoedge.store.units import Unit, page_range
 from picoedge.store.window.io import READERS, Files, read_unit
 from picoedge.store.window.window import no_answer
 
-Check = Callable[[Unit, U8], None]
+CheckUnit = Callable[[Unit, U8], None]
 OnBytes = Callable[[int], None]
 """bytes that have just been read"""
 
@@ -24,10 +24,10 @@ OnBytes = Callable[[int], None]
 def read_units(
     folder: Path,
     units: Iterable[Unit],
-    check: Check | None,
+    check: CheckUnit | None,
     progress: OnBytes | None = None,
     *,
-    patience_s: float = PATIENCE_S,
+    stall_s: float = READ_STALL_S,
 ) -> dict[Unit, U8]:
     """The bytes of each unit, u8 [nbytes], one after the other in memory of their own.
 
@@ -38,7 +38,7 @@ def read_units(
     threads = []
     try:
         threads = [load.start(f"load-{i}") for i in range(READERS)]
-        load.wait(patience_s)
+        load.wait(stall_s)
     finally:
         load.stop()
     for thread in threads:
@@ -52,7 +52,7 @@ class _Load:
     """What the threads of one load share."""
 
     def __init__(
-        self, files: Files, units: Iterable[Unit], check: Check | None, progress: OnBytes | None
+        self, files: Files, units: Iterable[Unit], check: CheckUnit | None, progress: OnBytes | None
     ) -> None:
         self.files, self.arrays = files, dict[Unit, U8]()
         units = list(units)
@@ -71,15 +71,15 @@ class _Load:
             self._working += 1
             return thread
 
-    def wait(self, patience_s: float) -> None:
+    def wait(self, stall_s: float) -> None:
         """Until all threads have ended. Raises StorageError where no read ends for too long."""
-        silence = Silence(patience_s)
+        detector = StallDetector(stall_s)
         with self._news:
             while self._working:
-                self._news.wait(silence.look_s)
-                if silence.too_long(self._heard) and self._in_hand:
+                self._news.wait(detector.poll_s)
+                if detector.stalled(self._heard) and self._in_hand:
                     unit, offset = next(iter(self._in_hand.items()))
-                    raise self.error or no_answer(self.files.folder, unit, patience_s, offset)
+                    raise self.error or no_answer(self.files.folder, unit, stall_s, offset)
 
     def stop(self) -> None:
         """Begin no other unit; whoever works last closes the files."""
@@ -100,7 +100,7 @@ class _Load:
 
     def _read_one(self, unit: Unit) -> None:
         where = f"{self.files.folder / unit.file}, shard {unit.shard_at(unit.offset)}"
-        error: PicoedgeError | None = broken_off(where)
+        error: PicoedgeError | None = aborted_read(where)
         try:
             error = attempt(partial(self._read, unit), where)
         finally:
@@ -141,7 +141,7 @@ class _Load:
 
 def _places(units: list[Unit]) -> dict[Unit, U8]:
     """Memory for the pages of each: one block, as huge pages do not end where units do."""
-    sizes = [last - first for first, last in map(span_of, units)]
+    sizes = [last - first for first, last in map(page_range, units)]
     block, ends = anonymous(sum(sizes)), accumulate(sizes)
     return {
         unit: block[end - size : end] for unit, size, end in zip(units, sizes, ends, strict=True)

@@ -12,18 +12,19 @@ from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pages import forget_anonymous
 from picoedge.store.shards import Slice
-from picoedge.store.units import Kind, Unit
+from picoedge.store.units import Unit, UnitKind
 from picoedge.store.window.io import (
     READERS,
     DirectIO,
     Files,
     MappedIO,
     WindowIO,
-    check_shards,
+    check_hashes,
 )
 from picoedge.store.window.plan import WindowPlan
+from picoedge.store.window.read_ahead import Usage
 from picoedge.store.window.resident import OnBytes, read_units
-from picoedge.store.window.window import Usage, Window
+from picoedge.store.window.window import Window
 
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
@@ -34,7 +35,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class BoundSpan:
     """The matrices of a run of shards; `acquire` comes before their use and `release` after it."""
 
     shards: range
@@ -43,14 +44,14 @@ class Held:
     release: Callable[[], None] = _nothing
 
 
-class Gather(Protocol):
+class RowTable(Protocol):
     """A table of rows, one a token."""
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
         """out[i] = f32 row ids[i], out f32 [>= n, hidden]."""
 
 
-class Holding(Protocol):
+class WeightStore(Protocol):
     """Where a transformer gets its weights from."""
 
     @property
@@ -61,17 +62,17 @@ class Holding(Protocol):
     def usage(self) -> Usage:
         """What reading has done so far."""
 
-    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
-        """The runs of a kind in a layer, in order; a token uses all of them, in this order."""
+    def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
+        """The spans of a kind in a layer, in order; a token uses all of them, in this order."""
 
-    def embedding(self) -> Gather:
+    def embedding(self) -> RowTable:
         """Where rows of tokens are looked up."""
 
     def close(self) -> None:
         """Stop reading. Idempotent."""
 
 
-class Mapped:
+class MappedWeights:
     """All of a slice, mapped: the page cache holds it, and other processes may share it."""
 
     def __init__(self, pack: Pack, part: Slice | None = None) -> None:
@@ -79,48 +80,48 @@ class Mapped:
         self.part = part or pack.all_shards
         self.usage = Usage()
 
-    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
-        """See `Holding.runs`."""
+    def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
+        """See `WeightStore.spans`."""
         pack, part = self._pack, self.part
-        shards = {"attention": part.attention, "ffn": part.ffn, "head": part.vocabulary}[kind]
+        shards = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}[kind]
         if not shards:
             return []
         pack.check_unit(pack.unit(kind, layer, shards))
         if kind == "head":
-            return [Held(shards, {"head": pack.head(shards)})]
+            return [BoundSpan(shards, {"head": pack.head(shards)})]
         weights = pack.attention if kind == "attention" else pack.ffn
-        return [Held(shards, weights(layer, shards))]
+        return [BoundSpan(shards, weights(layer, shards))]
 
-    def embedding(self) -> Gather:
-        """See `Holding.embedding`."""
+    def embedding(self) -> RowTable:
+        """See `WeightStore.embedding`."""
         self._pack.check_rows()
-        return _gather(self._pack.embedding)
+        return _row_table(self._pack.embedding)
 
     def close(self) -> None:
         """Nothing runs."""
 
 
-class NoShards:
+class EmptyWeights:
     """A slice of nothing: what runs of it is the rest of a model."""
 
-    def __init__(self, pack: Pack, *, head: bool = True) -> None:
-        """`head`: tokens come in, though no logits go out."""
+    def __init__(self, pack: Pack, *, owns_head: bool = True) -> None:
+        """`owns_head`: tokens come in, though no logits go out."""
         self._pack, self.usage = pack, Usage()
-        self.part = Slice(range(0), range(0), head=head)
+        self.part = Slice(range(0), range(0), owns_head=owns_head)
 
-    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
-        """None; see `Holding.runs`."""
+    def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
+        """None; see `WeightStore.spans`."""
         return []
 
-    def embedding(self) -> Gather:
-        """See `Holding.embedding`."""
+    def embedding(self) -> RowTable:
+        """See `WeightStore.embedding`."""
         return self._pack.row_reader()
 
     def close(self) -> None:
         """Nothing runs."""
 
 
-class Windowed:
+class StreamedWeights:
     """By a plan: resident units in memory of their own, the others through a window."""
 
     def __init__(
@@ -142,7 +143,7 @@ class Windowed:
         self._mode, self._read_ahead, self._verify = io, read_ahead, verify
         self._progress = progress
         self.resident: dict[Unit, U8] = {}  # memory of our own
-        self._runs: dict[tuple[Kind, int], list[Held]] = {}
+        self._spans: dict[tuple[UnitKind, int], list[BoundSpan]] = {}
         self._window: Window | None = None
         self._io: WindowIO | None = None
         self._past = Usage()  # of windows that were replaced
@@ -152,12 +153,12 @@ class Windowed:
     def replan(self, plan: WindowPlan) -> None:
         """Hold the same shards by another plan; what is resident in both stays where it is.
 
-        Whoever bound the runs must have let them go, or their memory is not free. Raises as the
+        Whoever bound the spans must have let them go, or their memory is not free. Raises as the
         constructor does.
         """
         self.close()
         self._past, self._window, self._io = self.usage, None, None
-        self._runs = {}  # with the arrays of the old ring, before anything takes its room
+        self._spans = {}  # with the arrays of the old ring, before anything takes its room
         self.plan = plan
         for unit in self.resident.keys() - plan.resident:
             forget_anonymous(self.resident.pop(unit))
@@ -189,21 +190,23 @@ class Windowed:
         return DirectIO(files, ring.nbytes, dict(zip(streamed, ring.places, strict=True)))
 
     def _compare(self, unit: Unit, data: U8) -> None:
-        check_shards(self._pack.path, unit, data, self._pack.unit_hashes(unit))
+        check_hashes(self._pack.path, unit, data, self._pack.unit_hashes(unit))
 
     def _bind(self) -> None:
         index = 0
         for unit in self.plan.units:
-            runs = self._runs.setdefault((unit.kind, unit.layer), [])
+            spans = self._spans.setdefault((unit.kind, unit.layer), [])
             if unit in self.plan.resident:
                 weights = self._pack.weights_in(unit, self.resident[unit])
-                runs.append(Held(unit.shards, weights))
+                spans.append(BoundSpan(unit.shards, weights))
                 continue
             assert self._window is not None
             assert self._io is not None
             weights = self._pack.weights_in(unit, self._io.array(unit))
             acquire = partial(self._window.acquire, index)
-            runs.append(Held(unit.shards, weights, acquire, partial(self._window.release, index)))
+            spans.append(
+                BoundSpan(unit.shards, weights, acquire, partial(self._window.release, index))
+            )
             index += 1
 
     @property
@@ -213,19 +216,19 @@ class Windowed:
             return self._past
         return self._past + self._window.usage
 
-    def runs(self, kind: Kind, layer: int) -> Sequence[Held]:
-        """See `Holding.runs`."""
-        return self._runs.get((kind, layer), [])
+    def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
+        """See `WeightStore.spans`."""
+        return self._spans.get((kind, layer), [])
 
-    def embedding(self) -> Gather:
-        """See `Holding.embedding`."""
+    def embedding(self) -> RowTable:
+        """See `WeightStore.embedding`."""
         return self._pack.row_reader()
 
     def close(self) -> None:
-        """See `Holding.close`."""
+        """See `WeightStore.close`."""
         if self._window is not None:
             self._window.close()
 
 
-def _gather(embedding: Weights | RowEmbedding) -> Gather:
+def _row_table(embedding: Weights | RowEmbedding) -> RowTable:
     return RowGather(embedding) if isinstance(embedding, Weights) else embedding

@@ -15,13 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.store.reads import PATIENCE_S, Silence, silent, start_thread
+from picoedge.store.reads import READ_STALL_S, StallDetector, stalled_read, start_thread
 from picoedge.store.units import Unit
 from picoedge.store.window.io import WindowIO
 from picoedge.store.window.plan import Ring
-from picoedge.store.window.read_ahead import ReadAhead, Usage
-
-__all__ = ["PATIENCE_S", "Usage", "Window"]
+from picoedge.store.window.read_ahead import ReadAhead
 
 _FAREWELL_S = 1.0  # given to reads under way when the window is closed
 
@@ -42,10 +40,10 @@ class Window:
         readers: int,
         check: Callable[[Unit], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        patience_s: float = PATIENCE_S,
+        stall_s: float = READ_STALL_S,
     ) -> None:
         assert units, "nothing to stream"
-        self._io, self._folder, self._clock, self._patience_s = io, folder, clock, patience_s
+        self._io, self._folder, self._clock, self._stall_s = io, folder, clock, stall_s
         self._ahead = ahead = ReadAhead(units, ring, io, check, clock)
         self.usage = ahead.usage
         weakref.finalize(self, ahead.stop)
@@ -110,22 +108,22 @@ class Window:
 
     def _listen(self, enough: Callable[[], bool]) -> None:
         """Let reads go on until it is enough. Raises StorageError where none ends for too long."""
-        silence, heard = Silence(self._patience_s), 0
+        detector, heard = StallDetector(self._stall_s), 0
         while not enough():
-            heard += self._ahead.news.wait(silence.look_s)
-            if silence.too_long(heard) and not enough():
+            heard += self._ahead.news.wait(detector.poll_s)
+            if detector.stalled(heard) and not enough():
                 raise self._dead()
 
     def _dead(self) -> StorageError:
         waited = list(self._ahead.in_flight.values())
         unit, chunk = waited[0] if waited else (self._ahead.units[self._ahead.expected], 0)
         offset = self._io.begins(unit, chunk)
-        return no_answer(self._folder, unit, self._patience_s, offset)
+        return no_answer(self._folder, unit, self._stall_s, offset)
 
 
-def no_answer(
-    folder: Path, unit: Unit, patience_s: float, offset: int | None = None
-) -> StorageError:
+def no_answer(folder: Path, unit: Unit, stall_s: float, offset: int | None = None) -> StorageError:
     """The error for a read of `unit`, at byte `offset` (its first), that does not end."""
     offset = unit.offset if offset is None else offset
-    return silent(f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}", patience_s)
+    return stalled_read(
+        f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}", stall_s
+    )

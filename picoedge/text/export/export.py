@@ -22,7 +22,7 @@ def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:
     damaged or of a kind not supported, StorageError where the disk fails.
     """
     with storing(folder):
-        from_gguf.write_tokenizer(metadata, folder).write(folder)
+        from_gguf.write_gguf_tokenizer(metadata, folder).write(folder)
     template = text_value(metadata, "tokenizer.chat_template")
     architecture = text_value(metadata, "general.architecture") or ""
     _write_template(folder, template, architecture)
@@ -35,7 +35,7 @@ def write_from_huggingface(source_folder: Path, folder: Path) -> None:
     where the disk fails.
     """
     with storing(folder):
-        from_huggingface.write_tokenizer(source_folder, folder).write(folder)
+        from_huggingface.write_folder_tokenizer(source_folder, folder).write(folder)
     template = from_huggingface.find_template(source_folder)
     model_type = read_json_if_any(source_folder / "config.json").get("model_type")
     _write_template(folder, template, str(model_type))

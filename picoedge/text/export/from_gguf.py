@@ -10,7 +10,7 @@ from typing import Any
 
 from picoedge.errors import TextError
 from picoedge.text.export import gguf_vocabulary as gguf
-from picoedge.text.export.gguf_vocabulary import Vocabulary
+from picoedge.text.export.gguf_vocabulary import GgufVocabulary
 from picoedge.text.export.pretokenizers import PreTokenizer, find_pretokenizer
 from picoedge.text.export.sentencepiece_proto import (
     BYTE,
@@ -28,7 +28,7 @@ from picoedge.text.tokenizer.settings import END_OF_TURN, AddedToken, TextSettin
 _BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
-def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
+def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
     """Write the tokenizer and return its settings. Raises TextError for a kind not supported."""
     kind = gguf.text_value(metadata, "tokenizer.ggml.model")
     if kind == "llama":
@@ -45,7 +45,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
 
 def _settings(
     metadata: Mapping[str, Any],
-    vocabulary: Vocabulary,
+    vocabulary: GgufVocabulary,
     added: Mapping[int, AddedToken],
     defaults: Mapping[str, int],
     add_bos: bool,
@@ -88,7 +88,7 @@ def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSetting
     return replace(settings, space_prefix="always" if prefix else "never")
 
 
-def _unknown_id(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> int:
+def _unknown_id(metadata: Mapping[str, Any], vocabulary: GgufVocabulary) -> int:
     """The one unknown token that SentencePiece insists on."""
     named = gguf.token_id(metadata, "unknown", len(vocabulary.tokens))
     if named is not None:
@@ -100,7 +100,7 @@ def _unknown_id(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> int:
     raise TextError("the GGUF's tokenizer has no unknown token", "the file is damaged")
 
 
-def _has_bytes(vocabulary: Vocabulary) -> bool:
+def _has_bytes(vocabulary: GgufVocabulary) -> bool:
     tokens = {vocabulary.tokens[i] for i, kind in enumerate(vocabulary.types) if kind == BYTE}
     if tokens and tokens != _BYTE_TOKENS:
         raise TextError("the GGUF's tokenizer lacks some byte tokens", "the file is damaged")
@@ -108,7 +108,7 @@ def _has_bytes(vocabulary: Vocabulary) -> bool:
 
 
 def _pieces(
-    vocabulary: Vocabulary, scores: Sequence[float], unknown: int
+    vocabulary: GgufVocabulary, scores: Sequence[float], unknown: int
 ) -> Iterator[tuple[str, float, int]]:
     taken = set(vocabulary.tokens)
     rows = zip(vocabulary.tokens, scores, vocabulary.types, strict=True)

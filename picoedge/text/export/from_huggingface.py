@@ -12,10 +12,10 @@ from picoedge.errors import TextError
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
 from picoedge.text.files import read_json_if_any, read_text
 from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, SPACE
-from picoedge.text.tokenizer.hf_json import begins_with, load_json
+from picoedge.text.tokenizer.hf_json import begins_with, load_tokenizer_json
 from picoedge.text.tokenizer.settings import (
     END_OF_TURN,
-    FILE_NAME,
+    SETTINGS_FILE,
     AddedToken,
     TextSettings,
     read_added,
@@ -43,7 +43,7 @@ class Folder:
     @classmethod
     def read(cls, path: Path) -> Folder:
         """Read them. Raises TextError where one is not a JSON object."""
-        files = (FILE_NAME, "generation_config.json", "config.json", "special_tokens_map.json")
+        files = (SETTINGS_FILE, "generation_config.json", "config.json", "special_tokens_map.json")
         return cls(path, *(read_json_if_any(path / name) for name in files))
 
     def token(self, key: str) -> str:
@@ -66,7 +66,7 @@ class Folder:
                     yield value
 
 
-def write_tokenizer(source: Path, folder: Path) -> TextSettings:
+def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
     """Copy the tokenizer into `folder` and return its settings. Raises TextError."""
     configs = Folder.read(source)
     as_json, as_model = source / JSON_FILE, source / SENTENCEPIECE_FILE
@@ -88,7 +88,7 @@ def find_template(source: Path) -> str | None:
     """The folder's chat template: a file of its own, or in a config. Raises TextError."""
     if (source / "chat_template.jinja").exists():
         return read_text(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
-    for name in (FILE_NAME, "chat_template.json"):
+    for name in (SETTINGS_FILE, "chat_template.json"):
         found = read_json_if_any(source / name).get("chat_template")
         if isinstance(found, list):  # several, by name
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
@@ -124,7 +124,7 @@ def _settings(
 
 
 def _copy_json(configs: Folder, folder: Path) -> TextSettings:
-    tokenizer = load_json(configs.path / JSON_FILE)
+    tokenizer = load_tokenizer_json(configs.path / JSON_FILE)
     first = begins_with(tokenizer, configs.path / JSON_FILE)
     shutil.copyfile(configs.path / JSON_FILE, folder / JSON_FILE)
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}

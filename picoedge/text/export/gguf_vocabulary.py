@@ -17,7 +17,7 @@ _PREFIX = "tokenizer.ggml."
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """Token texts, all different and none empty, and their types (SentencePiece's numbers)."""
 
     tokens: Sequence[str]
@@ -37,7 +37,7 @@ def is_special(text: str, kind: int) -> bool:
     return kind in (UNKNOWN, CONTROL) or text in END_OF_TURN
 
 
-def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
     """Tokens and types. Raises TextError where they are missing, do not match or repeat."""
     tokens = texts(metadata, "tokens")
     if "" in tokens:
@@ -50,7 +50,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     types = array("b", bytes([NORMAL])) * len(tokens)
     if _PREFIX + "token_type" in metadata:
         types = _numbers(metadata, "token_type", "b", len(tokens))
-    return Vocabulary(tokens, types)
+    return GgufVocabulary(tokens, types)
 
 
 def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from picoedge.text.template.sandbox import Environment
 
 TEMPLATE_FILE = "chat_template.jinja"
-MAX_CHARACTERS = 100_000
+MAX_TEMPLATE_CHARACTERS = 100_000
 _MAX_DATE_FORMAT = 100
 _REMEDY = "try the prompt without a template"
 
@@ -34,7 +34,7 @@ class ChatTemplate:
         eos_token: str = "",
         now: Callable[[], datetime.datetime] = datetime.datetime.now,
     ) -> None:
-        if len(source) > MAX_CHARACTERS:
+        if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TextError(f"a chat template of {len(source)} characters is too long", _REMEDY)
         self.source = source
         self._names = {"bos_token": bos_token, "eos_token": eos_token}
@@ -49,7 +49,7 @@ class ChatTemplate:
         if not path.exists():
             return None
         settings = TextSettings.read(folder)
-        source = read_text(path, 4 * MAX_CHARACTERS)
+        source = read_text(path, 4 * MAX_TEMPLATE_CHARACTERS)
         return cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
 
     def render(

@@ -29,7 +29,7 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
         self._path = path
-        self._tokenizer = load_json(path)
+        self._tokenizer = load_tokenizer_json(path)
         self._settings = settings
         self._lock = threading.Lock()
         with _library(f"{path} is not a tokenizer"):
@@ -84,7 +84,7 @@ class JsonTokenizer:
                 self._tokenizer.add_special_tokens([token])
 
 
-def load_json(path: Path) -> Tokenizer:
+def load_tokenizer_json(path: Path) -> Tokenizer:
     """The library's object, cutting and padding nothing. Raises TextError."""
     from tokenizers import Tokenizer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import TextError
-from picoedge.text.files import read_json
+from picoedge.text.files import read_text_json
 
-FILE_NAME = "tokenizer_config.json"
+SETTINGS_FILE = "tokenizer_config.json"
 SPACE_PREFIXES = ("never", "first", "always")
 
 # A model may end its turn with a token that its metadata does not list as end of sequence.
@@ -67,13 +67,13 @@ class TextSettings:
             },
         }
         text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> TextSettings:
         """The inverse of `write`; raises TextError where a value is missing or of a wrong type."""
-        path = folder / FILE_NAME
-        values = read_json(path)
+        path = folder / SETTINGS_FILE
+        values = read_text_json(path)
         try:
             settings = cls(
                 bos_id=_optional_id(values["bos_token_id"]),

@@ -36,8 +36,8 @@ from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.frames import pack as pack_header
 from picoedge.mesh.transport.messages import reply
 from picoedge.store.pack.inventory import HELD, Wanted
-from picoedge.store.pack.packer import pack
-from picoedge.store.pack.partial import PartialPack, begin
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.partial import PartialPack, create_partial
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.source import Source, open_source
@@ -56,7 +56,7 @@ def write_text(source: Source, folder: Path) -> None:
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     write_gguf(folder / "m.gguf", "Q8_0", tied=False)
-    pack(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
+    pack_source(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_liar_is_named_once_and_not_asked_again(
     shelf: Path, sound: Pack, target: Path, begun: bool
 ) -> None:
     if begun:
-        begin(target, (shelf / "m.pico" / MANIFEST).read_bytes())
+        create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
     warnings: list[str] = []
     liar, good = Lying(shelf, [ME.public], "liar"), Slow(shelf, [ME.public], "good")
     good.part_s = 0.002
@@ -162,7 +162,7 @@ def test_a_slow_board_does_not_hold_up_the_end(shelf: Path, sound: Pack, target:
 def test_boards_that_hold_parts_make_a_whole(
     shelf: Path, sound: Pack, target: Path, tmp_path: Path
 ) -> None:
-    words = sound.all_shards.vocabulary
+    words = sound.all_shards.head_shards
     halves = Slice(range(1), range(2), words[:2]), Slice(range(1, 2), range(0), words[2:])
     for name, part in zip("ab", halves, strict=True):
         wanted = Wanted(part, embed=name == "b")
@@ -233,7 +233,7 @@ def test_no_room_is_told_before_a_shard_is_fetched(shelf: Path, sound: Pack, tar
 
 def test_another_pack_of_the_name_is_in_the_way(shelf: Path, sound: Pack, target: Path) -> None:
     values = json.loads((shelf / "m.pico" / MANIFEST).read_text())
-    begin(target, json.dumps({**values, "name": "other"}).encode())
+    create_partial(target, json.dumps({**values, "name": "other"}).encode())
     with pytest.raises(StorageError, match="another pack"):
         fetch(target, sound, HALF, Board(shelf, [ME.public]))
 
@@ -343,7 +343,7 @@ def test_a_hostile_donor_is_dropped_and_the_good_one_asked(
     shelf: Path, sound: Pack, target: Path, name: str, begun: bool
 ) -> None:
     if begun:
-        begin(target, (shelf / "m.pico" / MANIFEST).read_bytes())
+        create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
     kind, answer = HOSTILE[name]
     bad = Scripted(shelf, [ME.public], "bad")
     bad.script = {kind: answer}
@@ -417,7 +417,7 @@ def test_a_donor_gives_only_parts_of_items(donor: Donor, sound: Pack, name: str)
 
 
 def test_a_donor_follows_no_links(shelf: Path, sound: Pack, target: Path) -> None:
-    begin(target, (shelf / "m.pico" / MANIFEST).read_bytes())
+    create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
     (target / HELD).unlink()
     (target / "head.safetensors").unlink()
     (target / "head.safetensors").symlink_to("/etc/passwd")
@@ -430,7 +430,7 @@ def test_a_donor_sees_what_comes_and_goes(shelf: Path, sound: Pack, target: Path
     donor, ask = Donor([target.parent]), {"pack": sound.identity}
     with pytest.raises(ModelError, match="not on this board"):
         donor.offer(ask)
-    begin(target, (shelf / "m.pico" / MANIFEST).read_bytes())
+    create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
     assert not any(unpack_bits(donor.offer(ask)["held"], len(sound.items())))
     item = sound.items()[4]
     part = {**ask, "id": 1, "item": item.name, "offset": 0, "bytes": 8}

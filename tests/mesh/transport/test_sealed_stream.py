@@ -314,7 +314,11 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
         assert connect[0].recv(1) == b""
 
 
-@pytest.mark.parametrize("data", [b"", bytes(82), bytes(83), b"\1\0\3" + bytes(80), bytes(84)])
+@pytest.mark.parametrize(
+    "data",
+    [b"", bytes(82), bytes(83), b"\1\0\3" + bytes(80), bytes(84)],
+    ids=["empty", "short", "zeros", "odd start", "long"],
+)
 def test_what_is_no_ticket_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="a ticket of"):
         Ticket.from_bytes(data)

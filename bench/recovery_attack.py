@@ -19,7 +19,7 @@ import zmq
 
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
-from picoedge.mesh.transport.frames import control
+from picoedge.mesh.transport.messages import control
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
 HELLO = b"\x04\xc8\x05HELLO\x01\x00" + bytes(72 + 8 + 80 + 32)

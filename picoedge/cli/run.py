@@ -150,6 +150,6 @@ def _watch(node: Any, every_s: float | None) -> None:
 
     def beat() -> None:
         notify("WATCHDOG=1")
-        node.after(every_s, beat)
+        node.rpc.after(every_s, beat)
 
     beat()

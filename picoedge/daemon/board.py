@@ -98,15 +98,15 @@ class BoardService:
         self._state = State()
         self._users: dict[bytes | str, Reservation] = {}
         self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
-        node.on("board-facts", lambda peer, body: self._board_facts())
-        node.on("job-reserve", self._reserve)
-        node.on("job-start", self._start)
-        node.on("job-release", self._release)
-        node.on_gone(lambda sender: self._gone(sender.route))
+        node.rpc.on("board-facts", lambda peer, body: self._board_facts())
+        node.rpc.on("job-reserve", self._reserve)
+        node.rpc.on("job-start", self._start)
+        node.rpc.on("job-release", self._release)
+        node.rpc.on_gone(lambda sender: self._gone(sender.route))
         node.peers.on_revoked(self._revoked)
         self._thermometer = Thermometer()
         node.peers.state = self.state
-        node.after(REPORT_S, self._report)
+        node.rpc.after(REPORT_S, self._report)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class BoardService:
     def _revoked(self, key: str) -> None:
         for reservation in self._users.values():
             if reservation.user in (self._state.holder, self._state.active):
-                self._node.push(reservation.sender, "job-revoked", {"key": key})
+                self._node.rpc.push(reservation.sender, "job-revoked", {"key": key})
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -237,15 +237,15 @@ class BoardService:
             reservation.module, config, lambda line: self._on_line(reservation, line)
         )
         reservation.worker = worker
-        self._node.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
-        self._node.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
+        self._node.rpc.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
+        self._node.rpc.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
 
     def _start_run(self, reservation: Reservation) -> None:
         try:
             self._start_worker(reservation)
         except OSError as error:  # no memory for another process, say
             self._push(reservation, "ended", message=f"its worker did not start: {error}")
-            self._node.soon(lambda: self._run_over(reservation))
+            self._node.rpc.soon(lambda: self._run_over(reservation))
 
     def _run_over(self, reservation: Reservation) -> None:
         self._apply(WorkerEnded(reservation.user))
@@ -256,14 +256,14 @@ class BoardService:
         """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
         worker, reservation.worker = reservation.worker, None
         if worker is not None:
-            self._node.remove(worker.stdout.fileno())
-            self._node.remove(worker.pidfd)
+            self._node.rpc.remove(worker.stdout.fileno())
+            self._node.rpc.remove(worker.pidfd)
             worker.kill()
             self._ending.append(worker)
-            self._node.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
+            self._node.rpc.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
 
     def _reap(self, user: bytes | str, worker: WorkerProcess) -> None:
-        self._node.remove(worker.pidfd)
+        self._node.rpc.remove(worker.pidfd)
         self._ending.remove(worker)
         worker.end()
         self._apply(WorkerEnded(user))
@@ -272,7 +272,7 @@ class BoardService:
 
     def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
         if reservation.worker is worker and not worker.read():
-            self._node.remove(worker.stdout.fileno())
+            self._node.rpc.remove(worker.stdout.fileno())
 
     def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
         if "port" in line:
@@ -293,10 +293,10 @@ class BoardService:
     def _push(self, reservation: Reservation, what: str, **body: Any) -> None:
         if reservation.spec is not None:
             body = {"session": reservation.spec.id, **body}
-        self._node.push(reservation.sender, f"job-{what}", body)
+        self._node.rpc.push(reservation.sender, f"job-{what}", body)
 
     def _report(self) -> None:
-        self._node.after(REPORT_S, self._report)
+        self._node.rpc.after(REPORT_S, self._report)
         holder = self._holder
         if holder is not None and holder.worker is not None:
             self._push(holder, "report", **holder.worker.report())

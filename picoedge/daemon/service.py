@@ -23,7 +23,7 @@ from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
 from picoedge.mesh.node.local_daemon import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
-from picoedge.mesh.transport.frames import Header, Kind, pack
+from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.mesh.transport.replies import RawReply
 
@@ -43,11 +43,11 @@ class Daemon:
         self._donor = Donor([options.shelf])
         self.board = BoardService(node, options, lambda: self._facts, self._find_pack, kinds)
         self._facts: Mapping[str, Any] | None = None
-        node.on("mesh-state", lambda peer, body: self._mesh_state())
-        node.on("ping", _ping)
-        node.on("pack-offer", self._offer_pack)
+        node.rpc.on("mesh-state", lambda peer, body: self._mesh_state())
+        node.rpc.on("ping", _ping)
+        node.rpc.on("pack-offer", self._offer_pack)
         for kind, handler in self._donor.handlers().items():
-            node.on(kind, handler)
+            node.rpc.on(kind, handler)
         node.peers.on_change(self._tell_change)
         self._file = DaemonFile(node.identity.folder)
         self._file.write(node.address, node.peers.incarnation)
@@ -75,17 +75,17 @@ class Daemon:
             stdout=subprocess.PIPE,
         )
         assert probe.stdout is not None
-        self._node.add(probe.stdout.fileno(), self._probed)
+        self._node.rpc.add(probe.stdout.fileno(), self._probed)
         return probe
 
     def _probed(self) -> None:
         """Read the probe's few hundred bytes, which it prints at once before it ends."""
         assert self._probe.stdout is not None
         text = self._probe.stdout.read()
-        self._node.remove(self._probe.stdout.fileno())
+        self._node.rpc.remove(self._probe.stdout.fileno())
         self._probe.stdout.close()
         if self._probe.wait() != 0:
-            return self._node.log_once("this board could not be measured: picoedge doctor")
+            return self._node.rpc.log_once("this board could not be measured: picoedge doctor")
         name, key = self._node.identity.name, self._node.identity.keys.public
         self._facts = {**json.loads(text), "name": name, "key": key}
 
@@ -122,7 +122,7 @@ class Daemon:
         return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
 
     def _tell_change(self, change: Change) -> None:
-        self._node.log_once(
+        self._node.rpc.log_once(
             f"{time.strftime('%H:%M:%S')} {self._node.name_of(change.key)}: {change.what.value}"
         )
 
@@ -139,4 +139,4 @@ class Daemon:
 def _ping(peer: str, body: Body) -> RawReply:
     nbytes = Fields(body).integer("bytes", 0, PING_BYTES)
     header = Header(Kind.SHARD, sequence=Fields(body).integer("id", 0, (1 << 32) - 1))
-    return RawReply(pack(header), bytes(nbytes))
+    return RawReply(header, bytes(nbytes))

@@ -31,7 +31,7 @@ from bench.report import Measured
 from bench.suite import Suite, Target
 from hw.lab import LabError
 from picoedge.errors import ProtocolError
-from picoedge.mesh.transport.frames import read_control
+from picoedge.mesh.transport.messages import read_control
 
 TINY = Shape(256, 512, 2, 4, 2, 512, 128)
 

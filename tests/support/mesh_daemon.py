@@ -27,8 +27,8 @@ def main(folder: Path, peers: list[str]) -> None:
     seeds = [parse_address(peer) for peer in peers]
     node = Node(context, identity, rosters, Address("127.0.0.1", 0), seeds)
     node.peers.state = lambda: {"stalled_on": "disk"}
-    node.on("memory", lambda peer, body: {"resident_kb": resident_kb()})
-    node.on("modules", lambda peer, body: {"modules": sorted(sys.modules)})
+    node.rpc.on("memory", lambda peer, body: {"resident_kb": resident_kb()})
+    node.rpc.on("modules", lambda peer, body: {"modules": sorted(sys.modules)})
     signal.signal(signal.SIGTERM, lambda *_: node.stop())
     here = DaemonFile(folder)
     here.write(node.address, node.peers.incarnation)

@@ -87,7 +87,7 @@ class Running:
             done.append(call())
             self._wake()
 
-        self.node.soon(inside)
+        self.node.rpc.soon(inside)
         self.wait(lambda: bool(done))
         return done[0]
 

@@ -17,8 +17,8 @@ from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transfer.donor import OFFER, READ, Donor
 from picoedge.mesh.transfer.donor_client import DonorLink
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.frames import pack, read_control
-from picoedge.mesh.transport.messages import failure, reply
+from picoedge.mesh.transport.frames import pack
+from picoedge.mesh.transport.messages import ERROR, REPLY, control, failure_body, read_control
 
 Frames = list[Any]
 JOIN_S = 20.0
@@ -61,10 +61,10 @@ class Board(threading.Thread):
         try:
             return self.offer(body) if kind == OFFER else self.read(body)
         except PicoedgeError as error:
-            return failure(body["id"], error)
+            return control(ERROR, {**failure_body(error), "id": body["id"]})
 
     def offer(self, body: dict[str, Any]) -> Frames | None:
-        return reply(body["id"], self.donor.offer(body))
+        return control(REPLY, {**self.donor.offer(body), "id": body["id"]})
 
     def read(self, body: dict[str, Any]) -> Frames | None:
         header, data = self.donor.read(body)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from picoedge.errors import ModelError, PicoedgeError, ProtocolError, StorageError
 from picoedge.fields import Fields
-from picoedge.mesh.transport.frames import U32, Header, Kind, pack
+from picoedge.mesh.transport.frames import U32, Header, Kind
 from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.replies import Handler, RawReply
 from picoedge.store.pack.inventory import (
@@ -119,11 +119,11 @@ class Donor:
         return Header(Kind.SHARD, sequence=number, shape=(nbytes,), extra=offset), data
 
     def handlers(self) -> dict[str, Handler]:
-        """What a `Node` is to be given: `node.on(kind, handler)` for each."""
+        """What a `Node` is to be given: `node.rpc.on(kind, handler)` for each."""
 
         def read(peer: str, body: Body) -> RawReply:
             header, data = self.read(body)
-            return RawReply(pack(header), data)
+            return RawReply(header, data)
 
         return {OFFER: lambda peer, body: self.offer(body), READ: read}
 

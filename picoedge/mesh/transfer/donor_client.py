@@ -14,8 +14,8 @@ from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, unpack_bits
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.frames import HEADER, Header, Kind, control, read_control, unpack
-from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body
+from picoedge.mesh.transport.frames import HEADER, Header, Kind, unpack
+from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, Dialect
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -93,6 +93,7 @@ class DonorLink:
         self.socket: Socket = context.socket(zmq.DEALER)
         curve.configure_client(self.socket, keys, server_key, curve.SocketBounds())
         self.socket.connect(address.endpoint)
+        self._dialect = Dialect()
         self._numbers = itertools.count(1)
         self._offer = 0  # id of the question that counts
         self._parts: dict[int, tuple[str, int, int]] = {}  # id -> item, offset, bytes
@@ -111,7 +112,9 @@ class DonorLink:
         number = next(self._numbers)
         # Where its queue is full the donor has been gone for long: it is found to be silent.
         with suppress(zmq.Again):
-            self.socket.send_multipart(control(kind, {**body, "id": number}), zmq.NOBLOCK)
+            self.socket.send_multipart(
+                self._dialect.write(kind, {**body, "id": number}), zmq.NOBLOCK
+            )
         return number
 
     def forget(self) -> None:
@@ -136,7 +139,7 @@ class DonorLink:
         header = unpack(frames[0])
         if header.kind == Kind.SHARD:
             return self._part(header, frames[1])
-        kind, body = read_control(frames)
+        kind, body = self._dialect.read(frames)
         number = Fields(body).integer("id", 0, MAX_ID) if kind in (REPLY, ERROR) else 0
         if kind == REPLY and number == self._offer:
             return read_offer(body)

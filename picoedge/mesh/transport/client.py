@@ -1,4 +1,4 @@
-"""Asking a daemon, from another process: a command, or the session that is a hub."""
+"""Blocking client of a daemon, for other processes: a command, or a session that is a hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ import zmq
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
-from picoedge.mesh.transport.frames import control, read_control
-from picoedge.mesh.transport.messages import ERROR, REPLY, Body, error_of
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.messages import (
+    ERROR,
+    NO_TRANSLATION,
+    REPLY,
+    Body,
+    Dialect,
+    Translation,
+    VersionError,
+    error_of,
+)
 from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
@@ -23,9 +32,9 @@ if TYPE_CHECKING:
 
 OnPush = Callable[[str, Body], None]
 
-BOUNDS = SocketBounds(frame_bytes=1 << 20, messages=256)
-PUSHED = 1024  # messages told, kept for whoever looks
-RECONNECT_MS = 100
+# A daemon's queue to one client is shorter; the client's own holds what it has no time to read.
+_QUEUED_MESSAGES = 256
+_RECONNECT_MS = 100
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = (
     zmq.EVENT_CONNECTED
@@ -37,28 +46,44 @@ _WATCHED = (
 
 
 class Client:
-    """A connection to the daemon of the board `name`, whose key is `server_key`.
+    """A connection to the daemon of the board `name`, whose public key is `server_key`.
 
-    It is of one thread. Once a connection has ended every call raises: what the daemon held for
-    it is gone. Use it with `with`, or `close` it.
+    For one thread. Once the connection has ended every call raises, as the daemon has released
+    all that it held for it. Use it in a `with`, or `close` it. `translation` is for daemons of the
+    previous wire version.
     """
 
     def __init__(
-        self, context: Context, keys: KeyPair, address: Address, server_key: str, name: str
+        self,
+        context: Context,
+        keys: KeyPair,
+        address: Address,
+        server_key: str,
+        name: str,
+        translation: Translation = NO_TRANSLATION,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name
         self.address = address
+        self._limits = limits
+        self._dialect = Dialect(translation, f"board {name}")
         self.socket: Socket = context.socket(zmq.DEALER)
-        configure_client(self.socket, keys, server_key, BOUNDS)
-        self.socket.reconnect_ivl = RECONNECT_MS
+        bounds = SocketBounds(limits.frame_bytes, _QUEUED_MESSAGES)
+        configure_client(self.socket, keys, server_key, bounds)
+        self.socket.reconnect_ivl = _RECONNECT_MS
         self.socket.immediate = True
         self.monitor: Any = self.socket.get_monitor_socket(_WATCHED)
         self._numbers = itertools.count(1)
-        self._pushed: list[tuple[str, Body]] = []
+        self._notifications: list[tuple[str, Body]] = []
         self._seen = "nothing listens there"
         self._was_up = False
         self._lost: MeshError | None = None
         self.socket.connect(address.endpoint)
+
+    @property
+    def version(self) -> int:
+        """The wire version spoken with the daemon; known after its first reply."""
+        return self._dialect.version
 
     def __enter__(self) -> Client:
         return self
@@ -73,14 +98,17 @@ class Client:
         timeout_s: float = 5.0,
         on_push: OnPush | None = None,
     ) -> Body:
-        """The daemon's answer; `told` is given at once what it tells before, or else `pushed` is.
+        """The daemon's reply to a request.
 
-        Raises AccessError where this key is not let in, BoardLostError where nothing answers in
-        time or the connection ends, and the board's own error as MeshError.
+        `on_push(kind, body)` is called with each notification that comes before it; without it,
+        `notifications` returns them. Raises AccessError if this key is not admitted,
+        BoardLostError if there is no reply in time or the connection ends, the board's own error
+        as MeshError, ProtocolError for anything malformed.
         """
-        frames = self.ask_raw(kind, body, timeout_s, on_push)
-        assert isinstance(frames, dict), "raw bytes where a body was asked for"
-        return frames
+        answer = self.ask_raw(kind, body, timeout_s, on_push)
+        if isinstance(answer, dict):
+            return answer
+        raise ProtocolError(f"board {self.name} sent bytes in reply to {kind!r}")
 
     def ask_raw(
         self,
@@ -89,34 +117,33 @@ class Client:
         timeout_s: float = 5.0,
         on_push: OnPush | None = None,
     ) -> Body | list[bytes]:
-        """As `ask`; an answer that is no control message is returned as its frames."""
+        """As `ask`; a reply that is no control message is returned as its frames."""
         number = next(self._numbers)
         deadline_s = time.monotonic() + timeout_s
-        self._send(control(kind, {**(body or {}), "id": number}), deadline_s)
+        self._send(self._dialect.write(kind, {**(body or {}), "id": number}), deadline_s)
         while True:
-            frames = self._receive(deadline_s)
-            answer = self._answer(frames, number)
+            answer = self._answer(self._receive(deadline_s), number, kind)
             if answer is not None:
                 return answer
-            if on_push is not None and self._pushed:
-                on_push(*self._pushed.pop())
+            if on_push is not None and self._notifications:
+                on_push(*self._notifications.pop())
 
     def notifications(self) -> list[tuple[str, Body]]:
-        """What the daemon told since the last call, oldest first; does not wait.
+        """What the daemon pushed since the last call, oldest first; does not wait.
 
-        Raises BoardLostError where the connection ended, after the last of it was returned.
+        Raises BoardLostError if the connection ended, once all of them were returned.
         """
-        self._watch()
+        self._read_monitor()
         with contextlib.suppress(zmq.Again):
-            while len(self._pushed) < PUSHED:
-                self._answer(self.socket.recv_multipart(zmq.NOBLOCK), 0)
-        pushed, self._pushed = self._pushed, []
-        if self._lost is not None and not pushed:
+            while len(self._notifications) < self._limits.notifications:
+                self._answer(self.socket.recv_multipart(zmq.NOBLOCK), 0, "")
+        notifications, self._notifications = self._notifications, []
+        if self._lost is not None and not notifications:
             raise self._lost
-        return pushed
+        return notifications
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         if not self.socket.closed:
             self.socket.disable_monitor()
             self.monitor.close()
@@ -124,7 +151,7 @@ class Client:
 
     def _send(self, frames: list[bytes], deadline_s: float) -> None:
         while True:
-            self._watch()
+            self._read_monitor()
             if self._lost is not None:
                 raise self._lost
             with contextlib.suppress(zmq.Again):
@@ -136,39 +163,41 @@ class Client:
         while True:
             with contextlib.suppress(zmq.Again):
                 return self.socket.recv_multipart(zmq.NOBLOCK)
-            self._watch()
+            self._read_monitor()
             if self._lost is not None:
                 raise self._lost
             self._wait(zmq.POLLIN, deadline_s)
 
-    def _answer(self, frames: list[bytes], number: int) -> Body | list[bytes] | None:
-        """The answer to request `number`; what was told on the way is kept, late answers not."""
+    def _answer(self, frames: list[bytes], number: int, asked: str) -> Body | list[bytes] | None:
+        """The reply to request `number`. Notifications are kept, late replies dropped: None."""
         try:
-            kind, body = read_control(frames)
+            kind, body = self._dialect.read(frames)
+        except VersionError:
+            raise
         except ProtocolError:
             if number and len(frames) == 2:
                 return frames
             raise
         if kind not in (REPLY, ERROR):
-            if len(self._pushed) < PUSHED:
-                self._pushed.append((kind, body))
+            if len(self._notifications) < self._limits.notifications:
+                self._notifications.append((kind, body))
             return None
         if body.get("id") != number:
             return None
         if kind == ERROR:
             raise error_of(body, self.name)
-        return body
+        return self._dialect.reply_body(asked, body)
 
     def _wait(self, events: int, deadline_s: float) -> None:
         wait_s = deadline_s - time.monotonic()
         if wait_s <= 0:
-            raise self._silent()
+            raise self._board_lost(self._seen)
         poller = zmq.Poller()
         poller.register(self.socket, events)
         poller.register(self.monitor, zmq.POLLIN)
         poller.poll(max(1, int(wait_s * 1000)))
 
-    def _watch(self) -> None:
+    def _read_monitor(self) -> None:
         while (happened := read_event(self.monitor)) is not None:
             self._happened(happened[0])
 
@@ -185,9 +214,6 @@ class Client:
             self._seen = f"who listens there is not {self.name}, or of another cluster"
         elif event == zmq.EVENT_DISCONNECTED and self._was_up and self._lost is None:
             self._lost = self._board_lost("its connection ended")
-
-    def _silent(self) -> MeshError:
-        return self._board_lost(self._seen)
 
     def _board_lost(self, why: str) -> BoardLostError:
         return BoardLostError(

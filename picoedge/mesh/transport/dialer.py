@@ -1,4 +1,4 @@
-"""Connections that a daemon makes to the other boards, one link to each."""
+"""Outgoing connections of a daemon: at most one established to each board."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import configure_client
+from picoedge.mesh.transport.curve import SocketBounds, configure_client
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.messages import Dialect
 from picoedge.mesh.transport.monitor import read_event
-from picoedge.mesh.transport.server import CONTROL, Frames
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
     from picoedge.mesh.transport.loop import Loop
+    from picoedge.mesh.transport.server import Frames
 
-RECONNECT_MS = 200
-RECONNECT_MOST_MS = 4000
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 16.0
-MOST_DIALS = 256
+_RECONNECT_MS = 200
+_LONGEST_RECONNECT_MS = 4000
 _REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -35,17 +34,17 @@ Pair = tuple[Address, str]
 
 @dataclass
 class Connection:
-    """One DEALER on its way to, or connected with, the board `key` at `address`."""
+    """A DEALER that connects, or is connected, to the board with public key `key`."""
 
     address: Address
     key: str
     socket: Socket
     monitor: Any
-    is_up: bool = False  # the handshake is done
-    is_greeted: bool = False  # hello was answered
+    dialect: Dialect
+    is_established: bool = False  # the board has answered our hello
 
     def receive(self) -> list[bytes] | None:
-        """The next message; None where there is none."""
+        """The next message; None if there is none."""
         if self.socket.closed:
             return None
         try:
@@ -54,7 +53,7 @@ class Connection:
             return None
 
     def send(self, frames: Frames) -> bool:
-        """Send without waiting; False where there is no connection or its pipe is full."""
+        """Send without waiting; False if it is not connected or its queue is full."""
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -63,43 +62,56 @@ class Connection:
 
 
 class Dialer:
-    """Opens and closes dials; tells `up`, `down` and `read` (a message is there) of each."""
+    """Opens and closes connections. `new_dialect(key)` makes the Dialect of each.
 
-    def __init__(self, context: Context, keys: KeyPair, loop: Loop) -> None:
+    Callbacks: `up` after a handshake, `down` when an established connection ends, `read` when a
+    message is there, `refused(connection, by_roster)` when the handshake fails.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        keys: KeyPair,
+        loop: Loop,
+        new_dialect: Callable[[str], Dialect],
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self._context = context
         self._keys = keys
         self._loop = loop
-        self._dials: dict[Pair, Connection] = {}
-        self._waits: dict[Pair, tuple[float, float]] = {}  # not before; the wait after that
-        self.up: Callable[[Connection], None] = _nothing
-        self.down: Callable[[Connection], None] = _nothing
-        self.read: Callable[[Connection], None] = _nothing
+        self._new_dialect = new_dialect
+        self._limits = limits
+        self._connections: dict[Pair, Connection] = {}
+        self._retries: dict[Pair, tuple[float, float]] = {}  # time of the next try, wait after it
+        self.up: Callable[[Connection], None] = lambda each: None
+        self.down: Callable[[Connection], None] = lambda each: None
+        self.read: Callable[[Connection], None] = lambda each: None
         self.refused: Callable[[Connection, bool], None] = lambda each, by_roster: None
 
     @property
-    def greeted(self) -> list[Connection]:
-        """Links that stand."""
-        return [each for each in self._dials.values() if each.is_greeted]
+    def established(self) -> list[Connection]:
+        """Connections over which the board has answered our hello."""
+        return [each for each in self._connections.values() if each.is_established]
 
-    def link(self, key: str) -> Connection | None:
-        """The link with a board, if one stands."""
-        return next((each for each in self.greeted if each.key == key), None)
+    def to(self, key: str) -> Connection | None:
+        """The established connection to a board, if there is one."""
+        return next((each for each in self.established if each.key == key), None)
 
     def dial(self, pairs: set[Pair]) -> None:
-        """Dial these, give up the others; links that stand are kept."""
-        for pair, each in list(self._dials.items()):
-            if pair not in pairs and not each.is_greeted:
+        """Connect to these, and give up attempts to others; established connections are kept."""
+        for pair, each in list(self._connections.items()):
+            if pair not in pairs and not each.is_established:
                 self.close(each)
-        now_s = self._loop.clock()
-        for pair in sorted(pairs - self._dials.keys()):
-            if self._waits.get(pair, (0.0, 0.0))[0] <= now_s and len(self._dials) < MOST_DIALS:
+        now_s, most = self._loop.clock(), self._limits.outgoing_connections
+        for pair in sorted(pairs - self._connections.keys()):
+            if self._retries.get(pair, (0.0, 0.0))[0] <= now_s and len(self._connections) < most:
                 self._open(pair)
-        for pair in self._waits.keys() - pairs - self._dials.keys():
-            del self._waits[pair]
+        for pair in self._retries.keys() - pairs - self._connections.keys():
+            del self._retries[pair]
 
     def close(self, each: Connection) -> None:
-        """End a connection; it may be opened again later."""
-        if self._dials.pop((each.address, each.key), None) is None:
+        """Close a connection; it may be opened again later."""
+        if self._connections.pop((each.address, each.key), None) is None:
             return
         self._loop.remove(each.socket)
         self._loop.remove(each.monitor)
@@ -108,63 +120,62 @@ class Dialer:
         each.socket.close()
         self._lost(each)
 
-    def drop(self, each: Connection) -> None:
-        """End a connection that failed, and wait with the next, longer each time."""
+    def fail(self, each: Connection) -> None:
+        """Close a connection that failed; the wait until it is retried doubles each time."""
         pair = each.address, each.key
-        wait_s = self._waits.get(pair, (0.0, FIRST_WAIT_S))[1]
-        self._waits[pair] = self._loop.clock() + wait_s, min(2 * wait_s, LONGEST_WAIT_S)
+        wait_s = self._retries.get(pair, (0.0, self._limits.first_retry_s))[1]
+        longer_s = min(2 * wait_s, self._limits.longest_retry_s)
+        self._retries[pair] = self._loop.clock() + wait_s, longer_s
         self.close(each)
 
-    def settle(self, each: Connection) -> None:
-        """The board has answered: this is its link, and what failed before is forgotten."""
-        each.is_greeted = True
-        self._waits.pop((each.address, each.key), None)
+    def establish(self, each: Connection) -> None:
+        """The board has answered our hello; earlier failures are forgotten."""
+        each.is_established = True
+        self._retries.pop((each.address, each.key), None)
 
     def close_key(self, key: str) -> None:
-        """End everything that has to do with a key."""
-        for each in list(self._dials.values()):
+        """Close all connections to a key."""
+        for each in list(self._connections.values()):
             if each.key == key:
                 self.close(each)
 
     def close_all(self) -> None:
-        """Let go of every socket. Idempotent."""
-        for each in list(self._dials.values()):
+        """Close every connection. Idempotent."""
+        for each in list(self._connections.values()):
             self.close(each)
 
     def _open(self, pair: Pair) -> None:
         address, key = pair
         socket: Socket = self._context.socket(zmq.DEALER)
-        configure_client(socket, self._keys, key, CONTROL)
-        socket.immediate = True  # a message goes to a board that is there, or nowhere
-        socket.reconnect_ivl = RECONNECT_MS
-        socket.reconnect_ivl_max = RECONNECT_MOST_MS
-        each = Connection(address, key, socket, socket.get_monitor_socket(_WATCHED))
-        self._dials[pair] = each
+        bounds = SocketBounds(self._limits.frame_bytes, self._limits.queued_messages)
+        configure_client(socket, self._keys, key, bounds)
+        socket.immediate = True  # no message is queued for a board that is not connected
+        socket.reconnect_ivl = _RECONNECT_MS
+        socket.reconnect_ivl_max = _LONGEST_RECONNECT_MS
+        monitor = socket.get_monitor_socket(_WATCHED)
+        each = Connection(address, key, socket, monitor, self._new_dialect(key))
+        self._connections[pair] = each
         self._loop.add(socket, lambda: self.read(each))
-        self._loop.add(each.monitor, lambda: self.look(each))
+        self._loop.add(each.monitor, lambda: self.read_monitor(each))
         socket.connect(address.endpoint)
 
-    def look(self, each: Connection) -> None:
-        """Take note of what has happened to a connection."""
+    def read_monitor(self, each: Connection) -> None:
+        """Read the events of a connection."""
         while not each.socket.closed and (happened := read_event(each.monitor)) is not None:
             self._happened(each, happened[0])
 
     def _happened(self, each: Connection, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            each.is_up = True
+            each.dialect = self._new_dialect(each.key)  # it may have been updated meanwhile
             self.up(each)
         elif event & _REFUSED:
             self.refused(each, event == zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-            self.drop(each)
+            self.fail(each)
         else:
             self._lost(each)
 
     def _lost(self, each: Connection) -> None:
-        was_greeted = each.is_greeted
-        each.is_up = each.is_greeted = False
-        if was_greeted:
+        was_established = each.is_established
+        each.is_established = False
+        if was_established:
             self.down(each)
-
-
-def _nothing(each: Connection) -> None:
-    """Nobody asked to be told."""

@@ -9,14 +9,11 @@ Nothing here is believed before it is checked, and nothing is allocated because 
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 from picoedge.errors import ProtocolError
 
@@ -31,13 +28,6 @@ V1_TAGS = (2, 8, 9, 10)  # version 1 had no tags: these were kinds of their own
 DIMENSIONS = 3
 U32 = (1 << 32) - 1
 HUB = 0  # the rank of the board where the text was typed
-
-CONTROL_BYTES = 1 << 20
-CONTROL_DEPTH = 16  # objects and arrays inside each other
-NUMBER_DIGITS = 24
-KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-
-Json = dict[str, Any]
 
 
 class Kind(IntEnum):
@@ -160,105 +150,3 @@ def unpack(
     if version == 1 and kind in V1_TAGS:
         tag = kind
     return Header(kinds[kind], epoch, sequence, DTYPES[dtype], shape, rest[DIMENSIONS], tag)
-
-
-# -- control messages ------------------------------------------------------------------------------
-
-
-def control(kind: str, body: Json) -> list[bytes]:
-    """The two frames of a control message. Raises ProtocolError where they would be too large."""
-    assert KIND_NAME.fullmatch(kind), kind
-    message = {"kind": kind, "body": body}
-    raw = json.dumps(message, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(raw) > CONTROL_BYTES:
-        raise ProtocolError(f"a {kind!r} message of {len(raw)} bytes: the limit is {CONTROL_BYTES}")
-    return [CONTROL_HEADER, raw]
-
-
-CONTROL_HEADER = pack(Header(Kind.CONTROL))
-
-
-def read_control(frames: Sequence[bytes | memoryview]) -> tuple[str, Json]:
-    """Kind and body of a control message. Raises ProtocolError."""
-    if len(frames) != 2:
-        raise ProtocolError(f"a control message of {len(frames)} frames instead of 2")
-    if unpack(frames[0]) != Header(Kind.CONTROL):
-        raise ProtocolError("a control message with another header")
-    if len(frames[1]) > CONTROL_BYTES:
-        raise ProtocolError(f"a control message of {len(frames[1])} bytes")
-    message = _parse(bytes(frames[1]))
-    if not isinstance(message, dict) or set(message) != {"kind", "body"}:
-        raise ProtocolError("a control message that is not a kind and a body")
-    kind, body = message["kind"], message["body"]
-    if not isinstance(kind, str) or not KIND_NAME.fullmatch(kind) or not isinstance(body, dict):
-        raise ProtocolError("a control message that is not a kind and a body")
-    return kind, body
-
-
-def _parse(raw: bytes) -> Any:
-    try:
-        value = _DECODER.decode(raw.decode())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, JSONDecodeError too
-        raise ProtocolError(f"a control message that is not JSON: {str(error)[:80]}") from None
-    _check_text_and_depth(value)
-    return value
-
-
-def _check_text_and_depth(value: Any) -> None:
-    """Raise ProtocolError where values nest deeper than anyone needs, or text is no Unicode."""
-    level = [value]
-    for _ in range(CONTROL_DEPTH):
-        for text in level:
-            if isinstance(text, str) and not _is_unicode(text):
-                raise ProtocolError("a control message with half a character in it")
-        level = [item for held in level for item in _items(held)]
-        if not level:
-            return
-    raise ProtocolError(f"a control message nested deeper than {CONTROL_DEPTH}")
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
-
-
-def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can write and nobody can print."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Json:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice in one object")
-    return found
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > NUMBER_DIGITS:
-        raise ValueError("a number too long")
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number too large")
-    return number
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_int=_integer,
-    parse_float=_finite,
-    parse_constant=_refuse_constant,
-)

@@ -1,4 +1,4 @@
-"""One thread that waits for sockets, files and moments, and calls what is due."""
+"""Event loop of one thread: sockets, files and timers. (asyncio would take 8 MB of a daemon.)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[], None]
 
 
 class Loop:
-    """Calls back what is readable and what is due, until `stop`."""
+    """Calls callbacks of readable sockets and due timers, until `stop`. `clock` is in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -34,51 +34,51 @@ class Loop:
         self.add(self._wake_out, self._woken)
 
     def add(self, what: Socket | int, readable: Call | None, writable: Call | None = None) -> None:
-        """Call `readable` whenever there is something to read; replaces what was set before."""
+        """Call `readable` or `writable` whenever the socket or file is; replaces earlier ones."""
         events = (zmq.POLLIN if readable else 0) | (zmq.POLLOUT if writable else 0)
         self._calls[what] = (readable, writable)
         self._poller.register(what, events)
 
     def remove(self, what: Socket | int) -> None:
-        """Forget a socket or file; to be called before it is closed."""
+        """Stop watching a socket or file; to be called before it is closed."""
         if self._calls.pop(what, None) is not None and what in self._poller:
             self._poller.unregister(what)
 
     def after(self, delay_s: float, call: Call) -> Call:
-        """Call once after `delay_s`; what is returned cancels it."""
+        """Call once after `delay_s` seconds; returns a function that cancels it."""
         entry = [call]
         heapq.heappush(self._due, (self.clock() + delay_s, next(self._numbers), entry))
         return entry.clear
 
     def soon(self, call: Call) -> None:
-        """Call in the loop's own thread. Safe in a signal handler and from any thread."""
+        """Call in the loop's thread. Safe in a signal handler and from any thread."""
         self._soon.append(call)
         self._wake()
 
     def run(self) -> None:
-        """Until `stop`; what was stopped before it ran does not run."""
+        """Run until `stop`, which may have been called before."""
         while not self._stopped:
             self.turn()
 
     def turn(self, most_s: float | None = None) -> None:
-        """Wait for one thing to happen, at most `most_s`, and do what is due."""
+        """Wait for one event, at most `most_s` seconds, and call what is due."""
         ready = self._poller.poll(self._wait_ms(most_s))
         for what, events in ready:
             readable, writable = self._calls.get(what, (None, None))
             if readable is not None and events & ~zmq.POLLOUT:
                 readable()
-            # The first call may have removed it.
+            # `readable` may have removed it.
             if writable is not None and events & zmq.POLLOUT and what in self._calls:
                 writable()
         self._call_due()
 
     def stop(self) -> None:
-        """End `run` after its present turn. Safe in a signal handler and from any thread."""
+        """End `run` after this turn. Safe in a signal handler and from any thread."""
         self._stopped = True
         self._wake()
 
     def close(self) -> None:
-        """Let go of the pipe. Sockets are their owners'. Idempotent."""
+        """Close the wake-up pipe; sockets belong to their owners. Idempotent."""
         self._stopped = True
         for name in ("_wake_out", "_wake_in"):
             file = getattr(self, name)
@@ -100,7 +100,7 @@ class Loop:
                 call()
 
     def _wake(self) -> None:
-        # A full pipe wakes as well; a closed one has nobody to wake.
+        # A full pipe wakes the loop as well; with a closed one there is no loop to wake.
         with contextlib.suppress(OSError):
             os.write(self._wake_in, b"!")
 

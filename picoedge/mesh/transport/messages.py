@@ -1,50 +1,270 @@
-"""What daemons and those who ask them say to each other: requests, replies, and the checks.
+"""Control messages: JSON in two frames; requests, replies and errors; wire versions.
 
 A request is a control message with an `id`; its answer is a `reply` or an `error` with the same
-`id`. A message without one is told, not asked: nothing answers it.
+`id`. A message without `id` is a notification, which has no answer.
+
+**Versions.** A board speaks its own wire version and the one before, so that a cluster can be
+upgraded board by board. Both sides of a connection open it in the older one, and say in the body
+which one they know (`speaks`); after the first message each writes the newest that both know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from picoedge.errors import AccessError, MeshError, PicoedgeError
+from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import MAX_TEXT, Fields
-from picoedge.mesh.transport.frames import control
+from picoedge.mesh.transport.frames import HEADER, MAGIC, SPOKEN, VERSION, Header, Kind, pack
 
 Body = dict[str, Any]
 
 REPLY, ERROR = "reply", "error"
 PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = (1 << 53) - 1  # JSON numbers up to here are exact in every language
+CONTROL_BYTES = 1 << 20  # as `Limits.frame_bytes`
+CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most 7
+NUMBER_DIGITS = 24  # of an integer: 64 bits have 20, and longer ones take Python quadratic time
+KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_HEADERS = {version: pack(Header(Kind.CONTROL), version) for version in SPOKEN}
+CONTROL_HEADER = _HEADERS[VERSION]
+
+
+class VersionError(ProtocolError):
+    """A message of a wire version that this board does not speak."""
+
+    def __init__(self, board: str, version: int) -> None:
+        there = "there" if version < SPOKEN[0] else "here"
+        spoken = " and ".join(map(str, SPOKEN))
+        super().__init__(
+            f"{board} speaks version {version}, this one {spoken}: update picoedge {there}"
+        )
+        self.version = version
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The names that version `VERSION - 1` had for what has another name now.
+
+    `kinds` maps kinds of messages, new to old. `fields` maps a kind (for a reply: the kind of its
+    request) to paths of objects in its body, and those to the names in them, new to old; "*" in a
+    path stands for each item of a list: `{"beat": {"state": {"queue_length": "waiting"}}}`.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+
+    def old_kind(self, kind: str) -> str:
+        """The previous version's name of a kind."""
+        return self.kinds.get(kind, kind)
+
+    def new_kind(self, kind: str) -> str:
+        """This version's name of a kind of the previous one."""
+        return next((new for new, old in self.kinds.items() if old == kind), kind)
+
+    def old_body(self, kind: str, body: Body) -> Body:
+        """A body as the previous version names its fields; `kind` is this version's."""
+        for path, names in self.fields.get(kind, {}).items():
+            body = _renamed(body, path.split("."), names)
+        return body
+
+    def new_body(self, kind: str, body: Body) -> Body:
+        """A body of the previous version, with this version's names."""
+        for path, names in self.fields.get(kind, {}).items():
+            body = _renamed(body, path.split("."), {old: new for new, old in names.items()})
+        return body
+
+
+def _renamed(value: Any, path: list[str], names: Mapping[str, str]) -> Any:
+    if not path and isinstance(value, dict):
+        return {names.get(name, name): item for name, item in value.items()}
+    if path and path[0] == "*" and isinstance(value, list):
+        return [_renamed(item, path[1:], names) for item in value]
+    if path and isinstance(value, dict) and path[0] in value:
+        return {**value, path[0]: _renamed(value[path[0]], path[1:], names)}
+    return value
+
+
+NO_TRANSLATION = Translation()
+
+
+class Dialect:
+    """Writes and reads the control messages of one connection, in the version both sides know.
+
+    `board` names the other side in errors.
+    """
+
+    def __init__(self, translation: Translation = NO_TRANSLATION, board: str = "a board") -> None:
+        self.version = SPOKEN[0]  # until the other side has said that it knows a newer one
+        self._translation = translation
+        self._board = board
+        self._is_opening = True
+
+    def write(self, kind: str, body: Body, asked: str = "") -> list[bytes]:
+        """The frames of a message; `asked` is the kind of the request that a reply answers.
+
+        Raises ProtocolError where they would be too large.
+        """
+        if self.version < VERSION:
+            body = self._translation.old_body(asked or kind, body)
+            kind = self._translation.old_kind(kind)
+        if self._is_opening:
+            body = {**body, "speaks": VERSION}
+        return control(kind, body, self.version)
+
+    def read(self, frames: Sequence[bytes | memoryview]) -> tuple[str, Body]:
+        """Kind and body of a message; fields of a reply are `reply_body`'s to translate.
+
+        Raises ProtocolError for anything malformed, VersionError for a version not spoken here.
+        """
+        version, kind, body = read_versioned(frames, self._board)
+        known = body.pop("speaks", version)
+        if type(known) is not int or known < version:
+            raise ProtocolError("speaks is not a version")
+        self._is_opening, self.version = False, min(known, VERSION)
+        if version < VERSION:
+            kind = self._translation.new_kind(kind)
+            body = self._translation.new_body(kind, body)
+        return kind, body
+
+    def reply_body(self, asked: str, body: Body) -> Body:
+        """The body of a reply to a request of the kind `asked`, with this version's names."""
+        return self._translation.new_body(asked, body) if self.version < VERSION else body
+
+
+def control(kind: str, body: Body, version: int = VERSION) -> list[bytes]:
+    """The two frames of a control message. Raises ProtocolError where they would be too large."""
+    assert KIND_NAME.fullmatch(kind), kind
+    message = {"kind": kind, "body": body}
+    raw = json.dumps(message, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(raw) > CONTROL_BYTES:
+        raise ProtocolError(f"a {kind!r} message of {len(raw)} bytes: the limit is {CONTROL_BYTES}")
+    return [_HEADERS[version], raw]
+
+
+def read_control(frames: Sequence[bytes | memoryview]) -> tuple[str, Body]:
+    """Kind and body of a control message, as they were written. Raises ProtocolError."""
+    return read_versioned(frames, "a board")[1:]
+
+
+def read_versioned(frames: Sequence[bytes | memoryview], board: str) -> tuple[int, str, Body]:
+    """Version, kind and body of a control message of `board`. Raises ProtocolError."""
+    if len(frames) != 2:
+        raise ProtocolError(f"a control message of {len(frames)} frames instead of 2")
+    version = _version_of(bytes(frames[0]), board)
+    if len(frames[1]) > CONTROL_BYTES:
+        raise ProtocolError(f"a control message of {len(frames[1])} bytes")
+    message = _parse(bytes(frames[1]))
+    if not isinstance(message, dict) or set(message) != {"kind", "body"}:
+        raise ProtocolError("a control message that is not a kind and a body")
+    kind, body = message["kind"], message["body"]
+    if not isinstance(kind, str) or not KIND_NAME.fullmatch(kind) or not isinstance(body, dict):
+        raise ProtocolError("a control message that is not a kind and a body")
+    return version, kind, body
+
+
+def _version_of(header: bytes, board: str) -> int:
+    if len(header) != HEADER.size or not header.startswith(MAGIC):
+        raise ProtocolError("a control message without picoedge's header")
+    version = header[len(MAGIC)]
+    if version not in SPOKEN:
+        raise VersionError(board, version)
+    if header != _HEADERS[version]:
+        raise ProtocolError("a control message with another header")
+    return version
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        value = _DECODER.decode(raw.decode())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, JSONDecodeError too
+        raise ProtocolError(f"a control message that is not JSON: {str(error)[:80]}") from None
+    _check_text_and_depth(value)
+    return value
+
+
+def _check_text_and_depth(value: Any) -> None:
+    """Raise ProtocolError if values nest deeper than CONTROL_DEPTH or a text is no Unicode."""
+    level = [value]
+    for _ in range(CONTROL_DEPTH):
+        for text in level:
+            if isinstance(text, str) and not _is_unicode(text):
+                raise ProtocolError("a control message with half a character in it")
+        level = [item for held in level for item in _items(held)]
+        if not level:
+            return
+    raise ProtocolError(f"a control message nested deeper than {CONTROL_DEPTH}")
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can encode but no terminal or file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Body:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > NUMBER_DIGITS:
+        raise ValueError("a number too long")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number too large")
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_integer,
+    parse_float=_finite,
+    parse_constant=_refuse_constant,
+)
+
+# -- fields, replies, errors -----------------------------------------------------------------------
 
 
 def number_of(body: Body) -> int | None:
-    """The id by which an answer finds its request; None where none is wanted."""
+    """The `id` of a request; None for a notification."""
     return Fields(body).integer("id", 0, MAX_ID) if "id" in body else None
 
 
-def reply(number: int, body: Mapping[str, Any]) -> list[bytes]:
-    """The frames that answer request `number`."""
-    return control(REPLY, {**body, "id": number})
-
-
-def failure(number: int, error: PicoedgeError) -> list[bytes]:
-    """The frames that tell what went wrong with request `number`."""
-    return control(
-        ERROR,
-        {
-            "id": number,
-            "type": type(error).__name__,
-            "message": error.message[:MAX_TEXT],
-            "hint": error.hint[:MAX_TEXT],
-        },
-    )
+def failure_body(error: PicoedgeError) -> Body:
+    """The body of an `error`, as `error_of` takes it."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message[:MAX_TEXT],
+        "hint": error.hint[:MAX_TEXT],
+    }
 
 
 def error_of(body: Body, board: str) -> MeshError:
-    """The error a board told of, with its name in front. Raises ProtocolError."""
+    """The error that `board` replied with, its name in front. Raises ProtocolError."""
     fields = Fields(body)
     kind = AccessError if fields.text("type") == AccessError.__name__ else MeshError
     return kind(f"board {board}: {fields.text('message')}", fields.text("hint"))

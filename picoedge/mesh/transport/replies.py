@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from picoedge.errors import MeshError, PicoedgeError, ProtocolError
-from picoedge.mesh.transport.messages import Body, failure, number_of, reply
+from picoedge.mesh.transport.frames import Header, pack
+from picoedge.mesh.transport.messages import ERROR, REPLY, Body, Dialect, failure_body, number_of
 
 
 @dataclass(frozen=True)
 class RawReply:
-    """A reply that is no control message: a header of `frames.pack`, and the buffer behind it."""
+    """A reply that is no control message: a header, and the buffer that it describes."""
 
-    header: bytes
+    header: Header
     buffer: Any
 
 
@@ -68,13 +69,13 @@ def reply_of(handler: Handler | None, kind: str, peer: str, body: Body) -> Reply
     return {} if result is None else result
 
 
-def frames_of(answer: Reply, body: Body) -> list[Any] | None:
-    """The frames of the reply to `body`; None for a notification (without `id`)."""
-    if isinstance(answer, RawReply):
-        return [answer.header, answer.buffer]
+def frames_of(reply: Reply, kind: str, body: Body, dialect: Dialect) -> list[Any] | None:
+    """The frames of the reply to a request; None for a notification (`body` without `id`)."""
+    if isinstance(reply, RawReply):
+        return [pack(reply.header, dialect.version), reply.buffer]
     number = number_of(body)
     if number is None:
         return None
-    if isinstance(answer, PicoedgeError):
-        return failure(number, answer)
-    return reply(number, answer)
+    if isinstance(reply, PicoedgeError):
+        return dialect.write(ERROR, {**failure_body(reply), "id": number})
+    return dialect.write(REPLY, {**reply, "id": number}, asked=kind)

@@ -15,9 +15,9 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.node.node import WAITING_PER_SENDER
 from picoedge.mesh.transport.client import Client
-from picoedge.mesh.transport.frames import Header, Kind, pack, unpack
+from picoedge.mesh.transport.frames import Header, Kind, unpack
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS
 from picoedge.mesh.transport.replies import Pending, RawReply
 from picoedge.mesh.transport.server import Sender, Server
 
@@ -34,7 +34,7 @@ def ada(tmp_path: Path) -> Iterator[Running]:
     first, second = found(tmp_path, "ada", "bob")
     node = Running(first)
     node.bob = second.keys  # type: ignore[attr-defined]
-    node.node.on("echo", lambda peer, body: {"from": str(peer), "text": body["text"]})
+    node.node.rpc.on("echo", lambda peer, body: {"from": str(peer), "text": body["text"]})
     with running(node):
         yield node
 
@@ -49,7 +49,7 @@ def test_an_allowed_key_is_answered(ada: Any, context: Any) -> None:
 
 def test_an_unknown_key_gets_nothing(ada: Any, context: Any) -> None:
     asked: list[str] = []
-    ada.do(lambda: ada.node.on("any", lambda peer, body: asked.append(peer)))
+    ada.do(lambda: ada.node.rpc.on("any", lambda peer, body: asked.append(peer)))
     with (
         ada.client(context, KeyPair.new()) as client,
         pytest.raises(AccessError, match=r"ada at 127.* does not let this board in"),
@@ -74,7 +74,7 @@ def test_errors_come_back_as_they_were(ada: Any, context: Any) -> None:
     def overrun(peer: str, body: Any) -> None:
         raise UsageError("too much")
 
-    ada.do(lambda: (ada.node.on("refuse", refuse), ada.node.on("overrun", overrun)))
+    ada.do(lambda: (ada.node.rpc.on("refuse", refuse), ada.node.rpc.on("overrun", overrun)))
     with ada.client(context, ada.bob) as client:
         with pytest.raises(AccessError, match=r"board ada: not today \(come tomorrow\)"):
             client.ask("refuse")
@@ -85,7 +85,7 @@ def test_errors_come_back_as_they_were(ada: Any, context: Any) -> None:
 def test_a_fault_of_a_handler_is_its_askers_only(
     ada: Any, context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ada.do(lambda: ada.node.on("faulty", lambda peer, body: {}["nothing"]))
+    ada.do(lambda: ada.node.rpc.on("faulty", lambda peer, body: {}["nothing"]))
     with ada.client(context, ada.bob) as client:
         with pytest.raises(MeshError, match="a fault in answering 'faulty'"):
             client.ask("faulty")
@@ -100,8 +100,8 @@ def test_an_answer_may_come_later(ada: Any, context: Any) -> None:
         waiting.append(Pending())
         return waiting[-1]
 
-    ada.do(lambda: ada.node.on("queue", queue))
-    ada.do(lambda: ada.node.on("go", lambda peer, body: waiting[0].answer({"turn": 1})))
+    ada.do(lambda: ada.node.rpc.on("queue", queue))
+    ada.do(lambda: ada.node.rpc.on("go", lambda peer, body: waiting[0].answer({"turn": 1})))
     with ada.client(context, ada.bob) as first, ada.client(context, ada.bob) as second:
         with pytest.raises(BoardLostError, match="took the question and is silent"):
             first.ask("queue", timeout_s=0.1)
@@ -110,9 +110,9 @@ def test_an_answer_may_come_later(ada: Any, context: Any) -> None:
 
 
 def test_only_so_many_answers_may_be_owed(ada: Any, context: Any) -> None:
-    ada.do(lambda: ada.node.on("never", lambda peer, body: Pending()))
+    ada.do(lambda: ada.node.rpc.on("never", lambda peer, body: Pending()))
     with ada.client(context, ada.bob) as client:
-        for _ in range(WAITING_PER_SENDER):
+        for _ in range(DEFAULT_LIMITS.pending_per_connection):
             with pytest.raises(BoardLostError, match="silent"):
                 client.ask("never", timeout_s=0.001 if client.ask("echo", {"text": ""}) else 0)
         with pytest.raises(BoardLostError, match="connection ended"):
@@ -121,8 +121,10 @@ def test_only_so_many_answers_may_be_owed(ada: Any, context: Any) -> None:
 
 
 def test_raw_answers(ada: Any, context: Any) -> None:
-    header = pack(Header(Kind.SHARD, shape=(4,), sequence=7))
-    ada.do(lambda: ada.node.on("shard", lambda peer, body: RawReply(header, memoryview(b"abcd"))))
+    header = Header(Kind.SHARD, shape=(4,), sequence=7)
+    ada.do(
+        lambda: ada.node.rpc.on("shard", lambda peer, body: RawReply(header, memoryview(b"abcd")))
+    )
     with ada.client(context, ada.bob) as client:
         frames = client.ask_raw("shard")
         assert unpack(frames[0]).sequence == 7
@@ -131,12 +133,12 @@ def test_raw_answers(ada: Any, context: Any) -> None:
 
 def test_an_asker_is_told_over_its_own_connection(ada: Any, context: Any) -> None:
     senders: list[Sender] = []
-    ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
+    ada.do(lambda: ada.node.rpc.on("listen", lambda peer, body: senders.append(peer)))
     with ada.client(context, ada.bob) as one, ada.client(context, ada.bob) as other:
         one.ask("listen")
         other.ask("listen")
         assert senders[0] == senders[1] == ada.bob.public
-        assert ada.do(lambda: ada.node.push(senders[0], "news", {"n": 1}))
+        assert ada.do(lambda: ada.node.rpc.push(senders[0], "news", {"n": 1}))
         one.socket.poll(PATIENCE_S * 1000)
         assert one.notifications() == [("news", {"n": 1})]
         assert other.notifications() == []
@@ -144,28 +146,28 @@ def test_an_asker_is_told_over_its_own_connection(ada: Any, context: Any) -> Non
 
 def test_who_vanishes_is_known_to_be_gone(ada: Any, context: Any) -> None:
     gone: list[Sender] = []
-    ada.do(lambda: ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake())))
+    ada.do(lambda: ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake())))
     sender = None
     with ada.client(context, ada.bob) as client:
         senders: list[Sender] = []
-        ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
+        ada.do(lambda: ada.node.rpc.on("listen", lambda peer, body: senders.append(peer)))
         client.ask("listen")
         sender = senders[0]
         assert not gone
     ada.wait(lambda: bool(gone))
     assert gone[0].route == sender.route
-    assert not ada.do(lambda: ada.node.push(sender, "news", {}))
+    assert not ada.do(lambda: ada.node.rpc.push(sender, "news", {}))
 
 
 def test_who_does_not_read_loses_its_connection(ada: Any, context: Any) -> None:
     senders: list[Sender] = []
     gone: list[Sender] = []
-    ada.do(lambda: ada.node.on("listen", lambda peer, body: senders.append(peer)))
-    ada.do(lambda: ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake())))
+    ada.do(lambda: ada.node.rpc.on("listen", lambda peer, body: senders.append(peer)))
+    ada.do(lambda: ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake())))
     body = {"text": "x" * 200_000}
 
     def flood() -> int:
-        return next(n for n in range(10_000) if not ada.node.push(senders[0], "news", body))
+        return next(n for n in range(10_000) if not ada.node.rpc.push(senders[0], "news", body))
 
     with ada.client(context, ada.bob) as client, ada.client(context, ada.bob) as other:
         client.ask("listen")

@@ -18,9 +18,8 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
-from picoedge.mesh.transport.frames import CONTROL_HEADER, control
-from picoedge.mesh.transport.messages import Body
-from picoedge.mesh.transport.server import PENDING
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS
+from picoedge.mesh.transport.messages import CONTROL_HEADER, Body, control
 
 FRAMES = 3000
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
@@ -38,7 +37,7 @@ def ada(tmp_path: Path) -> Iterator[Board]:
     first, second, third = found(tmp_path, "ada", "bob", "eve")
     node = Board(first)
     node.bob, node.eve = second.keys, third.keys
-    node.node.on("echo", lambda peer, body: {"text": body.get("text")})
+    node.node.rpc.on("echo", lambda peer, body: {"text": body.get("text")})
     with running(node):
         yield node
 
@@ -92,7 +91,8 @@ def test_who_only_connects_is_cut(ada: Board, context: Any) -> None:
     with ada.client(context, ada.bob) as client:
         client.ask("echo")
         excess = [
-            socket.create_connection(("127.0.0.1", ada.address.port), 5) for _ in range(2 * PENDING)
+            socket.create_connection(("127.0.0.1", ada.address.port), 5)
+            for _ in range(2 * DEFAULT_LIMITS.silent_connections)
         ]
         try:
             excess[0].settimeout(PATIENCE_S)
@@ -217,7 +217,7 @@ def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:
     recorded: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as tap:
         tap.settimeout(PATIENCE_S)
-        asked = ada.node.server.address
+        asked = ada.node.rpc.server.address
         ada.address = type(asked)("127.0.0.1", tap.getsockname()[1])
         with ada.client(context, ada.bob) as client:
             there = socket.create_connection(("127.0.0.1", asked.port), 5)
@@ -225,7 +225,7 @@ def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:
             with here, there:
                 _relay_until_answered(client, here, there, recorded)
     heard: list[str] = []
-    ada.do(lambda: ada.node._handlers.update(echo=lambda peer, body: heard.append(str(peer))))
+    ada.do(lambda: ada.node.rpc._handlers.update(echo=lambda peer, body: heard.append(str(peer))))
     with socket.create_connection(("127.0.0.1", asked.port), 5) as again:
         again.settimeout(PATIENCE_S)
         again.sendall(b"".join(recorded))

@@ -45,17 +45,17 @@ def test_daemons_ask_each_other(tmp_path: Path) -> None:
     ada = Running(first)
     bob = Running(second, ada.address)
     for each in (ada, bob):
-        each.node.on("who", lambda peer, body, each=each: {"name": each.identity.name})
+        each.node.rpc.on("who", lambda peer, body, each=each: {"name": each.identity.name})
     answers: list[Any] = []
     with running(ada, bob):
         ada.wait_for(bob, What.JOINED)
         bob.wait_for(ada, What.JOINED)
         for one, other in ((ada, bob), (bob, ada)):
             answered = lambda answer, one=one: (answers.append(answer), one._wake())  # noqa: E731
-            one.do(lambda o=one, p=other, a=answered: o.node.ask(p.key, "who", {}, a))
+            one.do(lambda o=one, p=other, a=answered: o.node.rpc.ask(p.key, "who", {}, a))
             one.wait(lambda: bool(answers))
             assert answers.pop()["name"] == other.identity.name
-        ada.do(lambda: ada.node.ask(KeyPair.new().public, "who", {}, answers.append))
+        ada.do(lambda: ada.node.rpc.ask(KeyPair.new().public, "who", {}, answers.append))
         assert isinstance(answers[0], BoardLostError)
 
 
@@ -80,7 +80,7 @@ def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None
         ada.wait_for(bob, What.JOINED)
         bob.wait_for(ada, What.JOINED)
         try:
-            bob.node.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
+            bob.node.rpc.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
             ada.wait_for(bob, What.DIED)
         finally:
             released.set()

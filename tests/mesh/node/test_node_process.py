@@ -92,7 +92,7 @@ def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     gone: list[Sender] = []
-    ada.node.on_gone(lambda sender: (gone.append(sender), ada._wake()))
+    ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake()))
     with running(ada), daemon(second.folder, ada.address) as bob:
         ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
         bob.signal(signal.SIGSTOP)

@@ -34,7 +34,7 @@ from picoedge.mesh.transfer.donor_client import DonorLink
 from picoedge.mesh.transfer.puller import Manner, Pulling, Report, pull
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.frames import pack as pack_header
-from picoedge.mesh.transport.messages import reply
+from picoedge.mesh.transport.messages import REPLY, control
 from picoedge.store.pack.inventory import HELD, Wanted
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.partial import PartialPack, create_partial
@@ -285,7 +285,7 @@ def test_the_real_daemon_gives(shelf: Path, sound: Pack, target: Path, tmp_path:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     for kind, handler in Donor([shelf]).handlers().items():
-        ada.node.on(kind, handler)
+        ada.node.rpc.on(kind, handler)
     context: Any = zmq.Context()
     try:
         with running(ada):
@@ -301,7 +301,7 @@ def test_the_real_daemon_gives(shelf: Path, sound: Pack, target: Path, tmp_path:
 
 def _offer(**fields: Any) -> Callable[[Board, dict[str, Any]], Frames | None]:
     sound = {"name": "m", "manifest_bytes": 1000, "items": 3, "held": None}
-    return lambda board, body: reply(body["id"], {**sound, **fields})
+    return lambda board, body: control(REPLY, {**sound, **fields, "id": body["id"]})
 
 
 def _part(

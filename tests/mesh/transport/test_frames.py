@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.frames import (
-    CONTROL_BYTES,
-    CONTROL_DEPTH,
-    CONTROL_HEADER,
     HEADER,
     PREFIX_BYTES,
     U32,
@@ -22,11 +19,16 @@ from picoedge.mesh.transport.frames import (
     Header,
     Kind,
     ShapeBounds,
-    control,
     pack,
     pack_prefix,
-    read_control,
     unpack,
+)
+from picoedge.mesh.transport.messages import (
+    CONTROL_BYTES,
+    CONTROL_DEPTH,
+    CONTROL_HEADER,
+    control,
+    read_control,
 )
 
 u32 = st.integers(0, U32)

@@ -1,0 +1,341 @@
+"""Requests and notifications between daemons, in one thread; services are built on it.
+
+    rpc = Rpc(context, keys, listen, admits, authorize)
+    rpc.on("echo", lambda peer, body: {"text": body["text"]})
+    rpc.ask(key, "echo", {"text": "hello"}, answered)
+    rpc.run()                                             # until rpc.stop()
+
+Each message comes over a connection whose key was proven by CURVE. A peer that sends anything
+malformed loses its connection, and affects no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
+from picoedge.fields import Fields
+from picoedge.mesh.transport.dialer import Connection, Dialer
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.loop import Call, Loop
+from picoedge.mesh.transport.messages import (
+    ERROR,
+    MAX_ID,
+    NO_TRANSLATION,
+    REPLY,
+    Body,
+    Dialect,
+    Translation,
+    VersionError,
+    error_of,
+    number_of,
+)
+from picoedge.mesh.transport.replies import Handler, Pending, Reply, frames_of, reply_of
+from picoedge.mesh.transport.server import Frames, Request, Sender, Server
+
+if TYPE_CHECKING:
+    from picoedge.mesh.addresses import Address
+    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.transport.curve import Context, Socket
+
+ASK_S = 5.0  # for a reply that needs no work: a board that is swapping takes seconds
+
+Answered = Callable[[Body | MeshError], None]
+
+
+@dataclass
+class _Ask:
+    key: str
+    kind: str
+    answered: Answered
+    cancel: Call
+
+
+class Rpc:
+    """The daemon's server, its outgoing connections, and the requests over both.
+
+    `admits(key)` says whether a key may connect, `authorize(sender, kind)` raises ProtocolError
+    for a message that its key may not send. `name_of(key)` is for people, as are the lines given
+    to `log`. `translation` is for peers of the previous wire version. Raises MeshError if
+    `listen` cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        keys: KeyPair,
+        listen: Address,
+        admits: Callable[[str], bool],
+        authorize: Callable[[Sender, str], None],
+        *,
+        name_of: Callable[[str], str] = str,
+        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        translation: Translation = NO_TRANSLATION,
+    ) -> None:
+        self.limits = limits
+        self.name_of = name_of
+        self.loop = Loop(clock)
+        self.routes: dict[str, Sender] = {}  # key to the connection that its daemon made to us
+        self._authorize = authorize
+        self._translation = translation
+        self._log = log or _to_stderr
+        self._logged: set[str] = set()
+        self._handlers: dict[str, Handler] = {}
+        self._numbers = itertools.count(1)
+        self._asks: dict[int, _Ask] = {}
+        self._dialects: dict[bytes, Dialect] = {}  # by route
+        self._pending: Counter[bytes] = Counter()  # requests without a reply, by route
+        self._strikes: Counter[str] = Counter()
+        self._on_gone: list[Callable[[Sender], None]] = []
+        try:
+            self.server = Server(context, keys, listen, admits, limits)
+        except BaseException:
+            self.loop.close()
+            raise
+        self.dialer = Dialer(context, keys, self.loop, self._new_dialect, limits)
+        self.dialer.read = self._read_connection
+        self.loop.add(self.server.authenticator.socket, self.server.authenticator.answer)
+        self.loop.add(self.server.monitor, self.take_gone)
+        self.loop.add(self.server.socket, self._read_server)
+
+    # -- for services --------------------------------------------------------------------------
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the real port."""
+        return self.server.address
+
+    def on(self, kind: str, handler: Handler) -> None:
+        """Have `handler(peer, body)` answer messages of a kind.
+
+        `peer` is the sender's public key: a `Sender`, which also knows its connection, or a plain
+        key if the board's daemon uses a connection that we made. The handler returns a body, a
+        `RawReply` or a `Pending`, or raises a PicoedgeError, which the sender receives.
+        """
+        assert kind not in self._handlers, kind
+        self._handlers[kind] = handler
+
+    def on_gone(self, call: Callable[[Sender], None]) -> None:
+        """Have `call` called with the sender of each connection that ended."""
+        self._on_gone.append(call)
+
+    def push(self, to: str, kind: str, body: Body) -> bool:
+        """Send a notification: to a `Sender` over its connection, to a plain key's daemon.
+
+        Does not wait. False if it is not connected, or reads so slowly that it is cut off.
+        """
+        return self._send(to, lambda dialect: dialect.write(kind, body))
+
+    def ask(
+        self, key: str, kind: str, body: Body, answered: Answered, timeout_s: float = ASK_S
+    ) -> None:
+        """Ask another board's daemon; `answered` is called once, with a body or an error."""
+        number = self._expect(key, kind, answered, timeout_s)
+        if not self._send(key, lambda dialect: dialect.write(kind, {**body, "id": number})):
+            self._finish(number, BoardLostError("not connected", board=self.name_of(key)))
+
+    def ask_over(self, connection: Connection, kind: str, body: Body, answered: Answered) -> None:
+        """As `ask`, over a connection that is not established yet."""
+        number = self._expect(connection.key, kind, answered, ASK_S)
+        if not connection.send(connection.dialect.write(kind, {**body, "id": number})):
+            self._finish(number, BoardLostError("gone", board=self.name_of(connection.key)))
+
+    def connected(self) -> set[str]:
+        """Keys of the boards whose daemons are connected, in either direction."""
+        return self.routes.keys() | {each.key for each in self.dialer.established}
+
+    def version_of(self, key: str) -> int | None:
+        """The wire version spoken with a board's daemon; None if it is not connected."""
+        connection = self.dialer.to(key)
+        if connection is not None:
+            return connection.dialect.version
+        route = self.routes.get(key)
+        return None if route is None else self._dialects[route.route].version
+
+    def add(self, what: Socket | int, call: Call) -> None:
+        """Call `call` whenever the socket or file is readable."""
+        self.loop.add(what, call)
+
+    def remove(self, what: Socket | int) -> None:
+        """Stop watching a socket or file, before it is closed."""
+        self.loop.remove(what)
+
+    def after(self, delay_s: float, call: Call) -> Call:
+        """Call once after `delay_s` seconds; returns a function that cancels it."""
+        return self.loop.after(delay_s, call)
+
+    def soon(self, call: Call) -> None:
+        """Call in this thread. Safe in a signal handler and from any thread."""
+        self.loop.soon(call)
+
+    def log_once(self, line: str) -> None:
+        """Log a line, unless the same was logged before."""
+        if line not in self._logged and len(self._logged) < self.limits.log_lines:
+            self._logged.add(line)
+            self._log(line)
+
+    def enforce_limits(self) -> None:
+        """Close connections over the limits; to be called once per heartbeat."""
+        for sender in self.server.enforce_limits():
+            self.log_once(f"dropped {self.name_of(sender)}: it sends more than is believed")
+            self.server.disconnect(sender, self.limits.flood_s)
+        self.take_gone()
+
+    def take_gone(self) -> None:
+        """Report connections that ended."""
+        for sender in self.server.take_gone(self.loop.clock()):
+            self._pending.pop(sender.route, None)
+            self._dialects.pop(sender.route, None)
+            route = self.routes.get(sender)
+            if route is not None and route.route == sender.route:
+                del self.routes[sender]
+            for call in self._on_gone:
+                call(sender)
+
+    def close(self) -> None:
+        """Close all sockets. Idempotent."""
+        self.dialer.close_all()
+        self.server.close()
+        self.loop.close()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _new_dialect(self, key: str) -> Dialect:
+        return Dialect(self._translation, f"board {self.name_of(key)}")
+
+    def _read_server(self) -> None:
+        for _ in range(self.limits.requests_per_turn):
+            request = self.server.receive()
+            if request is None:
+                break
+            try:
+                self._open(request)
+            except ProtocolError as error:
+                self._drop(request.sender, error)
+        self.take_gone()
+
+    def _open(self, request: Request) -> None:
+        sender = request.sender
+        dialect = self._dialects.get(sender.route)
+        if dialect is None:
+            dialect = self._dialects[sender.route] = self._new_dialect(sender)
+        kind, body = dialect.read(request.frames)
+        self._authorize(sender, kind)
+        self._serve(sender, kind, body, dialect)
+
+    def _read_connection(self, connection: Connection) -> None:
+        for _ in range(self.limits.requests_per_turn):
+            frames = connection.receive()
+            if frames is None:
+                return
+            try:
+                kind, body = connection.dialect.read(frames)
+                self._serve(connection.key, kind, body, connection.dialect)
+            except ProtocolError as error:
+                self._log_dropped(connection.key, error)
+                self.dialer.fail(connection)
+
+    def _serve(self, peer: str, kind: str, body: Body, dialect: Dialect) -> None:
+        """Handle one message. Raises ProtocolError if it is malformed."""
+        if kind in (REPLY, ERROR):
+            return self._replied(peer, kind, body, dialect)
+        number = number_of(body)
+        route = peer.route if isinstance(peer, Sender) else b""
+        most = self.limits.pending_per_connection
+        if route and self._pending[route] >= most:
+            raise ProtocolError(f"more than {most} requests wait for an answer")
+        reply = reply_of(self._handlers.get(kind), kind, peer, body)
+        if not isinstance(reply, Pending):
+            return self._reply(peer, kind, body, reply)
+        if route and number is not None and not reply.is_answered:
+            self._pending[route] += 1
+        reply.deliver(lambda late: self._reply_late(peer, kind, body, late))
+
+    def _reply(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
+        if number_of(body) is None and isinstance(reply, PicoedgeError):
+            self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
+        else:
+            self._send(peer, lambda dialect: frames_of(reply, kind, body, dialect))
+
+    def _reply_late(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
+        if isinstance(peer, Sender) and self._pending[peer.route] > 0:
+            self._pending[peer.route] -= 1
+        self._reply(peer, kind, body, reply)
+
+    def _replied(self, peer: str, kind: str, body: Body, dialect: Dialect) -> None:
+        number = Fields(body).integer("id", 0, MAX_ID)
+        ask = self._asks.get(number)
+        if ask is None or ask.key != peer:
+            return  # too late: the request has timed out
+        if kind == ERROR:
+            return self._finish(number, error_of(body, self.name_of(peer)))
+        self._finish(number, dialect.reply_body(ask.kind, body))
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def _send(self, to: str, write: Callable[[Dialect], Frames | None]) -> bool:
+        """Send the frames that `write` makes in the dialect of the connection to `to`."""
+        connection = None if isinstance(to, Sender) else self.dialer.to(to)
+        if connection is not None:
+            frames = write(connection.dialect)
+            return frames is None or connection.send(frames) or self._unsent(connection)
+        route = to if isinstance(to, Sender) else self.routes.get(to)
+        dialect = None if route is None else self._dialects.get(route.route)
+        if route is None or dialect is None:
+            return False
+        frames = write(dialect)
+        return frames is None or self.server.send(route, frames)
+
+    def _unsent(self, connection: Connection) -> bool:
+        """The connection has ended, or its queue is full: then it is closed."""
+        self.dialer.read_monitor(connection)
+        if connection.is_established:
+            self.log_once(f"{self.name_of(connection.key)} reads nothing: its connection is ended")
+            self.dialer.fail(connection)
+        return False
+
+    def _expect(self, key: str, kind: str, answered: Answered, timeout_s: float) -> int:
+        assert len(self._asks) < self.limits.asks, "asked without waiting for answers"
+        number = next(self._numbers)
+        name = self.name_of(key)
+        lost = BoardLostError(f"board {name} does not answer", board=name)
+        cancel = self.after(timeout_s, lambda: self._finish(number, lost))
+        self._asks[number] = _Ask(str(key), kind, answered, cancel)
+        return number
+
+    def _finish(self, number: int, answer: Body | MeshError) -> None:
+        ask = self._asks.pop(number, None)
+        if ask is not None:
+            ask.cancel()
+            ask.answered(answer)
+
+    # -- malformed messages --------------------------------------------------------------------
+
+    def _drop(self, sender: Sender, error: PicoedgeError) -> None:
+        """Close the connection of a malformed message; after several, refuse its key for a time."""
+        key, limits = str(sender), self.limits
+        self._strikes[key] += 1
+        if self._strikes[key] == 1 or isinstance(error, VersionError):
+            self._log_dropped(key, error)
+        is_refused = self._strikes[key] > limits.strikes
+        if is_refused:
+            self.log_once(
+                f"{self.name_of(key)} goes on: it is kept out {limits.refused_s:.0f} s each time"
+            )
+        self.server.disconnect(sender, limits.refused_s if is_refused else 0.0)
+
+    def _log_dropped(self, key: str, error: PicoedgeError) -> None:
+        says_who = isinstance(error, VersionError)
+        self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

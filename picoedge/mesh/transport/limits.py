@@ -1,0 +1,49 @@
+"""Limits of the daemon's protocol: how much one peer can cost a board, each with its reason.
+
+libzmq bounds frames and queues (`curve.SocketBounds`), but knows no limit per peer and cannot
+close a single connection of a ROUTER: `server.py` enforces these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All bounds in one value, so that a test can make them small.
+
+    Connections: of clients that have not sent a message yet, and per key after that. Messages: how
+    many and how large. Penalties: seconds for which a key is refused.
+    """
+
+    # A CURVE handshake takes milliseconds, so 64 at once are more than a LAN's boards need; each
+    # open one costs a file descriptor, of which a process has 1024.
+    silent_connections: int = 64
+    silent_s: float = 10.0  # twice libzmq's own time limit of a handshake (5 s)
+    silent_bytes: int = 64 << 10  # a handshake takes less than 1 KB
+    # A board's daemon, and one connection for each of its sessions, downloads and commands.
+    connections_per_key: int = 32
+    # Routes of closed connections whose queued messages are ignored. libzmq numbers routes, so
+    # none returns soon; 512 is eight times the messages that a socket queues.
+    closed_routes: int = 512
+    outgoing_connections: int = 256  # attempts included: keys times addresses while searching
+
+    frame_bytes: int = 1 << 20  # a roster of 1024 entries, the largest message, has 300 KB
+    queued_messages: int = 64  # per connection; a peer that reads fewer is cut off
+    requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
+    pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
+    asks: int = 1024  # our own requests under way: one for each of 1024 boards
+    notifications: int = 1024  # of a daemon, kept until the client reads them: minutes of reports
+    # Of one connection between two heartbeats of ours: 16 MB/s, where honest boards send KB.
+    bytes_per_beat: int = 4 << 20
+
+    strikes: int = 8  # malformed messages of a key before it is refused: bugs, not bad luck
+    refused_s: float = 10.0  # slows a hostile key to one connection in 10 s
+    flood_s: float = 30.0  # for sending more than `bytes_per_beat`
+    first_retry_s: float = 0.5  # until a failed connection is tried again; doubles each time
+    longest_retry_s: float = 16.0  # a board that was switched on is found within this time
+    log_lines: int = 1000  # different ones, after which a hostile peer cannot fill the journal
+
+
+DEFAULT_LIMITS = Limits()

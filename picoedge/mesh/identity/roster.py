@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
 
 from picoedge.errors import AccessError, MeshError, ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.identity.keys import (
     SIGNATURE_BYTES,
     SigningKey,
@@ -200,15 +200,13 @@ class Roster:
         entries that are already known are not verified again. Raises ProtocolError where it is
         malformed, AccessError where it is foreign or forged.
         """
-        outer = _fields(value, {"cluster", "entries"})
-        cluster = _read_cluster(outer["cluster"])
+        fields = Fields(value, "a roster").only(("cluster", "entries"))
+        cluster = _read_cluster(fields.object("cluster"))
         if known is not None and cluster != known.cluster:
             raise _foreign(known.cluster)
-        held = {} if known is None else known._by_public
-        listed = outer["entries"]
-        if not isinstance(listed, list) or len(listed) > MAX_ENTRIES:
-            raise ProtocolError(f"a roster is not a list of at most {MAX_ENTRIES} entries")
-        entries = tuple(_read_entry(item, cluster, held) for item in listed)
+        verified = {} if known is None else known._by_public
+        listed = fields.objects("entries", MAX_ENTRIES)
+        entries = tuple(_read_entry(entry, cluster, verified) for entry in listed)
         keys = [entry.public for entry in entries]
         if keys != sorted(set(keys)):
             raise ProtocolError("a roster is not in the order of its keys, one entry each")
@@ -228,32 +226,30 @@ def _foreign(cluster: Cluster) -> MeshError:
     )
 
 
-def _fields(value: object, names: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != names:
-        raise ProtocolError(f"not an object of {', '.join(sorted(names))}, in a roster")
-    return value
+def _read_cluster(fields: Fields) -> Cluster:
+    fields.only(("name", "key"))
+    return Cluster(fields.text("name", MAX_NAME, _NAME, "a name"), _read_key(fields, "key"))
 
 
-def _read_cluster(value: object) -> Cluster:
-    fields = _fields(value, {"name", "key"})
-    if not is_name(fields["name"]) or not is_key(fields["key"]):
-        raise ProtocolError("the cluster's name or key is malformed, in a roster")
-    return Cluster(**fields)
+def _read_key(fields: Fields, name: str) -> str:
+    key = fields.get(name, str)
+    if not is_key(key):
+        raise fields.fault(name, "a public key")
+    return key
 
 
-def _read_entry(value: object, cluster: Cluster, held: Mapping[str, Entry]) -> Entry:
-    entry = Entry(**_fields(value, set(Entry.__dataclass_fields__)))
-    shaped = (
-        entry.kind in (ALLOW, REVOKE)
-        and is_key(entry.public)
-        and is_name(entry.name)
-        and type(entry.serial) is int
-        and 0 < entry.serial <= MAX_SERIAL
-        and decode_z85(entry.signature, SIGNATURE_BYTES) is not None
+def _read_entry(fields: Fields, cluster: Cluster, verified: Mapping[str, Entry]) -> Entry:
+    fields.only(Entry.__dataclass_fields__)
+    entry = Entry(
+        fields.one_of("kind", (ALLOW, REVOKE)),
+        _read_key(fields, "public"),
+        fields.text("name", MAX_NAME, _NAME, "a name"),
+        fields.integer("serial", 1, MAX_SERIAL),
+        fields.get("signature", str),
     )
-    if not shaped:
-        raise ProtocolError("an entry is malformed, in a roster")
-    if entry == held.get(entry.public):
+    if decode_z85(entry.signature, SIGNATURE_BYTES) is None:
+        raise fields.fault("signature", "a signature")
+    if entry == verified.get(entry.public):
         return entry
     if not verifies(cluster.key, entry.signed_bytes(cluster), entry.signature):
         raise AccessError(f"the entry of {entry.name} is not signed by the cluster, in a roster")

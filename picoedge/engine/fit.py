@@ -17,8 +17,7 @@ from picoedge.host import memory
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute, warm_up
 from picoedge.host.process import rss_bytes
-from picoedge.host.reclaim import STILL_NEEDED, give_back
-from picoedge.planner.contexts import default_context
+from picoedge.host.reclaim import REFAULT_BYTES, release_pages
 from picoedge.planner.memory import (
     Budget,
     Load,
@@ -27,6 +26,7 @@ from picoedge.planner.memory import (
     activation_bytes,
     cache_bytes,
     check_room,
+    default_context,
     plan_memory,
 )
 from picoedge.registry.paths import shelf_folder
@@ -98,10 +98,10 @@ def fit_model(
 
 def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budget:
     """The budget once all is given back that is not needed any more."""
-    give_back(
+    release_pages(
         lambda: _warm_up(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()]
     )
-    return Budget(total, fixed_bytes() + STILL_NEEDED)
+    return Budget(total, fixed_bytes() + REFAULT_BYTES)
 
 
 def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:

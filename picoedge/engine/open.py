@@ -104,12 +104,12 @@ def open_pack(
     pack.check_held(pack.all_shards, embed=True)  # a slice alone answers no prompt
     if not text:
         return OpenPack(pack, options)
-    from picoedge.host.reclaim import settle
+    from picoedge.host.reclaim import trim
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.load import load_tokenizer
 
     if options.memory_bytes is not None:
-        settle()  # starting alone may take more than a small board allows
+        trim()  # starting alone may take more than a small board allows
     chat = ChatTemplate.load(pack.path) if template else None
     opened = OpenPack(pack, options, load_tokenizer(pack.path), chat)
     if chat is not None:
@@ -153,7 +153,7 @@ def open_session(
     """
     from picoedge.engine.session import Session
     from picoedge.host.memory import available_bytes
-    from picoedge.host.reclaim import settle
+    from picoedge.host.reclaim import trim
 
     pack, options = opened.pack, opened.options
     vocabulary: Vocabulary = opened.take_tokenizer()
@@ -163,7 +163,7 @@ def open_session(
 
         vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
     if options.memory_bytes is not None:
-        settle()
+        trim()
     with ExitStack() as failing:
         model = load(pack, options, progress)
         failing.callback(model.close)
@@ -203,7 +203,7 @@ def load_model(
     """
     from picoedge.engine.adapt import Adapter
     from picoedge.engine.fit import WHOLE_BATCH, fit_model
-    from picoedge.host.reclaim import settle
+    from picoedge.host.reclaim import trim
     from picoedge.store.window.weights import StreamedWeights
 
     with ExitStack() as failing:
@@ -227,7 +227,7 @@ def load_model(
             assert isinstance(weights, StreamedWeights)
             model.memory_plan, model.adapter = fit.plan, Adapter(model, weights, fit.plan)
             model.after_forward = model.adapter
-            settle(path for path in pack.path.iterdir() if path.is_file())
+            trim(path for path in pack.path.iterdir() if path.is_file())
         failing.pop_all()
     return model
 

@@ -1,4 +1,4 @@
-"""The device a file is on: what people call it, how far it reads ahead, what a cgroup allows."""
+"""The block device a file is on: its name, its read-ahead, the read limit a cgroup sets for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.host import cgroups
+from picoedge.host.sysfs import SYS, read_int, read_text
 
-SYS = Path("/sys")
 DEFAULT_READ_AHEAD = 128 << 10  # Linux's own, where a file system does not say
 _MOST_READ_AHEAD = 1 << 30
 _UNLIMITED = 1 << 60
@@ -17,9 +17,9 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class Device:
-    """A file system's device. `folder` and `disk` are its and its whole disk's places in /sys.
+    """A file system's device. `folder` is its folder in /sys, `disk` that of its whole disk.
 
-    Both are None for what is on no block device of its own: tmpfs, overlay, a network's share.
+    Both are None where the file system is on no block device: tmpfs, overlay, network shares.
     """
 
     number: str  # major:minor
@@ -28,13 +28,13 @@ class Device:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Its own number and, of a partition, the whole disk's: limits are set on either."""
-        whole = _text(self.disk / "dev") if self.disk else ""
+        """Its number and, if it is a partition, the whole disk's: limits are set on either."""
+        whole = read_text(self.disk / "dev") if self.disk else ""
         return tuple(dict.fromkeys(n for n in (self.number, whole) if n))
 
     @property
     def identity(self) -> str:
-        """What tells this card or disk from another in the same slot; empty where nothing does."""
+        """A serial number that tells this card from another in the same slot; "" if it has none."""
         files = ("device/cid", "serial", "device/serial", "wwid", "device/wwid")
         return next((text for name in files if (text := self._of_disk(name))), "")
 
@@ -44,7 +44,7 @@ class Device:
         return " ".join(word for word in (self.number, name, model) if word)
 
     def _of_disk(self, name: str) -> str:
-        return " ".join(_text(self.disk / name).split()) if self.disk else ""
+        return " ".join(read_text(self.disk / name).split()) if self.disk else ""
 
 
 def find_device(st_dev: int, sys: Path = SYS) -> Device:
@@ -58,11 +58,11 @@ def find_device(st_dev: int, sys: Path = SYS) -> Device:
 
 
 def read_ahead_bytes(device: Device, sys: Path = SYS) -> int:
-    """How far beyond a sequential read the kernel goes on reading by itself."""
+    """How far the kernel reads ahead of a sequential read."""
     files = [sys / "class" / "bdi" / number / "read_ahead_kb" for number in device.numbers]
     files += [device.disk / "queue" / "read_ahead_kb"] if device.disk else []
     for file in files:
-        kilobytes = cgroups.number(file)
+        kilobytes = read_int(file)
         if kilobytes is not None and 0 <= kilobytes << 10 <= _MOST_READ_AHEAD:
             return kilobytes << 10
     return DEFAULT_READ_AHEAD
@@ -71,38 +71,29 @@ def read_ahead_bytes(device: Device, sys: Path = SYS) -> int:
 def read_limit(
     device: Device, root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS
 ) -> float | None:
-    """Bytes a second that the control groups of this process let it read; None: no limit."""
+    """Bytes a second that the cgroups of this process let it read; None: no limit."""
     return min(_limits(device, root, groups), default=None)
 
 
 def _limits(device: Device, root: Path, groups: Path) -> Iterator[float]:
     for folder, version in cgroups.levels("blkio", root, groups):
         if version == 2:
-            yield from _rates(_lines(folder / "io.max"), device)
-    innermost = (
-        lines
+            yield from _rates(folder / "io.max", device)
+    throttles = (
+        folder / "blkio.throttle.read_bps_device"
         for folder, version in cgroups.levels("blkio", root, groups)
-        if version == 1 and (lines := _lines(folder / "blkio.throttle.read_bps_device")) is not None
+        if version == 1
     )
-    # The first version's throttle knows no parents: a group within a slow one is not slowed.
-    yield from _rates(next(innermost, None), device)
+    # Version 1 does not inherit: a group inside a throttled one is not throttled.
+    innermost = next((file for file in throttles if file.exists()), None)
+    if innermost is not None:
+        yield from _rates(innermost, device)
 
 
-def _rates(lines: list[str] | None, device: Device) -> Iterator[float]:
-    """Of lines `254:0 1048576` (v1) or `254:0 rbps=1048576 wbps=max` (v2)."""
-    for number, *fields in (line.split() for line in lines or () if line.strip()):
+def _rates(file: Path, device: Device) -> Iterator[float]:
+    """Limits of the device in lines `254:0 1048576` (v1) or `254:0 rbps=1048576 wbps=max` (v2)."""
+    for number, *fields in (line.split() for line in read_text(file).splitlines() if line.strip()):
         for field in fields if number in device.numbers else ():
             key, _, value = field.rpartition("=")
             if key in ("", "rbps") and value.isdecimal() and 0 < int(value) < _UNLIMITED:
                 yield float(value)
-
-
-def _lines(file: Path) -> list[str] | None:
-    try:
-        return file.read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-
-
-def _text(file: Path) -> str:
-    return "\n".join(_lines(file) or ()).strip()

@@ -1,9 +1,11 @@
-"""The control groups this process is in, and their parents: where a container's limits stand."""
+"""Find the control groups of this process, in which the limits of a container are set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+
+from picoedge.host.sysfs import read_text
 
 ROOT = Path("/sys/fs/cgroup")
 GROUPS = Path("/proc/self/cgroup")
@@ -14,11 +16,7 @@ def levels(controller: str, root: Path = ROOT, groups: Path = GROUPS) -> Iterato
 
     A container may see its own group as the root, so the root is a level as well.
     """
-    try:
-        lines = groups.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in read_text(groups).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             yield from ((folder, 2) for folder in _upward(root, path))
@@ -32,11 +30,3 @@ def _upward(base: Path, path: str) -> Iterator[Path]:
         yield level
         if level == base:
             return
-
-
-def number(file: Path) -> int | None:
-    """The whole number in a file; None where it is absent or says `max`."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,4 +1,4 @@
-"""Cores worth a thread each."""
+"""Count the cores that are worth a thread each."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from picoedge.host import cgroups
+from picoedge.host.sysfs import read_int, read_text
 from picoedge.kernels.loader import default_threads
 
 
 def is_rationed(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> bool:
-    """Whether a quota grants less than one core: waiting without sleeping would use it up."""
-    return any(share < 1 for share in _shares(root, groups))
+    """Whether a CPU quota grants less than one core: busy-polling would use the quota up."""
+    return any(cores < 1 for cores in _quotas(root, groups))
 
 
 def usable_cores(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> int:
     """Cores this process may run on, within the CPU quota of its cgroups (v1 and v2).
 
-    More threads than a quota allows would poll it away.
+    Threads beyond the quota would spend it on polling.
     """
-    return min([default_threads(), *_quotas(root, groups)])
+    quotas = (max(1, math.ceil(cores)) for cores in _quotas(root, groups))
+    return min([default_threads(), *quotas])
 
 
-def _quotas(root: Path, groups: Path) -> Iterator[int]:
-    return (max(1, math.ceil(share)) for share in _shares(root, groups))
-
-
-def _shares(root: Path, groups: Path) -> Iterator[float]:
+def _quotas(root: Path, groups: Path) -> Iterator[float]:
+    """Cores that each cgroup with a CPU quota grants, like 0.5 or 2."""
     for folder, version in cgroups.levels("cpu", root, groups):
         quota, period = _v2(folder) if version == 2 else _v1(folder)
         if quota is not None and quota > 0 and period:
@@ -35,12 +34,12 @@ def _shares(root: Path, groups: Path) -> Iterator[float]:
 
 
 def _v1(folder: Path) -> tuple[int | None, int | None]:
-    return cgroups.number(folder / "cpu.cfs_quota_us"), cgroups.number(folder / "cpu.cfs_period_us")
+    return read_int(folder / "cpu.cfs_quota_us"), read_int(folder / "cpu.cfs_period_us")
 
 
 def _v2(folder: Path) -> tuple[int | None, int | None]:
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
+        quota, period = read_text(folder / "cpu.max").split()
         return int(quota), int(period)
-    except (OSError, ValueError):  # absent, or "max"
+    except ValueError:  # absent, or "max 100000"
         return None, None

@@ -12,6 +12,7 @@ import numpy as np
 
 import picoedge
 from picoedge.host import measurements
+from picoedge.host.sysfs import PROC, read_text
 from picoedge.kernels.api import Kernels, Project, Residual
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
@@ -128,10 +129,6 @@ def _rounds_per_s(calls: Sequence[Project]) -> float:
 
 def _processor() -> str:
     """What tells one kind of board from another: a card, and the cache on it, may move."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    pairs = (line.partition(":") for line in lines)
+    pairs = (line.partition(":") for line in read_text(PROC / "cpuinfo").splitlines())
     values = (value.strip() for name, _, value in pairs if name.strip() in _PROCESSOR)
     return ", ".join(dict.fromkeys(values)) or platform.machine()

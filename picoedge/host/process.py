@@ -1,38 +1,62 @@
-"""What this process has used so far, as the system counts it."""
+"""What the kernel counts for a process, ours or a worker's: memory, reads, whether it runs."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
 
+from picoedge.host.sysfs import PROC, read_fields, read_text
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """The largest resident size of this process; where Linux does not say, getrusage's.
+    """The largest resident size of this process so far.
 
-    VmHWM is of this program alone; `ru_maxrss` may remember the larger parent that started it.
+    VmHWM is of this program alone; `ru_maxrss`, used where /proc is missing, may remember the
+    larger parent that started it.
     """
-    value = _field(status, "VmHWM:")
-    if value is not None:
-        return value * 1024
+    kilobytes = _number(status, "VmHWM")
+    if kilobytes is not None:
+        return kilobytes * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def rss_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """The resident size of this process now; where Linux does not say, its largest so far."""
-    value = _field(status, "VmRSS:")
-    return value * 1024 if value is not None else peak_rss_bytes(status)
+    """The resident size of this process now; where /proc is missing, its largest so far."""
+    kilobytes = _number(status, "VmRSS")
+    return kilobytes * 1024 if kilobytes is not None else peak_rss_bytes(status)
 
 
 def storage_bytes_read(io: Path = Path("/proc/self/io")) -> int | None:
-    """Bytes fetched from storage on behalf of this process; None where it is not counted."""
-    return _field(io, "read_bytes:")
+    """Bytes read from storage for this process; None where the kernel does not count them."""
+    return _number(io, "read_bytes")
 
 
-def _field(file: Path, key: str) -> int | None:
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith(key)), None)
+def rss_bytes_of(pid: int, proc: Path = PROC) -> int:
+    """The resident size of process `pid`; 0 where it has ended."""
+    words = read_text(proc / str(pid) / "statm").split()
+    return int(words[1]) * _PAGE if len(words) > 1 else 0
+
+
+def state_of(pid: int, proc: Path = PROC) -> str:
+    """ "running", "disk" (a thread waits for storage), "stopped" or "ended"."""
+    states = {_thread_state(stat) for stat in (proc / str(pid) / "task").glob("*/stat")}
+    if not states - {"", "Z", "X"}:
+        return "ended"
+    if states & {"T", "t"}:
+        return "stopped"
+    return "disk" if "D" in states else "running"
+
+
+def _thread_state(stat: Path) -> str:
+    """The letter behind the command of `12 (my (odd) name) S 1 …`; "" where it has ended."""
+    return read_text(stat).rpartition(")")[2].strip()[:1]
+
+
+def _number(file: Path, key: str) -> int | None:
+    words = read_fields(file).get(key, "").split()
+    return int(words[0]) if words else None

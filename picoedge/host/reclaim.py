@@ -1,8 +1,9 @@
-"""Memory that a program's start leaves behind, given back before a model is read.
+"""Release the memory that starting a program leaves behind, before a model is read.
 
 Starting Python and NumPy pulls some 60 MB through the page cache: libraries whose pages are mapped
 but were needed once, and modules that were read and compiled. A control group counts them, and a
-board with little memory has better use for them. What is still needed comes back, page by page.
+board with little memory has better use for them. Pages that are still needed are read again, one
+by one.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from picoedge.host.sysfs import read_text
 from picoedge.store.pages import advise_range
 
 SMAPS = Path("/proc/self/smaps")
 MAPS = Path("/proc/self/maps")
-STILL_NEEDED = 7 << 20  # bytes that come back: libraries, and what the file system knows of them
+REFAULT_BYTES = 7 << 20  # measured: libraries that are read again, and file-system metadata
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """A part of a file that is mapped. `clean`: all its pages are the file's own."""
+    """A mapped part of a file. `clean`: no page of it was written, so all can be read again."""
 
     start: int
     end: int
@@ -34,35 +36,33 @@ class Mapping:
     clean: bool
 
 
-def give_back(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> None:
-    """Drop what starting left in memory; `also`: files that were read and are not needed again.
+def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> None:
+    """Drop heap, library pages and page cache that only starting needed.
 
-    `warm_up` does a little of what is to come, so that what this needs of the libraries is back
-    before the rest of the memory is given away.
+    `warm_up` runs a little of the work to come, so that the library pages it needs are read again
+    now and not at the first token. `also`: files that were read and are not needed again.
     """
     gc.collect()
     _trim_heap()
-    mappings = list(private_mappings(_text(SMAPS)))
+    mappings = list(private_mappings(read_text(SMAPS)))
     for mapping in mappings:
         advise_range(mapping.start, mapping.end, mmap.MADV_RANDOM)
         if mapping.clean:
             advise_range(mapping.start, mapping.end, mmap.MADV_DONTNEED)
     for path in {mapping.path for mapping in mappings}.union(_modules(), map(str, also)):
-        _forget(path)
+        _drop_cache(path)
     warm_up()
-    settle()
+    trim()
 
 
-def settle(also: Iterable[Path] = ()) -> None:
-    """Drop those pages of the libraries that came along with one that was needed.
+def trim(also: Iterable[Path] = ()) -> None:
+    """Drop page cache of libraries that no mapping uses.
 
-    `also`: files that were read and are not needed again.
-
-    Code is read with megabytes around it (since Linux 6.16 whatever madvise says); pages that
-    are in use are mapped, and stay.
+    The kernel reads code with megabytes around it (since Linux 6.16 whatever madvise says); the
+    pages in use are mapped, and stay. `also`: files that were read and are not needed again.
     """
-    for path in mapped_files(_text(MAPS)).union(_modules(), map(str, also)):
-        _forget(path)
+    for path in mapped_files(read_text(MAPS)).union(_modules(), map(str, also)):
+        _drop_cache(path)
 
 
 def private_mappings(smaps: str) -> Iterator[Mapping]:
@@ -94,6 +94,7 @@ def mapped_files(maps: str) -> set[str]:
 
 
 def _modules() -> Iterator[str]:
+    """Files of the Python modules that are loaded, as source and as byte code."""
     for module in list(sys.modules.values()):
         for name in ("__cached__", "__file__"):
             path = getattr(module, name, None)
@@ -101,7 +102,7 @@ def _modules() -> Iterator[str]:
                 yield path
 
 
-def _forget(path: str) -> None:
+def _drop_cache(path: str) -> None:
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -111,13 +112,6 @@ def _forget(path: str) -> None:
 
 
 def _trim_heap() -> None:
-    """Give free memory of the C heap back to the system, where the C library can."""
+    """Return free memory of the C heap to the system, where the C library can."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except OSError:
-        return ""

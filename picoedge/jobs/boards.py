@@ -135,10 +135,10 @@ class BoardDirectory:
 def _own_fixed_bytes() -> int:
     """Memory of this process without a model."""
     from picoedge.engine.fit import fixed_bytes
-    from picoedge.host.reclaim import STILL_NEEDED, settle
+    from picoedge.host.reclaim import REFAULT_BYTES, trim
 
-    settle()
-    return fixed_bytes() + STILL_NEEDED
+    trim()
+    return fixed_bytes() + REFAULT_BYTES
 
 
 def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ _NUMPY_SCRATCH = 16 << 20  # bands of weights in f32, by thread, and OpenBLAS's 
 _UNIT_BYTES = 5 << 10  # of kernels bound to one unit
 _FEW_UNITS = 700  # whose kernels are within what a process grows by anyway
 _BLOCK_BYTES = 48  # of 32 quantized activations
+DEFAULT_CONTEXT = 4096  # tokens
+SMALLEST_DEFAULT_CONTEXT = 512
 _TYPICAL_ANSWER = 128  # tokens, after a prompt of this many or a quarter of the context:
 _TYPICAL_PROMPT = 256
 
@@ -255,3 +257,14 @@ def _too_small(load: Load, budget: Budget, reserve: int) -> MemoryBudgetError:
         f"allow more with --memory, or take {', '.join(remedies)}{' or ' if remedies else ''}"
         "a model of fewer bits, or more boards",
     )
+
+
+def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> int:
+    """Context when none is asked for: modest, the model's own limit, a quarter of the memory."""
+    n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
+    heads = Slice(range(config.num_key_value_heads), range(0))
+    while n_ctx > SMALLEST_DEFAULT_CONTEXT:
+        if cache_bytes(Load(config, heads, (), 0, n_ctx, kv_bits)) <= budget // 4:
+            break
+        n_ctx //= 2
+    return n_ctx

@@ -49,8 +49,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
     monkeypatch.setattr(fit, "GROWTH_BYTES", 4 * MB)
-    monkeypatch.setattr(fit, "STILL_NEEDED", 0)
-    monkeypatch.setattr(fit, "give_back", lambda *args: None)
+    monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
+    monkeypatch.setattr(fit, "release_pages", lambda *args: None)
     monkeypatch.setattr(fit, "storage_speed", lambda path, cache: STORAGE)
     monkeypatch.setattr(fit, "cached_compute", lambda *args, **kwargs: 2e9)
 

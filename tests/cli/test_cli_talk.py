@@ -559,8 +559,8 @@ def test_a_context_the_model_does_not_know_is_refused(run: Run, pack: Path) -> N
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """A process of 40 MB, however large that of the tests is; what a plan counts for it, in MB."""
     monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
-    monkeypatch.setattr(fit, "STILL_NEEDED", 0)
-    monkeypatch.setattr(fit, "give_back", lambda *args: None)
+    monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
+    monkeypatch.setattr(fit, "release_pages", lambda *args: None)
     return 40 + fit.GROWTH_BYTES // MB
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from picoedge.errors import PicoedgeError
 from picoedge.host import memory
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
-from picoedge.host.thermal import SYS, firmware_flags, read_heat
+from picoedge.host.sysfs import PROC, SYS, read_text
+from picoedge.host.thermal import firmware_flags, read_heat
 from picoedge.kernels.loader import default_threads, describe_kernels
 from picoedge.registry.shelf import Shelf
 from picoedge.units import format_size
@@ -52,7 +53,7 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_compiler()
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
     yield check_memory(memory.available_bytes(), _installed_bytes(), _without_cgroups())
-    yield check_swaps(_text_of(Path("/proc/swaps")))
+    yield check_swaps(read_text(PROC / "swaps"))
     yield check_disk(shelf.folder)
     yield check_storage(shelf)
     yield check_model(shelf)
@@ -209,10 +210,3 @@ def _installed_bytes() -> int:
 
 def _without_cgroups() -> int:
     return memory.available_bytes(groups=Path(os.devnull))
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""

@@ -23,8 +23,7 @@ from picoedge.host.memory import available_bytes
 from picoedge.host.process import peak_rss_bytes, rss_bytes, storage_bytes_read
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
-from picoedge.planner.memory import default_context
-from picoedge.planner.memory import Budget, Load, cache_bytes
+from picoedge.planner.memory import Budget, Load, cache_bytes, default_context
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice

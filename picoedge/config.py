@@ -1,15 +1,17 @@
-"""What a model is: its shape and its constants, in Hugging Face's names.
+"""A model's configuration (shape and constants, in Hugging Face's names), and the sampler's.
 
-A leaf: the packer writes it, the forward pass reads it, neither imports the other.
+A leaf: the packer writes ModelConfig and the forward pass reads it, neither imports the other;
+`--help` reads SamplingOptions without NumPy.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from picoedge.errors import ModelError, UnsupportedError
+from picoedge.errors import ModelError, UnsupportedError, UsageError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 
@@ -117,3 +119,35 @@ class ModelConfig:
             raise ModelError(
                 f"the pack's config is damaged: {error}", "pack the model again"
             ) from error
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The steps of a sampler, in their order. Raises UsageError for values out of range.
+
+    The defaults are llama.cpp's but for a lower temperature (there 0.8), which small models need.
+    `repeat_penalty` is off, so that `temperature=0` is plain greedy decoding.
+    """
+
+    repeat_penalty: float = 1.0  # logits of recent tokens are divided by it (1: off)
+    repeat_last_n: int = 64  # how many tokens are recent
+    top_k: int = 40  # keep the k likeliest (0: all)
+    top_p: float = 0.95  # keep the likeliest that together have this probability (1: all)
+    min_p: float = 0.05  # keep those at least this share of the likeliest (0: all)
+    temperature: float = 0.7  # 0 is greedy
+    seed: int | None = None  # None: a different one each time
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("top_k", self.top_k, 0, 2**31)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
+        _check_range("repeat_last_n", self.repeat_last_n, 0, 2**31)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, 2**64)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise UsageError(f"{name} is {value:g}", f"it must be from {low:g} to {high:g}")

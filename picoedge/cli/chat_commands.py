@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cli.failures import storage_error
 from picoedge.cli.output import one_line
+from picoedge.config import SamplingOptions
 from picoedge.errors import UsageError
 from picoedge.files import replace_file
-from picoedge.model.sampling_options import SamplingOptions
 from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from picoedge.config import SamplingOptions
 from picoedge.errors import UsageError
-from picoedge.model.sampling_options import SamplingOptions
 from picoedge.suggest import did_you_mean
 from picoedge.units import parse_size
 

@@ -106,7 +106,8 @@ def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budge
 
 def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
     """A little of all that opening and running a model does, without any of its shards."""
-    from picoedge.model.sampling import Sampler, SamplingOptions
+    from picoedge.config import SamplingOptions
+    from picoedge.model.sampling import Sampler
     from picoedge.model.transformer import Transformer
     from picoedge.store.window.weights import EmptyWeights
 

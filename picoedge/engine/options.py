@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from picoedge.model.sampling_options import SamplingOptions
+from picoedge.config import SamplingOptions
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from picoedge.config import SamplingOptions
 from picoedge.errors import ContextError, PicoedgeError, TextError
 from picoedge.kernels.arrays import F32
-from picoedge.model.sampling import Sampler, SamplingOptions
+from picoedge.model.sampling import Sampler
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:

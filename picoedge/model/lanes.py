@@ -1,4 +1,8 @@
-"""Chunks cut in two: the sums of one half are on their way while the other is computed."""
+"""Two-batch overlap (one half computes while the other's sums travel).
+
+A long chunk of tokens has two lanes: while the sums of one are on the network, the other is
+computed.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,20 @@ from collections.abc import Callable
 
 from picoedge.kernels.arrays import F64
 
-Finish = Callable[[], None]
-Reduce = Callable[[F64], Finish | None]  # begins; what it gives, if anything, ends
+_Finish = Callable[[], None]
+# Starts adding up sums f64 [n, hidden] over all slices, in place; the function it returns, if any,
+# waits until they are complete.
+Reduce = Callable[[F64], _Finish | None]
 
-LANES_FROM, LANE_STEP = 64, 16  # tokens of a chunk that is cut in two, and what each part is of
+LANES_FROM, LANE_STEP = 64, 16  # least tokens of a chunk with two lanes; a lane is a multiple
 
 
 class Lane:
-    """Tokens first .. end-1 of a chunk, whose sums travel while another lane is computed.
-
-    `position` is that of its first token.
-    """
+    """Tokens first .. end-1 of a chunk; `position` is that of the first."""
 
     def __init__(self, first: int, end: int, position: int) -> None:
         self.first, self.end, self.position = first, end, position
-        self._finish: Finish | None = None
+        self._finish: _Finish | None = None
 
     @property
     def n(self) -> int:
@@ -28,20 +31,20 @@ class Lane:
         return self.end - self.first
 
     def begin(self, reduce: Reduce, sums: F64) -> None:
-        """Send what this slice adds to the lane's sums, f64 [N, hidden] of the chunk."""
+        """Start the reduction of the lane's rows of `sums`, f64 [N, hidden]."""
         self._finish = reduce(sums[self.first : self.end])
 
     def finish(self) -> None:
-        """Have the sums that were begun last, if any."""
+        """Wait for the reduction that was begun last, if any."""
         finish, self._finish = self._finish, None
         if finish is not None:
             finish()
 
 
 def lanes_of(n: int, position: int, *, tied: bool) -> list[Lane]:
-    """A long chunk of a slice that is tied to others in two lanes, else in one.
+    """Two lanes for a long chunk if this slice is `tied` to others, else one.
 
-    The same on all boards, as each sum is of one lane.
+    Every board must split alike, since a sum has the rows of one lane.
     """
     if not tied or n < LANES_FROM:
         return [Lane(0, n, position)]

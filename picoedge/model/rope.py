@@ -11,7 +11,7 @@ from picoedge.kernels.arrays import F32, F64
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> F64:
-    """Radians a position adds to each pair of dimensions, f64 [head_dim / 2]."""
+    """Radians that each position adds to a pair of dimensions, f64 [head_dim / 2]."""
     inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling.freq_factors:
         return inverse / np.asarray(scaling.freq_factors, dtype=np.float64)
@@ -23,17 +23,20 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> F6
 
 
 def _llama3(inverse: F64, scaling: RopeScaling) -> F64:
-    """Wavelengths beyond the trained context are stretched, short ones kept, a ramp between."""
+    """Stretch wavelengths beyond the trained context, keep short ones, a ramp between (Llama 3.1).
+
+    f64 [head_dim / 2] -> f64 [head_dim / 2].
+    """
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     turns = scaling.original_max_position_embeddings * inverse / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep * inverse + (1 - keep) * inverse / scaling.factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * inverse + (1 - kept) * inverse / scaling.factor
 
 
 def rope_tables(config: ModelConfig, n_ctx: int, *, windowed: bool) -> tuple[F32, F32]:
     """(cos, sin), each f32 [n_ctx, head_dim / 2], for the windowed or the other layers.
 
-    Gemma 3's windowed layers turn at a base of their own and are never stretched.
+    Gemma 3's windowed layers have their own base, and no scaling.
     """
     own_base = windowed and config.architecture == "gemma3"
     theta = config.rope_local_theta if own_base else config.rope_theta

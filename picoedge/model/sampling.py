@@ -1,4 +1,4 @@
-"""Logits to a token: a few small functions, each narrowing the candidates.
+"""Sampling: logits to a token, by a few small functions that each narrow the candidates.
 
 The order is llama.cpp's: penalty, top-k, top-p, min-p, temperature. A vocabulary of 262,144
 costs a fraction of a millisecond: all but the first step work on a few dozen candidates.
@@ -13,23 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from picoedge.config import SamplingOptions
 from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32, F64, Indices
-from picoedge.model.sampling_options import SamplingOptions
-
-__all__ = ["Candidates", "Sampler", "SamplingOptions"]
-
 
 GREEDY_BELOW = 1e-4  # temperatures under it are greedy: 1 / temperature must not overflow
-_GROUPS = 1024  # into which a vocabulary is cut to bound its k-th largest logit
+_GROUPS = 1024  # groups of logits whose maxima bound the k-th largest; ids of a span in `draw`
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Tokens still possible, likeliest first (ties: lower id first).
+    """Tokens that remain possible, most probable first (ties: lower id first).
 
-    ids [c]; weights f64 [c] are their probabilities relative to the likeliest; `total` is the
-    sum of the weights that the next step counts as the whole.
+    ids [c]; weights f64 [c], probabilities relative to the most probable token; `total`, the sum of
+    weights of which the next step's `top_p` is a fraction.
     """
 
     ids: Indices
@@ -38,17 +35,16 @@ class Candidates:
 
 
 class Sampler:
-    """Picks tokens as `options` say; one seed, one sequence of choices."""
+    """Picks tokens by `options`; the same seed gives the same sequence of choices."""
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
-        self._rng = random.Random(options.seed)  # NumPy's would load 4 MB of generators
+        self._rng = random.Random(options.seed)  # NumPy's would load 4 MB of code
 
     def pick(self, logits: F32, history: Sequence[int]) -> int:
-        """The next token. logits f32 [vocab]; history: prompt and answer so far.
+        """The next token. logits f32 [vocab]; history: ids of the prompt and the answer so far.
 
-        A temperature below 1e-4 is greedy, as 0 is. Raises ModelError where the logits are not
-        numbers.
+        A temperature below 1e-4 is greedy, like 0. Raises ModelError if the logits are not finite.
         """
         options = self.options
         if options.repeat_penalty != 1.0 and options.repeat_last_n:
@@ -64,7 +60,7 @@ class Sampler:
 
 
 def greedy(logits: F32) -> int:
-    """The likeliest token; raises ModelError where the logits are not numbers."""
+    """The most probable token. Raises ModelError if its logit is not finite."""
     token = int(logits.argmax())  # NaN counts as largest, so checking the winner checks all
     if not math.isfinite(logits[token]):
         raise ModelError(
@@ -75,7 +71,7 @@ def greedy(logits: F32) -> int:
 
 
 def penalized(logits: F32, recent: Sequence[int], penalty: float) -> F32:
-    """A copy where tokens of `recent` are less likely (Keskar et al. 2019, section 4.1)."""
+    """A copy of logits in which tokens of `recent` are less probable (Keskar et al. 2019, 4.1)."""
     ids = np.unique(np.asarray(recent, dtype=np.intp))
     ids = ids[(ids >= 0) & (ids < logits.size)]
     out: F32 = logits.copy()
@@ -85,16 +81,16 @@ def penalized(logits: F32, recent: Sequence[int], penalty: float) -> F32:
 
 
 def narrowed(logits: F32, peak: float, options: SamplingOptions) -> Candidates:
-    """What top-k, then top-p, then min-p leave of logits f32 [vocab], whose largest is `peak`."""
+    """The candidates after top-k, top-p and min-p. logits f32 [vocab], whose largest is `peak`."""
     if 0 < options.top_k < logits.size:
         candidates = keep_top_k(logits, peak, options.top_k)
     else:
-        candidates = likely(logits, peak, options.top_p, options.min_p)
+        candidates = keep_probable(logits, peak, options.top_p, options.min_p)
     return keep_min_p(keep_top_p(candidates, options.top_p), options.min_p)
 
 
 def keep_top_k(logits: F32, peak: float, k: int) -> Candidates:
-    """The k likeliest."""
+    """The k most probable tokens."""
     return _candidates(logits, peak, np.flatnonzero(logits >= _bound_of_top(logits, k)), k)
 
 
@@ -110,8 +106,8 @@ def _bound_of_top(logits: F32, k: int) -> float:
     return float(np.partition(maxima, _GROUPS - k)[_GROUPS - k])
 
 
-def likely(logits: F32, peak: float, top_p: float, min_p: float) -> Candidates:
-    """All that `min_p` could keep, or else enough to reach `top_p`, counted over everything."""
+def keep_probable(logits: F32, peak: float, top_p: float, min_p: float) -> Candidates:
+    """All tokens that `min_p` could keep, or enough of them to reach `top_p` of all tokens."""
     total = float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64))
     depths = (-math.log(min_p),) if min_p > 0 else (4.0, 8.0, 16.0, math.inf)
     for depth in depths:
@@ -132,7 +128,7 @@ def _candidates(logits: F32, peak: float, ids: Indices, k: int | None = None) ->
 
 
 def keep_top_p(candidates: Candidates, top_p: float) -> Candidates:
-    """The fewest likeliest that reach `top_p` of the total (Holtzman et al. 2020)."""
+    """Nucleus sampling: the fewest candidates that reach `top_p` of the total (Holtzman 2020)."""
     if top_p >= 1:
         return candidates
     covered = np.cumsum(candidates.weights)
@@ -141,7 +137,7 @@ def keep_top_p(candidates: Candidates, top_p: float) -> Candidates:
 
 
 def keep_min_p(candidates: Candidates, min_p: float) -> Candidates:
-    """Those at least `min_p` times as probable as the likeliest."""
+    """Candidates at least `min_p` times as probable as the most probable one."""
     return _first(candidates, int(np.count_nonzero(candidates.weights >= min_p)))
 
 
@@ -157,18 +153,18 @@ def draw(candidates: Candidates, temperature: float, uniform: float) -> int:
 
 
 def draw_from_all(logits: F32, peak: float, temperature: float, uniform: float) -> int:
-    """As `draw`, from the whole vocabulary: first a stretch of it, then a token therein."""
+    """`draw` from the whole vocabulary: first a span of 1024 ids, then a token in it."""
     weights = np.exp((logits - np.float32(peak)) / np.float32(temperature))  # [vocab]
     starts = np.arange(0, weights.size, _GROUPS)
     covered = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
-    stretch = _index(covered, uniform)
-    before = covered[stretch - 1] if stretch else 0.0
-    inside = np.cumsum(weights[starts[stretch] :][:_GROUPS], dtype=np.float64)
+    span = _index(covered, uniform)
+    before = covered[span - 1] if span else 0.0
+    inside = np.cumsum(weights[starts[span] :][:_GROUPS], dtype=np.float64)
     left = (uniform * covered[-1] - before) / inside[-1]
-    return int(starts[stretch]) + _index(inside, min(max(left, 0.0), 1.0))
+    return int(starts[span]) + _index(inside, min(max(left, 0.0), 1.0))
 
 
 def _index(covered: F64, uniform: float) -> int:
-    """Where `uniform` of the last of `covered` (running sums) falls."""
+    """The index at which running sums `covered` reach `uniform` times the last of them."""
     index = int(np.searchsorted(covered, uniform * covered[-1], side="right"))
     return min(index, covered.size - 1)

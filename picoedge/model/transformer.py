@@ -1,4 +1,14 @@
-"""The forward pass of one slice of a model, in the order things happen.
+"""The forward pass of a model, or of one slice of it, in the order things happen.
+
+    x = embedding[tokens]                             f32 [n, hidden]
+    for each layer:
+        sums = attention(norm(x))                     f64 [n, hidden], over all slices
+        x += sums
+        sums = ffn(norm(x))                           f64 [n, hidden], over all slices
+        x += sums
+    logits = head(norm(x))                            f32 [vocab]
+
+The kernel that reads x next adds the sums to it (kernels.api.Residual).
 
 The file knows no network: slices are joined by three hooks. `broadcast_input` sends the embedded
 tokens of each chunk to slices without an embedding; `reduce` replaces this slice's f64 sums by the
@@ -9,17 +19,16 @@ One board alone has no hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from picoedge.errors import ContextError, ModelError, StorageError
-from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.kernels.api import AttentionShape, Kernels, Residual
 from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
+from picoedge.model.layers import AttentionKernels, FfnKernels, HeadKernel, Layer, Workspace
 from picoedge.model.rope import rope_tables
-from picoedge.model.workspace import Workspace
 from picoedge.store.shards import Slice
 from picoedge.store.window.weights import BoundSpan, MappedWeights, WeightStore
 
@@ -29,60 +38,8 @@ if TYPE_CHECKING:
 BroadcastInput = Callable[[F32, int, int], None]
 GatherLogits = Callable[[F32], None]
 
-LOGIT_ROWS = 8  # tokens whose logits are held at once when all are asked for
-NOTHING = BoundSpan(range(0), {})  # of a slice without shards of a kind
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionRun:
-    """The bound kernels of a run of attention shards."""
-
-    held: BoundSpan
-    project_qkv: Project
-    attend: Attend
-    project_attention: ProjectSum
-
-    def __call__(self, lane: Lane) -> None:
-        """Add what these shards make of some tokens to their sums."""
-        self.project_qkv(lane.end, lane.first)
-        self.attend(lane.n, lane.position)
-        self.project_attention(lane.end, lane.first)
-
-
-@dataclass(frozen=True, eq=False)
-class FfnRun:
-    """The bound kernels of a run of FFN shards."""
-
-    held: BoundSpan
-    project_gate_up: Project
-    project_down: ProjectSum
-
-    def __call__(self, lane: Lane) -> None:
-        """Add what these shards make of some tokens to their sums."""
-        self.project_gate_up(lane.end, lane.first)
-        self.project_down(lane.end, lane.first)
-
-
-@dataclass(frozen=True, eq=False)
-class HeadRun:
-    """The bound kernel of a run of vocabulary shards, and what is done around its use."""
-
-    held: BoundSpan
-    project: Project
-
-    def __call__(self, n: int, first: int) -> None:
-        """Logits of tokens first .. n-1 for these rows of the vocabulary."""
-        self.held.acquire()
-        self.project(n, first)
-        self.held.release()
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer: runs of attention shards, then runs of FFN shards."""
-
-    attention: Sequence[AttentionRun]
-    ffn: Sequence[FfnRun]
+LOGIT_ROWS = 8  # tokens whose logits are computed at once when all are wanted
+NOTHING = BoundSpan(range(0), {})  # of a slice that has no shards of a kind
 
 
 class Transformer:
@@ -124,23 +81,23 @@ class Transformer:
         self._space = self._workspace()
         self._embedding = self.holding.embedding() if self.holding.part.owns_head else None
         self._logits = np.zeros((1, len(self._columns)), np.float32)
-        self.after_forward: Callable[[int], None] | None = None  # is given the tokens done
+        self.after_forward: Callable[[int], None] | None = None  # called with the number of tokens
         self.bind()
 
     # -- building ------------------------------------------------------------------------------
 
     def bind(self) -> None:
-        """Bind the kernels to the weights as they are held now; the cache is kept."""
+        """Bind the kernels to the weights where they now lie in memory; the cache is kept."""
         self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
         self._project_head = self._bind_head(self._logits)
 
     def unbind(self) -> None:
-        """Let the weights go, so that they can be held otherwise; `bind` comes next."""
+        """Drop all references to the weights, so that they can be moved; call `bind` afterwards."""
         self._layers, self._project_head = [], []
 
     @property
     def _columns(self) -> range:
-        """The rows of the vocabulary that this slice has logits of."""
+        """The rows of the vocabulary for which this slice has logits."""
         part, rows = self.holding.part, self._pack.head_shard_rows
         shards = range(self._pack.n_head_shards) if part.owns_head else part.head_shards
         return range(shards.start * rows, shards.stop * rows)
@@ -193,25 +150,25 @@ class Transformer:
 
     def _bind_attention(
         self, i: int, held: BoundSpan, source: Residual, norms: dict[str, F32], *, accumulate: bool
-    ) -> AttentionRun:
+    ) -> AttentionKernels:
         kernels, space = self.kernels, self._space
         shape = self._shape(i, len(held.shards))
         heads = space.attention(shape.q_heads * shape.head_dim)
         qkv = space.qkv((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
         if not held.weights:
             nothing = kernels.project_sum(heads, None, None, space.sums)
-            return AttentionRun(
+            return AttentionKernels(
                 held, kernels.project(source, [], [], qkv), _attend_nothing, nothing
             )
         weights, biases = held.weights, self._pack.biases(i, held.shards)
         exact = all(w.spec.format.bits == 32 for w in weights.values())
-        place = i, held.shards.start
-        if place not in self._caches:
+        key = i, held.shards.start
+        if key not in self._caches:
             bits = 32 if exact else self._kv_bits
-            self._caches[place] = kernels.kv_cache(self.n_ctx, shape, bits)
-        cache = self._caches[place]
+            self._caches[key] = kernels.kv_cache(self.n_ctx, shape, bits)
+        cache = self._caches[key]
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
-        return AttentionRun(
+        return AttentionKernels(
             held,
             kernels.project(
                 source,
@@ -226,15 +183,15 @@ class Transformer:
             kernels.project_sum(heads, None, weights["o"], space.sums, accumulate=accumulate),
         )
 
-    def _bind_ffn(self, held: BoundSpan, source: Residual, *, accumulate: bool) -> FfnRun:
+    def _bind_ffn(self, held: BoundSpan, source: Residual, *, accumulate: bool) -> FfnKernels:
         kernels, space = self.kernels, self._space
         if not held.weights:
             gate_up = space.gate_up(0)
             nothing = kernels.project_sum(gate_up, None, None, space.sums)
-            return FfnRun(held, kernels.project(source, [], [], gate_up), nothing)
+            return FfnKernels(held, kernels.project(source, [], [], gate_up), nothing)
         gate, up, down = (held.weights[name] for name in ("gate", "up", "down"))
         gate_up = space.gate_up(down.total_cols)
-        return FfnRun(
+        return FfnKernels(
             held,
             kernels.project(source, [gate, up], [None, None], gate_up, reuse_input=accumulate),
             kernels.project_sum(
@@ -242,27 +199,27 @@ class Transformer:
             ),
         )
 
-    def _bind_head(self, out: F32) -> list[HeadRun]:
+    def _bind_head(self, out: F32) -> list[HeadKernel]:
         layers = self.config.num_hidden_layers
         own = self.holding.spans("head", layers)
         if not own:
             return []
         post_norm = self._pack.norms(layers - 1).get("post_ffn_norm")
         source = self._residual(self._pack.final_norm, post_norm)
-        runs: list[HeadRun] = []
+        spans: list[HeadKernel] = []
         for held in own:
             head = held.weights["head"]
             first = held.shards.start * self._pack.head_shard_rows - self._columns.start
             columns = out[:, first : first + head.total_rows]
-            project = self.kernels.project(source, [head], [None], columns, reuse_input=bool(runs))
-            runs.append(HeadRun(held, project))
-        return runs
+            project = self.kernels.project(source, [head], [None], columns, reuse_input=bool(spans))
+            spans.append(HeadKernel(held, project))
+        return spans
 
     # -- running -------------------------------------------------------------------------------
 
     def _run_tokens(self, tokens: Sequence[int], position: int, wanted: int) -> None:
         assert self._embedding is not None, "a slice without an embedding is given its input"
-        x = self._space.x[: len(tokens)]
+        x = self._space.x[: len(tokens)]  # [n, hidden]
         self._embedding.gather(tokens, x)
         if self.config.embed_scale != 1.0:
             x *= np.float32(self.config.embed_scale)
@@ -271,7 +228,7 @@ class Transformer:
         self._run_layers(len(tokens), position)
 
     def _run_layers(self, n: int, position: int) -> None:
-        """Leaves x without, and sums with, what the last layer's FFN adds."""
+        """Run all layers; the sums of the last FFN stay in `sums`, not yet added to x."""
         if not self._layers:
             raise StorageError("the weights could not be read again", "open the model again")
         lanes = lanes_of(n, position, tied=self._reduce is not None)
@@ -282,17 +239,17 @@ class Transformer:
             lane.finish()
 
     def _run_stage(
-        self, runs: Sequence[AttentionRun] | Sequence[FfnRun], lanes: list[Lane]
+        self, spans: Sequence[AttentionKernels] | Sequence[FfnKernels], lanes: list[Lane]
     ) -> None:
-        """Each lane is computed once its last sums are there, while the other's may travel."""
-        for run in runs:
-            run.held.acquire()
+        """Compute each lane once its previous sums have arrived; those of the other travel."""
+        for span in spans:
+            span.held.acquire()
             for lane in lanes:
                 lane.finish()
-                run(lane)
-                if run is runs[-1] and self._reduce is not None:
+                span(lane)
+                if span is spans[-1] and self._reduce is not None:
                     lane.begin(self._reduce, self._space.sums)
-            run.held.release()
+            span.held.release()
 
     def _chunks(self, tokens: Sequence[int], position: int) -> Iterator[tuple[Sequence[int], int]]:
         if not tokens or position < 0 or position + len(tokens) > self.n_ctx:
@@ -312,20 +269,21 @@ class Transformer:
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits after the last token, f32 [vocab]; a view that the next call overwrites.
 
-        The tokens are put at position, position + 1, …; what the cache holds before them is
-        used, what it holds after is forgotten. Raises ContextError beyond the context.
+        The tokens get positions position, position + 1, …; the cache before them is used, the
+        cache behind them is discarded. Raises ContextError beyond the context, ModelError for a
+        token that the embedding does not have.
         """
         n, end = 0, position + len(tokens)
         for chunk, at in self._chunks(tokens, position):
             n = len(chunk)
             self._run_tokens(chunk, at, wanted=1 if at + n == end else 0)
-        self._run_head(n)  # apart: no local name of it may hold the weights when they change hands
+        self._run_head(n)  # a method: no local variable keeps weights that `after_forward` replaces
         if self.after_forward is not None:
             self.after_forward(len(tokens))
         return self._logits[0, : self.config.vocab_size]
 
     def forward_slice(self, x: F32, position: int, wanted: int = 0) -> None:
-        """Run this slice on another's announced input, f32 [n, hidden], n <= batch.
+        """Run this slice on the input that the first slice broadcast, f32 [n, hidden], n <= batch.
 
         Results are delivered through `reduce` (partial sums) and `gather_logits`.
         """
@@ -338,47 +296,50 @@ class Transformer:
             self._run_head(n)
         elif wanted:
             for _ in self._every_logit(n, *self._bind_rows()):
-                pass  # they are gathered elsewhere
+                pass  # `gather_logits` has sent them
         if self.after_forward is not None:
             self.after_forward(n)
 
     def _run_head(self, n: int) -> None:
-        for run in self._project_head:
-            run(n, n - 1)
+        for project in self._project_head:
+            project(n, n - 1)
         if self._gather_logits is not None:
             self._gather_logits(self._logits)
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
-        """Logits after every token, f32 [n, vocab], a few tokens at a time, each overwritten."""
-        out, runs = self._bind_rows()
+        """Logits after every token, f32 [n, vocab], of a few tokens at a time.
+
+        Each is a view that the next one overwrites. Raises as `forward` does.
+        """
+        out, head = self._bind_rows()
         for chunk, at in self._chunks(tokens, position):
             self._run_tokens(chunk, at, wanted=len(chunk))
-            for logits in self._every_logit(len(chunk), out, runs):
+            for logits in self._every_logit(len(chunk), out, head):
                 yield logits[:, : self.config.vocab_size]
 
-    def _bind_rows(self) -> tuple[F32, list[HeadRun]]:
-        """Room for the logits of a few tokens at once, and the head bound to it."""
+    def _bind_rows(self) -> tuple[F32, list[HeadKernel]]:
+        """A buffer for the logits of a few tokens at once, and the head bound to it."""
         out = np.zeros((min(LOGIT_ROWS, self.batch), len(self._columns)), np.float32)
         return out, self._bind_head(out)
 
-    def _every_logit(self, n: int, out: F32, runs: Sequence[HeadRun]) -> Iterator[F32]:
-        """The logits of all tokens of a chunk, a few rows at a time."""
+    def _every_logit(self, n: int, out: F32, head: Sequence[HeadKernel]) -> Iterator[F32]:
+        """The logits of all tokens of a chunk, f32 [rows, columns], a few rows at a time."""
         for first in range(0, n, len(out)):
             end = min(first + len(out), n)
-            for run in runs:
-                run(end, first)
+            for project in head:
+                project(end, first)
             if self._gather_logits is not None:
                 self._gather_logits(out[: end - first])
             yield out[: end - first]
 
     @property
     def disk_wait_s(self) -> float:
-        """Seconds spent so far waiting for weights to come from storage."""
+        """Seconds spent so far waiting for weights to be read from storage."""
         return self.holding.usage.wait_s
 
     @property
     def bytes_streamed(self) -> int:
-        """Bytes of weights read so far while running, those that stay resident not counted."""
+        """Bytes of streamed weights read so far."""
         return self.holding.usage.bytes_read
 
     def memory_bytes(self) -> dict[str, int]:
@@ -390,7 +351,7 @@ class Transformer:
         }
 
     def close(self) -> None:
-        """Stop the kernels' threads and the reading. Idempotent."""
+        """Stop the kernels' threads and the readers of weights. Idempotent."""
         self.holding.close()
         self.kernels.close()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_model import BOS, EOS, ByteTokenizer, ScriptedModel, scripted_session
 
+from picoedge.config import SamplingOptions
 from picoedge.engine.session import PREFILL_CHUNK, Session, common_prefix
 from picoedge.errors import ContextError, StorageError, TextError
-from picoedge.model.sampling import SamplingOptions
 
 
 def ids(text: str) -> list[int]:

@@ -8,8 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from picoedge.config import SamplingOptions
 from picoedge.errors import ModelError, UsageError
-from picoedge.model.sampling import Sampler, SamplingOptions, greedy, narrowed, penalized
+from picoedge.model.sampling import Sampler, greedy, narrowed, penalized
 
 OPEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from picoedge.config import SamplingOptions
 from picoedge.engine.session import Prompter, Session
 from picoedge.errors import StorageError
-from picoedge.model.sampling import SamplingOptions
 from picoedge.planner.memory import MemoryPlan
 from picoedge.text.tokenizer.special import SpecialTokens
 

@@ -17,8 +17,8 @@ import zmq
 
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
-from picoedge.mesh.transfer.donor_client import DonorLink
-from picoedge.mesh.transfer.puller import Manner, Pulling, pull
+from picoedge.mesh.transfer.donor_client import DonorClient
+from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
 from picoedge.store.pack.inventory import Wanted
 from picoedge.store.shards import Slice
 
@@ -31,7 +31,7 @@ def main() -> None:
         with ExitStack() as stack:
             sources = []
             for name, address, key in request["donors"]:
-                link = DonorLink(context, identity.keys, parse_address(address), key)
+                link = DonorClient(context, identity.keys, parse_address(address), key)
                 stack.callback(link.close)
                 sources.append((name, link))
             print(json.dumps(timed(request, sources)))
@@ -39,17 +39,17 @@ def main() -> None:
         context.destroy(linger=0)
 
 
-def timed(request: dict[str, Any], sources: list[tuple[str, DonorLink]]) -> dict[str, float]:
+def timed(request: dict[str, Any], sources: list[tuple[str, DonorClient]]) -> dict[str, float]:
     """Seconds of a pull, and the bytes that were missing."""
     part = Slice(range(*request["attention"]), range(*request["ffn"]))
     totals = [0]
 
-    def progress(how: Pulling) -> None:
+    def progress(how: PullProgress) -> None:
         totals.append(how.total)
 
     began = time.perf_counter()
     pull(Path(request["target"]), request["identity"], Wanted(part), sources,
-         Manner(progress=progress))  # fmt: skip
+         PullOptions(progress=progress))  # fmt: skip
     return {"seconds": time.perf_counter() - began, "bytes": max(totals)}
 
 

@@ -121,8 +121,8 @@ def pull_missing(
     Returns the folder of the pack. Raises MeshError, ModelError.
     """
     from picoedge.mesh.addresses import parse_address
-    from picoedge.mesh.transfer.donor_client import DonorLink
-    from picoedge.mesh.transfer.puller import Manner, Pulling, pull
+    from picoedge.mesh.transfer.donor_client import DonorClient
+    from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
     from picoedge.store.pack.inventory import Wanted
     from picoedge.store.pack.partial import pack_folder
     from picoedge.store.pack.reader import Pack
@@ -132,7 +132,7 @@ def pull_missing(
     if path.exists() and not Pack.open(path).missing(wanted):
         return path
 
-    def on_progress(progress: Pulling) -> None:
+    def on_progress(progress: PullProgress) -> None:
         page.write("pulling", done=progress.done, total=progress.total)
 
     page.write("pulling")
@@ -140,10 +140,10 @@ def pull_missing(
         donors = []
         for number, rank in enumerate(spec.ranks):
             if number != spec.rank and rank.daemon:
-                donor = DonorLink(context, keys, parse_address(rank.daemon), rank.key)
+                donor = DonorClient(context, keys, parse_address(rank.daemon), rank.key)
                 stack.callback(donor.close)
                 donors.append((rank.name, donor))
-        pull(path, spec.pack_id, wanted, donors, Manner(progress=on_progress))
+        pull(path, spec.pack_id, wanted, donors, PullOptions(progress=on_progress))
     return path
 
 

@@ -23,6 +23,7 @@ from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
 from picoedge.mesh.node.local_daemon import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
+from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.mesh.transport.replies import RawReply
@@ -40,13 +41,13 @@ class Daemon:
 
     def __init__(self, node: Node, options: BoardOptions, kinds: JobKinds = JOB_KINDS) -> None:
         self._node, self._options = node, options
-        self._donor = Donor([options.shelf])
+        self._packs = PackShelf([options.shelf])
         self.board = BoardService(node, options, lambda: self._facts, self._find_pack, kinds)
         self._facts: Mapping[str, Any] | None = None
         node.rpc.on("mesh-state", lambda peer, body: self._mesh_state())
         node.rpc.on("ping", _ping)
         node.rpc.on("pack-offer", self._offer_pack)
-        for kind, handler in self._donor.handlers().items():
+        for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
         node.peers.on_change(self._tell_change)
         self._file = DaemonFile(node.identity.folder)
@@ -56,12 +57,12 @@ class Daemon:
     def _offer_pack(self, peer: str, body: Body) -> None:
         if str(peer) != self._node.identity.keys.public:
             raise AccessError("only this board's own sessions say what it offers")
-        self._donor.add(Path(Fields(body).text("folder", 4096)))
+        self._packs.add(Path(Fields(body).text("folder", 4096)))
 
     def _find_pack(self, identity: str) -> Path | None:
         """The folder of a pack, whole or in part; None if this board has none of it."""
         try:
-            return self._donor.folder_of(identity)
+            return self._packs.find(identity).folder
         except ModelError:
             return None
 

@@ -14,6 +14,7 @@ from tiny_model import write_tiny_model
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError
 from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
+from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.store.pack.inventory import HELD, held_shards, record_head
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
@@ -95,7 +96,7 @@ def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
     recorded.remove("layer-000/ffn.000")  # of one layer only
     lines = "".join(f"{name}\n" for name in recorded).encode()
     (part / "a.pico" / HELD).write_bytes(record_head(tiny.identity) + lines)
-    found = told(tiny, *(Donor([shelf]) for shelf in (whole, part, nothing)))
+    found = told(tiny, *(Donor(PackShelf([shelf]).find) for shelf in (whole, part, nothing)))
     has = everything(tiny)
     assert found == [has, HeldShards(has.attention - {last}, has.ffn - {0}, has.head), NOTHING]
 

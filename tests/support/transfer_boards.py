@@ -15,7 +15,8 @@ from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transfer.donor import OFFER, READ, Donor
-from picoedge.mesh.transfer.donor_client import DonorLink
+from picoedge.mesh.transfer.donor_client import DonorClient
+from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.messages import ERROR, REPLY, control, failure_body, read_control
@@ -30,7 +31,7 @@ class Board(threading.Thread):
     def __init__(self, shelf: Path, clients: list[str], name: str = "board") -> None:
         super().__init__(name=name)
         self.keys = KeyPair.new()
-        self.donor = Donor([shelf])
+        self.donor = Donor(PackShelf([shelf]).find)
         self.asked: Counter[str] = Counter()
         self.over = threading.Event()  # set: it is gone, as if its plug were pulled
         self.context: Any = zmq.Context()
@@ -132,7 +133,7 @@ class Scripted(Board):
 
 
 @contextmanager
-def links(client: KeyPair, *boards: Board) -> Iterator[list[tuple[str, DonorLink]]]:
+def links(client: KeyPair, *boards: Board) -> Iterator[list[tuple[str, DonorClient]]]:
     """Start boards and connect to each; all are gone afterwards."""
     with ExitStack() as stack:
         context: Any = zmq.Context()
@@ -141,6 +142,6 @@ def links(client: KeyPair, *boards: Board) -> Iterator[list[tuple[str, DonorLink
         for board in boards:
             board.start()
             stack.callback(board.end)
-            link = DonorLink(context, client, board.address, board.keys.public)
+            link = DonorClient(context, client, board.address, board.keys.public)
             made.append((board.name, link))
         yield made

@@ -1,4 +1,4 @@
-"""A donor, from the side that asks: offers and parts of items over one socket to its daemon."""
+"""The client of one donor: asks its daemon for offers and parts of items, over one socket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True)
 class Offered:
-    """A donor has the pack: `held` is of `donor.pack_bits`, None stands for all items."""
+    """A donor has the pack: `held` is text of `donor.pack_bits`; None stands for all items."""
 
     name: str
     manifest_bytes: int
@@ -36,7 +36,7 @@ class Offered:
     held: str | None
 
     def names(self, order: Sequence[str]) -> Sequence[str]:
-        """Those of the pack's items, listed in `order`, that it has. Raises ProtocolError."""
+        """The items it has, of the pack's items in `order`. Raises ProtocolError."""
         if self.items != len(order):
             raise ProtocolError(f"{self.items} items of a pack that has {len(order)}")
         if self.held is None:
@@ -47,46 +47,47 @@ class Offered:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of an item, as many as were asked for."""
+    """Bytes of an item, as many as were asked for; `version` is 0 if items never change."""
 
     item: str
     offset: int
     data: memoryview
+    version: int = 0
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A donor cannot give an item; "" stands for the whole pack."""
+    """A donor cannot give an item; "" is the whole pack."""
 
     item: str
     reason: str
 
 
-Answer = Offered | Part | Refused
+DonorAnswer = Offered | Part | Refused
 
 
-class Source(Protocol):
-    """A donor that can be asked. Nothing here waits."""
+class DonorHandle(Protocol):
+    """A donor that can be asked. No method waits."""
 
     @property
     def socket(self) -> Socket:
-        """To be polled for what is to be received."""
+        """Readable when answers may be there."""
 
     def offer(self, pack: str) -> None:
-        """Ask which items of a pack it has; an earlier question for it is forgotten."""
+        """Ask which items of a pack it has; an earlier question is forgotten."""
 
     def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
         """Ask for a part of an item, of at most PART_BYTES."""
 
     def forget(self) -> None:
-        """Ignore what was asked for before."""
+        """Ignore the answers to all earlier questions."""
 
-    def receive(self) -> Iterator[Answer]:
-        """The answers that are there. Raises ProtocolError where one makes no sense."""
+    def receive(self) -> Iterator[DonorAnswer]:
+        """The answers that are there. Raises ProtocolError if one fits no question."""
 
 
-class DonorLink:
-    """A `Source` over a socket of its own to a board's daemon. To be closed."""
+class DonorClient:
+    """A `DonorHandle` over a socket of its own to a board's daemon. Close it."""
 
     def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
         """`server_key`: the board's public key in Z85."""
@@ -95,22 +96,22 @@ class DonorLink:
         self.socket.connect(address.endpoint)
         self._dialect = Dialect()
         self._numbers = itertools.count(1)
-        self._offer = 0  # id of the question that counts
+        self._offer = 0  # id of the latest offer asked for
         self._parts: dict[int, tuple[str, int, int]] = {}  # id -> item, offset, bytes
 
     def offer(self, pack: str) -> None:
-        """See `Source.offer`."""
+        """See `DonorHandle.offer`."""
         self._offer = self._send(OFFER, {"pack": pack})
 
     def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
-        """See `Source.ask`."""
+        """See `DonorHandle.ask`."""
         assert nbytes <= PART_BYTES
         place = {"pack": pack, "item": item, "offset": offset, "bytes": nbytes}
         self._parts[self._send(READ, place)] = (item, offset, nbytes)
 
     def _send(self, kind: str, body: Body) -> int:
         number = next(self._numbers)
-        # Where its queue is full the donor has been gone for long: it is found to be silent.
+        # If the socket's queue is full, the donor has been gone for long: it will count as silent.
         with suppress(zmq.Again):
             self.socket.send_multipart(
                 self._dialect.write(kind, {**body, "id": number}), zmq.NOBLOCK
@@ -118,12 +119,12 @@ class DonorLink:
         return number
 
     def forget(self) -> None:
-        """See `Source.forget`."""
+        """See `DonorHandle.forget`."""
         self._parts.clear()
         self._offer = 0
 
-    def receive(self) -> Iterator[Answer]:
-        """See `Source.receive`."""
+    def receive(self) -> Iterator[DonorAnswer]:
+        """See `DonorHandle.receive`."""
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -133,7 +134,7 @@ class DonorLink:
             if answer is not None:
                 yield answer
 
-    def _answer(self, frames: list[memoryview]) -> Answer | None:
+    def _answer(self, frames: list[memoryview]) -> DonorAnswer | None:
         if len(frames) != 2 or len(frames[0]) != HEADER.size:
             raise ProtocolError(f"an answer of {len(frames)} frames")
         header = unpack(frames[0])
@@ -146,7 +147,7 @@ class DonorLink:
         if kind == ERROR and number in (self._offer, *self._parts):
             item = self._parts.pop(number, ("", 0, 0))[0]
             return Refused(item, Fields(body).text("message"))
-        return None  # late, or told to all
+        return None  # late, or a notification
 
     def _part(self, header: Header, data: memoryview) -> Part | None:
         asked = self._parts.pop(header.sequence, None)
@@ -155,10 +156,10 @@ class DonorLink:
         item, offset, nbytes = asked
         if header.shape != (nbytes,) or header.extra != offset or len(data) != nbytes:
             raise ProtocolError(f"{len(data)} bytes of {item} instead of {nbytes}")
-        return Part(item, offset, data)
+        return Part(item, offset, data, header.epoch)
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close the socket. Idempotent."""
         self.socket.close(linger=0)
 
 

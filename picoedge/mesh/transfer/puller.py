@@ -1,7 +1,7 @@
-"""Pull what a board lacks of a pack from all boards that have it, at once.
+"""Pull items from all donors that have them, at once: `pull` does so for a pack.
 
-What came is kept whatever happens: a pull that is cut goes on where it was. A board that sends
-wrong bytes is told of once and not asked again.
+Items that came are kept whatever happens: a pull that is cut continues where it was. A donor that
+sends wrong bytes is reported once and not asked again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
-from picoedge.mesh.transfer.donor_client import Answer, Offered, Part, Source
-from picoedge.mesh.transfer.request_window import Feed
-from picoedge.mesh.transfer.schedule import SILENCE_S, Action, Ask, Cancel, Schedule
+from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorHandle, Offered, Part
+from picoedge.mesh.transfer.request_window import DonorQueue
+from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Action, Ask, Cancel, Schedule
 from picoedge.store.pack.inventory import MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.store.shards import MANIFEST
 from picoedge.units import format_size
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from picoedge.store.pack.partial import PartialPack
 
 TICK_S = 0.1
-OFFER_AGAIN_S = 1.0  # silent boards, and those that are being filled themselves
-PATIENCE_S = 10.0
+OFFER_AGAIN_S = 1.0  # for donors that are silent, and those that are pulling the pack themselves
+PULL_STALL_S = 10.0  # a daemon that restarts is back by then
 
 
 @dataclass(frozen=True)
-class Pulling:
-    """How far a pull is: bytes of whole items, and what each donor sends a second."""
+class PullProgress:
+    """How far a pull is: bytes of complete items, and bytes a second of each donor."""
 
     done: int
     total: int
@@ -41,8 +41,8 @@ class Pulling:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a pull did. `already`: bytes that were wanted and here before it began."""
+class PullReport:
+    """What a pull did. `already`: wanted bytes that were here before. `wrong`: banned donors."""
 
     nbytes: int
     already: int
@@ -52,26 +52,27 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a pull tells of itself, and how long it waits."""
+class PullOptions:
+    """How a pull reports, and how long it waits."""
 
-    progress: Callable[[Pulling], None] = lambda pulling: None
+    progress: Callable[[PullProgress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda text: None
-    also: Sequence[tuple[Socket, Callable[[], None]]] = ()  # polled meanwhile; may raise
+    poll_also: Sequence[tuple[Socket, Callable[[], None]]] = ()  # polled meanwhile; may raise
     clock: Callable[[], float] = time.monotonic
-    silence_s: float = SILENCE_S  # until a donor is set aside
-    patience_s: float = PATIENCE_S  # until a pull is given up in which nothing comes
+    silence_s: float = DONOR_SILENCE_S  # until a donor is set aside
+    stall_s: float = PULL_STALL_S  # until a pull in which nothing comes fails
 
 
 @dataclass(frozen=True)
-class _Goal:
-    """What is pulled: sizes by name, which of it a donor has, and what is done with each.
+class PullTarget:
+    """What is pulled: bytes by item, in the order they are best fetched.
 
-    `accept` tells whether the bytes are right.
+    `offered_items` are the items that a donor has, by its offer. `accept` uses the bytes of an
+    item; it returns False if they are wrong, and the donor is banned.
     """
 
     items: Mapping[str, int]
-    has: Callable[[Offered], Collection[str]]
+    offered_items: Callable[[Offered], Collection[str]]
     accept: Callable[[str, memoryview], bool]
 
 
@@ -79,40 +80,40 @@ def pull(
     target: Path,
     identity: str,
     wanted: Wanted,
-    sources: Sequence[tuple[str, Source]],
-    manner: Manner | None = None,
+    donors: Sequence[tuple[str, DonorHandle]],
+    options: PullOptions | None = None,
     *,
     free: Callable[[Path], int] | None = None,
-) -> Report:
-    """Have `target`, NAME.pico, hold what is wanted of the pack `identity`.
+) -> PullReport:
+    """Fill `target`, NAME.pico, with the items `wanted` of the pack `identity`.
 
-    `sources`: boards' names and how they are asked; `free` tells the bytes free where a folder is.
-    Raises StorageError with the figures where the disk cannot take it, BoardLostError where no
-    board sends what is lacking, and what `store.partial` raises. What has come is kept.
+    `donors`: names of boards and their handles; `free`: bytes free on the disk of a folder. Raises
+    StorageError with the figures if the disk is too small, BoardLostError if no board sends an item
+    that is missing, and what `store.pack.partial` raises. Items that came are kept.
     """
     from picoedge.store.files import free_bytes
     from picoedge.store.pack import partial
 
-    manner = manner or Manner()
-    began_s = manner.clock()
+    options = options or PullOptions()
+    began_s = options.clock()
     wrong: set[str] = set()
     if not target.exists():
-        _pull_manifest(target, identity, _Pull(identity, sources, manner, wrong))
+        _pull_manifest(target, identity, Puller(identity, donors, options, wrong))
     with partial.PartialPack(target, free=free or free_bytes) as filled:
         if filled.pack.identity != identity:
             raise StorageError(f"{target} is another pack", f"picoedge rm {target.stem}")
         missing = filled.missing(wanted)
         filled.check_room(missing)
-        pulling = _Pull(identity, sources, manner, wrong)
+        puller = Puller(identity, donors, options, wrong)
         if missing:
-            pulling.run(_goal(filled, missing))
+            puller.run(_missing_items(filled, missing))
     nbytes = sum(item.nbytes for item in missing)
     already = sum(item.nbytes for item in filled.pack.needed(wanted)) - nbytes
-    seconds = manner.clock() - began_s
-    return Report(nbytes, already, seconds, pulling.by_donor, tuple(sorted(wrong)))
+    seconds = options.clock() - began_s
+    return PullReport(nbytes, already, seconds, puller.by_donor, tuple(sorted(wrong)))
 
 
-def _pull_manifest(target: Path, identity: str, pulling: _Pull) -> None:
+def _pull_manifest(target: Path, identity: str, puller: Puller) -> None:
     from picoedge.store.pack import partial
 
     def accept(item: str, data: memoryview) -> bool:
@@ -122,15 +123,15 @@ def _pull_manifest(target: Path, identity: str, pulling: _Pull) -> None:
         partial.create_partial(target, manifest)
         return True
 
-    def has(offered: Offered) -> list[str]:
+    def offered_items(offered: Offered) -> list[str]:
         if not 0 < offered.manifest_bytes <= MANIFEST_BYTES:
             raise ProtocolError(f"a manifest of {offered.manifest_bytes} bytes")
         return [MANIFEST]
 
-    pulling.run(_Goal({MANIFEST: 1}, has, accept))
+    puller.run(PullTarget({MANIFEST: 1}, offered_items, accept))
 
 
-def _goal(filled: PartialPack, missing: Sequence[PackItem]) -> _Goal:
+def _missing_items(filled: PartialPack, missing: Sequence[PackItem]) -> PullTarget:
     wanted = {item.name: item for item in missing}
     order = [item.name for item in filled.pack.items()]
 
@@ -141,95 +142,97 @@ def _goal(filled: PartialPack, missing: Sequence[PackItem]) -> _Goal:
             return False
         return True
 
-    return _Goal(
+    return PullTarget(
         {item.name: item.nbytes for item in missing}, lambda offered: offered.names(order), accept
     )
 
 
-class _Pull:
-    """The sources of a pull, asked as the schedule says until a goal is reached."""
+class Puller:
+    """Asks donors as the schedule says, until a target is reached. `wrong`: banned donors."""
 
     def __init__(
         self,
         identity: str,
-        sources: Sequence[tuple[str, Source]],
-        manner: Manner,
+        donors: Sequence[tuple[str, DonorHandle]],
+        options: PullOptions,
         wrong: set[str],
     ) -> None:
-        self._feeds = {name: Feed(source, identity) for name, source in sources}
-        self._manner, self._now_s = manner, manner.clock
+        self._queues = {name: DonorQueue(donor, identity) for name, donor in donors}
+        self._options, self._now_s = options, options.clock
         self._wrong = wrong
-        self.by_donor = dict.fromkeys(self._feeds, 0)
-        self._heard_s = self._told_s = -1e9
+        self.by_donor = dict.fromkeys(self._queues, 0)
+        self._progress_s = self._told_s = -1e9
 
-    def run(self, goal: _Goal) -> None:
-        """Until all of it is accepted. Raises BoardLostError where no board sends the rest."""
-        self._goal = goal
-        self._schedule = Schedule(goal.items, silence_s=self._manner.silence_s)
+    def run(self, target: PullTarget) -> None:
+        """Pull until all items are accepted. Raises BoardLostError if no donor sends the rest."""
+        self._target = target
+        self._schedule = Schedule(target.items, silence_s=self._options.silence_s)
         for name in self._wrong:
             self._schedule.failed(name, 0.0)
-        self._heard_s = self._now_s()
+        self._progress_s = self._now_s()
         poller = zmq.Poller()
-        for socket, _ in self._manner.also:
+        for socket, _ in self._options.poll_also:
             poller.register(socket, zmq.POLLIN)
-        for feed in self._feeds.values():
-            feed.reset()
-            poller.register(feed.source.socket, zmq.POLLIN)
+        for queue in self._queues.values():
+            queue.reset()
+            poller.register(queue.donor.socket, zmq.POLLIN)
         while not self._schedule.is_done:
             self._ask_offers()
             ready = dict(poller.poll(int(TICK_S * 1000)))
-            for socket, call in self._manner.also:
+            for socket, call in self._options.poll_also:
                 if socket in ready:
                     call()
-            # All are heard before any is called silent: a write may have taken long.
-            for name in list(self._feeds):
+            # All donors are read before one counts as silent: a write may have taken long.
+            for name in list(self._queues):
                 self._receive(name)
             self._do(self._schedule.passed(self._now_s()))
-            self._check_hope()
+            self._check_stalled()
             self._tell()
 
     def _ask_offers(self) -> None:
-        """Ask who has not said what it has, or may have more by now."""
+        """Ask donors that have made no offer, or may have more by now."""
         now_s = self._now_s()
-        for name, feed in self._feeds.items():
-            settled = feed.offered is not None and (feed.offered.held is None or not feed.is_idle)
-            if settled or name in self._wrong or now_s - feed.offer_s < OFFER_AGAIN_S:
+        for name, queue in self._queues.items():
+            settled = queue.offered is not None and (
+                queue.offered.held is None or not queue.is_idle
+            )
+            if settled or name in self._wrong or now_s - queue.offer_s < OFFER_AGAIN_S:
                 continue
-            feed.ask_offer(now_s)
+            queue.ask_offer(now_s)
 
     def _receive(self, name: str) -> None:
-        feed = self._feeds[name]
+        queue = self._queues[name]
         try:
-            for answer in feed.source.receive():
+            for answer in queue.donor.receive():
                 if name not in self._wrong:
-                    self._take(name, feed, answer)
+                    self._take(name, queue, answer)
         except ProtocolError as error:
             self._ban(name, error.message)
 
-    def _take(self, name: str, feed: Feed, answer: Answer) -> None:
+    def _take(self, name: str, queue: DonorQueue, answer: DonorAnswer) -> None:
         now_s = self._now_s()
         if isinstance(answer, Offered):
-            if not feed.is_idle:
-                return  # it was asked for more meanwhile: what it has now is asked again
-            has = self._goal.has(answer)
-            feed.offered, feed.refused = answer, ""
+            if not queue.is_idle:
+                return  # it was asked for items meanwhile: the offer may be old and is asked again
+            has = self._target.offered_items(answer)
+            queue.offered, queue.refused = answer, ""
             self._do(self._schedule.joined(name, has, now_s))
         elif isinstance(answer, Part):
-            self._heard_s = now_s
+            self._progress_s = now_s
             self._schedule.heard(name, answer.item, len(answer.data), now_s)
-            whole = feed.take(answer)
+            whole = queue.receive(answer)
             if whole is not None and self._schedule.is_wanted(answer.item):
                 self._accept(name, answer.item, whole)
-            feed.go_on()
+            queue.ask_more()
         elif answer.item:
-            feed.refuse(answer.item)
+            queue.refuse(answer.item)
             self._do(self._schedule.refused(name, answer.item, now_s))
-            feed.go_on()
+            queue.ask_more()
         else:
-            feed.refused = answer.reason
+            queue.refused = answer.reason
 
     def _accept(self, name: str, item: str, data: memoryview) -> None:
-        if not self._goal.accept(item, data):
+        if not self._target.accept(item, data):
             self._ban(name, f"{item} does not match its hash")
             return
         self.by_donor[name] += len(data)
@@ -239,50 +242,50 @@ class _Pull:
         if name in self._wrong:
             return
         self._wrong.add(name)
-        self._feeds[name].reset()
-        self._manner.warn(f"board {name} sent what is wrong and is not asked again: {why}")
+        self._queues[name].reset()
+        self._options.warn(f"board {name} sent what is wrong and is not asked again: {why}")
         self._do(self._schedule.failed(name, self._now_s()))
 
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
-            feed = self._feeds[action.donor]
+            queue = self._queues[action.donor]
             if isinstance(action, Ask):
-                feed.add(action.item, self._nbytes(feed, action.item))
+                queue.add(action.item, self._nbytes(queue, action.item))
             elif isinstance(action, Cancel):
-                feed.drop(action.item)
-                feed.go_on()
+                queue.cancel(action.item)
+                queue.ask_more()
             else:
-                feed.reset()
+                queue.reset()
 
-    def _nbytes(self, feed: Feed, item: str) -> int:
+    def _nbytes(self, queue: DonorQueue, item: str) -> int:
         if item != MANIFEST:
-            return self._goal.items[item]
-        assert feed.offered is not None
-        return feed.offered.manifest_bytes
+            return self._target.items[item]
+        assert queue.offered is not None
+        return queue.offered.manifest_bytes
 
-    def _check_hope(self) -> None:
-        silent_s = self._now_s() - self._heard_s
-        feeds = {name: feed for name, feed in self._feeds.items() if name not in self._wrong}
-        hopeless = all(feed.refused for feed in feeds.values())
-        if self._schedule.is_done or (silent_s < self._manner.patience_s and not hopeless):
+    def _check_stalled(self) -> None:
+        silent_s = self._now_s() - self._progress_s
+        queues = {name: queue for name, queue in self._queues.items() if name not in self._wrong}
+        hopeless = all(queue.refused for queue in queues.values())
+        if self._schedule.is_done or (silent_s < self._options.stall_s and not hopeless):
             return
         left = self._schedule.left
-        lacking = sum(self._goal.items[item] for item in left)
+        lacking = sum(self._target.items[item] for item in left)
         size = "" if MANIFEST in left else f", {format_size(lacking)}"
-        said = [f"{name}: {feed.refused or 'no answer'}" for name, feed in feeds.items()]
+        said = [f"{name}: {queue.refused or 'no answer'}" for name, queue in queues.items()]
         said += [f"{name}: sent what is wrong" for name in sorted(self._wrong)]
         raise BoardLostError(
-            f"no board sends {left[0]}: {len(left)} of {len(self._goal.items)} items lack{size}"
+            f"no board sends {left[0]}: {len(left)} of {len(self._target.items)} items lack{size}"
             f" ({'; '.join(said) or 'no boards'})",
             "start a board that has the model and try again: what came is kept",
         )
 
     def _tell(self) -> None:
         now_s = self._now_s()
-        if MANIFEST in self._goal.items:
+        if MANIFEST in self._target.items:
             return
         if self._schedule.is_done or now_s - self._told_s >= TICK_S:
             self._told_s = now_s
-            rates = {name: self._schedule.rate(name) for name in self._feeds}
-            total = sum(self._goal.items.values())
-            self._manner.progress(Pulling(sum(self.by_donor.values()), total, rates))
+            rates = {name: self._schedule.rate(name) for name in self._queues}
+            total = sum(self._target.items.values())
+            self._options.progress(PullProgress(sum(self.by_donor.values()), total, rates))

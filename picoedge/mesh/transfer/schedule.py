@@ -1,11 +1,12 @@
-"""Which donor is asked for which item, and when: the plan of a transfer from many boards at once.
+"""Schedule of a transfer from many donors at once: which is asked for which item, and when.
 
 Each donor has one item in flight and one waiting, so that its link never idles; the next goes to
-whichever has room first. That is the greedy schedule by earliest finish, and needs no estimate to
-be right. What few donors have is asked for first. When nothing is left to ask, idle donors are
-asked again for what others would take longer with; the first answer counts.
+the donor that has room first. That is the greedy schedule by earliest finish, and needs no estimate
+to be right. Items that few donors have are asked for first (rarest first, as in BitTorrent). When
+none is left to ask for, an idle donor is asked for a second copy of an item that its donor would
+take longer with (hedging); the first answer counts.
 
-No clock and no socket: what happened comes in with its time, what is to be done goes out.
+No clock and no socket: an event comes in with its time, and actions go out.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from dataclasses import dataclass, field
 
 WINDOW = 2  # one in flight, one waiting
 COPIES = 2  # of one item, asked for at a time
-SILENCE_S = 3.0
-_GAIN = 1.2  # a second copy must come sooner by that much: a better donor may yet be idle
-_MEMORY_S = 2.0  # what a donor did longer ago hardly counts for its speed
+# A donor that is asked and sends nothing for so long is set aside: its disk may take a second.
+DONOR_SILENCE_S = 3.0
+_GAIN = 1.2  # a second copy must come sooner by this factor: a better donor may yet become idle
+_SPEED_MEMORY_S = 2.0  # time constant of the mean of a donor's speed
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ Action = Ask | Cancel | SetAside
 
 @dataclass
 class _Speed:
-    """Bytes a second, of the last seconds mostly."""
+    """Bytes a second: an exponentially weighted mean."""
 
     nbytes: float = 0.0
     seconds: float = 0.0
@@ -58,7 +60,7 @@ class _Speed:
 
     def heard(self, nbytes: int, now_s: float) -> None:
         took = max(now_s - self.since_s, 0.0)
-        fade = math.exp(-took / _MEMORY_S)
+        fade = math.exp(-took / _SPEED_MEMORY_S)
         self.nbytes = self.nbytes * fade + nbytes
         self.seconds = self.seconds * fade + took
         self.since_s = now_s
@@ -72,15 +74,11 @@ class _Speed:
 class _Donor:
     has: frozenset[str]
     asked: dict[str, float] = field(default_factory=dict)  # bytes still to come, in order
-    last_s: float = 0.0  # it was heard, or first had something to say
+    last_s: float = 0.0  # when it last sent something, or was first asked
     speed: _Speed = field(default_factory=_Speed)
 
-    @property
-    def has_room(self) -> bool:
-        return len(self.asked) < WINDOW
-
     def wait_s(self, item: str, now_s: float) -> float:
-        """Seconds until an item that it was asked for has come, as far as one can tell."""
+        """Estimated seconds until an item that it was asked for has come."""
         ahead = 0.0
         for name, left in self.asked.items():
             ahead += left
@@ -92,12 +90,12 @@ class _Donor:
 
 
 class Schedule:
-    """The state of one transfer. Each method takes one event and returns what is to be done.
+    """The state of one transfer. Each method takes one event and returns the actions it calls for.
 
-    `is_wanted` is asked before an item that came is used, so that each is used once.
+    Check `is_wanted` before an item that came is used: each is used once.
     """
 
-    def __init__(self, items: Mapping[str, int], *, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, items: Mapping[str, int], *, silence_s: float = DONOR_SILENCE_S) -> None:
         """`items`: name -> bytes, in the order they are best fetched."""
         self._nbytes = dict(items)
         self._silence_s = silence_s
@@ -115,12 +113,6 @@ class Schedule:
         return not self._left
 
     @property
-    def impossible(self) -> list[str]:
-        """Items that no present donor has. More donors may come."""
-        held = frozenset[str]().union(*(donor.has for donor in self._donors.values()))
-        return [item for item in self._left if item not in held]
-
-    @property
     def left(self) -> list[str]:
         """Items that have not arrived."""
         return list(self._left)
@@ -129,10 +121,6 @@ class Schedule:
         """Whether an item has yet to arrive."""
         return item in self._left
 
-    def is_banned(self, donor: str) -> bool:
-        """Whether a donor sent something wrong."""
-        return donor in self._banned
-
     def rate(self, donor: str) -> float:
         """Bytes a second that a donor sends; 0 where it is not one, or has sent nothing yet."""
         return self._donors[donor].speed.per_s if donor in self._donors else 0.0
@@ -140,7 +128,7 @@ class Schedule:
     # -- what happens ------------------------------------------------------------------------------
 
     def joined(self, donor: str, has: Collection[str], now_s: float) -> list[Action]:
-        """A donor is there, or is back, and has these items."""
+        """A donor has these items: it is new, is back, or has more than before."""
         if donor in self._banned:
             return []
         self._drop(donor)
@@ -151,7 +139,7 @@ class Schedule:
         return self._next(now_s)
 
     def lost(self, donor: str, now_s: float) -> list[Action]:
-        """A donor is gone; others are asked for what it was asked for."""
+        """A donor is gone; others are asked for its items."""
         self._drop(donor)
         self._share()
         return self._next(now_s)
@@ -192,7 +180,7 @@ class Schedule:
         return actions + self._next(now_s)
 
     def passed(self, now_s: float) -> list[Action]:
-        """Time went by: silent donors are set aside, slow ones may be helped."""
+        """Time went by: set silent donors aside, hedge slow ones."""
         silent = [
             name
             for name, donor in self._donors.items()
@@ -210,7 +198,7 @@ class Schedule:
         self._donors.pop(donor, None)
 
     def _share(self) -> None:
-        """Queue what nobody is asked for, by who has it."""
+        """Queue the items that no donor is asked for, by the set of donors that have them."""
         asked = {item for donor in self._donors.values() for item in donor.asked}
         holders: dict[str, list[str]] = {item: [] for item in self._left if item not in asked}
         for name, donor in self._donors.items():
@@ -222,7 +210,7 @@ class Schedule:
             self._queues.setdefault(frozenset(names), deque()).append(item)
 
     def _next(self, now_s: float) -> list[Action]:
-        # One each in turn: a donor's second place is filled when all have something in their first.
+        # In turn: a second item is asked of a donor when all donors have a first.
         return [*self._fill(self._rarest, now_s), *self._fill(self._hedge, now_s)]
 
     def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[Action]:
@@ -244,12 +232,12 @@ class Schedule:
         return Ask(name, item)
 
     def _rarest(self, name: str, now_s: float) -> str | None:
-        """The next item nobody is asked for, of those that the fewest have."""
+        """The next item that no donor is asked for: the rarest of what this one has."""
         mine = [holders for holders, queue in self._queues.items() if queue and name in holders]
         return self._queues[min(mine, key=len)].popleft() if mine else None
 
     def _hedge(self, name: str, now_s: float) -> str | None:
-        """What an idle donor would bring sooner than the one that is asked; the latest of it."""
+        """An item that this idle donor would bring sooner than its donor: the one due last."""
         me = self._donors[name]
         if me.asked:
             return None
@@ -257,7 +245,7 @@ class Schedule:
         for donor in self._donors.values():
             for place, item in enumerate(donor.asked):
                 waits.setdefault(item, []).append((donor.wait_s(item, now_s), place))
-        per_s = me.speed.per_s or math.inf  # one that idles can as well be tried
+        per_s = me.speed.per_s or math.inf  # unmeasured: try it
         late = {
             item: copies[0]
             for item, copies in waits.items()

@@ -30,8 +30,16 @@ from transfer_boards import (
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, Donor, pack_bits, unpack_bits
-from picoedge.mesh.transfer.donor_client import DonorLink
-from picoedge.mesh.transfer.puller import Manner, Pulling, Report, pull
+from picoedge.mesh.transfer.donor_client import DonorClient, Part
+from picoedge.mesh.transfer.pack_provider import PackShelf
+from picoedge.mesh.transfer.puller import (
+    Puller,
+    PullOptions,
+    PullProgress,
+    PullReport,
+    PullTarget,
+    pull,
+)
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.frames import pack as pack_header
 from picoedge.mesh.transport.messages import REPLY, control
@@ -44,7 +52,7 @@ from picoedge.store.sources.source import Source, open_source
 
 ME = KeyPair.new()
 HALF = Wanted(Slice(range(1), range(1)))
-QUICK = Manner(silence_s=0.5, patience_s=1.5)
+QUICK = PullOptions(silence_s=0.5, stall_s=1.5)
 
 
 def write_text(source: Source, folder: Path) -> None:
@@ -75,10 +83,10 @@ def everything(sound: Pack) -> Wanted:
 
 
 def fetch(
-    target: Path, sound: Pack, wanted: Wanted, *boards: Board, manner: Manner = QUICK
-) -> Report:
+    target: Path, sound: Pack, wanted: Wanted, *boards: Board, options: PullOptions = QUICK
+) -> PullReport:
     with links(ME, *boards) as sources:
-        return pull(target, sound.identity, wanted, sources, manner)
+        return pull(target, sound.identity, wanted, sources, options)
 
 
 def check_whole(target: Path, sound: Pack) -> None:
@@ -90,11 +98,11 @@ def check_whole(target: Path, sound: Pack) -> None:
 
 
 def test_a_slice_comes_from_three_boards_at_once(shelf: Path, sound: Pack, target: Path) -> None:
-    seen: list[Pulling] = []
+    seen: list[PullProgress] = []
     boards = [Slow(shelf, [ME.public], name) for name in ("ada", "bob", "cy")]
     for board in boards:
         board.part_s = 0.005
-    report = fetch(target, sound, HALF, *boards, manner=Manner(progress=seen.append))
+    report = fetch(target, sound, HALF, *boards, options=PullOptions(progress=seen.append))
     opened = Pack.open(target)
     opened.check_held(HALF.part, embed=False)
     opened.verify()
@@ -140,8 +148,8 @@ def test_a_liar_is_named_once_and_not_asked_again(
     warnings: list[str] = []
     liar, good = Lying(shelf, [ME.public], "liar"), Slow(shelf, [ME.public], "good")
     good.part_s = 0.002
-    manner = Manner(warn=warnings.append, silence_s=0.5, patience_s=1.5)
-    report = fetch(target, sound, everything(sound), liar, good, manner=manner)
+    options = PullOptions(warn=warnings.append, silence_s=0.5, stall_s=1.5)
+    report = fetch(target, sound, everything(sound), liar, good, options=options)
     check_whole(target, sound)
     assert report.wrong == ("liar",)
     assert len(warnings) == 1
@@ -178,7 +186,11 @@ def test_the_only_board_is_silent_for_a_while(shelf: Path, sound: Pack, target: 
             return None if 10 <= self.parts < 13 else super().read(body)
 
     fetch(
-        target, sound, everything(sound), Dozing(shelf, [ME.public]), manner=Manner(silence_s=0.3)
+        target,
+        sound,
+        everything(sound),
+        Dozing(shelf, [ME.public]),
+        options=PullOptions(silence_s=0.3),
     )
     check_whole(target, sound)
 
@@ -197,7 +209,7 @@ def test_a_board_that_is_itself_being_filled_gives_what_has_come(
             return super().offer(body)
 
     fetch(target, sound, everything(sound), Filling(tmp_path / "a", [ME.public]),
-          manner=Manner(patience_s=10))  # fmt: skip
+          options=PullOptions(stall_s=10))  # fmt: skip
     check_whole(target, sound)
 
 
@@ -213,7 +225,7 @@ def test_what_no_board_has_is_told_and_the_rest_kept(
 def test_boards_without_the_pack_say_so_at_once(sound: Pack, target: Path, tmp_path: Path) -> None:
     boards = [Board(tmp_path, [ME.public], name) for name in ("ada", "bob")]
     with pytest.raises(BoardLostError, match="ada: this pack is not on this board; bob"):
-        fetch(target, sound, HALF, *boards, manner=Manner(patience_s=60))
+        fetch(target, sound, HALF, *boards, options=PullOptions(stall_s=60))
     assert not target.exists()
     with pytest.raises(BoardLostError, match="no boards"):
         fetch(target, sound, HALF)
@@ -243,7 +255,7 @@ import sys, json
 from pathlib import Path
 import zmq
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transfer.donor_client import DonorLink
+from picoedge.mesh.transfer.donor_client import DonorClient, Part
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transfer.puller import pull
 from picoedge.store.pack import partial
@@ -252,7 +264,7 @@ from picoedge.store.shards import Slice
 target, identity, port, server, public, secret = sys.argv[1:]
 partial._AT_ONCE = 1
 partial.PartialPack.__init__.__kwdefaults__["at_once"] = 1
-link = DonorLink(zmq.Context(), KeyPair(public, secret), Address("127.0.0.1", int(port)), server)
+link = DonorClient(zmq.Context(), KeyPair(public, secret), Address("127.0.0.1", int(port)), server)
 wanted = Wanted(Slice(range(2), range(2)), embed=True)
 pull(Path(target), identity, wanted, [("board", link)])
 """
@@ -284,12 +296,12 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(shelf: Path, sound: Pack, ta
 def test_the_real_daemon_gives(shelf: Path, sound: Pack, target: Path, tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
-    for kind, handler in Donor([shelf]).handlers().items():
+    for kind, handler in Donor(PackShelf([shelf]).find).handlers().items():
         ada.node.rpc.on(kind, handler)
     context: Any = zmq.Context()
     try:
         with running(ada):
-            link = DonorLink(context, second.keys, ada.address, ada.key)
+            link = DonorClient(context, second.keys, ada.address, ada.key)
             pull(target, sound.identity, everything(sound), [("ada", link)], QUICK)
     finally:
         context.destroy(0)
@@ -371,7 +383,7 @@ def test_numbers_nobody_asked_for_are_ignored(shelf: Path, sound: Pack, target: 
 
 @pytest.fixture
 def donor(shelf: Path) -> Donor:
-    return Donor([shelf])
+    return Donor(PackShelf([shelf]).find)
 
 
 def test_a_donor_reads_what_it_offers(donor: Donor, sound: Pack, shelf: Path) -> None:
@@ -423,11 +435,11 @@ def test_a_donor_follows_no_links(shelf: Path, sound: Pack, target: Path) -> Non
     (target / "head.safetensors").symlink_to("/etc/passwd")
     ask = {"id": 1, "pack": sound.identity, "item": "head/final_norm", "offset": 0, "bytes": 4}
     with pytest.raises(StorageError):
-        Donor([target.parent]).read(ask)
+        Donor(PackShelf([target.parent]).find).read(ask)
 
 
 def test_a_donor_sees_what_comes_and_goes(shelf: Path, sound: Pack, target: Path) -> None:
-    donor, ask = Donor([target.parent]), {"pack": sound.identity}
+    donor, ask = Donor(PackShelf([target.parent]).find), {"pack": sound.identity}
     with pytest.raises(ModelError, match="not on this board"):
         donor.offer(ask)
     create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
@@ -454,7 +466,10 @@ def test_a_damaged_shelf_is_passed_over(shelf: Path, sound: Pack, tmp_path: Path
     (tmp_path / "d.pico").mkdir()
     (tmp_path / "e.pico").write_bytes(b"")
     (tmp_path / "z.pico").symlink_to(shelf / "m.pico")
-    assert Donor([tmp_path / "none", tmp_path]).offer({"pack": sound.identity})["name"] == "z"
+    assert (
+        Donor(PackShelf([tmp_path / "none", tmp_path]).find).offer({"pack": sound.identity})["name"]
+        == "z"
+    )
 
 
 def test_bits_are_read_as_they_were_written() -> None:
@@ -465,3 +480,57 @@ def test_bits_are_read_as_they_were_written() -> None:
             if len(base64.b64decode(text if text != "!" else "")) != -(-count // 8):
                 with pytest.raises(ProtocolError):
                     unpack_bits(text, count)
+
+
+# -- what is no pack -------------------------------------------------------------------------------
+
+
+class LiveState:
+    """Items in memory that change under a version, as of a training that runs."""
+
+    identity, name, held = "ab" * 32, "state", None
+
+    def __init__(self) -> None:
+        self.items = {f"part-{i}": bytes([i]) * (PART_BYTES + i) for i in range(5)}
+        self.names = list(self.items)
+        self.version = 7
+
+    def nbytes(self, name: str) -> int | None:
+        return {MANIFEST: 10, **{name: len(data) for name, data in self.items.items()}}.get(name)
+
+    def read(self, name: str, offset: int, nbytes: int) -> tuple[bytes, int]:
+        return self.items[name][offset : offset + nbytes], self.version
+
+
+def test_a_live_state_is_given_and_pulled_like_a_pack(tmp_path: Path) -> None:
+    state, pulled = LiveState(), dict[str, bytes]()
+
+    def accept(name: str, data: memoryview) -> bool:
+        pulled[name] = bytes(data)
+        return True
+
+    sizes = {name: len(data) for name, data in state.items.items()}
+    target = PullTarget(sizes, lambda offered: offered.names(state.names), accept)
+    boards = [Board(tmp_path, [ME.public], name) for name in ("ada", "bob")]
+    for board in boards:
+        board.donor = Donor(lambda identity: state)
+    with links(ME, *boards) as donors:
+        puller = Puller(state.identity, donors, QUICK, set())
+        puller.run(target)
+    assert pulled == state.items
+    assert sum(puller.by_donor.values()) == sum(sizes.values())
+
+
+def test_a_part_says_its_version(tmp_path: Path) -> None:
+    state = LiveState()
+    body = {"id": 1, "pack": state.identity, "item": "part-1", "offset": 3, "bytes": 4}
+    header, data = Donor(lambda identity: state).read(body)
+    assert (header.epoch, header.extra, data) == (7, 3, b"\1\1\1\1")
+    board = Board(tmp_path, [ME.public])
+    board.donor = Donor(lambda identity: state)
+    with links(ME, board) as [(_, donor)]:
+        donor.ask(state.identity, "part-1", 3, 4)
+        assert donor.socket.poll(5000)
+        [part] = donor.receive()
+        assert isinstance(part, Part)
+        assert (part.version, bytes(part.data)) == (7, data)

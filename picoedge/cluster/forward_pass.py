@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from picoedge.jobs.group_links import WORKER_SILENCE_S
+from picoedge.jobs.group_links import WORKER_SILENCE_S, make_links
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.loader import load_f48
 from picoedge.mesh.group.allreduce import reduce
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.group.channel import SyncUsage
     from picoedge.mesh.group.links import Links
+    from picoedge.mesh.group.peer_link import Wish
+    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
 
 
@@ -238,6 +241,13 @@ def array_limits(spec: GroupSpec, pack: Pack) -> ArrayLimits:
     columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
     gathered = (LOGIT_ROWS if columns else 0, columns)
     return ArrayLimits(spec.batch, pack.config.hidden_size, gathered)
+
+
+def make_group_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> Links:
+    """The links of rank `spec.rank`, none of which is open yet."""
+    bounds = array_limits(spec, pack).socket_bounds()
+    transport: Wish = spec.transport  # type: ignore[assignment]  # checked where it was read
+    return make_links(context, keys, spec.rank, spec.epoch, spec.peers(), bounds, transport)
 
 
 def make_forward_pass(links: Links, spec: GroupSpec, pack: Pack) -> ForwardPass:

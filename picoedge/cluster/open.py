@@ -49,7 +49,7 @@ def load_over_boards(
         failing.callback(context.destroy, linger=0)
         directory = BoardDirectory(context, identity, _to_stderr)
         failing.callback(directory.close)
-        model = ClusterModel(directory, pack, options, tell=_to_stderr, progress=progress)
+        model = ClusterModel.assemble(directory, pack, options, tell=_to_stderr, progress=progress)
         failing.pop_all()
     return model
 

@@ -87,6 +87,14 @@ class GroupSpec:
         """Key and name of each board, by rank."""
         return [(rank.key, rank.name) for rank in self.ranks]
 
+    def peers(self) -> dict[int, tuple[str, str]]:
+        """Key and name of the ranks this one exchanges messages with: all, or by way of the hub."""
+        return {
+            rank: member
+            for rank, member in enumerate(self.members)
+            if rank != self.rank and (self.allreduce == "exchange" or 0 in (rank, self.rank))
+        }
+
     def contributors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ranks with attention shards, and ranks with FFN shards."""
         ranks = range(len(self.ranks))

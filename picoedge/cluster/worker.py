@@ -69,8 +69,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
 
     Raises PicoedgeError.
     """
-    from picoedge.cluster.forward_pass import array_limits, make_forward_pass
-    from picoedge.jobs.group_links import make_links, send_note
+    from picoedge.cluster.forward_pass import make_forward_pass, make_group_links
+    from picoedge.jobs.group_links import send_note
     from picoedge.store.pack.reader import Pack
 
     page = ProgressPage(config.page)
@@ -79,7 +79,7 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
-    links = make_links(context, identity.keys, spec, array_limits(spec, pack).socket_bounds())
+    links = make_group_links(context, identity.keys, spec, pack)
     try:
         port = links.listen(config.host)
         for rank in range(spec.rank + 1, len(spec.ranks)):

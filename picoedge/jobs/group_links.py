@@ -1,4 +1,4 @@
-"""What a hub and its workers tie their slices together with, set up alike on both sides."""
+"""Links of a group with one hub, made alike on all its ranks; notes: JSON between two ranks."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from picoedge.errors import ProtocolError
 from picoedge.host.cores import is_rationed
 from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
+from picoedge.mesh.group.peer_link import Wish
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
-    from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
-NOTE_BYTES = 64 << 10
-# Of a board that is there and says nothing, as while its card takes long. Whether it is there and
-# how it is, heartbeats and its daemon tell within a second or two.
+NOTE_BYTES = 64 << 10  # the longest note is a memory plan
+# A rank may send nothing for so long, as while its card is slow. Whether its board is alive and its
+# worker runs is known from heartbeats and from its daemon, within a second or two.
 WORKER_SILENCE_S = 600.0
 
 
-def make_links(context: Context, keys: KeyPair, spec: GroupSpec, bounds: SocketBounds) -> Links:
-    """The links of the board at `spec.rank`, to whom it exchanges sums with; none is open yet."""
-    spin_s = 0.0 if is_rationed() else SPIN_S
+def make_links(
+    context: Context,
+    keys: KeyPair,
+    rank: int,
+    epoch: int,
+    peers: Mapping[int, tuple[str, str]],
+    bounds: SocketBounds,
+    transport: Wish,
+) -> Links:
+    """The links of this `rank` to its peers (public key and name, by rank); none is open yet."""
     links = Links(
         context,
         keys,
-        spec.rank,
-        spec.epoch,
+        rank,
+        epoch,
         bounds,
-        rule=hub_rule(spec.rank),
-        transport=spec.transport,  # type: ignore[arg-type]  # checked where it was read
-        spin_s=spin_s,
+        rule=hub_rule(rank),
+        transport=transport,
+        spin_s=0.0 if is_rationed() else SPIN_S,
         stall_s=WORKER_SILENCE_S,
     )
-    for rank, seat in enumerate(spec.ranks):
-        if rank != spec.rank and (spec.allreduce == "exchange" or HUB in (rank, spec.rank)):
-            links.add(rank, seat.key, seat.name)
+    for peer, (key, name) in peers.items():
+        links.add(peer, key, name)
     return links
 
 
@@ -56,14 +62,14 @@ def hub_rule(own_rank: int) -> FailureRule:
 
 
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
-    """Tell a board of the session something that is no array."""
+    """Send a JSON object to a rank."""
     links.send(
         rank, pack(Header(Kind.CONTROL, links.epoch), links.version), json.dumps(note).encode()
     )
 
 
 def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:
-    """What a board of the session tells. Raises ProtocolError, BoardLostError."""
+    """Wait for the note of a rank. Raises ProtocolError, BoardLostError."""
     _, raw, frame = links.receive((rank,), timeout_s)
     header = unpack(raw, versions=(links.version,))
     if header != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:

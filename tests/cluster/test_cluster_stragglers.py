@@ -12,7 +12,7 @@ from cluster_boards import ClusterOf, cluster_of, measured_as, until
 
 from picoedge.cluster.model import ClusterModel
 from picoedge.cluster.open import load_over_boards
-from picoedge.cluster.worker_group import Team
+from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.jobs import stragglers
@@ -40,7 +40,7 @@ class Weather:
         self.took_s, self.left = QUICK_S, 1.0  # of its speed, as waiting for it tells
         self._work = Work()
         patch.setattr(StragglerDetector, "add", self._slower)
-        patch.setattr(Team, "work_since", self._work_since)
+        patch.setattr(WorkerGroup, "work_since", self._work_since)
 
     def _slower(self, sample: Sample, planned_s: object) -> dict[int, float]:
         left, self.left = self.left, 1.0
@@ -144,22 +144,22 @@ def test_a_board_that_was_left_out_is_tried_again_with_a_later_answer(
     assert told.count("b2 was slow and is tried again: the shards are redistributed") == 2
 
 
-def test_a_team_knows_what_its_workers_have_done(
+def test_a_group_knows_what_its_workers_have_done(
     cluster: ClusterOf, smollm2_pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster[1].lend_environ(monkeypatch)
     how = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(split=(1.0, 1.0)))
     with closing(load_over_boards(Pack.open(smollm2_pack), how)) as model:
-        text, team = Text(model), model._team
-        assert team is not None
+        text, group = Text(model), model._group
+        assert group is not None
         since_s = time.monotonic()
-        assert team.work_since(since_s + 1e6) == {}
-        (first,) = until(lambda: team.work_since(since_s), "b2 reports").values()
+        assert group.work_since(since_s + 1e6) == {}
+        (first,) = until(lambda: group.work_since(since_s), "b2 reports").values()
         assert first.tokens == len(PROMPT)
         text.go_on(2)
 
         def after() -> list[Work]:
-            works = team.work_since(since_s).values()
+            works = group.work_since(since_s).values()
             return [work for work in works if work.tokens == len(text.tokens)]
 
         (second,) = until(after, "b2 has computed all of them")

@@ -232,11 +232,14 @@ def test_set_changes_sampling_and_the_length_of_answers() -> None:
         ("/set temprature 1", "nothing to set by the name 'temprature' (did you mean"),
         ("/set", "nothing to set by the name ''"),
         ("/save", "no file was named"),
-        ("/load /nonexistent/file", "no such file or directory: /nonexistent/file"),
-        ("/save /nonexistent/file", "no such file or directory: /nonexistent/file"),
+        ("/load gone/file", "no such file or directory: gone/file"),
+        ("/save gone/file", "no such file or directory: gone/file"),
     ],
 )
-def test_commands_that_are_wrong_say_so_and_the_chat_goes_on(line: str, error: str) -> None:
+def test_commands_that_are_wrong_say_so_and_the_chat_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, error: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     _, transcript, code = talk([line, "hello"], "Hi!")
     assert f"error: {error}" in transcript
     assert transcript.endswith(">>> hello\nHi!\n>>> \n")

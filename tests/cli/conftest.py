@@ -1,0 +1,54 @@
+"""Fixtures of the commands' tests."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import shelf_models
+from cli_runs import MB, TEMPLATE, Ran, Run, default_kernels
+
+from picoedge.cli.main import main
+from picoedge.engine import fit
+from picoedge.registry.packing import pack_model
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of the tiny model, whose greedy text is known, with a chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    shelf_models.write_folder(folder / "tiny")
+    (folder / "tiny" / "chat_template.jinja").write_text(TEMPLATE)
+    pack_model(folder / "tiny", folder / "tiny.pico", bits=8)
+    return folder / "tiny.pico"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """One command line in this process, with no settings but the test's own."""
+    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    # By name, as those who have no C compiler are otherwise told on stderr that NumPy runs.
+    monkeypatch.setenv("PICOEDGE_KERNELS", default_kernels())
+
+    def run_one(*args: str | Path, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run_one
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A process of 40 MB, however large that of the tests is; what a plan counts for it, in MB."""
+    monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
+    monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
+    monkeypatch.setattr(fit, "release_pages", lambda *args: None)
+    return 40 + fit.GROWTH_BYTES // MB

@@ -19,41 +19,20 @@ if TYPE_CHECKING:
     from picoedge.engine.session import LanguageModel
 
 
+def _count(short: str, name: str, default: int, text: str, least: int = 0) -> options.Decorator:
+    counts = click.IntRange(least)
+    return click.option(short, name, type=counts, default=default, show_default=True, help=text)
+
+
 @click.command()
 @options.model_argument()
+@_count("-p", "--n-prompt", 256, "Tokens of the prompt; 0: no such row.")
+@_count("-n", "--n-tokens", 64, "Tokens to generate; 0: no such row.")
+@_count("-r", "--repeats", 3, "Repetitions, after one to warm up.", least=1)
 @click.option(
-    "-p",
-    "--n-prompt",
-    type=click.IntRange(0),
-    default=256,
-    show_default=True,
-    help="Tokens of the prompt; 0: no such row.",
-)
-@click.option(
-    "-n",
-    "--n-tokens",
-    type=click.IntRange(0),
-    default=64,
-    show_default=True,
-    help="Tokens to generate; 0: no such row.",
-)
-@click.option(
-    "-r",
-    "--repeats",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Repetitions, after one to warm up.",
-)
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["md", "json"]),
-    default="md",
-    show_default=True,
+    "-o", "--output", "form", type=click.Choice(["md", "json"]), default="md", show_default=True,
     help="A Markdown table or JSON.",
-)
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @options.model_options
 @options.cluster_options

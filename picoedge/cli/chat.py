@@ -12,20 +12,12 @@ from picoedge.cli import models, options, output
 if TYPE_CHECKING:
     from picoedge.engine.session import Prompter, Session
 
-DEFAULT_TOKENS = 1024  # an answer that has gone on so long seldom ends by itself
+DEFAULT_TOKENS = 1024  # longer answers seldom end by themselves
 
 
 @click.command()
 @options.model_argument(required=False)
-@click.option("-p", "--prompt", help="Ask this, print the answer, and leave.")
-@click.option(
-    "-n",
-    "--n-tokens",
-    type=click.IntRange(-1),
-    default=DEFAULT_TOKENS,
-    show_default=True,
-    help="Tokens of an answer at most; -1: until the context is full.",
-)
+@options.prompt_options(DEFAULT_TOKENS, "Ask this, print the answer, and leave.")
 @options.system_option
 @options.sampling_options
 @options.model_options
@@ -54,8 +46,7 @@ def command(**values: Any) -> int:
 
 def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> int:
     from picoedge.cli.chat_console import TerminalConsole
-    from picoedge.cli.chat_loop import Chat
-    from picoedge.cli.conversation import ChatSettings
+    from picoedge.cli.chat_loop import Chat, ChatSettings
 
     settings = ChatSettings(
         system=values["system"] or "",

@@ -16,7 +16,7 @@ from picoedge.files import replace_file
 from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from picoedge.cli.conversation import Conversation
+    from picoedge.cli.chat_loop import Chat
 
 HELP = '''\
 /?                 this list
@@ -40,13 +40,13 @@ SAMPLING_TYPES: dict[str, Callable[[str], float]] = {
 
 
 def is_command(message: str) -> bool:
-    """Whether a message is for us: `/word`, but not a path such as `/etc/hosts`."""
+    """Whether a message is a command: `/word`, but not a path such as `/etc/hosts`."""
     word = message.split(maxsplit=1)[0] if message.strip() else ""
     return message.startswith("/") and "/" not in word[1:] and "\n" not in message
 
 
-def obey(chat: Conversation, message: str) -> bool:
-    """Do what a command says; False where the conversation is to end. Raises PicoedgeError."""
+def run_command(chat: Chat, message: str) -> bool:
+    """Run a command; False ends the conversation. Raises PicoedgeError."""
     word, _, rest = message.strip().partition(" ")
     if word in ("/bye", "/exit", "/quit"):
         return False
@@ -58,20 +58,20 @@ def obey(chat: Conversation, message: str) -> bool:
     return True
 
 
-def show_help(chat: Conversation, rest: str) -> None:
+def show_help(chat: Chat, rest: str) -> None:
     """`/?`"""
     chat.say(HELP)
 
 
-def clear(chat: Conversation, rest: str) -> None:
+def clear(chat: Chat, rest: str) -> None:
     """`/clear`: the settings stay."""
     chat.messages.clear()
     chat.session.forget()
     chat.say("the conversation is empty")
 
 
-def regenerate(chat: Conversation, rest: str) -> None:
-    """`/regen`: the last message once more, with the next choices of the sampler."""
+def regenerate(chat: Chat, rest: str) -> None:
+    """`/regen`: answer the last message again, with the sampler's next random choices."""
     if not chat.messages:
         raise UsageError("nothing has been asked yet", "write something")
     before = list(chat.messages)
@@ -80,11 +80,11 @@ def regenerate(chat: Conversation, rest: str) -> None:
     try:
         chat.ask(question)
     finally:
-        if not chat.messages[len(before) - 2 :]:  # nothing new was said: keep what there was
+        if not chat.messages[len(before) - 2 :]:  # no new answer: keep the old one
             chat.messages[:] = before
 
 
-def show(chat: Conversation, rest: str) -> None:
+def show(chat: Chat, rest: str) -> None:
     """`/show`"""
     session, settings = chat.session, chat.settings
     values = {**dataclasses.asdict(session.sampling), "n": settings.n_tokens}
@@ -97,8 +97,8 @@ def show(chat: Conversation, rest: str) -> None:
     chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
 
 
-def set_value(chat: Conversation, rest: str) -> None:
-    """`/set NAME VALUE`, also with Ollama's word `parameter` in between."""
+def set_value(chat: Chat, rest: str) -> None:
+    """`/set NAME VALUE`, or as in Ollama `/set parameter NAME VALUE`."""
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
     name, value, settings = name.replace("-", "_"), value.strip(), chat.settings
     if name in ("verbose", "quiet"):
@@ -133,8 +133,8 @@ def _number(name: str, text: str) -> float:
         raise UsageError(f"{name} {text!r} is not a number", f"/set {name} VALUE") from None
 
 
-def save(chat: Conversation, rest: str) -> None:
-    """`/save FILE`: whole or not at all."""
+def save(chat: Chat, rest: str) -> None:
+    """`/save FILE`; an error leaves no partial file."""
     path = _path(rest, "/save FILE")
     value = {"model": chat.session.name, "system": chat.settings.system, "messages": chat.messages}
     try:
@@ -144,8 +144,8 @@ def save(chat: Conversation, rest: str) -> None:
     chat.say(f"saved to {path}")
 
 
-def load(chat: Conversation, rest: str) -> None:
-    """`/load FILE`: takes the place of this conversation."""
+def load(chat: Chat, rest: str) -> None:
+    """`/load FILE`: replaces this conversation."""
     path = _path(rest, "/load FILE")
     try:
         with path.open("rb") as file:
@@ -181,7 +181,7 @@ def _path(text: str, usage: str) -> Path:
     return Path(text).expanduser()
 
 
-COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/?": show_help,
     "/help": show_help,
     "/clear": clear,

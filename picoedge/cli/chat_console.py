@@ -20,7 +20,7 @@ HISTORY_LINES = 1000
 
 
 class Console(Protocol):
-    """What a chat needs of the person's side."""
+    """Reads messages and shows answers."""
 
     def read(self) -> str:
         """The next message, of one line or several. Raises EOFError or KeyboardInterrupt."""
@@ -33,13 +33,13 @@ class Console(Protocol):
 
 
 class TerminalConsole:
-    """Standard input and output, with line editing and history where readline is there."""
+    """Standard input and output, with line editing and history where Python has readline."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._history = History(history_path(os.environ if environ is None else environ))
 
     def read(self) -> str:
-        """See `Console.read`. A pasted text stays one message, its line ends kept."""
+        """See `Console.read`. A pasted text of several lines is one message."""
         with self._history.kept():
             return read_message(input)
 
@@ -63,9 +63,9 @@ class TerminalConsole:
 
 
 def read_message(ask: Callable[[str], str]) -> str:
-    """One message: a line, or all that stands between two fences of three quotes.
+    """One message: a line, or the text between two fences of three quotes.
 
-    A text fenced on lines of its own begins with a line end, and so is never a slash command.
+    A text with its fences on lines of their own begins with a line end: it is never a command.
     """
     line = ask(PROMPT)
     if not line.lstrip().startswith(FENCE):
@@ -83,7 +83,7 @@ def history_path(environ: Mapping[str, str]) -> Path:
 
 
 class History:
-    """Lines typed, kept between conversations. Without readline, or a place to write: not kept."""
+    """Typed lines, kept between conversations where there is readline and a writable file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -103,7 +103,7 @@ class History:
     def _load(self) -> None:
         assert self._readline is not None
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)  # what is said to a model is nobody else's
+        self._path.touch(mode=0o600)  # a conversation is private
         self._readline.clear_history()
         self._readline.read_history_file(self._path)
         if self._readline.get_current_history_length() > 2 * HISTORY_LINES:
@@ -112,7 +112,7 @@ class History:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Append to the file what is typed while the block runs."""
+        """Append the lines typed while the block runs to the file."""
         readline = self._readline
         if readline is None:
             yield

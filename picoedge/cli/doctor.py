@@ -1,4 +1,4 @@
-"""`picoedge doctor`: what is wrong with this board and what to do."""
+"""`picoedge doctor`: faults of this board and their remedies."""
 
 from __future__ import annotations
 

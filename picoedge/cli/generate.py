@@ -14,22 +14,14 @@ from picoedge.errors import PicoedgeError
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.engine.session import Prompt, Prompter, Session, Stats
+    from picoedge.engine.session import Prompt, Prompter, Session
 
 
 @click.command()
 @options.model_argument()
-@click.option("-p", "--prompt", help="The text to complete [default: what is piped in].")
-@click.option(
-    "-n",
-    "--n-tokens",
-    type=click.IntRange(-1),
-    default=256,
-    show_default=True,
-    help="Tokens to generate at most; -1: until the context is full.",
-)
-@click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
-@click.option("--ignore-eos", is_flag=True, help="Go on past the end-of-text token.")
+@options.prompt_options(256, "The text to complete [default: what is piped in].")
+@click.option("--raw", is_flag=True, help="Complete the plain text, without the chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Continue past the end-of-text token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.sampling_options
 @options.model_options
@@ -66,7 +58,7 @@ def _prompt(text: str, values: dict[str, Any], prompter: Prompter) -> Prompt:
 
 
 def _print_report(session: Session, pieces: Iterator[str]) -> None:
-    """The JSON object, also of an answer that breaks off; then the error is raised again."""
+    """Print the JSON object, also of an answer that an error interrupts, and raise the error."""
     text = ""
     try:
         for piece in pieces:
@@ -78,10 +70,10 @@ def _print_report(session: Session, pieces: Iterator[str]) -> None:
 
 
 def report(session: Session, text: str) -> dict[str, Any]:
-    """The JSON object: what was said, how fast, and what it took."""
+    """The JSON object: text, speed, memory and bytes read."""
     from picoedge.host.process import peak_rss_bytes, storage_bytes_read
 
-    stats: Stats = session.stats
+    stats, model = session.stats, session.model
     return {
         "model": session.name,
         "text": text,
@@ -95,7 +87,7 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "peak_rss_mb": peak_rss_bytes() / MB,
         "bytes_read": storage_bytes_read(),
         "kernels": session.kernels_name,
-        "boards": session.model.boards,
-        **reports.cluster(session.model),
-        **reports.window(session.model, stats.disk_wait_s, stats.decode_s),
+        "boards": model.boards,
+        **reports.cluster(model),
+        **reports.window(model, stats.disk_wait_s, stats.decode_s),
     }

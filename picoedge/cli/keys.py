@@ -1,4 +1,4 @@
-"""`picoedge keys`: make a cluster, invite boards to it, let boards in and out."""
+"""`picoedge keys`: make a cluster, invite, allow and revoke boards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from picoedge.cli.options import Group
 from picoedge.cli.output import note, one_line, print_facts, print_json, print_table, warn
 from picoedge.errors import UsageError
 from picoedge.suggest import did_you_mean
@@ -27,18 +28,9 @@ _NOTICED = "running boards of the cluster notice within seconds"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class _Keys(click.Group):
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """A bare `picoedge keys` is answered with its help, as a bare `picoedge` is."""
-        if not args and not ctx.resilient_parsing:
-            click.echo(ctx.get_help(), err=True)
-            ctx.exit(2)
-        return super().parse_args(ctx, args)
-
-
-@click.group("keys", cls=_Keys, no_args_is_help=False)
+@click.group("keys", cls=Group, no_args_is_help=False)
 def command() -> None:
-    """Say who is in the cluster.
+    """Make a cluster, and decide which boards are in it.
 
     The board where `init` is run keeps the cluster's signing key: invite, allow and revoke are
     run there. $PICOEDGE_CLUSTER names another folder for keys than the user's.
@@ -98,15 +90,15 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
 @command.command("invite")
 @click.option(
     "--ttl", "ttl_s", default="1h", show_default=True, callback=_seconds, metavar="TIME",
-    help="How long it can be used: 30m, 1h, 2d.",
+    help="How long it is valid: 30m, 1h, 2d.",
 )  # fmt: skip
-@click.option("--address", metavar="HOST:PORT", help="Where the new board finds this one.")
+@click.option("--address", metavar="HOST:PORT", help="Address of this board for the new one.")
 @json_option
 def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
-    """Print a string that lets one other board in, once.
+    """Print a string with which one other board can join, once.
 
-    Whoever reads it can use it: it is a secret until it is used or too old. `picoedge run` must
-    be running on this board when the other one joins.
+    Keep it secret until it is used or expired: anyone with the string can join. `picoedge run`
+    must be running on this board when the other one joins.
     """
     from picoedge.mesh.identity.invite import Invites, parse_invite
 
@@ -126,9 +118,9 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
 @command.command("show")
 @json_option
 def show(as_json: bool) -> None:
-    """Show who is in the cluster.
+    """Show the boards of the cluster.
 
-    Who this board is, which are let in, which no more, and open invites; no secrets.
+    This board, allowed and revoked boards, and open invites; no secrets.
     """
     facts = _facts(_folder())
     if as_json:
@@ -157,9 +149,9 @@ def show(as_json: bool) -> None:
 @click.argument("name", metavar="NAME")
 @json_option
 def allow(public: str, name: str, as_json: bool) -> None:
-    """Let a board in by its public key, or rename it.
+    """Allow a board by its public key, or rename it.
 
-    Its key is told by `picoedge keys init --roster` there; write it between single quotes.
+    `picoedge keys init --roster` prints the key there; write it between single quotes.
     """
     from picoedge.mesh.identity.identity import load_signing_key, require_board_name
     from picoedge.mesh.identity.keys import is_key
@@ -170,15 +162,15 @@ def allow(public: str, name: str, as_json: bool) -> None:
     require_board_name(name)
     signing, file = load_signing_key(folder), _roster_file(folder)
     file.update(lambda roster: roster.with_allow(signing, public, name))
-    _tell("allowed", public, name, as_json)
+    _report("allowed", public, name, as_json)
 
 
 @command.command("revoke")
 @click.argument("board", metavar="NAME|PUBLIC")
-@click.option("--force", is_flag=True, help="Also where it is this board.")
+@click.option("--force", is_flag=True, help="Also if it is this board.")
 @json_option
 def revoke(board: str, force: bool, as_json: bool) -> None:
-    """Let a board in no more, for good.
+    """Exclude a board for good.
 
     Its sessions end, and its key is never allowed again. With new keys and a new invite the board
     can join anew.
@@ -187,22 +179,22 @@ def revoke(board: str, force: bool, as_json: bool) -> None:
 
     folder = _folder()
     signing, file = load_signing_key(folder), _roster_file(folder)
-    public, name = _meant(file.roster, board)
+    public, name = _key_and_name(file.roster, board)
     if public == load_identity(folder).keys.public and not force:
         raise UsageError(f"{name} is this board", "add --force to revoke it all the same")
     file.update(lambda roster: roster.with_revoke(signing, public))
-    _tell("revoked", public, name, as_json)
+    _report("revoked", public, name, as_json)
 
 
-def _tell(done: str, public: str, name: str, as_json: bool) -> None:
+def _report(done: str, public: str, name: str, as_json: bool) -> None:
     if as_json:
         print_json({"name": name, "public": public, "state": done})
     else:
         click.echo(one_line(f"{done} {name}: {_NOTICED}"))
 
 
-def _meant(roster: Roster, board: str) -> tuple[str, str]:
-    """Key and name of the board that a name or a key means. Raises UsageError."""
+def _key_and_name(roster: Roster, board: str) -> tuple[str, str]:
+    """Key and name of a board, from either. Raises UsageError."""
     name = roster.name_of(board)
     if name is not None:
         return board, name
@@ -245,7 +237,7 @@ def _roster_file(folder: Path) -> RosterFile:
     from picoedge.mesh.identity.identity import load_identity
     from picoedge.mesh.identity.roster_file import RosterFile
 
-    load_identity(folder)  # a folder without one is told so, not that its roster is missing
+    load_identity(folder)  # a folder without keys is the first thing to complain of
     return RosterFile(folder)
 
 

@@ -1,4 +1,4 @@
-"""`picoedge list`: what is on this board, and what could be."""
+"""`picoedge list`: the models on this board and in the catalogue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from picoedge.cli.output import print_json, print_table
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the models on this board, then those of the catalogue that could be pulled."""
+    """List the models on this board, then the catalogue's others, for `picoedge pull`."""
     from picoedge.registry.shelf import Shelf
     from picoedge.units import format_size
 

@@ -1,4 +1,4 @@
-"""The click group, and the one place where errors become lines on stderr and exit codes.
+"""The click group, and the one place where errors are caught.
 
 A command NAME lives in the module named in COMMANDS, as an attribute `command` (a
 click.Command). `picoedge --help` reads only this table, so it imports no command.
@@ -15,11 +15,12 @@ from typing import Any
 import click
 
 from picoedge.cli import failures, output
+from picoedge.cli.options import Group, config_defaults
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("picoedge.cli.chat", "Talk with a model."),
     "generate": ("picoedge.cli.generate", "Complete one prompt."),
-    "plan": ("picoedge.cli.plan", "Show what would be held in memory and what streamed."),
+    "plan": ("picoedge.cli.plan", "Show what would stay in memory and what be streamed."),
     "bench": ("picoedge.cli.bench", "Measure prompt and generation speed."),
     "perplexity": ("picoedge.cli.perplexity", "Measure how well a model predicts a text."),
     "pack": ("picoedge.cli.pack", "Turn a GGUF file or Hugging Face folder into a pack."),
@@ -29,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("picoedge.cli.rm", "Remove a packed model."),
     "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
     "run": ("picoedge.cli.run", "Serve the mesh with this board."),
-    "keys": ("picoedge.cli.keys", "Make a cluster; say which boards are in it."),
+    "keys": ("picoedge.cli.keys", "Make a cluster; decide which boards are in it."),
     "ps": ("picoedge.cli.ps", "Show the boards of the mesh, and what each does."),
     "top": ("picoedge.cli.top", "Watch the boards of the mesh work."),
     "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
@@ -40,17 +41,17 @@ COMPLETION_VARIABLE = "_PICOEDGE_COMPLETE"  # `eval "$(_PICOEDGE_COMPLETE=bash_s
 
 
 class Invocation:
-    """What the whole command line shares: click's `ctx.obj`."""
+    """State of one command line: click's `ctx.obj`."""
 
     def __init__(self) -> None:
         self.debug = False
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the table, which is the order of a newcomer's needs."""
+        """The names of the table, in its order: what a newcomer needs first."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -62,23 +63,16 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return _with_debug(command)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """A bare `picoedge` is answered with the help."""
-        if not args and not ctx.resilient_parsing:
-            click.echo(ctx.get_help(), err=True)
-            ctx.exit(2)
-        return super().parse_args(ctx, args)
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but an unknown name is answered with the line that was meant."""
+        """As click does, but the error for an unknown name has a suggestion."""
         if args and args[0] not in COMMANDS and args[0] not in ALIASES and args[0][:1] != "-":
             raise failures.unknown_command(args, [*COMMANDS, *ALIASES])
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table itself, so that help imports nothing."""
+        """List the table, without importing commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
@@ -101,7 +95,7 @@ def _debug_option() -> click.Option:
 
 
 def _with_debug(command: click.Command) -> click.Command:
-    """People append --debug to the line that failed, so every command takes it."""
+    """Add --debug to a command: people append it to the line that failed."""
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         _with_debug(below)
     if all(param.name != "debug" for param in command.params):
@@ -140,25 +134,23 @@ def build_group() -> click.Group:
 
 @click.pass_context
 def _load_config(ctx: click.Context) -> None:
-    from picoedge.cli.options import config_defaults
-
     ctx.default_map = dict.fromkeys([*COMMANDS, *ALIASES], config_defaults())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code. Never raises, never shows a traceback."""
+    """Run one command line; returns the exit code. Never raises; no traceback without --debug."""
     invocation = Invocation()
     output.tolerate_any_text()
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv), invocation)
         output.flush_output()
-    except BaseException as error:  # the one place that takes everything: nothing is above it
+    except BaseException as error:  # nothing above this would catch it
         return failures.report(error, debug=invocation.debug)
     return code
 
 
 def _run(args: list[str], invocation: Invocation) -> int:
-    """What click's `main` does, but for errors: those are told our way, and exits are ours."""
+    """What click's `main` does, except for its reports of errors and its exits."""
     group = build_group()
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:

@@ -1,8 +1,8 @@
 """Settings: flag, then PICOEDGE_* variable, then config file, then default.
 
-click does the precedence; this file names the settings once, reads the config file
-(`$XDG_CONFIG_HOME/picoedge/config.toml`, one `name = value` a line), and can say of a wrong
-value where it came from.
+click does the precedence; this file defines each setting once, reads the config file
+(`$XDG_CONFIG_HOME/picoedge/config.toml`, one `name = value` a line), and names the source of a
+wrong value.
 """
 
 from __future__ import annotations
@@ -27,11 +27,22 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 SAMPLING = SamplingOptions()
-SPLIT_HEAD = "Deal the vocabulary head as well; the other boards then see the likely next tokens."
+SPLIT_HEAD = "Split the vocabulary head as well; other boards then see the likely next tokens."
+
+
+class Group(click.Group):
+    """A group of commands that answers a bare call with its help and exit code 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, unless there are no arguments."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
 
 class StopOption(click.Option):
-    """Stop strings: one from the environment is taken as it is, never split at spaces."""
+    """Stop strings; the environment's variable is one of them, not split at spaces."""
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         """The whole variable as one string."""
@@ -92,20 +103,24 @@ _MODEL = [
     _setting("--kernels", help="numpy or native [default: native where it runs]."),
 ]  # fmt: skip
 
+_SPLIT = [
+    click.option("-ts", "--tensor-split", metavar="3,1",
+        help="Shares of the boards, the hub's (this board's) first [default: by their speed]."),
+    click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
+        show_default=True, help="How partial sums are added: at the hub, or on every board."),
+    click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD", help=SPLIT_HEAD),
+]  # fmt: skip
+
 _CLUSTER = [
     click.option("--cluster", is_flag=True, envvar="PICOEDGE_USE_CLUSTER",
         help="Run over the boards of the mesh; this one's daemon must run."),
     click.option("--boards", type=click.IntRange(1, 64),
-        help="Over so many boards [default: as many as are the quickest]."),
-    click.option("-ts", "--tensor-split", metavar="3,1",
-        help="Shares of the boards, this one's first [default: by their speed]."),
-    click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
-        show_default=True, help="How sums come together."),
-    click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD", help=SPLIT_HEAD),
+        help="Over this many boards [default: as many as are the quickest]."),
+    *_SPLIT,
     _setting("--transport", type=click.Choice(["auto", "zeromq", "stream"]), default="auto",
-        show_default=True, help="What carries sums: auto is the quicker one of each two boards."),
+        show_default=True, help="Transport of sums: auto takes the quicker for each two boards."),
     click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
-        show_default=True, help="How sums travel: f64 is exact, the others are smaller."),
+        show_default=True, help="Format of sums on the network: f64 is exact, others are smaller."),
 ]  # fmt: skip
 
 _SAMPLING = [
@@ -116,14 +131,9 @@ _SAMPLING = [
     _number("--repeat-penalty", SAMPLING.repeat_penalty, float, "Disfavour recent tokens; 1: off."),
     _number("--repeat-last-n", SAMPLING.repeat_last_n, int, "How many tokens are recent."),
     _setting("--seed", type=int, help="The same seed gives the same text [default: none]."),
-    _setting(
-        "--stop",
-        multiple=True,
-        cls=StopOption,
-        callback=_stops,
-        help="Stop at this text (repeatable).",
-    ),
-]
+    _setting("--stop", multiple=True, cls=StopOption, callback=_stops,
+        help="Stop at this text (repeatable)."),
+]  # fmt: skip
 
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
@@ -132,9 +142,13 @@ CONFIG_KEYS = (
 )  # fmt: skip
 
 verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, envvar="PICOEDGE_VERBOSE", help="Say on stderr what is done."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    envvar="PICOEDGE_VERBOSE",
+    help="Report on stderr.",
 )
-system_option = _setting("--system", help="What the model is told before the conversation.")
+system_option = _setting("--system", help="The system message of the conversation.")
 
 
 def model_options(command: Command) -> Command:
@@ -147,21 +161,35 @@ def cluster_options(command: Command) -> Command:
     return _decorate(command, _CLUSTER)
 
 
+def split_options(command: Command) -> Command:
+    """--tensor-split, --allreduce, --split-head."""
+    return _decorate(command, _SPLIT)
+
+
+def prompt_options(default_tokens: int, help_text: str) -> Callable[[Command], Command]:
+    """--prompt, with this help, and --n-tokens."""
+    return lambda command: _decorate(command, [
+        click.option("-p", "--prompt", help=help_text),
+        click.option("-n", "--n-tokens", type=click.IntRange(-1), default=default_tokens,
+            show_default=True, help="Tokens of an answer at most; -1: until the context is full."),
+    ])  # fmt: skip
+
+
 def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
-    """From the parameters of a command with `cluster_options`; None without --cluster."""
+    """How a model is split over boards; None without --cluster."""
     if not values.get("cluster"):
         return None
     from picoedge.engine.options import ClusterOptions
     from picoedge.planner.partition import parse_split
 
-    way, split = values["allreduce"], values["tensor_split"]
+    allreduce, split = values["allreduce"], values["tensor_split"]
     return ClusterOptions(
-        boards=values["boards"],
+        boards=values.get("boards"),
         split=tuple(parse_split(split)) if split else (),
-        allreduce=None if way == "auto" else way,
+        allreduce=None if allreduce == "auto" else allreduce,
         split_head=values["split_head"],
-        transport=values["transport"],
-        wire=values["wire"],
+        transport=values.get("transport", "auto"),
+        wire=values.get("wire", "f64"),
     )
 
 
@@ -177,7 +205,7 @@ def _decorate(command: Command, options: list[Decorator]) -> Command:
 
 
 def model_argument(required: bool = True) -> Decorator:
-    """MODEL; where it may be missing, the catalogue's default is meant (None)."""
+    """MODEL; None, where it may be missing, is the catalogue's default model."""
     return click.argument(
         "model", required=required, metavar="MODEL" if required else "[MODEL]",
         envvar="PICOEDGE_MODEL",
@@ -187,15 +215,15 @@ def model_argument(required: bool = True) -> Decorator:
 def chosen_sampling(values: Mapping[str, Any]) -> SamplingOptions:
     """Sampling options of a command's parameters. Raises UsageError naming the source."""
     names = SamplingOptions.__dataclass_fields__
-    given = {name: values[name] for name in names if values.get(name) is not None}
+    chosen = {name: values[name] for name in names if values.get(name) is not None}
     try:
-        return SamplingOptions(**given)
+        return SamplingOptions(**chosen)
     except UsageError as error:
         raise _named_by_source(error) from None
 
 
 def _named_by_source(error: UsageError) -> UsageError:
-    """The same error, begun with the flag, variable or file that gave the value."""
+    """The same error, the flag, variable or file of the value put before it."""
     ctx, name = click.get_current_context(), error.message.split()[0]
     for param in ctx.command.params:
         if param.name == name:
@@ -204,7 +232,7 @@ def _named_by_source(error: UsageError) -> UsageError:
 
 
 def source_of(ctx: click.Context, param: click.Parameter) -> str:
-    """Where the value of `param` came from, as the user knows it."""
+    """The flag, variable or file that the value of `param` came from."""
     source = ctx.get_parameter_source(param.name or "")
     if source is click.core.ParameterSource.ENVIRONMENT:
         return str(param.envvar)
@@ -216,7 +244,7 @@ def source_of(ctx: click.Context, param: click.Parameter) -> str:
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """The user's config file, whether or not it is there."""
+    """The path of the user's config file, which need not exist."""
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(base, "picoedge", "config.toml")

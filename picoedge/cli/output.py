@@ -18,7 +18,7 @@ from picoedge.progress import Progress
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.session import Session, Stats
+    from picoedge.engine.session import Session
 
 
 _REDRAW_S = 0.1
@@ -42,12 +42,12 @@ def flush_output() -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: a model's words must not steer a terminal."""
+    """`text` without control characters: a model's text must not control the terminal."""
     return text.translate(_CONTROL)
 
 
 def one_line(text: str) -> str:
-    """`text` as one printable line: names and messages may come from files nobody has checked."""
+    """`text` as one printable line: names and messages may come from unchecked files."""
     return text.translate(_ONE_LINE).strip()
 
 
@@ -63,40 +63,40 @@ def write_answer(piece: str) -> None:
 
 
 def write_whole_answer(pieces: Iterable[str]) -> None:
-    """All pieces to stdout, and the end of the line also where an error breaks them off."""
-    said = False
+    """All pieces to stdout, and the end of the line, also where an error interrupts them."""
+    written = False
     try:
         for piece in pieces:
             write_answer(piece)
-            said = True
+            written = True
     except PicoedgeError:
-        if said:
+        if written:
             write_answer("\n")
         raise
     write_answer("\n")
 
 
 def note(text: str, verbose: bool = False) -> None:
-    """A line on stderr, where somebody looks at it or asked for it."""
+    """A line on stderr, if that is a terminal or the line was asked for."""
     if sys.stderr is not None and (verbose or sys.stderr.isatty()):
         print(one_line(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str, label: str = "note") -> None:
-    """A line on stderr, always."""
+    """A line on stderr, also where it is no terminal."""
     if sys.stderr is not None:
         print(one_line(f"{label}: {text}"), file=sys.stderr, flush=True)
 
 
 class ProgressLine:
-    """One line of a terminal, redrawn: what is being done and how far it is."""
+    """A line of a terminal, redrawn: the stage of the work and its share done."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._drawn_at, self._what = 0.0, ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Told by whoever works (`picoedge.progress.Progress`); total 0: not known."""
+        """See `picoedge.progress.Progress`."""
         now = self._clock()
         if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
             return
@@ -105,7 +105,7 @@ class ProgressLine:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Leave the line empty."""
+        """Erase the line."""
         if self._what:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -133,31 +133,13 @@ def showing_progress() -> Iterator[Progress | None]:
         line.clear()
 
 
-def rates(stats: Stats) -> str:
-    """`prompt 23 tokens (12 reused) 310 tok/s · answer 57 tokens 92 tok/s`."""
-    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    prompt = f"prompt {stats.prompt_tokens} tokens{reused}{_rate(stats.prefill_tok_s)}"
-    return f"{prompt} · answer {len(stats.tokens)} tokens{_rate(stats.decode_tok_s)}"
-
-
-def _rate(tok_s: float | None) -> str:
-    return "" if tok_s is None else f" {tok_s:.1f} tok/s"
-
-
 def tell_end(session: Session, verbose: bool) -> None:
-    """After one answer: that the context cut it (always), the rates (if asked for)."""
+    """After an answer: a note if the context cut it; with `verbose` rates and waiting."""
     if session.stats.context_full:
         warn(f"the context of {session.model.n_ctx} tokens is full: the answer is cut there")
     if verbose:
-        note(rates(session.stats), verbose)
-        note_waiting(session)
-
-
-def note_waiting(session: Session) -> None:
-    """Where something is streamed: what a token waited for it, as a line on stderr."""
-    line = reports.waiting(session.stats) if session.model.memory_plan is not None else ""
-    if line:
-        note(line, verbose=True)
+        for line in reports.timings(session):
+            note(line, verbose=True)
 
 
 def print_json(value: Any) -> None:

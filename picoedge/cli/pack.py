@@ -23,7 +23,7 @@ from picoedge.cli.output import one_line, print_json, showing_progress
 def command(source: Path, out: Path | None, bits: str | None, as_json: bool) -> None:
     """Turn a GGUF file (also a split one) or a Hugging Face folder into a pack.
 
-    A pack that is there already is replaced once the new one is whole.
+    An existing pack is replaced once the new one is complete.
     """
     from picoedge.registry.packing import pack_model
     from picoedge.store.sources.source import open_source

@@ -1,4 +1,4 @@
-"""`picoedge plan`: what would be held and what streamed, before anything is loaded."""
+"""`picoedge plan`: what would be resident and what streamed, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from picoedge.engine.dry_run import SessionPlan
 
 
-_WAYS = {"direct": "past the page cache", "mmap": "through a map"}
+_READING = {"direct": "past the page cache", "mmap": "through a map"}
 
 
 @click.command()
@@ -25,35 +25,20 @@ _WAYS = {"direct": "past the page cache", "mmap": "through a map"}
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_options
 @click.option(
-    "--cluster",
-    is_flag=True,
-    help="Plan over the boards of the mesh as they are now, this one the hub.",
+    "--cluster", is_flag=True, help="Plan over the boards of the mesh now, with this one as hub."
 )
 @click.option(
-    "--boards",
-    "boards_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Plan over the boards that a JSON file tells of.",
-)
-@click.option("--hub", metavar="NAME", help="The board of the file where the text would be typed.")
-@click.option(
-    "-ts",
-    "--tensor-split",
-    metavar="3,1",
-    help="Shares of the boards, the hub's first [default: by their speed].",
-)
-@click.option(
-    "--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
-    show_default=True, help="How sums come together.",
+    "--boards", "boards_file", metavar="FILE", type=click.Path(path_type=Path),
+    help="Plan over the boards described in a JSON file.",
 )  # fmt: skip
-@click.option("--split-head", is_flag=True, help=options.SPLIT_HEAD)
+@click.option("--hub", metavar="NAME", help="The board of the file where the command would run.")
+@options.split_options
 def command(**values: Any) -> None:
     """Show how MODEL would run: what stays in memory, what is streamed, how fast.
 
     The plan is the one that generate and chat would make with the same options; with --cluster or
-    --boards it tells for each number of boards how long a token takes, and who would hold what.
-    Nothing is loaded for it; a model that is not packed yet is fetched and packed.
+    --boards it shows seconds per token for each number of boards, and the shards of each board.
+    No weights are loaded; a model that is not packed yet is fetched and packed.
     """
     _check(values)
     if values["cluster"] or values["boards_file"]:
@@ -77,25 +62,19 @@ def _check(values: dict[str, Any]) -> None:
         raise UsageError("--hub names a board of a file", "give --boards FILE with it")
     if values["tensor_split"] and not (values["cluster"] or values["boards_file"]):
         raise UsageError("-ts shares a model among boards", "give --cluster or --boards FILE")
-    if values["split_head"] and not (values["cluster"] or values["boards_file"]):
+    source = click.get_current_context().get_parameter_source("split_head")
+    flag = source is click.core.ParameterSource.COMMANDLINE
+    if flag and not (values["cluster"] or values["boards_file"]):
         raise UsageError("--split-head is over boards", "give --cluster or --boards FILE")
 
 
 def _plan_cluster(values: dict[str, Any]) -> None:
     from picoedge.cli.plan_cluster import print_plan
     from picoedge.cluster.dry_run import cluster_of_file, cluster_of_mesh, survey_cluster
-    from picoedge.engine.options import ClusterOptions
-    from picoedge.planner.partition import parse_split
 
-    way, split = values["allreduce"], values["tensor_split"]
-    wishes = ClusterOptions(
-        split=tuple(parse_split(split)) if split else (),
-        allreduce=None if way == "auto" else way,
-        split_head=values["split_head"],
-    )
     file = values["boards_file"]
     of_file = cluster_of_file(file, values["hub"]) if file else None  # before a model is fetched
-    opened = models.open_pack({**values, "cluster": False}, text=not file, cluster=wishes)
+    opened = models.open_pack({**values, "cluster": True}, text=not file)
     cluster, held = (of_file, {}) if of_file else cluster_of_mesh(opened.pack, warn)
     survey = survey_cluster(opened, cluster, held)
     if values["as_json"]:
@@ -105,8 +84,9 @@ def _plan_cluster(values: dict[str, Any]) -> None:
 
 
 def facts(survey: SessionPlan) -> list[tuple[str, str]]:
-    """The figures, as (name, value)."""
+    """(name, value) of each figure."""
     plan = survey.plan
+    threads = f"{survey.threads} thread{'s' if survey.threads > 1 else ''}"
     return [
         ("model", survey.model),
         ("budget", format_size(plan.budget.total)),
@@ -115,12 +95,8 @@ def facts(survey: SessionPlan) -> list[tuple[str, str]]:
         ("buffers", f"{format_size(plan.activations)} for {plan.batch} tokens of a prompt at once"),
         *(_whole_facts(survey) if survey.whole else _streamed_facts(survey)),
         ("storage", str(survey.speeds.storage)),
-        ("kernels", f"{format_size(survey.speeds.compute)}/s ({_kernels(survey)})"),
+        ("kernels", f"{format_size(survey.speeds.compute)}/s ({survey.kernels}, {threads})"),
     ]
-
-
-def _kernels(survey: SessionPlan) -> str:
-    return f"{survey.kernels}, {survey.threads} thread{'s' if survey.threads > 1 else ''}"
 
 
 def _whole_facts(survey: SessionPlan) -> list[tuple[str, str]]:
@@ -135,37 +111,32 @@ def _whole_facts(survey: SessionPlan) -> list[tuple[str, str]]:
 
 def _streamed_facts(survey: SessionPlan) -> list[tuple[str, str]]:
     plan, window = survey.plan, survey.plan.window
+    clock = "disk" if window.forecast.clock == "disk" else "processor"
     forecast, largest = window.forecast, max(unit.nbytes for unit in window.streamed)
     reserve = plan.reading.reserve
     beside = f" + {format_size(reserve)} read ahead" if reserve else ""
+    depth = window.ring.depth
+    units = f"{depth} unit{'s' if depth > 1 else ''}"
     read, used = format_size(window.streamed_bytes), format_size(window.touched_bytes)
     return [
         ("resident", f"{format_size(window.resident_bytes)} of {used}"),
         (
             "window",
-            f"{format_size(window.window_bytes)}{beside}: {_units(window.ring.depth)} of up to "
-            f"{format_size(largest)}, {_WAYS[plan.reading.io]}",
+            f"{format_size(window.window_bytes)}{beside}: {units} of up to "
+            f"{format_size(largest)}, {_READING[plan.reading.io]}",
         ),
         ("total", format_size(survey.total)),
         ("read", f"{read} for each token, or for each {plan.batch} tokens of a prompt"),
         (
             "a token",
-            f"{forecast.s_per_token:.2g} s, the clock is the {_clock(forecast.clock)} "
+            f"{forecast.s_per_token:.2g} s, the clock is the {clock} "
             f"({_seconds(forecast.disk_s)} reading, {_seconds(forecast.compute_s)} computing)",
         ),
     ]
 
 
-def _units(count: int) -> str:
-    return "1 unit" if count == 1 else f"{count} units"
-
-
-def _clock(clock: str) -> str:
-    return "disk" if clock == "disk" else "processor"
-
-
 def draw(survey: SessionPlan) -> None:
-    """The picture, in what characters stdout has."""
+    """Print the picture, in the characters that stdout can show."""
     from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")

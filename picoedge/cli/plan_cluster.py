@@ -1,4 +1,4 @@
-"""A plan over boards, shown: how long a token takes for each number of them, and who holds what."""
+"""A plan over boards as tables: seconds per token by number of boards, and each board's shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS = (
 
 
 def print_plan(plan: ClusterPlan) -> None:
-    """The reason, a row for each number of boards, and one for each board that takes part."""
+    """Print the reason, a row for each number of boards, and one for each chosen board."""
     from picoedge.planner.cluster_plan import HEADER, describe
 
     click.echo(f"{plan.why}\n")
@@ -26,13 +26,13 @@ def print_plan(plan: ClusterPlan) -> None:
     click.echo()
     print_table(HEADER, describe(plan.chosen))
     if plan.idle:
-        click.echo(f"\ntake no part: {', '.join(plan.idle)}")
+        click.echo(f"\nleft out: {', '.join(plan.idle)}")
 
 
 def numbers(plan: ClusterPlan) -> list[tuple[str, ...]]:
     """Rows under `NUMBERS`; the chosen one has a star."""
     rows = [_row(count, one, plan) for count, one in enumerate(plan.predictions, 1)]
-    if not any(row[0].endswith("*") for row in rows):  # asked for, and like none of these
+    if not any(row[0].endswith("*") for row in rows):  # a split that the user asked for
         rows.append((f"{plan.chosen.boards} *", *_figures(plan.chosen)))
     return rows
 

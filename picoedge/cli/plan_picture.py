@@ -1,4 +1,4 @@
-"""A memory plan drawn in a terminal: what stays, what is streamed, layer by layer."""
+"""A memory plan as a picture of characters: what is resident and what streamed, by layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ASCII = Signs("#", "+", ".", "o")
 
 @dataclass(frozen=True)
 class _Piece:
-    """A unit as it is drawn: its part of a bar, and its state."""
+    """A unit of a bar: its size and state."""
 
     nbytes: int
     resident: bool
@@ -42,7 +42,7 @@ class _Piece:
 def picture(plan: WindowPlan, signs: Signs) -> Iterator[str]:
     """Lines of at most 80 columns, in the order of use: the layers, the head, a legend.
 
-    Layers that would take more than 40 lines stand several on a line.
+    More than 40 layers share lines.
     """
     pieces = _pieces(plan)
     last = max(layer for _, layer in pieces)
@@ -76,11 +76,11 @@ def _pieces(plan: WindowPlan) -> dict[tuple[str, int], list[_Piece]]:
 
 
 def _window_at_start(plan: WindowPlan) -> frozenset[Unit]:
-    """What the window holds when a token begins: the first streamed units, read ahead."""
+    """The units in the window when a token begins: the first streamed ones, read ahead."""
     behind = plan.ring.behind
     held: list[Unit] = []
     for i, unit in enumerate(plan.streamed):
-        if i - behind[i] >= 0:  # its place is still another's
+        if i - behind[i] >= 0:  # another unit still occupies its place
             break
         held.append(unit)
     return frozenset(held)
@@ -117,7 +117,7 @@ def _layer_bars(
 
 
 def _bar(pieces: Sequence[_Piece], width: int, signs: Signs) -> str:
-    """A run of units as `width` characters, each an equal share of its bytes."""
+    """Units as `width` characters, each an equal share of their bytes."""
     total = sum(piece.nbytes for piece in pieces)
     if not total:
         return " " * width

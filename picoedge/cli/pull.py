@@ -13,8 +13,8 @@ from picoedge.cli.output import one_line, print_json, showing_progress
 def command(name: str | None, as_json: bool) -> None:
     """Fetch a model of the catalogue and pack it.
 
-    NAME is as in `picoedge list`; without it the default model is meant. Nothing is fetched that
-    is there already, and a download that was cut goes on where it stopped.
+    NAME is as in `picoedge list` [default: the default model]. A model that is here already is
+    not fetched again, and an interrupted download is resumed.
     """
     from picoedge.registry.paths import disk_bytes
     from picoedge.registry.shelf import Shelf

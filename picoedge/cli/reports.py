@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.units import MB, format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.session import LanguageModel, Stats
+    from picoedge.engine.session import LanguageModel, Session, Stats
     from picoedge.errors import PicoedgeError
     from picoedge.planner.memory import MemoryPlan
 
@@ -35,13 +35,13 @@ def window(model: LanguageModel, waited_s: float, elapsed_s: float) -> dict[str,
 
 
 def cluster(model: object) -> dict[str, Any]:
-    """JSON fields of a model that runs over boards; none of one that runs here."""
+    """JSON fields of a model over several boards; none of a model on this board."""
     report = getattr(model, "report", None)
     return {"cluster": report()} if report is not None else {}
 
 
 def failure(error: PicoedgeError) -> dict[str, Any]:
-    """JSON fields of an answer that broke off."""
+    """JSON fields of an answer that an error interrupted."""
     return {"finish_reason": "error", "error": {"message": error.message, "hint": error.hint}}
 
 
@@ -58,11 +58,25 @@ def plan_line(plan: MemoryPlan | None) -> str:
     )
 
 
-def waiting(stats: Stats) -> str:
-    """`waiting` of an answer's decoding; empty before the second token."""
-    if not stats.decode_steps:
-        return ""
-    return waiting_line(stats.disk_wait_s, stats.decode_s, stats.bytes_streamed, stats.decode_steps)
+def timings(session: Session) -> list[str]:
+    """Lines on the last answer: its rates, and the wait for weights where some are streamed."""
+    stats = session.stats
+    if session.model.memory_plan is None or not stats.decode_steps:
+        return [rates(stats)]
+    steps = stats.decode_steps
+    waiting = waiting_line(stats.disk_wait_s, stats.decode_s, stats.bytes_streamed, steps)
+    return [rates(stats), waiting]
+
+
+def rates(stats: Stats) -> str:
+    """`prompt 23 tokens (12 reused) 310 tok/s · answer 57 tokens 92 tok/s`."""
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    prompt = f"prompt {stats.prompt_tokens} tokens{reused}{_rate(stats.prefill_tok_s)}"
+    return f"{prompt} · answer {len(stats.tokens)} tokens{_rate(stats.decode_tok_s)}"
+
+
+def _rate(tok_s: float | None) -> str:
+    return "" if tok_s is None else f" {tok_s:.1f} tok/s"
 
 
 def waiting_line(waited_s: float, elapsed_s: float, n_bytes: int, tokens: int) -> str:

@@ -17,7 +17,7 @@ from picoedge.errors import UsageError
 def command(name: str, yes: bool, as_json: bool) -> None:
     """Remove a packed model from this board.
 
-    NAME is as in `picoedge list`. Nothing outside the shelf is touched: a GGUF file or a folder
+    NAME is as in `picoedge list`. Nothing outside the shelf is removed: the GGUF file or folder
     that a pack was made from stays.
     """
     from picoedge.registry.shelf import Shelf

@@ -1,4 +1,4 @@
-"""`picoedge show`: what a model is."""
+"""`picoedge show`: facts about a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from picoedge.cli.output import print_facts, print_json
 @model_argument(required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str | None, as_json: bool) -> None:
-    """Show what a model is: architecture, shape, formats, shards, context, licence, tokenizer.
+    """Show facts about a model: architecture, shape, formats, shards, context, licence, tokenizer.
 
-    Nothing is fetched or packed for it.
+    Nothing is fetched or packed.
     """
     from picoedge.registry.details import describe
     from picoedge.registry.shelf import Shelf

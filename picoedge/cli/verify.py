@@ -1,4 +1,4 @@
-"""`picoedge verify`: every byte of a pack against its hashes."""
+"""`picoedge verify`: check every byte of a pack against its hashes."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from fake_model import ScriptedModel, prompter_for, scripted_session
 
 from picoedge.cli.chat_commands import HELP, is_command
 from picoedge.cli.chat_console import read_message
-from picoedge.cli.chat_loop import Chat
-from picoedge.cli.conversation import ChatSettings
+from picoedge.cli.chat_loop import Chat, ChatSettings
 from picoedge.engine.session import Session
 
 Typed = str | type[BaseException]

@@ -70,7 +70,7 @@ def test_a_table_for_each_number_of_boards_and_one_of_who_holds_what(
     assert len(taking) == int(chosen[0])
     assert taking[0] == "a"
     left = sorted({"a", "b", "c"} - set(taking))
-    assert idle == ([f"take no part: {', '.join(left)}\n"] if left else [])
+    assert idle == ([f"left out: {', '.join(left)}\n"] if left else [])
 
 
 def test_json_has_all_of_it(run: Run, pack: Path, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from fake_model import ScriptedModel, prompter_for, scripted_session
 
 from picoedge.cli.chat_console import TerminalConsole
-from picoedge.cli.chat_loop import Chat
-from picoedge.cli.conversation import ChatSettings
+from picoedge.cli.chat_loop import Chat, ChatSettings
 
 ENDLESS = 100_000
 

@@ -1,19 +1,45 @@
-"""A chat on a console: messages and commands, answers, Ctrl-C, and how it ends."""
+"""A chat on a console: messages, answers, slash commands, Ctrl-C, and how it ends."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from picoedge.cli import chat_commands
 from picoedge.cli.chat_console import Console
-from picoedge.cli.failures import EXIT_INTERRUPTED
+from picoedge.cli.failures import EXIT_INTERRUPTED, storage_error
 from picoedge.cli.output import error_line, one_line
 from picoedge.cli.reports import timings
-from picoedge.errors import PicoedgeError
+from picoedge.config import SamplingOptions
+from picoedge.errors import PicoedgeError, UsageError
+from picoedge.files import replace_file
+from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Prompter, Session
+
+HELP = '''\
+/?                 this list
+/bye               leave (also Ctrl-D)
+/clear             forget the conversation
+/regen             answer the last message again
+/set NAME VALUE    temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed,
+                   n (tokens of an answer), stop TEXT, system TEXT
+/set verbose       show rates after each answer (/set quiet: no longer)
+/show              the settings and what the conversation holds
+/save FILE         write the conversation to a file
+/load FILE         go on with a conversation from a file
+"""                begin and end a message of several lines
+Ctrl-C             stop the answer; twice: leave'''
+
+MAX_FILE_BYTES = 64 << 20
+SAMPLING_TYPES: dict[str, Callable[[str], float]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float,
+    "repeat_penalty": float, "repeat_last_n": int, "seed": int,
+}  # fmt: skip
 
 
 @dataclass
@@ -60,8 +86,8 @@ class Chat:
 
     def _handle(self, message: str) -> bool:
         """Handle a message or command; False ends the conversation."""
-        if chat_commands.is_command(message):
-            return chat_commands.run_command(self, message)
+        if is_command(message):
+            return run_command(self, message)
         if message.strip():
             self.ask(message.strip("\n"))
         return True
@@ -127,3 +153,157 @@ class Chat:
     def say(self, line: str) -> None:
         """A line of this program on the console."""
         self.console.write(line + "\n")
+
+
+def is_command(message: str) -> bool:
+    """Whether a message is a command: `/word`, but not a path such as `/etc/hosts`."""
+    word = message.split(maxsplit=1)[0] if message.strip() else ""
+    return message.startswith("/") and "/" not in word[1:] and "\n" not in message
+
+
+def run_command(chat: Chat, message: str) -> bool:
+    """Run a command; False ends the conversation. Raises PicoedgeError."""
+    word, _, rest = message.strip().partition(" ")
+    if word in ("/bye", "/exit", "/quit"):
+        return False
+    action = COMMANDS.get(word)
+    if action is None:
+        hint = did_you_mean(word, [*COMMANDS, "/bye"]) or "/? lists the commands"
+        raise UsageError(f"no such command: {word}", hint)
+    action(chat, rest.strip())
+    return True
+
+
+def show_help(chat: Chat, rest: str) -> None:
+    """`/?`"""
+    chat.say(HELP)
+
+
+def clear(chat: Chat, rest: str) -> None:
+    """`/clear`: the settings stay."""
+    chat.messages.clear()
+    chat.session.forget()
+    chat.say("the conversation is empty")
+
+
+def regenerate(chat: Chat, rest: str) -> None:
+    """`/regen`: answer the last message again, with the sampler's next random choices."""
+    if not chat.messages:
+        raise UsageError("nothing has been asked yet", "write something")
+    before = list(chat.messages)
+    question = before[-2]["content"]
+    del chat.messages[-2:]
+    try:
+        chat.ask(question)
+    finally:
+        if not chat.messages[len(before) - 2 :]:  # no new answer: keep the old one
+            chat.messages[:] = before
+
+
+def show(chat: Chat, rest: str) -> None:
+    """`/show`"""
+    session, settings = chat.session, chat.settings
+    values = {**dataclasses.asdict(session.sampling), "n": settings.n_tokens}
+    chat.say(one_line(session.describe()))
+    for name, value in values.items():
+        chat.say(f"{name.ljust(15)} {'none' if value is None else value}")
+    chat.say(f"{'stop'.ljust(15)} {', '.join(map(repr, settings.stop)) or 'none'}")
+    chat.say(f"{'system'.ljust(15)} {settings.system or 'none'}")
+    used = len(chat.prompter.chat_ids(chat.prompt_messages())) if chat.messages else 0
+    chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
+
+
+def set_value(chat: Chat, rest: str) -> None:
+    """`/set NAME VALUE`, or as in Ollama `/set parameter NAME VALUE`."""
+    name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
+    name, value, settings = name.replace("-", "_"), value.strip(), chat.settings
+    if name in ("verbose", "quiet"):
+        settings.verbose = name == "verbose"
+        chat.say("rates are shown" if settings.verbose else "rates are not shown")
+        return
+    if name in SAMPLING_TYPES:
+        number = None if (name, value) == ("seed", "none") else _number(name, value)
+        chat.session.set_sampling(_changed(chat.session.sampling, name, number))
+    elif name == "n":
+        settings.n_tokens = max(-1, int(_number(name, value)))
+    elif name == "system":
+        settings.system = value
+    elif name == "stop":
+        settings.stop = [value] if value else []
+    else:
+        names = [*SAMPLING_TYPES, "n", "stop", "system", "verbose", "quiet"]
+        hint = did_you_mean(name, names) or f"known: {', '.join(names)}"
+        raise UsageError(f"nothing to set by the name {name!r}", hint)
+    chat.say(f"{name} is {value or 'empty'}")
+
+
+def _changed(options: SamplingOptions, name: str, value: float | None) -> SamplingOptions:
+    values: dict[str, Any] = {**dataclasses.asdict(options), name: value}
+    return SamplingOptions(**values)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return SAMPLING_TYPES.get(name, int)(text)
+    except ValueError:
+        raise UsageError(f"{name} {text!r} is not a number", f"/set {name} VALUE") from None
+
+
+def save(chat: Chat, rest: str) -> None:
+    """`/save FILE`; an error leaves no partial file."""
+    path = _path(rest, "/save FILE")
+    value = {"model": chat.session.name, "system": chat.settings.system, "messages": chat.messages}
+    try:
+        replace_file(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+    except OSError as error:
+        raise storage_error(error) from error
+    chat.say(f"saved to {path}")
+
+
+def load(chat: Chat, rest: str) -> None:
+    """`/load FILE`: replaces this conversation."""
+    path = _path(rest, "/load FILE")
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(MAX_FILE_BYTES))
+    except OSError as error:
+        raise storage_error(error) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a saved conversation: {error}") from None
+    system, messages = checked_conversation(value, path)
+    chat.settings.system, chat.messages[:] = system, messages
+    chat.say(f"{len(messages)} messages from {path}")
+
+
+def checked_conversation(value: Any, path: Path) -> tuple[str, list[dict[str, str]]]:
+    """The system's message and the turns of a saved conversation. Raises UsageError."""
+    entries = value.get("messages") if isinstance(value, dict) else None
+    system = value.get("system", "") if isinstance(value, dict) else None
+    if not isinstance(entries, list) or not isinstance(system, str) or len(entries) % 2:
+        raise UsageError(f"{path} is not a saved conversation", "/save writes one")
+    turns: list[dict[str, str]] = []
+    for i, entry in enumerate(entries):
+        role = ("user", "assistant")[i % 2]
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or entry.get("role") != role:
+            raise UsageError(f"{path}: message {i + 1} is not of the {role}", "/save writes one")
+        turns.append({"role": role, "content": content})
+    return system, turns
+
+
+def _path(text: str, usage: str) -> Path:
+    if not text:
+        raise UsageError("no file was named", usage)
+    return Path(text).expanduser()
+
+
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "/?": show_help,
+    "/help": show_help,
+    "/clear": clear,
+    "/regen": regenerate,
+    "/set": set_value,
+    "/show": show,
+    "/save": save,
+    "/load": load,
+}

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from fake_model import ScriptedModel, prompter_for, scripted_session
 
-from picoedge.cli.chat_commands import HELP, is_command
 from picoedge.cli.chat_console import read_message
-from picoedge.cli.chat_loop import Chat, ChatSettings
+from picoedge.cli.chat_loop import HELP, Chat, ChatSettings, is_command
 from picoedge.engine.session import Session
 
 Typed = str | type[BaseException]

@@ -44,12 +44,13 @@ def daemon() -> Iterator[Client]:
     """A connection to this board's daemon. Raises AccessError, BoardLostError."""
     import zmq
 
+    from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.identity import cluster_folder
     from picoedge.mesh.node.local_daemon import connect_local
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with connect_local(context, cluster_folder(os.environ)) as caller:
+        with connect_local(context, cluster_folder(os.environ), VERSION_1) as caller:
             yield caller
     finally:
         context.destroy(linger=0)

@@ -107,13 +107,15 @@ def _serve(
     from picoedge.daemon.announce import announced
     from picoedge.daemon.service import Daemon
     from picoedge.daemon.systemd import notify, watchdog_s
+    from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.roster_file import RosterFile
     from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 
     context = zmq.Context()
     try:
-        node = Node(context, identity, RosterFile(identity.folder), listen, peers)
+        rosters = RosterFile(identity.folder)
+        node = Node(context, identity, rosters, listen, peers, translation=VERSION_1)
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: node.stop())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.mesh.addresses import parse_address
+from picoedge.jobs.spec import VERSION_1
+from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.node.local_daemon import find_local
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
@@ -101,12 +102,15 @@ class BoardDirectory:
             raise MeshError(
                 "this board is not in the mesh: its daemon does not run", "start it: picoedge run"
             )
-        return Client(self.context, keys, daemon.address, keys.public, self.identity.name)
+        return self._client(daemon.address, keys.public, self.identity.name)
+
+    def _client(self, address: Address, key: str, name: str) -> Client:
+        return Client(self.context, self.identity.keys, address, key, name, VERSION_1)
 
     def _try(self, board: dict[str, Any]) -> None:
         for text in board["addresses"]:
             address = parse_address(text)
-            client = Client(self.context, self.identity.keys, address, board["key"], board["name"])
+            client = self._client(address, board["key"], board["name"])
             try:
                 link = _measure(client, self._own_ping_s)
                 return self._add(client, board["key"], text, link)

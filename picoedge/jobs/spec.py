@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Message kinds by their name in version 1 of the protocol, when sessions were the only jobs.
-VERSION_1_KINDS = {
-    "job-reserve": "session-take",
-    "job-start": "session-start",
-    "job-release": "session-close",
-    "job-queued": "session-queued",
-    "job-listens": "session-listens",
-    "job-report": "session-report",
-    "job-ended": "session-ended",
-    "job-revoked": "session-revoked",
-}
+from picoedge.mesh.transport.messages import Translation
+
+# Names of version 1 of the protocol, when sessions were the only jobs.
+VERSION_1 = Translation(
+    kinds={
+        "job-reserve": "session-take",
+        "job-start": "session-start",
+        "job-release": "session-close",
+        "job-queued": "session-queued",
+        "job-listens": "session-listens",
+        "job-report": "session-report",
+        "job-ended": "session-ended",
+        "job-revoked": "session-revoked",
+    },
+    fields={
+        "beat": {"state": {"queue_length": "waiting"}},
+        "mesh-state": {"boards.*.report": {"queue_length": "waiting"}},
+    },
+)
 INFERENCE = "inference"  # also the job of a message that names none: one of version 1
 
 

@@ -41,7 +41,9 @@ def found(folder: Path, *names: str) -> list[Identity]:
 class Running:
     """A node in a thread. Other threads reach into it with `do` only."""
 
-    def __init__(self, identity: Identity, *peers: Address, timing: Timing = QUICK) -> None:
+    def __init__(
+        self, identity: Identity, *peers: Address, timing: Timing = QUICK, **options: Any
+    ) -> None:
         self.identity = identity
         self.key = identity.keys.public
         self.lines: list[str] = []
@@ -50,7 +52,7 @@ class Running:
         self._news = threading.Condition()
         roster = RosterFile(identity.folder)
         self.node = Node(
-            self.context, identity, roster, LOOPBACK, peers, timing=timing, log=self._log
+            self.context, identity, roster, LOOPBACK, peers, timing=timing, log=self._log, **options
         )
         self.address = self.node.address
         self.node.peers.on_change(self._changed)

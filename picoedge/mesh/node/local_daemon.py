@@ -18,6 +18,7 @@ from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.private_files import locked, read_json, write_json
 from picoedge.mesh.transport.client import Client
+from picoedge.mesh.transport.messages import NO_TRANSLATION, Translation
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
@@ -71,7 +72,9 @@ def find_local(folder: Path) -> LocalDaemon | None:
     return _read(folder) if _is_locked(folder / LOCK) else None
 
 
-def connect_local(context: Context, folder: Path) -> Client:
+def connect_local(
+    context: Context, folder: Path, translation: Translation = NO_TRANSLATION
+) -> Client:
     """A connection with this board's own daemon.
 
     Raises AccessError where the board is in no cluster, BoardLostError where no daemon runs.
@@ -84,7 +87,8 @@ def connect_local(context: Context, folder: Path) -> Client:
             "start it: picoedge run",
             board=identity.name,
         )
-    return Client(context, identity.keys, daemon.address, identity.keys.public, identity.name)
+    keys = identity.keys
+    return Client(context, keys, daemon.address, keys.public, identity.name, translation)
 
 
 def _read(folder: Path) -> LocalDaemon | None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.identity.roster_file import RosterFile
     from picoedge.mesh.node.rpc import Rpc
-    from picoedge.mesh.transport.dialer import Connection
+    from picoedge.mesh.transport.dialer import OutgoingConnection
 
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
 
@@ -138,11 +138,11 @@ class Peers:
         )
         return hello.to_body()
 
-    def _greet(self, connection: Connection) -> None:
+    def _greet(self, connection: OutgoingConnection) -> None:
         answered = functools.partial(self._greeted, connection)
         self._rpc.ask_over(connection, "hello", self._own_hello(), answered)
 
-    def _greeted(self, connection: Connection, answer: Body | MeshError) -> None:
+    def _greeted(self, connection: OutgoingConnection, answer: Body | MeshError) -> None:
         if connection.socket.closed:
             return
         try:
@@ -183,7 +183,7 @@ class Peers:
         self._spread()
         self._rpc.push(key, "peers", addresses_body(self._finder.known))
 
-    def _refused(self, connection: Connection, by_roster: bool) -> None:
+    def _refused(self, connection: OutgoingConnection, by_roster: bool) -> None:
         if by_roster:
             name = self._rpc.name_of(connection.key)
             self._rpc.log_once(

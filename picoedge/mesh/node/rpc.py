@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.mesh.transport.dialer import Connection, Dialer
+from picoedge.mesh.transport.dialer import Dialer, OutgoingConnection
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.loop import Call, Loop
 from picoedge.mesh.transport.messages import (
@@ -142,7 +142,9 @@ class Rpc:
         if not self._send(key, lambda dialect: dialect.write(kind, {**body, "id": number})):
             self._finish(number, BoardLostError("not connected", board=self.name_of(key)))
 
-    def ask_over(self, connection: Connection, kind: str, body: Body, answered: Answered) -> None:
+    def ask_over(
+        self, connection: OutgoingConnection, kind: str, body: Body, answered: Answered
+    ) -> None:
         """As `ask`, over a connection that is not established yet."""
         number = self._expect(connection.key, kind, answered, ASK_S)
         if not connection.send(connection.dialect.write(kind, {**body, "id": number})):
@@ -231,7 +233,7 @@ class Rpc:
         self._authorize(sender, kind)
         self._serve(sender, kind, body, dialect)
 
-    def _read_connection(self, connection: Connection) -> None:
+    def _read_connection(self, connection: OutgoingConnection) -> None:
         for _ in range(self.limits.requests_per_turn):
             frames = connection.receive()
             if frames is None:
@@ -294,7 +296,7 @@ class Rpc:
         frames = write(dialect)
         return frames is None or self.server.send(route, frames)
 
-    def _unsent(self, connection: Connection) -> bool:
+    def _unsent(self, connection: OutgoingConnection) -> bool:
         """The connection has ended, or its queue is full: then it is closed."""
         self.dialer.read_monitor(connection)
         if connection.is_established:

@@ -33,7 +33,7 @@ Pair = tuple[Address, str]
 
 
 @dataclass
-class Connection:
+class OutgoingConnection:
     """A DEALER that connects, or is connected, to the board with public key `key`."""
 
     address: Address
@@ -81,19 +81,19 @@ class Dialer:
         self._loop = loop
         self._new_dialect = new_dialect
         self._limits = limits
-        self._connections: dict[Pair, Connection] = {}
+        self._connections: dict[Pair, OutgoingConnection] = {}
         self._retries: dict[Pair, tuple[float, float]] = {}  # time of the next try, wait after it
-        self.up: Callable[[Connection], None] = lambda each: None
-        self.down: Callable[[Connection], None] = lambda each: None
-        self.read: Callable[[Connection], None] = lambda each: None
-        self.refused: Callable[[Connection, bool], None] = lambda each, by_roster: None
+        self.up: Callable[[OutgoingConnection], None] = lambda each: None
+        self.down: Callable[[OutgoingConnection], None] = lambda each: None
+        self.read: Callable[[OutgoingConnection], None] = lambda each: None
+        self.refused: Callable[[OutgoingConnection, bool], None] = lambda each, by_roster: None
 
     @property
-    def established(self) -> list[Connection]:
+    def established(self) -> list[OutgoingConnection]:
         """Connections over which the board has answered our hello."""
         return [each for each in self._connections.values() if each.is_established]
 
-    def to(self, key: str) -> Connection | None:
+    def to(self, key: str) -> OutgoingConnection | None:
         """The established connection to a board, if there is one."""
         return next((each for each in self.established if each.key == key), None)
 
@@ -109,7 +109,7 @@ class Dialer:
         for pair in self._retries.keys() - pairs - self._connections.keys():
             del self._retries[pair]
 
-    def close(self, each: Connection) -> None:
+    def close(self, each: OutgoingConnection) -> None:
         """Close a connection; it may be opened again later."""
         if self._connections.pop((each.address, each.key), None) is None:
             return
@@ -120,7 +120,7 @@ class Dialer:
         each.socket.close()
         self._lost(each)
 
-    def fail(self, each: Connection) -> None:
+    def fail(self, each: OutgoingConnection) -> None:
         """Close a connection that failed; the wait until it is retried doubles each time."""
         pair = each.address, each.key
         wait_s = self._retries.get(pair, (0.0, self._limits.first_retry_s))[1]
@@ -128,7 +128,7 @@ class Dialer:
         self._retries[pair] = self._loop.clock() + wait_s, longer_s
         self.close(each)
 
-    def establish(self, each: Connection) -> None:
+    def establish(self, each: OutgoingConnection) -> None:
         """The board has answered our hello; earlier failures are forgotten."""
         each.is_established = True
         self._retries.pop((each.address, each.key), None)
@@ -153,18 +153,18 @@ class Dialer:
         socket.reconnect_ivl = _RECONNECT_MS
         socket.reconnect_ivl_max = _LONGEST_RECONNECT_MS
         monitor = socket.get_monitor_socket(_WATCHED)
-        each = Connection(address, key, socket, monitor, self._new_dialect(key))
+        each = OutgoingConnection(address, key, socket, monitor, self._new_dialect(key))
         self._connections[pair] = each
         self._loop.add(socket, lambda: self.read(each))
         self._loop.add(each.monitor, lambda: self.read_monitor(each))
         socket.connect(address.endpoint)
 
-    def read_monitor(self, each: Connection) -> None:
+    def read_monitor(self, each: OutgoingConnection) -> None:
         """Read the events of a connection."""
         while not each.socket.closed and (happened := read_event(each.monitor)) is not None:
             self._happened(each, happened[0])
 
-    def _happened(self, each: Connection, event: int) -> None:
+    def _happened(self, each: OutgoingConnection, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             each.dialect = self._new_dialect(each.key)  # it may have been updated meanwhile
             self.up(each)
@@ -174,7 +174,7 @@ class Dialer:
         else:
             self._lost(each)
 
-    def _lost(self, each: Connection) -> None:
+    def _lost(self, each: OutgoingConnection) -> None:
         was_established = each.is_established
         each.is_established = False
         if was_established:

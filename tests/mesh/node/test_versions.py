@@ -28,7 +28,7 @@ from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import Identity, load_signing_key
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.node.membership import What
-from picoedge.mesh.transfer.donor_client import DonorLink
+from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import pull
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.curve import (
@@ -305,7 +305,7 @@ def test_a_daemon_of_version_1_is_a_member(
             while client.ask("seen")["roster"] != ada.node.roster.digest:
                 pass
         sound, target = Pack.open(shelf / "m.pico"), tmp_path / "mine" / "m.pico"
-        link = DonorLink(context, pair[0].keys, address, old.keys.public)
+        link = DonorClient(context, pair[0].keys, address, old.keys.public)
         pull(target, sound.identity, Wanted(sound.all_shards, embed=True), [("old", link)])
         link.close()
         Pack.open(target).verify()

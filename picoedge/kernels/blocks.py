@@ -35,10 +35,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32, U8, Array
@@ -47,8 +45,6 @@ TILE_ROWS = 16
 BLOCK_COLS = 32
 PLANE_ALIGN = 64
 SUPERBLOCK_COLS = 256
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,6 @@ FORMATS = {
         Format("f32", 9, 32, 0),
     )
 }
-
-
-def _aligned(n: int) -> int:
-    return -(-n // PLANE_ALIGN) * PLANE_ALIGN
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ class MatrixSpec:
             self.format, self.rows, self.cols, self.superblock
         ):
             planes[plane] = (at, shape, dtype)
-            at += _aligned(math.prod(shape) * dtype.itemsize)
+            at += -(-math.prod(shape) * dtype.itemsize // PLANE_ALIGN) * PLANE_ALIGN
         object.__setattr__(self, "planes", planes)
         object.__setattr__(self, "nbytes", at - self.offset)
 
@@ -138,30 +130,21 @@ def _plane_shapes(
         return [("values", (rows, cols), np.dtype("<f4"))]
     t, b = -(-rows // TILE_ROWS), cols // BLOCK_COLS
     u8, i8, f16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype("<f2")
-    shapes: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = []
-    if fmt.bits == 8:
-        shapes.append(("quants", (t, b, 8, TILE_ROWS, 4), i8))
-    else:
-        shapes.append(("quants", (t, b, 4, TILE_ROWS, 4), u8))
-    if fmt.bits == 5:
-        shapes.append(("highs", (t, b, TILE_ROWS, 4), u8))
-    if fmt.bits == 6:
-        shapes.append(("highs", (t, b, 2, TILE_ROWS, 4), u8))
-    if not fmt.superblocks:
-        shapes.append(("scales", (t, b, TILE_ROWS), f16))
-        if fmt.has_min:
-            shapes.append(("mins", (t, b, TILE_ROWS), f16))
-        return shapes
-    if fmt.bits == 6:
-        shapes.append(("scales", (t, b, 2, TILE_ROWS), i8))
-    else:
-        shapes.append(("scales", (t, b, TILE_ROWS), u8))
+    quants = (t, b, 8 if fmt.bits == 8 else 4, TILE_ROWS, 4)
+    shapes: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = [
+        ("quants", quants, i8 if fmt.bits == 8 else u8)
+    ]
+    if fmt.bits in (5, 6):
+        pairs = (2,) if fmt.bits == 6 else ()
+        shapes.append(("highs", (t, b, *pairs, TILE_ROWS, 4), u8))
+    halves = (2,) if fmt.name == "q6k" else ()
+    integer = i8 if fmt.bits == 6 else u8
+    scale = integer if fmt.superblocks else f16
+    shapes.append(("scales", (t, b, *halves, TILE_ROWS), scale))
     if fmt.has_min:
-        shapes.append(("mins", (t, b, TILE_ROWS), u8))
-    s = cols // superblock
-    shapes.append(("superscales", (t, s, TILE_ROWS), f16))
-    if fmt.has_min:
-        shapes.append(("supermins", (t, s, TILE_ROWS), f16))
+        shapes.append(("mins", (t, b, TILE_ROWS), scale))
+    for name in ("superscales", "supermins")[: fmt.superblocks * (1 + fmt.has_min)]:
+        shapes.append((name, (t, cols // superblock, TILE_ROWS), f16))
     return shapes
 
 
@@ -319,6 +302,6 @@ def _row_quants(spec: MatrixSpec, picked: dict[str, Array]) -> Quants:
     return Quants(q.reshape(spec.rows, spec.cols), **rest)
 
 
-def _pad_rows(values: npt.NDArray[_Scalar], tiles: int) -> npt.NDArray[_Scalar]:
+def _pad_rows(values: Array, tiles: int) -> Array:
     missing = tiles * TILE_ROWS - len(values)
     return np.pad(values, ((0, missing), (0, 0))) if missing else values

@@ -11,7 +11,6 @@ sums between boards travel at 6 bytes a value, to the bit. Encoded, n values are
 from __future__ import annotations
 
 import ctypes as ct
-from typing import Protocol
 
 import numpy as np
 
@@ -26,8 +25,8 @@ _LOW_BITS = np.uint64(0xFFFF)
 _GROUP = 64  # values that are looked through at once for exceptions
 
 
-class F48(Protocol):
-    """Encodes and decodes f64 values."""
+class F48:
+    """Encodes and decodes f64 values, with NumPy: the reference."""
 
     def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
         """Encode values, f64 [n], into `out`; returns the number of exceptions.
@@ -35,16 +34,6 @@ class F48(Protocol):
         `out` has room for F48_BYTES * n + EXCEPTION.itemsize * max_exceptions bytes. Returns -1 if
         there are more exceptions than that; `out` then holds nothing of use.
         """
-
-    def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
-        """Decode into `out`, f64 [n]; False where the index of an exception is not below n."""
-
-
-class NumpyF48:
-    """The reference."""
-
-    def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
-        """See `F48.encode`."""
         count, indices = len(values), _exceptions(values)
         if len(indices) > max_exceptions:
             return -1
@@ -56,7 +45,7 @@ class NumpyF48:
         return len(indices)
 
     def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
-        """See `F48.decode`."""
+        """Decode into `out`, f64 [n]; False if the index of an exception is not below n."""
         count, words = len(out), out.view(_U16)
         out[...] = 0
         out.view(_U32)[1::2] = np.frombuffer(body, _U32, count)
@@ -85,7 +74,7 @@ def _exceptions(values: F64) -> Indices:
     return np.concatenate([some[row] * _GROUP + column, rest])
 
 
-class NativeF48:
+class NativeF48(F48):
     """The C file's, in a quarter of the time. `library` is what `native.open_library` returns."""
 
     def __init__(self, library: ct.CDLL) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels.api import Kernels
-from picoedge.kernels.f48 import F48, NativeF48, NumpyF48
+from picoedge.kernels.f48 import F48, NativeF48
 
 # level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
 _X86 = {
@@ -132,7 +132,7 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
 def load_f48(kind: str | None = None) -> F48:
     """The f48 codec of the same backend. Raises as `load_kernels` does."""
     library, _ = _open_here(kind)
-    return NumpyF48() if library is None else NativeF48(library)
+    return F48() if library is None else NativeF48(library)
 
 
 def describe_kernels(kind: str | None = None) -> str:

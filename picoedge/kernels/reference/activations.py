@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class Operand:
 
     def _make(self, bits: int, program: Program) -> Factors:
         if bits == 8:
-            return Factors(self._bytes(program).reshape(1, 4, -1))
+            return Factors(self._repeat(program, _bytes(), np.int32).reshape(1, 4, -1))
         if bits == 4:
             return Factors(self._lanes(program, _nibbles()).reshape(1, 4, -1))
         if bits == 5:
@@ -110,22 +111,17 @@ class Operand:
 
     def _lanes(self, program: Program, matrix: F32) -> Array:
         """Factors for u16 words, m ending in a row's two lanes: u16 [k, B, m / 2, 16 * 2]."""
-        combined = self._combine(program, matrix)
-        small = np.empty(combined.shape, np.int16)
-        program.add(np.copyto, small, combined, "unsafe")
-        pairs = small.view(np.uint32)  # both lanes of a row in one word
-        out = np.empty((*pairs.shape, TILE_ROWS), np.uint32)
-        program.add(np.copyto, out, pairs[..., None])
-        return out.view(np.uint16)
+        return self._repeat(program, matrix, np.int16).view(np.uint16)
 
-    def _bytes(self, program: Program) -> Array:
-        """Factors for u32 words: [4, B, 8, 16]."""
-        combined = self._combine(program, _bytes())
-        small = np.empty(combined.shape, np.int32)
+    def _repeat(self, program: Program, matrix: F32, integer: type[np.signedinteger[Any]]) -> Array:
+        """`_combine` as integers, in u32 words repeated for 16 rows: u32 [k, B, words, 16]."""
+        combined = self._combine(program, matrix)
+        small = np.empty(combined.shape, integer)
         program.add(np.copyto, small, combined, "unsafe")
-        out = np.empty((*small.shape, TILE_ROWS), np.int32)
-        program.add(np.copyto, out, small[..., None])
-        return out.view(np.uint32)
+        words = small.view(np.uint32)  # of i16: both lanes of a row in one word
+        out = np.empty((*words.shape, TILE_ROWS), np.uint32)
+        program.add(np.copyto, out, words[..., None])
+        return out
 
 
 def rounded_columns(x: F32, groups: int) -> F32:

@@ -14,37 +14,14 @@ _TOP = np.float32(127)
 _LARGEST = np.float32(65504)  # of an f16
 
 
-class FloatRows:
-    """Rows [kv_heads, positions, d] in f32 or f16."""
+class CacheRows:
+    """Rows [kv_heads, positions, d] in f32, f16, or int8 with an f16 scale per 32 dimensions."""
 
     def __init__(self, size: tuple[int, int, int], bits: int) -> None:
-        self.rows: Array = np.zeros(size, np.float32 if bits == 32 else np.float16)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when full."""
-        return self.rows.nbytes
-
-    def write(self, position: int, rows: F32) -> None:
-        """Store rows [n, kv_heads, d] at position .. position+n-1."""
-        with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
-            self.rows[:, position : position + len(rows)] = rows.transpose(1, 0, 2)
-
-    def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
-        """Rows as f32: a view, or (f16) a copy in scratch, valid until the next read."""
-        stored = self.rows[heads, positions]
-        if stored.dtype == np.float32:
-            return stored
-        return widen(stored.view(np.int16), scratch.take("wide", stored.shape, np.float32))
-
-
-class Int8Rows:
-    """Rows [kv_heads, positions, d] in int8 and an f16 scale for each block of 32 dimensions."""
-
-    def __init__(self, size: tuple[int, int, int]) -> None:
-        *most, d = size
-        self.rows = np.zeros(size, np.int8)
-        self.scales = np.zeros((*most, scale_blocks(d)), np.float16)
+        heads, positions, d = size
+        self.rows: Array = np.zeros(size, {32: np.float32, 16: np.float16, 8: np.int8}[bits])
+        blocks = scale_blocks(d) if bits == 8 else 0
+        self.scales = np.zeros((heads, positions, blocks), np.float16)
 
     @property
     def nbytes(self) -> int:
@@ -53,20 +30,27 @@ class Int8Rows:
 
     def write(self, position: int, rows: F32) -> None:
         """Store rows [n, kv_heads, d] at position .. position+n-1."""
-        span = slice(position, position + len(rows))
-        quants, scales = quantize_rows(rows.transpose(1, 0, 2))
-        self.rows[:, span], self.scales[:, span] = quants, scales
+        span, by_head = slice(position, position + len(rows)), rows.transpose(1, 0, 2)
+        if self.rows.dtype == np.int8:
+            self.rows[:, span], self.scales[:, span] = quantize_rows(by_head)
+            return
+        with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
+            self.rows[:, span] = by_head
 
     def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
-        """Rows as f32 in scratch, valid until the next read."""
-        stored, kept = self.rows[heads, positions], self.scales[heads, positions]
+        """Rows as f32: a view of f32 rows, or a copy in scratch, valid until the next read."""
+        stored = self.rows[heads, positions]
+        if stored.dtype == np.float32:
+            return stored
         out: F32 = scratch.take("wide", stored.shape, np.float32)
-        scales: F32 = scratch.take("scales", kept.shape, np.float32)
-        widen(kept.view(np.int16), scales)
+        if stored.dtype == np.float16:
+            return widen(stored.view(np.int16), out)
+        halves = self.scales[heads, positions]
+        scales: F32 = widen(halves.view(np.int16), scratch.take("scales", halves.shape, np.float32))
         np.copyto(out, stored)
         whole = stored.shape[2] // BLOCK_COLS
-        cut = out[:, :, : whole * BLOCK_COLS].reshape(*out.shape[:2], whole, BLOCK_COLS)  # a view
-        np.multiply(cut, scales[:, :, :whole, None], out=cut)
+        blocks = out[:, :, : whole * BLOCK_COLS].reshape(*out.shape[:2], whole, BLOCK_COLS)
+        np.multiply(blocks, scales[:, :, :whole, None], out=blocks)  # a view
         rest = out[:, :, whole * BLOCK_COLS :]
         if rest.shape[2]:
             np.multiply(rest, scales[:, :, whole:], out=rest)
@@ -95,8 +79,7 @@ class NumpyCache:
     def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
         assert bits in (32, 16, 8), "a cache has 32, 16 or 8 bits"
         size = (shape.kv_heads, padded_positions(n_ctx), shape.head_dim)
-        self.keys: FloatRows | Int8Rows = Int8Rows(size) if bits == 8 else FloatRows(size, bits)
-        self.values: FloatRows | Int8Rows = Int8Rows(size) if bits == 8 else FloatRows(size, bits)
+        self.keys, self.values = CacheRows(size, bits), CacheRows(size, bits)
 
     @property
     def nbytes(self) -> int:

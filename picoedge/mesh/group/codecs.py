@@ -9,7 +9,7 @@ import numpy as np
 
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.kernels.arrays import F64
-from picoedge.kernels.f48 import EXCEPTION, F48, F48_BYTES, NumpyF48
+from picoedge.kernels.f48 import EXCEPTION, F48, F48_BYTES
 from picoedge.mesh.group.chunking import BLOCK, F48_FROM
 from picoedge.mesh.transport.frames import Dtype
 
@@ -160,7 +160,7 @@ def codecs_for(wire: str, width: int, f48: F48 | None = None) -> Codecs:
     Raises UsageError if the width does not fit the codec.
     """
     if wire == "f64":
-        return Codecs(F48Codec(f48 or NumpyF48()), FloatCodec(Dtype.F32, "<f4", lossless=True))
+        return Codecs(F48Codec(f48 or F48()), FloatCodec(Dtype.F32, "<f4", lossless=True))
     if wire == "q8":
         if width % BLOCK:
             raise UsageError(f"--wire q8 needs a width in {BLOCK}s, this model's is {width}")

@@ -89,6 +89,7 @@ def does(board: BoardState) -> str:
     if board.holder and board.does != "hub":
         text += f" for {board.holder}"
     text += {"disk": " (waits for its disk)", "stopped": " (stopped)"}.get(board.how, "")
+    text += " (relayed)" if board.relayed else ""
     return f"{text}, {board.waiting} waiting" if board.waiting else text
 
 

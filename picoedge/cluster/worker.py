@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from picoedge.cluster.forward_pass import ForwardPass
     from picoedge.cluster.spec import GroupSpec
     from picoedge.engine.open import LoadedModel
+    from picoedge.jobs.relay import Relay
     from picoedge.mesh.identity.keys import KeyPair
     from picoedge.store.pack.reader import Pack
 
@@ -70,7 +71,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
     Raises PicoedgeError.
     """
     from picoedge.cluster.forward_pass import make_forward_pass, make_group_links
-    from picoedge.jobs.group_links import send_note
+    from picoedge.jobs.group_links import connect, send_note
+    from picoedge.jobs.relay import new_endpoint
     from picoedge.store.pack.reader import Pack
 
     page = ProgressPage(config.page)
@@ -80,12 +82,14 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
     links = make_group_links(context, identity.keys, spec, pack)
+    relays: dict[int, Relay] = {}
     try:
-        port = links.listen(config.host)
+        port = links.listen(config.host, relay := new_endpoint())
         for rank in range(spec.rank + 1, len(spec.ranks)):
             if spec.allreduce == "exchange":
-                links.connect(rank, spec.ranks[rank].address)
-        _say({"port": port})
+                to = spec.ranks[rank]
+                connect(links, identity.keys, rank, to.address, to.daemon, relays)
+        _say({"port": port, "relay": relay})
         links.open(JOIN_S)
         forward_pass = make_forward_pass(links, spec, pack)
         model = _load(config, spec, pack, forward_pass, page)
@@ -96,6 +100,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
             model.close()
     finally:
         links.close()
+        for each in relays.values():
+            each.close()
         context.destroy(linger=0)
         page.write("ended")
 

@@ -20,7 +20,7 @@ from picoedge.engine.open import LoadedModel, SliceHooks, load_model
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
-from picoedge.jobs.group_links import receive_note
+from picoedge.jobs.group_links import connect, receive_note
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, parse_address
@@ -29,6 +29,7 @@ from picoedge.mesh.transport.frames import HUB
 if TYPE_CHECKING:
     from picoedge.engine.options import OpenOptions
     from picoedge.jobs.progress_page import Work
+    from picoedge.jobs.relay import Relay
     from picoedge.mesh.group.links import Links
     from picoedge.mesh.transport.client import Client
     from picoedge.planner.cost_model import Prediction
@@ -65,6 +66,7 @@ class WorkerGroup:
         self._reported_at: dict[str, float] = {}
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
+        self._relays: dict[int, Relay] = {}
         self._is_ready = False
 
     @classmethod
@@ -93,6 +95,7 @@ class WorkerGroup:
             group._start_workers()
             keys, spec = directory.identity.keys, group._spec
             group._links = make_group_links(directory.context, keys, spec, pack)
+            stack.callback(group._close_relays)
             stack.callback(group._links.close)
             group._connect()
             group.forward_pass = make_forward_pass(group._links, spec, pack)
@@ -110,7 +113,12 @@ class WorkerGroup:
     @property
     def transports(self) -> dict[str, str]:
         """What carries this board's messages to each of the others, by their names."""
-        return {self.names[rank]: each for rank, each in self._links.transports().items()}
+        used = {**self._links.transports(), **dict.fromkeys(self._relays, "relay")}
+        return {self.names[rank]: each for rank, each in used.items()}
+
+    def _close_relays(self) -> None:
+        for relay in self._relays.values():
+            relay.close()
 
     @property
     def names(self) -> list[str]:
@@ -196,8 +204,11 @@ class WorkerGroup:
         self._spec = dataclasses.replace(self._spec, ranks=tuple(specs))
 
     def _connect(self) -> None:
-        for rank, spec in enumerate(self._spec.ranks[1:], 1):
-            self._links.connect(rank, spec.address)
+        keys = self._directory.identity.keys
+        for rank, to in enumerate(self._spec.ranks[1:], 1):
+            connect(self._links, keys, rank, to.address, to.daemon, self._relays)
+            if rank in self._relays:
+                self._tell(f"{self.names[rank]}: only its daemon can be reached: it relays")
         for handle in self._handles:
             socket = self._client(handle).socket
             self._links.poll_also(socket, lambda handle=handle: self.read_notifications(handle))  # type: ignore[misc]

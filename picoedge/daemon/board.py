@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
+from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import (
     AddRun,
     EndRun,
@@ -75,6 +76,7 @@ class Reservation:
     job: str = ""
     module: str = ""
     spec: JobSpec | None = None
+    relay: str = ""  # its worker's Unix socket, for a relay
     worker: WorkerProcess | None = None
 
 
@@ -104,6 +106,7 @@ class BoardService:
         node.rpc.on("job-release", self._release)
         node.rpc.on_gone(lambda sender: self._gone(sender.route))
         node.peers.on_revoked(self._revoked)
+        self._relays = Relays(node.rpc, self._relay_endpoint)
         self._thermometer = Thermometer()
         node.peers.state = self.state
         node.rpc.after(REPORT_S, self._report)
@@ -276,10 +279,18 @@ class BoardService:
 
     def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
         if "port" in line:
+            reservation.relay = str(line.get("relay", ""))
             self._push(reservation, "listens", port=line["port"])
         if isinstance(line.get("failed"), dict):
             # At once: a process that reads from a disk which does not answer cannot end.
             self._push(reservation, "ended", **WorkerProcess.why_failed(line["failed"]))
+
+    def _relay_endpoint(self, key: str) -> str:
+        """The socket of the worker that runs for a group with that board in it; "" if none."""
+        holder = self._holder
+        if holder is None or holder.worker is None or holder.spec is None:
+            return ""
+        return holder.relay if key in dict(holder.spec.members) else ""
 
     def _on_exit(self, reservation: Reservation, worker: WorkerProcess) -> None:
         """The worker has ended by itself: say why before the hub sees a broken link."""
@@ -311,6 +322,7 @@ class BoardService:
             "stalled_on": "",
             "temperature_c": heat.temperature_c,
             "throttled": heat.throttled,
+            "relayed": bool(self._relays),
         }
         if holder is None:
             return {**state, "does": "ending" if self._ending else "free"}
@@ -331,6 +343,7 @@ class BoardService:
 
     def close(self) -> None:
         """End all workers."""
+        self._relays.close()
         for reservation in self._users.values():
             self._stop_worker(reservation)
         self._users.clear()

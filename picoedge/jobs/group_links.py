@@ -6,8 +6,10 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from picoedge.errors import ProtocolError
+from picoedge.errors import MeshError, ProtocolError
 from picoedge.host.cores import is_rationed
+from picoedge.jobs.relay import Relay, is_reachable
+from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
 from picoedge.mesh.group.peer_link import Wish
@@ -47,6 +49,22 @@ def make_links(
     for peer, (key, name) in peers.items():
         links.add(peer, key, name)
     return links
+
+
+def connect(
+    links: Links, keys: KeyPair, rank: int, address: str, daemon: str, relays: dict[int, Relay]
+) -> None:
+    """Connect to that rank's own port or, where it cannot be reached, through its daemon's.
+
+    A relay that is opened is put into `relays`, for the caller to close. Raises MeshError.
+    """
+    if links.transport == "stream" or not daemon or is_reachable(address):
+        return links.connect(rank, address)
+    try:
+        relays[rank] = Relay(keys, parse_address(daemon), links.key(rank), links.name(rank))
+    except MeshError:
+        return links.connect(rank, address)  # whose own error says more
+    links.connect(rank, address, relays[rank].endpoint)
 
 
 def hub_rule(own_rank: int) -> FailureRule:

@@ -41,6 +41,7 @@ class BoardState:
     budget_bytes: int | None = None
     temperature_c: float | None = None
     throttled: bool = False
+    relayed: bool = False  # its daemon passes messages on: its worker cannot be reached
     waiting: int = 0  # jobs in its queue
     work: Work | None = None
 
@@ -101,6 +102,7 @@ def _board(board: Fields) -> BoardState:
         budget_bytes=_count(report, "memory_bytes"),
         temperature_c=or_else(None, report.number, "temperature_c", -_MAX_COUNT, _MAX_COUNT),
         throttled=report.values.get("throttled") is True,
+        relayed=report.values.get("relayed") is True,
         waiting=_count(report, "queue_length") or 0,
         work=read_work(report.values),
     )

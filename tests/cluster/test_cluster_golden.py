@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from picoedge.cluster.model import ClusterModel
 from picoedge.cluster.open import load_over_boards
 from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
+from picoedge.jobs import group_links
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.inventory import HELD
 from picoedge.store.pack.reader import Pack
@@ -145,6 +147,24 @@ def test_boards_do_not_change_a_bit(
         assert any(streamed) == (split == "little memory")
     assert tokens == alone[name][0]
     np.testing.assert_array_equal(logits, alone[name][1])
+
+
+def test_a_relay_by_the_daemon_does_not_change_a_bit(
+    packs: dict[str, Pack],
+    alone: dict[str, Run],
+    cluster: ClusterOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_links, "is_reachable", lambda address: False)
+    with joint(packs["smollm2"], (1, 1), "star") as model:
+        assert model.report()["transports"] == {"b2": "relay"}
+        tokens, logits = greedy(model, packs["smollm2"])
+        ps = cluster[1].run("ps", "--json")
+        assert ps.wait() == 0
+        boards = json.loads(ps.out.text)["boards"]
+        assert [board["relayed"] for board in boards[:2]] == [False, True]
+    assert tokens == alone["smollm2"][0]
+    np.testing.assert_array_equal(logits, alone["smollm2"][1])
 
 
 SHARED_HEADS = [

@@ -62,7 +62,7 @@ class Links:
         stall_s: float = SEND_STALL_S,
         version: int = VERSION,
     ) -> None:
-        self.rank, self.epoch, self.version = rank, epoch, version
+        self.rank, self.epoch, self.version, self.transport = rank, epoch, version, transport
         # A board may be two sums ahead in what it sends, no more.
         self._stall_s, self._most_early = stall_s, 2 * bounds.messages
         self._waiter, self._failures = Waiter(spin_s), FailureBoard(rule)
@@ -98,13 +98,19 @@ class Links:
         """Poll another socket in every wait; the callback empties it, and may raise."""
         self._waiter.watch(socket, callback)
 
-    def listen(self, host: str) -> int:
-        """Accept connections of expected boards; returns the port. Raises MeshError."""
-        return self._rendezvous.listen(host)
+    def listen(self, host: str, relay: str = "") -> int:
+        """Accept connections of expected boards; returns the port. Raises MeshError.
 
-    def connect(self, rank: int, address: str) -> None:
-        """Connect to the listening board of that rank, added before; address is HOST:PORT."""
-        self._rendezvous.connect(rank, address)
+        `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board.
+        """
+        return self._rendezvous.listen(host, relay)
+
+    def connect(self, rank: int, address: str, relay: str = "") -> None:
+        """Connect to the listening board of that rank, added before; address is HOST:PORT.
+
+        `relay` is the endpoint of a relay to that board: ZeroMQ then carries the messages.
+        """
+        self._rendezvous.connect(rank, address, relay)
 
     def open(self, timeout_s: float, *, keep_listening: bool = False) -> None:
         """Return once the links to all boards added are open.
@@ -251,6 +257,10 @@ class Links:
     def name(self, rank: int) -> str:
         """The name, for people, of the board of that rank."""
         return self._failures.names[rank]
+
+    def key(self, rank: int) -> str:
+        """The public key of the board of that rank."""
+        return self._rendezvous.links[rank].key
 
     def fault(self, rank: int, what: str) -> BoardFaultError:
         """The error to raise where a board breaks the protocol."""

@@ -92,8 +92,11 @@ class Rendezvous:
             self._past[link.key] = link.proven.routing_id
         self._end(link)
 
-    def listen(self, host: str) -> int:
-        """Accept connections of expected boards; returns the port. Raises MeshError."""
+    def listen(self, host: str, relay: str = "") -> int:
+        """Accept connections of expected boards; returns the port. Raises MeshError.
+
+        `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board.
+        """
         assert self._router is None
         self._authenticator = curve.Authenticator(self._context, self._is_expected)
         self._waiter.watch(self._authenticator.socket, self._authenticator.answer)
@@ -109,7 +112,10 @@ class Rendezvous:
                 self._tickets = TicketListener(host, first, self._own.most_bytes)
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
-        return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        if relay and self._own.wish != "stream":
+            socket.bind(f"ipc://@{relay}")
+        return port
 
     def _hello_of(self, rank: int) -> bytes:
         return dataclasses.replace(self._own, rank=rank).hello
@@ -118,9 +124,15 @@ class Rendezvous:
         link = self._by_key.get(key)
         return link is not None and link.proven is None
 
-    def connect(self, rank: int, address: str) -> None:
-        """Connect to the listening board of that rank, added before; address is HOST:PORT."""
+    def connect(self, rank: int, address: str, relay: str = "") -> None:
+        """Connect to the listening board of that rank, added before; address is HOST:PORT.
+
+        `relay` is the endpoint of a relay to that board: ZeroMQ then carries the messages.
+        """
         link, to = self.links[rank], parse_address(address)
+        if relay:
+            assert self._own.wish != "stream"
+            link.own = dataclasses.replace(self._own, wish="zeromq")
         socket = self._context.socket(zmq.DEALER)
         curve.configure_client(socket, self._keys, link.key, self._bounds)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
@@ -128,7 +140,7 @@ class Rendezvous:
         self._dealers[link] = socket, monitor
         self._waiter.watch(monitor.socket, monitor.look)
         try:
-            socket.connect(to.endpoint)
+            socket.connect(relay or to.endpoint)
         except zmq.ZMQError as error:
             raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
         link.connects(DealerConnection(socket), to.host)

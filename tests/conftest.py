@@ -15,9 +15,9 @@ from hypothesis import settings
 from hw.lab import LabError, namespaces
 from picoedge.errors import PicoedgeError
 from picoedge.kernels import loader
-from picoedge.registry.catalogue import Entry, built_in_folder, load_entry
+from picoedge.registry.catalogue import CatalogueEntry, built_in_folder, load_entry
 from picoedge.registry.download import fetch
-from picoedge.registry.fetch_settings import locked
+from picoedge.registry.fetch_settings import lock_file
 
 # The same examples each time, however slow the machine: a run tells of the change, not of luck.
 settings.register_profile("steady", derandomize=True, deadline=None)
@@ -35,14 +35,14 @@ PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
 
-def gguf_path(entry: Entry) -> Path:
+def gguf_path(entry: CatalogueEntry) -> Path:
     return cache_folder() / f"{entry.name}.gguf"
 
 
-def fetch_model(entry: Entry) -> None:
+def fetch_model(entry: CatalogueEntry) -> None:
     """Place the model's GGUF in the test cache, once for all sessions."""
     target = gguf_path(entry)
-    with locked(target.with_suffix(".lock"), lambda: None):
+    with lock_file(target.with_suffix(".lock"), lambda: None):
         if not target.exists():  # whatever is there under this name was checked when it came
             fetch(entry, target)
 
@@ -151,7 +151,7 @@ def pack_once(gguf: Path) -> Path:
         for file in sorted((package / room).rglob("*.py")):
             key.update(file.read_bytes())
     out = gguf.with_name(f"{gguf.stem}-{key.hexdigest()}.pico")
-    with locked(gguf.with_suffix(".pack.lock"), lambda: None):
+    with lock_file(gguf.with_suffix(".pack.lock"), lambda: None):
         if not out.exists():
             pack_model(gguf, out)
             packs = sorted(gguf.parent.glob(f"{gguf.stem}-*.pico"), key=os.path.getmtime)

@@ -10,7 +10,7 @@ from picoedge.cli.output import print_table
 
 if TYPE_CHECKING:
     from picoedge.planner.cluster_plan import ClusterPlan
-    from picoedge.planner.cost_model import Prediction
+    from picoedge.planner.cost_model import Candidate
 
 NUMBERS = (
     "boards", "a token", "computing", "sums", "disk", "tok/s", "sums go", "prompt tok/s",
@@ -19,12 +19,12 @@ NUMBERS = (
 
 def print_plan(plan: ClusterPlan) -> None:
     """Print the reason, a row for each number of boards, and one for each chosen board."""
-    from picoedge.planner.cluster_plan import HEADER, describe
+    from picoedge.planner.cluster_plan import TABLE_HEADER, plan_table
 
     click.echo(f"{plan.why}\n")
     print_table(NUMBERS, numbers(plan))
     click.echo()
-    print_table(HEADER, describe(plan.chosen))
+    print_table(TABLE_HEADER, plan_table(plan.chosen))
     if plan.idle:
         click.echo(f"\nleft out: {', '.join(plan.idle)}")
 
@@ -37,7 +37,7 @@ def numbers(plan: ClusterPlan) -> list[tuple[str, ...]]:
     return rows
 
 
-def _row(count: int, one: Prediction | None, plan: ClusterPlan) -> tuple[str, ...]:
+def _row(count: int, one: Candidate | None, plan: ClusterPlan) -> tuple[str, ...]:
     if one is None:
         return (str(count), "cannot hold the model", *[""] * 6)
     if one.boards < count:
@@ -49,8 +49,8 @@ def _row(count: int, one: Prediction | None, plan: ClusterPlan) -> tuple[str, ..
     return (str(count), *_figures(one))
 
 
-def _figures(one: Prediction) -> tuple[str, ...]:
-    times = (one.s_per_token, one.compute_s, one.sync_s, one.disk_s)
+def _figures(one: Candidate) -> tuple[str, ...]:
+    times = (one.s_per_token, one.compute_s, one.comm_s, one.disk_s)
     return (
         *(seconds(each) for each in times),
         f"{1 / one.s_per_token:.3g}",

@@ -11,8 +11,8 @@ from typing import Any
 from picoedge.engine.fit import load_of
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
-from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
-from picoedge.planner.topology import Cluster, read_cluster
+from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
+from picoedge.planner.topology import Topology, read_topology
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HeldShards
 
@@ -24,7 +24,7 @@ class ClusterSurvey:
     model: str
     n_ctx: int
     kv_bits: int
-    cluster: Cluster
+    cluster: Topology
     plan: ClusterPlan
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class ClusterSurvey:
 
 
 def survey_cluster(
-    opened: OpenPack, cluster: Cluster, held: Mapping[int, HeldShards] | None = None
+    opened: OpenPack, cluster: Topology, held: Mapping[int, HeldShards] | None = None
 ) -> ClusterSurvey:
     """Plan for the pack over these boards; `held`: see `plan_cluster`.
 
@@ -49,27 +49,27 @@ def survey_cluster(
     pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
     asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
-    wishes = Wishes()
+    wishes = PlanConstraints()
     if asked is not None:
-        wishes = Wishes(asked.boards, asked.split, asked.allreduce, asked.split_head)
+        wishes = PlanConstraints(asked.boards, asked.split, asked.allreduce, asked.split_head)
     plan = plan_cluster(load, cluster, wishes, held=held)
     return ClusterSurvey(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
 
 
-def cluster_of_file(file: Path, hub: str | None) -> Cluster:
+def cluster_of_file(file: Path, hub: str | None) -> Topology:
     """The boards of a file, the hub the named one. Raises UsageError, StorageError."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise StorageError(f"{file}: {reason.lower()}") from error
-    cluster = read_cluster(text, str(file))
+    cluster = read_topology(text, str(file))
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
 def cluster_of_mesh(
     pack: Pack, tell: Callable[[str], None]
-) -> tuple[Cluster, dict[int, HeldShards]]:
+) -> tuple[Topology, dict[int, HeldShards]]:
     """The boards that answer now, this one the hub; what they have of it.
 
     Raises AccessError where this board is in no cluster, MeshError where no daemon runs.
@@ -90,14 +90,14 @@ def cluster_of_mesh(
         context.destroy(linger=0)
 
 
-def _with_board(cluster: Cluster, **facts: int) -> Cluster:
+def _with_board(cluster: Topology, **facts: int) -> Topology:
     """The same with other figures of its hub."""
     boards = list(cluster.boards)
     boards[cluster.hub] = dataclasses.replace(boards[cluster.hub], **facts)  # type: ignore[arg-type]
     return dataclasses.replace(cluster, boards=tuple(boards))
 
 
-def _with_hub(cluster: Cluster, name: str) -> Cluster:
+def _with_hub(cluster: Topology, name: str) -> Topology:
     names = [board.name for board in cluster.boards]
     if name not in names:
         raise UsageError(
@@ -114,7 +114,7 @@ def _with_hub(cluster: Cluster, name: str) -> Cluster:
     return dataclasses.replace(cluster, hub=hub)
 
 
-def _limited(cluster: Cluster, memory_bytes: int | None) -> Cluster:
+def _limited(cluster: Topology, memory_bytes: int | None) -> Topology:
     if memory_bytes is None:
         return cluster
     budget = min(cluster.boards[cluster.hub].budget_bytes, memory_bytes)

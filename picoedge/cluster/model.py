@@ -28,8 +28,8 @@ from picoedge.jobs.stragglers import (
 )
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
-from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
-from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
+from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -118,17 +118,17 @@ class ClusterModel:
         held = locate_shards(self._directory, self._pack)
         return plan_cluster(load, self._facts(), self._wishes(), held=held)
 
-    def _wishes(self) -> Wishes:
+    def _wishes(self) -> PlanConstraints:
         """The user's constraints; after the start, only what the remaining boards can satisfy."""
         cluster, present = self._options.cluster, len(self._directory.handles)
         assert cluster is not None
         if not self._has_started:
-            return Wishes(cluster.boards, cluster.split, cluster.allreduce, cluster.split_head)
+            return PlanConstraints(cluster.boards, cluster.split, cluster.allreduce, cluster.split_head)
         boards = min(cluster.boards, present) if cluster.boards else None
         split = () if self._failure_counts or len(cluster.split) > present else cluster.split
-        return Wishes(boards, split, cluster.allreduce, cluster.split_head)
+        return PlanConstraints(boards, split, cluster.allreduce, cluster.split_head)
 
-    def _facts(self) -> Cluster:
+    def _facts(self) -> Topology:
         """The boards' facts, with the present speeds of stragglers."""
         cluster = self._directory.cluster()
         return dataclasses.replace(cluster, boards=tuple(map(self._slowed, cluster.boards)))

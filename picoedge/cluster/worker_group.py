@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from picoedge.jobs.relay import Relay
     from picoedge.mesh.group.links import Links
     from picoedge.mesh.transport.client import Client
-    from picoedge.planner.cost_model import Prediction
+    from picoedge.planner.cost_model import Candidate
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
@@ -55,7 +55,7 @@ class WorkerGroup:
     def __init__(
         self,
         directory: BoardDirectory,
-        prediction: Prediction,
+        prediction: Candidate,
         tell: Callable[[str], None],
         progress: Progress | None,
     ) -> None:
@@ -75,7 +75,7 @@ class WorkerGroup:
         directory: BoardDirectory,
         pack: Pack,
         options: OpenOptions,
-        prediction: Prediction,
+        prediction: Candidate,
         *,
         tell: Callable[[str], None],
         progress: Progress | None = None,

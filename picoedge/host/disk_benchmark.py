@@ -29,7 +29,7 @@ MOST_BYTES = 96 << 20  # read each way
 _MAPPED_PIECE = 4 << 20
 _SETTLE_S = 0.2  # for reads ahead that are under way when the last page asked for is there
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measu
 
     What was read is gone from memory and from the page cache afterwards.
     """
-    direct_units, mapped_units = cut(sizes)
+    direct_units, mapped_units = units_to_read(sizes)
     with closing(Files(folder, direct=False)) as files:
         everything = [*direct_units, *mapped_units]
         _forget(files, everything, sizes, read_ahead)
@@ -65,7 +65,7 @@ def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measu
     return Measured(direct, mapped, least >= LEAST_BYTES)
 
 
-def cut(sizes: dict[str, int]) -> tuple[list[Unit], list[Unit]]:
+def units_to_read(sizes: dict[str, int]) -> tuple[list[Unit], list[Unit]]:
     """What is read directly, and what mapped: the first and second halves of the files' beginnings.
 
     A file that has no two pages is read both ways.
@@ -139,11 +139,11 @@ def _speed(io: WindowIO, units: Sequence[Unit], readers: int) -> float:
     return done / max(time.perf_counter() - start, 1e-6)
 
 
-def in_thread(function: Callable[[], T]) -> Future[T]:
+def in_thread(function: Callable[[], _T]) -> Future[_T]:
     """Run in a thread that nobody need wait for: one that hangs must not keep the program."""
     from concurrent.futures import Future
 
-    future: Future[T] = Future()
+    future: Future[_T] = Future()
 
     def run() -> None:
         try:

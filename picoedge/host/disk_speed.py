@@ -15,7 +15,7 @@ from picoedge.host.disk_benchmark import Measured, in_thread, measure_files
 from picoedge.store.files import reading
 from picoedge.units import format_size
 
-PATIENCE_S = 30.0
+PROBE_TIMEOUT_S = 30.0
 _NEAR_LIMIT = 0.8
 _FIGURES = ("direct", "mapped")  # of `Measured`, as they are kept
 
@@ -96,7 +96,7 @@ class _Place:
         return " ".join(map(str, (*parts, self.read_ahead)))
 
 
-def measure_storage(path: Path, *, patience_s: float = PATIENCE_S) -> StorageSpeed:
+def measure_storage(path: Path, *, patience_s: float = PROBE_TIMEOUT_S) -> StorageSpeed:
     """Read parts of a pack's files, cold, each way; about a second, 8 MB of memory.
 
     Of a pack below 8 MB the figures are those of its few reads. Raises ModelError where there
@@ -111,7 +111,7 @@ def storage_speed(
     *,
     cache: Path,
     fresh: bool = False,
-    patience_s: float = PATIENCE_S,
+    patience_s: float = PROBE_TIMEOUT_S,
     clock: Callable[[], float] = time.time,
 ) -> StorageSpeed:
     """As `measure_storage`, but what was measured in the last 30 days is kept in folder `cache`.

@@ -19,7 +19,7 @@ from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
-from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts, board_from_json
+from picoedge.planner.topology import BoardFacts, LinkFacts, Topology, board_from_json
 from picoedge.store.pack.inventory import held_shards
 from picoedge.store.shards import HeldShards
 
@@ -62,7 +62,7 @@ class BoardDirectory:
         self.handles: dict[str, BoardHandle] = {}
         self._fixed_bytes = _own_fixed_bytes()
 
-    def refresh(self, excluded: frozenset[str] = frozenset()) -> Cluster:
+    def refresh(self, excluded: frozenset[str] = frozenset()) -> Topology:
         """Reconnect to every reachable board but the excluded keys; return their facts and links.
 
         This board is first, the others are sorted by name, so that `--tensor-split` means the
@@ -87,14 +87,14 @@ class BoardDirectory:
         """This board."""
         return self.handles[self.identity.keys.public]
 
-    def cluster(self) -> Cluster:
+    def cluster(self) -> Topology:
         """Facts and links of the boards that answered, this one first."""
         handles = list(self.handles.values())
         links = {(0, i): handle.link for i, handle in enumerate(handles) if i}
         own, *others = (handle.facts for handle in handles)
         # A hub's process is larger than its daemon could measure: tokenizer and planner are in it.
         own = dataclasses.replace(own, fixed_bytes=max(own.fixed_bytes, self._fixed_bytes))
-        return Cluster((own, *others), links)
+        return Topology((own, *others), links)
 
     def _own(self) -> Client:
         daemon, keys = find_local(self.identity.folder), self.identity.keys

@@ -16,7 +16,14 @@ from functools import partial
 from typing import NamedTuple
 
 from picoedge.planner.memory import BATCHES, Budget, Load, Reading, activation_bytes, cache_bytes
-from picoedge.planner.partition import Cost, Counts, assign, assign_held, dealings, undivided
+from picoedge.planner.partition import (
+    Cost,
+    Counts,
+    all_on_hub,
+    all_partitions,
+    apportion,
+    apportion_held,
+)
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.pages import PAGE
 from picoedge.store.shards import HeldShards, Slice
@@ -29,10 +36,10 @@ _ROUNDING = 2 * PAGE  # of a unit that begins and ends within pages
 _FEW_DEALINGS = 200  # that are all tried
 _MOVES = 4
 
-Gather = Callable[[Sequence[int]], float]  # seconds to gather the logits of so many, by rank
+GatherSeconds = Callable[[Sequence[int]], float]  # seconds to gather the logits of so many, by rank
 
 
-class Hands(NamedTuple):
+class RankCounts(NamedTuple):
     """Shards of each board, by rank."""
 
     attention: list[int]
@@ -40,7 +47,7 @@ class Hands(NamedTuple):
     head: list[int]
 
 
-def sliced(load: Load, part: Slice, *, numpy: bool = False) -> Load:
+def slice_load(load: Load, part: Slice, *, numpy: bool = False) -> Load:
     """What a board runs of a whole model's load."""
     runs = [_cut(run, part) for run in load.runs]
     return dataclasses.replace(
@@ -69,7 +76,7 @@ def board_reading(board: BoardFacts) -> Reading:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What a slice takes of a board's memory."""
 
     beside: int  # cache and buffers
@@ -88,7 +95,7 @@ class Need:
         return math.inf if kept < 0 else float(self.weights - min(kept, self.weights))
 
 
-def need_of(load: Load) -> Need:
+def need_of(load: Load) -> MemoryNeed:
     """What a slice needs, from the figures that `plan_memory` goes by."""
     most = max(_LEAST_UNIT, sum(run.nbytes for run in load.runs) // _MOST_UNITS)
     activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
@@ -96,7 +103,7 @@ def need_of(load: Load) -> Need:
     # Of whole width, though fewer shards may make narrower units: more of them never need less.
     unit = max((widest(run, most) * run.shard_bytes for run in load.runs), default=0)
     window = 2 * (unit + _ROUNDING)
-    return Need(cache_bytes(load) + activations, weights, window)
+    return MemoryNeed(cache_bytes(load) + activations, weights, window)
 
 
 def _held_bytes(run: Unit) -> int:
@@ -104,37 +111,37 @@ def _held_bytes(run: Unit) -> int:
     return run.nbytes + unit_count(run, len(run.shards), RESIDENT_BYTES) * _ROUNDING
 
 
-class Needs:
+class MemoryNeeds:
     """The needs of slices of one model by their size, each worked out once."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._known: dict[tuple[Counts, bool, bool], Need] = {}
+        self._known: dict[tuple[Counts, bool, bool], MemoryNeed] = {}
 
-    def of(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
+    def of(self, counts: Counts, *, hub: bool, numpy: bool) -> MemoryNeed:
         """The need of so many shards; a worker has at least one."""
         key = counts, hub, numpy
         if key not in self._known:
             self._known[key] = self._work_out(counts, hub=hub, numpy=numpy)
         return self._known[key]
 
-    def _work_out(self, counts: Counts, *, hub: bool, numpy: bool) -> Need:
+    def _work_out(self, counts: Counts, *, hub: bool, numpy: bool) -> MemoryNeed:
         """Layers and head apart, or there would be far more of them to go through."""
         layers, head = counts._replace(head=0), Counts(0, 0, counts.head)
         if counts in (layers, head):
             runs = range(counts.attention), range(counts.ffn), range(counts.head)
-            return need_of(sliced(self.load, Slice(*runs, owns_head=hub), numpy=numpy))
+            return need_of(slice_load(self.load, Slice(*runs, owns_head=hub), numpy=numpy))
         one, other, nothing = (
             self.of(each, hub=hub, numpy=numpy) for each in (layers, head, Counts(0, 0, 0))
         )
-        return Need(
+        return MemoryNeed(
             one.beside + other.beside - nothing.beside,
             one.weights + other.weights,
             max(one.window, other.window),
         )
 
 
-class Boards:
+class Assigner:
     """The boards of one session by rank, the hub being rank 0, and what each makes of shards.
 
     The head is the hub's; where there is a `gather`, it may be dealt as well. Where it is said what
@@ -143,9 +150,9 @@ class Boards:
 
     def __init__(
         self,
-        needs: Needs,
+        needs: MemoryNeeds,
         boards: Sequence[BoardFacts],
-        gather: Gather | None = None,
+        gather: GatherSeconds | None = None,
         held: Sequence[HeldShards] = (),
     ) -> None:
         load = needs.load
@@ -188,7 +195,7 @@ class Boards:
 
     # -- dealing -------------------------------------------------------------------------------
 
-    def token_s(self, hands: Hands, sync_s: float) -> float:
+    def token_s(self, hands: RankCounts, sync_s: float) -> float:
         """Seconds of a token with the shards dealt so."""
         disk = max(self.disk_s(i, Counts(*each)) for i, each in enumerate(zip(*hands, strict=True)))
         layers = self._layers_s(hands.attention, hands.ffn)
@@ -197,7 +204,7 @@ class Boards:
     def _layers_s(self, attention: Sequence[int], ffn: Sequence[int]) -> float:
         return self._stage_s("attention", attention) + self._stage_s("ffn", ffn)
 
-    def ways(self, sync_s: float) -> Iterator[Hands]:
+    def ways(self, sync_s: float) -> Iterator[RankCounts]:
         """Dealings with short tokens; none where the boards cannot hold the model.
 
         `sync_s` is what the sums take. First the best found for that; then the best with all
@@ -207,7 +214,7 @@ class Boards:
             found = self._by_speed(head) or self._by_memory(sync_s, head)
             if found is not None:
                 yield found
-            own = undivided(self.counts.attention, len(self.boards))
+            own = all_on_hub(self.counts.attention, len(self.boards))
             alone = self._with_rest(own, sync_s, head)
             if alone is not None:
                 yield alone
@@ -215,7 +222,7 @@ class Boards:
     def _heads(self) -> Iterator[list[int] | None]:
         """Dealings of the head to try; None: wherever room is left for it."""
         count, boards = self.counts.head, len(self.boards)
-        yield undivided(count, boards)
+        yield all_on_hub(count, boards)
         if self._gather is None or boards == 1:
             return
         dealt = [self._assign("head", partial(self._given_s, ports)) for ports in (1, boards - 1)]
@@ -235,7 +242,7 @@ class Boards:
             self._known_ways[rank, shards] = self._gather(alone)
         return self._known_ways[rank, shards]
 
-    def _by_speed(self, head: Sequence[int] | None) -> Hands | None:
+    def _by_speed(self, head: Sequence[int] | None) -> RankCounts | None:
         """Each kind by itself, where all of it stays in memory so: no dealing is quicker."""
         if head is None:
             return None
@@ -244,20 +251,20 @@ class Boards:
         )
         if attention is None or ffn is None:
             return None
-        hands = Hands(attention, ffn, [*head])
+        hands = RankCounts(attention, ffn, [*head])
         fits = all(
             self.disk_s(i, Counts(*each)) == 0 for i, each in enumerate(zip(*hands, strict=True))
         )
         return hands if fits else None
 
-    def _by_memory(self, sync_s: float, head: Sequence[int] | None) -> Hands | None:
-        """The quickest over all dealings of attention shards where these are few.
+    def _by_memory(self, sync_s: float, head: Sequence[int] | None) -> RankCounts | None:
+        """The quickest over all partitions of attention shards where these are few.
 
         Else from one that is near, by moving one of them at a time.
         """
         groups, boards = self.counts.attention, len(self.boards)
         if math.comb(groups + boards - 1, boards - 1) <= _FEW_DEALINGS:
-            return self._quickest(dealings(groups, boards), sync_s, head)
+            return self._quickest(all_partitions(groups, boards), sync_s, head)
         best = self._quickest(self._near(sync_s, head), sync_s, head)
         for _ in range(_MOVES if best is not None else 0):
             assert best is not None
@@ -269,8 +276,8 @@ class Boards:
 
     def _quickest(
         self, attentions: Iterable[Sequence[int]], sync_s: float, head: Sequence[int] | None
-    ) -> Hands | None:
-        """The best of these dealings of attention shards, each with the rest dealt for it."""
+    ) -> RankCounts | None:
+        """The best of these partitions of the attention shards, the rest apportioned to each."""
         held = (attention for attention in attentions if self._is_held(attention))
         found = (self._with_rest(attention, sync_s, head) for attention in held)
         able = (hands for hands in found if hands is not None)
@@ -298,7 +305,7 @@ class Boards:
 
     def _with_rest(
         self, attention: Sequence[int], sync_s: float, head: Sequence[int] | None
-    ) -> Hands | None:
+    ) -> RankCounts | None:
         """The rest dealt for the shortest token, given the attention shards.
 
         A head that is not given goes where FFN shards leave room: these are dealt without regard
@@ -307,7 +314,7 @@ class Boards:
         if head is not None:
             return self._with_ffn(attention, sync_s, head)
         nothing = [0] * len(self.boards)
-        first = self._with_head(Hands([*attention], nothing, nothing), sync_s)
+        first = self._with_head(RankCounts([*attention], nothing, nothing), sync_s)
         dealt = [
             self._with_ffn(attention, sync_s, words)
             for words in (nothing, first.head if first else nothing)
@@ -318,7 +325,7 @@ class Boards:
 
     def _with_ffn(
         self, attention: Sequence[int], sync_s: float, head: Sequence[int]
-    ) -> Hands | None:
+    ) -> RankCounts | None:
         """The FFN shards dealt to who has them done first, given the others."""
         rest = self._stage_s("attention", attention) + sync_s + self.head_s(head)
 
@@ -330,9 +337,9 @@ class Boards:
         if any(math.isinf(self.disk_s(i, Counts(a, 0, h))) for i, (a, h) in enumerate(given)):
             return None
         ffn = self._assign("ffn", cost)
-        return None if ffn is None else Hands([*attention], ffn, [*head])
+        return None if ffn is None else RankCounts([*attention], ffn, [*head])
 
-    def _with_head(self, hands: Hands, sync_s: float) -> Hands | None:
+    def _with_head(self, hands: RankCounts, sync_s: float) -> RankCounts | None:
         """The head's shards dealt to who has them done first, given the others."""
         rest = self._layers_s(hands.attention, hands.ffn) + sync_s
 
@@ -347,8 +354,8 @@ class Boards:
         """All shards of a kind, the largest cost being the least possible; None: they cannot be."""
         count: int = getattr(self.counts, kind)
         if not self._held:
-            return assign(count, len(self.boards), cost)
-        return assign_held(count, [getattr(each, kind) for each in self._held], cost)
+            return apportion(count, len(self.boards), cost)
+        return apportion_held(count, [getattr(each, kind) for each in self._held], cost)
 
     def _is_held(self, attention: Sequence[int]) -> bool:
         """Whether the boards may be dealt these attention shards."""
@@ -365,7 +372,7 @@ def counts_of(part: Slice) -> Counts:
 
 
 def _moved(attention: Sequence[int]) -> Iterator[list[int]]:
-    """All dealings in which one shard is elsewhere."""
+    """All partitions in which one shard has moved."""
     for giver, taker in itertools.permutations(range(len(attention)), 2):
         if attention[giver]:
             moved = [*attention]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from picoedge.errors import MemoryBudgetError, UsageError
-from picoedge.planner.assignment import Need, Needs, counts_of
+from picoedge.planner.assignment import MemoryNeed, MemoryNeeds, counts_of
 from picoedge.planner.comm_cost import Allreduce
-from picoedge.planner.cost_model import WORTH, Planner, Prediction, Share
-from picoedge.planner.locality import KEEP, Disks
+from picoedge.planner.cost_model import WORTH, Candidate, CostModel, Share
+from picoedge.planner.locality import KEEP, Locality
 from picoedge.planner.memory import Load, cache_bytes
-from picoedge.planner.partition import Counts, deal, levelled
-from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.planner.partition import Counts, round_equal_speeds, split_by_weight
+from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.store.shards import HeldShards
 from picoedge.units import format_size
 
@@ -31,7 +31,7 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanConstraints:
     """What is asked of a plan; nothing by default."""
 
     boards: int | None = None  # so many, whatever is quicker
@@ -48,8 +48,8 @@ class ClusterPlan:
     boards that take no part.
     """
 
-    chosen: Prediction
-    predictions: tuple[Prediction | None, ...]
+    chosen: Candidate
+    predictions: tuple[Candidate | None, ...]
     idle: tuple[str, ...]
     why: str
 
@@ -65,8 +65,8 @@ class ClusterPlan:
 
 def plan_cluster(
     load: Load,
-    cluster: Cluster,
-    wishes: Wishes | None = None,
+    cluster: Topology,
+    wishes: PlanConstraints | None = None,
     *,
     held: Mapping[int, HeldShards] | None = None,
     exact: bool = True,
@@ -80,10 +80,10 @@ def plan_cluster(
     cluster cannot meet, and MemoryBudgetError with the figures where the boards cannot hold the
     model.
     """
-    wishes = wishes or Wishes()
+    wishes = wishes or PlanConstraints()
     _check(cluster, wishes)
     cluster = _levelled(cluster)
-    planner = Planner(Needs(load), cluster, wishes.allreduce, split_head=wishes.split_head)
+    planner = CostModel(MemoryNeeds(load), cluster, wishes.allreduce, split_head=wishes.split_head)
     order, predictions = _by_number(planner, cluster)
     if wishes.split:
         near = [_split(planner, load, cluster, wishes)]
@@ -96,7 +96,7 @@ def plan_cluster(
         raise _too_small(load, cluster, planner.needs, split_head=wishes.split_head)
     settle = planner.settled if exact else _as_it_is
     chosen, settled = quickest = _fewest([(one, settle(one)) for one in able])
-    disks, kept = Disks(planner, held or {}), ""
+    disks, kept = Locality(planner, held or {}), ""
     boards = chosen.boards if wishes.boards else None
     there = None if wishes.split else disks.nearest(chosen, order, boards)
     if there is not None and (slower := settle(there)).s_per_token <= KEEP * settled.s_per_token:
@@ -110,8 +110,8 @@ def plan_cluster(
     return ClusterPlan(settled, predictions, idle, why)
 
 
-def _levelled(cluster: Cluster) -> Cluster:
-    speeds = levelled([board.compute_bytes_per_s for board in cluster.boards])
+def _levelled(cluster: Topology) -> Topology:
+    speeds = round_equal_speeds([board.compute_bytes_per_s for board in cluster.boards])
     boards = [
         dataclasses.replace(board, compute_bytes_per_s=speed)
         for board, speed in zip(cluster.boards, speeds, strict=True)
@@ -119,11 +119,11 @@ def _levelled(cluster: Cluster) -> Cluster:
     return dataclasses.replace(cluster, boards=tuple(boards))
 
 
-def _as_it_is(one: Prediction) -> Prediction:
+def _as_it_is(one: Candidate) -> Candidate:
     return one
 
 
-def _check(cluster: Cluster, wishes: Wishes) -> None:
+def _check(cluster: Topology, wishes: PlanConstraints) -> None:
     most = len(cluster.boards)
     if wishes.boards is not None and not 1 <= wishes.boards <= most:
         raise UsageError(f"{wishes.boards} boards are asked for", f"there are {_boards(most)}")
@@ -134,8 +134,8 @@ def _check(cluster: Cluster, wishes: Wishes) -> None:
 
 
 def _by_number(
-    planner: Planner, cluster: Cluster
-) -> tuple[list[int], tuple[Prediction | None, ...]]:
+    planner: CostModel, cluster: Topology
+) -> tuple[list[int], tuple[Candidate | None, ...]]:
     """For one board (the hub), two, …: each time the one is added that makes it quickest.
 
     The order in which they are added, and the predictions.
@@ -145,7 +145,7 @@ def _by_number(
     while left:
         tried = {i: planner.predict([*members, i]) for i in left}
 
-        def merit(i: int, tried: dict[int, Prediction | None] = tried) -> tuple[float, float, int]:
+        def merit(i: int, tried: dict[int, Candidate | None] = tried) -> tuple[float, float, int]:
             board, one = cluster.boards[i], tried[i]
             if one is None:  # until they can hold it, room is what counts
                 return float("inf"), board.fixed_bytes - board.budget_bytes, i
@@ -158,28 +158,30 @@ def _by_number(
     return members, tuple(predictions)
 
 
-def _near(predictions: Sequence[Prediction | None]) -> list[Prediction | None]:
+def _near(predictions: Sequence[Candidate | None]) -> list[Candidate | None]:
     """Those that may be as quick as any."""
     able = [one for one in predictions if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)
     return [one for one in able if one.s_per_token <= _NEAR * least]
 
 
-def _fewest(pairs: Sequence[tuple[Prediction, Prediction]]) -> tuple[Prediction, Prediction]:
+def _fewest(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Candidate, Candidate]:
     """The first (estimated, settled) that is, settled, about as quick as any."""
     least = min(settled.s_per_token for _, settled in pairs)
     return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
 
 
-def _split(planner: Planner, load: Load, cluster: Cluster, wishes: Wishes) -> Prediction | None:
+def _split(
+    planner: CostModel, load: Load, cluster: Topology, wishes: PlanConstraints
+) -> Candidate | None:
     others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
     members = [cluster.hub, *others][: len(wishes.split)]
-    slices = deal(counts_of(load.part), wishes.split, split_head=wishes.split_head)
+    slices = split_by_weight(counts_of(load.part), wishes.split, split_head=wishes.split_head)
     return planner.prediction(members, slices)
 
 
 def _too_small(
-    load: Load, cluster: Cluster, needs: Needs, *, split_head: bool
+    load: Load, cluster: Topology, needs: MemoryNeeds, *, split_head: bool
 ) -> MemoryBudgetError:
     """What there is, and what the least would be."""
     weights = sum(run.nbytes for run in load.runs)
@@ -202,19 +204,19 @@ def _too_small(
     )
 
 
-def _least(board: BoardFacts, need: Need) -> int:
+def _least(board: BoardFacts, need: MemoryNeed) -> int:
     return need.beside + min(need.weights, need.window + board.read_ahead_bytes)
 
 
 # -- said to people ------------------------------------------------------------------------------
 
-HEADER = (
+TABLE_HEADER = (
     "board", "attention", "ffn", "head", "weights", "resident", "read/token", "memory", "computing",
 )  # fmt: skip
 
 
-def describe(prediction: Prediction) -> list[tuple[str, ...]]:
-    """One row a board under `HEADER`: its shards, their bytes, memory, time and share of it."""
+def plan_table(prediction: Candidate) -> list[tuple[str, ...]]:
+    """One row a board under `TABLE_HEADER`: its shards, bytes, memory and computing time."""
     total = sum(share.compute_s for share in prediction.shares)
     return [_row(share, share.compute_s / total if total else 0.0) for share in prediction.shares]
 
@@ -238,7 +240,7 @@ def _run(kind: str, shards: range) -> str:
     return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
 
 
-def _why(settled: Prediction, chosen: Prediction, predictions: Sequence[Prediction | None]) -> str:
+def _why(settled: Candidate, chosen: Candidate, predictions: Sequence[Candidate | None]) -> str:
     """One sentence: what a token takes, alone, and with one board more."""
     text = f"{_boards(chosen.boards)}: {_pace(settled)}"
     alone = predictions[0]
@@ -249,7 +251,7 @@ def _why(settled: Prediction, chosen: Prediction, predictions: Sequence[Predicti
     return text
 
 
-def _why_kept(settled: Prediction, quickest: Prediction, lacking_bytes: int) -> str:
+def _why_kept(settled: Candidate, quickest: Candidate, lacking_bytes: int) -> str:
     """What other shares are worth, and what of them is not on the boards' disks."""
     saved_s = max(0.0, settled.s_per_token - quickest.s_per_token)
     return (
@@ -258,14 +260,14 @@ def _why_kept(settled: Prediction, quickest: Prediction, lacking_bytes: int) -> 
     )
 
 
-def _pace(one: Prediction) -> str:
+def _pace(one: Candidate) -> str:
     if one.clock != "disk":
         return f"{_time(one.s_per_token)} a token"
     read = max(share.streamed_bytes for share in one.shares)
     return f"{_time(one.s_per_token)} a token ({format_size(read)} read for it on one board)"
 
 
-def _one_more(chosen: Prediction, more: Prediction | None) -> str:
+def _one_more(chosen: Candidate, more: Candidate | None) -> str:
     name = _ordinal(chosen.boards + 1)
     if more is None:
         return f"with a {name} it would not fit"
@@ -273,7 +275,7 @@ def _one_more(chosen: Prediction, more: Prediction | None) -> str:
         return f"a {name} would take nothing"
     gains = [
         ("reading", chosen.disk_s - more.disk_s),
-        ("sums", chosen.sync_s - more.sync_s),
+        ("sums", chosen.comm_s - more.comm_s),
         ("computing", chosen.compute_s - more.compute_s),
     ]
     adds = [f"{_time(-s)} of {what}" for what, s in gains if s < -5e-5]

@@ -114,7 +114,7 @@ def _ways(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, i
 
 
 @dataclass(frozen=True)
-class Stages:
+class Contributors:
     """Which ranks contribute to the sums of a layer, and which have some of the head."""
 
     attention: tuple[int, ...]
@@ -122,7 +122,9 @@ class Stages:
     head: tuple[int, ...] = (0,)
 
 
-def sync_s(network: Network, way: Allreduce, stages: Stages, layers: int, values: int) -> float:
+def comm_s(
+    network: Network, way: Allreduce, stages: Contributors, layers: int, values: int
+) -> float:
     """Seconds of everything that travels for one pass: the input, and two sums a layer.
 
     `values` are the elements of a sum: hidden size by tokens.

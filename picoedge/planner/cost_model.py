@@ -15,17 +15,17 @@ from functools import partial
 from typing import Any
 
 from picoedge.planner.assignment import (
-    Boards,
-    Needs,
+    Assigner,
+    MemoryNeeds,
     board_budget,
     board_reading,
     counts_of,
-    sliced,
+    slice_load,
 )
-from picoedge.planner.comm_cost import Allreduce, Network, Stages, gather_s, sync_s
+from picoedge.planner.comm_cost import Allreduce, Contributors, Network, comm_s, gather_s
 from picoedge.planner.memory import MemoryPlan, plan_memory
 from picoedge.planner.partition import slices_of
-from picoedge.planner.topology import BoardFacts, Cluster
+from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
 from picoedge.store.window.plan import UnitCost, forecast, page_bytes
 
@@ -80,7 +80,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Candidate:
     """Seconds of one token over some boards, by rank; rank 0 is the hub.
 
     `members` are their indices in the cluster.
@@ -91,7 +91,7 @@ class Prediction:
     allreduce: Allreduce
     s_per_token: float
     compute_s: float  # of the slowest board of each stage, the head, and picking the token
-    sync_s: float  # of sums, logits and their ways
+    comm_s: float  # of sums, logits and their ways
     disk_s: float  # of the slowest disk
     batch: int  # tokens a prompt is cut into
     prefill_tok_s: float
@@ -104,9 +104,9 @@ class Prediction:
     @property
     def clock(self) -> str:
         """What sets the pace: "disk", "network" or "compute"."""
-        if self.disk_s > self.compute_s + self.sync_s:
+        if self.disk_s > self.compute_s + self.comm_s:
             return "disk"
-        return "network" if self.sync_s > self.compute_s else "compute"
+        return "network" if self.comm_s > self.compute_s else "compute"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sizes in bytes."""
@@ -115,7 +115,7 @@ class Prediction:
             "allreduce": self.allreduce,
             "s_per_token": self.s_per_token,
             "compute_s": self.compute_s,
-            "sync_s": self.sync_s,
+            "sync_s": self.comm_s,
             "disk_s": self.disk_s,
             "clock": self.clock,
             "batch": self.batch,
@@ -123,13 +123,13 @@ class Prediction:
         }
 
 
-class Planner:
+class CostModel:
     """Predictions for sets of boards of one cluster and one model."""
 
     def __init__(
         self,
-        needs: Needs,
-        cluster: Cluster,
+        needs: MemoryNeeds,
+        cluster: Topology,
         allreduce: Allreduce | None,
         *,
         split_head: bool = False,
@@ -138,24 +138,24 @@ class Planner:
         self._config = needs.load.config
         self._ways = (allreduce,) if allreduce else _WAYS
 
-    def predict(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Prediction | None:
+    def predict(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Candidate | None:
         """The best found over these boards of the cluster, the hub first; None: they cannot.
 
         With `held`, by rank, of shards that they have.
         """
         gather = partial(self._gather_s, members) if self._split_head else None
-        boards = Boards(self.needs, [self._cluster.boards[i] for i in members], gather, held)
+        boards = Assigner(self.needs, [self._cluster.boards[i] for i in members], gather, held)
         ranks = tuple(range(len(members)))
-        _, sums = self._sync(members, Stages(ranks, ranks), 1)
+        _, sums = self._sync(members, Contributors(ranks, ranks), 1)
         hands = (slices_of(*dealt) for dealt in boards.ways(sums))
         found = (self.prediction(members, slices) for slices in hands)
         return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
 
-    def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Prediction | None:
+    def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Candidate | None:
         """With the shards dealt so; boards that take none are left out. None: it cannot be held."""
         taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.head_shards]
         members, slices = [members[i] for i in taking], [slices[i] for i in taking]
-        boards = Boards(self.needs, [self._cluster.boards[i] for i in members])
+        boards = Assigner(self.needs, [self._cluster.boards[i] for i in members])
         shares = tuple(self._share(boards, rank, part) for rank, part in enumerate(slices))
         if any(math.isinf(share.disk_s) for share in shares):
             return None
@@ -164,12 +164,12 @@ class Planner:
         sums += self._gather_s(members, [len(part.head_shards) for part in slices])
         compute = boards.boards[0].sampling_s + _slowest(shares) + max(s.head_s for s in shares)
         disk = max(share.disk_s for share in shares)
-        first = Prediction(
+        first = Candidate(
             tuple(members), shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0
         )
         return self._with_prompt(first, members, stages, min(PROMPT, self.needs.load.n_ctx))
 
-    def _share(self, boards: Boards, rank: int, part: Slice) -> Share:
+    def _share(self, boards: Assigner, rank: int, part: Slice) -> Share:
         board, counts = boards.boards[rank], counts_of(part)
         disk = boards.disk_s(rank, counts)
         need = self.needs.of(counts, hub=rank == 0, numpy=board.numpy)
@@ -182,7 +182,7 @@ class Planner:
             boards.stage_s("ffn", rank, counts.ffn),
             boards.stage_s("head", rank, counts.head),
             disk,
-            sum(run.nbytes for run in sliced(self.needs.load, part).runs),
+            sum(run.nbytes for run in slice_load(self.needs.load, part).runs),
             streamed,
             board.budget_bytes if streamed else memory,
         )
@@ -192,11 +192,13 @@ class Planner:
         costs = tuple(cluster.boards[i].message_s for i in members)
         return Network(costs, lambda a, b: cluster.link_between(members[a], members[b]))
 
-    def _sync(self, members: Sequence[int], stages: Stages, n: int) -> tuple[Allreduce, float]:
+    def _sync(
+        self, members: Sequence[int], stages: Contributors, n: int
+    ) -> tuple[Allreduce, float]:
         """The way of adding n tokens' sums that takes least, and its seconds."""
         network, config = self._network(members), self._config
         layers, values = config.num_hidden_layers, config.hidden_size * n
-        seconds = {way: sync_s(network, way, stages, layers, values) for way in self._ways}
+        seconds = {way: comm_s(network, way, stages, layers, values) for way in self._ways}
         best = min(self._ways, key=lambda way: seconds[way])
         return best, seconds[best]
 
@@ -206,26 +208,26 @@ class Planner:
         return gather_s(self._network(members), [rows * shards for shards in head])
 
     def _with_prompt(
-        self, one: Prediction, members: Sequence[int], stages: Stages, batch: int
-    ) -> Prediction:
+        self, one: Candidate, members: Sequence[int], stages: Contributors, batch: int
+    ) -> Candidate:
         """The same with its speed for a prompt in chunks of `batch` tokens."""
         prompt = min(PROMPT, self.needs.load.n_ctx)
         network, config = self._network(members), self._config
         tokens = min(batch, prompt)
         compute = _slowest(one.shares, tokens)
         values = config.hidden_size * tokens
-        sums = sync_s(network, one.allreduce, stages, config.num_hidden_layers, values)
+        sums = comm_s(network, one.allreduce, stages, config.num_hidden_layers, values)
         chunks = math.ceil(prompt / tokens)
         seconds = chunks * max(compute + sums, one.disk_s)
         return dataclasses.replace(one, batch=batch, prefill_tok_s=prompt / seconds)
 
-    def settled(self, one: Prediction) -> Prediction:
+    def settled(self, one: Candidate) -> Candidate:
         """With each board's memory planned as the board itself would plan it.
 
         Raises MemoryBudgetError.
         """
         shares = tuple(self._planned(share) for share in one.shares)
-        pace = one.compute_s + one.sync_s
+        pace = one.compute_s + one.comm_s
         disk = max(share.disk_s for share in shares)
         seconds = max([pace, *(_paced_s(share, pace) for share in shares)])
         batch = min(share.plan.batch for share in shares if share.plan)
@@ -235,7 +237,7 @@ class Planner:
 
     def _planned(self, share: Share) -> Share:
         board = share.board
-        load = sliced(self.needs.load, share.part, numpy=board.numpy)
+        load = slice_load(self.needs.load, share.part, numpy=board.numpy)
         plan = plan_memory(load, board_budget(board), [board_reading(board)])
         return dataclasses.replace(
             share,
@@ -246,9 +248,9 @@ class Planner:
         )
 
 
-def _stages(slices: Sequence[Slice]) -> Stages:
+def _stages(slices: Sequence[Slice]) -> Contributors:
     """The ranks that have shards of each kind."""
-    return Stages(
+    return Contributors(
         tuple(rank for rank, part in enumerate(slices) if part.attention),
         tuple(rank for rank, part in enumerate(slices) if part.ffn),
         tuple(rank for rank, part in enumerate(slices) if part.head_shards),

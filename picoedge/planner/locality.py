@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from picoedge.planner.cost_model import WORTH, Planner, Prediction
+from picoedge.planner.cost_model import WORTH, Candidate, CostModel
 from picoedge.store.shards import HeldShards, Slice
 
 KEEP = 1.1  # forecasts are not better than that
 
 
-class Disks:
+class Locality:
     """What the boards of a cluster have of a model: `held`, by index. The others have all of it."""
 
-    def __init__(self, planner: Planner, held: Mapping[int, HeldShards]) -> None:
+    def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
         self._planner, self._held, load = planner, held, planner.needs.load
         part = load.part
         self._all = _held(part)
@@ -26,7 +26,7 @@ class Disks:
         for run in load.runs:
             self._bytes[run.kind] += run.shard_bytes
 
-    def lacking_bytes(self, one: Prediction) -> int:
+    def lacking_bytes(self, one: Candidate) -> int:
         """What has to be pulled first."""
         return sum(
             len(getattr(_held(share.part), kind) - getattr(self._of(member), kind)) * nbytes
@@ -35,8 +35,8 @@ class Disks:
         )
 
     def nearest(
-        self, quickest: Prediction, order: Sequence[int], boards: int | None = None
-    ) -> Prediction | None:
+        self, quickest: Candidate, order: Sequence[int], boards: int | None = None
+    ) -> Candidate | None:
         """What is to be taken in its place, if anything, because less has to be pulled for it.
 
         `order`: all boards, the hub first, those that gain more before others; `boards`: so many
@@ -59,7 +59,7 @@ class Disks:
         least = min(near, key=self.lacking_bytes, default=quickest)
         return least if self.lacking_bytes(least) < lacking else None
 
-    def _there(self, order: Sequence[int]) -> Iterator[Prediction]:
+    def _there(self, order: Sequence[int]) -> Iterator[Candidate]:
         """Of boards that have something, what they have: of the first, the first two, …"""
         holders = [i for i in order if self._of(i) != HeldShards()]
         for count in range(1, len(holders) + 1):

@@ -1,7 +1,7 @@
-"""Shards dealt to boards in proportion to their speed. Pure arithmetic.
+"""Apportion shards to boards by their speed. Pure arithmetic.
 
-Every stage (attention and FFN of a layer, the head) ends when the last board is done with its
-shards, so what counts is the slowest board of each stage, and each kind is dealt by itself.
+Every stage (attention and FFN of a layer, the head) ends when its slowest board is done, so each
+kind of shard is apportioned by itself, and the largest time of a board is minimised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from picoedge.store.shards import Slice
 Cost = Callable[[int, int], float]  # (board, shards) -> seconds, or whatever is to be least
 
 MOST_BOARDS = 64
-SAME = 1.1  # times another speed: as good as equal
+SAME = 1.1  # speeds within this factor are equal but for noise of measuring
 _LARGEST, _SMALLEST = 1e6, 1e-3  # of a weight a user writes
 _REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 
@@ -32,31 +32,33 @@ class Counts(NamedTuple):
     head: int = 0
 
 
-def deal(counts: Counts, weights: Sequence[float], *, split_head: bool = False) -> list[Slice]:
+def split_by_weight(
+    counts: Counts, weights: Sequence[float], *, split_head: bool = False
+) -> list[Slice]:
     """Each board's slice, in rank order: runs that follow one another and cover every shard.
 
     `weights` are speeds in any unit; a board of weight 0 takes nothing. In each kind the largest
     of shards / weight is the least there is. Without `split_head` rank 0 has all of the head.
     """
-    assert any(weight > 0 for weight in weights), "there is nobody to deal to"
+    assert any(weight > 0 for weight in weights), "no board has a weight"
 
     def cost(board: int, shards: int) -> float:
         return shards / weights[board] if weights[board] > 0 else math.inf
 
-    def hand(count: int) -> list[int]:
-        dealt = assign(count, len(weights), cost)
-        assert dealt is not None
-        return dealt
+    def split(count: int) -> list[int]:
+        shares = apportion(count, len(weights), cost)
+        assert shares is not None
+        return shares
 
-    head = hand(counts.head) if split_head else undivided(counts.head, len(weights))
-    return slices_of(hand(counts.attention), hand(counts.ffn), head)
+    head = split(counts.head) if split_head else all_on_hub(counts.head, len(weights))
+    return slices_of(split(counts.attention), split(counts.ffn), head)
 
 
-def levelled(speeds: Sequence[float]) -> list[float]:
-    """Speeds with those that are as good as equal made equal: each its group's mean.
+def round_equal_speeds(speeds: Sequence[float]) -> list[float]:
+    """Replace speeds within a factor of SAME of each other by their mean.
 
-    Two boards of a kind are measured some percent apart by chance. To deal one of them a shard
-    more for that would have the other wait in every stage.
+    Two boards of one kind measure some percent apart by chance. If one of them got a shard more
+    for that, the other would wait in every stage.
     """
     found, group = list(speeds), list[int]()
     for i in sorted(range(len(speeds)), key=lambda i: -speeds[i]):
@@ -69,18 +71,18 @@ def levelled(speeds: Sequence[float]) -> list[float]:
     return found
 
 
-def undivided(count: int, boards: int) -> list[int]:
-    """All shards on the first of the boards."""
+def all_on_hub(count: int, boards: int) -> list[int]:
+    """Counts by rank with all shards on the hub."""
     return [count] + [0] * (boards - 1)
 
 
-def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
-    """How many of `count` shards each board takes so that the largest cost is the least possible.
+def apportion(count: int, boards: int, cost: Cost) -> list[int] | None:
+    """How many of `count` shards each board takes, the largest cost being minimal.
 
     `cost` must not fall with the number of shards; a board can take as many as have a finite one.
-    None: together they cannot take all. The next shard goes to whoever has it done first, the
-    lower rank where that is equal: no shard can be placed at a lower cost later, so no other
-    dealing has a lower maximum (for shards / weight this is D'Hondt's method).
+    None: the boards together cannot take all. Each next shard goes to the board whose cost with it
+    is least, ties to the lower rank: no later shard can be placed at a lower cost, so no other
+    partition has a lower maximum (for shards / weight this is D'Hondt's method).
     """
     taken = [0] * boards
     heap = [(cost(board, 1), board) for board in range(boards)]
@@ -94,12 +96,13 @@ def assign(count: int, boards: int, cost: Cost) -> list[int] | None:
     return taken
 
 
-def assign_held(count: int, held: Sequence[Collection[int]], cost: Cost) -> list[int] | None:
-    """As `assign`, where each board takes a run of what it has: `held`, by board.
+def apportion_held(count: int, held: Sequence[Collection[int]], cost: Cost) -> list[int] | None:
+    """As `apportion`, but each board takes only shards it already has: `held`, by board.
 
-    The runs follow one another in the order of the boards. None: no such runs cover all shards.
+    The spans follow one another in the order of the boards. None: no such spans cover all shards.
+    Dynamic programming over where the next span begins.
     """
-    dealt: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by where the next run begins
+    dealt: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by begin of the next span
     for board, has in enumerate(held):
         further: dict[int, tuple[float, tuple[int, ...]]] = {}
         for begin, (largest, sizes) in dealt.items():
@@ -113,7 +116,7 @@ def assign_held(count: int, held: Sequence[Collection[int]], cost: Cost) -> list
 def _held_runs(
     begin: int, count: int, held: Collection[int], cost: Callable[[int], float]
 ) -> Iterator[tuple[int, float]]:
-    """Sizes and costs of the runs from there on that a board has and can take; first none."""
+    """Sizes and costs of the spans from `begin` that a board has and can take; first the empty."""
     yield 0, 0.0
     for end in range(begin + 1, count + 1):
         own = cost(end - begin) if end - 1 in held else math.inf
@@ -122,8 +125,8 @@ def _held_runs(
         yield end - begin, own
 
 
-def dealings(count: int, boards: int) -> Iterator[tuple[int, ...]]:
-    """All ways to deal `count` shards: comb(count + boards - 1, boards - 1) of them."""
+def all_partitions(count: int, boards: int) -> Iterator[tuple[int, ...]]:
+    """All ways to divide `count` shards: comb(count + boards - 1, boards - 1) of them."""
     for cuts in itertools.combinations_with_replacement(range(count + 1), boards - 1):
         yield tuple(b - a for a, b in itertools.pairwise((0, *cuts, count)))
 
@@ -131,9 +134,9 @@ def dealings(count: int, boards: int) -> Iterator[tuple[int, ...]]:
 def slices_of(
     attention: Sequence[int], ffn: Sequence[int], head: Sequence[int] | None = None
 ) -> list[Slice]:
-    """Slices of so many shards each, one behind another in rank order; rank 0 is the hub.
+    """Slices with these counts of shards, one behind another in rank order; rank 0 is the hub.
 
-    Without `head` nobody has shards of it.
+    Without `head` no slice has shards of the head.
     """
     runs = zip(_runs(attention), _runs(ffn), _runs(head or [0] * len(ffn)), strict=True)
     return [Slice(a, f, h, owns_head=rank == 0) for rank, (a, f, h) in enumerate(runs)]
@@ -148,12 +151,12 @@ def _runs(sizes: Sequence[int]) -> list[range]:
 
 
 def parse_split(text: str) -> tuple[float, ...]:
-    """Weights meant by `3,1` or `1,0,2.5`. Raises UsageError."""
+    """The weights in `3,1` or `1,0,2.5`, one a board. Raises UsageError."""
     weights = tuple(_weight(part.strip(), text) for part in text.split(",", MOST_BOARDS + 1))
     if len(weights) > MOST_BOARDS:
         raise UsageError(f"a split over more than {MOST_BOARDS} boards", _REMEDY)
     if not any(weights):
-        raise UsageError(f"the split {text!r} gives nobody anything", _REMEDY)
+        raise UsageError(f"the split {text!r} gives no board anything", _REMEDY)
     return weights
 
 

@@ -75,7 +75,7 @@ class LinkFacts:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Topology:
     """Boards, and the links between them by pairs of their indices, the lower first.
 
     A pair that is not in `links` has `link`, or without one is taken to meet at the hub's
@@ -99,7 +99,7 @@ class Cluster:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `cluster_from_json` reads them."""
+        """Plain values; `topology_from_json` reads them."""
         names = [board.name for board in self.boards]
         links = [
             {"between": [names[a], names[b]], **link.to_json()}
@@ -169,8 +169,8 @@ def _link(fields: Fields) -> LinkFacts:
     return LinkFacts(fields.number("latency_s", 0, 60), fields.number("bytes_per_s", 1, 1e13))
 
 
-def cluster_from_json(values: object) -> Cluster:
-    """The inverse of `Cluster.to_json`. Raises ProtocolError."""
+def topology_from_json(values: object) -> Topology:
+    """The inverse of `Topology.to_json`. Raises ProtocolError."""
     fields = Fields(values, "the cluster", hint=_REMEDY).only(("hub", "link", "links", "boards"))
     boards = tuple(map(_board, fields.objects("boards", MOST_BOARDS)))
     names = {board.name: i for i, board in enumerate(boards)}
@@ -190,15 +190,15 @@ def cluster_from_json(values: object) -> Cluster:
             f"{boards[unknown[0]].name}",
             "add it to links, or a link for every pair",
         )
-    return Cluster(boards, links, link, hub)
+    return Topology(boards, links, link, hub)
 
 
-def read_cluster(text: str, where: str) -> Cluster:
+def read_topology(text: str, where: str) -> Topology:
     """The boards of a file's text. Raises UsageError naming the file, `where`, and the fault."""
     try:
         if len(text) > _FILE_CHARS:
             raise ProtocolError("it is longer than any list of boards", _REMEDY)
-        return cluster_from_json(json.loads(text))
+        return topology_from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {str(error)[:100]}", _REMEDY) from None
     except ProtocolError as error:

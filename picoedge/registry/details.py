@@ -9,7 +9,7 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import Weights
-from picoedge.registry.catalogue import Entry
+from picoedge.registry.catalogue import CatalogueEntry
 from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
@@ -85,7 +85,7 @@ def _describe_source(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_entry(entry: Entry) -> dict[str, Any]:
+def _describe_entry(entry: CatalogueEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "packed": False,

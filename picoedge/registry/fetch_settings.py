@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Fetching:
+class FetchSettings:
     """How things are fetched."""
 
     hf_endpoint: str = "https://huggingface.co"
@@ -46,7 +46,7 @@ def as_storage_error(path: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def lock_file(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path` against other processes; `waiting` is called if one has it.
 
     The file stays: removing it would let two processes lock two files of one name.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from picoedge.errors import DownloadError
-from picoedge.registry.fetch_settings import CHUNK_BYTES, Fetching, as_storage_error
+from picoedge.registry.fetch_settings import CHUNK_BYTES, FetchSettings, as_storage_error
 
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _READ_BYTES = 1 << 16
@@ -50,7 +50,7 @@ class HttpFetch:
         part: Path,
         max_bytes: int,
         exact_bytes: int | None,
-        how: Fetching,
+        how: FetchSettings,
         progress: Callable[[int, int], None],
     ) -> None:
         self.url = url

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import ModelError, UsageError
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import (
-    Entry,
+    CatalogueEntry,
     catalogue_folders,
     default_entry,
     is_model_name,
     load_catalogue,
 )
-from picoedge.registry.fetch_settings import Fetching, as_storage_error, locked
+from picoedge.registry.fetch_settings import FetchSettings, as_storage_error, lock_file
 from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
 from picoedge.store.pack.inventory import is_partial
 from picoedge.suggest import closest
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Item:
+class ShelfItem:
     """One line of `picoedge list`.
 
     `state` is "packed", "in part" (a slice for the cluster), "fetched" or "not pulled".
@@ -64,18 +64,18 @@ class Shelf:
     """A folder of packs and the catalogue that fills it."""
 
     folder: Path
-    entries: Mapping[str, Entry]
-    how: Fetching
+    entries: Mapping[str, CatalogueEntry]
+    how: FetchSettings
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Shelf:
         """The shelf of this user. Raises UsageError where a catalogue file is unsound."""
         environ = os.environ if environ is None else environ
-        endpoint = environ.get("HF_ENDPOINT") or Fetching.hf_endpoint
+        endpoint = environ.get("HF_ENDPOINT") or FetchSettings.hf_endpoint
         entries = load_catalogue(catalogue_folders(environ))
-        return cls(shelf_folder(environ), entries, Fetching(hf_endpoint=endpoint))
+        return cls(shelf_folder(environ), entries, FetchSettings(hf_endpoint=endpoint))
 
-    def entry(self, name: str | None) -> Entry:
+    def entry(self, name: str | None) -> CatalogueEntry:
         """The catalogue's entry (None: the default one). Raises UsageError where there is none."""
         if name is None:
             return default_entry(self.entries)
@@ -128,7 +128,7 @@ class Shelf:
         path = self._existing(model)
         return (path, None) if is_pack(path) else self._resolve_source(path, bits, progress)
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[ShelfItem]:
         """What is on the shelf, then what could be pulled."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
@@ -193,7 +193,7 @@ class Shelf:
         return out, pack
 
     def _fetch_and_pack(
-        self, entry: Entry, out: Path, bits: int | None, progress: Progress
+        self, entry: CatalogueEntry, out: Path, bits: int | None, progress: Progress
     ) -> None:
         from picoedge.registry.download import fetch
         from picoedge.registry.packing import pack_model
@@ -219,7 +219,7 @@ class Shelf:
         return out, pack
 
     def _locked(self, name: str, progress: Progress) -> AbstractContextManager[None]:
-        return locked(
+        return lock_file(
             self.folder / f".{name}.lock",
             lambda: progress(f"waiting for the process that has {name}", 0, 0),
         )
@@ -231,10 +231,10 @@ class Shelf:
         with as_storage_error(self.folder):
             return sorted(self.folder.glob(pattern)) if self.folder.is_dir() else []
 
-    def _item(self, name: str, state: str, path: Path | None) -> Item:
+    def _item(self, name: str, state: str, path: Path | None) -> ShelfItem:
         entry = self.entries.get(name)
         size = disk_bytes(path) if path else entry.n_bytes if entry else 0
-        return Item(
+        return ShelfItem(
             name=name,
             state=state,
             n_bytes=size,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
-from picoedge.registry.catalogue import Piece
+from picoedge.registry.catalogue import SourcePart
 from picoedge.registry.fetch_settings import CHUNK_BYTES, as_storage_error
 
 _POLL_S = 0.2
@@ -24,7 +24,7 @@ _OFFLINE = re.compile(r"connection|resolution|resolve|timed out|unreachable|prox
 
 
 def fetch_wheel(
-    piece: Piece,
+    piece: SourcePart,
     part: Path,
     max_bytes: int,
     pip: Sequence[str],

@@ -15,8 +15,8 @@ from cluster_figures import board, cluster, load_of
 
 from picoedge.cli.main import main
 from picoedge.cli.plan_cluster import NUMBERS, numbers
-from picoedge.planner.cluster_plan import Wishes, plan_cluster
-from picoedge.planner.topology import Cluster, LinkFacts
+from picoedge.planner.cluster_plan import PlanConstraints, plan_cluster
+from picoedge.planner.topology import LinkFacts, Topology
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_there_and_a_hub_whose_links_are_not_known(
 # -- the table -------------------------------------------------------------------------------------
 
 
-def rows_of(boards: Cluster, wishes: Wishes | None = None) -> list[tuple[str, ...]]:
+def rows_of(boards: Topology, wishes: PlanConstraints | None = None) -> list[tuple[str, ...]]:
     rows = numbers(plan_cluster(load_of(), boards, wishes))
     assert all(len(row) == len(NUMBERS) for row in rows)
     return rows
@@ -183,7 +183,7 @@ def test_rows_of_what_cannot_be_and_of_who_takes_nothing() -> None:
 
 
 def test_shares_that_were_asked_for_have_a_row_of_their_own() -> None:
-    rows = rows_of(cluster(board("a"), board("b")), Wishes(split=(7, 1)))
+    rows = rows_of(cluster(board("a"), board("b")), PlanConstraints(split=(7, 1)))
     assert [row[0] for row in rows] == ["1", "2", "2 *"]
 
 

@@ -229,7 +229,7 @@ def test_a_broken_catalogue_file_is_named(models: Path, tmp_path: Path, capsys: 
     (tmp_path / "config/picoedge/models/bad.toml").write_text("name = 3")
     code, err = failure(capsys, "list")
     assert code == 2
-    assert "bad.toml: name is not str" in err
+    assert "bad.toml: name is not small letters, digits" in err
 
 
 def test_pull_offline_says_how_to_place_the_file(models: Path, capsys: Capture) -> None:

@@ -13,7 +13,7 @@ import pytest
 import picoedge
 from picoedge.cli.main import main
 from picoedge.engine import doctor
-from picoedge.registry.fetch_settings import Fetching
+from picoedge.registry.fetch_settings import FetchSettings
 from picoedge.registry.shelf import Shelf
 
 
@@ -77,7 +77,7 @@ def test_a_shelf_that_cannot_be_written_fails(tmp_path: Path) -> None:
 
 
 def test_an_empty_shelf_names_the_command(tmp_path: Path) -> None:
-    check = doctor.check_model(Shelf(tmp_path, {}, Fetching()))
+    check = doctor.check_model(Shelf(tmp_path, {}, FetchSettings()))
     assert (check.status, check.remedy) == ("warn", "picoedge pull")
 
 

@@ -30,13 +30,13 @@ from picoedge.host.block_device import (
     read_ahead_bytes,
     read_limit,
 )
-from picoedge.host.disk_benchmark import Measured, cached_bytes, cut, measure_files
+from picoedge.host.disk_benchmark import Measured, cached_bytes, measure_files, units_to_read
 from picoedge.host.disk_speed import StorageSpeed, measure_storage, storage_speed
 from picoedge.host.kernel_benchmark import cached_compute, probe_compute, random_weights
 from picoedge.host.process import peak_rss_bytes
 from picoedge.kernels.blocks import FORMATS, dequantize
 from picoedge.kernels.loader import load_kernels
-from picoedge.registry.fetch_settings import Fetching
+from picoedge.registry.fetch_settings import FetchSettings
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pages import forget_cached
@@ -220,7 +220,7 @@ def test_nothing_stays_in_the_page_cache_or_in_memory(folder: Path) -> None:
 
 def test_the_two_ways_read_different_bytes(folder: Path) -> None:
     sizes = {"a": 900 * MB, "b": 10 * MB}
-    direct, mapped = cut(sizes)
+    direct, mapped = units_to_read(sizes)
     assert {unit.file for unit in (*direct, *mapped)} == {"a"}
     assert direct[-1].end <= mapped[0].offset
     assert sum(unit.nbytes for unit in direct) == disk_benchmark.MOST_BYTES
@@ -230,7 +230,7 @@ def test_the_two_ways_read_different_bytes(folder: Path) -> None:
 @given(st.lists(st.integers(1, 300 * MB), min_size=1, max_size=6))
 def test_pieces_lie_within_their_files(sizes: list[int]) -> None:
     named = {f"{i}": size for i, size in enumerate(sizes)}
-    for units in cut(named):
+    for units in units_to_read(named):
         assert units
         assert all(0 <= u.offset < u.end <= named[u.file] and u.offset % 4096 == 0 for u in units)
         crumbs = 2 * 4096 * len(sizes)
@@ -580,7 +580,7 @@ def test_the_doctor_does_not_judge_by_a_few_bytes() -> None:
 
 
 def test_the_doctor_without_a_pack(tmp_path: Path) -> None:
-    check = doctor.check_storage(Shelf(tmp_path / "models", {}, Fetching()))
+    check = doctor.check_storage(Shelf(tmp_path / "models", {}, FetchSettings()))
     assert (check.status, check.remedy) == ("ok", "")
     assert "once a model is packed" in check.text
     assert not list(tmp_path.iterdir())
@@ -601,6 +601,6 @@ def test_the_doctor_reads_the_largest_pack(
         raise StorageError("the card hangs", "pull it")
 
     monkeypatch.setattr(doctor, "storage_speed", speed)
-    check = doctor.check_storage(Shelf(models, {}, Fetching()))
+    check = doctor.check_storage(Shelf(models, {}, FetchSettings()))
     assert asked == [(models / "large.pico", tmp_path / "home")]
     assert (check.status, check.text, check.remedy) == ("warn", "the card hangs", "pull it")

@@ -15,16 +15,16 @@ from tiny_model import write_tiny_model
 from picoedge.engine.fit import load_of as load_of_pack
 from picoedge.engine.options import OpenOptions
 from picoedge.planner.assignment import (
-    Boards,
-    Hands,
-    Needs,
+    Assigner,
+    MemoryNeeds,
+    RankCounts,
     board_budget,
     board_reading,
     counts_of,
-    sliced,
+    slice_load,
 )
 from picoedge.planner.memory import Load, plan_memory
-from picoedge.planner.partition import Counts, dealings, slices_of, undivided
+from picoedge.planner.partition import Counts, all_on_hub, all_partitions, slices_of
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
@@ -56,14 +56,14 @@ def boards_of(load: Load, able: list[tuple[float, float, float]]) -> list[BoardF
 def test_no_other_shares_are_quicker(
     load: Load, able: list[tuple[float, float, float]], sync_s: float
 ) -> None:
-    boards = Boards(Needs(load), boards_of(load, able))
+    boards = Assigner(MemoryNeeds(load), boards_of(load, able))
     counts = boards.counts
     best = min(
         boards.token_s(
-            Hands([*attention], [*ffn], undivided(boards.counts.head, len(able))), sync_s
+            RankCounts([*attention], [*ffn], all_on_hub(boards.counts.head, len(able))), sync_s
         )
-        for attention in dealings(counts.attention, len(able))
-        for ffn in dealings(counts.ffn, len(able))
+        for attention in all_partitions(counts.attention, len(able))
+        for ffn in all_partitions(counts.ffn, len(able))
     )
     found = [boards.token_s(hands, sync_s) for hands in boards.ways(sync_s)]
     assert min(found, default=math.inf) == pytest.approx(best)
@@ -74,14 +74,14 @@ def test_no_other_shares_are_quicker(
 def test_what_is_promised_can_be_planned(
     load: Load, able: list[tuple[float, float, float]], split_head: bool
 ) -> None:
-    boards = Boards(Needs(load), boards_of(load, able), gather if split_head else None)
+    boards = Assigner(MemoryNeeds(load), boards_of(load, able), gather if split_head else None)
     for hands in boards.ways(0.0):
         assert [sum(kind) for kind in hands] == [*boards.counts]
         for rank, part in enumerate(slices_of(*hands)):
             if rank and counts_of(part) == Counts(0, 0, 0):
                 continue
             facts = boards.boards[rank]
-            plan = plan_memory(sliced(load, part), board_budget(facts), [board_reading(facts)])
+            plan = plan_memory(slice_load(load, part), board_budget(facts), [board_reading(facts)])
             assert plan.total <= facts.budget_bytes
             promised = boards.disk_s(rank, counts_of(part))
             if promised == 0:
@@ -103,14 +103,14 @@ def gather(head: Sequence[int]) -> float:
 def test_no_other_shares_of_the_head_are_half_as_quick_again(
     load: Load, able: list[tuple[float, float, float]], sync_s: float
 ) -> None:
-    facts, needs = boards_of(load, able), Needs(load)
-    boards, kept = Boards(needs, facts, gather), Boards(needs, facts)
+    facts, needs = boards_of(load, able), MemoryNeeds(load)
+    boards, kept = Assigner(needs, facts, gather), Assigner(needs, facts)
     counts = boards.counts
     best = min(
-        boards.token_s(Hands([*attention], [*ffn], [*head]), sync_s)
-        for attention in dealings(counts.attention, 2)
-        for ffn in dealings(counts.ffn, 2)
-        for head in dealings(counts.head, 2)
+        boards.token_s(RankCounts([*attention], [*ffn], [*head]), sync_s)
+        for attention in all_partitions(counts.attention, 2)
+        for ffn in all_partitions(counts.ffn, 2)
+        for head in all_partitions(counts.head, 2)
     )
     found = min((boards.token_s(h, sync_s) for h in boards.ways(sync_s)), default=math.inf)
     without = min((kept.token_s(h, sync_s) for h in kept.ways(sync_s)), default=math.inf)
@@ -122,7 +122,7 @@ def test_no_other_shares_of_the_head_are_half_as_quick_again(
 def test_many_groups_are_dealt_without_trying_all() -> None:
     load = load_of(4, 1024, groups=16, shards=12)
     whole = weights_bytes(load) / MB
-    boards = Boards(Needs(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
+    boards = Assigner(MemoryNeeds(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
     found = list(boards.ways(1e-3))
     assert found
     assert boards.disk_s(0, boards.counts) > 0.5  # one board alone reads most of it
@@ -140,13 +140,13 @@ def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:
         ([3, 0], [2, 0], [0, words]),
     ):
         for part in slices_of(attention, ffn, head):
-            assert sliced(load, part) == load_of_pack(packed, part, OpenOptions())
+            assert slice_load(load, part) == load_of_pack(packed, part, OpenOptions())
 
 
 def test_a_slice_has_its_shards_and_a_worker_no_head() -> None:
     load = load_of(3, 512, 4, 8)
     part = Slice(range(1, 3), range(2, 7), owns_head=False)
-    worker = sliced(load, part, numpy=True)
+    worker = slice_load(load, part, numpy=True)
     assert worker.part == part
     assert worker.numpy
     assert [run.kind for run in worker.runs] == ["attention", "ffn"] * 3
@@ -154,5 +154,5 @@ def test_a_slice_has_its_shards_and_a_worker_no_head() -> None:
         ("attention", range(1, 3)),
         ("ffn", range(2, 7)),
     }
-    hub = sliced(load, Slice(range(0), range(0), range(3, 9)))
+    hub = slice_load(load, Slice(range(0), range(0), range(3, 9)))
     assert [(run.kind, run.shards) for run in hub.runs] == [("head", range(3, 9))]

@@ -13,9 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picoedge.errors import MemoryBudgetError, UsageError
-from picoedge.planner.cluster_plan import HEADER, ClusterPlan, Wishes, describe, plan_cluster
+from picoedge.planner.cluster_plan import (
+    TABLE_HEADER,
+    ClusterPlan,
+    PlanConstraints,
+    plan_cluster,
+    plan_table,
+)
 from picoedge.planner.memory import Budget, Load, Reading, plan_memory
-from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts
+from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.window.plan import Rates
 
 TINY_LLAMA = load_of()
@@ -27,7 +33,7 @@ links = st.builds(LinkFacts, st.floats(0, 2e-3), st.floats(1e7, 1e9))
 
 
 @st.composite
-def clusters(draw: st.DrawFn, least: float = 80) -> Cluster:
+def clusters(draw: st.DrawFn, least: float = 80) -> Topology:
     """One to five boards of at least so many MB."""
     count = draw(st.integers(1, 5))
     boards = [
@@ -50,8 +56,8 @@ def ffn_shards(plan: ClusterPlan) -> list[int]:
 
 @settings(max_examples=40)
 @given(clusters(), st.booleans())
-def test_every_shard_is_held_once(boards: Cluster, split_head: bool) -> None:
-    plan = plan_cluster(SMALL, boards, Wishes(split_head=split_head))
+def test_every_shard_is_held_once(boards: Topology, split_head: bool) -> None:
+    plan = plan_cluster(SMALL, boards, PlanConstraints(split_head=split_head))
     assert plan.chosen.shares[0].board.name == boards.boards[boards.hub].name
     for one in (plan.chosen, *(p for p in plan.predictions if p)):
         parts = [share.part for share in one.shares]
@@ -66,7 +72,7 @@ def test_every_shard_is_held_once(boards: Cluster, split_head: bool) -> None:
 
 @settings(max_examples=40)
 @given(clusters(least=62))
-def test_no_prediction_beats_physics(boards: Cluster) -> None:
+def test_no_prediction_beats_physics(boards: Topology) -> None:
     try:
         plan = plan_cluster(SMALL, boards)
     except MemoryBudgetError:
@@ -74,18 +80,18 @@ def test_no_prediction_beats_physics(boards: Cluster) -> None:
     for one in (plan.chosen, *(p for p in plan.predictions if p)):
         together = sum(share.board.compute_bytes_per_s for share in one.shares)
         assert one.s_per_token > weights_bytes(SMALL) / together
-        assert one.s_per_token >= max(one.disk_s, one.compute_s + one.sync_s) * 0.999
+        assert one.s_per_token >= max(one.disk_s, one.compute_s + one.comm_s) * 0.999
         hops = 2 * 6 if one.boards > 1 else 0
-        assert one.sync_s >= hops * boards.link_between(0, 0).latency_s
+        assert one.comm_s >= hops * boards.link_between(0, 0).latency_s
         prompt = weights_bytes(SMALL) - SMALL.runs[-1].nbytes
         assert one.prefill_tok_s < 4 * together / prompt
 
 
 @settings(max_examples=40)
 @given(clusters(least=62), st.booleans())
-def test_each_board_keeps_its_budget(boards: Cluster, split_head: bool) -> None:
+def test_each_board_keeps_its_budget(boards: Topology, split_head: bool) -> None:
     try:
-        plan = plan_cluster(SMALL, boards, Wishes(split_head=split_head))
+        plan = plan_cluster(SMALL, boards, PlanConstraints(split_head=split_head))
     except MemoryBudgetError:
         return
     for share in plan.chosen.shares:
@@ -99,7 +105,7 @@ def test_each_board_keeps_its_budget(boards: Cluster, split_head: bool) -> None:
 
 @settings(max_examples=40)
 @given(clusters())
-def test_the_fewest_boards_that_are_as_quick_as_any(boards: Cluster) -> None:
+def test_the_fewest_boards_that_are_as_quick_as_any(boards: Topology) -> None:
     plan = plan_cluster(SMALL, boards, exact=False)
     times = [one.s_per_token for one in plan.predictions if one]
     assert plan.chosen.s_per_token <= 1.02 * min(times)
@@ -109,7 +115,7 @@ def test_the_fewest_boards_that_are_as_quick_as_any(boards: Cluster) -> None:
 
 @settings(max_examples=30)
 @given(clusters())
-def test_free_links_make_another_board_no_loss(boards: Cluster) -> None:
+def test_free_links_make_another_board_no_loss(boards: Topology) -> None:
     free = [dataclasses.replace(one, message_s=0.0) for one in boards.boards]
     plan = plan_cluster(SMALL, cluster(*free, link=FREE), exact=False)
     times = [one.s_per_token for one in plan.predictions if one]
@@ -129,12 +135,12 @@ def test_one_board_is_planned_as_one_board_plans(memory: float) -> None:
 
 @settings(max_examples=30)
 @given(clusters(least=62))
-def test_a_head_that_may_be_dealt_is_no_loss(boards: Cluster) -> None:
+def test_a_head_that_may_be_dealt_is_no_loss(boards: Topology) -> None:
     try:
         kept = plan_cluster(SMALL, boards, exact=False)
     except MemoryBudgetError:
         return
-    dealt = plan_cluster(SMALL, boards, Wishes(split_head=True), exact=False)
+    dealt = plan_cluster(SMALL, boards, PlanConstraints(split_head=True), exact=False)
     for one, other in zip(kept.predictions[:2], dealt.predictions[:2], strict=True):
         if one is not None:  # of the same boards
             assert other is not None
@@ -158,7 +164,7 @@ def test_what_is_read_is_settled_before_boards_are_chosen() -> None:
     boards = cluster(*(board(str(i), 8e8, 150 + i) for i in range(8)), link=SLOW)
     plan = plan_cluster(TINY_LLAMA, boards)
     for count in range(1, 9):
-        asked = plan_cluster(TINY_LLAMA, boards, Wishes(boards=count)).chosen
+        asked = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=count)).chosen
         assert plan.chosen.s_per_token <= 1.02 * asked.s_per_token
 
 
@@ -166,7 +172,7 @@ def test_a_board_of_half_the_speed_takes_half_as_much() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)))
     assert ffn_shards(plan) == [15, 7]
     equal = plan_cluster(
-        TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)), Wishes(split=(1, 1))
+        TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)), PlanConstraints(split=(1, 1))
     )
     assert equal.chosen.s_per_token > 1.2 * plan.chosen.s_per_token
 
@@ -177,17 +183,17 @@ def head_shards(plan: ClusterPlan) -> list[int]:
 
 def test_the_head_stays_at_the_hub_unless_it_may_go() -> None:
     boards = cluster(board("a"), board("b", 4e9))
-    assert head_shards(plan_cluster(TINY_LLAMA, boards, Wishes(split=(1, 1)))) == [50, 0]
-    both = plan_cluster(TINY_LLAMA, boards, Wishes(split=(1, 1), split_head=True))
+    assert head_shards(plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(1, 1)))) == [50, 0]
+    both = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(1, 1), split_head=True))
     assert head_shards(both) == [25, 25]
-    dealt = plan_cluster(TINY_LLAMA, boards, Wishes(boards=2, split_head=True))
+    dealt = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2, split_head=True))
     assert 30 < head_shards(dealt)[0] < 50
     assert dealt.chosen.s_per_token < plan_cluster(TINY_LLAMA, boards).chosen.s_per_token
 
 
 def test_over_a_slow_link_the_head_is_not_dealt() -> None:
     boards = cluster(board("a"), board("b"), link=SLOW)
-    plan = plan_cluster(TINY_LLAMA, boards, Wishes(boards=2, split_head=True))
+    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2, split_head=True))
     assert head_shards(plan) == [50, 0]
 
 
@@ -195,7 +201,7 @@ def test_a_hub_that_cannot_hold_the_head_has_others_hold_it() -> None:
     wide = load_of(layers=6, hidden=640, groups=1, shards=8, vocab=262144, n_ctx=512)
     boards = cluster(board("a", memory=80), *(board(name, memory=150) for name in "bc"))
     kept = plan_cluster(wide, boards)
-    dealt = plan_cluster(wide, boards, Wishes(split_head=True))
+    dealt = plan_cluster(wide, boards, PlanConstraints(split_head=True))
     assert kept.chosen.clock == "disk"
     assert dealt.chosen.disk_s == 0
     assert dealt.chosen.s_per_token < kept.chosen.s_per_token / 5
@@ -205,7 +211,7 @@ def test_over_a_slow_link_one_board_is_quicker() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b"), link=SLOW))
     assert names(plan) == ["a"]
     assert plan.idle == ("b",)
-    assert plan.chosen.sync_s == 0
+    assert plan.chosen.comm_s == 0
     assert "a second would add" in plan.why
 
 
@@ -228,8 +234,10 @@ def test_memory_is_pooled() -> None:
 
 
 def test_what_one_board_has_no_room_for_the_others_take() -> None:
-    equal = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), Wishes(boards=2))
-    tight = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b", memory=250)), Wishes(boards=2))
+    equal = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), PlanConstraints(boards=2))
+    tight = plan_cluster(
+        TINY_LLAMA, cluster(board("a"), board("b", memory=250)), PlanConstraints(boards=2)
+    )
     assert ffn_shards(tight)[1] < ffn_shards(equal)[1]
     assert tight.chosen.disk_s == 0
     assert tight.chosen.clock != "disk"
@@ -254,26 +262,26 @@ def test_a_board_without_memory_takes_nothing(memory: float) -> None:
 
 def test_more_boards_than_key_value_heads() -> None:
     slow = [board(str(i), 2e8) for i in range(6)]
-    plan = plan_cluster(TINY_LLAMA, cluster(*slow), Wishes(boards=6))
+    plan = plan_cluster(TINY_LLAMA, cluster(*slow), PlanConstraints(boards=6))
     assert [len(share.part.attention) for share in plan.chosen.shares] == [1, 1, 1, 1, 0, 0]
     assert all(ffn_shards(plan))
 
 
 def test_the_quickest_board_is_asked_first() -> None:
     boards = cluster(board("hub", 1e9), board("slow", 1e9), board("quick", 4e9))
-    plan = plan_cluster(TINY_LLAMA, boards, Wishes(boards=2))
+    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2))
     assert names(plan) == ["hub", "quick"]
 
 
 def test_a_board_behind_a_slow_link_is_asked_last() -> None:
-    far = Cluster((board("hub"), board("far"), board("near")), {(0, 1): SLOW, (1, 2): SLOW}, LAN)
+    far = Topology((board("hub"), board("far"), board("near")), {(0, 1): SLOW, (1, 2): SLOW}, LAN)
     assert names(plan_cluster(TINY_LLAMA, far)) == ["hub", "near"]
 
 
 def test_the_hub_may_be_any_board() -> None:
-    boards = Cluster((board("a"), board("b")), {}, LAN, hub=1)
+    boards = Topology((board("a"), board("b")), {}, LAN, hub=1)
     assert names(plan_cluster(TINY_LLAMA, boards)) == ["b", "a"]
-    split = plan_cluster(TINY_LLAMA, boards, Wishes(split=(21, 1)))
+    split = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(21, 1)))
     assert ffn_shards(split) == [21, 1]
 
 
@@ -281,7 +289,8 @@ def test_the_hub_may_be_any_board() -> None:
 def test_the_way_of_adding_can_be_asked_for(way: Literal["star", "exchange"]) -> None:
     boards = cluster(*(board(str(i), 1e9) for i in range(3)))
     free, asked = (
-        plan_cluster(TINY_LLAMA, boards, Wishes(boards=3, allreduce=one)) for one in (None, way)
+        plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=3, allreduce=one))
+        for one in (None, way)
     )
     assert asked.chosen.allreduce == way
     assert free.chosen.s_per_token <= asked.chosen.s_per_token
@@ -289,22 +298,28 @@ def test_the_way_of_adding_can_be_asked_for(way: Literal["star", "exchange"]) ->
 
 def test_where_workers_are_far_apart_the_star_wins() -> None:
     links = {(0, 1): LAN, (0, 2): LAN, (1, 2): LinkFacts(5e-3, 1e7)}
-    apart = Cluster(tuple(board(str(i), 1e9) for i in range(3)), links)
-    assert plan_cluster(TINY_LLAMA, apart, Wishes(boards=3)).chosen.allreduce == "star"
+    apart = Topology(tuple(board(str(i), 1e9) for i in range(3)), links)
+    assert plan_cluster(TINY_LLAMA, apart, PlanConstraints(boards=3)).chosen.allreduce == "star"
 
 
 def test_a_split_is_followed() -> None:
     boards = cluster(board("a"), board("b"), board("c"))
-    plan = plan_cluster(TINY_LLAMA, boards, Wishes(split=(3, 0, 1)))
+    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(3, 0, 1)))
     assert names(plan) == ["a", "c"]
     assert ffn_shards(plan) == [17, 5]
     assert plan.why.startswith("as asked, 2 boards: ")
 
 
 @pytest.mark.parametrize(
-    "wishes", [Wishes(boards=0), Wishes(boards=3), Wishes(boards=-1), Wishes(split=(1, 1, 1))]
+    "wishes",
+    [
+        PlanConstraints(boards=0),
+        PlanConstraints(boards=3),
+        PlanConstraints(boards=-1),
+        PlanConstraints(split=(1, 1, 1)),
+    ],
 )
-def test_wishes_beyond_the_cluster_are_refused(wishes: Wishes) -> None:
+def test_wishes_beyond_the_cluster_are_refused(wishes: PlanConstraints) -> None:
     with pytest.raises(UsageError, match="2 boards"):
         plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), wishes)
 
@@ -312,7 +327,7 @@ def test_wishes_beyond_the_cluster_are_refused(wishes: Wishes) -> None:
 # -- what cannot be ------------------------------------------------------------------------------
 
 
-def too_small(load: Load, boards: list[BoardFacts], wishes: Wishes | None = None) -> str:
+def too_small(load: Load, boards: list[BoardFacts], wishes: PlanConstraints | None = None) -> str:
     with pytest.raises(MemoryBudgetError) as caught:
         plan_cluster(load, cluster(*boards), wishes)
     assert "--memory" in caught.value.hint
@@ -328,7 +343,9 @@ def test_what_fits_nowhere_is_refused_with_the_figures() -> None:
 def test_where_the_head_may_be_dealt_the_hub_needs_no_more_than_buffers() -> None:
     boards = [board("desk", memory=61), board("shelf", memory=0)]
     assert "the hub's head at least" in too_small(TINY_LLAMA, boards)
-    assert "the hub's buffers at least" in too_small(TINY_LLAMA, boards, Wishes(split_head=True))
+    assert "the hub's buffers at least" in too_small(
+        TINY_LLAMA, boards, PlanConstraints(split_head=True)
+    )
 
 
 def test_too_long_a_context_is_refused() -> None:
@@ -340,7 +357,7 @@ def test_too_long_a_context_is_refused() -> None:
 def test_a_split_that_does_not_fit_is_refused() -> None:
     boards = [board("a"), board("b", memory=62)]
     assert plan_cluster(TINY_LLAMA, cluster(*boards)).chosen
-    too_small(TINY_LLAMA, boards, Wishes(split=(1, 9)))
+    too_small(TINY_LLAMA, boards, PlanConstraints(split=(1, 9)))
 
 
 def test_of_many_boards_a_refusal_names_a_few() -> None:
@@ -367,9 +384,9 @@ def test_a_board_alone_is_compared_with_nothing() -> None:
 
 def test_each_board_has_a_row() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", memory=100), board("b", memory=450)))
-    rows = describe(plan.chosen)
+    rows = plan_table(plan.chosen)
     assert [row[0] for row in rows] == ["a", "b"]
-    assert all(len(row) == len(HEADER) for row in rows)
+    assert all(len(row) == len(TABLE_HEADER) for row in rows)
     assert rows[1][1] == "heads 0-3"
     assert [row[3] for row in rows] == ["shards 0-49", "-"]
     assert rows[1][7].endswith(" of 450 MB")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.planner.comm_cost import Network, Stages, gather_s, sum_s, sync_s
+from picoedge.planner.comm_cost import Contributors, Network, comm_s, gather_s, sum_s
 from picoedge.planner.topology import LinkFacts
 
 TOKEN, PROMPT = 2048, 256 * 2048  # values of a sum
@@ -100,7 +100,7 @@ def test_messages_cost_the_busiest_board_its_time() -> None:
 
 def test_a_board_alone_sends_nothing() -> None:
     for way in ("star", "exchange"):
-        assert sync_s(network(1, 1.0), way, Stages((0,), (0,)), 22, 2048) == 0
+        assert comm_s(network(1, 1.0), way, Contributors((0,), (0,)), 22, 2048) == 0
 
 
 @given(st.integers(2, 12), st.floats(0, 1e-2), st.floats(1e6, 1e9), st.floats(0, 1e-3))
@@ -109,7 +109,7 @@ def test_another_board_never_makes_sums_cheaper(
 ) -> None:
     def seconds(n: int, way: str) -> float:
         net = network(n, latency_s, bytes_per_s, message_s)
-        return sync_s(net, way, Stages(everyone(n), everyone(n)), 22, 2048)  # type: ignore[arg-type]
+        return comm_s(net, way, Contributors(everyone(n), everyone(n)), 22, 2048)  # type: ignore[arg-type]
 
     for way in ("star", "exchange"):
         assert seconds(boards, way) <= seconds(boards + 1, way)
@@ -117,6 +117,6 @@ def test_another_board_never_makes_sums_cheaper(
 
 def test_a_token_of_a_star_is_an_input_and_two_sums_a_layer() -> None:
     net = network(3, latency_s=1.0)
-    stages = Stages(everyone(3), everyone(3))
-    assert sync_s(net, "star", stages, 22, 2048) == pytest.approx(1 + 22 * 2 + 21 * 2 + 1, rel=1e-3)
-    assert sync_s(net, "exchange", stages, 22, 2048) == pytest.approx(1 + 44, rel=1e-3)
+    stages = Contributors(everyone(3), everyone(3))
+    assert comm_s(net, "star", stages, 22, 2048) == pytest.approx(1 + 22 * 2 + 21 * 2 + 1, rel=1e-3)
+    assert comm_s(net, "exchange", stages, 22, 2048) == pytest.approx(1 + 44, rel=1e-3)

@@ -11,11 +11,11 @@ from cluster_figures import LAN, SLOW, board, cluster, load_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picoedge.planner.cluster_plan import ClusterPlan, Wishes, plan_cluster
+from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
 from picoedge.planner.locality import KEEP
 from picoedge.planner.memory import Load
-from picoedge.planner.partition import assign_held, dealings
-from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts
+from picoedge.planner.partition import all_partitions, apportion_held
+from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
 
 TINY_LLAMA = load_of()
@@ -28,7 +28,7 @@ speeds = st.sampled_from([1e9, 2e9, 4e9])
 noise = st.floats(1 - NOISE, 1 + NOISE)
 
 
-def having(plan: ClusterPlan, boards: Cluster) -> dict[int, HeldShards]:
+def having(plan: ClusterPlan, boards: Topology) -> dict[int, HeldShards]:
     """What is on the disks after a first session by this plan; the hub has all."""
     held = {i: NOTHING for i in range(len(boards.boards)) if i != boards.hub}
     for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True):
@@ -60,7 +60,7 @@ def faster(one: BoardFacts, factor: float) -> BoardFacts:
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> Cluster:
+def clusters(draw: st.DrawFn) -> Topology:
     """Two to five boards, of which many are equal."""
     count = draw(st.integers(2, 5))
     memory = draw(st.sampled_from([70.0, 90.0, 300.0]))
@@ -69,7 +69,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
 
 
 @st.composite
-def noisy(draw: st.DrawFn, boards: Cluster) -> Cluster:
+def noisy(draw: st.DrawFn, boards: Topology) -> Topology:
     """The same boards and links, measured another day."""
     again = tuple(
         dataclasses.replace(
@@ -90,9 +90,9 @@ def noisy(draw: st.DrawFn, boards: Cluster) -> Cluster:
 @settings(max_examples=60, deadline=None)
 @given(clusters(), st.sampled_from([SMALL, MANY_GROUPS]), st.data())
 def test_nothing_is_pulled_again_because_measures_moved(
-    boards: Cluster, load: Load, data: st.DataObject
+    boards: Topology, load: Load, data: st.DataObject
 ) -> None:
-    wishes = Wishes(
+    wishes = PlanConstraints(
         boards=data.draw(st.sampled_from([None, 2])), split_head=data.draw(st.booleans())
     )
     held = having(plan_cluster(load, boards, wishes, exact=False), boards)
@@ -110,11 +110,11 @@ def some_of(draw: st.DrawFn, load: Load) -> HeldShards:
 @settings(max_examples=60, deadline=None)
 @given(clusters(), st.data())
 def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
-    boards: Cluster, data: st.DataObject
+    boards: Topology, data: st.DataObject
 ) -> None:
     others = [i for i in range(len(boards.boards)) if i != boards.hub]
     held = {i: data.draw(some_of(SMALL)) for i in data.draw(st.sets(st.sampled_from(others)))}
-    wishes = Wishes(split_head=data.draw(st.booleans()))
+    wishes = PlanConstraints(split_head=data.draw(st.booleans()))
     free, plan = (plan_cluster(SMALL, boards, wishes, held=each) for each in (None, held))
     assert plan.chosen.s_per_token <= KEEP * free.chosen.s_per_token
     assert lacking(plan, held) <= lacking(free, held)
@@ -123,17 +123,17 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     assert [i for part in parts for i in part.attention] == list(range(3))
     assert [i for part in parts for i in part.ffn] == list(range(6))
     assert [i for part in parts for i in part.head_shards] == list(SMALL.part.head_shards)
-    asked = plan_cluster(SMALL, boards, Wishes(boards=2), held=held).chosen.boards
-    assert asked == plan_cluster(SMALL, boards, Wishes(boards=2)).chosen.boards
+    asked = plan_cluster(SMALL, boards, PlanConstraints(boards=2), held=held).chosen.boards
+    assert asked == plan_cluster(SMALL, boards, PlanConstraints(boards=2)).chosen.boards
 
 
 @settings(max_examples=40, deadline=None)
 @given(clusters())
-def test_where_all_have_all_or_a_split_is_asked_for_disks_change_nothing(boards: Cluster) -> None:
+def test_where_all_have_all_or_a_split_is_asked_for_disks_change_nothing(boards: Topology) -> None:
     everything = held_in(SMALL.part)
     free = plan_cluster(SMALL, boards)
     assert plan_cluster(SMALL, boards, held=dict.fromkeys(range(1, 2), everything)) == free
-    split = Wishes(split=(1, 2))
+    split = PlanConstraints(split=(1, 2))
     none = dict.fromkeys(range(1, len(boards.boards)), NOTHING)
     assert plan_cluster(SMALL, boards, split, held=none) == plan_cluster(SMALL, boards, split)
 
@@ -162,8 +162,8 @@ def test_no_other_runs_of_what_boards_have_are_done_earlier(
             begin += size
         return right
 
-    found = assign_held(count, held, lambda board, shards: shards / weights[board])
-    able = [sizes for sizes in dealings(count, len(boards)) if are_held(sizes)]
+    found = apportion_held(count, held, lambda board, shards: shards / weights[board])
+    able = [sizes for sizes in all_partitions(count, len(boards)) if are_held(sizes)]
     assert (found is None) == (not able)
     if found is not None:
         assert are_held(found)
@@ -175,8 +175,8 @@ def test_a_board_takes_no_run_that_it_cannot() -> None:
     def cost(board: int, shards: int) -> float:
         return math.inf if shards > 3 - board else float(shards)
 
-    assert assign_held(5, [range(5), range(5)], cost) == [3, 2]
-    assert assign_held(6, [range(6), range(6)], cost) is None
+    assert apportion_held(5, [range(5), range(5)], cost) == [3, 2]
+    assert apportion_held(6, [range(6), range(6)], cost) is None
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_a_newcomer_that_adds_little_is_told_of() -> None:
     plan = plan_cluster(TINY_LLAMA, boards, held=held)
     assert list(ffn_of(plan)) == ["a", "b"]
     assert "the quickest shares, of 3 boards, would save" in plan.why
-    asked = plan_cluster(TINY_LLAMA, boards, Wishes(boards=3), held=held)
+    asked = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=3), held=held)
     assert asked.chosen.boards == 3
 
 

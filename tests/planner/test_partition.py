@@ -1,4 +1,4 @@
-"""Properties of a deal: every shard once, in rank order, and no other is done earlier."""
+"""Properties of a split: every shard once, in rank order, and no other is done earlier."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from picoedge.errors import UsageError
 from picoedge.planner.partition import (
     MOST_BOARDS,
     Counts,
-    assign,
-    deal,
-    dealings,
-    levelled,
+    all_partitions,
+    apportion,
     parse_split,
+    round_equal_speeds,
     slices_of,
+    split_by_weight,
 )
 from picoedge.store.shards import Slice
 
@@ -38,7 +38,7 @@ def sizes(slices: list[Slice]) -> tuple[list[int], list[int]]:
 
 @given(counts, weights)
 def test_every_shard_is_dealt_once_in_rank_order(total: Counts, speed: list[float]) -> None:
-    slices = deal(total, speed)
+    slices = split_by_weight(total, speed)
     assert len(slices) == len(speed)
     assert [i for s in slices for i in s.attention] == list(range(total.attention))
     assert [i for s in slices for i in s.ffn] == list(range(total.ffn))
@@ -50,7 +50,7 @@ def test_every_shard_is_dealt_once_in_rank_order(total: Counts, speed: list[floa
 def test_every_head_shard_is_dealt_once(
     total: Counts, speed: list[float], split_head: bool
 ) -> None:
-    slices = deal(total, speed, split_head=split_head)
+    slices = split_by_weight(total, speed, split_head=split_head)
     assert [i for s in slices for i in s.head_shards] == list(range(total.head))
     assert [s.owns_head for s in slices] == [True] + [False] * (len(speed) - 1)
     shards = [len(s.head_shards) for s in slices]
@@ -65,16 +65,18 @@ def test_every_head_shard_is_dealt_once(
 @given(st.integers(0, 8), st.integers(0, 9), st.lists(speeds, min_size=1, max_size=4).filter(any))
 def test_no_other_deal_is_done_earlier(groups: int, shards: int, speed: list[float]) -> None:
     for count, dealt in zip(
-        (groups, shards), sizes(deal(Counts(groups, shards), speed)), strict=True
+        (groups, shards), sizes(split_by_weight(Counts(groups, shards), speed)), strict=True
     ):
-        best = min(bottleneck(other, speed) for other in dealings(count, len(speed)))
+        best = min(bottleneck(other, speed) for other in all_partitions(count, len(speed)))
         assert bottleneck(dealt, speed) == best
 
 
 @given(counts, weights)
 def test_another_shard_takes_none_from_anybody(total: Counts, speed: list[float]) -> None:
-    before = sizes(deal(total, speed))
-    after = sizes(deal(Counts(total.attention + 1, total.ffn + 1, total.head + 1), speed))
+    before = sizes(split_by_weight(total, speed))
+    after = sizes(
+        split_by_weight(Counts(total.attention + 1, total.ffn + 1, total.head + 1), speed)
+    )
     for fewer, more in zip(before, after, strict=True):
         assert all(a <= b for a, b in zip(fewer, more, strict=True))
 
@@ -86,7 +88,7 @@ def test_a_faster_board_never_takes_less(
     rank = data.draw(st.integers(0, len(speed) - 1))
     faster = [*speed]
     faster[rank] = 2 * speed[rank] + 0.5
-    before, after = deal(total, speed)[rank], deal(total, faster)[rank]
+    before, after = split_by_weight(total, speed)[rank], split_by_weight(total, faster)[rank]
     assert len(before.attention) <= len(after.attention)
     assert len(before.ffn) <= len(after.ffn)
 
@@ -94,7 +96,9 @@ def test_a_faster_board_never_takes_less(
 @given(counts, weights)
 def test_another_board_never_slows_the_others(total: Counts, speed: list[float]) -> None:
     for before, after in zip(
-        sizes(deal(total, speed)), sizes(deal(total, [*speed, 1.0])), strict=True
+        sizes(split_by_weight(total, speed)),
+        sizes(split_by_weight(total, [*speed, 1.0])),
+        strict=True,
     ):
         assert bottleneck(after, [*speed, 1.0]) <= bottleneck(before, speed)
 
@@ -115,7 +119,7 @@ def test_another_board_never_slows_the_others(total: Counts, speed: list[float])
     ],
 )
 def test_deals(total: Counts, speed: list[float], attention: list[int], ffn: list[int]) -> None:
-    assert deal(total, speed) == slices_of(attention, ffn)
+    assert split_by_weight(total, speed) == slices_of(attention, ffn)
 
 
 @given(st.integers(0, 9), st.lists(st.integers(0, 6), min_size=1, max_size=4))
@@ -123,7 +127,7 @@ def test_a_board_takes_no_more_than_it_can(count: int, room: list[int]) -> None:
     def cost(board: int, shards: int) -> float:
         return float(shards) if shards <= room[board] else math.inf
 
-    taken = assign(count, len(room), cost)
+    taken = apportion(count, len(room), cost)
     if count > sum(room):
         assert taken is None
         return
@@ -132,7 +136,7 @@ def test_a_board_takes_no_more_than_it_can(count: int, room: list[int]) -> None:
     assert all(n <= most for n, most in zip(taken, room, strict=True))
     fits = [
         max(other)
-        for other in dealings(count, len(room))
+        for other in all_partitions(count, len(room))
         if all(n <= most for n, most in zip(other, room, strict=True))
     ]
     assert max(taken) == min(fits)
@@ -162,7 +166,7 @@ def test_other_splits_are_refused_with_a_remedy(text: str) -> None:
 
 @given(st.integers(0, 7), st.integers(1, 4))
 def test_all_dealings_are_there_once(count: int, boards: int) -> None:
-    ways = list(dealings(count, boards))
+    ways = list(all_partitions(count, boards))
     assert len(set(ways)) == len(ways) == math.comb(count + boards - 1, boards - 1)
     assert all(sum(way) == count and len(way) == boards for way in ways)
 
@@ -181,4 +185,4 @@ def test_all_dealings_are_there_once(count: int, boards: int) -> None:
 def test_speeds_that_are_as_good_as_equal_are_made_equal(
     speeds: list[float], level: list[float]
 ) -> None:
-    assert levelled(speeds) == pytest.approx(level)
+    assert round_equal_speeds(speeds) == pytest.approx(level)

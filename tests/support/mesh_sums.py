@@ -96,7 +96,7 @@ def boards(
             context.destroy(linger=0)
 
 
-def member(
+def forward_pass(
     links: Links, kind: str, count: int, stages: Stages, rows: ArrayLimits, wire: str = "f64"
 ) -> ForwardPass:
     channel = Channel(links, range(count), rows, codecs_for(wire, rows.width), silence_s=10)

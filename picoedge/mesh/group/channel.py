@@ -29,8 +29,8 @@ from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import (
     HUB,
     MAGIC,
-    PREFIX,
     PREFIX_BYTES,
+    TAGGED_HEADER,
     U32,
     Dtype,
     Header,
@@ -166,7 +166,7 @@ class Channel:
         if tag and self._version == 1:
             kind, tag = tag, 0
         n, width = shape
-        return PREFIX.pack(
+        return TAGGED_HEADER.pack(
             MAGIC, self._version, kind, self._epoch, number, dtype, 2, n, width, 0, extra, tag
         )
 

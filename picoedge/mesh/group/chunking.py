@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from picoedge.kernels.f48 import F48_BYTES
 
-SUM_BYTES = 4  # of one value of a lossless sum: f32, as its readers convert it anyway
+SUM_VALUE_BYTES = 4  # of one value of a lossless sum: f32, as its readers convert it anyway
 SHORT_BYTES, LONG_BYTES = 8, F48_BYTES  # of one value of a lossless part
 F48_FROM = 8192  # values: of shorter parts f48 costs more time than encrypting all 8 bytes
 BLOCK = 32  # values that are never cut apart: they share a scale in q8
@@ -30,7 +30,7 @@ def is_cut(values: int, contributors: int) -> bool:
     Always with a single contributor: it owns all, and its part is sent as the sum.
     """
     uncut = part_bytes(values)
-    saved = uncut - (uncut + SUM_BYTES) / contributors
+    saved = uncut - (uncut + SUM_VALUE_BYTES) / contributors
     return contributors == 1 or values * saved > HOP_BYTES
 
 

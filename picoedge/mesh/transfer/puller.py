@@ -17,7 +17,7 @@ import zmq
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
 from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorHandle, Offered, Part
 from picoedge.mesh.transfer.request_window import DonorQueue
-from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Action, Ask, Cancel, Schedule
+from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Ask, Cancel, DonorAction, Schedule
 from picoedge.store.pack.inventory import MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.store.shards import MANIFEST
 from picoedge.units import format_size
@@ -185,7 +185,7 @@ class Puller:
             # All donors are read before one counts as silent: a write may have taken long.
             for name in list(self._queues):
                 self._receive(name)
-            self._do(self._schedule.passed(self._now_s()))
+            self._do(self._schedule.tick(self._now_s()))
             self._check_stalled()
             self._tell()
 
@@ -219,7 +219,7 @@ class Puller:
             self._do(self._schedule.joined(name, has, now_s))
         elif isinstance(answer, Part):
             self._progress_s = now_s
-            self._schedule.heard(name, answer.item, len(answer.data), now_s)
+            self._schedule.received(name, answer.item, len(answer.data), now_s)
             whole = queue.receive(answer)
             if whole is not None and self._schedule.is_wanted(answer.item):
                 self._accept(name, answer.item, whole)
@@ -246,7 +246,7 @@ class Puller:
         self._options.warn(f"board {name} sent what is wrong and is not asked again: {why}")
         self._do(self._schedule.failed(name, self._now_s()))
 
-    def _do(self, actions: Sequence[Action]) -> None:
+    def _do(self, actions: Sequence[DonorAction]) -> None:
         for action in actions:
             queue = self._queues[action.donor]
             if isinstance(action, Ask):
@@ -269,13 +269,14 @@ class Puller:
         hopeless = all(queue.refused for queue in queues.values())
         if self._schedule.is_done or (silent_s < self._options.stall_s and not hopeless):
             return
-        left = self._schedule.left
-        lacking = sum(self._target.items[item] for item in left)
-        size = "" if MANIFEST in left else f", {format_size(lacking)}"
+        missing = self._schedule.missing
+        sizes = self._target.items
+        lacking = sum(sizes[item] for item in missing)
+        size = "" if MANIFEST in missing else f", {format_size(lacking)}"
         said = [f"{name}: {queue.refused or 'no answer'}" for name, queue in queues.items()]
         said += [f"{name}: sent what is wrong" for name in sorted(self._wrong)]
         raise BoardLostError(
-            f"no board sends {left[0]}: {len(left)} of {len(self._target.items)} items lack{size}"
+            f"no board sends {missing[0]}: {len(missing)} of {len(sizes)} items lack{size}"
             f" ({'; '.join(said) or 'no boards'})",
             "start a board that has the model and try again: what came is kept",
         )

@@ -47,7 +47,7 @@ class SetAside:
     donor: str
 
 
-Action = Ask | Cancel | SetAside
+DonorAction = Ask | Cancel | SetAside
 
 
 @dataclass
@@ -58,7 +58,7 @@ class _Speed:
     seconds: float = 0.0
     since_s: float = 0.0
 
-    def heard(self, nbytes: int, now_s: float) -> None:
+    def add(self, nbytes: int, now_s: float) -> None:
         took = max(now_s - self.since_s, 0.0)
         fade = math.exp(-took / _SPEED_MEMORY_S)
         self.nbytes = self.nbytes * fade + nbytes
@@ -66,7 +66,7 @@ class _Speed:
         self.since_s = now_s
 
     @property
-    def per_s(self) -> float:
+    def bytes_per_s(self) -> float:
         return self.nbytes / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -74,19 +74,19 @@ class _Speed:
 class _Donor:
     has: frozenset[str]
     asked: dict[str, float] = field(default_factory=dict)  # bytes still to come, in order
-    last_s: float = 0.0  # when it last sent something, or was first asked
+    last_received_s: float = 0.0  # when it last sent something, or was first asked
     speed: _Speed = field(default_factory=_Speed)
 
     def wait_s(self, item: str, now_s: float) -> float:
         """Estimated seconds until an item that it was asked for has come."""
         ahead = 0.0
-        for name, left in self.asked.items():
-            ahead += left
+        for name, nbytes in self.asked.items():
+            ahead += nbytes
             if name == item:
                 break
-        per_s = self.speed.per_s
-        stalled = now_s - self.last_s  # as long again, at least, as nothing has come
-        return max(ahead / per_s, stalled) if per_s else math.inf
+        bytes_per_s = self.speed.bytes_per_s
+        stalled = now_s - self.last_received_s  # as long again, at least, as nothing has come
+        return max(ahead / bytes_per_s, stalled) if bytes_per_s else math.inf
 
 
 class Schedule:
@@ -99,7 +99,7 @@ class Schedule:
         """`items`: name -> bytes, in the order they are best fetched."""
         self._nbytes = dict(items)
         self._silence_s = silence_s
-        self._left = dict.fromkeys(items)
+        self._missing = dict.fromkeys(items)
         self._donors: dict[str, _Donor] = {}
         self._banned: set[str] = set()
         self._queues: dict[frozenset[str], deque[str]] = {}
@@ -110,68 +110,68 @@ class Schedule:
     @property
     def is_done(self) -> bool:
         """Whether all items have arrived."""
-        return not self._left
+        return not self._missing
 
     @property
-    def left(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Items that have not arrived."""
-        return list(self._left)
+        return list(self._missing)
 
     def is_wanted(self, item: str) -> bool:
         """Whether an item has yet to arrive."""
-        return item in self._left
+        return item in self._missing
 
     def rate(self, donor: str) -> float:
-        """Bytes a second that a donor sends; 0 where it is not one, or has sent nothing yet."""
-        return self._donors[donor].speed.per_s if donor in self._donors else 0.0
+        """Bytes a second that a donor sends; 0 if it is unknown or has sent nothing yet."""
+        return self._donors[donor].speed.bytes_per_s if donor in self._donors else 0.0
 
     # -- what happens ------------------------------------------------------------------------------
 
-    def joined(self, donor: str, has: Collection[str], now_s: float) -> list[Action]:
+    def joined(self, donor: str, has: Collection[str], now_s: float) -> list[DonorAction]:
         """A donor has these items: it is new, is back, or has more than before."""
         if donor in self._banned:
             return []
         self._drop(donor)
-        new = _Donor(frozenset(has) & self._nbytes.keys(), last_s=now_s)
+        new = _Donor(frozenset(has) & self._nbytes.keys(), last_received_s=now_s)
         new.speed.since_s = now_s
         self._donors[donor] = new
         self._share()
         return self._next(now_s)
 
-    def lost(self, donor: str, now_s: float) -> list[Action]:
+    def lost(self, donor: str, now_s: float) -> list[DonorAction]:
         """A donor is gone; others are asked for its items."""
         self._drop(donor)
         self._share()
         return self._next(now_s)
 
-    def failed(self, donor: str, now_s: float) -> list[Action]:
+    def failed(self, donor: str, now_s: float) -> list[DonorAction]:
         """A donor sent wrong bytes: it is never asked again."""
         self._banned.add(donor)
         return self.lost(donor, now_s)
 
-    def refused(self, donor: str, item: str, now_s: float) -> list[Action]:
+    def refused(self, donor: str, item: str, now_s: float) -> list[DonorAction]:
         """A donor does not have an item after all."""
         if donor in self._donors:
             state = self._donors[donor]
             state.has -= {item}
             state.asked.pop(item, None)
-            state.last_s = now_s
+            state.last_received_s = now_s
             self._share()
         return self._next(now_s)
 
-    def heard(self, donor: str, item: str, nbytes: int, now_s: float) -> None:
+    def received(self, donor: str, item: str, nbytes: int, now_s: float) -> None:
         """Some bytes of an item came."""
         if donor in self._donors:
             state = self._donors[donor]
-            state.speed.heard(nbytes, now_s)
-            state.last_s = now_s
+            state.speed.add(nbytes, now_s)
+            state.last_received_s = now_s
             if item in state.asked:
                 state.asked[item] = max(state.asked[item] - nbytes, 0.0)
 
-    def arrived(self, donor: str, item: str, now_s: float) -> list[Action]:
+    def arrived(self, donor: str, item: str, now_s: float) -> list[DonorAction]:
         """An item came whole and is right."""
-        self._left.pop(item, None)
-        actions: list[Action] = []
+        self._missing.pop(item, None)
+        actions: list[DonorAction] = []
         for name, state in self._donors.items():
             if item in state.asked:
                 del state.asked[item]
@@ -179,12 +179,12 @@ class Schedule:
                     actions.append(Cancel(name, item))
         return actions + self._next(now_s)
 
-    def passed(self, now_s: float) -> list[Action]:
+    def tick(self, now_s: float) -> list[DonorAction]:
         """Time went by: set silent donors aside, hedge slow ones."""
         silent = [
             name
             for name, donor in self._donors.items()
-            if donor.asked and now_s - donor.last_s >= self._silence_s
+            if donor.asked and now_s - donor.last_received_s >= self._silence_s
         ]
         for name in silent:
             self._drop(name)
@@ -200,7 +200,7 @@ class Schedule:
     def _share(self) -> None:
         """Queue the items that no donor is asked for, by the set of donors that have them."""
         asked = {item for donor in self._donors.values() for item in donor.asked}
-        holders: dict[str, list[str]] = {item: [] for item in self._left if item not in asked}
+        holders: dict[str, list[str]] = {item: [] for item in self._missing if item not in asked}
         for name, donor in self._donors.items():
             for item in donor.has:
                 if item in holders:
@@ -209,12 +209,12 @@ class Schedule:
         for item, names in holders.items():
             self._queues.setdefault(frozenset(names), deque()).append(item)
 
-    def _next(self, now_s: float) -> list[Action]:
+    def _next(self, now_s: float) -> list[DonorAction]:
         # In turn: a second item is asked of a donor when all donors have a first.
         return [*self._fill(self._rarest, now_s), *self._fill(self._hedge, now_s)]
 
-    def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[Action]:
-        actions: list[Action] = []
+    def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[DonorAction]:
+        actions: list[DonorAction] = []
         for depth in range(WINDOW):
             for name, donor in self._donors.items():
                 if len(donor.asked) > depth:
@@ -227,14 +227,14 @@ class Schedule:
     def _ask(self, name: str, item: str, now_s: float) -> Ask:
         donor = self._donors[name]
         if not donor.asked:  # it had no reason to speak until now
-            donor.last_s = donor.speed.since_s = now_s
+            donor.last_received_s = donor.speed.since_s = now_s
         donor.asked[item] = float(self._nbytes[item])
         return Ask(name, item)
 
     def _rarest(self, name: str, now_s: float) -> str | None:
         """The next item that no donor is asked for: the rarest of what this one has."""
-        mine = [holders for holders, queue in self._queues.items() if queue and name in holders]
-        return self._queues[min(mine, key=len)].popleft() if mine else None
+        offered = [holders for holders, queue in self._queues.items() if queue and name in holders]
+        return self._queues[min(offered, key=len)].popleft() if offered else None
 
     def _hedge(self, name: str, now_s: float) -> str | None:
         """An item that this idle donor would bring sooner than its donor: the one due last."""
@@ -245,12 +245,12 @@ class Schedule:
         for donor in self._donors.values():
             for place, item in enumerate(donor.asked):
                 waits.setdefault(item, []).append((donor.wait_s(item, now_s), place))
-        per_s = me.speed.per_s or math.inf  # unmeasured: try it
+        bytes_per_s = me.speed.bytes_per_s or math.inf  # unmeasured: try it
         late = {
             item: copies[0]
             for item, copies in waits.items()
             if len(copies) < COPIES
             and item in me.has
-            and copies[0][0] > _GAIN * self._nbytes[item] / per_s
+            and copies[0][0] > _GAIN * self._nbytes[item] / bytes_per_s
         }
         return max(late, key=late.__getitem__) if late else None

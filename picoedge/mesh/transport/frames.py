@@ -18,8 +18,8 @@ from enum import IntEnum
 from picoedge.errors import ProtocolError
 
 HEADER = struct.Struct("<2sBBIIBB3II")
-PREFIX = struct.Struct("<2sBBIIBB3IIBx")  # a header, a tag, a zero
-PREFIX_BYTES = PREFIX.size
+TAGGED_HEADER = struct.Struct("<2sBBIIBB3IIBx")  # a header, a tag, a zero
+PREFIX_BYTES = TAGGED_HEADER.size
 PADDING = bytes(PREFIX_BYTES - HEADER.size)  # makes a prefix of a header without a tag
 MAGIC = b"PE"
 VERSION = 2
@@ -107,7 +107,7 @@ def pack_prefix(header: Header, version: int = VERSION) -> bytes:
         assert tag in V1_TAGS
         kind, tag = tag, 0
     missing = DIMENSIONS - len(header.shape)
-    return PREFIX.pack(
+    return TAGGED_HEADER.pack(
         MAGIC,
         version,
         kind,

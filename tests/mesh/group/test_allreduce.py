@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_sums import boards, member, part
+from mesh_sums import boards, forward_pass, part
 
 from picoedge.cluster.forward_pass import ForwardPass, Stages
 from picoedge.kernels.arrays import F64
@@ -94,7 +94,7 @@ def run(
 
         def outcome(rank: int) -> list[F64]:
             team.links[rank].open(5)
-            board = member(team.links[rank], kind, count, stages, rows, wire)
+            board = forward_pass(team.links[rank], kind, count, stages, rows, wire)
             return take_part(board, rank, stages, rows, n, lanes, in_units=rank in in_units)
 
         found = team.each(outcome)
@@ -259,7 +259,7 @@ def test_waiting_is_counted() -> None:
 
         def outcome(rank: int) -> Any:
             team.links[rank].open(5)
-            board = member(team.links[rank], "star", 2, stages, SMALL)
+            board = forward_pass(team.links[rank], "star", 2, stages, SMALL)
             take_part(board, rank, stages, SMALL, 1)
             return board.usage()
 

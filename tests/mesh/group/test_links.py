@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from mesh_sums import EPOCH, LOOPBACK, Boards, boards, member, name_of
+from mesh_sums import EPOCH, LOOPBACK, Boards, boards, forward_pass, name_of
 
 from picoedge.cluster.forward_pass import Stages, Tag
 from picoedge.errors import BoardLostError, MeshError
@@ -180,7 +180,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, 
         opened(team)
 
         def outcome(rank: int) -> float:
-            board = member(team.links[rank], kind, 3, stages, ROWS)
+            board = forward_pass(team.links[rank], kind, 3, stages, ROWS)
             if rank == HUB:
                 board.input(np.zeros((1, 64), np.float32), 0)
             else:
@@ -221,7 +221,7 @@ def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: Wish) -
     links.add(HUB, hub, name_of(HUB))
     pipe.send(links.listen(LOOPBACK))
     links.open(20)
-    board = member(links, "star", 2, BOTH, ROWS)
+    board = forward_pass(links, "star", 2, BOTH, ROWS)
     while board.next_input():
         for _ in range(BOTH.count):
             board.begin(np.ones((1, 64)))()
@@ -246,7 +246,7 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(
         links.add(1, worker.public, name_of(1))
         links.connect(1, f"{LOOPBACK}:{here.recv()}")
         links.open(20)
-        board = member(links, "star", 2, BOTH, ROWS)
+        board = forward_pass(links, "star", 2, BOTH, ROWS)
         board.input(np.zeros((1, 64), np.float32), 0)
         board.begin(np.ones((1, 64)))()
         os.kill(process.pid or 0, blow)
@@ -366,7 +366,7 @@ def faulty_worker(team: Boards, transport: Wish) -> Iterator[FaultyWorker]:
 
 
 def hub_of(team: Boards) -> Any:
-    board = member(team.links[0], "star", 2, BOTH, ROWS)
+    board = forward_pass(team.links[0], "star", 2, BOTH, ROWS)
     board.input(np.zeros((1, 64), np.float32), 0)
     return board
 
@@ -454,7 +454,7 @@ def test_what_comes_early_must_be_of_the_next_sum(transport: Wish, headers: list
         faulty_worker(team, transport) as worker,
     ):
         send = worker.open()
-        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
         finish, _ = board.begin(np.ones((1, 64))), board.begin(np.ones((1, 64)))
         send(*map(message, headers))
@@ -468,7 +468,7 @@ def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(transport
         faulty_worker(team, transport) as worker,
     ):
         send = worker.open()
-        board = member(team.links[HUB], "star", 2, BOTH, ROWS)
+        board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
         both = [board.begin(np.ones((1, 64))) for _ in range(2)]
         send(message(dataclasses.replace(AHEAD, shape=(2, 64))), message(RIGHT), message(AHEAD))
@@ -821,7 +821,7 @@ def test_a_worker_believes_its_hub_no_more_than_others(
     ):
         for frame in frames:
             send(frame)
-        board = member(team.links[1], "star", 2, BOTH, ROWS)
+        board = forward_pass(team.links[1], "star", 2, BOTH, ROWS)
         with pytest.raises(BoardFaultError, match=name_of(HUB)):
             board.next_input()
 

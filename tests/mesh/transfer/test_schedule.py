@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.mesh.transfer.schedule import WINDOW, Action, Ask, Cancel, Schedule, SetAside
+from picoedge.mesh.transfer.schedule import WINDOW, Ask, Cancel, DonorAction, Schedule, SetAside
 
 STEP_S = 0.25
 
@@ -51,7 +51,7 @@ class World:
             if kind == 0:
                 self._do(plan.joined(name, self.donors[name].has, at_s))
             else:
-                self._do(plan.passed(at_s))
+                self._do(plan.tick(at_s))
                 if at_s > 60 and not any(d.queue for d in self.donors.values()):
                     break
         return plan
@@ -78,7 +78,7 @@ class World:
                 sent = min(max(min(until_s, donor.dies_s) - self.now_s, 0) * donor.rate, left)
                 donor.queue[0] = (item, left - sent)
                 if sent:
-                    self.plan.heard(name, item, int(sent), until_s)
+                    self.plan.received(name, item, int(sent), until_s)
         self.now_s = max(self.now_s, until_s)
 
     def _deliver(self, name: str) -> None:
@@ -93,7 +93,7 @@ class World:
             self.used[item] += 1
             self._do(self.plan.arrived(name, item, self.now_s))
 
-    def _do(self, actions: list[Action]) -> None:
+    def _do(self, actions: list[DonorAction]) -> None:
         for action in actions:
             donor = self.donors[action.donor]
             if isinstance(action, Ask):
@@ -114,7 +114,7 @@ class World:
 def impossible(plan: Schedule) -> list[str]:
     """Items that no present donor has."""
     held = frozenset[str]().union(*(donor.has for donor in plan._donors.values()))
-    return [item for item in plan.left if item not in held]
+    return [item for item in plan.missing if item not in held]
 
 
 def is_banned(plan: Schedule, donor: str) -> bool:
@@ -189,10 +189,10 @@ def test_a_donor_that_lacks_what_it_offered_is_not_asked_for_it_again() -> None:
 def test_a_donor_that_is_not_asked_is_not_silent() -> None:
     plan = Schedule(names(1))
     plan.joined("a", [], 0.0)
-    assert plan.passed(100.0) == []
+    assert plan.tick(100.0) == []
     assert plan.joined("b", ["item-0"], 100.0) == [Ask("b", "item-0")]
-    assert plan.passed(102.0) == []
-    assert plan.passed(104.0) == [SetAside("b")]
+    assert plan.tick(102.0) == []
+    assert plan.tick(104.0) == [SetAside("b")]
 
 
 @st.composite
@@ -217,11 +217,11 @@ def worlds(draw: st.DrawFn) -> World:
 def test_each_item_is_used_once_or_cannot_come(world: World) -> None:
     plan = world.run(most_s=200.0)
     assert all(count == 1 for count in world.used.values())
-    assert set(world.used) == set(world.items) - set(plan.left)
+    assert set(world.used) == set(world.items) - set(plan.missing)
     steady = [d.has for d in world.donors.values() if d.dies_s == float("inf") and not d.lies]
     lasting = frozenset[str]().union(*steady)
-    assert set(plan.left) <= set(world.items) - lasting
-    assert plan.is_done or impossible(plan) == plan.left
+    assert set(plan.missing) <= set(world.items) - lasting
+    assert plan.is_done or impossible(plan) == plan.missing
 
 
 @given(st.lists(st.floats(1e6, 5e7), min_size=1, max_size=5), st.integers(10, 60))
@@ -250,10 +250,10 @@ def test_any_order_of_events_keeps_the_window(data: st.DataObject) -> None:
                 who, data.draw(st.frozensets(st.sampled_from(sorted(items)))), now_s
             )
         elif event == "passed":
-            actions = plan.passed(now_s)
+            actions = plan.tick(now_s)
         elif event in ("refused", "arrived"):
             if event == "arrived":
-                plan.heard(who, what, 1_000_000, now_s)
+                plan.received(who, what, 1_000_000, now_s)
             asked[who].discard(what)
             actions = getattr(plan, event)(who, what, now_s)
         else:

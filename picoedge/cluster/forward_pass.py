@@ -247,7 +247,9 @@ def make_group_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pac
     """The links of rank `spec.rank`, none of which is open yet."""
     bounds = array_limits(spec, pack).socket_bounds()
     transport: Wish = spec.transport  # type: ignore[assignment]  # checked where it was read
-    return make_links(context, keys, spec.rank, spec.epoch, spec.peers(), bounds, transport)
+    return make_links(
+        context, keys, spec.rank, spec.epoch, spec.peers(), bounds, transport, spec.version
+    )
 
 
 def make_forward_pass(links: Links, spec: GroupSpec, pack: Pack) -> ForwardPass:

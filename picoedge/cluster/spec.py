@@ -18,6 +18,7 @@ from typing import Any
 
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
+from picoedge.mesh.transport.frames import VERSION
 from picoedge.store.shards import Slice
 
 MAX_RANKS = 64  # boards of one group: the assignment search and a star's hub are made for tens
@@ -76,6 +77,7 @@ class GroupSpec:
     window_io: str = "auto"
     kernels: str = ""  # "": those that the board chooses
     transport: str = "stream"  # what carries messages; "auto": the quicker one of each pair
+    version: int = 1  # of the frames: the lowest that all ranks know
 
     @property
     def part(self) -> Slice:
@@ -128,6 +130,7 @@ def spec_from_json(values: object) -> GroupSpec:
     """The inverse of `GroupSpec.to_json`. Raises ProtocolError naming the field at fault."""
     fields = Fields(values, "the session", ProtocolError)
     pack, seats = fields.object("pack"), fields.objects("seats", MAX_RANKS)
+    given = fields.values
     if len(seats) < 2:
         raise fields.fault("seats", f"a list of 2 to {MAX_RANKS}")
     spec = GroupSpec(
@@ -144,7 +147,9 @@ def spec_from_json(values: object) -> GroupSpec:
         wire=fields.one_of("wire", WIRES),
         window_io=fields.one_of("window_io", ("auto", "mmap", "direct")),
         kernels=fields.one_of("kernels", ("", "native", "numpy")),
-        transport=_transport(fields),
+        # Version 1 of the protocol had neither field.
+        transport=fields.one_of("transport", TRANSPORTS) if "transport" in given else "stream",
+        version=fields.integer("version", 1, VERSION) if "version" in given else 1,
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
         raise ProtocolError("two seats of the session have one key")
@@ -153,11 +158,6 @@ def spec_from_json(values: object) -> GroupSpec:
     if [span.start for span in heads] != ends[:-1] or not ends[-1]:
         raise ProtocolError("head shards of the session that do not follow one another")
     return spec
-
-
-def _transport(fields: Fields) -> str:
-    """What carries messages; a spec of the first wire version does not say, and has streams."""
-    return fields.one_of("transport", TRANSPORTS) if "transport" in fields.values else "stream"
 
 
 def _rank(fields: Fields, rank: int) -> RankSpec:

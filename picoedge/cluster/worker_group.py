@@ -135,6 +135,7 @@ class WorkerGroup:
             RankSpec(handle.key, handle.name, share.part, daemon=self._daemon_of(handle))
             for handle, share in zip(self._handles, prediction.shares, strict=True)
         )
+        version = min(self._client(handle).version for handle in self._handles)
         return GroupSpec(
             id=os.urandom(8).hex(),
             epoch=int.from_bytes(os.urandom(3), "big"),
@@ -147,7 +148,8 @@ class WorkerGroup:
             kv_bits=options.kv_bits,
             allreduce=prediction.allreduce,
             wire=cluster.wire,
-            transport=cluster.transport,
+            transport=cluster.transport if version > 1 else "stream",
+            version=version,
             window_io=options.window_io,
             kernels=options.kernels or "",
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.jobs.spec import VERSION_1
+from picoedge.jobs.spec import INFERENCE, VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.node.local_daemon import find_local
 from picoedge.mesh.transfer.donor import OFFER
@@ -238,7 +238,7 @@ def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], te
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
         client = directory.clients[handle.key]
-        answer = client.ask("job-reserve", {"job": "inference"}, timeout_s=QUEUE_S, on_push=told)
+        answer = client.ask("job-reserve", {"job": INFERENCE}, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:
             memory = Fields(answer).integer("memory_bytes")
     return memory

@@ -33,6 +33,7 @@ def make_links(
     peers: Mapping[int, tuple[str, str]],
     bounds: SocketBounds,
     transport: Wish,
+    version: int,
 ) -> Links:
     """The links of this `rank` to its peers (public key and name, by rank); none is open yet."""
     links = Links(
@@ -43,6 +44,7 @@ def make_links(
         bounds,
         rule=hub_rule(rank),
         transport=transport,
+        version=version,
         spin_s=0.0 if is_rationed() else SPIN_S,
         stall_s=WORKER_SILENCE_S,
     )

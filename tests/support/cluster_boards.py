@@ -128,6 +128,7 @@ class BoardOf:
         self._folder = folder
         self.daemon: Running | None = None
         self.address = ""
+        self.code = ROOT  # of the picoedge that runs there
         self._ran: list[Running] = []
 
     def environ(self) -> dict[str, str]:
@@ -135,7 +136,7 @@ class BoardOf:
         kept = {name: value for name, value in os.environ.items() if "PICOEDGE" not in name}
         return {
             **kept,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(self.code),
             "PICOEDGE_CLUSTER": str(self.keys),
             "XDG_CONFIG_HOME": str(self._folder / "config"),
             "XDG_DATA_HOME": str(self._folder / "data"),

@@ -1,8 +1,8 @@
 """The part of the build that pyproject.toml cannot say: native kernels and the catalogue.
 
-`picoedge/kernels/native.c` is compiled once per instruction-set level into a plain shared library
-(no Python.h) that ctypes loads. All of it is optional: without a compiler, or with one that does
-not know a level, the build warns and goes on, and the NumPy twin runs.
+`picoedge/kernels/native.c` and `vector.h` are compiled once per instruction-set level into a plain
+shared library (no Python.h) that ctypes loads. All of it is optional: without a compiler, or with
+one that does not know a level, the build warns and continues, and the NumPy backend runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCE = "picoedge/kernels/native.c"
+SOURCE, VECTOR = "picoedge/kernels/native.c", "picoedge/kernels/vector.h"
 COMMON = [
     "-std=c11",
     "-O3",
@@ -46,7 +46,7 @@ LEVELS = {
 
 
 def machine() -> str:
-    """The target's name in LEVELS; a 32-bit Python on a 64-bit kernel is neither."""
+    """The target's name in LEVELS; "" for a 32-bit Python on a 64-bit kernel."""
     name = sysconfig.get_platform().rpartition("-")[2].lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name) if sys.maxsize > 2**32 else ""
 
@@ -61,12 +61,12 @@ def compiler() -> list[str]:
 
 
 def native_extensions() -> list[Extension]:
-    """One a level; none where there is nothing to compile with, so that the wheel is pure."""
+    """An extension a level; none without sources or a compiler, so that the wheel is pure."""
     if not Path(SOURCE).is_file() or not compiler():
-        print("warning: no C compiler: the NumPy twin of the kernels will run", file=sys.stderr)
+        print("warning: no C compiler: the NumPy backend of the kernels will run", file=sys.stderr)
         return []
     return [
-        Extension(f"picoedge.kernels._native_{level}", [SOURCE], optional=True)
+        Extension(f"picoedge.kernels._native_{level}", [SOURCE], depends=[VECTOR], optional=True)
         for level in LEVELS.get(machine(), {})
     ]
 

@@ -80,7 +80,7 @@ def test_positions_never_written_take_no_memory(
         kernels.attend(qkv, shape, rope, None, 1e-6, cache, out)(1, 0)
         taken = resident_bytes() - before
         assert cache.nbytes > 250 << 20
-        assert taken < 32 << 20  # a few huge pages, and the twin's own buffers
+        assert taken < 32 << 20  # a few huge pages, and the backend's own buffers
         del cache
 
 
@@ -104,7 +104,7 @@ def held(cache: NativeCache | NumpyCache, shape: AttentionShape) -> tuple[list[F
 
 
 @pytest.mark.parametrize("head_dim", [16, 48, 64])
-def test_both_twins_hold_the_same_numbers(
+def test_both_backends_hold_the_same_numbers(
     native: NativeKernels, numpy: NumpyKernels, head_dim: int
 ) -> None:
     shape = AttentionShape(4, 2, head_dim, 0.2)
@@ -122,7 +122,7 @@ def test_both_twins_hold_the_same_numbers(
             np.testing.assert_array_equal(one, other)
 
 
-def test_sums_of_both_twins_differ_by_rounding_alone(
+def test_sums_of_both_backends_differ_by_rounding_alone(
     native: NativeKernels, numpy: NumpyKernels
 ) -> None:
     for shape in (AttentionShape(6, 2, 64, 0.1), AttentionShape(2, 2, 80, 0.1, 20)):
@@ -168,12 +168,12 @@ def error(got: F32, want: F32) -> float:
     return float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
 
 
-@pytest.mark.parametrize("twin", ["native", "numpy"])
+@pytest.mark.parametrize("backend", ["native", "numpy"])
 @pytest.mark.parametrize("head_dim", [64, 112])
 def test_each_width_is_nearer_the_exact_cache(
-    twin: str, head_dim: int, native: NativeKernels, numpy: NumpyKernels
+    backend: str, head_dim: int, native: NativeKernels, numpy: NumpyKernels
 ) -> None:
-    kernels: Kernels = native if twin == "native" else numpy
+    kernels: Kernels = native if backend == "native" else numpy
     talk = Conversation.draw(AttentionShape(6, 2, head_dim, 0.05), 200, 8)
     want = replace(talk, bits=32).attend(numpy)
     errors = [error(replace(talk, bits=bits).attend(kernels), want) for bits in (16, 8)]

@@ -51,7 +51,7 @@ fuzz = settings(
 
 
 @dataclass(frozen=True)
-class Twins:
+class Backends:
     """Every level with every number of threads, `portable` on one thread first, and NumPy."""
 
     native: list[NativeKernels]
@@ -79,12 +79,12 @@ def built_levels() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     levels = built_levels()
     assert levels, "no C kernels are built for this processor: pip install -e ."
     paths = [build_portable(tmp_path_factory.mktemp("portable")), *levels]
     libraries = [open_library(path) for path in paths]
-    made = Twins([NativeKernels(lib, n) for lib in libraries for n in THREADS], NumpyKernels(1))
+    made = Backends([NativeKernels(lib, n) for lib in libraries for n in THREADS], NumpyKernels(1))
     yield made
     for kernels in made.native:
         kernels.close()
@@ -108,7 +108,7 @@ shapes = st.fixed_dictionaries(
 
 @fuzz
 @given(shapes, st.lists(st.integers(0, 100), max_size=3))
-def test_project(twins: Twins, shape: dict[str, Any], cuts: list[int]) -> None:
+def test_project(backends: Backends, shape: dict[str, Any], cuts: list[int]) -> None:
     name, n, seed = shape["name"], shape["n"], shape["seed"]
     cols = 32 * shape["blocks"]
     shards = draw_shards(name, shape["rows"], cols, shape["count"], seed)
@@ -116,13 +116,13 @@ def test_project(twins: Twins, shape: dict[str, Any], cuts: list[int]) -> None:
     weights = [pack(name, shards), other]
     biases = [random_f32(seed, weights[0].total_rows), None]
     source = Input.draw(n, cols, seed)
-    want = source.project(twins.portable, weights, biases)
-    for kernels in twins.native:
+    want = source.project(backends.portable, weights, biases)
+    for kernels in backends.native:
         for chunks in ([], list(chunks_of(n, cuts))):
             got = source.project(kernels, weights, biases, chunks)
             np.testing.assert_array_equal(got[0], want[0], kernels.name)
             np.testing.assert_array_equal(got[1], want[1], kernels.name)
-    numpy = source.project(twins.numpy, weights, biases)
+    numpy = source.project(backends.numpy, weights, biases)
     assert_close(want[1], numpy[1], 1e-6)
     assert_close(want[0], numpy[0], 5e-3)  # an int8 step of an activation may differ
 
@@ -130,15 +130,15 @@ def test_project(twins: Twins, shape: dict[str, Any], cuts: list[int]) -> None:
 @fuzz
 @given(shapes, st.integers(0, 100))
 def test_a_row_does_not_depend_on_the_rows_beside_it(
-    twins: Twins, shape: dict[str, Any], cut: int
+    backends: Backends, shape: dict[str, Any], cut: int
 ) -> None:
     """Boards hold some shards each, and a shard may hold any run of rows."""
     name, seed, count = shape["name"], shape["seed"], shape["count"]
     shards = draw_shards(name, shape["rows"], 32 * shape["blocks"], count, seed)
     source = Input.draw(shape["n"], 32 * shape["blocks"], seed)
-    whole, _ = source.project(twins.portable, [pack(name, shards)])
+    whole, _ = source.project(backends.portable, [pack(name, shards)])
     runs = list(chunks_of(shape["rows"], [cut]))
-    for kernels in twins.native:
+    for kernels in backends.native:
         boards = [source.project(kernels, [pack(name, [shard])])[0] for shard in shards]
         np.testing.assert_array_equal(np.hstack(boards), whole, kernels.name)
         parts = [pack(name, [rows_of(q, slice(*run))]) for q in shards for run in runs]
@@ -146,12 +146,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_the_last_tokens_alone(twins: Twins, name: str) -> None:
+def test_the_last_tokens_alone(backends: Backends, name: str) -> None:
     n, first, width = 11, 7, 96
     weights = pack(name, draw_shards(name, 20, width, 2, 1))
     source = Input.draw(n, width, 2)
-    whole, _ = source.project(twins.portable, [weights])
-    for kernels in twins.native:
+    whole, _ = source.project(backends.portable, [weights])
+    for kernels in backends.native:
         out = np.full((n - first + 1, 40), np.nan, np.float32)
         residual = Residual(source.x.copy(), source.sums, source.post_norm, source.norm, 1e-5)
         kernels.project(residual, [weights], [None], out)(n, first)
@@ -164,18 +164,20 @@ def test_the_last_tokens_alone(twins: Twins, name: str) -> None:
 
 @pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("activation", [None, "silu"])
-def test_sums_of_the_last_tokens_alone(twins: Twins, name: str, activation: str | None) -> None:
+def test_sums_of_the_last_tokens_alone(
+    backends: Backends, name: str, activation: str | None
+) -> None:
     n, first, width = 11, 6, 96
     weights = pack(name, draw_shards(name, 20, width, 2, 1))
     x = random_f32(2, n, 2 * width * (2 if activation else 1))
-    whole = summed(twins.portable, x, activation, weights)
-    for kernels in [*twins.native, twins.numpy]:
+    whole = summed(backends.portable, x, activation, weights)
+    for kernels in [*backends.native, backends.numpy]:
         sums = np.full(whole.shape, np.nan)
         rows = np.zeros_like(x)
         rows[: n - first] = x[first:]
         kernels.project_sum(rows, activation, weights, sums)(n, first)
         assert np.isnan(sums[:first]).all()
-        if kernels is not twins.numpy:
+        if kernels is not backends.numpy:
             np.testing.assert_array_equal(sums[first:], whole[first:])
         else:
             assert_close(whole[first:], sums[first:], 5e-3)
@@ -188,30 +190,30 @@ def test_sums_of_the_last_tokens_alone(twins: Twins, name: str, activation: str 
     st.lists(st.integers(0, 100), max_size=3),
 )
 def test_project_sum(
-    twins: Twins, shape: dict[str, Any], activation: str | None, cuts: list[int]
+    backends: Backends, shape: dict[str, Any], activation: str | None, cuts: list[int]
 ) -> None:
     name, n, count, cols = shape["name"], shape["n"], shape["count"], 32 * shape["blocks"]
     shards = draw_shards(name, shape["rows"], cols, count, shape["seed"])
     weights, halves = pack(name, shards), 2 if activation else 1
     x = random_f32(shape["seed"], n, halves * cols * count)
-    want = summed(twins.portable, x, activation, weights)
-    for kernels in twins.native:
+    want = summed(backends.portable, x, activation, weights)
+    for kernels in backends.native:
         for chunks in ([], list(chunks_of(n, cuts))):
             got = summed(kernels, x, activation, weights, chunks)
             np.testing.assert_array_equal(got, want, kernels.name)
-    assert_close(want, summed(twins.numpy, x, activation, weights), 5e-3)
+    assert_close(want, summed(backends.numpy, x, activation, weights), 5e-3)
     columns = x.reshape(n, halves, count, cols)
     boards = np.zeros_like(want)
     for i, quants in enumerate(shards):
         part = np.ascontiguousarray(columns[:, :, i]).reshape(n, halves * cols)
-        boards += summed(twins.native[-1], part, activation, pack(name, [quants]))
+        boards += summed(backends.native[-1], part, activation, pack(name, [quants]))
     np.testing.assert_array_equal(boards, want)
 
 
 @fuzz
 @given(shapes, st.integers(-20, 20))
 def test_activations_that_fit_their_blocks_leave_only_f32_rounding(
-    twins: Twins, shape: dict[str, Any], exponent: int
+    backends: Backends, shape: dict[str, Any], exponent: int
 ) -> None:
     """Whole numbers with a peak of 127 are their own int8 blocks, so no step can differ."""
     name, n, count, cols = shape["name"], shape["n"], shape["count"], 32 * shape["blocks"]
@@ -220,8 +222,8 @@ def test_activations_that_fit_their_blocks_leave_only_f32_rounding(
     x = rng.integers(-127, 128, (n, cols * count)).astype(np.float32)
     x[:, ::32] = 127
     x *= np.float32(2.0**exponent)
-    want = summed(twins.numpy, x, None, weights)
-    for kernels in (twins.portable, *twins.native):
+    want = summed(backends.numpy, x, None, weights)
+    for kernels in (backends.portable, *backends.native):
         assert_close(summed(kernels, x, None, weights), want, 1e-6)
 
 
@@ -241,35 +243,35 @@ heads = st.builds(
 @fuzz
 @given(heads, st.integers(1, 70), st.integers(0, 99), st.lists(st.integers(0, 100), max_size=3))
 def test_attend(
-    twins: Twins, bits: int, tolerance: float, shape: AttentionShape, n: int, seed: int,
+    backends: Backends, bits: int, tolerance: float, shape: AttentionShape, n: int, seed: int,
     cuts: list[int],
 ) -> None:  # fmt: skip
     talk = Conversation.draw(shape, n, seed, bits)
-    want = talk.attend(twins.portable)
-    for kernels in twins.native:
+    want = talk.attend(backends.portable)
+    for kernels in backends.native:
         for chunks in ([], list(chunks_of(n, cuts))):
             np.testing.assert_array_equal(talk.attend(kernels, chunks), want, kernels.name)
-    assert_close(want, talk.attend(twins.numpy), tolerance)  # a key may round to its neighbour
+    assert_close(want, talk.attend(backends.numpy), tolerance)  # a key may round to its neighbour
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize(("window", "head_dim"), [(0, 64), (20, 80)])
 def test_decoding_gives_the_bits_of_prefill(
-    twins: Twins, window: int, head_dim: int, bits: int
+    backends: Backends, window: int, head_dim: int, bits: int
 ) -> None:
     talk = Conversation.draw(AttentionShape(9, 3, head_dim, 0.125, window), 50, 3, bits)
-    want = talk.attend(twins.portable)
-    for kernels in twins.native:
+    want = talk.attend(backends.portable)
+    for kernels in backends.native:
         steps = talk.attend(kernels, [(t, t + 1) for t in range(50)])
         np.testing.assert_array_equal(steps, want, kernels.name)
 
 
 @pytest.mark.parametrize("bits", [16, 8])
-def test_positions_written_before_do_not_matter(twins: Twins, bits: int) -> None:
+def test_positions_written_before_do_not_matter(backends: Backends, bits: int) -> None:
     """A cache is used again after another text, of which longer tails remain in it."""
     talk = Conversation.draw(AttentionShape(4, 2, 32, 0.2), 40, 4, bits)
-    want = talk.attend(twins.portable)[:9]
-    for kernels in twins.native:
+    want = talk.attend(backends.portable)[:9]
+    for kernels in backends.native:
         cache = kernels.kv_cache(40, talk.shape, bits)
         for values in vars(cache).values():
             if isinstance(values, np.ndarray):
@@ -282,52 +284,54 @@ def test_positions_written_before_do_not_matter(twins: Twins, bits: int) -> None
 # ---- What goes to NumPy, and threads -----------------------------------------------------------
 
 
-def test_f32_matrices_are_numpys(twins: Twins) -> None:
+def test_f32_matrices_are_numpys(backends: Backends) -> None:
     spec = MatrixSpec(FORMATS["f32"], 6, 64)
     data = random_f32(1, 6 * 64).view(np.uint8)
     weights = Weights(spec, data, spec.nbytes, 1)
     source = Input.draw(3, 64, 5)
-    want = source.project(twins.numpy, [weights])[0]
-    np.testing.assert_array_equal(source.project(twins.portable, [weights])[0], want)
+    want = source.project(backends.numpy, [weights])[0]
+    np.testing.assert_array_equal(source.project(backends.portable, [weights])[0], want)
     np.testing.assert_array_equal(
-        summed(twins.portable, source.x, None, weights),
-        summed(twins.numpy, source.x, None, weights),
+        summed(backends.portable, source.x, None, weights),
+        summed(backends.numpy, source.x, None, weights),
     )
 
 
 @pytest.mark.parametrize(("head_dim", "bits"), [(24, 16), (24, 8), (64, 32)])
-def test_caches_the_vectors_do_not_fit_are_numpys(twins: Twins, head_dim: int, bits: int) -> None:
+def test_caches_the_vectors_do_not_fit_are_numpys(
+    backends: Backends, head_dim: int, bits: int
+) -> None:
     shape = AttentionShape(2, 1, head_dim, 0.2)
-    cache = twins.portable.kv_cache(32, shape, bits)
-    assert type(cache) is type(twins.numpy.kv_cache(32, shape, bits))
+    cache = backends.portable.kv_cache(32, shape, bits)
+    assert type(cache) is type(backends.numpy.kv_cache(32, shape, bits))
 
 
-def test_no_shard_gives_zeros(twins: Twins) -> None:
+def test_no_shard_gives_zeros(backends: Backends) -> None:
     sums = np.full((2, 7), np.nan)
-    twins.portable.project_sum(random_f32(1, 2, 32), None, None, sums)(2)
+    backends.portable.project_sum(random_f32(1, 2, 32), None, None, sums)(2)
     assert not sums.any()
 
 
-def test_weights_must_lie_within_their_bytes(twins: Twins) -> None:
+def test_weights_must_lie_within_their_bytes(backends: Backends) -> None:
     whole = pack("q4", draw_shards("q4", 16, 64, 2, 1))
     short = Weights(whole.spec, whole.data[: whole.stride], whole.stride, 2)
     with pytest.raises(AssertionError, match="beyond its bytes"):
-        Input.draw(1, 64, 1).project(twins.portable, [short])
+        Input.draw(1, 64, 1).project(backends.portable, [short])
 
 
-def test_threads_that_have_fallen_asleep_wake_up(twins: Twins) -> None:
+def test_threads_that_have_fallen_asleep_wake_up(backends: Backends) -> None:
     weights = pack("q4m", draw_shards("q4m", 160, 64, 1, 6))
     source = Input.draw(3, 64, 7)
-    want, _ = source.project(twins.portable, [weights])
+    want, _ = source.project(backends.portable, [weights])
     for _ in range(30):  # the other pools sleep while each has its turn
-        for kernels in twins.native:
+        for kernels in backends.native:
             np.testing.assert_array_equal(source.project(kernels, [weights])[0], want)
 
 
-def test_pools_come_and_go(twins: Twins) -> None:
+def test_pools_come_and_go(backends: Backends) -> None:
     weights = pack("q6k", draw_shards("q6k", 70, 64, 1, 8))
     source = Input.draw(5, 64, 9)
-    want, _ = source.project(twins.portable, [weights])
+    want, _ = source.project(backends.portable, [weights])
     library = open_library(built_levels()[0])
     for turn in range(60):
         kernels = NativeKernels(library, 1 + turn % 4)
@@ -337,9 +341,9 @@ def test_pools_come_and_go(twins: Twins) -> None:
         kernels.close()
 
 
-def test_two_pools_work_side_by_side(twins: Twins) -> None:
+def test_two_pools_work_side_by_side(backends: Backends) -> None:
     talk = Conversation.draw(AttentionShape(6, 2, 48, 0.2), 60, 10)
-    want = talk.attend(twins.portable)
-    with ThreadPoolExecutor(len(twins.native)) as threads:
-        for result in threads.map(talk.attend, twins.native):
+    want = talk.attend(backends.portable)
+    with ThreadPoolExecutor(len(backends.native)) as threads:
+        for result in threads.map(talk.attend, backends.native):
             np.testing.assert_array_equal(result, want)

@@ -1,4 +1,4 @@
-"""The NumPy twin against plain f64 arithmetic on dequantized weights."""
+"""The NumPy backend against plain f64 arithmetic on dequantized weights."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_project_sum(
 
 
 def normed_f32(x: F32) -> F32:
-    """The twin's own norm: another's last bit could turn a rounding in a block."""
+    """The backend's own norm: another's last bit could turn a rounding in a block."""
     return rms_norm(x, np.ones(x.shape[-1], np.float32), EPS)
 
 
@@ -267,9 +267,9 @@ def test_activation(kernels: NumpyKernels, activation: str, name: str, n: int) -
 def test_zero_inputs_give_zeros(name: str, n: int) -> None:
     weights, _ = random_weights(name, 20, 64, 2)
     sums, out = np.full((n, 20), np.nan), np.full((n, 40), np.nan, np.float32)
-    twin = NumpyKernels(1)
-    twin.project_sum(np.zeros((n, 128), np.float32), None, weights, sums)(n)
-    twin.project(stream(np.zeros((n, 64), np.float32)), [weights], [None], out)(n)
+    backend = NumpyKernels(1)
+    backend.project_sum(np.zeros((n, 128), np.float32), None, weights, sums)(n)
+    backend.project(stream(np.zeros((n, 64), np.float32)), [weights], [None], out)(n)
     assert not sums.any()
     assert not out.any()
 
@@ -286,16 +286,16 @@ def test_shards_are_added_in_f64(name: str) -> None:
     """One call over four shards gives the bits of four calls over one, added in f64 in order."""
     weights, _ = random_weights(name, 33, 64, 4)
     x = random_f32(2, 256)
-    twin, whole, part = NumpyKernels(2), np.empty((2, 33)), np.empty((2, 33))
-    twin.project_sum(x, None, weights, whole)(2)
+    backend, whole, part = NumpyKernels(2), np.empty((2, 33)), np.empty((2, 33))
+    backend.project_sum(x, None, weights, whole)(2)
     added = np.zeros((2, 33))
     for i in range(4):
         one = Weights(weights.spec, weights.data[i * weights.stride :], weights.stride, 1)
         columns = np.ascontiguousarray(x[:, i * 64 : (i + 1) * 64])
-        twin.project_sum(columns, None, one, part)(2)
+        backend.project_sum(columns, None, one, part)(2)
         added += part
     np.testing.assert_array_equal(whole, added)
-    twin.close()
+    backend.close()
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -306,18 +306,18 @@ def test_threads_do_not_change_a_bit(name: str, by_columns: bool) -> None:
     one = Weights(weights.spec, weights.data, weights.stride, 1)
     x, results = random_f32(1, 2048 if by_columns else 1024), []
     for threads in (1, 2, 3):
-        twin = NumpyKernels(threads)
+        backend = NumpyKernels(threads)
         if by_columns:
             sums = np.empty((1, 2100))
-            twin.project_sum(x, None, weights, sums)(1)
+            backend.project_sum(x, None, weights, sums)(1)
             results.append(sums)
         else:
             out, first = np.empty((1, 4200), np.float32), np.empty((1, 2100), np.float32)
-            twin.project(stream(x.copy()), [weights], [None], out)(1)
-            twin.project(stream(x.copy()), [one], [None], first)(1)
+            backend.project(stream(x.copy()), [weights], [None], out)(1)
+            backend.project(stream(x.copy()), [one], [None], first)(1)
             np.testing.assert_array_equal(out[:, :2100], first)
             results.append(out)
-        twin.close()
+        backend.close()
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -327,15 +327,15 @@ def test_closed_kernels_refuse_work_and_forgotten_ones_stop_their_threads() -> N
     out = np.empty((1, 2100), np.float32)
     before = threading.active_count()
     for forget in (False, True):
-        twin = NumpyKernels(2)
-        project = twin.project(stream(random_f32(1, 2048)), [weights], [None], out)
+        backend = NumpyKernels(2)
+        project = backend.project(stream(random_f32(1, 2048)), [weights], [None], out)
         project(1)
         assert threading.active_count() == before + 1
         if forget:
-            del twin, project
+            del backend, project
             gc.collect()
         else:
-            twin.close()
+            backend.close()
             with pytest.raises(AssertionError, match="closed"):
                 project(1)
         assert threading.active_count() == before
@@ -465,11 +465,11 @@ def test_a_long_context_is_attended_piece_by_piece(kernels: NumpyKernels) -> Non
 
 def test_cache_size_and_large_values() -> None:
     shape = AttentionShape(2, 1, 16, 1.0)
-    twin = NumpyKernels(1)
-    assert twin.kv_cache(10, shape, 32).nbytes == 2 * 16 * 16 * 4
-    assert twin.kv_cache(10, shape, 16).nbytes == 2 * 16 * 16 * 2
+    backend = NumpyKernels(1)
+    assert backend.kv_cache(10, shape, 32).nbytes == 2 * 16 * 16 * 4
+    assert backend.kv_cache(10, shape, 16).nbytes == 2 * 16 * 16 * 2
     case = Attention(shape, bits=16)
-    case.bind(twin, 1)
+    case.bind(backend, 1)
     case.qkv[0] = 1e6
     case.attend(1, 0)
     assert np.isfinite(case.out).all()

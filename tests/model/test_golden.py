@@ -1,4 +1,4 @@
-"""One text, however it is computed: both twins, any threads, any chunk, any split into shards."""
+"""One text, however it is computed: both backends, any threads, chunks and split into shards."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_margins_are_wide(native: Run) -> None:
     assert (best[:, -1] - best[:, -2]).min() > 1.0
 
 
-def test_both_twins_say_the_same(packed: Pack, native: Run) -> None:
+def test_both_backends_say_the_same(packed: Pack, native: Run) -> None:
     tokens, logits = on_one_board(packed, load_kernels("numpy", 1))
     assert tokens == native[0]
     # the order of f32 sums differs, which now and then moves an int8 activation by one step

@@ -42,9 +42,9 @@ class Sums:
 
 @contextmanager
 def model_of(
-    packed: Pack, twin: str, reduce: Reduce | None, batch: int = 128
+    packed: Pack, backend: str, reduce: Reduce | None, batch: int = 128
 ) -> Iterator[Transformer]:
-    model = Transformer(packed, load_kernels(twin, 2), 128, batch=batch, reduce=reduce)
+    model = Transformer(packed, load_kernels(backend, 2), 128, batch=batch, reduce=reduce)
     try:
         yield model
     finally:
@@ -76,7 +76,7 @@ def test_sums_that_are_under_way_change_no_bit(case: str, tmp_path: Path) -> Non
     assert not sums.under_way
 
 
-def test_lanes_of_the_numpy_twin_are_as_two_chunks(tmp_path: Path) -> None:
+def test_lanes_of_the_numpy_backend_are_as_two_chunks(tmp_path: Path) -> None:
     """There, how many tokens are computed together may change their last bits."""
     packed, sums = packed_model("llama", tmp_path, 8, blocks=True), Sums()
     with model_of(packed, "numpy", None) as alone, model_of(packed, "numpy", sums.begin) as tied:

@@ -121,7 +121,7 @@ def _disk(shelf: Path) -> dict[str, Any]:
             speed = storage_speed(folder, cache=probes_folder())
     except (PicoedgeError, OSError):
         return {"disk_bytes_per_s": UNKNOWN_DISK}
-    reading = next(readings(Speeds(speed, 1.0), "auto"))
+    reading = readings(Speeds(speed, 1.0), "auto")[0]
     return {
         "disk_bytes_per_s": reading.rates.disk,
         "read_io": reading.io,

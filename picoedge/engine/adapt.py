@@ -1,4 +1,4 @@
-"""A window that follows the board: speeds are measured while decoding, and the plan with them."""
+"""Adapt the memory plan while decoding: measure speeds, move units in or out of memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from picoedge.store.window.read_ahead import Usage
     from picoedge.store.window.weights import StreamedWeights
 
-TOKENS = 8  # between two looks at the speeds
-_DEPARTURE = 1.25  # of a speed from the plan's, either way, that is worth another plan
-_GAIN = 0.99  # of the seconds a token; less is not worth reading units anew
+TOKENS = 8  # decoded between two measurements
+_DEPARTURE = 1.25  # replan where a speed differs from the plan's by this factor, either way
+_GAIN = 0.99  # of the seconds a token: a smaller gain is not worth reading units again
 
 
 class Adapter:
-    """Called after each pass of a model; changes how its weights are held where that is quicker.
+    """Called after each pass of a model; moves units where that makes decoding quicker.
 
-    Only single tokens count: what a prompt takes is another thing. `plan` is what is followed.
+    Measures passes of one token only, not prompts. `plan` is the present plan.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Adapter:
         self._begin()
 
     def __call__(self, tokens: int) -> None:
-        """`tokens` have been done."""
+        """Count a pass of `tokens`; every TOKENS single ones compare speeds with the plan."""
         if tokens != 1 or not self.plan.window.streamed:
             self._begin()
             return
@@ -49,12 +49,12 @@ class Adapter:
             return
         rates = self._measured()
         if _departs(rates, self.plan.reading.rates):
-            self._follow(rates)
+            self._replan(rates)
         self._begin()
 
     @property
     def usage(self) -> Usage:
-        """What the windows have done so far."""
+        """Reads and waits of the window so far."""
         return self._holding.usage
 
     def _begin(self) -> None:
@@ -62,14 +62,14 @@ class Adapter:
         self._since, self._usage = self._clock(), self._holding.usage
 
     def _measured(self) -> Rates:
-        """Speeds since the last look."""
+        """Speeds since the last measurement."""
         usage, elapsed = self._holding.usage - self._usage, self._clock() - self._since
         rates, window = self.plan.reading.rates, self.plan.window
         compute_s = max(elapsed - usage.wait_s, 1e-9) / self._tokens
         disk = usage.bytes_read / usage.busy_s if usage.busy_s > 0 else rates.disk
         return dataclasses.replace(rates, disk=disk, compute=window.touched_bytes / compute_s)
 
-    def _follow(self, rates: Rates) -> None:
+    def _replan(self, rates: Rates) -> None:
         reading = dataclasses.replace(self.plan.reading, rates=rates)
         window = adjusted(self.plan.window, rates, _GAIN)
         if window is not self.plan.window:
@@ -77,7 +77,7 @@ class Adapter:
         self.plan = dataclasses.replace(self.plan, reading=reading, window=window)
 
     def _change(self, window: WindowPlan) -> None:
-        """Hold the model by another plan; where that fails, as it was, if the storage answers."""
+        """Change the resident set; if that fails, restore the old one and raise."""
         self._model.unbind()
         try:
             self._holding.replan(window)

@@ -1,4 +1,4 @@
-"""Speed as llama-bench measures it, and perplexity."""
+"""Speed in the rows of llama-bench, and perplexity."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from picoedge.kernels.arrays import F32
 
 
 class Forward(Protocol):
-    """What measuring speed needs of a model."""
+    """A model whose speed is measured."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after the last token."""
 
 
-class Runnable(Forward, Protocol):
-    """What measuring perplexity needs of a model (`model.transformer.Transformer`)."""
-
-    n_ctx: int
+class ForwardAll(Protocol):
+    """A model whose perplexity is measured (`model.transformer.Transformer`)."""
 
     def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
         """Logits f32 [n, vocab] after every token, a few at a time."""
@@ -34,7 +32,7 @@ class Runnable(Forward, Protocol):
 
 @dataclass(frozen=True)
 class BenchRow:
-    """Tokens a second of one test, a figure a repetition. Names are llama-bench's."""
+    """Tokens a second in each repetition of one test, named as in llama-bench."""
 
     name: str  # pp256: a prompt of 256 tokens; tg64: 64 tokens one by one
     runs: tuple[float, ...]
@@ -61,7 +59,7 @@ def bench(
 ) -> list[BenchRow]:
     """A row for the prompt and one for generation, each from an empty cache, after a warm-up.
 
-    The tokens are random (as llama-bench's are): no sampler, no tokenizer, no early end.
+    Tokens are random, as in llama-bench: no sampler, no tokenizer, no early end.
     """
     count = max(n_prompt, n_generate)
     tokens = random.Random(0).choices(range(vocab_size), k=count)
@@ -85,7 +83,7 @@ def _run_singly(model: Forward, tokens: list[int]) -> None:
 
 
 def _repeat(run: Callable[[], None], repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds of each of `repeats` runs, after one that is not counted."""
+    """Seconds of each of `repeats` runs, after one warm-up run."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -96,7 +94,7 @@ def _repeat(run: Callable[[], None], repeats: int, clock: Callable[[], float]) -
 
 
 def perplexity(
-    model: Runnable, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+    model: ForwardAll, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 1 .. n-1, each given all before it.
 

@@ -104,13 +104,13 @@ def check_kernels(kind: str | None) -> Check:
 
 
 def check_compiler() -> Check:
-    """Only the build of the C kernels needs one."""
+    """A C compiler, which only the build of the kernels needs."""
     found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
     return Check("compiler", "ok", found[0] if found else "none; only the kernels' build needs it")
 
 
 def check_memory(available: int, total: int, without_limit: int) -> Check:
-    """Free memory, or what its cgroup's limit leaves of it."""
+    """Free memory, within this process's cgroup limit."""
     text = f"{format_size(available)} free of {format_size(total)}"
     if available < 0.9 * without_limit:  # more than what changes between two readings
         text += f", by its cgroup's limit (else {format_size(without_limit)})"
@@ -120,7 +120,7 @@ def check_memory(available: int, total: int, without_limit: int) -> Check:
 
 
 def check_swaps(table: str) -> Check:
-    """Swap on an SD card wears it out and stalls the board; in compressed memory it is fine."""
+    """No swap on a disk: it wears out SD cards and stalls the board. zram is fine."""
     rows = [line.split() for line in table.splitlines()[1:]]
     disks = [row[0] for row in rows if len(row) >= 4 and "zram" not in row[0]]
     used = sum(int(row[3]) for row in rows if row[:1] and row[0] in disks) * 1024
@@ -156,7 +156,7 @@ def check_storage(shelf: Shelf) -> Check:
 
 
 def check_speed(speed: StorageSpeed) -> Check:
-    """A model larger than memory runs at the speed of its storage."""
+    """Storage is fast enough: a model larger than memory runs at its speed."""
     if not speed.enough:
         return Check("storage", "ok", f"{speed}; too little was read to be sure")
     if speed.best >= _SLOW_STORAGE:

@@ -30,8 +30,8 @@ class SessionPlan:
 
     model: str
     plan: MemoryPlan
-    whole: bool  # all of it mapped, nothing streamed
-    apart: int  # bytes mapped beside the plan's: 0 where something is streamed
+    whole: bool  # all weights mapped, nothing streamed
+    apart: int  # bytes mapped beside those of the plan; 0 where something is streamed
     speeds: Speeds
     kernels: str
     threads: int
@@ -42,7 +42,7 @@ class SessionPlan:
         return self.plan.total + self.apart
 
     def to_json(self) -> dict[str, Any]:
-        """The plan's fields, its layers (the head is the one after the last), and the speeds."""
+        """The plan's fields, its layers (the head counts as the one after the last), and speeds."""
         storage, window = self.speeds.storage, self.plan.window
         return {
             "model": self.model,
@@ -90,7 +90,7 @@ def _session_plan(fit: MemoryFit, speeds: Speeds, kernels: Kernels) -> SessionPl
 
 
 def _by_layer(units: tuple[Unit, ...], chosen: frozenset[Unit]) -> list[dict[str, int]]:
-    """Bytes of the chosen units of each kind in each layer."""
+    """Bytes of the chosen units by layer and kind."""
     layers: dict[int, Counter[str]] = {}
     for unit in units:
         counts = layers.setdefault(unit.layer, Counter())

@@ -1,10 +1,9 @@
-"""Whether a model fits this board whole, and if not, its plan: the board's side of planning."""
+"""Fit a model to this board: measure memory and speeds, then plan with `planner.memory`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,29 +37,25 @@ if TYPE_CHECKING:
     from picoedge.kernels.api import Kernels
     from picoedge.store.pack.reader import Pack
 
-GROWTH_BYTES = 3 << 20  # bound kernels, thread stacks, page tables, what Python still allocates
-LARGE_MATRIX = 64 << 20
-WHOLE_BATCH = 256  # tokens a prompt is cut into where memory is no concern
-_WORTH_MAPPING = 1.15  # direct reads keep their promise of memory; mapped ones must be this faster
-_ANY_SIZE = 1 << 62  # no limit
-_RUNNING = (
-    "picoedge.engine.session",
-    "picoedge.model.transformer",
-    "picoedge.store.window.weights",
-)
+GROWTH_BYTES = 3 << 20  # measured: bound kernels, thread stacks, page tables, Python's own
+LARGE_MATRIX = 64 << 20  # larger than any processor cache, as a model is
+WHOLE_BATCH = 256  # tokens of a prompt at once where all weights are resident
+_WORTH_MAPPING = 1.15  # mapped reads may overshoot the window, so they must be this much faster
+_UNLIMITED = 1 << 62
+_MODULES = ("engine.session", "model.transformer", "store.window.weights")  # of a running model
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured of this board."""
+    """Measured speeds of this board."""
 
     storage: StorageSpeed
-    compute: float  # bytes of weights a second, of one token
+    compute: float  # bytes of weights a second while decoding
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryFit:
-    """How a model will be held: by a plan, or (None) mapped whole."""
+    """How the weights of a model will be held: by `plan`, or (None) all mapped."""
 
     pack: Pack
     load: Load
@@ -71,50 +66,46 @@ class MemoryFit:
 def fit_model(
     pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None
 ) -> MemoryFit:
-    """Decide before anything large is allocated.
+    """Plan a model's memory before anything large is allocated.
 
-    A whole model that fits is mapped. A slice never is: what the kernel reads around it, of shards
-    that are other boards', would take as much memory again.
-
-    Probes storage and kernels where a plan is needed and they are not known yet. Raises
-    UsageError for a context the model was not made for, MemoryBudgetError, StorageError.
+    A whole model that fits is mapped. A slice never is: the kernel reads ahead, into shards of
+    other boards, and would take as much memory again. Where a plan is needed, storage and kernels
+    are measured if they have not been yet. Raises MemoryBudgetError, StorageError, UsageError.
     """
     load = load_of(pack, part or pack.all_shards, options)
-    if kernels.name == "numpy" or load.kv_bits == 32:  # f32 matrices are NumPy's in either twin
+    if kernels.name == "numpy" or load.kv_bits == 32:  # NumPy multiplies f32 matrices
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes)
     budget = Budget(total, fixed_bytes())
     if load.part == pack.all_shards and fits_resident(pack, load, budget):
         return MemoryFit(pack, load, budget, None)
     budget = _lean_budget(pack, kernels, total, load.part)
-    if load.part != pack.all_shards and (held := resident_plan(load, budget)).total <= total:
-        return MemoryFit(pack, load, budget, held)
-    check_room(load, budget)  # before seconds are spent on probes
+    if load.part != pack.all_shards and (plan := resident_plan(load, budget)).total <= total:
+        return MemoryFit(pack, load, budget, plan)
+    check_room(load, budget)  # before seconds are spent on measuring
     speeds = measure_speeds(pack, kernels, total)
-    ways = tuple(readings(speeds, options.window_io))
     budget = _lean_budget(pack, kernels, total, load.part)
-    return MemoryFit(pack, load, budget, plan_memory(load, budget, ways))
+    plan = plan_memory(load, budget, readings(speeds, options.window_io))
+    return MemoryFit(pack, load, budget, plan)
 
 
 def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budget:
-    """The budget once all is given back that is not needed any more."""
-    release_pages(
-        lambda: _warm_up(pack, kernels, part), [p for p in pack.path.iterdir() if p.is_file()]
-    )
+    """The budget after releasing the memory that start-up needed and decoding does not."""
+    files = [path for path in pack.path.iterdir() if path.is_file()]
+    release_pages(lambda: _warm_up(pack, kernels, part), files)
     return Budget(total, fixed_bytes() + REFAULT_BYTES)
 
 
 def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
-    """A little of all that opening and running a model does, without any of its shards."""
+    """Run one token without weights: its code is then in memory, and is counted in the budget."""
     from picoedge.config import SamplingOptions
     from picoedge.model.sampling import Sampler
     from picoedge.model.transformer import Transformer
     from picoedge.store.window.weights import EmptyWeights
 
     warm_up(kernels)
-    model = Transformer(
-        pack, kernels, 16, batch=1, holding=EmptyWeights(pack, owns_head=part.owns_head)
-    )
+    weights = EmptyWeights(pack, owns_head=part.owns_head)
+    model = Transformer(pack, kernels, 16, batch=1, holding=weights)
     if not part.owns_head:
         model.forward_slice(np.zeros((1, pack.config.hidden_size), np.float32), 0)
         return
@@ -125,7 +116,7 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
-    """The part of a pack that will run, and the context it needs room for."""
+    """What will run: the shards of `part`, and the context to make room for."""
     return Load(
         pack.config,
         part,
@@ -139,7 +130,7 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
 
 
 def cache_bits(pack: Pack, options: OpenOptions) -> int:
-    """Bits of the cache of keys and values: 32 where the weights are f32, else as asked."""
+    """Bits of the key-value cache: 32 for f32 weights, else as the options say."""
     weights = pack.attention(0, range(1)).values()
     exact = all(matrix.spec.format.bits == 32 for matrix in weights)
     return 32 if exact else options.kv_bits
@@ -164,9 +155,9 @@ def choose_context(pack: Pack, options: OpenOptions) -> int:
 
 
 def budget_bytes(ceiling: int | None) -> int:
-    """What this process may take in all: what it has and what is free, at most `ceiling`.
+    """Memory this process may take in all: what it has and what is free, at most `ceiling`.
 
-    Without a ceiling a margin is left to others.
+    Without a ceiling a sixteenth of what is free is left to others.
     """
     available = memory.available_bytes()
     if ceiling is None:
@@ -175,72 +166,70 @@ def budget_bytes(ceiling: int | None) -> int:
 
 
 def fixed_bytes() -> int:
-    """What this process takes before the model, and what it will still grow by.
+    """Memory of this process without the model, with its growth while the model runs.
 
-    The code that runs a model is loaded for it: it is the same for whoever asks.
+    Imports the code of a running model first, so that the figure does not depend on the caller.
     """
-    for module in _RUNNING:
-        import_module(module)
+    for module in _MODULES:
+        import_module(f"picoedge.{module}")
     return rss_bytes() + GROWTH_BYTES
 
 
 def fits_resident(pack: Pack, load: Load, budget: Budget) -> bool:
-    """Whether all that is run can be mapped within the budget, its cache full."""
+    """Whether all weights can be mapped within the budget, with the cache full."""
     return resident_plan(load, budget).total + bytes_apart(pack) <= budget.total
 
 
 def resident_plan(load: Load, budget: Budget, rates: Rates | None = None) -> MemoryPlan:
-    """The plan where nothing is streamed; of a mapped model `bytes_apart` come on top of its total.
+    """The plan without streaming. For a mapped model add `bytes_apart` to its total.
 
-    Without `rates` it is not to be looked at for seconds.
+    Without `rates` its seconds are meaningless; only its bytes are valid.
     """
     rates = rates or Rates(disk=1.0, compute=1.0)
     batch = min(WHOLE_BATCH, load.n_ctx)
-    window = plan_window(load.runs, _ANY_SIZE, rates, _ANY_SIZE)
+    window = plan_window(load.runs, _UNLIMITED, rates, _UNLIMITED)
     assert window is not None
-    activations = activation_bytes(load, _ANY_SIZE, batch)
+    activations = activation_bytes(load, _UNLIMITED, batch)
     cache = cache_bytes(load)
     reading = Reading("mmap", rates)
     return MemoryPlan(budget, load.n_ctx, load.kv_bits, batch, cache, activations, reading, window)
 
 
 def bytes_apart(pack: Pack) -> int:
-    """Bytes of a pack that are in no shard: rows of an embedding of its own, norms, headers."""
-    return pack.nbytes - sum(run.nbytes for run in pack.spans(pack.all_shards))
+    """Bytes of a pack outside its shards: an untied embedding, norms, headers."""
+    return pack.nbytes - sum(span.nbytes for span in pack.spans(pack.all_shards))
 
 
 def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:
-    """Of the storage that holds a pack and of its kernels; measured once, and kept."""
+    """Speeds of the pack's storage and of its kernels; measured once, and kept."""
     folder = probes_folder()
     gate = pack.ffn(0, range(1))["gate"].spec
     storage = storage_speed(pack.path, cache=folder)
-    # Larger than the processor's caches, which a model is as well, where there is room for that.
     nbytes = LARGE_MATRIX if budget >= 4 * LARGE_MATRIX else MATRIX_BYTES
     compute = cached_compute(kernels, gate.format.name, gate.cols, nbytes, cache=folder)
     return Speeds(storage, compute)
 
 
-def readings(speeds: Speeds, window_io: str) -> Iterator[Reading]:
-    """The ways of reading to choose from. Raises StorageError for one that does not work."""
+def readings(speeds: Speeds, window_io: str) -> list[Reading]:
+    """The ways to read streamed units, the preferred first.
+
+    Raises StorageError where direct reads are asked for and the file system has none.
+    """
     storage = speeds.storage
-    for io in _ways(storage, window_io):
-        disk = storage.effective_direct if io == "direct" else storage.effective_mapped
-        reserve = 0 if io == "direct" else 2 * storage.read_ahead
-        yield Reading(io, Rates(disk, speeds.compute), reserve)
+    if window_io == "direct" and not storage.direct:
+        raise StorageError(
+            f"the file system on {storage.device} has no direct reads", "take --window-io mmap"
+        )
+    direct = Reading("direct", Rates(storage.effective_direct, speeds.compute))
+    mapped = Rates(storage.effective_mapped, speeds.compute)
+    mmap = Reading("mmap", mapped, reserve=2 * storage.read_ahead)
+    if window_io != "auto":
+        return [direct if window_io == "direct" else mmap]
+    if storage.effective_mapped > _WORTH_MAPPING * storage.effective_direct:
+        return [mmap, direct] if storage.direct else [mmap]
+    return [direct]
 
 
 def probes_folder() -> Path:
-    """Where what was measured of this board is kept."""
+    """The folder of this board's measurements."""
     return shelf_folder(os.environ).parent
-
-
-def _ways(speed: StorageSpeed, window_io: str) -> tuple[str, ...]:
-    if window_io == "direct" and not speed.direct:
-        raise StorageError(
-            f"the file system on {speed.device} has no direct reads", "take --window-io mmap"
-        )
-    if window_io != "auto":
-        return (window_io,)
-    if speed.effective_mapped > _WORTH_MAPPING * speed.effective_direct:
-        return ("mmap", "direct") if speed.direct else ("mmap",)
-    return ("direct",)

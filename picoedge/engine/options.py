@@ -1,4 +1,4 @@
-"""How a model is to be opened."""
+"""Options for opening a model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from picoedge.config import SamplingOptions
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How a session is spread over the mesh; by default as the plan finds best."""
+    """How a model is split over boards; by default as the plan finds quickest."""
 
-    boards: int | None = None  # so many
-    split: tuple[float, ...] = ()  # weights of the boards' shares, this one's first
+    boards: int | None = None  # how many
+    split: tuple[float, ...] = ()  # relative shares of the boards, the hub's first
     allreduce: Literal["star", "exchange"] | None = None
-    split_head: bool = False  # the head may be dealt, so that others see the likely next tokens
+    split_head: bool = False  # split the head too; others then see the likely next tokens
     transport: Literal["auto", "zeromq", "stream"] = "auto"  # what carries sums between boards
-    wire: str = "f64"  # how sums travel: "f64" is exact; "f32", "f16", "q8" are smaller
+    wire: str = "f64"  # format of sums: "f64" is exact; "f32", "f16", "q8" are smaller
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a model is opened. None everywhere: what this board and the model suggest."""
+    """Options for opening a model. None means: chosen from the board and the model."""
 
     threads: int | None = None
-    memory_bytes: int | None = None  # ceiling for everything this process takes
-    window_io: str = "auto"  # how what does not fit is read: "direct", "mmap"
-    kv_bits: int = 16  # of the cache of keys and values: 16 or 8
-    verify: bool = False  # compare what is streamed with its hashes
-    logit_rows: int = 1  # tokens whose logits are wanted at once
+    memory_bytes: int | None = None  # ceiling for all memory of this process
+    window_io: str = "auto"  # reads of streamed weights: "direct", "mmap"
+    kv_bits: int = 16  # key-value cache: 16 or 8
+    verify: bool = False  # compare streamed weights with their hashes
+    logit_rows: int = 1  # tokens whose logits are computed at once
     n_ctx: int | None = None
     kernels: str | None = None  # "numpy", "native"
     cluster: ClusterOptions | None = None  # None: this board alone

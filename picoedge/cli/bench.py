@@ -11,7 +11,7 @@ import click
 
 from picoedge.cli import models, options, reports
 from picoedge.cli.output import note, one_line
-from picoedge.errors import ContextError, UsageError
+from picoedge.errors import UsageError
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -51,12 +51,8 @@ def command(**values: Any) -> None:
     opened = models.open_pack(values, text=False)
     opened.suggest_context(max(n_prompt, n_tokens))
     pack = opened.pack
+    models.check_length(opened, max(n_prompt, n_tokens), "fewer tokens")
     with closing(models.load(values, opened, load_anywhere)) as model:
-        if max(n_prompt, n_tokens) > model.n_ctx:
-            raise ContextError(
-                f"{max(n_prompt, n_tokens)} tokens, a context of {model.n_ctx}",
-                "take a larger --ctx-size, or fewer tokens",
-            )
         began = time.perf_counter()
         measure = partial(_measure, model, pack.config.vocab_size, values)
         rows = measure(n_prompt, 0) + measure(0, n_tokens)

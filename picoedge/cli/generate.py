@@ -86,7 +86,7 @@ def report(session: Session, text: str) -> dict[str, Any]:
         "s_per_token": stats.s_per_token,
         "peak_rss_mb": peak_rss_bytes() / MB,
         "bytes_read": storage_bytes_read(),
-        "kernels": session.kernels_name,
+        "kernels": model.kernels.name,
         "boards": model.boards,
         **reports.cluster(model),
         **reports.window(model, stats.disk_wait_s, stats.decode_s),

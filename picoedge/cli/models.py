@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from picoedge.cli import reports
 from picoedge.cli.options import chosen_cluster, chosen_sampling
 from picoedge.cli.output import error_line, note, showing_progress, warn
-from picoedge.errors import UsageError
+from picoedge.errors import ContextError, UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -79,6 +79,15 @@ def load(
         model = load_model(opened.pack, opened.options, progress)
     _tell_of(model, values)
     return model
+
+
+def check_length(opened: OpenPack, tokens: int, remedy: str) -> None:
+    """Refuse more tokens than the context has, before a model is loaded. Raises ContextError."""
+    n_ctx = opened.options.n_ctx or 0
+    if tokens > n_ctx:
+        raise ContextError(
+            f"{tokens} tokens, a context of {n_ctx}", f"take a larger --ctx-size, or {remedy}"
+        )
 
 
 def _tell_of(model: LanguageModel, values: Mapping[str, Any], *lines: str) -> None:

@@ -12,7 +12,7 @@ import click
 
 from picoedge.cli import models, options
 from picoedge.cli.output import showing_progress
-from picoedge.errors import ContextError, UsageError
+from picoedge.errors import UsageError
 from picoedge.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,13 +49,9 @@ def command(**values: Any) -> None:
     opened = models.open_pack(values, template=False, logit_rows=LOGIT_ROWS)
     tokens = first_tokens(opened.take_tokenizer(), values["file"], values["n_tokens"])
     opened.suggest_context(len(tokens))
+    models.check_length(opened, len(tokens), "fewer --tokens")
     model = models.load(values, opened, load_model)
     with closing(model), showing_progress() as progress:
-        if len(tokens) > model.n_ctx:
-            raise ContextError(
-                f"{len(tokens)} tokens, a context of {model.n_ctx}",
-                "take a larger --ctx-size, or fewer --tokens",
-            )
         value = perplexity(model, tokens, _by_token(progress))
     if values["as_json"]:
         click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))

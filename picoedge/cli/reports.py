@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def window(model: LanguageModel, waited_s: float, elapsed_s: float) -> dict[str, Any]:
     """JSON fields of the memory plan as it was made (None: all weights are mapped), and its effect.
 
-    `resident_mb` and `window_depth` are those of now: the plan adapts to measured speeds.
+    `resident_mb` and `window_depth` are the present ones: the plan adapts to measured speeds.
     """
     plan, adapter = model.memory_plan, model.adapter
     now = adapter.plan.window if adapter else None

@@ -61,28 +61,24 @@ def bench(
 
     Tokens are random, as in llama-bench: no sampler, no tokenizer, no early end.
     """
-    count = max(n_prompt, n_generate)
-    tokens = random.Random(0).choices(range(vocab_size), k=count)
-    rows = []
-    if n_prompt:
-        runs = _repeat(lambda: _run_prompt(model, tokens[:n_prompt]), repeats, clock)
-        rows.append(BenchRow(f"pp{n_prompt}", tuple(n_prompt / s for s in runs)))
-    if n_generate:
-        runs = _repeat(lambda: _run_singly(model, tokens[:n_generate]), repeats, clock)
-        rows.append(BenchRow(f"tg{n_generate}", tuple(n_generate / s for s in runs)))
-    return rows
+    tokens = random.Random(0).choices(range(vocab_size), k=max(n_prompt, n_generate))
+
+    def generate() -> None:
+        for position in range(n_generate):
+            model.forward((tokens[position],), position)
+
+    tests: list[tuple[str, int, Callable[[], object]]] = [
+        ("pp", n_prompt, lambda: model.forward(tokens[:n_prompt], 0)),
+        ("tg", n_generate, generate),
+    ]
+    return [
+        BenchRow(f"{name}{count}", tuple(count / s for s in _repeat(run, repeats, clock)))
+        for name, count, run in tests
+        if count
+    ]
 
 
-def _run_prompt(model: Forward, tokens: list[int]) -> None:
-    model.forward(tokens, 0)
-
-
-def _run_singly(model: Forward, tokens: list[int]) -> None:
-    for position, token in enumerate(tokens):
-        model.forward((token,), position)
-
-
-def _repeat(run: Callable[[], None], repeats: int, clock: Callable[[], float]) -> list[float]:
+def _repeat(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> list[float]:
     """Seconds of each of `repeats` runs, after one warm-up run."""
     run()
     seconds = []

@@ -31,7 +31,7 @@ class SessionPlan:
     model: str
     plan: MemoryPlan
     whole: bool  # all weights mapped, nothing streamed
-    apart: int  # bytes mapped beside those of the plan; 0 where something is streamed
+    apart: int  # bytes mapped beyond the plan's; 0 with streaming
     speeds: Speeds
     kernels: str
     threads: int

@@ -117,7 +117,7 @@ def _too_long(count: str, n_ctx: int) -> ContextError:
 
 
 class KernelsInfo(Protocol):
-    """Name and threads of the kernels that compute."""
+    """Name of the kernels (`numpy`, or the level of the C ones: `avx2`, `dotprod`), threads."""
 
     name: str
     threads: int
@@ -213,11 +213,6 @@ class Session:
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
         self._cancelled = False
         self.set_sampling(sampling or SamplingOptions())
-
-    @property
-    def kernels_name(self) -> str:
-        """`numpy`, or the level of the C kernels (`avx2`, `dotprod`)."""
-        return self.model.kernels.name
 
     def describe(self) -> str:
         """One line for people: `smollm2-135m · avx2, 2 threads · context 4096`."""

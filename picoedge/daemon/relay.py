@@ -5,8 +5,9 @@
                   how many chunks of the worker's have arrived
     -> relay-data    "data" of the worker's; empty at its end
 
-One relay a connection. The bytes are those of a CURVE connection between the board and the worker,
-which the daemon cannot read. It holds at most a chunk one way and a window of them the other.
+Each connection has at most one relay. The bytes are those of a CURVE connection between board and
+worker, which the daemon cannot read. It holds at most a chunk one way, and a window of chunks the
+other.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.jobs.relay import CHUNK_BYTES, WINDOW
+from picoedge.jobs.relay import RELAY_CHUNK_BYTES, RELAY_WINDOW
 from picoedge.mesh.transport.replies import Pending
 from picoedge.mesh.transport.server import Sender
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # makes 8 MB of 6 MB, and a heartbeat comes each 250 ms.
 BYTES_PER_S = 6 << 20
 BURST_BYTES = 1 << 20
-RETRY_S = 1e-3  # until a worker that took no bytes is tried again
+WRITE_RETRY_S = 1e-3  # until a worker that took no bytes is tried again
 
 
 @dataclass(eq=False)
@@ -91,10 +92,10 @@ class Relays:
             relay.unsent = base64.b64decode(text, validate=True)
         except ValueError:
             raise ProtocolError("a relay of what is no base64") from None
-        if len(relay.unsent) > CHUNK_BYTES or taken > relay.sent:
+        if len(relay.unsent) > RELAY_CHUNK_BYTES or taken > relay.sent:
             raise ProtocolError("a relay of more than a chunk, or of chunks never sent")
         relay.taken = taken
-        if relay.sent - taken < WINDOW:
+        if relay.sent - taken < RELAY_WINDOW:
             self._listen(relay)
         relay.pending = Pending()
         self._write(relay)
@@ -115,7 +116,7 @@ class Relays:
         relay.allowed_bytes = min(BURST_BYTES, relay.allowed_bytes + regained) - written
         relay.at_s = now_s
         if relay.unsent:
-            self._rpc.after(RETRY_S, lambda: self._write(relay))
+            self._rpc.after(WRITE_RETRY_S, lambda: self._write(relay))
         elif relay.allowed_bytes < 0:
             pending = relay.pending
             self._rpc.after(-relay.allowed_bytes / BYTES_PER_S, lambda: pending.answer({}))
@@ -136,7 +137,7 @@ class Relays:
 
     def _read(self, relay: _Relay) -> None:
         try:
-            data = relay.connection.recv(CHUNK_BYTES)
+            data = relay.connection.recv(RELAY_CHUNK_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -145,7 +146,7 @@ class Relays:
             return self._worker_left(relay)
         self._push(relay, data)
         relay.sent += 1
-        if relay.sent - relay.taken >= WINDOW:  # until the board has taken some
+        if relay.sent - relay.taken >= RELAY_WINDOW:  # until the board has taken some
             self._pause(relay)
 
     def _push(self, relay: _Relay, data: bytes) -> None:

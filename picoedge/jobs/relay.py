@@ -2,10 +2,9 @@
 
     hub's socket  <->  Relay, a thread here  <->  daemon  <->  worker's socket
 
-What passes is the CURVE connection between hub and worker itself, encrypted and authenticated end
-to end: the daemon could not read it, and a relay admits nobody that the worker would not. Bytes
-travel in base64, in requests that are answered once the worker has taken them: a fallback, not a
-fast path.
+The bytes are those of the CURVE connection between hub and worker, encrypted and authenticated end
+to end: the daemon cannot read them, and the worker still checks the hub's key. They travel in
+base64, in requests that are answered once the worker has taken them: a fallback, not a fast path.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
 
 REACH_S = 1.0  # for a connection to a worker's own port: hundreds of round trips of a LAN
-CHUNK_BYTES = 128 << 10  # a control message has at most 1 MB
-WINDOW = 8  # chunks that a daemon sends before the first is acknowledged: 1 MB of memory there
+RELAY_CHUNK_BYTES = 128 << 10  # a control message has at most 1 MB
+RELAY_WINDOW = 8  # chunks a daemon sends before one is acknowledged: 1 MB of its memory
 SEND_S = 60.0  # for the worker to take a chunk, which its kernel and libzmq do while it computes
 
 
@@ -88,13 +87,13 @@ class Relay:
         assert self._connection is not None
         for kind, body in self._client.notifications():
             self._on_push(kind, body)
-        if self._taken - self._acknowledged >= WINDOW // 2:
+        if self._taken - self._acknowledged >= RELAY_WINDOW // 2:
             self._send(b"")
         items = [(self._client.socket, zmq.POLLIN), (self._client.monitor, zmq.POLLIN)]
         files = [(file.fileno(), zmq.POLLIN) for file in (self._connection, self._stopped)]
         ready = {item for item, _ in zmq.zmq_poll([*items, *files], -1)}
         if self._connection.fileno() in ready:
-            data = self._connection.recv(CHUNK_BYTES)
+            data = self._connection.recv(RELAY_CHUNK_BYTES)
             if not data:
                 return False
             self._send(data)

@@ -20,6 +20,7 @@ from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.group.peer_link import Wish
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport.frames import HUB, VERSION
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 
 EPOCH = 7
 LOOPBACK = "127.0.0.1"
@@ -61,6 +62,7 @@ def boards(
     stall_s: float = SEND_STALL_S,
     transport: Wish = "stream",
     version: int = VERSION,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Boards]:
     """Links of a session, not yet open; all sockets are closed at the end."""
     keys = [KeyPair.new() for _ in range(count)]
@@ -77,6 +79,7 @@ def boards(
             stall_s=stall_s,
             transport=transport,
             version=version,
+            limits=limits,
         )
         for rank in range(count)
     ]

@@ -21,6 +21,7 @@ from picoedge.mesh.group.rendezvous import Rendezvous
 from picoedge.mesh.transport import seal
 from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Transport
 from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.seal import Bytes
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
@@ -61,6 +62,7 @@ class Links:
         spin_s: float = SPIN_S,
         stall_s: float = SEND_STALL_S,
         version: int = VERSION,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.rank, self.epoch, self.version, self.transport = rank, epoch, version, transport
         # A board may be two sums ahead in what it sends, no more.
@@ -69,7 +71,7 @@ class Links:
         self._rendezvous = Rendezvous(
             context,
             keys,
-            Own(rank, epoch, bounds.frame_bytes, transport, seal.ciphers(), version),
+            Own(rank, epoch, bounds.frame_bytes, transport, seal.ciphers(), version, limits),
             self._most_early,
             self._waiter,
             self._failures,

@@ -30,6 +30,7 @@ from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Tran
 from picoedge.mesh.transport.frames import PREFIX_BYTES, Header, Kind, pack_prefix, unpack
 
 if TYPE_CHECKING:
+    from picoedge.mesh.transport.limits import Limits
     from picoedge.mesh.transport.sealed_stream import SealedStream
     from picoedge.mesh.transport.waiter import Items
 
@@ -40,10 +41,6 @@ HELLO, PROBE, CHOICE = range(3)  # steps, in `sequence`
 CARRIES = 0x80  # beside the ciphers: messages may travel over ZeroMQ
 PROBE_BYTES = 16 << 10  # the sum of one token, of 2,048 values in f64
 ROUNDS = 5  # timed; one more before them, which finds the other board asleep
-PROBE_S = 1.0  # longer is no link that a few round trips could judge
-# TCP repeats a lost SYN after one second: both must find a listener that is reachable in time.
-STREAM_OPEN_S = 2.5
-STREAM_OPEN_ONLY_S = 5.0  # where there is nothing else to carry messages
 
 
 class LinkState(Enum):
@@ -81,6 +78,7 @@ class Own:
     wish: Wish
     ciphers: seal.Cipher
     version: int  # of the group's headers
+    limits: Limits
 
     @property
     def hello(self) -> bytes:
@@ -223,8 +221,9 @@ class PeerLink:
         if carries and (self.own.wish == "zeromq" or len(body) == 1):
             return self._choose(self.proven)
         ticket = Ticket.from_bytes(body[:TICKET_BYTES] if carries else body)
-        self._is_chosen = not carries
-        self._deadline = time.monotonic() + (STREAM_OPEN_S if carries else STREAM_OPEN_ONLY_S)
+        self._is_chosen, limits = not carries, self.own.limits
+        wait_s = limits.stream_open_s if carries else limits.stream_only_s
+        self._deadline = time.monotonic() + wait_s
         try:
             self._stream = ticket.connect(self._host, self.own.most_bytes)
         except OSError as error:
@@ -240,7 +239,7 @@ class PeerLink:
         if self._is_chosen:
             self._open(self._stream)
         else:
-            self._deadline = time.monotonic() + PROBE_S
+            self._deadline = time.monotonic() + self.own.limits.probe_s
             self._probe()
         return True
 
@@ -289,7 +288,7 @@ class PeerLink:
         kept = choose_transport(self.own.wish, is_open, stream_s, zeromq_s)
         connection = self._stream if kept == "stream" else self.proven
         if connection is self._probed:  # its probe would be taken for a message
-            self._is_late, self._deadline = True, time.monotonic() + STREAM_OPEN_ONLY_S
+            self._is_late, self._deadline = True, time.monotonic() + self.own.limits.stream_only_s
         else:
             self._choose(connection)
 

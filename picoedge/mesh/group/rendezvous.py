@@ -35,15 +35,12 @@ if TYPE_CHECKING:
 # Where the stream alone carries messages, a CURVE connection has the handshake to carry.
 HANDSHAKE = curve.SocketBounds(frame_bytes=1024, messages=16)
 CURVE_BYTES = 33  # of a message: command name, flags, nonce and tag (RFC 26)
-# Messages queued by libzmq, each way: enough to keep a link busy, and 8 MB of the longest at most.
-QUEUED_MESSAGES = 16
-PUMPED_MESSAGES = 256  # read at once from the ROUTER: a flood must not stop all else
 
 
 class Rendezvous:
     """The links of the board `own.rank`, and the `connections` of those that are open, by rank.
 
-    `most_early` messages of a board are kept before they are taken. A Source of the waiter.
+    `most_early` messages of a board are kept before they are taken. A PollSource.
     """
 
     def __init__(
@@ -65,7 +62,9 @@ class Rendezvous:
         self._past: dict[str, bytes] = {}  # routing id, by key, of the last link that was removed
         self._bounds = HANDSHAKE
         if own.wish != "stream":
-            self._bounds = curve.SocketBounds(own.most_bytes + CURVE_BYTES, QUEUED_MESSAGES)
+            self._bounds = curve.SocketBounds(
+                own.most_bytes + CURVE_BYTES, own.limits.link_messages
+            )
         self._router: Socket | None = None
         self._router_monitor: LinkMonitor | None = None
         self._authenticator: curve.Authenticator | None = None
@@ -109,7 +108,7 @@ class Rendezvous:
             socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
             if self._own.wish != "zeromq":
                 first = {rank: self._hello_of(rank) for rank in self.links}
-                self._tickets = TicketListener(host, first, self._own.most_bytes)
+                self._tickets = TicketListener(host, first, self._own.most_bytes, self._own.limits)
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
         port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
@@ -171,7 +170,7 @@ class Rendezvous:
         return sorted(awaited - self.connections.keys())
 
     def items(self) -> Items:
-        """See Source."""
+        """See PollSource."""
         files = self._tickets.files if self._tickets is not None else []
         items: list[tuple[Any, int]] = [(file, zmq.POLLIN) for file in files]
         if self._router is not None and self._authenticator is not None:
@@ -181,11 +180,11 @@ class Rendezvous:
         return items
 
     def due(self) -> float | None:
-        """See Source."""
+        """See PollSource."""
         return min((at for link in self.links.values() if (at := link.due())), default=None)
 
     def handle(self) -> None:
-        """See Source."""
+        """See PollSource."""
         self._advance()
 
     def _advance(self) -> bool:
@@ -226,7 +225,7 @@ class Rendezvous:
     def _pump(self) -> None:
         """Give the messages that have come over the ROUTER to the connections they came over."""
         assert self._router is not None
-        for _ in range(PUMPED_MESSAGES):
+        for _ in range(self._own.limits.link_messages_per_turn):
             try:
                 routing_id = self._router.recv(zmq.NOBLOCK)
             except zmq.Again:

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.connection import ConnectionEnded
-from picoedge.mesh.transport.seal import KEY_BYTES, Cipher, Seal, new_key
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.seal import CIPHER_KEY_BYTES, Cipher, Seal, new_key
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
 NAME_BYTES = 16  # random: as hard to guess as a key
-# Connections that have not shown a ticket yet; the oldest makes room. A group has at most 64 ranks,
-# each of which connects once.
-PENDING_CONNECTIONS = 64
-BACKLOG = 64  # likewise, for the kernel's queue
-_TICKET = struct.Struct(f"<HB{NAME_BYTES}s{KEY_BYTES}s{KEY_BYTES}s")
+_TICKET = struct.Struct(f"<HB{NAME_BYTES}s{CIPHER_KEY_BYTES}s{CIPHER_KEY_BYTES}s")
 TICKET_BYTES = _TICKET.size
 
 
@@ -99,10 +96,17 @@ class TicketListener:
     Poll `files` for reading, and call `accepted` where one is readable.
     """
 
-    def __init__(self, host: str, first: Mapping[int, bytes], most_bytes: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        first: Mapping[int, bytes],
+        most_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._most_pending = limits.ticketless_connections
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server(
-            (host, 0), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::"
+            (host, 0), family=family, backlog=self._most_pending, dualstack_ipv6=host == "::"
         )
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
@@ -145,7 +149,7 @@ class TicketListener:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
                 self._pending.append(_Connection(connection))
-                if len(self._pending) > PENDING_CONNECTIONS:
+                if len(self._pending) > self._most_pending:
                     self._pending.pop(0).close()
 
     def _is_settled(self, each: _Connection) -> bool:

@@ -23,7 +23,7 @@ Transport = Literal["stream", "zeromq"]
 
 # A ROUTER polls as writable when any of its peers is: a send that waits for one asks again instead.
 # A millisecond is some 100 KB at the 1 Gbit/s of a board, far less than libzmq has in its queues.
-RETRY_S = 1e-3
+SEND_RETRY_S = 1e-3
 # After the close libzmq goes on sending that long, so that a goodbye arrives; a board that is gone
 # is noticed within that second.
 GOODBYE_MS = 1000
@@ -43,7 +43,7 @@ class Connection(Protocol):
         """Send a copy of the message; where False, call `flush` until it returns True."""
 
     def flush(self) -> bool:
-        """Send what is left of a message; True where all of it is on its way."""
+        """Send the rest of a message; True once all of it is on its way."""
 
     def take(self) -> memoryview | None:
         """The next message, valid until the one after it is taken; None: it is not here yet."""
@@ -113,11 +113,11 @@ class DealerConnection:
 class RouterConnection(DealerConnection):
     """The listening end: one peer of a ROUTER socket, which belongs to all of them.
 
-    `pump` reads what has come for any peer and gives it to `put` of that peer's connection. Of
-    messages that nobody has taken `most` are kept: the rest are dropped, and `take` says so.
+    `pump` reads the socket and calls `put` of the connection that each message came over. Up to
+    `most` messages wait to be taken: later ones are dropped, and `take` raises ProtocolError.
     """
 
-    retry_s: float | None = RETRY_S
+    retry_s: float | None = SEND_RETRY_S
 
     def __init__(
         self, socket: Socket, routing_id: bytes, pump: Callable[[], None], most: int

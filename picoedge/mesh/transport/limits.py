@@ -43,6 +43,18 @@ class Limits:
     flood_s: float = 30.0  # for sending more than `bytes_per_beat`
     first_retry_s: float = 0.5  # until a failed connection is tried again; doubles each time
     longest_retry_s: float = 16.0  # a board that was switched on is found within this time
+    # Connections to a group's port of streams without a ticket yet; the oldest makes room. A group
+    # has at most 64 ranks, each of which connects once.
+    ticketless_connections: int = 64
+    # A group's messages in libzmq's queue of a link, each way: they keep it busy, and the longest,
+    # of 256 KB, take 4 MB.
+    link_messages: int = 16
+    link_messages_per_turn: int = 256  # read at once: a flood must not keep a rank from its work
+    probe_s: float = 1.0  # to compare transports: no link for a group is slower
+    # TCP repeats a lost SYN after a second: both can reach a listener that is reachable at all.
+    stream_open_s: float = 2.5
+    stream_only_s: float = 5.0  # likewise, after three: nothing else can carry the messages
+
     log_lines: int = 1000  # different ones, after which a hostile peer cannot fill the journal
 
 

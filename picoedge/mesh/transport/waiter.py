@@ -25,7 +25,7 @@ Items = Sequence[tuple[Any, int]]  # (a socket or a file descriptor, POLLIN | PO
 LOOK_S = 0.1
 
 
-class Source(Protocol):
+class PollSource(Protocol):
     """Sockets that change, with a timer; `handle` is called after each poll, and must not block."""
 
     def items(self) -> Items:
@@ -48,7 +48,7 @@ class Waiter:
     def __init__(self, spin_s: float) -> None:
         self._spin_s = spin_s
         self._watched: dict[Socket, Callback] = {}
-        self._sources: list[Source] = []
+        self._sources: list[PollSource] = []
         self._look_at = 0.0
 
     def watch(self, socket: Socket, callback: Callback) -> None:
@@ -59,12 +59,12 @@ class Waiter:
         """Poll it no more."""
         self._watched.pop(socket, None)
 
-    def add_source(self, source: Source) -> None:
+    def add_source(self, source: PollSource) -> None:
         """Serve this source in every wait."""
         if source not in self._sources:
             self._sources.append(source)
 
-    def remove_source(self, source: Source) -> None:
+    def remove_source(self, source: PollSource) -> None:
         """Serve it no more."""
         if source in self._sources:
             self._sources.remove(source)

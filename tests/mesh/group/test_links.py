@@ -42,6 +42,7 @@ from picoedge.mesh.transport.frames import (
     pack_prefix,
     unpack,
 )
+from picoedge.mesh.transport.limits import Limits
 from picoedge.mesh.transport.seal import Cipher
 from picoedge.mesh.transport.sealed_stream import SealedStream
 
@@ -596,9 +597,8 @@ def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPa
         assert bytes(team.links[1].receive((0,), 5)[2]) == b"all the same"
 
 
-def test_a_timing_that_takes_too_long_falls_to_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_link, "PROBE_S", 0.0)
-    with boards(2, "star", ROWS, transport="auto") as team:
+def test_a_timing_that_takes_too_long_falls_to_the_stream() -> None:
+    with boards(2, "star", ROWS, transport="auto", limits=Limits(probe_s=0.0)) as team:
         opened(team)
         assert team.links[0].transports() == {1: "stream"}
         team.links[1].send(0, *note(b"no probe before it"))

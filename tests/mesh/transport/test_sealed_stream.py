@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.group.tickets import NAME_BYTES, PENDING_CONNECTIONS, Ticket, TicketListener
+from picoedge.mesh.group.tickets import NAME_BYTES, Ticket, TicketListener
 from picoedge.mesh.transport import seal
 from picoedge.mesh.transport.connection import ConnectionEnded
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS
 from picoedge.mesh.transport.seal import (
     TAG_BYTES,
     Cipher,
@@ -301,10 +302,10 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
     with entrance() as made, ExitStack() as stack:
         connect = [
             stack.enter_context(socket.create_connection((LOOPBACK, made.port)))
-            for _ in range(PENDING_CONNECTIONS)
+            for _ in range(DEFAULT_LIMITS.ticketless_connections)
         ]
         assert list(made.accepted()) == []
-        assert len(made.files) == 1 + PENDING_CONNECTIONS
+        assert len(made.files) == 1 + DEFAULT_LIMITS.ticketless_connections
         ours = connected_by(made.ticket(1, HERE[-1]))
         stack.callback(ours.close)
         ours.send(FIRST[1])

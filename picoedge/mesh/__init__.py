@@ -1,1 +1,1 @@
-"""Boards of one cluster: who they are, who is let in, and what passes between them."""
+"""The mesh: identity, transport, membership, sums and shard transfer between boards."""

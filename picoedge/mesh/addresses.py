@@ -1,4 +1,4 @@
-"""Where a board listens: `HOST:PORT`, checked before a socket sees it."""
+"""Addresses `HOST:PORT`, parsed and checked."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """As ZeroMQ writes it."""
+        """As ZeroMQ writes it: `tcp://host:port`."""
         return f"tcp://{self}"
 
     @property
     def is_numeric(self) -> bool:
-        """Whether no name server has to be asked."""
+        """Whether the host is an IP address, which needs no look-up."""
         return _is_numeric(self.host)
 
     @property
     def is_everywhere(self) -> bool:
-        """Whether it means all interfaces: good to listen on, no use to a peer."""
+        """Whether it means all interfaces: one can listen on it, but not connect to it."""
         return self.host in ("0.0.0.0", "::")
 
 
 def parse_address(text: str) -> Address:
-    """The address meant by `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare IPv6. Raises UsageError."""
+    """Parse `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare IPv6 address. Raises UsageError."""
     host, port = _split(text.strip())
     if not _is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"not an address: {text!r}", "write it like 192.168.1.20:7433")
@@ -48,7 +48,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_addresses(text: str) -> tuple[Address, ...]:
-    """Addresses with commas between them. Raises UsageError."""
+    """Parse addresses separated by commas. Raises UsageError."""
     return tuple(parse_address(part) for part in text.split(",") if part.strip())
 
 

@@ -1,4 +1,4 @@
-"""Which of a board's addresses the others should use, and why that one."""
+"""Choose which of this board's addresses the other boards should use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_TUNNELS = re.compile(r"tun|tap|wg|tailscale|zt|ppp|utun|ipsec")
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface: `addresses` are IPv4 ones, in digits."""
+    """A network interface; `addresses` are numeric IPv4 addresses."""
 
     name: str
     addresses: tuple[str, ...]
@@ -36,10 +36,10 @@ class Interface:
 
 
 def choose_interface(interfaces: Iterable[Interface]) -> tuple[str, str]:
-    """The address to tell the others, and the reason in words.
+    """The address to announce, and the reason in words.
 
-    A LAN's comes first: with the default route, wired before wireless. What serves containers or
-    tunnels is taken where there is nothing else. Raises MeshError where there is no address.
+    The interface with the default route is preferred, then wired ones over wireless ones; those
+    of containers and tunnels are the last resort. Raises MeshError if there is no address.
     """
     usable = [each for each in interfaces if each.addresses and each.is_up]
     if not usable:
@@ -72,7 +72,7 @@ def _reason(best: Interface, usable: list[Interface]) -> str:
 
 
 def interfaces() -> list[Interface]:
-    """This board's, as the system tells of them."""
+    """The interfaces of this board."""
     import psutil  # type: ignore[import-untyped]
 
     routed, up = _with_default_route(), psutil.net_if_stats()
@@ -91,7 +91,7 @@ def interfaces() -> list[Interface]:
 
 
 def _with_default_route() -> set[str]:
-    """Names of the interfaces that lead everywhere, from /proc/net/route."""
+    """Names of interfaces with a default route, from /proc/net/route."""
     try:
         lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
     except (OSError, ValueError):

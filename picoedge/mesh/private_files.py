@@ -1,4 +1,4 @@
-"""Files of this user alone, replaced whole or not at all, by one process at a time."""
+"""JSON files that only this user can read: replaced atomically, under their folder's lock."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Stamp = tuple[int, int, int, int]
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is none.
+    """The object in a JSON file; None if there is no file.
 
-    Raises AccessError where it is damaged, StorageError where it cannot be read.
+    Raises AccessError if it is damaged, StorageError if it cannot be read.
     """
     with _as_storage_error(path):
         try:
@@ -41,7 +41,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when the file is replaced; None where there is none."""
+    """Inode, size and times of a file: they change when it is replaced. None if there is none."""
     try:
         stat = path.stat()
     except OSError:
@@ -50,7 +50,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file, for good when this returns. Its folder's lock must be held."""
+    """Replace a file, durably before this returns. The caller holds its folder's lock."""
     data = json.dumps(value, indent=1).encode() + b"\n"
     with _as_storage_error(path):
         for left in path.parent.glob(f".{path.name}*.new"):  # by a writer that was killed
@@ -59,7 +59,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock against other processes; makes a missing folder, for this user alone.
 
     Not to be taken twice by one thread. Raises StorageError, also where it stays taken.

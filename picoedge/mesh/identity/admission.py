@@ -1,4 +1,4 @@
-"""Entering a cluster: making one, letting a board in by its invite, being let in."""
+"""Admission to a cluster: found one, admit a board by its invite, accept being admitted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from picoedge.mesh.identity.invite import Invitation, Invites
 from picoedge.mesh.identity.keys import KeyPair, SigningKey, is_key
 from picoedge.mesh.identity.roster import Cluster, Roster, is_name
 from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.private_files import folder_lock, read_json, write_json
 
 JOINING = "joining.json"
 
 
 def found_cluster(folder: Path, cluster: str, board: str) -> Identity:
-    """Make a cluster of this one board, which from then on lets others in.
+    """Make a cluster of this one board, which has its signing key and can admit others.
 
-    Raises AccessError where the board is in a cluster already, UsageError for a bad name.
+    Raises AccessError if the board is in a cluster already, UsageError for a bad name.
     """
     if not is_name(cluster):
         raise UsageError("that is no name for a cluster", "letters, digits, '.', '_' and '-'")
@@ -34,10 +34,10 @@ def found_cluster(folder: Path, cluster: str, board: str) -> Identity:
 
 
 def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
-    """Make this board's keys for a cluster whose roster was brought here.
+    """Make this board's keys for a cluster whose roster was copied here as a file.
 
-    It is in once `picoedge keys allow` was given its public key. Raises as `found_cluster`, and
-    AccessError or ProtocolError for a bad roster.
+    The board is a member once its public key was given to `picoedge keys allow`. Raises as
+    `found_cluster`, and AccessError or ProtocolError for a bad roster.
     """
     require_board_name(board)
     return create_identity(folder, board, Roster.from_json(roster_json), KeyPair.new())
@@ -51,11 +51,11 @@ def admit(
     name: str,
     now: float,
 ) -> Roster:
-    """Let the board `public` in for the invite of the one-time key `invite`, which is spent.
+    """Admit the board `public` and spend the invite with the one-time key `invite`.
 
-    A name that another board has gets a number. `public` and `name` are a peer's words. Raises
-    ProtocolError where they are malformed, AccessError where the invite is not open (any more)
-    or the key is revoked.
+    A name that is taken gets a number. `public` and `name` come from a peer, unchecked. Raises
+    ProtocolError if they are malformed, AccessError if the invite is not open or the key is
+    revoked.
     """
     if not is_key(public) or not is_name(name) or public == invite:
         raise ProtocolError("a board that joins sent a malformed key or name")
@@ -63,7 +63,7 @@ def admit(
         raise AccessError("this invite is used up or too old", "picoedge keys invite makes one")
 
     def allowing(roster: Roster) -> Roster:
-        called = roster.members.get(public)  # a member's name is not the invited one's to change
+        called = roster.members.get(public)  # an invite does not rename a member
         return roster.with_allow(signing, public, called or roster.free_name(name))
 
     roster_file.update(allowing)
@@ -71,12 +71,12 @@ def admit(
 
 
 def joining_keys(folder: Path) -> KeyPair:
-    """The keys this board asks to be let in with: the same at each try, however tries end.
+    """The keys with which this board asks to join: kept on disk, so the same at each attempt.
 
-    Raises AccessError where the board is in a cluster already.
+    Raises AccessError if the board is in a cluster already.
     """
     path = folder / JOINING
-    with locked(folder):
+    with folder_lock(folder):
         require_no_identity(folder)
         value = read_json(path, f"remove {path}")
         secret = (value or {}).get("secret")
@@ -88,15 +88,16 @@ def joining_keys(folder: Path) -> KeyPair:
 
 
 def accept(folder: Path, invitation: Invitation, roster_json: object, keys: KeyPair) -> Identity:
-    """Save what the inviting board answered: this board is in. It is named as the roster says.
+    """Save the roster that the inviting board replied with: this board is a member now.
 
-    Raises ProtocolError or AccessError where the answer is not the cluster's or does not name us.
+    Its name is the roster's. Raises ProtocolError or AccessError if the roster is malformed, of
+    another cluster, or without this board.
     """
     roster = Roster.from_json(roster_json)
     name = roster.members.get(keys.public)
     if roster.cluster.key != invitation.cluster or name is None:
         raise AccessError("the answer is not of the cluster that invited", "ask for a new invite")
     identity = create_identity(folder, name, roster, keys)
-    with locked(folder):
+    with folder_lock(folder):
         (folder / JOINING).unlink(missing_ok=True)
     return identity

@@ -1,6 +1,6 @@
-"""This board's identity: its name and keys, in a folder of this user alone.
+"""This board's identity: its name and keys, in a folder that only this user can read.
 
-`board.json` is written last when a board enters a cluster: a folder without it is none.
+`board.json` is written last on joining a cluster: a folder without it has no identity.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from picoedge.errors import AccessError, UsageError
 from picoedge.mesh.identity.keys import KeyPair, SigningKey, is_key
 from picoedge.mesh.identity.roster import MAX_NAME, Roster, is_name
 from picoedge.mesh.identity.roster_file import write_first_roster
-from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.private_files import folder_lock, read_json, write_json
 
-FILE = "board.json"
+IDENTITY_FILE = "board.json"
 JOIN_REMEDY = "picoedge keys init makes a cluster; picoedge run --join STRING joins one"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this board is. The signing key, where it is here, is `load_signing_key`'s."""
+    """Name and keys of this board. `load_signing_key` has the cluster's, if it is here."""
 
     name: str
     keys: KeyPair
@@ -40,12 +40,12 @@ def cluster_folder(environ: Mapping[str, str]) -> Path:
 
 
 def load_identity(folder: Path) -> Identity:
-    """Raises AccessError where there is none, it is damaged, or others can read it."""
+    """Raises AccessError if there is none, it is damaged, or other users can read it."""
     return _identity(folder, _read(folder))
 
 
 def load_signing_key(folder: Path) -> SigningKey:
-    """The cluster's key. Raises AccessError on every board but the one that made the cluster."""
+    """The cluster's signing key. Raises AccessError on all boards but the one that founded it."""
     seed = _read(folder)["signing"]
     if seed is None:
         raise AccessError(
@@ -56,12 +56,12 @@ def load_signing_key(folder: Path) -> SigningKey:
 
 
 def has_signing_key(folder: Path) -> bool:
-    """Whether this board may let others in. Raises AccessError as `load_identity`."""
+    """Whether this board can admit others. Raises AccessError as `load_identity`."""
     return _read(folder)["signing"] is not None
 
 
 def require_board_name(name: str) -> None:
-    """Raises UsageError where `name` cannot name a board."""
+    """Raises UsageError if `name` cannot name a board."""
     if not is_name(name):
         raise UsageError(
             f"no name for a board: {name!r}", f"letters, digits, '.', '_', '-'; at most {MAX_NAME}"
@@ -69,8 +69,8 @@ def require_board_name(name: str) -> None:
 
 
 def require_no_identity(folder: Path) -> None:
-    """Raises AccessError where this board is in a cluster."""
-    if (folder / FILE).exists():
+    """Raises AccessError if this board is in a cluster."""
+    if (folder / IDENTITY_FILE).exists():
         raise AccessError(
             f"{folder}: this board is in a cluster already",
             "to leave it for good, remove that folder",
@@ -78,7 +78,7 @@ def require_no_identity(folder: Path) -> None:
 
 
 def board_name_of(host: str) -> str:
-    """The name a board has where it is given none: its host name, as far as that is one."""
+    """The default name of a board: its host name without what a name may not contain."""
     label = re.sub(r"[^A-Za-z0-9_-]+", "-", host.split(".")[0])
     return label.strip("-_")[:MAX_NAME] or "board"
 
@@ -86,9 +86,9 @@ def board_name_of(host: str) -> str:
 def create_identity(
     folder: Path, name: str, roster: Roster, keys: KeyPair, signing: SigningKey | None = None
 ) -> Identity:
-    """Save who this board is from now on, and its first roster: both or neither.
+    """Save this board's identity and its first roster: both or neither.
 
-    Raises AccessError where the folder has an identity already, UsageError for a bad name.
+    Raises AccessError if the folder has an identity already, UsageError for a bad name.
     """
     require_board_name(name)
     values = {
@@ -97,15 +97,15 @@ def create_identity(
         "secret": keys.secret,
         "signing": None if signing is None else signing.seed,
     }
-    with locked(folder):
+    with folder_lock(folder):
         require_no_identity(folder)
         write_first_roster(folder, roster)
-        write_json(folder / FILE, values)
+        write_json(folder / IDENTITY_FILE, values)
     return Identity(name, keys, folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / FILE
+    path = folder / IDENTITY_FILE
     value = read_json(path, f"restore it, or remove the folder: {JOIN_REMEDY}")
     if value is None:
         raise AccessError(f"{folder}: this board is in no cluster", JOIN_REMEDY)

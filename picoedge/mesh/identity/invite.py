@@ -1,8 +1,8 @@
-"""Invites: strings that let one board in, once, for a while.
+"""Invites: strings that admit one board, once, within a limited time.
 
-An invite carries the secret of a one-time pair of keys. Its public half is kept in
-`invites.json` of the board that issued it until a board used it or it is too old; by that
-board's clock alone, since a new board may not know the time yet.
+An invite contains the secret half of a one-time key pair. The board that issued it keeps the
+public half in `invites.json` until it is used or expires, by that board's clock: a new board may
+not know the time yet.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from picoedge.errors import AccessError, PicoedgeError, UsageError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.identity import load_identity, load_signing_key
 from picoedge.mesh.identity.keys import KeyPair, is_key
-from picoedge.mesh.private_files import Stamp, locked, read_json, stamp_of, write_json
+from picoedge.mesh.private_files import Stamp, folder_lock, read_json, stamp_of, write_json
 
-PREFIX = "picoedge-join:"
-MAX_OPEN = 64
-MAX_CHARACTERS = 1024
-FILE = "invites.json"
+INVITE_PREFIX = "picoedge-join:"
+MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in one go
+MAX_CHARACTERS = 1024  # an invite has about 300
+INVITES_FILE = "invites.json"
 _FIELDS = {"address", "server", "secret", "expires", "cluster"}
 
 
 def dialled_address(text: str) -> str:
-    """`text` as HOST:PORT that a peer can ask at. Raises UsageError."""
+    """`text` as a HOST:PORT to which a peer can connect. Raises UsageError."""
     address = parse_address(text)
     if address.is_everywhere or not address.port:
         raise UsageError(f"no board can be asked at {address}", "name one address of this board")
@@ -39,7 +39,7 @@ def dialled_address(text: str) -> str:
 
 @dataclass(frozen=True)
 class Invitation:
-    """What an invite says: whom to ask, with which one-time keys, for which cluster.
+    """The content of an invite: the board to ask, the one-time keys, the cluster.
 
     `server` is the public key of the board at `address`, `cluster` verifies its roster,
     `expires` is in unix seconds of that board.
@@ -52,7 +52,7 @@ class Invitation:
     cluster: str
 
     def to_string(self) -> str:
-        """What is typed on the other board. Whoever reads it can use it."""
+        """The string to type on the other board. It is a secret: any reader can use it."""
         fields = {
             "address": self.address,
             "server": self.server,
@@ -61,15 +61,17 @@ class Invitation:
             "cluster": self.cluster,
         }
         data = json.dumps(fields, separators=(",", ":")).encode()
-        return PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
+        return INVITE_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def parse_invite(text: str) -> Invitation:
-    """What `to_string` made. Raises UsageError, which does not repeat the string."""
+    """The inverse of `to_string`. Raises UsageError, which does not repeat the string."""
     text = text.strip()
-    if not text.startswith(PREFIX):
-        raise UsageError(f"an invite begins with {PREFIX}", "picoedge keys invite prints one")
-    invitation = _decoded(text[len(PREFIX) :]) if len(text) <= MAX_CHARACTERS else None
+    if not text.startswith(INVITE_PREFIX):
+        raise UsageError(
+            f"an invite begins with {INVITE_PREFIX}", "picoedge keys invite prints one"
+        )
+    invitation = _decoded(text[len(INVITE_PREFIX) :]) if len(text) <= MAX_CHARACTERS else None
     if invitation is None:
         raise UsageError(
             "the invite is cut off or altered", "copy the whole line that picoedge keys invite gave"
@@ -109,21 +111,21 @@ class Invites:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / FILE
+        self.path = folder / INVITES_FILE
         self._seen: Stamp | None = None
         self._seen_open: dict[str, int] = {}
 
     def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
-        """A new invite to ask at `address` (HOST:PORT), as the string to type.
+        """A new invite for the board at `address` (HOST:PORT), valid for `ttl_s`, as a string.
 
-        `cluster` is the key of the cluster. Raises AccessError where this board cannot let
-        others in or too many invites are open, UsageError for a bad address.
+        `cluster` is the cluster's public key. Raises AccessError if this board cannot admit
+        others or too many invites are open, UsageError for a bad address.
         """
         asked = dialled_address(address)
         load_signing_key(self.folder)
         server = load_identity(self.folder).keys.public
         invitation = Invitation(asked, server, KeyPair.new(), math.ceil(now + ttl_s), cluster)
-        with locked(self.folder):
+        with folder_lock(self.folder):
             opened = self._open(now)
             if len(opened) >= MAX_OPEN:
                 raise AccessError(f"{MAX_OPEN} invites are open", "use them, or wait for their end")
@@ -131,9 +133,9 @@ class Invites:
         return invitation.to_string()
 
     def is_open(self, public: str, now: float) -> bool:
-        """Whether the one-time key `public` may still ask to join. A damaged list opens nothing.
+        """Whether the one-time key `public` may still ask to join; False if the file is damaged.
 
-        Strangers make a daemon ask this: it reads no file that it has read already.
+        Any client can make a daemon call this, so an unchanged file is not read again.
         """
         stamp = stamp_of(self.path)
         if stamp != self._seen:
@@ -141,8 +143,8 @@ class Invites:
         return now < self._seen_open.get(public, 0)
 
     def spend(self, public: str, now: float) -> bool:
-        """Use an invite up; True for one caller only, and for good before this returns."""
-        with locked(self.folder):
+        """Use up an invite, on disk before this returns; True for the first caller only."""
+        with folder_lock(self.folder):
             opened = self._open(now)
             if public not in opened:
                 return False
@@ -151,7 +153,7 @@ class Invites:
         return True
 
     def open_until(self, now: float) -> list[int]:
-        """When each open invite ends, the first to end first."""
+        """Expiry times of the open invites (unix seconds), ascending."""
         return sorted(self._open(now).values())
 
     def _open_or_none(self, now: float) -> dict[str, int]:

@@ -1,9 +1,8 @@
-"""The roster: which keys are of a cluster, as signed entries that any board can check.
+"""Roster: the keys of a cluster's boards, as signed entries that any board can verify.
 
-One entry a key: the cluster's signing key says that it is allowed, or that it is revoked. A
-revoked key is never allowed again. Merging keeps the stronger entry of each key, so boards that
-gossip in any order, any number of times, end with the same roster. Pure: files are
-`roster_file`'s.
+One entry per key, signed by the cluster's key, allows or revokes it; a revoked key is never
+allowed again. `merge` keeps the stronger entry of each key: it is commutative and idempotent, so
+boards that gossip in any order end with the same roster. Pure: `roster_file` has the file.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from picoedge.mesh.identity.keys import (
 
 ALLOW, REVOKE = "allow", "revoke"
 MAX_ENTRIES = 1024
-MAX_NAME = 32  # shorter than a key, so that the one is never taken for the other
+MAX_NAME = 32  # shorter than a key, so that neither can be mistaken for the other
 MAX_SERIAL = (1 << 53) - 1
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
 _DOMAIN = "picoedge roster 1"
@@ -41,20 +40,20 @@ def is_name(text: object) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What all boards of a cluster agree on: its name, and the key that verifies its entries."""
+    """A cluster's identity: its name, and the public key that verifies its entries."""
 
     name: str
     key: str
 
     @property
     def tag(self) -> str:
-        """16 hexadecimal digits that tell clusters of one name apart, and nothing else."""
+        """16 hexadecimal digits, a hash of both: tells clusters of one name apart."""
         return fingerprint(_joined(self.name, self.key))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cluster says of one key. `serial` orders what was said of it."""
+    """A signed statement about one key. `serial` increases with each entry of a cluster."""
 
     kind: str
     public: str
@@ -63,13 +62,13 @@ class Entry:
     signature: str = ""
 
     def signed_bytes(self, cluster: Cluster) -> bytes:
-        """What the signature is over: the entry, and the cluster it is of."""
+        """The bytes that are signed: the entry and its cluster."""
         about = (cluster.key, cluster.name, self.kind, self.public, self.name, str(self.serial))
         return _joined(_DOMAIN, *about)
 
     @property
     def strength(self) -> tuple[bool, int, str, str]:
-        """Of two entries about a key the greater holds."""
+        """Of two entries of a key, the one with the greater strength counts."""
         return self.kind == REVOKE, self.serial, self.name, self.signature
 
     def to_json(self) -> dict[str, object]:
@@ -83,7 +82,7 @@ def _joined(*fields: str) -> bytes:
 
 @dataclass(frozen=True)
 class Roster:
-    """Who is in `cluster`. `entries` are one a key, in the order of their keys, and verified."""
+    """The boards of `cluster`. `entries` are verified, one per key, sorted by key."""
 
     cluster: Cluster
     entries: tuple[Entry, ...] = ()
@@ -93,28 +92,28 @@ class Roster:
         return {entry.public: entry for entry in self.entries}
 
     def is_allowed(self, public: str) -> bool:
-        """Whether a board with this key is let in."""
+        """Whether a board with this key is admitted."""
         entry = self._by_public.get(public)
         return entry is not None and entry.kind == ALLOW
 
     def is_revoked(self, public: str) -> bool:
-        """Whether this key was let in once and is no more."""
+        """Whether this key was revoked."""
         entry = self._by_public.get(public)
         return entry is not None and entry.kind == REVOKE
 
     def name_of(self, public: str) -> str | None:
-        """What people call the board with this key, also a revoked one."""
+        """The name of the board with this key, revoked or not; None for an unknown key."""
         entry = self._by_public.get(public)
         return None if entry is None else entry.name
 
     @cached_property
     def members(self) -> Mapping[str, str]:
-        """Public key to name of the boards that are let in, in the order they were."""
+        """Public key to name of the admitted boards, in the order of their admission."""
         return self._named(ALLOW)
 
     @cached_property
     def revoked(self) -> Mapping[str, str]:
-        """Public key to name of the boards that are let in no more."""
+        """Public key to name of the revoked boards."""
         return self._named(REVOKE)
 
     def _named(self, kind: str) -> Mapping[str, str]:
@@ -129,7 +128,7 @@ class Roster:
         return fingerprint(b"\n".join(said))
 
     def merge(self, other: Roster) -> Roster:
-        """What both say together. Raises AccessError for another cluster's."""
+        """The stronger entry of each key. Raises AccessError for another cluster's roster."""
         if other.cluster != self.cluster:
             raise _foreign(self.cluster)
         if other.entries == self.entries:
@@ -142,9 +141,9 @@ class Roster:
         return self._holding(held)
 
     def with_allow(self, signing: SigningKey, public: str, name: str) -> Roster:
-        """This and the board `public`, called `name`: let in, or given that name.
+        """With the board `public` admitted under `name`, or renamed to it.
 
-        Raises AccessError where the key is revoked, the name another's, or the roster full.
+        Raises AccessError if the key is revoked, the name is taken, or the roster is full.
         """
         _require_board(public, name)
         if self.is_revoked(public):
@@ -159,14 +158,14 @@ class Roster:
         return self._with(signing, ALLOW, public, name)
 
     def with_revoke(self, signing: SigningKey, public: str) -> Roster:
-        """This without the board `public`. Raises AccessError where it was never in it."""
+        """With the board `public` revoked. Raises AccessError if it was never in it."""
         name = self.name_of(public)
         if name is None:
             raise AccessError("no board of this cluster has that key", "picoedge keys show")
         return self if self.is_revoked(public) else self._with(signing, REVOKE, public, name)
 
     def free_name(self, name: str) -> str:
-        """`name`, or where a board has it `name-2` and so on."""
+        """`name`, or if it is taken `name-2` and so on."""
         taken = set(self.members.values())
         tried, number = name, 1
         while tried in taken:
@@ -188,17 +187,17 @@ class Roster:
         return Roster(self.cluster, tuple(held[public] for public in sorted(held)))
 
     def to_json(self) -> dict[str, object]:
-        """As `from_json` takes it. Holds no secret."""
+        """As `from_json` takes it. Contains no secret."""
         entries = [entry.to_json() for entry in self.entries]
         return {"cluster": dict(vars(self.cluster)), "entries": entries}
 
     @classmethod
     def from_json(cls, value: object, known: Roster | None = None) -> Roster:
-        """A roster that a peer or a file holds; every signature is verified.
+        """A roster from a peer or a file; every signature is verified.
 
-        Where `known` is given, another cluster's roster is refused before it is looked at, and
-        entries that are already known are not verified again. Raises ProtocolError where it is
-        malformed, AccessError where it is foreign or forged.
+        With `known`, a roster of another cluster is refused at once, and entries already in
+        `known` are not verified again. Raises ProtocolError if it is malformed, AccessError if
+        it is another cluster's or a signature is wrong.
         """
         fields = Fields(value, "a roster").only(("cluster", "entries"))
         cluster = _read_cluster(fields.object("cluster"))

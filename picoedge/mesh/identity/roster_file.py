@@ -1,4 +1,4 @@
-"""The roster on disk: written by the daemon and by `picoedge keys`, in turns."""
+"""The roster on disk, which both the daemon and `picoedge keys` write, under a lock."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from picoedge.errors import AccessError, MeshError
 from picoedge.mesh.identity.roster import Roster
-from picoedge.mesh.private_files import Stamp, locked, read_json, stamp_of, write_json
+from picoedge.mesh.private_files import Stamp, folder_lock, read_json, stamp_of, write_json
 
 REMEDY = "remove the folder, and join again with a new invite"
 
 
 class RosterFile:
-    """`roster.json` of a cluster folder. `roster` is what was read or written last.
+    """`roster.json` of a cluster folder. `roster` is the one read or written last.
 
-    Raises AccessError where the file is missing, damaged or forged, StorageError where the disk
-    fails.
+    Raises AccessError if the file is missing, damaged or forged, StorageError if it cannot be
+    read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,9 +26,9 @@ class RosterFile:
         self.roster = self._read(None)
 
     def reload_if_changed(self) -> bool:
-        """Take in what another process wrote; whether the roster is another one now.
+        """Merge the file if another process has replaced it; whether `roster` has changed.
 
-        What was known stays known: an older file takes nothing back. Told once of a bad file.
+        Entries are never lost to an older file. A damaged file raises once.
         """
         stamp = stamp_of(self.path)
         if stamp == self._stamp:
@@ -37,11 +37,11 @@ class RosterFile:
         return self._hold(self.roster.merge(self._read(self.roster)))
 
     def update(self, change: Callable[[Roster], Roster]) -> bool:
-        """Apply `change` to the newest roster and save it; whether the roster is another one now.
+        """Apply `change` to the newest roster and save it; whether `roster` has changed.
 
-        It is on the disk when this returns. Errors of `change` leave everything as it was.
+        It is on the disk when this returns. If `change` raises, nothing is changed.
         """
-        with locked(self.folder):
+        with folder_lock(self.folder):
             on_disk = self._read(self.roster)
             changed = change(self.roster.merge(on_disk))
             if changed != on_disk:
@@ -50,9 +50,9 @@ class RosterFile:
         return self._hold(changed)
 
     def take(self, value: object) -> bool:
-        """Merge a roster that a peer sent, as JSON; whether that told anything new.
+        """Merge a roster (JSON) from a peer; whether it had anything new.
 
-        Raises ProtocolError or AccessError where it is malformed, foreign or forged.
+        Raises ProtocolError or AccessError if it is malformed, another cluster's or forged.
         """
         theirs = Roster.from_json(value, self.roster)
         if self.roster.merge(theirs) == self.roster:
@@ -75,5 +75,5 @@ class RosterFile:
 
 
 def write_first_roster(folder: Path, roster: Roster) -> None:
-    """Begin a folder's roster, where the board has no identity yet."""
+    """Write the roster of a folder that has no identity yet."""
     write_json(folder / "roster.json", roster.to_json())

@@ -8,7 +8,7 @@ from pathlib import Path
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.node.gossip import KnownAddresses, addresses_body, read_addresses
-from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.private_files import folder_lock, read_json, write_json
 
 ADDRESSES_FILE = "peers.json"
 MAX_KEPT = 4  # addresses of one board: a board that moves replaces its old ones
@@ -49,7 +49,7 @@ class AddressBook:
 
     def save(self) -> None:
         """Raises StorageError."""
-        with locked(self.folder):
+        with folder_lock(self.folder):
             write_json(self.folder / ADDRESSES_FILE, addresses_body(self._known))
 
     def _keep(self, key: str, addresses: tuple[Address, ...]) -> bool:

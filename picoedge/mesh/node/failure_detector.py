@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from picoedge.mesh.node.membership import DEAD_AFTER_S, Change, Event, Membership, Tick, apply
+from picoedge.mesh.node.membership import (
+    DEAD_AFTER_S,
+    Change,
+    MemberEvent,
+    Membership,
+    Tick,
+    apply,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class FailureDetector:
         """Have `call` called with each change of the membership."""
         self._on_change.append(call)
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: MemberEvent) -> None:
         """Apply an event now."""
         silence_s = self._timing.silence_s
         self.membership, changes = apply(self.membership, event, self._clock(), silence_s)

@@ -1,4 +1,4 @@
-"""Being let in over the network: the side of the board that has an invite."""
+"""Join a cluster over the network with an invite: the new board's side."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def join(
     name: str,
     timeout_s: float = TIMEOUT_S,
 ) -> Identity:
-    """Use an invite: this board is in the cluster from now on, and `folder` knows it.
+    """Use an invite, and save the membership in `folder`.
 
-    Raises AccessError where the invite is used up or too old or the board is in a cluster
-    already, BoardLostError where the inviting board does not answer.
+    Raises AccessError if the invite is used up or expired or the board is in a cluster already,
+    BoardLostError if the inviting board does not answer.
     """
     keys = joining_keys(folder)
     roster = ask_to_join(context, invitation, name, keys, timeout_s)
@@ -52,8 +52,8 @@ def ask_to_join(
 ) -> Body:
     """The cluster's roster, with this board in it. `keys` are the board's own.
 
-    Where an earlier try was cut off after the invite was spent, the board is in already: its own
-    keys are let in, and the roster is asked for with those.
+    If an earlier attempt was cut off after the invite was spent, the board is a member already:
+    then the roster is requested with its own keys.
     """
     body = {"public": keys.public, "name": name}
     try:

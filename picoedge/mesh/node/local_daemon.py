@@ -1,7 +1,7 @@
-"""This board's daemon, found by the other programs of the board: `daemon.json`.
+"""`daemon.json`: where this board's other programs find its daemon.
 
-It is kept in the cluster's folder, so that several boards can be tried on one machine. The daemon
-holds a lock while it lives: what a killed one left behind is known to be stale.
+It is in the cluster's folder, so that several boards can run on one machine. The daemon holds a
+lock while it lives, which shows that the file of a killed one is stale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from picoedge.fields import Fields
 from picoedge.files import take_lock
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import load_identity
-from picoedge.mesh.private_files import locked, read_json, write_json
+from picoedge.mesh.private_files import folder_lock, read_json, write_json
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import NO_TRANSLATION, Translation
 
@@ -37,30 +37,30 @@ class LocalDaemon:
 
 
 class DaemonFile:
-    """Says that this process is the board's daemon, until `remove` or its end.
+    """Marks this process as the board's daemon, until `remove` or its end.
 
-    Raises MeshError where another one runs, StorageError where the folder cannot be written.
+    Raises MeshError if another one runs, StorageError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with locked(folder):
+        with folder_lock(folder):
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not take_lock(self._lock, LOCK_S):
             os.close(self._lock)
             raise _running(folder)
 
     def write(self, address: Address, incarnation: int) -> None:
-        """Say where it listens."""
+        """Publish the address it listens on."""
         if address.is_everywhere:
             local = "::1" if ":" in address.host else "127.0.0.1"
             address = Address(local, address.port)
         said = {"pid": os.getpid(), "address": str(address), "incarnation": incarnation}
-        with locked(self._folder):
+        with folder_lock(self._folder):
             write_json(self._folder / FILE, said)
 
     def remove(self) -> None:
-        """The daemon ends. Idempotent."""
+        """Unpublish it. Idempotent."""
         if self._lock >= 0:
             (self._folder / FILE).unlink(missing_ok=True)
             os.close(self._lock)
@@ -68,16 +68,16 @@ class DaemonFile:
 
 
 def find_local(folder: Path) -> LocalDaemon | None:
-    """The daemon that runs with the identity in `folder`; None where none does."""
+    """The daemon that runs with the identity in `folder`; None if there is none."""
     return _read(folder) if _is_locked(folder / LOCK) else None
 
 
 def connect_local(
     context: Context, folder: Path, translation: Translation = NO_TRANSLATION
 ) -> Client:
-    """A connection with this board's own daemon.
+    """A connection to this board's own daemon.
 
-    Raises AccessError where the board is in no cluster, BoardLostError where no daemon runs.
+    Raises AccessError if the board is in no cluster, BoardLostError if no daemon runs.
     """
     identity = load_identity(folder)
     daemon = find_local(folder)

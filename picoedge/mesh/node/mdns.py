@@ -1,7 +1,7 @@
-"""Finding boards on the LAN by multicast DNS, where the `mdns` extra is installed.
+"""Discovery of boards on the LAN by multicast DNS (needs the `mdns` extra).
 
-Each daemon announces `_picoedge._tcp.local.` with the tag of its cluster, and looks for others
-with the same tag. What is found is a hint only: whoever answers still has to prove its key.
+Each daemon announces `_picoedge._tcp.local.` with the tag of its cluster, and browses for the same
+tag. An announcement is a hint only: the board at its address still has to prove its key.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def is_available() -> bool:
 
 
 def properties(tag: str, key: str, name: str) -> dict[str, str]:
-    """What a board announces of itself."""
+    """The TXT record that a board announces."""
     return {"cluster": tag, "key": key, "name": name}
 
 
 def read_announcement(
     announced: Mapping[bytes, bytes | None], hosts: list[str], port: int | None, tag: str
 ) -> tuple[str, tuple[Address, ...]] | None:
-    """Key and addresses of a board of our cluster; None for what is foreign or malformed."""
+    """Key and addresses in an announcement; None if it is another cluster's or malformed."""
     if announced.get(b"cluster") != tag.encode() or not port:
         return None
     key = (announced.get(b"key") or b"").decode("ascii", "replace")
@@ -50,10 +50,10 @@ def read_announcement(
 
 
 class Discovery:
-    """Announces this board on one interface, and tells `found` of others.
+    """Announces this board on one interface, and calls `found(key, addresses)` for each other.
 
-    `found(key, addresses)` is called in a thread of zeroconf's. `tag` is `Cluster.tag`, `address`
-    the one to announce, with its real port. Raises UsageError without the extra.
+    `found` is called in a thread of zeroconf. `tag` is `Cluster.tag`; `address`, with its real
+    port, is announced. Raises UsageError without the extra.
     """
 
     def __init__(self, tag: str, key: str, name: str, address: Address, found: Found) -> None:
@@ -80,7 +80,7 @@ class Discovery:
             raise
 
     def close(self) -> None:
-        """Say that this board goes, and stop looking. Idempotent."""
+        """Withdraw the announcement and stop browsing. Idempotent."""
         self._zeroconf.close()
 
     def _changed(self, zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:

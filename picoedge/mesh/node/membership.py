@@ -89,7 +89,7 @@ class Revoked:
     key: str
 
 
-Event = Heard | Tick | Left | Revoked
+MemberEvent = Heard | Tick | Left | Revoked
 
 
 class What(str, Enum):
@@ -118,7 +118,7 @@ Transition = tuple[Membership, tuple[Change, ...]]
 
 
 def apply(
-    state: Membership, event: Event, now_s: float, dead_after_s: float = DEAD_AFTER_S
+    state: Membership, event: MemberEvent, now_s: float, dead_after_s: float = DEAD_AFTER_S
 ) -> Transition:
     """The membership after an event, and the changes; each change is one epoch."""
     if isinstance(event, Tick):

@@ -25,7 +25,7 @@ from picoedge.mesh.identity.identity import (
     load_identity,
     load_signing_key,
 )
-from picoedge.mesh.identity.invite import MAX_OPEN, PREFIX, Invites, parse_invite
+from picoedge.mesh.identity.invite import INVITE_PREFIX, MAX_OPEN, Invites, parse_invite
 from picoedge.mesh.identity.keys import KeyPair, SigningKey, decode_z85, is_key, verifies
 from picoedge.mesh.identity.roster_file import RosterFile
 
@@ -395,11 +395,11 @@ def test_addresses_that_nobody_can_be_asked_at(home: Path, address: str) -> None
 
 
 def encoded(fields: object) -> str:
-    return PREFIX + base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    return INVITE_PREFIX + base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
 
 
 def decoded(string: str) -> dict[str, Any]:
-    text = string[len(PREFIX) :]
+    text = string[len(INVITE_PREFIX) :]
     fields: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     return fields
 
@@ -422,7 +422,9 @@ def test_altered_invites_are_refused_without_repeating_them(
     assert fields["secret"] not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "x", PREFIX, f"{PREFIX}!!", f"{PREFIX}é", "picoedge-join"])
+@pytest.mark.parametrize(
+    "text", ["", "x", INVITE_PREFIX, f"{INVITE_PREFIX}!!", f"{INVITE_PREFIX}é", "picoedge-join"]
+)
 def test_what_is_no_invite_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="invite"):
         parse_invite(text)
@@ -438,7 +440,7 @@ def test_a_cut_off_invite_is_refused(home: Path) -> None:
 @given(st.binary())
 def test_no_bytes_in_an_invite_do_more_than_be_refused(data: bytes) -> None:
     with pytest.raises(UsageError):
-        parse_invite(PREFIX + base64.urlsafe_b64encode(data).decode())
+        parse_invite(INVITE_PREFIX + base64.urlsafe_b64encode(data).decode())
 
 
 # -- joining -------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from picoedge.mesh.node.membership import (
     PAST_INCARNATIONS,
     Change,
     Condition,
-    Event,
     Heard,
     Left,
+    MemberEvent,
     Membership,
     Revoked,
     Tick,
@@ -36,8 +36,8 @@ HISTORIES = st.lists(st.tuples(EVENTS, st.floats(0, 0.9)), max_size=40)
 
 
 def play(
-    history: list[tuple[Event, float]],
-) -> list[tuple[Membership, Event, float, Membership, tuple[Change, ...]]]:
+    history: list[tuple[MemberEvent, float]],
+) -> list[tuple[Membership, MemberEvent, float, Membership, tuple[Change, ...]]]:
     """Each step: the state before, the event, its time, the state after, what changed."""
     steps, state, now_s = [], Membership(), 0.0
     for event, passed_s in history:
@@ -53,12 +53,12 @@ def here(state: Membership) -> list[str]:
     return sorted(key for key, member in state.members.items() if member.is_here)
 
 
-def after(*events: tuple[Event, float]) -> Membership:
+def after(*events: tuple[MemberEvent, float]) -> Membership:
     return reduce(lambda state, each: apply(state, *each)[0], events, Membership())
 
 
 @given(HISTORIES)
-def test_every_change_is_one_epoch(history: list[tuple[Event, float]]) -> None:
+def test_every_change_is_one_epoch(history: list[tuple[MemberEvent, float]]) -> None:
     for before, _, _, state, changes in play(history):
         assert state.epoch == before.epoch + len(changes)
         conditions = {key: member.condition for key, member in before.members.items()}
@@ -67,7 +67,7 @@ def test_every_change_is_one_epoch(history: list[tuple[Event, float]]) -> None:
 
 
 @given(HISTORIES)
-def test_what_was_replaced_never_comes_back(history: list[tuple[Event, float]]) -> None:
+def test_what_was_replaced_never_comes_back(history: list[tuple[MemberEvent, float]]) -> None:
     gone: dict[str, set[int]] = {}
     for before, _, _, state, _ in play(history):
         for key, member in state.members.items():
@@ -80,7 +80,7 @@ def test_what_was_replaced_never_comes_back(history: list[tuple[Event, float]]) 
 
 
 @given(HISTORIES)
-def test_only_silence_is_death(history: list[tuple[Event, float]]) -> None:
+def test_only_silence_is_death(history: list[tuple[MemberEvent, float]]) -> None:
     heard_s: dict[str, float] = {}
     for _, event, now_s, state, changes in play(history):
         for change in changes:
@@ -92,7 +92,7 @@ def test_only_silence_is_death(history: list[tuple[Event, float]]) -> None:
 
 
 @given(HISTORIES)
-def test_a_revoked_key_is_gone_for_good(history: list[tuple[Event, float]]) -> None:
+def test_a_revoked_key_is_gone_for_good(history: list[tuple[MemberEvent, float]]) -> None:
     revoked: set[str] = set()
     for _, event, _, state, _ in play(history):
         revoked |= {event.key} if isinstance(event, Revoked) else set()
@@ -101,7 +101,7 @@ def test_a_revoked_key_is_gone_for_good(history: list[tuple[Event, float]]) -> N
 
 
 @given(st.lists(EVENTS, max_size=20), st.randoms())
-def test_boards_do_not_mind_each_others_order(events: list[Event], random: object) -> None:
+def test_boards_do_not_mind_each_others_order(events: list[MemberEvent], random: object) -> None:
     """Events of each board stay in order, those of different boards are mixed anew."""
     named = {"ada": 0, "bob": 1, "cyd": 2}
     queues = [[] for _ in named]

@@ -45,14 +45,14 @@ def command(**values: Any) -> None:
         return _plan_cluster(values)
     from picoedge.engine.dry_run import plan_session
 
-    survey = plan_session(models.open_pack(values))
-    models.tell_of_numpy(survey.kernels, values["kernels"])
+    planned = plan_session(models.open_pack(values))
+    models.tell_of_numpy(planned.kernels, values["kernels"])
     if values["as_json"]:
-        print_json(survey.to_json())
+        print_json(planned.to_json())
         return
-    print_facts(facts(survey))
-    if not survey.whole:
-        draw(survey)
+    print_facts(facts(planned))
+    if not planned.whole:
+        draw(planned)
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -70,47 +70,47 @@ def _check(values: dict[str, Any]) -> None:
 
 def _plan_cluster(values: dict[str, Any]) -> None:
     from picoedge.cli.plan_cluster import print_plan
-    from picoedge.cluster.dry_run import cluster_of_file, cluster_of_mesh, survey_cluster
+    from picoedge.cluster.dry_run import plan_group, topology_of_file, topology_of_mesh
 
     file = values["boards_file"]
-    of_file = cluster_of_file(file, values["hub"]) if file else None  # before a model is fetched
+    of_file = topology_of_file(file, values["hub"]) if file else None  # before a model is fetched
     opened = models.open_pack({**values, "cluster": True}, text=not file)
-    cluster, held = (of_file, {}) if of_file else cluster_of_mesh(opened.pack, warn)
-    survey = survey_cluster(opened, cluster, held)
+    cluster, held = (of_file, {}) if of_file else topology_of_mesh(opened.pack, warn)
+    planned = plan_group(opened, cluster, held)
     if values["as_json"]:
-        print_json(survey.to_json())
+        print_json(planned.to_json())
     else:
-        print_plan(survey.plan)
+        print_plan(planned.plan)
 
 
-def facts(survey: SessionPlan) -> list[tuple[str, str]]:
+def facts(planned: SessionPlan) -> list[tuple[str, str]]:
     """(name, value) of each figure."""
-    plan = survey.plan
-    threads = f"{survey.threads} thread{'s' if survey.threads > 1 else ''}"
+    plan = planned.plan
+    threads = f"{planned.threads} thread{'s' if planned.threads > 1 else ''}"
     return [
-        ("model", survey.model),
+        ("model", planned.model),
         ("budget", format_size(plan.budget.total)),
         ("interpreter", f"{format_size(plan.budget.fixed)} with the tokenizer"),
         ("context", f"{format_size(plan.kv_cache)} for {plan.n_ctx} tokens, {plan.kv_bits} bits"),
         ("buffers", f"{format_size(plan.activations)} for {plan.batch} tokens of a prompt at once"),
-        *(_whole_facts(survey) if survey.whole else _streamed_facts(survey)),
-        ("storage", str(survey.speeds.storage)),
-        ("kernels", f"{format_size(survey.speeds.compute)}/s ({survey.kernels}, {threads})"),
+        *(_whole_facts(planned) if planned.whole else _streamed_facts(planned)),
+        ("storage", str(planned.speeds.storage)),
+        ("kernels", f"{format_size(planned.speeds.compute)}/s ({planned.kernels}, {threads})"),
     ]
 
 
-def _whole_facts(survey: SessionPlan) -> list[tuple[str, str]]:
-    window = survey.plan.window
-    held = window.resident_bytes + survey.apart
+def _whole_facts(planned: SessionPlan) -> list[tuple[str, str]]:
+    window = planned.plan.window
+    held = window.resident_bytes + planned.apart
     return [
         ("resident", f"{format_size(held)}: all of it fits, nothing is streamed"),
-        ("total", format_size(survey.total)),
+        ("total", format_size(planned.total)),
         ("a token", f"{window.forecast.s_per_token:.2g} s of computing"),
     ]
 
 
-def _streamed_facts(survey: SessionPlan) -> list[tuple[str, str]]:
-    plan, window = survey.plan, survey.plan.window
+def _streamed_facts(planned: SessionPlan) -> list[tuple[str, str]]:
+    plan, window = planned.plan, planned.plan.window
     clock = "disk" if window.forecast.clock == "disk" else "processor"
     forecast, largest = window.forecast, max(unit.nbytes for unit in window.streamed)
     reserve = plan.reading.reserve
@@ -125,7 +125,7 @@ def _streamed_facts(survey: SessionPlan) -> list[tuple[str, str]]:
             f"{format_size(window.window_bytes)}{beside}: {units} of up to "
             f"{format_size(largest)}, {_READING[plan.reading.io]}",
         ),
-        ("total", format_size(survey.total)),
+        ("total", format_size(planned.total)),
         ("read", f"{read} for each token, or for each {plan.batch} tokens of a prompt"),
         (
             "a token",
@@ -135,14 +135,14 @@ def _streamed_facts(survey: SessionPlan) -> list[tuple[str, str]]:
     ]
 
 
-def draw(survey: SessionPlan) -> None:
+def draw(planned: SessionPlan) -> None:
     """Print the picture, in the characters that stdout can show."""
     from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     signs = UNICODE if encoding == "utf8" else ASCII
     click.echo()
-    for line in picture(survey.plan.window, signs):
+    for line in picture(planned.plan.window, signs):
         click.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""How a model would run over boards, of a file or of the mesh now: a plan, and nothing loaded."""
+"""Dry run: plan a model over the boards of a file, or of the cluster now, and load nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from picoedge.store.shards import HeldShards
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterSurvey:
-    """A plan, and what it was made for."""
+class GroupPlan:
+    """A plan over boards, with the model, context and boards that it is for."""
 
     model: str
     n_ctx: int
@@ -38,26 +38,31 @@ class ClusterSurvey:
         }
 
 
-def survey_cluster(
+def plan_group(
     opened: OpenPack, cluster: Topology, held: Mapping[int, HeldShards] | None = None
-) -> ClusterSurvey:
-    """Plan for the pack over these boards; `held`: see `plan_cluster`.
+) -> GroupPlan:
+    """Plan the opened pack over these boards; `held`: see `plan_cluster`.
 
-    With `options.memory_bytes` the hub has no more than that. Raises ModelError, UsageError, and
-    MemoryBudgetError where the boards cannot hold the model.
+    `options.memory_bytes` limits the hub's memory. Raises ModelError, UsageError, and
+    MemoryBudgetError if the boards cannot hold the model.
     """
     pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
-    asked, cluster = options.cluster, _limited(cluster, options.memory_bytes)
-    wishes = PlanConstraints()
-    if asked is not None:
-        wishes = PlanConstraints(asked.boards, asked.split, asked.allreduce, asked.split_head)
-    plan = plan_cluster(load, cluster, wishes, held=held)
-    return ClusterSurvey(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
+    wanted, cluster = options.cluster, _limited(cluster, options.memory_bytes)
+    constraints = PlanConstraints()
+    if wanted is not None:
+        constraints = PlanConstraints(
+            wanted.boards, wanted.split, wanted.allreduce, wanted.split_head
+        )
+    plan = plan_cluster(load, cluster, constraints, held=held)
+    return GroupPlan(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
 
 
-def cluster_of_file(file: Path, hub: str | None) -> Topology:
-    """The boards of a file, the hub the named one. Raises UsageError, StorageError."""
+def topology_of_file(file: Path, hub: str | None) -> Topology:
+    """The boards of a file; `hub` names the hub, None: as the file says.
+
+    Raises UsageError, StorageError.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,12 +72,12 @@ def cluster_of_file(file: Path, hub: str | None) -> Topology:
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
-def cluster_of_mesh(
+def topology_of_mesh(
     pack: Pack, tell: Callable[[str], None]
 ) -> tuple[Topology, dict[int, HeldShards]]:
-    """The boards that answer now, this one the hub; what they have of it.
+    """The boards that answer now, with this one as hub, and their shards of `pack` by index.
 
-    Raises AccessError where this board is in no cluster, MeshError where no daemon runs.
+    Raises AccessError if this board is in no cluster, MeshError if its daemon does not run.
     """
     import zmq
 
@@ -91,7 +96,7 @@ def cluster_of_mesh(
 
 
 def _with_board(cluster: Topology, **facts: int) -> Topology:
-    """The same with other figures of its hub."""
+    """The topology with other facts of its hub."""
     boards = list(cluster.boards)
     boards[cluster.hub] = dataclasses.replace(boards[cluster.hub], **facts)  # type: ignore[arg-type]
     return dataclasses.replace(cluster, boards=tuple(boards))

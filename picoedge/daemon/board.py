@@ -23,8 +23,8 @@ from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import (
     AddRun,
+    BoardEvent,
     EndRun,
-    Event,
     Grant,
     Queued,
     Release,
@@ -34,7 +34,7 @@ from picoedge.daemon.reservations import (
     Stop,
     WorkerEnded,
     WorkerStarted,
-    apply,
+    next_state,
 )
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import AccessError, MeshError, ProtocolError
@@ -188,8 +188,8 @@ class BoardService:
         user = self._state.active if self._state.holder is None else self._state.holder
         return None if user is None else self._users.get(user)
 
-    def _apply(self, event: Event) -> None:
-        self._state, actions = apply(self._state, event)
+    def _apply(self, event: BoardEvent) -> None:
+        self._state, actions = next_state(self._state, event)
         for action in actions:
             match action:
                 case Grant(connection):

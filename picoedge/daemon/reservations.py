@@ -1,6 +1,6 @@
 """Which job has this board: a pure state machine, without a clock, a socket or a process.
 
-    state, actions = apply(state, Reserve(connection))
+    state, actions = next_state(state, Reserve(connection))
 
 Two kinds of reservation. One in the foreground belongs to a connection: it has the board for
 itself, and the others queue in the order they asked. One in the background belongs to a run: its
@@ -57,7 +57,7 @@ class WorkerEnded:
     user: bytes | str
 
 
-Event: TypeAlias = Reserve | Release | AddRun | EndRun | WorkerStarted | WorkerEnded
+BoardEvent: TypeAlias = Reserve | Release | AddRun | EndRun | WorkerStarted | WorkerEnded
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class State:
         return {connection: (i, self.holder) for i, connection in enumerate(self.queue, 1)}
 
 
-def apply(state: State, event: Event) -> tuple[State, list[Action]]:
+def next_state(state: State, event: BoardEvent) -> tuple[State, list[Action]]:
     """The state after an event, and what to do, in this order."""
     after, actions = _pass_on(*_take(state, event))
     told = state.places
@@ -119,7 +119,7 @@ def apply(state: State, event: Event) -> tuple[State, list[Action]]:
     return after, actions
 
 
-def _take(state: State, event: Event) -> tuple[State, list[Action]]:
+def _take(state: State, event: BoardEvent) -> tuple[State, list[Action]]:
     match event:
         case Reserve(connection):
             return replace(state, queue=(*state.queue, connection)), []

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from picoedge.daemon.reservations import (
     Action,
     AddRun,
+    BoardEvent,
     EndRun,
-    Event,
     Grant,
     Queued,
     Release,
@@ -19,17 +19,17 @@ from picoedge.daemon.reservations import (
     Stop,
     WorkerEnded,
     WorkerStarted,
-    apply,
+    next_state,
 )
 
 A, B, C = b"a", b"b", b"c"
 
 
-def after(*events: Event) -> tuple[State, list[Action]]:
+def after(*events: BoardEvent) -> tuple[State, list[Action]]:
     """The state after all events, and the actions of the last."""
     state, actions = State(), list[Action]()
     for event in events:
-        state, actions = apply(state, event)
+        state, actions = next_state(state, event)
     return state, actions
 
 
@@ -106,8 +106,8 @@ class Board:
         self.alive: list[bytes | str] = []  # users of processes that have not been stopped
         self.dying: list[bytes | str] = []
 
-    def happen(self, event: Event) -> None:
-        self.state, actions = apply(self.state, event)
+    def happen(self, event: BoardEvent) -> None:
+        self.state, actions = next_state(self.state, event)
         for action in actions:
             self.do(action)
         self.check()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_boards import BoardOf, ClusterOf, Running, cluster_of
+from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, last_json, until
 
 PROMPT = "Once upon a time there was a board that"
 COUNT = 50
@@ -187,3 +187,23 @@ def test_the_hubs_own_disk_never_answers(smollm2_pack: Path, shim: Path, tmp_pat
         assert "going on" not in session.err.text
         assert "Traceback" not in session.err.text
         assert sound.out.text.startswith(session.out.text.rstrip("\n"))
+
+
+def test_the_report_after_a_loss_is_of_the_present_plan(
+    cluster: ClusterOf, smollm2_pack: Path
+) -> None:
+    how = ["-c", "512", "-ts", "1,1,1", "--memory", "400M", "--json"]
+    command = ["generate", smollm2_pack, "-p", PROMPT, "-n", str(COUNT), *HOW, *how]
+    undisturbed = cluster[1].run(*command, "--cluster")
+    assert undisturbed.wait() == 0, undisturbed.err.text
+    disturbed = cluster[1].run(*command, "--cluster")
+    cluster[2].worker()
+    until(lambda: cluster[2].does() == "computing", "b2 computes")
+    kill_board(cluster[2])
+    assert disturbed.wait() == 0, disturbed.err.text
+    before, after = last_json(undisturbed), last_json(disturbed)
+    assert [loss["board"] for loss in after["cluster"]["losses"]] == ["b2"]
+    shards = {share["board"] for share in after["cluster"]["shares"]}
+    assert "b2" not in shards
+    assert before["plan"]["resident_mb"] < after["plan"]["resident_mb"]
+    assert before["resident_mb"] < after["resident_mb"]

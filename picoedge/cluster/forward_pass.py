@@ -74,9 +74,9 @@ class Stages:
         return self.ffn if stage % 2 else self.attention
 
     def receivers(self, stage: int, ranks: tuple[int, ...]) -> tuple[int, ...]:
-        """Which of the group's `ranks` go on with the sums of that stage.
+        """The ranks, of the group's `ranks`, that need the sums of that stage.
 
-        All but after the last stage: then only the hub, and the ranks that compute logits.
+        All do, but for the last stage: the hub, and the ranks that compute logits.
         """
         return ranks if stage < self.count - 1 else (HUB, *self.logit_ranks)
 

@@ -21,8 +21,8 @@ _F64 = np.dtype("<f8")
 class Codec(Protocol):
     """Turns values, f64 [n], into bytes and back.
 
-    With a `lossless` codec ranks keep the values they have. With any other, the sender too goes on
-    with the decoded values, so that all ranks have the same bits.
+    With a codec that is not `lossless` the sender, too, continues with the decoded values, so that
+    all ranks have the same bits.
     """
 
     dtype: Dtype

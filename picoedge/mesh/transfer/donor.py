@@ -1,8 +1,8 @@
 """A donor: what a board gives to others, item by item. It answers OFFER and READ.
 
-What is given is behind `ShardProvider`: the files of a pack, or anything else that is named items
-of bytes. Nothing that a peer sends becomes a path: names are only looked up. Answers are small
-parts, read when they are asked for, so that a daemon of one thread is never busy for long.
+What it gives is behind `ShardProvider`: the files of a pack, or any other named items of bytes.
+Nothing that a peer sends becomes a path: names are only looked up. Answers are small parts, read
+when they are asked for, so that a daemon of one thread is never busy for long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from picoedge.store.shards import MANIFEST
 
 OFFER, READ = "shards-offer", "shards-read"
 PART_BYTES = 128 << 10  # comes whole within a heartbeat, also over a link of 2 Mbit/s
-_MAX_NAME = 200
+MAX_NAME = 200  # characters of an item's name: files of a pack have at most 127
 
 
 class ShardProvider(Protocol):
@@ -84,7 +84,7 @@ class Donor:
         fields = Fields(body)
         number, offset = fields.integer("id", 0, U32), fields.integer("offset", 0, U32)
         nbytes = fields.integer("bytes", 0, PART_BYTES)
-        provider, name = self._find(_identity_of(body)), fields.text("item", _MAX_NAME)
+        provider, name = self._find(_identity_of(body)), fields.text("item", MAX_NAME)
         size, held = provider.nbytes(name), provider.held
         if size is None:
             raise ProtocolError(f"{provider.name} has no item {name[:80]!r}")
@@ -96,7 +96,7 @@ class Donor:
         return Header(Kind.SHARD, version, number, shape=(nbytes,), extra=offset), data
 
     def handlers(self) -> dict[str, Handler]:
-        """What a `Node` is to be given: `node.rpc.on(kind, handler)` for each."""
+        """Handlers by kind of message, for `Rpc.on`."""
 
         def read(peer: str, body: Body) -> RawReply:
             header, data = self.read(body)

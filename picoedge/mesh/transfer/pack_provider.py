@@ -1,4 +1,4 @@
-"""Packs on this board's disk, as a donor gives them: found by identity, read from their files."""
+"""Packs on this board's disk for its donor: found by identity, read from their files."""
 
 from __future__ import annotations
 

@@ -103,9 +103,9 @@ class Schedule:
         self._donors: dict[str, _Donor] = {}
         self._banned: set[str] = set()
         self._queues: dict[frozenset[str], deque[str]] = {}
-        self._share()
+        self._requeue()
 
-    # -- what is known -----------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     @property
     def is_done(self) -> bool:
@@ -125,23 +125,23 @@ class Schedule:
         """Bytes a second that a donor sends; 0 if it is unknown or has sent nothing yet."""
         return self._donors[donor].speed.bytes_per_s if donor in self._donors else 0.0
 
-    # -- what happens ------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------
 
     def joined(self, donor: str, has: Collection[str], now_s: float) -> list[DonorAction]:
         """A donor has these items: it is new, is back, or has more than before."""
         if donor in self._banned:
             return []
-        self._drop(donor)
+        self._donors.pop(donor, None)
         new = _Donor(frozenset(has) & self._nbytes.keys(), last_received_s=now_s)
         new.speed.since_s = now_s
         self._donors[donor] = new
-        self._share()
+        self._requeue()
         return self._next(now_s)
 
     def lost(self, donor: str, now_s: float) -> list[DonorAction]:
-        """A donor is gone; others are asked for its items."""
-        self._drop(donor)
-        self._share()
+        """A donor has left; others are asked for its items."""
+        self._donors.pop(donor, None)
+        self._requeue()
         return self._next(now_s)
 
     def failed(self, donor: str, now_s: float) -> list[DonorAction]:
@@ -156,7 +156,7 @@ class Schedule:
             state.has -= {item}
             state.asked.pop(item, None)
             state.last_received_s = now_s
-            self._share()
+            self._requeue()
         return self._next(now_s)
 
     def received(self, donor: str, item: str, nbytes: int, now_s: float) -> None:
@@ -169,7 +169,7 @@ class Schedule:
                 state.asked[item] = max(state.asked[item] - nbytes, 0.0)
 
     def arrived(self, donor: str, item: str, now_s: float) -> list[DonorAction]:
-        """An item came whole and is right."""
+        """An item is complete and right."""
         self._missing.pop(item, None)
         actions: list[DonorAction] = []
         for name, state in self._donors.items():
@@ -187,17 +187,14 @@ class Schedule:
             if donor.asked and now_s - donor.last_received_s >= self._silence_s
         ]
         for name in silent:
-            self._drop(name)
+            del self._donors[name]
         if silent:
-            self._share()
+            self._requeue()
         return [SetAside(name) for name in silent] + self._next(now_s)
 
-    # -- what is done about it ---------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------------
 
-    def _drop(self, donor: str) -> None:
-        self._donors.pop(donor, None)
-
-    def _share(self) -> None:
+    def _requeue(self) -> None:
         """Queue the items that no donor is asked for, by the set of donors that have them."""
         asked = {item for donor in self._donors.values() for item in donor.asked}
         holders: dict[str, list[str]] = {item: [] for item in self._missing if item not in asked}
@@ -210,10 +207,10 @@ class Schedule:
             self._queues.setdefault(frozenset(names), deque()).append(item)
 
     def _next(self, now_s: float) -> list[DonorAction]:
-        # In turn: a second item is asked of a donor when all donors have a first.
         return [*self._fill(self._rarest, now_s), *self._fill(self._hedge, now_s)]
 
     def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[DonorAction]:
+        """Ask for items in turn: for a donor's second one when all donors have a first."""
         actions: list[DonorAction] = []
         for depth in range(WINDOW):
             for name, donor in self._donors.items():
@@ -226,7 +223,7 @@ class Schedule:
 
     def _ask(self, name: str, item: str, now_s: float) -> Ask:
         donor = self._donors[name]
-        if not donor.asked:  # it had no reason to speak until now
+        if not donor.asked:  # its silence counts from now
             donor.last_received_s = donor.speed.since_s = now_s
         donor.asked[item] = float(self._nbytes[item])
         return Ask(name, item)

@@ -42,7 +42,7 @@ def pairs_to_dial(
 
 
 class Finder:
-    """Dials missing boards at the seed addresses and at those of the address book."""
+    """Dials missing boards at the seed addresses and the addresses in the book."""
 
     def __init__(
         self, loop: Loop, dialer: Dialer, book: AddressBook, log_once: Callable[[str], None]

@@ -36,7 +36,7 @@ Frames = list[Any]  # bytes, or objects with the buffer protocol
 class Sender(str):
     """The public key of a client, with the connection (`route`) it uses and its IP (`host`).
 
-    One board may have several connections: its daemon's, and those of its sessions and commands.
+    One board may have several connections: one each for its daemon, sessions and commands.
     """
 
     route: bytes

@@ -17,9 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from picoedge.errors import ModelError, PicoedgeError, ProtocolError, UnsupportedError
 
-T = TypeVar("T")
-D = TypeVar("D")
-P = ParamSpec("P")
+_T = TypeVar("_T")
+_D = TypeVar("_D")
+_P = ParamSpec("_P")
 MAX_TEXT = 2000  # characters: longer than any message or path, shorter than a flood
 MAX_INTEGER = (1 << 64) - 1
 MAX_NUMBER = 1e300  # an integer above the largest float would raise OverflowError
@@ -63,7 +63,7 @@ class Fields:
             raise self.error(f"{self._place()} has an unknown {extra[:64]!r}".lstrip(), self.hint)
         return self
 
-    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+    def get(self, name: str, kind: type[_T], default: _T | None = None) -> _T:
         """The value, of exactly this type; `default`, if one is given, where missing or null."""
         value: Any = self.values.get(name)
         if value is None and default is not None:
@@ -105,7 +105,7 @@ class Fields:
             raise self.fault(name, "a number above zero")
         return float(value)
 
-    def one_of(self, name: str, choices: Iterable[T]) -> T:
+    def one_of(self, name: str, choices: Iterable[_T]) -> _T:
         """One of `choices`, of the same type (1 is not True)."""
         value: Any = self.values.get(name)
         for choice in choices:
@@ -148,7 +148,7 @@ class Fields:
     def _inside(self, name: str, values: Any) -> Fields:
         return Fields(values, self.where, self.error, self.hint, f"{self.prefix}{name}.")
 
-    def build(self, name: str, make: Callable[[], T]) -> T:
+    def build(self, name: str, make: Callable[[], _T]) -> _T:
         """What `make` returns; its ModelError is reported as a fault of field `name`."""
         try:
             return make()
@@ -158,7 +158,7 @@ class Fields:
             raise self.fault(f"{name} ({error.message})") from error
 
 
-def or_else(default: D, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | D:
+def or_else(default: _D, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | _D:
     """`read(...)`, or `default` where that raises: for displays, which show what they can.
 
     or_else(0, report.integer, "queue_length")

@@ -14,7 +14,7 @@ from pathlib import Path
 from picoedge.errors import PicoedgeError
 from picoedge.host import memory
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
-from picoedge.host.sysfs import PROC, SYS, read_text
+from picoedge.host.sysfs import PROC, SYS, file_text
 from picoedge.host.thermal import firmware_flags, read_heat
 from picoedge.kernels.loader import default_threads, describe_kernels
 from picoedge.registry.shelf import Shelf
@@ -53,7 +53,7 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_compiler()
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
     yield check_memory(memory.available_bytes(), _installed_bytes(), _without_cgroups())
-    yield check_swaps(read_text(PROC / "swaps"))
+    yield check_swaps(file_text(PROC / "swaps"))
     yield check_disk(shelf.folder)
     yield check_storage(shelf)
     yield check_model(shelf)
@@ -150,7 +150,7 @@ def check_storage(shelf: Shelf) -> Check:
         if largest is None:
             return Check("storage", "ok", "its speed is measured once a model is packed")
         folder = shelf.folder.parent
-        return check_speed(storage_speed(largest, cache=folder, patience_s=_STORAGE_TIMEOUT_S))
+        return check_speed(storage_speed(largest, cache=folder, timeout_s=_STORAGE_TIMEOUT_S))
     except PicoedgeError as error:
         return Check("storage", "warn", error.message, error.hint)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.host import cgroups
-from picoedge.host.sysfs import SYS, read_int, read_text
+from picoedge.host.sysfs import CGROUP_ROOT, OWN_CGROUPS, SYS, cgroup_levels, file_int, file_text
 
 DEFAULT_READ_AHEAD = 128 << 10  # Linux's own, where a file system does not say
 _MOST_READ_AHEAD = 1 << 30
@@ -29,7 +28,7 @@ class Device:
     @property
     def numbers(self) -> tuple[str, ...]:
         """Its number and, if it is a partition, the whole disk's: limits are set on either."""
-        whole = read_text(self.disk / "dev") if self.disk else ""
+        whole = file_text(self.disk / "dev") if self.disk else ""
         return tuple(dict.fromkeys(n for n in (self.number, whole) if n))
 
     @property
@@ -44,7 +43,7 @@ class Device:
         return " ".join(word for word in (self.number, name, model) if word)
 
     def _of_disk(self, name: str) -> str:
-        return " ".join(read_text(self.disk / name).split()) if self.disk else ""
+        return " ".join(file_text(self.disk / name).split()) if self.disk else ""
 
 
 def find_device(st_dev: int, sys: Path = SYS) -> Device:
@@ -62,26 +61,26 @@ def read_ahead_bytes(device: Device, sys: Path = SYS) -> int:
     files = [sys / "class" / "bdi" / number / "read_ahead_kb" for number in device.numbers]
     files += [device.disk / "queue" / "read_ahead_kb"] if device.disk else []
     for file in files:
-        kilobytes = read_int(file)
+        kilobytes = file_int(file)
         if kilobytes is not None and 0 <= kilobytes << 10 <= _MOST_READ_AHEAD:
             return kilobytes << 10
     return DEFAULT_READ_AHEAD
 
 
 def read_limit(
-    device: Device, root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS
+    device: Device, root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS
 ) -> float | None:
     """Bytes a second that the cgroups of this process let it read; None: no limit."""
     return min(_limits(device, root, groups), default=None)
 
 
 def _limits(device: Device, root: Path, groups: Path) -> Iterator[float]:
-    for folder, version in cgroups.levels("blkio", root, groups):
+    for folder, version in cgroup_levels("blkio", root, groups):
         if version == 2:
             yield from _rates(folder / "io.max", device)
     throttles = (
         folder / "blkio.throttle.read_bps_device"
-        for folder, version in cgroups.levels("blkio", root, groups)
+        for folder, version in cgroup_levels("blkio", root, groups)
         if version == 1
     )
     # Version 1 does not inherit: a group inside a throttled one is not throttled.
@@ -92,7 +91,7 @@ def _limits(device: Device, root: Path, groups: Path) -> Iterator[float]:
 
 def _rates(file: Path, device: Device) -> Iterator[float]:
     """Limits of the device in lines `254:0 1048576` (v1) or `254:0 rbps=1048576 wbps=max` (v2)."""
-    for number, *fields in (line.split() for line in read_text(file).splitlines() if line.strip()):
+    for number, *fields in (line.split() for line in file_text(file).splitlines() if line.strip()):
         for field in fields if number in device.numbers else ():
             key, _, value = field.rpartition("=")
             if key in ("", "rbps") and value.isdecimal() and 0 < int(value) < _UNLIMITED:

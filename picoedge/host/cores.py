@@ -6,17 +6,16 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from picoedge.host import cgroups
-from picoedge.host.sysfs import read_int, read_text
+from picoedge.host.sysfs import CGROUP_ROOT, OWN_CGROUPS, cgroup_levels, file_int, file_text
 from picoedge.kernels.loader import default_threads
 
 
-def is_rationed(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> bool:
+def is_rationed(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS) -> bool:
     """Whether a CPU quota grants less than one core: busy-polling would use the quota up."""
     return any(cores < 1 for cores in _quotas(root, groups))
 
 
-def usable_cores(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> int:
+def usable_cores(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS) -> int:
     """Cores this process may run on, within the CPU quota of its cgroups (v1 and v2).
 
     Threads beyond the quota would spend it on polling.
@@ -27,19 +26,19 @@ def usable_cores(root: Path = cgroups.ROOT, groups: Path = cgroups.GROUPS) -> in
 
 def _quotas(root: Path, groups: Path) -> Iterator[float]:
     """Cores that each cgroup with a CPU quota grants, like 0.5 or 2."""
-    for folder, version in cgroups.levels("cpu", root, groups):
+    for folder, version in cgroup_levels("cpu", root, groups):
         quota, period = _v2(folder) if version == 2 else _v1(folder)
         if quota is not None and quota > 0 and period:
             yield quota / period
 
 
 def _v1(folder: Path) -> tuple[int | None, int | None]:
-    return read_int(folder / "cpu.cfs_quota_us"), read_int(folder / "cpu.cfs_period_us")
+    return file_int(folder / "cpu.cfs_quota_us"), file_int(folder / "cpu.cfs_period_us")
 
 
 def _v2(folder: Path) -> tuple[int | None, int | None]:
     try:
-        quota, period = read_text(folder / "cpu.max").split()
+        quota, period = file_text(folder / "cpu.max").split()
         return int(quota), int(period)
     except ValueError:  # absent, or "max 100000"
         return None, None

@@ -1,4 +1,4 @@
-"""How fast files can be read, each of the two ways a window has; a few tenths of a second each."""
+"""Measure how fast files can be read, direct and mapped; a few tenths of a second each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes a second each way (0.0: it does not work here), and whether that was enough to tell."""
+    """Bytes a second each way (0.0: it does not work here), and whether enough was read to tell."""
 
     direct: float
     mapped: float
@@ -44,7 +44,7 @@ class Measured:
 def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measured:
     """Read parts of files (bytes of each by name) both ways. Raises ModelError, StorageError.
 
-    What was read is gone from memory and from the page cache afterwards.
+    Afterwards the page cache holds none of what was read.
     """
     direct_units, mapped_units = units_to_read(sizes)
     with closing(Files(folder, direct=False)) as files:
@@ -58,7 +58,7 @@ def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measu
             raise StorageError(f"{folder}: measuring its speed: {what}", error.hint) from error
         finally:
             _forget(files, everything, sizes, read_ahead)
-            _settle(files, mapped_units, sizes, read_ahead)
+            _drop_late_reads(files, mapped_units, sizes, read_ahead)
     if not cold and direct:  # another process holds it all in memory: that is not the disk's speed
         mapped = min(mapped, direct)
     least = min(sum(unit.nbytes for unit in units) for units in (direct_units, mapped_units))
@@ -66,9 +66,9 @@ def measure_files(folder: Path, sizes: dict[str, int], read_ahead: int) -> Measu
 
 
 def units_to_read(sizes: dict[str, int]) -> tuple[list[Unit], list[Unit]]:
-    """What is read directly, and what mapped: the first and second halves of the files' beginnings.
+    """Units to read directly and units to read mapped: two halves of the beginnings of the files.
 
-    A file that has no two pages is read both ways.
+    A file below two pages is read both ways.
     """
     direct: list[Unit] = []
     mapped: list[Unit] = []
@@ -115,7 +115,7 @@ def _mapped(files: Files, units: Sequence[Unit], read_ahead: int) -> tuple[float
 
 
 def _speed(io: WindowIO, units: Sequence[Unit], readers: int) -> float:
-    """Bytes a second of reading units in order, until that is enough."""
+    """Bytes a second of reading units in order, for ENOUGH_S and LEAST_BYTES."""
     todo, lock, done = iter(units), threading.Lock(), 0
     start = time.perf_counter()
 
@@ -140,7 +140,7 @@ def _speed(io: WindowIO, units: Sequence[Unit], readers: int) -> float:
 
 
 def in_thread(function: Callable[[], _T]) -> Future[_T]:
-    """Run in a thread that nobody need wait for: one that hangs must not keep the program."""
+    """Run in a daemon thread: a read that hangs must not keep the program from ending."""
     from concurrent.futures import Future
 
     future: Future[_T] = Future()
@@ -148,7 +148,7 @@ def in_thread(function: Callable[[], _T]) -> Future[_T]:
     def run() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # raised again by whoever asks for the result
+        except BaseException as error:  # raised again by `result()`
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -158,7 +158,7 @@ def in_thread(function: Callable[[], _T]) -> Future[_T]:
 def cached_bytes(array: U8) -> int:
     """Bytes of a mapped file that are in the page cache.
 
-    All of them where the file is of another user, whom the kernel does not let us watch.
+    None are counted where the kernel refuses to tell.
     """
     start = page_down(array.ctypes.data)
     nbytes = page_up(array.ctypes.data + array.nbytes) - start
@@ -176,8 +176,10 @@ def _forget(files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahe
         forget_cached(files.fd(name), 0, min(end + 2 * read_ahead, sizes[name]))
 
 
-def _settle(files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahead: int) -> None:
-    """Forget again what the kernel was still reading ahead while all else was forgotten."""
+def _drop_late_reads(
+    files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahead: int
+) -> None:
+    """Drop pages that the kernel was still reading ahead when the others were dropped."""
     io = MappedIO(files, units, read_ahead)
     ends = [
         Unit("ffn", 0, range(1), name, 0, min(last.end + 2 * read_ahead, sizes[name]))

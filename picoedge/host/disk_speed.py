@@ -1,4 +1,4 @@
-"""The speed of the storage that holds a pack: measured once a card or disk, and kept."""
+"""The read speed of the disk that holds a pack: measured once a card or disk, and kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from picoedge.host.disk_benchmark import Measured, in_thread, measure_files
 from picoedge.store.files import reading
 from picoedge.units import format_size
 
-PROBE_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 30.0  # a healthy card takes one second; one that hangs never answers
 _NEAR_LIMIT = 0.8
 _FIGURES = ("direct", "mapped")  # of `Measured`, as they are kept
 
@@ -29,7 +29,7 @@ class StorageSpeed:
     limit: float | None  # what the control groups of this process allow
     read_ahead: int  # bytes that the kernel reads ahead of a mapped file
     device: str  # for people
-    enough: bool = True  # whether as much was read as it takes to tell
+    enough: bool = True  # whether enough was read to tell
 
     @property
     def effective_direct(self) -> float:
@@ -48,7 +48,7 @@ class StorageSpeed:
 
     @property
     def held_back(self) -> bool:
-        """Whether the limit was measured, and not the disk: without it, it may be faster."""
+        """Whether the cgroup limit was measured rather than the disk, which may be faster."""
         return self.limit is not None and max(self.direct, self.mapped) >= _NEAR_LIMIT * self.limit
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class StorageSpeed:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _PackFiles:
     """The files of a pack, largest first, and what they are on."""
 
     folder: Path
@@ -66,15 +66,15 @@ class _Place:
     device: Device
     read_ahead: int
 
-    def measure(self, patience_s: float) -> Measured:
+    def measure(self, timeout_s: float) -> Measured:
         from concurrent.futures import TimeoutError as OutOfTime
 
         work = in_thread(lambda: measure_files(self.folder, self.sizes, self.read_ahead))
         try:
-            return work.result(patience_s)
+            return work.result(timeout_s)
         except OutOfTime as error:
             raise StorageError(
-                f"{self.folder}: reading did not end within {patience_s:.0f} s",
+                f"{self.folder}: reading did not end within {timeout_s:.0f} s",
                 "the card or disk hangs, or is very slow: check it, or use another",
             ) from error
 
@@ -89,21 +89,21 @@ class _Place:
         )
 
     def key(self) -> str:
-        """What tells this file system, on this card, read ahead like this, from every other."""
+        """Identifies this file system on this card with this read-ahead."""
         system = os.statvfs(self.folder)
         size = system.f_blocks * system.f_frsize
         parts = (self.device.number, self.device.identity, f"{system.f_fsid:x}", size)
         return " ".join(map(str, (*parts, self.read_ahead)))
 
 
-def measure_storage(path: Path, *, patience_s: float = PROBE_TIMEOUT_S) -> StorageSpeed:
-    """Read parts of a pack's files, cold, each way; about a second, 8 MB of memory.
+def measure_storage(path: Path, *, timeout_s: float = PROBE_TIMEOUT_S) -> StorageSpeed:
+    """Measure the disk of a pack by reading parts of its files, cold; about a second, 8 MB memory.
 
-    Of a pack below 8 MB the figures are those of its few reads. Raises ModelError where there
-    is nothing to read, StorageError where reading fails or does not end within `patience_s`.
+    For a pack below 8 MB the figures rest on few reads. Raises ModelError where there is nothing to
+    read, StorageError where reading fails or does not end within `timeout_s`.
     """
-    place = _place_of(path)
-    return place.speed(place.measure(patience_s), read_limit(place.device))
+    place = _files_of(path)
+    return place.speed(place.measure(timeout_s), read_limit(place.device))
 
 
 def storage_speed(
@@ -111,29 +111,29 @@ def storage_speed(
     *,
     cache: Path,
     fresh: bool = False,
-    patience_s: float = PROBE_TIMEOUT_S,
+    timeout_s: float = PROBE_TIMEOUT_S,
     clock: Callable[[], float] = time.time,
 ) -> StorageSpeed:
-    """As `measure_storage`, but what was measured in the last 30 days is kept in folder `cache`.
+    """As `measure_storage`, but a measurement of the last 30 days in folder `cache` is reused.
 
-    `fresh`: measure all the same. Raises what `measure_storage` does; a cache that is damaged or
+    `fresh`: measure anyway. Raises what `measure_storage` does; a cache that is damaged or
     cannot be written is no error.
     """
-    place = _place_of(path)
+    place = _files_of(path)
     limit = read_limit(place.device)
     with reading(place.folder):
         key = place.key()
-    known = None if fresh else measurements.recall(cache, "storage", key, _FIGURES, clock())
+    known = None if fresh else measurements.load(cache, "storage", key, _FIGURES, clock())
     if known is not None and known["mapped"]:  # maps work everywhere
         return place.speed(Measured(**known, enough=True), limit)
-    speed = place.speed(place.measure(patience_s), limit)
+    speed = place.speed(place.measure(timeout_s), limit)
     if speed.enough and not speed.held_back:
         figures = {"direct": speed.direct, "mapped": speed.mapped}
-        measurements.remember(cache, "storage", key, figures, clock())
+        measurements.save(cache, "storage", key, figures, clock())
     return speed
 
 
-def _place_of(path: Path) -> _Place:
+def _files_of(path: Path) -> _PackFiles:
     """Raises ModelError where `path` has no safetensors files."""
     folder = path if path.is_dir() else path.parent
     with reading(path):
@@ -144,4 +144,4 @@ def _place_of(path: Path) -> _Place:
     if not largest:
         raise ModelError(f"{path} has nothing to read", "is it a pack? picoedge verify checks it")
     ordered = {name: sizes[name] for name in largest}
-    return _Place(folder, ordered, device, read_ahead_bytes(device))
+    return _PackFiles(folder, ordered, device, read_ahead_bytes(device))

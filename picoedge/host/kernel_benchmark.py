@@ -1,4 +1,4 @@
-"""How many bytes of weights a second the kernels get through when one token is decoded."""
+"""Measure how many bytes of weights a second the kernels multiply when decoding one token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 import picoedge
 from picoedge.host import measurements
-from picoedge.host.sysfs import PROC, read_text
+from picoedge.host.sysfs import PROC, file_text
 from picoedge.kernels.api import Kernels, Project, Residual
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
@@ -33,7 +33,7 @@ _PROCESSOR = ("model name", "Model", "CPU part", "Hardware")  # of /proc/cpuinfo
 
 
 def weight_bytes_per_s(kernels: Kernels, weights: Sequence[Weights]) -> float:
-    """Bytes a second of these matrices, projected one token at a time; the best of three rounds.
+    """Bytes a second of projecting one token through these matrices; the best of three rounds.
 
     They should be larger than the processor's caches, as a model is. About 0.1 s.
     """
@@ -69,11 +69,11 @@ def cached_compute(
     """
     matrix = f"{format_name} {nbytes >> 20} MB"
     key = f"{kernels.name} {kernels.threads} {matrix} {picoedge.__version__} {_processor()}"
-    known = measurements.recall(cache, "compute", key, ("weight_bytes_per_s",), clock())
+    known = measurements.load(cache, "compute", key, ("weight_bytes_per_s",), clock())
     if known is not None and known["weight_bytes_per_s"]:
         return known["weight_bytes_per_s"]
     speed = probe_compute(kernels, format_name, cols, nbytes)
-    measurements.remember(cache, "compute", key, {"weight_bytes_per_s": speed}, clock())
+    measurements.save(cache, "compute", key, {"weight_bytes_per_s": speed}, clock())
     return speed
 
 
@@ -98,7 +98,7 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
 
 
 def warm_up(kernels: Kernels) -> None:
-    """Bind and run one small matrix: the code that decoding needs is then in memory."""
+    """Bind and run one small matrix, so that the code that decoding needs is in memory."""
     _run([_bind(kernels, random_weights("q8", SUPERBLOCK_COLS, 1 << 16))])
 
 
@@ -118,7 +118,7 @@ def _run(calls: Sequence[Project]) -> None:
 
 
 def _rounds_per_s(calls: Sequence[Project]) -> float:
-    """How often a second all calls are done, over one round of measuring."""
+    """Runs of all calls a second, over one round."""
     start, count, spent = time.perf_counter(), 0, 0.0
     while spent < _ROUND_S:
         _run(calls)
@@ -128,7 +128,7 @@ def _rounds_per_s(calls: Sequence[Project]) -> float:
 
 
 def _processor() -> str:
-    """What tells one kind of board from another: a card, and the cache on it, may move."""
-    pairs = (line.partition(":") for line in read_text(PROC / "cpuinfo").splitlines())
+    """The kind of processor: the card with the cache on it may move to another board."""
+    pairs = (line.partition(":") for line in file_text(PROC / "cpuinfo").splitlines())
     values = (value.strip() for name, _, value in pairs if name.strip() in _PROCESSOR)
     return ", ".join(dict.fromkeys(values)) or platform.machine()

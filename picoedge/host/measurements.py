@@ -1,8 +1,8 @@
-"""What was measured of this board, kept in one file: `probes.json` in picoedge's cache folder.
+"""Measured figures of this board, kept 30 days in `probes.json` of picoedge's cache folder.
 
     {"storage": {KEY: {"at": unix seconds, FIGURE: number, …}}, "compute": {…}}
 
-Whatever else is found in the file is as if it were not there: the cost is a new measurement.
+Anything else in the file is ignored: the cost is a new measurement.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _MOST_ENTRIES = 64  # of a kind
 _SMALLEST, _LARGEST = 1e3, 1e12  # bytes a second that anything has; zero: not at all
 
 
-def recall(cache: Path, kind: str, key: str, names: tuple[str, ...], now: float) -> Figures | None:
+def load(cache: Path, kind: str, key: str, names: tuple[str, ...], now: float) -> Figures | None:
     """The figures `names` measured under `key` within 30 days before `now`; None without them."""
-    figures = _load(cache / _NAME, now)[kind].get(key)
+    figures = _read_sound(cache / _NAME, now)[kind].get(key)
     if figures is None or set(figures) != {"at", *names}:
         return None
     return {name: figures[name] for name in names}
 
 
-def remember(cache: Path, kind: str, key: str, figures: Mapping[str, float], now: float) -> None:
+def save(cache: Path, kind: str, key: str, figures: Mapping[str, float], now: float) -> None:
     """Keep figures under `key`. A folder that cannot be written is no error: nothing is kept."""
-    kinds = _load(cache / _NAME, now)
+    kinds = _read_sound(cache / _NAME, now)
     kinds[kind][key] = {**figures, "at": now}
     for entries in kinds.values():
         by_age = sorted(entries, key=lambda name: entries[name]["at"])
@@ -47,8 +47,8 @@ def remember(cache: Path, kind: str, key: str, figures: Mapping[str, float], now
         replace_file(cache / _NAME, json.dumps(kinds, indent=1).encode() + b"\n")
 
 
-def _load(file: Path, now: float) -> Kinds:
-    """What the file holds that is sound and not too old."""
+def _read_sound(file: Path, now: float) -> Kinds:
+    """The entries of the file that are sound and not too old."""
     values = None
     with suppress(OSError, ValueError, RecursionError):
         if file.is_file() and file.stat().st_size <= _MOST_BYTES:  # a pipe would have us wait

@@ -7,7 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
-from picoedge.host.sysfs import PROC, read_fields, read_text
+from picoedge.host.sysfs import PROC, file_fields, file_text
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,7 +38,7 @@ def storage_bytes_read(io: Path = Path("/proc/self/io")) -> int | None:
 
 def rss_bytes_of(pid: int, proc: Path = PROC) -> int:
     """The resident size of process `pid`; 0 where it has ended."""
-    words = read_text(proc / str(pid) / "statm").split()
+    words = file_text(proc / str(pid) / "statm").split()
     return int(words[1]) * _PAGE if len(words) > 1 else 0
 
 
@@ -54,9 +54,9 @@ def state_of(pid: int, proc: Path = PROC) -> str:
 
 def _thread_state(stat: Path) -> str:
     """The letter behind the command of `12 (my (odd) name) S 1 …`; "" where it has ended."""
-    return read_text(stat).rpartition(")")[2].strip()[:1]
+    return file_text(stat).rpartition(")")[2].strip()[:1]
 
 
 def _number(file: Path, key: str) -> int | None:
-    words = read_fields(file).get(key, "").split()
+    words = file_fields(file).get(key, "").split()
     return int(words[0]) if words else None

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.host.sysfs import read_text
+from picoedge.host.sysfs import file_text
 from picoedge.store.pages import advise_range
 
 SMAPS = Path("/proc/self/smaps")
@@ -44,7 +44,7 @@ def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> N
     """
     gc.collect()
     _trim_heap()
-    mappings = list(private_mappings(read_text(SMAPS)))
+    mappings = list(private_mappings(file_text(SMAPS)))
     for mapping in mappings:
         advise_range(mapping.start, mapping.end, mmap.MADV_RANDOM)
         if mapping.clean:
@@ -61,7 +61,7 @@ def trim(also: Iterable[Path] = ()) -> None:
     The kernel reads code with megabytes around it (since Linux 6.16 whatever madvise says); the
     pages in use are mapped, and stay. `also`: files that were read and are not needed again.
     """
-    for path in mapped_files(read_text(MAPS)).union(_modules(), map(str, also)):
+    for path in mapped_files(file_text(MAPS)).union(_modules(), map(str, also)):
         _drop_cache(path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.host.sysfs import SYS, read_int, read_text
+from picoedge.host.sysfs import SYS, file_int, file_text
 
 READ_PERIOD_S = 1.0  # some sensors take a millisecond to answer
 _LEAST_C, _MOST_C = -40.0, 150.0  # readings outside are of sensors that are not connected
@@ -60,7 +60,7 @@ def firmware_flags(sys: Path = SYS) -> int | None:
 def _is_slowed(sys: Path) -> bool:
     """Whether the kernel slows a processor to cool it."""
     devices = _entries(sys / "class/thermal", "cooling_device*")
-    slowing = (d for d in devices if read_text(d / "type").lower().startswith(_OF_PROCESSORS))
+    slowing = (d for d in devices if file_text(d / "type").lower().startswith(_OF_PROCESSORS))
     return any(state > 0 for state in _numbers(device / "cur_state" for device in slowing))
 
 
@@ -72,5 +72,5 @@ def _entries(folder: Path, pattern: str) -> list[Path]:
 
 
 def _numbers(files: Iterable[Path], base: int = 10) -> Iterator[int]:
-    values = (read_int(file, base) for file in files)
+    values = (file_int(file, base) for file in files)
     return (value for value in values if value is not None)

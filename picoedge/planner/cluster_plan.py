@@ -1,7 +1,7 @@
-"""Which boards of a cluster run a model, who holds what, and why. Pure.
+"""Choose the boards that run a model, the slice of each, and say why. Pure.
 
-More boards compute less each and add longer: where that stops paying depends on the model, the
-boards and the links, and is worked out here for every number of them.
+With more boards each computes less, and sums take longer: where that stops paying depends on the
+model, the boards and the links, so every number of boards is estimated.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class PlanConstraints:
-    """What is asked of a plan; nothing by default."""
+    """Conditions a plan must meet; none by default."""
 
-    boards: int | None = None  # so many, whatever is quicker
+    boards: int | None = None  # exactly so many
     split: tuple[float, ...] = ()  # weights, the hub's first, then the others' as they are listed
     allreduce: Allreduce | None = None
-    split_head: bool = False  # the head may be dealt as well; else it is the hub's
+    split_head: bool = False  # the head may be split as well; else the hub has it
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """What was chosen, and what else there was: a prediction for each number of boards.
+    """The chosen plan, and an estimate for each number of boards.
 
     `predictions` begin with one board; None where so many cannot hold the model. `idle` are the
-    boards that take no part.
+    boards that are left out.
     """
 
     chosen: Candidate
@@ -66,51 +66,53 @@ class ClusterPlan:
 def plan_cluster(
     load: Load,
     cluster: Topology,
-    wishes: PlanConstraints | None = None,
+    constraints: PlanConstraints | None = None,
     *,
     held: Mapping[int, HeldShards] | None = None,
     exact: bool = True,
 ) -> ClusterPlan:
-    """The fewest boards that are as quick as any, or what is wished for.
+    """The fewest boards that are as fast as any, within the constraints.
 
-    `load` is the whole model's. `held` is what boards have of it on their disks, by index; who is
-    not there has all: shares that are hardly slower are taken where less is to be pulled for them.
-    `exact`: the memory of each board that is chosen is planned as the board itself will, which
-    takes a while where much is streamed; else it is estimated. Raises UsageError for wishes the
-    cluster cannot meet, and MemoryBudgetError with the figures where the boards cannot hold the
-    model.
+    `load` is the whole model's. `held` are the shards on the disks of boards, by index; a board
+    that is not listed has all: an assignment that is hardly slower is taken if less is to be
+    pulled for it. `exact`: the memory of each chosen board is planned as the board itself will,
+    which takes a while where much is streamed; else it is estimated. Raises UsageError for
+    constraints the cluster cannot meet, and MemoryBudgetError with the figures where the boards
+    cannot hold the model.
     """
-    wishes = wishes or PlanConstraints()
-    _check(cluster, wishes)
-    cluster = _levelled(cluster)
-    planner = CostModel(MemoryNeeds(load), cluster, wishes.allreduce, split_head=wishes.split_head)
+    constraints = constraints or PlanConstraints()
+    _check(cluster, constraints)
+    cluster = _equalised(cluster)
+    planner = CostModel(
+        MemoryNeeds(load), cluster, constraints.allreduce, split_head=constraints.split_head
+    )
     order, predictions = _by_number(planner, cluster)
-    if wishes.split:
-        near = [_split(planner, load, cluster, wishes)]
-    elif wishes.boards:
-        near = [predictions[wishes.boards - 1]]
+    if constraints.split:
+        near = [_split(planner, load, cluster, constraints)]
+    elif constraints.boards:
+        near = [predictions[constraints.boards - 1]]
     else:
         near = _near(predictions)
     able = [one for one in near if one is not None]
     if not able:
-        raise _too_small(load, cluster, planner.needs, split_head=wishes.split_head)
-    settle = planner.settled if exact else _as_it_is
-    chosen, settled = quickest = _fewest([(one, settle(one)) for one in able])
+        raise _too_small(load, cluster, planner.needs, split_head=constraints.split_head)
+    plan = planner.exact if exact else _unchanged
+    chosen, exact_plan = quickest = _fewest([(one, plan(one)) for one in able])
     disks, kept = Locality(planner, held or {}), ""
-    boards = chosen.boards if wishes.boards else None
-    there = None if wishes.split else disks.nearest(chosen, order, boards)
-    if there is not None and (slower := settle(there)).s_per_token <= KEEP * settled.s_per_token:
-        chosen, settled = there, slower
-        if not disks.lacking_bytes(chosen):
-            kept = _why_kept(settled, quickest[1], disks.lacking_bytes(quickest[0]))
+    boards = chosen.boards if constraints.boards else None
+    there = None if constraints.split else disks.prefer_local(chosen, order, boards)
+    if there is not None and (slower := plan(there)).s_per_token <= KEEP * exact_plan.s_per_token:
+        chosen, exact_plan = there, slower
+        if not disks.missing_bytes(chosen):
+            kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
-    asked = "as asked, " if wishes.split or wishes.boards else ""
-    why = asked + _why(settled, chosen, predictions) + kept
-    return ClusterPlan(settled, predictions, idle, why)
+    asked = "as asked, " if constraints.split or constraints.boards else ""
+    why = asked + _why(exact_plan, chosen, predictions) + kept
+    return ClusterPlan(exact_plan, predictions, idle, why)
 
 
-def _levelled(cluster: Topology) -> Topology:
+def _equalised(cluster: Topology) -> Topology:
     speeds = round_equal_speeds([board.compute_bytes_per_s for board in cluster.boards])
     boards = [
         dataclasses.replace(board, compute_bytes_per_s=speed)
@@ -119,31 +121,31 @@ def _levelled(cluster: Topology) -> Topology:
     return dataclasses.replace(cluster, boards=tuple(boards))
 
 
-def _as_it_is(one: Candidate) -> Candidate:
+def _unchanged(one: Candidate) -> Candidate:
     return one
 
 
-def _check(cluster: Topology, wishes: PlanConstraints) -> None:
+def _check(cluster: Topology, constraints: PlanConstraints) -> None:
     most = len(cluster.boards)
-    if wishes.boards is not None and not 1 <= wishes.boards <= most:
-        raise UsageError(f"{wishes.boards} boards are asked for", f"there are {_boards(most)}")
-    if len(wishes.split) > most:
+    if constraints.boards is not None and not 1 <= constraints.boards <= most:
+        raise UsageError(f"{constraints.boards} boards are asked for", f"there are {_boards(most)}")
+    if len(constraints.split) > most:
         raise UsageError(
-            f"the split is over {len(wishes.split)} boards", f"there are {_boards(most)}"
+            f"the split is over {len(constraints.split)} boards", f"there are {_boards(most)}"
         )
 
 
 def _by_number(
     planner: CostModel, cluster: Topology
 ) -> tuple[list[int], tuple[Candidate | None, ...]]:
-    """For one board (the hub), two, …: each time the one is added that makes it quickest.
+    """Greedily add to the hub, one by one, the board that makes a token fastest.
 
-    The order in which they are added, and the predictions.
+    Returns the order in which boards are added, and the candidate of each number of them.
     """
     members, left = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    predictions = [planner.predict(members)]
+    predictions = [planner.best(members)]
     while left:
-        tried = {i: planner.predict([*members, i]) for i in left}
+        tried = {i: planner.best([*members, i]) for i in left}
 
         def merit(i: int, tried: dict[int, Candidate | None] = tried) -> tuple[float, float, int]:
             board, one = cluster.boards[i], tried[i]
@@ -159,31 +161,33 @@ def _by_number(
 
 
 def _near(predictions: Sequence[Candidate | None]) -> list[Candidate | None]:
-    """Those that may be as quick as any."""
+    """The candidates that may be the fastest once planned exactly."""
     able = [one for one in predictions if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)
     return [one for one in able if one.s_per_token <= _NEAR * least]
 
 
 def _fewest(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Candidate, Candidate]:
-    """The first (estimated, settled) that is, settled, about as quick as any."""
-    least = min(settled.s_per_token for _, settled in pairs)
+    """The first (estimate, exact plan) whose exact plan is within WORTH of the fastest."""
+    least = min(exact_plan.s_per_token for _, exact_plan in pairs)
     return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
 
 
 def _split(
-    planner: CostModel, load: Load, cluster: Topology, wishes: PlanConstraints
+    planner: CostModel, load: Load, cluster: Topology, constraints: PlanConstraints
 ) -> Candidate | None:
     others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    members = [cluster.hub, *others][: len(wishes.split)]
-    slices = split_by_weight(counts_of(load.part), wishes.split, split_head=wishes.split_head)
-    return planner.prediction(members, slices)
+    members = [cluster.hub, *others][: len(constraints.split)]
+    slices = split_by_weight(
+        counts_of(load.part), constraints.split, split_head=constraints.split_head
+    )
+    return planner.estimate(members, slices)
 
 
 def _too_small(
     load: Load, cluster: Topology, needs: MemoryNeeds, *, split_head: bool
 ) -> MemoryBudgetError:
-    """What there is, and what the least would be."""
+    """The error that compares the memory of the boards with the least that is needed."""
     weights = sum(run.nbytes for run in load.runs)
     hub = cluster.boards[cluster.hub]
     own = Counts(0, 0, 0 if split_head else len(load.part.head_shards))
@@ -208,7 +212,7 @@ def _least(board: BoardFacts, need: MemoryNeed) -> int:
     return need.beside + min(need.weights, need.window + board.read_ahead_bytes)
 
 
-# -- said to people ------------------------------------------------------------------------------
+# -- for people ---------------------------------------------------------------------------------
 
 TABLE_HEADER = (
     "board", "attention", "ffn", "head", "weights", "resident", "read/token", "memory", "computing",
@@ -240,9 +244,9 @@ def _run(kind: str, shards: range) -> str:
     return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
 
 
-def _why(settled: Candidate, chosen: Candidate, predictions: Sequence[Candidate | None]) -> str:
-    """One sentence: what a token takes, alone, and with one board more."""
-    text = f"{_boards(chosen.boards)}: {_pace(settled)}"
+def _why(exact_plan: Candidate, chosen: Candidate, predictions: Sequence[Candidate | None]) -> str:
+    """One sentence: seconds per token as chosen, on one board, and with one board more."""
+    text = f"{_boards(chosen.boards)}: {_pace(exact_plan)}"
     alone = predictions[0]
     if chosen.boards > 1:
         text += f", 1: {_pace(alone)}" if alone else ", 1 cannot hold the model"
@@ -251,12 +255,12 @@ def _why(settled: Candidate, chosen: Candidate, predictions: Sequence[Candidate 
     return text
 
 
-def _why_kept(settled: Candidate, quickest: Candidate, lacking_bytes: int) -> str:
-    """What other shares are worth, and what of them is not on the boards' disks."""
-    saved_s = max(0.0, settled.s_per_token - quickest.s_per_token)
+def _why_kept(exact_plan: Candidate, quickest: Candidate, missing_bytes: int) -> str:
+    """How much faster the fastest assignment is, and how much would be pulled for it."""
+    saved_s = max(0.0, exact_plan.s_per_token - quickest.s_per_token)
     return (
         f"; that is on the boards' disks: the quickest shares, of {_boards(quickest.boards)}, "
-        f"would save {_time(saved_s)} and have {format_size(lacking_bytes)} pulled"
+        f"would save {_time(saved_s)} and have {format_size(missing_bytes)} pulled"
     )
 
 

@@ -1,7 +1,8 @@
-"""How long it takes to add what boards have computed, one hop after another. Pure arithmetic.
+"""Communication cost of a group: seconds of sums, inputs and logits over links. Pure arithmetic.
 
-A sum of a token is a few kilobytes: what it costs is mostly hops and messages, not bytes; that of a
-prompt is a few megabytes. Every board has one port, full duplex, that all its messages share.
+An alpha-beta model: a hop costs latency, processor time for each message, and bytes. A sum of one
+token is a few kilobytes, so latency and messages dominate; that of a prompt is a few megabytes.
+Every board has one full-duplex port that all its messages share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MESSAGE_BYTES = 160  # and these for each message
 
 @dataclass(frozen=True)
 class Network:
-    """The boards of one session by rank, the hub being rank 0."""
+    """The boards of one group by rank; rank 0 is the hub."""
 
     message_s: tuple[float, ...]  # of each board, to send or to receive one
     link: Callable[[int, int], LinkFacts]
@@ -32,33 +33,33 @@ class Network:
         """All boards."""
         return range(len(self.message_s))
 
-    def hop_s(self, ways: Sequence[tuple[int, int]], nbytes: float) -> float:
-        """Seconds until messages of `nbytes`, sent at once over these ways, are all received.
+    def hop_s(self, routes: Sequence[tuple[int, int]], nbytes: float) -> float:
+        """Seconds until messages of `nbytes`, sent at once over these routes, are all received.
 
-        A way is (from, to). A board sends one message after another, and receives likewise.
+        A route is (sender, receiver). A board sends and receives one message after another.
         """
-        return self.unequal_hop_s(dict.fromkeys(ways, nbytes))
+        return self.unequal_hop_s(dict.fromkeys(routes, nbytes))
 
-    def unequal_hop_s(self, ways: Mapping[tuple[int, int], float]) -> float:
-        """The same for messages of different sizes, by their ways."""
-        if not ways:
+    def unequal_hop_s(self, routes: Mapping[tuple[int, int], float]) -> float:
+        """As `hop_s`, for messages of different sizes, by route."""
+        if not routes:
             return 0.0
-        sending = max(self._busy_s([a for a, _ in ways]).values())
-        receiving = max(self._busy_s([b for _, b in ways]).values())
-        latency = max(self.link(a, b).latency_s for a, b in ways)
-        return sending + latency + self._wire_s(ways) + receiving
+        sending = max(self._busy_s([a for a, _ in routes]).values())
+        receiving = max(self._busy_s([b for _, b in routes]).values())
+        latency = max(self.link(a, b).latency_s for a, b in routes)
+        return sending + latency + self._wire_s(routes) + receiving
 
     def _busy_s(self, ends: Iterable[int]) -> dict[int, float]:
-        """Processor time of each board for the messages that begin, or end, there."""
+        """Processor seconds of each board for the messages it sends, or receives."""
         busy: dict[int, float] = {}
         for rank in ends:
             busy[rank] = busy.get(rank, 0.0) + self.message_s[rank]
         return busy
 
-    def _wire_s(self, ways: Mapping[tuple[int, int], float]) -> float:
-        """The time of the busiest port or link."""
+    def _wire_s(self, routes: Mapping[tuple[int, int], float]) -> float:
+        """Seconds of the busiest port or link."""
         ports: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        for (a, b), nbytes in ways.items():
+        for (a, b), nbytes in routes.items():
             sent = _FRAMING * nbytes + _MESSAGE_BYTES, self.link(a, b).bytes_per_s
             ports.setdefault(("out", a), []).append(sent)
             ports.setdefault(("in", b), []).append(sent)
@@ -71,26 +72,26 @@ class Network:
 
 def sum_s(
     network: Network,
-    way: Allreduce,
+    allreduce: Allreduce,
     contributors: Sequence[int],
     values: float,
     *,
     last: bool,
     head: Sequence[int] = (),
 ) -> float:
-    """Seconds of one sum of so many values, exact, to which these boards contribute.
+    """Seconds of one exact sum of so many values to which these ranks contribute.
 
-    After it every board has the sum; of the `last` one of a token only the hub, and the ranks that
-    have some of the `head`. A star takes one hop to the hub and one back, an exchange one hop and
-    more messages; where that is cut, each contributor is the hub of its share.
+    All ranks receive the sum; the `last` sum of a token only the hub and the ranks with shards of
+    the `head`. A star takes one hop to the hub and one back; an exchange one hop and more messages;
+    a large exchange is cut, each contributor owning a chunk (reduce-scatter, then all-gather).
     """
-    takers = sorted({0, *head}) if last else list(network.ranks)
-    if way == "star":
-        return _owned_s(network, contributors, (0,), values, takers)
+    receivers = sorted({0, *head}) if last else list(network.ranks)
+    if allreduce == "star":
+        return _owned_s(network, contributors, (0,), values, receivers)
     if is_cut(int(values), len(contributors)):
-        return _owned_s(network, contributors, contributors, values, takers)
+        return _owned_s(network, contributors, contributors, values, receivers)
     nbytes = part_bytes(int(values)) * values
-    return network.hop_s(_ways(contributors, takers), nbytes)
+    return network.hop_s(_routes(contributors, receivers), nbytes)
 
 
 def _owned_s(
@@ -98,24 +99,24 @@ def _owned_s(
     contributors: Sequence[int],
     owners: Sequence[int],
     values: float,
-    takers: Sequence[int],
+    receivers: Sequence[int],
 ) -> float:
-    """Parts go to the owners of their values, sums from there to who takes them but has not."""
+    """Partial sums go to the owners of their values, sums from there to the other receivers."""
     share = values / len(owners)
     alone = len(contributors) == 1
     part = SUM_VALUE_BYTES if alone else part_bytes(int(share))
-    inward = network.hop_s(_ways(contributors, owners), part * share)
-    told = [taker for taker in takers if not alone or taker != contributors[0]]
-    return inward + network.hop_s(_ways(owners, told), SUM_VALUE_BYTES * share)
+    inward = network.hop_s(_routes(contributors, owners), part * share)
+    outward = [receiver for receiver in receivers if not alone or receiver != contributors[0]]
+    return inward + network.hop_s(_routes(owners, outward), SUM_VALUE_BYTES * share)
 
 
-def _ways(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, int]]:
+def _routes(senders: Sequence[int], receivers: Sequence[int]) -> list[tuple[int, int]]:
     return [(a, b) for a in senders for b in receivers if a != b]
 
 
 @dataclass(frozen=True)
 class Contributors:
-    """Which ranks contribute to the sums of a layer, and which have some of the head."""
+    """The ranks that contribute to the sums of a layer, and those with shards of the head."""
 
     attention: tuple[int, ...]
     ffn: tuple[int, ...]
@@ -123,20 +124,20 @@ class Contributors:
 
 
 def comm_s(
-    network: Network, way: Allreduce, stages: Contributors, layers: int, values: int
+    network: Network, allreduce: Allreduce, stages: Contributors, layers: int, values: int
 ) -> float:
-    """Seconds of everything that travels for one pass: the input, and two sums a layer.
+    """Seconds of all messages of one pass: the input, and two sums a layer.
 
     `values` are the elements of a sum: hidden size by tokens.
     """
     given = network.hop_s([(0, rank) for rank in network.ranks if rank], INPUT_BYTES * values)
-    attention = sum_s(network, way, stages.attention, values, last=False)
-    ffn = sum_s(network, way, stages.ffn, values, last=False)
-    end = sum_s(network, way, stages.ffn, values, last=True, head=stages.head)
+    attention = sum_s(network, allreduce, stages.attention, values, last=False)
+    ffn = sum_s(network, allreduce, stages.ffn, values, last=False)
+    end = sum_s(network, allreduce, stages.ffn, values, last=True, head=stages.head)
     return given + layers * attention + (layers - 1) * ffn + end
 
 
 def gather_s(network: Network, logits: Sequence[int]) -> float:
-    """Seconds until the hub has the logits of all; so many are, by rank, on each board."""
+    """Seconds until the hub has all logits, given how many each rank has."""
     given = enumerate(logits)
     return network.unequal_hop_s({(r, 0): LOGIT_BYTES * count for r, count in given if r and count})

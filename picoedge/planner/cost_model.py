@@ -1,8 +1,7 @@
-"""How long a token takes over some boards, and what each of them holds for it. Pure arithmetic.
+"""Estimate seconds per token over given boards, and the memory of each. Pure arithmetic.
 
-A token passes every layer's two stages, each as slow as its slowest board and followed by a sum
-over the boards, and then the head. What does not fit in memory is read during the token, while
-others compute.
+A token passes two stages a layer, each as slow as its slowest board and followed by a sum over the
+boards, and then the head. Weights that do not fit in memory are read meanwhile.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
 from picoedge.store.window.plan import UnitCost, forecast, page_bytes
 
-WORTH = 1.02  # fewer boards are taken where more are not this much quicker
-PROMPT = 256  # tokens of the prompt that is forecast
+WORTH = 1.02  # more boards must be faster by this factor: estimates are no better
+PROMPT = 256  # tokens of the prompt whose speed is estimated
 _WAYS: tuple[Allreduce, ...] = ("star", "exchange")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A board's part in a session. `plan` is there where the prediction is the chosen one."""
+    """A board's slice, its seconds and its memory. `plan` is set in an exact plan only."""
 
     board: BoardFacts
     part: Slice
@@ -46,7 +45,7 @@ class Share:
     disk_s: float  # of reading, a token
     weights_bytes: int
     streamed_bytes: int  # of them, read for each token
-    memory_bytes: int  # taken when the context is full, at most
+    memory_bytes: int  # at most, when the context is full
     plan: MemoryPlan | None = None
 
     @property
@@ -60,7 +59,7 @@ class Share:
         return max(0, self.weights_bytes - self.streamed_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, sizes in bytes; runs of shards as [first, behind the last]."""
+        """Plain values, sizes in bytes; spans of shards as [first, one past the last]."""
         return {
             "board": self.board.name,
             "key": self.board.key,
@@ -81,7 +80,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Seconds of one token over some boards, by rank; rank 0 is the hub.
+    """A plan candidate: seconds of one token over some boards, by rank; rank 0 is the hub.
 
     `members` are their indices in the cluster.
     """
@@ -91,14 +90,14 @@ class Candidate:
     allreduce: Allreduce
     s_per_token: float
     compute_s: float  # of the slowest board of each stage, the head, and picking the token
-    comm_s: float  # of sums, logits and their ways
+    comm_s: float  # of sums, input and logits over the network
     disk_s: float  # of the slowest disk
     batch: int  # tokens a prompt is cut into
     prefill_tok_s: float
 
     @property
     def boards(self) -> int:
-        """How many take part."""
+        """How many boards."""
         return len(self.shares)
 
     @property
@@ -124,7 +123,7 @@ class Candidate:
 
 
 class CostModel:
-    """Predictions for sets of boards of one cluster and one model."""
+    """Plan candidates for sets of boards of one cluster and one model."""
 
     def __init__(
         self,
@@ -138,21 +137,21 @@ class CostModel:
         self._config = needs.load.config
         self._ways = (allreduce,) if allreduce else _WAYS
 
-    def predict(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Candidate | None:
-        """The best found over these boards of the cluster, the hub first; None: they cannot.
+    def best(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Candidate | None:
+        """The fastest candidate over these boards, the hub first; None: they cannot hold it.
 
-        With `held`, by rank, of shards that they have.
+        With `held`, by rank: only of shards that the boards have on their disks.
         """
         gather = partial(self._gather_s, members) if self._split_head else None
         boards = Assigner(self.needs, [self._cluster.boards[i] for i in members], gather, held)
         ranks = tuple(range(len(members)))
         _, sums = self._sync(members, Contributors(ranks, ranks), 1)
-        hands = (slices_of(*dealt) for dealt in boards.ways(sums))
-        found = (self.prediction(members, slices) for slices in hands)
+        hands = (slices_of(*dealt) for dealt in boards.candidates(sums))
+        found = (self.estimate(members, slices) for slices in hands)
         return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
 
-    def prediction(self, members: Sequence[int], slices: Sequence[Slice]) -> Candidate | None:
-        """With the shards dealt so; boards that take none are left out. None: it cannot be held."""
+    def estimate(self, members: Sequence[int], slices: Sequence[Slice]) -> Candidate | None:
+        """The candidate of these slices, boards without shards left out. None: it does not fit."""
         taking = [i for i, s in enumerate(slices) if not i or s.attention or s.ffn or s.head_shards]
         members, slices = [members[i] for i in taking], [slices[i] for i in taking]
         boards = Assigner(self.needs, [self._cluster.boards[i] for i in members])
@@ -195,7 +194,7 @@ class CostModel:
     def _sync(
         self, members: Sequence[int], stages: Contributors, n: int
     ) -> tuple[Allreduce, float]:
-        """The way of adding n tokens' sums that takes least, and its seconds."""
+        """The faster allreduce for sums of n tokens, and its seconds."""
         network, config = self._network(members), self._config
         layers, values = config.num_hidden_layers, config.hidden_size * n
         seconds = {way: comm_s(network, way, stages, layers, values) for way in self._ways}
@@ -203,14 +202,14 @@ class CostModel:
         return best, seconds[best]
 
     def _gather_s(self, members: Sequence[int], head: Sequence[int]) -> float:
-        """Seconds until the logits of so many head shards, by rank, are at the hub."""
+        """Seconds until the hub has the logits of so many head shards, by rank."""
         rows = self.needs.load.head_shard_rows
         return gather_s(self._network(members), [rows * shards for shards in head])
 
     def _with_prompt(
         self, one: Candidate, members: Sequence[int], stages: Contributors, batch: int
     ) -> Candidate:
-        """The same with its speed for a prompt in chunks of `batch` tokens."""
+        """The candidate with its speed for a prompt in chunks of `batch` tokens."""
         prompt = min(PROMPT, self.needs.load.n_ctx)
         network, config = self._network(members), self._config
         tokens = min(batch, prompt)
@@ -221,8 +220,8 @@ class CostModel:
         seconds = chunks * max(compute + sums, one.disk_s)
         return dataclasses.replace(one, batch=batch, prefill_tok_s=prompt / seconds)
 
-    def settled(self, one: Candidate) -> Candidate:
-        """With each board's memory planned as the board itself would plan it.
+    def exact(self, one: Candidate) -> Candidate:
+        """The exact plan: each board's memory planned as the board itself will plan it.
 
         Raises MemoryBudgetError.
         """
@@ -258,14 +257,14 @@ def _stages(slices: Sequence[Slice]) -> Contributors:
 
 
 def _slowest(shares: Sequence[Share], tokens: int = 1) -> float:
-    """Seconds that so many tokens take in all layers: of each stage, the slowest board's."""
+    """Seconds of so many tokens in all layers: the slowest board of each stage."""
     scale = [max(1.0, tokens / s.board.prefill_gain) if tokens > 1 else 1.0 for s in shares]
     attention = max(s.attention_s * x for s, x in zip(shares, scale, strict=True))
     return attention + max(s.ffn_s * x for s, x in zip(shares, scale, strict=True))
 
 
 def _paced_s(share: Share, pace_s: float) -> float:
-    """Seconds of a token on a board that reads while it waits for the others."""
+    """Seconds of a token on a board that reads ahead while it waits for the others."""
     assert share.plan is not None
     window = share.plan.window
     if not window.streamed:

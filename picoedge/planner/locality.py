@@ -1,8 +1,7 @@
-"""Shares that boards have on their disks already, where others are hardly quicker. Pure.
+"""Prefer an assignment whose shards are already on disk if it is at most 10 % slower. Pure.
 
-What is measured differs by some per cent from one session to the next, and a large slice takes
-minutes to pull: so the quickest shares are pulled only where they are clearly quicker than those
-that are there.
+Measured speeds differ by some per cent from one start to the next, and a large slice takes minutes
+to pull: so shards are pulled only for an assignment that is clearly faster.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from picoedge.planner.cost_model import WORTH, Candidate, CostModel
 from picoedge.store.shards import HeldShards, Slice
 
-KEEP = 1.1  # forecasts are not better than that
+KEEP = 1.1  # a local assignment may be this much slower: estimates are no better
 
 
 class Locality:
-    """What the boards of a cluster have of a model: `held`, by index. The others have all of it."""
+    """The shards of a model on the disks of boards: `held`, by index. Others have all of them."""
 
     def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
         self._planner, self._held, load = planner, held, planner.needs.load
@@ -26,23 +25,22 @@ class Locality:
         for run in load.runs:
             self._bytes[run.kind] += run.shard_bytes
 
-    def lacking_bytes(self, one: Candidate) -> int:
-        """What has to be pulled first."""
+    def missing_bytes(self, one: Candidate) -> int:
+        """Bytes of the candidate's shards that have to be pulled first."""
         return sum(
             len(getattr(_held(share.part), kind) - getattr(self._of(member), kind)) * nbytes
             for member, share in zip(one.members, one.shares, strict=True)
             for kind, nbytes in self._bytes.items()
         )
 
-    def nearest(
+    def prefer_local(
         self, quickest: Candidate, order: Sequence[int], boards: int | None = None
     ) -> Candidate | None:
-        """What is to be taken in its place, if anything, because less has to be pulled for it.
+        """A candidate to take instead of the fastest because less has to be pulled for it, if any.
 
-        `order`: all boards, the hub first, those that gain more before others; `boards`: so many
-        it must be.
+        `order`: all boards, the hub first, then those that gain more; `boards`: exactly so many.
         """
-        lacking = self.lacking_bytes(quickest)
+        lacking = self.missing_bytes(quickest)
         if not lacking:
             return None
         there = [
@@ -54,22 +52,23 @@ class Locality:
             least_s = min(one.s_per_token for one in there)
             able = [one for one in there if one.s_per_token <= WORTH * least_s]
             return min(able, key=lambda one: one.boards)
-        moved = (self._planner.predict(members) for members in self._orders(quickest.members))
+        moved = (self._planner.best(members) for members in self._orders(quickest.members))
         near = [one for one in moved if one and one.s_per_token <= WORTH * quickest.s_per_token]
-        least = min(near, key=self.lacking_bytes, default=quickest)
-        return least if self.lacking_bytes(least) < lacking else None
+        least = min(near, key=self.missing_bytes, default=quickest)
+        return least if self.missing_bytes(least) < lacking else None
 
     def _there(self, order: Sequence[int]) -> Iterator[Candidate]:
-        """Of boards that have something, what they have: of the first, the first two, …"""
+        """Candidates of local shards alone, over the first board that has any, the first two, …"""
         holders = [i for i in order if self._of(i) != HeldShards()]
         for count in range(1, len(holders) + 1):
             for members in self._orders(holders[:count]):
-                one = self._planner.predict(members, [self._of(i) for i in members])
+                one = self._planner.best(members, [self._of(i) for i in members])
                 if one is not None:
                     yield one
 
     def _orders(self, members: Sequence[int]) -> Iterator[list[int]]:
-        """The hub, then by where what they have begins; anywhere between who has all or nothing."""
+        """Rank orders to try: the hub, boards with partial holdings by their first shard, and the
+        others in every position between."""
         hub, *others = members
         placed = sorted((place, i) for i in others if (place := self._place(i)) is not None)
         some = [i for _, i in placed]
@@ -78,7 +77,7 @@ class Locality:
             yield [hub, *some[:at], *rest, *some[at:]]
 
     def _place(self, member: int) -> tuple[float, float] | None:
-        """Where the part that it has begins and ends, 0 to 1."""
+        """Where a board's partial holding begins and ends in the model, from 0 to 1."""
         for kind in ("ffn", "attention", "head"):
             shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
             if shards and shards != whole:

@@ -1,6 +1,6 @@
-"""A memory budget, divided: what a model takes beside its weights, and how these are then held.
+"""Divide a memory budget: cache, buffers, resident weights, and a window for streamed ones.
 
-Pure: what the board can do and what the process takes already come in as arguments.
+Pure: the board's speeds and what the process already takes are arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from picoedge.store.window.plan import (
     unit_count,
     widest,
 )
-from picoedge.units import format_size
+from picoedge.units import MB, format_size
 
 BATCHES = (1024, 512, 256, 128, 64, 32, 16)  # tokens a prompt is cut into, each read of the weights
 _AMPLE_BATCH = 256  # tokens of a chunk: more of them are computed no faster
@@ -44,7 +44,7 @@ _TYPICAL_PROMPT = 256
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be run: a slice's shards, `runs` in order of use, and the context's cache.
+    """A slice to run: its shards, `runs` of them in order of use, and its context.
 
     `ffn_shard_cols` is the width of one FFN shard, `head_shard_rows` the height of one of the
     head; `kv_bits` is 32, 16 or 8.
@@ -63,7 +63,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is to plan with, in bytes. `fixed` is taken whatever the plan says."""
+    """Memory to plan with, in bytes; `fixed` is taken by the process itself."""
 
     total: int
     fixed: int  # interpreter, libraries, tokenizer, and what they will still grow by
@@ -71,7 +71,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reading:
-    """How streamed units are read: "direct" or "mmap", and what that takes beside the window."""
+    """How streamed units are read ("direct" or "mmap"), and what that takes beside the window."""
 
     io: str
     rates: Rates
@@ -103,13 +103,13 @@ class MemoryPlan:
         """Plain values, sizes in MB (2 ** 20 bytes)."""
         window, forecast = self.window, self.window.forecast
         return {
-            "budget_mb": self.budget.total / (1 << 20),
-            "fixed_mb": self.budget.fixed / (1 << 20),
-            "kv_cache_mb": self.kv_cache / (1 << 20),
-            "activations_mb": self.activations / (1 << 20),
-            "resident_mb": window.resident_bytes / (1 << 20),
-            "window_mb": window.window_bytes / (1 << 20),
-            "total_mb": self.total / (1 << 20),
+            "budget_mb": self.budget.total / MB,
+            "fixed_mb": self.budget.fixed / MB,
+            "kv_cache_mb": self.kv_cache / MB,
+            "activations_mb": self.activations / MB,
+            "resident_mb": window.resident_bytes / MB,
+            "window_mb": window.window_bytes / MB,
+            "total_mb": self.total / MB,
             "n_ctx": self.n_ctx,
             "kv_bits": self.kv_bits,
             "batch": self.batch,
@@ -127,9 +127,9 @@ class MemoryPlan:
 
 
 def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> MemoryPlan:
-    """The plan that answers a typical prompt soonest. Raises MemoryBudgetError with the figures.
+    """The plan that answers a typical prompt soonest, by the best of `readings`.
 
-    Of the ways of reading that are given, the better is taken.
+    Raises MemoryBudgetError with the figures.
     """
     cache = cache_bytes(load)
 
@@ -146,7 +146,7 @@ def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> Memo
     sizes, least = _sizes(load.runs), min(BATCHES[-1], load.n_ctx)
     tried = [(size, plan(least, reading, size)) for reading in readings for size in sizes]
     best = _best(plan for _, plan in tried)
-    if best is None:  # rather thousands of small units than none
+    if best is None:  # thousands of small units are better than no plan
         rest = [size for size in _UNIT_SIZES if size < sizes[0]]
         tried = [(size, plan(least, reading, size)) for reading in readings for size in rest]
         best = _best(plan for _, plan in tried)
@@ -162,12 +162,12 @@ def _best(plans: Iterable[MemoryPlan | None]) -> MemoryPlan | None:
 
 
 def _preference(plan: MemoryPlan) -> tuple[float, int, int]:
-    """What is least for the best plan; where nothing is read, prompts go in chunks that suffice."""
+    """Least for the best plan; where nothing is streamed, chunks of _AMPLE_BATCH are enough."""
     return _typical_s(plan), -min(plan.batch, _AMPLE_BATCH), plan.batch
 
 
 def _typical_s(plan: MemoryPlan) -> float:
-    """Seconds of a typical prompt and answer, but for computing the prompt: that is in any plan."""
+    """Seconds of a typical prompt and answer, but for computing the prompt: all plans need that."""
     prompt = min(max(_TYPICAL_PROMPT, plan.n_ctx // 4), plan.n_ctx // 2)
     passes = math.ceil(prompt / plan.batch)
     forecast = plan.window.forecast
@@ -175,13 +175,13 @@ def _typical_s(plan: MemoryPlan) -> float:
 
 
 def _sizes(runs: Sequence[Unit]) -> list[int]:
-    """Sizes of units worth trying: not so small that there are thousands of them."""
+    """Sizes of units to try: not so small that there are thousands of units."""
     least = sum(run.nbytes for run in runs) // _MOST_UNITS
     return [size for size in _UNIT_SIZES if size >= least][:4] or [_UNIT_SIZES[-1]]
 
 
 def cache_bytes(load: Load) -> int:
-    """The full cache of keys and values of a slice, and the tables of rotations."""
+    """Bytes of a slice's full KV cache, and of the tables of rotary embedding."""
     config, n_ctx = load.config, load.n_ctx
     layer = kv_cache_bytes(n_ctx, len(load.part.attention), config.head_dim, load.kv_bits)
     tables = 2 if config.windowed_layers else 1
@@ -218,18 +218,18 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
 
 
 def _own_columns(load: Load) -> int:
-    """Of the logits, those that a slice computes."""
+    """How many logits a slice computes."""
     return len(load.part.head_shards) * load.head_shard_rows
 
 
 def _bound_bytes(load: Load, most: int) -> int:
-    """Memory of kernels bound to units, where these are thousands."""
+    """Bytes of kernels bound to units, where there are thousands."""
     units = sum(unit_count(run, len(run.shards), most) for run in load.runs)
     return _UNIT_BYTES * max(0, units - _FEW_UNITS)
 
 
 def check_room(load: Load, budget: Budget) -> None:
-    """Raise MemoryBudgetError where not even the smallest window fits, however it is read."""
+    """Raise MemoryBudgetError where not even the smallest window fits."""
     if _least(load, 0) + budget.fixed > budget.total:
         raise _too_small(load, budget, 0)
 
@@ -260,7 +260,7 @@ def _too_small(load: Load, budget: Budget, reserve: int) -> MemoryBudgetError:
 
 
 def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> int:
-    """Context when none is asked for: modest, the model's own limit, a quarter of the memory."""
+    """Context when none is asked for: at most 4096, the model's limit, a quarter of the memory."""
     n_ctx = min(DEFAULT_CONTEXT, config.max_position_embeddings)
     heads = Slice(range(config.num_key_value_heads), range(0))
     while n_ctx > SMALLEST_DEFAULT_CONTEXT:

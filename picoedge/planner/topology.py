@@ -1,4 +1,4 @@
-"""What is known of the boards of a cluster and of the links between them, as plain values.
+"""Facts of the boards of a cluster and of the links between them, and their JSON.
 
 A file of boards, for `picoedge plan --boards FILE`, is one JSON object:
 
@@ -9,9 +9,8 @@ A file of boards, for `picoedge plan --boards FILE`, is one JSON object:
                  "disk_bytes_per_s": 9.0e7, "budget_bytes": 536870912,
                  "fixed_bytes": 62914560}, ...]}
 
-Further keys of a board, with what they are where left out, are the fields of `BoardFacts`. In a
-report of a board over the network the same keys stand for the same things. Nothing is believed
-before it is checked: unknown keys, wrong types and figures no board has are refused.
+Further keys of a board, and their defaults, are the fields of `BoardFacts`; reports of boards over
+the network have the same keys. Unknown keys, wrong types and impossible figures are refused.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _REMEDY = f"a board has {', '.join(_NEEDED)}; a link between, {', '.join(_LINK_K
 
 @dataclass(frozen=True)
 class BoardFacts:
-    """What one board can do, as measured there."""
+    """Speeds and memory of one board, as measured there."""
 
     name: str
     cores: int
@@ -64,7 +63,7 @@ class BoardFacts:
 
 @dataclass(frozen=True)
 class LinkFacts:
-    """The way from one board to another; the way back is the same."""
+    """Latency and rate from one board to another, the same in both directions."""
 
     latency_s: float  # one way, of a small message
     bytes_per_s: float
@@ -78,8 +77,8 @@ class LinkFacts:
 class Topology:
     """Boards, and the links between them by pairs of their indices, the lower first.
 
-    A pair that is not in `links` has `link`, or without one is taken to meet at the hub's
-    switch: as far apart and as fast as the worse of their two links to the hub.
+    A pair that is not in `links` has `link`; without one the two are assumed to meet at the hub's
+    switch, with the worse latency and rate of their two links to the hub.
     """
 
     boards: tuple[BoardFacts, ...]
@@ -194,7 +193,7 @@ def topology_from_json(values: object) -> Topology:
 
 
 def read_topology(text: str, where: str) -> Topology:
-    """The boards of a file's text. Raises UsageError naming the file, `where`, and the fault."""
+    """The boards in the text of file `where`. Raises UsageError naming the file and the fault."""
     try:
         if len(text) > _FILE_CHARS:
             raise ProtocolError("it is longer than any list of boards", _REMEDY)

@@ -16,7 +16,7 @@ from picoedge.errors import DownloadError
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import CatalogueEntry, SourcePart, SourceParts
 from picoedge.registry.fetch_settings import (
-    CHUNK_BYTES,
+    COPY_BYTES,
     FetchSettings,
     as_storage_error,
     require_space,
@@ -56,7 +56,7 @@ def fetch(
 def _sha256(path: Path, what: str, progress: Progress) -> str:
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(COPY_BYTES):
             digest.update(chunk)
             done += len(chunk)
             progress(what, done, total)
@@ -122,7 +122,7 @@ def _join(parts: list[Path]) -> None:
     with parts[0].open("ab") as out:
         for part in parts[1:]:
             with part.open("rb") as file:
-                shutil.copyfileobj(file, out, CHUNK_BYTES)
+                shutil.copyfileobj(file, out, COPY_BYTES)
             part.unlink()
 
 

@@ -14,7 +14,7 @@ from picoedge.errors import StorageError, storage_errors
 from picoedge.files import take_lock
 from picoedge.units import format_size
 
-CHUNK_BYTES = 1 << 20
+COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from picoedge.errors import DownloadError
-from picoedge.registry.fetch_settings import CHUNK_BYTES, FetchSettings, as_storage_error
+from picoedge.registry.fetch_settings import COPY_BYTES, FetchSettings, as_storage_error
 
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _READ_BYTES = 1 << 16
@@ -72,7 +72,7 @@ class HttpFetch:
                 return
             except _Cut as cut:
                 gained = self._have() - before
-                failures = failures + 1 if gained < CHUNK_BYTES else 1
+                failures = failures + 1 if gained < COPY_BYTES else 1
                 if failures >= self.how.tries or not self._reached:
                     have = self._have()
                     where = f" after {have} bytes; pulling again goes on there" if have else ""

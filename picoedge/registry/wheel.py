@@ -16,7 +16,7 @@ from pathlib import Path
 
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
 from picoedge.registry.catalogue import SourcePart
-from picoedge.registry.fetch_settings import CHUNK_BYTES, as_storage_error
+from picoedge.registry.fetch_settings import COPY_BYTES, as_storage_error
 
 _POLL_S = 0.2
 _ENCRYPTED = 1  # a bit of a member's flags
@@ -108,7 +108,7 @@ def _extract(wheel: Path, member: str, part: Path, max_bytes: int) -> None:
         with zipfile.ZipFile(wheel) as archive:
             _check_member(wheel, archive.getinfo(member), max_bytes)
             with archive.open(member) as file, as_storage_error(part), part.open("wb") as out:
-                shutil.copyfileobj(file, out, CHUNK_BYTES)
+                shutil.copyfileobj(file, out, COPY_BYTES)
     except KeyError as error:
         raise DownloadError(f"{wheel.name} holds no {member}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

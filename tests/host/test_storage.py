@@ -294,7 +294,7 @@ def test_a_disk_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "preadv", preadv)
     running = set(threading.enumerate())
     with pytest.raises(StorageError, match="within 0 s"):
-        measure_storage(folder, patience_s=0.05)
+        measure_storage(folder, timeout_s=0.05)
     ours = set(threading.enumerate()) - running
     assert len(ours) == 1 + READERS
     assert all(thread.daemon for thread in ours)
@@ -472,10 +472,10 @@ def test_mangled_files_are_as_good_as_none(
         text[at:end] = data.draw(st.binary(max_size=6))
         text = text or bytearray(b" ")
     (folder / "probes.json").write_bytes(text)
-    figures = measurements.recall(folder, "storage", "k", NAMES, NOW)
+    figures = measurements.load(folder, "storage", "k", NAMES, NOW)
     assert figures is None or all(0 <= value <= 1e12 for value in figures.values())
-    measurements.remember(folder, "storage", "k", {"direct": 5e6, "mapped": 6e6}, NOW)
-    assert measurements.recall(folder, "storage", "k", NAMES, NOW) == {"direct": 5e6, "mapped": 6e6}
+    measurements.save(folder, "storage", "k", {"direct": 5e6, "mapped": 6e6}, NOW)
+    assert measurements.load(folder, "storage", "k", NAMES, NOW) == {"direct": 5e6, "mapped": 6e6}
 
 
 @pytest.mark.parametrize(
@@ -485,15 +485,15 @@ def test_mangled_files_are_as_good_as_none(
 )  # fmt: skip
 def test_files_of_another_kind_are_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "probes.json").write_text(text)
-    assert measurements.recall(tmp_path, "storage", "k", NAMES, NOW) is None
+    assert measurements.load(tmp_path, "storage", "k", NAMES, NOW) is None
 
 
 def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
     for i in range(100):
-        measurements.remember(tmp_path, "storage", f"k{i}", {"direct": 1e6, "mapped": 1e6}, NOW + i)
+        measurements.save(tmp_path, "storage", f"k{i}", {"direct": 1e6, "mapped": 1e6}, NOW + i)
     kept = json.loads((tmp_path / "probes.json").read_text())["storage"]
     assert list(kept) == [f"k{i}" for i in range(36, 100)]
-    measurements.remember(tmp_path, "compute", "c", {"x": 1e9}, NOW + 60 * DAY_S)
+    measurements.save(tmp_path, "compute", "c", {"x": 1e9}, NOW + 60 * DAY_S)
     assert json.loads((tmp_path / "probes.json").read_text())["storage"] == {}
 
 

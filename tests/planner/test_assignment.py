@@ -65,7 +65,7 @@ def test_no_other_shares_are_quicker(
         for attention in all_partitions(counts.attention, len(able))
         for ffn in all_partitions(counts.ffn, len(able))
     )
-    found = [boards.token_s(hands, sync_s) for hands in boards.ways(sync_s)]
+    found = [boards.token_s(hands, sync_s) for hands in boards.candidates(sync_s)]
     assert min(found, default=math.inf) == pytest.approx(best)
 
 
@@ -75,7 +75,7 @@ def test_what_is_promised_can_be_planned(
     load: Load, able: list[tuple[float, float, float]], split_head: bool
 ) -> None:
     boards = Assigner(MemoryNeeds(load), boards_of(load, able), gather if split_head else None)
-    for hands in boards.ways(0.0):
+    for hands in boards.candidates(0.0):
         assert [sum(kind) for kind in hands] == [*boards.counts]
         for rank, part in enumerate(slices_of(*hands)):
             if rank and counts_of(part) == Counts(0, 0, 0):
@@ -112,8 +112,8 @@ def test_no_other_shares_of_the_head_are_half_as_quick_again(
         for ffn in all_partitions(counts.ffn, 2)
         for head in all_partitions(counts.head, 2)
     )
-    found = min((boards.token_s(h, sync_s) for h in boards.ways(sync_s)), default=math.inf)
-    without = min((kept.token_s(h, sync_s) for h in kept.ways(sync_s)), default=math.inf)
+    found = min((boards.token_s(h, sync_s) for h in boards.candidates(sync_s)), default=math.inf)
+    without = min((kept.token_s(h, sync_s) for h in kept.candidates(sync_s)), default=math.inf)
     assert best <= found <= without
     assert math.isinf(best) == math.isinf(found)
     assert math.isinf(best) or found <= 1.5 * best
@@ -123,7 +123,7 @@ def test_many_groups_are_dealt_without_trying_all() -> None:
     load = load_of(4, 1024, groups=16, shards=12)
     whole = weights_bytes(load) / MB
     boards = Assigner(MemoryNeeds(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
-    found = list(boards.ways(1e-3))
+    found = list(boards.candidates(1e-3))
     assert found
     assert boards.disk_s(0, boards.counts) > 0.5  # one board alone reads most of it
     assert boards.token_s(found[0], 1e-3) < 0.2

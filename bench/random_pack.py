@@ -152,7 +152,7 @@ def _write_file(
     """Write one file; yields the rows of the shard table."""
     with OutputFile(folder / file.name, file.nbytes, lambda n: None) as output:
         output.write(0, file.header)
-        for span in file.spans():
+        for span in file.entries():
             data, blake2b = images.next(span)
             output.write(span.offset, data)
             place = {"file": span.file, "offset": span.offset, "bytes": span.nbytes}

@@ -1,18 +1,19 @@
-"""Bytes in and out of files: whole reads at a place, whole writes, and what failure is called."""
+"""File access: reads and writes that are complete or raise, and JSON files of models."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from picoedge.errors import ModelError, StorageError
+from picoedge.fields import Fields
 from picoedge.files import sync
 from picoedge.kernels.arrays import U8
 from picoedge.units import format_size
@@ -21,7 +22,7 @@ _WINDOW = 1 << 20
 
 
 def read_at(path: Path, offset: int, nbytes: int) -> U8:
-    """Bytes [offset, offset + nbytes) of a file; raises ModelError where it has become shorter."""
+    """Bytes [offset, offset + nbytes) of a file. Raises ModelError where the file ends earlier."""
     buffer = np.empty(nbytes, np.uint8)
     with reading(path), path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -48,7 +49,7 @@ def digest(path: Path, offset: int, nbytes: int) -> str:
 
 
 def source_fingerprint(paths: Sequence[Path]) -> str:
-    """Names, sizes and times of the files and a hash of the first one's beginning."""
+    """Hash of the files' names, sizes and times and of the first one's first MB."""
     import hashlib
 
     hasher = hashlib.blake2b(digest_size=16)
@@ -77,7 +78,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the file's name into a ModelError that is raised without one."""
+    """Add the file's name to a ModelError that lacks it."""
     try:
         yield
     except ModelError as error:
@@ -88,7 +89,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(folder: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a failed write below `folder` into StorageError; `needed` bytes are for the message."""
+    """Turn a failed write below `folder` into StorageError; the message names `needed` bytes."""
     try:
         yield
     except OSError as error:
@@ -110,7 +111,7 @@ def disk_full(folder: Path, needed: int, free: int | None = None) -> StorageErro
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is, or where its nearest existing parent is."""
+    """Free bytes on the disk of `folder`, or of its nearest existing parent."""
     for place in (folder, *folder.parents):
         if place.exists():
             return shutil.disk_usage(place).free
@@ -118,7 +119,7 @@ def free_bytes(folder: Path) -> int:
 
 
 class OutputFile:
-    """A new file of a known size, written at any place; holes are zeros."""
+    """A new file of a known size, written in any order; unwritten parts are zeros."""
 
     def __init__(self, path: Path, nbytes: int, wrote: Callable[[int], None]) -> None:
         self.path = path
@@ -139,23 +140,38 @@ class OutputFile:
     def __enter__(self) -> OutputFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`: the system may take it in parts."""
+    """Write all of `data` at `offset`; the system may accept less per call."""
     view, done = memoryview(data), 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder and the files in it survive a power cut."""
+    """fsync a folder and the files in it."""
     for path in (*folder.iterdir(), folder):
         sync(path)
+
+
+def read_object(path: Path, max_bytes: int, hint: str) -> Fields:
+    """Read a file of one JSON object. Raises ModelError with `hint` where it is anything else."""
+    with reading(path):
+        size = path.stat().st_size
+    if size > max_bytes:
+        raise ModelError(f"{path} has {size} bytes, at most {max_bytes} are expected", hint)
+    return parse_object(read_at(path, 0, size).tobytes(), path, hint)
+
+
+def parse_object(data: bytes, path: Path, hint: str) -> Fields:
+    """Parse one JSON object; `path` is for messages. Raises ModelError."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} does not hold valid JSON", hint) from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} does not hold a JSON object", hint)
+    return Fields(values, path, ModelError, hint)

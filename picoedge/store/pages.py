@@ -1,4 +1,4 @@
-"""Pages of memory and of the page cache: asked for ahead of use, and given back after it."""
+"""Memory pages and page cache: allocate, read ahead, release (madvise, fadvise)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from picoedge.store.reads import no_memory
 from picoedge.units import format_size
 
 PAGE = mmap.PAGESIZE
-_HUGE = 2 << 20  # the largest run of pages the page cache keeps as one
+_HUGE = 2 << 20  # a huge page; also the largest folio of the page cache
 _POPULATE_READ = 22  # Linux 5.14
 
 
@@ -34,16 +34,16 @@ def page_up(n: int) -> int:
 
 
 def anonymous(nbytes: int) -> U8:
-    """Zeroed memory of our own, page-aligned, in huge pages where the system has them.
+    """Zeroed anonymous memory, page-aligned, in huge pages where the system has them.
 
-    It begins where a huge page may, and what is left over at its end is in small ones: address
-    space is spent for that, and no memory. Raises MemoryBudgetError.
+    Aligned to a huge page, with small pages for the remainder: the alignment costs address space,
+    no memory. Raises MemoryBudgetError.
     """
     huge = nbytes // _HUGE * _HUGE
     size = nbytes + _HUGE if huge else max(nbytes, PAGE)
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:  # a limit of address space, or the system's own
+    except OSError as error:  # RLIMIT_AS, or the system is out of memory
         raise no_memory(format_size(nbytes)) from error
     if not huge:
         return np.frombuffer(memory, np.uint8, nbytes)
@@ -56,33 +56,33 @@ def anonymous(nbytes: int) -> U8:
 
 
 def advise(array: U8, advice: int) -> int:
-    """madvise over the pages that `array` touches. Returns 0, or the error number."""
+    """madvise over the pages of `array`. Returns 0 or errno."""
     start, nbytes = array.ctypes.data, array.nbytes
     return advise_range(page_down(start), page_up(start + nbytes), advice)
 
 
 def advise_range(start: int, end: int, advice: int) -> int:
-    """madvise over whole pages, by address. Returns 0, or the error number."""
+    """madvise over an address range of whole pages. Returns 0 or errno."""
     if _madvise()(start, end - start, advice) == 0:
         return 0
     return ctypes.get_errno()
 
 
 def forget_anonymous(array: U8) -> None:
-    """Free the pages of memory of our own, as of a part of what was made in one piece."""
+    """Free the pages of a part of anonymous memory."""
     advise(array, mmap.MADV_DONTNEED)
 
 
 def populate(array: U8) -> int:
-    """Map the pages of a file-backed array, reading what is not in memory; 0, or the error number.
+    """Read and map the pages of a file-backed array. Returns 0 or errno.
 
-    EFAULT: the file has become shorter, or the storage cannot be read. EINVAL: an old kernel.
+    EFAULT: the file was truncated or the storage failed. EINVAL: a kernel before 5.14.
     """
     return advise(array, _POPULATE_READ)
 
 
 def forget_mapped(array: U8, start: int, end: int) -> None:
-    """Unmap the pages that bytes [start, end) of a mapped file begin in; they can be read again."""
+    """Unmap the pages in which bytes [start, end) of a mapped file begin; access maps them anew."""
     first, last = page_down(start), page_down(end)
     if last > first:
         advise(array[first:last], mmap.MADV_DONTNEED)
@@ -91,24 +91,23 @@ def forget_mapped(array: U8, start: int, end: int) -> None:
 def forget_cached(fd: int, start: int, end: int) -> None:
     """Drop a range of a file from the page cache.
 
-    The cache keeps runs of pages as one, and drops those only that lie within the range: it begins
-    earlier, so that a run which the last call cut goes with this one.
+    The cache drops only folios that lie wholly inside the range. So the range begins one folio
+    earlier, to include one that the previous call's end cut.
     """
     first = max(0, page_down(start) - _HUGE)
-    with contextlib.suppress(OSError):  # a file system that keeps no such cache
+    with contextlib.suppress(OSError):  # a file system without a page cache
         os.posix_fadvise(fd, first, page_up(end) - first, os.POSIX_FADV_DONTNEED)
 
 
 @cache
 def end_where_pages_are_lost(line: str) -> Callable[[int], None]:
-    """From now on a mapped page that cannot be read ends the process: this line, exit code 1.
+    """Handle SIGBUS, raised by a mapped page that cannot be read: print `line`, exit with 1.
 
-    Such a page (of a file that was cut, a card that was pulled out) is a signal to whichever
-    thread wants it. There is nothing to go on with: Python's own handlers would wait for the
-    instruction to end, and it never does.
+    The file was truncated or the card pulled out. A handler in Python would not do: it runs after
+    the faulting instruction, which never completes.
     """
 
-    ended = threading.Lock()  # of several threads that meet lost pages, one tells of it
+    ended = threading.Lock()  # several threads may fault: one prints
 
     def end(number: int) -> None:
         ended.acquire()
@@ -120,7 +119,7 @@ def end_where_pages_are_lost(line: str) -> Callable[[int], None]:
     install = ctypes.CDLL(None).signal
     install.argtypes, install.restype = [ctypes.c_int, kind], ctypes.c_void_p
     install(signal.SIGBUS, handler)
-    return cast("Callable[[int], None]", handler)  # kept, as the cache keeps it
+    return cast("Callable[[int], None]", handler)  # @cache keeps it alive
 
 
 @cache

@@ -9,10 +9,10 @@ MANIFEST = "picoedge.json"  # the file that makes a folder a pack
 
 @dataclass(frozen=True)
 class Slice:
-    """Runs of shards, any of which may be empty; of attention and FFN the same in every layer.
+    """Spans of shards that one board computes, each possibly empty; the same in every layer.
 
-    `vocabulary` is of head shards. `head`: tokens come in and logits go out here, so that the
-    embedding is here, and logits for all of the vocabulary, whoever computes them.
+    `owns_head`: this board embeds the tokens and gathers the logits of the whole vocabulary,
+    also of head shards that other boards compute.
     """
 
     attention: range
@@ -23,7 +23,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class HeldShards:
-    """The shards that a board has on its disk; of attention and FFN those of every layer."""
+    """Shards on a board's disk; of attention and FFN those that all layers have."""
 
     attention: frozenset[int] = frozenset()
     ffn: frozenset[int] = frozenset()

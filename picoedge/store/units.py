@@ -1,4 +1,4 @@
-"""Units: what is held in memory, or streamed through it, as one. A run of shards of one kind."""
+"""Unit: a span of shards that is resident, or streamed, as a whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UnitKind = Literal["attention", "ffn", "head"]
 
 @dataclass(frozen=True)
 class Unit:
-    """A run of shards, in one piece of one file. The head counts as the layer after the last."""
+    """A span of shards of one kind, contiguous in a file. The head is the layer after the last."""
 
     kind: UnitKind
     layer: int
@@ -23,7 +23,7 @@ class Unit:
 
     @property
     def end(self) -> int:
-        """First byte of the file behind the unit."""
+        """File offset of the first byte after the unit."""
         return self.offset + self.nbytes
 
     @property
@@ -32,18 +32,18 @@ class Unit:
         return self.nbytes // len(self.shards)
 
     def part(self, first: int, last: int) -> Unit:
-        """Shards first .. last-1, counted from the unit's own first."""
+        """Sub-unit of shards [first, last), counted from the unit's first."""
         each = self.shard_bytes
         shards, offset = self.shards[first:last], self.offset + first * each
         return Unit(self.kind, self.layer, shards, self.file, offset, len(shards) * each)
 
     def shard_at(self, offset: int) -> str:
-        """Name in the shard table of the shard that has this byte of the file, or is nearest."""
+        """Shard-table name of the shard at this file offset, or nearest to it."""
         index = (min(max(offset, self.offset), self.end - 1) - self.offset) // self.shard_bytes
         folder = self.file.removesuffix(".safetensors")
         return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
 
 def page_range(unit: Unit) -> tuple[int, int]:
-    """The unit's bytes widened to pages: what is read."""
+    """File range [start, end) of the whole pages that the unit lies in."""
     return page_down(unit.offset), page_up(unit.end)

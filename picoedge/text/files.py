@@ -1,4 +1,4 @@
-"""Small files in and out of a folder, and what their failures are called."""
+"""Small text and JSON files; failures become TextError or StorageError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_BYTES = 64 << 20
 
 
 def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
-    """A UTF-8 file. Raises TextError where it is missing, too large or not text."""
+    """Content of a UTF-8 file. Raises TextError where it is missing, too large or not text."""
     try:
         if path.stat().st_size > max_bytes:
             raise TextError(f"{path} is larger than {max_bytes} bytes", "get a sound copy")
@@ -26,7 +26,7 @@ def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
 
 
 def read_text_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises TextError as `read_text`, or where the file holds something else."""
+    """A file's JSON object. Raises TextError as `read_text`, and on anything else."""
     try:
         values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -37,7 +37,7 @@ def read_text_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_any(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file does not exist."""
+    """A file's JSON object, {} where the file does not exist."""
     return read_text_json(path) if path.exists() else {}
 
 

@@ -200,7 +200,7 @@ import sys
 from pathlib import Path
 from picoedge.store.pack.partial import PartialPack
 target, source = Path(sys.argv[1]), Path(sys.argv[2])
-filled = PartialPack(target, at_once=int(sys.argv[3]))
+filled = PartialPack(target, sync_bytes=int(sys.argv[3]))
 for item in filled.pack.items():
     data = (source / item.file).read_bytes()[item.offset : item.offset + item.nbytes]
     filled.write(item, data)

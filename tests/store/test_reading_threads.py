@@ -16,9 +16,9 @@ import pytest
 import tiny_model
 
 from picoedge.errors import MemoryBudgetError, StorageError
+from picoedge.store.pack.embedding import UntiedRows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.pack.row_reader import UntiedRows
 from picoedge.store.pages import PAGE, anonymous
 from picoedge.store.sources.source import open_source
 from picoedge.store.units import Unit

@@ -11,7 +11,7 @@ from picoedge.config import SamplingOptions
 from picoedge.engine.session import Prompter, Session
 from picoedge.errors import StorageError
 from picoedge.planner.memory import MemoryPlan
-from picoedge.text.tokenizer.special import SpecialTokens
+from picoedge.text.tokenizer.base import SpecialTokens
 
 EOS = 256
 BOS = 257

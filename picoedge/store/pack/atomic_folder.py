@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Atomic folder: written beside its target, then renamed into place."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _SPARE_BYTES = 16 << 20
 
 @contextmanager
 def new_folder(target: Path, needed: int) -> Iterator[Path]:
-    """A folder beside `target`, which takes its place when the block ends well.
+    """Yield a new folder that replaces `target`, a pack or nothing, when the block succeeds.
 
-    It is removed on any exception. A pack that was at `target` stays until then. Raises
-    StorageError where the disk lacks `needed` bytes, is full, or cannot be written, and where
-    something that is not a pack is in the way.
+    On an exception it is removed and `target` unchanged. Raises StorageError where the disk lacks
+    `needed` bytes, fills up or cannot be written, and where `target` is not a pack.
     """
     _refuse_foreign(target)
     parent = target.absolute().parent
@@ -57,7 +56,7 @@ def _refuse_foreign(target: Path) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold a lock that tells `_sweep` of another process that this folder is being written."""
+    """Hold a lock, which keeps another process's `_sweep` from removing this folder."""
     lock = partial / _LOCK
     with lock.open("wb") as file:
         take_lock(file.fileno(), None)
@@ -65,10 +64,10 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed processes left of this pack, and put back one they had set aside."""
+    """Remove folders that killed processes left, and restore a pack they had renamed."""
     dead = [_remove_dead(left) for left in _beside(target, "partial")]
     if not all(dead):
-        return  # another process may be between its two renames
+        return  # a live process may be between its two renames
     for old in _beside(target, "old"):
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -77,19 +76,19 @@ def _sweep(target: Path) -> None:
 
 
 def _beside(target: Path, what: str) -> list[Path]:
-    """Folders that `new_folder` made for this target."""
+    """Folders of `new_folder` for this target, of kind "partial" or "old"."""
     return sorted(target.absolute().parent.glob(f"{glob.escape(target.name)}.{what}-*"))
 
 
 def _remove_dead(partial: Path) -> bool:
-    """Remove a folder whose writer is gone; False where the writer may be at work."""
+    """Remove a folder whose writer is dead; False where it may be alive."""
     try:
         with (partial / _LOCK).open("rb") as file:
             if not take_lock(file.fileno()):
                 return False
             shutil.rmtree(partial, ignore_errors=True)
     except FileNotFoundError:
-        return True  # not ours, or not begun
+        return True  # created a moment ago, or not ours
     except OSError:
         return False
     return True

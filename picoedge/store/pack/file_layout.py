@@ -1,7 +1,7 @@
-"""The safetensors files of a pack: every name and byte, computed before anything is written.
+"""Layout of a pack's safetensors files: every name and offset, computed before writing.
 
-The header is padded with spaces so that data starts on a page; a run of shards starts on one
-too, after a declared pad tensor, so that any run can be read with O_DIRECT.
+The header is padded with spaces and each span of shards is preceded by a pad tensor, so that data
+and spans begin at a multiple of 4096 bytes and can be read with O_DIRECT.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPAN_ALIGN = 4096
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A named byte range of one of the pack's files: one row of the shard table."""
+    """One row of the shard table: a named byte range of a file."""
 
     name: str
     file: str
@@ -31,19 +31,19 @@ class TableEntry:
 
 @dataclass(eq=False)
 class FileLayout:
-    """One safetensors file: tensors without holes, runs of shards from page boundaries."""
+    """One safetensors file: tensors without gaps, spans of shards at page boundaries."""
 
     name: str
     tensors: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    """tensor -> (dtype, start, end), bytes from the start of the data"""
+    """tensor -> (dtype, start, end), offsets from the start of the data"""
 
     def add(self, tensor: str, dtype: str, nbytes: int) -> None:
-        """Append a tensor of one dimension."""
+        """Append a one-dimensional tensor."""
         start = self._end()
         self.tensors[tensor] = (dtype, start, start + nbytes)
 
-    def add_run(self, kind: str, count: int, nbytes: int) -> None:
-        """Append `count` shards of one size from the next page boundary."""
+    def add_span(self, kind: str, count: int, nbytes: int) -> None:
+        """Append `count` shards of `nbytes` from the next page boundary."""
         end = self._end()
         if end % SPAN_ALIGN:
             self.add(f"pad.{kind}", "U8", round_up(end, SPAN_ALIGN) - end)
@@ -55,7 +55,7 @@ class FileLayout:
 
     @cached_property
     def header(self) -> bytes:
-        """The file up to its data: the length, then JSON padded with spaces to a page boundary."""
+        """Bytes before the data: the length, then JSON padded to a page boundary."""
         entries: dict[str, Any] = {"__metadata__": {"format": "picoedge"}}
         for name, (dtype, start, end) in self.tensors.items():
             shape = [(end - start) // (4 if dtype == "F32" else 1)]
@@ -70,11 +70,11 @@ class FileLayout:
         return len(self.header) + self._end()
 
     def start(self, tensor: str) -> int:
-        """Byte of the file at which a tensor starts."""
+        """File offset of a tensor."""
         return len(self.header) + self.tensors[tensor][1]
 
-    def spans(self) -> Iterator[TableEntry]:
-        """What the shard table lists: every tensor but the pads."""
+    def entries(self) -> Iterator[TableEntry]:
+        """Rows of the shard table: every tensor but the pads."""
         for tensor, (_, start, end) in self.tensors.items():
             if not tensor.startswith("pad."):
                 name = f"{self.name.removesuffix('.safetensors')}/{tensor}"
@@ -83,7 +83,7 @@ class FileLayout:
 
 @dataclass(frozen=True, eq=False)
 class PackLayout:
-    """All of a pack: the shard layouts of each layer, the head's, and the files they make."""
+    """Layout of a whole pack: the shards of each layer and of the head, and their files."""
 
     config: ModelConfig
     geometry: Geometry
@@ -97,22 +97,22 @@ class PackLayout:
         file = FileLayout(f"layer-{index:03d}.safetensors")
         for norm, length in norm_lengths(self.config).items():
             file.add(norm, "F32", 4 * length)
-        file.add_run("attention", self.geometry.attention_shards, self.attention[index].nbytes)
-        file.add_run("ffn", self.geometry.ffn_shards, self.ffn[index].nbytes)
+        file.add_span("attention", self.geometry.attention_shards, self.attention[index].nbytes)
+        file.add_span("ffn", self.geometry.ffn_shards, self.ffn[index].nbytes)
         return file
 
     def head_file(self) -> FileLayout:
         """`head.safetensors`: the final norm and the vocabulary shards."""
         file = FileLayout("head.safetensors")
         file.add("final_norm", "F32", 4 * self.config.hidden_size)
-        file.add_run("head", self.geometry.head_shards, self.head.nbytes)
+        file.add_span("head", self.geometry.head_shards, self.head.nbytes)
         return file
 
     def embed_file(self) -> FileLayout:
         """`embed.safetensors`: rows of an untied embedding, cut like the head's."""
         file = FileLayout("embed.safetensors")
         shard_bytes = self.geometry.head_shard_rows * self.embed_row_bytes
-        file.add_run("embed", self.geometry.head_shards, shard_bytes)
+        file.add_span("embed", self.geometry.head_shards, shard_bytes)
         return file
 
     def files(self) -> list[FileLayout]:

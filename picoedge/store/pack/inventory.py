@@ -1,8 +1,8 @@
-"""A pack as the byte ranges that boards pass on, each with its hash; and which of them are here.
+"""Inventory of a pack: hashed byte ranges (items), and which of them are on this disk.
 
-A pack that is not whole has a record, `held.log`: a line that names the pack, then the name of
-each item that is safely on the disk. What it does not name is not here. A pack without a record
-is whole. Nothing here needs NumPy: a board that only passes shards on does not load it.
+An incomplete pack has a record, `held.log`: a line naming the pack, then the name of each item that
+is safely on disk. A pack without a record is complete. This module needs no NumPy, so that a daemon
+which only donates shards does not load it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from picoedge.errors import ModelError
 from picoedge.store.shards import MANIFEST, HeldShards, Slice
 
 HELD = "held.log"
-MANIFEST_BYTES = 1 << 24  # three times that of 27,517 shards (405 billion parameters)
+MANIFEST_BYTES = 1 << 24  # three times that of a model of 405 billion parameters
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
 HASH = re.compile(r"[0-9a-f]{64}")
-PACK_BYTES = 1 << 46
+PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 bits
 _REMEDY = "pack the model again"
 _INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
 _RECORD_BYTES = 1 << 24
@@ -30,7 +30,7 @@ _RECORD_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class PackItem:
-    """A named range of one of the pack's files, and its blake2b: a shard, a vector, a text."""
+    """A hashed byte range of one file: a shard, a vector, or a whole tokenizer file."""
 
     name: str
     file: str
@@ -40,16 +40,14 @@ class PackItem:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a whole file of the tokenizer's, and no part of the weights."""
+        """Whether it is a tokenizer file, not weights."""
         return self.name == self.file
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a board is to hold: a slice, and for who answers (`embed`) the rows of the tokens.
-
-    The vectors are in each (norms are small and every board needs them), the tokenizer's files
-    where the rows are: text is looked up there.
+    """Items a board must hold: all vectors (norms are small), the shards of a slice, and, with
+    `embed`, the embedding and tokenizer files.
     """
 
     part: Slice
@@ -57,23 +55,23 @@ class Wanted:
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
-    """blake2b (32 bytes, in hex), as manifests have it."""
+    """blake2b (32 bytes, in hex), as in manifests."""
     try:
-        from _blake2 import blake2b  # as hashlib has it, without OpenSSL: 4 MB of a daemon
+        from _blake2 import blake2b  # hashlib's own, but without OpenSSL: 4 MB of a daemon
     except ImportError:
         from hashlib import blake2b
     return blake2b(data, digest_size=32).hexdigest()
 
 
 def pack_id(manifest: bytes) -> str:
-    """What a pack is called among boards: the hash of its manifest, so of all that is in it."""
+    """Identity of a pack: the hash of its manifest, which hashes all content."""
     return digest_of(manifest)
 
 
 def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
-    """The items of a manifest by name, in its order; raises ModelError naming what is wrong.
+    """Items of a manifest by name, in its order. Raises ModelError naming the damaged entry.
 
-    It answers for names and ranges only. Whoever uses the weights reads the manifest whole.
+    Checks names and ranges only; users of the weights call `read_manifest`.
     """
     try:
         values = json.loads(manifest)
@@ -101,56 +99,57 @@ def _item(name: str, row: Any, path: Path) -> PackItem:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file of a pack may be called this: plain, and not one that picoedge writes."""
+    """Whether `name` is allowed for a file of a pack: no path, none of picoedge's own files."""
     return bool(_FILE_NAME.fullmatch(name)) and name not in (MANIFEST, HELD)
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether a value can be a place in a pack, or a number of its bytes."""
+    """Whether a value can be an offset or size in a pack."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= PACK_BYTES
 
 
 def needed(items: Iterable[PackItem], wanted: Wanted, *, tied: bool) -> list[PackItem]:
-    """The items that `wanted` asks for; `tied`: rows of tokens are gathered from the head."""
-    runs: Mapping[str, range | bool] = {
+    """Items that `wanted` selects; `tied`: the embedding is the head."""
+    wanted_shards: Mapping[str, range | bool] = {
         "attention": wanted.part.attention,
         "ffn": wanted.part.ffn,
         "head": True if wanted.embed and tied else wanted.part.head_shards,
         "embed": wanted.embed,
     }
-    return [item for item in items if _is_needed(item, runs)]
+    return [item for item in items if _is_needed(item, wanted_shards)]
 
 
-def _is_needed(item: PackItem, runs: Mapping[str, range | bool]) -> bool:
+def _is_needed(item: PackItem, wanted_shards: Mapping[str, range | bool]) -> bool:
     if item.is_text:
-        return bool(runs["embed"])
-    found = _INDEXED.fullmatch(item.name.rpartition("/")[2])
-    if found is None:
+        return bool(wanted_shards["embed"])
+    match = _INDEXED.fullmatch(item.name.rpartition("/")[2])
+    if match is None:
         return True
-    run = runs[found[1]]
-    return run if isinstance(run, bool) else int(found[2]) in run
+    shards = wanted_shards[match[1]]
+    return shards if isinstance(shards, bool) else int(match[2]) in shards
 
 
 def held_shards(names: Iterable[str], held: Collection[str]) -> HeldShards:
-    """The shards that are held, of all layers; `names` are of all the pack's items."""
-    here, lacking = ({kind: set[int]() for kind in ("attention", "ffn", "head")} for _ in range(2))
+    """Shards that are held in all layers; `names`: all items of the pack."""
+    shards: dict[str, set[int]] = {"attention": set(), "ffn": set(), "head": set()}
+    missing = {kind: set[int]() for kind in shards}
     for name in names:
-        found = _INDEXED.fullmatch(name.rpartition("/")[2])
-        if found is not None and found[1] in here:
-            (here if name in held else lacking)[found[1]].add(int(found[2]))
-    return HeldShards(**{kind: frozenset(here[kind] - lacking[kind]) for kind in here})
+        match = _INDEXED.fullmatch(name.rpartition("/")[2])
+        if match is not None and match[1] in shards:
+            (shards if name in held else missing)[match[1]].add(int(match[2]))
+    return HeldShards(**{kind: frozenset(shards[kind] - missing[kind]) for kind in shards})
 
 
 def record_head(identity: str) -> bytes:
-    """The first line of the record of a pack."""
+    """First line of a pack's record."""
     return f"picoedge-held 1 {identity}\n".encode()
 
 
 def read_held(folder: Path, identity: str, names: Iterable[str]) -> tuple[frozenset[str], int]:
-    """The items of the pack that its record names, and the length of the part that is sound.
+    """Items named in a pack's record, and the length of the record's valid part.
 
-    A last line without its end was being written when the power went; nothing from there on
-    counts. Raises FileNotFoundError where there is no record: the pack is whole.
+    The valid part ends before a line that a power cut left incomplete. Raises FileNotFoundError
+    where there is no record.
     """
     path = folder / HELD
     with path.open("rb") as file:
@@ -168,5 +167,5 @@ def read_held(folder: Path, identity: str, names: Iterable[str]) -> tuple[frozen
 
 
 def is_partial(folder: Path) -> bool:
-    """Whether a pack has a record of what it holds, and so may lack some of itself."""
+    """Whether a pack has a record, so may be incomplete."""
     return os.path.lexists(folder / HELD)

@@ -1,7 +1,7 @@
-"""How a model is cut into shards, and where each matrix lies inside one.
+"""Shard layout: how a model is cut into shards, and where each matrix lies inside one.
 
-Computed from the config, the geometry and the formats alone. The packer writes by it and the
-reader recomputes it: what a file claims is compared with what it must be, and never followed.
+Computed from config, geometry and formats alone. The packer writes by it, the reader recomputes it
+and compares: offsets claimed by a file are never trusted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FFN_WIDTHS = (256, 128, 64, 32)
 
 
 def round_up(n: int, step: int) -> int:
-    """The least multiple of `step` that is not below `n`."""
+    """`n` rounded up to a multiple of `step`."""
     return -(-n // step) * step
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How many shards of each kind, and how wide."""
+    """Number and width of the shards of each kind."""
 
     attention_shards: int  # one per key-value head
     ffn_shards: int
@@ -39,14 +39,14 @@ class Geometry:
 
     @classmethod
     def plan(cls, config: ModelConfig) -> Geometry:
-        """The geometry new packs get."""
+        """The geometry of new packs."""
         inner = config.intermediate_size
         width = next((w for w in _FFN_WIDTHS if inner % w == 0), inner)
         return cls.of(config, width, _head_shard_rows(config.vocab_size))
 
     @classmethod
     def of(cls, config: ModelConfig, ffn_shard_cols: int, head_shard_rows: int) -> Geometry:
-        """The geometry with these widths; raises ModelError where they do not fit the model."""
+        """The geometry with these widths. Raises ModelError where they do not fit the model."""
         if ffn_shard_cols <= 0 or config.intermediate_size % ffn_shard_cols:
             raise ModelError(f"FFN shards of {ffn_shard_cols} columns do not divide the model")
         if head_shard_rows <= 0 or head_shard_rows % TILE_ROWS:
@@ -61,7 +61,7 @@ class Geometry:
 
 
 def _head_shard_rows(vocab_size: int) -> int:
-    """Rows of a vocabulary shard: 48 to 80 shards, whichever count pads the last one least."""
+    """Rows of a head shard: of 48 to 80 shards, the count that pads the last one least."""
     tiles = -(-vocab_size // TILE_ROWS)
 
     def waste(count: int) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def _head_shard_rows(vocab_size: int) -> int:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Matrices and biases inside one shard. `biases` are name -> (byte offset, f32 values)."""
+    """Matrices and biases inside one shard; `biases`: name -> (byte offset, number of f32)."""
 
     matrices: dict[str, MatrixSpec]
     biases: dict[str, tuple[int, int]]
@@ -81,47 +81,36 @@ class ShardLayout:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `picoedge.json`."""
-        return {
-            "matrices": {
-                name: {
-                    "format": spec.format.name,
-                    "rows": spec.rows,
-                    "cols": spec.cols,
-                    "superblock": spec.superblock,
-                    "offset": spec.offset,
-                }
-                for name, spec in self.matrices.items()
-            },
-            "biases": {
-                name: {"offset": at, "length": length} for name, (at, length) in self.biases.items()
-            },
-            "bytes": self.nbytes,
-        }
+        matrices = {
+            name: {
+                "format": spec.format.name, "rows": spec.rows, "cols": spec.cols,
+                "superblock": spec.superblock, "offset": spec.offset,
+            }
+            for name, spec in self.matrices.items()
+        }  # fmt: skip
+        biases = {name: {"offset": at, "length": n} for name, (at, n) in self.biases.items()}
+        return {"matrices": matrices, "biases": biases, "bytes": self.nbytes}
 
 
 def attention_layout(config: ModelConfig, formats: Mapping[str, str]) -> ShardLayout:
     """One key-value head: its q, k, v rows, o columns and biases."""
     q_rows, kv_rows = config.heads_per_group * config.head_dim, config.head_dim
     hidden = config.hidden_size
-    shapes = {
-        "q": (q_rows, hidden),
-        "k": (kv_rows, hidden),
-        "v": (kv_rows, hidden),
-        "o": (hidden, q_rows),
-    }
+    shapes = {"q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden)}
+    shapes["o"] = hidden, q_rows
     lengths = {"q_bias": q_rows, "k_bias": kv_rows, "v_bias": kv_rows}
     return _shard_layout(shapes, formats, lengths if config.qkv_bias else {})
 
 
 def ffn_layout(config: ModelConfig, width: int, formats: Mapping[str, str]) -> ShardLayout:
-    """A run of the intermediate dimension: gate and up rows, down columns."""
+    """`width` of the intermediate dimension: gate and up rows, down columns."""
     hidden = config.hidden_size
     shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
     return _shard_layout(shapes, formats, {})
 
 
 def head_layout(config: ModelConfig, rows: int, format_name: str) -> ShardLayout:
-    """A run of vocabulary rows."""
+    """`rows` of the vocabulary."""
     return _shard_layout({"head": (rows, config.hidden_size)}, {"head": format_name}, {})
 
 

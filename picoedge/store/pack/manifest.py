@@ -1,4 +1,4 @@
-"""`picoedge.json`, believed only as far as it agrees with what it must say."""
+"""`picoedge.json`, the manifest of a pack, checked against the layout computed from its config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.kernels.blocks import FORMATS
-from picoedge.store.json_fields import parse_object, read_object
+from picoedge.store.files import parse_object, read_object
 from picoedge.store.pack.file_layout import FileLayout, PackLayout
 from picoedge.store.pack.inventory import HASH, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.pack.layout import (
@@ -33,7 +33,7 @@ _REMEDY = "pack the model again"
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What a pack says of itself, checked. `embed` is an encoding's name, "" where tied."""
+    """Checked content of a manifest; `embed`: encoding of an untied embedding, "" where tied."""
 
     name: str
     source: dict[str, Any]
@@ -45,12 +45,12 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check; raises ModelError naming the file, UnsupportedError on another version."""
+    """Read and check. Raises ModelError naming the file, UnsupportedError on another version."""
     return _manifest(read_object(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
-    """Check what came from elsewhere, to be written at `path`; raises as `read_manifest` does."""
+    """Check a peer's manifest, to be written at `path`. Raises as `read_manifest`."""
     if len(data) > MANIFEST_BYTES:
         raise ModelError(f"{path} would have {len(data)} bytes, at most {MANIFEST_BYTES} may be")
     return _manifest(parse_object(data, path, _REMEDY))
@@ -137,7 +137,7 @@ def _geometry(values: Fields, config: ModelConfig) -> Geometry:
     width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
     geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
     each = geometry.attention_shards + geometry.ffn_shards
-    # Before any table of names is made: the file must be long enough to list them.
+    # Checked before tables of names are made: the file must be long enough to list them.
     if each * config.num_hidden_layers + geometry.head_shards > len(values.get("shards", dict)):
         raise values.fault("shards")
     return geometry
@@ -147,7 +147,7 @@ def _shard(
     values: Fields, kind: str, names: tuple[str, ...],
     make: Callable[[dict[str, str]], ShardLayout],
 ) -> ShardLayout:  # fmt: skip
-    """The layout for the formats that are named; the rest of the entry must follow from them."""
+    """The layout for the named formats; the rest of the entry must equal it."""
     fields = values.object(kind)
     matrices = fields.object("matrices")
     formats = {name: matrices.object(name).get("format", str) for name in names}
@@ -162,12 +162,12 @@ def _shard(
 def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
     table = values.object("shards")
     hashes: dict[str, str] = {}
-    for span in (span for file in files for span in file.spans()):
-        row = table.object(span.name)
+    for entry in (entry for file in files for entry in file.entries()):
+        row = table.object(entry.name)
         found = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
-        if found != (span.file, span.offset, span.nbytes):
-            raise table.fault(span.name)
-        hashes[span.name] = _hash(row)
+        if found != (entry.file, entry.offset, entry.nbytes):
+            raise table.fault(entry.name)
+        hashes[entry.name] = _hash(row)
     if len(hashes) != len(table.values):
         raise values.fault("shards")
     return hashes

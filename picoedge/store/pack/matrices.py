@@ -1,4 +1,4 @@
-"""From a source's matrix to the shards of a pack, a bounded number of rows at a time."""
+"""Cut a source's matrix into the shards of a pack, a bounded number of rows at a time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from picoedge.kernels.blocks import (
 from picoedge.store.pack.quantize import FORMAT_OF_BITS, narrowest_format, quantize
 from picoedge.store.sources.tensors import SourceTensor
 
-_CHUNK_WEIGHTS = 1 << 20  # a few MB of working memory, and still long NumPy loops
-_CHUNK_ROWS = 64  # at least, so that cutting very wide rows into columns takes few calls
+_CHUNK_WEIGHTS = 1 << 20  # a few MB of working memory; long enough for NumPy loops
+_CHUNK_ROWS = 64  # at least, so that cutting wide rows into columns takes few calls
 _SAMPLE_RUNS, _SAMPLE_ROWS = 8, 4
 
 Write = Callable[[int, U8], None]
@@ -31,7 +31,7 @@ Write = Callable[[int, U8], None]
 
 @dataclass(frozen=True)
 class MatrixTarget:
-    """Where the shards' copies of one matrix go: the first at byte `start`, then each `stride`."""
+    """Placement of a matrix in `count` shards: first at byte `start`, then every `stride`."""
 
     spec: MatrixSpec
     start: int
@@ -40,9 +40,9 @@ class MatrixTarget:
 
 
 def choose_format(tensor: SourceTensor, shard_cols: int, bits: int) -> str:
-    """The format a matrix is packed in; see `ARCHITECTURE.md`, Formats.
+    """Format that a matrix is packed in (`ARCHITECTURE.md`, Formats).
 
-    Raises UnsupportedError where quantized columns would have to be cut inside a block.
+    Raises UnsupportedError where quantized columns would be cut inside a block.
     """
     encoding = tensor.encoding
     if shard_cols % BLOCK_COLS:
@@ -59,14 +59,14 @@ def choose_format(tensor: SourceTensor, shard_cols: int, bits: int) -> str:
 
 
 def _sample(tensor: SourceTensor) -> F32:
-    """A few runs of rows, evenly spaced: the same ones every time."""
+    """Some rows, evenly spaced and the same every time, f32 [n, C]."""
     rows = min(_SAMPLE_ROWS, tensor.rows)
     starts = {i * (tensor.rows - rows) // (_SAMPLE_RUNS - 1) for i in range(_SAMPLE_RUNS)}
     return np.concatenate([tensor.floats(at, at + rows) for at in sorted(starts)])
 
 
 def cut_rows(tensor: SourceTensor, place: MatrixTarget, write: Write) -> None:
-    """Shard i gets rows [i * R, (i + 1) * R); what lies past the tensor's end stays zero."""
+    """Shard i gets rows [i * R, (i + 1) * R); rows past the tensor's end stay zero."""
     rows = place.spec.rows
     for shard in range(place.count):
         first = shard * rows
@@ -112,7 +112,7 @@ def _columns(parts: Quants | F32, spec: MatrixSpec, first: int) -> Quants | F32:
         return values[:, first // per_block : last // per_block]
 
     def cut_super(values: Array | None) -> Array | None:
-        # A shard narrower than a superblock repeats the superscale it shares with others.
+        # Shards narrower than a superblock each get a copy of its superscale.
         if values is None:
             return None
         return values[:, np.arange(first, last, spec.superblock) // SUPERBLOCK_COLS]
@@ -128,7 +128,7 @@ def _columns(parts: Quants | F32, spec: MatrixSpec, first: int) -> Quants | F32:
 def _put(
     spec: MatrixSpec, parts: Quants | F32, first_row: int, shard_start: int, write: Write
 ) -> None:
-    """Write rows from `first_row` (a multiple of 16) on: one piece of each plane."""
+    """Write rows from `first_row` (a multiple of 16) on: one range of each plane."""
     n_rows = len(parts.q if isinstance(parts, Quants) else parts)
     chunk = MatrixSpec(spec.format, n_rows, spec.cols, 0, spec.superblock)
     data = np.zeros(chunk.nbytes, np.uint8)

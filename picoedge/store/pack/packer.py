@@ -1,6 +1,6 @@
-"""Pack a source: quantized blocks, cut into shards, in a folder that appears whole.
+"""Pack a source: quantized blocks, cut into shards, in an atomically created folder.
 
-Streams: a bounded number of rows is in memory at a time, whatever the model.
+Streaming: only a bounded number of rows is in memory at a time.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def pack_source(
 ) -> None:
     """Write `source` as the pack folder `out`, atomically.
 
-    `bits` (4, 5, 6, 8, 32; default 8) is for sources in floats only. `write_text` adds the
-    tokenizer's files. Raises ModelError, UnsupportedError, StorageError, UsageError; on any
-    exception nothing is left behind and a pack that was at `out` is as it was.
+    `bits` (4, 5, 6, 8, 32; default 8) applies to sources in floats only. `write_text` adds the
+    tokenizer's files. Raises ModelError, UnsupportedError, StorageError, UsageError; then nothing
+    is left behind and a pack at `out` is unchanged.
     """
     bits = _DEFAULT_BITS if bits is None else bits
     if bits not in FORMAT_OF_BITS:
@@ -69,11 +69,11 @@ def pack_source(
         texts = _text_table(folder)
         packer.write(folder)
         _write_manifest(folder, packer.manifest(Path(out), folder, texts))
-        Pack.open(folder)  # what cannot be read back must not take the place of anything
+        Pack.open(folder)  # an unreadable pack must not replace anything
 
 
 def _text_table(folder: Path) -> dict[str, Any]:
-    """Size and hash of what `write_text` wrote."""
+    """Size and hash of the files of `write_text`."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     sizes = {path: path.stat().st_size for path in files}
     return {p.name: {"bytes": n, "blake2b": digest(p, 0, n)} for p, n in sizes.items()}
@@ -86,7 +86,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 class _Packer:
-    """One packing: the layout, decided before the first byte is written, and the copying."""
+    """One packing: a layout, decided before the first byte is written, and the copying."""
 
     def __init__(self, source: Source, bits: int, progress: OnWritten | None) -> None:
         self.source, self.bits, self._progress = source, bits, progress
@@ -201,7 +201,7 @@ class _Packer:
             output.write(start + first * rows.shape[1], rows.reshape(-1))
 
     def manifest(self, out: Path, folder: Path, texts: dict[str, Any]) -> dict[str, Any]:
-        """What `picoedge.json` says; hashes are of the bytes as they are in the files now."""
+        """Values of `picoedge.json`; hashes are of the bytes in the files."""
         layers = zip(self.layout.attention, self.layout.ffn, strict=True)
         return {
             "format": FORMAT_NAME,
@@ -211,7 +211,7 @@ class _Packer:
                 "kind": self.source.kind,
                 "name": self.source.name,
                 "fingerprint": self.source.fingerprint,
-                "file": self.source.path.absolute().name,  # no path: packs are given away
+                "file": self.source.path.absolute().name,  # no path: packs are shared
                 "tensor_bytes": self.source.tensor_bytes,
             },
             "config": self.config.to_json(),
@@ -228,12 +228,12 @@ class _Packer:
 
     def _shard_table(self, folder: Path) -> dict[str, Any]:
         return {
-            span.name: {
-                "file": span.file,
-                "offset": span.offset,
-                "bytes": span.nbytes,
-                "blake2b": digest(folder / span.file, span.offset, span.nbytes),
+            entry.name: {
+                "file": entry.file,
+                "offset": entry.offset,
+                "bytes": entry.nbytes,
+                "blake2b": digest(folder / entry.file, entry.offset, entry.nbytes),
             }
             for file in self.files
-            for span in file.spans()
+            for entry in file.entries()
         }

@@ -1,8 +1,7 @@
-"""A pack that comes piece by piece: its files with holes, and a record of what is in them.
+"""Partial pack: sparse files that are filled item by item, and a record of the items held.
 
-An item is written where it belongs once its hash is right, but counts only when the record names
-it, and the record does so only after the bytes are on the disk: what is cut short, by SIGKILL or
-by a pulled plug, is written again, and nothing else is.
+An item whose hash matches is written at its place, but counts only once the record names it, which
+happens after fsync. So after SIGKILL or a power cut only unrecorded items are fetched again.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from picoedge.errors import ModelError, StorageError
 from picoedge.files import sync, take_lock
@@ -36,14 +34,14 @@ from picoedge.store.shards import MANIFEST
 
 ITEM_BYTES = 1 << 30
 _SPARE_BYTES = 16 << 20
-_AT_ONCE = 16 << 20  # a card takes its time to say that bytes are safe: not asked for each item
+_SYNC_BYTES = 16 << 20  # written per fsync: a card takes too long for one after each item
 _TEMPORARY = ".{}.part"
 
 
 def pack_folder(shelf: Path, name: str, identity: str) -> Path:
-    """Where the pack `identity`, which peers call `name`, is or is to be on a shelf.
+    """Folder on a shelf of the pack `identity`, named `name` by peers; may not exist yet.
 
-    Another pack of that name stays where it is. Raises ModelError where this is no name.
+    Avoids the folder of another pack of that name. Raises ModelError for an invalid name.
     """
     if not is_file_name(f"{name}.pico"):
         raise ModelError(f"{name[:80]!r} cannot be the name of a pack")
@@ -65,10 +63,10 @@ def _is(folder: Path, identity: str) -> bool:
 
 
 def create_partial(folder: Path, manifest: bytes) -> None:
-    """Make the pack of a peer's manifest at `folder`, with nothing in it yet but file headers.
+    """Create the pack of a peer's manifest at `folder`, with file headers only.
 
-    The caller has compared the manifest's hash with the one it wants. Raises ModelError where it
-    makes no sense, StorageError where something is in the way or the disk is full.
+    The caller has checked the manifest's hash. Raises ModelError where the manifest is invalid,
+    StorageError where `folder` exists or the disk is full.
     """
     if not is_file_name(folder.name) or folder.suffix != ".pico":
         raise ModelError(f"{folder.name!r} cannot be the name of a pack", "name it NAME.pico")
@@ -86,8 +84,8 @@ def create_partial(folder: Path, manifest: bytes) -> None:
 
 
 def _check_sizes(manifest: Manifest, folder: Path) -> None:
-    spans = [span.nbytes for file in manifest.files for span in file.spans()]
-    sizes = (*spans, *manifest.text_sizes.values())
+    entries = [entry.nbytes for file in manifest.files for entry in file.entries()]
+    sizes = (*entries, *manifest.text_sizes.values())
     if sum(sizes) > PACK_BYTES or max(sizes) > ITEM_BYTES:
         raise ModelError(
             f"{folder / MANIFEST} describes {sum(sizes)} bytes, {max(sizes)} of them in one piece",
@@ -96,20 +94,20 @@ def _check_sizes(manifest: Manifest, folder: Path) -> None:
 
 
 class PartialPack:
-    """A pack folder that is being filled; only one process at a time can.
-
-    Use it in a `with` block: what has been written is recorded at its end.
-    """
+    """A pack folder being filled, by one process at a time. The end of `with` records items."""
 
     def __init__(
-        self, folder: Path, *, free: Callable[[Path], int] = free_bytes, at_once: int = _AT_ONCE
+        self,
+        folder: Path,
+        *,
+        free: Callable[[Path], int] = free_bytes,
+        sync_bytes: int = _SYNC_BYTES,
     ) -> None:
-        """Open what `create_partial` made, or what an earlier run left of it.
+        """Open a pack that `create_partial` made; `free(folder)` returns the disk's free bytes.
 
-        `free` tells the bytes free where a folder is. Raises ModelError, and StorageError where
-        another process fills this pack.
+        Raises ModelError, and StorageError while another process fills this pack.
         """
-        self.folder, self._free, self._at_once = folder, free, at_once
+        self.folder, self._free, self._sync_bytes = folder, free, sync_bytes
         self.pack = Pack.open(folder)
         self._items = {item.name: item for item in self.pack.items()}
         self._files: dict[str, int] = {}
@@ -144,26 +142,23 @@ class PartialPack:
             self._append(record_head(identity))
 
     def _append(self, lines: bytes) -> None:
-        # At a place of ours: what a full disk cut short is written over.
+        # At a fixed offset: overwrites a line that a full disk cut short.
         write_all(self._record, lines, self._end)
         self._end += len(lines)
 
     def missing(self, wanted: Wanted) -> list[PackItem]:
-        """What is wanted and neither recorded nor written."""
+        """Wanted items that are not written yet."""
         return [item for item in self.pack.needed(wanted) if item.name not in self.held]
 
     def check_room(self, items: list[PackItem]) -> None:
-        """Raises StorageError with the figures where the disk cannot take all of these."""
+        """Raise StorageError with the figures where the disk lacks room for `items`."""
         needed = sum(item.nbytes for item in items)
         free = self._free(self.folder)
         if items and free < needed + _SPARE_BYTES:
             raise disk_full(self.folder, needed, free)
 
     def write(self, item: PackItem, data: bytes | bytearray | memoryview) -> None:
-        """Put an item where it belongs; raises ModelError where its hash is another.
-
-        Raises StorageError where it cannot be written.
-        """
+        """Write an item at its place. Raises ModelError on a wrong hash, StorageError."""
         if len(data) != item.nbytes or digest_of(data) != item.blake2b:
             raise ModelError(f"{item.name} does not match its hash", "get it from elsewhere")
         if item.name in self.held:
@@ -175,11 +170,11 @@ class PartialPack:
                 write_all(self._file(item.file), data, item.offset)
         self.held.add(item.name)
         self._unrecorded.append(item)
-        if sum(each.nbytes for each in self._unrecorded) >= self._at_once:
+        if sum(item.nbytes for item in self._unrecorded) >= self._sync_bytes:
             self._record_later()
 
     def _write_text(self, item: PackItem, data: bytes | bytearray | memoryview) -> None:
-        # Whole or not there: who finds a tokenizer's file believes it.
+        # By rename: readers of tokenizer files do not consult the record.
         temporary = self.folder / _TEMPORARY.format(item.file)
         temporary.write_bytes(data)
         sync(temporary)
@@ -192,24 +187,24 @@ class PartialPack:
         return self._files[name]
 
     def commit(self) -> None:
-        """Have what was written survive a power cut, and recorded. Raises StorageError."""
+        """fsync and record all written items. Raises StorageError."""
         self._record_later()
         self._wait()
 
     def _record_later(self) -> None:
-        """Begin to; meanwhile more may be written. Raises StorageError of the one before."""
+        """Start a commit in the background. Raises StorageError of the previous one."""
         self._wait()
         if self._unrecorded:
             items, files = self._unrecorded, list(self._files.values())
             self._unrecorded, self._files = [], {}
-            self._recording = self._thread.submit(self._settle, items, files)
+            self._recording = self._thread.submit(self._sync_and_record, items, files)
 
     def _wait(self) -> None:
         recording, self._recording = self._recording, None
         if recording is not None:
             recording.result()
 
-    def _settle(self, items: list[PackItem], files: list[int]) -> None:
+    def _sync_and_record(self, items: list[PackItem], files: list[int]) -> None:
         try:
             with writing(self.folder, sum(item.nbytes for item in items)):
                 for fd in files:
@@ -223,11 +218,11 @@ class PartialPack:
                 os.close(fd)
 
     def close(self) -> None:
-        """Record what was written and let others at the pack. Idempotent."""
+        """Commit and unlock; a complete pack loses its record. Idempotent."""
         try:
             self.commit()
             if self._record >= 0 and self.held >= set(self._items):
-                (self.folder / HELD).unlink(missing_ok=True)  # a whole pack has no record
+                (self.folder / HELD).unlink(missing_ok=True)
                 sync(self.folder)
         finally:
             self._thread.shutdown()
@@ -241,10 +236,5 @@ class PartialPack:
     def __enter__(self) -> PartialPack:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

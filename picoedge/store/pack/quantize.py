@@ -1,4 +1,4 @@
-"""Floats to blocks of 32: for sources that come as floats or as codebooks."""
+"""Quantize floats in blocks of 32, for sources in floats or codebook formats."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Format, MatrixSpec, Qua
 
 FORMAT_OF_BITS = {4: "q4m", 5: "q5m", 6: "q6", 8: "q8", 32: "f32"}
 _NARROWEST_FIRST = ("q4m", "q5m", "q6", "q8")
-# A format is narrow enough when it moves weights by less than this share of their root mean
-# square. At 0.026 (IQ4_NL in q6) the perplexity of SmolLM2 moved by 3 %, at 0.003 (q8) it did not.
+# Largest RMS error of a format, relative to the RMS of the weights, that does not change answers.
+# At 0.026 (IQ4_NL in q6) the perplexity of SmolLM2 moved by 3 %, at 0.003 (q8) it did not.
 VISIBLE_ERROR = 0.01
 
 
 def quantize(values: F32, fmt: Format, name: str) -> Quants:
-    """Rows of f32 [R, C] in a format of plain blocks; raises ModelError where f16 scales overflow.
+    """Quantize f32 [R, C] in a format without superblocks.
 
-    `name` is the tensor's, for the message.
+    `name` is the tensor's. Raises ModelError, naming it, where f16 scales overflow.
     """
     blocks = values.reshape(len(values), -1, BLOCK_COLS)
-    with np.errstate(all="ignore"):  # what overflows is refused below
+    with np.errstate(all="ignore"):  # overflow is refused below
         parts = _with_minimum(blocks, fmt) if fmt.has_min else _symmetric(blocks, fmt)
     for scales in (parts.scales, parts.mins):
         if scales is not None and not np.isfinite(scales).all():
@@ -34,7 +34,7 @@ def _symmetric(blocks: F32, fmt: Format) -> Quants:
         step = np.abs(blocks).max(axis=2) / 127
         low, high = -127, 127
     else:
-        # The value of largest magnitude takes the end of the range that is one step longer.
+        # The value of largest magnitude maps to -offset, the end with one step more.
         at = np.abs(blocks).argmax(axis=2)[:, :, None]
         step = np.take_along_axis(blocks, at, axis=2)[:, :, 0] / -fmt.offset
         low, high = -fmt.offset, fmt.offset - 1
@@ -59,7 +59,7 @@ def _inverse(scales: F16) -> F32:
 
 
 def narrowest_format(sample: F32) -> str:
-    """The narrowest format whose relative error on `sample` f32 [n, C] is not visible."""
+    """Narrowest format with a relative RMS error of at most VISIBLE_ERROR on f32 [n, C]."""
     power = float(np.square(sample, dtype=np.float64).sum())
     for name in _NARROWEST_FIRST[:-1]:
         if error_power(sample, name) <= VISIBLE_ERROR**2 * power:
@@ -68,7 +68,7 @@ def narrowest_format(sample: F32) -> str:
 
 
 def error_power(sample: F32, name: str) -> float:
-    """Sum of squared differences between `sample` and itself in a format."""
+    """Sum of squared quantization errors of `sample` in a format."""
     fmt = FORMATS[name]
     parts = quantize(sample, fmt, "sample")
     back = dequantize(MatrixSpec(fmt, *sample.shape), parts)

@@ -1,6 +1,6 @@
-"""A pack, opened: views of memory-mapped shards. Nothing is read but the manifest and headers.
+"""Pack reader: views of memory-mapped shards. Opening reads only the manifest and file headers.
 
-A pack may hold only some of its shards (`store/inventory.py`): the others are holes in its files.
+An incomplete pack (`pack/inventory.py`) has holes in its files where shards are missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
 from picoedge.store.files import digest, read_at, reading
-from picoedge.store.pack.embedding import RowEmbedding
+from picoedge.store.pack.embedding import RowEmbedding, TiedRows, UntiedRows
 from picoedge.store.pack.file_layout import FileLayout
 from picoedge.store.pack.inventory import (
     HELD,
@@ -29,7 +29,6 @@ from picoedge.store.pack.inventory import (
 )
 from picoedge.store.pack.layout import BIASES, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
-from picoedge.store.pack.row_reader import TiedRows, UntiedRows
 from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.shapes import norm_lengths
@@ -42,7 +41,7 @@ class Pack:
     """A pack folder. Weights are views of its files: keep the pack while they are in use."""
 
     def __init__(self, path: Path, manifest: Manifest, held: frozenset[str] | None = None) -> None:
-        """`held`: names of what is on this disk; None where all of it is."""
+        """`held`: names of the items on this disk; None: all."""
         self.path = path
         self.name: str = manifest.name
         self.config: ModelConfig = manifest.layout.config
@@ -63,7 +62,7 @@ class Pack:
 
     @classmethod
     def open(cls, path: Path) -> Pack:
-        """Open a pack; raises ModelError naming the file that is missing, damaged or changed."""
+        """Open a pack. Raises ModelError naming the file that is missing, damaged or changed."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ModelError(f"{path} is not a pack: it has no {MANIFEST}", "pack a model first")
@@ -74,48 +73,48 @@ class Pack:
 
     @property
     def identity(self) -> str:
-        """What boards call this pack: the hash of its manifest."""
+        """Identity of the pack among boards: the hash of its manifest."""
         return _identity(self.path)
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of it is lacking."""
+        """Whether all items are on this disk."""
         return self._held is None or len(self._held) == len(self._manifest.hashes)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the shards, vectors and texts that are on this disk."""
+        """Bytes of the items on this disk."""
         return sum(item.nbytes for item in self.items() if self._has(item.name))
 
     def items(self) -> list[PackItem]:
-        """All that the pack is made of, each with its hash; the order is that of the files."""
+        """All items of the pack, in file order."""
         hashes = self._manifest.hashes
-        spans = [span for file in self._files.values() for span in file.spans()]
+        rows = [row for file in self._files.values() for row in file.entries()]
         texts = self._manifest.text_sizes.items()
-        return [PackItem(s.name, s.file, s.offset, s.nbytes, hashes[s.name]) for s in spans] + [
+        return [PackItem(r.name, r.file, r.offset, r.nbytes, hashes[r.name]) for r in rows] + [
             PackItem(name, name, 0, nbytes, hashes[name]) for name, nbytes in texts
         ]
 
     def needed(self, wanted: Wanted) -> list[PackItem]:
-        """The items that a board must hold for what is wanted of it."""
+        """Items that `wanted` selects."""
         return needed(self.items(), wanted, tied=not self._manifest.embed)
 
     def missing(self, wanted: Wanted) -> list[PackItem]:
-        """Those of them that are not on this disk."""
+        """Items that `wanted` selects and that are not on this disk."""
         return [item for item in self.needed(wanted) if not self._has(item.name)]
 
     def check_held(self, part: Slice, *, embed: bool) -> None:
-        """Raises ModelError naming the first shard that these need and this board lacks."""
+        """Raise ModelError naming the first shard of `part` or embedding that is missing."""
         if self._held is not None:
             wanted = Wanted(part, embed=embed)
             self._check(item.name for item in self.needed(wanted) if not item.is_text)
 
     def check_unit(self, unit: Unit) -> None:
-        """As `check_held`, for one unit."""
+        """`check_held` for one unit."""
         self._check(name for name, _ in self.unit_hashes(unit))
 
     def check_rows(self) -> None:
-        """As `check_held`, for the rows that tokens are looked up in."""
+        """`check_held` for the embedding alone."""
         self.check_held(Slice(range(0), range(0)), embed=True)
 
     def _has(self, name: str) -> bool:
@@ -131,12 +130,12 @@ class Pack:
             )
 
     def norms(self, layer: int) -> dict[str, F32]:
-        """Effective RMS norm weights, f32; see `shapes.norm_lengths` for the names."""
+        """Effective RMS norm weights by name (`shapes.norm_lengths`), f32."""
         file = self._layer(layer)
         return {name: self._vector(file, name) for name in norm_lengths(self.config)}
 
     def attention(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
-        """q, k, v, o of a run of key-value heads."""
+        """q, k, v, o of a span of key-value heads."""
         layout = self._layout.attention[layer]
         return self._weights(self._layer(layer), "attention", layout, shards)
 
@@ -145,32 +144,32 @@ class Pack:
         return self._weights(self._layer(layer), "ffn", self._layout.ffn[layer], shards)
 
     def biases(self, layer: int, shards: range | None = None) -> dict[str, F32]:
-        """q_bias, k_bias, v_bias of a run of key-value heads, f32; empty where there are none."""
+        """q_bias, k_bias, v_bias of a span of key-value heads, f32; {} for a model without."""
         layout = self._layout.attention[layer]
-        file, run = self._layer(layer), self._run(shards, self.n_attention_shards)
+        file, span = self._layer(layer), self._span(shards, self.n_attention_shards)
         start = file.start("attention.000")
-        self.check_unit(self.unit("attention", layer, run))
+        self.check_unit(self.unit("attention", layer, span))
         out: dict[str, F32] = {}
-        for name in BIASES if layout.biases and run else ():
+        for name in BIASES if layout.biases and span else ():
             at, length = layout.biases[name]
-            places = [start + i * layout.nbytes + at for i in run]
+            places = [start + i * layout.nbytes + at for i in span]
             out[name] = np.concatenate([self._floats(file, p, length) for p in places])
         return out
 
     def head(self, shards: range | None = None) -> Weights:
-        """Vocabulary rows of a run of head shards; the last shard ends in zero rows."""
+        """Vocabulary rows of a span of head shards; the last shard ends in zero rows."""
         weights = self._weights(self._head_file, "head", self._layout.head, shards)
         return weights["head"]
 
     def unit(self, kind: UnitKind, layer: int, shards: range) -> Unit:
-        """Where a run of shards lies."""
+        """The unit of a span of shards: its place in the files."""
         file, layout = self._place(kind, layer)
-        self._run(shards, self._count(kind))
+        self._span(shards, self._count(kind))
         start = file.start(f"{kind}.000") + shards.start * layout.nbytes
         return Unit(kind, layer, shards, file.name, start, len(shards) * layout.nbytes)
 
     def spans(self, part: Slice) -> tuple[Unit, ...]:
-        """A slice's shards in the order a token uses them, each run of a kind whole."""
+        """A slice's spans in the order a token uses them, as one unit each."""
         spans: list[Unit] = []
         layers = self.config.num_hidden_layers
         for layer in range(layers):
@@ -183,7 +182,7 @@ class Pack:
         return tuple(spans)
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
-        """The matrices of a unit whose bytes are, or will be, in `data`, u8 [unit.nbytes]."""
+        """Matrices of a unit as views of `data`, u8 [unit.nbytes], which may be filled later."""
         assert data.shape == (unit.nbytes,)
         self.check_unit(unit)
         _, layout = self._place(unit.kind, unit.layer)
@@ -193,7 +192,7 @@ class Pack:
         }
 
     def unit_hashes(self, unit: Unit) -> list[tuple[str, str]]:
-        """(name, blake2b in hex) of each shard of a unit, in the order of their bytes."""
+        """(name, blake2b in hex) of each shard of a unit, in file order."""
         folder = unit.file.removesuffix(".safetensors")
         names = [f"{folder}/{unit.kind}.{i:03d}" for i in unit.shards]
         return [(name, self._manifest.hashes[name]) for name in names]
@@ -220,7 +219,7 @@ class Pack:
 
     @property
     def embedding(self) -> Weights | RowEmbedding:
-        """Where token rows are gathered from: the whole head where they are tied."""
+        """Mapped embedding; the whole head where it is tied."""
         name = self._manifest.embed
         if not name:
             return self.head()
@@ -229,7 +228,7 @@ class Pack:
         return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
 
     def row_reader(self) -> UntiedRows | TiedRows:
-        """Where token rows are read from the file, for a model that is not held whole."""
+        """Embedding rows read one by one, for a model that is not held whole."""
         self.check_rows()
         name = self._manifest.embed
         if name:
@@ -242,7 +241,7 @@ class Pack:
         return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Hash every shard and text file here; raises ModelError naming the first that differs."""
+        """Hash all items on this disk. Raises ModelError naming the first that differs."""
         items = [item for item in self.items() if self._has(item.name)]
         total, done = sum(item.nbytes for item in items), 0
         for item in items:
@@ -276,7 +275,7 @@ class Pack:
         return self._floats(file, len(file.header) + start, (end - start) // 4)
 
     def _floats(self, file: FileLayout, offset: int, count: int) -> F32:
-        # Read, not mapped: a fault on a map reads megabytes around it.
+        # Read, not mapped: a page fault would read megabytes around it.
         values = read_at(self.path / file.name, offset, 4 * count).view("<f4")
         values.flags.writeable = False
         return values
@@ -285,20 +284,20 @@ class Pack:
         self, file: FileLayout, kind: str, layout: ShardLayout, shards: range | None
     ) -> dict[str, Weights]:
         count = sum(1 for name in file.tensors if name.startswith(f"{kind}."))
-        run = self._run(shards, count)
-        start = file.start(f"{kind}.000") + run.start * layout.nbytes
-        data = self._map(file.name)[start : start + len(run) * layout.nbytes]
+        span = self._span(shards, count)
+        start = file.start(f"{kind}.000") + span.start * layout.nbytes
+        data = self._map(file.name)[start : start + len(span) * layout.nbytes]
         return {
-            name: Weights(spec, data, layout.nbytes, len(run))
+            name: Weights(spec, data, layout.nbytes, len(span))
             for name, spec in layout.matrices.items()
         }
 
     @staticmethod
-    def _run(shards: range | None, count: int) -> range:
-        run = range(count) if shards is None else shards
-        assert run.step == 1
-        assert 0 <= run.start <= run.stop <= count
-        return run
+    def _span(shards: range | None, count: int) -> range:
+        span = range(count) if shards is None else shards
+        assert span.step == 1
+        assert 0 <= span.start <= span.stop <= count
+        return span
 
 
 def _check_file(path: Path, file: FileLayout) -> None:

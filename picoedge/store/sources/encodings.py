@@ -1,7 +1,7 @@
-"""How rows of weights lie in a source file, and how they are taken apart without loss.
+"""Encodings of weights in source files, and their lossless conversion to our formats.
 
-Names are those of ggml's tensor types and of safetensors' dtypes; both share F32, F16, BF16.
-Block layouts follow the ggml type definitions (`block_q4_K` and its kin).
+Named after ggml's tensor types and safetensors' dtypes (F32, F16, BF16 are both). Block layouts
+follow the ggml type definitions (`block_q4_K` and so on).
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ _BITS = np.arange(8, dtype=np.uint8)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Blocks of `elements` weights in `nbytes` bytes; `format` is ours that holds them exactly.
+    """Blocks of `elements` weights in `nbytes` bytes; `format` of ours holds them exactly.
 
-    `format` is "" where there is none: floats, and codebook types that have to be requantized.
+    `format` is "" for floats, and for codebook types, which must be requantized.
     """
 
     name: str
     elements: int
     nbytes: int
     format: str = ""
-    apart: Callable[[U8], Quants] | None = None
+    unpack: Callable[[U8], Quants] | None = None
 
     @property
     def is_float(self) -> bool:
-        """Plain numbers, one by one."""
+        """Whether weights are plain numbers, not blocks."""
         return self.elements == 1
 
     def row_bytes(self, cols: int) -> int:
-        """Bytes of a row; raises ModelError where blocks do not fill it."""
+        """Bytes of a row. Raises ModelError where `cols` is not a multiple of the block."""
         if cols % self.elements:
             raise ModelError(f"rows of {cols} do not fit {self.name} blocks of {self.elements}")
         return cols // self.elements * self.nbytes
 
     def quants(self, raw: U8) -> Quants:
-        """Rows taken apart, u8 [n, row bytes]; only where `format` is not empty."""
-        assert self.apart is not None
-        return self.apart(raw.reshape(len(raw), -1, self.nbytes))
+        """Quants of u8 [n, row bytes]; only where `format` is not empty."""
+        assert self.unpack is not None
+        return self.unpack(raw.reshape(len(raw), -1, self.nbytes))
 
     def floats(self, raw: U8) -> F32:
-        """Rows as f32 [n, cols] of u8 [n, row bytes]."""
-        with np.errstate(all="ignore"):  # NaN and infinity are the caller's to refuse
+        """f32 [n, cols] of u8 [n, row bytes]."""
+        with np.errstate(all="ignore"):  # the caller refuses NaN and infinity
             if self.name == "F32":
                 return raw.view("<f4")
             if self.name == "F16":
@@ -67,7 +67,7 @@ class Encoding:
 
 
 def _library_floats(name: str, raw: U8) -> F32:
-    # Heavy to import, and needed only for types that have no exact format here.
+    # Heavy to import; needed only for types without an exact format.
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as library_dequantize
 
@@ -81,7 +81,7 @@ def _library_floats(name: str, raw: U8) -> F32:
 
 
 def _halves(blocks: U8, at: int) -> U8:
-    """[n, B, 16] bytes from `at`: 32 quants, low nibbles first."""
+    """[n, B, 32] quants of the 16 bytes from `at`, low nibbles first."""
     packed = blocks[:, :, at : at + 16]
     return np.concatenate([packed & 15, packed >> 4], axis=2)
 
@@ -103,7 +103,7 @@ def _q4_1(blocks: U8) -> Quants:
 
 
 def _fifth_bits(blocks: U8, at: int) -> U8:
-    """[n, B, 32]: bit i of the 32-bit word at `at` is the fifth bit of quant i, in place."""
+    """[n, B, 32]: bit i of the 32-bit word at `at`, shifted to be the fifth bit of quant i."""
     word = blocks[:, :, at : at + 4]
     return np.unpackbits(word, axis=2, bitorder="little") << np.uint8(4)
 
@@ -166,7 +166,7 @@ def _q6_k(blocks: U8) -> Quants:
 
 
 def _q3_k(blocks: U8) -> Quants:
-    """Three bits and a scale per 16: q6k has room for all of it, four bits to spare in each."""
+    """3 bits and a scale per 16 weights: exact in q6k, which has the same superblocks."""
     n, s = blocks.shape[:2]
     pairs = blocks[:, :, 32:96].reshape(n, s, 2, 1, 32) >> (2 * _BITS[:4, None])
     highs = (blocks[:, :, None, :32] >> _BITS[:, None]).reshape(n, s, 2, 4, 32)
@@ -203,7 +203,7 @@ def _table() -> dict[str, Encoding]:
 
 ENCODINGS = _table()
 
-# ggml's numbers of its tensor types.
+# Numbers of ggml's tensor types.
 _GGML_NAMES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
     10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS",
@@ -214,13 +214,13 @@ _GGML_NAMES = {
 
 
 def ggml_encoding(number: int, tensor: str) -> Encoding:
-    """The encoding of a GGUF tensor type; raises UnsupportedError naming tensor and type."""
+    """Encoding of a GGUF tensor type. Raises UnsupportedError naming tensor and type."""
     name = _GGML_NAMES.get(number, f"number {number}")
     return named_encoding(name, tensor)
 
 
 def named_encoding(name: str, tensor: str) -> Encoding:
-    """The encoding called `name`; raises UnsupportedError naming tensor and type."""
+    """Encoding called `name`. Raises UnsupportedError naming tensor and type."""
     found = ENCODINGS.get(name)
     if found is None:
         raise UnsupportedError(

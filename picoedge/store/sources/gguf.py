@@ -1,7 +1,7 @@
-"""GGUF headers, read as a stream: small in memory whatever the vocabulary.
+"""GGUF header reader: streaming, so that large vocabularies take little memory.
 
-Format: the ggml project's `docs/gguf.md`, versions 2 and 3, little endian. Nothing a header
-says is believed before it is compared with the size of the file.
+Format: the ggml project's `docs/gguf.md`, versions 2 and 3, little endian. Every count and offset
+is checked against the size of the file before it is used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from picoedge.store.sources.encodings import Encoding, ggml_encoding
 from picoedge.store.sources.tensors import StoredTensor
 
 _WINDOW = 1 << 20
+# Bounds of a header, each several times what the largest published models have.
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
 _MAX_STRING = 1 << 24
@@ -39,7 +40,7 @@ _PART = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class _Cursor:
-    """Bounded reads forward through a file. Raises ModelError where it would pass the end."""
+    """Buffered forward reader of a file. Raises ModelError where the file ends too early."""
 
     def __init__(self, path: Path, position: int = 0) -> None:
         self.path = path
@@ -89,7 +90,7 @@ class _Cursor:
         return self.take(self.count(limit, "bytes of text")).decode("utf-8", "replace")
 
     def skip_texts(self, count: int) -> None:
-        # Hundreds of thousands of tokens: the loop keeps to local names.
+        # Local names: the loop runs over hundreds of thousands of tokens.
         unpack, buffer, at = _U64.unpack_from, self._buffer, self._at
         for _ in range(count):
             if at + 8 > len(buffer):
@@ -102,7 +103,7 @@ class _Cursor:
 
 
 class Metadata(Mapping[str, Any]):
-    """A GGUF's key-values. Each is read from the file when asked for; arrays come as lists."""
+    """Key-values of a GGUF, read from the file on access; arrays are lists."""
 
     def __init__(self, path: Path, places: dict[str, tuple[int, int]]) -> None:
         self._path = path
@@ -140,7 +141,7 @@ def _array_head(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _skip_value(cursor: _Cursor, key: str) -> int:
-    """Pass over one value; its type."""
+    """Skip one value and return its type."""
     kind = cursor.u32()
     if kind == _STRING:
         cursor.skip(cursor.count(_MAX_STRING, "bytes of text"))
@@ -159,7 +160,7 @@ def _skip_value(cursor: _Cursor, key: str) -> int:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One GGUF file, or all parts of a split one."""
+    """A GGUF file, or all parts of a split one."""
 
     paths: tuple[Path, ...]
     metadata: Metadata
@@ -167,10 +168,10 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of a file and of the parts beside it.
+    """Read the headers of a file, or of all parts of a split one.
 
-    Raises ModelError where a part is missing or damaged, UnsupportedError on a version, byte
-    order or tensor type that is not supported.
+    Raises ModelError where a part is missing or damaged, UnsupportedError on an unsupported
+    version, byte order or tensor type.
     """
     paths = _parts(path)
     heads = [_read_part(part) for part in paths]

@@ -1,4 +1,4 @@
-"""A GGUF's key-values as a `ModelConfig`. Keys are those of ggml's `gguf.md`."""
+"""`ModelConfig` of a GGUF's key-values (keys: ggml's `docs/gguf.md`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from picoedge.errors import ModelError, UnsupportedError
 _SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3")
 _GEMMA_27B_LAYERS = 62
 _GEMMA_PATTERN = 6
-# A forward pass that does not know these keys would be silently wrong where they have a value.
+# The forward pass ignores these keys, so a value would make it silently wrong.
 _REFUSED = (
     "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale",
     "embedding_scale", "residual_scale", "attention.max_alibi_bias", "attention.clamp_kqv",
@@ -21,17 +21,17 @@ _REFUSED = (
 
 
 class Keys:
-    """Typed look-ups of `{architecture}.name`; every failure names the key."""
+    """Checked look-ups of `{architecture}.{name}`; errors name the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
         self._metadata, self._prefix, self._path = metadata, architecture, path
 
     def get(self, name: str) -> Any:
-        """The value as it is, or None."""
+        """The unchecked value, or None."""
         return self._metadata.get(f"{self._prefix}.{name}")
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above zero, or a list that repeats one; raises ModelError else."""
+        """A positive integer, or a list that repeats one. Raises ModelError."""
         value = self.get(name)
         if isinstance(value, list) and value:
             if any(v != value[0] for v in value):
@@ -46,7 +46,7 @@ class Keys:
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above zero; raises ModelError else."""
+        """A finite number above zero. Raises ModelError."""
         value = self.get(name)
         value = default if value is None else value
         if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
@@ -62,9 +62,9 @@ def gguf_config(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     rope_freqs: tuple[float, ...], path: str,
 ) -> ModelConfig:  # fmt: skip
-    """The config of a GGUF. `shapes` are its tensors'; `rope_freqs` its frequency divisors.
+    """Config of a GGUF with tensors of these `shapes`; `rope_freqs`: its frequency divisors.
 
-    Raises UnsupportedError on what a forward pass would get wrong, ModelError on missing keys.
+    Raises UnsupportedError on an unsupported architecture or key, ModelError on a missing key.
     """
     architecture = metadata.get("general.architecture")
     if architecture not in _SUPPORTED:
@@ -138,7 +138,7 @@ def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
 
 def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
     layers = keys.size("block_count")
-    # The 27B model alone scales by hidden / heads; its GGUF does not say so.
+    # Only the 27B model scales by hidden / heads, and its GGUF has no key for it.
     scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
     window = keys.size("attention.sliding_window")
     return {
@@ -171,6 +171,6 @@ def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeS
     if kind != "none" and factor != 1.0:
         name = "rope.scaling.factor" if keys.get("rope.scaling.factor") else "rope.scale_linear"
         stretch = keys.positive(name)
-    if rope_freqs:  # both divide
+    if rope_freqs:  # both are divisors
         return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in rope_freqs))
     return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)

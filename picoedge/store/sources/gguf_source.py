@@ -1,4 +1,4 @@
-"""A GGUF file as a source of canonical tensors."""
+"""GGUF source: the tensors of a GGUF file under canonical names."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "
 _PAIRED = ("q", "k", "q_bias", "k_bias")
 _ROPE_FREQS = "rope_freqs.weight"
 _MAX_FREQS = 1 << 16
-# Left over from old converters; they hold what the config says already.
+# Written by old converters; redundant with the config.
 _HARMLESS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
 _PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 class GgufSource:
-    """See `sources.Source`."""
+    """A GGUF file as a `Source`."""
 
     kind = "gguf"
 
@@ -58,7 +58,7 @@ class GgufSource:
         self.tensor_bytes = self._table.nbytes
 
     def tensor(self, name: str) -> SourceTensor:
-        """See `sources.Source.tensor`."""
+        """See `Source.tensor`."""
         paired = self.config.architecture == "llama" and name.rpartition(".")[2] in _PAIRED
         return self._table.get(name, paired_head=self.config.head_dim if paired else 0)
 
@@ -71,7 +71,7 @@ def _stored_name(name: str) -> str:
 
 
 def _rope_freqs(found: StoredTensor | None) -> tuple[float, ...]:
-    """Frequency divisors, where the file has them."""
+    """Frequency divisors of the file; () without."""
     if found is None:
         return ()
     n = math.prod(found.shape)

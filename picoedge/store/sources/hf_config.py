@@ -1,7 +1,7 @@
-"""A Hugging Face `config.json` as a `ModelConfig`.
+"""`ModelConfig` of a Hugging Face `config.json`.
 
-Defaults are those of the `transformers` configuration classes, which files leave out. Both
-manners of rope are read: `rope_theta` with `rope_scaling`, and `rope_parameters`.
+Missing fields get the defaults of the `transformers` configuration classes. Rope is read from
+`rope_theta` with `rope_scaling`, or from `rope_parameters`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GEMMA_DEFAULTS = {
 }  # fmt: skip
 _QWEN3_HEAD_DIM = 128
 _MISTRAL_WINDOW = 4096
-# What a forward pass that does not know it would get silently wrong.
+# The forward pass ignores these fields, so a value would make it silently wrong.
 _REFUSED = (
     "attention_bias", "mlp_bias", "attn_logit_softcapping", "final_logit_softcapping",
     "use_bidirectional_attention", "quantization_config", "num_local_experts", "num_experts",
@@ -39,9 +39,9 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 
 
 def text_config(fields: Fields) -> Fields:
-    """The part of a `config.json` that describes the language model, Gemma's defaults filled in.
+    """Fields of a `config.json` that describe the language model, with Gemma's defaults.
 
-    Raises UnsupportedError on a model type that is not supported.
+    Raises UnsupportedError on an unsupported model type.
     """
     kind = fields.values.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
@@ -60,9 +60,9 @@ def text_config(fields: Fields) -> Fields:
 
 
 def huggingface_config(fields: Fields) -> ModelConfig:
-    """The config of what `text_config` returned.
+    """Config of the fields that `text_config` returned.
 
-    Raises UnsupportedError on what is not supported, ModelError on missing or wrong fields.
+    Raises UnsupportedError on an unsupported field, ModelError on a missing or wrong one.
     """
     found = [name for name in _REFUSED if fields.values.get(name)]
     if found:
@@ -125,7 +125,7 @@ def _gemma(fields: Fields, hidden: int) -> dict[str, Any]:
 
 
 def _rope(fields: Fields, layer_type: str) -> tuple[float, RopeScaling]:
-    """Base and scaling of the layers of one type."""
+    """Rope base and scaling of the layers of one type."""
     local = layer_type == "sliding_attention"
     old_theta = fields.positive("rope_local_base_freq" if local else "rope_theta", 10_000.0)
     key = "rope_parameters" if fields.values.get("rope_parameters") is not None else "rope_scaling"
@@ -169,7 +169,7 @@ def _scaling(fields: Fields, rope: Fields) -> RopeScaling:
 
 
 def _window(fields: Fields, architecture: str) -> tuple[int, tuple[int, ...]]:
-    """Size of the window, and the layers that have it."""
+    """Size of the sliding window, and the layers that use it."""
     if architecture == "llama" or (
         architecture.startswith("qwen") and not fields.values.get("use_sliding_window")
     ):
@@ -179,7 +179,7 @@ def _window(fields: Fields, architecture: str) -> tuple[int, tuple[int, ...]]:
     if window < 0:
         raise fields.fault("sliding_window")
     if architecture == "gemma3" and window == 0:
-        window = fields.get("max_position_embeddings", int)  # they keep their own rope base
+        window = fields.get("max_position_embeddings", int)  # these layers keep their own rope base
     layers = _windowed_layers(fields, architecture) if window else ()
     return window, layers
 

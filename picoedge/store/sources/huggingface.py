@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a source of canonical tensors."""
+"""Hugging Face source: the tensors of a model folder under canonical names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.store.files import naming, reading, source_fingerprint
-from picoedge.store.json_fields import read_object
+from picoedge.store.files import naming, read_object, reading, source_fingerprint
 from picoedge.store.sources.hf_config import huggingface_config, text_config
 from picoedge.store.sources.safetensors_header import RawTensor, read_header
 from picoedge.store.sources.tensors import SourceTensor, TensorTable
@@ -28,14 +27,14 @@ _LAYER_NAMES = {
     "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
     "input_norm": "input_layernorm.weight",
 }  # fmt: skip
-# The norm after attention is before the FFN in most families, and a norm of its own in Gemma.
+# `post_attention_layernorm` precedes the FFN in most families, but follows attention in Gemma.
 _PLAIN_NORMS = {"pre_ffn_norm": "post_attention_layernorm.weight"}
 _SANDWICH_NORMS = {
     "post_attention_norm": "post_attention_layernorm.weight",
     "pre_ffn_norm": "pre_feedforward_layernorm.weight",
     "post_ffn_norm": "post_feedforward_layernorm.weight",
 }
-# Where the decoder is: text models, then both manners of multimodal ones.
+# Prefixes of the decoder and of the head: text models, then two styles of multimodal ones.
 _PREFIXES = (("model.", ""), ("language_model.model.", "language_model."),
              ("model.language_model.", ""))  # fmt: skip
 _VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
@@ -44,7 +43,7 @@ _LEFT_OVER_IF_TIED = re.compile(r".*rotary_emb\.inv_freq|(language_model\.)?lm_h
 
 
 class FolderSource:
-    """See `sources.Source`."""
+    """A Hugging Face folder as a `Source`."""
 
     kind = "huggingface"
 
@@ -64,8 +63,8 @@ class FolderSource:
         self.fingerprint = source_fingerprint(_relevant_files(path))
 
     def tensor(self, name: str) -> SourceTensor:
-        """See `sources.Source.tensor`."""
-        # Gemma multiplies by 1 + weight.
+        """See `Source.tensor`."""
+        # Gemma's norms multiply by 1 + weight.
         plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
         return self._table.get(name, added=1.0 if plus_one else 0.0)
 
@@ -92,7 +91,7 @@ def _load_config(path: Path) -> Fields:
 
 
 def _raw_tensors(path: Path) -> list[RawTensor]:
-    """The tensors of all files of the model; a name that is there twice is refused."""
+    """Tensors of all files of the model. Raises ModelError on a duplicate name."""
     found: dict[str, RawTensor] = {}
     for file in _weight_files(path):
         for tensor in read_header(file):
@@ -138,7 +137,7 @@ def _indexed_files(path: Path) -> list[Path]:
 
 
 def _prefixes(names: Mapping[str, RawTensor], path: Path) -> tuple[str, str]:
-    """What the names of the decoder's and of the head's tensors start with."""
+    """Prefixes of the decoder's and of the head's tensor names."""
     for inner, outer in _PREFIXES:
         if f"{inner}embed_tokens.weight" in names:
             return inner, outer
@@ -146,7 +145,7 @@ def _prefixes(names: Mapping[str, RawTensor], path: Path) -> tuple[str, str]:
 
 
 def _relevant_files(path: Path) -> list[Path]:
-    """What the pack is made of, the config first: weights, tokenizer, templates."""
+    """Files that a pack is made of, the config first: weights, tokenizer, templates."""
     with reading(path):
         files = sorted(f for f in path.iterdir() if f.suffix in _KEPT_SUFFIXES and f.is_file())
     return sorted(files, key=lambda f: f.name != "config.json")

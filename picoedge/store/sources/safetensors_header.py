@@ -1,6 +1,6 @@
-"""Headers of safetensors files: https://github.com/huggingface/safetensors, format section.
+"""safetensors header reader (https://github.com/huggingface/safetensors, section Format).
 
-Read by our own lines so that nothing is mapped or allocated before it has been checked.
+The safetensors library maps a file before it checks the header; this module checks first.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.store.files import read_at, reading
-from picoedge.store.json_fields import parse_object
+from picoedge.store.files import parse_object, read_at, reading
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.tensors import StoredTensor
 
@@ -24,7 +23,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class RawTensor:
-    """One entry of a header, inside the file but not yet understood."""
+    """One entry of a header: a byte range inside the file, its dtype not yet checked."""
 
     name: str
     dtype: str
@@ -34,7 +33,7 @@ class RawTensor:
     nbytes: int
 
     def stored(self) -> StoredTensor:
-        """As a tensor to read; raises UnsupportedError on a dtype, ModelError on a wrong size."""
+        """The readable tensor. Raises UnsupportedError on a dtype, ModelError on a wrong size."""
         if self.dtype not in _FLOATS:
             raise UnsupportedError(
                 f"{self.path}: tensor {self.name} has dtype {self.dtype}, which is not supported",
@@ -49,7 +48,7 @@ class RawTensor:
 
 
 def read_header(path: Path) -> list[RawTensor]:
-    """Every tensor of a file; raises ModelError where the header and the file do not agree."""
+    """Every tensor of a file. Raises ModelError where header and file do not agree."""
     with reading(path):
         size = path.stat().st_size
     length = int.from_bytes(read_at(path, 0, 8).tobytes(), "little") if size >= 8 else size

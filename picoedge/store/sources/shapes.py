@@ -1,4 +1,4 @@
-"""Which canonical tensors a model has, and their shapes."""
+"""Canonical tensors of a model and their shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from picoedge.config import ModelConfig
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes as (rows, cols); a vector is (n, 1)."""
+    """Shapes (rows, cols) of all tensors; a vector is (n, 1)."""
 
     globals: dict[str, tuple[int, int]]
     layer: dict[str, tuple[int, int]]
@@ -29,7 +29,7 @@ class Shapes:
 
     @classmethod
     def of(cls, config: ModelConfig) -> Shapes:
-        """The tensors of a model with this config."""
+        """Tensors of a model with this config."""
         hidden, inner = config.hidden_size, config.intermediate_size
         q_rows = config.num_attention_heads * config.head_dim
         kv_rows = config.num_key_value_heads * config.head_dim
@@ -48,7 +48,7 @@ class Shapes:
 
 
 def norm_lengths(config: ModelConfig) -> dict[str, int]:
-    """The norms of one layer in the order they are stored, and their sizes."""
+    """Norms of one layer and their sizes, in stored order."""
     hidden = config.hidden_size
     lengths = {"input_norm": hidden, "pre_ffn_norm": hidden}
     if config.sandwich_norm:

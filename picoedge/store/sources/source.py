@@ -1,4 +1,4 @@
-"""What can be packed: a GGUF file or a Hugging Face folder, behind one protocol."""
+"""Model sources: GGUF files and Hugging Face folders behind one protocol."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from picoedge.store.sources.tensors import SourceTensor
 
 
 class Source(Protocol):
-    """A model to be packed."""
+    """A model that can be packed."""
 
     kind: str  # "gguf" or "huggingface"
     name: str
     path: Path
     config: ModelConfig
     tensor_bytes: int
-    fingerprint: str  # changes when a file does: sizes, times, and the first bytes' hash
+    fingerprint: str  # hash of file sizes, times and first bytes
     metadata: Mapping[str, Any]  # a GGUF's key-values, large ones read on access
 
     def tensor(self, name: str) -> SourceTensor:
-        """The tensor with this canonical name; raises ModelError naming it where it is missing."""
+        """The tensor of a canonical name. Raises ModelError naming it where it is missing."""
 
 
 def open_source(path: Path) -> Source:
     """Open a `.gguf` file (any part of a split one) or a Hugging Face folder.
 
-    Raises ModelError where it is missing or damaged, UnsupportedError where it is of a kind,
-    architecture or tensor type that is not supported.
+    Raises ModelError where it is missing or damaged, UnsupportedError on an unsupported kind,
+    architecture or tensor type.
     """
     path = Path(path)
     with reading(path):

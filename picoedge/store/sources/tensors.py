@@ -1,8 +1,8 @@
-"""Tensors as they lie in a source's files, and under the names that the packer knows.
+"""Source tensors: as stored in files, and under canonical names for the packer.
 
-Canonical names: `embed`, `head`, `final_norm`, and per layer i `layers.i.` with `q k v o gate
-up down`, `q_bias k_bias v_bias`, and the norms of `shapes.norm_lengths`. Rows of q and k are in
-Hugging Face's half-split rope order whatever the file's, and norms are the effective weights.
+Canonical names: `embed`, `head`, `final_norm`, and for layer i `layers.i.` with `q k v o gate up
+down`, `q_bias k_bias v_bias`, and the norms of `shapes.norm_lengths`. Rows of q and k are always
+in Hugging Face's half-split rope order, and norms are the effective weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from picoedge.store.sources.shapes import Shapes
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One row of a file's tensor table. `shape` is rows first, `offset` from the file's start."""
+    """One row of a file's tensor table; `shape` is rows first, `offset` from the file's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,10 +38,10 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class SourceTensor:
-    """One tensor as it lies in a file: [rows, cols], row-major, read a run of rows at a time.
+    """One tensor of a file, [rows, cols], row-major, read by spans of rows.
 
-    `paired_head` is the head size where rope pairs are stored side by side (GGUF's llama); rows
-    are handed out in half-split order. `added` is put on every value (Gemma's norms: 1).
+    `paired_head`: head size where rope pairs are stored side by side (GGUF's llama); rows are
+    returned in half-split order. `added`: constant added to every value (Gemma's norms: 1).
     """
 
     name: str
@@ -55,7 +55,7 @@ class SourceTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in the file."""
         return self.rows * self.encoding.row_bytes(self.cols)
 
     def raw(self, first: int, last: int) -> U8:
@@ -75,7 +75,7 @@ class SourceTensor:
         return read_at(self.path, start, (last - first) * row_bytes).reshape(-1, row_bytes)
 
     def quants(self, first: int, last: int) -> Quants:
-        """Rows [first, last) in the encoding's own format; raises ModelError on a bad scale."""
+        """Rows [first, last) in the encoding's exact format. Raises ModelError on a bad scale."""
         parts = self.encoding.quants(self.raw(first, last))
         for values in (parts.scales, parts.mins, parts.superscales, parts.supermins):
             if values is not None and values.dtype.kind == "f":
@@ -83,13 +83,13 @@ class SourceTensor:
         return parts
 
     def floats(self, first: int, last: int) -> F32:
-        """Rows [first, last) as f32; raises ModelError on NaN or infinity."""
+        """Rows [first, last) as f32. Raises ModelError on NaN or infinity."""
         values = self.encoding.floats(self.raw(first, last))
         self._refuse_nonfinite(values)
         return values + np.float32(self.added) if self.added else values
 
     def vector(self) -> F32:
-        """A tensor of one dimension."""
+        """All values of a one-dimensional tensor, f32 [rows]."""
         return self.floats(0, self.rows).reshape(-1)
 
     def _refuse_nonfinite(self, values: np.ndarray[Any, Any]) -> None:
@@ -101,7 +101,7 @@ class SourceTensor:
 
 
 class TensorTable:
-    """A source's tensors by canonical name. `stored_name` says what the files call each."""
+    """Tensors of a source by canonical name; `stored_name` maps it to the name in the files."""
 
     def __init__(
         self,
@@ -120,29 +120,29 @@ class TensorTable:
         self.nbytes = sum(tensor.nbytes for tensor in stored.values())
 
     def get(self, name: str, paired_head: int = 0, added: float = 0.0) -> SourceTensor:
-        """The tensor with this canonical name, its shape checked against the config.
+        """The tensor of a canonical name, its shape checked against the config.
 
         Raises ModelError naming the stored tensor where it is missing or of another shape.
         """
         rows, cols = self._shapes.shape(name)
         stored_name = self._stored_name(name)
-        found = self._stored.get(stored_name)
-        if found is None:
+        stored = self._stored.get(stored_name)
+        if stored is None:
             raise ModelError(
                 f"{self._path}: tensor {stored_name} is missing", "the model is incomplete"
             )
-        expected = (rows, cols) if cols > 1 or len(found.shape) > 1 else (rows,)
-        if found.shape != expected:
+        expected = (rows, cols) if cols > 1 or len(stored.shape) > 1 else (rows,)
+        if stored.shape != expected:
             raise ModelError(
-                f"{found.path}: tensor {found.name} has shape {found.shape}, not {expected}",
+                f"{stored.path}: tensor {stored.name} has shape {stored.shape}, not {expected}",
                 "the file is damaged",
             )
         return SourceTensor(
-            found.name, found.path, found.offset, rows, cols, found.encoding, paired_head, added
+            stored.name, stored.path, stored.offset, rows, cols, stored.encoding, paired_head, added
         )
 
     def refuse_unknown(self, harmless: re.Pattern[str]) -> None:
-        """Raise UnsupportedError on a tensor that nothing reads: a layer left out."""
+        """Raise UnsupportedError on a tensor that the model would ignore."""
         known = {self._stored_name(name) for name in self._shapes.names()}
         for name in self._stored:
             if name not in known and not harmless.fullmatch(name):

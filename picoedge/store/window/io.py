@@ -1,8 +1,7 @@
-"""Two ways for a unit's bytes to get to where the kernels read them.
+"""Two ways to read a unit: `DirectIO` with O_DIRECT into own memory, `MappedIO` through mmap.
 
-`DirectIO` reads past the page cache into memory of our own; `MappedIO` maps the files and has the
-kernel read their pages. Either gives a unit one address for as long as it lives, so kernels are
-bound once. Neither knows in which order units are used: that is `window.py`.
+Both give a unit a fixed address, so that kernels are bound once. The order of reading is decided
+in `read_ahead.py`.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from picoedge.store.pages import (
 )
 from picoedge.store.units import Unit, page_range
 
-CHUNK = 1 << 20  # bytes of one read: enough for a disk to be at full speed with a few in flight
-MAPPED_CHUNK = 4 << 20  # the kernel reads it in smaller ones; how far it is tells slow from dead
+CHUNK = 1 << 20  # bytes per read: full speed of a disk with a few reads in flight
+MAPPED_CHUNK = 4 << 20  # small enough that progress tells a slow disk from a dead one
 READERS = 3  # reads in flight
 _UNREADABLE = (errno.EFAULT, getattr(errno, "EHWPOISON", 133))
 _SHORTER = "the file is truncated or the card is failing: picoedge verify checks it"
@@ -40,31 +39,41 @@ _FAILING = "check the card or disk and its cable; picoedge verify checks the pac
 
 
 class WindowIO(Protocol):
-    """How units are read."""
+    """Reads units in chunks of at most `chunk_bytes`."""
 
     name: str
+    chunk_bytes: int
 
     def array(self, unit: Unit) -> U8:
-        """The unit's bytes, u8 [nbytes], at the address they will always be at."""
+        """The unit's bytes, u8 [nbytes], at their fixed address."""
 
     def chunks(self, unit: Unit) -> int:
-        """Reads that a unit takes."""
+        """Number of chunks of a unit."""
+        start, end = page_range(unit)
+        return -(-(end - start) // self.chunk_bytes)
+
+    def chunk_range(self, unit: Unit, chunk: int) -> tuple[int, int]:
+        """File range [first, last) of a chunk."""
+        start, end = page_range(unit)
+        first = start + chunk * self.chunk_bytes
+        return first, min(first + self.chunk_bytes, end)
 
     def begins(self, unit: Unit, chunk: int) -> int:
-        """The unit's first byte in the file that this read brings."""
+        """File offset of the unit's first byte in a chunk."""
+        return max(unit.offset, self.chunk_range(unit, chunk)[0])
 
     def fill(self, unit: Unit, chunk: int) -> None:
-        """Do one of the reads. Raises StorageError. Safe from several threads."""
+        """Read one chunk. Raises StorageError. Thread-safe."""
 
     def release(self, unit: Unit) -> None:
-        """Give back what the unit's bytes take beside the window's own memory."""
+        """Free the memory and page cache that the unit takes outside the window's ring."""
 
     def close(self) -> None:
-        """Close the files, and leave nothing of what was read. Idempotent."""
+        """Close the files and free what was read. Idempotent."""
 
 
 class Files:
-    """Files of a pack, opened for reading; unbuffered where the file system can do that."""
+    """Open files of a pack, with O_DIRECT where the file system supports it."""
 
     def __init__(self, folder: Path, *, direct: bool) -> None:
         self.folder, self._direct = folder, direct
@@ -74,7 +83,7 @@ class Files:
         self.closed = False
 
     def fd(self, name: str) -> int:
-        """Descriptor of one file. Raises ModelError, StorageError; also after `close`."""
+        """Descriptor of a file. Raises ModelError, and StorageError, also after `close`."""
         with self._lock:
             if self.closed:
                 raise StorageError(f"{self.folder / name} is closed")
@@ -90,7 +99,7 @@ class Files:
             try:
                 fd = os.open(path, flags | os.O_DIRECT)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # tmpfs and some others have no such thing
+                if error.errno != errno.EINVAL:  # as on tmpfs
                     raise
                 self._direct = False
             else:
@@ -99,10 +108,10 @@ class Files:
         return os.open(path, flags)
 
     def refused(self, fd: int) -> bool:
-        """Whether a read was refused for being unbuffered; from then on no file is opened so.
+        """Whether `fd`, whose read failed, has O_DIRECT; if so, files are reopened without.
 
-        Some network and user-space file systems open files so and then cannot read them. Other
-        threads may still be reading by the old descriptors: they are closed with all others.
+        Some network and FUSE file systems accept O_DIRECT in open() and refuse it in read(). Old
+        descriptors stay open until `close`, as other threads may be reading from them.
         """
         with self._lock:
             if fd not in self._unbuffered:
@@ -114,7 +123,7 @@ class Files:
 
     @property
     def cached(self) -> bool:
-        """Whether reads leave pages in the page cache."""
+        """Whether reads go through the page cache."""
         return not self._direct
 
     def close(self) -> None:
@@ -126,23 +135,10 @@ class Files:
             self._opened.close()
 
 
-def count_chunks(unit: Unit, most: int) -> int:
-    """Reads of at most `most` bytes that a unit's pages take."""
-    start, end = page_range(unit)
-    return -(-(end - start) // most)
-
-
-def chunk_range(unit: Unit, chunk: int, most: int) -> tuple[int, int]:
-    """Bytes [first, last) of the file that one of these reads brings."""
-    start, end = page_range(unit)
-    first = start + chunk * most
-    return first, min(first + most, end)
-
-
 def read_range(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
-    """Bytes [start, end) of the unit's file into `memory`, and not into the page cache.
+    """Read file range [start, end) into `memory`, leaving nothing in the page cache.
 
-    Beyond the unit the file may end. Raises StorageError naming file, shard and byte.
+    The file may end after the unit. Raises StorageError naming file, shard and byte.
     """
     _read(files, unit, memory, start, end)
     if files.cached:
@@ -167,7 +163,7 @@ def _read(files: Files, unit: Unit, memory: U8, start: int, end: int) -> None:
 
 
 def _ends_by(fd: int, offset: int) -> bool:
-    """Whether the file has become so short: direct reads may call its odd end a wrong argument."""
+    """Whether the file ends at or before `offset`: O_DIRECT may then fail with EINVAL."""
     try:
         return os.fstat(fd).st_size <= offset
     except OSError:
@@ -175,70 +171,62 @@ def _ends_by(fd: int, offset: int) -> bool:
 
 
 def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> StorageError:
-    """The error for a read of `unit` that failed at byte `offset`; number 0: the file ends."""
-    offset = max(offset, unit.offset)  # a read begins with the page, the unit within it
+    """The error for a failed read of `unit` at `offset`; `number`: errno, 0 for end of file."""
+    offset = max(offset, unit.offset)  # reads begin at the page, before the unit
     where = f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}"
     if not number:
         return StorageError(f"{where}: the file ends, {unit.end} bytes are needed", _SHORTER)
     return StorageError(f"{where}: reading failed: {os.strerror(number)}", _FAILING)
 
 
-def read_unit(files: Files, unit: Unit, memory: U8, heard: Callable[[int], None]) -> U8:
-    """A unit read whole into memory for its pages; where it lies there, u8 [nbytes].
+def read_unit(files: Files, unit: Unit, memory: U8, advanced: Callable[[int], None]) -> U8:
+    """Read a whole unit into `memory` for its pages; return its bytes there, u8 [nbytes].
 
-    `heard` is told how far it is. Raises StorageError.
+    Calls `advanced(offset)` after each read. Raises StorageError.
     """
     start, end = page_range(unit)
     for at in range(start, end, CHUNK):
         last = min(at + CHUNK, end)
         read_range(files, unit, memory[at - start : last - start], at, last)
-        heard(last)
+        advanced(last)
     return memory[unit.offset - start : unit.end - start]
 
 
-class DirectIO:
-    """Reads into a ring of memory: each unit has its fixed place, which others use between."""
+class DirectIO(WindowIO):
+    """Reads into a ring in memory, where each unit has a fixed place that it shares with others."""
 
-    name = "direct"
+    name, chunk_bytes = "direct", CHUNK
 
     def __init__(self, files: Files, nbytes: int, places: dict[Unit, int]) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
         self._files, self._places = files, places
         self._memory = anonymous(nbytes)
         for unit in places:
-            files.fd(unit.file)  # now, and not by several threads at once
+            files.fd(unit.file)  # opened now, so that errors come early
 
     def array(self, unit: Unit) -> U8:
         """See `WindowIO.array`."""
         at = self._places[unit] + unit.offset - page_range(unit)[0]
         return self._memory[at : at + unit.nbytes]
 
-    def chunks(self, unit: Unit) -> int:
-        """See `WindowIO.chunks`."""
-        return count_chunks(unit, CHUNK)
-
-    def begins(self, unit: Unit, chunk: int) -> int:
-        """See `WindowIO.begins`."""
-        return max(unit.offset, chunk_range(unit, chunk, CHUNK)[0])
-
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        first, last = chunk_range(unit, chunk, CHUNK)
+        first, last = self.chunk_range(unit, chunk)
         at = self._places[unit] + chunk * CHUNK
         read_range(self._files, unit, self._memory[at : at + last - first], first, last)
 
     def release(self, unit: Unit) -> None:
-        """Nothing: the place is the window's own."""
+        """Nothing to free: the bytes are in the ring."""
 
     def close(self) -> None:
         """See `WindowIO.close`."""
         self._files.close()
 
 
-class MappedIO:
-    """Maps the files. The page cache is the window, and is made to forget what was used."""
+class MappedIO(WindowIO):
+    """Maps the files: the page cache is the window, and used pages are dropped from it."""
 
-    name = "mmap"
+    name, chunk_bytes = "mmap", MAPPED_CHUNK
 
     def __init__(self, files: Files, units: Sequence[Unit], read_ahead: int) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
@@ -251,26 +239,18 @@ class MappedIO:
         """See `WindowIO.array`."""
         return self._maps[unit.file][unit.offset : unit.end]
 
-    def chunks(self, unit: Unit) -> int:
-        """See `WindowIO.chunks`."""
-        return count_chunks(unit, MAPPED_CHUNK)
-
-    def begins(self, unit: Unit, chunk: int) -> int:
-        """See `WindowIO.begins`."""
-        return max(unit.offset, chunk_range(unit, chunk, MAPPED_CHUNK)[0])
-
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
-        first, last = chunk_range(unit, chunk, MAPPED_CHUNK)
+        first, last = self.chunk_range(unit, chunk)
         pages = self._maps[unit.file][first : min(last, unit.end)]
         if not populate(pages):
             return
-        self._read_through(unit, first, last)  # an old kernel; or the bad byte is found
+        self._read_through(unit, first, last)  # for an old kernel, or to find the bad byte
         if populate(pages) in _UNREADABLE:
             raise failed_read(self._files.folder, unit, self.begins(unit, chunk), errno.EIO)
 
     def _read_through(self, unit: Unit, first: int, last: int) -> None:
-        """Have pages cached by reading them into nothing."""
+        """Fill the page cache by reading into a scratch buffer."""
         scratch = np.empty(CHUNK, np.uint8)
         for at in range(first, last, CHUNK):
             end = min(at + CHUNK, last)
@@ -279,7 +259,7 @@ class MappedIO:
     def release(self, unit: Unit) -> None:
         """See `WindowIO.release`."""
         end, beyond = unit.end, 0
-        if unit in self._last:  # nobody else will give back what lies behind it
+        if unit in self._last:  # no later unit frees the pages after it
             end, beyond = page_up(unit.end), self._read_ahead
         forget_mapped(self._maps[unit.file], unit.offset, end)
         forget_cached(self._files.fd(unit.file), unit.offset, end + beyond)
@@ -289,7 +269,7 @@ class MappedIO:
         if self._files.closed:
             return
         for name, pages in self._maps.items():
-            forget_mapped(pages, 0, page_up(pages.nbytes))  # with what was read ahead
+            forget_mapped(pages, 0, page_up(pages.nbytes))  # read-ahead included
             forget_cached(self._files.fd(name), 0, pages.nbytes)
         self._files.close()
 
@@ -303,7 +283,7 @@ def _map(files: Files, name: str) -> U8:
 
 
 def check_hashes(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str, str]]) -> None:
-    """Compare a unit's bytes with the hashes of its shards. Raises ModelError naming the shard."""
+    """Compare a unit with the hashes of its shards. Raises ModelError naming the shard."""
     import hashlib  # loads OpenSSL, 4 MB that most runs never need
 
     each = unit.shard_bytes

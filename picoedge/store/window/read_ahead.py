@@ -1,7 +1,7 @@
-"""Reading ahead: threads that fill a ring of places with units, in the order they are used in.
+"""Read-ahead: threads fill a ring with units in their order of use.
 
-Units are counted by sequence numbers that go on over the end of the cycle: 0 is the unit that
-reading began with. Threads know this object only, so a window that is forgotten can be collected.
+Units have sequence numbers that continue over the end of the cycle; 0 is the unit that reading
+began with. Threads refer to `ReadAhead` alone, so that an unused `Window` can be collected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 from picoedge.errors import PicoedgeError
@@ -21,38 +21,29 @@ from picoedge.store.window.plan import Ring, page_bytes
 
 @dataclass
 class Usage:
-    """What a window has done so far."""
+    """Counters of a window."""
 
     bytes_read: int = 0
-    wait_s: float = 0.0  # spent by whoever uses the units, waiting for them
+    wait_s: float = 0.0  # of the user of units, for reads
     units: int = 0  # used
-    busy_s: float = 0.0  # with at least one read under way
+    busy_s: float = 0.0  # with at least one read in flight
     longest_wait_s: float = 0.0  # for one unit
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.bytes_read + other.bytes_read,
-            self.wait_s + other.wait_s,
-            self.units + other.units,
-            self.busy_s + other.busy_s,
-            max(self.longest_wait_s, other.longest_wait_s),
-        )
+        longest_s = max(self.longest_wait_s, other.longest_wait_s)
+        sums = [a + b for a, b in zip(astuple(self), astuple(other), strict=True)]
+        return replace(Usage(*sums), longest_wait_s=longest_s)
 
     def __sub__(self, other: Usage) -> Usage:
-        return Usage(
-            self.bytes_read - other.bytes_read,
-            self.wait_s - other.wait_s,
-            self.units - other.units,
-            self.busy_s - other.busy_s,
-            self.longest_wait_s,
-        )
+        sums = [a - b for a, b in zip(astuple(self), astuple(other), strict=True)]
+        return replace(Usage(*sums), longest_wait_s=self.longest_wait_s)
 
 
 class ReadAhead:
-    """What readers and the user of units share. But for `read` and `stop`: hold `room` or `news`.
+    """State shared by the readers and the user of units.
 
-    An error belongs to its unit: those before it are still read and handed out, those after it
-    are not begun.
+    Callers hold `room` or `news`, except for `read` and `stop`. A failed unit stops reading, but
+    units before it are still read and used.
     """
 
     def __init__(
@@ -64,15 +55,17 @@ class ReadAhead:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.units, self.usage = list(units), Usage()
-        self._clock, self._began = clock, 0.0  # when the oldest read under way began
+        self._clock, self._began = clock, 0.0  # start of the oldest read in flight
         self._ring, self._io, self._check = ring, io, check
-        lock = threading.RLock()  # the garbage collector may call `stop` in a thread that holds it
+        lock = (
+            threading.RLock()
+        )  # the garbage collector may call `stop` in a thread that holds the lock
         self.room, self.news = threading.Condition(lock), threading.Condition(lock)
-        self.in_flight: dict[int, tuple[Unit, int]] = {}  # by thread, the oldest first: its chunk
+        self.in_flight: dict[int, tuple[Unit, int]] = {}  # by thread; oldest first
         self.closed = False
         self.restart(0)
 
-    # -- the user's side -----------------------------------------------------------------------
+    # -- user -----------------------------------------------------------------------
 
     @property
     def expected(self) -> int:
@@ -81,48 +74,48 @@ class ReadAhead:
 
     @property
     def ready(self) -> bool:
-        """Whether that unit is there."""
-        return self._used in self._there
+        """Whether that unit has been read."""
+        return self._used in self._complete_units
 
     @property
     def error(self) -> PicoedgeError | None:
-        """Why that unit will not come."""
+        """Why that unit could not be read."""
         if self._failed is not None and self._failed[0] <= self._used:
             return self._failed[1]
         return None
 
     @property
     def unused(self) -> list[Unit]:
-        """The unit to be used next, and those after it of which something may have been read."""
+        """The unit to be used next, and later ones that may be partly read."""
         count = min(self._next + 1 - self._used, len(self.units))
         return [self._at(self._used + i) for i in range(count)]
 
     def advance(self) -> None:
-        """The unit has been used: its place is free."""
+        """Free the place of the unit used last."""
         self._used += 1
-        self._there.discard(self._used - 1)
+        self._complete_units.discard(self._used - 1)
         self.room.notify_all()
 
     def halt(self) -> None:
-        """Begin no further read until `restart`."""
+        """Begin no read until `restart`."""
         self.halted = True
 
     def restart(self, index: int) -> None:
-        """Begin at unit `index`, with nothing read. Nothing may be in flight."""
-        assert not self.in_flight, "it would be written over what is read next"
+        """Restart at unit `index` with nothing read. No read may be in flight."""
+        assert not self.in_flight, "an old read would overwrite a new one"
         self._base = index
-        self._used = 0  # sequence number of the unit to be used next
-        self._next = 0  # sequence number of the unit that is being read
-        self._chunk = 0  # the next chunk of it
-        self._missing: dict[int, int] = {}  # sequence number -> chunks that have not arrived
-        self._there: set[int] = set()  # sequence numbers that may be used
-        self._failed: tuple[int, PicoedgeError] | None = None  # the first that could not be read
+        self._used = 0  # sequence number to be used next
+        self._next = 0  # sequence number being read
+        self._chunk = 0  # its next chunk
+        self._missing: dict[int, int] = {}  # sequence number -> unread chunks
+        self._complete_units: set[int] = set()  # sequence numbers read
+        self._failed: tuple[int, PicoedgeError] | None = None  # the first unreadable one
         self.halted = False
         with self.room:
             self.room.notify_all()
 
     def stop(self) -> None:
-        """Have the readers end, each after the read it is at. Idempotent."""
+        """End the readers, each after its current read. Idempotent."""
         with self.room:
             self.closed = True
             self.room.notify_all()
@@ -130,10 +123,10 @@ class ReadAhead:
     def _at(self, sequence: int) -> Unit:
         return self.units[(self._base + sequence) % len(self.units)]
 
-    # -- the readers' side ---------------------------------------------------------------------
+    # -- readers ---------------------------------------------------------------------
 
     def read(self) -> None:
-        """Read chunk after chunk, until `stop`: what a reader's thread runs."""
+        """Read chunks until `stop`: body of a reader thread."""
         me = threading.get_ident()
         while True:
             with self.room:
@@ -157,7 +150,7 @@ class ReadAhead:
                     self.news.notify_all()
 
     def _read(self, sequence: int, unit: Unit, chunk: int) -> tuple[bool, PicoedgeError | None]:
-        """One read; whether it was the last one of its unit, and why that cannot be used."""
+        """Read one chunk; return whether its unit is complete, and the unit's error."""
         error = attempt(partial(self._io.fill, unit, chunk), _name(unit))
         complete = error is None and self._complete(sequence)
         if complete and self._check is not None:
@@ -165,7 +158,7 @@ class ReadAhead:
         return complete, error
 
     def _take(self) -> tuple[int, Unit, int] | None:
-        """The next chunk, as (sequence number, unit, chunk), when there is room; None: closed."""
+        """Wait for room; return (sequence number, unit, chunk), or None if closed."""
         while not self.closed and not self._free():
             self.room.wait()
         if self.closed:
@@ -180,14 +173,14 @@ class ReadAhead:
         return sequence, unit, chunk
 
     def _free(self) -> bool:
-        """Whether the next unit's place in the ring has been used by all who share it."""
+        """Whether all units that overlap the next one's place in the ring have been used."""
         if self.halted or self._failed is not None:
             return False
         behind = self._ring.behind[(self._base + self._next) % len(self.units)]
         return self._used > self._next - behind
 
     def _complete(self, sequence: int) -> bool:
-        """Count a chunk that has arrived; whether it was the last one of its unit."""
+        """Count a chunk that was read; return whether it was its unit's last."""
         with self.room:
             self._missing[sequence] -= 1
             if not self._missing[sequence]:
@@ -200,7 +193,7 @@ class ReadAhead:
             if self._failed is None or sequence < self._failed[0]:
                 self._failed = sequence, error
         elif complete:
-            self._there.add(sequence)
+            self._complete_units.add(sequence)
             self.usage.bytes_read += page_bytes(unit)
 
 

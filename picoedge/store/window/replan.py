@@ -1,8 +1,7 @@
-"""A plan that turned out wrong, adjusted within its memory. Pure arithmetic.
+"""Adjust a window plan to measured speeds, within its memory. Pure.
 
-A window too small for a slow processor or too large for a slow disk is changed by moving a few
-units between the resident set and the stream; the rest stays where it is. Attention units keep
-their part, because the cache of keys and values is cut as they are.
+The window grows or shrinks by moving a few units between the resident set and the stream; all
+others stay in place. Attention units do not move, as the KV cache is divided like them.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from picoedge.store.units import Unit
 from picoedge.store.window.plan import Rates, WindowPlan, cut_span, page_bytes, plan_of
 
-_STEPS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)  # window sizes to try, to today's
+_STEPS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)  # window sizes to try, relative to the present one
 
 
 def adjusted(plan: WindowPlan, rates: Rates, gain: float = 1.0) -> WindowPlan:
-    """The plan of no more memory that is quickest at these speeds.
+    """The fastest plan at these speeds of no more memory.
 
-    `plan` itself where none takes less than `gain` of its seconds a token.
+    `plan` itself unless another takes less than `gain` times its seconds per token.
     """
-    today = plan_of(plan.units, plan.resident, plan.window_bytes, rates)
-    best = min([today, *_others(plan, rates)], key=lambda each: each.forecast.s_per_token)
-    return best if best.forecast.s_per_token < gain * today.forecast.s_per_token else plan
+    present = plan_of(plan.units, plan.resident, plan.window_bytes, rates)
+    best = min([present, *_others(plan, rates)], key=lambda other: other.forecast.s_per_token)
+    return best if best.forecast.s_per_token < gain * present.forecast.s_per_token else plan
 
 
 def _others(plan: WindowPlan, rates: Rates) -> Iterator[WindowPlan]:
@@ -41,23 +40,23 @@ def _others(plan: WindowPlan, rates: Rates) -> Iterator[WindowPlan]:
 
 
 def _evict(plan: WindowPlan, nbytes: int, most: int) -> tuple[tuple[Unit, ...], frozenset[Unit]]:
-    """Stream resident units of at least `nbytes`, taken evenly from the depth."""
+    """Stream resident units of at least `nbytes`, spread evenly over the layers."""
     movable = [unit for unit in plan.units if unit in plan.resident and unit.kind != "attention"]
-    gone = _evenly(movable, nbytes, enough=True)
+    evicted = _evenly(movable, nbytes, enough=True)
     units: list[Unit] = []
     for unit in plan.units:
-        units += cut_span(unit, most) if unit in gone else [unit]
-    return tuple(units), plan.resident - gone
+        units += cut_span(unit, most) if unit in evicted else [unit]
+    return tuple(units), plan.resident - evicted
 
 
 def _promote(plan: WindowPlan, nbytes: int, most: int) -> tuple[tuple[Unit, ...], frozenset[Unit]]:
-    """Keep streamed units of at most `nbytes`, taken evenly from the depth."""
+    """Make streamed units of at most `nbytes` resident, spread evenly over the layers."""
     movable = [unit for unit in plan.streamed if unit.kind != "attention"]
     return plan.units, plan.resident | _evenly(movable, nbytes, enough=False)
 
 
 def _evenly(units: Sequence[Unit], nbytes: int, *, enough: bool) -> frozenset[Unit]:
-    """Units of about `nbytes`, `enough` or at most, evenly spaced among all."""
+    """Units of `nbytes`, at least if `enough`, else at most, evenly spaced."""
     each = sum(map(page_bytes, units)) / max(1, len(units))
     count = min(len(units), max(1, round(nbytes / each))) if units else 0
     order = [units[(2 * i + 1) * len(units) // (2 * count)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Units read whole into memory of their own, a few at a time: the resident set of a plan."""
+"""Load the resident units of a plan into own memory, several in parallel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from picoedge.store.window.window import no_answer
 
 CheckUnit = Callable[[Unit, U8], None]
 OnBytes = Callable[[int], None]
-"""bytes that have just been read"""
+"""called with the bytes just read"""
 
 
 def read_units(
@@ -29,10 +29,10 @@ def read_units(
     *,
     stall_s: float = READ_STALL_S,
 ) -> dict[Unit, U8]:
-    """The bytes of each unit, u8 [nbytes], one after the other in memory of their own.
+    """Bytes of each unit, u8 [nbytes], in one block of anonymous memory.
 
-    Raises StorageError, MemoryBudgetError, and what `check` raises. The files are closed when no
-    read is under way in them, which is after this only where one hangs or an interrupt comes.
+    Raises StorageError, MemoryBudgetError, and the errors of `check`. Files are closed after the
+    last read, which may be later where a read hangs or an interrupt comes.
     """
     load = _Load(Files(folder, direct=True), units, check, progress)
     threads = []
@@ -49,7 +49,7 @@ def read_units(
 
 
 class _Load:
-    """What the threads of one load share."""
+    """State shared by the threads of one load."""
 
     def __init__(
         self, files: Files, units: Iterable[Unit], check: CheckUnit | None, progress: OnBytes | None
@@ -60,35 +60,35 @@ class _Load:
         self.error: PicoedgeError | None = None
         self._check, self._progress = check, progress
         self._units, self._working, self._stopped = iter(units), 0, False
-        self._in_hand: dict[Unit, int] = {}  # and the byte that it has been read up to
-        self._heard = 0
+        self._in_flight: dict[Unit, int] = {}  # unit -> offset read up to
+        self._finished = 0
         self._news = threading.Condition()
 
     def start(self, name: str) -> threading.Thread:
-        """One more thread that reads. Raises MemoryBudgetError."""
+        """Start a reader thread. Raises MemoryBudgetError."""
         with self._news:
             thread = start_thread(self._work, name)
             self._working += 1
             return thread
 
     def wait(self, stall_s: float) -> None:
-        """Until all threads have ended. Raises StorageError where no read ends for too long."""
+        """Wait for all threads. Raises StorageError where no read finishes for `stall_s`."""
         detector = StallDetector(stall_s)
         with self._news:
             while self._working:
                 self._news.wait(detector.poll_s)
-                if detector.stalled(self._heard) and self._in_hand:
-                    unit, offset = next(iter(self._in_hand.items()))
+                if detector.stalled(self._finished) and self._in_flight:
+                    unit, offset = next(iter(self._in_flight.items()))
                     raise self.error or no_answer(self.files.folder, unit, stall_s, offset)
 
     def stop(self) -> None:
-        """Begin no other unit; whoever works last closes the files."""
+        """Begin no other unit; the last thread to end closes the files."""
         with self._news:
             self._stopped = True
             self._close_if_idle()
 
     def _work(self) -> None:
-        """Read unit after unit, until there is none left or one could not be read."""
+        """Read unit after unit until the last, or an error."""
         try:
             while (unit := self._next()) is not None:
                 self._read_one(unit)
@@ -96,7 +96,7 @@ class _Load:
             with self._news:
                 self._working -= 1
                 self._close_if_idle()
-                self._tell()
+                self._notify()
 
     def _read_one(self, unit: Unit) -> None:
         where = f"{self.files.folder / unit.file}, shard {unit.shard_at(unit.offset)}"
@@ -105,12 +105,12 @@ class _Load:
             error = attempt(partial(self._read, unit), where)
         finally:
             with self._news:
-                del self._in_hand[unit]
+                del self._in_flight[unit]
                 self.error = self.error or error
-                self._tell()
+                self._notify()
 
     def _read(self, unit: Unit) -> None:
-        array = read_unit(self.files, unit, self._places[unit], partial(self._listen, unit))
+        array = read_unit(self.files, unit, self._places[unit], partial(self._advanced, unit))
         if self._check is not None:
             self._check(unit, array)
         with self._news:
@@ -122,16 +122,16 @@ class _Load:
         with self._news:
             unit = None if self._stopped or self.error is not None else next(self._units, None)
             if unit is not None:
-                self._in_hand[unit] = unit.offset
+                self._in_flight[unit] = unit.offset
             return unit
 
-    def _listen(self, unit: Unit, offset: int) -> None:
+    def _advanced(self, unit: Unit, offset: int) -> None:
         with self._news:
-            self._in_hand[unit] = min(offset, unit.end - 1)
-            self._tell()
+            self._in_flight[unit] = min(offset, unit.end - 1)
+            self._notify()
 
-    def _tell(self) -> None:
-        self._heard += 1
+    def _notify(self) -> None:
+        self._finished += 1
         self._news.notify_all()
 
     def _close_if_idle(self) -> None:
@@ -140,7 +140,7 @@ class _Load:
 
 
 def _places(units: list[Unit]) -> dict[Unit, U8]:
-    """Memory for the pages of each: one block, as huge pages do not end where units do."""
+    """Memory for the pages of each unit, in one block: huge pages do not end where units do."""
     sizes = [last - first for first, last in map(page_range, units)]
     block, ends = anonymous(sum(sizes)), accumulate(sizes)
     return {

@@ -1,4 +1,4 @@
-"""How a model's weights are held: all of them mapped, or by a plan, with a window for the rest."""
+"""Weight stores: all weights mapped, or by a plan, resident units and a window for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import RowGather, Weights
-from picoedge.store.pack.embedding import RowEmbedding
 from picoedge.store.pages import forget_anonymous
 from picoedge.store.shards import Slice
 from picoedge.store.units import Unit, UnitKind
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def _nothing() -> None:
-    """What is resident need not be waited for."""
+    """Resident weights need no waiting."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoundSpan:
-    """The matrices of a run of shards; `acquire` comes before their use and `release` after it."""
+    """Matrices of a span of shards: call `acquire` before their use, `release` after it."""
 
     shards: range
     weights: dict[str, Weights]
@@ -45,35 +44,35 @@ class BoundSpan:
 
 
 class RowTable(Protocol):
-    """A table of rows, one a token."""
+    """An embedding: one row per token."""
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
         """out[i] = f32 row ids[i], out f32 [>= n, hidden]."""
 
 
 class WeightStore(Protocol):
-    """Where a transformer gets its weights from."""
+    """Source of a transformer's weights."""
 
     @property
     def part(self) -> Slice:
-        """The shards that are held."""
+        """The shards in the store."""
 
     @property
     def usage(self) -> Usage:
-        """What reading has done so far."""
+        """Counters of reading."""
 
     def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
-        """The spans of a kind in a layer, in order; a token uses all of them, in this order."""
+        """Spans of a kind in a layer, in order of use; a token uses all of them."""
 
     def embedding(self) -> RowTable:
-        """Where rows of tokens are looked up."""
+        """The embedding of tokens."""
 
     def close(self) -> None:
         """Stop reading. Idempotent."""
 
 
 class MappedWeights:
-    """All of a slice, mapped: the page cache holds it, and other processes may share it."""
+    """A whole slice, mapped: held by the page cache, which other processes may share."""
 
     def __init__(self, pack: Pack, part: Slice | None = None) -> None:
         self._pack = pack
@@ -95,22 +94,23 @@ class MappedWeights:
     def embedding(self) -> RowTable:
         """See `WeightStore.embedding`."""
         self._pack.check_rows()
-        return _row_table(self._pack.embedding)
+        embedding = self._pack.embedding
+        return RowGather(embedding) if isinstance(embedding, Weights) else embedding
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Nothing to stop."""
 
 
 class EmptyWeights:
-    """A slice of nothing: what runs of it is the rest of a model."""
+    """No shards, to measure what a model takes beside them."""
 
     def __init__(self, pack: Pack, *, owns_head: bool = True) -> None:
-        """`owns_head`: tokens come in, though no logits go out."""
+        """`owns_head`: with an embedding, though without logits."""
         self._pack, self.usage = pack, Usage()
         self.part = Slice(range(0), range(0), owns_head=owns_head)
 
     def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
-        """None; see `WeightStore.spans`."""
+        """None."""
         return []
 
     def embedding(self) -> RowTable:
@@ -118,11 +118,11 @@ class EmptyWeights:
         return self._pack.row_reader()
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Nothing to stop."""
 
 
 class StreamedWeights:
-    """By a plan: resident units in memory of their own, the others through a window."""
+    """Weights by a plan: resident units in own memory, the others through a window."""
 
     def __init__(
         self,
@@ -135,30 +135,30 @@ class StreamedWeights:
         verify: bool = False,
         progress: OnBytes | None = None,
     ) -> None:
-        """Reads the resident units; `progress` is told of each.
+        """Read the resident units; `progress` is called for each.
 
-        Raises StorageError, and ModelError of a wrong hash.
+        `io`: "direct" or "mmap". Raises StorageError, and with `verify` ModelError on a wrong hash.
         """
         self._pack, self.part, self.plan = pack, part, plan
         self._mode, self._read_ahead, self._verify = io, read_ahead, verify
         self._progress = progress
-        self.resident: dict[Unit, U8] = {}  # memory of our own
+        self.resident: dict[Unit, U8] = {}
         self._spans: dict[tuple[UnitKind, int], list[BoundSpan]] = {}
         self._window: Window | None = None
         self._io: WindowIO | None = None
-        self._past = Usage()  # of windows that were replaced
+        self._past = Usage()  # of replaced windows
         self.replan(plan)
         self._progress = None
 
     def replan(self, plan: WindowPlan) -> None:
-        """Hold the same shards by another plan; what is resident in both stays where it is.
+        """Change to another plan of the same shards; units resident in both stay in place.
 
-        Whoever bound the spans must have let them go, or their memory is not free. Raises as the
-        constructor does.
+        The caller must have dropped all `BoundSpan`s, or their memory is not freed. Raises as the
+        constructor.
         """
         self.close()
         self._past, self._window, self._io = self.usage, None, None
-        self._spans = {}  # with the arrays of the old ring, before anything takes its room
+        self._spans = {}  # frees the old ring before anything is allocated
         self.plan = plan
         for unit in self.resident.keys() - plan.resident:
             forget_anonymous(self.resident.pop(unit))
@@ -211,7 +211,7 @@ class StreamedWeights:
 
     @property
     def usage(self) -> Usage:
-        """What the windows have done."""
+        """Counters of all windows so far."""
         if self._window is None:
             return self._past
         return self._past + self._window.usage
@@ -228,7 +228,3 @@ class StreamedWeights:
         """See `WeightStore.close`."""
         if self._window is not None:
             self._window.close()
-
-
-def _row_table(embedding: Weights | RowEmbedding) -> RowTable:
-    return RowGather(embedding) if isinstance(embedding, Weights) else embedding

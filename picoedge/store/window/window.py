@@ -1,10 +1,9 @@
-"""The sliding window: units read in the background, ahead of whoever uses them.
+"""Sliding window: streamed units, read in the background ahead of their use.
 
-    window.acquire(i)    waits until streamed unit i is there; units come in cyclic order
-    window.release(i)    its place may be filled with a later one
+    window.acquire(i)    waits until streamed unit i has been read; units come in cyclic order
+    window.release(i)    lets its place be filled with a later unit
 
-Reading never stops at the end of a token: the first units of the next one are the same whatever
-the token is.
+Reading goes on across tokens: the next token needs the same units, whatever it is.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from picoedge.store.window.io import WindowIO
 from picoedge.store.window.plan import Ring
 from picoedge.store.window.read_ahead import ReadAhead
 
-_FAREWELL_S = 1.0  # given to reads under way when the window is closed
+_CLOSE_S = 1.0  # to wait for reads in flight when the window is closed
 
 
 class Window:
-    """Streams `units` through a ring. One thread acquires and releases; `readers` threads read.
+    """Streams `units` through a ring, read by `readers` threads, used by one.
 
-    `check` is given each unit that has been read, before it is handed out, in a reader's thread.
+    `check(unit)` runs in a reader thread after the unit has been read; it may raise.
     """
 
     def __init__(
@@ -50,10 +49,10 @@ class Window:
         self._threads = [start_thread(ahead.read, f"window-{i}") for i in range(readers)]
 
     def acquire(self, index: int) -> None:
-        """Wait for unit `index`. Raises what its reading raised, StorageError of a dead disk.
+        """Wait for unit `index`. Raises the error of its read, StorageError for a dead disk.
 
-        Units are expected in order; after an error or an interrupted pass any may come, and
-        reading begins anew there.
+        Units must come in order, except after an error or an interrupted pass: then reading
+        restarts at `index`.
         """
         ahead = self._ahead
         with ahead.news:
@@ -63,7 +62,7 @@ class Window:
                 self._wait()
 
     def release(self, index: int) -> None:
-        """Unit `index`, acquired before, has been used."""
+        """Mark unit `index`, which must be acquired, as used."""
         ahead = self._ahead
         assert ahead.expected == index, "it was not acquired"
         self._io.release(ahead.units[index])
@@ -72,22 +71,22 @@ class Window:
             self.usage.units += 1
 
     def close(self) -> None:
-        """Stop reading. Idempotent. A reader that hangs in a dead disk is left behind."""
+        """Stop reading. Idempotent. A reader that hangs on a dead disk is abandoned."""
         if self._ahead.closed:
             return
         self._ahead.stop()
-        deadline = self._clock() + _FAREWELL_S
+        deadline = self._clock() + _CLOSE_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         self._io.close()
 
     def _wait(self) -> None:
-        """Until the expected unit is there. However this fails, the next unit restarts."""
+        """Wait for the expected unit. After any failure the next `acquire` restarts reading."""
         ahead, began = self._ahead, self._clock()
         assert not ahead.closed, "the window is closed"
-        ahead.room.notify_all()  # an interrupt may have come between a release and its news
+        ahead.room.notify_all()  # an interrupt may have come before a release notified
         try:
-            self._listen(lambda: ahead.ready or ahead.error is not None)
+            self._wait_until(lambda: ahead.ready or ahead.error is not None)
         except StorageError:
             ahead.halt()
             raise
@@ -99,30 +98,30 @@ class Window:
         self.usage.longest_wait_s = max(self.usage.longest_wait_s, waited)
 
     def _restart(self, index: int) -> None:
-        """Forget what was read ahead, and begin at unit `index`."""
+        """Discard what was read ahead, and restart at unit `index`."""
         self._ahead.halt()
-        self._listen(lambda: not self._ahead.in_flight)
+        self._wait_until(lambda: not self._ahead.in_flight)
         for unit in self._ahead.unused:
             self._io.release(unit)
         self._ahead.restart(index)
 
-    def _listen(self, enough: Callable[[], bool]) -> None:
-        """Let reads go on until it is enough. Raises StorageError where none ends for too long."""
-        detector, heard = StallDetector(self._stall_s), 0
+    def _wait_until(self, enough: Callable[[], bool]) -> None:
+        """Wait until `enough()`. Raises StorageError where no read finishes for `stall_s`."""
+        detector, finished = StallDetector(self._stall_s), 0
         while not enough():
-            heard += self._ahead.news.wait(detector.poll_s)
-            if detector.stalled(heard) and not enough():
+            finished += self._ahead.news.wait(detector.poll_s)
+            if detector.stalled(finished) and not enough():
                 raise self._dead()
 
     def _dead(self) -> StorageError:
-        waited = list(self._ahead.in_flight.values())
-        unit, chunk = waited[0] if waited else (self._ahead.units[self._ahead.expected], 0)
+        reads = list(self._ahead.in_flight.values())
+        unit, chunk = reads[0] if reads else (self._ahead.units[self._ahead.expected], 0)
         offset = self._io.begins(unit, chunk)
         return no_answer(self._folder, unit, self._stall_s, offset)
 
 
 def no_answer(folder: Path, unit: Unit, stall_s: float, offset: int | None = None) -> StorageError:
-    """The error for a read of `unit`, at byte `offset` (its first), that does not end."""
+    """The error for a read of `unit` at file offset `offset` that does not finish."""
     offset = unit.offset if offset is None else offset
     return stalled_read(
         f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}", stall_s

@@ -1,4 +1,4 @@
-"""Tokenizer and chat template of a source, written into a pack."""
+"""Export a source's tokenizer and chat template into a pack."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from picoedge.text.tokenizer.load import load_tokenizer
 def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:
     """Write tokenizer, settings and chat template from a GGUF's key-values into `folder`.
 
-    The result is loaded once before it is believed. Raises TextError where the metadata is
-    damaged or of a kind not supported, StorageError where the disk fails.
+    The tokenizer is loaded once as a check. Raises TextError where the metadata is damaged or of
+    an unsupported kind, StorageError where the disk fails.
     """
     with storing(folder):
         from_gguf.write_gguf_tokenizer(metadata, folder).write(folder)
@@ -31,7 +31,7 @@ def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:
 def write_from_huggingface(source_folder: Path, folder: Path) -> None:
     """Write tokenizer, settings and chat template from a Hugging Face folder into `folder`.
 
-    Raises TextError where files are missing, damaged or of a kind not supported, StorageError
+    Raises TextError where files are missing, damaged or of an unsupported kind, StorageError
     where the disk fails.
     """
     with storing(folder):

@@ -1,4 +1,4 @@
-"""From a GGUF's metadata to tokenizer files: what `tokenizer.ggml.model` names decides which."""
+"""Export a GGUF's tokenizer: SentencePiece or byte-level BPE, by `tokenizer.ggml.model`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
-    """Write the tokenizer and return its settings. Raises TextError for a kind not supported."""
+    """Write the tokenizer and return its settings. Raises TextError for an unsupported kind."""
     kind = gguf.text_value(metadata, "tokenizer.ggml.model")
     if kind == "llama":
         return _write_sentencepiece(metadata, folder / SENTENCEPIECE_FILE)
@@ -50,7 +50,7 @@ def _settings(
     defaults: Mapping[str, int],
     add_bos: bool,
 ) -> TextSettings:
-    """`defaults` are the ids a format implies where its metadata names none."""
+    """`defaults`: ids that a format implies where the metadata names none."""
     size = len(vocabulary.tokens)
     ids = {key: gguf.token_id(metadata, key, size) for key in ("bos", "eos", "eot", "eom")}
     ids |= {key: i for key, i in defaults.items() if ids.get(key) is None and i < size}
@@ -89,7 +89,7 @@ def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSetting
 
 
 def _unknown_id(metadata: Mapping[str, Any], vocabulary: GgufVocabulary) -> int:
-    """The one unknown token that SentencePiece insists on."""
+    """The unknown token, which SentencePiece requires."""
     named = gguf.token_id(metadata, "unknown", len(vocabulary.tokens))
     if named is not None:
         return named
@@ -118,7 +118,7 @@ def _pieces(
         elif gguf.is_special(text, kind):
             kind = CONTROL
         elif kind == USER_DEFINED:
-            # GGUF writes these with plain spaces, SentencePiece looks for its own.
+            # GGUF writes these with plain spaces; SentencePiece matches its own.
             spaced = text.replace(" ", SPACE)
             text = text if spaced in taken else spaced
         elif kind not in (UNUSED, BYTE):
@@ -133,7 +133,7 @@ def _write_byte_level(metadata: Mapping[str, Any], path: Path) -> TextSettings:
     merges = gguf.texts(metadata, "merges")
     added = vocabulary.added()
     with path.open("w", encoding="utf-8") as file:
-        # Piece by piece, and compact: the file is parsed at each start.
+        # In parts, to save memory, and compact: the file is parsed at each start.
         file.write('{"version":"1.0",' + _json(_frame(pretokenizer, added))[1:-1])
         file.write(',"model":{"type":"BPE",' + _json(_model(pretokenizer))[1:-1])
         file.write(',"vocab":' + _json({text: i for i, text in enumerate(vocabulary.tokens)}))
@@ -164,14 +164,10 @@ def _frame(pretokenizer: PreTokenizer, added: Mapping[int, AddedToken]) -> dict[
 
 def _model(pretokenizer: PreTokenizer) -> dict[str, Any]:
     return {
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
+        "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
         "ignore_merges": pretokenizer.ignore_merges,
-    }
+    }  # fmt: skip
 
 
 def _json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to tokenizer files: the copies a pack keeps, and their settings."""
+"""Export a Hugging Face folder's tokenizer: copy its file and derive the settings."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from picoedge.text.tokenizer.settings import (
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-# Gemma's 262,144 tokens take 33 MB of tokenizer.json, a second and hundreds of MB to parse; the
-# SentencePiece model beside it takes a tenth of each.
+# Gemma's tokenizer.json of 262,144 tokens has 33 MB and takes a second and hundreds of MB to parse;
+# the SentencePiece model beside it takes a tenth of that.
 _LARGE_JSON_BYTES = 12 << 20
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The small JSON files of a model folder; those that it lacks are empty."""
+    """The small JSON files of a model folder; missing ones are empty."""
 
     path: Path
     tokenizer: Mapping[str, Any]
@@ -47,18 +47,18 @@ class Folder:
         return cls(path, *(read_json_if_any(path / name) for name in files))
 
     def token(self, key: str) -> str:
-        """Text of `bos_token`, `eos_token` …; empty where there is none."""
+        """Text of `bos_token`, `eos_token` …; "" where the folder names none."""
         value = self.tokenizer.get(key) or self.names.get(key) or ""
         return str(value.get("content", "") if isinstance(value, dict) else value)
 
     def special_names(self) -> set[str]:
-        """Texts of all tokens that the folder's files call special."""
+        """Texts of all tokens that the files call special."""
         listed = self.names.get("additional_special_tokens") or []
         values = [*self.names.values(), *(listed if isinstance(listed, list) else [])]
         return {str(v.get("content", "") if isinstance(v, dict) else v) for v in values}
 
     def token_ids(self, key: str) -> Iterator[int]:
-        """Every id that the configs give as `bos_token_id` or `eos_token_id`."""
+        """Ids that the configs give for `key`, as `eos_token_id`."""
         for values in (self.generation, self.model, self.model.get("text_config")):
             found = values.get(key) if isinstance(values, Mapping) else None
             for value in found if isinstance(found, list) else [found]:
@@ -85,7 +85,7 @@ def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
 
 
 def find_template(source: Path) -> str | None:
-    """The folder's chat template: a file of its own, or in a config. Raises TextError."""
+    """The chat template, from its own file or a config. Raises TextError."""
     if (source / "chat_template.jinja").exists():
         return read_text(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     for name in (SETTINGS_FILE, "chat_template.json"):
@@ -106,7 +106,7 @@ def _settings(
     added: Mapping[int, AddedToken],
     special: Mapping[str, int],
 ) -> TextSettings:
-    """`find` gives a token's id by its text; `add_bos` holds where no config says otherwise."""
+    """`find`: id of a token's text; `add_bos`: default where no config decides."""
     bos_token, eos_token = configs.token("bos_token"), configs.token("eos_token")
     bos = find(bos_token) if bos_token else next(configs.token_ids("bos_token_id"), None)
     ends = {*configs.token_ids("eos_token_id"), find(eos_token) if eos_token else None}
@@ -129,7 +129,7 @@ def _copy_json(configs: Folder, folder: Path) -> TextSettings:
     shutil.copyfile(configs.path / JSON_FILE, folder / JSON_FILE)
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
     bos = tokenizer.token_to_id(configs.token("bos_token"))
-    # What the file itself puts around a text tells whether it begins with BOS.
+    # Whether texts begin with BOS is what the file's own rules do.
     begins = bos is not None and first == [bos]
     return _settings(configs, tokenizer.token_to_id, begins, "never", {}, special)
 
@@ -140,7 +140,7 @@ def _load_model(path: Path) -> SentencePieceProcessor | None:
     model = SentencePieceProcessor()
     try:
         model.load(str(path))
-    except (OSError, RuntimeError):  # some folders keep another program's file under this name
+    except (OSError, RuntimeError):  # another program's file of this name
         return None
     return model
 

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF's metadata, checked before anything is made of it."""
+"""Tokenizer fields of a GGUF's metadata, checked."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PREFIX = "tokenizer.ggml."
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """Token texts, all different and none empty, and their types (SentencePiece's numbers)."""
+    """Token texts, distinct and non-empty, and their types (SentencePiece's numbers)."""
 
     tokens: Sequence[str]
     types: Sequence[int]
 
     def added(self) -> dict[int, AddedToken]:
-        """Tokens matched as a whole: special ones, and those the user of a trainer defined."""
+        """Tokens matched as a whole: special and user-defined ones."""
         return {
             i: AddedToken(self.tokens[i], is_special(self.tokens[i], kind))
             for i, kind in enumerate(self.types)
@@ -33,12 +33,12 @@ class GgufVocabulary:
 
 
 def is_special(text: str, kind: int) -> bool:
-    """Whether a token steers the model. Some files mark the end of a turn as mere text."""
+    """Whether it is a control token; some files mark end-of-turn tokens as plain text."""
     return kind in (UNKNOWN, CONTROL) or text in END_OF_TURN
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
-    """Tokens and types. Raises TextError where they are missing, do not match or repeat."""
+    """Tokens and types. Raises TextError where they are missing, repeat or differ in number."""
     tokens = texts(metadata, "tokens")
     if "" in tokens:
         tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
@@ -54,7 +54,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
 
 
 def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
-    """A list of strings. Raises TextError."""
+    """A non-empty list of strings. Raises TextError."""
     values = metadata.get(_PREFIX + key)
     if values is None or isinstance(values, str) or not len(values):
         raise _damaged(key, "missing or empty")
@@ -64,7 +64,7 @@ def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
 
 
 def scores(metadata: Mapping[str, Any], count: int) -> Sequence[float]:
-    """Merge priorities, f32. Raises TextError where there are not `count` numbers."""
+    """Merge priorities, f32 [count]. Raises TextError."""
     values = _numbers(metadata, "scores", "f", count)
     if not all(map(math.isfinite, values)):
         raise _damaged("scores", "not numbers")
@@ -72,7 +72,7 @@ def scores(metadata: Mapping[str, Any], count: int) -> Sequence[float]:
 
 
 def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
-    """One string, or None where the file has none."""
+    """A string, None where it is missing. Raises TextError."""
     value = metadata.get(key)
     if value is not None and not isinstance(value, str):
         raise _damaged(key.removeprefix(_PREFIX), "not a text")
@@ -80,13 +80,13 @@ def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
 
 
 def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    """One boolean."""
+    """A boolean, `default` where it is missing."""
     value = metadata.get(_PREFIX + key)
     return default if value is None else bool(value)
 
 
 def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
-    """One token id, or None where the file has none. Raises TextError outside 0 .. size-1."""
+    """A token id, None where it is missing. Raises TextError outside 0 .. size-1."""
     value = metadata.get(f"{_PREFIX}{key}_token_id")
     if value is None:
         return None

@@ -1,8 +1,7 @@
-"""How byte-level BPE cuts a text into words before merging, by the name a GGUF gives it.
+"""Pre-tokenizers of byte-level BPE: split a text into words, by name as in `tokenizer.ggml.pre`.
 
-The names are those of `tokenizer.ggml.pre`; each stands for the expressions in the
-`tokenizer.json` of the model it was introduced for, applied one after another: a match is a word
-of its own, and so is what lies between two matches.
+A name stands for the regular expressions in the `tokenizer.json` of the model that introduced it,
+applied one after another: each match is a word, and so is the text between two matches.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def _cased(ending: str, digits: str) -> str:
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Expressions in order, and what else goes by the name.
+    """Expressions, applied in order.
 
-    `ignore_merges`: a word that is a token stays whole. `add_bos`: texts begin with BOS unless
-    the metadata says otherwise. `normalizer`: a Unicode form the text is brought into first.
+    `ignore_merges`: a word that is a token stays whole. `add_bos`: default where the metadata has
+    none. `normalizer`: Unicode form that the text is converted to first.
     """
 
     patterns: tuple[str, ...]
@@ -95,9 +94,9 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
 
 
 def find_pretokenizer(name: str) -> PreTokenizer:
-    """The pre-tokenizer a GGUF names. Raises TextError for a name not known, listing those known.
+    """Pre-tokenizer of a GGUF. Raises TextError, listing the known names, for an unknown one.
 
-    An unknown one is never guessed: the ids would be nearly right, and the answers subtly wrong.
+    A guess would give nearly right ids, and subtly wrong answers.
     """
     for names, pretokenizer in _FAMILIES:
         if name in names.split():

@@ -1,6 +1,6 @@
-"""Writing a SentencePiece `tokenizer.model`: the few protobuf fields that a BPE model needs.
+"""Writer of a SentencePiece `tokenizer.model`: the few protobuf fields that a BPE model needs.
 
-Field numbers are those of the SentencePiece project's `sentencepiece_model.proto`.
+Field numbers: `sentencepiece_model.proto` of the SentencePiece project.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BPE = 2
-# Appended to a model file: of a field given twice, protobuf keeps the later value.
+# Appended to a model file: protobuf keeps the later of two values of a field.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a `tokenizer.model` says beside its pieces. Ids that the model lacks are -1."""
+    """Settings of a `tokenizer.model` beside its pieces; id -1: no such token."""
 
     vocab_size: int
     byte_fallback: bool
@@ -29,7 +29,7 @@ class ModelSpec:
 
 
 def write_model(file: BinaryIO, pieces: Iterable[tuple[str, float, int]], spec: ModelSpec) -> None:
-    """Write pieces (text, score, type) one at a time, then what the model says beside them."""
+    """Write pieces (text, score, type) one at a time, then the settings."""
     pack_score = struct.Struct("<f").pack
     for text, score, kind in pieces:
         body = _chunk(1, text.encode()) + b"\x15" + pack_score(score)
@@ -57,7 +57,7 @@ def _normalizer(spec: ModelSpec) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative numbers are written as 64-bit two's complement
+    value &= (1 << 64) - 1  # negative: 64-bit two's complement
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""A conversation to token ids, with what people typed kept apart from what steers the model."""
+"""Encode a conversation, so that text in messages cannot become control tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
 
 
 class _Marks:
-    """Stand-ins, one character each, for what must reach the model as plain text."""
+    """One-character placeholders for text that must reach the model as plain text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokens = tokenizer.special_tokens
@@ -23,9 +23,9 @@ class _Marks:
         self._numbers: dict[str, int] = {}
 
     def hide(self, value: Any) -> Any:
-        """`value` (as in JSON) with the names of special tokens in its texts replaced."""
+        """`value` (as in JSON) with the names of special tokens replaced by marks."""
         if isinstance(value, str):
-            # Characters that look like marks are hidden too: afterwards every mark is ours.
+            # Characters that look like marks are replaced too, so that every mark is ours.
             parts = _MARK.sub(lambda found: self._mark(found[0]), value)
             return "".join(
                 part if isinstance(part, str) else self._mark(self._names[part])
@@ -38,7 +38,7 @@ class _Marks:
         return value
 
     def plain(self) -> list[str]:
-        """What each mark stands for."""
+        """Text of each mark, by number."""
         return list(self._numbers)
 
     def _mark(self, text: str) -> str:
@@ -56,11 +56,10 @@ def encode_chat(
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of a conversation, BOS once where the model wants it.
+    """Ids of a conversation, with BOS once if the model wants it.
 
-    A special token's name is that token where the template writes it, and plain text where a
-    message does: nobody can end their turn and speak as someone else by typing `<|im_end|>`.
-    Raises TextError as `ChatTemplate.render`.
+    The name of a special token is that token in the template, but plain text in a message: typing
+    `<|im_end|>` does not end the user's turn. Raises TextError as `ChatTemplate.render`.
     """
     marks = _Marks(tokenizer)
     text = template.render(

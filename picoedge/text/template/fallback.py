@@ -1,4 +1,4 @@
-"""Chat templates for models that bring none, by the special tokens they were trained with."""
+"""Chat templates for models without one, chosen by architecture and special tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LLAMA3 = """\
 {%- endif %}
 """
 
-# architecture -> (tokens the template writes, template), the first whose tokens exist
+# architecture -> (tokens that the template writes, template); the first with all tokens is taken
 _FAMILIES = {
     "gemma": ((("<start_of_turn>", "<end_of_turn>"), _GEMMA),),
     "qwen": ((("<|im_start|>", "<|im_end|>"), _CHATML),),
@@ -54,7 +54,7 @@ _FAMILIES = {
 
 
 def fallback_template(architecture: str, has_token: Callable[[str], bool]) -> str | None:
-    """A template for the architecture's family, if the vocabulary has the tokens it writes."""
+    """Template of the architecture's family, if the vocabulary has the tokens that it writes."""
     for family, candidates in _FAMILIES.items():
         if architecture.startswith(family):
             for needed, template in candidates:

@@ -1,4 +1,4 @@
-"""Chat templates as syntax trees, changed so that everything they do passes the meter."""
+"""Rewrite of a chat template's syntax tree, so that all its work passes the meter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFUSED = (
 
 
 class Rewrite(NodeTransformer):
-    """Puts the meter where compiled templates would otherwise not pass by."""
+    """Inserts metering filters where compiled templates would otherwise work unmetered."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if isinstance(node, _REFUSED) or (isinstance(node, nodes.For) and node.recursive):
@@ -62,7 +62,7 @@ def _filtered(node: nodes.Node, name: str, args: list[nodes.Expr] | None = None)
 
 
 class Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it only encloses them."""
+    """`{% generation %}`, which marks assistant text for training; has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 

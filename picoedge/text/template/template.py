@@ -21,10 +21,14 @@ TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_CHARACTERS = 100_000
 _MAX_DATE_FORMAT = 100
 _REMEDY = "try the prompt without a template"
+_TEMPLATE_ERRORS = (  # RuntimeError: also RecursionError
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class ChatTemplate:
-    """One model's template. Safe to use from several threads."""
+    """One model's template. Thread-safe."""
 
     def __init__(
         self,
@@ -61,9 +65,9 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text, ending where the assistant's answer begins.
 
-        A message has `role` and `content`; `variables` are what else a template knows, such as
-        Qwen3's `enable_thinking`. Raises TextError where the template refuses the messages, is
-        broken, reaches for what it must not, or does not come to an end.
+        Messages have `role` and `content`; `variables` are a template's own, such as Qwen3's
+        `enable_thinking`. Raises TextError where the template refuses the messages, is broken,
+        reaches for internals, or works too long.
         """
         values = {
             "tools": None,
@@ -80,17 +84,7 @@ class ChatTemplate:
                 return self._render(values)
             except jinja2.TemplateError as error:
                 raise TextError(f"the chat template failed: {error.message}", _REMEDY) from error
-            except (
-                ArithmeticError,
-                AssertionError,
-                AttributeError,
-                LookupError,
-                MemoryError,
-                RuntimeError,  # RecursionError among them
-                SyntaxError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except _TEMPLATE_ERRORS as error:
                 what = f"{type(error).__name__}: {error}"
                 raise TextError(f"the chat template failed: {what}", _REMEDY) from error
 

@@ -1,4 +1,4 @@
-"""`tokenizer.json`: byte-level BPE and its relatives, through the library `tokenizers`."""
+"""`tokenizer.json` tokenizers (byte-level BPE and similar), through the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import SPACE, clean, with_bos
+from picoedge.text.tokenizer.base import SPACE, SpecialTokens, Tokenizer, clean, with_bos
 from picoedge.text.tokenizer.settings import TextSettings
-from picoedge.text.tokenizer.special import SpecialTokens
-from picoedge.text.tokenizer.stream_decoder import decode
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    import tokenizers
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-# Every kind of character, and long runs: on these a regex that backtracks without end gives up.
+# All kinds of characters and long repetitions: catastrophic regex backtracking shows on these.
 _PROBE = "The 1st\ttest,\r\n\n  café – 日本 🙂 " + " ".join(c * 64 + "!" for c in "aA0 .\n")
 
 
-class JsonTokenizer:
-    """See `tokenizer.Tokenizer`. Raises TextError where the file is damaged or of another kind."""
+class JsonTokenizer(Tokenizer):
+    """A `Tokenizer` of the library. Raises TextError where the file is damaged or unsupported."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
         self._path = path
@@ -48,19 +46,15 @@ class JsonTokenizer:
         self.drops_first_space = _drops_first_space(steps)
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        """See `tokenizer.Tokenizer.encode`. Raises TextError where the file's rules fail on it."""
-        # Locked, as the choice below is the library's state, not an argument.
+        """See `Tokenizer.encode`. Raises TextError where the file's rules fail on `text`."""
+        # Locked: `encode_special_tokens` is state of the library's object, not an argument.
         with self._lock, _library(f"{self._path} fails on a text"):
             self._tokenizer.encode_special_tokens = not parse_special
             ids = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
         return with_bos(ids, self._settings, add_bos)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """See `tokenizer.Tokenizer.decode`."""
-        return decode(self, ids, skip_special)
-
     def token_bytes(self, token: int) -> bytes:
-        """See `stream.TokenBytes.token_bytes`."""
+        """See `TokenBytes.token_bytes`."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
@@ -73,30 +67,30 @@ class JsonTokenizer:
         return text.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `stream.TokenBytes.is_special`."""
+        """See `TokenBytes.is_special`."""
         return token in self._special
 
     def _make_special(self, ends: Iterable[int]) -> None:
-        """Some files mark what ends an answer as mere text."""
+        """Mark end tokens as special: some files mark them as plain text."""
         for i, token in self._tokenizer.get_added_tokens_decoder().items():
             if i in ends and not token.special:
                 token.special = True
                 self._tokenizer.add_special_tokens([token])
 
 
-def load_tokenizer_json(path: Path) -> Tokenizer:
-    """The library's object, cutting and padding nothing. Raises TextError."""
-    from tokenizers import Tokenizer
+def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer, without truncation and padding. Raises TextError."""
+    import tokenizers
 
     with _library(f"{path} is not a tokenizer"):
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
         tokenizer.no_padding()
     return tokenizer
 
 
-def begins_with(tokenizer: Tokenizer, path: Path) -> list[int]:
-    """What the file puts before a text by itself. Raises TextError where its rules fail on one."""
+def begins_with(tokenizer: tokenizers.Tokenizer, path: Path) -> list[int]:
+    """Ids that the file's rules put before a text. Raises TextError where the rules fail."""
     with _library(f"{path} fails on a text"):
         tokenizer.encode(_PROBE)
         return list(tokenizer.encode("").ids[:1])
@@ -104,17 +98,17 @@ def begins_with(tokenizer: Tokenizer, path: Path) -> list[int]:
 
 @contextmanager
 def _library(what: str) -> Iterator[None]:
-    """Turn a failure of the library, which is a failure of the file, into TextError."""
+    """Turn any error of the library into TextError: its cause is the file."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # a Rust panic is no Exception, and has no type to import
+    except BaseException as error:  # a Rust panic derives from BaseException and cannot be imported
         raise TextError(f"{what}: {error}", "get the file again, then pack the model") from error
 
 
-def decoder_steps(tokenizer: Tokenizer, path: Path) -> dict[str, dict[str, Any]]:
-    """Settings of the decoder's steps by type. Raises TextError where no step is one we know."""
+def decoder_steps(tokenizer: tokenizers.Tokenizer, path: Path) -> dict[str, dict[str, Any]]:
+    """Settings of the decoder's steps by type. Raises TextError where no step is known."""
     state = b"null" if tokenizer.decoder is None else tokenizer.decoder.__getstate__()
     decoder = json.loads(state) or {}
     steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if step}
@@ -134,8 +128,8 @@ def _drops_first_space(steps: dict[str, dict[str, Any]]) -> bool:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's)."""
-    # Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and on.
+    """Byte of each character of a byte-level vocabulary (GPT-2's mapping)."""
+    # Printable Latin-1 is itself; the other bytes, in order, are U+0100 and up.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -145,5 +139,5 @@ def byte_alphabet() -> dict[str, int]:
 def _from_alphabet(text: str, alphabet: dict[str, int]) -> bytes:
     try:
         return bytes([alphabet[char] for char in text])
-    except KeyError:  # not of the alphabet: a token added as plain text
+    except KeyError:  # a token added as plain text
         return text.encode()

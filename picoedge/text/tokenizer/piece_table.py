@@ -1,4 +1,4 @@
-"""A vocabulary without its tokenizer: what answers need, in a tenth of the memory."""
+"""Token bytes without the tokenizer: enough to decode answers, in a tenth of the memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from picoedge.text.tokenizer.base import Vocabulary
 
 
 class PieceTable:
-    """See `tokenizer.Vocabulary`: the bytes of `size` tokens, one after the other."""
+    """A `Vocabulary` of `size` tokens, copied into one byte string."""
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
         self.eos_ids = vocabulary.eos_ids
@@ -22,12 +22,12 @@ class PieceTable:
         self._special = frozenset(filter(vocabulary.is_special, tokens))
 
     def token_bytes(self, token: int) -> bytes:
-        """See `stream.TokenBytes.token_bytes`."""
+        """See `TokenBytes.token_bytes`."""
         if not 0 <= token < len(self._ends) - 1:
             return b""
         start, end = self._ends[token : token + 2].tolist()
         return self._bytes[start:end]
 
     def is_special(self, token: int) -> bool:
-        """See `stream.TokenBytes.is_special`."""
+        """See `TokenBytes.is_special`."""
         return token in self._special

@@ -1,19 +1,16 @@
-"""SentencePiece models, through the library of that name."""
+"""SentencePiece tokenizers, through the library `sentencepiece`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import SPACE, clean, with_bos
+from picoedge.text.tokenizer.base import SPACE, SpecialTokens, Tokenizer, clean, with_bos
 from picoedge.text.tokenizer.settings import TextSettings
-from picoedge.text.tokenizer.special import SpecialTokens
-from picoedge.text.tokenizer.stream_decoder import decode
 
 
-class SentencePieceTokenizer:
-    """See `tokenizer.Tokenizer`. Raises TextError where the model file is damaged."""
+class SentencePieceTokenizer(Tokenizer):
+    """A `Tokenizer` of the library. Raises TextError where the model file is damaged."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -39,7 +36,7 @@ class SentencePieceTokenizer:
         self.drops_first_space = settings.space_prefix != "never"
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        """See `tokenizer.Tokenizer.encode`."""
+        """See `Tokenizer.encode`."""
         ids: list[int] = []
         tokens = self._trusted if parse_special else self._untrusted
         for part in tokens.split(clean(text)):
@@ -50,12 +47,8 @@ class SentencePieceTokenizer:
                 ids += self._model.encode(lead + part)
         return with_bos(ids, self._settings, add_bos)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """See `tokenizer.Tokenizer.decode`."""
-        return decode(self, ids, skip_special)
-
     def token_bytes(self, token: int) -> bytes:
-        """See `stream.TokenBytes.token_bytes`."""
+        """See `TokenBytes.token_bytes`."""
         if token in self._settings.added:
             return self._settings.added[token].text.encode()
         if not 0 <= token < self._pieces:
@@ -66,11 +59,11 @@ class SentencePieceTokenizer:
         return piece.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `stream.TokenBytes.is_special`."""
+        """See `TokenBytes.is_special`."""
         return token in self._special
 
     def _matched_here(self) -> dict[str, int]:
-        """Tokens that are no control tokens, but that SentencePiece would not find as we must."""
+        """Plain added tokens that SentencePiece itself would not match as a whole."""
         beside_spaces = self._settings.space_prefix != "never"
         return {
             token.text: i

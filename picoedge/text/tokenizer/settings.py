@@ -1,6 +1,6 @@
-"""What a tokenizer's own file leaves open: how texts begin and end, and which tokens are special.
+"""Tokenizer settings beside its own file: BOS, end tokens, space prefix, added tokens.
 
-A pack keeps it in `tokenizer_config.json`, under Hugging Face's key names where it has one.
+Stored as `tokenizer_config.json`, under Hugging Face's key names where these exist.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from picoedge.text.files import read_text_json
 SETTINGS_FILE = "tokenizer_config.json"
 SPACE_PREFIXES = ("never", "first", "always")
 
-# A model may end its turn with a token that its metadata does not list as end of sequence.
-# Not "</s>": where that ends a text the metadata says so, and elsewhere it is an HTML tag.
+# Tokens that end a turn even where the metadata does not list them as end of sequence. Without
+# "</s>": where that ends a text the metadata lists it, and elsewhere it is an HTML tag.
 END_OF_TURN = frozenset({
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
     "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
@@ -27,9 +27,9 @@ END_OF_TURN = frozenset({
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token matched as a whole before the text is tokenized.
+    """A token matched as a whole before tokenization.
 
-    `special` ones are read from a text only where it is trusted, and are not part of the answer.
+    `special`: parsed only from trusted text, and left out of answers.
     """
 
     text: str
@@ -38,10 +38,10 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How a model's texts begin and end.
+    """Beginning and end of a model's texts.
 
-    `space_prefix` says where SentencePiece puts a space that the text does not have: nowhere
-    ("never"), before the text ("first") or before each run of plain text ("always").
+    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before the text ("first"),
+    or before each part of plain text between special tokens ("always").
     """
 
     bos_id: int | None = None
@@ -71,7 +71,7 @@ class TextSettings:
 
     @classmethod
     def read(cls, folder: Path) -> TextSettings:
-        """The inverse of `write`; raises TextError where a value is missing or of a wrong type."""
+        """Inverse of `write`. Raises TextError where a value is missing or of a wrong type."""
         path = folder / SETTINGS_FILE
         values = read_text_json(path)
         try:
@@ -92,7 +92,7 @@ class TextSettings:
 
 
 def read_added(values: Mapping[str, Mapping[str, Any]]) -> dict[int, AddedToken]:
-    """`added_tokens_decoder` of a tokenizer config; raises ValueError, KeyError or TypeError."""
+    """`added_tokens_decoder` of a tokenizer config. Raises ValueError, KeyError or TypeError."""
     return {
         _id(int(i)): AddedToken(str(token["content"]), token.get("special") is True)
         for i, token in values.items()

@@ -1,4 +1,4 @@
-"""Text as it is generated: whole characters only, and nothing past a stop string."""
+"""Incremental decoding of generated tokens: whole characters, cut at stop strings."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Protocol
 
 
 class TokenBytes(Protocol):
-    """What incremental decoding needs of a tokenizer."""
+    """The part of a tokenizer that decoding needs."""
 
     drops_first_space: bool
 
     def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token; special tokens are their names, unknown ids are empty."""
+        """Bytes of one token: the name of a special token, b"" for an unknown id."""
 
     def is_special(self, token: int) -> bool:
-        """Whether the token steers the model rather than being part of a text."""
+        """Whether it is a control token, not part of a text."""
 
 
 class StreamDecoder:
-    """Token ids one at a time to text, never half a character.
+    """Turns token ids into text one at a time, never half a character.
 
-    The pieces and the flush join to `tokenizer.decode` of the same ids. Where the ids continue a
-    text rather than begin one, `start_of_text=False` keeps SentencePiece's leading space.
+    All parts joined equal `tokenizer.decode` of the ids. `start_of_text=False`, for ids that
+    continue a text, keeps SentencePiece's leading space.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Text that this token completes; bytes that are no character become U+FFFD."""
+        """Text that this token completes; invalid bytes become U+FFFD."""
         special = self._tokenizer.is_special(token)
         if special and self._skip_special:
             return ""
@@ -46,22 +46,22 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD where the last character never became whole."""
+        """U+FFFD if the last character is incomplete."""
         return self._utf8.decode(b"", True)
 
 
 def decode(tokenizer: TokenBytes, tokens: Iterable[int], skip_special: bool) -> str:
-    """All of `tokens` at once."""
+    """Text of all `tokens`."""
     stream = StreamDecoder(tokenizer, skip_special=skip_special)
     pieces = [stream.push(token) for token in tokens]
     return "".join(pieces) + stream.flush()
 
 
 class StopStrings:
-    """Cuts a stream of text at the first stop string, wherever token borders fall.
+    """Cuts a stream of text at the first stop string, which may span several tokens.
 
-    Of several, the one that ends first counts (the longer, where two end together), so the cut
-    does not depend on how the text arrives. Only text that may yet become a stop is held back.
+    "First" is by end (the longer of two that end together), so that the cut does not depend on how
+    the text is split. Only text that may become a stop string is held back.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class StopStrings:
         self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text now safe to show, and whether a stop string has been met."""
+        """Text that is safe to show, and whether a stop string was found."""
         if self._stopped:
             return "", True
         text = self._held + text
@@ -81,7 +81,7 @@ class StopStrings:
         return text[:keep], self._stopped
 
     def flush(self) -> str:
-        """Text held back at the end of the stream: it did not become a stop."""
+        """Text held back at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
@@ -90,7 +90,7 @@ class StopStrings:
         return min(found)[1] if found else None
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Length of the longest suffix of `text` that begins a stop string."""
         longest = max(map(len, self._stops), default=1)
         for start in range(max(0, len(text) - longest + 1), len(text)):
             if any(stop.startswith(text[start:]) for stop in self._stops):

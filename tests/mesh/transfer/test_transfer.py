@@ -262,7 +262,7 @@ from picoedge.store.pack import partial
 from picoedge.store.pack.inventory import Wanted
 from picoedge.store.shards import Slice
 target, identity, port, server, public, secret = sys.argv[1:]
-partial._AT_ONCE = 1
+partial._SYNC_BYTES = 1
 partial.PartialPack.__init__.__kwdefaults__["at_once"] = 1
 link = DonorClient(zmq.Context(), KeyPair(public, secret), Address("127.0.0.1", int(port)), server)
 wanted = Wanted(Slice(range(2), range(2)), embed=True)

@@ -13,7 +13,7 @@ from picoedge.registry.catalogue import CatalogueEntry
 from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 
 
 def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _licence(shelf: Shelf, model: str | None, name: str) -> str | None:
     return _licence_in(open_source(Path(model)))
 
 
-def _licence_in(source: Source) -> str | None:
+def _licence_in(source: ModelSource) -> str | None:
     licence = source.metadata.get("general.license")
     return licence if isinstance(licence, str) else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from picoedge.errors import ModelError
 from picoedge.progress import Progress, one_stage
 from picoedge.store.pack.packer import pack_source
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.text.export import export
 from picoedge.text.tokenizer.load import load_tokenizer
 
@@ -24,7 +24,7 @@ def pack_model(
     pack_source(source, out, bits=bits, write_text=write_text, progress=told)
 
 
-def write_text(source: Source, folder: Path) -> None:
+def write_text(source: ModelSource, folder: Path) -> None:
     """Write the tokenizer's and template's files of `source` into the pack `folder`.
 
     Raises TextError, and ModelError where the tokenizer cannot be the model's.

@@ -33,9 +33,9 @@ class Unit:
 
     def part(self, first: int, last: int) -> Unit:
         """Sub-unit of shards [first, last), counted from the unit's first."""
-        each = self.shard_bytes
-        shards, offset = self.shards[first:last], self.offset + first * each
-        return Unit(self.kind, self.layer, shards, self.file, offset, len(shards) * each)
+        size = self.shard_bytes
+        shards, offset = self.shards[first:last], self.offset + first * size
+        return Unit(self.kind, self.layer, shards, self.file, offset, len(shards) * size)
 
     def shard_at(self, offset: int) -> str:
         """Shard-table name of the shard at this file offset, or nearest to it."""

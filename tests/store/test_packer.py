@@ -40,14 +40,14 @@ from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.shapes import Shapes
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.sources.tensors import SourceTensor
 
 Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> ModelSource:
     write_gguf(tmp_path / "m.gguf", "Q4_0", tied=False)
     return open_source(tmp_path / "m.gguf")
 
@@ -60,7 +60,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def test_shards_lie_in_page_aligned_runs_of_sound_safetensors_files(
-    tmp_path: Path, source: Source
+    tmp_path: Path, source: ModelSource
 ) -> None:
     pack_source(source, tmp_path / "m.pico")
     for path in (tmp_path / "m.pico").glob("*.safetensors"):
@@ -78,7 +78,7 @@ def test_shards_lie_in_page_aligned_runs_of_sound_safetensors_files(
             assert set(file.keys()) == set(entries)
 
 
-def test_packing_twice_gives_the_same_bytes(tmp_path: Path, source: Source) -> None:
+def test_packing_twice_gives_the_same_bytes(tmp_path: Path, source: ModelSource) -> None:
     pack_source(source, tmp_path / "a" / "m.pico")
     pack_source(source, tmp_path / "b" / "m.pico")
     names = os.listdir(tmp_path / "a" / "m.pico")
@@ -221,7 +221,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 # Ends
 
 
-def test_progress_counts_up_to_the_packs_size(tmp_path: Path, source: Source) -> None:
+def test_progress_counts_up_to_the_packs_size(tmp_path: Path, source: ModelSource) -> None:
     seen: list[tuple[int, int]] = []
     pack_source(
         source, tmp_path / "m.pico", progress=lambda done, total: seen.append((done, total))
@@ -230,8 +230,8 @@ def test_progress_counts_up_to_the_packs_size(tmp_path: Path, source: Source) ->
     assert seen == sorted(seen)
 
 
-def test_texts_are_listed_and_source_is_named(tmp_path: Path, source: Source) -> None:
-    def write_text(given: Source, folder: Path) -> None:
+def test_texts_are_listed_and_source_is_named(tmp_path: Path, source: ModelSource) -> None:
+    def write_text(given: ModelSource, folder: Path) -> None:
         assert given is source
         (folder / "tokenizer.json").write_text("{}")
 
@@ -255,7 +255,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Stop, ValueError])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_an_interruption_leaves_nothing(
-    tmp_path: Path, source: Source, error: type[BaseException], share: float
+    tmp_path: Path, source: ModelSource, error: type[BaseException], share: float
 ) -> None:
     def progress(done: int, total: int) -> None:
         if done >= share * total:
@@ -266,11 +266,11 @@ def test_an_interruption_leaves_nothing(
     assert left_behind(tmp_path) == []
 
 
-def test_an_interruption_leaves_the_old_pack(tmp_path: Path, source: Source) -> None:
+def test_an_interruption_leaves_the_old_pack(tmp_path: Path, source: ModelSource) -> None:
     pack_source(source, tmp_path / "m.pico")
     before = Pack.open(tmp_path / "m.pico").source
 
-    def write_text(given: Source, folder: Path) -> None:
+    def write_text(given: ModelSource, folder: Path) -> None:
         raise TextError("no tokenizer")
 
     with pytest.raises(TextError):
@@ -279,7 +279,7 @@ def test_an_interruption_leaves_the_old_pack(tmp_path: Path, source: Source) -> 
     assert left_behind(tmp_path) == ["m.pico"]
 
 
-def test_a_pack_is_replaced_when_the_new_one_is_whole(tmp_path: Path, source: Source) -> None:
+def test_a_pack_is_replaced_when_the_new_one_is_whole(tmp_path: Path, source: ModelSource) -> None:
     pack_source(source, tmp_path / "m.pico")
     write_gguf(tmp_path / "m.gguf", "Q8_0", seed=5)
     pack_source(open_source(tmp_path / "m.gguf"), tmp_path / "m.pico")
@@ -287,7 +287,7 @@ def test_a_pack_is_replaced_when_the_new_one_is_whole(tmp_path: Path, source: So
     assert left_behind(tmp_path) == ["m.pico"]
 
 
-def test_what_is_not_a_pack_is_not_replaced(tmp_path: Path, source: Source) -> None:
+def test_what_is_not_a_pack_is_not_replaced(tmp_path: Path, source: ModelSource) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "letter").write_text("dear")
     (tmp_path / "file").write_text("x")
@@ -299,7 +299,7 @@ def test_what_is_not_a_pack_is_not_replaced(tmp_path: Path, source: Source) -> N
 
 
 def test_a_full_disk_is_told_with_the_figures(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
     real = os.pwrite
@@ -318,7 +318,7 @@ def test_a_full_disk_is_told_with_the_figures(
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
     with pytest.raises(StorageError, match=r"needed, 4 KB free"):
@@ -327,7 +327,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
 
 
 def test_a_short_write_is_continued(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.pwrite
     monkeypatch.setattr("picoedge.store.files.os.pwrite",
@@ -339,13 +339,13 @@ def test_a_short_write_is_continued(
     assert first.head().data.tobytes() == second.head().data.tobytes()
 
 
-def test_an_unwritable_place_is_named(tmp_path: Path, source: Source) -> None:
+def test_an_unwritable_place_is_named(tmp_path: Path, source: ModelSource) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         pack_source(source, tmp_path / "file" / "m.pico")
 
 
-def test_a_source_that_shrinks_while_it_is_read(tmp_path: Path, source: Source) -> None:
+def test_a_source_that_shrinks_while_it_is_read(tmp_path: Path, source: ModelSource) -> None:
     def progress(done: int, total: int) -> None:
         os.truncate(tmp_path / "m.gguf", 20_000)
 
@@ -355,7 +355,7 @@ def test_a_source_that_shrinks_while_it_is_read(tmp_path: Path, source: Source) 
 
 
 def test_leftovers_of_killed_packers_are_swept_but_not_those_at_work(
-    tmp_path: Path, source: Source
+    tmp_path: Path, source: ModelSource
 ) -> None:
     dead, alive = (tmp_path / f"m.pico.partial-{name}" for name in ("dead", "alive"))
     for folder in (dead, alive):
@@ -368,7 +368,9 @@ def test_leftovers_of_killed_packers_are_swept_but_not_those_at_work(
     assert left_behind(tmp_path) == ["m.pico", "m.pico.partial-alive"]
 
 
-def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source: Source) -> None:
+def test_a_pack_set_aside_by_a_killed_process_comes_back(
+    tmp_path: Path, source: ModelSource
+) -> None:
     target = tmp_path / "m [1].pico"
     pack_source(source, target)
     before = Pack.open(target).source
@@ -376,7 +378,7 @@ def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source:
     (tmp_path / "m [1].pico.partial-dead" / ".lock").touch()
     target.rename(tmp_path / "m [1].pico.old-dead")
 
-    def write_text(given: Source, folder: Path) -> None:
+    def write_text(given: ModelSource, folder: Path) -> None:
         raise TextError("no tokenizer")
 
     with pytest.raises(TextError):
@@ -385,7 +387,9 @@ def test_a_pack_set_aside_by_a_killed_process_comes_back(tmp_path: Path, source:
     assert left_behind(tmp_path) == ["m [1].pico"]
 
 
-def test_a_pack_set_aside_by_a_living_process_is_left_alone(tmp_path: Path, source: Source) -> None:
+def test_a_pack_set_aside_by_a_living_process_is_left_alone(
+    tmp_path: Path, source: ModelSource
+) -> None:
     old, alive = tmp_path / "m.pico.old-1", tmp_path / "m.pico.partial-1"
     pack_source(source, tmp_path / "m.pico")
     (tmp_path / "m.pico").rename(old)
@@ -397,7 +401,7 @@ def test_a_pack_set_aside_by_a_living_process_is_left_alone(tmp_path: Path, sour
     assert not (tmp_path / "m.pico" / ".lock").exists()
 
 
-def test_bits_are_checked(tmp_path: Path, source: Source) -> None:
+def test_bits_are_checked(tmp_path: Path, source: ModelSource) -> None:
     with pytest.raises(UsageError, match="--bits 7"):
         pack_source(source, tmp_path / "m.pico", bits=7)
 

@@ -30,7 +30,7 @@ from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.partial import PartialPack, create_partial, pack_folder
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST, Slice
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.window.weights import MappedWeights
 from picoedge.units import format_size
 
@@ -39,7 +39,7 @@ WORDS = Wanted(Slice(range(0), range(0), range(1, 3)))
 NOTHING = Slice(range(0), range(0))
 
 
-def write_text(source: Source, folder: Path) -> None:
+def write_text(source: ModelSource, folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("")
 

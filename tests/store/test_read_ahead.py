@@ -133,7 +133,7 @@ def interrupt_once_it_waits(window: Window) -> None:
     """Ctrl-C as soon as the main thread waits for a reader's news."""
 
     def interrupt() -> None:
-        while not window._ahead.news._waiters:  # type: ignore[attr-defined]
+        while not window._ahead.arrived._waiters:  # type: ignore[attr-defined]
             time.sleep(0.001)
         signal.pthread_kill(MAIN, signal.SIGINT)
 

@@ -18,7 +18,7 @@ from store_models import VOCAB, whole, write_gguf
 from picoedge.errors import ModelError, PicoedgeError
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "m.pico"
 
 
-def write_text(source: Source, folder: Path) -> None:
+def write_text(source: ModelSource, folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
 
 

@@ -65,7 +65,7 @@ def _locked(partial: Path) -> Iterator[None]:
 
 def _sweep(target: Path) -> None:
     """Remove folders that killed processes left, and restore a pack they had renamed."""
-    dead = [_remove_dead(left) for left in _beside(target, "partial")]
+    dead = [_remove_dead(folder) for folder in _beside(target, "partial")]
     if not all(dead):
         return  # a live process may be between its two renames
     for old in _beside(target, "old"):

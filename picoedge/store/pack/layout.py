@@ -65,8 +65,8 @@ def _head_shard_rows(vocab_size: int) -> int:
     tiles = -(-vocab_size // TILE_ROWS)
 
     def waste(count: int) -> tuple[int, int]:
-        each = -(-tiles // count)
-        return -(-tiles // each) * each - tiles, abs(count - 64)
+        size = -(-tiles // count)
+        return -(-tiles // size) * size - tiles, abs(count - 64)
 
     return -(-tiles // min(range(48, 81), key=waste)) * TILE_ROWS
 

@@ -62,8 +62,7 @@ def _manifest(values: Fields) -> Manifest:
     version = values.get("version", int)
     if version != FORMAT_VERSION:
         raise UnsupportedError(
-            f"{values.where}: pack version {version}, this picoedge reads {FORMAT_VERSION}",
-            _REMEDY,
+            f"{values.where}: pack version {version}, this picoedge reads {FORMAT_VERSION}", _REMEDY
         )
     config = _config(values)
     layout, embed = _layout(values, config)
@@ -136,9 +135,10 @@ def _geometry(values: Fields, config: ModelConfig) -> Geometry:
     fields = values.object("geometry")
     width, rows = fields.get("ffn_shard_cols", int), fields.get("head_shard_rows", int)
     geometry = values.build("geometry", lambda: Geometry.of(config, width, rows))
-    each = geometry.attention_shards + geometry.ffn_shards
+    layer_shards = geometry.attention_shards + geometry.ffn_shards
+    count = layer_shards * config.num_hidden_layers + geometry.head_shards
     # Checked before tables of names are made: the file must be long enough to list them.
-    if each * config.num_hidden_layers + geometry.head_shards > len(values.get("shards", dict)):
+    if count > len(values.get("shards", dict)):
         raise values.fault("shards")
     return geometry
 
@@ -164,8 +164,8 @@ def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for entry in (entry for file in files for entry in file.entries()):
         row = table.object(entry.name)
-        found = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
-        if found != (entry.file, entry.offset, entry.nbytes):
+        listed = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
+        if listed != (entry.file, entry.offset, entry.nbytes):
             raise table.fault(entry.name)
         hashes[entry.name] = _hash(row)
     if len(hashes) != len(table.values):

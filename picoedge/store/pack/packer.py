@@ -34,19 +34,19 @@ from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import Encoding
 from picoedge.store.sources.shapes import norm_lengths
-from picoedge.store.sources.source import Source
+from picoedge.store.sources.source import ModelSource
 
 _DEFAULT_BITS = 8
 _COLUMN_CUT = ("o", "down")
 _EMBED_ROWS = 1024
 
-WriteText = Callable[[Source, Path], None]
+WriteText = Callable[[ModelSource, Path], None]
 OnWritten = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
 
 
 def pack_source(
-    source: Source,
+    source: ModelSource,
     out: Path,
     *,
     bits: int | None = None,
@@ -88,7 +88,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 class _Packer:
     """One packing: a layout, decided before the first byte is written, and the copying."""
 
-    def __init__(self, source: Source, bits: int, progress: OnWritten | None) -> None:
+    def __init__(self, source: ModelSource, bits: int, progress: OnWritten | None) -> None:
         self.source, self.bits, self._progress = source, bits, progress
         self.config: ModelConfig = source.config
         self.geometry = Geometry.plan(self.config)

@@ -35,8 +35,8 @@ def _symmetric(blocks: F32, fmt: Format) -> Quants:
         low, high = -127, 127
     else:
         # The value of largest magnitude maps to -offset, the end with one step more.
-        at = np.abs(blocks).argmax(axis=2)[:, :, None]
-        step = np.take_along_axis(blocks, at, axis=2)[:, :, 0] / -fmt.offset
+        largest = np.abs(blocks).argmax(axis=2)[:, :, None]
+        step = np.take_along_axis(blocks, largest, axis=2)[:, :, 0] / -fmt.offset
         low, high = -fmt.offset, fmt.offset - 1
     scales = step.astype(np.float16)
     q = np.rint(blocks * _inverse(scales)[:, :, None]).clip(low, high) + fmt.offset
@@ -47,9 +47,9 @@ def _symmetric(blocks: F32, fmt: Format) -> Quants:
 def _with_minimum(blocks: F32, fmt: Format) -> Quants:
     top = 2**fmt.bits - 1
     mins = blocks.min(axis=2).astype(np.float16)
-    rest = blocks - mins.astype(np.float32)[:, :, None]
-    scales = (rest.max(axis=2) / top).astype(np.float16)
-    q = np.rint(rest * _inverse(scales)[:, :, None]).clip(0, top)
+    shifted = blocks - mins.astype(np.float32)[:, :, None]
+    scales = (shifted.max(axis=2) / top).astype(np.float16)
+    q = np.rint(shifted * _inverse(scales)[:, :, None]).clip(0, top)
     return Quants(q.astype(np.uint8).reshape(len(blocks), -1), scales, mins)
 
 

@@ -69,7 +69,7 @@ class Pack:
         manifest = read_manifest(path)
         for file in manifest.files:
             _check_file(path / file.name, file)
-        return cls(path, manifest, _held(path, manifest.hashes) if is_partial(path) else None)
+        return cls(path, manifest, _recorded(path, manifest.hashes) if is_partial(path) else None)
 
     @property
     def identity(self) -> str:
@@ -121,11 +121,11 @@ class Pack:
         return self._held is None or name in self._held
 
     def _check(self, names: Iterable[str]) -> None:
-        lacking = [name for name in names if not self._has(name)]
-        if lacking:
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        missing = [name for name in names if not self._has(name)]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ModelError(
-                f"{self.path} holds only a part of {self.name}: {lacking[0]}{more} not here",
+                f"{self.path} holds only a part of {self.name}: {missing[0]}{more} not here",
                 "run it with --cluster, or pack or pull the whole model on this board",
             )
 
@@ -140,7 +140,7 @@ class Pack:
         return self._weights(self._layer(layer), "attention", layout, shards)
 
     def ffn(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
-        """gate, up, down of a run of FFN shards."""
+        """gate, up, down of a span of FFN shards."""
         return self._weights(self._layer(layer), "ffn", self._layout.ffn[layer], shards)
 
     def biases(self, layer: int, shards: range | None = None) -> dict[str, F32]:
@@ -314,6 +314,6 @@ def _identity(path: Path) -> str:
         return pack_id((path / MANIFEST).read_bytes())
 
 
-def _held(path: Path, names: Iterable[str]) -> frozenset[str]:
+def _recorded(path: Path, names: Iterable[str]) -> frozenset[str]:
     with reading(path / HELD):
         return read_held(path, _identity(path), names)[0]

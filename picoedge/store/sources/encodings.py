@@ -197,8 +197,8 @@ def _table() -> dict[str, Encoding]:
         ("IQ1_M", 256, 56), ("IQ4_NL", 32, 18), ("IQ4_XS", 256, 136), ("TQ1_0", 256, 54),
         ("TQ2_0", 256, 66), ("MXFP4", 32, 17), ("NVFP4", 64, 36),
     ]  # fmt: skip
-    rest = [Encoding(name, elements, nbytes) for name, elements, nbytes in requantized]
-    return {e.name: e for e in (*exact, *floats, *rest)}
+    inexact = [Encoding(name, elements, nbytes) for name, elements, nbytes in requantized]
+    return {e.name: e for e in (*exact, *floats, *inexact)}
 
 
 ENCODINGS = _table()
@@ -221,10 +221,10 @@ def ggml_encoding(number: int, tensor: str) -> Encoding:
 
 def named_encoding(name: str, tensor: str) -> Encoding:
     """Encoding called `name`. Raises UnsupportedError naming tensor and type."""
-    found = ENCODINGS.get(name)
-    if found is None:
+    encoding = ENCODINGS.get(name)
+    if encoding is None:
         raise UnsupportedError(
             f"tensor {tensor} has type {name}, which is not supported",
             f"supported: {', '.join(ENCODINGS)}",
         )
-    return found
+    return encoding

@@ -117,12 +117,12 @@ def _check_layers(layers: int, tensors: int, path: str) -> None:
 
 
 def _refuse(keys: Keys, architecture: str, path: str) -> None:
-    found = [name for name in _REFUSED if keys.get(name)]
+    refused = [name for name in _REFUSED if keys.get(name)]
     if keys.get("attention.causal") is False:
-        found.append("attention.causal")
-    if found:
+        refused.append("attention.causal")
+    if refused:
         raise UnsupportedError(
-            f"{path}: {architecture}.{found[0]} is not supported",
+            f"{path}: {architecture}.{refused[0]} is not supported",
             "supported: dense causal decoders of the architectures " + ", ".join(_SUPPORTED),
         )
 

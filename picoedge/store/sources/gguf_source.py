@@ -35,7 +35,7 @@ _PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 class GgufSource:
-    """A GGUF file as a `Source`."""
+    """A GGUF file as a `ModelSource`."""
 
     kind = "gguf"
 
@@ -58,7 +58,7 @@ class GgufSource:
         self.tensor_bytes = self._table.nbytes
 
     def tensor(self, name: str) -> SourceTensor:
-        """See `Source.tensor`."""
+        """See `ModelSource.tensor`."""
         paired = self.config.architecture == "llama" and name.rpartition(".")[2] in _PAIRED
         return self._table.get(name, paired_head=self.config.head_dim if paired else 0)
 
@@ -70,12 +70,12 @@ def _stored_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[kind]}"
 
 
-def _rope_freqs(found: StoredTensor | None) -> tuple[float, ...]:
+def _rope_freqs(stored: StoredTensor | None) -> tuple[float, ...]:
     """Frequency divisors of the file; () without."""
-    if found is None:
+    if stored is None:
         return ()
-    n = math.prod(found.shape)
-    tensor = SourceTensor(found.name, found.path, found.offset, n, 1, found.encoding)
+    n = math.prod(stored.shape)
+    tensor = SourceTensor(stored.name, stored.path, stored.offset, n, 1, stored.encoding)
     if n > _MAX_FREQS or not np.all(tensor.vector() > 0):
-        raise ModelError(f"{found.path}: tensor {found.name} is not a list of divisors")
+        raise ModelError(f"{stored.path}: tensor {stored.name} is not a list of divisors")
     return tuple(tensor.vector().tolist())

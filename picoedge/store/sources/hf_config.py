@@ -64,9 +64,9 @@ def huggingface_config(fields: Fields) -> ModelConfig:
 
     Raises UnsupportedError on an unsupported field, ModelError on a missing or wrong one.
     """
-    found = [name for name in _REFUSED if fields.values.get(name)]
-    if found:
-        raise _unsupported(fields, f"{found[0]}")
+    refused = [name for name in _REFUSED if fields.values.get(name)]
+    if refused:
+        raise _unsupported(fields, f"{refused[0]}")
     architecture = _FAMILIES.get(str(fields.values.get("model_type")), "gemma3")
     hidden, heads = fields.get("hidden_size", int), fields.get("num_attention_heads", int)
     plain_dim = hidden // heads if heads > 0 else 0

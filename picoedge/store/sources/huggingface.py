@@ -43,7 +43,7 @@ _LEFT_OVER_IF_TIED = re.compile(r".*rotary_emb\.inv_freq|(language_model\.)?lm_h
 
 
 class FolderSource:
-    """A Hugging Face folder as a `Source`."""
+    """A Hugging Face folder as a `ModelSource`."""
 
     kind = "huggingface"
 
@@ -63,7 +63,7 @@ class FolderSource:
         self.fingerprint = source_fingerprint(_relevant_files(path))
 
     def tensor(self, name: str) -> SourceTensor:
-        """See `Source.tensor`."""
+        """See `ModelSource.tensor`."""
         # Gemma's norms multiply by 1 + weight.
         plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
         return self._table.get(name, added=1.0 if plus_one else 0.0)
@@ -92,17 +92,17 @@ def _load_config(path: Path) -> Fields:
 
 def _raw_tensors(path: Path) -> list[RawTensor]:
     """Tensors of all files of the model. Raises ModelError on a duplicate name."""
-    found: dict[str, RawTensor] = {}
+    tensors: dict[str, RawTensor] = {}
     for file in _weight_files(path):
         for tensor in read_header(file):
-            if tensor.name in found:
+            if tensor.name in tensors:
                 raise ModelError(
-                    f"tensor {tensor.name} is in both {found[tensor.name].path.name} and "
+                    f"tensor {tensor.name} is in both {tensors[tensor.name].path.name} and "
                     f"{file.name} of {path}",
                     _HINT,
                 )
-            found[tensor.name] = tensor
-    return list(found.values())
+            tensors[tensor.name] = tensor
+    return list(tensors.values())
 
 
 def _weight_files(path: Path) -> list[Path]:

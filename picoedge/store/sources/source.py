@@ -15,7 +15,7 @@ from picoedge.store.sources.huggingface import FolderSource
 from picoedge.store.sources.tensors import SourceTensor
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """A model that can be packed."""
 
     kind: str  # "gguf" or "huggingface"
@@ -30,7 +30,7 @@ class Source(Protocol):
         """The tensor of a canonical name. Raises ModelError naming it where it is missing."""
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> ModelSource:
     """Open a `.gguf` file (any part of a split one) or a Hugging Face folder.
 
     Raises ModelError where it is missing or damaged, UnsupportedError on an unsupported kind,

@@ -20,14 +20,7 @@ import numpy as np
 from picoedge.errors import ModelError, StorageError
 from picoedge.kernels.arrays import U8
 from picoedge.store.files import reading
-from picoedge.store.pages import (
-    advise,
-    anonymous,
-    forget_cached,
-    forget_mapped,
-    page_up,
-    populate,
-)
+from picoedge.store.pages import advise, anonymous, forget_cached, forget_mapped, page_up, populate
 from picoedge.store.units import Unit, page_range
 
 CHUNK = 1 << 20  # bytes per read: full speed of a disk with a few reads in flight
@@ -202,7 +195,7 @@ class DirectIO(WindowIO):
         self._files, self._places = files, places
         self._memory = anonymous(nbytes)
         for unit in places:
-            files.fd(unit.file)  # opened now, so that errors come early
+            files.fd(unit.file)  # opened here, not by several threads at once
 
     def array(self, unit: Unit) -> U8:
         """See `WindowIO.array`."""
@@ -286,12 +279,12 @@ def check_hashes(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str,
     """Compare a unit with the hashes of its shards. Raises ModelError naming the shard."""
     import hashlib  # loads OpenSSL, 4 MB that most runs never need
 
-    each = unit.shard_bytes
+    size = unit.shard_bytes
     for i, (name, expected) in enumerate(hashes):
-        part = data[i * each : (i + 1) * each]
+        part = data[i * size : (i + 1) * size]
         if hashlib.blake2b(part.data, digest_size=32).hexdigest() != expected:
             raise ModelError(
-                f"{folder / unit.file}, shard {name}, byte {unit.offset + i * each}: "
+                f"{folder / unit.file}, shard {name}, byte {unit.offset + i * size}: "
                 "it does not match its hash",
                 "the card is failing or the file was changed: pack the model again",
             )

@@ -180,7 +180,7 @@ def plan_window(
         return _plan(spans, resident, most, 0, rates)
     window = smallest_window(spans, most)
     plans: list[WindowPlan] = []
-    while window + reserve <= memory and not _past_the_best(plans):
+    while window + reserve <= memory and not _ever_slower(plans):
         resident = spread(spans, memory - reserve - window)
         plans.append(_plan(spans, resident, most, window, rates))
         window += window // 3
@@ -192,7 +192,7 @@ def smallest_window(spans: Sequence[Unit], most: int) -> int:
     return 2 * max(page_bytes(unit) for span in spans for unit in cut_span(span, most))
 
 
-def _past_the_best(plans: Sequence[WindowPlan]) -> bool:
+def _ever_slower(plans: Sequence[WindowPlan]) -> bool:
     """Whether the last three windows, each larger, became slower."""
     if len(plans) < 3:
         return False

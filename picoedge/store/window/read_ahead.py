@@ -24,7 +24,7 @@ class Usage:
     """Counters of a window."""
 
     bytes_read: int = 0
-    wait_s: float = 0.0  # of the user of units, for reads
+    wait_s: float = 0.0  # spent waiting for reads
     units: int = 0  # used
     busy_s: float = 0.0  # with at least one read in flight
     longest_wait_s: float = 0.0  # for one unit
@@ -42,7 +42,7 @@ class Usage:
 class ReadAhead:
     """State shared by the readers and the user of units.
 
-    Callers hold `room` or `news`, except for `read` and `stop`. A failed unit stops reading, but
+    Callers hold `room` or `arrived`, except for `read` and `stop`. A failed unit stops reading, but
     units before it are still read and used.
     """
 
@@ -60,7 +60,7 @@ class ReadAhead:
         lock = (
             threading.RLock()
         )  # the garbage collector may call `stop` in a thread that holds the lock
-        self.room, self.news = threading.Condition(lock), threading.Condition(lock)
+        self.room, self.arrived = threading.Condition(lock), threading.Condition(lock)
         self.in_flight: dict[int, tuple[Unit, int]] = {}  # by thread; oldest first
         self.closed = False
         self.restart(0)
@@ -141,13 +141,13 @@ class ReadAhead:
             try:
                 complete, error = self._read(sequence, unit, chunk)
             finally:
-                with self.news:
+                with self.arrived:
                     del self.in_flight[me]
                     now = self._clock()
                     self.usage.busy_s += now - self._began
                     self._began = now
                     self._keep(sequence, unit, complete, error)
-                    self.news.notify_all()
+                    self.arrived.notify_all()
 
     def _read(self, sequence: int, unit: Unit, chunk: int) -> tuple[bool, PicoedgeError | None]:
         """Read one chunk; return whether its unit is complete, and the unit's error."""

@@ -57,8 +57,8 @@ def _promote(plan: WindowPlan, nbytes: int, most: int) -> tuple[tuple[Unit, ...]
 
 def _evenly(units: Sequence[Unit], nbytes: int, *, enough: bool) -> frozenset[Unit]:
     """Units of `nbytes`, at least if `enough`, else at most, evenly spaced."""
-    each = sum(map(page_bytes, units)) / max(1, len(units))
-    count = min(len(units), max(1, round(nbytes / each))) if units else 0
+    mean = sum(map(page_bytes, units)) / max(1, len(units))
+    count = min(len(units), max(1, round(nbytes / mean))) if units else 0
     order = [units[(2 * i + 1) * len(units) // (2 * count)] for i in range(count)]
     chosen: set[Unit] = set()
     taken = 0

@@ -62,11 +62,11 @@ class _Load:
         self._units, self._working, self._stopped = iter(units), 0, False
         self._in_flight: dict[Unit, int] = {}  # unit -> offset read up to
         self._finished = 0
-        self._news = threading.Condition()
+        self._progressed = threading.Condition()
 
     def start(self, name: str) -> threading.Thread:
         """Start a reader thread. Raises MemoryBudgetError."""
-        with self._news:
+        with self._progressed:
             thread = start_thread(self._work, name)
             self._working += 1
             return thread
@@ -74,16 +74,16 @@ class _Load:
     def wait(self, stall_s: float) -> None:
         """Wait for all threads. Raises StorageError where no read finishes for `stall_s`."""
         detector = StallDetector(stall_s)
-        with self._news:
+        with self._progressed:
             while self._working:
-                self._news.wait(detector.poll_s)
+                self._progressed.wait(detector.poll_s)
                 if detector.stalled(self._finished) and self._in_flight:
                     unit, offset = next(iter(self._in_flight.items()))
                     raise self.error or no_answer(self.files.folder, unit, stall_s, offset)
 
     def stop(self) -> None:
         """Begin no other unit; the last thread to end closes the files."""
-        with self._news:
+        with self._progressed:
             self._stopped = True
             self._close_if_idle()
 
@@ -93,7 +93,7 @@ class _Load:
             while (unit := self._next()) is not None:
                 self._read_one(unit)
         finally:
-            with self._news:
+            with self._progressed:
                 self._working -= 1
                 self._close_if_idle()
                 self._notify()
@@ -104,7 +104,7 @@ class _Load:
         try:
             error = attempt(partial(self._read, unit), where)
         finally:
-            with self._news:
+            with self._progressed:
                 del self._in_flight[unit]
                 self.error = self.error or error
                 self._notify()
@@ -113,26 +113,26 @@ class _Load:
         array = read_unit(self.files, unit, self._places[unit], partial(self._advanced, unit))
         if self._check is not None:
             self._check(unit, array)
-        with self._news:
+        with self._progressed:
             self.arrays[unit] = array
             if self._progress is not None:
                 self._progress(unit.nbytes)
 
     def _next(self) -> Unit | None:
-        with self._news:
+        with self._progressed:
             unit = None if self._stopped or self.error is not None else next(self._units, None)
             if unit is not None:
                 self._in_flight[unit] = unit.offset
             return unit
 
     def _advanced(self, unit: Unit, offset: int) -> None:
-        with self._news:
+        with self._progressed:
             self._in_flight[unit] = min(offset, unit.end - 1)
             self._notify()
 
     def _notify(self) -> None:
         self._finished += 1
-        self._news.notify_all()
+        self._progressed.notify_all()
 
     def _close_if_idle(self) -> None:
         if self._stopped and not self._working:

@@ -12,14 +12,7 @@ from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pages import forget_anonymous
 from picoedge.store.shards import Slice
 from picoedge.store.units import Unit, UnitKind
-from picoedge.store.window.io import (
-    READERS,
-    DirectIO,
-    Files,
-    MappedIO,
-    WindowIO,
-    check_hashes,
-)
+from picoedge.store.window.io import READERS, DirectIO, Files, MappedIO, WindowIO, check_hashes
 from picoedge.store.window.plan import WindowPlan
 from picoedge.store.window.read_ahead import Usage
 from picoedge.store.window.resident import OnBytes, read_units

@@ -55,7 +55,7 @@ class Window:
         restarts at `index`.
         """
         ahead = self._ahead
-        with ahead.news:
+        with ahead.arrived:
             if ahead.halted or ahead.expected != index:
                 self._restart(index)
             if not ahead.ready:
@@ -109,7 +109,7 @@ class Window:
         """Wait until `enough()`. Raises StorageError where no read finishes for `stall_s`."""
         detector, finished = StallDetector(self._stall_s), 0
         while not enough():
-            finished += self._ahead.news.wait(detector.poll_s)
+            finished += self._ahead.arrived.wait(detector.poll_s)
             if detector.stalled(finished) and not enough():
                 raise self._dead()
 

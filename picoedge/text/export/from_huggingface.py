@@ -60,8 +60,8 @@ class Folder:
     def token_ids(self, key: str) -> Iterator[int]:
         """Ids that the configs give for `key`, as `eos_token_id`."""
         for values in (self.generation, self.model, self.model.get("text_config")):
-            found = values.get(key) if isinstance(values, Mapping) else None
-            for value in found if isinstance(found, list) else [found]:
+            ids = values.get(key) if isinstance(values, Mapping) else None
+            for value in ids if isinstance(ids, list) else [ids]:
                 if isinstance(value, int) and value >= 0:
                     yield value
 
@@ -89,12 +89,12 @@ def find_template(source: Path) -> str | None:
     if (source / "chat_template.jinja").exists():
         return read_text(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     for name in (SETTINGS_FILE, "chat_template.json"):
-        found = read_json_if_any(source / name).get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found
+        value = read_json_if_any(source / name).get("chat_template")
+        if isinstance(value, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
+            value = named.get("default")
+        if isinstance(value, str):
+            return value
     return None
 
 

@@ -86,8 +86,8 @@ class StopStrings:
         return held
 
     def _first_stop(self, text: str) -> int | None:
-        found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
-        return min(found)[1] if found else None
+        ends = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        return min(ends)[1] if ends else None
 
     def _undecided(self, text: str) -> int:
         """Length of the longest suffix of `text` that begins a stop string."""

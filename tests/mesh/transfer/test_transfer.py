@@ -48,14 +48,14 @@ from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.partial import PartialPack, create_partial
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST, Slice
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.sources.source import ModelSource, open_source
 
 ME = KeyPair.new()
 HALF = Wanted(Slice(range(1), range(1)))
 QUICK = PullOptions(silence_s=0.5, stall_s=1.5)
 
 
-def write_text(source: Source, folder: Path) -> None:
+def write_text(source: ModelSource, folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("")
 

@@ -22,12 +22,14 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import U8
 from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.file_layout import FileLayout, PackLayout, TableEntry
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
+    FileLayout,
     Geometry,
+    PackLayout,
     ShardLayout,
+    TableEntry,
     attention_layout,
     ffn_layout,
     head_layout,

@@ -19,8 +19,7 @@ from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
-from picoedge.store.pack.inventory import Wanted
-from picoedge.store.shards import Slice
+from picoedge.store.shards import Slice, Wanted
 
 
 def main() -> None:

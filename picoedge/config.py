@@ -99,6 +99,16 @@ class ModelConfig:
         """Query heads that share one key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    @property
+    def norm_lengths(self) -> dict[str, int]:
+        """Norms of one layer and their sizes, in stored order."""
+        lengths = {"input_norm": self.hidden_size, "pre_ffn_norm": self.hidden_size}
+        if self.sandwich_norm:
+            lengths |= {"post_attention_norm": self.hidden_size, "post_ffn_norm": self.hidden_size}
+        if self.qk_norm:
+            lengths |= {"q_norm": self.head_dim, "k_norm": self.head_dim}
+        return lengths
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `picoedge.json`."""
         return dataclasses.asdict(self)

@@ -129,9 +129,9 @@ def pull_missing(
     from picoedge.mesh.addresses import parse_address
     from picoedge.mesh.transfer.donor_client import DonorClient
     from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
-    from picoedge.store.pack.inventory import Wanted
     from picoedge.store.pack.partial import pack_folder
     from picoedge.store.pack.reader import Pack
+    from picoedge.store.shards import Wanted
 
     wanted = Wanted(spec.part)
     path = config.pack or pack_folder(config.shelf, spec.pack_name, spec.pack_id)

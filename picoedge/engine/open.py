@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from picoedge.store.shards import Slice
     from picoedge.store.window.weights import WeightStore
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
+    from picoedge.text.tokenizer.base import Tokenizer
+    from picoedge.text.tokenizer.stream_decoder import Vocabulary
 
     LoadModel = Callable[[Pack, OpenOptions, Progress | None], LanguageModel]
 
@@ -159,7 +160,7 @@ def open_session(
     vocabulary: Vocabulary = opened.take_tokenizer()
     short = options.memory_bytes is not None or pack.nbytes > available_bytes()
     if prompt is not None and short:
-        from picoedge.text.tokenizer.piece_table import PieceTable
+        from picoedge.text.tokenizer.stream_decoder import PieceTable
 
         vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
     if options.memory_bytes is not None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from picoedge.engine.adapt import Adapter
     from picoedge.planner.memory import MemoryPlan
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
+    from picoedge.text.tokenizer.base import Tokenizer
+    from picoedge.text.tokenizer.stream_decoder import Vocabulary
 
 
 PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancel`

@@ -20,8 +20,7 @@ from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology, board_from_json
-from picoedge.store.pack.inventory import held_shards
-from picoedge.store.shards import HeldShards
+from picoedge.store.shards import HeldShards, held_shards
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity

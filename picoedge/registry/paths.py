@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from picoedge.store.pack.inventory import is_partial
+from picoedge.store.shards import is_partial
 
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:

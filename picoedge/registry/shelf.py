@@ -30,7 +30,7 @@ from picoedge.registry.catalogue import (
 )
 from picoedge.registry.fetch_settings import FetchSettings, as_storage_error, lock_file
 from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
-from picoedge.store.pack.inventory import is_partial
+from picoedge.store.shards import is_partial
 from picoedge.suggest import closest
 
 if TYPE_CHECKING:

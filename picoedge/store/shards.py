@@ -1,8 +1,21 @@
-"""Shards of a model that a board computes with, or has on its disk."""
+"""Shards and other items of a pack: those a board computes, needs, and has on its disk.
+
+An incomplete pack has a record, `held.log`: a line naming the pack, then the name of each item that
+is safely on disk. A pack without a record is complete. This module needs no NumPy, so that a daemon
+which only donates shards does not load it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from picoedge.errors import ModelError
 
 MANIFEST = "picoedge.json"  # the file that makes a folder a pack
 
@@ -28,3 +41,156 @@ class HeldShards:
     attention: frozenset[int] = frozenset()
     ffn: frozenset[int] = frozenset()
     head: frozenset[int] = frozenset()
+
+
+HELD = "held.log"
+MANIFEST_BYTES = 1 << 24  # three times that of a model of 405 billion parameters
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
+HASH = re.compile(r"[0-9a-f]{64}")
+PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 bits
+_REMEDY = "pack the model again"
+_INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
+_RECORD_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """A hashed byte range of one file: a shard, a vector, or a whole tokenizer file."""
+
+    name: str
+    file: str
+    offset: int
+    nbytes: int
+    blake2b: str
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a tokenizer file, not weights."""
+        return self.name == self.file
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Items a board must hold: all vectors (norms are small), the shards of a slice, and, with
+    `embed`, the embedding and tokenizer files.
+    """
+
+    part: Slice
+    embed: bool = False
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> str:
+    """blake2b (32 bytes, in hex), as in manifests."""
+    try:
+        from _blake2 import blake2b  # hashlib's own, but without OpenSSL: 4 MB of a daemon
+    except ImportError:
+        from hashlib import blake2b
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+def pack_id(manifest: bytes) -> str:
+    """Identity of a pack: the hash of its manifest, which hashes all content."""
+    return digest_of(manifest)
+
+
+def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
+    """Items of a manifest by name, in its order. Raises ModelError naming the damaged entry.
+
+    Checks names and ranges only; users of the weights call `read_manifest`.
+    """
+    try:
+        values = json.loads(manifest)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} does not hold valid JSON", _REMEDY) from error
+    tables = [values.get(name) if isinstance(values, dict) else None for name in ("shards", "text")]
+    items: dict[str, PackItem] = {}
+    for table in tables:
+        if not isinstance(table, dict):
+            raise ModelError(f"{path} has no table of shards", _REMEDY)
+        for name, row in table.items():
+            items[name] = _item(name, row, path)
+    return items
+
+
+def _item(name: str, row: Any, path: Path) -> PackItem:
+    if isinstance(row, dict):
+        file, hashed = row.get("file", name), row.get("blake2b")
+        offset, nbytes = row.get("offset", 0), row.get("bytes")
+        named = isinstance(file, str) and is_file_name(file)
+        hashed = hashed if isinstance(hashed, str) and HASH.fullmatch(hashed) else ""
+        if named and hashed and is_count(offset) and is_count(nbytes):
+            return PackItem(name, file, offset, nbytes, hashed)
+    raise ModelError(f"{path}: the entry of {name[:80]!r} is damaged", _REMEDY)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` is allowed for a file of a pack: no path, none of picoedge's own files."""
+    return bool(_FILE_NAME.fullmatch(name)) and name not in (MANIFEST, HELD)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value can be an offset or size in a pack."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= PACK_BYTES
+
+
+def needed(items: Iterable[PackItem], wanted: Wanted, *, tied: bool) -> list[PackItem]:
+    """Items that `wanted` selects; `tied`: the embedding is the head."""
+    wanted_shards: Mapping[str, range | bool] = {
+        "attention": wanted.part.attention,
+        "ffn": wanted.part.ffn,
+        "head": True if wanted.embed and tied else wanted.part.head_shards,
+        "embed": wanted.embed,
+    }
+    return [item for item in items if _is_needed(item, wanted_shards)]
+
+
+def _is_needed(item: PackItem, wanted_shards: Mapping[str, range | bool]) -> bool:
+    if item.is_text:
+        return bool(wanted_shards["embed"])
+    match = _INDEXED.fullmatch(item.name.rpartition("/")[2])
+    if match is None:
+        return True
+    shards = wanted_shards[match[1]]
+    return shards if isinstance(shards, bool) else int(match[2]) in shards
+
+
+def held_shards(names: Iterable[str], held: Collection[str]) -> HeldShards:
+    """Shards that are held in all layers; `names`: all items of the pack."""
+    shards: dict[str, set[int]] = {"attention": set(), "ffn": set(), "head": set()}
+    missing = {kind: set[int]() for kind in shards}
+    for name in names:
+        match = _INDEXED.fullmatch(name.rpartition("/")[2])
+        if match is not None and match[1] in shards:
+            (shards if name in held else missing)[match[1]].add(int(match[2]))
+    return HeldShards(**{kind: frozenset(shards[kind] - missing[kind]) for kind in shards})
+
+
+def record_head(identity: str) -> bytes:
+    """First line of a pack's record."""
+    return f"picoedge-held 1 {identity}\n".encode()
+
+
+def read_held(folder: Path, identity: str, names: Iterable[str]) -> tuple[frozenset[str], int]:
+    """Items named in a pack's record, and the length of the record's valid part.
+
+    The valid part ends before a line that a power cut left incomplete. Raises FileNotFoundError
+    where there is no record.
+    """
+    path = folder / HELD
+    with path.open("rb") as file:
+        data = file.read(_RECORD_BYTES)
+    head = record_head(identity)
+    if not data.startswith(head):
+        return frozenset(), 0
+    known, held, sound = {name.encode(): name for name in names}, [], len(head)
+    for line in data[len(head) :].split(b"\n")[:-1]:
+        if line not in known:
+            break
+        held.append(known[line])
+        sound += len(line) + 1
+    return frozenset(held), sound
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether a pack has a record, so may be incomplete."""
+    return os.path.lexists(folder / HELD)

@@ -19,8 +19,8 @@ from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.jobs import group_links
 from picoedge.model.transformer import Transformer
-from picoedge.store.pack.inventory import HELD
 from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import HELD
 from picoedge.text.tokenizer.load import load_tokenizer
 
 PROMPT = " ".join(["The quick brown fox jumps over the"] * 10)  # long enough for two lanes

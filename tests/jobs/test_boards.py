@@ -15,10 +15,9 @@ from picoedge.errors import BoardLostError, MeshError, PicoedgeError
 from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
 from picoedge.mesh.transfer.pack_provider import PackShelf
-from picoedge.store.pack.inventory import HELD, held_shards, record_head
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import HeldShards
+from picoedge.store.shards import HELD, HeldShards, held_shards, record_head
 from picoedge.store.sources.source import open_source
 
 NOTHING = HeldShards()

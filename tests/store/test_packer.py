@@ -26,11 +26,12 @@ from store_models import EXACT, HIDDEN, random_rows, write_folder, write_gguf
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, StorageError, TextError, UsageError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec
-from picoedge.store.pack.file_layout import SPAN_ALIGN, PackLayout
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
+    SPAN_ALIGN,
     Geometry,
+    PackLayout,
     attention_layout,
     ffn_layout,
     head_layout,
@@ -39,9 +40,8 @@ from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.encodings import ENCODINGS
-from picoedge.store.sources.shapes import Shapes
 from picoedge.store.sources.source import ModelSource, open_source
-from picoedge.store.sources.tensors import SourceTensor
+from picoedge.store.sources.tensors import Shapes, SourceTensor
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -18,18 +18,19 @@ from store_models import write_gguf
 from picoedge.cli.main import main
 from picoedge.errors import ModelError, PicoedgeError, StorageError
 from picoedge.registry.details import describe_pack
-from picoedge.store.pack.inventory import (
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.partial import PartialPack, create_partial, pack_folder
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import (
     HELD,
+    MANIFEST,
     PackItem,
+    Slice,
     Wanted,
     pack_id,
     read_inventory,
     record_head,
 )
-from picoedge.store.pack.packer import pack_source
-from picoedge.store.pack.partial import PartialPack, create_partial, pack_folder
-from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.window.weights import MappedWeights
 from picoedge.units import format_size

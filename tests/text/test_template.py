@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from picoedge.errors import TextError
-from picoedge.text.template.fallback import fallback_template
+from picoedge.text.export.export import fallback_template
 from picoedge.text.template.meter import Meter
 from picoedge.text.template.template import ChatTemplate
-from picoedge.text.tokenizer.settings import TextSettings
+from picoedge.text.tokenizer.base import TextSettings
 
 TALK = [
     {"role": "system", "content": " Be brief.\n"},

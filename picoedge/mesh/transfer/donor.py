@@ -16,8 +16,7 @@ from picoedge.fields import Fields
 from picoedge.mesh.transport.frames import U32, Header, Kind
 from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.replies import Handler, RawReply
-from picoedge.store.pack.inventory import HASH
-from picoedge.store.shards import MANIFEST
+from picoedge.store.shards import HASH, MANIFEST
 
 OFFER, READ = "shards-offer", "shards-read"
 PART_BYTES = 128 << 10  # comes whole within a heartbeat, also over a link of 2 Mbit/s

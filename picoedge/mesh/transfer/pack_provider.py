@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from picoedge.errors import ModelError, PicoedgeError, StorageError
-from picoedge.store.pack.inventory import (
+from picoedge.store.shards import (
     HELD,
+    MANIFEST,
     MANIFEST_BYTES,
     PackItem,
     is_file_name,
@@ -17,7 +18,6 @@ from picoedge.store.pack.inventory import (
     read_held,
     read_inventory,
 )
-from picoedge.store.shards import MANIFEST
 
 _AHEAD_BYTES = 1 << 20  # the kernel is told to read these before a peer asks for them
 _MAX_PACKS = 2  # whose tables are kept: a large one's take megabytes

@@ -18,8 +18,7 @@ from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageEr
 from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorHandle, Offered, Part
 from picoedge.mesh.transfer.request_window import DonorQueue
 from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Ask, Cancel, DonorAction, Schedule
-from picoedge.store.pack.inventory import MANIFEST_BYTES, PackItem, Wanted, pack_id
-from picoedge.store.shards import MANIFEST
+from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.units import format_size
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         partial = target.absolute().with_name(f"{target.name}.partial-{os.urandom(4).hex()}")
         partial.mkdir()
         try:
-            with _locked(partial):
+            with (partial / _LOCK).open("wb") as lock:
+                take_lock(lock.fileno(), None)  # keeps another process's `_sweep` away
                 yield partial
                 sync_tree(partial)
                 _take_place(partial, target.absolute())
@@ -52,15 +53,6 @@ def _refuse_foreign(target: Path) -> None:
     if target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir())):
         return
     raise StorageError(f"{target} exists and is not a pack", "choose another name")
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold a lock, which keeps another process's `_sweep` from removing this folder."""
-    lock = partial / _LOCK
-    with lock.open("wb") as file:
-        take_lock(file.fileno(), None)
-        yield
 
 
 def _sweep(target: Path) -> None:

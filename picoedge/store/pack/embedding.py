@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,8 @@ class RowEmbedding:
         out[: len(ids)] = self.encoding.floats(self.rows[np.asarray(ids, dtype=np.intp)])
 
 
-class RowFile:
-    """Random reads from one file. Raises StorageError, naming file, shard and byte.
+class _RowFile:
+    """Rows read at random places of one file. Raises StorageError, naming file, shard and byte.
 
     Shards of `shard_bytes` begin at byte `start` and are named after the file.
     """
@@ -96,130 +96,105 @@ class RowFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
         self._path, self._start, self._shard_bytes = path, start, shard_bytes
-        self._read, self._stall_s = 0, stall_s
+        self._cached, self._stall_s = 0, stall_s
         self._reads, self._at = 0, 0  # finished reads; offset of the next one
         weakref.finalize(self, os.close, self._fd)
 
-    def read(self, offset: int, nbytes: int) -> U8:
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids must be valid. Raises StorageError.
+
+        A thread reads into a buffer of its own; it is abandoned where no read finishes for
+        `stall_s`, and a late read does no harm.
+        """
+        own = np.empty_like(out[: len(ids)])
+        ended, where = threading.Event(), str(self._path)
+        errors: list[PicoedgeError | None] = [aborted_read(where)]
+
+        def work() -> None:
+            try:
+                errors.append(attempt(partial(self._read_rows, ids, own), where))
+            finally:
+                ended.set()
+
+        thread = start_thread(work, "rows")
+        detector = StallDetector(self._stall_s)
+        while not ended.wait(detector.poll_s):
+            if detector.stalled(self._reads):
+                raise stalled_read(self._place(self._at), self._stall_s)
+        thread.join()
+        if errors[-1] is not None:
+            raise errors[-1]
+        out[: len(ids)] = own
+
+    def _read_rows(self, ids: Sequence[int], out: F32) -> None:
+        raise NotImplementedError
+
+    def _read(self, offset: int, nbytes: int) -> U8:
         """Bytes [offset, offset + nbytes), u8."""
         data = b""
         while len(data) < nbytes:
-            more = self._some(offset + len(data), nbytes - len(data))
-            if not more:
+            part = self._read_some(offset + len(data), nbytes - len(data))
+            if not part:
                 raise StorageError(
                     f"{self._place(offset + len(data))}: the file ends there",
                     "the file is truncated or the card is failing: picoedge verify checks it",
                 )
-            data += more
-        self._read += nbytes
-        if self._read > _CACHED_BYTES:
-            self._read = 0
+            data += part
+        self._cached += nbytes
+        if self._cached > _CACHED_BYTES:
+            self._cached = 0
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return np.frombuffer(data, np.uint8)
 
-    def gather(self, rows: Callable[[F32], None], out: F32) -> None:
-        """Have a thread write rows to `out`; it is abandoned where a read never finishes.
-
-        The thread writes to a buffer of its own, so that a late read does no harm. Raises the
-        thread's error, and StorageError where no read finishes for `stall_s`.
-        """
-        own = np.empty_like(out)
-        reading = _Reading(partial(rows, own), str(self._path))
-        thread = start_thread(reading.run, "rows")
-        detector = StallDetector(self._stall_s)
-        while not reading.ended.wait(detector.poll_s):
-            if detector.stalled(self._reads):
-                raise stalled_read(self._place(self._at), self._stall_s)
-        thread.join()
-        if reading.error is not None:
-            raise reading.error
-        out[:] = own
-
-    def _place(self, offset: int) -> str:
-        shard = (offset - self._start) // self._shard_bytes
-        return f"{self._path}, shard {self._path.stem}/{self._path.stem}.{shard:03d}, byte {offset}"
-
-    def _some(self, offset: int, nbytes: int) -> bytes:
+    def _read_some(self, offset: int, nbytes: int) -> bytes:
         self._at = offset
         try:
             data = os.pread(self._fd, nbytes, offset)
-            self._reads += 1
-            return data
         except OSError as error:
             raise StorageError(
                 f"{self._place(offset)}: reading failed: {os.strerror(error.errno or 0)}",
                 "check the card or disk and its cable; picoedge verify checks the pack",
             ) from error
+        self._reads += 1
+        return data
+
+    def _place(self, offset: int) -> str:
+        shard = (offset - self._start) // self._shard_bytes
+        return f"{self._path}, shard {self._path.stem}/{self._path.stem}.{shard:03d}, byte {offset}"
 
 
-class _Reading:
-    """Work of a thread, and its error."""
-
-    def __init__(self, work: Callable[[], None], where: str) -> None:
-        self._work, self._where = work, where
-        self.error: PicoedgeError | None = aborted_read(where)
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        """Body of the thread."""
-        try:
-            self.error = attempt(self._work, self._where)
-        finally:
-            self.ended.set()
-
-
-class UntiedRows:
+class UntiedRows(_RowFile):
     """Rows of `row_bytes` from byte `start` on, `shard_rows` per shard."""
 
     def __init__(
-        self,
-        path: Path,
-        start: int,
-        encoding: Encoding,
-        row_bytes: int,
-        shard_rows: int,
-        *,
-        stall_s: float = READ_STALL_S,
-    ) -> None:
-        self._file = RowFile(path, start, shard_rows * row_bytes, stall_s)
-        self._start, self._shard_rows = start, shard_rows
+        self, path: Path, start: int, encoding: Encoding, row_bytes: int, shard_rows: int,
+        *, stall_s: float = READ_STALL_S,
+    ) -> None:  # fmt: skip
+        super().__init__(path, start, shard_rows * row_bytes, stall_s)
         self._encoding, self._row_bytes = encoding, row_bytes
 
-    def gather(self, ids: Sequence[int], out: F32) -> None:
-        """out[i] = f32 row ids[i]; ids must be valid. Raises StorageError."""
-        self._file.gather(partial(self._rows, ids), out[: len(ids)])
-
-    def _rows(self, ids: Sequence[int], out: F32) -> None:
+    def _read_rows(self, ids: Sequence[int], out: F32) -> None:
         for i, row in enumerate(ids):
-            data = self._file.read(self._start + row * self._row_bytes, self._row_bytes)
+            data = self._read(self._start + row * self._row_bytes, self._row_bytes)
             out[i] = self._encoding.floats(data[None])[0]
 
 
-class TiedRows:
+class TiedRows(_RowFile):
     """Rows of the head: shards of `spec`, `stride` bytes apart from byte `start` on.
 
     A row is part of a tile of 16 rows: the tile's part of each plane is read, then the row decoded.
     """
 
     def __init__(
-        self,
-        path: Path,
-        start: int,
-        spec: MatrixSpec,
-        stride: int,
-        *,
-        stall_s: float = READ_STALL_S,
-    ) -> None:
-        self._file, self._start = RowFile(path, start, stride, stall_s), start
+        self, path: Path, start: int, spec: MatrixSpec, stride: int,
+        *, stall_s: float = READ_STALL_S,
+    ) -> None:  # fmt: skip
+        super().__init__(path, start, stride, stall_s)
         self._spec, self._stride = spec, stride
         rows = 1 if spec.format.bits == 32 else TILE_ROWS
         self._tile = MatrixSpec(spec.format, rows, spec.cols, 0, spec.superblock)
 
-    def gather(self, ids: Sequence[int], out: F32) -> None:
-        """out[i] = f32 row ids[i]; ids must be valid. Raises StorageError."""
-        self._file.gather(partial(self._rows, ids), out[: len(ids)])
-
-    def _rows(self, ids: Sequence[int], out: F32) -> None:
+    def _read_rows(self, ids: Sequence[int], out: F32) -> None:
         data = np.empty(self._tile.nbytes, np.uint8)
         rows = RowGather(Weights(self._tile, data, self._tile.nbytes, 1))
         for i, row in enumerate(ids):
@@ -232,4 +207,4 @@ class TiedRows:
         for name, (at, shape, dtype) in self._tile.planes.items():
             nbytes = math.prod(shape) * dtype.itemsize
             place = shard_start + self._spec.planes[name][0] + tile * nbytes
-            data[at : at + nbytes] = self._file.read(place, nbytes)
+            data[at : at + nbytes] = self._read(place, nbytes)

@@ -12,18 +12,18 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.files import parse_object, read_object
-from picoedge.store.pack.file_layout import FileLayout, PackLayout
-from picoedge.store.pack.inventory import HASH, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
+    FileLayout,
     Geometry,
+    PackLayout,
     ShardLayout,
     attention_layout,
     ffn_layout,
     head_layout,
 )
-from picoedge.store.shards import MANIFEST
+from picoedge.store.shards import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
 from picoedge.store.sources.encodings import ENCODINGS
 
 FORMAT_NAME = "picoedge-pack"

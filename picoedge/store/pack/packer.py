@@ -6,22 +6,24 @@ Streaming: only a bounded number of rows is in memory at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.errors import UsageError
+from picoedge.kernels.arrays import F32
 from picoedge.kernels.blocks import MatrixSpec
 from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.embedding import embed_encoding, encode_rows
-from picoedge.store.pack.file_layout import FileLayout, PackLayout
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     BIASES,
     FFN_MATRICES,
+    FileLayout,
     Geometry,
+    PackLayout,
     ShardLayout,
     attention_layout,
     ffn_layout,
@@ -33,7 +35,6 @@ from picoedge.store.pack.quantize import FORMAT_OF_BITS
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import Encoding
-from picoedge.store.sources.shapes import norm_lengths
 from picoedge.store.sources.source import ModelSource
 
 _DEFAULT_BITS = 8
@@ -68,7 +69,8 @@ def pack_source(
             write_text(source, folder)
         texts = _text_table(folder)
         packer.write(folder)
-        _write_manifest(folder, packer.manifest(Path(out), folder, texts))
+        manifest = packer.manifest(Path(out), folder, texts)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="ascii")
         Pack.open(folder)  # an unreadable pack must not replace anything
 
 
@@ -77,12 +79,6 @@ def _text_table(folder: Path) -> dict[str, Any]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     sizes = {path: path.stat().st_size for path in files}
     return {p.name: {"bytes": n, "blake2b": digest(p, 0, n)} for p, n in sizes.items()}
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    data = json.dumps(manifest, indent=1).encode()
-    with OutputFile(folder / MANIFEST, len(data), lambda n: None) as file:
-        file.write(0, data)
 
 
 class _Packer:
@@ -111,13 +107,9 @@ class _Packer:
             self._check_vectors(i)
         head = self.source.tensor(self._head)
         head_format = choose_format(head, config.hidden_size, self.bits)
+        head_shard = head_layout(config, self.geometry.head_shard_rows, head_format)
         return PackLayout(
-            config,
-            self.geometry,
-            tuple(attention),
-            tuple(ffn),
-            head_layout(config, self.geometry.head_shard_rows, head_format),
-            row_bytes,
+            config, self.geometry, tuple(attention), tuple(ffn), head_shard, row_bytes
         )
 
     @property
@@ -135,16 +127,16 @@ class _Packer:
     def _check_vectors(self, layer: int) -> None:
         # A missing norm is named before hours of packing, not after.
         biases = BIASES if self.config.qkv_bias else ()
-        for name in (*norm_lengths(self.config), *biases):
+        for name in (*self.config.norm_lengths, *biases):
             self.source.tensor(f"layers.{layer}.{name}")
 
     def write(self, folder: Path) -> None:
         """Write every safetensors file."""
+        fill = {"head.safetensors": self._fill_head, "embed.safetensors": self._fill_embed}
         for file in self.files:
-            path = folder / file.name
-            with OutputFile(path, file.nbytes, self._wrote) as output:
+            with OutputFile(folder / file.name, file.nbytes, self._wrote) as output:
                 output.write(0, file.header)
-                self._fill(file, output)
+                fill.get(file.name, self._fill_layer)(file, output)
         self._wrote(self.total - self._done)  # pads are holes
 
     def _wrote(self, nbytes: int) -> None:
@@ -152,19 +144,14 @@ class _Packer:
         if self._progress is not None:
             self._progress(self._done, self.total)
 
-    def _fill(self, file: FileLayout, output: OutputFile) -> None:
-        if file.name == "head.safetensors":
-            self._fill_head(file, output)
-        elif file.name == "embed.safetensors":
-            self._fill_embed(file, output)
-        else:
-            self._fill_layer(file, output, int(file.name[len("layer-") : -len(".safetensors")]))
+    def _vector(self, name: str) -> F32:
+        return self.source.tensor(name).vector().astype("<f4")
 
-    def _fill_layer(self, file: FileLayout, output: OutputFile, layer: int) -> None:
+    def _fill_layer(self, file: FileLayout, output: OutputFile) -> None:
+        layer = int(file.name[len("layer-") : -len(".safetensors")])
         prefix = f"layers.{layer}."
-        for norm in norm_lengths(self.config):
-            data = self.source.tensor(prefix + norm).vector().astype("<f4")
-            output.write(file.start(norm), data.tobytes())
+        for norm in self.config.norm_lengths:
+            output.write(file.start(norm), self._vector(prefix + norm).tobytes())
         attention, ffn = self.layout.attention[layer], self.layout.ffn[layer]
         self._fill_shards(file, output, "attention", attention, prefix)
         self._fill_shards(file, output, "ffn", ffn, prefix)
@@ -179,14 +166,13 @@ class _Packer:
             cut = cut_columns if name in _COLUMN_CUT else cut_rows
             cut(self.source.tensor(prefix + name), place, output.write)
         for name, (at, length) in layout.biases.items():
-            values = self.source.tensor(prefix + name).vector().astype("<f4")
+            values = self._vector(prefix + name)
             for i in range(shards):
                 data = values[i * length : (i + 1) * length].tobytes()
                 output.write(start + i * layout.nbytes + at, data)
 
     def _fill_head(self, file: FileLayout, output: OutputFile) -> None:
-        norm = self.source.tensor("final_norm").vector().astype("<f4")
-        output.write(file.start("final_norm"), norm.tobytes())
+        output.write(file.start("final_norm"), self._vector("final_norm").tobytes())
         head = self.layout.head
         spec: MatrixSpec = head.matrices["head"]
         place = MatrixTarget(spec, file.start("head.000"), head.nbytes, self.geometry.head_shards)

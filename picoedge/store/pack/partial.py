@@ -15,8 +15,11 @@ from picoedge.errors import ModelError, StorageError
 from picoedge.files import sync, take_lock
 from picoedge.store.files import disk_full, free_bytes, write_all, writing
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.inventory import (
+from picoedge.store.pack.manifest import Manifest, parse_manifest
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import (
     HELD,
+    MANIFEST,
     MANIFEST_BYTES,
     PACK_BYTES,
     PackItem,
@@ -28,9 +31,6 @@ from picoedge.store.pack.inventory import (
     read_held,
     record_head,
 )
-from picoedge.store.pack.manifest import Manifest, parse_manifest
-from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import MANIFEST
 
 ITEM_BYTES = 1 << 30
 _SPARE_BYTES = 16 << 20

@@ -1,6 +1,6 @@
 """Pack reader: views of memory-mapped shards. Opening reads only the manifest and file headers.
 
-An incomplete pack (`pack/inventory.py`) has holes in its files where shards are missing.
+An incomplete pack (`store/shards.py`) has holes in its files where shards are missing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
 from picoedge.store.files import digest, read_at, reading
 from picoedge.store.pack.embedding import RowEmbedding, TiedRows, UntiedRows
-from picoedge.store.pack.file_layout import FileLayout
-from picoedge.store.pack.inventory import (
+from picoedge.store.pack.layout import BIASES, FileLayout, ShardLayout
+from picoedge.store.pack.manifest import Manifest, read_manifest
+from picoedge.store.shards import (
     HELD,
+    MANIFEST,
     PackItem,
+    Slice,
     Wanted,
     is_partial,
     needed,
     pack_id,
     read_held,
 )
-from picoedge.store.pack.layout import BIASES, ShardLayout
-from picoedge.store.pack.manifest import Manifest, read_manifest
-from picoedge.store.shards import MANIFEST, Slice
 from picoedge.store.sources.encodings import ENCODINGS
-from picoedge.store.sources.shapes import norm_lengths
 from picoedge.store.units import Unit, UnitKind
 
 _REMEDY = "pack the model again"
@@ -130,18 +129,31 @@ class Pack:
             )
 
     def norms(self, layer: int) -> dict[str, F32]:
-        """Effective RMS norm weights by name (`shapes.norm_lengths`), f32."""
+        """Effective RMS norm weights by name (`ModelConfig.norm_lengths`), f32."""
         file = self._layer(layer)
-        return {name: self._vector(file, name) for name in norm_lengths(self.config)}
+        return {name: self._vector(file, name) for name in self.config.norm_lengths}
 
     def attention(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
         """q, k, v, o of a span of key-value heads."""
-        layout = self._layout.attention[layer]
-        return self._weights(self._layer(layer), "attention", layout, shards)
+        return self._mapped("attention", layer, self._span(shards, self.n_attention_shards))
 
     def ffn(self, layer: int, shards: range | None = None) -> dict[str, Weights]:
         """gate, up, down of a span of FFN shards."""
-        return self._weights(self._layer(layer), "ffn", self._layout.ffn[layer], shards)
+        return self._mapped("ffn", layer, self._span(shards, self.n_ffn_shards))
+
+    def head(self, shards: range | None = None) -> Weights:
+        """Vocabulary rows of a span of head shards; the last shard ends in zero rows."""
+        span = self._span(shards, self.n_head_shards)
+        return self._mapped("head", self.config.num_hidden_layers, span)["head"]
+
+    def mapped(self, kind: UnitKind, layer: int, shards: range) -> dict[str, Weights]:
+        """Matrices of a span as views of the mapped file. Raises ModelError for a missing shard."""
+        self.check_unit(self.unit(kind, layer, shards))
+        return self._mapped(kind, layer, shards)
+
+    def _mapped(self, kind: UnitKind, layer: int, shards: range) -> dict[str, Weights]:
+        unit = self.unit(kind, layer, shards)
+        return self._matrices(unit, self._map(unit.file)[unit.offset : unit.end])
 
     def biases(self, layer: int, shards: range | None = None) -> dict[str, F32]:
         """q_bias, k_bias, v_bias of a span of key-value heads, f32; {} for a model without."""
@@ -155,11 +167,6 @@ class Pack:
             places = [start + i * layout.nbytes + at for i in span]
             out[name] = np.concatenate([self._floats(file, p, length) for p in places])
         return out
-
-    def head(self, shards: range | None = None) -> Weights:
-        """Vocabulary rows of a span of head shards; the last shard ends in zero rows."""
-        weights = self._weights(self._head_file, "head", self._layout.head, shards)
-        return weights["head"]
 
     def unit(self, kind: UnitKind, layer: int, shards: range) -> Unit:
         """The unit of a span of shards: its place in the files."""
@@ -183,8 +190,11 @@ class Pack:
 
     def weights_in(self, unit: Unit, data: U8) -> dict[str, Weights]:
         """Matrices of a unit as views of `data`, u8 [unit.nbytes], which may be filled later."""
-        assert data.shape == (unit.nbytes,)
         self.check_unit(unit)
+        return self._matrices(unit, data)
+
+    def _matrices(self, unit: Unit, data: U8) -> dict[str, Weights]:
+        assert data.shape == (unit.nbytes,)
         _, layout = self._place(unit.kind, unit.layer)
         return {
             name: Weights(spec, data, layout.nbytes, len(unit.shards))
@@ -279,18 +289,6 @@ class Pack:
         values = read_at(self.path / file.name, offset, 4 * count).view("<f4")
         values.flags.writeable = False
         return values
-
-    def _weights(
-        self, file: FileLayout, kind: str, layout: ShardLayout, shards: range | None
-    ) -> dict[str, Weights]:
-        count = sum(1 for name in file.tensors if name.startswith(f"{kind}."))
-        span = self._span(shards, count)
-        start = file.start(f"{kind}.000") + span.start * layout.nbytes
-        data = self._map(file.name)[start : start + len(span) * layout.nbytes]
-        return {
-            name: Weights(spec, data, layout.nbytes, len(span))
-            for name, spec in layout.matrices.items()
-        }
 
     @staticmethod
     def _span(shards: range | None, count: int) -> range:

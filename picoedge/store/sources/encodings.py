@@ -94,28 +94,18 @@ def _rows(q: U8, n: int) -> U8:
     return q.reshape(n, -1)
 
 
-def _q4_0(blocks: U8) -> Quants:
-    return Quants(_rows(_halves(blocks, 2), len(blocks)), _f16(blocks, 0))
+def _nibble_blocks(*, minimum: bool, fifth_bits: bool) -> Callable[[U8], Quants]:
+    """Unpacker of Q4_0, Q4_1, Q5_0, Q5_1: f16 scale, f16 minimum, fifth bits, nibbles."""
 
+    def unpack(blocks: U8) -> Quants:
+        at = 4 if minimum else 2
+        q = _halves(blocks, at + 4 if fifth_bits else at)
+        if fifth_bits:  # bit i of a 32-bit word is the fifth bit of quant i
+            q |= np.unpackbits(blocks[:, :, at : at + 4], axis=2, bitorder="little") << np.uint8(4)
+        mins = _f16(blocks, 2) if minimum else None
+        return Quants(_rows(q, len(blocks)), _f16(blocks, 0), mins)
 
-def _q4_1(blocks: U8) -> Quants:
-    return Quants(_rows(_halves(blocks, 4), len(blocks)), _f16(blocks, 0), _f16(blocks, 2))
-
-
-def _fifth_bits(blocks: U8, at: int) -> U8:
-    """[n, B, 32]: bit i of the 32-bit word at `at`, shifted to be the fifth bit of quant i."""
-    word = blocks[:, :, at : at + 4]
-    return np.unpackbits(word, axis=2, bitorder="little") << np.uint8(4)
-
-
-def _q5_0(blocks: U8) -> Quants:
-    q = _halves(blocks, 6) | _fifth_bits(blocks, 2)
-    return Quants(_rows(q, len(blocks)), _f16(blocks, 0))
-
-
-def _q5_1(blocks: U8) -> Quants:
-    q = _halves(blocks, 8) | _fifth_bits(blocks, 4)
-    return Quants(_rows(q, len(blocks)), _f16(blocks, 0), _f16(blocks, 2))
+    return unpack
 
 
 def _q8_0(blocks: U8) -> Quants:
@@ -180,10 +170,10 @@ def _q3_k(blocks: U8) -> Quants:
 
 def _table() -> dict[str, Encoding]:
     exact = [
-        Encoding("Q4_0", 32, 18, "q4", _q4_0),
-        Encoding("Q4_1", 32, 20, "q4m", _q4_1),
-        Encoding("Q5_0", 32, 22, "q5", _q5_0),
-        Encoding("Q5_1", 32, 24, "q5m", _q5_1),
+        Encoding("Q4_0", 32, 18, "q4", _nibble_blocks(minimum=False, fifth_bits=False)),
+        Encoding("Q4_1", 32, 20, "q4m", _nibble_blocks(minimum=True, fifth_bits=False)),
+        Encoding("Q5_0", 32, 22, "q5", _nibble_blocks(minimum=False, fifth_bits=True)),
+        Encoding("Q5_1", 32, 24, "q5m", _nibble_blocks(minimum=True, fifth_bits=True)),
         Encoding("Q8_0", 32, 34, "q8", _q8_0),
         Encoding("Q3_K", 256, 110, "q6k", _q3_k),
         Encoding("Q4_K", 256, 144, "q4k", _q4_k),

@@ -1,4 +1,4 @@
-"""GGUF source: the tensors of a GGUF file under canonical names."""
+"""GGUF source: config (keys: ggml's `docs/gguf.md`) and tensors of a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,178 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.errors import ModelError
+from picoedge.config import ModelConfig, RopeScaling
+from picoedge.errors import ModelError, UnsupportedError
 from picoedge.store.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
-from picoedge.store.sources.gguf_config import gguf_config
 from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
+
+_SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3")
+_GEMMA_27B_LAYERS = 62
+_GEMMA_PATTERN = 6
+# The forward pass ignores these keys, so a value would make it silently wrong.
+_REFUSED = (
+    "expert_count", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale",
+    "embedding_scale", "residual_scale", "attention.max_alibi_bias", "attention.clamp_kqv",
+    "attention.q_lora_rank", "attention.kv_lora_rank", "ssm.state_size",
+)  # fmt: skip
+
+
+class Keys:
+    """Checked look-ups of `{architecture}.{name}`; errors name the key."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
+        self._metadata, self._prefix, self._path = metadata, architecture, path
+
+    def get(self, name: str) -> Any:
+        """The unchecked value, or None."""
+        return self._metadata.get(f"{self._prefix}.{name}")
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A positive integer, or a list that repeats one. Raises ModelError."""
+        value = self.get(name)
+        if isinstance(value, list) and value:
+            if any(v != value[0] for v in value):
+                raise UnsupportedError(
+                    f"{self._path}: {self._prefix}.{name} differs from layer to layer",
+                    "supported: models whose layers have one shape",
+                )
+            value = value[0]
+        value = default if value is None else value
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise self._bad(name, value)
+        return value
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above zero. Raises ModelError."""
+        value = self.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            raise self._bad(name, value)
+        return float(value)
+
+    def _bad(self, name: str, value: object) -> ModelError:
+        what = "is missing" if value is None else f"is {value!r}"
+        return ModelError(f"{self._path}: {self._prefix}.{name} {what}", "the file is damaged")
+
+
+def gguf_config(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
+    rope_freqs: tuple[float, ...], path: str,
+) -> ModelConfig:  # fmt: skip
+    """Config of a GGUF with tensors of these `shapes`; `rope_freqs`: its frequency divisors.
+
+    Raises UnsupportedError on an unsupported architecture or key, ModelError on a missing key.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in _SUPPORTED:
+        raise UnsupportedError(
+            f"{path}: architecture {architecture!r} is not supported",
+            f"supported: {', '.join(_SUPPORTED)}",
+        )
+    keys = Keys(metadata, architecture, path)
+    _refuse(keys, architecture, path)
+    heads, hidden = keys.size("attention.head_count"), keys.size("embedding_length")
+    head_dim = keys.size("attention.key_length", hidden // heads)
+    _check_head_dim(keys, head_dim, path)
+    _check_layers(keys.size("block_count"), len(shapes), path)
+    theta = keys.positive("rope.freq_base", 10_000.0)
+    family: dict[str, Any] = {"rope_local_theta": theta}
+    if architecture == "gemma3":
+        family = _gemma(keys, hidden, heads)
+    elif keys.get("attention.scale"):
+        family["attention_scale"] = keys.positive("attention.scale")
+    return ModelConfig(
+        architecture=architecture,
+        hidden_size=hidden,
+        intermediate_size=keys.size("feed_forward_length"),
+        num_hidden_layers=keys.size("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.size("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab_size=_vocab_size(shapes, path),
+        max_position_embeddings=keys.size("context_length"),
+        rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        rope_scaling=_rope_scaling(keys, rope_freqs, path),
+        tie_word_embeddings="output.weight" not in shapes,
+        qkv_bias="blk.0.attn_q.bias" in shapes,
+        qk_norm=architecture in ("qwen3", "gemma3"),
+        **family,
+    )
+
+
+def _vocab_size(shapes: Mapping[str, tuple[int, ...]], path: str) -> int:
+    embed = shapes.get("token_embd.weight")
+    if embed is None or len(embed) != 2:
+        raise ModelError(f"{path}: tensor token_embd.weight is missing", "the file is incomplete")
+    return embed[0]
+
+
+def _check_layers(layers: int, tensors: int, path: str) -> None:
+    if layers > tensors:
+        raise ModelError(f"{path}: {layers} layers in {tensors} tensors", "the file is damaged")
+
+
+def _refuse(keys: Keys, architecture: str, path: str) -> None:
+    refused = [name for name in _REFUSED if keys.get(name)]
+    if keys.get("attention.causal") is False:
+        refused.append("attention.causal")
+    if refused:
+        raise UnsupportedError(
+            f"{path}: {architecture}.{refused[0]} is not supported",
+            "supported: dense causal decoders of the architectures " + ", ".join(_SUPPORTED),
+        )
+
+
+def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if keys.size(name, head_dim) != head_dim:
+            raise UnsupportedError(
+                f"{path}: {name} is {keys.size(name)} where heads have {head_dim}",
+                "supported: heads of one size, rotated as a whole",
+            )
+
+
+def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
+    layers = keys.size("block_count")
+    # Only the 27B model scales by hidden / heads, and its GGUF has no key for it.
+    scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
+    window = keys.size("attention.sliding_window")
+    return {
+        "rope_local_theta": keys.positive("rope.freq_base_swa", 10_000.0),
+        "hidden_act": "gelu_tanh",
+        "sandwich_norm": True,
+        "embed_scale": math.sqrt(hidden),
+        "attention_scale": scale,
+        "sliding_window": window,
+        "windowed_layers": _windowed(keys, layers),
+    }
+
+
+def _windowed(keys: Keys, layers: int) -> tuple[int, ...]:
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return tuple(i for i, windowed in enumerate(pattern[:layers]) if windowed)
+    period = keys.size("attention.sliding_window_pattern", _GEMMA_PATTERN)
+    return tuple(i for i in range(layers) if (i + 1) % period)
+
+
+def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
+    kind = keys.get("rope.scaling.type")
+    factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear") or 1.0
+    if kind not in (None, "none", "linear"):
+        raise UnsupportedError(
+            f"{path}: rope scaling {kind!r} is not supported", "supported: none, linear, llama3"
+        )
+    stretch = 1.0
+    if kind != "none" and factor != 1.0:
+        name = "rope.scaling.factor" if keys.get("rope.scaling.factor") else "rope.scale_linear"
+        stretch = keys.positive(name)
+    if rope_freqs:  # both are divisors
+        return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in rope_freqs))
+    return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)
+
 
 _LAYER_NAMES = {
     "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",

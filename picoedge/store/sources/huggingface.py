@@ -1,7 +1,12 @@
-"""Hugging Face source: the tensors of a model folder under canonical names."""
+"""Hugging Face source: the safetensors files of a model folder under canonical names.
+
+Headers (https://github.com/huggingface/safetensors, section Format) are read here, because the
+safetensors library maps a file before it checks the header.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +14,23 @@ from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.store.files import naming, read_object, reading, source_fingerprint
+from picoedge.store.files import (
+    naming,
+    parse_object,
+    read_at,
+    read_object,
+    reading,
+    source_fingerprint,
+)
+from picoedge.store.sources.encodings import ENCODINGS, Encoding
 from picoedge.store.sources.hf_config import huggingface_config, text_config
-from picoedge.store.sources.safetensors_header import RawTensor, read_header
-from picoedge.store.sources.tensors import SourceTensor, TensorTable
+from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
+
+_MAX_HEADER = 1 << 25
+_MAX_DIMS = 8
+_REMEDY = "the file is truncated or damaged: get it again"
+_FLOATS = ("F32", "F16", "BF16")
+
 
 _MAX_CONFIG, _MAX_INDEX = 1 << 24, 1 << 26
 _HINT = "the folder is incomplete or damaged: get it again"
@@ -56,7 +74,7 @@ class FolderSource:
         raw = {t.name: t for t in _raw_tensors(path) if not _VISION.fullmatch(t.name)}
         self._prefix, self._outer = _prefixes(raw, path)
         harmless = _LEFT_OVER_IF_TIED if self.config.tie_word_embeddings else _LEFT_OVER
-        stored = {t.name: t.stored() for t in raw.values() if not harmless.fullmatch(t.name)}
+        stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
         self._table = TensorTable(path, self.config, stored, self._stored_name)
         self._table.refuse_unknown(harmless)
         self.tensor_bytes = self._table.nbytes
@@ -90,11 +108,11 @@ def _load_config(path: Path) -> Fields:
     return read_object(config, _MAX_CONFIG, _HINT)
 
 
-def _raw_tensors(path: Path) -> list[RawTensor]:
+def _raw_tensors(path: Path) -> list[StoredTensor]:
     """Tensors of all files of the model. Raises ModelError on a duplicate name."""
-    tensors: dict[str, RawTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(path):
-        for tensor in read_header(file):
+        for tensor in _read_header(file):
             if tensor.name in tensors:
                 raise ModelError(
                     f"tensor {tensor.name} is in both {tensors[tensor.name].path.name} and "
@@ -136,7 +154,7 @@ def _indexed_files(path: Path) -> list[Path]:
     return files
 
 
-def _prefixes(names: Mapping[str, RawTensor], path: Path) -> tuple[str, str]:
+def _prefixes(names: Mapping[str, StoredTensor], path: Path) -> tuple[str, str]:
     """Prefixes of the decoder's and of the head's tensor names."""
     for inner, outer in _PREFIXES:
         if f"{inner}embed_tokens.weight" in names:
@@ -149,3 +167,50 @@ def _relevant_files(path: Path) -> list[Path]:
     with reading(path):
         files = sorted(f for f in path.iterdir() if f.suffix in _KEPT_SUFFIXES and f.is_file())
     return sorted(files, key=lambda f: f.name != "config.json")
+
+
+def _read_header(path: Path) -> list[StoredTensor]:
+    """Every tensor of a file, of any dtype. Raises ModelError where header and file disagree."""
+    with reading(path):
+        size = path.stat().st_size
+    length = int.from_bytes(read_at(path, 0, 8).tobytes(), "little") if size >= 8 else size
+    if length > min(_MAX_HEADER, size - 8):
+        raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
+    fields = parse_object(read_at(path, 8, length).tobytes(), path, _REMEDY)
+    names = [name for name in fields.values if name != "__metadata__"]
+    return [_entry(path, fields, name, 8 + length, size) for name in names]
+
+
+def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) -> StoredTensor:
+    entry = fields.object(name)
+    shape, offsets = entry.get("shape", list), entry.get("data_offsets", list)
+    if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or len(shape) > _MAX_DIMS:
+        raise fields.fault(name)
+    if len(offsets) != 2 or not offsets[0] <= offsets[1]:
+        raise fields.fault(name)
+    if data_start + offsets[1] > size:
+        raise ModelError(
+            f"{path}: tensor {name} would end at byte {data_start + offsets[1]}, "
+            f"the file at {size}",
+            _REMEDY,
+        )
+    dtype = entry.get("dtype", str)
+    encoding = ENCODINGS.get(dtype) or Encoding(dtype, 1, 0)
+    start, end = (data_start + offset for offset in offsets)
+    return StoredTensor(name, tuple(shape), encoding, path, start, end - start)
+
+
+def _readable(tensor: StoredTensor) -> StoredTensor:
+    """The tensor itself. Raises UnsupportedError on its dtype, ModelError on a wrong size."""
+    dtype = tensor.encoding.name
+    if dtype not in _FLOATS:
+        raise UnsupportedError(
+            f"{tensor.path}: tensor {tensor.name} has dtype {dtype}, which is not supported",
+            f"supported: {', '.join(_FLOATS)}",
+        )
+    if math.prod(tensor.shape) * tensor.encoding.nbytes != tensor.nbytes:
+        raise ModelError(
+            f"{tensor.path}: tensor {tensor.name} has {tensor.nbytes} bytes for {tensor.shape}",
+            _REMEDY,
+        )
+    return tensor

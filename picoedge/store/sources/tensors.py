@@ -1,14 +1,14 @@
 """Source tensors: as stored in files, and under canonical names for the packer.
 
 Canonical names: `embed`, `head`, `final_norm`, and for layer i `layers.i.` with `q k v o gate up
-down`, `q_bias k_bias v_bias`, and the norms of `shapes.norm_lengths`. Rows of q and k are always
-in Hugging Face's half-split rope order, and norms are the effective weights.
+down`, `q_bias k_bias v_bias`, and the norms of `ModelConfig.norm_lengths`. Rows of q and k are
+always in Hugging Face's half-split rope order, and norms are the effective weights.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,45 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Quants
 from picoedge.store.files import read_at
 from picoedge.store.sources.encodings import Encoding
-from picoedge.store.sources.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes (rows, cols) of all tensors; a vector is (n, 1)."""
+
+    globals: dict[str, tuple[int, int]]
+    layer: dict[str, tuple[int, int]]
+    n_layers: int
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Shape of a canonical tensor."""
+        return self.globals[name] if name in self.globals else self.layer[name.split(".")[2]]
+
+    def names(self) -> Iterator[str]:
+        """Every canonical tensor of the model."""
+        yield from self.globals
+        for i in range(self.n_layers):
+            for kind in self.layer:
+                yield f"layers.{i}.{kind}"
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Shapes:
+        """Tensors of a model with this config."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        q_rows = config.num_attention_heads * config.head_dim
+        kv_rows = config.num_key_value_heads * config.head_dim
+        layer = {
+            "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
+            "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
+            "down": (hidden, inner),
+        }  # fmt: skip
+        if config.qkv_bias:
+            layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
+        layer |= {norm: (length, 1) for norm, length in config.norm_lengths.items()}
+        whole = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
+        if not config.tie_word_embeddings:
+            whole["head"] = (config.vocab_size, hidden)
+        return cls(whole, layer, config.num_hidden_layers)
 
 
 @dataclass(frozen=True)

@@ -188,11 +188,11 @@ def read_unit(files: Files, unit: Unit, memory: U8, advanced: Callable[[int], No
 class DirectIO(WindowIO):
     """Reads into a ring in memory, where each unit has a fixed place that it shares with others."""
 
-    name, chunk_bytes = "direct", CHUNK
+    name = "direct"
 
     def __init__(self, files: Files, nbytes: int, places: dict[Unit, int]) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
-        self._files, self._places = files, places
+        self._files, self._places, self.chunk_bytes = files, places, CHUNK
         self._memory = anonymous(nbytes)
         for unit in places:
             files.fd(unit.file)  # opened here, not by several threads at once
@@ -205,7 +205,7 @@ class DirectIO(WindowIO):
     def fill(self, unit: Unit, chunk: int) -> None:
         """See `WindowIO.fill`."""
         first, last = self.chunk_range(unit, chunk)
-        at = self._places[unit] + chunk * CHUNK
+        at = self._places[unit] + chunk * self.chunk_bytes
         read_range(self._files, unit, self._memory[at : at + last - first], first, last)
 
     def release(self, unit: Unit) -> None:
@@ -219,11 +219,11 @@ class DirectIO(WindowIO):
 class MappedIO(WindowIO):
     """Maps the files: the page cache is the window, and used pages are dropped from it."""
 
-    name, chunk_bytes = "mmap", MAPPED_CHUNK
+    name = "mmap"
 
     def __init__(self, files: Files, units: Sequence[Unit], read_ahead: int) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
-        self._files, self._read_ahead = files, read_ahead
+        self._files, self._read_ahead, self.chunk_bytes = files, read_ahead, MAPPED_CHUNK
         self._maps = {name: _map(files, name) for name in {unit.file for unit in units}}
         streamed = {(unit.file, unit.offset) for unit in units}
         self._last = {unit for unit in units if (unit.file, unit.end) not in streamed}

@@ -74,15 +74,9 @@ class MappedWeights:
 
     def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
         """See `WeightStore.spans`."""
-        pack, part = self._pack, self.part
+        part = self.part
         shards = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}[kind]
-        if not shards:
-            return []
-        pack.check_unit(pack.unit(kind, layer, shards))
-        if kind == "head":
-            return [BoundSpan(shards, {"head": pack.head(shards)})]
-        weights = pack.attention if kind == "attention" else pack.ffn
-        return [BoundSpan(shards, weights(layer, shards))]
+        return [BoundSpan(shards, self._pack.mapped(kind, layer, shards))] if shards else []
 
     def embedding(self) -> RowTable:
         """See `WeightStore.embedding`."""

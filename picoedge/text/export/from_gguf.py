@@ -1,16 +1,16 @@
-"""Export a GGUF's tokenizer: SentencePiece or byte-level BPE, by `tokenizer.ggml.model`."""
+"""Export the tokenizer of a GGUF: SentencePiece or byte-level BPE, by `tokenizer.ggml.model`."""
 
 from __future__ import annotations
 
 import json
+import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import TextError
-from picoedge.text.export import gguf_vocabulary as gguf
-from picoedge.text.export.gguf_vocabulary import GgufVocabulary
 from picoedge.text.export.pretokenizers import PreTokenizer, find_pretokenizer
 from picoedge.text.export.sentencepiece_proto import (
     BYTE,
@@ -22,15 +22,118 @@ from picoedge.text.export.sentencepiece_proto import (
     ModelSpec,
     write_model,
 )
-from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, SPACE
-from picoedge.text.tokenizer.settings import END_OF_TURN, AddedToken, TextSettings
+from picoedge.text.tokenizer.base import (
+    END_OF_TURN,
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
+    SPACE,
+    AddedToken,
+    TextSettings,
+)
+
+_DAMAGED = "the file is damaged: get it again"
+_PREFIX = "tokenizer.ggml."
+
+
+@dataclass(frozen=True)
+class GgufVocabulary:
+    """Token texts, distinct and non-empty, and their types (SentencePiece's numbers)."""
+
+    tokens: Sequence[str]
+    types: Sequence[int]
+
+    def added(self) -> dict[int, AddedToken]:
+        """Tokens matched as a whole: special and user-defined ones."""
+        return {
+            i: AddedToken(self.tokens[i], _is_special(self.tokens[i], kind))
+            for i, kind in enumerate(self.types)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED) or self.tokens[i] in END_OF_TURN
+        }
+
+
+def _is_special(text: str, kind: int) -> bool:
+    """Whether it is a control token; some files mark end-of-turn tokens as plain text."""
+    return kind in (UNKNOWN, CONTROL) or text in END_OF_TURN
+
+
+def _read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
+    """Tokens and types. Raises TextError where they are missing, repeat or differ in number."""
+    tokens = _texts(metadata, "tokens")
+    if "" in tokens:
+        tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
+    if len(set(tokens)) != len(tokens):
+        seen: dict[str, int] = {}
+        for i, text in enumerate(tokens):
+            if seen.setdefault(text, i) != i:
+                raise _damaged("tokens", f"{text!r} is both {seen[text]} and {i}")
+    types = array("b", bytes([NORMAL])) * len(tokens)
+    if _PREFIX + "token_type" in metadata:
+        types = _numbers(metadata, "token_type", "b", len(tokens))
+    return GgufVocabulary(tokens, types)
+
+
+def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
+    """A non-empty list of strings. Raises TextError."""
+    values = metadata.get(_PREFIX + key)
+    if values is None or isinstance(values, str) or not len(values):
+        raise _damaged(key, "missing or empty")
+    if not all(isinstance(text, str) for text in values):
+        raise _damaged(key, "not a list of texts")
+    return values if isinstance(values, list) else list(values)
+
+
+def _scores(metadata: Mapping[str, Any], count: int) -> Sequence[float]:
+    """Merge priorities, f32 [count]. Raises TextError."""
+    values = _numbers(metadata, "scores", "f", count)
+    if not all(map(math.isfinite, values)):
+        raise _damaged("scores", "not numbers")
+    return values
+
+
+def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
+    """A string, None where it is missing. Raises TextError."""
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _damaged(key.removeprefix(_PREFIX), "not a text")
+    return value
+
+
+def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A boolean, `default` where it is missing."""
+    value = metadata.get(_PREFIX + key)
+    return default if value is None else bool(value)
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
+    """A token id, None where it is missing. Raises TextError outside 0 .. size-1."""
+    value = metadata.get(f"{_PREFIX}{key}_token_id")
+    if value is None:
+        return None
+    if isinstance(value, (str, float, list)) or not 0 <= int(value) < size:
+        raise _damaged(f"{key}_token_id", f"{value!r} is not a token of {size}")
+    return int(value)
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> array[Any]:
+    values = metadata.get(_PREFIX + key)
+    if values is None or isinstance(values, str) or len(values) < count:
+        raise _damaged(key, f"not {count} values")
+    try:
+        return array(code, values[:count])
+    except (TypeError, OverflowError) as error:
+        raise _damaged(key, str(error)) from error
+
+
+def _damaged(key: str, what: str) -> TextError:
+    return TextError(f"{_PREFIX}{key}: {what}", _DAMAGED)
+
 
 _BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
     """Write the tokenizer and return its settings. Raises TextError for an unsupported kind."""
-    kind = gguf.text_value(metadata, "tokenizer.ggml.model")
+    kind = text_value(metadata, "tokenizer.ggml.model")
     if kind == "llama":
         return _write_sentencepiece(metadata, folder / SENTENCEPIECE_FILE)
     if kind == "gpt2":
@@ -52,7 +155,7 @@ def _settings(
 ) -> TextSettings:
     """`defaults`: ids that a format implies where the metadata names none."""
     size = len(vocabulary.tokens)
-    ids = {key: gguf.token_id(metadata, key, size) for key in ("bos", "eos", "eot", "eom")}
+    ids = {key: _token_id(metadata, key, size) for key in ("bos", "eos", "eot", "eom")}
     ids |= {key: i for key, i in defaults.items() if ids.get(key) is None and i < size}
     bos, eos = ids["bos"], ids["eos"]
     ends = {i for key, i in ids.items() if key != "bos" and i is not None}
@@ -60,7 +163,7 @@ def _settings(
     return TextSettings(
         bos_id=bos,
         eos_ids=frozenset(ends | by_name),
-        add_bos=gguf.flag(metadata, "add_bos_token", add_bos),
+        add_bos=_flag(metadata, "add_bos_token", add_bos),
         bos_token="" if bos is None else vocabulary.tokens[bos],
         eos_token="" if eos is None else vocabulary.tokens[eos],
         added=added,
@@ -68,12 +171,12 @@ def _settings(
 
 
 def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSettings:
-    vocabulary = gguf.read_vocabulary(metadata)
+    vocabulary = _read_vocabulary(metadata)
     size = len(vocabulary.tokens)
-    scores = gguf.scores(metadata, size)
+    scores = _scores(metadata, size)
     unknown = _unknown_id(metadata, vocabulary)
     added = vocabulary.added()
-    prefix = gguf.flag(metadata, "add_space_prefix", True)
+    prefix = _flag(metadata, "add_space_prefix", True)
     settings = _settings(metadata, vocabulary, added, {"bos": 1, "eos": 2}, add_bos=True)
     spec = ModelSpec(
         vocab_size=size,
@@ -90,7 +193,7 @@ def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSetting
 
 def _unknown_id(metadata: Mapping[str, Any], vocabulary: GgufVocabulary) -> int:
     """The unknown token, which SentencePiece requires."""
-    named = gguf.token_id(metadata, "unknown", len(vocabulary.tokens))
+    named = _token_id(metadata, "unknown", len(vocabulary.tokens))
     if named is not None:
         return named
     if UNKNOWN in vocabulary.types:
@@ -115,7 +218,7 @@ def _pieces(
     for i, (text, score, kind) in enumerate(rows):
         if i == unknown:
             kind = UNKNOWN
-        elif gguf.is_special(text, kind):
+        elif _is_special(text, kind):
             kind = CONTROL
         elif kind == USER_DEFINED:
             # GGUF writes these with plain spaces; SentencePiece matches its own.
@@ -127,10 +230,10 @@ def _pieces(
 
 
 def _write_byte_level(metadata: Mapping[str, Any], path: Path) -> TextSettings:
-    name = gguf.text_value(metadata, "tokenizer.ggml.pre") or "default"
+    name = text_value(metadata, "tokenizer.ggml.pre") or "default"
     pretokenizer = find_pretokenizer(name)
-    vocabulary = gguf.read_vocabulary(metadata)
-    merges = gguf.texts(metadata, "merges")
+    vocabulary = _read_vocabulary(metadata)
+    merges = _texts(metadata, "merges")
     added = vocabulary.added()
     with path.open("w", encoding="utf-8") as file:
         # In parts, to save memory, and compact: the file is parsed at each start.

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import TextError
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
 from picoedge.text.files import read_json_if_any, read_text
-from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, SPACE
-from picoedge.text.tokenizer.hf_json import begins_with, load_tokenizer_json
-from picoedge.text.tokenizer.settings import (
+from picoedge.text.tokenizer.base import (
     END_OF_TURN,
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
     SETTINGS_FILE,
+    SPACE,
     AddedToken,
     TextSettings,
     read_added,
 )
+from picoedge.text.tokenizer.hf_json import begins_with, load_tokenizer_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

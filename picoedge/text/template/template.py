@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.text.files import read_text
-from picoedge.text.tokenizer.settings import TextSettings
+from picoedge.text.tokenizer.base import TextSettings
 
 if TYPE_CHECKING:
     import jinja2

@@ -2,25 +2,115 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-from picoedge.text.tokenizer.settings import TextSettings
-from picoedge.text.tokenizer.stream_decoder import TokenBytes, decode
+from picoedge.errors import TextError
+from picoedge.text.files import read_text_json
+from picoedge.text.tokenizer.stream_decoder import Vocabulary, decode
+
+SETTINGS_FILE = "tokenizer_config.json"
+SPACE_PREFIXES = ("never", "first", "always")
+
+# Tokens that end a turn even where the metadata does not list them as end of sequence. Without
+# "</s>": where that ends a text the metadata lists it, and elsewhere it is an HTML tag.
+END_OF_TURN = frozenset({
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token matched as a whole before tokenization.
+
+    `special`: parsed only from trusted text, and left out of answers.
+    """
+
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Beginning and end of a model's texts.
+
+    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before the text ("first"),
+    or before each part of plain text between special tokens ("always").
+    """
+
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    add_bos: bool = False
+    space_prefix: str = "never"
+    bos_token: str = ""
+    eos_token: str = ""
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `tokenizer_config.json` into `folder`."""
+        values = {
+            "add_bos_token": self.add_bos,
+            "bos_token": self.bos_token,
+            "bos_token_id": self.bos_id,
+            "eos_token": self.eos_token,
+            "eos_token_ids": sorted(self.eos_ids),
+            "space_prefix": self.space_prefix,
+            "added_tokens_decoder": {
+                str(i): {"content": token.text, "special": token.special}
+                for i, token in self.added.items()
+            },
+        }
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> TextSettings:
+        """Inverse of `write`. Raises TextError where a value is missing or of a wrong type."""
+        path = folder / SETTINGS_FILE
+        values = read_text_json(path)
+        try:
+            settings = cls(
+                bos_id=_optional_id(values["bos_token_id"]),
+                eos_ids=frozenset(_id(i) for i in values["eos_token_ids"]),
+                add_bos=values["add_bos_token"] is True,
+                space_prefix=values["space_prefix"],
+                bos_token=str(values["bos_token"]),
+                eos_token=str(values["eos_token"]),
+                added=read_added(values["added_tokens_decoder"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TextError(f"{path} is damaged: {error}", "pack the model again") from error
+        if settings.space_prefix not in SPACE_PREFIXES:
+            raise TextError(f"{path} is damaged: space_prefix", "pack the model again")
+        return settings
+
+
+def read_added(values: Mapping[str, Mapping[str, Any]]) -> dict[int, AddedToken]:
+    """`added_tokens_decoder` of a tokenizer config. Raises ValueError, KeyError or TypeError."""
+    return {
+        _id(int(i)): AddedToken(str(token["content"]), token.get("special") is True)
+        for i, token in values.items()
+    }
+
+
+def _id(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r} is not a token id")
+    return value
+
+
+def _optional_id(value: Any) -> int | None:
+    return None if value is None else _id(value)
+
 
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 SPACE = "▁"  # SentencePiece's space
-
-
-class Vocabulary(TokenBytes, Protocol):
-    """Bytes of tokens, and the tokens that end an answer."""
-
-    eos_ids: frozenset[int]
-    """tokens that end an answer: end of sequence, of text, of turn"""
-    drops_first_space: bool
-    """whether the tokenizer puts a space before a text, to be dropped when decoding"""
 
 
 class SpecialTokens:

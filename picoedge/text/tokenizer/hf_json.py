@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import SPACE, SpecialTokens, Tokenizer, clean, with_bos
-from picoedge.text.tokenizer.settings import TextSettings
+from picoedge.text.tokenizer.base import (
+    SPACE,
+    SpecialTokens,
+    TextSettings,
+    Tokenizer,
+    clean,
+    with_bos,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -54,7 +60,7 @@ class JsonTokenizer(Tokenizer):
         return with_bos(ids, self._settings, add_bos)
 
     def token_bytes(self, token: int) -> bytes:
-        """See `TokenBytes.token_bytes`."""
+        """See `Vocabulary.token_bytes`."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
@@ -67,7 +73,7 @@ class JsonTokenizer(Tokenizer):
         return text.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `TokenBytes.is_special`."""
+        """See `Vocabulary.is_special`."""
         return token in self._special
 
     def _make_special(self, ends: Iterable[int]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, Tokenizer
+from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, TextSettings, Tokenizer
 from picoedge.text.tokenizer.hf_json import JsonTokenizer
 from picoedge.text.tokenizer.sentencepiece import SentencePieceTokenizer
-from picoedge.text.tokenizer.settings import TextSettings
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import SPACE, SpecialTokens, Tokenizer, clean, with_bos
-from picoedge.text.tokenizer.settings import TextSettings
+from picoedge.text.tokenizer.base import (
+    SPACE,
+    SpecialTokens,
+    TextSettings,
+    Tokenizer,
+    clean,
+    with_bos,
+)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -48,7 +54,7 @@ class SentencePieceTokenizer(Tokenizer):
         return with_bos(ids, self._settings, add_bos)
 
     def token_bytes(self, token: int) -> bytes:
-        """See `TokenBytes.token_bytes`."""
+        """See `Vocabulary.token_bytes`."""
         if token in self._settings.added:
             return self._settings.added[token].text.encode()
         if not 0 <= token < self._pieces:
@@ -59,7 +65,7 @@ class SentencePieceTokenizer(Tokenizer):
         return piece.replace(SPACE, " ").encode()
 
     def is_special(self, token: int) -> bool:
-        """See `TokenBytes.is_special`."""
+        """See `Vocabulary.is_special`."""
         return token in self._special
 
     def _matched_here(self) -> dict[str, int]:

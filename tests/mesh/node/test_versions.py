@@ -41,10 +41,10 @@ from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.limits import Limits
 from picoedge.mesh.transport.messages import Dialect, Translation, read_control
 from picoedge.mesh.transport.replies import RawReply
-from picoedge.store.pack.inventory import Wanted
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.sources.source import Source, open_source
+from picoedge.store.shards import Wanted
+from picoedge.store.sources.source import ModelSource, open_source
 
 COMMIT = "a8b77f2"  # the last of wire version 1
 ROOT = Path(__file__).parents[3]
@@ -258,7 +258,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_text(source: Source, folder: Path) -> None:
+def write_text(source: ModelSource, folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("")
 

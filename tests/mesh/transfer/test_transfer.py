@@ -43,11 +43,10 @@ from picoedge.mesh.transfer.puller import (
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.frames import pack as pack_header
 from picoedge.mesh.transport.messages import REPLY, control
-from picoedge.store.pack.inventory import HELD, Wanted
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.partial import PartialPack, create_partial
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import MANIFEST, Slice
+from picoedge.store.shards import HELD, MANIFEST, Slice, Wanted
 from picoedge.store.sources.source import ModelSource, open_source
 
 ME = KeyPair.new()
@@ -259,7 +258,7 @@ from picoedge.mesh.transfer.donor_client import DonorClient, Part
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transfer.puller import pull
 from picoedge.store.pack import partial
-from picoedge.store.pack.inventory import Wanted
+from picoedge.store.shards import Wanted
 from picoedge.store.shards import Slice
 target, identity, port, server, public, secret = sys.argv[1:]
 partial._SYNC_BYTES = 1

@@ -207,10 +207,10 @@ def test_reads_that_are_refused_unbuffered_are_buffered(
 ) -> None:
     refusing, dropped = Refusing(monkeypatch), list[int]()
     monkeypatch.setattr(window_io, "forget_cached", lambda fd, start, end: dropped.append(start))
+    monkeypatch.setattr(window_io, "CHUNK", 2 * PAGE)
     files = Files(tmp_path, direct=True)
     io = DirectIO(files, PAGES * PAGE, {unit: 0})
     assert not files.cached
-    monkeypatch.setattr(window_io, "CHUNK", 2 * PAGE)
     for chunk in range(io.chunks(unit)):
         io.fill(unit, chunk)
     np.testing.assert_array_equal(io.array(unit), bytes_of(tmp_path, unit))
@@ -258,7 +258,7 @@ def rows(tmp_path: Path) -> UntiedRows:
     found = Pack.open(tmp_path / "t.pico").row_reader()
     assert isinstance(found, UntiedRows)
     path = tmp_path / "t.pico" / "embed.safetensors"
-    how = found._encoding, found._row_bytes, found._shard_rows
+    how = found._encoding, found._row_bytes, found._shard_bytes // found._row_bytes
     return UntiedRows(path, found._start, *how, stall_s=0.2)
 
 

@@ -18,6 +18,14 @@ from typing import Any, TypeGuard
 from picoedge.errors import ModelError
 
 MANIFEST = "picoedge.json"  # the file that makes a folder a pack
+HELD = "held.log"
+MANIFEST_BYTES = 1 << 24  # three times that of a model of 405 billion parameters
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
+HASH = re.compile(r"[0-9a-f]{64}")
+PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 bits
+_REMEDY = "pack the model again"
+_INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
+_RECORD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,6 @@ class HeldShards:
     attention: frozenset[int] = frozenset()
     ffn: frozenset[int] = frozenset()
     head: frozenset[int] = frozenset()
-
-
-HELD = "held.log"
-MANIFEST_BYTES = 1 << 24  # three times that of a model of 405 billion parameters
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
-HASH = re.compile(r"[0-9a-f]{64}")
-PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 bits
-_REMEDY = "pack the model again"
-_INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
-_RECORD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)

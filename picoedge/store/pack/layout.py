@@ -24,6 +24,7 @@ ATTENTION_MATRICES = ("q", "k", "v", "o")
 FFN_MATRICES = ("gate", "up", "down")
 BIASES = ("q_bias", "k_bias", "v_bias")
 _FFN_WIDTHS = (256, 128, 64, 32)
+SPAN_ALIGN = 4096
 
 
 def round_up(n: int, step: int) -> int:
@@ -133,9 +134,6 @@ def _shard_layout(
         places[name] = (at, length)
         at += round_up(4 * length, SHARD_ALIGN)
     return ShardLayout(matrices, places, round_up(at, SHARD_ALIGN))
-
-
-SPAN_ALIGN = 4096
 
 
 @dataclass(frozen=True)

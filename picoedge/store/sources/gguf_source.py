@@ -25,9 +25,25 @@ _REFUSED = (
     "embedding_scale", "residual_scale", "attention.max_alibi_bias", "attention.clamp_kqv",
     "attention.q_lora_rank", "attention.kv_lora_rank", "ssm.state_size",
 )  # fmt: skip
+_LAYER_NAMES = {
+    "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",
+    "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
+    "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
+    "input_norm": "attn_norm.weight", "pre_ffn_norm": "ffn_norm.weight",
+    "post_attention_norm": "post_attention_norm.weight",
+    "post_ffn_norm": "post_ffw_norm.weight",
+    "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
+}  # fmt: skip
+_NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
+_PAIRED = ("q", "k", "q_bias", "k_bias")
+_ROPE_FREQS = "rope_freqs.weight"
+_MAX_FREQS = 1 << 16
+# Written by old converters; redundant with the config.
+_HARMLESS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
+_PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
-class Keys:
+class _Keys:
     """Checked look-ups of `{architecture}.{name}`; errors name the key."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, path: str) -> None:
@@ -79,7 +95,7 @@ def gguf_config(
             f"{path}: architecture {architecture!r} is not supported",
             f"supported: {', '.join(_SUPPORTED)}",
         )
-    keys = Keys(metadata, architecture, path)
+    keys = _Keys(metadata, architecture, path)
     _refuse(keys, architecture, path)
     heads, hidden = keys.size("attention.head_count"), keys.size("embedding_length")
     head_dim = keys.size("attention.key_length", hidden // heads)
@@ -123,7 +139,7 @@ def _check_layers(layers: int, tensors: int, path: str) -> None:
         raise ModelError(f"{path}: {layers} layers in {tensors} tensors", "the file is damaged")
 
 
-def _refuse(keys: Keys, architecture: str, path: str) -> None:
+def _refuse(keys: _Keys, architecture: str, path: str) -> None:
     refused = [name for name in _REFUSED if keys.get(name)]
     if keys.get("attention.causal") is False:
         refused.append("attention.causal")
@@ -134,7 +150,7 @@ def _refuse(keys: Keys, architecture: str, path: str) -> None:
         )
 
 
-def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
+def _check_head_dim(keys: _Keys, head_dim: int, path: str) -> None:
     for name in ("attention.value_length", "rope.dimension_count"):
         if keys.size(name, head_dim) != head_dim:
             raise UnsupportedError(
@@ -143,7 +159,7 @@ def _check_head_dim(keys: Keys, head_dim: int, path: str) -> None:
             )
 
 
-def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
+def _gemma(keys: _Keys, hidden: int, heads: int) -> dict[str, Any]:
     layers = keys.size("block_count")
     # Only the 27B model scales by hidden / heads, and its GGUF has no key for it.
     scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
@@ -159,7 +175,7 @@ def _gemma(keys: Keys, hidden: int, heads: int) -> dict[str, Any]:
     }
 
 
-def _windowed(keys: Keys, layers: int) -> tuple[int, ...]:
+def _windowed(keys: _Keys, layers: int) -> tuple[int, ...]:
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         return tuple(i for i, windowed in enumerate(pattern[:layers]) if windowed)
@@ -167,7 +183,7 @@ def _windowed(keys: Keys, layers: int) -> tuple[int, ...]:
     return tuple(i for i in range(layers) if (i + 1) % period)
 
 
-def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
+def _rope_scaling(keys: _Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
     kind = keys.get("rope.scaling.type")
     factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear") or 1.0
     if kind not in (None, "none", "linear"):
@@ -181,24 +197,6 @@ def _rope_scaling(keys: Keys, rope_freqs: tuple[float, ...], path: str) -> RopeS
     if rope_freqs:  # both are divisors
         return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in rope_freqs))
     return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)
-
-
-_LAYER_NAMES = {
-    "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",
-    "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
-    "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
-    "input_norm": "attn_norm.weight", "pre_ffn_norm": "ffn_norm.weight",
-    "post_attention_norm": "post_attention_norm.weight",
-    "post_ffn_norm": "post_ffw_norm.weight",
-    "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
-}  # fmt: skip
-_NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
-_PAIRED = ("q", "k", "q_bias", "k_bias")
-_ROPE_FREQS = "rope_freqs.weight"
-_MAX_FREQS = 1 << 16
-# Written by old converters; redundant with the config.
-_HARMLESS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
-_PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 class GgufSource:

@@ -33,6 +33,7 @@ from picoedge.text.tokenizer.base import (
 
 _DAMAGED = "the file is damaged: get it again"
 _PREFIX = "tokenizer.ggml."
+_BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,6 @@ def _numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> ar
 
 def _damaged(key: str, what: str) -> TextError:
     return TextError(f"{_PREFIX}{key}: {what}", _DAMAGED)
-
-
-_BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
 def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:

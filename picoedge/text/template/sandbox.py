@@ -38,6 +38,22 @@ _MAX_INT_BITS = 4096
 _MAX_INDENT = 16
 # Widths of four digits, widths passed as arguments, fields within fields.
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")
+_REFUSED = (
+    nodes.EvalContextModifier, nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include,
+)  # fmt: skip
+_METHODS: dict[type, tuple[str, ...]] = {
+    str: (
+        "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum",
+        "isalpha", "isdigit", "islower", "isnumeric", "isspace", "isupper", "join", "lower",
+        "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+        "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
+        "title", "upper",
+    ),
+    dict: ("get", "items", "keys", "values"),
+    list: ("count", "index"),
+    tuple: ("count", "index"),
+    LoopContext: ("changed", "cycle"),
+}  # fmt: skip
 
 
 def check_bits(bits: int) -> None:
@@ -135,11 +151,6 @@ def metered_filters(meter: Meter, jinja: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_REFUSED = (
-    nodes.EvalContextModifier, nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include,
-)  # fmt: skip
-
-
 class Rewrite(NodeTransformer):
     """Inserts metering filters where compiled templates would otherwise work unmetered."""
 
@@ -194,21 +205,6 @@ class Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-_METHODS: dict[type, tuple[str, ...]] = {
-    str: (
-        "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum",
-        "isalpha", "isdigit", "islower", "isnumeric", "isspace", "isupper", "join", "lower",
-        "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-        "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
-        "title", "upper",
-    ),
-    dict: ("get", "items", "keys", "values"),
-    list: ("count", "index"),
-    tuple: ("count", "index"),
-    LoopContext: ("changed", "cycle"),
-}  # fmt: skip
 
 
 class Environment(ImmutableSandboxedEnvironment):

@@ -22,6 +22,9 @@ END_OF_TURN = frozenset({
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
     "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
 })  # fmt: skip
+JSON_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+SPACE = "▁"  # SentencePiece's space
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,6 @@ def _id(value: Any) -> int:
 
 def _optional_id(value: Any) -> int | None:
     return None if value is None else _id(value)
-
-
-JSON_FILE = "tokenizer.json"
-SENTENCEPIECE_FILE = "tokenizer.model"
-SPACE = "▁"  # SentencePiece's space
 
 
 class SpecialTokens:

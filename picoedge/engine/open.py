@@ -160,7 +160,7 @@ def open_session(
     vocabulary: Vocabulary = opened.take_tokenizer()
     short = options.memory_bytes is not None or pack.nbytes > available_bytes()
     if prompt is not None and short:
-        from picoedge.text.tokenizer.stream_decoder import PieceTable
+        from picoedge.text.tokenizer.piece_table import PieceTable
 
         vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
     if options.memory_bytes is not None:

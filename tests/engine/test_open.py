@@ -21,7 +21,7 @@ from picoedge.engine.options import OpenOptions
 from picoedge.errors import ContextError, UsageError
 from picoedge.registry.shelf import resolve_model
 from picoedge.store.pack.reader import Pack
-from picoedge.text.tokenizer.stream_decoder import PieceTable
+from picoedge.text.tokenizer.piece_table import PieceTable
 
 CHECKS = [
     (opening, "check_options"),

@@ -10,7 +10,8 @@ import pytest
 
 from picoedge.store.pack.reader import Pack
 from picoedge.text.tokenizer.load import load_tokenizer
-from picoedge.text.tokenizer.stream_decoder import PieceTable, decode
+from picoedge.text.tokenizer.piece_table import PieceTable
+from picoedge.text.tokenizer.stream_decoder import decode
 
 
 @pytest.mark.parametrize("model", ["smollm2_pack", "gemma_pack"])

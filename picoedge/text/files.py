@@ -13,7 +13,7 @@ from picoedge.errors import StorageError, TextError
 _MAX_BYTES = 64 << 20
 
 
-def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
+def read_text_file(path: Path, max_bytes: int = _MAX_BYTES) -> str:
     """Content of a UTF-8 file. Raises TextError where it is missing, too large or not text."""
     try:
         if path.stat().st_size > max_bytes:
@@ -25,10 +25,10 @@ def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:
         raise TextError(f"{path} is not text: {error}", "get a sound copy") from error
 
 
-def read_text_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises TextError as `read_text`, and on anything else."""
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises TextError as `read_text_file`, and on anything else."""
     try:
-        values = json.loads(read_text(path))
+        values = json.loads(read_text_file(path))
     except (ValueError, RecursionError) as error:
         raise TextError(f"{path} is not JSON: {error}", "get a sound copy") from error
     if not isinstance(values, dict):
@@ -38,7 +38,7 @@ def read_text_json(path: Path) -> dict[str, Any]:
 
 def read_json_if_any(path: Path) -> dict[str, Any]:
     """A file's JSON object, {} where the file does not exist."""
-    return read_text_json(path) if path.exists() else {}
+    return read_json_file(path) if path.exists() else {}
 
 
 @contextmanager

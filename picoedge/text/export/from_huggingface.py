@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
-from picoedge.text.files import read_json_if_any, read_text
+from picoedge.text.files import read_json_if_any, read_text_file
 from picoedge.text.tokenizer.base import (
     END_OF_TURN,
     JSON_FILE,
@@ -89,7 +89,7 @@ def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
 def find_template(source: Path) -> str | None:
     """The chat template, from its own file or a config. Raises TextError."""
     if (source / "chat_template.jinja").exists():
-        return read_text(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
+        return read_text_file(source / "chat_template.jinja", _MAX_TEMPLATE_BYTES)
     for name in (SETTINGS_FILE, "chat_template.json"):
         value = read_json_if_any(source / name).get("chat_template")
         if isinstance(value, list):  # several, by name

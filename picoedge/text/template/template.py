@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
-from picoedge.text.files import read_text
+from picoedge.text.files import read_text_file
 from picoedge.text.tokenizer.base import TextSettings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ChatTemplate:
         if not path.exists():
             return None
         settings = TextSettings.read(folder)
-        source = read_text(path, 4 * MAX_TEMPLATE_CHARACTERS)
+        source = read_text_file(path, 4 * MAX_TEMPLATE_CHARACTERS)
         return cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
 
     def render(

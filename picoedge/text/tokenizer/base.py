@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from picoedge.errors import TextError
-from picoedge.text.files import read_text_json
+from picoedge.text.files import read_json_file
 from picoedge.text.tokenizer.stream_decoder import Vocabulary, decode
 
 SETTINGS_FILE = "tokenizer_config.json"
@@ -75,7 +75,7 @@ class TextSettings:
     def read(cls, folder: Path) -> TextSettings:
         """Inverse of `write`. Raises TextError where a value is missing or of a wrong type."""
         path = folder / SETTINGS_FILE
-        values = read_text_json(path)
+        values = read_json_file(path)
         try:
             settings = cls(
                 bos_id=_optional_id(values["bos_token_id"]),

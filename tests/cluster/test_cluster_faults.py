@@ -192,7 +192,7 @@ def test_the_hubs_own_disk_never_answers(smollm2_pack: Path, shim: Path, tmp_pat
 def test_the_report_after_a_loss_is_of_the_present_plan(
     cluster: ClusterOf, smollm2_pack: Path
 ) -> None:
-    how = ["-c", "512", "-ts", "1,1,1", "--memory", "400M", "--json"]
+    how = ["-c", "256", "-ts", "1,1,1", "--memory", "130M", "--json"]
     command = ["generate", smollm2_pack, "-p", PROMPT, "-n", str(COUNT), *HOW, *how]
     undisturbed = cluster[1].run(*command, "--cluster")
     assert undisturbed.wait() == 0, undisturbed.err.text
@@ -205,5 +205,7 @@ def test_the_report_after_a_loss_is_of_the_present_plan(
     assert [loss["board"] for loss in after["cluster"]["losses"]] == ["b2"]
     shards = {share["board"] for share in after["cluster"]["shares"]}
     assert "b2" not in shards
-    assert before["plan"]["resident_mb"] < after["plan"]["resident_mb"]
-    assert before["resident_mb"] < after["resident_mb"]
+    # Two boards stream what three hold in memory, or stream more of it.
+    streamed = [(report["plan"] or {}).get("streamed_units", 0) for report in (before, after)]
+    assert streamed[0] < streamed[1], (before["plan"], after["plan"])
+    assert after["resident_mb"] is not None

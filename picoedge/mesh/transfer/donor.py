@@ -20,7 +20,7 @@ from picoedge.store.shards import HASH, MANIFEST
 
 OFFER, READ = "shards-offer", "shards-read"
 PART_BYTES = 128 << 10  # comes whole within a heartbeat, also over a link of 2 Mbit/s
-MAX_NAME = 200  # characters of an item's name: files of a pack have at most 127
+MAX_ITEM_NAME = 200  # characters of an item's name: files of a pack have at most 127
 
 
 class ShardProvider(Protocol):
@@ -83,7 +83,7 @@ class Donor:
         fields = Fields(body)
         number, offset = fields.integer("id", 0, U32), fields.integer("offset", 0, U32)
         nbytes = fields.integer("bytes", 0, PART_BYTES)
-        provider, name = self._find(_identity_of(body)), fields.text("item", MAX_NAME)
+        provider, name = self._find(_identity_of(body)), fields.text("item", MAX_ITEM_NAME)
         size, held = provider.nbytes(name), provider.held
         if size is None:
             raise ProtocolError(f"{provider.name} has no item {name[:80]!r}")

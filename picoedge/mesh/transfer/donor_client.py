@@ -12,7 +12,7 @@ import zmq
 
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
-from picoedge.mesh.transfer.donor import MAX_NAME, OFFER, PART_BYTES, READ, unpack_bits
+from picoedge.mesh.transfer.donor import MAX_ITEM_NAME, OFFER, PART_BYTES, READ, unpack_bits
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import HEADER, Header, Kind, unpack
 from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, Dialect
@@ -167,7 +167,7 @@ def read_offer(body: Body) -> Offered:
     fields = Fields(body)
     held = None if body.get("held") is None else fields.text("held", _MAX_ITEMS)
     return Offered(
-        name=fields.text("name", MAX_NAME),
+        name=fields.text("name", MAX_ITEM_NAME),
         manifest_bytes=fields.integer("manifest_bytes"),
         items=fields.integer("items", 0, _MAX_ITEMS),
         held=held,

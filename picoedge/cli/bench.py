@@ -43,7 +43,7 @@ def command(**values: Any) -> None:
     Mean and standard deviation over the repetitions, in tokens a second.
     """
     from picoedge.cluster.open import load_anywhere
-    from picoedge.host.process import storage_bytes_read
+    from picoedge.host.resources import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
@@ -95,7 +95,7 @@ def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:
     import json
 
     if as_json:
-        from picoedge.host.process import peak_rss_bytes
+        from picoedge.host.resources import peak_rss_bytes
 
         about["peak_rss_mb"] = round(peak_rss_bytes() / MB, 1)
         about["rows"] = [

@@ -71,7 +71,7 @@ def _print_report(session: Session, pieces: Iterator[str]) -> None:
 
 def report(session: Session, text: str) -> dict[str, Any]:
     """The JSON object: text, speed, memory and bytes read."""
-    from picoedge.host.process import peak_rss_bytes, storage_bytes_read
+    from picoedge.host.resources import peak_rss_bytes, storage_bytes_read
 
     stats, model = session.stats, session.model
     return {

@@ -61,7 +61,7 @@ def command(**values: Any) -> None:
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
     from picoedge.daemon.board import BoardOptions
-    from picoedge.host.memory import available_bytes
+    from picoedge.host.resources import available_bytes
     from picoedge.registry.paths import shelf_folder
 
     available = available_bytes()

@@ -38,7 +38,7 @@ from picoedge.daemon.reservations import (
 )
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import AccessError, MeshError, ProtocolError
-from picoedge.host.process import rss_bytes
+from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.transport.replies import Pending

@@ -45,9 +45,9 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
     from picoedge.engine.fit import LARGE_MATRIX, fixed_bytes, probes_folder
     from picoedge.engine.open import start_kernels
     from picoedge.engine.options import OpenOptions
-    from picoedge.host.cores import usable_cores
     from picoedge.host.kernel_benchmark import cached_compute, probe_compute
     from picoedge.host.reclaim import REFAULT_BYTES, trim
+    from picoedge.host.resources import usable_cores
 
     kernels = start_kernels(OpenOptions(threads=threads))
     try:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from picoedge.host.process import rss_bytes_of, state_of, storage_bytes_read
+from picoedge.host.resources import rss_bytes_of, state_of, storage_bytes_read
 from picoedge.jobs.progress_page import ProgressPage, new_page
 from picoedge.jobs.spec import WorkerConfig
 

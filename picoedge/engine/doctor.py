@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import PicoedgeError
-from picoedge.host import memory
+from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.sysfs import PROC, SYS, file_text
 from picoedge.host.thermal import firmware_flags, read_heat
@@ -52,7 +52,7 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_kernels(kernels)
     yield check_compiler()
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
-    yield check_memory(memory.available_bytes(), _installed_bytes(), _without_cgroups())
+    yield check_memory(resources.available_bytes(), _installed_bytes(), _without_cgroups())
     yield check_swaps(file_text(PROC / "swaps"))
     yield check_disk(shelf.folder)
     yield check_storage(shelf)
@@ -209,4 +209,4 @@ def _installed_bytes() -> int:
 
 
 def _without_cgroups() -> int:
-    return memory.available_bytes(groups=Path(os.devnull))
+    return resources.available_bytes(groups=Path(os.devnull))

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from picoedge.errors import StorageError, UsageError
-from picoedge.host import memory
+from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
-from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute, warm_up
-from picoedge.host.process import rss_bytes
+from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute
 from picoedge.host.reclaim import REFAULT_BYTES, release_pages
+from picoedge.host.resources import rss_bytes
+from picoedge.kernels.api import Residual
+from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.planner.memory import (
     Budget,
     Load,
@@ -29,6 +31,7 @@ from picoedge.planner.memory import (
     plan_memory,
 )
 from picoedge.registry.paths import shelf_folder
+from picoedge.store.pages import anonymous
 from picoedge.store.shards import Slice
 from picoedge.store.window.plan import Rates, plan_window
 
@@ -97,13 +100,20 @@ def _lean_budget(pack: Pack, kernels: Kernels, total: int, part: Slice) -> Budge
 
 
 def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
-    """Run one token without weights: its code is then in memory, and is counted in the budget."""
+    """Run a small matrix, then one token without weights.
+
+    The code that decoding needs is then in memory, and is counted in the budget.
+    """
     from picoedge.config import SamplingOptions
     from picoedge.model.sampling import Sampler
     from picoedge.model.transformer import Transformer
     from picoedge.store.window.weights import EmptyWeights
 
-    warm_up(kernels)
+    spec = MatrixSpec(FORMATS["q8"], 240, 256)
+    matrix = Weights(spec, anonymous(spec.nbytes), spec.nbytes, 1)
+    ones = np.ones((1, spec.cols), np.float32)
+    source = Residual(ones, None, None, ones[0], 1e-5)
+    kernels.project(source, [matrix], [None], np.empty((1, spec.rows), np.float32))(1)
     weights = EmptyWeights(pack, owns_head=part.owns_head)
     model = Transformer(pack, kernels, 16, batch=1, holding=weights)
     if not part.owns_head:
@@ -143,7 +153,7 @@ def choose_context(pack: Pack, options: OpenOptions) -> int:
     """
     largest = pack.config.max_position_embeddings
     if options.n_ctx is None:
-        available = memory.available_bytes()
+        available = resources.available_bytes()
         budget = min(available, options.memory_bytes or available)
         return default_context(pack.config, budget, kv_bits=cache_bits(pack, options))
     if options.n_ctx > largest:
@@ -159,7 +169,7 @@ def budget_bytes(ceiling: int | None) -> int:
 
     Without a ceiling a sixteenth of what is free is left to others.
     """
-    available = memory.available_bytes()
+    available = resources.available_bytes()
     if ceiling is None:
         return rss_bytes() + available - available // 16
     return min(ceiling, rss_bytes() + available)

@@ -153,8 +153,8 @@ def open_session(
     Raises MemoryBudgetError before anything large is allocated, StorageError, MeshError.
     """
     from picoedge.engine.session import Session
-    from picoedge.host.memory import available_bytes
     from picoedge.host.reclaim import trim
+    from picoedge.host.resources import available_bytes
 
     pack, options = opened.pack, opened.options
     vocabulary: Vocabulary = opened.take_tokenizer()
@@ -235,7 +235,7 @@ def load_model(
 
 def start_kernels(options: OpenOptions) -> Kernels:
     """The kernels asked for, with their threads; close them after use."""
-    from picoedge.host.cores import usable_cores
+    from picoedge.host.resources import usable_cores
     from picoedge.kernels.loader import load_kernels
 
     return load_kernels(options.kernels, options.threads or usable_cores())

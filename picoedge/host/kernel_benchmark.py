@@ -40,7 +40,8 @@ def weight_bytes_per_s(kernels: Kernels, weights: Sequence[Weights]) -> float:
     assert weights, "nothing to compute with"
     calls = [_bind(kernels, matrix) for matrix in weights]
     n_bytes = sum(matrix.count * matrix.spec.nbytes for matrix in weights)
-    _run(calls)  # pages are mapped, threads are awake
+    for call in calls:  # pages are then mapped, and threads awake
+        call(1)
     return max(n_bytes * _rounds_per_s(calls) for _ in range(_ROUNDS))
 
 
@@ -97,11 +98,6 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
     return Weights(spec, data, spec.nbytes, 1)
 
 
-def warm_up(kernels: Kernels) -> None:
-    """Bind and run one small matrix, so that the code that decoding needs is in memory."""
-    _run([_bind(kernels, random_weights("q8", SUPERBLOCK_COLS, 1 << 16))])
-
-
 def _bind(kernels: Kernels, matrix: Weights) -> Project:
     """A norm of ones, then the matrix, of one token."""
     cols = matrix.spec.cols
@@ -112,16 +108,12 @@ def _bind(kernels: Kernels, matrix: Weights) -> Project:
     return kernels.project(source, [matrix], [None], out)
 
 
-def _run(calls: Sequence[Project]) -> None:
-    for call in calls:
-        call(1)
-
-
 def _rounds_per_s(calls: Sequence[Project]) -> float:
     """Runs of all calls a second, over one round."""
     start, count, spent = time.perf_counter(), 0, 0.0
     while spent < _ROUND_S:
-        _run(calls)
+        for call in calls:
+            call(1)
         count += 1
         spent = time.perf_counter() - start
     return count / spent

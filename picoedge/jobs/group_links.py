@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import MeshError, ProtocolError
-from picoedge.host.cores import is_rationed
+from picoedge.host.resources import is_rationed
 from picoedge.jobs.relay import Relay, is_reachable
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.failures import FailureRule

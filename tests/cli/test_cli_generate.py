@@ -22,7 +22,7 @@ from cli_runs import (
 from picoedge.engine import open as opening
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import StorageError
-from picoedge.host import memory
+from picoedge.host import resources
 from picoedge.kernels.loader import load_kernels
 from picoedge.kernels.reference.backend import NumpyKernels
 from picoedge.model.transformer import Transformer
@@ -208,7 +208,7 @@ def test_a_context_the_model_does_not_know_is_refused(run: Run, pack: Path) -> N
 def test_a_context_larger_than_memory_is_refused_before_it_is_allocated(
     run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
     monkeypatch.setattr(Transformer, "__init__", must_not_run)
     ran = run("generate", pack, "-p", "x", "-c", "512")
     assert ran.code == 1

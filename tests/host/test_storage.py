@@ -33,7 +33,7 @@ from picoedge.host.block_device import (
 from picoedge.host.disk_benchmark import Measured, cached_bytes, measure_files, units_to_read
 from picoedge.host.disk_speed import StorageSpeed, measure_storage, storage_speed
 from picoedge.host.kernel_benchmark import cached_compute, probe_compute, random_weights
-from picoedge.host.process import peak_rss_bytes
+from picoedge.host.resources import peak_rss_bytes
 from picoedge.kernels.blocks import FORMATS, dequantize
 from picoedge.kernels.loader import load_kernels
 from picoedge.registry.fetch_settings import FetchSettings

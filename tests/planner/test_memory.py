@@ -18,9 +18,8 @@ from picoedge.engine.fit import (
     resident_plan,
 )
 from picoedge.engine.options import OpenOptions
-from picoedge.host import memory
-from picoedge.host.memory import available_bytes
-from picoedge.host.process import peak_rss_bytes, rss_bytes, storage_bytes_read
+from picoedge.host import resources
+from picoedge.host.resources import available_bytes, peak_rss_bytes, rss_bytes, storage_bytes_read
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import Budget, Load, cache_bytes, default_context
@@ -107,7 +106,7 @@ def test_a_default_context_takes_a_quarter_of_the_memory() -> None:
 def test_the_budget_is_what_is_there_and_at_most_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1600 * MB)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1600 * MB)
     monkeypatch.setattr(fit, "rss_bytes", lambda: 50 * MB)
     assert budget_bytes(None) == 1550 * MB  # a sixteenth is left to others
     assert budget_bytes(400 * MB) == 400 * MB

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from picoedge.host.cores import usable_cores
+from picoedge.host.resources import usable_cores
 from picoedge.kernels.loader import default_threads
 
 

@@ -1,0 +1,122 @@
+"""What of this machine the process has: memory, cores, and what the kernel counts for it.
+
+Within the limits of its cgroups (v1 and v2, and their parents).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from picoedge.host.sysfs import (
+    CGROUP_ROOT,
+    OWN_CGROUPS,
+    PROC,
+    cgroup_levels,
+    file_fields,
+    file_int,
+    file_text,
+)
+
+_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes(
+    root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS, meminfo: Path = PROC / "meminfo"
+) -> int:
+    """Bytes this process may still take: free memory and page cache that can be reclaimed."""
+    kilobytes = _number(meminfo, "MemAvailable")  # what Linux calls available
+    if kilobytes is None:  # other systems: all the memory there is
+        return min([os.sysconf("SC_PHYS_PAGES") * _PAGE, *_cgroup_rooms(root, groups)])
+    return min([kilobytes * 1024, *_cgroup_rooms(root, groups)])
+
+
+def _cgroup_rooms(root: Path, groups: Path) -> Iterator[int]:
+    """Bytes below the limit of each cgroup that has one."""
+    for folder, version in cgroup_levels("memory", root, groups):
+        if version == 2:
+            limit, usage, prefix = "memory.max", "memory.current", ""
+        else:
+            limit, usage, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        maximum = file_int(folder / limit)
+        if maximum is not None and maximum < _UNLIMITED:
+            stat = file_fields(folder / "memory.stat")
+            cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+            used = (file_int(folder / usage) or 0) - cache  # the cache is reclaimed on demand
+            yield max(0, maximum - max(0, used))
+
+
+def is_rationed(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS) -> bool:
+    """Whether a CPU quota grants less than one core: busy-polling would use the quota up."""
+    return any(cores < 1 for cores in _quotas(root, groups))
+
+
+def usable_cores(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS) -> int:
+    """Cores this process may run on; threads beyond its CPU quota would spend it on polling."""
+    from picoedge.kernels.loader import default_threads  # NumPy, which the daemon does without
+
+    return min([default_threads(), *(max(1, math.ceil(cores)) for cores in _quotas(root, groups))])
+
+
+def _quotas(root: Path, groups: Path) -> Iterator[float]:
+    """Cores that each cgroup with a CPU quota grants, like 0.5 or 2."""
+    for folder, version in cgroup_levels("cpu", root, groups):
+        if version == 2:
+            words = file_text(folder / "cpu.max").split()
+        else:
+            words = [file_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+        if len(words) == 2 and all(word.isdecimal() and int(word) for word in words):
+            yield int(words[0]) / int(words[1])  # not "max", and not -1
+
+
+def peak_rss_bytes(status: Path = PROC / "self/status") -> int:
+    """The largest resident size of this process so far.
+
+    VmHWM is of this program alone; `ru_maxrss`, used where /proc is missing, may remember the
+    larger parent that started it.
+    """
+    kilobytes = _number(status, "VmHWM")
+    if kilobytes is not None:
+        return kilobytes * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def rss_bytes(status: Path = PROC / "self/status") -> int:
+    """The resident size of this process now; where /proc is missing, its largest so far."""
+    kilobytes = _number(status, "VmRSS")
+    return kilobytes * 1024 if kilobytes is not None else peak_rss_bytes(status)
+
+
+def storage_bytes_read(io: Path = PROC / "self/io") -> int | None:
+    """Bytes read from storage for this process; None where the kernel does not count them."""
+    return _number(io, "read_bytes")
+
+
+def rss_bytes_of(pid: int, proc: Path = PROC) -> int:
+    """The resident size of process `pid`; 0 where it has ended."""
+    words = file_text(proc / str(pid) / "statm").split()
+    return int(words[1]) * _PAGE if len(words) > 1 else 0
+
+
+def state_of(pid: int, proc: Path = PROC) -> str:
+    """ "running", "disk" (a thread waits for storage), "stopped" or "ended"."""
+    # The letter behind the command of `12 (my (odd) name) S 1 …`; "" where the thread has ended.
+    stats = map(file_text, (proc / str(pid) / "task").glob("*/stat"))
+    states = {stat.rpartition(")")[2].strip()[:1] for stat in stats}
+    if not states - {"", "Z", "X"}:
+        return "ended"
+    if states & {"T", "t"}:
+        return "stopped"
+    return "disk" if "D" in states else "running"
+
+
+def _number(file: Path, key: str) -> int | None:
+    """The number of a line of the file; None where there is no such line."""
+    words = file_fields(file).get(key, "").split()
+    return int(words[0]) if words and words[0].isdecimal() else None

@@ -42,7 +42,6 @@ def command(**values: Any) -> None:
 
     Mean and standard deviation over the repetitions, in tokens a second.
     """
-    from picoedge.cluster.open import load_anywhere
     from picoedge.host.resources import storage_bytes_read
 
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
@@ -52,7 +51,7 @@ def command(**values: Any) -> None:
     opened.suggest_context(max(n_prompt, n_tokens))
     pack = opened.pack
     models.check_length(opened, max(n_prompt, n_tokens), "fewer tokens")
-    with closing(models.load(values, opened, load_anywhere)) as model:
+    with closing(models.load(values, opened, models.loader(opened))) as model:
         began = time.perf_counter()
         measure = partial(_measure, model, pack.config.vocab_size, values)
         rows = measure(n_prompt, 0) + measure(0, n_tokens)

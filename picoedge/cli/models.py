@@ -14,7 +14,7 @@ from picoedge.errors import ContextError, UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.open import OpenPack
+    from picoedge.engine.open import LoadModel, OpenPack
     from picoedge.engine.options import OpenOptions
     from picoedge.engine.session import LanguageModel, Prompt, Session
     from picoedge.progress import Progress
@@ -60,13 +60,23 @@ def open_session(
     values: Mapping[str, Any], opened: OpenPack, prompt: Prompt | None = None
 ) -> Session:
     """The session of a command; `prompt` is the only one that it will answer."""
-    from picoedge.cluster.open import load_anywhere
     from picoedge.engine import open as opening
 
     with showing_progress() as progress:
-        session = opening.open_session(opened, load_anywhere, prompt, progress)
+        session = opening.open_session(opened, loader(opened), prompt, progress)
     _tell_of(session.model, values, session.describe())
     return session
+
+
+def loader(opened: OpenPack) -> LoadModel:
+    """Loads the model on this board, or with --cluster over several."""
+    if opened.options.cluster is not None:
+        from picoedge.cluster.model import load_over_boards
+
+        return load_over_boards
+    from picoedge.engine.open import load_model
+
+    return load_model
 
 
 def load(

@@ -8,17 +8,22 @@ same sums give the same bits, so the text continues as it would have.
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+
+import zmq
 
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.fit import load_of
 from picoedge.engine.open import LoadedModel, load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
-from picoedge.jobs.boards import locate_shards, reserve_boards
+from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
 from picoedge.jobs.stragglers import (
     SAMPLE_TOKENS,
     ComputeTimes,
@@ -28,14 +33,14 @@ from picoedge.jobs.stragglers import (
 )
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
+from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
 from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapt import Adapter
+    from picoedge.engine.fit import Adapter
     from picoedge.engine.session import KernelsInfo
-    from picoedge.jobs.boards import BoardDirectory
     from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
@@ -45,7 +50,7 @@ MAX_FAILURES = 16  # in all, after which the model gives up: the network itself 
 
 
 class ClusterModel:
-    """A `session.LanguageModel` over boards; `ClusterModel.assemble` makes one."""
+    """A `session.LanguageModel` over boards; `load_over_boards` makes one."""
 
     plan: ClusterPlan
     _slice: LoadedModel
@@ -344,3 +349,26 @@ class ClusterModel:
         self._close_slice()
         self._directory.close()
         self._directory.context.destroy(linger=0)  # goodbyes have a linger of their own
+
+
+def load_over_boards(
+    pack: Pack, options: OpenOptions, progress: Progress | None = None
+) -> ClusterModel:
+    """The model over the boards that are the quickest together.
+
+    Raises AccessError where this board is in no cluster, MeshError where its daemon does not run,
+    and what `ClusterModel` raises.
+    """
+    identity = load_identity(cluster_folder(os.environ))
+    with ExitStack() as failing:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        failing.callback(context.destroy, linger=0)
+        directory = BoardDirectory(context, identity, _to_stderr)
+        failing.callback(directory.close)
+        model = ClusterModel.assemble(directory, pack, options, tell=_to_stderr, progress=progress)
+        failing.pop_all()
+    return model
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@
     session = open_session(opened, load_model, prompt)             # memory, kernels, weights
     print(*session.generate(prompt), sep="")
 
-`load_model` runs the model on this board; `cluster.open.load_anywhere` also over several.
+`load_model` runs the model on this board; `cluster.model.load_over_boards` over several.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from picoedge.errors import PicoedgeError
 from picoedge.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapt import Adapter
-    from picoedge.engine.fit import MemoryFit
+    from picoedge.engine.fit import Adapter, MemoryFit
     from picoedge.engine.session import LanguageModel, Prompt, Prompter, Session
     from picoedge.kernels.api import Kernels
     from picoedge.model.lanes import Reduce
@@ -202,8 +201,7 @@ def load_model(
     `progress` reports the weights that are read before the first token. Raises MemoryBudgetError
     before anything large is allocated, UsageError, StorageError.
     """
-    from picoedge.engine.adapt import Adapter
-    from picoedge.engine.fit import WHOLE_BATCH, fit_model
+    from picoedge.engine.fit import WHOLE_BATCH, Adapter, fit_model
     from picoedge.host.reclaim import trim
     from picoedge.store.window.weights import StreamedWeights
 

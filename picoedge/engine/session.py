@@ -22,7 +22,7 @@ from picoedge.model.sampling import Sampler
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from picoedge.engine.adapt import Adapter
+    from picoedge.engine.fit import Adapter
     from picoedge.planner.memory import MemoryPlan
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.host.resources import is_rationed
-from picoedge.jobs.relay import Relay, is_reachable
+from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
 NOTE_BYTES = 64 << 10  # the longest note is a memory plan
+REACH_S = 1.0  # for a connection to a worker's own port: hundreds of round trips of a LAN
 # A rank may send nothing for so long, as while its card is slow. Whether its board is alive and its
 # worker runs is known from heartbeats and from its daemon, within a second or two.
 WORKER_SILENCE_S = 600.0
@@ -67,6 +69,16 @@ def connect(
     except MeshError:
         return links.connect(rank, address)  # whose own error says more
     links.connect(rank, address, relays[rank].endpoint)
+
+
+def is_reachable(address: str) -> bool:
+    """Whether something accepts connections at HOST:PORT."""
+    to = parse_address(address)
+    try:
+        socket.create_connection((to.host, to.port), REACH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def hub_rule(own_rank: int) -> FailureRule:

@@ -20,26 +20,15 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.errors import MeshError
-from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.client import Client
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
 
-REACH_S = 1.0  # for a connection to a worker's own port: hundreds of round trips of a LAN
 RELAY_CHUNK_BYTES = 128 << 10  # a control message has at most 1 MB
 RELAY_WINDOW = 8  # chunks a daemon sends before one is acknowledged: 1 MB of its memory
 SEND_S = 60.0  # for the worker to take a chunk, which its kernel and libzmq do while it computes
-
-
-def is_reachable(address: str) -> bool:
-    """Whether something accepts connections at HOST:PORT."""
-    to = parse_address(address)
-    try:
-        socket.create_connection((to.host, to.port), REACH_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def new_endpoint() -> str:

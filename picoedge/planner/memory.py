@@ -58,7 +58,7 @@ class Load:
     kv_bits: int
     head_shard_rows: int = 0
     logit_rows: int = 1  # whose logits are held at once
-    numpy: bool = False  # the NumPy twin computes, with temporaries of its own
+    numpy: bool = False  # the NumPy backend computes, with temporaries of its own
 
 
 @dataclass(frozen=True)

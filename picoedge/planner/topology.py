@@ -54,7 +54,7 @@ class BoardFacts:
     message_s: float = 100e-6  # of processor time to send or to receive one message
     unit_s: float = 20e-6  # calls and waiting beside the arithmetic, a run of shards
     sampling_s: float = 500e-6  # a token picked and decoded, where the board is the hub
-    numpy: bool = False  # the NumPy twin computes
+    numpy: bool = False  # the NumPy backend computes
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `board_from_json` reads them."""

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from cluster_boards import ClusterOf, cluster_of, measured_as, until
 
-from picoedge.cluster.model import ClusterModel
-from picoedge.cluster.open import load_over_boards
+from picoedge.cluster.model import ClusterModel, load_over_boards
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions

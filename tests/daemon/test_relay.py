@@ -16,7 +16,8 @@ from mesh_nodes import Running, found, fresh_context, running
 from picoedge.daemon import relay as relays
 from picoedge.daemon.relay import Relays
 from picoedge.errors import BoardLostError, MeshError
-from picoedge.jobs.relay import Relay, is_reachable, new_endpoint
+from picoedge.jobs.group_links import is_reachable
+from picoedge.jobs.relay import Relay, new_endpoint
 
 WAIT_S = 20.0
 MUCH = os.urandom(3 << 20)  # more than all buffers on the way hold

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.engine.adapt import TOKENS, Adapter
+from picoedge.engine.fit import TOKENS, Adapter
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import Budget, Load, MemoryPlan, Reading, plan_memory

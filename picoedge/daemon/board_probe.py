@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import PicoedgeError
-from picoedge.mesh.group.tickets import TicketListener
-from picoedge.mesh.transport.seal import ciphers, common
-from picoedge.mesh.transport.sealed_stream import SealedStream
+from picoedge.mesh.group.ticket_listener import TicketListener
+from picoedge.mesh.transport.sealed_stream import SealedStream, ciphers, common
 
 SCRATCH_BYTES = 64 << 20  # a second of a slow card, and more than its cache
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models

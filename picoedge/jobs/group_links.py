@@ -11,9 +11,8 @@ from picoedge.errors import MeshError, ProtocolError
 from picoedge.host.resources import is_rationed
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.failures import FailureRule
 from picoedge.mesh.group.links import SPIN_S, Links
-from picoedge.mesh.group.peer_link import Wish
+from picoedge.mesh.group.peer_link import FailureRule, Wish
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from picoedge.mesh.group.chunking import SUM_VALUE_BYTES, is_cut, part_bytes
+from picoedge.mesh.group.allreduce import is_cut
+from picoedge.mesh.group.codecs import SUM_VALUE_BYTES, part_bytes
 from picoedge.planner.topology import LinkFacts
 
 Allreduce = Literal["star", "exchange"]

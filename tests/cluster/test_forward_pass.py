@@ -12,7 +12,7 @@ from mesh_sums import EPOCH, boards, forward_pass, part
 from picoedge.cluster.forward_pass import ForwardPass, Stages, Tag
 from picoedge.kernels.arrays import F32, F64
 from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits
-from picoedge.mesh.group.failures import BoardFaultError
+from picoedge.mesh.group.peer_link import BoardFaultError
 from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack_prefix
 
 KINDS = ("star", "exchange")

@@ -11,6 +11,9 @@
     None            an exchange: each part goes to every receiver, which adds them itself
 
 Parts are added in f64 in the order of ranks, so that the bits do not depend on the owners.
+
+An exchange is one hop. With chunks there are two, and fewer bytes the more ranks there are
+(Thakur, Rabenseifner, Gropp 2005): `is_cut` says where that is worth it.
 """
 
 from __future__ import annotations
@@ -21,9 +24,33 @@ import numpy as np
 
 from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.channel import Channel, message_pieces
-from picoedge.mesh.group.chunking import chunks
-from picoedge.mesh.group.codecs import QUIET
+from picoedge.mesh.group.codecs import BLOCK, QUIET, SUM_VALUE_BYTES, part_bytes
 from picoedge.mesh.transport.frames import Kind
+
+# What the messages of a second hop cost, in bytes that the link could carry meanwhile (measured).
+HOP_BYTES = 24 << 10
+
+
+def is_cut(values: int, contributors: int) -> bool:
+    """Whether that many ranks, each linked to all others, cut a sum of `values` into chunks.
+
+    Always with a single contributor: it owns all, and its part is sent as the sum.
+    """
+    uncut = part_bytes(values)
+    saved = uncut - (uncut + SUM_VALUE_BYTES) / contributors
+    return contributors == 1 or values * saved > HOP_BYTES
+
+
+def chunks(values: int, owners: Sequence[int]) -> dict[int, slice]:
+    """The values that each owner adds up, nearly equally many; some may have none.
+
+    >>> chunks(100, (0, 2, 5))
+    {0: slice(0, 32, None), 2: slice(32, 64, None), 5: slice(64, 100, None)}
+    """
+    blocks = -(-values // BLOCK)
+    ends = [min(values, blocks * i // len(owners) * BLOCK) for i in range(len(owners) + 1)]
+    ends[-1] = values
+    return {owner: slice(ends[i], ends[i + 1]) for i, owner in enumerate(owners)}
 
 
 def reduce(

@@ -23,8 +23,8 @@ import numpy as np
 from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.codecs import Codec, Codecs
-from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import SEND_STALL_S, Links
+from picoedge.mesh.group.peer_link import BoardFaultError
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import (
     HUB,

@@ -10,12 +10,19 @@ import numpy as np
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.kernels.arrays import F64
 from picoedge.kernels.f48 import EXCEPTION, F48, F48_BYTES
-from picoedge.mesh.group.chunking import BLOCK, F48_FROM
 from picoedge.mesh.transport.frames import Dtype
 
 # A peer may send infinities and NaN: they spoil its text, and are no warning of ours.
 QUIET = np.errstate(over="ignore", invalid="ignore")
 _F64 = np.dtype("<f8")
+SUM_VALUE_BYTES = 4  # of one value of a lossless sum: f32, as its readers convert it anyway
+F48_FROM = 8192  # values: of shorter parts f48 costs more time than encrypting all 8 bytes
+BLOCK = 32  # values that are never cut apart: they share a scale in q8
+
+
+def part_bytes(values: int) -> int:
+    """Bytes of one value of a lossless part of `values` values."""
+    return F48_BYTES if values >= F48_FROM else _F64.itemsize
 
 
 class Codec(Protocol):

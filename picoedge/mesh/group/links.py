@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.mesh.group.failures import BoardFaultError, FailureBoard, FailureRule
-from picoedge.mesh.group.peer_link import LinkState, Own, Wish
+from picoedge.mesh.group.peer_link import (
+    BoardFaultError,
+    FailureBoard,
+    FailureRule,
+    LinkState,
+    Own,
+    Wish,
+)
 from picoedge.mesh.group.rendezvous import Rendezvous
-from picoedge.mesh.transport import seal
-from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Transport
+from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Transport
 from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.seal import Bytes
+from picoedge.mesh.transport.sealed_stream import ciphers
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ class Links:
         self._rendezvous = Rendezvous(
             context,
             keys,
-            Own(rank, epoch, bounds.frame_bytes, transport, seal.ciphers(), version, limits),
+            Own(rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits),
             self._most_early,
             self._waiter,
             self._failures,

@@ -1,4 +1,4 @@
-"""The link of one pair of boards: it proves rank and epoch, and chooses what carries messages.
+"""The link of one pair of boards, which proves rank and epoch and chooses a transport; failures.
 
     connects                                        listens
     HELLO, its ciphers                    ->                               over CURVE
@@ -17,16 +17,15 @@ version knows neither the bit nor the byte: its messages travel over the stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
-from picoedge.errors import ProtocolError
-from picoedge.mesh.group.tickets import TICKET_BYTES, Ticket
-from picoedge.mesh.transport import seal
+from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Transport
 from picoedge.mesh.transport.frames import PREFIX_BYTES, Header, Kind, pack_prefix, unpack
+from picoedge.mesh.transport.sealed_stream import TICKET_BYTES, Cipher, Ticket, ciphers_from, common
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.limits import Limits
@@ -40,6 +39,49 @@ HELLO, PROBE, CHOICE = range(3)  # steps, in `sequence`
 CARRIES = 0x80  # beside the ciphers: messages may travel over ZeroMQ
 PROBE_BYTES = 16 << 10  # the sum of one token, of 2,048 values in f64
 ROUNDS = 5  # timed; one more before them, which finds the other board asleep
+# Does the failure of this rank concern a board that waits for these ranks?
+FailureRule = Callable[[int, Collection[int]], bool]
+
+
+class BoardFaultError(BoardLostError, ProtocolError):
+    """A board of the group sent what the protocol does not allow; it counts as failed."""
+
+
+class FailureBoard:
+    """Failures by rank, judged by `rule`. `names` are the boards' names for people, by rank."""
+
+    def __init__(self, rule: FailureRule) -> None:
+        self._rule = rule
+        self.names: dict[int, str] = {}
+        self._failures: dict[int, BoardLostError] = {}
+
+    def add(self, rank: int, why: str) -> None:
+        """Record that a board has failed; the first reason stays."""
+        name = self.names[rank]
+        self.add_error(rank, BoardLostError(f"{name} is lost: {why}", board=name))
+
+    def add_error(self, rank: int, error: BoardLostError) -> None:
+        """Record a failure as the error to raise where it matters; the first stays."""
+        self._failures.setdefault(rank, error)
+
+    def remove(self, rank: int) -> None:
+        """Forget a rank, its name and its failure."""
+        self.names.pop(rank, None)
+        self._failures.pop(rank, None)
+
+    def concerning(self, ranks: Collection[int]) -> BoardLostError | None:
+        """The first failure that concerns a board waiting for `ranks`, by the rule."""
+        for rank, error in self._failures.items():
+            if self._rule(rank, ranks):
+                return error
+        return None
+
+    def fault(self, rank: int, what: str) -> BoardFaultError:
+        """The error to raise where a board breaks the protocol."""
+        name = self.names[rank]
+        return BoardFaultError(
+            f"{name} {what}", "update picoedge there; if that is not it, revoke its key", board=name
+        )
 
 
 class LinkState(Enum):
@@ -76,7 +118,7 @@ class Own:
     epoch: int
     most_bytes: int  # of a message
     wish: Wish
-    ciphers: seal.Cipher
+    ciphers: Cipher
     version: int  # of the group's headers
     limits: Limits
 
@@ -104,7 +146,7 @@ class PeerLink:
         self.connection: Connection | None = None
         self.unreachable = ""  # why the stream could not be opened, where ZeroMQ stands in for it
         self._host = ""  # of the board, where this end connects
-        self._give_ticket: Callable[[seal.Cipher], Ticket] | None = None  # where it listens
+        self._give_ticket: Callable[[Cipher], Ticket] | None = None  # where it listens
         self._stream: SealedStream | None = None
         self._is_stream_ready = False
         self._is_chosen = False  # by CHOICE, or because nothing is to be chosen
@@ -122,9 +164,7 @@ class PeerLink:
         carries = 0 if self.own.wish == "stream" else CARRIES
         proven.send(self.own.hello + bytes([self.own.ciphers | carries]))
 
-    def listens(
-        self, proven: Connection, give_ticket: Callable[[seal.Cipher], Ticket] | None
-    ) -> None:
+    def listens(self, proven: Connection, give_ticket: Callable[[Cipher], Ticket] | None) -> None:
         """The board has connected; without `give_ticket` only ZeroMQ can carry messages."""
         self.proven, self._give_ticket = proven, give_ticket
 
@@ -203,11 +243,11 @@ class PeerLink:
 
     def _answer(self, body: bytes) -> None:
         assert self.proven is not None
-        ciphers = seal.ciphers_from(body)
+        ciphers = ciphers_from(body)
         carries = bool(body[0] & CARRIES) and self.own.wish != "stream"
         self._is_chosen = not carries
         if self._give_ticket is not None:
-            ticket = self._give_ticket(seal.common(self.own.ciphers, ciphers)).to_bytes()
+            ticket = self._give_ticket(common(self.own.ciphers, ciphers)).to_bytes()
         elif carries:
             ticket = b""
         else:

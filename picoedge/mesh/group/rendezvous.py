@@ -14,10 +14,9 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.failures import FailureBoard
-from picoedge.mesh.group.peer_link import LinkState, Own, PeerLink
-from picoedge.mesh.group.tickets import Ticket, TicketListener
-from picoedge.mesh.transport import curve, seal
+from picoedge.mesh.group.peer_link import FailureBoard, LinkState, Own, PeerLink
+from picoedge.mesh.group.ticket_listener import TicketListener
+from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.connection import (
     GOODBYE_MS,
     Connection,
@@ -25,7 +24,8 @@ from picoedge.mesh.transport.connection import (
     DealerConnection,
     RouterConnection,
 )
-from picoedge.mesh.transport.monitor import LinkMonitor
+from picoedge.mesh.transport.curve import LinkMonitor
+from picoedge.mesh.transport.sealed_stream import Cipher, Ticket
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair
@@ -257,8 +257,8 @@ class Rendezvous:
         if link.connection in (None, proven):
             proven.put(frames)
 
-    def _giver(self, rank: int) -> Callable[[seal.Cipher], Ticket]:
-        def give(cipher: seal.Cipher) -> Ticket:
+    def _giver(self, rank: int) -> Callable[[Cipher], Ticket]:
+        def give(cipher: Cipher) -> Ticket:
             assert self._tickets is not None
             return self._tickets.ticket(rank, cipher)
 

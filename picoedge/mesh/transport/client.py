@@ -12,7 +12,7 @@ import zmq
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import SocketBounds, configure_client
+from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
     ERROR,
@@ -24,7 +24,6 @@ from picoedge.mesh.transport.messages import (
     VersionError,
     error_of,
 )
-from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import zmq
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.transport.seal import Bytes
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Socket
     from picoedge.mesh.transport.waiter import Items
 
+Bytes = bytes | bytearray | memoryview
 Transport = Literal["stream", "zeromq"]
 
 # A ROUTER polls as writable when any of its peers is: a send that waits for one asks again instead.

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import SocketBounds, configure_client
+from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Dialect
-from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair

@@ -19,9 +19,14 @@ import zmq
 
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import Authenticator, SocketBounds, configure_server, sender_of
+from picoedge.mesh.transport.curve import (
+    Authenticator,
+    SocketBounds,
+    configure_server,
+    read_event,
+    sender_of,
+)
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.monitor import read_event
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.keys import KeyPair

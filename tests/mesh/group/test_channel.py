@@ -11,7 +11,7 @@ from mesh_sums import EPOCH, Boards, boards
 from picoedge.errors import BoardLostError
 from picoedge.mesh.group.channel import ArrayLimits, Channel
 from picoedge.mesh.group.codecs import codecs_for
-from picoedge.mesh.group.failures import BoardFaultError
+from picoedge.mesh.group.peer_link import BoardFaultError
 from picoedge.mesh.transport.frames import HEADER, HUB, VERSION, Dtype, Header, Kind, unpack
 
 LIMITS = ArrayLimits(rows=4, width=64)

@@ -12,10 +12,10 @@ from random_models import CASES, VOCAB, packed_model
 
 from picoedge.errors import ProtocolError
 from picoedge.kernels.arrays import F64
-from picoedge.kernels.f48 import EXCEPTION
+from picoedge.kernels.f48 import EXCEPTION, F48_BYTES
 from picoedge.kernels.loader import load_f48, load_kernels
-from picoedge.mesh.group.chunking import F48_FROM, LONG_BYTES, chunks, is_cut
-from picoedge.mesh.group.codecs import F48Codec
+from picoedge.mesh.group.allreduce import chunks, is_cut
+from picoedge.mesh.group.codecs import F48_FROM, F48Codec
 from picoedge.model.lanes import Reduce
 from picoedge.model.transformer import Transformer
 
@@ -82,7 +82,7 @@ def test_parts_come_back_to_the_bit(count: int, odd: int, seed: int) -> None:
     body = encoded(values)
     check_decoded(body, values)
     if count >= F48_FROM:
-        assert len(body) <= LONG_BYTES * count + (odd + 6) * EXCEPTION.itemsize
+        assert len(body) <= F48_BYTES * count + (odd + 6) * EXCEPTION.itemsize
 
 
 def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
@@ -92,7 +92,7 @@ def test_parts_that_need_all_their_bits_take_no_more_than_those() -> None:
 
 
 @pytest.mark.parametrize(
-    "nbytes", [0, 1, LONG_BYTES * F48_FROM - 6, LONG_BYTES * F48_FROM + 1, 16 * F48_FROM]
+    "nbytes", [0, 1, F48_BYTES * F48_FROM - 6, F48_BYTES * F48_FROM + 1, 16 * F48_FROM]
 )
 def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
     for codec in CODECS:
@@ -102,7 +102,7 @@ def test_a_part_of_another_length_is_refused(nbytes: int) -> None:
 
 def test_bits_of_a_value_that_is_not_there_are_refused() -> None:
     body = encoded(part(F48_FROM, 3))
-    np.frombuffer(body, EXCEPTION, 3, LONG_BYTES * F48_FROM)["index"][1] = F48_FROM
+    np.frombuffer(body, EXCEPTION, 3, F48_BYTES * F48_FROM)["index"][1] = F48_FROM
     for codec in CODECS:
         with pytest.raises(ProtocolError, match=f"a value beyond the {F48_FROM} there are"):
             codec.decode(body, np.empty(F48_FROM))

@@ -26,10 +26,17 @@ from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group import peer_link
 from picoedge.mesh.group.channel import ArrayLimits
-from picoedge.mesh.group.failures import BoardFaultError
 from picoedge.mesh.group.links import Links
-from picoedge.mesh.group.peer_link import CARRIES, CHOICE, ROUNDS, LinkState, Wish, choose_transport
-from picoedge.mesh.group.tickets import Ticket, TicketListener
+from picoedge.mesh.group.peer_link import (
+    CARRIES,
+    CHOICE,
+    ROUNDS,
+    BoardFaultError,
+    LinkState,
+    Wish,
+    choose_transport,
+)
+from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import (
@@ -43,8 +50,7 @@ from picoedge.mesh.transport.frames import (
     unpack,
 )
 from picoedge.mesh.transport.limits import Limits
-from picoedge.mesh.transport.seal import Cipher
-from picoedge.mesh.transport.sealed_stream import SealedStream
+from picoedge.mesh.transport.sealed_stream import Cipher, SealedStream, Ticket
 
 ROWS = ArrayLimits(rows=4, width=64)
 TRANSPORTS: tuple[Wish, ...] = ("stream", "zeromq")

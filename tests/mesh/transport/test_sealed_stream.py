@@ -13,20 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.group.tickets import NAME_BYTES, Ticket, TicketListener
-from picoedge.mesh.transport import seal
+from picoedge.mesh.group.ticket_listener import TicketListener
+from picoedge.mesh.transport import sealed_stream
 from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS
-from picoedge.mesh.transport.seal import (
+from picoedge.mesh.transport.sealed_stream import (
     TAG_BYTES,
+    TICKET_NAME_BYTES,
     Cipher,
     Seal,
+    SealedStream,
+    Ticket,
     ciphers,
     ciphers_from,
     common,
     new_key,
 )
-from picoedge.mesh.transport.sealed_stream import SealedStream
 
 LOOPBACK = "127.0.0.1"
 MOST = 1000
@@ -103,7 +105,7 @@ def test_both_boards_must_have_a_cipher() -> None:
 
 def test_a_processor_on_which_aes_is_slow_has_chacha(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 2] * 3 + [0, 1] * 3)
-    monkeypatch.setattr(seal.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sealed_stream.time, "perf_counter", lambda: next(clock))
     assert ciphers() == Cipher.CHACHA20_POLY1305
 
 
@@ -284,7 +286,7 @@ def test_a_ticket_with_other_words_than_are_due_lets_nobody_in(first: bytes) -> 
         assert rank == 1
 
 
-@pytest.mark.parametrize("said", [bytes(NAME_BYTES), b"GET / HTTP/1.1\r\n\r\n", bytes(5000)])
+@pytest.mark.parametrize("said", [bytes(TICKET_NAME_BYTES), b"GET / HTTP/1.1\r\n\r\n", bytes(5000)])
 def test_strangers_are_let_go(said: bytes) -> None:
     with entrance() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
         made.ticket(1, HERE[-1])

@@ -1,4 +1,4 @@
-"""One-time tickets that open a sealed stream: given to one board over its CURVE connection.
+"""Listener of sealed streams: accepts a connection that shows a one-time ticket.
 
 A client sends the ticket's 16-byte name, then its first sealed message. Both are known only to the
 board that received the ticket over CURVE; any other connection is closed.
@@ -6,9 +6,7 @@ board that received the ticket over CURVE; any other connection is closed.
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,63 +14,7 @@ from dataclasses import dataclass
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.seal import CIPHER_KEY_BYTES, Cipher, Seal, new_key
-from picoedge.mesh.transport.sealed_stream import SealedStream
-
-NAME_BYTES = 16  # random: as hard to guess as a key
-_TICKET = struct.Struct(f"<HB{NAME_BYTES}s{CIPHER_KEY_BYTES}s{CIPHER_KEY_BYTES}s")
-TICKET_BYTES = _TICKET.size
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """What a client needs to connect. It holds keys, so it is never written to disk or logs."""
-
-    port: int
-    cipher: Cipher
-    name: bytes
-    to_listener: bytes
-    from_listener: bytes
-
-    @classmethod
-    def new(cls, port: int, cipher: Cipher) -> Ticket:
-        """A ticket with a new name and new keys."""
-        return cls(port, cipher, os.urandom(NAME_BYTES), new_key(), new_key())
-
-    def to_bytes(self) -> bytes:
-        """The inverse of `from_bytes`."""
-        return _TICKET.pack(self.port, self.cipher, self.name, self.to_listener, self.from_listener)
-
-    @classmethod
-    def from_bytes(cls, data: bytes | memoryview) -> Ticket:
-        """Raises ProtocolError."""
-        if len(data) != _TICKET.size:
-            raise ProtocolError(f"a ticket of {len(data)} bytes instead of {_TICKET.size}")
-        port, cipher, name, to_listener, from_listener = _TICKET.unpack(data)
-        if not port or cipher not in (Cipher.CHACHA20_POLY1305, Cipher.AES_256_GCM):
-            raise ProtocolError("a ticket of no port, or of an unknown cipher")
-        return cls(port, Cipher(cipher), name, to_listener, from_listener)
-
-    def connect(self, host: str, most_bytes: int) -> SealedStream:
-        """A stream to the listener, which begins to connect. Raises OSError."""
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, self.port, type=socket.SOCK_STREAM
-        )[0]
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setblocking(False)
-            with suppress(BlockingIOError):
-                connection.connect(address)
-            out, into = Seal(self.cipher, self.to_listener), Seal(self.cipher, self.from_listener)
-            return SealedStream(connection, out, into, most_bytes, self.name)
-        except OSError:
-            connection.close()
-            raise
-
-    def accept(self, connection: socket.socket, most_bytes: int) -> SealedStream:
-        """The listener's end of a connection that has shown this ticket."""
-        out, into = Seal(self.cipher, self.from_listener), Seal(self.cipher, self.to_listener)
-        return SealedStream(connection, out, into, most_bytes)
+from picoedge.mesh.transport.sealed_stream import TICKET_NAME_BYTES, Cipher, SealedStream, Ticket
 
 
 @dataclass(eq=False)
@@ -173,13 +115,13 @@ class TicketListener:
     def _has_shown_ticket(self, each: _Connection) -> bool:
         """Read on; True once a ticket's name is there. Raises OSError, ProtocolError."""
         try:
-            more = each.connection.recv(NAME_BYTES - len(each.name))
+            more = each.connection.recv(TICKET_NAME_BYTES - len(each.name))
         except BlockingIOError:
             return False
         each.name += more
         if not more:
             raise ProtocolError("the connection ended")
-        if len(each.name) < NAME_BYTES:
+        if len(each.name) < TICKET_NAME_BYTES:
             return False
         if each.name not in self._tickets:
             raise ProtocolError("no ticket")

@@ -1,8 +1,8 @@
 """The process that runs one slice of a model: `python -m picoedge.cluster.worker`.
 
 Its daemon writes a WorkerConfig to stdin, one line of JSON. The worker prints, a line each,
-{"port": N} when the hub may connect, and {"failed": {...}} if an error ends it. It holds the
-board's slice alone: no embedding, no text, no tokens.
+{"port": N} when the hub may connect, {"transport": …} when it has, and {"failed": {...}} if an
+error ends it. It holds the board's slice alone: no embedding, no text, no tokens.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
                 connect(links, identity.keys, rank, to.address, to.daemon, relays)
         _say({"port": port, "relay": relay})
         links.open(JOIN_S)
+        _say({"transport": links.transports()[HUB]})
         forward_pass = make_forward_pass(links, spec, pack)
         model = _load(config, spec, pack, forward_pass, page)
         try:

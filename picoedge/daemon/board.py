@@ -77,6 +77,7 @@ class Reservation:
     module: str = ""
     spec: JobSpec | None = None
     relay: str = ""  # its worker's Unix socket, for a relay
+    transport: str = ""  # of messages between its worker and the hub, once they are linked
     worker: WorkerProcess | None = None
 
 
@@ -279,8 +280,9 @@ class BoardService:
 
     def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
         if "port" in line:
-            reservation.relay = str(line.get("relay", ""))
+            reservation.relay, reservation.transport = str(line.get("relay", "")), ""
             self._push(reservation, "listens", port=line["port"])
+        reservation.transport = str(line.get("transport", reservation.transport))
         if isinstance(line.get("failed"), dict):
             # At once: a process that reads from a disk which does not answer cannot end.
             self._push(reservation, "ended", **WorkerProcess.why_failed(line["failed"]))
@@ -323,6 +325,7 @@ class BoardService:
             "temperature_c": heat.temperature_c,
             "throttled": heat.throttled,
             "relayed": bool(self._relays),
+            "transport": "",
         }
         if holder is None:
             return {**state, "does": "ending" if self._ending else "free"}
@@ -337,6 +340,7 @@ class BoardService:
             "stalled_on": report["stalled_on"],
             "does": report["stage"],
             "how": report["state"],
+            "transport": "relay" if self._relays else holder.transport,
             **holder.spec.describe(),
             "work": report["work"],
         }

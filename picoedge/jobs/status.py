@@ -42,6 +42,7 @@ class BoardState:
     temperature_c: float | None = None
     throttled: bool = False
     relayed: bool = False  # its daemon passes messages on: its worker cannot be reached
+    transport: str = ""  # of its messages to the hub: "stream", "zeromq", "relay"
     waiting: int = 0  # jobs in its queue
     work: Work | None = None
 
@@ -103,6 +104,7 @@ def _board(board: Fields) -> BoardState:
         temperature_c=or_else(None, report.number, "temperature_c", -_MAX_COUNT, _MAX_COUNT),
         throttled=report.values.get("throttled") is True,
         relayed=report.values.get("relayed") is True,
+        transport=_text(report, "transport"),
         waiting=_count(report, "queue_length") or 0,
         work=read_work(report.values),
     )

@@ -96,9 +96,7 @@ HARMS: dict[str, tuple[Harm, str, str]] = {
     "board stopped": (stop_board, r"b2 .*" + LAST_WORDS, "star"),
     "daemon restarted": (restart_daemon, r"b2.*" + LAST_WORDS, "exchange"),
 }
-OVER = [(harm, "stream") for harm in HARMS] + [
-    (harm, "zeromq") for harm in ("worker killed", "board killed", "board stopped")
-]
+OVER = [(harm, transport) for harm in HARMS for transport in ("stream", "zeromq")]
 
 
 @pytest.mark.parametrize(("harm", "transport"), OVER, ids=map(" ".join, OVER))

@@ -162,6 +162,7 @@ def test_a_relay_by_the_daemon_does_not_change_a_bit(
         assert ps.wait() == 0
         boards = json.loads(ps.out.text)["boards"]
         assert [board["relayed"] for board in boards[:2]] == [False, True]
+        assert [board["transport"] for board in boards[:2]] == ["", "relay"]
     assert tokens == alone["smollm2"][0]
     np.testing.assert_array_equal(logits, alone["smollm2"][1])
 

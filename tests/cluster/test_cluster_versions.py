@@ -74,18 +74,20 @@ def mixed(tmp_path: Path) -> Iterator[ClusterOf]:
         cluster.end()
 
 
-@pytest.mark.skipif(not is_known(BEFORE), reason="no history: its code of version 1 is not here")
-@pytest.mark.parametrize("hub", [1, 2])
-def test_a_group_over_both_says_what_one_board_says(
-    mixed: ClusterOf, tmp_path: Path, hub: int
-) -> None:
-    pack = packed_tiny(tmp_path)
-    mixed.shelve(pack, [0, 1])
-    alone = mixed[1].run("generate", pack, *HOW)
-    assert alone.wait() == 0, alone.err.text
-    assert mixed[1].seen()["b2"]["condition"] == "alive"
-    over = mixed[hub].run("generate", pack, *HOW, "--cluster", "-ts", "1,1")
-    assert over.wait() == 0, over.err.text
-    assert "2 boards" in over.err.text
-    assert over.out.text == alone.out.text
-    until(lambda: mixed[1].does() == "free", "b1 is free")
+# Without history its code is not here: the cases above by hand remain.
+if is_known(BEFORE):
+
+    @pytest.mark.parametrize("hub", [1, 2])
+    def test_a_group_over_both_says_what_one_board_says(
+        mixed: ClusterOf, tmp_path: Path, hub: int
+    ) -> None:
+        pack = packed_tiny(tmp_path)
+        mixed.shelve(pack, [0, 1])
+        alone = mixed[1].run("generate", pack, *HOW)
+        assert alone.wait() == 0, alone.err.text
+        assert mixed[1].seen()["b2"]["condition"] == "alive"
+        over = mixed[hub].run("generate", pack, *HOW, "--cluster", "-ts", "1,1")
+        assert over.wait() == 0, over.err.text
+        assert "2 boards" in over.err.text
+        assert over.out.text == alone.out.text
+        until(lambda: mixed[1].does() == "free", "b1 is free")

@@ -128,7 +128,7 @@ class BoardOf:
         self._folder = folder
         self.daemon: Running | None = None
         self.address = ""
-        self.code = ROOT  # of the picoedge that runs there
+        self.code: Path | str = ROOT  # PYTHONPATH of the picoedge that runs there
         self._ran: list[Running] = []
 
     def environ(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from picoedge.store.units import Unit
+    from picoedge.store.shards import Unit
     from picoedge.store.window.plan import WindowPlan
 
 WIDTH = 80

@@ -21,7 +21,7 @@ from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.kernels.api import Kernels
-    from picoedge.store.units import Unit
+    from picoedge.store.shards import Unit
 
 
 @dataclass(frozen=True, eq=False)

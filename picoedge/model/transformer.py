@@ -27,8 +27,14 @@ from picoedge.errors import ContextError, ModelError, StorageError
 from picoedge.kernels.api import AttentionShape, Kernels, Residual
 from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
-from picoedge.model.layers import AttentionKernels, FfnKernels, HeadKernel, Layer, Workspace
-from picoedge.model.rope import rope_tables
+from picoedge.model.layers import (
+    AttentionKernels,
+    FfnKernels,
+    HeadKernel,
+    Layer,
+    Workspace,
+    rope_tables,
+)
 from picoedge.store.shards import Slice
 from picoedge.store.window.weights import BoundSpan, MappedWeights, WeightStore
 

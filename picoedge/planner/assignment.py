@@ -26,8 +26,7 @@ from picoedge.planner.partition import (
 )
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.pages import PAGE
-from picoedge.store.shards import HeldShards, Slice
-from picoedge.store.units import Unit
+from picoedge.store.shards import HeldShards, Slice, Unit
 from picoedge.store.window.plan import RESIDENT_BYTES, Rates, unit_count, widest
 
 _LEAST_UNIT = 1 << 20

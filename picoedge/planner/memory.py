@@ -14,8 +14,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.api import kv_cache_bytes
 from picoedge.kernels.blocks import BLOCK_COLS
-from picoedge.store.shards import Slice
-from picoedge.store.units import Unit
+from picoedge.store.shards import Slice, Unit
 from picoedge.store.window.plan import (
     RESIDENT_BYTES,
     Rates,

@@ -16,6 +16,7 @@ import numpy as np
 
 from picoedge.kernels.arrays import U8
 from picoedge.store.reads import no_memory
+from picoedge.store.shards import Unit
 from picoedge.units import format_size
 
 PAGE = mmap.PAGESIZE
@@ -31,6 +32,11 @@ def page_down(n: int) -> int:
 def page_up(n: int) -> int:
     """The page boundary at or after byte `n`."""
     return -(-n // PAGE) * PAGE
+
+
+def page_range(unit: Unit) -> tuple[int, int]:
+    """File range [start, end) of the whole pages that the unit lies in."""
+    return page_down(unit.offset), page_up(unit.end)
 
 
 def anonymous(nbytes: int) -> U8:

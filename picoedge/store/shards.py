@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from picoedge.errors import ModelError
 
@@ -26,6 +26,7 @@ PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 
 _REMEDY = "pack the model again"
 _INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
 _RECORD_BYTES = 1 << 24
+UnitKind = Literal["attention", "ffn", "head"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,40 @@ class Slice:
     ffn: range
     head_shards: range = range(0)
     owns_head: bool = True
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A span of shards of one kind, contiguous in a file. The head is the layer after the last."""
+
+    kind: UnitKind
+    layer: int
+    shards: range
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """File offset of the first byte after the unit."""
+        return self.offset + self.nbytes
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of one shard."""
+        return self.nbytes // len(self.shards)
+
+    def part(self, first: int, last: int) -> Unit:
+        """Sub-unit of shards [first, last), counted from the unit's first."""
+        size = self.shard_bytes
+        shards, offset = self.shards[first:last], self.offset + first * size
+        return Unit(self.kind, self.layer, shards, self.file, offset, len(shards) * size)
+
+    def shard_at(self, offset: int) -> str:
+        """Shard-table name of the shard at this file offset, or nearest to it."""
+        index = (min(max(offset, self.offset), self.end - 1) - self.offset) // self.shard_bytes
+        folder = self.file.removesuffix(".safetensors")
+        return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
 
 @dataclass(frozen=True)

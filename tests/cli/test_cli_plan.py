@@ -17,7 +17,7 @@ from picoedge.cli.main import main
 from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 from picoedge.engine import fit
 from picoedge.host.disk_speed import StorageSpeed
-from picoedge.store.units import Unit, UnitKind
+from picoedge.store.shards import Unit, UnitKind
 from picoedge.store.window.plan import Rates, WindowPlan, forecast, lay_ring, plan_window
 
 KB, MB = 1 << 10, 1 << 20

@@ -17,7 +17,7 @@ import pytest
 
 from picoedge.registry.catalogue import built_in_folder
 from picoedge.store.pack.reader import Pack
-from picoedge.store.units import UnitKind
+from picoedge.store.shards import UnitKind
 
 pytest_plugins = ["fault_fixtures"]
 

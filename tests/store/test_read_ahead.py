@@ -15,7 +15,7 @@ import pytest
 
 from picoedge.errors import MemoryBudgetError, ModelError, StorageError
 from picoedge.store.pages import PAGE
-from picoedge.store.units import Unit
+from picoedge.store.shards import Unit
 from picoedge.store.window.plan import Ring, lay_ring
 from picoedge.store.window.window import Window
 

@@ -20,8 +20,8 @@ from picoedge.store.pack.embedding import UntiedRows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import PAGE, anonymous
+from picoedge.store.shards import Unit
 from picoedge.store.sources.source import open_source
-from picoedge.store.units import Unit
 from picoedge.store.window import io as window_io
 from picoedge.store.window import resident
 from picoedge.store.window.io import DirectIO, Files, read_range

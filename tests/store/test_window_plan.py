@@ -21,8 +21,7 @@ from picoedge.planner.memory import (
     plan_memory,
 )
 from picoedge.store.pages import PAGE, page_up
-from picoedge.store.shards import Slice
-from picoedge.store.units import Unit
+from picoedge.store.shards import Slice, Unit
 from picoedge.store.window.plan import (
     RESIDENT_BYTES,
     Rates,

@@ -8,8 +8,7 @@ from picoedge.config import ModelConfig
 from picoedge.planner.memory import Load
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.pages import PAGE, page_up
-from picoedge.store.shards import Slice
-from picoedge.store.units import Unit
+from picoedge.store.shards import Slice, Unit
 
 MB = 1 << 20
 LAN = LinkFacts(latency_s=60e-6, bytes_per_s=1e9)

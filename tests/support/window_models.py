@@ -9,8 +9,7 @@ from picoedge.kernels.loader import load_kernels
 from picoedge.model.lanes import Reduce
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import Slice
-from picoedge.store.units import Unit
+from picoedge.store.shards import Slice, Unit
 from picoedge.store.window.plan import (
     Rates,
     UnitCost,

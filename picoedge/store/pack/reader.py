@@ -24,6 +24,8 @@ from picoedge.store.shards import (
     MANIFEST,
     PackItem,
     Slice,
+    Unit,
+    UnitKind,
     Wanted,
     is_partial,
     needed,
@@ -31,7 +33,6 @@ from picoedge.store.shards import (
     read_held,
 )
 from picoedge.store.sources.encodings import ENCODINGS
-from picoedge.store.units import Unit, UnitKind
 
 _REMEDY = "pack the model again"
 

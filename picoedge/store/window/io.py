@@ -20,8 +20,16 @@ import numpy as np
 from picoedge.errors import ModelError, StorageError
 from picoedge.kernels.arrays import U8
 from picoedge.store.files import reading
-from picoedge.store.pages import advise, anonymous, forget_cached, forget_mapped, page_up, populate
-from picoedge.store.units import Unit, page_range
+from picoedge.store.pages import (
+    advise,
+    anonymous,
+    forget_cached,
+    forget_mapped,
+    page_range,
+    page_up,
+    populate,
+)
+from picoedge.store.shards import Unit
 
 CHUNK = 1 << 20  # bytes per read: full speed of a disk with a few reads in flight
 MAPPED_CHUNK = 4 << 20  # small enough that progress tells a slow disk from a dead one

@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from picoedge.store.pages import PAGE
-from picoedge.store.units import Unit, page_range
+from picoedge.store.pages import PAGE, page_range
+from picoedge.store.shards import Unit
 
 _CYCLES = 3  # simulated tokens; the last is in steady state
 RESIDENT_BYTES = 8 << 20  # per resident unit: larger ones only take larger buffers

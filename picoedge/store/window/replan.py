@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from picoedge.store.units import Unit
+from picoedge.store.shards import Unit
 from picoedge.store.window.plan import Rates, WindowPlan, cut_span, page_bytes, plan_of
 
 _STEPS = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0)  # window sizes to try, relative to the present one

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import U8
-from picoedge.store.pages import anonymous
+from picoedge.store.pages import anonymous, page_range
 from picoedge.store.reads import READ_STALL_S, StallDetector, aborted_read, attempt, start_thread
-from picoedge.store.units import Unit, page_range
+from picoedge.store.shards import Unit
 from picoedge.store.window.io import READERS, Files, read_unit
 from picoedge.store.window.window import no_answer
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pages import forget_anonymous
-from picoedge.store.shards import Slice
-from picoedge.store.units import Unit, UnitKind
+from picoedge.store.shards import Slice, Unit, UnitKind
 from picoedge.store.window.io import READERS, DirectIO, Files, MappedIO, WindowIO, check_hashes
 from picoedge.store.window.plan import WindowPlan
 from picoedge.store.window.read_ahead import Usage

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from picoedge.errors import StorageError
 from picoedge.store.reads import READ_STALL_S, StallDetector, stalled_read, start_thread
-from picoedge.store.units import Unit
+from picoedge.store.shards import Unit
 from picoedge.store.window.io import WindowIO
 from picoedge.store.window.plan import Ring
 from picoedge.store.window.read_ahead import ReadAhead

@@ -21,7 +21,7 @@ from picoedge.text.tokenizer.base import (
     TextSettings,
     read_added,
 )
-from picoedge.text.tokenizer.hf_json import begins_with, load_tokenizer_json
+from picoedge.text.tokenizer.load import begins_with, load_tokenizer_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

@@ -1,13 +1,34 @@
-"""Load the tokenizer of a pack: a `tokenizer.json` or a SentencePiece model."""
+"""Tokenizers of a pack: `tokenizer.json` through the library `tokenizers` (byte-level BPE and
+similar), or a SentencePiece model through the library `sentencepiece`."""
 
 from __future__ import annotations
 
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
-from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, TextSettings, Tokenizer
-from picoedge.text.tokenizer.hf_json import JsonTokenizer
-from picoedge.text.tokenizer.sentencepiece import SentencePieceTokenizer
+from picoedge.text.tokenizer.base import (
+    JSON_FILE,
+    SENTENCEPIECE_FILE,
+    SPACE,
+    SpecialTokens,
+    TextSettings,
+    Tokenizer,
+    clean,
+    with_bos,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# All kinds of characters and long repetitions: catastrophic regex backtracking shows on these.
+_PROBE = "The 1st\ttest,\r\n\n  café – 日本 🙂 " + " ".join(c * 64 + "!" for c in "aA0 .\n")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -19,3 +40,187 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     raise TextError(
         f"{folder} has no tokenizer ({JSON_FILE} or {SENTENCEPIECE_FILE})", "pack the model again"
     )
+
+
+class JsonTokenizer(Tokenizer):
+    """A `Tokenizer` of the library. Raises TextError where the file is damaged or unsupported."""
+
+    def __init__(self, path: Path, settings: TextSettings) -> None:
+        self._path = path
+        self._tokenizer = load_tokenizer_json(path)
+        self._settings = settings
+        self._lock = threading.Lock()
+        with _library(f"{path} is not a tokenizer"):
+            self._make_special(settings.eos_ids)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._added = {i: token.content.encode() for i, token in added.items()}
+        self.special_tokens = SpecialTokens(
+            {token.content: i for i, token in added.items() if token.special}
+        )
+        self._special = frozenset(self.special_tokens.ids.values())
+        steps = decoder_steps(self._tokenizer, path)
+        self._bytes = byte_alphabet() if "ByteLevel" in steps else None
+        self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        self.bos_id = settings.bos_id
+        self.eos_ids = settings.eos_ids
+        self.drops_first_space = _drops_first_space(steps)
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """See `Tokenizer.encode`. Raises TextError where the file's rules fail on `text`."""
+        # Locked: `encode_special_tokens` is state of the library's object, not an argument.
+        with self._lock, _library(f"{self._path} fails on a text"):
+            self._tokenizer.encode_special_tokens = not parse_special
+            ids = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
+        return with_bos(ids, self._settings, add_bos)
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary.token_bytes`."""
+        if token in self._added:
+            return self._added[token]
+        text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
+        if text is None:
+            return b""
+        if self._bytes is not None:
+            return _from_alphabet(text, self._bytes)
+        if match := _BYTE_TOKEN.fullmatch(text):
+            return bytes([int(match[1], 16)])
+        return text.replace(SPACE, " ").encode()
+
+    def is_special(self, token: int) -> bool:
+        """See `Vocabulary.is_special`."""
+        return token in self._special
+
+    def _make_special(self, ends: Iterable[int]) -> None:
+        """Mark end tokens as special: some files mark them as plain text."""
+        for i, token in self._tokenizer.get_added_tokens_decoder().items():
+            if i in ends and not token.special:
+                token.special = True
+                self._tokenizer.add_special_tokens([token])
+
+
+def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer, without truncation and padding. Raises TextError."""
+    import tokenizers
+
+    with _library(f"{path} is not a tokenizer"):
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+def begins_with(tokenizer: tokenizers.Tokenizer, path: Path) -> list[int]:
+    """Ids that the file's rules put before a text. Raises TextError where the rules fail."""
+    with _library(f"{path} fails on a text"):
+        tokenizer.encode(_PROBE)
+        return list(tokenizer.encode("").ids[:1])
+
+
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Turn any error of the library into TextError: its cause is the file."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # a Rust panic derives from BaseException and cannot be imported
+        raise TextError(f"{what}: {error}", "get the file again, then pack the model") from error
+
+
+def decoder_steps(tokenizer: tokenizers.Tokenizer, path: Path) -> dict[str, dict[str, Any]]:
+    """Settings of the decoder's steps by type. Raises TextError where no step is known."""
+    state = b"null" if tokenizer.decoder is None else tokenizer.decoder.__getstate__()
+    decoder = json.loads(state) or {}
+    steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if step}
+    if not steps.keys() & {"ByteLevel", "ByteFallback", "Metaspace"}:
+        raise TextError(
+            f"{path} is a tokenizer of a kind picoedge does not know",
+            "supported: byte-level BPE and SentencePiece",
+        )
+    return steps
+
+
+def _drops_first_space(steps: dict[str, dict[str, Any]]) -> bool:
+    strip, metaspace = steps.get("Strip"), steps.get("Metaspace")
+    if strip is not None:
+        return bool(strip["content"] == " " and strip["start"] > 0)
+    return metaspace is not None and metaspace.get("prepend_scheme") != "never"
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Byte of each character of a byte-level vocabulary (GPT-2's mapping)."""
+    # Printable Latin-1 is itself; the other bytes, in order, are U+0100 and up.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _from_alphabet(text: str, alphabet: dict[str, int]) -> bytes:
+    try:
+        return bytes([alphabet[char] for char in text])
+    except KeyError:  # a token added as plain text
+        return text.encode()
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A `Tokenizer` of the library. Raises TextError where the model file is damaged."""
+
+    def __init__(self, path: Path, settings: TextSettings) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = SentencePieceProcessor()
+        try:
+            self._model.load(str(path))
+        except (OSError, RuntimeError) as error:
+            raise TextError(
+                f"{path} is not a SentencePiece model", "the file is damaged: get it again"
+            ) from error
+        self._settings = settings
+        self._pieces = int(self._model.vocab_size())
+        special = {token.text: i for i, token in settings.added.items() if token.special}
+        plain = self._matched_here()
+        self._special = frozenset(special.values())
+        self._trusted = SpecialTokens(special | plain)
+        self._untrusted = SpecialTokens(plain)
+        self.special_tokens = SpecialTokens(special)
+        self.vocab_size = max(self._pieces, max(settings.added, default=-1) + 1)
+        self.bos_id = settings.bos_id
+        self.eos_ids = settings.eos_ids
+        self.drops_first_space = settings.space_prefix != "never"
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """See `Tokenizer.encode`."""
+        ids: list[int] = []
+        tokens = self._trusted if parse_special else self._untrusted
+        for part in tokens.split(clean(text)):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                lead = " " if self._settings.space_prefix == "first" and not ids else ""
+                ids += self._model.encode(lead + part)
+        return with_bos(ids, self._settings, add_bos)
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary.token_bytes`."""
+        if token in self._settings.added:
+            return self._settings.added[token].text.encode()
+        if not 0 <= token < self._pieces:
+            return b""
+        piece = str(self._model.id_to_piece(token))
+        if self._model.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def is_special(self, token: int) -> bool:
+        """See `Vocabulary.is_special`."""
+        return token in self._special
+
+    def _matched_here(self) -> dict[str, int]:
+        """Plain added tokens that SentencePiece itself would not match as a whole."""
+        beside_spaces = self._settings.space_prefix != "never"
+        return {
+            token.text: i
+            for i, token in self._settings.added.items()
+            if not token.special and (beside_spaces or i >= self._pieces)
+        }

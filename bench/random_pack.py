@@ -19,8 +19,8 @@ import numpy as np
 from bench.children import BenchError
 from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from picoedge.config import ModelConfig
+from picoedge.files import digest
 from picoedge.kernels.arrays import U8
-from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
@@ -35,6 +35,7 @@ from picoedge.store.pack.layout import (
     head_layout,
 )
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.pack.packer import OutputFile
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.text.export.export import write_from_gguf

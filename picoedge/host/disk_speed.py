@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import ModelError, StorageError
+from picoedge.files import reading
 from picoedge.host import measurements
 from picoedge.host.block_device import Device, find_device, read_ahead_bytes, read_limit
 from picoedge.host.disk_benchmark import Measured, in_thread, measure_files
-from picoedge.store.files import reading
 from picoedge.units import format_size
 
 PROBE_TIMEOUT_S = 30.0  # a healthy card takes one second; one that hangs never answers

@@ -311,7 +311,7 @@ def test_a_full_disk_is_told_with_the_figures(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(fd, data, offset)
 
-    monkeypatch.setattr("picoedge.store.files.os.pwrite", pwrite)
+    monkeypatch.setattr("picoedge.files.os.pwrite", pwrite)
     with pytest.raises(StorageError, match=r"no room in .* needed, .* free"):
         pack_source(source, tmp_path / "m.pico")
     assert left_behind(tmp_path) == []
@@ -330,7 +330,7 @@ def test_a_short_write_is_continued(
     tmp_path: Path, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.pwrite
-    monkeypatch.setattr("picoedge.store.files.os.pwrite",
+    monkeypatch.setattr("picoedge.files.os.pwrite",
                         lambda fd, data, at: real(fd, data[: 1 + len(data) // 2], at))  # fmt: skip
     pack_source(source, tmp_path / "m.pico")
     monkeypatch.undo()

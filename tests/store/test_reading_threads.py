@@ -23,9 +23,9 @@ from picoedge.store.pages import PAGE, anonymous
 from picoedge.store.shards import Unit
 from picoedge.store.sources.source import open_source
 from picoedge.store.window import io as window_io
-from picoedge.store.window import resident
+from picoedge.store.window import weights as window_weights
 from picoedge.store.window.io import DirectIO, Files, read_range
-from picoedge.store.window.resident import read_units
+from picoedge.store.window.weights import read_units
 
 LONG_S = 20.0  # nothing here takes as long
 PAGES = 8
@@ -68,7 +68,7 @@ def closed_files(monkeypatch: pytest.MonkeyPatch) -> list[Files]:
         opened.append(Files(folder, direct=direct))
         return opened[-1]
 
-    monkeypatch.setattr(resident, "Files", keep)
+    monkeypatch.setattr(window_weights, "Files", keep)
     return opened
 
 
@@ -125,7 +125,7 @@ def test_a_load_that_fails_or_is_interrupted_closes_its_files(
     with pytest.raises(StorageError):
         read_units(tmp_path, [unit], refuse(OSError(errno.EIO, "gone")))
     assert opened[0].closed
-    monkeypatch.setattr(resident._Load, "wait", interrupt)
+    monkeypatch.setattr(window_weights._Load, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         read_units(tmp_path, [], None)
     for thread in threading.enumerate():

@@ -90,7 +90,7 @@ def pull(
     StorageError with the figures if the disk is too small, BoardLostError if no board sends an item
     that is missing, and what `store.pack.partial` raises. Items that came are kept.
     """
-    from picoedge.store.files import free_bytes
+    from picoedge.files import free_bytes
     from picoedge.store.pack import partial
 
     options = options or PullOptions()

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.files import sync, take_lock
-from picoedge.store.files import disk_full, free_bytes, sync_tree, writing
+from picoedge.files import disk_full, free_bytes, sync, sync_tree, take_lock, writing
 from picoedge.store.shards import MANIFEST
 
 _LOCK = ".lock"

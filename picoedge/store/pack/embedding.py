@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from picoedge.errors import PicoedgeError, StorageError
+from picoedge.files import reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
@@ -29,7 +30,6 @@ from picoedge.kernels.blocks import (
     RowGather,
     Weights,
 )
-from picoedge.store.files import reading
 from picoedge.store.pack.quantize import quantize
 from picoedge.store.reads import (
     READ_STALL_S,

@@ -10,8 +10,8 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
+from picoedge.files import parse_object, read_object
 from picoedge.kernels.blocks import FORMATS
-from picoedge.store.files import parse_object, read_object
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,

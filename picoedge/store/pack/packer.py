@@ -6,15 +6,16 @@ Streaming: only a bounded number of rows is in memory at a time.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from picoedge.config import ModelConfig
 from picoedge.errors import UsageError
-from picoedge.kernels.arrays import F32
+from picoedge.files import digest, write_all
+from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import MatrixSpec
-from picoedge.store.files import OutputFile, digest
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.embedding import embed_encoding, encode_rows
 from picoedge.store.pack.layout import (
@@ -79,6 +80,32 @@ def _text_table(folder: Path) -> dict[str, Any]:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     sizes = {path: path.stat().st_size for path in files}
     return {p.name: {"bytes": n, "blake2b": digest(p, 0, n)} for p, n in sizes.items()}
+
+
+class OutputFile:
+    """A new file of a known size, written in any order; unwritten parts are zeros."""
+
+    def __init__(self, path: Path, nbytes: int, wrote: Callable[[int], None]) -> None:
+        self.path = path
+        self._wrote = wrote
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.ftruncate(self._fd, nbytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def write(self, offset: int, data: U8 | bytes) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data) if isinstance(data, bytes) else data.data
+        write_all(self._fd, view, offset)
+        self._wrote(len(view))
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 class _Packer:

@@ -12,8 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from picoedge.errors import ModelError, StorageError
-from picoedge.files import sync, take_lock
-from picoedge.store.files import disk_full, free_bytes, write_all, writing
+from picoedge.files import disk_full, free_bytes, sync, take_lock, write_all, writing
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.manifest import Manifest, parse_manifest
 from picoedge.store.pack.reader import Pack

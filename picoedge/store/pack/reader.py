@@ -13,9 +13,9 @@ import numpy as np
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
+from picoedge.files import digest, read_at, reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
-from picoedge.store.files import digest, read_at, reading
 from picoedge.store.pack.embedding import RowEmbedding, TiedRows, UntiedRows
 from picoedge.store.pack.layout import BIASES, FileLayout, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
@@ -287,7 +287,7 @@ class Pack:
 
     def _floats(self, file: FileLayout, offset: int, count: int) -> F32:
         # Read, not mapped: a page fault would read megabytes around it.
-        values = read_at(self.path / file.name, offset, 4 * count).view("<f4")
+        values = np.frombuffer(read_at(self.path / file.name, offset, 4 * count), "<f4")
         values.flags.writeable = False
         return values
 
@@ -304,7 +304,7 @@ def _check_file(path: Path, file: FileLayout) -> None:
         size = path.stat().st_size
     if size != file.nbytes:
         raise ModelError(f"{path} has {size} bytes, not {file.nbytes}", _REMEDY)
-    if read_at(path, 0, len(file.header)).tobytes() != file.header:
+    if read_at(path, 0, len(file.header)) != file.header:
         raise ModelError(f"{path}: its header is not what picoedge.json describes", _REMEDY)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import ModelError, UnsupportedError
-from picoedge.store.files import read_at, reading
+from picoedge.files import read_at, reading
 from picoedge.store.sources.encodings import Encoding, ggml_encoding
 from picoedge.store.sources.tensors import StoredTensor
 
@@ -60,7 +60,7 @@ class _Cursor:
         if position + n > self.size:
             raise self.damaged(f"ends at byte {self.size}, within its header")
         length = min(max(n, _WINDOW), self.size - position)
-        self._buffer = read_at(self.path, position, length).tobytes()
+        self._buffer = bytes(read_at(self.path, position, length))
         self._base, self._at = position, 0
 
     def take(self, n: int) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import ModelError, UnsupportedError
-from picoedge.store.files import naming, source_fingerprint
+from picoedge.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
 from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
 

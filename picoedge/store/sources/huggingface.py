@@ -14,7 +14,7 @@ from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.store.files import (
+from picoedge.files import (
     naming,
     parse_object,
     read_at,
@@ -173,10 +173,10 @@ def _read_header(path: Path) -> list[StoredTensor]:
     """Every tensor of a file, of any dtype. Raises ModelError where header and file disagree."""
     with reading(path):
         size = path.stat().st_size
-    length = int.from_bytes(read_at(path, 0, 8).tobytes(), "little") if size >= 8 else size
+    length = int.from_bytes(read_at(path, 0, 8), "little") if size >= 8 else size
     if length > min(_MAX_HEADER, size - 8):
         raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
-    fields = parse_object(read_at(path, 8, length).tobytes(), path, _REMEDY)
+    fields = parse_object(read_at(path, 8, length), path, _REMEDY)
     names = [name for name in fields.values if name != "__metadata__"]
     return [_entry(path, fields, name, 8 + length, size) for name in names]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
-from picoedge.store.files import reading
+from picoedge.files import reading
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.gguf_source import GgufSource
 from picoedge.store.sources.huggingface import FolderSource

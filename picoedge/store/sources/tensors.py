@@ -17,9 +17,9 @@ import numpy as np
 
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
+from picoedge.files import read_at
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Quants
-from picoedge.store.files import read_at
 from picoedge.store.sources.encodings import Encoding
 
 
@@ -110,7 +110,8 @@ class SourceTensor:
     def _stored(self, first: int, last: int) -> U8:
         row_bytes = self.encoding.row_bytes(self.cols)
         start = self.offset + first * row_bytes
-        return read_at(self.path, start, (last - first) * row_bytes).reshape(-1, row_bytes)
+        data = read_at(self.path, start, (last - first) * row_bytes)
+        return np.frombuffer(data, np.uint8).reshape(-1, row_bytes)
 
     def quants(self, first: int, last: int) -> Quants:
         """Rows [first, last) in the encoding's exact format. Raises ModelError on a bad scale."""

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from picoedge.errors import ModelError, StorageError
+from picoedge.files import reading
 from picoedge.kernels.arrays import U8
-from picoedge.store.files import reading
 from picoedge.store.pages import (
     advise,
     anonymous,

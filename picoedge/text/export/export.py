@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from picoedge.files import read_json_if_any, storing
 from picoedge.text.export import from_gguf, from_huggingface
 from picoedge.text.export.from_gguf import text_value
-from picoedge.text.files import read_json_if_any, storing
 from picoedge.text.template.template import TEMPLATE_FILE
 from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer

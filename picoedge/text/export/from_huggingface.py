@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
+from picoedge.files import read_json_if_any, read_text_file
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
-from picoedge.text.files import read_json_if_any, read_text_file
 from picoedge.text.tokenizer.base import (
     END_OF_TURN,
     JSON_FILE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
-from picoedge.text.files import read_text_file
+from picoedge.files import read_text_file
 from picoedge.text.tokenizer.base import TextSettings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from picoedge.errors import TextError
-from picoedge.text.files import read_json_file
+from picoedge.files import read_json_file
 from picoedge.text.tokenizer.stream_decoder import Vocabulary, decode
 
 SETTINGS_FILE = "tokenizer_config.json"

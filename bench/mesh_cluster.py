@@ -15,9 +15,8 @@ from typing import Any
 from bench.children import BenchError, Unready, clean_environment
 from hw.lab import Board, BoardLimits, Lab, LabError, LinkShape
 from picoedge.mesh.identity.admission import found_cluster
-from picoedge.mesh.identity.identity import create_identity, load_signing_key
-from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.identity import KeyPair, create_identity, load_signing_key
+from picoedge.mesh.identity.roster import RosterFile
 
 MIB = 1 << 20
 N_CTX = 512
@@ -96,7 +95,9 @@ class Cluster:
         for name, pair in keys.items():
             roster.update(lambda r, n=name, p=pair: r.with_allow(signing, p.public, n))  # type: ignore[misc]
         for board in self.boards[1:]:
-            create_identity(board.folder / "cluster", board.name, roster.roster, keys[board.name])
+            create_identity(
+                board.folder / "cluster", board.name, roster.roster.to_json(), keys[board.name]
+            )
 
     def start(self, index: int) -> None:
         """Start a board's daemon."""

@@ -22,7 +22,7 @@ from picoedge.jobs.group_links import hub_rule
 from picoedge.mesh.group.channel import ArrayLimits, Channel
 from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import Links
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 
 HUB, EPOCH, OPEN_S = 0, 1, 30.0
 ROWS = ArrayLimits(rows=1, width=2048)  # 16 KB in f64

@@ -17,7 +17,7 @@ from bench.mesh_models import MeshModels
 from bench.report import Measured
 from bench.speed import by_turns
 from hw.lab import Board, BoardLimits, Lab, LinkShape
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 
 BOARDS, SUMS, TIMEOUT_S = 4, 200, 120.0
 LINK = LinkShape(delay_s=0.001)

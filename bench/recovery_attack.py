@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.messages import control
 

@@ -18,8 +18,7 @@ from picoedge.suggest import did_you_mean
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from picoedge.mesh.identity.roster import Roster
-    from picoedge.mesh.identity.roster_file import RosterFile
+    from picoedge.mesh.identity.roster import Roster, RosterFile
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_S, _LONGEST_S = 60, 30 * 86400
@@ -62,10 +61,10 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
     """
     from pathlib import Path
 
+    from picoedge.mesh.cluster_folder import read_json
     from picoedge.mesh.identity.admission import await_allow, found_cluster
     from picoedge.mesh.identity.identity import board_name_of
-    from picoedge.mesh.identity.roster_file import RosterFile
-    from picoedge.mesh.private_files import read_json
+    from picoedge.mesh.identity.roster import RosterFile
 
     folder, board = _folder(), board_name_of(socket.gethostname()) if board is None else board
     if roster is not None:
@@ -153,8 +152,7 @@ def allow(public: str, name: str, as_json: bool) -> None:
 
     `picoedge keys init --roster` prints the key there; write it between single quotes.
     """
-    from picoedge.mesh.identity.identity import load_signing_key, require_board_name
-    from picoedge.mesh.identity.keys import is_key
+    from picoedge.mesh.identity.identity import is_key, load_signing_key, require_board_name
 
     folder = _folder()
     if not is_key(public):
@@ -235,7 +233,7 @@ def _folder() -> Path:
 
 def _roster_file(folder: Path) -> RosterFile:
     from picoedge.mesh.identity.identity import load_identity
-    from picoedge.mesh.identity.roster_file import RosterFile
+    from picoedge.mesh.identity.roster import RosterFile
 
     load_identity(folder)  # a folder without keys is the first thing to complain of
     return RosterFile(folder)

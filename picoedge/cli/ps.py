@@ -46,7 +46,7 @@ def daemon() -> Iterator[Client]:
 
     from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.identity import cluster_folder
-    from picoedge.mesh.node.local_daemon import connect_local
+    from picoedge.mesh.transport.client import connect_local
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

@@ -108,7 +108,7 @@ def _serve(
     from picoedge.daemon.service import Daemon
     from picoedge.daemon.systemd import notify, watchdog_s
     from picoedge.jobs.spec import VERSION_1
-    from picoedge.mesh.identity.roster_file import RosterFile
+    from picoedge.mesh.identity.roster import RosterFile
     from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.group.channel import SyncUsage
     from picoedge.mesh.group.links import Links
     from picoedge.mesh.group.peer_link import Wish
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
     from picoedge.engine.open import LoadedModel
     from picoedge.jobs.relay import Relay
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.store.pack.reader import Pack
 
 # For all ranks to connect: some may pull gigabytes first. If the hub fails, the daemon ends this.

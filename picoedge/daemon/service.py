@@ -21,7 +21,7 @@ from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
-from picoedge.mesh.node.local_daemon import DaemonFile
+from picoedge.mesh.cluster_folder import DaemonFile
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind

@@ -14,7 +14,7 @@ from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.jobs.spec import INFERENCE, VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.node.local_daemon import find_local
+from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client

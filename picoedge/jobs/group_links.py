@@ -16,7 +16,7 @@ from picoedge.mesh.group.peer_link import FailureRule, Wish
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
 NOTE_BYTES = 64 << 10  # the longest note is a memory plan

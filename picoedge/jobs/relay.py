@@ -24,7 +24,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.client import Client
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
 
 RELAY_CHUNK_BYTES = 128 << 10  # a control message has at most 1 MB
 RELAY_WINDOW = 8  # chunks a daemon sends before one is acknowledged: 1 MB of its memory

@@ -19,10 +19,10 @@ from picoedge.cli.main import main
 from picoedge.daemon import announce
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
+from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.invite import Invites
-from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.node.local_daemon import find_local
+from picoedge.mesh.identity.roster import RosterFile
 
 NOTIFIED_S = 20.0
 

@@ -17,7 +17,7 @@ from shelf_models import packed_tiny
 from picoedge.cluster.spec import spec_from_json
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.identity.invite import Invites
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.roster import RosterFile
 
 BEFORE = "a8b77f2"  # the last commit of version 1
 HOW = ("-p", "The", "--raw", "-n", "6", "--temperature", "0", "--ignore-eos", "-t", "1")

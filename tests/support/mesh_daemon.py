@@ -10,9 +10,9 @@ from pathlib import Path
 import zmq
 
 from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.cluster_folder import DaemonFile
 from picoedge.mesh.identity.identity import load_identity
-from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.node.local_daemon import DaemonFile
+from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node.node import Node
 
 

@@ -12,9 +12,8 @@ import zmq
 
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import found_cluster
-from picoedge.mesh.identity.identity import Identity, create_identity, load_signing_key
-from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.identity import Identity, KeyPair, create_identity, load_signing_key
+from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node.failure_detector import Timing
 from picoedge.mesh.node.membership import Change, What
 from picoedge.mesh.node.node import Node
@@ -33,7 +32,8 @@ def found(folder: Path, *names: str) -> list[Identity]:
     for name, keys in pairs.items():
         rosters.update(lambda roster, n=name, k=keys: roster.with_allow(signing, k.public, n))
     others = [
-        create_identity(folder / name, name, rosters.roster, keys) for name, keys in pairs.items()
+        create_identity(folder / name, name, rosters.roster.to_json(), keys)
+        for name, keys in pairs.items()
     ]
     return [first, *others]
 

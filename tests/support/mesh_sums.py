@@ -18,7 +18,7 @@ from picoedge.mesh.group.channel import ArrayLimits, Channel
 from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import SEND_STALL_S, Links
 from picoedge.mesh.group.peer_link import Wish
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.frames import HUB, VERSION
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 

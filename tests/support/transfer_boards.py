@@ -13,7 +13,7 @@ import zmq
 
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.donor import OFFER, READ, Donor
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.pack_provider import PackShelf

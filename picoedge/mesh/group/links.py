@@ -31,7 +31,7 @@ from picoedge.mesh.transport.sealed_stream import ciphers
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
 Received = tuple[int, bytes, memoryview]  # rank, prefix, buffer

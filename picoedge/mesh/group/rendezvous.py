@@ -28,7 +28,7 @@ from picoedge.mesh.transport.curve import LinkMonitor
 from picoedge.mesh.transport.sealed_stream import Cipher, Ticket
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
     from picoedge.mesh.transport.waiter import Items, Waiter
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from picoedge.errors import AccessError, ProtocolError, UsageError
+from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 from picoedge.mesh.identity.identity import (
     Identity,
+    KeyPair,
+    SigningKey,
     create_identity,
+    is_key,
+    is_name,
     require_board_name,
     require_no_identity,
 )
 from picoedge.mesh.identity.invite import Invitation, Invites
-from picoedge.mesh.identity.keys import KeyPair, SigningKey, is_key
-from picoedge.mesh.identity.roster import Cluster, Roster, is_name
-from picoedge.mesh.identity.roster_file import RosterFile
-from picoedge.mesh.private_files import folder_lock, read_json, write_json
+from picoedge.mesh.identity.roster import Cluster, Roster, RosterFile
 
 JOINING = "joining.json"
 
@@ -30,7 +32,7 @@ def found_cluster(folder: Path, cluster: str, board: str) -> Identity:
     require_board_name(board)
     signing, keys = SigningKey.new(), KeyPair.new()
     roster = Roster(Cluster(cluster, signing.public)).with_allow(signing, keys.public, board)
-    return create_identity(folder, board, roster, keys, signing)
+    return create_identity(folder, board, roster.to_json(), keys, signing)
 
 
 def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
@@ -40,7 +42,8 @@ def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
     `found_cluster`, and AccessError or ProtocolError for a bad roster.
     """
     require_board_name(board)
-    return create_identity(folder, board, Roster.from_json(roster_json), KeyPair.new())
+    roster = Roster.from_json(roster_json)
+    return create_identity(folder, board, roster.to_json(), KeyPair.new())
 
 
 def admit(
@@ -97,7 +100,7 @@ def accept(folder: Path, invitation: Invitation, roster_json: object, keys: KeyP
     name = roster.members.get(keys.public)
     if roster.cluster.key != invitation.cluster or name is None:
         raise AccessError("the answer is not of the cluster that invited", "ask for a new invite")
-    identity = create_identity(folder, name, roster, keys)
+    identity = create_identity(folder, name, roster.to_json(), keys)
     with folder_lock(folder):
         (folder / JOINING).unlink(missing_ok=True)
     return identity

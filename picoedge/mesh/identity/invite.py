@@ -18,9 +18,8 @@ from typing import Any
 
 from picoedge.errors import AccessError, PicoedgeError, UsageError
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.identity.identity import load_identity, load_signing_key
-from picoedge.mesh.identity.keys import KeyPair, is_key
-from picoedge.mesh.private_files import Stamp, folder_lock, read_json, stamp_of, write_json
+from picoedge.mesh.cluster_folder import Stamp, folder_lock, read_json, stamp_of, write_json
+from picoedge.mesh.identity.identity import KeyPair, is_key, load_identity, load_signing_key
 
 INVITE_PREFIX = "picoedge-join:"
 MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in one go

@@ -2,40 +2,40 @@
 
 One entry per key, signed by the cluster's key, allows or revokes it; a revoked key is never
 allowed again. `merge` keeps the stronger entry of each key: it is commutative and idempotent, so
-boards that gossip in any order end with the same roster. Pure: `roster_file` has the file.
+boards that gossip in any order end with the same roster. `RosterFile` keeps it on disk, where both
+the daemon and `picoedge keys` write it, under a lock.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.mesh.identity.keys import (
+from picoedge.mesh.cluster_folder import Stamp, folder_lock, read_json, stamp_of, write_json
+from picoedge.mesh.identity.identity import (
+    MAX_NAME,
+    NAME,
+    ROSTER_FILE,
     SIGNATURE_BYTES,
     SigningKey,
     decode_z85,
     fingerprint,
     is_key,
+    is_name,
     verifies,
 )
 
 ALLOW, REVOKE = "allow", "revoke"
+REMEDY = "remove the folder, and join again with a new invite"
 MAX_ENTRIES = 1024
-MAX_NAME = 32  # shorter than a key, so that neither can be mistaken for the other
 MAX_SERIAL = (1 << 53) - 1
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
 _DOMAIN = "picoedge roster 1"
 _NAMED = f"letters, digits, '.', '_' and '-', at most {MAX_NAME} of them"
-
-
-def is_name(text: object) -> bool:
-    """Whether `text` can name a board or a cluster."""
-    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,68 @@ class Roster:
         return cls(cluster, entries)
 
 
+class RosterFile:
+    """`roster.json` of a cluster folder. `roster` is the one read or written last.
+
+    Raises AccessError if the file is missing, damaged or forged, StorageError if it cannot be
+    read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / ROSTER_FILE
+        self._stamp: Stamp | None = stamp_of(self.path)
+        self.roster = self._read(None)
+
+    def reload_if_changed(self) -> bool:
+        """Merge the file if another process has replaced it; whether `roster` has changed.
+
+        Entries are never lost to an older file. A damaged file raises once.
+        """
+        stamp = stamp_of(self.path)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        return self._hold(self.roster.merge(self._read(self.roster)))
+
+    def update(self, change: Callable[[Roster], Roster]) -> bool:
+        """Apply `change` to the newest roster and save it; whether `roster` has changed.
+
+        It is on the disk when this returns. If `change` raises, nothing is changed.
+        """
+        with folder_lock(self.folder):
+            on_disk = self._read(self.roster)
+            changed = change(self.roster.merge(on_disk))
+            if changed != on_disk:
+                write_json(self.path, changed.to_json())
+            self._stamp = stamp_of(self.path)
+        return self._hold(changed)
+
+    def take(self, value: object) -> bool:
+        """Merge a roster (JSON) from a peer; whether it had anything new.
+
+        Raises ProtocolError or AccessError if it is malformed, another cluster's or forged.
+        """
+        theirs = Roster.from_json(value, self.roster)
+        if self.roster.merge(theirs) == self.roster:
+            return False
+        return self.update(lambda roster: roster.merge(theirs))
+
+    def _hold(self, roster: Roster) -> bool:
+        changed = roster != self.roster
+        self.roster = roster
+        return changed
+
+    def _read(self, known: Roster | None) -> Roster:
+        value = read_json(self.path, REMEDY)
+        if value is None:
+            raise AccessError(f"{self.path}: there is no roster", REMEDY)
+        try:
+            return Roster.from_json(value, known)
+        except MeshError as error:
+            raise AccessError(f"{self.path}: {error.message}", error.hint or REMEDY) from None
+
+
 def _require_board(public: str, name: str) -> None:
     if not is_key(public):
         raise AccessError("that is not a public key", "picoedge keys show there tells it")
@@ -227,7 +289,7 @@ def _foreign(cluster: Cluster) -> MeshError:
 
 def _read_cluster(fields: Fields) -> Cluster:
     fields.only(("name", "key"))
-    return Cluster(fields.text("name", MAX_NAME, _NAME, "a name"), _read_key(fields, "key"))
+    return Cluster(fields.text("name", MAX_NAME, NAME, "a name"), _read_key(fields, "key"))
 
 
 def _read_key(fields: Fields, name: str) -> str:
@@ -242,7 +304,7 @@ def _read_entry(fields: Fields, cluster: Cluster, verified: Mapping[str, Entry])
     entry = Entry(
         fields.one_of("kind", (ALLOW, REVOKE)),
         _read_key(fields, "public"),
-        fields.text("name", MAX_NAME, _NAME, "a name"),
+        fields.text("name", MAX_NAME, NAME, "a name"),
         fields.integer("serial", 1, MAX_SERIAL),
         fields.get("signature", str),
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.addresses import Address
+from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 from picoedge.mesh.node.gossip import KnownAddresses, addresses_body, read_addresses
-from picoedge.mesh.private_files import folder_lock, read_json, write_json
 
 ADDRESSES_FILE = "peers.json"
 MAX_KEPT = 4  # addresses of one board: a board that moves replaces its old ones

@@ -9,8 +9,7 @@ from typing import Any
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.identity.keys import is_key
-from picoedge.mesh.identity.roster import MAX_NAME
+from picoedge.mesh.identity.identity import MAX_NAME, is_key
 from picoedge.mesh.transport.messages import Body
 
 MAX_ADDRESSES = 8  # of one board: a few interfaces, IPv4 and IPv6

@@ -9,9 +9,8 @@ from picoedge.errors import AccessError, BoardLostError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import accept, joining_keys
-from picoedge.mesh.identity.identity import Identity
+from picoedge.mesh.identity.identity import Identity, KeyPair
 from picoedge.mesh.identity.invite import Invitation
-from picoedge.mesh.identity.keys import KeyPair
 from picoedge.mesh.node.address_book import AddressBook
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body

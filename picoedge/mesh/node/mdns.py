@@ -13,7 +13,7 @@ from typing import Any
 
 from picoedge.errors import UsageError
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.identity.keys import is_key
+from picoedge.mesh.identity.identity import is_key
 
 SERVICE = "_picoedge._tcp.local."
 LOOK_UP_MS = 3000

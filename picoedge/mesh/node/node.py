@@ -17,10 +17,9 @@ from picoedge.errors import AccessError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import admit
-from picoedge.mesh.identity.identity import Identity, load_signing_key
+from picoedge.mesh.identity.identity import MAX_NAME, Identity, load_signing_key
 from picoedge.mesh.identity.invite import Invites
-from picoedge.mesh.identity.roster import MAX_NAME, Roster
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.roster import Roster, RosterFile
 from picoedge.mesh.node.failure_detector import Timing
 from picoedge.mesh.node.peers import Peers
 from picoedge.mesh.node.rpc import Rpc

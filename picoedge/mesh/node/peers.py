@@ -32,7 +32,7 @@ from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity
-    from picoedge.mesh.identity.roster_file import RosterFile
+    from picoedge.mesh.identity.roster import RosterFile
     from picoedge.mesh.node.rpc import Rpc
     from picoedge.mesh.transport.dialer import OutgoingConnection
 

@@ -41,7 +41,7 @@ from picoedge.mesh.transport.server import Frames, Request, Sender, Server
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 ASK_S = 5.0  # for a reply that needs no work: a board that is swapping takes seconds

@@ -19,7 +19,7 @@ from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, Dialect
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 _MAX_ITEMS = 1 << 20  # above any pack: 100 layers of 1000 shards

@@ -12,6 +12,8 @@ import zmq
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import Address
+from picoedge.mesh.cluster_folder import find_local
+from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
@@ -26,7 +28,9 @@ from picoedge.mesh.transport.messages import (
 )
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from pathlib import Path
+
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 OnPush = Callable[[str, Body], None]
@@ -220,3 +224,22 @@ class Client:
             "is `picoedge run` running there?",
             board=self.name,
         )
+
+
+def connect_local(
+    context: Context, folder: Path, translation: Translation = NO_TRANSLATION
+) -> Client:
+    """A connection to this board's own daemon.
+
+    Raises AccessError if the board is in no cluster, BoardLostError if no daemon runs.
+    """
+    identity = load_identity(folder)
+    daemon = find_local(folder)
+    if daemon is None:
+        raise BoardLostError(
+            f"no daemon runs on this board with the identity in {folder}",
+            "start it: picoedge run",
+            board=identity.name,
+        )
+    keys = identity.keys
+    return Client(context, keys, daemon.address, keys.public, identity.name, translation)

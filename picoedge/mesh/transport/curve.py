@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils import z85
 
-from picoedge.mesh.identity.keys import KEY_BYTES
+from picoedge.mesh.identity.identity import KEY_BYTES
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
 
     Context = zmq.Context[zmq.Socket[bytes]]
     Socket = zmq.Socket[bytes]

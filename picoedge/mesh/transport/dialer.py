@@ -14,7 +14,7 @@ from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Dialect
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
     from picoedge.mesh.transport.loop import Loop
     from picoedge.mesh.transport.server import Frames

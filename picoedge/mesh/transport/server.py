@@ -29,7 +29,7 @@ from picoedge.mesh.transport.curve import (
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
-    from picoedge.mesh.identity.keys import KeyPair
+    from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED

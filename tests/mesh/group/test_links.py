@@ -37,7 +37,7 @@ from picoedge.mesh.group.peer_link import (
     choose_transport,
 )
 from picoedge.mesh.group.ticket_listener import TicketListener
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import (
     HUB,

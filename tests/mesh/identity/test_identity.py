@@ -16,18 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import AccessError, ProtocolError, StorageError, UsageError
-from picoedge.mesh import private_files
 from picoedge.mesh.identity.admission import accept, admit, await_allow, found_cluster, joining_keys
 from picoedge.mesh.identity.identity import (
     Identity,
+    KeyPair,
+    SigningKey,
     board_name_of,
     cluster_folder,
+    decode_z85,
+    is_key,
     load_identity,
     load_signing_key,
+    verifies,
 )
 from picoedge.mesh.identity.invite import INVITE_PREFIX, MAX_OPEN, Invites, parse_invite
-from picoedge.mesh.identity.keys import KeyPair, SigningKey, decode_z85, is_key, verifies
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.roster import RosterFile
 
 NOW = 1_000_000.0
 ADDRESS = "192.0.2.7:7433"
@@ -294,7 +297,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_roster(home: Path) -> None:
 
 
 def test_a_lock_that_stays_taken_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_files, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("picoedge.mesh.cluster_folder.LOCK_TIMEOUT_S", 0.05)
     with (home / "lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(StorageError, match="lock: held"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.mesh.identity import roster as rosters
-from picoedge.mesh.identity.keys import KeyPair, SigningKey, verifies
-from picoedge.mesh.identity.roster import MAX_ENTRIES, MAX_NAME, Cluster, Entry, Roster, is_name
+from picoedge.mesh.identity.identity import MAX_NAME, KeyPair, SigningKey, is_name, verifies
+from picoedge.mesh.identity.roster import MAX_ENTRIES, Cluster, Entry, Roster
 
 SIGNING = SigningKey.new()
 EMPTY = Roster(Cluster("home", SIGNING.public))

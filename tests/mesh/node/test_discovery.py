@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from picoedge.errors import MeshError, UsageError
 from picoedge.mesh.addresses import DEFAULT_PORT, Address, parse_address, parse_addresses
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.interfaces import Interface, choose_interface, interfaces
 from picoedge.mesh.node import mdns
 from picoedge.mesh.node.mdns import Discovery, properties, read_announcement

@@ -12,9 +12,8 @@ from mesh_nodes import LOOPBACK, PATIENCE_S, Running, found, fresh_context, runn
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, UsageError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.identity.identity import load_signing_key
-from picoedge.mesh.identity.keys import KeyPair
-from picoedge.mesh.identity.roster_file import RosterFile
+from picoedge.mesh.identity.identity import KeyPair, load_signing_key
+from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import Header, Kind, unpack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS

@@ -16,7 +16,7 @@ import pytest
 import zmq
 from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS
 from picoedge.mesh.transport.messages import CONTROL_HEADER, Body, control

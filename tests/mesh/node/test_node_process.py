@@ -17,9 +17,9 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.node.local_daemon import DaemonFile, connect_local, find_local
+from picoedge.mesh.cluster_folder import DaemonFile, find_local
 from picoedge.mesh.node.membership import What
-from picoedge.mesh.transport.client import Client
+from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.mesh.transport.server import Sender
 
 DAEMON = Path(__file__).parents[2] / "support" / "mesh_daemon.py"

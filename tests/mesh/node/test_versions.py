@@ -25,8 +25,7 @@ from store_models import write_gguf
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.identity.identity import Identity, load_signing_key
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import Identity, KeyPair, load_signing_key
 from picoedge.mesh.node.membership import What
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import pull

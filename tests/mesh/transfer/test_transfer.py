@@ -28,7 +28,7 @@ from transfer_boards import (
 )
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, Donor, pack_bits, unpack_bits
 from picoedge.mesh.transfer.donor_client import DonorClient, Part
 from picoedge.mesh.transfer.pack_provider import PackShelf
@@ -255,7 +255,7 @@ from pathlib import Path
 import zmq
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transfer.donor_client import DonorClient, Part
-from picoedge.mesh.identity.keys import KeyPair
+from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.puller import pull
 from picoedge.store.pack import partial
 from picoedge.store.shards import Wanted

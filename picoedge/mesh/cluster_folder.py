@@ -1,0 +1,162 @@
+"""The cluster's folder: JSON files that only this user can read, and the running daemon's lock.
+
+Files are replaced atomically, under the folder's lock. `daemon.json` says where this board's other
+programs find its daemon. It is in this folder so that several boards can run on one machine. The
+daemon holds a lock while it lives, which shows that the file of a killed one is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import AccessError, MeshError, StorageError, UsageError, storage_errors
+from picoedge.fields import Fields
+from picoedge.files import replace_file, take_lock
+from picoedge.mesh.addresses import Address, parse_address
+
+MAX_BYTES = 1 << 20
+LOCK = "lock"
+LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; one that is suspended must not suspend all
+DAEMON_FILE, DAEMON_LOCK = "daemon.json", "daemon.lock"
+DAEMON_LOCK_S = 0.2  # a process that looks whether a daemon runs holds the lock for a moment
+Stamp = tuple[int, int, int, int]
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no file.
+
+    Raises AccessError if it is damaged, StorageError if it cannot be read.
+    """
+    with _as_storage_error(path):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    if len(data) > MAX_BYTES:
+        raise AccessError(f"{path}: damaged: too large", remedy)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise AccessError(f"{path}: damaged: not a JSON object", remedy)
+    return value
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Inode, size and times of a file: they change when it is replaced. None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file, durably before this returns. The caller holds its folder's lock."""
+    data = json.dumps(value, indent=1).encode() + b"\n"
+    with _as_storage_error(path):
+        for left in path.parent.glob(f".{path.name}*.new"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
+        replace_file(path, data, 0o600)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock against other processes; makes a missing folder, for this user alone.
+
+    Not to be taken twice by one thread. Raises StorageError, also where it stays taken.
+    """
+    with _as_storage_error(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with open(fd, "rb"):
+        if not take_lock(fd, LOCK_TIMEOUT_S):
+            raise StorageError(
+                f"{folder / LOCK}: held for {LOCK_TIMEOUT_S:.0f} s", "a picoedge is stopped: end it"
+            )
+        yield
+
+
+def _as_storage_error(path: Path) -> AbstractContextManager[None]:
+    return storage_errors(
+        path, "check who may read and write there; PICOEDGE_CLUSTER names another folder"
+    )
+
+
+@dataclass(frozen=True)
+class LocalDaemon:
+    """The running daemon of this board."""
+
+    pid: int
+    address: Address
+    incarnation: int
+
+
+class DaemonFile:
+    """Marks this process as the board's daemon, until `remove` or its end.
+
+    Raises MeshError if another one runs, StorageError if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with folder_lock(folder):
+            self._lock = os.open(folder / DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not take_lock(self._lock, DAEMON_LOCK_S):
+            os.close(self._lock)
+            raise _running(folder)
+
+    def write(self, address: Address, incarnation: int) -> None:
+        """Publish the address it listens on."""
+        if address.is_everywhere:
+            local = "::1" if ":" in address.host else "127.0.0.1"
+            address = Address(local, address.port)
+        said = {"pid": os.getpid(), "address": str(address), "incarnation": incarnation}
+        with folder_lock(self._folder):
+            write_json(self._folder / DAEMON_FILE, said)
+
+    def remove(self) -> None:
+        """Unpublish it. Idempotent."""
+        if self._lock >= 0:
+            (self._folder / DAEMON_FILE).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def find_local(folder: Path) -> LocalDaemon | None:
+    """The daemon that runs with the identity in `folder`; None if there is none."""
+    return _read_daemon(folder) if _is_locked(folder / DAEMON_LOCK) else None
+
+
+def _read_daemon(folder: Path) -> LocalDaemon | None:
+    try:
+        fields = Fields(read_json(folder / DAEMON_FILE, "stop the daemon, and start it again"))
+        address = parse_address(fields.text("address", 80))
+        return LocalDaemon(fields.integer("pid"), address, fields.integer("incarnation"))
+    except (MeshError, UsageError):
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return not take_lock(file.fileno(), shared=True)
+    except OSError:
+        return False
+
+
+def _running(folder: Path) -> MeshError:
+    daemon = _read_daemon(folder)
+    who = f"process {daemon.pid}, at {daemon.address}" if daemon else "it is just starting"
+    return MeshError(
+        f"a daemon with this identity runs already: {who}",
+        "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
+    )

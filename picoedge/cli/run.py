@@ -152,6 +152,6 @@ def _watch(node: Any, every_s: float | None) -> None:
 
     def beat() -> None:
         notify("WATCHDOG=1")
-        node.rpc.after(every_s, beat)
+        node.rpc.loop.after(every_s, beat)
 
     beat()

@@ -64,7 +64,7 @@ def _discovery(node: Node, address: Address, tell: Tell) -> Discovery | None:
     import zeroconf
 
     def on_found(key: str, addresses: tuple[Address, ...]) -> None:
-        node.rpc.soon(lambda: node.peers.hint(key, *addresses))  # called in zeroconf's thread
+        node.rpc.loop.soon(lambda: node.peers.hint(key, *addresses))  # called in zeroconf's thread
 
     cluster, key, name = node.roster.cluster, node.identity.keys.public, node.identity.name
     try:

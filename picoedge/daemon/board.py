@@ -110,7 +110,7 @@ class BoardService:
         self._relays = Relays(node.rpc, self._relay_endpoint)
         self._thermometer = Thermometer()
         node.peers.state = self.state
-        node.rpc.after(REPORT_S, self._report)
+        node.rpc.loop.after(REPORT_S, self._report)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -241,15 +241,15 @@ class BoardService:
             reservation.module, config, lambda line: self._on_line(reservation, line)
         )
         reservation.worker = worker
-        self._node.rpc.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
-        self._node.rpc.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
+        self._node.rpc.loop.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
+        self._node.rpc.loop.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
 
     def _start_run(self, reservation: Reservation) -> None:
         try:
             self._start_worker(reservation)
         except OSError as error:  # no memory for another process, say
             self._push(reservation, "ended", message=f"its worker did not start: {error}")
-            self._node.rpc.soon(lambda: self._run_over(reservation))
+            self._node.rpc.loop.soon(lambda: self._run_over(reservation))
 
     def _run_over(self, reservation: Reservation) -> None:
         self._apply(WorkerEnded(reservation.user))
@@ -260,14 +260,14 @@ class BoardService:
         """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
         worker, reservation.worker = reservation.worker, None
         if worker is not None:
-            self._node.rpc.remove(worker.stdout.fileno())
-            self._node.rpc.remove(worker.pidfd)
+            self._node.rpc.loop.remove(worker.stdout.fileno())
+            self._node.rpc.loop.remove(worker.pidfd)
             worker.kill()
             self._ending.append(worker)
-            self._node.rpc.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
+            self._node.rpc.loop.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
 
     def _reap(self, user: bytes | str, worker: WorkerProcess) -> None:
-        self._node.rpc.remove(worker.pidfd)
+        self._node.rpc.loop.remove(worker.pidfd)
         self._ending.remove(worker)
         worker.end()
         self._apply(WorkerEnded(user))
@@ -276,7 +276,7 @@ class BoardService:
 
     def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
         if reservation.worker is worker and not worker.read():
-            self._node.rpc.remove(worker.stdout.fileno())
+            self._node.rpc.loop.remove(worker.stdout.fileno())
 
     def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
         if "port" in line:
@@ -309,7 +309,7 @@ class BoardService:
         self._node.rpc.push(reservation.sender, f"job-{what}", body)
 
     def _report(self) -> None:
-        self._node.rpc.after(REPORT_S, self._report)
+        self._node.rpc.loop.after(REPORT_S, self._report)
         holder = self._holder
         if holder is not None and holder.worker is not None:
             self._push(holder, "report", **holder.worker.report())

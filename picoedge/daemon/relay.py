@@ -116,10 +116,10 @@ class Relays:
         relay.allowed_bytes = min(BURST_BYTES, relay.allowed_bytes + regained) - written
         relay.at_s = now_s
         if relay.unsent:
-            self._rpc.after(WRITE_RETRY_S, lambda: self._write(relay))
+            self._rpc.loop.after(WRITE_RETRY_S, lambda: self._write(relay))
         elif relay.allowed_bytes < 0:
             pending = relay.pending
-            self._rpc.after(-relay.allowed_bytes / BYTES_PER_S, lambda: pending.answer({}))
+            self._rpc.loop.after(-relay.allowed_bytes / BYTES_PER_S, lambda: pending.answer({}))
         else:
             relay.pending.answer({})
 
@@ -128,12 +128,12 @@ class Relays:
     def _listen(self, relay: _Relay) -> None:
         if not relay.is_reading:
             relay.is_reading = True
-            self._rpc.add(relay.connection.fileno(), lambda: self._read(relay))
+            self._rpc.loop.add(relay.connection.fileno(), lambda: self._read(relay))
 
     def _pause(self, relay: _Relay) -> None:
         if relay.is_reading:
             relay.is_reading = False
-            self._rpc.remove(relay.connection.fileno())
+            self._rpc.loop.remove(relay.connection.fileno())
 
     def _read(self, relay: _Relay) -> None:
         try:

@@ -76,14 +76,14 @@ class Daemon:
             stdout=subprocess.PIPE,
         )
         assert probe.stdout is not None
-        self._node.rpc.add(probe.stdout.fileno(), self._probed)
+        self._node.rpc.loop.add(probe.stdout.fileno(), self._probed)
         return probe
 
     def _probed(self) -> None:
         """Read the probe's few hundred bytes, which it prints at once before it ends."""
         assert self._probe.stdout is not None
         text = self._probe.stdout.read()
-        self._node.rpc.remove(self._probe.stdout.fileno())
+        self._node.rpc.loop.remove(self._probe.stdout.fileno())
         self._probe.stdout.close()
         if self._probe.wait() != 0:
             return self._node.rpc.log_once("this board could not be measured: picoedge doctor")

@@ -89,7 +89,7 @@ class Running:
             done.append(call())
             self._wake()
 
-        self.node.rpc.soon(inside)
+        self.node.rpc.loop.soon(inside)
         self.wait(lambda: bool(done))
         return done[0]
 

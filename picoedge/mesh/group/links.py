@@ -212,10 +212,7 @@ class Links:
             raise _closed()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         received = self._waiter.wait(
-            lambda: self._take(ranks),
-            lambda: self._items(ranks),
-            deadline,
-            self._concerning(ranks),
+            lambda: self._take(ranks), lambda: self._items(ranks), deadline, self._concerning(ranks)
         )
         if received is None:
             names = [self.name(rank) for rank in ranks]

@@ -7,7 +7,8 @@ heartbeats tell within a second that a board is gone, whatever that board's thre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -25,7 +26,6 @@ from picoedge.mesh.transport.connection import (
     RouterConnection,
 )
 from picoedge.mesh.transport.curve import LinkMonitor
-from picoedge.mesh.transport.sealed_stream import Cipher, Ticket
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
@@ -247,7 +247,8 @@ class Rendezvous:
             assert self._router is not None
             most = self._most_early
             proven = RouterConnection(self._router, routing_id, self._pump, most)
-            link.listens(proven, self._giver(link.rank) if self._tickets else None)
+            tickets = self._tickets
+            link.listens(proven, partial(tickets.ticket, link.rank) if tickets else None)
             assert self._router_monitor is not None
             self._router_monitor.bind(int(frames[0].get(zmq.SRCFD)), self._number(link))
         if not isinstance(proven, RouterConnection) or proven.routing_id != routing_id:
@@ -256,13 +257,6 @@ class Rendezvous:
             return self._end(link)
         if link.connection in (None, proven):
             proven.put(frames)
-
-    def _giver(self, rank: int) -> Callable[[Cipher], Ticket]:
-        def give(cipher: Cipher) -> Ticket:
-            assert self._tickets is not None
-            return self._tickets.ticket(rank, cipher)
-
-        return give
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -47,12 +47,7 @@ def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
 
 
 def admit(
-    roster_file: RosterFile,
-    signing: SigningKey,
-    invite: str,
-    public: str,
-    name: str,
-    now: float,
+    roster_file: RosterFile, signing: SigningKey, invite: str, public: str, name: str, now: float
 ) -> Roster:
     """Admit the board `public` and spend the invite with the one-time key `invite`.
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from picoedge.mesh.node.membership import (
-    DEAD_AFTER_S,
-    Change,
-    MemberEvent,
-    Membership,
-    Tick,
-    apply,
-)
+from picoedge.mesh.node.membership import DEAD_AFTER_S, Change, MemberEvent, Membership, Tick, apply
 
 
 @dataclass(frozen=True)

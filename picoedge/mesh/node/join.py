@@ -11,7 +11,7 @@ from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import accept, joining_keys
 from picoedge.mesh.identity.identity import Identity, KeyPair
 from picoedge.mesh.identity.invite import Invitation
-from picoedge.mesh.node.address_book import AddressBook
+from picoedge.mesh.node.finder import AddressBook
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body
 
@@ -22,11 +22,7 @@ TIMEOUT_S = 10.0
 
 
 def join(
-    context: Context,
-    folder: Path,
-    invitation: Invitation,
-    name: str,
-    timeout_s: float = TIMEOUT_S,
+    context: Context, folder: Path, invitation: Invitation, name: str, timeout_s: float = TIMEOUT_S
 ) -> Identity:
     """Use an invite, and save the membership in `folder`.
 
@@ -43,11 +39,7 @@ def join(
 
 
 def ask_to_join(
-    context: Context,
-    invitation: Invitation,
-    name: str,
-    keys: KeyPair,
-    timeout_s: float = TIMEOUT_S,
+    context: Context, invitation: Invitation, name: str, keys: KeyPair, timeout_s: float = TIMEOUT_S
 ) -> Body:
     """The cluster's roster, with this board in it. `keys` are the board's own.
 
@@ -66,12 +58,7 @@ def ask_to_join(
 
 
 def _ask(
-    context: Context,
-    invitation: Invitation,
-    keys: KeyPair,
-    kind: str,
-    body: Body,
-    timeout_s: float,
+    context: Context, invitation: Invitation, keys: KeyPair, kind: str, body: Body, timeout_s: float
 ) -> Body:
     address = parse_address(invitation.address)
     with Client(context, keys, address, invitation.server, "that invites") as client:

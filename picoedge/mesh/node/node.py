@@ -77,7 +77,7 @@ class Node:
     @property
     def address(self) -> Address:
         """Where it listens, with the real port."""
-        return self.rpc.address
+        return self.rpc.server.address
 
     @property
     def roster(self) -> Roster:
@@ -110,7 +110,7 @@ class Node:
             return
         if kind != JOIN or not self._is_invited(sender):
             raise ProtocolError("a key that is not of the cluster asks")
-        self.rpc.after(JOINED_S, lambda: self.rpc.server.disconnect_key(sender))
+        self.rpc.loop.after(JOINED_S, lambda: self.rpc.server.disconnect_key(sender))
 
     def _join(self, peer: str, body: Body) -> Body:
         fields = Fields(body)

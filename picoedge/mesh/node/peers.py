@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.node.address_book import AddressBook
 from picoedge.mesh.node.failure_detector import FailureDetector, Timing
-from picoedge.mesh.node.finder import Finder
+from picoedge.mesh.node.finder import AddressBook, Finder
 from picoedge.mesh.node.gossip import (
     Beat,
     Hello,
@@ -83,7 +82,7 @@ class Peers:
         rpc.dialer.up = self._greet
         rpc.dialer.refused = self._refused
         self._revoke()
-        rpc.after(0.0, self._tick)
+        rpc.loop.after(0.0, self._tick)
 
     @property
     def membership(self) -> Membership:
@@ -132,7 +131,7 @@ class Peers:
         hello = Hello(
             self._identity.name,
             self.incarnation,
-            self._rpc.address.port,
+            self._rpc.server.address.port,
             self.addresses,
             self._roster_file.roster.digest,
         )
@@ -177,7 +176,7 @@ class Peers:
         self._finder.add_seen(key, addresses)
         self._detector.apply(Heard(key, hello.incarnation))
         # It has not received what was sent to all before it came.
-        self._rpc.after(0.0, lambda: self._introduce(key))
+        self._rpc.loop.after(0.0, lambda: self._introduce(key))
 
     def _introduce(self, key: str) -> None:
         self._spread()
@@ -253,7 +252,7 @@ class Peers:
 
     def _tick(self) -> None:
         rpc = self._rpc
-        rpc.after(self._timing.beat_s, self._tick)
+        rpc.loop.after(self._timing.beat_s, self._tick)
         rpc.enforce_limits()
         self._reload_roster()
         self._beat_all()

@@ -42,7 +42,7 @@ from picoedge.mesh.transport.server import Frames, Request, Sender, Server
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
     from picoedge.mesh.identity.identity import KeyPair
-    from picoedge.mesh.transport.curve import Context, Socket
+    from picoedge.mesh.transport.curve import Context
 
 ASK_S = 5.0  # for a reply that needs no work: a board that is swapping takes seconds
 
@@ -108,11 +108,6 @@ class Rpc:
 
     # -- for services --------------------------------------------------------------------------
 
-    @property
-    def address(self) -> Address:
-        """Where it listens, with the real port."""
-        return self.server.address
-
     def on(self, kind: str, handler: Handler) -> None:
         """Have `handler(peer, body)` answer messages of a kind.
 
@@ -161,22 +156,6 @@ class Rpc:
             return connection.dialect.version
         route = self.routes.get(key)
         return None if route is None else self._dialects[route.route].version
-
-    def add(self, what: Socket | int, call: Call) -> None:
-        """Call `call` whenever the socket or file is readable."""
-        self.loop.add(what, call)
-
-    def remove(self, what: Socket | int) -> None:
-        """Stop watching a socket or file, before it is closed."""
-        self.loop.remove(what)
-
-    def after(self, delay_s: float, call: Call) -> Call:
-        """Call once after `delay_s` seconds; returns a function that cancels it."""
-        return self.loop.after(delay_s, call)
-
-    def soon(self, call: Call) -> None:
-        """Call in this thread. Safe in a signal handler and from any thread."""
-        self.loop.soon(call)
 
     def log_once(self, line: str) -> None:
         """Log a line, unless the same was logged before."""
@@ -309,7 +288,7 @@ class Rpc:
         number = next(self._numbers)
         name = self.name_of(key)
         lost = BoardLostError(f"board {name} does not answer", board=name)
-        cancel = self.after(timeout_s, lambda: self._finish(number, lost))
+        cancel = self.loop.after(timeout_s, lambda: self._finish(number, lost))
         self._asks[number] = _Ask(str(key), kind, answered, cancel)
         return number
 

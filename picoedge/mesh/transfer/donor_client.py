@@ -1,12 +1,12 @@
-"""The client of one donor: asks its daemon for offers and parts of items, over one socket."""
+"""The client of one donor: asks its daemon for offers, and for items in order, in parts."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
+PARTS_AHEAD = 8  # in flight: what a link of 1 Gbit/s takes in 8 ms
 _MAX_ITEMS = 1 << 20  # above any pack: 100 layers of 1000 shards
 
 
@@ -65,28 +66,11 @@ class Refused:
 DonorAnswer = Offered | Part | Refused
 
 
-class DonorHandle(Protocol):
-    """A donor that can be asked. No method waits."""
-
-    @property
-    def socket(self) -> Socket:
-        """Readable when answers may be there."""
-
-    def offer(self, pack: str) -> None:
-        """Ask which items of a pack it has; an earlier question is forgotten."""
-
-    def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
-        """Ask for a part of an item, of at most PART_BYTES."""
-
-    def forget(self) -> None:
-        """Ignore the answers to all earlier questions."""
-
-    def receive(self) -> Iterator[DonorAnswer]:
-        """The answers that are there. Raises ProtocolError if one fits no question."""
-
-
 class DonorClient:
-    """A `DonorHandle` over a socket of its own to a board's daemon. Close it."""
+    """Asks a board's daemon over a `socket` of its own, readable when answers may be there.
+
+    No method waits. Close it.
+    """
 
     def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
         """`server_key`: the board's public key in Z85."""
@@ -99,11 +83,11 @@ class DonorClient:
         self._parts: dict[int, tuple[str, int, int]] = {}  # id -> item, offset, bytes
 
     def offer(self, pack: str) -> None:
-        """See `DonorHandle.offer`."""
+        """Ask which items of a pack it has; an earlier question is forgotten."""
         self._offer = self._send(OFFER, {"pack": pack})
 
     def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
-        """See `DonorHandle.ask`."""
+        """Ask for a part of an item, of at most PART_BYTES."""
         assert nbytes <= PART_BYTES
         place = {"pack": pack, "item": item, "offset": offset, "bytes": nbytes}
         self._parts[self._send(READ, place)] = (item, offset, nbytes)
@@ -118,12 +102,12 @@ class DonorClient:
         return number
 
     def forget(self) -> None:
-        """See `DonorHandle.forget`."""
+        """Ignore the answers to all earlier questions."""
         self._parts.clear()
         self._offer = 0
 
     def receive(self) -> Iterator[DonorAnswer]:
-        """See `DonorHandle.receive`."""
+        """The answers that are there. Raises ProtocolError if one fits no question."""
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -160,6 +144,91 @@ class DonorClient:
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self.socket.close(linger=0)
+
+
+@dataclass(eq=False)
+class _PartialItem:
+    """An item of which parts are asked for. Its buffer is made when the first bytes come."""
+
+    nbytes: int
+    places: Iterator[tuple[int, int]]  # offset and bytes of the parts not yet asked for
+    buffer: bytearray = field(default_factory=bytearray)
+    received: dict[int, int] = field(default_factory=dict)  # offset -> bytes
+
+    def add(self, part: Part) -> bool:
+        """Keep a part; returns whether the item is complete.
+
+        A part may come twice: asked for, cancelled, asked for again.
+        """
+        if not self.received:
+            self.buffer = bytearray(self.nbytes)
+        self.buffer[part.offset : part.offset + len(part.data)] = part.data
+        self.received[part.offset] = len(part.data)
+        return sum(self.received.values()) == self.nbytes
+
+
+@dataclass(eq=False)
+class DonorQueue:
+    """A donor and the items it is asked for. No other parts come: see `DonorClient`."""
+
+    donor: DonorClient
+    pack: str
+    offered: Offered | None = None
+    refused: str = ""  # why it has nothing of the pack
+    offer_s: float = -1e9  # when it was last asked what it has
+    _items: dict[str, _PartialItem] = field(default_factory=dict)
+    _in_flight: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is asked for nothing."""
+        return not self._items
+
+    def ask_offer(self, now_s: float) -> None:
+        """Ask what it has of the pack."""
+        self.offer_s = now_s
+        self.donor.offer(self.pack)
+
+    def add(self, item: str, nbytes: int) -> None:
+        """Ask for an item, after those before it."""
+        starts = range(0, max(nbytes, 1), PART_BYTES)
+        places = iter([(at, min(PART_BYTES, nbytes - at)) for at in starts])
+        self._items[item] = _PartialItem(nbytes, places)
+        self.ask_more()
+
+    def ask_more(self) -> None:
+        """Ask for parts until PARTS_AHEAD are in flight."""
+        for item, partial in self._items.items():
+            while self._in_flight < PARTS_AHEAD:
+                place = next(partial.places, None)
+                if place is None:
+                    break
+                self.donor.ask(self.pack, item, *place)
+                self._in_flight += 1
+
+    def receive(self, part: Part) -> memoryview | None:
+        """Keep a part; returns the item's bytes if that completes it."""
+        self._in_flight -= 1
+        partial = self._items.get(part.item)
+        if partial is None or not partial.add(part):
+            return None  # cancelled meanwhile, or more is to come
+        del self._items[part.item]
+        return memoryview(partial.buffer)
+
+    def cancel(self, item: str) -> None:
+        """Ask for nothing more of an item; its parts in flight will be ignored."""
+        self._items.pop(item, None)
+
+    def refuse(self, item: str) -> None:
+        """The donor refused a part."""
+        self._in_flight -= 1
+        self.cancel(item)
+
+    def reset(self) -> None:
+        """Forget all that was asked for."""
+        self._items.clear()
+        self._in_flight, self.offered = 0, None
+        self.donor.forget()
 
 
 def read_offer(body: Body) -> Offered:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
-from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorHandle, Offered, Part
-from picoedge.mesh.transfer.request_window import DonorQueue
+from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorClient, DonorQueue, Offered, Part
 from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Ask, Cancel, DonorAction, Schedule
 from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.units import format_size
@@ -79,14 +78,14 @@ def pull(
     target: Path,
     identity: str,
     wanted: Wanted,
-    donors: Sequence[tuple[str, DonorHandle]],
+    donors: Sequence[tuple[str, DonorClient]],
     options: PullOptions | None = None,
     *,
     free: Callable[[Path], int] | None = None,
 ) -> PullReport:
     """Fill `target`, NAME.pico, with the items `wanted` of the pack `identity`.
 
-    `donors`: names of boards and their handles; `free`: bytes free on the disk of a folder. Raises
+    `donors`: names of boards and their clients; `free`: bytes free on the disk of a folder. Raises
     StorageError with the figures if the disk is too small, BoardLostError if no board sends an item
     that is missing, and what `store.pack.partial` raises. Items that came are kept.
     """
@@ -152,7 +151,7 @@ class Puller:
     def __init__(
         self,
         identity: str,
-        donors: Sequence[tuple[str, DonorHandle]],
+        donors: Sequence[tuple[str, DonorClient]],
         options: PullOptions,
         wrong: set[str],
     ) -> None:

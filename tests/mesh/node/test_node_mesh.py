@@ -79,7 +79,7 @@ def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None
         ada.wait_for(bob, What.JOINED)
         bob.wait_for(ada, What.JOINED)
         try:
-            bob.node.rpc.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
+            bob.node.rpc.loop.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
             ada.wait_for(bob, What.DIED)
         finally:
             released.set()

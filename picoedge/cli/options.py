@@ -27,6 +27,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 SAMPLING = SamplingOptions()
+_SPLIT_REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-3, 1e6  # of a board in a split
 SPLIT_HEAD = "Split the vocabulary head as well; other boards then see the likely next tokens."
 
 
@@ -180,17 +182,42 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
     if not values.get("cluster"):
         return None
     from picoedge.engine.options import ClusterOptions
-    from picoedge.planner.partition import parse_split
 
     allreduce, split = values["allreduce"], values["tensor_split"]
     return ClusterOptions(
         boards=values.get("boards"),
-        split=tuple(parse_split(split)) if split else (),
+        split=parse_split(split) if split else (),
         allreduce=None if allreduce == "auto" else allreduce,
         split_head=values["split_head"],
         transport=values.get("transport", "auto"),
         wire=values.get("wire", "f64"),
     )
+
+
+def parse_split(text: str) -> tuple[float, ...]:
+    """The weights in `3,1` or `1,0,2.5`, one a board. Raises UsageError."""
+    from picoedge.planner.topology import MOST_BOARDS
+
+    parts = text.split(",", MOST_BOARDS + 1)
+    weights = tuple(_weight(part.strip(), text) for part in parts)
+    if len(weights) > MOST_BOARDS:
+        raise UsageError(f"a split over more than {MOST_BOARDS} boards", _SPLIT_REMEDY)
+    if not any(weights):
+        raise UsageError(f"the split {text!r} gives no board anything", _SPLIT_REMEDY)
+    return weights
+
+
+def _weight(part: str, text: str) -> float:
+    try:
+        weight = float(part)
+    except ValueError:
+        raise UsageError(f"not a split over boards: {text[:80]!r}", _SPLIT_REMEDY) from None
+    if weight != 0 and not _LEAST_WEIGHT <= weight <= _MOST_WEIGHT:
+        raise UsageError(
+            f"{part[:20]} is no weight in the split {text[:80]!r}",
+            f"0 or a number from {_LEAST_WEIGHT:g} to {_MOST_WEIGHT:g}",
+        )
+    return weight
 
 
 def sampling_options(command: Command) -> Command:

@@ -7,21 +7,19 @@ model, the boards and the links, so every number of boards is estimated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from picoedge.errors import MemoryBudgetError, UsageError
-from picoedge.planner.assignment import MemoryNeed, MemoryNeeds, counts_of
-from picoedge.planner.comm_cost import Allreduce
-from picoedge.planner.cost_model import WORTH, Candidate, CostModel, Share
-from picoedge.planner.locality import KEEP, Locality
-from picoedge.planner.memory import Load, cache_bytes
-from picoedge.planner.partition import Counts, round_equal_speeds, split_by_weight
-from picoedge.planner.topology import BoardFacts, Topology
-from picoedge.store.shards import HeldShards
+from picoedge.planner.assignment import round_equal_speeds, split_by_weight
+from picoedge.planner.cost_model import WORTH, Allreduce, Candidate, CostModel, Share
+from picoedge.planner.memory import Counts, Load, MemoryNeeds, cache_bytes, counts_of
+from picoedge.planner.topology import Topology
+from picoedge.store.shards import HeldShards, Slice
 from picoedge.units import format_size
 
+KEEP = 1.1  # an assignment of local shards may be this much slower: estimates are no better
 _NEAR = 1.25  # times the least: estimates of what is read are not better than that
 _LISTED = 8  # boards that an error names
 _REMEDY = (
@@ -96,13 +94,20 @@ def plan_cluster(
     able = [one for one in near if one is not None]
     if not able:
         raise _too_small(load, cluster, planner.needs, split_head=constraints.split_head)
-    plan = planner.exact if exact else _unchanged
-    chosen, exact_plan = quickest = _fewest([(one, plan(one)) for one in able])
+
+    def plan(one: Candidate) -> Candidate:
+        return planner.exact(one) if exact else one
+
+    pairs = [(one, plan(one)) for one in able]
+    least_s = min(planned.s_per_token for _, planned in pairs)
+    chosen, exact_plan = quickest = next(
+        pair for pair in pairs if pair[1].s_per_token <= WORTH * least_s
+    )
     disks, kept = Locality(planner, held or {}), ""
     boards = chosen.boards if constraints.boards else None
-    there = None if constraints.split else disks.prefer_local(chosen, order, boards)
-    if there is not None and (slower := plan(there)).s_per_token <= KEEP * exact_plan.s_per_token:
-        chosen, exact_plan = there, slower
+    local = None if constraints.split else disks.prefer_local(chosen, order, boards)
+    if local is not None and (slower := plan(local)).s_per_token <= KEEP * exact_plan.s_per_token:
+        chosen, exact_plan = local, slower
         if not disks.missing_bytes(chosen):
             kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
     names = [board.name for board in cluster.boards]
@@ -119,10 +124,6 @@ def _equalised(cluster: Topology) -> Topology:
         for board, speed in zip(cluster.boards, speeds, strict=True)
     ]
     return dataclasses.replace(cluster, boards=tuple(boards))
-
-
-def _unchanged(one: Candidate) -> Candidate:
-    return one
 
 
 def _check(cluster: Topology, constraints: PlanConstraints) -> None:
@@ -142,10 +143,10 @@ def _by_number(
 
     Returns the order in which boards are added, and the candidate of each number of them.
     """
-    members, left = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
+    members, others = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
     predictions = [planner.best(members)]
-    while left:
-        tried = {i: planner.best([*members, i]) for i in left}
+    while others:
+        tried = {i: planner.best([*members, i]) for i in others}
 
         def merit(i: int, tried: dict[int, Candidate | None] = tried) -> tuple[float, float, int]:
             board, one = cluster.boards[i], tried[i]
@@ -153,9 +154,9 @@ def _by_number(
                 return float("inf"), board.fixed_bytes - board.budget_bytes, i
             return one.s_per_token, -board.compute_bytes_per_s, i
 
-        best = min(left, key=merit)
+        best = min(others, key=merit)
         members.append(best)
-        left.remove(best)
+        others.remove(best)
         predictions.append(tried[best])
     return members, tuple(predictions)
 
@@ -165,12 +166,6 @@ def _near(predictions: Sequence[Candidate | None]) -> list[Candidate | None]:
     able = [one for one in predictions if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)
     return [one for one in able if one.s_per_token <= _NEAR * least]
-
-
-def _fewest(pairs: Sequence[tuple[Candidate, Candidate]]) -> tuple[Candidate, Candidate]:
-    """The first (estimate, exact plan) whose exact plan is within WORTH of the fastest."""
-    least = min(exact_plan.s_per_token for _, exact_plan in pairs)
-    return next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least)
 
 
 def _split(
@@ -191,7 +186,8 @@ def _too_small(
     weights = sum(run.nbytes for run in load.runs)
     hub = cluster.boards[cluster.hub]
     own = Counts(0, 0, 0 if split_head else len(load.part.head_shards))
-    least = _least(hub, needs.of(own, hub=True, numpy=hub.numpy))
+    need = needs.of(own, hub=True, numpy=hub.numpy)
+    least = need.beside + min(need.weights, need.window + hub.read_ahead_bytes)
     head = f", the hub's {'buffers' if split_head else 'head'} at least {format_size(least)}"
     rooms = [
         f"{board.name} {format_size(max(0, board.budget_bytes - board.fixed_bytes))} of "
@@ -208,8 +204,89 @@ def _too_small(
     )
 
 
-def _least(board: BoardFacts, need: MemoryNeed) -> int:
-    return need.beside + min(need.weights, need.window + board.read_ahead_bytes)
+# -- data locality ------------------------------------------------------------------------------
+
+
+class Locality:
+    """Prefers an assignment whose shards are already on disk if it is at most 10 % slower.
+
+    `held` are the shards of the model on the disks of boards, by index; others have all of them.
+    Measured speeds differ by some per cent from one start to the next, and a large slice takes
+    minutes to pull: so shards are pulled only for an assignment that is clearly faster.
+    """
+
+    def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
+        self._planner, self._held, load = planner, held, planner.needs.load
+        self._all = _shards_of(load.part)
+        self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)  # of one shard in every layer
+        for run in load.runs:
+            self._bytes[run.kind] += run.shard_bytes
+
+    def missing_bytes(self, one: Candidate) -> int:
+        """Bytes of the candidate's shards that have to be pulled first."""
+        return sum(
+            len(getattr(_shards_of(share.part), kind) - getattr(self._of(member), kind)) * nbytes
+            for member, share in zip(one.members, one.shares, strict=True)
+            for kind, nbytes in self._bytes.items()
+        )
+
+    def prefer_local(
+        self, quickest: Candidate, order: Sequence[int], boards: int | None = None
+    ) -> Candidate | None:
+        """A candidate to take instead of the fastest because less has to be pulled for it, if any.
+
+        `order`: all boards, the hub first, then those that gain more; `boards`: exactly so many.
+        """
+        lacking = self.missing_bytes(quickest)
+        if not lacking:
+            return None
+        local = [
+            one
+            for one in self._local(order)
+            if one.s_per_token <= KEEP * quickest.s_per_token and boards in (None, one.boards)
+        ]
+        if local:
+            least_s = min(one.s_per_token for one in local)
+            able = [one for one in local if one.s_per_token <= WORTH * least_s]
+            return min(able, key=lambda one: one.boards)
+        moved = (self._planner.best(members) for members in self._orders(quickest.members))
+        near = [one for one in moved if one and one.s_per_token <= WORTH * quickest.s_per_token]
+        least = min(near, key=self.missing_bytes, default=quickest)
+        return least if self.missing_bytes(least) < lacking else None
+
+    def _local(self, order: Sequence[int]) -> Iterator[Candidate]:
+        """Candidates of local shards alone, over the first board that has any, the first two, …"""
+        holders = [i for i in order if self._of(i) != HeldShards()]
+        for count in range(1, len(holders) + 1):
+            for members in self._orders(holders[:count]):
+                one = self._planner.best(members, [self._of(i) for i in members])
+                if one is not None:
+                    yield one
+
+    def _orders(self, members: Sequence[int]) -> Iterator[list[int]]:
+        """Rank orders to try: the hub, boards with partial holdings by their first shard, and the
+        others in every position between."""
+        hub, *others = members
+        placed = sorted((place, i) for i in others if (place := self._place(i)) is not None)
+        some = [i for _, i in placed]
+        rest = [i for i in others if i not in some]
+        for at in range(len(some) + 1 if rest else 1):
+            yield [hub, *some[:at], *rest, *some[at:]]
+
+    def _place(self, member: int) -> tuple[float, float] | None:
+        """Where a board's partial holding begins and ends in the model, from 0 to 1."""
+        for kind in ("ffn", "attention", "head"):
+            shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
+            if shards and shards != whole:
+                return min(shards) / len(whole), max(shards) / len(whole)
+        return None
+
+    def _of(self, member: int) -> HeldShards:
+        return self._held.get(member, self._all)
+
+
+def _shards_of(part: Slice) -> HeldShards:
+    return HeldShards(*map(frozenset, (part.attention, part.ffn, part.head_shards)))
 
 
 # -- for people ---------------------------------------------------------------------------------
@@ -221,8 +298,10 @@ TABLE_HEADER = (
 
 def plan_table(prediction: Candidate) -> list[tuple[str, ...]]:
     """One row a board under `TABLE_HEADER`: its shards, bytes, memory and computing time."""
-    total = sum(share.compute_s for share in prediction.shares)
-    return [_row(share, share.compute_s / total if total else 0.0) for share in prediction.shares]
+    total_s = sum(share.compute_s for share in prediction.shares)
+    return [
+        _row(share, share.compute_s / total_s if total_s else 0.0) for share in prediction.shares
+    ]
 
 
 def _row(share: Share, part: float) -> tuple[str, ...]:
@@ -284,8 +363,8 @@ def _one_more(chosen: Candidate, more: Candidate | None) -> str:
     ]
     adds = [f"{_time(-s)} of {what}" for what, s in gains if s < -5e-5]
     saves = [f"{_time(s)} of {what}" for what, s in gains if s > 5e-5]
-    said = [f"{verb} {' and '.join(of)}" for verb, of in (("add", adds), ("save", saves)) if of]
-    return f"a {name} would {' and '.join(said) or 'change nothing'}"
+    does = [f"{verb} {' and '.join(of)}" for verb, of in (("add", adds), ("save", saves)) if of]
+    return f"a {name} would {' and '.join(does) or 'change nothing'}"
 
 
 def _boards(count: int) -> str:

@@ -1,36 +1,171 @@
-"""Estimate seconds per token over given boards, and the memory of each. Pure arithmetic.
+"""Estimate seconds per token over given boards and links, and the memory of each. Pure arithmetic.
 
 A token passes two stages a layer, each as slow as its slowest board and followed by a sum over the
 boards, and then the head. Weights that do not fit in memory are read meanwhile.
+
+Communication is an alpha-beta model: a hop costs latency, processor time for each message, and
+bytes. A sum of one token is a few kilobytes, so latency and messages dominate; that of a prompt is
+a few megabytes. Every board has one full-duplex port that all its messages share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from picoedge.planner.assignment import (
-    Assigner,
+from picoedge.mesh.group.allreduce import is_cut
+from picoedge.mesh.group.codecs import SUM_VALUE_BYTES, part_bytes
+from picoedge.planner.assignment import Assigner, slices_of
+from picoedge.planner.memory import (
     MemoryNeeds,
+    MemoryPlan,
     board_budget,
     board_reading,
     counts_of,
+    plan_memory,
     slice_load,
 )
-from picoedge.planner.comm_cost import Allreduce, Contributors, Network, comm_s, gather_s
-from picoedge.planner.memory import MemoryPlan, plan_memory
-from picoedge.planner.partition import slices_of
-from picoedge.planner.topology import BoardFacts, Topology
+from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
 from picoedge.store.window.plan import UnitCost, forecast, page_bytes
 
+Allreduce = Literal["star", "exchange"]
+Routes = Mapping[tuple[int, int], float]  # bytes of a message by (sender, receiver)
+
 WORTH = 1.02  # more boards must be faster by this factor: estimates are no better
 PROMPT = 256  # tokens of the prompt whose speed is estimated
-_WAYS: tuple[Allreduce, ...] = ("star", "exchange")
+INPUT_BYTES = LOGIT_BYTES = 4  # f32
+_ALLREDUCES: tuple[Allreduce, ...] = ("star", "exchange")
+_FRAMING = 1.05  # bytes on the wire for one of a message: headers of Ethernet, IP, TCP, CURVE
+_MESSAGE_BYTES = 160  # and these for each message
+
+
+# -- communication ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """The boards of one group by rank; rank 0 is the hub."""
+
+    message_s: tuple[float, ...]  # of each board, to send or to receive one
+    link: Callable[[int, int], LinkFacts]
+
+    def hop_s(self, routes: Routes) -> float:
+        """Seconds until messages sent at once over these routes are all received.
+
+        A board sends and receives one message after another.
+        """
+        if not routes:
+            return 0.0
+        sending = max(self._busy_s([a for a, _ in routes]).values())
+        receiving = max(self._busy_s([b for _, b in routes]).values())
+        latency = max(self.link(a, b).latency_s for a, b in routes)
+        return sending + latency + self._wire_s(routes) + receiving
+
+    def _busy_s(self, ends: Iterable[int]) -> dict[int, float]:
+        """Processor seconds of each board for the messages it sends, or receives."""
+        busy: dict[int, float] = {}
+        for rank in ends:
+            busy[rank] = busy.get(rank, 0.0) + self.message_s[rank]
+        return busy
+
+    def _wire_s(self, routes: Routes) -> float:
+        """Seconds of the busiest port or link."""
+        ports: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for (a, b), nbytes in routes.items():
+            sent = _FRAMING * nbytes + _MESSAGE_BYTES, self.link(a, b).bytes_per_s
+            ports.setdefault(("out", a), []).append(sent)
+            ports.setdefault(("in", b), []).append(sent)
+        shared, slowest = 0.0, 0.0
+        for port in ports.values():
+            shared = max(shared, sum(size for size, _ in port) / max(rate for _, rate in port))
+            slowest = max(slowest, *(size / rate for size, rate in port))
+        return max(shared, slowest)
+
+
+def sum_s(
+    network: Network,
+    allreduce: Allreduce,
+    contributors: Sequence[int],
+    values: float,
+    *,
+    last: bool,
+    head: Sequence[int] = (),
+) -> float:
+    """Seconds of one exact sum of so many values to which these ranks contribute.
+
+    All ranks receive the sum; the `last` sum of a token only the hub and the ranks with shards of
+    the `head`. A star takes one hop to the hub and one back; an exchange one hop and more messages;
+    a large exchange is cut, each contributor owning a chunk (reduce-scatter, then all-gather).
+    """
+    receivers = sorted({0, *head}) if last else list(range(len(network.message_s)))
+    if allreduce == "star":
+        return _owned_s(network, contributors, (0,), values, receivers)
+    if is_cut(int(values), len(contributors)):
+        return _owned_s(network, contributors, contributors, values, receivers)
+    return network.hop_s(_routes(contributors, receivers, part_bytes(int(values)) * values))
+
+
+def _owned_s(
+    network: Network,
+    contributors: Sequence[int],
+    owners: Sequence[int],
+    values: float,
+    receivers: Sequence[int],
+) -> float:
+    """Partial sums go to the owners of their values, sums from there to the other receivers."""
+    share = values / len(owners)
+    alone = len(contributors) == 1
+    part = SUM_VALUE_BYTES if alone else part_bytes(int(share))
+    inward = network.hop_s(_routes(contributors, owners, part * share))
+    outward = [receiver for receiver in receivers if not alone or receiver != contributors[0]]
+    return inward + network.hop_s(_routes(owners, outward, SUM_VALUE_BYTES * share))
+
+
+def _routes(senders: Sequence[int], receivers: Sequence[int], nbytes: float) -> Routes:
+    return {(a, b): nbytes for a in senders for b in receivers if a != b}
+
+
+@dataclass(frozen=True)
+class Contributors:
+    """The ranks that contribute to the sums of a layer, and those with shards of the head."""
+
+    attention: tuple[int, ...]
+    ffn: tuple[int, ...]
+    head: tuple[int, ...] = (0,)
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice]) -> Contributors:
+        """The ranks of these slices that have shards of each kind."""
+        kinds = zip(*((part.attention, part.ffn, part.head_shards) for part in slices), strict=True)
+        return cls(*(tuple(rank for rank, own in enumerate(kind) if own) for kind in kinds))
+
+
+def comm_s(
+    network: Network, allreduce: Allreduce, stages: Contributors, layers: int, values: int
+) -> float:
+    """Seconds of all messages of one pass: the input, and two sums a layer.
+
+    `values` are the elements of a sum: hidden size by tokens.
+    """
+    given = network.hop_s(_routes((0,), range(len(network.message_s)), INPUT_BYTES * values))
+    attention = sum_s(network, allreduce, stages.attention, values, last=False)
+    ffn = sum_s(network, allreduce, stages.ffn, values, last=False)
+    end = sum_s(network, allreduce, stages.ffn, values, last=True, head=stages.head)
+    return given + layers * attention + (layers - 1) * ffn + end
+
+
+def gather_s(network: Network, logits: Sequence[int]) -> float:
+    """Seconds until the hub has all logits, given how many each rank has."""
+    given = enumerate(logits)
+    return network.hop_s({(r, 0): LOGIT_BYTES * count for r, count in given if r and count})
+
+
+# -- plan candidates ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,7 +270,7 @@ class CostModel:
     ) -> None:
         self.needs, self._cluster, self._split_head = needs, cluster, split_head
         self._config = needs.load.config
-        self._ways = (allreduce,) if allreduce else _WAYS
+        self._allreduces = (allreduce,) if allreduce else _ALLREDUCES
 
     def best(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Candidate | None:
         """The fastest candidate over these boards, the hub first; None: they cannot hold it.
@@ -145,10 +280,10 @@ class CostModel:
         gather = partial(self._gather_s, members) if self._split_head else None
         boards = Assigner(self.needs, [self._cluster.boards[i] for i in members], gather, held)
         ranks = tuple(range(len(members)))
-        _, sums = self._sync(members, Contributors(ranks, ranks), 1)
-        hands = (slices_of(*dealt) for dealt in boards.candidates(sums))
-        found = (self.estimate(members, slices) for slices in hands)
-        return min((one for one in found if one), key=lambda one: one.s_per_token, default=None)
+        _, sums = self._sync(members, Contributors(ranks, ranks))
+        assigned = (slices_of(*shards) for shards in boards.candidates(sums))
+        estimates = (self.estimate(members, slices) for slices in assigned)
+        return min(filter(None, estimates), key=lambda one: one.s_per_token, default=None)
 
     def estimate(self, members: Sequence[int], slices: Sequence[Slice]) -> Candidate | None:
         """The candidate of these slices, boards without shards left out. None: it does not fit."""
@@ -158,15 +293,15 @@ class CostModel:
         shares = tuple(self._share(boards, rank, part) for rank, part in enumerate(slices))
         if any(math.isinf(share.disk_s) for share in shares):
             return None
-        stages = _stages(slices)
-        way, sums = self._sync(members, stages, 1)
+        allreduce, sums = self._sync(members, Contributors.of(slices))
         sums += self._gather_s(members, [len(part.head_shards) for part in slices])
         compute = boards.boards[0].sampling_s + _slowest(shares) + max(s.head_s for s in shares)
         disk = max(share.disk_s for share in shares)
+        s_per_token = max(disk, compute + sums)
         first = Candidate(
-            tuple(members), shares, way, max(disk, compute + sums), compute, sums, disk, 1, 0.0
+            tuple(members), shares, allreduce, s_per_token, compute, sums, disk, 1, 0.0
         )
-        return self._with_prompt(first, members, stages, min(PROMPT, self.needs.load.n_ctx))
+        return self._with_prompt(first, min(PROMPT, self.needs.load.n_ctx))
 
     def _share(self, boards: Assigner, rank: int, part: Slice) -> Share:
         board, counts = boards.boards[rank], counts_of(part)
@@ -191,14 +326,12 @@ class CostModel:
         costs = tuple(cluster.boards[i].message_s for i in members)
         return Network(costs, lambda a, b: cluster.link_between(members[a], members[b]))
 
-    def _sync(
-        self, members: Sequence[int], stages: Contributors, n: int
-    ) -> tuple[Allreduce, float]:
-        """The faster allreduce for sums of n tokens, and its seconds."""
-        network, config = self._network(members), self._config
-        layers, values = config.num_hidden_layers, config.hidden_size * n
-        seconds = {way: comm_s(network, way, stages, layers, values) for way in self._ways}
-        best = min(self._ways, key=lambda way: seconds[way])
+    def _sync(self, members: Sequence[int], stages: Contributors) -> tuple[Allreduce, float]:
+        """The faster allreduce for the sums of a token, and its seconds."""
+        network, values = self._network(members), self._config.hidden_size
+        layers = self._config.num_hidden_layers
+        seconds = {one: comm_s(network, one, stages, layers, values) for one in self._allreduces}
+        best = min(seconds, key=lambda one: seconds[one])
         return best, seconds[best]
 
     def _gather_s(self, members: Sequence[int], head: Sequence[int]) -> float:
@@ -206,16 +339,14 @@ class CostModel:
         rows = self.needs.load.head_shard_rows
         return gather_s(self._network(members), [rows * shards for shards in head])
 
-    def _with_prompt(
-        self, one: Candidate, members: Sequence[int], stages: Contributors, batch: int
-    ) -> Candidate:
+    def _with_prompt(self, one: Candidate, batch: int) -> Candidate:
         """The candidate with its speed for a prompt in chunks of `batch` tokens."""
         prompt = min(PROMPT, self.needs.load.n_ctx)
-        network, config = self._network(members), self._config
         tokens = min(batch, prompt)
         compute = _slowest(one.shares, tokens)
-        values = config.hidden_size * tokens
-        sums = comm_s(network, one.allreduce, stages, config.num_hidden_layers, values)
+        layers, values = self._config.num_hidden_layers, self._config.hidden_size * tokens
+        stages = Contributors.of([share.part for share in one.shares])
+        sums = comm_s(self._network(one.members), one.allreduce, stages, layers, values)
         chunks = math.ceil(prompt / tokens)
         seconds = chunks * max(compute + sums, one.disk_s)
         return dataclasses.replace(one, batch=batch, prefill_tok_s=prompt / seconds)
@@ -231,8 +362,7 @@ class CostModel:
         seconds = max([pace, *(_paced_s(share, pace) for share in shares)])
         batch = min(share.plan.batch for share in shares if share.plan)
         again = dataclasses.replace(one, shares=shares, s_per_token=seconds, disk_s=disk)
-        stages = _stages([share.part for share in shares])
-        return self._with_prompt(again, one.members, stages, batch)
+        return self._with_prompt(again, batch)
 
     def _planned(self, share: Share) -> Share:
         board = share.board
@@ -245,15 +375,6 @@ class CostModel:
             memory_bytes=plan.total,
             plan=plan,
         )
-
-
-def _stages(slices: Sequence[Slice]) -> Contributors:
-    """The ranks that have shards of each kind."""
-    return Contributors(
-        tuple(rank for rank, part in enumerate(slices) if part.attention),
-        tuple(rank for rank, part in enumerate(slices) if part.ffn),
-        tuple(rank for rank, part in enumerate(slices) if part.head_shards),
-    )
 
 
 def _slowest(shares: Sequence[Share], tokens: int = 1) -> float:

@@ -1,19 +1,23 @@
 """Divide a memory budget: cache, buffers, resident weights, and a window for streamed ones.
 
-Pure: the board's speeds and what the process already takes are arguments.
+Pure: the board's speeds and what the process already takes are arguments. `MemoryNeeds` estimates
+what slices of a model need, for planning over boards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.api import kv_cache_bytes
 from picoedge.kernels.blocks import BLOCK_COLS
+from picoedge.planner.topology import BoardFacts
+from picoedge.store.pages import PAGE
 from picoedge.store.shards import Slice, Unit
 from picoedge.store.window.plan import (
     RESIDENT_BYTES,
@@ -35,6 +39,7 @@ _NUMPY_SCRATCH = 16 << 20  # bands of weights in f32, by thread, and OpenBLAS's 
 _UNIT_BYTES = 5 << 10  # of kernels bound to one unit
 _FEW_UNITS = 700  # whose kernels are within what a process grows by anyway
 _BLOCK_BYTES = 48  # of 32 quantized activations
+_ROUNDING = 2 * PAGE  # of a unit that begins and ends within pages
 DEFAULT_CONTEXT = 4096  # tokens
 SMALLEST_DEFAULT_CONTEXT = 512
 _TYPICAL_ANSWER = 128  # tokens, after a prompt of this many or a quarter of the context:
@@ -142,13 +147,14 @@ def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> Memo
             budget, load.n_ctx, load.kv_bits, batch, cache, activations, reading, window
         )
 
-    sizes, least = _sizes(load.runs), min(BATCHES[-1], load.n_ctx)
-    tried = [(size, plan(least, reading, size)) for reading in readings for size in sizes]
-    best = _best(plan for _, plan in tried)
-    if best is None:  # thousands of small units are better than no plan
-        rest = [size for size in _UNIT_SIZES if size < sizes[0]]
-        tried = [(size, plan(least, reading, size)) for reading in readings for size in rest]
-        best = _best(plan for _, plan in tried)
+    least, best = min(BATCHES[-1], load.n_ctx), None
+    smallest = sum(run.nbytes for run in load.runs) // _MOST_UNITS
+    sizes = [size for size in _UNIT_SIZES if size >= smallest][:4] or [_UNIT_SIZES[-1]]
+    rest = [size for size in _UNIT_SIZES if size < sizes[0]]
+    for some in (sizes, rest):  # thousands of small units are better than no plan
+        if best is None:
+            tried = [(size, plan(least, reading, size)) for reading in readings for size in some]
+            best = _best(plan for _, plan in tried)
     if best is None:
         raise _too_small(load, budget, min(reading.reserve for reading in readings))
     size = next(size for size, tested in tried if tested is best)
@@ -161,22 +167,15 @@ def _best(plans: Iterable[MemoryPlan | None]) -> MemoryPlan | None:
 
 
 def _preference(plan: MemoryPlan) -> tuple[float, int, int]:
-    """Least for the best plan; where nothing is streamed, chunks of _AMPLE_BATCH are enough."""
-    return _typical_s(plan), -min(plan.batch, _AMPLE_BATCH), plan.batch
+    """Least for the best plan: seconds of a typical prompt and answer, then sizes of chunks.
 
-
-def _typical_s(plan: MemoryPlan) -> float:
-    """Seconds of a typical prompt and answer, but for computing the prompt: all plans need that."""
+    The seconds leave out computing the prompt: all plans need that. Where nothing is streamed,
+    chunks of _AMPLE_BATCH are enough.
+    """
     prompt = min(max(_TYPICAL_PROMPT, plan.n_ctx // 4), plan.n_ctx // 2)
-    passes = math.ceil(prompt / plan.batch)
-    forecast = plan.window.forecast
-    return passes * forecast.disk_s + _TYPICAL_ANSWER * forecast.s_per_token
-
-
-def _sizes(runs: Sequence[Unit]) -> list[int]:
-    """Sizes of units to try: not so small that there are thousands of units."""
-    least = sum(run.nbytes for run in runs) // _MOST_UNITS
-    return [size for size in _UNIT_SIZES if size >= least][:4] or [_UNIT_SIZES[-1]]
+    passes, forecast = math.ceil(prompt / plan.batch), plan.window.forecast
+    seconds = passes * forecast.disk_s + _TYPICAL_ANSWER * forecast.s_per_token
+    return seconds, -min(plan.batch, _AMPLE_BATCH), plan.batch
 
 
 def cache_bytes(load: Load) -> int:
@@ -206,45 +205,34 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
     blocks = hidden + 2 * heads + 2 * cols  # runs of a kind may have two widths
     per_token = 4 * floats + 8 * hidden + _BLOCK_BYTES * blocks // BLOCK_COLS
     scores = 4 * 2 * 8 * 2 * load.n_ctx  # 8 rows a thread, of two, allocated twice as large
-    columns = config.vocab_size if load.part.owns_head else _own_columns(load)
-    logits = 4 * load.logit_rows * columns
+    own = len(load.part.head_shards) * load.head_shard_rows
+    logits = 4 * load.logit_rows * (config.vocab_size if load.part.owns_head else own)
     if load.part.owns_head and load.logit_rows > 1:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
-    rest = scores + logits + _bound_bytes(load, most)
+    units = sum(unit_count(run, len(run.shards), most) for run in load.runs)
+    bound = _UNIT_BYTES * max(0, units - _FEW_UNITS)  # matters where there are thousands
+    rest = scores + logits + bound
     if load.numpy:
         return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + rest
     return batch * per_token + rest
 
 
-def _own_columns(load: Load) -> int:
-    """How many logits a slice computes."""
-    return len(load.part.head_shards) * load.head_shard_rows
-
-
-def _bound_bytes(load: Load, most: int) -> int:
-    """Bytes of kernels bound to units, where there are thousands."""
-    units = sum(unit_count(run, len(run.shards), most) for run in load.runs)
-    return _UNIT_BYTES * max(0, units - _FEW_UNITS)
-
-
 def check_room(load: Load, budget: Budget) -> None:
     """Raise MemoryBudgetError where not even the smallest window fits."""
-    if _least(load, 0) + budget.fixed > budget.total:
+    if budget.fixed + sum(_least(load)) > budget.total:
         raise _too_small(load, budget, 0)
 
 
-def _least(load: Load, reserve: int) -> int:
-    """Bytes of the smallest plan, beside what is fixed."""
-    size = _UNIT_SIZES[0]
-    activations = activation_bytes(load, size, min(BATCHES[-1], load.n_ctx))
-    return cache_bytes(load) + activations + smallest_window(load.runs, size) + reserve
+def _least(load: Load) -> tuple[int, int, int]:
+    """Bytes of the cache, the buffers and the window of the smallest plan."""
+    activations = activation_bytes(load, _UNIT_SIZES[0], min(BATCHES[-1], load.n_ctx))
+    return cache_bytes(load), activations, smallest_window(load.runs, _UNIT_SIZES[0])
 
 
 def _too_small(load: Load, budget: Budget, reserve: int) -> MemoryBudgetError:
-    cache = cache_bytes(load)
-    activations = activation_bytes(load, _UNIT_SIZES[0], min(BATCHES[-1], load.n_ctx))
-    least = budget.fixed + _least(load, reserve)
-    window = least - budget.fixed - cache - activations
+    cache, activations, window = _least(load)
+    window += reserve
+    least = budget.fixed + cache + activations + window
     remedies = ["a smaller --ctx-size"] if cache > budget.fixed // 8 else []
     if load.kv_bits == 16:
         remedies.append("--kv-bits 8")
@@ -267,3 +255,101 @@ def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> i
             break
         n_ctx //= 2
     return n_ctx
+
+
+# -- boards of a cluster: what they have, and what slices need ----------------------------------
+
+
+def board_budget(board: BoardFacts) -> Budget:
+    """The memory budget of a board."""
+    return Budget(board.budget_bytes, board.fixed_bytes)
+
+
+def board_reading(board: BoardFacts) -> Reading:
+    """How a board reads streamed weights, and its speeds."""
+    rates = Rates(board.disk_bytes_per_s, board.compute_bytes_per_s, board.unit_s)
+    return Reading(board.read_io, rates, board.read_ahead_bytes)
+
+
+class Counts(NamedTuple):
+    """Shards of each kind, in a layer or in the head: a model's, or a board's."""
+
+    attention: int
+    ffn: int
+    head: int = 0
+
+
+def counts_of(part: Slice) -> Counts:
+    """The counts of a slice's shards."""
+    return Counts(len(part.attention), len(part.ffn), len(part.head_shards))
+
+
+def slice_load(load: Load, part: Slice, *, numpy: bool = False) -> Load:
+    """The load of one slice, from the whole model's."""
+    shards = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}
+    runs = ((run, shards[run.kind]) for run in load.runs)
+    cut = tuple(run.part(own.start, own.stop) for run, own in runs if own)
+    return dataclasses.replace(load, part=part, runs=cut, numpy=load.numpy or numpy)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of a board's memory that a slice needs."""
+
+    beside: int  # cache and buffers
+    weights: int  # all resident, at most
+    window: int  # the smallest it can be streamed through
+
+    def streamed(self, room: int, reserve: int) -> float:
+        """Bytes streamed for a token with `room` bytes of memory; inf: too few to run the slice.
+
+        `reserve` is what reading needs beside its window.
+        """
+        free = room - self.beside
+        if self.weights <= free:
+            return 0.0
+        kept = free - self.window - reserve
+        return math.inf if kept < 0 else float(self.weights - min(kept, self.weights))
+
+
+def need_of(load: Load) -> MemoryNeed:
+    """The memory a slice needs, by the same rules as `plan_memory`."""
+    most = max(_UNIT_SIZES[0], sum(run.nbytes for run in load.runs) // _MOST_UNITS)
+    activations = activation_bytes(load, most, min(BATCHES[-1], load.n_ctx))
+    weights = sum(
+        run.nbytes + unit_count(run, len(run.shards), RESIDENT_BYTES) * _ROUNDING
+        for run in load.runs
+    )
+    # Of whole width, though fewer shards may make narrower units: more of them never need less.
+    unit = max((widest(run, most) * run.shard_bytes for run in load.runs), default=0)
+    return MemoryNeed(cache_bytes(load) + activations, weights, 2 * (unit + _ROUNDING))
+
+
+class MemoryNeeds:
+    """The memory needs of slices of one model by their counts of shards, each computed once."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self._known: dict[tuple[Counts, bool, bool], MemoryNeed] = {}
+
+    def of(self, counts: Counts, *, hub: bool, numpy: bool) -> MemoryNeed:
+        """The need of a slice with these counts; a worker has at least one shard."""
+        key = counts, hub, numpy
+        if key not in self._known:
+            self._known[key] = self._work_out(counts, hub=hub, numpy=numpy)
+        return self._known[key]
+
+    def _work_out(self, counts: Counts, *, hub: bool, numpy: bool) -> MemoryNeed:
+        """Layers and head apart: all combinations of both would be far more to compute."""
+        layers, head = counts._replace(head=0), Counts(0, 0, counts.head)
+        if counts in (layers, head):
+            runs = range(counts.attention), range(counts.ffn), range(counts.head)
+            return need_of(slice_load(self.load, Slice(*runs, owns_head=hub), numpy=numpy))
+        one, other, nothing = (
+            self.of(each, hub=hub, numpy=numpy) for each in (layers, head, Counts(0, 0, 0))
+        )
+        return MemoryNeed(
+            one.beside + other.beside - nothing.beside,
+            one.weights + other.weights,
+            max(one.window, other.window),
+        )

@@ -24,8 +24,8 @@ from typing import Any
 
 from picoedge.errors import ProtocolError, UsageError
 from picoedge.fields import Fields
-from picoedge.planner.partition import MOST_BOARDS
 
+MOST_BOARDS = 64
 KEY_CHARS = 40  # of a public key in Z85
 _NAME_CHARS = 64
 _FILE_CHARS = 1 << 20

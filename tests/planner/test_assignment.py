@@ -16,15 +16,21 @@ from picoedge.engine.fit import load_of as load_of_pack
 from picoedge.engine.options import OpenOptions
 from picoedge.planner.assignment import (
     Assigner,
-    MemoryNeeds,
     RankCounts,
+    all_on_hub,
+    all_partitions,
+    slices_of,
+)
+from picoedge.planner.memory import (
+    Counts,
+    Load,
+    MemoryNeeds,
     board_budget,
     board_reading,
     counts_of,
+    plan_memory,
     slice_load,
 )
-from picoedge.planner.memory import Load, plan_memory
-from picoedge.planner.partition import Counts, all_on_hub, all_partitions, slices_of
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.planner.comm_cost import Contributors, Network, comm_s, gather_s, sum_s
+from picoedge.planner.cost_model import Contributors, Network, comm_s, gather_s, sum_s
 from picoedge.planner.topology import LinkFacts
 
 TOKEN, PROMPT = 2048, 256 * 2048  # values of a sum

@@ -11,10 +11,9 @@ from cluster_figures import LAN, SLOW, board, cluster, load_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
-from picoedge.planner.locality import KEEP
+from picoedge.planner.assignment import all_partitions, apportion_held
+from picoedge.planner.cluster_plan import KEEP, ClusterPlan, PlanConstraints, plan_cluster
 from picoedge.planner.memory import Load
-from picoedge.planner.partition import all_partitions, apportion_held
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
 
@@ -87,7 +86,7 @@ def noisy(draw: st.DrawFn, boards: Topology) -> Topology:
 # -- what is true of any plan --------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(clusters(), st.sampled_from([SMALL, MANY_GROUPS]), st.data())
 def test_nothing_is_pulled_again_because_measures_moved(
     boards: Topology, load: Load, data: st.DataObject
@@ -107,7 +106,7 @@ def some_of(draw: st.DrawFn, load: Load) -> HeldShards:
     return HeldShards(*(draw(st.frozensets(st.sampled_from(list(shards)))) for shards in kinds))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(clusters(), st.data())
 def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     boards: Topology, data: st.DataObject
@@ -127,7 +126,7 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     assert asked == plan_cluster(SMALL, boards, PlanConstraints(boards=2)).chosen.boards
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(clusters())
 def test_where_all_have_all_or_a_split_is_asked_for_disks_change_nothing(boards: Topology) -> None:
     everything = held_in(SMALL.part)

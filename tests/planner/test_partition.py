@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from picoedge.cli.options import parse_split
 from picoedge.errors import UsageError
-from picoedge.planner.partition import (
-    MOST_BOARDS,
-    Counts,
+from picoedge.planner.assignment import (
     all_partitions,
     apportion,
-    parse_split,
     round_equal_speeds,
     slices_of,
     split_by_weight,
 )
+from picoedge.planner.memory import Counts
+from picoedge.planner.topology import MOST_BOARDS
 from picoedge.store.shards import Slice
 
 speeds = st.one_of(st.just(0.0), st.floats(0.01, 100.0), st.sampled_from([0.5, 1.0, 2.0]))

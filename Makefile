@@ -8,7 +8,7 @@ BUILD_INPUTS = pyproject.toml setup.py $(wildcard picoedge/kernels/*.c picoedge/
 # Emulated boards are network namespaces and control groups: that takes root.
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup chat cluster test lint bench test-arm64 clean
+.PHONY: setup chat cluster quick test lint bench test-arm64 clean
 
 setup: $(VENV)/.ready
 
@@ -18,8 +18,14 @@ chat: setup
 cluster: setup
 	@$(SUDO) $(BIN)/python -m hw.lab.cluster
 
+# Files of tests are spread over the cores; a file's tests run in order, in one process.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+
+quick: $(VENV)/.ready-dev
+	$(PYTEST) -q -m "not slow"
+
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/ruff check . && $(BIN)/mypy
 
 lint: $(VENV)/.ready-dev

@@ -31,6 +31,13 @@ PACKING_ROOMS = ("store", "text", "kernels")
 NATIVE_FIXTURES = {"native", "backends", "twins"}
 LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py", "test_lab_cluster.py"}
 LONGEST_NAME = 200
+# Real boards, real models, or thousands of examples: seconds a test.
+SLOW = {
+    *("bench", "cluster", "lab"),
+    *("test_call_path.py", "test_packaging.py", "test_model_transformers.py"),
+    *("test_window.py", "test_window_faults.py", "test_window_page_cache.py"),
+    *("test_locality.py", "test_window_plan.py", "test_export_gguf_models.py", "test_links.py"),
+}
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
@@ -54,23 +61,28 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count tests that need what this machine lacks, and fail on test names that are too long.
+    """Mark slow folders, leave out what this machine lacks, refuse test names that are too long.
 
     Without a C compiler there are no C kernels, without root no emulated boards. Where there is
-    what they need they are never left out: kernels that do not build are a failure. A name that
-    carries a whole file (a parameter without `ids=`) would be in every log.
+    what they need they are never left out: kernels that do not build are a failure. CI
+    has it all. A name that carries a whole file (a parameter without `ids=`) would be in every log.
     """
     unwieldy = [item.nodeid[:LONGEST_NAME] for item in items if len(item.name) >= LONGEST_NAME]
     if unwieldy:
         raise pytest.UsageError(
             f"tests with names of {LONGEST_NAME} characters or more, give ids=: {unwieldy}"
         )
+    for item in items:
+        if SLOW & {item.path.parent.name, item.path.name}:
+            item.add_marker(pytest.mark.slow)
     without = [
         item
         for item in items
         if (needs(item, NATIVE_FIXTURES) and not has_native())
         or ((needs(item, LAB_FIXTURES) or item.path.name in LAB_FILES) and not has_boards())
     ]
+    if without and os.environ.get("CI"):
+        raise pytest.UsageError(f"this machine lacks what {len(without)} tests need: {without[0]}")
     config.hook.pytest_deselected(items=without)
     items[:] = [item for item in items if item not in without]
 

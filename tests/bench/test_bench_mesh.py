@@ -135,7 +135,7 @@ PRINTED = """Evaluation
    nBatches: 32
     nTokens: 6
    tokens/s: 61.02 (16.39 ms/tok)
-Candidate
+Prediction
     nTokens: 58
    tokens/s: 9.15 (109.29 ms/tok)
 """

@@ -182,9 +182,8 @@ class Links:
                 for item in each.items(sending=each is connection)
             ]
 
-        deadline, retry_s = time.monotonic() + self._stall_s, connection.retry_s
-        trouble = self._concerning((rank,))
-        if self._waiter.wait(pushed, items, deadline, trouble, retry_s) is None:
+        deadline = time.monotonic() + self._stall_s
+        if self._waiter.wait(pushed, items, deadline, self._concerning((rank,))) is None:
             self._end(rank, f"it took nothing for {self._stall_s:g} s")
 
     def bye(self) -> None:

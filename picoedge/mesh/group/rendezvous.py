@@ -20,6 +20,7 @@ from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.connection import (
     GOODBYE_MS,
+    QUEUED_MESSAGES,
     Connection,
     ConnectionEnded,
     DealerConnection,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.waiter import Items, Waiter
 
 # Where the stream alone carries messages, a CURVE connection has the handshake to carry.
-HANDSHAKE = curve.SocketBounds(frame_bytes=1024, messages=16)
+HANDSHAKE = curve.SocketBounds(1024, QUEUED_MESSAGES)
 CURVE_BYTES = 33  # of a message: command name, flags, nonce and tag (RFC 26)
 
 
@@ -62,9 +63,7 @@ class Rendezvous:
         self._past: dict[str, bytes] = {}  # routing id, by key, of the last link that was removed
         self._bounds = HANDSHAKE
         if own.wish != "stream":
-            self._bounds = curve.SocketBounds(
-                own.most_bytes + CURVE_BYTES, own.limits.link_messages
-            )
+            self._bounds = dataclasses.replace(HANDSHAKE, frame_bytes=own.most_bytes + CURVE_BYTES)
         self._router: Socket | None = None
         self._router_monitor: LinkMonitor | None = None
         self._authenticator: curve.Authenticator | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import zmq
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
 Bytes = bytes | bytearray | memoryview
 Transport = Literal["stream", "zeromq"]
 
-# A ROUTER polls as writable when any of its peers is: a send that waits for one asks again instead.
-# A millisecond is some 100 KB at the 1 Gbit/s of a board, far less than libzmq has in its queues.
-SEND_RETRY_S = 1e-3
+# Flow control over ZeroMQ: a sender is at most WINDOW messages ahead of the program at the other
+# end, which returns a credit (an empty message) for every CREDIT it has taken. libzmq's queues
+# therefore never fill. A full one would stop it reading, heartbeats included: a board that computes
+# for a second would be taken for lost. 16 of the longest messages, of 256 KB, are 4 MB.
+WINDOW, CREDIT = 16, 8
+# libzmq counts what has left a queue by halves of its bound, so it has room for twice the window,
+# and for credits and goodbyes.
+QUEUED_MESSAGES = 2 * (WINDOW + 4)
 # After the close libzmq goes on sending that long, so that a goodbye arrives; a board that is gone
 # is noticed within that second.
 GOODBYE_MS = 1000
@@ -37,7 +43,6 @@ class Connection(Protocol):
     """Methods raise ConnectionEnded, and ProtocolError for bytes that are no message."""
 
     transport: Transport
-    retry_s: float | None  # how often a blocked send is tried; None: `items` tell when
 
     def send(self, message: Bytes) -> bool:
         """Send a copy of the message; where False, call `flush` until it returns True."""
@@ -56,32 +61,33 @@ class Connection(Protocol):
 
 
 class DealerConnection:
-    """The connecting end, on a DEALER socket of its own."""
+    """The connecting end, on a DEALER socket of its own. `window`: see WINDOW."""
 
     transport: Transport = "zeromq"
-    retry_s: float | None = None
 
     def __init__(self, socket: Socket) -> None:
-        self._socket, self._unsent = socket, b""
+        self._socket, self._unsent, self.window = socket, b"", WINDOW
+        self._ahead = self._uncredited = 0  # messages sent, and taken, without a credit yet
+        self._route: tuple[bytes, ...] = ()  # frames before each message
         self._taken: zmq.Frame | None = None  # keeps the memory of the message handed out
 
     def send(self, message: Bytes) -> bool:
         """See Connection."""
         assert not self._unsent
-        if self._send(message):
+        if self._ahead < self.window and self._send(message):
+            self._ahead += 1
             return True
         self._unsent = bytes(message)
         return False
 
     def flush(self) -> bool:
-        """See Connection."""
-        if self._unsent and self._send(self._unsent):
-            self._unsent = b""
-        return not self._unsent
+        """See Connection. Credits are found by `take`."""
+        unsent, self._unsent = self._unsent, b""
+        return not unsent or self.send(unsent)
 
     def _send(self, message: Bytes) -> bool:
         try:
-            self._socket.send(message, zmq.NOBLOCK)
+            self._socket.send_multipart([*self._route, message], zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -90,20 +96,32 @@ class DealerConnection:
 
     def take(self) -> memoryview | None:
         """See Connection."""
+        while (frames := self._receive()) is not None:
+            if len(frames) > 1:
+                raise ProtocolError(f"a message of {len(frames)} frames")
+            if len(frames[0]):
+                self._taken = frames[0]
+                self._uncredited += 1
+                with suppress(ConnectionEnded):  # what it sent before may still be taken
+                    if self._uncredited >= CREDIT and self._send(b""):
+                        self._uncredited -= CREDIT
+                return frames[0].buffer
+            self._ahead -= CREDIT
+            if self._ahead < 0:
+                raise ProtocolError("a credit for messages that were not sent to it")
+        return None
+
+    def _receive(self) -> list[zmq.Frame] | None:
         try:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
         except zmq.ZMQError as error:
             raise ConnectionEnded(f"its connection ended: {error.strerror}") from None
-        if frame.more:
-            raise ProtocolError(f"a message of {1 + len(self._socket.recv_multipart())} frames")
-        self._taken = frame
-        return frame.buffer
 
     def items(self, sending: bool = False) -> Items:
-        """See Connection."""
-        return [(self._socket, zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN)]
+        """See Connection. Room comes with a credit."""
+        return [(self._socket, zmq.POLLIN)]
 
     def close(self) -> None:
         """See Connection."""
@@ -117,12 +135,11 @@ class RouterConnection(DealerConnection):
     `most` messages wait to be taken: later ones are dropped, and `take` raises ProtocolError.
     """
 
-    retry_s: float | None = SEND_RETRY_S
-
     def __init__(
         self, socket: Socket, routing_id: bytes, pump: Callable[[], None], most: int
     ) -> None:
         super().__init__(socket)
+        self._route = (routing_id,)
         self.routing_id, self._pump, self._most = routing_id, pump, most
         self._inbox: deque[list[zmq.Frame]] = deque()
         self._dropped = 0
@@ -134,32 +151,12 @@ class RouterConnection(DealerConnection):
         else:
             self._dropped += 1
 
-    def _send(self, message: Bytes) -> bool:
-        try:
-            self._socket.send_multipart([self.routing_id, message], zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        except zmq.ZMQError:
-            raise ConnectionEnded("its connection ended") from None
-        return True
-
-    def take(self) -> memoryview | None:
-        """See Connection."""
+    def _receive(self) -> list[zmq.Frame] | None:
         if not self._inbox:
             if self._dropped:
                 raise ProtocolError(f"{self._most + self._dropped} messages before their time")
             self._pump()
-            if not self._inbox:
-                return None
-        frames = self._inbox.popleft()
-        if len(frames) > 1:
-            raise ProtocolError(f"a message of {len(frames)} frames")
-        self._taken = frames[0]
-        return frames[0].buffer
-
-    def items(self, sending: bool = False) -> Items:
-        """See Connection."""
-        return [(self._socket, zmq.POLLIN)]
+        return self._inbox.popleft() if self._inbox else None
 
     def close(self) -> None:
         """See Connection. The socket stays, for its other peers."""

@@ -47,7 +47,11 @@ _EVENT = struct.Struct("=Hi")
 
 @dataclass(frozen=True)
 class SocketBounds:
-    """What a socket buffers: bytes of one frame, and messages queued in each direction."""
+    """What a socket buffers: bytes of one frame, and messages queued in each direction.
+
+    Where messages fill the queue of a program that does not read, libzmq reads no heartbeats
+    either, and the connection ends: a sender must know how many may be on their way.
+    """
 
     frame_bytes: int = 1 << 20
     messages: int = 256

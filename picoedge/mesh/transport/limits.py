@@ -46,9 +46,6 @@ class Limits:
     # Connections to a group's port of streams without a ticket yet; the oldest makes room. A group
     # has at most 64 ranks, each of which connects once.
     ticketless_connections: int = 64
-    # A group's messages in libzmq's queue of a link, each way: they keep it busy, and the longest,
-    # of 256 KB, take 4 MB.
-    link_messages: int = 16
     link_messages_per_turn: int = 256  # read at once: a flood must not keep a rank from its work
     probe_s: float = 1.0  # to compare transports: no link for a group is slower
     # TCP repeats a lost SYN after a second: both can reach a listener that is reachable at all.

@@ -129,7 +129,6 @@ class SealedStream:
     """
 
     transport: Transport = "stream"
-    retry_s: float | None = None
 
     def __init__(
         self,

@@ -75,12 +75,11 @@ class Waiter:
         items: Callable[[], Items],
         deadline: float | None,
         trouble: Trouble,
-        retry_s: float | None = None,
     ) -> T | None:
         """The first result of `attempt` that is not None; None at the deadline (time.monotonic).
 
-        `items` are polled between attempts, for at most `retry_s`. Where an attempt gives nothing
-        and `trouble` returns an error, that is raised.
+        `items` are polled between attempts. Where an attempt gives nothing and `trouble` returns an
+        error, that is raised.
         """
         now = time.monotonic()
         if now >= self._look_at:
@@ -89,7 +88,7 @@ class Waiter:
         spin_until = now + self._spin_s
         while (result := attempt()) is None:
             if time.monotonic() >= spin_until:
-                return self._sleep(attempt, items, deadline, trouble, retry_s)
+                return self._sleep(attempt, items, deadline, trouble)
             os.sched_yield()
         return result
 
@@ -99,7 +98,6 @@ class Waiter:
         items: Callable[[], Items],
         deadline: float | None,
         trouble: Trouble,
-        retry_s: float | None,
     ) -> T | None:
         while True:
             error = trouble()
@@ -111,7 +109,7 @@ class Waiter:
             wait_s = None if deadline is None else deadline - time.monotonic()
             if wait_s is not None and wait_s <= 0:
                 return None
-            self._poll(items(), _least(wait_s, retry_s))
+            self._poll(items(), wait_s)
 
     def _poll(self, items: Items, wait_s: float | None) -> None:
         watched: list[tuple[Any, int]] = [(socket, zmq.POLLIN) for socket in self._watched]

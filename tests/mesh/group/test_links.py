@@ -56,6 +56,7 @@ ROWS = ArrayLimits(rows=4, width=64)
 TRANSPORTS: tuple[Wish, ...] = ("stream", "zeromq")
 BOTH = Stages((0, 1), (0, 1), layers=1)
 DETECT_S = 1.5
+COMPUTES_S = 3.0  # three times as long as heartbeats wait for an answer
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -536,6 +537,7 @@ def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(transpo
 def test_a_flood_is_dropped_and_the_fault_of_its_sender_when_it_is_due() -> None:
     with boards(3, "exchange", ROWS, stall_s=1, transport="zeromq") as team:
         opened(team)
+        team.links[0]._connections[2].window = 1 << 30  # type: ignore[attr-defined]
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
         flooding.start()
         with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
@@ -869,6 +871,26 @@ def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(transport: 
 
         for taken in team.each(sent_in_a_ring):
             assert taken == 32 * (rows.message_bytes - 64)
+
+
+def test_a_board_that_computes_for_seconds_is_not_lost_and_its_sender_waits(
+    transport: Wish,
+) -> None:
+    rows = ArrayLimits(rows=1, width=1 << 16)
+    computed, count, nbytes = threading.Event(), 40, 256 << 10
+    with boards(2, "star", rows, transport=transport) as team:
+        opened(team)
+
+        def outcome(rank: int) -> int:
+            if rank == HUB:
+                for _ in range(count):
+                    team.links[HUB].send(1, *note(bytes(nbytes)))
+                return count
+            threading.Timer(COMPUTES_S, computed.set).start()
+            assert computed.wait(10)
+            return sum(len(team.links[1].receive((HUB,), 5)[2]) == nbytes for _ in range(count))
+
+        assert team.each(outcome) == [count, count]
 
 
 def drain(links: Links, rank: int) -> None:

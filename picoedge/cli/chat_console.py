@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from picoedge.cli.output import printable, warn
 
@@ -19,19 +18,6 @@ FENCE = '"""'
 HISTORY_LINES = 1000
 
 
-class Console(Protocol):
-    """Reads messages and shows answers."""
-
-    def read(self) -> str:
-        """The next message, of one line or several. Raises EOFError or KeyboardInterrupt."""
-
-    def write(self, text: str) -> None:
-        """Show text at once."""
-
-    def interrupts(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
-        """While the block runs, Ctrl-C calls `on_interrupt` instead of raising."""
-
-
 class TerminalConsole:
     """Standard input and output, with line editing and history where Python has readline."""
 
@@ -39,18 +25,21 @@ class TerminalConsole:
         self._history = History(history_path(os.environ if environ is None else environ))
 
     def read(self) -> str:
-        """See `Console.read`. A pasted text of several lines is one message."""
+        """The next message, of one line or several; a pasted text is one message.
+
+        Raises EOFError or KeyboardInterrupt.
+        """
         with self._history.kept():
             return read_message(input)
 
     def write(self, text: str) -> None:
-        """See `Console.write`."""
+        """Show text at once."""
         sys.stdout.write(printable(text))
         sys.stdout.flush()
 
     @contextmanager
     def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
-        """See `Console.interrupts`."""
+        """While the block runs, Ctrl-C calls `on_interrupt` instead of raising."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             on_interrupt()
@@ -97,8 +86,7 @@ class History:
         try:
             self._load()
         except OSError as error:
-            warn(f"{path}: {(error.strerror or str(error)).lower()}: no history is kept")
-            self._path = Path(os.devnull)
+            self._give_up(error)
 
     def _load(self) -> None:
         assert self._readline is not None
@@ -130,5 +118,8 @@ class History:
         try:
             self._readline.append_history_file(lines, self._path)
         except OSError as error:
-            warn(f"{self._path}: {(error.strerror or str(error)).lower()}: no history is kept")
-            self._path = Path(os.devnull)
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        warn(f"{self._path}: {(error.strerror or str(error)).lower()}: no history is kept")
+        self._path = Path(os.devnull)

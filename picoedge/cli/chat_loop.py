@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cli.chat_console import Console
+from picoedge.cli.chat_console import TerminalConsole
 from picoedge.cli.failures import EXIT_INTERRUPTED, storage_error
 from picoedge.cli.output import error_line, one_line
 from picoedge.cli.reports import timings
-from picoedge.config import SamplingOptions
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.files import replace_file
 from picoedge.suggest import did_you_mean
@@ -56,7 +55,7 @@ class Chat:
     """The messages of one session on one console. It continues after errors."""
 
     def __init__(
-        self, session: Session, prompter: Prompter, console: Console, settings: ChatSettings
+        self, session: Session, prompter: Prompter, console: TerminalConsole, settings: ChatSettings
     ) -> None:
         self.session, self.prompter = session, prompter
         self.console, self.settings = console, settings
@@ -222,8 +221,8 @@ def set_value(chat: Chat, rest: str) -> None:
         chat.say("rates are shown" if settings.verbose else "rates are not shown")
         return
     if name in SAMPLING_TYPES:
-        number = None if (name, value) == ("seed", "none") else _number(name, value)
-        chat.session.set_sampling(_changed(chat.session.sampling, name, number))
+        number: Any = None if (name, value) == ("seed", "none") else _number(name, value)
+        chat.session.set_sampling(dataclasses.replace(chat.session.sampling, **{name: number}))
     elif name == "n":
         settings.n_tokens = max(-1, int(_number(name, value)))
     elif name == "system":
@@ -235,11 +234,6 @@ def set_value(chat: Chat, rest: str) -> None:
         hint = did_you_mean(name, names) or f"known: {', '.join(names)}"
         raise UsageError(f"nothing to set by the name {name!r}", hint)
     chat.say(f"{name} is {value or 'empty'}")
-
-
-def _changed(options: SamplingOptions, name: str, value: float | None) -> SamplingOptions:
-    values: dict[str, Any] = {**dataclasses.asdict(options), name: value}
-    return SamplingOptions(**values)
 
 
 def _number(name: str, text: str) -> float:

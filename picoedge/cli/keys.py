@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli.options import Group
-from picoedge.cli.output import note, one_line, print_facts, print_json, print_table, warn
+from picoedge.cli.output import (
+    note,
+    one_line,
+    print_facts,
+    print_json,
+    print_result,
+    print_table,
+    warn,
+)
 from picoedge.errors import UsageError
 from picoedge.suggest import did_you_mean
 
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_S, _LONGEST_S = 60, 30 * 86400
-_NOTICED = "running boards of the cluster notice within seconds"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -185,10 +192,10 @@ def revoke(board: str, force: bool, as_json: bool) -> None:
 
 
 def _report(done: str, public: str, name: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"name": name, "public": public, "state": done})
-    else:
-        click.echo(one_line(f"{done} {name}: {_NOTICED}"))
+    facts = {"name": name, "public": public, "state": done}
+    print_result(
+        as_json, facts, f"{done} {name}: running boards of the cluster notice within seconds"
+    )
 
 
 def _key_and_name(roster: Roster, board: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -145,6 +145,14 @@ def tell_end(session: Session, verbose: bool) -> None:
 def print_json(value: Any) -> None:
     """One JSON document."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_result(as_json: bool, facts: Mapping[str, Any], line: str) -> None:
+    """What a command did: as a JSON document, or as a line."""
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(one_line(line))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

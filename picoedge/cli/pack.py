@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from picoedge.cli.output import one_line, print_json, showing_progress
+from picoedge.cli.output import print_result, showing_progress
 
 
 @click.command("pack")
@@ -34,8 +34,6 @@ def command(source: Path, out: Path | None, bits: str | None, as_json: bool) -> 
         target = out or Path(f"{opened.name}.pico")
         pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
     size = sum(file.stat().st_size for file in target.iterdir())
-    if as_json:
-        ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
-        print_json({"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio})
-    else:
-        click.echo(one_line(f"{target}: {format_size(size)}"))
+    ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
+    facts = {"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio}
+    print_result(as_json, facts, f"{target}: {format_size(size)}")

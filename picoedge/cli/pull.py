@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from picoedge.cli.output import one_line, print_json, showing_progress
+from picoedge.cli.output import print_result, showing_progress
 
 
 @click.command("pull")
@@ -23,7 +23,5 @@ def command(name: str | None, as_json: bool) -> None:
     entry = shelf.entry(name)
     with showing_progress() as progress:
         path = shelf.resolve(entry.name, progress=progress)
-    if as_json:
-        print_json({"name": entry.name, "path": str(path), "bytes": disk_bytes(path)})
-    else:
-        click.echo(one_line(f"{entry.name} is ready: {path}"))
+    facts = {"name": entry.name, "path": str(path), "bytes": disk_bytes(path)}
+    print_result(as_json, facts, f"{entry.name} is ready: {path}")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from picoedge.cli.output import one_line, print_json
+from picoedge.cli.output import print_result
 from picoedge.errors import UsageError
 
 
@@ -31,7 +31,5 @@ def command(name: str, yes: bool, as_json: bool) -> None:
         if not click.confirm(f"Remove {name} from {shelf.folder}?", err=True):
             return
     freed = shelf.remove(name)
-    if as_json:
-        print_json({"name": name, "bytes": freed})
-    else:
-        click.echo(one_line(f"removed {name}: {format_size(freed)} freed"))
+    line = f"removed {name}: {format_size(freed)} freed"
+    print_result(as_json, {"name": name, "bytes": freed}, line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from picoedge.cli.options import model_argument
-from picoedge.cli.output import one_line, print_json, showing_progress
+from picoedge.cli.output import print_result, showing_progress
 
 
 @click.command("verify")
@@ -21,10 +21,8 @@ def command(model: str | None, as_json: bool) -> None:
     pack = Pack.open(Shelf.from_environment().find(model))
     with showing_progress() as progress:
         pack.verify(one_stage(progress, f"verifying {pack.name}"))
-    if as_json:
-        print_json({"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes})
-        return
     size = format_size(pack.nbytes)
     if not pack.is_whole:
         size = f"{format_size(pack.held_bytes)} of {size} here"
-    click.echo(one_line(f"{pack.path}: {size}, all as packed"))
+    facts = {"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes}
+    print_result(as_json, facts, f"{pack.path}: {size}, all as packed")

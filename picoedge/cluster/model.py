@@ -50,7 +50,10 @@ MAX_FAILURES = 16  # in all, after which the model gives up: the network itself 
 
 
 class ClusterModel:
-    """A `session.LanguageModel` over boards; `load_over_boards` makes one."""
+    """A `session.LanguageModel` over boards; `load_over_boards` makes one.
+
+    `tell` receives lines for the user.
+    """
 
     plan: ClusterPlan
     _slice: LoadedModel
@@ -78,26 +81,12 @@ class ClusterModel:
         self._group: WorkerGroup | None = None  # None: this board alone
         self._has_started = False
 
-    @classmethod
-    def assemble(
-        cls,
-        directory: BoardDirectory,
-        pack: Pack,
-        options: OpenOptions,
-        *,
-        tell: Callable[[str], None],
-        progress: Progress | None = None,
-    ) -> ClusterModel:
+    def assemble(self) -> None:
         """Plan over the boards that answer, and load the model there; blocks until it is loaded.
 
-        That may take minutes, or hours in the queue for busy boards. `tell` receives lines for the
-        user. Raises what planning and loading raise.
+        That may take minutes, or hours in the queue for busy boards. Raises what planning and
+        loading raise.
         """
-        model = cls(directory, pack, options, tell, progress)
-        model._assemble()
-        return model
-
-    def _assemble(self) -> None:
         while True:
             counts = self._failure_counts.items()
             self._directory.refresh(frozenset(k for k, n in counts if n >= BOARD_FAILURES))
@@ -148,15 +137,10 @@ class ClusterModel:
         self._group = None
         if plan.chosen.boards == 1:
             return self._load_alone()
-        self._group = WorkerGroup.start(
-            self._directory,
-            self._pack,
-            self._options,
-            plan.chosen,
-            tell=self._tell,
-            progress=self._progress,
-        )
-        return self._group.slice
+        group = WorkerGroup(self._directory, plan.chosen, self._tell, self._progress)
+        group.start(self._pack, self._options)
+        self._group = group
+        return group.slice
 
     def _load_alone(self) -> LoadedModel:
         """Load all of it here. This board is reserved as well: its memory is for one job only."""
@@ -318,7 +302,7 @@ class ClusterModel:
         self._tell(f"{names} {how}: the shards are redistributed")
         # Logits stay valid; the cache is recomputed with the next token.
         self._close_slice()
-        self._assemble()
+        self.assemble()
 
     # -- failures ------------------------------------------------------------------------------
 
@@ -326,7 +310,7 @@ class ClusterModel:
         assert self._group is not None
         self._count_failure(self._group.explain(error))
         self._close_slice()
-        self._assemble()
+        self.assemble()
 
     def _count_failure(self, error: BoardLostError) -> None:
         key = self._keys.get(error.board, "")
@@ -365,7 +349,8 @@ def load_over_boards(
         failing.callback(context.destroy, linger=0)
         directory = BoardDirectory(context, identity, _to_stderr)
         failing.callback(directory.close)
-        model = ClusterModel.assemble(directory, pack, options, tell=_to_stderr, progress=progress)
+        model = ClusterModel(directory, pack, options, _to_stderr, progress)
+        model.assemble()
         failing.pop_all()
     return model
 

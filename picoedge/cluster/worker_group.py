@@ -44,7 +44,10 @@ POLL_S = 0.05
 
 
 class WorkerGroup:
-    """Boards that run one model together, rank 0 in this process. `close` frees them all."""
+    """Boards that run one model together, rank 0 in this process, assigned by `prediction`.
+
+    Call `start`, and `close` when it has started, which frees them all.
+    """
 
     slice: LoadedModel
     forward_pass: ForwardPass
@@ -69,41 +72,30 @@ class WorkerGroup:
         self._relays: dict[int, Relay] = {}
         self._is_ready = False
 
-    @classmethod
-    def start(
-        cls,
-        directory: BoardDirectory,
-        pack: Pack,
-        options: OpenOptions,
-        prediction: Candidate,
-        *,
-        tell: Callable[[str], None],
-        progress: Progress | None = None,
-    ) -> WorkerGroup:
-        """Start a group for `prediction`, a plan over boards; returns when all slices are loaded.
+    def start(self, pack: Pack, options: OpenOptions) -> None:
+        """Start the group; returns when all slices are loaded.
 
         That takes as long as reserving boards (`boards.QUEUE_S`) and pulling shards take. Raises
         BoardLostError if a board fails meanwhile, MeshError if one reports that it cannot do it.
         """
-        group = cls(directory, prediction, tell, progress)
+        directory = self._directory
         with ExitStack() as stack:
             stack.callback(directory.close)
-            memory = reserve_boards(directory, group._handles, tell)
+            memory = reserve_boards(directory, self._handles, self._tell)
             folder = str(pack.path.absolute())
-            group._client(group._handles[HUB]).ask("pack-offer", {"folder": folder})
-            group._spec = group._make_spec(pack, options)
-            group._start_workers()
-            keys, spec = directory.identity.keys, group._spec
-            group._links = make_group_links(directory.context, keys, spec, pack)
-            stack.callback(group._close_relays)
-            stack.callback(group._links.close)
-            group._connect()
-            group.forward_pass = make_forward_pass(group._links, spec, pack)
-            group.slice = group._load(pack, options, memory)
-            stack.callback(group.slice.close)
-            group._await_ready()
-            group._stack = stack.pop_all()
-        return group
+            self._client(self._handles[HUB]).ask("pack-offer", {"folder": folder})
+            self._spec = self._make_spec(pack, options)
+            self._start_workers()
+            keys, spec = directory.identity.keys, self._spec
+            self._links = make_group_links(directory.context, keys, spec, pack)
+            stack.callback(self._close_relays)
+            stack.callback(self._links.close)
+            self._connect()
+            self.forward_pass = make_forward_pass(self._links, spec, pack)
+            self.slice = self._load(pack, options, memory)
+            stack.callback(self.slice.close)
+            self._await_ready()
+            self._stack = stack.pop_all()
 
     @property
     def boards(self) -> int:

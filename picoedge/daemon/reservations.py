@@ -16,69 +16,57 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True)
-class Reserve:
+class _OfConnection:
+    connection: bytes
+
+
+@dataclass(frozen=True)
+class _OfRun:
+    run: str
+
+
+@dataclass(frozen=True)
+class _OfUser:
+    user: bytes | str
+
+
+class Reserve(_OfConnection):
     """A connection wants the board in the foreground. It must not be in the state already."""
 
-    connection: bytes
 
-
-@dataclass(frozen=True)
-class Release:
+class Release(_OfConnection):
     """A connection, in the queue or holding the board, has ended or gives it up."""
 
-    connection: bytes
 
-
-@dataclass(frozen=True)
-class AddRun:
+class AddRun(_OfRun):
     """A run wants the board in the background."""
 
-    run: str
 
-
-@dataclass(frozen=True)
-class EndRun:
+class EndRun(_OfRun):
     """A run is over or was called off. Unknown runs are ignored."""
 
-    run: str
 
-
-@dataclass(frozen=True)
-class WorkerStarted:
+class WorkerStarted(_OfConnection):
     """The holder has started a worker process; a second one counts beside the first."""
 
-    connection: bytes
 
-
-@dataclass(frozen=True)
-class WorkerEnded:
+class WorkerEnded(_OfUser):
     """A worker process of this user is gone. A run whose worker was not stopped is over."""
-
-    user: bytes | str
 
 
 BoardEvent: TypeAlias = Reserve | Release | AddRun | EndRun | WorkerStarted | WorkerEnded
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(_OfConnection):
     """The connection has the board now."""
 
-    connection: bytes
 
-
-@dataclass(frozen=True)
-class StartRun:
+class StartRun(_OfRun):
     """Start the run's worker, or start it again; `WorkerEnded` must follow, even if that fails."""
 
-    run: str
 
-
-@dataclass(frozen=True)
-class Stop:
+class Stop(_OfUser):
     """End the worker of this user; `WorkerEnded` must follow for each process."""
-
-    user: bytes | str
 
 
 @dataclass(frozen=True)

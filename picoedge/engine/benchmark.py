@@ -6,28 +6,18 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from picoedge.errors import ModelError, UsageError
 from picoedge.kernels.arrays import F32
 
-
-class Forward(Protocol):
-    """A model whose speed is measured."""
-
-    def forward(self, tokens: Sequence[int], position: int) -> F32:
-        """Logits f32 [vocab] after the last token."""
-
-
-class ForwardAll(Protocol):
-    """A model whose perplexity is measured (`model.transformer.Transformer`)."""
-
-    def forward_all(self, tokens: Sequence[int], position: int) -> Iterator[F32]:
-        """Logits f32 [n, vocab] after every token, a few at a time."""
+if TYPE_CHECKING:
+    from picoedge.engine.session import LanguageModel
+    from picoedge.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class BenchRow:
 
 
 def bench(
-    model: Forward,
+    model: LanguageModel,
     vocab_size: int,
     *,
     n_prompt: int,
@@ -90,7 +80,7 @@ def _repeat(run: Callable[[], object], repeats: int, clock: Callable[[], float])
 
 
 def perplexity(
-    model: ForwardAll, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+    model: Transformer, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 1 .. n-1, each given all before it.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -111,7 +112,8 @@ class BoardDirectory:
             address = parse_address(text)
             client = self._client(address, board["key"], board["name"])
             try:
-                link = _measure(client, self._own_ping_s)
+                small_s, large_s = _pings_s(client, 0, PINGS), _pings_s(client, PING_BYTES, 2)
+                link = link_of(small_s, large_s, self._own_ping_s)
                 return self._add(client, board["key"], text, link)
             except MeshError as error:
                 client.close()
@@ -174,10 +176,6 @@ def _facts(client: Client) -> BoardFacts:
 # -- links ---------------------------------------------------------------------------------------
 
 
-def _measure(client: Client, own_s: float) -> LinkFacts:
-    return link_of(_pings_s(client, 0, PINGS), _pings_s(client, PING_BYTES, 2), own_s)
-
-
 def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) -> LinkFacts:
     """Latency and rate of a link, from round trips of 0 and of PING_BYTES bytes, in seconds.
 
@@ -190,13 +188,11 @@ def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) ->
 
 
 def _pings_s(client: Client, nbytes: int, count: int) -> list[float]:
-    return [_ping_s(client, nbytes) for _ in range(count)]
-
-
-def _ping_s(client: Client, nbytes: int) -> float:
-    began = time.perf_counter()
-    client.ask_raw("ping", {"bytes": nbytes}, QUESTION_S)
-    return time.perf_counter() - began
+    times = [time.perf_counter()]
+    for _ in range(count):
+        client.ask_raw("ping", {"bytes": nbytes}, QUESTION_S)
+        times.append(time.perf_counter())
+    return [after - before for before, after in pairwise(times)]
 
 
 # -- shards on disk ------------------------------------------------------------------------------

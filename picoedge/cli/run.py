@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,30 +113,24 @@ def _serve(
     from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 
-    context = zmq.Context()
-    try:
+    with ExitStack() as stack:
+        context = zmq.Context()
+        stack.callback(context.destroy, linger=0)
         rosters = RosterFile(identity.folder)
         node = Node(context, identity, rosters, listen, peers, translation=VERSION_1)
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: node.stop())
-            daemon = Daemon(node, board)
-            try:
-                _say(
-                    f"{identity.name} of cluster {node.roster.cluster.name} listens on "
-                    f"{node.address} with {format_size(board.memory_bytes)}"
-                )
-                with announced(node, mdns, _say):
-                    _watch(node, watchdog_s())
-                    notify("READY=1")
-                    node.run()
-            finally:
-                notify("STOPPING=1")
-                daemon.close()
-        finally:
-            node.close()
-    finally:
-        context.destroy(linger=0)
+        stack.callback(node.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: node.stop())
+        stack.callback(Daemon(node, board).close)
+        stack.callback(notify, "STOPPING=1")
+        _say(
+            f"{identity.name} of cluster {node.roster.cluster.name} listens on "
+            f"{node.address} with {format_size(board.memory_bytes)}"
+        )
+        stack.enter_context(announced(node, mdns, _say))
+        _watch(node, watchdog_s())
+        notify("READY=1")
+        node.run()
 
 
 def _say(line: str) -> None:

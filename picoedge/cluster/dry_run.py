@@ -95,13 +95,6 @@ def topology_of_mesh(
         context.destroy(linger=0)
 
 
-def _with_board(cluster: Topology, **facts: int) -> Topology:
-    """The topology with other facts of its hub."""
-    boards = list(cluster.boards)
-    boards[cluster.hub] = dataclasses.replace(boards[cluster.hub], **facts)  # type: ignore[arg-type]
-    return dataclasses.replace(cluster, boards=tuple(boards))
-
-
 def _with_hub(cluster: Topology, name: str) -> Topology:
     names = [board.name for board in cluster.boards]
     if name not in names:
@@ -122,5 +115,8 @@ def _with_hub(cluster: Topology, name: str) -> Topology:
 def _limited(cluster: Topology, memory_bytes: int | None) -> Topology:
     if memory_bytes is None:
         return cluster
-    budget = min(cluster.boards[cluster.hub].budget_bytes, memory_bytes)
-    return _with_board(cluster, budget_bytes=budget)
+    boards = list(cluster.boards)
+    hub = boards[cluster.hub]
+    budget = min(hub.budget_bytes, memory_bytes)
+    boards[cluster.hub] = dataclasses.replace(hub, budget_bytes=budget)
+    return dataclasses.replace(cluster, boards=tuple(boards))

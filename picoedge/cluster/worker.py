@@ -95,7 +95,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
         forward_pass = make_forward_pass(links, spec, pack)
         model = _load(config, spec, pack, forward_pass, page)
         try:
-            send_note(links, HUB, _ready(model))
+            plan = model.memory_plan.to_json() if model.memory_plan else None
+            send_note(links, HUB, {"ready": True, "batch": model.batch, "plan": plan})
             _follow(model, forward_pass, page)
         finally:
             model.close()
@@ -175,11 +176,6 @@ def _load(
 
     hooks = SliceHooks(forward_pass.begin, gather_logits=forward_pass.gather)
     return load_model(pack, options, on_progress, part=spec.part, hooks=hooks)
-
-
-def _ready(model: LoadedModel) -> dict[str, Any]:
-    plan = model.memory_plan.to_json() if model.memory_plan else None
-    return {"ready": True, "batch": model.batch, "plan": plan}
 
 
 def _follow(model: LoadedModel, forward_pass: ForwardPass, page: ProgressPage) -> None:

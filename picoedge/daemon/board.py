@@ -249,12 +249,12 @@ class BoardService:
             self._start_worker(reservation)
         except OSError as error:  # no memory for another process, say
             self._push(reservation, "ended", message=f"its worker did not start: {error}")
-            self._node.rpc.loop.soon(lambda: self._run_over(reservation))
+            self._node.rpc.loop.soon(lambda: self._worker_ended(reservation.user))
 
-    def _run_over(self, reservation: Reservation) -> None:
-        self._apply(WorkerEnded(reservation.user))
-        if reservation.user not in self._state.runs:
-            self._users.pop(reservation.user, None)
+    def _worker_ended(self, user: bytes | str) -> None:
+        self._apply(WorkerEnded(user))
+        if isinstance(user, str) and user not in self._state.runs:
+            self._users.pop(user, None)
 
     def _stop_worker(self, reservation: Reservation) -> None:
         """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
@@ -270,9 +270,7 @@ class BoardService:
         self._node.rpc.loop.remove(worker.pidfd)
         self._ending.remove(worker)
         worker.end()
-        self._apply(WorkerEnded(user))
-        if isinstance(user, str) and user not in self._state.runs:
-            self._users.pop(user, None)
+        self._worker_ended(user)
 
     def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
         if reservation.worker is worker and not worker.read():

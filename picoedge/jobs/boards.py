@@ -74,7 +74,9 @@ class BoardDirectory:
         own = self._own()
         self._add(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
         self._own_ping_s = min(_pings_s(own, 0, PINGS))
-        boards = _boards_of(own.ask("mesh-state", timeout_s=QUESTION_S))
+        boards = own.ask("mesh-state", timeout_s=QUESTION_S).get("boards")
+        if not isinstance(boards, list):  # its items have been checked by the own daemon
+            raise ProtocolError("a state of the mesh without boards")
         for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
             if board["key"] == self.identity.keys.public or board["key"] in excluded:
                 continue
@@ -144,14 +146,6 @@ def _own_fixed_bytes() -> int:
 
     trim()
     return fixed_bytes() + REFAULT_BYTES
-
-
-def _boards_of(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The boards listed by the own daemon, which has checked what other boards sent."""
-    boards = state.get("boards")
-    if not isinstance(boards, list):
-        raise ProtocolError("a state of the mesh without boards")
-    return boards
 
 
 def _facts(client: Client) -> BoardFacts:

@@ -200,7 +200,8 @@ class FakeNode:
     def __init__(self, address: Address, board: BoardOf) -> None:
         from picoedge.mesh.identity.identity import load_identity
 
-        self.address, self.peers, self.rpc = address, self.Peers(), self
+        self.address, self.peers = address, self.Peers()
+        self.rpc = self.loop = self
         self.identity, self.roster = load_identity(board.keys), RosterFile(board.keys).roster
 
     def soon(self, call: Callable[[], None]) -> None:

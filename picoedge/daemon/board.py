@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.messages import Body
 
 REPORT_S = 0.25  # a hub gives up a stopped worker after a second: four reports
-MAX_QUEUE = 32  # more groups than a LAN has people; a queue costs memory of a small daemon
-MAX_RUNS = 8  # background runs wait for hours: more of them are a mistake
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 
 
@@ -124,7 +122,7 @@ class BoardService:
         sender = _sender(peer)
         if sender.route in self._users:
             raise ProtocolError("a board taken twice over one connection")
-        if len(self._state.queue) >= MAX_QUEUE:
+        if len(self._state.queue) >= self._node.rpc.limits.queued_jobs:
             raise MeshError("too many sessions wait for this board", "try again later")
         name, kind = kind_of(self._kinds, body)
         if kind.background:
@@ -154,7 +152,7 @@ class BoardService:
     def _add_run(self, reservation: Reservation) -> None:
         if reservation.user in self._users:
             raise MeshError("this run is on this board already", "release it first")
-        if len(self._state.runs) >= MAX_RUNS:
+        if len(self._state.runs) >= self._node.rpc.limits.runs:
             raise MeshError("too many runs wait for this board", "end one of them")
         assert isinstance(reservation.user, str)
         self._users[reservation.user] = reservation

@@ -1,13 +1,14 @@
 """Passes bytes between this daemon's port and its worker, for boards that reach no other port.
 
     relay-open    connect to the worker of the job that runs here, for a board of its group
-    relay-send    "data" for the worker, base64; replied to once the worker has taken it. "taken":
-                  how many chunks of the worker's have arrived
+    relay-send    "data" for the worker, base64; more of it only after `relay-taken`. "taken": how
+                  many chunks of the worker's have arrived; that is also sent with empty data
+    -> relay-taken   the worker has taken the data
     -> relay-data    "data" of the worker's; empty at its end
 
-Each connection has at most one relay. The bytes are those of a CURVE connection between board and
-worker, which the daemon cannot read. It holds at most a chunk one way, and a window of chunks the
-other.
+Each board has at most one relay: opening another ends it. The bytes are those of a CURVE connection
+between board and worker, which the daemon cannot read. It holds at most a chunk one way, and a
+window of chunks the other.
 """
 
 from __future__ import annotations
@@ -16,59 +17,59 @@ import base64
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.jobs.relay import RELAY_CHUNK_BYTES, RELAY_WINDOW
-from picoedge.mesh.transport.replies import Pending
+from picoedge.jobs.relay import read_chunk
 from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.rpc import Rpc
     from picoedge.mesh.transport.messages import Body
 
-# A peer that sends 4 MB between two heartbeats is cut off as flooding, so a relay is slower: base64
-# makes 8 MB of 6 MB, and a heartbeat comes each 250 ms.
-BYTES_PER_S = 6 << 20
-BURST_BYTES = 1 << 20
-WRITE_RETRY_S = 1e-3  # until a worker that took no bytes is tried again
-
 
 @dataclass(eq=False)
 class _Relay:
     sender: Sender
     connection: socket.socket
+    allowed_bytes: float  # to the worker, at `at_s`
+    at_s: float
     sent: int = 0  # chunks to the board
     taken: int = 0  # of these, by the board
-    is_reading: bool = False
-    allowed_bytes: float = BURST_BYTES  # to the worker, at `at_s`
-    at_s: float = 0.0
     unsent: bytes = b""  # to the worker
-    pending: Pending = field(default_factory=Pending)
+    is_sending: bool = False  # until `relay-taken`
 
 
 class Relays:
     """The relays of this board. `endpoint_of` names a worker's socket for a board of its group."""
 
     def __init__(self, rpc: Rpc, endpoint_of: Callable[[str], str]) -> None:
-        self._rpc, self._endpoint_of = rpc, endpoint_of
-        self._relays: dict[bytes, _Relay] = {}
+        self._rpc, self._limits, self._endpoint_of = rpc, rpc.limits, endpoint_of
+        self._relays: dict[str, _Relay] = {}  # by the board's key
         rpc.on("relay-open", self._open)
         rpc.on("relay-send", self._send)
-        rpc.on_gone(lambda sender: self._end(sender.route))
+        rpc.on_gone(lambda sender: self._end(self._relay_of(sender)))
 
     def __bool__(self) -> bool:
         """Whether there is any."""
         return bool(self._relays)
 
+    def _relay_of(self, peer: str) -> _Relay | None:
+        """The relay of a connection."""
+        relay = self._relays.get(peer)
+        is_its = relay and isinstance(peer, Sender) and relay.sender.route == peer.route
+        return relay if is_its else None
+
     def _open(self, peer: str, body: Body) -> None:
-        if not isinstance(peer, Sender) or peer.route in self._relays:
+        if not isinstance(peer, Sender) or self._relay_of(peer):
             raise ProtocolError("a relay needs a connection of its own")
         endpoint = self._endpoint_of(str(peer))
         if not endpoint:
             raise MeshError("no worker of yours listens on this board")
+        if peer in self._relays:
+            self._worker_left(self._relays[peer])
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.setblocking(False)
@@ -76,68 +77,67 @@ class Relays:
         except OSError as error:
             connection.close()
             raise MeshError(f"its worker cannot be reached: {error.strerror}") from None
-        relay = _Relay(peer, connection, at_s=self._rpc.loop.clock())
-        self._relays[peer.route] = relay
-        self._listen(relay)
+        burst, now_s = self._limits.relay_burst_bytes, self._rpc.loop.clock()
+        relay = self._relays[str(peer)] = _Relay(peer, connection, burst, now_s)
+        self._watch(relay)
+
+    def _watch(self, relay: _Relay) -> None:
+        """Read while the board's window has room; write while there is something to write."""
+        file, has_room = (
+            relay.connection.fileno(),
+            relay.sent - relay.taken < self._limits.relay_window,
+        )
+        readable = (lambda: self._read(relay)) if has_room else None
+        writable = (lambda: self._write(relay)) if relay.unsent else None
+        if readable or writable:
+            self._rpc.loop.add(file, readable, writable)
+        else:
+            self._rpc.loop.remove(file)
 
     # -- to the worker -------------------------------------------------------------------------
 
-    def _send(self, peer: str, body: Body) -> Pending:
-        relay = self._relays.get(peer.route) if isinstance(peer, Sender) else None
-        if relay is None or relay.unsent:
+    def _send(self, peer: str, body: Body) -> None:
+        relay = self._relay_of(peer)
+        if relay is None:
             raise MeshError("the worker has closed its end")
-        fields = Fields(body, "the relay", ProtocolError)
-        taken, text = fields.integer("taken"), fields.get("data", str)
-        try:
-            relay.unsent = base64.b64decode(text, validate=True)
-        except ValueError:
-            raise ProtocolError("a relay of what is no base64") from None
-        if len(relay.unsent) > RELAY_CHUNK_BYTES or taken > relay.sent:
-            raise ProtocolError("a relay of more than a chunk, or of chunks never sent")
-        relay.taken = taken
-        if relay.sent - taken < RELAY_WINDOW:
-            self._listen(relay)
-        relay.pending = Pending()
-        self._write(relay)
-        return relay.pending
+        data = read_chunk(body, self._limits)
+        if data and relay.is_sending:
+            raise ProtocolError("a relayed chunk before the last was taken")
+        relay.taken = Fields(body, "the relay", ProtocolError).integer(
+            "taken", relay.taken, relay.sent
+        )
+        if data:
+            relay.unsent, relay.is_sending = data, True
+            return self._write(relay)
+        self._watch(relay)
 
     def _write(self, relay: _Relay) -> None:
-        """Write on; reply once all is written, not sooner than the rate allows."""
-        if self._relays.get(relay.sender.route) is not relay:
-            return
+        """Write on; once all is written, ask for more, not sooner than the rate allows."""
         try:
-            written = relay.connection.send(relay.unsent) if relay.unsent else 0
+            written = relay.connection.send(relay.unsent)
         except BlockingIOError:
             written = 0
         except OSError:
             return self._worker_left(relay)
         relay.unsent, now_s = relay.unsent[written:], self._rpc.loop.clock()
-        regained = (now_s - relay.at_s) * BYTES_PER_S
-        relay.allowed_bytes = min(BURST_BYTES, relay.allowed_bytes + regained) - written
+        rate = self._limits.relay_bytes_per_s
+        regained = relay.allowed_bytes + (now_s - relay.at_s) * rate
+        relay.allowed_bytes = min(self._limits.relay_burst_bytes, regained) - written
         relay.at_s = now_s
-        if relay.unsent:
-            self._rpc.loop.after(WRITE_RETRY_S, lambda: self._write(relay))
-        elif relay.allowed_bytes < 0:
-            pending = relay.pending
-            self._rpc.loop.after(-relay.allowed_bytes / BYTES_PER_S, lambda: pending.answer({}))
-        else:
-            relay.pending.answer({})
+        if not relay.unsent:
+            self._rpc.loop.after(max(0.0, -relay.allowed_bytes / rate), lambda: self._taken(relay))
+        self._watch(relay)
+
+    def _taken(self, relay: _Relay) -> None:
+        if self._relay_of(relay.sender) is relay:
+            relay.is_sending = False
+            self._rpc.push(relay.sender, "relay-taken", {})
 
     # -- from the worker -----------------------------------------------------------------------
 
-    def _listen(self, relay: _Relay) -> None:
-        if not relay.is_reading:
-            relay.is_reading = True
-            self._rpc.loop.add(relay.connection.fileno(), lambda: self._read(relay))
-
-    def _pause(self, relay: _Relay) -> None:
-        if relay.is_reading:
-            relay.is_reading = False
-            self._rpc.loop.remove(relay.connection.fileno())
-
     def _read(self, relay: _Relay) -> None:
         try:
-            data = relay.connection.recv(RELAY_CHUNK_BYTES)
+            data = relay.connection.recv(self._limits.relay_chunk_bytes)
         except BlockingIOError:
             return
         except OSError:
@@ -146,8 +146,7 @@ class Relays:
             return self._worker_left(relay)
         self._push(relay, data)
         relay.sent += 1
-        if relay.sent - relay.taken >= RELAY_WINDOW:  # until the board has taken some
-            self._pause(relay)
+        self._watch(relay)
 
     def _push(self, relay: _Relay, data: bytes) -> None:
         body = {"data": base64.b64encode(data).decode()}
@@ -157,17 +156,16 @@ class Relays:
 
     def _worker_left(self, relay: _Relay) -> None:
         self._push(relay, b"")
-        self._end(relay.sender.route)
+        self._end(relay)
 
-    def _end(self, route: bytes) -> None:
-        relay = self._relays.pop(route, None)
+    def _end(self, relay: _Relay | None) -> None:
         if relay is not None:
-            self._pause(relay)
-            relay.pending.answer(MeshError("the worker has closed its end"))
+            del self._relays[relay.sender]
+            self._rpc.loop.remove(relay.connection.fileno())
             with suppress(OSError):
                 relay.connection.close()
 
     def close(self) -> None:
         """End all relays."""
-        for route in list(self._relays):
-            self._end(route)
+        for relay in list(self._relays.values()):
+            self._end(relay)

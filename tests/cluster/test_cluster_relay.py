@@ -64,13 +64,18 @@ def test_refused_ports_do_not_change_the_text(
     assert "b2: only its daemon can be reached: it relays" in session.err.text
 
 
-def test_a_worker_is_killed_behind_a_relay(cluster: ClusterOf, alone: str) -> None:
+@pytest.mark.parametrize(
+    ("harm", "told"), [("kill", "killed: .*"), ("suspend", "its worker is stopped.*")]
+)
+def test_a_worker_is_lost_behind_a_relay(
+    cluster: ClusterOf, alone: str, harm: str, told: str
+) -> None:
     session = generate(cluster[1], COUNT, "--cluster", "-ts", "1,1")
     worker = cluster[2].worker()
     session.out.wait(r"(?s).{8}")
     seen = cluster[1].seen()
     assert [seen[name]["transport"] for name in ("b1", "b2", "b3")] == ["", "relay", ""]
-    worker.kill()
-    session.err.wait(r"b2: killed: .*; going on", 8.0)
+    getattr(worker, harm)()
+    session.err.wait(f"b2: {told}; going on", 8.0)
     assert session.wait() == 0, session.err.text
     assert session.out.text == alone

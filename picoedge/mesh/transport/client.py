@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 OnPush = Callable[[str, Body], None]
 
-# A daemon's queue to one client is shorter; the client's own holds what it has no time to read.
-_QUEUED_MESSAGES = 256
 _RECONNECT_MS = 100
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = (
@@ -71,7 +69,7 @@ class Client:
         self._limits = limits
         self._dialect = Dialect(translation, f"board {name}")
         self.socket: Socket = context.socket(zmq.DEALER)
-        bounds = SocketBounds(limits.frame_bytes, _QUEUED_MESSAGES)
+        bounds = SocketBounds(limits.frame_bytes, limits.client_messages)
         configure_client(self.socket, keys, server_key, bounds)
         self.socket.reconnect_ivl = _RECONNECT_MS
         self.socket.immediate = True
@@ -130,6 +128,10 @@ class Client:
                 return answer
             if on_push is not None and self._notifications:
                 on_push(*self._notifications.pop())
+
+    def push(self, kind: str, body: Body) -> None:
+        """Send a notification without waiting. Raises BoardLostError if the connection ended."""
+        self._send(self._dialect.write(kind, body), time.monotonic())
 
     def notifications(self) -> list[tuple[str, Body]]:
         """What the daemon pushed since the last call, oldest first; does not wait.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CONTROL_BYTES = 1 << 20  # a roster of 1024 entries, the largest message, has 300 KB
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -29,10 +31,11 @@ class Limits:
     closed_routes: int = 512
     outgoing_connections: int = 256  # attempts included: keys times addresses while searching
 
-    frame_bytes: int = 1 << 20  # a roster of 1024 entries, the largest message, has 300 KB
+    frame_bytes: int = CONTROL_BYTES
     queued_messages: int = 64  # per connection; a peer that reads fewer is cut off
     requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
+    client_messages: int = 256  # in the queue of a client that computes: a minute of reports
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them: minutes of reports
     # Of one connection between two heartbeats of ours: 16 MB/s, where honest boards send KB.
@@ -51,6 +54,18 @@ class Limits:
     # TCP repeats a lost SYN after a second: both can reach a listener that is reachable at all.
     stream_open_s: float = 2.5
     stream_only_s: float = 5.0  # likewise, after three: nothing else can carry the messages
+
+    # A relay. In base64 a chunk is far below `frame_bytes`; a window of eight, not acknowledged,
+    # costs a daemon 1 MB for each board.
+    relay_chunk_bytes: int = 128 << 10
+    relay_window: int = 8
+    # Half of `bytes_per_beat` in each 250 ms: base64 makes 8 MB of 6 MB, and the burst once more.
+    relay_bytes_per_s: int = 6 << 20
+    relay_burst_bytes: int = 1 << 20
+
+    queued_jobs: int = 32  # more groups than a LAN has people; each costs a small daemon memory
+    runs: int = 8  # background runs wait for hours: more of them are a mistake
+    runs_per_key: int = 2  # one that runs and the next: no board shuts the others out
 
     log_lines: int = 1000  # different ones, after which a hostile peer cannot fill the journal
 

@@ -20,13 +20,13 @@ from typing import Any
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import MAX_TEXT, Fields
 from picoedge.mesh.transport.frames import HEADER, MAGIC, SPOKEN, VERSION, Header, Kind, pack
+from picoedge.mesh.transport.limits import CONTROL_BYTES
 
 Body = dict[str, Any]
 
 REPLY, ERROR = "reply", "error"
 PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = (1 << 53) - 1  # JSON numbers up to here are exact in every language
-CONTROL_BYTES = 1 << 20  # as `Limits.frame_bytes`
 CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most 7
 NUMBER_DIGITS = 24  # of an integer: 64 bits have 20, and longer ones take Python quadratic time
 KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")

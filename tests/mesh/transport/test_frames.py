@@ -23,8 +23,8 @@ from picoedge.mesh.transport.frames import (
     pack_prefix,
     unpack,
 )
+from picoedge.mesh.transport.limits import CONTROL_BYTES
 from picoedge.mesh.transport.messages import (
-    CONTROL_BYTES,
     CONTROL_DEPTH,
     CONTROL_HEADER,
     control,

@@ -21,6 +21,7 @@ from bench.random_models import NORM_SD, WEIGHT_SD, Shape, tokenizer_metadata
 from picoedge.config import ModelConfig
 from picoedge.files import digest
 from picoedge.kernels.arrays import U8
+from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
@@ -37,7 +38,6 @@ from picoedge.store.pack.layout import (
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
 from picoedge.store.pack.packer import OutputFile
 from picoedge.store.shards import MANIFEST
-from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.text.export.export import write_from_gguf
 
 FORMAT, EMBED = "q4", "Q4_0"

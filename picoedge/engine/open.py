@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from picoedge.store.shards import Slice
     from picoedge.store.window.weights import WeightStore
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import Tokenizer
-    from picoedge.text.tokenizer.stream_decoder import Vocabulary
+    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
 
     LoadModel = Callable[[Pack, OpenOptions, Progress | None], LanguageModel]
 

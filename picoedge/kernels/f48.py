@@ -11,6 +11,7 @@ sums between boards travel at 6 bytes a value, to the bit. Encoded, n values are
 from __future__ import annotations
 
 import ctypes as ct
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -74,11 +75,11 @@ def _exceptions(values: F64) -> Indices:
     return np.concatenate([some[row] * _GROUP + column, rest])
 
 
+@dataclass(frozen=True, eq=False)
 class NativeF48(F48):
     """The C file's, in a quarter of the time. `library` is what `native.open_library` returns."""
 
-    def __init__(self, library: ct.CDLL) -> None:
-        self._lib = library
+    library: ct.CDLL
 
     def encode(self, values: F64, out: memoryview, max_exceptions: int) -> int:
         """See `F48.encode`."""
@@ -86,13 +87,13 @@ class NativeF48(F48):
         assert values.flags.c_contiguous
         assert len(out) >= F48_BYTES * count + EXCEPTION.itemsize * max_exceptions
         into = _address(out)
-        return int(self._lib.pe_f48_encode(values.ctypes.data, count, into, max_exceptions))
+        return int(self.library.pe_f48_encode(values.ctypes.data, count, into, max_exceptions))
 
     def decode(self, body: memoryview, exceptions: int, out: F64) -> bool:
         """See `F48.decode`."""
         assert out.flags.c_contiguous
         assert len(body) >= F48_BYTES * len(out) + EXCEPTION.itemsize * exceptions
-        return not self._lib.pe_f48_decode(_address(body), len(out), exceptions, out.ctypes.data)
+        return not self.library.pe_f48_decode(_address(body), len(out), exceptions, out.ctypes.data)
 
 
 def _address(data: memoryview) -> int:

@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
+from picoedge.files import no_memory
 from picoedge.kernels.arrays import U8
-from picoedge.store.reads import no_memory
 from picoedge.store.shards import Unit
 from picoedge.units import format_size
 

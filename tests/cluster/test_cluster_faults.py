@@ -153,8 +153,8 @@ def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> N
 # picoedge, with a disk given up after 4 s without a finished read instead of 30.
 HASTY = """
 import sys
-from picoedge.store import reads
-reads.READ_STALL_S = 4.0
+from picoedge import files
+files.READ_STALL_S = 4.0
 from picoedge.cli.main import main
 sys.exit(main())
 """

@@ -206,7 +206,7 @@ from pathlib import Path
 import numpy as np
 from picoedge.errors import StorageError
 from picoedge.store.pack.reader import Pack
-from picoedge.store.pack.embedding import TiedRows
+from picoedge.store.encodings import TiedRows
 pack = Pack.open(Path(sys.argv[1]))
 found = pack.row_reader()
 path = pack.path / "head.safetensors"

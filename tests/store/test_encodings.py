@@ -14,8 +14,8 @@ from store_models import EXACT, as_floats, random_rows
 
 from picoedge.errors import UnsupportedError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, dequantize, pack_planes
+from picoedge.store.encodings import ENCODINGS, ggml_encoding, named_encoding
 from picoedge.store.pack.quantize import VISIBLE_ERROR, error_power, narrowest_format, quantize
-from picoedge.store.sources.encodings import ENCODINGS, ggml_encoding, named_encoding
 
 CODEBOOKS = [e.name for e in ENCODINGS.values() if not e.format and not e.is_float]
 PLAIN_FORMATS = ("q4m", "q5m", "q6", "q8")

@@ -26,6 +26,7 @@ from store_models import EXACT, HIDDEN, random_rows, write_folder, write_gguf
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, StorageError, TextError, UsageError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec
+from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -39,7 +40,6 @@ from picoedge.store.pack.layout import (
 from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.sources.encodings import ENCODINGS
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.sources.tensors import Shapes, SourceTensor
 

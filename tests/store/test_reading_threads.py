@@ -16,7 +16,7 @@ import pytest
 import tiny_model
 
 from picoedge.errors import MemoryBudgetError, StorageError
-from picoedge.store.pack.embedding import UntiedRows
+from picoedge.store.encodings import UntiedRows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import PAGE, anonymous

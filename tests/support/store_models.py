@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights, dequantize
-from picoedge.store.sources.encodings import ENCODINGS
+from picoedge.store.encodings import ENCODINGS
 
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 512, 2, 4, 2, 64, 300

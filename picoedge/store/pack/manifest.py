@@ -12,6 +12,7 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import parse_object, read_object
 from picoedge.kernels.blocks import FORMATS
+from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
@@ -24,7 +25,6 @@ from picoedge.store.pack.layout import (
     head_layout,
 )
 from picoedge.store.shards import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
-from picoedge.store.sources.encodings import ENCODINGS
 
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1

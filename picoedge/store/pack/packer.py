@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from picoedge.config import ModelConfig
 from picoedge.errors import UsageError
 from picoedge.files import digest, write_all
 from picoedge.kernels.arrays import F32, U8
-from picoedge.kernels.blocks import MatrixSpec
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, MatrixSpec, Quants
+from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.embedding import embed_encoding, encode_rows
 from picoedge.store.pack.layout import (
     ATTENTION_MATRICES,
     BIASES,
@@ -32,11 +34,11 @@ from picoedge.store.pack.layout import (
 )
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
 from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_columns, cut_rows
-from picoedge.store.pack.quantize import FORMAT_OF_BITS
+from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
-from picoedge.store.sources.encodings import Encoding
 from picoedge.store.sources.source import ModelSource
+from picoedge.store.sources.tensors import SourceTensor
 
 _DEFAULT_BITS = 8
 _COLUMN_CUT = ("o", "down")
@@ -106,6 +108,34 @@ class OutputFile:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def embed_encoding(tensor: SourceTensor, bits: int) -> Encoding:
+    """Encoding of an untied embedding: the source's own if it is exact, else Q8_0.
+
+    F32 where `bits` is 32 or rows do not fill blocks.
+    """
+    if tensor.encoding.format:
+        return tensor.encoding
+    whole = tensor.cols % BLOCK_COLS == 0 and not (tensor.encoding.is_float and bits == 32)
+    return ENCODINGS["Q8_0" if whole else "F32"]
+
+
+def encode_rows(tensor: SourceTensor, encoding: Encoding, first: int, last: int) -> U8:
+    """Rows [first, last) in `encoding`, u8 [n, row bytes]. Raises ModelError on NaN or infinity."""
+    if encoding.format and encoding == tensor.encoding:
+        tensor.quants(first, last)  # for its checks
+        return tensor.raw(first, last)
+    values = tensor.floats(first, last)
+    if encoding.is_float:
+        return np.ascontiguousarray(values, "<f4").view(np.uint8)
+    return _q8_0_rows(quantize(values, FORMATS["q8"], tensor.name))
+
+
+def _q8_0_rows(parts: Quants) -> U8:
+    n = len(parts.q)
+    scales = parts.scales.reshape(n, -1, 1).view(np.uint8)
+    return np.concatenate([scales, parts.q.reshape(n, -1, BLOCK_COLS)], axis=2).reshape(n, -1)
 
 
 class _Packer:

@@ -16,7 +16,7 @@ from picoedge.errors import ModelError
 from picoedge.files import digest, read_at, reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
-from picoedge.store.pack.embedding import RowEmbedding, TiedRows, UntiedRows
+from picoedge.store.encodings import ENCODINGS, RowEmbedding, TiedRows, UntiedRows
 from picoedge.store.pack.layout import BIASES, FileLayout, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.shards import (
@@ -32,7 +32,6 @@ from picoedge.store.shards import (
     pack_id,
     read_held,
 )
-from picoedge.store.sources.encodings import ENCODINGS
 
 _REMEDY = "pack the model again"
 

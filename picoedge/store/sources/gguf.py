@@ -18,7 +18,7 @@ import numpy as np
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import read_at, reading
-from picoedge.store.sources.encodings import Encoding, ggml_encoding
+from picoedge.store.encodings import Encoding, ggml_encoding
 from picoedge.store.sources.tensors import StoredTensor
 
 _WINDOW = 1 << 20

@@ -22,7 +22,7 @@ from picoedge.files import (
     reading,
     source_fingerprint,
 )
-from picoedge.store.sources.encodings import ENCODINGS, Encoding
+from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.sources.hf_config import huggingface_config, text_config
 from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
 

@@ -20,7 +20,7 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import read_at
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Quants
-from picoedge.store.sources.encodings import Encoding
+from picoedge.store.encodings import Encoding
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 from picoedge.errors import PicoedgeError
-from picoedge.store.reads import aborted_read, attempt
+from picoedge.files import aborted_read, attempt
 from picoedge.store.shards import Unit
 from picoedge.store.window.io import WindowIO
 from picoedge.store.window.plan import Ring, page_bytes

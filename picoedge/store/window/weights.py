@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from picoedge.errors import PicoedgeError
+from picoedge.files import READ_STALL_S, StallDetector, aborted_read, attempt, start_thread
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pages import anonymous, forget_anonymous, page_range
-from picoedge.store.reads import READ_STALL_S, StallDetector, aborted_read, attempt, start_thread
 from picoedge.store.shards import Slice, Unit, UnitKind
 from picoedge.store.window.io import (
     READERS,

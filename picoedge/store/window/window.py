@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.store.reads import READ_STALL_S, StallDetector, stalled_read, start_thread
+from picoedge.files import READ_STALL_S, StallDetector, stalled_read, start_thread
 from picoedge.store.shards import Unit
 from picoedge.store.window.io import WindowIO
 from picoedge.store.window.plan import Ring

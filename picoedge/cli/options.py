@@ -144,11 +144,7 @@ CONFIG_KEYS = (
 )  # fmt: skip
 
 verbose_option = click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    envvar="PICOEDGE_VERBOSE",
-    help="Report on stderr.",
+    "-v", "--verbose", is_flag=True, envvar="PICOEDGE_VERBOSE", help="Report on stderr."
 )
 system_option = _setting("--system", help="The system message of the conversation.")
 

@@ -95,11 +95,7 @@ def _rates(
     tokens = work.tokens - was.tokens
     if tokens <= 0 or elapsed_s <= 0 or work.compute_s < was.compute_s:
         return None
-    spent = (
-        work.compute_s - was.compute_s,
-        work.sync_s - was.sync_s,
-        work.disk_s - was.disk_s,
-    )
+    spent = (work.compute_s - was.compute_s, work.sync_s - was.sync_s, work.disk_s - was.disk_s)
     idle_s = max(0.0, elapsed_s - sum(spent))
     return Rates(tokens / elapsed_s, *(seconds / tokens for seconds in (*spent, idle_s)))
 

@@ -19,9 +19,6 @@ Raised for what users, files and peers do; `assert` is for our own invariants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class PicoedgeError(Exception):
     """What went wrong and where (`message`), and what to do about it (`hint`)."""
@@ -89,13 +86,3 @@ class BoardLostError(MeshError):
 
 class ProtocolError(MeshError):
     """A peer sent what makes no sense. What it asked for is not done, and it is dropped."""
-
-
-@contextmanager
-def storage_errors(path: object, hint: str) -> Iterator[None]:
-    """Turn what the operating system says about `path` into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{error.filename or path}: {reason}", hint) from error

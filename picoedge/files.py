@@ -140,6 +140,16 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def storage_errors(path: object, hint: str) -> Iterator[None]:
+    """Turn what the operating system says about `path` into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{error.filename or path}: {reason}", hint) from error
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Add the file's name to a ModelError that lacks it."""
     try:

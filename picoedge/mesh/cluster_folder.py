@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from picoedge.errors import AccessError, MeshError, StorageError, UsageError, storage_errors
+from picoedge.errors import AccessError, MeshError, StorageError, UsageError
 from picoedge.fields import Fields
-from picoedge.files import replace_file, take_lock
+from picoedge.files import replace_file, storage_errors, take_lock
 from picoedge.mesh.addresses import Address, parse_address
 
 MAX_BYTES = 1 << 20

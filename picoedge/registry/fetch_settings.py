@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.errors import StorageError, storage_errors
-from picoedge.files import take_lock
+from picoedge.errors import StorageError
+from picoedge.files import storage_errors, take_lock
 from picoedge.units import format_size
 
 COPY_BYTES = 1 << 20

@@ -285,7 +285,7 @@ class _RowFile:
         """
         own = np.empty_like(out[: len(ids)])
         ended, where = threading.Event(), str(self._path)
-        errors: list[PicoedgeError | None] = [aborted_read(where)]
+        errors: list[PicoedgeError | None] = []
 
         def work() -> None:
             try:
@@ -299,8 +299,9 @@ class _RowFile:
             if detector.stalled(self._reads):
                 raise stalled_read(self._place(self._at), self._stall_s)
         thread.join()
-        if errors[-1] is not None:
-            raise errors[-1]
+        error = errors[0] if errors else aborted_read(where)
+        if error is not None:
+            raise error
         out[: len(ids)] = own
 
     def _read_rows(self, ids: Sequence[int], out: F32) -> None:

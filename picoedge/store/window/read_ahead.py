@@ -137,9 +137,12 @@ class ReadAhead:
                 self._began = self._began if self.in_flight else self._clock()
                 self.in_flight[me] = unit, chunk
             complete = False
-            error: PicoedgeError | None = aborted_read(_name(unit))
+            error: PicoedgeError | None = None
             try:
                 complete, error = self._read(sequence, unit, chunk)
+            except BaseException:
+                error = aborted_read(_name(unit))
+                raise
             finally:
                 with self.arrived:
                     del self.in_flight[me]

@@ -315,9 +315,12 @@ class _Load:
 
     def _read_one(self, unit: Unit) -> None:
         where = f"{self.files.folder / unit.file}, shard {unit.shard_at(unit.offset)}"
-        error: PicoedgeError | None = aborted_read(where)
+        error: PicoedgeError | None = None
         try:
             error = attempt(partial(self._read, unit), where)
+        except BaseException:
+            error = aborted_read(where)
+            raise
         finally:
             with self._progressed:
                 del self._in_flight[unit]

@@ -160,18 +160,19 @@ class Server:
         gone, self._gone = self._gone, []
         return gone
 
-    def enforce_limits(self) -> list[Sender]:
+    def enforce_limits(self, beats: float) -> list[Sender]:
         """Close connections that never spoke or are too many; return senders over the byte limit.
 
-        To be called once per heartbeat.
+        `beats`: how many heartbeats' time has passed since the last call, if more than one.
         """
+        most_bytes = self._limits.bytes_per_beat * max(1.0, beats)
         flooding: list[Sender] = []
         excess = self._excess()
         for file, each in list(self._accepted.items()):
             received = _bytes_received(file)
             more = received - each.received_bytes
             each.received_bytes = received
-            if each.sender is not None and more > self._limits.bytes_per_beat:
+            if each.sender is not None and more > most_bytes:
                 flooding.append(each.sender)
             if file in excess or (each.sender is None and self._is_idle(each)):
                 self._shut_down(file)

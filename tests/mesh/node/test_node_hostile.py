@@ -8,18 +8,20 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
-from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
+from mesh_nodes import PATIENCE_S, QUICK, Running, found, fresh_context, running
 
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
-from picoedge.mesh.transport.limits import DEFAULT_LIMITS
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import CONTROL_HEADER, Body, control
+from picoedge.mesh.transport.server import _bytes_received
 
 FRAMES = 3000
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
@@ -212,6 +214,29 @@ def test_a_flood_of_sound_messages(ada: Board, context: Any, dealer: Any) -> Non
     dealer.disable_monitor()
     watch.close()
     assert resident_mb() - before_mb < 200
+
+
+def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada = Running(first, limits=Limits(bytes_per_beat=1 << 20))
+    ada.node.rpc.on("echo", lambda peer, body: {"text": body.get("text")})
+    with running(ada), fresh_context() as context, ada.client(context, second.keys) as client:
+        client.ask("echo")
+
+        def late() -> int:
+            end_s = time.monotonic() + 4 * QUICK.beat_s
+            for _ in range(3):
+                client.push("echo", {"text": "x" * 500_000})
+            accepted = ada.node.rpc.server._accepted
+            while sum(map(_bytes_received, accepted)) < 1_500_000 or time.monotonic() < end_s:
+                pass
+            return ada.node.peers._sequence
+
+        beat = ada.do(late)
+        while ada.do(lambda: ada.node.peers._sequence) < beat + 2:
+            pass
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
+        assert ada.lines == []
 
 
 def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:

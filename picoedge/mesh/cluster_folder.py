@@ -133,7 +133,12 @@ class DaemonFile:
 
 def find_local(folder: Path) -> LocalDaemon | None:
     """The daemon that runs with the identity in `folder`; None if there is none."""
-    return _read_daemon(folder) if _is_locked(folder / DAEMON_LOCK) else None
+    try:
+        with (folder / DAEMON_LOCK).open("rb") as file:
+            runs = not take_lock(file.fileno(), shared=True)
+    except OSError:
+        return None
+    return _read_daemon(folder) if runs else None
 
 
 def _read_daemon(folder: Path) -> LocalDaemon | None:
@@ -143,14 +148,6 @@ def _read_daemon(folder: Path) -> LocalDaemon | None:
         return LocalDaemon(fields.integer("pid"), address, fields.integer("incarnation"))
     except (MeshError, UsageError):
         return None
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return not take_lock(file.fileno(), shared=True)
-    except OSError:
-        return False
 
 
 def _running(folder: Path) -> MeshError:

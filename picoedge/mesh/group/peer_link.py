@@ -122,13 +122,8 @@ class Own:
     version: int  # of the group's headers
     limits: Limits
 
-    @property
-    def hello(self) -> bytes:
-        """The first message of this board on any connection."""
-        return self.message(HELLO)
-
     def message(self, step: int, body: bytes | memoryview = b"") -> bytes:
-        """A message of the handshake."""
+        """A message of the handshake; HELLO is the first on any connection."""
         header = Header(Kind.HELLO, self.epoch, step, extra=self.rank)
         return b"".join((pack_prefix(header, self.version), body))
 
@@ -162,7 +157,7 @@ class PeerLink:
         """Say hello over a connection to the board at `host`."""
         self.proven, self._host = proven, host
         carries = 0 if self.own.wish == "stream" else CARRIES
-        proven.send(self.own.hello + bytes([self.own.ciphers | carries]))
+        proven.send(self.own.message(HELLO) + bytes([self.own.ciphers | carries]))
 
     def listens(self, proven: Connection, give_ticket: Callable[[Cipher], Ticket] | None) -> None:
         """The board has connected; without `give_ticket` only ZeroMQ can carry messages."""
@@ -252,7 +247,7 @@ class PeerLink:
             ticket = b""
         else:
             raise ProtocolError("a hello of a board that cannot use ZeroMQ for messages")
-        self.proven.send(self.own.hello + ticket + (b"\1" if carries else b""))
+        self.proven.send(self.own.message(HELLO) + ticket + (b"\1" if carries else b""))
 
     # -- the connecting end --------------------------------------------------------------------
 
@@ -275,7 +270,7 @@ class PeerLink:
         if not self._stream.flush():
             return False
         self._is_stream_ready = True
-        self._stream.send(self.own.hello)
+        self._stream.send(self.own.message(HELLO))
         if self._is_chosen:
             self._open(self._stream)
         else:

@@ -15,7 +15,7 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.peer_link import FailureBoard, LinkState, Own, PeerLink
+from picoedge.mesh.group.peer_link import HELLO, FailureBoard, LinkState, Own, PeerLink
 from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.connection import (
@@ -116,7 +116,7 @@ class Rendezvous:
         return port
 
     def _hello_of(self, rank: int) -> bytes:
-        return dataclasses.replace(self._own, rank=rank).hello
+        return dataclasses.replace(self._own, rank=rank).message(HELLO)
 
     def _is_expected(self, key: str) -> bool:
         link = self._by_key.get(key)

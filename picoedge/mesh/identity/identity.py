@@ -24,7 +24,7 @@ from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 IDENTITY_FILE, ROSTER_FILE = "board.json", "roster.json"
 JOIN_REMEDY = "picoedge keys init makes a cluster; picoedge run --join STRING joins one"
 MAX_NAME = 32  # shorter than a key, so that neither can be mistaken for the other
-NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
+NAME_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 FINGERPRINT_BYTES = 8
@@ -33,7 +33,7 @@ _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]*", re.ASCII)
 
 def is_name(text: object) -> bool:
     """Whether `text` can name a board or a cluster."""
-    return isinstance(text, str) and NAME.fullmatch(text) is not None
+    return isinstance(text, str) and NAME_PATTERN.fullmatch(text) is not None
 
 
 def decode_z85(text: object, n_bytes: int) -> bytes | None:

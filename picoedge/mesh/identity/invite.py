@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ class Invites:
         """
         stamp = stamp_of(self.path)
         if stamp != self._seen:
-            self._seen, self._seen_open = stamp, self._open_or_none(now)
+            self._seen, self._seen_open = stamp, {}
+            with suppress(PicoedgeError):
+                self._seen_open = self._open(now)
         return now < self._seen_open.get(public, 0)
 
     def spend(self, public: str, now: float) -> bool:
@@ -155,22 +158,12 @@ class Invites:
         """Expiry times of the open invites (unix seconds), ascending."""
         return sorted(self._open(now).values())
 
-    def _open_or_none(self, now: float) -> dict[str, int]:
-        try:
-            return self._open(now)
-        except PicoedgeError:
-            return {}
-
     def _open(self, now: float) -> dict[str, int]:
         remedy = f"remove {self.path}: open invites are then forgotten"
-        value = read_json(self.path, remedy)
-        if value is not None and not _is_list(value):
+        listed = read_json(self.path, remedy) or {}
+        if not all(is_key(key) and _is_time(expires) for key, expires in listed.items()):
             raise AccessError(f"{self.path}: damaged", remedy)
-        return {key: expires for key, expires in (value or {}).items() if now < expires}
+        return {key: expires for key, expires in listed.items() if now < expires}
 
     def _write(self, opened: Mapping[str, int]) -> None:
         write_json(self.path, opened)
-
-
-def _is_list(value: Mapping[str, Any]) -> bool:
-    return all(is_key(key) and _is_time(expires) for key, expires in value.items())

@@ -19,7 +19,7 @@ from picoedge.fields import Fields
 from picoedge.mesh.cluster_folder import Stamp, folder_lock, read_json, stamp_of, write_json
 from picoedge.mesh.identity.identity import (
     MAX_NAME,
-    NAME,
+    NAME_PATTERN,
     ROSTER_FILE,
     SIGNATURE_BYTES,
     SigningKey,
@@ -289,7 +289,7 @@ def _foreign(cluster: Cluster) -> MeshError:
 
 def _read_cluster(fields: Fields) -> Cluster:
     fields.only(("name", "key"))
-    return Cluster(fields.text("name", MAX_NAME, NAME, "a name"), _read_key(fields, "key"))
+    return Cluster(fields.text("name", MAX_NAME, NAME_PATTERN, "a name"), _read_key(fields, "key"))
 
 
 def _read_key(fields: Fields, name: str) -> str:
@@ -304,7 +304,7 @@ def _read_entry(fields: Fields, cluster: Cluster, verified: Mapping[str, Entry])
     entry = Entry(
         fields.one_of("kind", (ALLOW, REVOKE)),
         _read_key(fields, "public"),
-        fields.text("name", MAX_NAME, NAME, "a name"),
+        fields.text("name", MAX_NAME, NAME_PATTERN, "a name"),
         fields.integer("serial", 1, MAX_SERIAL),
         fields.get("signature", str),
     )

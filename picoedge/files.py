@@ -285,12 +285,18 @@ def stalled_read(where: str, stall_s: float) -> StorageError:
 
 def attempt(work: Callable[[], None], where: str) -> PicoedgeError | None:
     """Do `work` and return its error, for the thread that waits to raise."""
+    translated: PicoedgeError
     try:
         work()
     except PicoedgeError as error:
         return error
     except (OSError, MemoryError) as error:
-        return _translated(error, where)
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+            translated = no_memory(f"reading {where}")
+        else:
+            translated = StorageError(f"{where}: reading failed: {error.strerror or error}")
+        translated.__cause__ = error
+        return translated
     return None
 
 
@@ -312,13 +318,3 @@ def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
     except RuntimeError as error:  # no memory for its stack, or a limit of threads
         raise no_memory(f"one more thread ({name})") from error
     return thread
-
-
-def _translated(error: OSError | MemoryError, where: str) -> PicoedgeError:
-    translated: PicoedgeError
-    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
-        translated = no_memory(f"reading {where}")
-    else:
-        translated = StorageError(f"{where}: reading failed: {error.strerror or error}")
-    translated.__cause__ = error
-    return translated

@@ -57,9 +57,8 @@ class ReadAhead:
         self.units, self.usage = list(units), Usage()
         self._clock, self._began = clock, 0.0  # start of the oldest read in flight
         self._ring, self._io, self._check = ring, io, check
-        lock = (
-            threading.RLock()
-        )  # the garbage collector may call `stop` in a thread that holds the lock
+        # Reentrant: the garbage collector may call `stop` in a thread that holds the lock.
+        lock = threading.RLock()
         self.room, self.arrived = threading.Condition(lock), threading.Condition(lock)
         self.in_flight: dict[int, tuple[Unit, int]] = {}  # by thread; oldest first
         self.closed = False

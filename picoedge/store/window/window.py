@@ -111,18 +111,14 @@ class Window:
         while not enough():
             finished += self._ahead.arrived.wait(detector.poll_s)
             if detector.stalled(finished) and not enough():
-                raise self._dead()
-
-    def _dead(self) -> StorageError:
-        reads = list(self._ahead.in_flight.values())
-        unit, chunk = reads[0] if reads else (self._ahead.units[self._ahead.expected], 0)
-        offset = self._io.begins(unit, chunk)
-        return no_answer(self._folder, unit, self._stall_s, offset)
+                reads = list(self._ahead.in_flight.values())
+                unit, chunk = reads[0] if reads else (self._ahead.units[self._ahead.expected], 0)
+                offset = self._io.begins(unit, chunk)
+                raise no_answer(self._folder, unit, self._stall_s, offset)
 
 
-def no_answer(folder: Path, unit: Unit, stall_s: float, offset: int | None = None) -> StorageError:
+def no_answer(folder: Path, unit: Unit, stall_s: float, offset: int) -> StorageError:
     """The error for a read of `unit` at file offset `offset` that does not finish."""
-    offset = unit.offset if offset is None else offset
     return stalled_read(
         f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}", stall_s
     )

@@ -79,14 +79,8 @@ class _PackFiles:
             ) from error
 
     def speed(self, measured: Measured, limit: float | None) -> StorageSpeed:
-        return StorageSpeed(
-            measured.direct,
-            measured.mapped,
-            limit,
-            self.read_ahead,
-            str(self.device),
-            measured.enough,
-        )
+        figures = measured.direct, measured.mapped, limit, self.read_ahead
+        return StorageSpeed(*figures, str(self.device), measured.enough)
 
     def key(self) -> str:
         """Identifies this file system on this card with this read-ahead."""

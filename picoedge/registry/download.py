@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from picoedge.errors import DownloadError
@@ -103,9 +104,7 @@ def _fetch_piece(
     progress: Progress,
     how: FetchSettings,
 ) -> None:
-    def tell(done: int, total: int) -> None:
-        progress(f"fetching {entry.name}", done, total)
-
+    tell = partial(progress, f"fetching {entry.name}")
     if piece.kind == "wheel":
         fetch_wheel(piece, part, entry.n_bytes, how.pip, tell)
         return

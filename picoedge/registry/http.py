@@ -53,12 +53,8 @@ class HttpFetch:
         how: FetchSettings,
         progress: Callable[[int, int], None],
     ) -> None:
-        self.url = url
-        self.part = part
-        self.max_bytes = max_bytes
-        self.exact_bytes = exact_bytes
-        self.how = how
-        self.progress = progress
+        self.url, self.part, self.how, self.progress = url, part, how, progress
+        self.max_bytes, self.exact_bytes = max_bytes, exact_bytes
         self._reached = False  # waiting and trying again helps against cuts, not against no network
         self._opener = urllib.request.build_opener(_Redirects())
 
@@ -122,7 +118,11 @@ class HttpFetch:
         offset = start if self._goes_on(response, start) else 0
         length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""))
         total = offset + int(length[0]) if length else 0
-        self._check_size(total)
+        if total > self.max_bytes or (self.exact_bytes and total not in (0, self.exact_bytes)):
+            raise DownloadError(
+                f"{self.url} is {total} bytes, not {self.exact_bytes or self.max_bytes}",
+                "its source has changed",
+            )
         done = offset
         with as_storage_error(self.part):
             out = self.part.open("ab" if offset else "wb")
@@ -149,14 +149,6 @@ class HttpFetch:
                 self.part.unlink(missing_ok=True)
             raise _Cut("the server resumed at another place than was asked")
         return True
-
-    def _check_size(self, total: int) -> None:
-        wrong = total > self.max_bytes or (self.exact_bytes and total and total != self.exact_bytes)
-        if wrong:
-            raise DownloadError(
-                f"{self.url} is {total} bytes, not {self.exact_bytes or self.max_bytes}",
-                "its source has changed",
-            )
 
     def _read(self, response: HTTPResponse) -> bytes:
         try:

@@ -12,6 +12,7 @@ import subprocess
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
@@ -58,8 +59,10 @@ def _pip_download(
             env=environment,
         )  # fmt: skip
     try:
-        while not _ended(process):
+        while process.poll() is None:
             progress(_bytes_below(work), 0)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
     finally:
         process.kill()
         process.wait()
@@ -69,23 +72,13 @@ def _pip_download(
     return wheels[0]
 
 
-def _ended(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(_POLL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 def _bytes_below(folder: Path) -> int:
     """Bytes of the files under `folder`; pip moves them about meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(FileNotFoundError):
                 total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
-                continue
     return total
 
 

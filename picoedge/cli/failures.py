@@ -87,7 +87,9 @@ def _of_click(error: click.ClickException) -> Outcome:
     ctx = getattr(error, "ctx", None)
     asked = ctx.command_path if ctx is not None else "picoedge"
     if isinstance(error, click.NoSuchOption):
-        near = did_you_mean(error.option_name, _option_names(ctx))
+        params = ctx.command.params if ctx is not None else []
+        names = [name for param in params for name in param.opts if name[:2] == "--"]
+        near = did_you_mean(error.option_name, names)
         return (
             f"no such option: {error.option_name}",
             near or f"{asked} --help lists the options",
@@ -106,12 +108,6 @@ def _click_message(error: click.ClickException, ctx: click.Context | None) -> st
             return f"missing {source}"
         return f"{source}: {error.message}".rstrip(".")
     return message[:1].lower() + message[1:]
-
-
-def _option_names(ctx: click.Context | None) -> list[str]:
-    if ctx is None:
-        return []
-    return [name for param in ctx.command.params for name in param.opts if name[:2] == "--"]
 
 
 def _print_error(line: str) -> None:

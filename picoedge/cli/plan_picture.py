@@ -54,7 +54,10 @@ def picture(plan: WindowPlan, signs: Signs) -> Iterator[str]:
     widths = _widths(pieces, room)
     yield _header(widths, label, columns)
     cells = [
-        f"{layer:>{label - 1}} " + " ".join(_layer_bars(pieces, layer, widths, signs))
+        f"{layer:>{label - 1}} "
+        + " ".join(
+            _bar(pieces.get((kind, layer), []), width, signs) for kind, width in widths.items()
+        )
         for layer in layers
     ]
     for at in range(0, len(cells), columns):
@@ -108,12 +111,6 @@ def _header(widths: dict[str, int], label: int, columns: int) -> str:
         for kind, width in widths.items()
     ]
     return "  ".join([" " * label + " ".join(titles)] * columns).rstrip()
-
-
-def _layer_bars(
-    pieces: dict[tuple[str, int], list[_Piece]], layer: int, widths: dict[str, int], signs: Signs
-) -> list[str]:
-    return [_bar(pieces.get((kind, layer), []), width, signs) for kind, width in widths.items()]
 
 
 def _bar(pieces: Sequence[_Piece], width: int, signs: Signs) -> str:

@@ -35,7 +35,6 @@ from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
-from picoedge.planner.topology import BoardFacts, Topology
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -110,7 +109,16 @@ class ClusterModel:
     def _make_plan(self) -> ClusterPlan:
         load = load_of(self._pack, self._pack.all_shards, self._options)
         held = locate_shards(self._directory, self._pack)
-        return plan_cluster(load, self._facts(), self._wishes(), held=held)
+        cluster = self._directory.cluster()
+        boards = tuple(  # with the present speeds of stragglers
+            dataclasses.replace(
+                board,
+                compute_bytes_per_s=board.compute_bytes_per_s * self._speeds.factor(board.key),
+            )
+            for board in cluster.boards
+        )
+        cluster = dataclasses.replace(cluster, boards=boards)
+        return plan_cluster(load, cluster, self._wishes(), held=held)
 
     def _wishes(self) -> PlanConstraints:
         """The user's constraints; after the start, only what the remaining boards can satisfy."""
@@ -123,15 +131,6 @@ class ClusterModel:
         boards = min(cluster.boards, present) if cluster.boards else None
         split = () if self._failure_counts or len(cluster.split) > present else cluster.split
         return PlanConstraints(boards, split, cluster.allreduce, cluster.split_head)
-
-    def _facts(self) -> Topology:
-        """The boards' facts, with the present speeds of stragglers."""
-        cluster = self._directory.cluster()
-        return dataclasses.replace(cluster, boards=tuple(map(self._slowed, cluster.boards)))
-
-    def _slowed(self, board: BoardFacts) -> BoardFacts:
-        speed = board.compute_bytes_per_s * self._speeds.factor(board.key)
-        return dataclasses.replace(board, compute_bytes_per_s=speed)
 
     def _load(self, plan: ClusterPlan) -> LoadedModel:
         self._group = None

@@ -52,7 +52,9 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_kernels(kernels)
     yield check_compiler()
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
-    yield check_memory(resources.available_bytes(), _installed_bytes(), _without_cgroups())
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    without_cgroups = resources.available_bytes(groups=Path(os.devnull))
+    yield check_memory(resources.available_bytes(), installed, without_cgroups)
     yield check_swaps(file_text(PROC / "swaps"))
     yield check_disk(shelf.folder)
     yield check_storage(shelf)
@@ -202,11 +204,3 @@ def check_heat(sys: Path) -> Iterator[Check]:
     hot = degrees >= _HOT_C
     remedy = "give it air or a heat sink" if hot else ""
     yield Check("heat", "warn" if hot else "ok", f"{degrees:.0f} °C", remedy)
-
-
-def _installed_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _without_cgroups() -> int:
-    return resources.available_bytes(groups=Path(os.devnull))

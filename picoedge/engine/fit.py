@@ -282,8 +282,9 @@ class Adapter:
         self._tokens += 1
         if self._tokens <= TOKENS:
             return
-        rates = self._measured()
-        if _departs(rates, self.plan.reading.rates):
+        rates, planned = self._measured(), self.plan.reading.rates
+        pairs = ((rates.disk, planned.disk), (rates.compute, planned.compute))
+        if any(max(a / b, b / a) > _DEPARTURE for a, b in pairs):
             self._replan(rates)
         self._begin()
 
@@ -323,8 +324,3 @@ class Adapter:
             self._model.bind()
             raise
         self._model.bind()
-
-
-def _departs(rates: Rates, planned: Rates) -> bool:
-    pairs = ((rates.disk, planned.disk), (rates.compute, planned.compute))
-    return any(max(a / b, b / a) > _DEPARTURE for a, b in pairs)

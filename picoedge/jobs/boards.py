@@ -57,10 +57,14 @@ class BoardDirectory:
     """
 
     def __init__(self, context: Context, identity: Identity, tell: Tell) -> None:
+        from picoedge.engine.fit import fixed_bytes
+        from picoedge.host.reclaim import REFAULT_BYTES, trim
+
         self.context, self.identity, self._tell = context, identity, tell
         self.clients: dict[str, Client] = {}
         self.handles: dict[str, BoardHandle] = {}
-        self._fixed_bytes = _own_fixed_bytes()
+        trim()
+        self._fixed_bytes = fixed_bytes() + REFAULT_BYTES  # of this process without a model
 
     def refresh(self, excluded: frozenset[str] = frozenset()) -> Topology:
         """Reconnect to every reachable board but the excluded keys; return their facts and links.
@@ -137,15 +141,6 @@ class BoardDirectory:
             client.close()
         self.clients.clear()
         self.handles.clear()
-
-
-def _own_fixed_bytes() -> int:
-    """Memory of this process without a model."""
-    from picoedge.engine.fit import fixed_bytes
-    from picoedge.host.reclaim import REFAULT_BYTES, trim
-
-    trim()
-    return fixed_bytes() + REFAULT_BYTES
 
 
 def _facts(client: Client) -> BoardFacts:

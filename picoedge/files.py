@@ -57,7 +57,8 @@ def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     It is written beside `path` and renamed: a reader, and a crash, find the old file or the new
     one. Raises OSError that names `path`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Linux numbers threads and processes together: no two that live share the name.
+    beside = path.with_name(f".{path.name}.{threading.get_native_id()}.new")
     with suppress(FileNotFoundError):
         beside.unlink()  # of a killed process that had our number
     try:

@@ -113,8 +113,7 @@ def tell_of_numpy(running: str, asked: str | None) -> None:
         return
     from picoedge.kernels.loader import describe_kernels
 
-    reason = describe_kernels().partition(": ")[2]
-    warn(f"running on NumPy: {reason}", "picoedge")
+    warn(f"running on {describe_kernels()}", "picoedge")
 
 
 def tell_of_lost_pages(pack: Path) -> None:

@@ -33,9 +33,14 @@ UNKNOWN_DISK = 20e6  # bytes per second assumed for a card that cannot be measur
 
 
 def main() -> int:
-    """Measure, and print the facts."""
+    """Measure, and print the facts; on stderr, why NumPy computes on this board."""
+    from picoedge.kernels.loader import describe_kernels
+
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    print(json.dumps(measure_board(Path(sys.argv[1]), threads)))
+    facts = measure_board(Path(sys.argv[1]), threads)
+    print(json.dumps(facts))
+    if facts["numpy"]:
+        print(f"picoedge: running on {describe_kernels()}", file=sys.stderr)
     return 0
 
 

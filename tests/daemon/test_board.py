@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -12,9 +13,10 @@ import pytest
 from mesh_nodes import Running, found, fresh_context, running
 from tiny_worker import KINDS
 
-from picoedge.daemon import worker_process
+from picoedge.daemon import board_probe, worker_process
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.kernels import native
 from picoedge.mesh.node.gossip import Beat
 from picoedge.mesh.node.membership import Condition, Heard, Membership, apply
 from picoedge.mesh.transport.client import Client
@@ -144,6 +146,20 @@ def test_a_run_is_no_way_round_the_check_of_a_group(board: Board) -> None:
     guest = board.connect(board.guest)
     with pytest.raises(BoardLostError, match="its connection ended"):
         guest.ask("job-start", {"job": "tiny training", "spec": board.spec("run", board.hub)})
+
+
+def test_a_board_that_computes_with_numpy_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(board_probe, "measure_board", lambda *its: {"numpy": True})
+    monkeypatch.setattr("sys.argv", ["board_probe", str(tmp_path)])
+    monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    assert board_probe.main() == 0
+    ran = capsys.readouterr()
+    assert json.loads(ran.out) == {"numpy": True}
+    assert ran.err.startswith("picoedge: running on NumPy: ")
+    assert "was built from other sources" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 # -- its heartbeats, as the other boards read them -----------------------------------------------

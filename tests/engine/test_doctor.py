@@ -7,12 +7,15 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import picoedge
 from picoedge.cli.main import main
 from picoedge.engine import doctor
+from picoedge.errors import StorageError
+from picoedge.host.disk_speed import StorageSpeed
 from picoedge.registry.fetch_settings import FetchSettings
 from picoedge.registry.shelf import Shelf
 
@@ -133,3 +136,52 @@ def test_a_failed_check_is_exit_1(
     monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path / "file"))
     assert main(["doctor"]) == 1
     assert "fail  disk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("direct", "limit", "status", "remedy"),
+    [
+        (90e6, None, "ok", ""),
+        (11e6, None, "warn", "A2 card"),
+        (90e6, 10e6, "warn", "control group"),
+        (9.9e6, 10e6, "warn", "control group"),
+        (6e6, 20e6, "warn", "A2 card"),
+        (90e6, 50e6, "ok", ""),
+    ],
+)
+def test_the_doctor_on_cards(direct: float, limit: float | None, status: str, remedy: str) -> None:
+    check = doctor.check_speed(StorageSpeed(direct, 5e6, limit, 0, "179:2 mmcblk0p2 SC32G"))
+    assert check.status == status
+    assert remedy in check.remedy
+    assert bool(check.remedy) is (status == "warn")
+    assert "179:2 mmcblk0p2 SC32G" in check.text
+
+
+def test_the_doctor_does_not_judge_by_a_few_bytes() -> None:
+    speed = StorageSpeed(1e5, 1e5, None, 0, "179:2", enough=False)
+    assert doctor.check_speed(speed).status == "ok"
+
+
+def test_the_doctor_without_a_pack(tmp_path: Path) -> None:
+    check = doctor.check_storage(Shelf(tmp_path / "models", {}, FetchSettings()))
+    assert (check.status, check.remedy) == ("ok", "")
+    assert "once a model is packed" in check.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_reads_the_largest_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "home" / "models"
+    for name in ("small", "large"):
+        (models / f"{name}.pico").mkdir(parents=True)
+        (models / f"{name}.pico" / "a.safetensors").write_bytes(bytes(len(name)))
+    (models / "large.pico" / "b.safetensors").write_bytes(bytes(1 << 20))
+    asked = []
+
+    def speed(path: Path, **options: Any) -> StorageSpeed:
+        asked.append((path, options["cache"]))
+        raise StorageError("the card hangs", "pull it")
+
+    monkeypatch.setattr(doctor, "storage_speed", speed)
+    check = doctor.check_storage(Shelf(models, {}, FetchSettings()))
+    assert asked == [(models / "large.pico", tmp_path / "home")]
+    assert (check.status, check.text, check.remedy) == ("warn", "the card hangs", "pull it")

@@ -1,4 +1,4 @@
-"""The speed of storage and of computing: what is measured, what is kept, what the doctor says."""
+"""The speed of storage: the device, what is measured, and what is kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 import os
 import tempfile
 import threading
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ import pytest
 import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes import unpack_planes
 
-from picoedge.engine import doctor
 from picoedge.errors import ModelError, StorageError
-from picoedge.host import disk_benchmark, disk_speed, kernel_benchmark, measurements
+from picoedge.host import disk_benchmark, disk_speed, measurements
 from picoedge.host.block_device import (
     DEFAULT_READ_AHEAD,
     Device,
@@ -32,12 +28,7 @@ from picoedge.host.block_device import (
 )
 from picoedge.host.disk_benchmark import Measured, cached_bytes, measure_files, units_to_read
 from picoedge.host.disk_speed import StorageSpeed, measure_storage, storage_speed
-from picoedge.host.kernel_benchmark import cached_compute, probe_compute, random_weights
 from picoedge.host.resources import peak_rss_bytes
-from picoedge.kernels.blocks import FORMATS, dequantize
-from picoedge.kernels.loader import load_kernels
-from picoedge.registry.fetch_settings import FetchSettings
-from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pages import forget_cached
 from picoedge.store.sources.source import open_source
@@ -495,112 +486,3 @@ def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
     assert list(kept) == [f"k{i}" for i in range(36, 100)]
     measurements.save(tmp_path, "compute", "c", {"x": 1e9}, NOW + 60 * DAY_S)
     assert json.loads((tmp_path / "probes.json").read_text())["storage"] == {}
-
-
-# Computing
-
-
-@pytest.fixture
-def kernels() -> Iterator[Any]:
-    opened = load_kernels("numpy", 1)
-    yield opened
-    opened.close()
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("cols", [96, 512])
-def test_random_matrices_are_sane(name: str, cols: int) -> None:
-    weights = random_weights(name, cols, MB)
-    assert 0.9 * MB < weights.spec.nbytes <= MB
-    if name == "f32":
-        values = weights.spec.plane(weights.data, "values")
-    else:
-        values = dequantize(weights.spec, unpack_planes(weights.spec, weights.data))
-    largest = np.abs(values).max()
-    assert np.isfinite(values).all()
-    assert 0 < largest < 300
-
-
-@pytest.mark.parametrize("name", ["q4m", "q6k", "f32"])
-def test_computing_is_measured_and_its_memory_freed(
-    kernels: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, taken = kernel_benchmark.anonymous, []
-
-    def anonymous(nbytes: int) -> Any:
-        array = real(nbytes)
-        taken.append((nbytes, weakref.ref(array)))
-        return array
-
-    monkeypatch.setattr(kernel_benchmark, "anonymous", anonymous)
-    assert probe_compute(kernels, name, 256, MB) > 1e6
-    ((nbytes, array),) = taken
-    assert nbytes <= MB
-    assert array() is None
-
-
-def test_computing_is_measured_once_for_a_kind_of_kernels(
-    kernels: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speeds = iter([1e9, 2e9, 3e9])
-    monkeypatch.setattr(kernel_benchmark, "probe_compute", lambda *_: next(speeds))
-    options: dict[str, Any] = {"cache": cache, "clock": lambda: NOW}
-    assert cached_compute(kernels, "q4m", 256, **options) == 1e9
-    assert cached_compute(kernels, "q4m", 512, **options) == 1e9
-    assert cached_compute(kernels, "q8", 256, **options) == 2e9
-    kernels.threads = 3
-    assert cached_compute(kernels, "q4m", 256, **options) == 3e9
-
-
-# The doctor
-
-
-@pytest.mark.parametrize(
-    ("direct", "limit", "status", "remedy"),
-    [
-        (90e6, None, "ok", ""),
-        (11e6, None, "warn", "A2 card"),
-        (90e6, 10e6, "warn", "control group"),
-        (9.9e6, 10e6, "warn", "control group"),
-        (6e6, 20e6, "warn", "A2 card"),
-        (90e6, 50e6, "ok", ""),
-    ],
-)
-def test_the_doctor_on_cards(direct: float, limit: float | None, status: str, remedy: str) -> None:
-    check = doctor.check_speed(StorageSpeed(direct, 5e6, limit, 0, "179:2 mmcblk0p2 SC32G"))
-    assert check.status == status
-    assert remedy in check.remedy
-    assert bool(check.remedy) is (status == "warn")
-    assert "179:2 mmcblk0p2 SC32G" in check.text
-
-
-def test_the_doctor_does_not_judge_by_a_few_bytes() -> None:
-    speed = StorageSpeed(1e5, 1e5, None, 0, "179:2", enough=False)
-    assert doctor.check_speed(speed).status == "ok"
-
-
-def test_the_doctor_without_a_pack(tmp_path: Path) -> None:
-    check = doctor.check_storage(Shelf(tmp_path / "models", {}, FetchSettings()))
-    assert (check.status, check.remedy) == ("ok", "")
-    assert "once a model is packed" in check.text
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_doctor_reads_the_largest_pack(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models = tmp_path / "home" / "models"
-    for name in ("small", "large"):
-        (models / f"{name}.pico").mkdir(parents=True)
-        (models / f"{name}.pico" / "a.safetensors").write_bytes(bytes(len(name)))
-    (models / "large.pico" / "b.safetensors").write_bytes(bytes(MB))
-    asked = []
-
-    def speed(path: Path, **options: Any) -> StorageSpeed:
-        asked.append((path, options["cache"]))
-        raise StorageError("the card hangs", "pull it")
-
-    monkeypatch.setattr(doctor, "storage_speed", speed)
-    check = doctor.check_storage(Shelf(models, {}, FetchSettings()))
-    assert asked == [(models / "large.pico", tmp_path / "home")]
-    assert (check.status, check.text, check.remedy) == ("warn", "the card hangs", "pull it")

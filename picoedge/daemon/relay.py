@@ -6,7 +6,7 @@
     -> relay-taken   the worker has taken the data
     -> relay-data    "data" of the worker's; empty at its end
 
-Each board has at most one relay: opening another ends it. The bytes are those of a CURVE connection
+Each board has at most one relay: opening another ends it. The bytes belong to a CURVE connection
 between board and worker, which the daemon cannot read. It holds at most a chunk one way, and a
 window of chunks the other.
 """

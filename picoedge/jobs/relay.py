@@ -2,7 +2,7 @@
 
     hub's socket  <->  Relay, a thread here  <->  daemon  <->  worker's socket
 
-The bytes are those of the CURVE connection between hub and worker, encrypted and authenticated end
+The bytes belong to the CURVE connection between hub and worker, encrypted and authenticated end
 to end: the daemon cannot read them, and the worker still checks the hub's key. They travel in
 base64, one message at a time, the next once the worker has taken it: a fallback, not a fast path.
 """

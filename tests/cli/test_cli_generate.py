@@ -79,7 +79,7 @@ def test_a_seed_gives_the_same_text(run: Run, pack: Path) -> None:
     assert text(1) != text(2)
 
 
-def test_both_twins_say_the_same(run: Run, pack: Path) -> None:
+def test_both_backends_say_the_same(run: Run, pack: Path) -> None:
     args = ["generate", pack, "-p", "A", "-n", "20", "--raw", "--json", *GREEDY]
     numpy = json.loads(run(*args, "--kernels", "numpy").out)
     assert numpy["kernels"] == "numpy"

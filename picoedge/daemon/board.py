@@ -152,7 +152,9 @@ class BoardService:
     def _add_run(self, reservation: Reservation) -> None:
         if reservation.user in self._users:
             raise MeshError("this run is on this board already", "release it first")
-        if len(self._state.runs) >= self._node.rpc.limits.runs:
+        key, limits = str(reservation.sender), self._node.rpc.limits
+        theirs = [run for run in self._state.runs if str(self._users[run].sender) == key]
+        if len(self._state.runs) >= limits.runs or len(theirs) >= limits.runs_per_key:
             raise MeshError("too many runs wait for this board", "end one of them")
         assert isinstance(reservation.user, str)
         self._users[reservation.user] = reservation
@@ -175,7 +177,8 @@ class BoardService:
         if run is None:
             return self._gone(sender.route)
         reservation = self._users.get(str(run))
-        if reservation is None or str(reservation.sender) != str(sender):
+        own = self._node.identity.keys.public
+        if reservation is None or str(sender) not in (str(reservation.sender), own):
             raise AccessError("this board runs no such job of the one who asks", "picoedge ps")
         self._end_run(reservation)
 
@@ -217,8 +220,14 @@ class BoardService:
         self._users.pop(reservation.user, None)
 
     def _revoked(self, key: str) -> None:
-        for reservation in self._users.values():
-            if reservation.user in (self._state.holder, self._state.active):
+        for reservation in list(self._users.values()):
+            members = () if reservation.spec is None else reservation.spec.members
+            keys = {str(reservation.sender), *(member for member, _ in members)}
+            if isinstance(reservation.user, str) and key in keys:
+                name = self._node.name_of(key)
+                self._push(reservation, "ended", message=f"the key of {name} was revoked")
+                self._end_run(reservation)
+            elif reservation.user in (self._state.holder, self._state.active):
                 self._node.rpc.push(reservation.sender, "job-revoked", {"key": key})
 
     # -- workers -------------------------------------------------------------------------------
@@ -235,9 +244,13 @@ class BoardService:
             memory_bytes=self._memory_bytes(),
             threads=self._options.threads,
         )
-        worker = WorkerProcess(
-            reservation.module, config, lambda line: self._on_line(reservation, line)
-        )
+        try:
+            worker = WorkerProcess(
+                reservation.module, config, lambda line: self._on_line(reservation, line)
+            )
+        except OSError as error:
+            remedy = "has that board memory and files left for another process?"
+            raise MeshError(f"its worker did not start: {error}", remedy) from error
         reservation.worker = worker
         self._node.rpc.loop.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
         self._node.rpc.loop.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
@@ -245,8 +258,8 @@ class BoardService:
     def _start_run(self, reservation: Reservation) -> None:
         try:
             self._start_worker(reservation)
-        except OSError as error:  # no memory for another process, say
-            self._push(reservation, "ended", message=f"its worker did not start: {error}")
+        except MeshError as error:
+            self._push(reservation, "ended", message=error.message, hint=error.hint)
             self._node.rpc.loop.soon(lambda: self._worker_ended(reservation.user))
 
     def _worker_ended(self, user: bytes | str) -> None:
@@ -257,18 +270,24 @@ class BoardService:
     def _stop_worker(self, reservation: Reservation) -> None:
         """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
         worker, reservation.worker = reservation.worker, None
+        reservation.relay = reservation.transport = ""
         if worker is not None:
             self._node.rpc.loop.remove(worker.stdout.fileno())
             self._node.rpc.loop.remove(worker.pidfd)
             worker.kill()
             self._ending.append(worker)
-            self._node.rpc.loop.add(worker.pidfd, lambda: self._reap(reservation.user, worker))
+            self._node.rpc.loop.add(worker.pidfd, lambda: self._reap(reservation, worker))
 
-    def _reap(self, user: bytes | str, worker: WorkerProcess) -> None:
+    def _reap(self, reservation: Reservation, worker: WorkerProcess) -> None:
         self._node.rpc.loop.remove(worker.pidfd)
         self._ending.remove(worker)
+        is_run = (
+            isinstance(reservation.user, str) and self._users.get(reservation.user) is reservation
+        )
+        if is_run and not worker.was_killed:  # it had ended when it was to be stopped
+            self._worker_left(reservation, worker)
         worker.end()
-        self._worker_ended(user)
+        self._worker_ended(reservation.user)
 
     def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
         if reservation.worker is worker and not worker.read():
@@ -293,9 +312,14 @@ class BoardService:
     def _on_exit(self, reservation: Reservation, worker: WorkerProcess) -> None:
         """The worker has ended by itself: say why before the hub sees a broken link."""
         if reservation.worker is worker:
-            ended = worker.why_ended()
+            self._worker_left(reservation, worker)
             self._stop_worker(reservation)
-            self._push(reservation, "ended", **ended)
+
+    def _worker_left(self, reservation: Reservation, worker: WorkerProcess) -> None:
+        """A run whose worker has ended by itself is over: it is not to be started again."""
+        self._push(reservation, "ended", **worker.why_ended())
+        if isinstance(reservation.user, str):
+            self._end_run(reservation)
 
     # -- reports -------------------------------------------------------------------------------
 

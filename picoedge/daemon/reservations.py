@@ -51,7 +51,11 @@ class WorkerStarted(_OfConnection):
 
 
 class WorkerEnded(_OfUser):
-    """A worker process of this user is gone. A run whose worker was not stopped is over."""
+    """A worker process of this user is gone. A run whose worker was not stopped is over.
+
+    A run whose worker ends by itself needs `EndRun` at once: another may want the board before the
+    process is gone, and the run would be started again.
+    """
 
 
 BoardEvent: TypeAlias = Reserve | Release | AddRun | EndRun | WorkerStarted | WorkerEnded

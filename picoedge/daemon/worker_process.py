@@ -133,6 +133,11 @@ class WorkerProcess:
             "hint": "",
         }
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a kill ended it, and not the worker itself. Waits for its end."""
+        return self._process.wait() == -signal.SIGKILL
+
     def kill(self) -> None:
         """Kill it. A process in a disk read ends only when that returns: `pidfd` tells."""
         self._process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from mesh_nodes import Running, found, fresh_context, running
 from tiny_worker import KINDS
 
@@ -17,6 +19,8 @@ from picoedge.daemon import board_probe, worker_process
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.kernels import native
+from picoedge.mesh.identity.identity import load_signing_key
+from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node.gossip import Beat
 from picoedge.mesh.node.membership import Condition, Heard, Membership, apply
 from picoedge.mesh.transport.client import Client
@@ -160,6 +164,93 @@ def test_a_board_that_computes_with_numpy_says_why(
     assert ran.err.startswith("picoedge: running on NumPy: ")
     assert "was built from other sources" in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_a_run_that_has_ended_when_the_board_is_reserved_is_over(board: Board) -> None:
+    hub, guest = board.connect(board.hub), board.connect(board.guest)
+    hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    board.wait(does="computing", model="tiny run")
+    guest.ask("job-release")  # of nothing
+
+    def both() -> None:
+        """The worker's end and the reservation come before the daemon sees either."""
+        holder, rpc = board.service._holder, board.running.node.rpc
+        assert holder is not None
+        assert holder.worker is not None
+        (board.folder / "run").touch()
+        guest.push("job-reserve", {"job": "tiny"})
+        zmq.zmq_poll([(holder.worker.pidfd, zmq.POLLIN)], WITHIN_S * 1000)
+        zmq.zmq_poll([(rpc.server.socket, zmq.POLLIN)], WITHIN_S * 1000)
+
+    board.running.do(both)
+    assert board.wait(does="taken")["for"] == "guest"
+    guest.close()
+    board.wait(does="free")
+    hub.ask("job-release")
+    kinds = [kind for kind, _ in hub.notifications()]
+    assert kinds.count("job-listens") == kinds.count("job-ended") == 1
+
+
+@pytest.mark.parametrize("is_sender", [True, False])
+def test_a_run_ends_with_the_revocation_of_its_hub_or_a_member(
+    board: Board, is_sender: bool
+) -> None:
+    sender = board.guest if is_sender else board.hub
+    spec = board.spec("run", sender)
+    if not is_sender:
+        spec["members"].append([board.guest.keys.public, "guest"])
+    client = board.connect(sender)
+    client.ask("job-start", {"job": "tiny training", "spec": spec})
+    board.wait(does="computing", model="tiny run")
+    signing = load_signing_key(board.hub.folder)
+    RosterFile(board.running.identity.folder).update(
+        lambda roster: roster.with_revoke(signing, board.guest.keys.public)
+    )
+    board.wait(does="free")
+    if not is_sender:
+        assert "the key of guest was revoked" in pushed(client, "job-ended")["message"]
+
+
+def test_a_board_ends_any_run_on_it_and_no_key_has_all_of_its_runs(board: Board) -> None:
+    guest, own = board.connect(board.guest), board.connect(board.running.identity)
+    for name in ("run", "next"):
+        spec = board.spec(name, board.guest)
+        guest.ask("job-start", {"job": "tiny training", "spec": spec})
+    spec = board.spec("third", board.guest)
+    with pytest.raises(MeshError, match="too many runs"):
+        guest.ask("job-start", {"job": "tiny training", "spec": spec})
+    own.ask("job-release", {"run": "run"})
+    board.wait(does="computing", model="tiny next")
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_with_a_remedy(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*its: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("picoedge.daemon.board.WorkerProcess", fail)
+    hub = board.connect(board.hub)
+    hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    assert "Cannot allocate memory" in pushed(hub, "job-ended")["message"]
+    hub.ask("job-reserve", {"job": "tiny"})
+    with pytest.raises(MeshError, match=r"did not start: .*Cannot allocate memory \(has that"):
+        hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    board.wait(does="taken")
+
+
+def test_the_relay_of_a_worker_is_forgotten_with_it(board: Board) -> None:
+    hub = board.connect(board.hub)
+    hub.ask("job-reserve", {"job": "tiny"})
+    hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    assert pushed(hub, "job-listens")
+    holder = board.service._holder
+    assert holder is not None
+    holder.relay = "the socket of this worker"
+    (board.folder / "one").touch()
+    assert pushed(hub, "job-ended")
+    board.running.do(lambda: None)
+    assert holder.relay == ""
 
 
 # -- its heartbeats, as the other boards read them -----------------------------------------------

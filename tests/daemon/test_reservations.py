@@ -94,6 +94,12 @@ def test_a_run_that_is_called_off_ends_wherever_it_is() -> None:
     assert after(AddRun("r"), Reserve(A), EndRun("r"), WorkerEnded("r"))[1] == [Grant(A)]
 
 
+def test_a_run_that_has_ended_is_not_started_again_after_the_foreground() -> None:
+    over = (AddRun("r"), EndRun("r"), Reserve(A), WorkerEnded("r"))
+    assert after(*over)[1] == [Grant(A)]
+    assert after(*over, Release(A)) == (State(), [])
+
+
 # -- whatever happens ----------------------------------------------------------------------------
 
 
@@ -105,6 +111,7 @@ class Board:
         self.known: set[bytes] = set()  # connections that wait for the board, or have it
         self.alive: list[bytes | str] = []  # users of processes that have not been stopped
         self.dying: list[bytes | str] = []
+        self.over: set[str] = set()  # runs whose worker has ended by itself
 
     def happen(self, event: BoardEvent) -> None:
         self.state, actions = next_state(self.state, event)
@@ -118,6 +125,7 @@ class Board:
                 assert self.alive == self.dying == []
                 assert self.state.holder == connection
             case StartRun(run):
+                assert run not in self.over
                 assert self.alive == self.dying == []
                 self.alive.append(run)
             case Stop(user):
@@ -150,6 +158,7 @@ class Board:
                 self.known.remove(connection)
                 self.happen(Release(connection))
             case 2:
+                self.over.discard(run)
                 self.happen(AddRun(run))
             case 3:
                 self.happen(EndRun(run))
@@ -158,11 +167,25 @@ class Board:
                 self.happen(WorkerStarted(self.state.holder))
             case 5 if self.dying:
                 self.happen(WorkerEnded(self.dying.pop(number % len(self.dying))))
-            case 6 if self.alive:
-                self.happen(WorkerEnded(self.alive.pop(number % len(self.alive))))
+            case 6 if self.alive:  # ends by itself; that its memory is free is known later
+                self.ended(self.alive, number)
+            case 7 if self.dying:  # had ended by itself when it was stopped
+                self.ended(self.dying, number)
+            case 8 if self.state.active in self.alive and self.state.active is not None:
+                self.alive.remove(self.state.active)  # was not started, for want of memory
+                self.over.add(self.state.active)
+                self.happen(WorkerEnded(self.state.active))
+
+    def ended(self, processes: list[bytes | str], number: int) -> None:
+        """A process is seen to have ended: a run is over, a connection keeps the board."""
+        user = processes.pop(number % len(processes))
+        self.dying.append(user)
+        if isinstance(user, str):
+            self.over.add(user)
+            self.happen(EndRun(user))
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), max_size=60))
 def test_jobs_never_share_a_board_and_it_never_stands_idle(
     steps: list[tuple[int, int]],
 ) -> None:

@@ -75,7 +75,7 @@ def is_reachable(address: str) -> bool:
     to = parse_address(address)
     try:
         socket.create_connection((to.host, to.port), REACH_S).close()
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     return True
 

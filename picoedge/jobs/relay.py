@@ -79,7 +79,7 @@ class Relay:
                 stack.callback(thread.join)
                 stack.callback(self._stop.send, b"\0")
                 self._resources = stack.pop_all()
-        except (OSError, zmq.ZMQError) as error:
+        except (OSError, zmq.ZMQError, RuntimeError) as error:  # the last: no thread
             raise MeshError(f"no socket for a relay through {name}: {error}") from None
 
     def _run(self) -> None:

@@ -278,6 +278,7 @@ def test_a_port_is_reachable_where_something_accepts_connections() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert not is_reachable("no..where:1")
         assert not is_reachable(address)
         listener.listen()
         assert is_reachable(address)

@@ -174,8 +174,8 @@ class Finder:
     def _look_up(self, name: Address) -> None:
         try:
             found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:  # the latter: no name, such as "a..b"
+            reason = getattr(error, "strerror", None) or str(error)
             return self._loop.soon(lambda: self._log_once(f"{name.host}: {reason}"))
         addresses = [Address(str(each[4][0]), name.port) for each in found[:MAX_LOOKED_UP]]
         self._loop.soon(lambda: self.add_seeds(addresses))

@@ -143,14 +143,18 @@ def test_names_are_looked_up_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def look_up(host: str, port: int, **_: Any) -> list[Any]:
         if host == "nowhere":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        if host == "no..where":
+            raise UnicodeError("label empty or too long")
         assert asked.wait(PATIENCE_S)
         return [(0, 0, 0, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    bob = Running(second, Address("nowhere", 1), Address("slow", ada.address.port))
+    names = Address("nowhere", 1), Address("no..where", 1), Address("slow", ada.address.port)
+    bob = Running(second, *names)
     with running(ada, bob):
         try:
             bob.wait(lambda: "nowhere: Name or service not known" in bob.lines)
+            bob.wait(lambda: "no..where: label empty or too long" in bob.lines)
         finally:
             asked.set()  # until now the loop has gone on without an answer
         bob.wait_for(ada, What.JOINED)

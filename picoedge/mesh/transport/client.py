@@ -14,7 +14,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolErro
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.identity import load_identity
-from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event
+from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event, receive_frames
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
     ERROR,
@@ -139,9 +139,10 @@ class Client:
         Raises BoardLostError if the connection ended, once all of them were returned.
         """
         self._read_monitor()
-        with contextlib.suppress(zmq.Again):
-            while len(self._notifications) < self._limits.notifications:
-                self._answer(self.socket.recv_multipart(zmq.NOBLOCK), 0, "")
+        while len(self._notifications) < self._limits.notifications:
+            if (frames := receive_frames(self.socket)) is None:
+                break
+            self._answer(frames, 0, "")
         notifications, self._notifications = self._notifications, []
         if self._lost is not None and not notifications:
             raise self._lost
@@ -166,8 +167,8 @@ class Client:
 
     def _receive(self, deadline_s: float) -> list[bytes]:
         while True:
-            with contextlib.suppress(zmq.Again):
-                return self.socket.recv_multipart(zmq.NOBLOCK)
+            if (frames := receive_frames(self.socket)) is not None:
+                return frames
             self._read_monitor()
             if self._lost is not None:
                 raise self._lost

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event
+from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event, receive_frames
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Dialect
 
@@ -44,12 +44,7 @@ class OutgoingConnection:
 
     def receive(self) -> list[bytes] | None:
         """The next message; None if there is none."""
-        if self.socket.closed:
-            return None
-        try:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+        return None if self.socket.closed else receive_frames(self.socket)
 
     def send(self, frames: Frames) -> bool:
         """Send without waiting; False if it is not connected or its queue is full."""

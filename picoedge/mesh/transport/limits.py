@@ -35,7 +35,9 @@ class Limits:
     queued_messages: int = 64  # per connection; a peer that reads fewer is cut off
     requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
-    client_messages: int = 256  # in the queue of a client that computes: a minute of reports
+    # In the queue of a client that computes: four minutes of reports. A full one ends its
+    # connection (see SocketBounds).
+    client_messages: int = 1024
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them: minutes of reports
     # Of one connection between two heartbeats of ours: 16 MB/s, where honest boards send KB.

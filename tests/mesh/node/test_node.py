@@ -16,7 +16,7 @@ from picoedge.mesh.identity.identity import KeyPair, load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import Header, Kind, unpack
-from picoedge.mesh.transport.limits import DEFAULT_LIMITS
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.replies import Pending, RawReply
 from picoedge.mesh.transport.server import Sender, Server
 
@@ -44,6 +44,44 @@ def test_an_allowed_key_is_answered(ada: Any, context: Any) -> None:
         assert (answer["from"], answer["text"]) == (ada.bob.public, "ä")
         with pytest.raises(MeshError, match="board ada: this board knows nothing of 'sing'"):
             client.ask("sing")
+
+
+def sender_of(ada: Any, client: Client) -> Any:
+    """The Sender that this client is to the daemon."""
+    senders: list[Any] = []
+    ada.do(lambda: ada.node.rpc.on("remember", lambda peer, body: (senders.append(peer), {})[1]))
+    client.ask("remember")
+    return senders[0]
+
+
+NOTIFICATIONS = 600  # two and a half minutes of reports
+ENDED_MS = 1500  # a connection that heartbeats end has ended by then
+
+
+def test_a_client_that_does_not_read_for_minutes_keeps_its_connection(
+    ada: Any, context: Any
+) -> None:
+    with ada.client(context, ada.bob) as client:
+        sender = sender_of(ada, client)
+        for number in range(NOTIFICATIONS):
+            assert ada.do(lambda number=number: ada.node.rpc.push(sender, "note", {"n": number}))
+        assert not client.monitor.poll(ENDED_MS)
+        notes = client.notifications()
+        assert [body["n"] for _, body in notes] == list(range(NOTIFICATIONS))
+        assert client.ask("echo", {"text": "still here"})["text"] == "still here"
+
+
+def test_a_connection_that_ends_before_its_messages_are_read_is_an_error(
+    ada: Any, context: Any
+) -> None:
+    limits = Limits(client_messages=256)
+    with Client(context, ada.bob, ada.address, ada.key, "ada", limits=limits) as client:
+        sender = sender_of(ada, client)
+        for number in range(NOTIFICATIONS):
+            ada.do(lambda number=number: ada.node.rpc.push(sender, "note", {"n": number}))
+        assert client.monitor.poll(2 * ENDED_MS)  # its queue is full, so heartbeats end it
+        with pytest.raises(BoardLostError, match="its connection ended"):
+            list(iter(client.notifications, []))
 
 
 def test_an_unknown_key_gets_nothing(ada: Any, context: Any) -> None:

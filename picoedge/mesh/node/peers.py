@@ -72,7 +72,7 @@ class Peers:
         self._finder.add_seeds(seeds)
         self._digest = roster_file.roster.digest
         self._sequence = 0
-        self._sought_s, self._ticked_s = float("-inf"), rpc.loop.clock()
+        self._sought_s = float("-inf")
         self._on_revoked: list[Callable[[str], None]] = []
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
@@ -253,8 +253,7 @@ class Peers:
     def _tick(self) -> None:
         rpc = self._rpc
         rpc.loop.after(self._timing.beat_s, self._tick)
-        before_s, self._ticked_s = self._ticked_s, rpc.loop.clock()
-        rpc.enforce_limits((self._ticked_s - before_s) / self._timing.beat_s)
+        rpc.enforce_limits()
         self._reload_roster()
         self._beat_all()
         self._detector.check_timeouts()

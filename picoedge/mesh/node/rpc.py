@@ -163,9 +163,9 @@ class Rpc:
             self._logged.add(line)
             self._log(line)
 
-    def enforce_limits(self, beats: float) -> None:
-        """Close connections over the limits; `beats` have passed since the last call."""
-        for sender in self.server.enforce_limits(beats):
+    def enforce_limits(self) -> None:
+        """Close connections over the limits; to be called once per heartbeat."""
+        for sender in self.server.enforce_limits(self.loop.clock()):
             self.log_once(f"dropped {self.name_of(sender)}: it sends more than is believed")
             self.server.disconnect(sender, self.limits.flood_s)
         self.take_gone()

@@ -40,12 +40,13 @@ class Limits:
     client_messages: int = 1024
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them: minutes of reports
-    # Of one connection between two heartbeats of ours: 16 MB/s, where honest boards send KB.
-    bytes_per_beat: int = 4 << 20
+    # Of one connection, or a burst between two heartbeats of ours; honest boards send KB.
+    bytes_per_s: int = 16 << 20
+    burst_bytes: int = 4 << 20
 
     strikes: int = 8  # malformed messages of a key before it is refused: bugs, not bad luck
     refused_s: float = 10.0  # slows a hostile key to one connection in 10 s
-    flood_s: float = 30.0  # for sending more than `bytes_per_beat`
+    flood_s: float = 30.0  # for sending more than `bytes_per_s`
     first_retry_s: float = 0.5  # until a failed connection is tried again; doubles each time
     longest_retry_s: float = 16.0  # a board that was switched on is found within this time
     # Connections to a group's port of streams without a ticket yet; the oldest makes room. A group
@@ -61,7 +62,7 @@ class Limits:
     # costs a daemon 1 MB for each board.
     relay_chunk_bytes: int = 128 << 10
     relay_window: int = 8
-    # Half of `bytes_per_beat` in each 250 ms: base64 makes 8 MB of 6 MB, and the burst once more.
+    # Half of `bytes_per_s`, as base64 makes 8 MB of 6 MB; and a burst far below `burst_bytes`.
     relay_bytes_per_s: int = 6 << 20
     relay_burst_bytes: int = 1 << 20
 

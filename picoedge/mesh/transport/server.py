@@ -92,7 +92,7 @@ class Server:
         self._closed: deque[bytes] = deque(maxlen=limits.closed_routes)
         self._refused: dict[str, float] = {}  # key to the end of its refusal
         self._allowed = allowed
-        self._now_s = 0.0
+        self._now_s = self._counted_s = 0.0
         self.authenticator = Authenticator(context, self._admits)
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
@@ -160,12 +160,13 @@ class Server:
         gone, self._gone = self._gone, []
         return gone
 
-    def enforce_limits(self, beats: float) -> list[Sender]:
+    def enforce_limits(self, now_s: float) -> list[Sender]:
         """Close connections that never spoke or are too many; return senders over the byte limit.
 
-        `beats`: how many heartbeats' time has passed since the last call, if more than one.
+        To be called once per heartbeat, at the time `now_s`; late calls allow for the delay.
         """
-        most_bytes = self._limits.bytes_per_beat * max(1.0, beats)
+        passed_s, self._counted_s = now_s - self._counted_s, now_s
+        most_bytes = max(self._limits.burst_bytes, self._limits.bytes_per_s * passed_s)
         flooding: list[Sender] = []
         excess = self._excess()
         for file, each in list(self._accepted.items()):

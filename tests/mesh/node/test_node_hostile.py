@@ -224,7 +224,7 @@ def test_a_flood_of_sound_messages(
 
 def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
-    ada = Running(first, limits=Limits(bytes_per_beat=1 << 20))
+    ada = Running(first, limits=Limits(burst_bytes=1 << 20))
     ada.node.rpc.on("echo", lambda peer, body: {"text": body.get("text")})
     with running(ada), fresh_context() as context, ada.client(context, second.keys) as client:
         client.ask("echo")

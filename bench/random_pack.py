@@ -23,7 +23,9 @@ from picoedge.files import digest
 from picoedge.kernels.arrays import U8
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.layout import (
+from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.pack.packer import OutputFile
+from picoedge.store.pack.sharding import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
     FileLayout,
@@ -35,8 +37,6 @@ from picoedge.store.pack.layout import (
     ffn_layout,
     head_layout,
 )
-from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.pack.packer import OutputFile
 from picoedge.store.shards import MANIFEST
 from picoedge.text.export.export import write_from_gguf
 

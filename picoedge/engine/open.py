@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from picoedge.store.shards import Slice
     from picoedge.store.window.weights import WeightStore
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
+    from picoedge.text.tokenizer.base import Tokenizer
+    from picoedge.text.tokenizer.stream_decoder import Vocabulary
 
     LoadModel = Callable[[Pack, OpenOptions, Progress | None], LanguageModel]
 

@@ -19,13 +19,14 @@ from picoedge.config import SamplingOptions
 from picoedge.errors import ContextError, PicoedgeError, TextError
 from picoedge.kernels.arrays import F32
 from picoedge.model.sampling import Sampler
-from picoedge.text.tokenizer.base import StopStrings, StreamDecoder
+from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
     from picoedge.engine.fit import Adapter
     from picoedge.planner.memory import MemoryPlan
     from picoedge.text.template.template import ChatTemplate
-    from picoedge.text.tokenizer.base import Tokenizer, Vocabulary
+    from picoedge.text.tokenizer.base import Tokenizer
+    from picoedge.text.tokenizer.stream_decoder import Vocabulary
 
 
 PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancel`

@@ -13,7 +13,7 @@ import pytest
 import shelf_models
 from cluster_boards import ClusterOf, cluster_of, last_json
 
-from picoedge.cluster.model import ClusterModel, load_over_boards
+from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
 from picoedge.engine.open import load_model
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.jobs import group_links

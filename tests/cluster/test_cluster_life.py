@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
-from picoedge.cluster.model import load_over_boards
+from picoedge.cluster.resilient_model import load_over_boards
 from picoedge.engine.options import ClusterOptions, OpenOptions
 from picoedge.errors import BoardLostError
 from picoedge.store.pack.reader import Pack

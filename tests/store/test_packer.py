@@ -27,7 +27,10 @@ from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, StorageError, TextError, UsageError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec
 from picoedge.store.encodings import ENCODINGS
-from picoedge.store.pack.layout import (
+from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.reader import Pack
+from picoedge.store.pack.sharding import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
     SPAN_ALIGN,
@@ -37,9 +40,6 @@ from picoedge.store.pack.layout import (
     ffn_layout,
     head_layout,
 )
-from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
-from picoedge.store.pack.packer import pack_source
-from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.sources.tensors import Shapes, SourceTensor
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from picoedge.store.pack.reader import Pack
-from picoedge.text.tokenizer.base import decode
 from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.text.tokenizer.piece_table import PieceTable
+from picoedge.text.tokenizer.stream_decoder import decode
 
 
 @pytest.mark.parametrize("model", ["smollm2_pack", "gemma_pack"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from text_models import HARD_TEXT, bpe_metadata, sentencepiece_metadata
 
 from picoedge.text.export.export import write_from_gguf
-from picoedge.text.tokenizer.base import StopStrings, StreamDecoder, Tokenizer
+from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
+from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 KINDS = {
     "bytes": bpe_metadata,

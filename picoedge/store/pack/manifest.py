@@ -13,7 +13,7 @@ from picoedge.fields import Fields
 from picoedge.files import parse_object, read_object
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.encodings import ENCODINGS
-from picoedge.store.pack.layout import (
+from picoedge.store.pack.sharding import (
     ATTENTION_MATRICES,
     FFN_MATRICES,
     FileLayout,

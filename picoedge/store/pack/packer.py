@@ -20,7 +20,11 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, MatrixSpec, Quants
 from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.pack.atomic_folder import new_folder
-from picoedge.store.pack.layout import (
+from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
+from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_columns, cut_rows
+from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
+from picoedge.store.pack.reader import Pack
+from picoedge.store.pack.sharding import (
     ATTENTION_MATRICES,
     BIASES,
     FFN_MATRICES,
@@ -32,10 +36,6 @@ from picoedge.store.pack.layout import (
     ffn_layout,
     head_layout,
 )
-from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_columns, cut_rows
-from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
-from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.source import ModelSource
 from picoedge.store.sources.tensors import SourceTensor

@@ -17,8 +17,8 @@ from picoedge.files import digest, read_at, reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
 from picoedge.store.encodings import ENCODINGS, RowEmbedding, TiedRows, UntiedRows
-from picoedge.store.pack.layout import BIASES, FileLayout, ShardLayout
 from picoedge.store.pack.manifest import Manifest, read_manifest
+from picoedge.store.pack.sharding import BIASES, FileLayout, ShardLayout
 from picoedge.store.shards import (
     HELD,
     MANIFEST,

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from picoedge.text.tokenizer.base import Vocabulary
+from picoedge.text.tokenizer.stream_decoder import Vocabulary
 
 
 class PieceTable:

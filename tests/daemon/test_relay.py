@@ -19,7 +19,7 @@ from picoedge.daemon.relay import Relays
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.group_links import is_reachable
 from picoedge.jobs.relay import Relay, new_endpoint
-from picoedge.mesh.transport.limits import Limits
+from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 
 WAIT_S = 20.0
 MUCH = os.urandom(3 << 20)  # more than all buffers on the way hold
@@ -52,6 +52,11 @@ def opened(ada: Any) -> tuple[Relay, socket.socket, socket.socket]:
     far, _ = ada.worker.accept()
     far.settimeout(WAIT_S)
     return relay, near, far
+
+
+def swallow(call: Callable[[bytes], object], data: bytes) -> None:
+    with suppress(OSError):
+        call(data)
 
 
 def received(connection: socket.socket, count: int) -> bytes:
@@ -153,13 +158,14 @@ def test_a_relay_is_closed_while_the_worker_takes_nothing(ada: Any) -> None:
 def test_a_relay_is_closed_while_the_hub_takes_nothing(ada: Any) -> None:
     relay, near, far = opened(ada)
     with near, far:
-        far.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                far.send(bytes(1 << 16))
+        sender = threading.Thread(target=lambda: swallow(far.sendall, bytes(1 << 23)))
+        sender.start()
+        window = DEFAULT_LIMITS.relay_window
+        until(ada, lambda: any(e.sent - e.taken >= window for e in ada.relays._relays.values()))
         began_s = time.monotonic()
         relay.close()
         assert time.monotonic() - began_s < 1.0
+        sender.join(WAIT_S)
 
 
 def test_the_worker_is_heard_while_it_takes_nothing(ada: Any) -> None:

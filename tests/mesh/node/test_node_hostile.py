@@ -203,7 +203,7 @@ def test_a_flood_of_sound_messages(
     ada: Board, context: Any, dealer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Low, as sender and daemon share this process: on a busy machine they pass no 16 MB a second.
-    bounds = dataclasses.replace(DEFAULT_LIMITS, bytes_per_beat=1 << 18)
+    bounds = dataclasses.replace(DEFAULT_LIMITS, burst_bytes=1 << 18, bytes_per_s=1 << 20)
     monkeypatch.setattr(ada.node.rpc.server, "_limits", bounds)
     watch = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     frames = control("echo", {"text": "x" * 500_000})

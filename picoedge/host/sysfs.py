@@ -28,7 +28,7 @@ def file_int(file: Path, base: int = 10) -> int | None:
 
 
 def file_fields(file: Path) -> dict[str, str]:
-    """The lines of a file as {first word: rest}, like those of /proc/meminfo; without the colon."""
+    """The lines of a file like /proc/meminfo, as {first word without its colon: rest}."""
     lines = (line.replace(":", " ", 1).split(maxsplit=1) for line in file_text(file).splitlines())
     return {words[0]: words[1] for words in lines if len(words) == 2}
 

@@ -1,7 +1,7 @@
 """The native backend: ctypes around one of the libraries that native.c was compiled into.
 
-The structures mirror those of native.c; `open_library` compares every field with the library's own
-table, so that one built from other sources is refused instead of run.
+The structures mirror the ones in native.c; `open_library` compares every field with the library's
+own table, so that one built from other sources is refused instead of run.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def open_library(path: Path) -> ct.CDLL:
     """Load one compiled level.
 
     Raises OSError where the file is not a library for this machine, and PicoedgeError where it was
-    built from other sources: its structs, formats or functions are not those of this file.
+    built from other sources: its structs, formats or functions differ from this file's.
     """
     lib = ct.CDLL(str(path))
     try:

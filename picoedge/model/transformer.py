@@ -12,7 +12,7 @@ The kernel that reads x next adds the sums to it (kernels.api.Residual).
 
 The file knows no network: slices are joined by three hooks. `broadcast_input` sends the embedded
 tokens of each chunk to slices without an embedding; `reduce` replaces this slice's f64 sums by the
-sums over all slices; `gather_logits` sends this slice's logits, or collects those of the others.
+sums over all slices; `gather_logits` sends this slice's logits, or collects the others'.
 One board alone has no hooks.
 """
 
@@ -247,7 +247,7 @@ class Transformer:
     def _run_stage(
         self, spans: Sequence[AttentionKernels] | Sequence[FfnKernels], lanes: list[Lane]
     ) -> None:
-        """Compute each lane once its previous sums have arrived; those of the other travel."""
+        """Compute each lane once its previous sums are here; the other lane's travel meanwhile."""
         for span in spans:
             span.held.acquire()
             for lane in lanes:

@@ -14,7 +14,7 @@ from picoedge.kernels.reference.operations import MAX_MULTIPLIES, multiply, rms_
 from picoedge.kernels.reference.threads import Job, Scratch, ThreadPool
 
 _TILE = 1 << 17  # elements of keys or values as f32 at a time
-_SCORES = 1 << 18  # scores at a time, but those of one token at least
+_SCORES = 1 << 18  # scores at a time, but at least one token's
 
 
 @dataclass(frozen=True, eq=False)

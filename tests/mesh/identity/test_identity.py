@@ -163,6 +163,7 @@ def test_damaged_files_are_named(home: Path, file: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("name", "a b"), ("public", KeyPair.new().public), ("secret", "x"), ("signing", 3)],
+    ids=["name", "public", "secret", "signing"],
 )
 def test_an_identity_that_does_not_fit_together_is_damaged(
     home: Path, field: str, value: object

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from picoedge.errors import MeshError, ProtocolError
+from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.host.resources import is_rationed
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
@@ -65,8 +65,15 @@ def connect(
         return links.connect(rank, address)
     try:
         relays[rank] = Relay(keys, parse_address(daemon), links.key(rank), links.name(rank))
-    except MeshError:
-        return links.connect(rank, address)  # whose own error says more
+    except MeshError as error:
+        if is_reachable(address):  # it was busy, or a packet was lost
+            return links.connect(rank, address)
+        name = links.name(rank)
+        raise BoardLostError(
+            f"{name} cannot be reached at {address}, nor through its daemon: {error.message}",
+            error.hint,
+            board=name,
+        ) from None
     links.connect(rank, address, relays[rank].endpoint)
 
 

@@ -76,7 +76,7 @@ class Links:
         self._rendezvous = Rendezvous(
             context,
             keys,
-            Own(rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits),
+            Own(rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits, stall_s),
             self._most_early,
             self._waiter,
             self._failures,

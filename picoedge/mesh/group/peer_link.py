@@ -121,6 +121,7 @@ class Own:
     ciphers: Cipher
     version: int  # of the group's headers
     limits: Limits
+    busy_s: float  # how long a board may be about other work before it reads its links
 
     def message(self, step: int, body: bytes | memoryview = b"") -> bytes:
         """A message of the handshake; HELLO is the first on any connection."""
@@ -220,6 +221,7 @@ class PeerLink:
             raise ProtocolError(f"{header}, in epoch {self.own.epoch}")
         if self.state is LinkState.EXPECTED:
             self.state = LinkState.GREETED
+            self._deadline = time.monotonic() + self.own.busy_s
             if self._host:
                 self._answered(bytes(body))
             else:
@@ -289,8 +291,8 @@ class PeerLink:
             self._decide()
 
     def _time_is_up(self) -> None:
-        if self._is_late:
-            raise ConnectionEnded("it returned no probe")
+        if self._is_late or not self._host:
+            raise ConnectionEnded("it greeted, and did not finish joining")
         if self._is_stream_ready:
             self._decide()
         else:
@@ -323,7 +325,7 @@ class PeerLink:
         kept = choose_transport(self.own.wish, is_open, stream_s, zeromq_s)
         connection = self._stream if kept == "stream" else self.proven
         if connection is self._probed:  # its probe would be taken for a message
-            self._is_late, self._deadline = True, time.monotonic() + self.own.limits.stream_only_s
+            self._is_late, self._deadline = True, time.monotonic() + self.own.busy_s
         else:
             self._choose(connection)
 

@@ -7,7 +7,10 @@ heartbeats tell within a second that a board is gone, whatever that board's thre
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections import deque
 from collections.abc import Collection
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +63,9 @@ class Rendezvous:
         self._by_key: dict[str, PeerLink] = {}
         self._by_serial: dict[int, PeerLink] = {}  # so that no old connection stands for a new link
         self._serial = 0
-        self._past: dict[str, bytes] = {}  # routing id, by key, of the last link that was removed
+        # Keys and routing ids of links that have ended, whose messages may still come.
+        self._past: deque[tuple[str, bytes]] = deque(maxlen=own.limits.closed_routes)
+        self._ending: list[tuple[float, int]] = []  # when (monotonic) to disconnect which serial
         self._bounds = HANDSHAKE
         if own.wish != "stream":
             self._bounds = dataclasses.replace(HANDSHAKE, frame_bytes=own.most_bytes + CURVE_BYTES)
@@ -86,8 +91,6 @@ class Rendezvous:
         """End the link to that rank; the others stay."""
         link = self.links.pop(rank)
         del self._by_key[link.key]
-        if isinstance(link.proven, RouterConnection):
-            self._past[link.key] = link.proven.routing_id
         self._end(link)
 
     def listen(self, host: str, relay: str = "") -> int:
@@ -101,7 +104,9 @@ class Rendezvous:
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         curve.configure_server(socket, self._keys, self._bounds)
-        self._router_monitor = LinkMonitor(socket, self._lost)
+        self._router_monitor = LinkMonitor(
+            socket, self._lost, most_silent=self._own.limits.silent_connections
+        )
         self._waiter.watch(self._router_monitor.socket, self._router_monitor.look)
         try:
             socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
@@ -112,7 +117,8 @@ class Rendezvous:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
         port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         if relay and self._own.wish != "stream":
-            socket.bind(f"ipc://@{relay}")
+            with suppress(zmq.ZMQError):  # without it boards still come by the port
+                socket.bind(f"ipc://@{relay}")
         return port
 
     def _hello_of(self, rank: int) -> bytes:
@@ -180,10 +186,17 @@ class Rendezvous:
 
     def due(self) -> float | None:
         """See PollSource."""
-        return min((at for link in self.links.values() if (at := link.due())), default=None)
+        ending = [at for at, _ in self._ending]
+        joining = [at for link in self.links.values() if (at := link.due())]
+        return min(ending + joining, default=None)
 
     def handle(self) -> None:
         """See PollSource."""
+        now = time.monotonic()
+        for each in [each for each in self._ending if each[0] <= now]:
+            self._ending.remove(each)
+            if self._router_monitor is not None:
+                self._router_monitor.disconnect(each[1])
         self._advance()
 
     def _advance(self) -> bool:
@@ -239,7 +252,7 @@ class Rendezvous:
         link = self._by_key.get(curve.sender_of(frames[0]))
         if link is None or link.state is LinkState.ENDED:
             return
-        if self._past.get(link.key) == routing_id:
+        if (link.key, routing_id) in self._past:
             return
         proven = link.proven
         if proven is None:
@@ -274,6 +287,11 @@ class Rendezvous:
         self.connections.pop(link.rank, None)
         if self._tickets is not None:
             self._tickets.revoke(link.rank)
+        if isinstance(link.proven, RouterConnection) and link.state is not LinkState.ENDED:
+            self._past.append((link.key, link.proven.routing_id))
+            number = next((n for n, each in self._by_serial.items() if each is link), 0)
+            self._ending.append((time.monotonic() + GOODBYE_MS / 1000, number))
+            self._waiter.add_source(self)
         if link in self._dealers:
             monitor = self._dealers.pop(link)[1]
             self._waiter.unwatch(monitor.socket)
@@ -289,13 +307,14 @@ class Rendezvous:
         if self._tickets is not None:
             self._tickets.close()
             self._tickets = None
-        if all(link.state is LinkState.OPEN for link in self.links.values()):
+        if not self._ending and all(link.state is LinkState.OPEN for link in self.links.values()):
             self._waiter.remove_source(self)
 
     def close(self) -> None:
         """End all connections, which the other ends notice. Idempotent."""
         for link in self.links.values():
             self._end(link)
+        self._ending.clear()
         self.close_listener()
         if self._router is not None and self._router_monitor is not None:
             self._router_monitor.close()

@@ -9,8 +9,10 @@ worker.
 
 from __future__ import annotations
 
+import socket as sockets
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -141,6 +143,16 @@ class Authenticator:
         self.socket.close()
 
 
+def shut_down(descriptor: int) -> None:
+    """Shut down a connection by libzmq's descriptor; a ROUTER has no call for that."""
+    with suppress(OSError):
+        connection = sockets.socket(fileno=descriptor)
+        try:
+            connection.shutdown(sockets.SHUT_RDWR)
+        finally:
+            connection.detach()
+
+
 def read_event(monitor: Socket) -> tuple[int, int] | None:
     """The next event and its value, a file descriptor or an error number; None if there is none."""
     try:
@@ -156,41 +168,54 @@ class LinkMonitor:
 
     A socket that connects has one connection, to `rank`. A socket that listens has several, told
     apart by their file descriptors (`bind`). The kernel reuses descriptors, so events are followed
-    in order. Poll `socket`, and call `look` when it is readable.
+    in order. At most `most_silent` of these may lead to no rank yet; the oldest makes room. Poll
+    `socket`, and call `look` when it is readable.
     """
 
     def __init__(
-        self, watched: Socket, lost: Callable[[int, str], None], rank: int | None = None
+        self,
+        watched: Socket,
+        lost: Callable[[int, str], None],
+        rank: int | None = None,
+        most_silent: int = 0,
     ) -> None:
         self._watched, self._lost, self._rank = watched, lost, rank
+        self._most_silent = most_silent
         self._ranks: dict[int, int] = {}  # by descriptor
-        self._up: set[int] = set()
-        events = UP | sum(DOWN)
-        self.socket: Socket = watched.get_monitor_socket(events)
+        self._silent: dict[int, None] = {}  # descriptors of no rank, oldest first
+        self.socket: Socket = watched.get_monitor_socket(UP | sum(DOWN))
 
     def bind(self, descriptor: int, rank: int) -> None:
         """Say that the connection with this file descriptor leads to `rank`."""
-        self._ranks[descriptor] = rank
+        self.look()
+        if descriptor in self._silent:
+            del self._silent[descriptor]
+            self._ranks[descriptor] = rank
+        else:
+            self._lost(rank, DOWN[zmq.EVENT_DISCONNECTED])
 
     def look(self) -> None:
         """Read the events that are there; passes on what `lost` raises."""
-        why = ""
         while (happened := read_event(self.socket)) is not None:
             event, descriptor = happened
-            if event == UP:
-                self._up.add(descriptor)
-            elif event in DOWN:
-                self._up.discard(descriptor)
-                why = why or DOWN[event]
-        if why:
-            self._report(why)
+            if self._rank is not None:
+                if event in DOWN:
+                    self._lost(self._rank, DOWN[event])
+            elif event == UP:
+                self._silent[descriptor] = None
+                if len(self._silent) > self._most_silent:
+                    shut_down(next(iter(self._silent)))
+            elif event == zmq.EVENT_DISCONNECTED:  # others carry an error, not a descriptor
+                self._silent.pop(descriptor, None)
+                if (rank := self._ranks.pop(descriptor, None)) is not None:
+                    self._lost(rank, DOWN[event])
 
-    def _report(self, why: str) -> None:
-        if self._rank is not None:
-            self._lost(self._rank, why)
-            return
-        for descriptor in self._ranks.keys() - self._up:
-            self._lost(self._ranks.pop(descriptor), DOWN[zmq.EVENT_DISCONNECTED])
+    def disconnect(self, rank: int) -> None:
+        """Shut down the connection that leads to `rank`, if it still stands."""
+        self.look()
+        for descriptor, each in self._ranks.items():
+            if each == rank:
+                shut_down(descriptor)
 
     def close(self) -> None:
         """Stop watching. To be called before the watched socket is closed. Idempotent."""

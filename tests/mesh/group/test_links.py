@@ -735,6 +735,68 @@ def test_no_stranger_gets_in_at_a_listener_that_stays_open(transport: Wish) -> N
         talk(team, [0, 1], 2)
 
 
+def test_a_removed_board_is_disconnected_though_it_holds_on() -> None:
+    with standing(3, "zeromq") as (team, keys, ports):
+        team_as_boards = Boards(keys, [], team, dict(enumerate(ports)))
+        with stranger(team_as_boards, 1, keys[0]) as knocking:
+            team[1].add(0, keys[0].public, name_of(0))
+            knocking.send(HUBS_HELLO + bytes([1 | CARRIES]))
+            knocking.send(HUBS_CHOICE)
+            team[1].open(5, keep_listening=True)
+            team[1].remove(0)
+            ended = knocking.get_monitor_socket()
+            meet(team, keys, ports, 1, 2)
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda links: links.open(5, keep_listening=True), team[1:]))
+            with ThreadPoolExecutor(1) as pool:
+                refused = pool.submit(wait_until_disconnected, ended)
+                while not refused.done():
+                    with suppress(BoardLostError):
+                        team[1].receive((2,), 0.05)
+                refused.result()
+
+
+def wait_until_disconnected(events: Any) -> None:
+    while events.poll(3 * curve.SILENCE_MS):
+        if curve.read_event(events)[0] == zmq.EVENT_DISCONNECTED:  # type: ignore[index]
+            return
+    pytest.fail("still connected")
+
+
+def test_a_board_that_greets_and_stops_is_given_up() -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, stall_s=0.2, transport="zeromq") as team,
+        stranger(team, 1, team.keys[0]) as knocking,
+    ):
+        knocking.send(HUBS_HELLO + bytes([1 | CARRIES]))
+        with pytest.raises(BoardLostError, match="did not finish joining"):
+            team.links[1].open(5)
+
+
+def test_a_member_that_computes_for_long_is_still_joined() -> None:
+    limits = Limits(probe_s=0.05, stream_open_s=0.1, stream_only_s=0.1)
+    with boards(2, "star", ROWS, transport="auto", limits=limits) as team:
+        with ThreadPoolExecutor(1) as pool:
+            joining = pool.submit(team.links[0].open, 10)
+            while team.links[1].state(HUB) is LinkState.EXPECTED:
+                with suppress(BoardLostError):
+                    team.links[1].open(0.005)
+            threading.Event().wait(1)  # it computes: ten times the limits of the handshake
+            team.links[1].open(5)
+            joining.result()
+        assert team.links[0].transports() == {1: "stream"}
+
+
+def test_a_name_in_use_does_not_keep_a_board_from_its_port() -> None:
+    with (
+        boards(2, "star", ROWS, connect=False, transport="zeromq") as team,
+        socket.socket(socket.AF_UNIX) as taken,
+    ):
+        taken.bind("\0picoedge-test-name-in-use")
+        taken.listen()
+        assert team.links[0].listen(LOOPBACK, "picoedge-test-name-in-use") > 0
+
+
 GREETINGS = {
     "rank": [message(Header(Kind.HELLO, EPOCH, extra=2), 0)],
     "epoch": [message(Header(Kind.HELLO, EPOCH - 1, extra=1), 0)],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from picoedge.config import SamplingOptions
+from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import UsageError
 from picoedge.suggest import did_you_mean
 from picoedge.units import parse_size
@@ -119,7 +120,7 @@ _CLUSTER = [
     click.option("--boards", type=click.IntRange(1, 64),
         help="Over this many boards [default: as many as are the quickest]."),
     *_SPLIT,
-    _setting("--transport", type=click.Choice(["auto", "zeromq", "stream"]), default="auto",
+    _setting("--transport", type=click.Choice(TRANSPORT_CHOICES), default="auto",
         show_default=True, help="Transport of sums: auto takes the quicker for each two boards."),
     click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
         show_default=True, help="Format of sums on the network: f64 is exact, others are smaller."),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.group.channel import SyncUsage
     from picoedge.mesh.group.links import Links
-    from picoedge.mesh.group.peer_link import Wish
+    from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
@@ -245,7 +245,7 @@ def array_limits(spec: GroupSpec, pack: Pack) -> ArrayLimits:
 def make_group_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> Links:
     """The links of rank `spec.rank`, none of which is open yet."""
     bounds = array_limits(spec, pack).socket_bounds()
-    transport: Wish = spec.transport  # type: ignore[assignment]  # checked where it was read
+    transport: TransportChoice = spec.transport  # type: ignore[assignment]  # checked when read
     return make_links(
         context, keys, spec.rank, spec.epoch, spec.peers(), bounds, transport, spec.version
     )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transport.frames import VERSION
@@ -30,7 +31,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ADDRESS = re.compile(r"|[0-9A-Za-z.:%\[\]_-]{1,255}:[0-9]{1,5}")
 IDENTIFIER = re.compile(r"[0-9a-f]{16,128}")
 ALLREDUCES = ("star", "exchange")
-TRANSPORTS = ("auto", "zeromq", "stream")
 WIRES = ("f64", "f32", "f16", "q8")
 
 
@@ -148,7 +148,9 @@ def spec_from_json(values: object) -> GroupSpec:
         window_io=fields.one_of("window_io", ("auto", "mmap", "direct")),
         kernels=fields.one_of("kernels", ("", "native", "numpy")),
         # Version 1 of the protocol had neither field.
-        transport=fields.one_of("transport", TRANSPORTS) if "transport" in given else "stream",
+        transport=fields.one_of("transport", TRANSPORT_CHOICES)
+        if "transport" in given
+        else "stream",
         version=fields.integer("version", 1, VERSION) if "version" in given else 1,
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):

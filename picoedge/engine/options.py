@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from picoedge.config import SamplingOptions
+
+if TYPE_CHECKING:
+    from picoedge.mesh.group.peer_link import TransportChoice
+
+TRANSPORT_CHOICES: tuple[TransportChoice, ...] = ("auto", "zeromq", "stream")
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class ClusterOptions:
     split: tuple[float, ...] = ()  # relative shares of the boards, the hub's first
     allreduce: Literal["star", "exchange"] | None = None
     split_head: bool = False  # split the head too; others then see the likely next tokens
-    transport: Literal["auto", "zeromq", "stream"] = "auto"  # what carries sums between boards
+    transport: TransportChoice = "auto"  # what carries sums between boards
     wire: str = "f64"  # format of sums: "f64" is exact; "f32", "f16", "q8" are smaller
 
 

@@ -12,7 +12,7 @@ from picoedge.host.resources import is_rationed
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.links import SPIN_S, Links
-from picoedge.mesh.group.peer_link import FailureRule, Wish
+from picoedge.mesh.group.peer_link import FailureRule, TransportChoice
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def make_links(
     epoch: int,
     peers: Mapping[int, tuple[str, str]],
     bounds: SocketBounds,
-    transport: Wish,
+    transport: TransportChoice,
     version: int,
 ) -> Links:
     """The links of this `rank` to its peers (public key and name, by rank); none is open yet."""

@@ -17,7 +17,7 @@ from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.channel import ArrayLimits, Channel
 from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import SEND_STALL_S, Links
-from picoedge.mesh.group.peer_link import Wish
+from picoedge.mesh.group.peer_link import TransportChoice
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.frames import HUB, VERSION
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
@@ -60,7 +60,7 @@ def boards(
     *,
     connect: bool = True,
     stall_s: float = SEND_STALL_S,
-    transport: Wish = "stream",
+    transport: TransportChoice = "stream",
     version: int = VERSION,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Boards]:

@@ -17,11 +17,11 @@ import zmq
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.group.peer_link import (
     BoardFaultError,
-    FailureBoard,
+    FailureLog,
     FailureRule,
+    LinkSettings,
     LinkState,
-    Own,
-    Wish,
+    TransportChoice,
 )
 from picoedge.mesh.group.rendezvous import Rendezvous
 from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Transport
@@ -63,7 +63,7 @@ class Links:
         bounds: SocketBounds,
         *,
         rule: FailureRule,
-        transport: Wish = "stream",
+        transport: TransportChoice = "stream",
         spin_s: float = SPIN_S,
         stall_s: float = SEND_STALL_S,
         version: int = VERSION,
@@ -72,11 +72,13 @@ class Links:
         self.rank, self.epoch, self.version, self.transport = rank, epoch, version, transport
         # A board may be two sums ahead in what it sends, no more.
         self._stall_s, self._most_early = stall_s, 2 * bounds.messages
-        self._waiter, self._failures = Waiter(spin_s), FailureBoard(rule)
+        self._waiter, self._failures = Waiter(spin_s), FailureLog(rule)
         self._rendezvous = Rendezvous(
             context,
             keys,
-            Own(rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits, stall_s),
+            LinkSettings(
+                rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits, stall_s
+            ),
             self._most_early,
             self._waiter,
             self._failures,

@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.sealed_stream import SealedStream
     from picoedge.mesh.transport.waiter import Items
 
-Wish = Literal["auto", "zeromq", "stream"]
-WISHES: tuple[Wish, ...] = ("auto", "zeromq", "stream")
+TransportChoice = Literal["auto", "zeromq", "stream"]
 
 HELLO, PROBE, CHOICE = range(3)  # steps, in `sequence`
-CARRIES = 0x80  # beside the ciphers: messages may travel over ZeroMQ
+ZEROMQ_BIT = 0x80  # beside the ciphers: messages may travel over ZeroMQ
 PROBE_BYTES = 16 << 10  # the sum of one token, of 2,048 values in f64
 ROUNDS = 5  # timed; one more before them, which finds the other board asleep
 # Does the failure of this rank concern a board that waits for these ranks?
@@ -47,7 +46,7 @@ class BoardFaultError(BoardLostError, ProtocolError):
     """A board of the group sent what the protocol does not allow; it counts as failed."""
 
 
-class FailureBoard:
+class FailureLog:
     """Failures by rank, judged by `rule`. `names` are the boards' names for people, by rank."""
 
     def __init__(self, rule: FailureRule) -> None:
@@ -94,7 +93,10 @@ class LinkState(Enum):
 
 
 def choose_transport(
-    wish: Wish, stream_is_open: bool, stream_s: Sequence[float], zeromq_s: Sequence[float]
+    wish: TransportChoice,
+    stream_is_open: bool,
+    stream_s: Sequence[float],
+    zeromq_s: Sequence[float],
 ) -> Transport:
     """The transport of a pair, by its round trips over both, in seconds.
 
@@ -111,13 +113,13 @@ def choose_transport(
 
 
 @dataclass(frozen=True)
-class Own:
+class LinkSettings:
     """What this board's end of every link has in common."""
 
     rank: int
     epoch: int
     most_bytes: int  # of a message
-    wish: Wish
+    wish: TransportChoice
     ciphers: Cipher
     version: int  # of the group's headers
     limits: Limits
@@ -135,7 +137,7 @@ class PeerLink:
     `proven` is the connection over CURVE; `connection` carries messages once the state is OPEN.
     """
 
-    def __init__(self, own: Own, rank: int, key: str) -> None:
+    def __init__(self, own: LinkSettings, rank: int, key: str) -> None:
         self.own, self.rank, self.key = own, rank, key
         self.state = LinkState.EXPECTED
         self.proven: Connection | None = None
@@ -157,7 +159,7 @@ class PeerLink:
     def connects(self, proven: Connection, host: str) -> None:
         """Say hello over a connection to the board at `host`."""
         self.proven, self._host = proven, host
-        carries = 0 if self.own.wish == "stream" else CARRIES
+        carries = 0 if self.own.wish == "stream" else ZEROMQ_BIT
         proven.send(self.own.message(HELLO) + bytes([self.own.ciphers | carries]))
 
     def listens(self, proven: Connection, give_ticket: Callable[[Cipher], Ticket] | None) -> None:
@@ -209,11 +211,11 @@ class PeerLink:
         while self.state in (LinkState.EXPECTED, LinkState.GREETED) and source is not None:
             if not source.flush() or (message := source.take()) is None:
                 break
-            self._hear(source, message)
+            self._handle(source, message)
             moved = True
         return moved
 
-    def _hear(self, source: Connection, message: memoryview) -> None:
+    def _handle(self, source: Connection, message: memoryview) -> None:
         body = message[PREFIX_BYTES:]
         header = unpack(message[:PREFIX_BYTES], versions=(self.own.version,))
         step = HELLO if self.state is LinkState.EXPECTED else header.sequence
@@ -241,7 +243,7 @@ class PeerLink:
     def _answer(self, body: bytes) -> None:
         assert self.proven is not None
         ciphers = ciphers_from(body)
-        carries = bool(body[0] & CARRIES) and self.own.wish != "stream"
+        carries = bool(body[0] & ZEROMQ_BIT) and self.own.wish != "stream"
         self._is_chosen = not carries
         if self._give_ticket is not None:
             ticket = self._give_ticket(common(self.own.ciphers, ciphers)).to_bytes()

@@ -18,7 +18,7 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.peer_link import HELLO, FailureBoard, LinkState, Own, PeerLink
+from picoedge.mesh.group.peer_link import HELLO, FailureLog, LinkSettings, LinkState, PeerLink
 from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.connection import (
@@ -51,10 +51,10 @@ class Rendezvous:
         self,
         context: Context,
         keys: KeyPair,
-        own: Own,
+        own: LinkSettings,
         most_early: int,
         waiter: Waiter,
-        failures: FailureBoard,
+        failures: FailureLog,
     ) -> None:
         self._context, self._keys, self._own, self._most_early = context, keys, own, most_early
         self._waiter, self._failures = waiter, failures
@@ -245,9 +245,9 @@ class Rendezvous:
             frames = [self._router.recv(copy=False)]
             while frames[-1].more:
                 frames.append(self._router.recv(copy=False))
-            self._put(routing_id, frames)
+            self._dispatch(routing_id, frames)
 
-    def _put(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
+    def _dispatch(self, routing_id: bytes, frames: list[zmq.Frame]) -> None:
         """A peer is known by the key that it proved: any peer can choose its routing id."""
         link = self._by_key.get(curve.sender_of(frames[0]))
         if link is None or link.state is LinkState.ENDED:

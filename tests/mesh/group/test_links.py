@@ -28,12 +28,12 @@ from picoedge.mesh.group import peer_link
 from picoedge.mesh.group.channel import ArrayLimits
 from picoedge.mesh.group.links import Links
 from picoedge.mesh.group.peer_link import (
-    CARRIES,
     CHOICE,
     ROUNDS,
+    ZEROMQ_BIT,
     BoardFaultError,
     LinkState,
-    Wish,
+    TransportChoice,
     choose_transport,
 )
 from picoedge.mesh.group.ticket_listener import TicketListener
@@ -53,15 +53,15 @@ from picoedge.mesh.transport.limits import Limits
 from picoedge.mesh.transport.sealed_stream import Cipher, SealedStream, Ticket
 
 ROWS = ArrayLimits(rows=4, width=64)
-TRANSPORTS: tuple[Wish, ...] = ("stream", "zeromq")
+TRANSPORTS: tuple[TransportChoice, ...] = ("stream", "zeromq")
 BOTH = Stages((0, 1), (0, 1), layers=1)
 DETECT_S = 1.5
 COMPUTES_S = 3.0  # three times as long as heartbeats wait for an answer
 
 
 @pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> Wish:
-    wish: Wish = request.param
+def transport(request: pytest.FixtureRequest) -> TransportChoice:
+    wish: TransportChoice = request.param
     return wish
 
 
@@ -77,7 +77,7 @@ def note(text: bytes = b"") -> tuple[bytes, bytes]:
 # -- coming together -------------------------------------------------------------------------------
 
 
-def test_messages_go_both_ways_and_come_from_whom_they_came(transport: Wish) -> None:
+def test_messages_go_both_ways_and_come_from_whom_they_came(transport: TransportChoice) -> None:
     with boards(3, "exchange", ROWS, transport=transport) as team:
         opened(team)
         for rank, links in enumerate(team.links):
@@ -92,14 +92,14 @@ def test_messages_go_both_ways_and_come_from_whom_they_came(transport: Wish) -> 
                     assert bytes(body) == b"from %d to %d" % (other, rank)
 
 
-def test_a_board_that_is_not_there_is_named(transport: Wish) -> None:
+def test_a_board_that_is_not_there_is_named(transport: TransportChoice) -> None:
     with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         with pytest.raises(BoardLostError, match=f"{name_of(0)} did not join") as caught:
             team.links[1].open(0.05)
         assert caught.value.board == name_of(0)
 
 
-def test_an_address_where_nothing_listens_is_told_at_once(transport: Wish) -> None:
+def test_an_address_where_nothing_listens_is_told_at_once(transport: TransportChoice) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         socket.socket() as unused,
@@ -111,7 +111,9 @@ def test_an_address_where_nothing_listens_is_told_at_once(transport: Wish) -> No
         assert caught.value.board == name_of(1)
 
 
-def test_a_board_with_another_key_is_not_taken_for_the_one_expected(transport: Wish) -> None:
+def test_a_board_with_another_key_is_not_taken_for_the_one_expected(
+    transport: TransportChoice,
+) -> None:
     with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         impostor = Links(
             team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB)
@@ -159,7 +161,7 @@ ALL_FAILED = (
 )
 
 
-def test_a_stranger_never_gets_in(transport: Wish) -> None:
+def test_a_stranger_never_gets_in(transport: TransportChoice) -> None:
     with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         with stranger(team, 1, KeyPair.new()) as knocking:
             knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
@@ -181,7 +183,9 @@ def test_a_stranger_never_gets_in(transport: Wish) -> None:
 
 @pytest.mark.parametrize("kind", ["star", "exchange"])
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_board_that_leaves_in_the_middle_is_named(transport: Wish, kind: str, lost: int) -> None:
+def test_a_board_that_leaves_in_the_middle_is_named(
+    transport: TransportChoice, kind: str, lost: int
+) -> None:
     stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
     summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
     with boards(3, kind, ROWS, transport=transport) as team:
@@ -221,7 +225,7 @@ def forever(hub: Any) -> None:
         hub.input(np.zeros((1, 64), np.float32), 1)
 
 
-def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: Wish) -> None:
+def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: TransportChoice) -> None:
     context: zmq.Context[Any] = zmq.Context()
     links = Links(
         context, keys, 1, EPOCH, ROWS.socket_bounds(), rule=hub_rule(1), transport=transport
@@ -239,7 +243,7 @@ def worker_process(pipe: Connection, keys: KeyPair, hub: str, transport: Wish) -
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_killed_or_stopped_is_noticed(
-    transport: Wish, blow: signal.Signals
+    transport: TransportChoice, blow: signal.Signals
 ) -> None:
     hub, worker = KeyPair.new(), KeyPair.new()
     spawn = multiprocessing.get_context("spawn")
@@ -269,14 +273,14 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(
         context.destroy(linger=0)
 
 
-def test_a_silent_board_is_given_up_at_the_time_limit(transport: Wish) -> None:
+def test_a_silent_board_is_given_up_at_the_time_limit(transport: TransportChoice) -> None:
     with boards(2, "star", ROWS, transport=transport) as team:
         opened(team)
         with pytest.raises(BoardLostError, match=r"board-1 sent nothing for 0\.05 s"):
             team.links[0].receive((1,), 0.05)
 
 
-def test_a_board_that_takes_nothing_does_not_stop_reports(transport: Wish) -> None:
+def test_a_board_that_takes_nothing_does_not_stop_reports(transport: TransportChoice) -> None:
     class ReportError(Exception):
         pass
 
@@ -298,7 +302,7 @@ def test_a_board_that_takes_nothing_does_not_stop_reports(transport: Wish) -> No
             team.links[0].receive((1,), 5)
 
 
-def test_a_context_that_is_gone_is_an_error_of_ours(transport: Wish) -> None:
+def test_a_context_that_is_gone_is_an_error_of_ours(transport: TransportChoice) -> None:
     with boards(2, "star", ROWS, transport=transport) as team:
         opened(team)
         for links in team.links:
@@ -313,7 +317,7 @@ def test_a_context_that_is_gone_is_an_error_of_ours(transport: Wish) -> None:
 class FaultyWorker:
     """A peer of rank 1 that the hub's first connection has let in, and that says what it likes."""
 
-    def __init__(self, team: Boards, context: zmq.Context[Any], transport: Wish) -> None:
+    def __init__(self, team: Boards, context: zmq.Context[Any], transport: TransportChoice) -> None:
         self._transport = transport
         self._hub = team.links[HUB]
         self._streams: list[SealedStream] = []
@@ -363,7 +367,7 @@ class FaultyWorker:
 
 
 @contextmanager
-def faulty_worker(team: Boards, transport: Wish) -> Iterator[FaultyWorker]:
+def faulty_worker(team: Boards, transport: TransportChoice) -> Iterator[FaultyWorker]:
     context: zmq.Context[Any] = zmq.Context()
     made = FaultyWorker(team, context, transport)
     try:
@@ -415,7 +419,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
-def test_what_does_not_fit_is_the_fault_of_its_sender(transport: Wish, frames: list[bytes]) -> None:
+def test_what_does_not_fit_is_the_fault_of_its_sender(
+    transport: TransportChoice, frames: list[bytes]
+) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -428,7 +434,7 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(transport: Wish, frames: l
         assert caught.value.board == name_of(1)
 
 
-def test_nothing_comes_after_the_last_sum_of_a_pass(transport: Wish) -> None:
+def test_nothing_comes_after_the_last_sum_of_a_pass(transport: TransportChoice) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -456,7 +462,9 @@ AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
     ],
     ids=["twice", "later", "a sum", "an earlier session", "more than there are"],
 )
-def test_what_comes_early_must_be_of_the_next_sum(transport: Wish, headers: list[Header]) -> None:
+def test_what_comes_early_must_be_of_the_next_sum(
+    transport: TransportChoice, headers: list[Header]
+) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -470,7 +478,9 @@ def test_what_comes_early_must_be_of_the_next_sum(transport: Wish, headers: list
             finish()
 
 
-def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(transport: Wish) -> None:
+def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(
+    transport: TransportChoice,
+) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -489,7 +499,7 @@ def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(transport
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_mutated_headers_never_make_a_sum(transport: Wish, seed: int) -> None:
+def test_mutated_headers_never_make_a_sum(transport: TransportChoice, seed: int) -> None:
     random = np.random.default_rng(seed)
     mutated = bytearray(message(RIGHT))
     for at in random.integers(0, 32, random.integers(1, 4)):
@@ -508,7 +518,7 @@ def test_mutated_headers_never_make_a_sum(transport: Wish, seed: int) -> None:
 
 
 @pytest.mark.parametrize("transport", ["stream"])
-def test_a_message_too_large_ends_its_connection(transport: Wish) -> None:
+def test_a_message_too_large_ends_its_connection(transport: TransportChoice) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -521,7 +531,9 @@ def test_a_message_too_large_ends_its_connection(transport: Wish) -> None:
 
 
 @pytest.mark.parametrize("transport", ["zeromq"])
-def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(transport: Wish) -> None:
+def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(
+    transport: TransportChoice,
+) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -565,10 +577,14 @@ def test_the_quicker_transport_is_kept_and_the_stream_where_in_doubt() -> None:
 
 
 @pytest.mark.parametrize("kept", TRANSPORTS)
-def test_both_ends_keep_what_was_measured(kept: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ends_keep_what_was_measured(
+    kept: TransportChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = []
 
-    def choose(wish: Wish, is_open: bool, stream_s: list[float], zeromq_s: list[float]) -> Wish:
+    def choose(
+        wish: TransportChoice, is_open: bool, stream_s: list[float], zeromq_s: list[float]
+    ) -> TransportChoice:
         measured.append((wish, is_open, len(stream_s), len(zeromq_s)))
         return kept
 
@@ -614,7 +630,9 @@ def test_a_timing_that_takes_too_long_falls_to_the_stream() -> None:
 
 
 @pytest.mark.parametrize("wishes", [("auto", "stream"), ("stream", "auto"), ("zeromq", "stream")])
-def test_a_board_that_has_only_streams_gets_one(wishes: tuple[Wish, Wish]) -> None:
+def test_a_board_that_has_only_streams_gets_one(
+    wishes: tuple[TransportChoice, TransportChoice],
+) -> None:
     with standing(2, *wishes) as (team, keys, ports):
         meet(team, keys, ports, 0, 1)
         with ThreadPoolExecutor(2) as pool:
@@ -653,7 +671,9 @@ def only_awaited(rank: int, ranks: Collection[int]) -> bool:
 
 
 @contextmanager
-def standing(count: int, *wishes: Wish) -> Iterator[tuple[list[Links], list[KeyPair], list[int]]]:
+def standing(
+    count: int, *wishes: TransportChoice
+) -> Iterator[tuple[list[Links], list[KeyPair], list[int]]]:
     """Boards whose listeners stay open, and whose links concern only who waits for them."""
     keys, contexts = [KeyPair.new() for _ in range(count)], [zmq.Context() for _ in range(count)]
     team = [
@@ -680,7 +700,9 @@ def meet(team: list[Links], keys: list[KeyPair], ports: list[int], i: int, j: in
 
 
 @pytest.mark.parametrize("transport", ["stream", "zeromq", "auto"])
-def test_a_fourth_board_joins_three_that_keep_talking_and_one_leaves(transport: Wish) -> None:
+def test_a_fourth_board_joins_three_that_keep_talking_and_one_leaves(
+    transport: TransportChoice,
+) -> None:
     with standing(4, transport) as (team, keys, ports):
         for i, j in ((0, 1), (0, 2), (1, 2)):
             meet(team, keys, ports, i, j)
@@ -711,7 +733,7 @@ def test_a_fourth_board_joins_three_that_keep_talking_and_one_leaves(transport: 
 
 
 @pytest.mark.parametrize("transport", ["stream", "zeromq", "auto"])
-def test_no_stranger_gets_in_at_a_listener_that_stays_open(transport: Wish) -> None:
+def test_no_stranger_gets_in_at_a_listener_that_stays_open(transport: TransportChoice) -> None:
     with standing(3, transport) as (team, keys, ports):
         meet(team, keys, ports, 0, 1)
         with ThreadPoolExecutor(2) as pool:
@@ -740,7 +762,7 @@ def test_a_removed_board_is_disconnected_though_it_holds_on() -> None:
         team_as_boards = Boards(keys, [], team, dict(enumerate(ports)))
         with stranger(team_as_boards, 1, keys[0]) as knocking:
             team[1].add(0, keys[0].public, name_of(0))
-            knocking.send(HUBS_HELLO + bytes([1 | CARRIES]))
+            knocking.send(HUBS_HELLO + bytes([1 | ZEROMQ_BIT]))
             knocking.send(HUBS_CHOICE)
             team[1].open(5, keep_listening=True)
             team[1].remove(0)
@@ -768,7 +790,7 @@ def test_a_board_that_greets_and_stops_is_given_up() -> None:
         boards(2, "star", ROWS, connect=False, stall_s=0.2, transport="zeromq") as team,
         stranger(team, 1, team.keys[0]) as knocking,
     ):
-        knocking.send(HUBS_HELLO + bytes([1 | CARRIES]))
+        knocking.send(HUBS_HELLO + bytes([1 | ZEROMQ_BIT]))
         with pytest.raises(BoardLostError, match="did not finish joining"):
             team.links[1].open(5)
 
@@ -812,7 +834,9 @@ GREETINGS = {
 
 
 @pytest.mark.parametrize("frames", GREETINGS.values(), ids=GREETINGS.keys())
-def test_another_greeting_than_expected_is_refused(transport: Wish, frames: list[bytes]) -> None:
+def test_another_greeting_than_expected_is_refused(
+    transport: TransportChoice, frames: list[bytes]
+) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -823,7 +847,7 @@ def test_another_greeting_than_expected_is_refused(transport: Wish, frames: list
 
 
 @pytest.mark.parametrize("ciphers", [b"", b"\0", b"\2", b"\1\1", bytes(200)])
-def test_a_hub_without_ciphers_is_refused(transport: Wish, ciphers: bytes) -> None:
+def test_a_hub_without_ciphers_is_refused(transport: TransportChoice, ciphers: bytes) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         stranger(team, 1, team.keys[0]) as hub,
@@ -834,7 +858,7 @@ def test_a_hub_without_ciphers_is_refused(transport: Wish, ciphers: bytes) -> No
 
 
 @pytest.mark.parametrize("transport", ["stream"])
-def test_a_ticket_where_nobody_listens_ends_the_link(transport: Wish) -> None:
+def test_a_ticket_where_nobody_listens_ends_the_link(transport: TransportChoice) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
@@ -847,9 +871,11 @@ def test_a_ticket_where_nobody_listens_ends_the_link(transport: Wish) -> None:
 
 
 @contextmanager
-def entered(team: Boards, knocking: Any, transport: Wish) -> Iterator[Callable[[bytes], object]]:
+def entered(
+    team: Boards, knocking: Any, transport: TransportChoice
+) -> Iterator[Callable[[bytes], object]]:
     """What sends messages over the link of whoever has the hub's keys."""
-    knocking.send(HUBS_HELLO + bytes([1 | (CARRIES if transport == "zeromq" else 0)]))
+    knocking.send(HUBS_HELLO + bytes([1 | (ZEROMQ_BIT if transport == "zeromq" else 0)]))
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         opening = pool.submit(team.links[1].open, 5)
         answer = knocking.recv()[len(HUBS_HELLO) :]
@@ -882,7 +908,7 @@ def entered(team: Boards, knocking: Any, transport: Wish) -> Iterator[Callable[[
     ],
 )
 def test_a_worker_believes_its_hub_no_more_than_others(
-    transport: Wish, frames: list[bytes]
+    transport: TransportChoice, frames: list[bytes]
 ) -> None:
     with (
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
@@ -896,7 +922,7 @@ def test_a_worker_believes_its_hub_no_more_than_others(
             board.next_input()
 
 
-def test_a_flood_before_its_time_is_not_taken_in(transport: Wish) -> None:
+def test_a_flood_before_its_time_is_not_taken_in(transport: TransportChoice) -> None:
     with boards(3, "exchange", ROWS, stall_s=1, transport=transport) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
@@ -908,7 +934,7 @@ def test_a_flood_before_its_time_is_not_taken_in(transport: Wish) -> None:
         assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
 
 
-def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: Wish) -> None:
+def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: TransportChoice) -> None:
     with boards(3, "exchange", ROWS, transport=transport) as team:
         opened(team)
         flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
@@ -920,7 +946,9 @@ def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: Wish)
         flooding.join()
 
 
-def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(transport: Wish) -> None:
+def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(
+    transport: TransportChoice,
+) -> None:
     rows = ArrayLimits(rows=64, width=1 << 14)  # 8 MB: more than any buffer of the kernel's
     with boards(3, "exchange", rows, transport=transport) as team:
         opened(team)
@@ -936,7 +964,7 @@ def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(transport: 
 
 
 def test_a_board_that_computes_for_seconds_is_not_lost_and_its_sender_waits(
-    transport: Wish,
+    transport: TransportChoice,
 ) -> None:
     rows = ArrayLimits(rows=1, width=1 << 16)
     computed, count, nbytes = threading.Event(), 40, 256 << 10

@@ -158,6 +158,10 @@ class RouterConnection(DealerConnection):
             self._pump()
         return self._inbox.popleft() if self._inbox else None
 
+    def items(self, sending: bool = False) -> Items:
+        """See Connection. A read for another peer may have left a message here: do not sleep."""
+        return [(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._inbox else 0))]
+
     def close(self) -> None:
         """See Connection. The socket stays, for its other peers."""
         self._inbox.clear()

@@ -32,7 +32,10 @@ class Limits:
     outgoing_connections: int = 256  # attempts included: keys times addresses while searching
 
     frame_bytes: int = CONTROL_BYTES
-    queued_messages: int = 64  # per connection; a peer that reads fewer is cut off
+    # Per connection: a peer whose queue is full is cut off. What a daemon sends is paced (reports
+    # and heartbeats 4 a second, 8 relayed chunks, a reply a request) and the system's buffers come
+    # first, so a peer is cut off for seconds without reading, not for a moment.
+    queued_messages: int = 64
     requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
     # In the queue of a client that computes: four minutes of reports. A full one ends its

@@ -105,11 +105,11 @@ def _serve(
 ) -> None:
     import zmq
 
-    from picoedge.daemon.announce import announced
     from picoedge.daemon.service import Daemon
     from picoedge.daemon.systemd import notify, watchdog_s
     from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.roster import RosterFile
+    from picoedge.mesh.node.announce import announced
     from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 

@@ -49,7 +49,7 @@ class Daemon:
         node.rpc.on("pack-offer", self._offer_pack)
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
-        node.peers.on_change(self._tell_change)
+        node.peers.membership.on_change(self._tell_change)
         self._file = DaemonFile(node.identity.folder)
         self._file.write(node.address, node.peers.incarnation)
         self._probe = self._start_probe()
@@ -108,7 +108,7 @@ class Daemon:
                 {
                     "name": node.name_of(key),
                     "key": key,
-                    "addresses": [str(address) for address in peers.addresses_of(key)],
+                    "addresses": [str(address) for address in peers.book.known.get(key, ())],
                     "condition": str(member.condition.value),
                     "report": dict(member.report),
                 }
@@ -122,9 +122,9 @@ class Daemon:
             return str(announced[0])
         return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
 
-    def _tell_change(self, change: Change) -> None:
+    def _tell_change(self, key: str, change: Change) -> None:
         self._node.rpc.log_once(
-            f"{time.strftime('%H:%M:%S')} {self._node.name_of(change.key)}: {change.what.value}"
+            f"{time.strftime('%H:%M:%S')} {self._node.name_of(key)}: {change.value}"
         )
 
     def close(self) -> None:

@@ -16,13 +16,13 @@ import pytest
 from cluster_boards import PICOEDGE, BoardOf, until
 
 from picoedge.cli.main import main
-from picoedge.daemon import announce
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster import RosterFile
+from picoedge.mesh.node import announce
 
 NOTIFIED_S = 20.0
 
@@ -228,7 +228,7 @@ def lan(monkeypatch: pytest.MonkeyPatch) -> list[FakeDiscovery]:
     made.clear()
     monkeypatch.setattr(announce, "interfaces", list)
     monkeypatch.setattr(announce, "choose_interface", lambda found: ("10.0.0.4", "eth0: wired"))
-    monkeypatch.setattr(announce, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(announce, "Discovery", FakeDiscovery)
     return made
 
@@ -267,7 +267,7 @@ def test_without_multicast(
     with announce.announced(node, True, said.append):
         pass
     assert said.pop().startswith("no multicast DNS: [Errno 19] No such device")
-    monkeypatch.setattr(announce, "is_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with announce.announced(node, True, said.append):
         pass
     assert said.pop().endswith("(pip install picoedge[mdns])")

@@ -21,8 +21,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.kernels import native
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
-from picoedge.mesh.node.gossip import Beat
-from picoedge.mesh.node.membership import Condition, Heard, Membership, apply
+from picoedge.mesh.node.membership import Condition, Membership, Timing
 from picoedge.mesh.transport.client import Client
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -258,10 +257,9 @@ def test_the_relay_of_a_worker_is_forgotten_with_it(board: Board) -> None:
 
 def condition(board: Board) -> Condition:
     """What the others take the board for, from its own state."""
-    state = board.state()
-    beat = Beat(incarnation=1, sequence=1, digest="", state=state)
-    heard = Heard("board", 1, 1, state, beat.stalled_on)
-    return apply(Membership(), heard, 0.0)[0].members["board"].condition
+    membership = Membership(lambda: 0.0, Timing())
+    membership.heard("board", 1, 1, board.state())
+    return membership.members["board"].condition
 
 
 def test_a_board_with_a_queue_is_not_slow(board: Board) -> None:

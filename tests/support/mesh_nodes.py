@@ -14,8 +14,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import Identity, KeyPair, create_identity, load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
-from picoedge.mesh.node.failure_detector import Timing
-from picoedge.mesh.node.membership import Change, What
+from picoedge.mesh.node.membership import Change, Timing
 from picoedge.mesh.node.node import Node
 from picoedge.mesh.transport.client import Client
 
@@ -47,7 +46,7 @@ class Running:
         self.identity = identity
         self.key = identity.keys.public
         self.lines: list[str] = []
-        self.changes: list[Change] = []
+        self.changes: list[tuple[str, Change]] = []
         self.context: Any = zmq.Context()
         self._news = threading.Condition()
         roster = RosterFile(identity.folder)
@@ -55,7 +54,7 @@ class Running:
             self.context, identity, roster, LOOPBACK, peers, timing=timing, log=self._log, **options
         )
         self.address = self.node.address
-        self.node.peers.on_change(self._changed)
+        self.node.peers.membership.on_change(self._changed)
         self._thread = threading.Thread(target=self._run, name=identity.name)
         self.fault: BaseException | None = None
 
@@ -73,8 +72,8 @@ class Running:
         self.lines.append(line)
         self._wake()
 
-    def _changed(self, change: Change) -> None:
-        self.changes.append(change)
+    def _changed(self, key: str, change: Change) -> None:
+        self.changes.append((key, change))
         self._wake()
 
     def _wake(self) -> None:
@@ -98,11 +97,11 @@ class Running:
         with self._news:
             assert self._news.wait_for(holds, PATIENCE_S), (self.changes, self.lines)
 
-    def saw(self, key: str, what: What) -> bool:
-        return any(change.key == key and change.what is what for change in self.changes)
+    def saw(self, key: str, change: Change) -> bool:
+        return (key, change) in self.changes
 
-    def wait_for(self, other: Running, what: What) -> None:
-        self.wait(lambda: self.saw(other.key, what))
+    def wait_for(self, other: Running, change: Change) -> None:
+        self.wait(lambda: self.saw(other.key, change))
 
     def client(self, context: Any, keys: KeyPair) -> Client:
         return Client(context, keys, self.address, self.key, self.identity.name)

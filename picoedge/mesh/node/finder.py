@@ -12,36 +12,51 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from picoedge.errors import PicoedgeError
-from picoedge.mesh.addresses import Address
+from picoedge.errors import PicoedgeError, ProtocolError, UsageError
+from picoedge.fields import Fields
+from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
-from picoedge.mesh.node.gossip import KnownAddresses, addresses_body, read_addresses
-from picoedge.mesh.transport.dialer import Dialer, Pair
+from picoedge.mesh.identity.identity import is_key
+from picoedge.mesh.transport.messages import Body
 
 if TYPE_CHECKING:
+    from picoedge.mesh.transport.dialer import Dialer
     from picoedge.mesh.transport.loop import Loop
 
 LOOK_UP_AGAIN_S = 30.0  # host names: an address given by DHCP may change
 ADDRESSES_FILE = "peers.json"
 MAX_KEPT = 4  # addresses of one board: a board that moves replaces its old ones
 MAX_LOOKED_UP = 4  # addresses of one name
+MAX_ADDRESSES = 8  # of one board: a few interfaces, IPv4 and IPv6
+MAX_BOARDS = 1024  # as many as a roster has entries
+MAX_ADDRESS = 80  # characters: an IPv6 address with its scope and port has 70
+Addresses = Mapping[str, tuple[Address, ...]]  # by key
 
 
-def pairs_to_dial(
-    seeds: Iterable[Address],
-    known: Mapping[str, Iterable[Address]],
-    missing: Iterable[str],
-    connected: Mapping[str, Iterable[Address]],
-) -> set[Pair]:
-    """Addresses to dial, each with the key expected there.
+def addresses_body(known: Addresses) -> Body:
+    """As `read_addresses` takes it."""
+    return {"boards": {key: [str(each) for each in addresses] for key, addresses in known.items()}}
 
-    `missing` are allowed keys without a connection. `connected` maps the other keys to their
-    addresses: seeds among those need no dialling.
-    """
-    missing = list(missing)
-    taken = {address for addresses in connected.values() for address in addresses}
-    pairs = {(address, key) for address in seeds if address not in taken for key in missing}
-    return pairs | {(address, key) for key in missing for address in known.get(key, ())}
+
+def read_addresses(body: Body) -> Addresses:
+    """Public key to addresses. Raises ProtocolError."""
+    boards = Fields(body).object("boards").values
+    if len(boards) > MAX_BOARDS or not all(is_key(key) for key in boards):
+        raise ProtocolError("addresses of what are no keys, or of too many")
+    return {key: listed_addresses({"addresses": listed}) for key, listed in boards.items()}
+
+
+def listed_addresses(body: Body) -> tuple[Address, ...]:
+    """The addresses of one board in a message. Raises ProtocolError."""
+    texts = Fields(body).texts("addresses", MAX_ADDRESSES, MAX_ADDRESS)
+    try:
+        addresses = tuple(parse_address(text) for text in texts)
+    except UsageError as error:
+        raise ProtocolError(error.message) from None
+    # A host name would need a look-up, which can block the daemon's only thread for seconds.
+    if not all(address.is_numeric and address.port for address in addresses):
+        raise ProtocolError("addresses of boards are told in digits")
+    return addresses
 
 
 class AddressBook:
@@ -52,48 +67,32 @@ class AddressBook:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[str, tuple[Address, ...]] = dict(_read_book(folder / ADDRESSES_FILE))
+        self.known: dict[str, tuple[Address, ...]] = dict(_read_book(folder / ADDRESSES_FILE))
+        self.has_news = False  # since it was saved
 
-    @property
-    def known(self) -> KnownAddresses:
-        """All addresses, by key."""
-        return self._known
+    def add_seen(self, key: str, addresses: Iterable[Address]) -> None:
+        """Add addresses at which the board itself answered, in front."""
+        seen = (each for each in addresses if each.is_numeric and not each.is_everywhere)
+        self._keep(key, (*(each for each in seen if each.port), *self.known.get(key, ())))
 
-    def add_seen(self, key: str, addresses: Iterable[Address]) -> bool:
-        """Add addresses at which the board itself answered, in front; whether one is new."""
-        seen = tuple(each for each in dict.fromkeys(addresses) if not each.is_everywhere)
-        return self._keep(key, seen + self._known.get(key, ()))
-
-    def add_reported(self, reported: KnownAddresses, accepts: Callable[[str], bool]) -> bool:
-        """Add what another board reported, behind the known ones; whether one is new.
-
-        Keys for which `accepts` is false are ignored.
-        """
-        news = [
-            self._keep(key, self._known.get(key, ()) + addresses)
-            for key, addresses in reported.items()
-            if accepts(key)
-        ]
-        return any(news)
-
-    def forget(self, key: str) -> None:
-        """Remove a board that was revoked."""
-        self._known.pop(key, None)
+    def add_reported(self, key: str, addresses: Iterable[Address]) -> None:
+        """Add what another board reported, behind the known ones."""
+        self._keep(key, (*self.known.get(key, ()), *addresses))
 
     def save(self) -> None:
         """Raises StorageError."""
+        self.has_news = False
         with folder_lock(self.folder):
-            write_json(self.folder / ADDRESSES_FILE, addresses_body(self._known))
+            write_json(self.folder / ADDRESSES_FILE, addresses_body(self.known))
 
-    def _keep(self, key: str, addresses: tuple[Address, ...]) -> bool:
+    def _keep(self, key: str, addresses: tuple[Address, ...]) -> None:
         kept = tuple(dict.fromkeys(addresses))[:MAX_KEPT]
-        before = self._known.get(key, ())
-        self._known[key] = kept
         # A change of order alone is no news: two boards would report it to each other for ever.
-        return set(kept) != set(before)
+        self.has_news |= set(kept) != set(self.known.get(key, ()))
+        self.known[key] = kept
 
 
-def _read_book(path: Path) -> KnownAddresses:
+def _read_book(path: Path) -> Addresses:
     try:
         value = read_json(path, "")
         return read_addresses(value) if isinstance(value, dict) else {}
@@ -102,7 +101,7 @@ def _read_book(path: Path) -> KnownAddresses:
 
 
 class Finder:
-    """Dials missing boards at the seed addresses and the addresses in the book."""
+    """Dials missing boards at the seed addresses and the addresses in `book`."""
 
     def __init__(
         self, loop: Loop, dialer: Dialer, book: AddressBook, log_once: Callable[[str], None]
@@ -114,12 +113,6 @@ class Finder:
         self._seeds: set[Address] = set()
         self._names: dict[Address, float] = {}  # host name to the time of its next look-up
         self.is_due = True  # something changed since the last `dial_missing`
-        self.has_news = False  # addresses that the other boards have not been sent
-
-    @property
-    def known(self) -> KnownAddresses:
-        """The address book's."""
-        return self._book.known
 
     def add_seeds(self, seeds: Iterable[Address]) -> None:
         """Dial these addresses too, whatever key is there. Names are looked up in a thread."""
@@ -130,38 +123,15 @@ class Finder:
                 self._names.setdefault(seed, 0.0)
         self.is_due = True
 
-    def add_seen(self, key: str, addresses: Iterable[Address]) -> None:
-        """Note addresses at which the board itself answered."""
-        self._note(self._book.add_seen(key, [a for a in addresses if a.is_numeric and a.port]))
-
-    def add_reported(self, reported: KnownAddresses, accepts: Callable[[str], bool]) -> None:
-        """Note addresses that another board reported, of keys that `accepts` takes."""
-        self._note(self._book.add_reported(reported, accepts))
-
-    def forget(self, key: str) -> None:
-        """Drop a board that was revoked."""
-        self._book.forget(key)
-        self._dialer.close_key(key)
-
     def dial_missing(self, others: Iterable[str], connected: set[str]) -> None:
         """Dial the boards among `others` that are not `connected`; stop all other attempts."""
         self.is_due = False
         self._look_up_names()
-        missing = [key for key in others if key not in connected]
-        linked = {key: self.known.get(key, ()) for key in connected}
-        self._dialer.dial(pairs_to_dial(self._seeds, self.known, missing, linked))
-
-    def save(self) -> None:
-        """Save the address book for the next start."""
-        self.has_news = False
-        try:
-            self._book.save()
-        except PicoedgeError as error:
-            self._log_once(str(error))
-
-    def _note(self, is_news: bool) -> None:
-        self.is_due |= is_news
-        self.has_news |= is_news
+        known, missing = self._book.known, [key for key in others if key not in connected]
+        taken = {address for key in connected for address in known.get(key, ())}
+        pairs = {(address, key) for address in self._seeds - taken for key in missing}
+        pairs |= {(address, key) for key in missing for address in known.get(key, ())}
+        self._dialer.dial(pairs)
 
     def _look_up_names(self) -> None:
         now_s = self._loop.clock()

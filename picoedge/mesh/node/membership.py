@@ -1,24 +1,28 @@
-"""Membership as a pure state machine: boards, their condition, and an epoch that counts changes.
+"""Membership: the boards that were heard, and their condition, by heartbeats and their absence.
 
-    state, changes = apply(state, event, now_s)
-
-Events of different boards commute: the same set of events ends in the same state. For one board,
-a report older than the last one changes nothing.
+Events of different boards commute: the same events end in the same membership. For one board, a
+report older than the last one changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-DEAD_AFTER_S = 1.0  # four heartbeats: one or two may be late on a busy LAN or a loaded board
 # Remembered per board, so that late frames of a dead process are ignored. A board does not
 # restart 16 times within the lifetime of a frame.
 PAST_INCARNATIONS = 16
 
-StateReport = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between heartbeats, of silence until a board is dead, and between searches."""
+
+    beat_s: float = 0.25
+    silence_s: float = 1.0  # four heartbeats: one or two may be late on a busy LAN or board
+    seek_s: float = 1.0
 
 
 class Condition(str, Enum):
@@ -30,70 +34,8 @@ class Condition(str, Enum):
     LEFT = "left"
 
 
-@dataclass(frozen=True)
-class Member:
-    """One board: its process (`incarnation`) and the last report of its state."""
-
-    key: str
-    incarnation: int
-    condition: Condition
-    heard_s: float
-    sequence: int = 0
-    report: StateReport = field(default_factory=dict)
-    stalled_on: str = ""
-    past_incarnations: tuple[int, ...] = ()
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is alive, slow or not."""
-        return self.condition in (Condition.ALIVE, Condition.SLOW)
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Every board ever heard of. `epoch` counts changes of membership or condition."""
-
-    members: Mapping[str, Member] = field(default_factory=dict)
-    revoked: frozenset[str] = frozenset()
-    epoch: int = 0
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A hello or a heartbeat. `stalled_on`: "disk" while the board's worker waits for it, or ""."""
-
-    key: str
-    incarnation: int
-    sequence: int = 0
-    report: StateReport = field(default_factory=dict)
-    stalled_on: str = ""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed: boards that have been silent too long are dead."""
-
-
-@dataclass(frozen=True)
-class Left:
-    """A process announced its end."""
-
-    key: str
-    incarnation: int
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """A key is no longer allowed, and never will be again."""
-
-    key: str
-
-
-MemberEvent = Heard | Tick | Left | Revoked
-
-
-class What(str, Enum):
-    """The kind of a change."""
+class Change(str, Enum):
+    """A change of one board's membership."""
 
     JOINED = "joined"
     RESTARTED = "restarted"  # another process under the same key: it has no state of the last one
@@ -106,109 +48,106 @@ class What(str, Enum):
 
 
 @dataclass(frozen=True)
-class Change:
-    """A change of one board, and the board's last report."""
+class Member:
+    """One board: its process (`incarnation`) and the last report of its state."""
 
-    key: str
-    what: What
-    report: StateReport = field(default_factory=dict)
+    incarnation: int
+    condition: Condition
+    heard_s: float
+    sequence: int = 0
+    report: Mapping[str, Any] = field(default_factory=dict)
+    past_incarnations: tuple[int, ...] = ()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is alive, slow or not."""
+        return self.condition in (Condition.ALIVE, Condition.SLOW)
 
-Transition = tuple[Membership, tuple[Change, ...]]
-
-
-def apply(
-    state: Membership, event: MemberEvent, now_s: float, dead_after_s: float = DEAD_AFTER_S
-) -> Transition:
-    """The membership after an event, and the changes; each change is one epoch."""
-    if isinstance(event, Tick):
-        return _tick(state, now_s, dead_after_s)
-    if isinstance(event, Revoked):
-        return _revoked(state, event.key)
-    if event.key in state.revoked:
-        return state, ()
-    return _heard(state, event, now_s) if isinstance(event, Heard) else _left(state, event)
+    @property
+    def incarnations(self) -> tuple[int, ...]:
+        """The past ones and the present one, as many as are remembered."""
+        return (*self.past_incarnations, self.incarnation)[-PAST_INCARNATIONS:]
 
 
-def _heard(state: Membership, event: Heard, now_s: float) -> Transition:
-    member = state.members.get(event.key)
-    if member is None:
-        return _with(state, _newcomer(event, now_s), What.JOINED)
-    if event.incarnation in member.past_incarnations:
-        return state, ()
-    if event.incarnation != member.incarnation:
-        fresh = replace(_newcomer(event, now_s), past_incarnations=_past(member))
-        return _with(state, fresh, What.RESTARTED)
-    return _heard_again(state, member, event, now_s)
+class Membership:
+    """Every board ever heard of, by key, and the revoked keys. Events happen at `clock()`.
+
+    `clock` is in seconds and monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float], timing: Timing) -> None:
+        self.members: dict[str, Member] = {}
+        self.revoked: set[str] = set()
+        self._clock, self._timing = clock, timing
+        self._checked_s = clock()
+        self._on_change: list[Callable[[str, Change], None]] = []
+
+    def on_change(self, call: Callable[[str, Change], None]) -> None:
+        """Have `call` called with the key and the kind of each change."""
+        self._on_change.append(call)
+
+    def heard(
+        self, key: str, incarnation: int, sequence: int = 0, report: Mapping[str, Any] | None = None
+    ) -> None:
+        """A hello or a heartbeat came. `report["stalled_on"]` is "disk" while its worker waits."""
+        known = self.members.get(key)
+        if key in self.revoked or (known and incarnation in known.past_incarnations):
+            return
+        report, past = report or {}, known.incarnations if known else ()
+        if known and incarnation == known.incarnation:
+            past = known.past_incarnations
+            if sequence < known.sequence:  # late: the process lives, but what it says is old
+                sequence, report = known.sequence, known.report
+        # Stalled on anything but its disk is a later version's word, unknown here.
+        slow = report.get("stalled_on") == "disk"
+        condition = Condition.SLOW if slow else Condition.ALIVE
+        member = Member(incarnation, condition, self._clock(), sequence, report, past)
+        self._set(key, member, _change(known, member))
+
+    def left(self, key: str, incarnation: int) -> None:
+        """A process announced its end."""
+        known = self.members.get(key)
+        if known and incarnation == known.incarnation and known.condition is not Condition.LEFT:
+            past = known.incarnations
+            left = replace(known, condition=Condition.LEFT, past_incarnations=past)
+            self._set(key, left, Change.LEFT)
+
+    def revoke(self, key: str) -> None:
+        """A key is no longer allowed, and never will be again."""
+        if key not in self.revoked:
+            self.revoked.add(key)
+            self.members.pop(key, None)
+            self._tell(key, Change.REVOKED)
+
+    def check_timeouts(self) -> None:
+        """Mark silent boards as dead; to be called once per heartbeat interval."""
+        now_s, before_s = self._clock(), self._checked_s
+        self._checked_s = now_s
+        # If this process was itself stopped, it has read nothing: the silence was its own.
+        if now_s - before_s >= self._timing.beat_s + self._timing.silence_s / 2:
+            return
+        for key, member in list(self.members.items()):
+            if member.is_here and now_s - member.heard_s >= self._timing.silence_s:
+                self._set(key, replace(member, condition=Condition.DEAD), Change.DIED)
+
+    def _set(self, key: str, member: Member, change: Change | None) -> None:
+        self.members[key] = member
+        if change is not None:
+            self._tell(key, change)
+
+    def _tell(self, key: str, change: Change) -> None:
+        for call in self._on_change:
+            call(key, change)
 
 
-def _heard_again(state: Membership, member: Member, event: Heard, now_s: float) -> Transition:
-    """A report of the same process; a late one proves that it lives, but its content is old."""
-    heard = replace(member, heard_s=max(now_s, member.heard_s))
-    if event.sequence >= member.sequence:
-        heard = replace(heard, sequence=event.sequence)
-        heard = replace(heard, report=event.report, stalled_on=event.stalled_on)
-    heard = replace(heard, condition=_condition(heard.stalled_on))
-    if member.condition is Condition.DEAD:
-        return _with(state, heard, What.RETURNED)
-    if heard.condition is member.condition:
-        return _with(state, heard)
-    slowed = heard.condition is Condition.SLOW
-    return _with(state, heard, What.SLOWED if slowed else What.RECOVERED)
-
-
-def _left(state: Membership, event: Left) -> Transition:
-    member = state.members.get(event.key)
-    if member is None or member.incarnation != event.incarnation:
-        return state, ()
-    if member.incarnation in member.past_incarnations:
-        return state, ()
-    left = replace(member, condition=Condition.LEFT, past_incarnations=_past(member))
-    return _with(state, left, What.LEFT)
-
-
-def _tick(state: Membership, now_s: float, dead_after_s: float) -> Transition:
-    changes: list[Change] = []
-    for member in list(state.members.values()):
-        if member.is_here and now_s - member.heard_s >= dead_after_s:
-            state, more = _with(state, replace(member, condition=Condition.DEAD), What.DIED)
-            changes += more
-    return state, tuple(changes)
-
-
-def _revoked(state: Membership, key: str) -> Transition:
-    if key in state.revoked:
-        return state, ()
-    member = state.members.get(key)
-    kept = {other: each for other, each in state.members.items() if other != key}
-    after = Membership(kept, state.revoked | {key}, state.epoch + 1)
-    return after, (Change(key, What.REVOKED, member.report if member else {}),)
-
-
-def _with(state: Membership, member: Member, what: What | None = None) -> Transition:
-    members = {**state.members, member.key: member}
-    if what is None:
-        return replace(state, members=members), ()
-    changed = replace(state, members=members, epoch=state.epoch + 1)
-    return changed, (Change(member.key, what, member.report),)
-
-
-def _past(member: Member) -> tuple[int, ...]:
-    return (*member.past_incarnations, member.incarnation)[-PAST_INCARNATIONS:]
-
-
-def _newcomer(event: Heard, now_s: float) -> Member:
-    condition = _condition(event.stalled_on)
-    return Member(
-        event.key,
-        event.incarnation,
-        condition,
-        now_s,
-        event.sequence,
-        event.report,
-        event.stalled_on,
-    )
-
-
-def _condition(stalled_on: str) -> Condition:
-    return Condition.SLOW if stalled_on else Condition.ALIVE
+def _change(before: Member | None, after: Member) -> Change | None:
+    """What a hello or a heartbeat changed."""
+    if before is None:
+        return Change.JOINED
+    if after.incarnation != before.incarnation:
+        return Change.RESTARTED
+    if before.condition is Condition.DEAD:
+        return Change.RETURNED
+    if after.condition is before.condition:
+        return None
+    return Change.SLOWED if after.condition is Condition.SLOW else Change.RECOVERED

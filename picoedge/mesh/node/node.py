@@ -20,7 +20,7 @@ from picoedge.mesh.identity.admission import admit
 from picoedge.mesh.identity.identity import MAX_NAME, Identity, load_signing_key
 from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster import Roster, RosterFile
-from picoedge.mesh.node.failure_detector import Timing
+from picoedge.mesh.node.membership import Timing
 from picoedge.mesh.node.peers import Peers
 from picoedge.mesh.node.rpc import Rpc
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits

@@ -6,26 +6,24 @@ roster; a board whose digest differs is sent the roster.
 
 from __future__ import annotations
 
-import functools
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.node.failure_detector import FailureDetector, Timing
-from picoedge.mesh.node.finder import AddressBook, Finder
-from picoedge.mesh.node.gossip import (
-    Beat,
-    Hello,
+from picoedge.mesh.identity.identity import MAX_NAME
+from picoedge.mesh.node.finder import (
+    AddressBook,
+    Finder,
     addresses_body,
+    listed_addresses,
     read_addresses,
-    read_beat,
-    read_hello,
 )
-from picoedge.mesh.node.membership import Change, Heard, Left, Membership, Revoked
+from picoedge.mesh.node.membership import Membership, Timing
 from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.server import Sender
 
@@ -36,13 +34,41 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.dialer import OutgoingConnection
 
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
+MAX_DIGEST = 64
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first message between daemons: the process (`incarnation`), and where it listens."""
+
+    name: str
+    incarnation: int
+    port: int
+    addresses: tuple[Address, ...]
+    digest: str  # of its roster
+
+    def to_body(self) -> Body:
+        """As `read_hello` takes it. Version 1 demands `epoch`, and ignores its value."""
+        addresses = [str(address) for address in self.addresses]
+        return {**vars(self), "addresses": addresses, "epoch": 0}
+
+
+def read_hello(body: Body) -> Hello:
+    """Raises ProtocolError."""
+    fields = Fields(body)
+    return Hello(
+        fields.text("name", MAX_NAME),
+        fields.integer("incarnation"),
+        fields.integer("port", 0, 65535),
+        listed_addresses(body),
+        fields.text("digest", MAX_DIGEST),
+    )
 
 
 @dataclass
 class Board:
     """A board whose daemon has said hello."""
 
-    name: str
     incarnation: int
     digest: str  # of its roster
     sent_roster: tuple[str, str] = ("", "")  # digests, ours and its, when it was sent ours
@@ -67,8 +93,9 @@ class Peers:
         self._identity = identity
         self._roster_file = roster_file
         self._timing = timing
-        self._detector = FailureDetector(rpc.loop.clock, timing)
-        self._finder = Finder(rpc.loop, rpc.dialer, AddressBook(identity.folder), rpc.log_once)
+        self.membership = Membership(rpc.loop.clock, timing)
+        self.book = AddressBook(identity.folder)
+        self._finder = Finder(rpc.loop, rpc.dialer, self.book, rpc.log_once)
         self._finder.add_seeds(seeds)
         self._digest = roster_file.roster.digest
         self._sequence = 0
@@ -77,37 +104,21 @@ class Peers:
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
         rpc.on("gossip", self._gossip)
-        rpc.on("peers", self._addresses_reported)
+        rpc.on("peers", self._book_reported)
         rpc.on("leave", self._leave)
         rpc.dialer.up = self._greet
         rpc.dialer.refused = self._refused
         self._revoke()
         rpc.loop.after(0.0, self._tick)
 
-    @property
-    def membership(self) -> Membership:
-        """Every board that was heard, with its condition."""
-        return self._detector.membership
-
-    def on_change(self, call: Callable[[Change], None]) -> None:
-        """Have `call` called with each change of the membership."""
-        self._detector.on_change(call)
-
     def on_revoked(self, call: Callable[[str], None]) -> None:
         """Have `call` called with each key that is revoked."""
         self._on_revoked.append(call)
 
-    def seek(self, *addresses: Address) -> None:
-        """Look for boards at these addresses; their keys need not be known."""
-        self._finder.add_seeds(addresses)
-
     def hint(self, key: str, *addresses: Address) -> None:
-        """Look for the board `key` at these addresses."""
-        self._finder.add_reported({key: addresses}, self._is_other)
-
-    def addresses_of(self, key: str) -> tuple[Address, ...]:
-        """Addresses of the board `key`, the newest first."""
-        return self._finder.known.get(key, ())
+        """Look for the board `key` at these addresses; ignored where it is not of the cluster."""
+        if self._is_other(key):
+            self.book.add_reported(key, addresses)
 
     def roster_changed(self) -> None:
         """Apply a changed roster: disconnect revoked keys, and send it to all."""
@@ -120,8 +131,8 @@ class Peers:
         """Announce the end of this daemon, and wait FAREWELL_S at most for the answers."""
         rpc, waiting = self._rpc, self._rpc.connected()
         for key in list(waiting):
-            heard = functools.partial(_discard, waiting, key)
-            rpc.ask(key, "leave", {"incarnation": self.incarnation}, heard, FAREWELL_S)
+            body = {"incarnation": self.incarnation}
+            rpc.ask(key, "leave", body, partial(_discard, waiting, key), FAREWELL_S)
         while waiting:  # a peer that does not reply is dropped when its request times out
             rpc.loop.turn()
 
@@ -138,7 +149,7 @@ class Peers:
         return hello.to_body()
 
     def _greet(self, connection: OutgoingConnection) -> None:
-        answered = functools.partial(self._greeted, connection)
+        answered = partial(self._greeted, connection)
         self._rpc.ask_over(connection, "hello", self._own_hello(), answered)
 
     def _greeted(self, connection: OutgoingConnection, answer: Body | MeshError) -> None:
@@ -171,16 +182,15 @@ class Peers:
         return self._own_hello()
 
     def _met(self, key: str, hello: Hello, addresses: tuple[Address, ...]) -> None:
-        name = self._rpc.name_of(key)
-        self.boards[key] = Board(name, hello.incarnation, hello.digest)
-        self._finder.add_seen(key, addresses)
-        self._detector.apply(Heard(key, hello.incarnation))
+        self.boards[key] = Board(hello.incarnation, hello.digest)
+        self.book.add_seen(key, addresses)
+        self.membership.heard(key, hello.incarnation)
         # It has not received what was sent to all before it came.
         self._rpc.loop.after(0.0, lambda: self._introduce(key))
 
     def _introduce(self, key: str) -> None:
         self._spread()
-        self._rpc.push(key, "peers", addresses_body(self._finder.known))
+        self._rpc.push(key, "peers", addresses_body(self.book.known))
 
     def _refused(self, connection: OutgoingConnection, by_roster: bool) -> None:
         if by_roster:
@@ -193,15 +203,15 @@ class Peers:
     # -- heartbeats and gossip -----------------------------------------------------------------
 
     def _beat(self, peer: str, body: Body) -> None:
-        beat, board = read_beat(body), self.boards.get(peer)
+        fields, board = Fields(body), self.boards.get(peer)
+        incarnation, sequence = fields.integer("incarnation"), fields.integer("sequence")
+        digest, state = fields.text("digest", MAX_DIGEST), fields.object("state").values
         if board is None or not self._is_daemon(peer):
             return
-        if beat.incarnation != board.incarnation:
+        if incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of another process than the one that said hello")
-        board.digest = beat.digest
-        self._detector.apply(
-            Heard(str(peer), beat.incarnation, beat.sequence, beat.state, beat.stalled_on)
-        )
+        board.digest = digest
+        self.membership.heard(str(peer), incarnation, sequence, state)
         self._send_roster(str(peer), board)
 
     def _is_daemon(self, peer: str) -> bool:
@@ -219,13 +229,14 @@ class Peers:
         if news:
             self.roster_changed()
 
-    def _addresses_reported(self, peer: str, body: Body) -> None:
-        self._finder.add_reported(read_addresses(body), self._is_other)
+    def _book_reported(self, peer: str, body: Body) -> None:
+        for key, addresses in read_addresses(body).items():
+            self.hint(key, *addresses)
 
     def _leave(self, peer: str, body: Body) -> None:
         incarnation = Fields(body).integer("incarnation")
         if peer in self.boards and self._is_daemon(peer):
-            self._detector.apply(Left(str(peer), incarnation))
+            self.membership.left(str(peer), incarnation)
 
     def _spread(self) -> None:
         for key, board in list(self.boards.items()):
@@ -241,9 +252,10 @@ class Peers:
 
     def _revoke(self) -> None:
         for key in self._roster_file.roster.revoked.keys() - self.membership.revoked:
-            self._detector.apply(Revoked(key))
+            self.membership.revoke(key)
             self._rpc.server.disconnect_key(key)
-            self._finder.forget(key)
+            self._rpc.dialer.close_key(key)
+            self.book.known.pop(key, None)
             self.boards.pop(key, None)
             for call in self._on_revoked:
                 call(key)
@@ -256,20 +268,33 @@ class Peers:
         rpc.enforce_limits()
         self._reload_roster()
         self._beat_all()
-        self._detector.check_timeouts()
-        if self._finder.has_news:
-            for key in rpc.connected():
-                rpc.push(key, "peers", addresses_body(self._finder.known))
-            self._finder.save()
+        self.membership.check_timeouts()
+        if self.book.has_news:
+            self._share_book()
         if self._finder.is_due or rpc.loop.clock() - self._sought_s >= self._timing.seek_s:
             self._dial_missing()
 
     def _beat_all(self) -> None:
         self._sequence += 1
         digest = self._roster_file.roster.digest
-        beat = Beat(self.incarnation, self._sequence, digest, self.state()).to_body()
+        beat = {
+            "incarnation": self.incarnation,
+            "sequence": self._sequence,
+            "digest": digest,
+            "state": self.state(),
+        }
         for key in self._rpc.connected():
             self._rpc.push(key, "beat", beat)
+
+    def _share_book(self) -> None:
+        """Send other boards the new addresses, dial there, and save them for the next start."""
+        self._finder.is_due = True
+        for key in self._rpc.connected():
+            self._rpc.push(key, "peers", addresses_body(self.book.known))
+        try:
+            self.book.save()
+        except PicoedgeError as error:
+            self._rpc.log_once(str(error))
 
     def _reload_roster(self) -> None:
         try:

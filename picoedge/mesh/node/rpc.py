@@ -149,14 +149,6 @@ class Rpc:
         """Keys of the boards whose daemons are connected, in either direction."""
         return self.routes.keys() | {each.key for each in self.dialer.established}
 
-    def version_of(self, key: str) -> int | None:
-        """The wire version spoken with a board's daemon; None if it is not connected."""
-        connection = self.dialer.to(key)
-        if connection is not None:
-            return connection.dialect.version
-        route = self.routes.get(key)
-        return None if route is None else self._dialects[route.route].version
-
     def log_once(self, line: str) -> None:
         """Log a line, unless the same was logged before."""
         if line not in self._logged and len(self._logged) < self.limits.log_lines:

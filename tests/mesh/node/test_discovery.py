@@ -13,8 +13,7 @@ from picoedge.errors import MeshError, UsageError
 from picoedge.mesh.addresses import DEFAULT_PORT, Address, parse_address, parse_addresses
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.interfaces import Interface, choose_interface, interfaces
-from picoedge.mesh.node import mdns
-from picoedge.mesh.node.mdns import Discovery, properties, read_announcement
+from picoedge.mesh.node.announce import Discovery, read_announcement
 
 WIRED = Interface("eth0", ("192.168.1.20",))
 WIRELESS = Interface("wlan0", ("192.168.1.21",), is_wireless=True)
@@ -113,7 +112,7 @@ def test_several_addresses() -> None:
 # -- multicast DNS ---------------------------------------------------------------------------------
 
 KEY = KeyPair.new().public
-SAID = {name.encode(): value.encode() for name, value in properties("tag", KEY, "ada").items()}
+SAID = {b"cluster": b"tag", b"key": KEY.encode(), b"name": b"ada"}
 
 
 def test_an_announcement_of_our_cluster() -> None:
@@ -136,12 +135,6 @@ def test_an_announcement_of_our_cluster() -> None:
 )
 def test_announcements_that_are_not(said: Any, hosts: list[str], port: Any, tag: str) -> None:
     assert read_announcement(said, hosts, port, tag) is None
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdns, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=r"pip install picoedge\[mdns\]"):
-        Discovery("tag", KEY, "ada", Address("127.0.0.1", 1), lambda key, addresses: None)
 
 
 def test_boards_find_each_other_and_no_other_cluster() -> None:

@@ -18,7 +18,7 @@ from picoedge.mesh.identity.admission import joining_keys
 from picoedge.mesh.identity.identity import KeyPair, load_signing_key
 from picoedge.mesh.identity.invite import Invitation, Invites, parse_invite
 from picoedge.mesh.node.join import ask_to_join, join
-from picoedge.mesh.node.membership import What
+from picoedge.mesh.node.membership import Change
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_boards_greet_and_hear_each_other(tmp_path: Path) -> None:
     bob = Running(second, ada.address)
     bob.node.peers.state = lambda: {"stalled_on": "disk"}
     with running(ada, bob):
-        ada.wait_for(bob, What.SLOWED)
-        bob.wait_for(ada, What.JOINED)
+        ada.wait_for(bob, Change.SLOWED)
+        bob.wait_for(ada, Change.JOINED)
         report = ada.do(lambda: ada.node.peers.membership.members[bob.key].report)
         assert report == {"stalled_on": "disk"}
 
@@ -47,8 +47,8 @@ def test_daemons_ask_each_other(tmp_path: Path) -> None:
         each.node.rpc.on("who", lambda peer, body, each=each: {"name": each.identity.name})
     answers: list[Any] = []
     with running(ada, bob):
-        ada.wait_for(bob, What.JOINED)
-        bob.wait_for(ada, What.JOINED)
+        ada.wait_for(bob, Change.JOINED)
+        bob.wait_for(ada, Change.JOINED)
         for one, other in ((ada, bob), (bob, ada)):
             answered = lambda answer, one=one: (answers.append(answer), one._wake())  # noqa: E731
             one.do(lambda o=one, p=other, a=answered: o.node.rpc.ask(p.key, "who", {}, a))
@@ -63,11 +63,11 @@ def test_a_stopped_board_says_so(tmp_path: Path) -> None:
     ada = Running(first)
     bob = Running(second, ada.address)
     with running(ada, bob):
-        ada.wait_for(bob, What.JOINED)
-        bob.wait_for(ada, What.JOINED)
+        ada.wait_for(bob, Change.JOINED)
+        bob.wait_for(ada, Change.JOINED)
         bob.end()
-        ada.wait_for(bob, What.LEFT)
-    assert not ada.saw(bob.key, What.DIED)
+        ada.wait_for(bob, Change.LEFT)
+    assert not ada.saw(bob.key, Change.DIED)
 
 
 def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None:
@@ -76,15 +76,15 @@ def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None
     bob = Running(second, ada.address)
     released = threading.Event()
     with running(ada, bob):
-        ada.wait_for(bob, What.JOINED)
-        bob.wait_for(ada, What.JOINED)
+        ada.wait_for(bob, Change.JOINED)
+        bob.wait_for(ada, Change.JOINED)
         try:
             bob.node.rpc.loop.soon(lambda: released.wait(PATIENCE_S))  # libzmq's own thread goes on
-            ada.wait_for(bob, What.DIED)
+            ada.wait_for(bob, Change.DIED)
         finally:
             released.set()
-        ada.wait_for(bob, What.RETURNED)
-    assert not bob.saw(ada.key, What.DIED), "who was stopped itself has not listened"
+        ada.wait_for(bob, Change.RETURNED)
+    assert not bob.saw(ada.key, Change.DIED), "who was stopped itself has not listened"
 
 
 def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
     bob, again = Running(second, ada.address), Running(second, ada.address)
     with running(ada):
         with running(bob):
-            ada.wait_for(bob, What.JOINED)
+            ada.wait_for(bob, Change.JOINED)
         with running(again):
-            ada.wait_for(bob, What.RESTARTED)
+            ada.wait_for(bob, Change.RESTARTED)
         member = ada.do(lambda: ada.node.peers.membership.members[bob.key])
     assert bob.node.peers.incarnation != again.node.peers.incarnation == member.incarnation
 
@@ -108,16 +108,16 @@ def test_addresses_and_the_roster_spread_from_board_to_board(tmp_path: Path) -> 
     cyd = Running(third, bob.address)
     signing, dan = load_signing_key(first.folder), KeyPair.new().public
     with running(ada, bob, cyd):
-        ada.wait_for(cyd, What.JOINED)
-        cyd.wait_for(ada, What.JOINED)
+        ada.wait_for(cyd, Change.JOINED)
+        cyd.wait_for(ada, Change.JOINED)
         ada.do(lambda: ada.node.roster_file.update(lambda r: r.with_allow(signing, dan, "dan")))
         ada.do(ada.node.peers.roster_changed)
         for each in (bob, cyd):
             while not each.do(lambda e=each: e.node.roster.is_allowed(dan)):
                 pass
         ada.do(lambda: ada.node.roster_file.update(lambda r: r.with_revoke(signing, bob.key)))
-        cyd.wait_for(bob, What.REVOKED)
-        ada.wait_for(bob, What.REVOKED)
+        cyd.wait_for(bob, Change.REVOKED)
+        ada.wait_for(bob, Change.REVOKED)
 
 
 def test_boards_are_found_where_they_were(tmp_path: Path) -> None:
@@ -126,13 +126,13 @@ def test_boards_are_found_where_they_were(tmp_path: Path) -> None:
     with running(ada):
         bob = Running(second, ada.address)
         with running(bob):
-            ada.wait_for(bob, What.JOINED)
-            bob.wait_for(ada, What.JOINED)
+            ada.wait_for(bob, Change.JOINED)
+            bob.wait_for(ada, Change.JOINED)
             while not (second.folder / "peers.json").exists():
                 bob.do(lambda: None)
         forgetful = Running(second)
         with running(forgetful):
-            forgetful.wait_for(ada, What.JOINED)
+            forgetful.wait_for(ada, Change.JOINED)
 
 
 def test_names_are_looked_up_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_names_are_looked_up_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             bob.wait(lambda: "no..where: label empty or too long" in bob.lines)
         finally:
             asked.set()  # until now the loop has gone on without an answer
-        bob.wait_for(ada, What.JOINED)
+        bob.wait_for(ada, Change.JOINED)
 
 
 def test_two_clusters_do_not_see_each_other(tmp_path: Path, context: Any) -> None:
@@ -180,7 +180,7 @@ def test_one_identity_on_two_boards_is_told(tmp_path: Path, context: Any) -> Non
     ada = Running(first)
     bob = Running(second, ada.address)
     with running(ada, bob):
-        ada.wait_for(bob, What.JOINED)
+        ada.wait_for(bob, Change.JOINED)
         body = {**bob.node.peers._own_hello(), "incarnation": 1}
         with (
             ada.client(context, first.keys) as client,
@@ -212,8 +212,8 @@ def test_an_invite_lets_one_board_in(host: Running, tmp_path: Path, context: Any
     assert identity.name == "ada-2"
     new = Running(identity)
     with running(new):
-        new.wait_for(host, What.JOINED)
-        host.wait_for(new, What.JOINED)
+        new.wait_for(host, Change.JOINED)
+        host.wait_for(new, Change.JOINED)
     with pytest.raises(AccessError, match="used up or too old"):
         join(context, tmp_path / "other", invite, "eve")
 

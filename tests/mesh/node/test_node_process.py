@@ -18,7 +18,7 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import DaemonFile, find_local
-from picoedge.mesh.node.membership import What
+from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.mesh.transport.server import Sender
 
@@ -66,10 +66,10 @@ def test_terminated_it_takes_leave(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     with running(ada), daemon(second.folder, ada.address) as bob:
-        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        ada.wait(lambda: ada.saw(second.keys.public, Change.SLOWED))  # both have greeted
         bob.signal(signal.SIGTERM)
         assert bob.end() == 0
-        ada.wait(lambda: ada.saw(second.keys.public, What.LEFT))
+        ada.wait(lambda: ada.saw(second.keys.public, Change.LEFT))
     assert find_local(second.folder) is None
     assert not (second.folder / "daemon.json").exists()
 
@@ -79,12 +79,12 @@ def test_killed_or_stopped_it_is_dead(tmp_path: Path, how: signal.Signals) -> No
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     with running(ada), daemon(second.folder, ada.address) as bob:
-        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        ada.wait(lambda: ada.saw(second.keys.public, Change.SLOWED))  # both have greeted
         bob.signal(how)
-        ada.wait(lambda: ada.saw(second.keys.public, What.DIED))
+        ada.wait(lambda: ada.saw(second.keys.public, Change.DIED))
         if how == signal.SIGSTOP:
             bob.signal(signal.SIGCONT)
-            ada.wait(lambda: ada.saw(second.keys.public, What.RETURNED))
+            ada.wait(lambda: ada.saw(second.keys.public, Change.RETURNED))
 
 
 def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
     gone: list[Sender] = []
     ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake()))
     with running(ada), daemon(second.folder, ada.address) as bob:
-        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        ada.wait(lambda: ada.saw(second.keys.public, Change.SLOWED))  # both have greeted
         bob.signal(signal.SIGSTOP)
         ada.wait(lambda: bool(gone))
     assert gone[0] == second.keys.public
@@ -104,7 +104,7 @@ def test_it_is_small(tmp_path: Path, context: Any) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     with running(ada), daemon(second.folder, ada.address):
-        ada.wait(lambda: ada.saw(second.keys.public, What.SLOWED))  # both have greeted
+        ada.wait(lambda: ada.saw(second.keys.public, Change.SLOWED))  # both have greeted
         with connect_local(context, second.folder) as client:
             assert client.ask("memory")["resident_kb"] < MOST_RESIDENT_KB
             modules = set(client.ask("modules")["modules"])

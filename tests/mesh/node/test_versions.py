@@ -26,7 +26,7 @@ from picoedge.errors import MeshError, ProtocolError
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import Identity, KeyPair, load_signing_key
-from picoedge.mesh.node.membership import What
+from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import pull
 from picoedge.mesh.transport.client import Client
@@ -127,7 +127,7 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
         hello = bob.ask("hello", HELLO_1)
         assert (hello["name"], hello["incarnation"]) == ("ada", ada.node.peers.incarnation)
         assert type(hello["epoch"]) is int
-        ada.wait(lambda: ada.saw(pair[1].keys.public, What.JOINED))
+        ada.wait(lambda: ada.saw(pair[1].keys.public, Change.JOINED))
         assert bob.receive("beat")["state"] == {"does": "free", "waiting": 2}
         assert bob.receive("gossip")["roster"] == ada.node.roster.to_json()
         bob.send("beat", {"incarnation": 5, "sequence": 1, "digest": "", "state": {"waiting": 3}})
@@ -136,7 +136,7 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
             members = ada.do(lambda: ada.node.peers.membership.members)
             report = dict(members[pair[1].keys.public].report)
         assert report == {"queue_length": 3}
-        assert not ada.saw(pair[1].keys.public, What.SLOWED), "a queue is no stalled disk"
+        assert not ada.saw(pair[1].keys.public, Change.SLOWED), "a queue is no stalled disk"
         bob.send("session-take", {"id": 8})
         assert bob.receive("session-queued") == {"place": 1}
         assert bob.receive("reply") == {"memory_bytes": 9, "id": 8}
@@ -148,7 +148,6 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
         while raw != b"ab":
             header, raw = bob.socket.recv_multipart()
         assert header[:4] == b"PE\x01\x05"
-        assert ada.do(lambda: ada.node.rpc.version_of(pair[1].keys.public)) == 1
 
 
 def test_two_boards_of_this_version_speak_it(pair: list[Identity], context: Any) -> None:
@@ -156,11 +155,9 @@ def test_two_boards_of_this_version_speak_it(pair: list[Identity], context: Any)
     bob = Running(pair[1], ada.address)
     ada.node.rpc.on("echo", lambda peer, body: {"body": dict(body)})
     with running(ada, bob):
-        ada.wait_for(bob, What.JOINED)
-        bob.wait_for(ada, What.JOINED)
-        assert ada.do(lambda: ada.node.rpc.version_of(bob.key)) == 2
-        assert bob.do(lambda: bob.node.rpc.version_of(ada.key)) == 2
-        assert ada.do(lambda: ada.node.rpc.version_of("x" * 40)) is None
+        ada.wait_for(bob, Change.JOINED)
+        bob.wait_for(ada, Change.JOINED)
+        assert bob.do(lambda: bob.node.rpc.dialer.to(ada.key).dialect.version) == 2
         with ada.client(context, pair[1].keys) as client:
             assert client.ask("echo", {"text": "x"})["body"] == {"text": "x", "id": 1}
             assert client.version == 2
@@ -289,7 +286,7 @@ def test_a_daemon_of_version_1_is_a_member(
     with running(ada), daemon_1(code_1, old.folder, shelf, *dials) as address:
         if who_dials == "new":
             ada.do(lambda: ada.node.peers.hint(old.keys.public, address))
-        ada.wait(lambda: ada.saw(old.keys.public, What.JOINED))
+        ada.wait(lambda: ada.saw(old.keys.public, Change.JOINED))
         with Client(context, pair[0].keys, address, old.keys.public, "old", VERSION_1) as client:
             state = client.ask("mesh-state")
             assert state["boards"] == [{"name": "old", "report": {"queue_length": 3}}]
@@ -308,9 +305,9 @@ def test_a_daemon_of_version_1_is_a_member(
         pull(target, sound.identity, Wanted(sound.all_shards, embed=True), [("old", link)])
         link.close()
         Pack.open(target).verify()
-        assert not ada.saw(old.keys.public, What.SLOWED)
+        assert not ada.saw(old.keys.public, Change.SLOWED)
         assert not any("dropped" in line for line in ada.lines), ada.lines
-    assert ada.saw(old.keys.public, What.LEFT)
+    assert ada.saw(old.keys.public, Change.LEFT)
 
 
 def allow(board: Running, name: str) -> None:

@@ -115,14 +115,15 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
     from picoedge.config import SamplingOptions
     from picoedge.model.sampling import Sampler
     from picoedge.model.transformer import Transformer
-    from picoedge.store.window.weights import EmptyWeights
+    from picoedge.store.window.weights import NOTHING_HELD, StreamedWeights
 
     spec = MatrixSpec(FORMATS["q8"], 240, 256)
     matrix = Weights(spec, anonymous(spec.nbytes), spec.nbytes, 1)
     ones = np.ones((1, spec.cols), np.float32)
     source = Residual(ones, None, None, ones[0], 1e-5)
     kernels.project(source, [matrix], [None], np.empty((1, spec.rows), np.float32))(1)
-    weights = EmptyWeights(pack, owns_head=part.owns_head)
+    nothing = Slice(range(0), range(0), owns_head=part.owns_head)
+    weights = StreamedWeights(pack, nothing, NOTHING_HELD, io="direct")
     model = Transformer(pack, kernels, 16, batch=1, holding=weights)
     if not part.owns_head:
         model.forward_slice(np.zeros((1, pack.config.hidden_size), np.float32), 0)

@@ -76,6 +76,10 @@ class Unit:
         folder = self.file.removesuffix(".safetensors")
         return f"{folder}/{self.kind}.{self.shards[index]:03d}"
 
+    def place(self, folder: Path, offset: int) -> str:
+        """File, shard and byte of this file offset, for messages."""
+        return f"{folder / self.file}, shard {self.shard_at(offset)}, byte {offset}"
+
 
 @dataclass(frozen=True)
 class HeldShards:

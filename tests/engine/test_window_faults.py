@@ -174,7 +174,7 @@ import sys
 from pathlib import Path
 from picoedge.errors import StorageError
 from picoedge.store.pack.reader import Pack
-from picoedge.store.window.window import Window
+from picoedge.store.window.read_ahead import Window
 from picoedge.store.window.io import DirectIO, Files
 from window_models import plan_of
 pack = Pack.open(Path(sys.argv[1]))

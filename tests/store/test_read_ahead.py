@@ -17,7 +17,7 @@ from picoedge.errors import MemoryBudgetError, ModelError, StorageError
 from picoedge.store.pages import PAGE
 from picoedge.store.shards import Unit
 from picoedge.store.window.plan import Ring, lay_ring
-from picoedge.store.window.window import Window
+from picoedge.store.window.read_ahead import Window
 
 LONG_S = 20.0  # nothing here takes as long
 MAIN = threading.main_thread().ident or 0
@@ -382,8 +382,8 @@ def test_a_fault_of_ours_in_a_reader_is_no_silence(three: Streamed) -> None:
 def test_units_are_checked_by_the_readers(three: Streamed) -> None:
     checked: list[tuple[int, bool]] = []
 
-    def check(unit: Unit) -> None:
-        assert (three.io.array(unit) == unit.layer).all()
+    def check(unit: Unit, data: np.ndarray) -> None:
+        assert (data == unit.layer).all()
         checked.append((unit.layer, threading.current_thread() is threading.main_thread()))
         if unit.layer == 2 and len(checked) > 3:
             raise ModelError("unit two is not what it was")

@@ -21,7 +21,7 @@ from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import forget_cached
 from picoedge.store.window.io import DirectIO, Files, MappedIO, WindowIO
 from picoedge.store.window.plan import WindowPlan
-from picoedge.store.window.window import Window
+from picoedge.store.window.read_ahead import Window
 
 SILENCE_S = 0.1
 

@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -173,24 +173,10 @@ def _ends_by(fd: int, offset: int) -> bool:
 
 def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> StorageError:
     """The error for a failed read of `unit` at `offset`; `number`: errno, 0 for end of file."""
-    offset = max(offset, unit.offset)  # reads begin at the page, before the unit
-    where = f"{folder / unit.file}, shard {unit.shard_at(offset)}, byte {offset}"
+    where = unit.place(folder, max(offset, unit.offset))  # reads begin at the page, before it
     if not number:
         return StorageError(f"{where}: the file ends, {unit.end} bytes are needed", _SHORTER)
     return StorageError(f"{where}: reading failed: {os.strerror(number)}", _FAILING)
-
-
-def read_unit(files: Files, unit: Unit, memory: U8, advanced: Callable[[int], None]) -> U8:
-    """Read a whole unit into `memory` for its pages; return its bytes there, u8 [nbytes].
-
-    Calls `advanced(offset)` after each read. Raises StorageError.
-    """
-    start, end = page_range(unit)
-    for at in range(start, end, CHUNK):
-        last = min(at + CHUNK, end)
-        read_range(files, unit, memory[at - start : last - start], at, last)
-        advanced(last)
-    return memory[unit.offset - start : unit.end - start]
 
 
 class DirectIO(WindowIO):

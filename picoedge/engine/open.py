@@ -248,8 +248,6 @@ def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> We
         if options.verify:
             pack.verify(partial(progress, f"checking {pack.name}") if progress else None)
         return MappedWeights(pack, part)
-    if options.verify:
-        import hashlib  # noqa: F401  (4 MB: before the resident set takes the room)
     total, done = plan.window.resident_bytes, 0
 
     def count(nbytes: int) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 from picoedge.errors import StorageError
 from picoedge.kernels.arrays import U8
 from picoedge.store.pages import PAGE, forget_cached, page_down, page_up
+from picoedge.store.reads import Files
 from picoedge.store.shards import Unit
-from picoedge.store.window.io import CHUNK, READERS, DirectIO, Files, MappedIO, WindowIO
+from picoedge.store.window.io import CHUNK, READERS, DirectIO, MappedIO, WindowIO
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -26,7 +26,7 @@ PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 
 _REMEDY = "pack the model again"
 _INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
 _RECORD_BYTES = 1 << 24
-UnitKind = Literal["attention", "ffn", "head"]
+UnitKind = Literal["attention", "ffn", "head", "embed"]
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ from pathlib import Path
 from picoedge.errors import StorageError
 from picoedge.store.pack.reader import Pack
 from picoedge.store.window.read_ahead import Window
-from picoedge.store.window.io import DirectIO, Files
+from picoedge.store.reads import Files
+from picoedge.store.window.io import DirectIO
 from window_models import plan_of
 pack = Pack.open(Path(sys.argv[1]))
 plan = plan_of(pack, 1 << 18)
@@ -206,11 +207,10 @@ from pathlib import Path
 import numpy as np
 from picoedge.errors import StorageError
 from picoedge.store.pack.reader import Pack
-from picoedge.store.encodings import TiedRows
+from picoedge.store.rows import RowFile
 pack = Pack.open(Path(sys.argv[1]))
 found = pack.row_reader()
-path = pack.path / "head.safetensors"
-rows = TiedRows(path, found._start, found._spec, found._stride, stall_s=0.5)
+rows = RowFile(pack.path, found._shards, found._decode, stall_s=0.5)
 try:
     for row in range(1000):
         rows.gather([row], np.zeros((1, pack.config.hidden_size), np.float32))

@@ -16,15 +16,17 @@ import pytest
 import tiny_model
 
 from picoedge.errors import MemoryBudgetError, StorageError
-from picoedge.store.encodings import UntiedRows
+from picoedge.store import reads
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import PAGE, anonymous
+from picoedge.store.reads import Files, read_range
+from picoedge.store.rows import RowFile
 from picoedge.store.shards import Unit
 from picoedge.store.sources.source import open_source
 from picoedge.store.window import io as window_io
 from picoedge.store.window import weights as window_weights
-from picoedge.store.window.io import DirectIO, Files, read_range
+from picoedge.store.window.io import DirectIO
 from picoedge.store.window.read_ahead import Window
 from picoedge.store.window.weights import read_units
 
@@ -203,7 +205,7 @@ def test_reads_that_are_refused_unbuffered_are_buffered(
     tmp_path: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing, dropped = Refusing(monkeypatch), list[int]()
-    monkeypatch.setattr(window_io, "forget_cached", lambda fd, start, end: dropped.append(start))
+    monkeypatch.setattr(reads, "forget_cached", lambda fd, start, end: dropped.append(start))
     monkeypatch.setattr(window_io, "CHUNK", 2 * PAGE)
     files = Files(tmp_path, direct=True)
     io = DirectIO(files, PAGES * PAGE, {unit: 0})
@@ -248,32 +250,29 @@ def test_a_buffered_read_that_is_refused_is_an_error(
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> UntiedRows:
+def rows(tmp_path: Path) -> RowFile:
     pack_source(
         open_source(tiny_model.write_tiny_model(tmp_path / "tiny")), tmp_path / "t.pico", bits=8
     )
     found = Pack.open(tmp_path / "t.pico").row_reader()
-    assert isinstance(found, UntiedRows)
-    path = tmp_path / "t.pico" / "embed.safetensors"
-    how = found._encoding, found._row_bytes, found._shard_bytes // found._row_bytes
-    return UntiedRows(path, found._start, *how, stall_s=0.2)
+    return RowFile(tmp_path / "t.pico", found._shards, found._decode, stall_s=0.2)
 
 
 def test_a_row_that_hangs_is_an_error_with_a_place(
-    tmp_path: Path, rows: UntiedRows, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
+    tmp_path: Path, rows: RowFile, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
     width = Pack.open(tmp_path / "t.pico").config.hidden_size
     want, out = np.zeros((2, width), np.float32), np.full((2, width), 7, np.float32)
     rows.gather([1, 2], want)
-    real: Read = os.pread
-    second = rows._start + 2 * rows._row_bytes
+    real: Read = os.preadv
+    second = rows._shards.offset + 2 * width * 34 // 32  # rows of Q8_0
 
-    def hang(fd: int, nbytes: int, offset: int) -> bytes:
+    def hang(fd: int, views: Any, offset: int) -> int:
         if offset == second:
             gate.wait(LONG_S)
-        return bytes(real(fd, nbytes, offset))
+        return int(real(fd, views, offset))
 
-    monkeypatch.setattr(os, "pread", hang)
+    monkeypatch.setattr(os, "preadv", hang)
     place = rf"shard embed/embed\.\d+, byte {second}"
     with pytest.raises(StorageError, match=f"{place}: .*not answered"):
         rows.gather([1, 2], out)
@@ -287,15 +286,15 @@ def test_a_row_that_hangs_is_an_error_with_a_place(
 
 
 def test_rows_that_are_slow_are_waited_for(
-    tmp_path: Path, rows: UntiedRows, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: RowFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    width, real = Pack.open(tmp_path / "t.pico").config.hidden_size, os.pread
+    width, real = Pack.open(tmp_path / "t.pico").config.hidden_size, os.preadv
 
-    def slow(*args: Any) -> bytes:
+    def slow(*args: Any) -> int:
         threading.Event().wait(0.05)  # what is tested: none takes too long, all together do
         return real(*args)
 
-    monkeypatch.setattr(os, "pread", slow)
+    monkeypatch.setattr(os, "preadv", slow)
     rows.gather([1] * 8, np.zeros((8, width), np.float32))
 
 
@@ -305,7 +304,7 @@ def test_rows_that_are_slow_are_waited_for(
 )
 def test_errors_of_rows_are_the_caller_s_and_leave_no_thread(
     tmp_path: Path,
-    rows: UntiedRows,
+    rows: RowFile,
     monkeypatch: pytest.MonkeyPatch,
     raised: BaseException,
     kind: type[Exception],
@@ -315,7 +314,7 @@ def test_errors_of_rows_are_the_caller_s_and_leave_no_thread(
 
     width, before = Pack.open(tmp_path / "t.pico").config.hidden_size, threading.active_count()
     rows.gather([1], np.zeros((1, width), np.float32))
-    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(kind):
         rows.gather([1], np.zeros((1, width), np.float32))
     assert threading.active_count() == before

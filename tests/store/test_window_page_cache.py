@@ -19,7 +19,8 @@ from picoedge.host.block_device import find_device, read_ahead_bytes
 from picoedge.host.disk_benchmark import cached_bytes
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import forget_cached
-from picoedge.store.window.io import DirectIO, Files, MappedIO, WindowIO
+from picoedge.store.reads import Files
+from picoedge.store.window.io import DirectIO, MappedIO, WindowIO
 from picoedge.store.window.plan import WindowPlan
 from picoedge.store.window.read_ahead import Window
 

@@ -16,9 +16,10 @@ from picoedge.errors import ModelError
 from picoedge.files import digest, read_at, reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
-from picoedge.store.encodings import ENCODINGS, RowEmbedding, TiedRows, UntiedRows
+from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.pack.sharding import BIASES, FileLayout, ShardLayout
+from picoedge.store.rows import RowEmbedding, RowFile, tied_rows, untied_rows
 from picoedge.store.shards import (
     HELD,
     MANIFEST,
@@ -237,18 +238,20 @@ class Pack:
         data = self._map(file.name)[file.start("embed.000") :]
         return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
 
-    def row_reader(self) -> UntiedRows | TiedRows:
+    def row_reader(self) -> RowFile:
         """Embedding rows read one by one, for a model that is not held whole."""
         self.check_rows()
-        name = self._manifest.embed
-        if name:
-            file, encoding = self._files["embed.safetensors"], ENCODINGS[name]
-            start, width = file.start("embed.000"), self._layout.embed_row_bytes
-            rows = self.head_shard_rows
-            return UntiedRows(self.path / file.name, start, encoding, width, rows)
-        file, layout = self._head_file, self._layout.head
-        spec = layout.matrices["head"]
-        return TiedRows(self.path / file.name, file.start("head.000"), spec, layout.nbytes)
+        shards, name = range(self.n_head_shards), self._manifest.embed
+        if not name:
+            head = self._layout.head
+            decode = tied_rows(head.matrices["head"], head.nbytes)
+            unit = self.unit("head", self.config.num_hidden_layers, shards)
+        else:
+            file, row_bytes = self._files["embed.safetensors"], self._layout.embed_row_bytes
+            decode = untied_rows(ENCODINGS[name], row_bytes)
+            start = file.start("embed.000")
+            unit = Unit("embed", 0, shards, file.name, start, file.nbytes - start)
+        return RowFile(self.path, unit, decode)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Hash all items on this disk. Raises ModelError naming the first that differs."""

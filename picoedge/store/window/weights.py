@@ -14,8 +14,9 @@ from picoedge.files import READ_STALL_S
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import RowGather, Weights
 from picoedge.store.pages import forget_anonymous
+from picoedge.store.reads import Files, check_hashes
 from picoedge.store.shards import Slice, Unit, UnitKind
-from picoedge.store.window.io import READERS, DirectIO, Files, MappedIO, WindowIO, check_hashes
+from picoedge.store.window.io import READERS, DirectIO, MappedIO, WindowIO
 from picoedge.store.window.plan import Forecast, Ring, WindowPlan, page_bytes
 from picoedge.store.window.read_ahead import CheckUnit, Usage, Window
 

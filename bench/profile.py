@@ -13,11 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from picoedge.kernels.api import Attend, AttentionShape, Kernels, Project, ProjectSum, Residual
+from picoedge.kernels.api import Attend, AttentionShape, Kernels, KvCache, Product, Residual
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.loader import load_kernels
@@ -42,8 +41,8 @@ class Timed:
         self._spent[self._name] += time.perf_counter() - began
 
 
-class TimedProject(Timed):
-    """`api.Project`, timed."""
+class TimedProduct(Timed):
+    """`api.Product`, timed."""
 
     def __call__(self, n: int, first: int = 0) -> None:
         """The operation itself."""
@@ -58,14 +57,6 @@ class TimedAttend(Timed):
         self._run(n, position)
 
 
-class TimedSum(Timed):
-    """`api.ProjectSum`, timed."""
-
-    def __call__(self, n: int, first: int = 0) -> None:
-        """The operation itself."""
-        self._run(n, first)
-
-
 class TimedKernels:
     """Kernels whose every bound operation is timed; the seconds are in `spent`."""
 
@@ -75,10 +66,6 @@ class TimedKernels:
         self.spent: Spent = defaultdict(float)
         self.bound = 0  # operations that time themselves
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """As the kernels do."""
-        return self._kernels.kv_cache(n_ctx, shape, bits)
-
     def project(
         self,
         source: Residual,
@@ -87,11 +74,11 @@ class TimedKernels:
         out: F32,
         *,
         reuse_input: bool = False,
-    ) -> Project:
+    ) -> Product:
         """As the kernels do, timed."""
         self.bound += 1
         bound = self._kernels.project(source, weights, biases, out, reuse_input=reuse_input)
-        return TimedProject(PROJECTIONS[len(weights)], bound, self.spent)
+        return TimedProduct(PROJECTIONS[len(weights)], bound, self.spent)
 
     def attend(
         self,
@@ -100,7 +87,7 @@ class TimedKernels:
         rope: tuple[F32, F32],
         norms: tuple[F32, F32] | None,
         eps: float,
-        cache: Any,
+        cache: KvCache,
         out: F32,
     ) -> Attend:
         """As the kernels do, timed."""
@@ -116,11 +103,13 @@ class TimedKernels:
         sums: F64,
         *,
         accumulate: bool = False,
-    ) -> ProjectSum:
+    ) -> Product:
         """As the kernels do, timed."""
         self.bound += 1
         bound = self._kernels.project_sum(x, activation, weights, sums, accumulate=accumulate)
-        return TimedSum("project_down" if activation else "project_attention", bound, self.spent)
+        return TimedProduct(
+            "project_down" if activation else "project_attention", bound, self.spent
+        )
 
     def close(self) -> None:
         """As the kernels do."""
@@ -129,7 +118,7 @@ class TimedKernels:
 
 def clock_cost_s() -> float:
     """What one timed operation adds to a step: two clock calls and a dictionary's addition."""
-    nothing = TimedSum("nothing", lambda n, first: None, defaultdict(float))
+    nothing = TimedProduct("nothing", lambda n, first: None, defaultdict(float))
     began = time.perf_counter()
     for _ in range(10_000):
         nothing(1)

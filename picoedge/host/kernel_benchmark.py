@@ -13,7 +13,7 @@ import numpy as np
 import picoedge
 from picoedge.host import measurements
 from picoedge.host.sysfs import PROC, file_text
-from picoedge.kernels.api import Kernels, Project, Residual
+from picoedge.kernels.api import Kernels, Product, Residual
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
     FORMATS,
@@ -98,7 +98,7 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
     return Weights(spec, data, spec.nbytes, 1)
 
 
-def _bind(kernels: Kernels, matrix: Weights) -> Project:
+def _bind(kernels: Kernels, matrix: Weights) -> Product:
     """A norm of ones, then the matrix, of one token."""
     cols = matrix.spec.cols
     noise = np.frombuffer(random.Random(1).randbytes(cols), np.int8)
@@ -108,7 +108,7 @@ def _bind(kernels: Kernels, matrix: Weights) -> Project:
     return kernels.project(source, [matrix], [None], out)
 
 
-def _rounds_per_s(calls: Sequence[Project]) -> float:
+def _rounds_per_s(calls: Sequence[Product]) -> float:
     """Runs of all calls a second, over one round."""
     start, count, spent = time.perf_counter(), 0, 0.0
     while spent < _ROUND_S:

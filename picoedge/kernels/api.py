@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from picoedge.kernels.arrays import F32, F64
+import numpy as np
+
+from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, TILE_ROWS, Weights
 
 
@@ -53,11 +55,36 @@ class AttentionShape:
     window: int = 0
 
 
-class Project(Protocol):
-    """Bound projection: residual, norm, then rows of every matrix; see `Kernels.project`."""
+class KvCache:
+    """Keys and values of one layer, zeroed; each backend has an order of its own for the elements.
+
+    `bits` 32 is f32, 16 is f16, 8 is int8 with a scale, f16(amax / 127), for every 32 dimensions of
+    a head (the last block may have fewer). Positions may be overwritten; nothing beyond the current
+    position is ever read, and pages that were never written take no memory.
+    """
+
+    def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
+        self.n_ctx = padded_positions(n_ctx)
+        size = (shape.kv_heads, self.n_ctx, shape.head_dim)
+        dtype = {32: np.float32, 16: np.float16, 8: np.int8}[bits]
+        self.keys: Array = np.zeros(size, dtype)
+        self.values: Array = np.zeros(size, dtype)
+        self.key_scales: F16 | None = None
+        self.value_scales: F16 | None = None
+        if bits == 8:
+            blocks = (*size[:2], scale_blocks(shape.head_dim))
+            self.key_scales, self.value_scales = (np.zeros(blocks, np.float16) for _ in range(2))
+        self.nbytes = kv_cache_bytes(n_ctx, shape.kv_heads, shape.head_dim, bits)  # when full
+
+
+class Product(Protocol):
+    """Bound projection, or summed projection; see `Kernels.project` and `Kernels.project_sum`."""
 
     def __call__(self, n: int, first: int = 0) -> None:
-        """Compute tokens first .. n-1 of the buffers; row i of `out` is token first + i."""
+        """Compute tokens first .. n-1 of the buffers.
+
+        Row i of what a projection writes, or a summed projection reads, is token first + i.
+        """
 
 
 class Attend(Protocol):
@@ -70,27 +97,11 @@ class Attend(Protocol):
         """
 
 
-class ProjectSum(Protocol):
-    """Bound summed projection; see `Kernels.project_sum`."""
-
-    def __call__(self, n: int, first: int = 0) -> None:
-        """Compute the sums of tokens first .. n-1; row i of `x` is token first + i."""
-
-
 class Kernels(Protocol):
     """One backend. Used from one thread at a time; several may exist in one process."""
 
     name: str
     threads: int
-
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """Memory for keys and values of one layer, in the backend's own layout.
-
-        `bits` 32 is f32, 16 is f16, 8 is int8 with a scale, f16(amax / 127), for every 32
-        dimensions of a head (the last block may have fewer). Positions may be overwritten; nothing
-        beyond the current position is ever read, and pages that were never written take no
-        memory. Its `nbytes` is `kv_cache_bytes`.
-        """
 
     def project(
         self,
@@ -100,7 +111,7 @@ class Kernels(Protocol):
         out: F32,
         *,
         reuse_input: bool = False,
-    ) -> Project:
+    ) -> Product:
         """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
 
         A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
@@ -116,7 +127,7 @@ class Kernels(Protocol):
         rope: tuple[F32, F32],
         norms: tuple[F32, F32] | None,
         eps: float,
-        cache: Any,
+        cache: KvCache,
         out: F32,
     ) -> Attend:
         """Append k and v to the cache and attend causally. qkv [N, (q + 2 kv heads) * head_dim].
@@ -136,7 +147,7 @@ class Kernels(Protocol):
         sums: F64,
         *,
         accumulate: bool = False,
-    ) -> ProjectSum:
+    ) -> Product:
         """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
 
         With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is

@@ -10,7 +10,6 @@ import ctypes as ct
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
-from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,8 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import MemoryBudgetError, PicoedgeError
-from picoedge.kernels.api import (
-    Attend,
-    AttentionShape,
-    Project,
-    ProjectSum,
-    Residual,
-    padded_positions,
-    scale_blocks,
-)
-from picoedge.kernels.arrays import F16, F32, F64, Array
+from picoedge.kernels.api import Attend, AttentionShape, KvCache, Product, Residual
+from picoedge.kernels.arrays import F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
 from picoedge.kernels.reference.backend import NumpyKernels
 
@@ -87,27 +78,6 @@ class _Format(ct.Structure):
     )
 
 
-class NativeCache:
-    """Keys and values of one layer, in f16 or (8 bits) int8, laid out as attend_t says."""
-
-    def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
-        self.n_ctx = padded_positions(n_ctx)
-        rows = shape.kv_heads * self.n_ctx
-        dtype = {16: np.float16, 8: np.int8}[bits]
-        self.keys, self.values = (np.zeros(rows * shape.head_dim, dtype) for _ in range(2))
-        self.key_scales: F16 | None = None
-        self.value_scales: F16 | None = None
-        if bits == 8:
-            size = rows * scale_blocks(shape.head_dim)
-            self.key_scales, self.value_scales = (np.zeros(size, np.float16) for _ in range(2))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when full; untouched pages cost nothing yet."""
-        arrays = (self.keys, self.values, self.key_scales, self.value_scales)
-        return sum(array.nbytes for array in arrays if array is not None)
-
-
 def _address(array: Array | None) -> int | None:
     if array is None:
         return None
@@ -121,6 +91,19 @@ _STRUCTS: dict[str, type[ct.Structure]] = {
     "project_sum_t": _ProjectSum,
     "attend_t": _Attend,
 }
+# function -> its result and its arguments
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "pe_level": (c_char_p,),
+    "pe_field": (POINTER(_Field), c_int),
+    "pe_format": (POINTER(_Format), c_int),
+    "pe_pool_open": (c_void_p, c_int),
+    "pe_pool_close": (None, c_void_p),
+    "pe_project": (None, c_void_p, c_void_p, c_int32, c_int32),
+    "pe_attend": (c_int, c_void_p, c_void_p, c_int32, c_int32),
+    "pe_project_sum": (None, c_void_p, c_void_p, c_int32, c_int32),
+    "pe_f48_encode": (c_int64, c_void_p, c_int64, c_void_p, c_int64),
+    "pe_f48_decode": (c_int, c_void_p, c_int64, c_int64, c_void_p),
+}
 
 
 def open_library(path: Path) -> ct.CDLL:
@@ -131,7 +114,9 @@ def open_library(path: Path) -> ct.CDLL:
     """
     lib = ct.CDLL(str(path))
     try:
-        _declare(lib)
+        for name, (result, *arguments) in _FUNCTIONS.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
         difference = _abi_difference(lib)
     except AttributeError as error:  # a function that an older library lacks
         difference = str(error)
@@ -141,24 +126,6 @@ def open_library(path: Path) -> ct.CDLL:
             "build the kernels again: make setup, or install picoedge again",
         )
     return lib
-
-
-def _declare(lib: ct.CDLL) -> None:
-    lib.pe_level.restype = c_char_p
-    lib.pe_field.restype = POINTER(_Field)
-    lib.pe_format.restype = POINTER(_Format)
-    lib.pe_pool_open.restype = c_void_p
-    lib.pe_pool_open.argtypes = [c_int]
-    lib.pe_pool_close.restype = None
-    lib.pe_pool_close.argtypes = [c_void_p]
-    lib.pe_project.restype = lib.pe_project_sum.restype = None
-    lib.pe_attend.restype = lib.pe_f48_decode.restype = c_int
-    lib.pe_f48_encode.restype = c_int64
-    lib.pe_project.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
-    lib.pe_attend.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
-    lib.pe_project_sum.argtypes = [c_void_p, c_void_p, c_int32, c_int32]
-    lib.pe_f48_encode.argtypes = [c_void_p, c_int64, c_void_p, c_int64]
-    lib.pe_f48_decode.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
 
 
 def _abi_difference(lib: ct.CDLL) -> str:
@@ -191,35 +158,27 @@ def _records(function: Any) -> Iterator[Any]:
         i += 1
 
 
-class NativeKernels:
-    """The `Kernels` protocol in C. f32 matrices go to the reference backend, which has a BLAS."""
+class NativeKernels(NumpyKernels):
+    """The `Kernels` protocol in C.
+
+    f32 matrices and caches, and head sizes not in 16s, stay with the reference, which has a BLAS.
+    """
 
     def __init__(self, library: ct.CDLL, threads: int) -> None:
-        self.threads = max(1, threads)
+        super().__init__(threads)
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
         self._scratch: dict[tuple[str, int, int], tuple[Array, Array]] = {}
-        pool: int | None = library.pe_pool_open(self.threads)
-        if not pool:
+        self._native_pool: int | None = library.pe_pool_open(self.threads)
+        if not self._native_pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
-        self._pool: int | None = pool
-        self._stop = weakref.finalize(self, library.pe_pool_close, pool)  # also when forgotten
-
-    @cached_property
-    def _reference(self) -> NumpyKernels:
-        return NumpyKernels(self.threads)
+        self._stop_native = weakref.finalize(self, library.pe_pool_close, self._native_pool)
 
     @property
     def pool(self) -> int:
         """Address of the thread pool. Operations bound before `close` must not run after it."""
-        assert self._pool is not None, "the kernels are closed"
-        return self._pool
-
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> Any:
-        """See `Kernels.kv_cache`. The reference has f32 caches and head sizes not in 16s."""
-        if bits == 32 or shape.head_dim % TILE_ROWS:
-            return self._reference.kv_cache(n_ctx, shape, bits)
-        return NativeCache(n_ctx, shape, bits)
+        assert self._native_pool is not None, "the kernels are closed"
+        return self._native_pool
 
     def project(
         self,
@@ -229,10 +188,10 @@ class NativeKernels:
         out: F32,
         *,
         reuse_input: bool = False,
-    ) -> Project:
+    ) -> Product:
         """See `Kernels.project`."""
         if any(w.spec.format.bits == 32 for w in weights):
-            return self._reference.project(source, weights, biases, out, reuse_input=reuse_input)
+            return super().project(source, weights, biases, out, reuse_input=reuse_input)
         n, width = source.x.shape
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
@@ -256,16 +215,8 @@ class NativeKernels:
             reuse_input=reuse_input,
             eps=source.eps,
         )
-        keep = (op, source, weights, biases, out, blocks, scratch, matrices)
-        call, address, kernels = self._lib.pe_project, ct.addressof(op), self
-        most, rows = len(source.x), len(out)
-
-        def project(n: int, first: int = 0, _keep: object = keep) -> None:
-            assert 0 <= first < n <= most, "more tokens than the buffers hold"
-            assert not weights or n - first <= rows, "more tokens than the output holds"
-            call(kernels.pool, address, n, first)
-
-        return project
+        keep = (source, weights, biases, out, blocks, scratch, matrices)
+        return self._bound(self._lib.pe_project, op, n, len(out) if weights else n, keep)
 
     def attend(
         self,
@@ -274,12 +225,12 @@ class NativeKernels:
         rope: tuple[F32, F32],
         norms: tuple[F32, F32] | None,
         eps: float,
-        cache: Any,
+        cache: KvCache,
         out: F32,
     ) -> Attend:
         """See `Kernels.attend`."""
-        if not isinstance(cache, NativeCache):
-            return self._reference.attend(qkv, shape, rope, norms, eps, cache, out)
+        if cache.keys.dtype == np.float32 or shape.head_dim % TILE_ROWS:
+            return super().attend(qkv, shape, rope, norms, eps, cache, out)
         q_norm, k_norm = norms if norms is not None else (None, None)
         _check_lengths(shape.head_dim, q_norm, k_norm)
         row = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
@@ -326,10 +277,10 @@ class NativeKernels:
         sums: F64,
         *,
         accumulate: bool = False,
-    ) -> ProjectSum:
+    ) -> Product:
         """See `Kernels.project_sum`."""
         if weights is None or weights.spec.format.bits == 32:
-            return self._reference.project_sum(x, activation, weights, sums, accumulate=accumulate)
+            return super().project_sum(x, activation, weights, sums, accumulate=accumulate)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if activation is None else 2 * width)
         assert sums.shape == (n, weights.spec.rows)
@@ -346,14 +297,21 @@ class NativeKernels:
             rows=weights.spec.rows,
             accumulate=accumulate,
         )
-        keep = (op, x, weights, sums, blocks, scratch, matrices)
-        call, address, kernels, most = self._lib.pe_project_sum, ct.addressof(op), self, len(x)
+        keep = (x, weights, sums, blocks, scratch, matrices)
+        return self._bound(self._lib.pe_project_sum, op, n, n, keep)
 
-        def project_sum(n: int, first: int = 0, _keep: object = keep) -> None:
+    def _bound(
+        self, call: Any, op: ct.Structure, most: int, rows: int, keep: tuple[object, ...]
+    ) -> Product:
+        """`call` of at most `most` tokens into `rows` rows; keeps the arrays `op` points to."""
+        address, kernels = ct.addressof(op), self
+
+        def product(n: int, first: int = 0, _keep: object = (op, keep)) -> None:
             assert 0 <= first < n <= most, "more tokens than the buffers hold"
+            assert n - first <= rows, "more tokens than the output holds"
             call(kernels.pool, address, n, first)
 
-        return project_sum
+        return product
 
     def _scratch_for(self, use: str, n: int, width: int) -> tuple[Array, Array]:
         """Int8 blocks for n rows, and one f32 row a thread; shared: operations run one at a time.
@@ -367,10 +325,9 @@ class NativeKernels:
 
     def close(self) -> None:
         """Stop the threads. Operations bound before must not be called after it."""
-        self._pool = None
-        self._stop()
-        if "_reference" in self.__dict__:
-            self._reference.close()
+        self._native_pool = None
+        self._stop_native()
+        super().close()
 
 
 def _check_lengths(length: int, *vectors: F32 | None) -> None:

@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from picoedge.config import ModelConfig, RopeScaling
-from picoedge.kernels.api import Attend, Project, ProjectSum
+from picoedge.kernels.api import Attend, Product
 from picoedge.kernels.arrays import F32, F64
 from picoedge.model.lanes import Lane
 from picoedge.store.window.weights import BoundSpan
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionKernels:
-    """The bound kernels of a span of attention shards."""
+class SpanKernels:
+    """The bound kernels of a span of attention shards, or of FFN shards, which do not attend."""
 
     held: BoundSpan
-    project_qkv: Project
-    attend: Attend
-    project_attention: ProjectSum
+    project: Product
+    attend: Attend | None
+    project_sum: Product
 
     def __call__(self, lane: Lane) -> None:
         """Compute the partial sums of the lane's tokens over these shards."""
-        self.project_qkv(lane.end, lane.first)
-        self.attend(lane.n, lane.position)
-        self.project_attention(lane.end, lane.first)
-
-
-@dataclass(frozen=True, eq=False)
-class FfnKernels:
-    """The bound kernels of a span of FFN shards."""
-
-    held: BoundSpan
-    project_gate_up: Project
-    project_down: ProjectSum
-
-    def __call__(self, lane: Lane) -> None:
-        """Compute the partial sums of the lane's tokens over these shards."""
-        self.project_gate_up(lane.end, lane.first)
-        self.project_down(lane.end, lane.first)
+        self.project(lane.end, lane.first)
+        if self.attend is not None:
+            self.attend(lane.n, lane.position)
+        self.project_sum(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +36,7 @@ class HeadKernel:
     """The bound kernel of a span of vocabulary shards."""
 
     held: BoundSpan
-    project: Project
+    project: Product
 
     def __call__(self, n: int, first: int) -> None:
         """Compute the logits of tokens first .. n-1 for these rows of the vocabulary."""
@@ -59,48 +45,28 @@ class HeadKernel:
         self.held.release()
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer: spans of attention shards, then spans of FFN shards."""
-
-    attention: Sequence[AttentionKernels]
-    ffn: Sequence[FfnKernels]
-
-
 class Workspace:
     """Activations of one chunk of up to N = `batch` tokens, shared by all spans of all layers.
 
-    `qkv`, `attention` and `ffn` are the widths of the widest span of shards.
+    `qkv`, `attention` (outputs of heads) and `gate_up` have room for the widest span of shards,
+    whose widths are given.
     """
 
-    def __init__(self, batch: int, hidden: int, qkv: int, attention: int, ffn: int) -> None:
+    def __init__(self, batch: int, hidden: int, qkv: int, attention: int, gate_up: int) -> None:
         self.x = np.zeros((batch, hidden), np.float32)  # the residual stream
         self.sums = np.zeros((batch, hidden), np.float64)  # of the last sublayer, not in x yet
-        self._qkv = np.zeros(batch * qkv, np.float32)
-        self._attention = np.zeros(batch * attention, np.float32)
-        self._gate_up = np.zeros(batch * 2 * ffn, np.float32)
+        self.qkv, self.attention, self.gate_up = (
+            np.zeros(batch * width, np.float32) for width in (qkv, attention, gate_up)
+        )
 
-    def qkv(self, width: int) -> F32:
-        """Queries, keys and values of a span, f32 [N, width]."""
-        return _rows(self._qkv, len(self.x), width)
-
-    def attention(self, width: int) -> F32:
-        """Attention outputs of a span's heads, f32 [N, width]."""
-        return _rows(self._attention, len(self.x), width)
-
-    def gate_up(self, width: int) -> F32:
-        """Gate and up of a span, side by side, f32 [N, 2 * width]."""
-        return _rows(self._gate_up, len(self.x), 2 * width)
+    def rows(self, buffer: F32, width: int) -> F32:
+        """A span's part of one of the buffers, f32 [N, width]."""
+        return buffer[: len(self.x) * width].reshape(len(self.x), width)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        arrays = (self.x, self.sums, self._qkv, self._attention, self._gate_up)
-        return sum(a.nbytes for a in arrays)
-
-
-def _rows(buffer: F32, count: int, width: int) -> F32:
-    return buffer[: count * width].reshape(count, width)
+        return sum(buffer.nbytes for buffer in vars(self).values())
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> F64:

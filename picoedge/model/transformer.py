@@ -19,22 +19,15 @@ One board alone has no hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from picoedge.errors import ContextError, ModelError, StorageError
-from picoedge.kernels.api import AttentionShape, Kernels, Residual
+from picoedge.kernels.api import Attend, AttentionShape, Kernels, KvCache, Residual
 from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
-from picoedge.model.layers import (
-    AttentionKernels,
-    FfnKernels,
-    HeadKernel,
-    Layer,
-    Workspace,
-    rope_tables,
-)
+from picoedge.model.layers import HeadKernel, SpanKernels, Workspace, rope_tables
 from picoedge.store.shards import Slice
 from picoedge.store.window.weights import BoundSpan, MappedWeights, WeightStore
 
@@ -82,7 +75,7 @@ class Transformer:
         self._gather_logits = gather_logits
         self._pack, self._kv_bits = pack, kv_bits
         self.batch = max(1, min(batch, n_ctx))
-        self._caches: dict[tuple[int, int], Any] = {}  # by layer and first shard
+        self._caches: dict[tuple[int, int], KvCache] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
         self._embedding = self.holding.embedding() if self.holding.part.owns_head else None
@@ -94,12 +87,14 @@ class Transformer:
 
     def bind(self) -> None:
         """Bind the kernels to the weights where they now lie in memory; the cache is kept."""
-        self._layers = [self._bind_layer(i) for i in range(self.config.num_hidden_layers)]
+        self._sublayers: list[list[SpanKernels]] = []  # attention and FFN of each layer, in turn
+        for i in range(self.config.num_hidden_layers):
+            self._sublayers += self._bind_attention(i), self._bind_ffn(i)
         self._project_head = self._bind_head(self._logits)
 
     def unbind(self) -> None:
         """Drop all references to the weights, so that they can be moved; call `bind` afterwards."""
-        self._layers, self._project_head = [], []
+        self._sublayers, self._project_head = [], []
 
     @property
     def _columns(self) -> range:
@@ -126,7 +121,7 @@ class Transformer:
         heads = shape.q_heads * shape.head_dim
         qkv = heads + 2 * shape.kv_heads * shape.head_dim
         widest = max((held.weights["down"].total_cols for held in ffn), default=0)
-        return Workspace(self.batch, self.config.hidden_size, qkv, heads, widest)
+        return Workspace(self.batch, self.config.hidden_size, qkv, heads, 2 * widest)
 
     def _rope(self, layer: int) -> tuple[F32, F32]:
         windowed = layer in self.config.windowed_layers
@@ -139,71 +134,53 @@ class Transformer:
         sums = None if first else space.sums
         return Residual(space.x, sums, post_norm, norm, self.config.rms_norm_eps)
 
-    def _bind_layer(self, i: int) -> Layer:
-        norms = self._pack.norms(i)
+    def _bind_attention(self, i: int) -> list[SpanKernels]:
+        kernels, space, norms = self.kernels, self._space, self._pack.norms(i)
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
-        into_attention = self._residual(norms["input_norm"], before, first=i == 0)
-        into_ffn = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
-        attention = self.holding.spans("attention", i) or [NOTHING]
-        ffn = self.holding.spans("ffn", i) or [NOTHING]
-        return Layer(
-            [
-                self._bind_attention(i, held, into_attention, norms, accumulate=k > 0)
-                for k, held in enumerate(attention)
-            ],
-            [self._bind_ffn(held, into_ffn, accumulate=k > 0) for k, held in enumerate(ffn)],
-        )
-
-    def _bind_attention(
-        self, i: int, held: BoundSpan, source: Residual, norms: dict[str, F32], *, accumulate: bool
-    ) -> AttentionKernels:
-        kernels, space = self.kernels, self._space
-        shape = self._shape(i, len(held.shards))
-        heads = space.attention(shape.q_heads * shape.head_dim)
-        qkv = space.qkv((shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
-        if not held.weights:
-            nothing = kernels.project_sum(heads, None, None, space.sums)
-            return AttentionKernels(
-                held, kernels.project(source, [], [], qkv), _attend_nothing, nothing
+        source = self._residual(norms["input_norm"], before, first=i == 0)
+        bound: list[SpanKernels] = []
+        for held in self.holding.spans("attention", i) or [NOTHING]:
+            shape, weights, again = self._shape(i, len(held.shards)), held.weights, bool(bound)
+            names = "qkv" if weights else ""
+            biases = self._pack.biases(i, held.shards) if weights else {}
+            heads = space.rows(space.attention, shape.q_heads * shape.head_dim)
+            qkv = space.rows(space.qkv, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
+            project = kernels.project(
+                source,
+                [weights[name] for name in names],
+                [biases.get(f"{name}_bias") for name in names],
+                qkv,
+                reuse_input=again,
             )
-        weights, biases = held.weights, self._pack.biases(i, held.shards)
-        exact = all(w.spec.format.bits == 32 for w in weights.values())
+            attend = self._bind_attend(i, held, shape, qkv, heads) if weights else None
+            sums = kernels.project_sum(heads, None, weights.get("o"), space.sums, accumulate=again)
+            bound.append(SpanKernels(held, project, attend, sums))
+        return bound
+
+    def _bind_attend(
+        self, i: int, held: BoundSpan, shape: AttentionShape, qkv: F32, heads: F32
+    ) -> Attend:
         key = i, held.shards.start
         if key not in self._caches:
-            bits = 32 if exact else self._kv_bits
-            self._caches[key] = kernels.kv_cache(self.n_ctx, shape, bits)
-        cache = self._caches[key]
+            exact = all(w.spec.format.bits == 32 for w in held.weights.values())
+            self._caches[key] = KvCache(self.n_ctx, shape, 32 if exact else self._kv_bits)
+        norms, eps = self._pack.norms(i), self.config.rms_norm_eps
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
-        return AttentionKernels(
-            held,
-            kernels.project(
-                source,
-                [weights[name] for name in "qkv"],
-                [biases.get(f"{name}_bias") for name in "qkv"],
-                qkv,
-                reuse_input=accumulate,
-            ),
-            kernels.attend(
-                qkv, shape, self._rope(i), head_norms, self.config.rms_norm_eps, cache, heads
-            ),
-            kernels.project_sum(heads, None, weights["o"], space.sums, accumulate=accumulate),
-        )
+        cache, rope = self._caches[key], self._rope(i)
+        return self.kernels.attend(qkv, shape, rope, head_norms, eps, cache, heads)
 
-    def _bind_ffn(self, held: BoundSpan, source: Residual, *, accumulate: bool) -> FfnKernels:
-        kernels, space = self.kernels, self._space
-        if not held.weights:
-            gate_up = space.gate_up(0)
-            nothing = kernels.project_sum(gate_up, None, None, space.sums)
-            return FfnKernels(held, kernels.project(source, [], [], gate_up), nothing)
-        gate, up, down = (held.weights[name] for name in ("gate", "up", "down"))
-        gate_up = space.gate_up(down.total_cols)
-        return FfnKernels(
-            held,
-            kernels.project(source, [gate, up], [None, None], gate_up, reuse_input=accumulate),
-            kernels.project_sum(
-                gate_up, self.config.hidden_act, down, space.sums, accumulate=accumulate
-            ),
-        )
+    def _bind_ffn(self, i: int) -> list[SpanKernels]:
+        kernels, space, norms = self.kernels, self._space, self._pack.norms(i)
+        source = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
+        act, bound = self.config.hidden_act, list[SpanKernels]()
+        for held in self.holding.spans("ffn", i) or [NOTHING]:
+            into = [held.weights[name] for name in ("gate", "up") if held.weights]
+            down, again = held.weights.get("down"), bool(bound)
+            x = space.rows(space.gate_up, sum(w.total_rows for w in into))
+            project = kernels.project(source, into, [None] * len(into), x, reuse_input=again)
+            sums = kernels.project_sum(x, act, down, space.sums, accumulate=again)
+            bound.append(SpanKernels(held, project, None, sums))
+        return bound
 
     def _bind_head(self, out: F32) -> list[HeadKernel]:
         layers = self.config.num_hidden_layers
@@ -235,18 +212,15 @@ class Transformer:
 
     def _run_layers(self, n: int, position: int) -> None:
         """Run all layers; the sums of the last FFN stay in `sums`, not yet added to x."""
-        if not self._layers:
+        if not self._sublayers:
             raise StorageError("the weights could not be read again", "open the model again")
         lanes = lanes_of(n, position, tied=self._reduce is not None)
-        for layer in self._layers:
-            self._run_stage(layer.attention, lanes)
-            self._run_stage(layer.ffn, lanes)
+        for spans in self._sublayers:
+            self._run_spans(spans, lanes)
         for lane in lanes:
             lane.finish()
 
-    def _run_stage(
-        self, spans: Sequence[AttentionKernels] | Sequence[FfnKernels], lanes: list[Lane]
-    ) -> None:
+    def _run_spans(self, spans: Sequence[SpanKernels], lanes: list[Lane]) -> None:
         """Compute each lane once its previous sums are here; the other lane's travel meanwhile."""
         for span in spans:
             span.held.acquire()
@@ -360,7 +334,3 @@ class Transformer:
         """Stop the kernels' threads and the readers of weights. Idempotent."""
         self.holding.close()
         self.kernels.close()
-
-
-def _attend_nothing(n: int, position: int) -> None:
-    """Attention of a slice without attention shards."""

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_material import Conversation, assert_close
 
-from picoedge.kernels.api import AttentionShape, Kernels, kv_cache_bytes
+from picoedge.kernels.api import AttentionShape, Kernels, KvCache, kv_cache_bytes
 from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.loader import load_kernels
-from picoedge.kernels.native import NativeCache, NativeKernels
+from picoedge.kernels.native import NativeKernels
 from picoedge.kernels.reference.backend import NumpyKernels
-from picoedge.kernels.reference.kv_cache import NumpyCache, quantize_rows
+from picoedge.kernels.reference.kv_cache import quantize_rows
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 
@@ -45,12 +45,12 @@ def numpy() -> Iterator[NumpyKernels]:
     st.integers(1, 200), st.integers(1, 9), st.integers(1, 20).map(lambda i: 8 * i),
     st.sampled_from([32, 16, 8]),
 )  # fmt: skip
-def test_the_size_is_known_to_the_byte(
-    native: NativeKernels, numpy: NumpyKernels, n_ctx: int, heads: int, d: int, bits: int
-) -> None:
-    shape, want = AttentionShape(heads, heads, d, 0.1), kv_cache_bytes(n_ctx, heads, d, bits)
-    for kernels in (native, numpy):
-        assert kernels.kv_cache(n_ctx, shape, bits).nbytes == want
+def test_the_size_is_known_to_the_byte(n_ctx: int, heads: int, d: int, bits: int) -> None:
+    cache = KvCache(n_ctx, AttentionShape(heads, heads, d, 0.1), bits)
+    arrays = [values for values in vars(cache).values() if isinstance(values, np.ndarray)]
+    assert len(arrays) == (4 if bits == 8 else 2)
+    assert cache.nbytes == sum(values.nbytes for values in arrays)
+    assert cache.nbytes == kv_cache_bytes(n_ctx, heads, d, bits)
 
 
 def test_the_size_of_a_known_cache() -> None:
@@ -76,7 +76,7 @@ def test_positions_never_written_take_no_memory(
     qkv, out = np.ones((1, 3 * 128), np.float32), np.empty((1, 128), np.float32)
     for kernels in (native, numpy):
         before = resident_bytes()
-        cache = kernels.kv_cache(1 << 20, shape, bits)
+        cache = KvCache(1 << 20, shape, bits)
         kernels.attend(qkv, shape, rope, None, 1e-6, cache, out)(1, 0)
         taken = resident_bytes() - before
         assert cache.nbytes > 250 << 20
@@ -87,14 +87,15 @@ def test_positions_never_written_take_no_memory(
 # ---- What is held ----------------------------------------------------------------------------
 
 
-def held(cache: NativeCache | NumpyCache, shape: AttentionShape) -> tuple[list[F32], list[F32]]:
+def held(
+    cache: KvCache, shape: AttentionShape, kernels: NumpyKernels
+) -> tuple[list[F32], list[F32]]:
     """Whole numbers and scales of an 8-bit cache, keys then values: [kv, n, d] and [kv, n, B]."""
     heads, d, blocks = shape.kv_heads, shape.head_dim, -(-shape.head_dim // 32)
-    if isinstance(cache, NumpyCache):
-        sides = (cache.keys, cache.values)
-        return [side.rows for side in sides], [side.scales for side in sides]
     assert cache.key_scales is not None
     assert cache.value_scales is not None
+    if not isinstance(kernels, NativeKernels):
+        return [cache.keys, cache.values], [cache.key_scales, cache.value_scales]
 
     def by_row(tiles: Array, columns: int) -> Array:
         return tiles.reshape(heads, -1, columns, 16).swapaxes(2, 3).reshape(heads, -1, columns)
@@ -112,12 +113,14 @@ def test_both_backends_hold_the_same_numbers(
     talk.qkv[7] *= 1e9  # scales beyond an f16
     talk.qkv[8] *= 1e-7  # below its least normal number
     talk.qkv[9] = 0
-    caches = [kernels.kv_cache(50, shape, 8) for kernels in (native, numpy)]
-    for kernels, cache in zip((native, numpy), caches, strict=True):
+    contents = []
+    for kernels in (native, numpy):
+        cache = KvCache(50, shape, 8)
         out = np.empty((50, 4 * head_dim), np.float32)
         kernels.attend(talk.qkv.copy(), shape, talk.rope, None, 1e-6, cache, out)(50, 0)
         assert np.isfinite(out).all()
-    for ours, theirs in zip(*(held(cache, shape) for cache in caches), strict=True):
+        contents.append(held(cache, shape, kernels))
+    for ours, theirs in zip(*contents, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(one, other)
 

@@ -34,7 +34,7 @@ from kernels_material import (
 )
 
 from picoedge.kernels import loader
-from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.api import AttentionShape, KvCache, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.kernels.native import NativeKernels, open_library
 from picoedge.kernels.reference.backend import NumpyKernels
@@ -272,7 +272,7 @@ def test_positions_written_before_do_not_matter(backends: Backends, bits: int) -
     talk = Conversation.draw(AttentionShape(4, 2, 32, 0.2), 40, 4, bits)
     want = talk.attend(backends.portable)[:9]
     for kernels in backends.native:
-        cache = kernels.kv_cache(40, talk.shape, bits)
+        cache = KvCache(40, talk.shape, bits)
         for values in vars(cache).values():
             if isinstance(values, np.ndarray):
                 values.fill(85 if values.dtype == np.int8 else np.nan)
@@ -301,9 +301,8 @@ def test_f32_matrices_are_numpys(backends: Backends) -> None:
 def test_caches_the_vectors_do_not_fit_are_numpys(
     backends: Backends, head_dim: int, bits: int
 ) -> None:
-    shape = AttentionShape(2, 1, head_dim, 0.2)
-    cache = backends.portable.kv_cache(32, shape, bits)
-    assert type(cache) is type(backends.numpy.kv_cache(32, shape, bits))
+    talk = Conversation.draw(AttentionShape(2, 1, head_dim, 0.2), 32, 11, bits)
+    np.testing.assert_array_equal(talk.attend(backends.portable), talk.attend(backends.numpy))
 
 
 def test_no_shard_gives_zeros(backends: Backends) -> None:

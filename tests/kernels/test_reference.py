@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from planes import unpack_planes
 
-from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.api import AttentionShape, KvCache, Residual
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import (
     FORMATS,
@@ -391,7 +391,7 @@ class Attention:
     def bind(self, kernels: NumpyKernels, batch: int) -> None:
         self.qkv = np.zeros((batch, self.width), np.float32)
         self.out = np.zeros((batch, self.shape.q_heads * self.shape.head_dim), np.float32)
-        self.cache = kernels.kv_cache(self.n_ctx, self.shape, self.bits)
+        self.cache = KvCache(self.n_ctx, self.shape, self.bits)
         self.attend = kernels.attend(
             self.qkv, self.shape, self.rope, self.norms, EPS, self.cache, self.out
         )
@@ -466,8 +466,8 @@ def test_a_long_context_is_attended_piece_by_piece(kernels: NumpyKernels) -> Non
 def test_cache_size_and_large_values() -> None:
     shape = AttentionShape(2, 1, 16, 1.0)
     backend = NumpyKernels(1)
-    assert backend.kv_cache(10, shape, 32).nbytes == 2 * 16 * 16 * 4
-    assert backend.kv_cache(10, shape, 16).nbytes == 2 * 16 * 16 * 2
+    assert KvCache(10, shape, 32).nbytes == 2 * 16 * 16 * 4
+    assert KvCache(10, shape, 16).nbytes == 2 * 16 * 16 * 2
     case = Attention(shape, bits=16)
     case.bind(backend, 1)
     case.qkv[0] = 1e6

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape, Kernels, Residual
+from picoedge.kernels.api import AttentionShape, Kernels, KvCache, Residual
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, Weights, pack_planes
 
@@ -152,7 +152,7 @@ class Conversation:
 
     def attend(self, kernels: Kernels, chunks: Sequence[tuple[int, int]] = ()) -> F32:
         n, outs = len(self.qkv), []
-        cache = kernels.kv_cache(n, self.shape, self.bits)
+        cache = KvCache(n, self.shape, self.bits)
         buffer = np.empty_like(self.qkv)
         out = np.full((n, self.shape.q_heads * self.shape.head_dim), np.nan, np.float32)
         op = kernels.attend(buffer, self.shape, self.rope, self.norms, 1e-6, cache, out)

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.api import AttentionShape, KvCache
 from picoedge.kernels.arrays import F32, Bools
-from picoedge.kernels.reference.kv_cache import NumpyCache
+from picoedge.kernels.reference import kv_cache
 from picoedge.kernels.reference.operations import MAX_MULTIPLIES, multiply, rms_norm, rotate
 from picoedge.kernels.reference.threads import Job, Scratch, ThreadPool
 
@@ -28,7 +28,7 @@ class BoundAttend:
     rope: tuple[F32, F32]
     norms: tuple[F32, F32] | None
     eps: float
-    cache: NumpyCache
+    cache: KvCache
     out: F32
 
     def __call__(self, n: int, position: int) -> None:
@@ -36,7 +36,8 @@ class BoundAttend:
         heads = self.qkv[:n].reshape(n, -1, shape.head_dim)
         rotated = self._rotate(heads[:, : shape.q_heads + shape.kv_heads], position)
         queries, keys = rotated[:, : shape.q_heads], rotated[:, shape.q_heads :]
-        self.cache.append(position, keys, heads[:, shape.q_heads + shape.kv_heads :])
+        values = heads[:, shape.q_heads + shape.kv_heads :]
+        kv_cache.append(self.cache, position, keys, values)
         group = shape.q_heads // shape.kv_heads
         grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
         scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
@@ -70,14 +71,15 @@ class BoundAttend:
 
     def _attend(self, q: F32, heads: slice, row: int, position: int, scratch: Scratch) -> None:
         """Attend with q [kv, group, n, d] of n tokens from `position` on into out from `row` on."""
-        kv, group, n, d = q.shape
+        cache, (kv, group, n, d) = self.cache, q.shape
         end = position + n
         start = max(0, position + 1 - self.shape.window) if self.shape.window else 0
         q = q.reshape(kv, group * n, d)
         scores = scratch.take("scores", (kv, group * n, end - start), np.float32)
         step = max(1, _TILE // (kv * d))
         for at in range(start, end, step):
-            keys = self.cache.keys.read(heads, slice(at, min(at + step, end)), scratch)
+            where = heads, slice(at, min(at + step, end))
+            keys = kv_cache.read(cache.keys, cache.key_scales, where, scratch)
             _multiply(q, keys.swapaxes(1, 2), scores[:, :, at - start :][:, :, : keys.shape[1]])
         if n > 1:
             each = scores.reshape(kv, group, n, -1)
@@ -86,7 +88,8 @@ class BoundAttend:
         np.exp(scores, out=scores)
         mixed, part = np.empty((2, kv, group * n, d), np.float32)
         for at in range(start, end, step):
-            values = self.cache.values.read(heads, slice(at, min(at + step, end)), scratch)
+            where = heads, slice(at, min(at + step, end))
+            values = kv_cache.read(cache.values, cache.value_scales, where, scratch)
             into = mixed if at == start else part
             _multiply(scores[:, :, at - start :][:, :, : values.shape[1]], values, into)
             if into is part:

@@ -9,12 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape, Residual
+from picoedge.kernels.api import Attend, AttentionShape, KvCache, Product, Residual
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.attention import BoundAttend
-from picoedge.kernels.reference.kv_cache import NumpyCache
 from picoedge.kernels.reference.matmul import Projection, Summed, SummedF32
 from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
 from picoedge.kernels.reference.threads import Program, ThreadPool
@@ -30,10 +29,6 @@ class NumpyKernels:
         self.threads = self._pool.threads
         self._stop = weakref.finalize(self, self._pool.close)  # also when forgotten
 
-    def kv_cache(self, n_ctx: int, shape: AttentionShape, bits: int) -> NumpyCache:
-        """Zeroed keys and values of one layer; see `Kernels.kv_cache`."""
-        return NumpyCache(n_ctx, shape, bits)
-
     def project(
         self,
         source: Residual,
@@ -42,7 +37,7 @@ class NumpyKernels:
         out: F32,
         *,
         reuse_input: bool = False,
-    ) -> BoundProject:
+    ) -> Product:
         """See `Kernels.project`."""
         assert all(one.spec.cols == source.x.shape[1] for one in weights)
         assert not weights or out.shape[1] == sum(one.total_rows for one in weights)
@@ -61,9 +56,9 @@ class NumpyKernels:
         rope: tuple[F32, F32],
         norms: tuple[F32, F32] | None,
         eps: float,
-        cache: NumpyCache,
+        cache: KvCache,
         out: F32,
-    ) -> BoundAttend:
+    ) -> Attend:
         """See `Kernels.attend`."""
         return BoundAttend(self, self._pool, qkv, shape, rope, norms, eps, cache, out)
 
@@ -75,7 +70,7 @@ class NumpyKernels:
         sums: F64,
         *,
         accumulate: bool = False,
-    ) -> BoundProjectSum:
+    ) -> Product:
         """See `Kernels.project_sum`."""
         matrix: Summed | SummedF32 | None = None
         if weights is not None and weights.count:

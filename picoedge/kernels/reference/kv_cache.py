@@ -1,10 +1,10 @@
-"""The reference backend's cache of keys and values of one layer: f32, f16, or int8 with scales."""
+"""Writing and reading a `KvCache` in the reference's order: rows [kv_heads, positions, d]."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape, padded_positions, scale_blocks
+from picoedge.kernels.api import KvCache
 from picoedge.kernels.arrays import F16, F32, I8, Array
 from picoedge.kernels.blocks import BLOCK_COLS
 from picoedge.kernels.reference.planes import widen
@@ -14,47 +14,41 @@ _TOP = np.float32(127)
 _LARGEST = np.float32(65504)  # of an f16
 
 
-class CacheRows:
-    """Rows [kv_heads, positions, d] in f32, f16, or int8 with an f16 scale per 32 dimensions."""
+def append(cache: KvCache, position: int, keys: F32, values: F32) -> None:
+    """Store keys and values, each [n, kv_heads, d], at position .. position+n-1."""
+    span = slice(position, position + len(keys))
+    for rows, stored, scales in (
+        (keys.transpose(1, 0, 2), cache.keys, cache.key_scales),
+        (values.transpose(1, 0, 2), cache.values, cache.value_scales),
+    ):
+        if scales is not None:
+            stored[:, span], scales[:, span] = quantize_rows(rows)
+        else:
+            with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
+                stored[:, span] = rows
 
-    def __init__(self, size: tuple[int, int, int], bits: int) -> None:
-        heads, positions, d = size
-        self.rows: Array = np.zeros(size, {32: np.float32, 16: np.float16, 8: np.int8}[bits])
-        blocks = scale_blocks(d) if bits == 8 else 0
-        self.scales = np.zeros((heads, positions, blocks), np.float16)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes when full."""
-        return self.rows.nbytes + self.scales.nbytes
+def read(stored: Array, scales: F16 | None, where: tuple[slice, slice], scratch: Scratch) -> F32:
+    """Rows `where` (heads, positions) of `stored` keys or values, as f32.
 
-    def write(self, position: int, rows: F32) -> None:
-        """Store rows [n, kv_heads, d] at position .. position+n-1."""
-        span, by_head = slice(position, position + len(rows)), rows.transpose(1, 0, 2)
-        if self.rows.dtype == np.int8:
-            self.rows[:, span], self.scales[:, span] = quantize_rows(by_head)
-            return
-        with np.errstate(over="ignore"):  # past 65504 an f16 is infinite, and is read as 65536
-            self.rows[:, span] = by_head
-
-    def read(self, heads: slice, positions: slice, scratch: Scratch) -> F32:
-        """Rows as f32: a view of f32 rows, or a copy in scratch, valid until the next read."""
-        stored = self.rows[heads, positions]
-        if stored.dtype == np.float32:
-            return stored
-        out: F32 = scratch.take("wide", stored.shape, np.float32)
-        if stored.dtype == np.float16:
-            return widen(stored.view(np.int16), out)
-        halves = self.scales[heads, positions]
-        scales: F32 = widen(halves.view(np.int16), scratch.take("scales", halves.shape, np.float32))
-        np.copyto(out, stored)
-        whole = stored.shape[2] // BLOCK_COLS
-        blocks = out[:, :, : whole * BLOCK_COLS].reshape(*out.shape[:2], whole, BLOCK_COLS)
-        np.multiply(blocks, scales[:, :, :whole, None], out=blocks)  # a view
-        rest = out[:, :, whole * BLOCK_COLS :]
-        if rest.shape[2]:
-            np.multiply(rest, scales[:, :, whole:], out=rest)
-        return out
+    A view of f32 rows, or a copy in scratch, valid until the next read.
+    """
+    stored = stored[where]
+    if stored.dtype == np.float32:
+        return stored
+    out: F32 = scratch.take("wide", stored.shape, np.float32)
+    if scales is None:
+        return widen(stored.view(np.int16), out)
+    halves = scales[where].view(np.int16)
+    steps: F32 = widen(halves, scratch.take("scales", halves.shape, np.float32))
+    np.copyto(out, stored)
+    whole = stored.shape[2] // BLOCK_COLS
+    blocks = out[:, :, : whole * BLOCK_COLS].reshape(*out.shape[:2], whole, BLOCK_COLS)
+    np.multiply(blocks, steps[:, :, :whole, None], out=blocks)  # a view
+    rest = out[:, :, whole * BLOCK_COLS :]
+    if rest.shape[2]:
+        np.multiply(rest, steps[:, :, whole:], out=rest)
+    return out
 
 
 def quantize_rows(rows: F32) -> tuple[I8, F16]:
@@ -71,22 +65,3 @@ def quantize_rows(rows: F32) -> tuple[I8, F16]:
     steps = rows * np.repeat(inverse, BLOCK_COLS, axis=-1)[..., :d]
     quants = np.rint(np.clip(steps, -_TOP, _TOP, out=steps), out=steps)
     return quants.astype(np.int8), scales
-
-
-class NumpyCache:
-    """Keys and values of one layer; see `Kernels.kv_cache`."""
-
-    def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
-        assert bits in (32, 16, 8), "a cache has 32, 16 or 8 bits"
-        size = (shape.kv_heads, padded_positions(n_ctx), shape.head_dim)
-        self.keys, self.values = CacheRows(size, bits), CacheRows(size, bits)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when full; untouched pages cost nothing yet."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def append(self, position: int, keys: F32, values: F32) -> None:
-        """Store keys and values, each [n, kv_heads, d], at position .. position+n-1."""
-        self.keys.write(position, keys)
-        self.values.write(position, values)

@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32, U8, Array
@@ -175,6 +176,16 @@ class Weights:
         end = self.spec.offset + self.spec.nbytes
         return self.data[i * self.stride : i * self.stride + end]
 
+    def plane(self, name: str, shape: Sequence[int] = (), dtype: npt.DTypeLike | None = None) -> Array:
+        """One plane of all shards as one array, [count, *shape]; nothing is copied.
+
+        `shape`, `dtype`: other ones for the same bytes.
+        """
+        at, own_shape, own_dtype = self.spec.planes[name]
+        shape, dtype = shape or own_shape, own_dtype if dtype is None else np.dtype(dtype)
+        strides = (self.stride, *np.ndarray(shape, dtype, self.data.data, at).strides)
+        return np.ndarray((self.count, *shape), dtype, self.data.data, at, strides)
+
 
 @dataclass(frozen=True, eq=False)
 class Quants:
@@ -286,14 +297,12 @@ class RowGather:
 def _plane_of_all(weights: Weights, name: str) -> Array:
     """One plane of every shard as one array, no copy: [count, T, B, v, 16, 4] for quants and
     highs, [count, T, B or S, 1 or 2, 16] for the others, [count, rows, cols] for f32 values."""
-    at, shape, dtype = weights.spec.planes[name]
+    _, shape, dtype = weights.spec.planes[name]
     if name in ("quants", "highs"):
         shape, dtype = (*shape[:2], math.prod(shape[2:-2]), *shape[-2:]), np.dtype(np.uint8)
     elif name != "values":
         shape = (*shape[:2], math.prod(shape[2:-1]), TILE_ROWS)
-    inner = np.ndarray(shape, dtype, weights.data, at).strides
-    strides = (weights.stride, *inner)
-    return np.ndarray((weights.count, *shape), dtype, weights.data, at, strides)
+    return weights.plane(name, shape, dtype)
 
 
 def _row_quants(spec: MatrixSpec, picked: dict[str, Array]) -> Quants:

@@ -13,9 +13,8 @@ rows of a tile so that a multiplication runs along memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -86,20 +85,13 @@ class Operand:
         return self._factors[bits]
 
     def _make(self, bits: int, program: Program) -> Factors:
-        if bits == 8:
-            return Factors(self._repeat(program, _bytes(), np.int32).reshape(1, 4, -1))
-        if bits == 4:
-            return Factors(self._lanes(program, _nibbles()).reshape(1, 4, -1))
-        if bits == 5:
-            return Factors(
-                self._lanes(program, _nibbles()).reshape(1, 4, -1),
-                self._lanes(program, _bits()).reshape(16, -1),
-                self._lanes(program, _offsets(1, 16)).reshape(1, 1, -1),
-            )
-        return Factors(
-            self._lanes(program, _halves_of_nibbles()).reshape(2, 2, -1),
-            self._lanes(program, _pairs_of_bits()).reshape(8, -1),
-            self._lanes(program, _offsets(2, 32)).reshape(2, 1, -1),
+        halves, (words, *others) = 2 if bits == 6 else 1, _matrices(bits)
+        factors = Factors(self._repeat(program, words, bits).reshape(halves, 4 // halves, -1))
+        if not others:
+            return factors
+        highs, offsets = (self._repeat(program, matrix, bits) for matrix in others)
+        return replace(
+            factors, highs=highs.reshape(len(highs), -1), lanes=offsets.reshape(halves, 1, -1)
         )
 
     def _combine(self, program: Program, matrix: F32) -> F32:
@@ -109,19 +101,18 @@ class Operand:
         program.add(multiply, self._whole, matrix.reshape(BLOCK_COLS, -1), out)
         return out.reshape(blocks, k, m).transpose(1, 0, 2)
 
-    def _lanes(self, program: Program, matrix: F32) -> Array:
-        """Factors for u16 words, m ending in a row's two lanes: u16 [k, B, m / 2, 16 * 2]."""
-        return self._repeat(program, matrix, np.int16).view(np.uint16)
+    def _repeat(self, program: Program, matrix: F32, bits: int) -> Array:
+        """`_combine` as integers, repeated for 16 rows.
 
-    def _repeat(self, program: Program, matrix: F32, integer: type[np.signedinteger[Any]]) -> Array:
-        """`_combine` as integers, in u32 words repeated for 16 rows: u32 [k, B, words, 16]."""
+        8 bits: u32 [k, B, m, 16]; else m ends in a row's two lanes: u16 [k, B, m / 2, 16 * 2].
+        """
         combined = self._combine(program, matrix)
-        small = np.empty(combined.shape, integer)
+        small = np.empty(combined.shape, np.int32 if bits == 8 else np.int16)
         program.add(np.copyto, small, combined, "unsafe")
         words = small.view(np.uint32)  # of i16: both lanes of a row in one word
         out = np.empty((*words.shape, TILE_ROWS), np.uint32)
         program.add(np.copyto, out, words[..., None])
-        return out
+        return out if bits == 8 else out.view(np.uint16)
 
 
 def rounded_columns(x: F32, groups: int) -> F32:
@@ -154,36 +145,24 @@ def _unshifted(order: Array, base: int, unit: int = 1) -> F32:
 
 
 @cache
-def _nibbles() -> F32:
-    order = _elements(2, 4, 2, 2)  # nibble, v, lane, byte
-    return _unshifted(order.transpose(3, 0, 1, 2).reshape(4, 8), 16)
+def _matrices(bits: int) -> tuple[F32, ...]:
+    """For the words of quants; 5 and 6 bits: for the words of high bits, and for the offset."""
+    if bits == 8:
+        return (_unshifted(_elements(8, 4).T, 256),)
+    order = _elements(2, 4, 2, 2)  # nibble (of 6 bits: half), v, lane, byte
+    if bits == 6:
+        # Low and high nibbles are masked apart, since each half of a block is summed on its own.
+        halves = order.transpose(0, 3, 1, 2).reshape(2, 2, 8)  # half, byte, (v, lane)
+        nibbles = np.concatenate([_unshifted(half, 256) for half in halves], axis=1)
+        pairs_of_bits = _unshifted(order.transpose(3, 1, 0, 2).reshape(8, 4), 4, 16)
+        return nibbles, pairs_of_bits, _offsets(2, 32)
+    nibbles = _unshifted(order.transpose(3, 0, 1, 2).reshape(4, 8), 16)
+    if bits == 4:
+        return (nibbles,)
+    high_bits = _elements(8, 2, 2).transpose(2, 0, 1).reshape(16, 2)  # of v, lane, byte
+    return nibbles, _unshifted(high_bits, 2, 16), _offsets(1, 16)
 
 
-@cache
-def _bits() -> F32:
-    order = _elements(8, 2, 2)  # v, lane, byte
-    return _unshifted(order.transpose(2, 0, 1).reshape(16, 2), 2, 16)
-
-
-@cache
-def _halves_of_nibbles() -> F32:
-    """Low and high nibbles are masked apart, since each half of a block is summed on its own."""
-    order = _elements(2, 4, 2, 2).transpose(0, 3, 1, 2).reshape(2, 2, 8)  # half, byte, (v, lane)
-    return np.concatenate([_unshifted(half, 256) for half in order], axis=1)
-
-
-@cache
-def _pairs_of_bits() -> F32:
-    order = _elements(2, 4, 2, 2)  # half, v, lane, byte
-    return _unshifted(order.transpose(3, 1, 0, 2).reshape(8, 4), 4, 16)
-
-
-@cache
-def _bytes() -> F32:
-    return _unshifted(_elements(8, 4).T, 256)
-
-
-@cache
 def _offsets(halves: int, offset: int) -> F32:
     """-offset times the sum of a lane's elements: [32, halves, 2]."""
     out = np.zeros((halves, BLOCK_COLS // halves // 4, 2, 2, halves, 2), np.float32)

@@ -14,7 +14,7 @@ from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import Weights
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.attention import BoundAttend
-from picoedge.kernels.reference.matmul import Projection, Summed, SummedF32
+from picoedge.kernels.reference.matmul import Projection, Summed
 from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
 from picoedge.kernels.reference.threads import Program, ThreadPool
 
@@ -72,15 +72,10 @@ class NumpyKernels:
         accumulate: bool = False,
     ) -> Product:
         """See `Kernels.project_sum`."""
-        matrix: Summed | SummedF32 | None = None
+        matrix = None
         if weights is not None and weights.count:
             assert x.shape[1] == weights.total_cols * (1 if activation is None else 2)
-            plain = weights.spec.format.bits == 32
-            matrix = (
-                SummedF32(weights, accumulate=accumulate)
-                if plain
-                else Summed(weights, accumulate=accumulate)
-            )
+            matrix = Summed(weights, accumulate=accumulate)
         return BoundProjectSum(self, self._pool, x, activation, matrix, sums)
 
     def close(self) -> None:
@@ -157,14 +152,14 @@ class BoundProjectSum:
     pool: ThreadPool
     x: F32
     activation: str | None
-    matrix: Summed | SummedF32 | None
+    matrix: Summed | None
     sums: F64
 
     def __call__(self, n: int, first: int = 0) -> None:
         assert 0 <= first < n <= len(self.x), "more tokens than the buffers hold"
         if self.matrix is None:
             self.sums[first:n] = 0
-        elif n == 1 and isinstance(self.matrix, Summed):
+        elif n == 1 and self.matrix.width < 32:
             self._first_row.run()
             self.pool.run_programs(self._programs)
         else:
@@ -181,18 +176,18 @@ class BoundProjectSum:
 
     @cached_property
     def _programs(self) -> list[Program]:
-        assert isinstance(self.matrix, Summed)
+        assert self.matrix is not None
         return self.matrix.programs(self._operand, self.sums[0], self.pool.scratch)
 
     @cached_property
     def _first_row(self) -> Program:
         """The program that makes the operand of the first row of x."""
-        assert isinstance(self.matrix, Summed)
+        assert self.matrix is not None
         program, plain = Program(), self._operand.plain
         if self.activation is None:
             program.add(np.copyto, plain, self.x[0])
         else:
             cols = len(plain)
             program.add(gated, self.activation, self.x[0, :cols], self.x[0, cols:], plain)
-        self._operand.prepare(program, self.matrix.widths)
+        self._operand.prepare(program, {self.matrix.width})
         return program

@@ -8,6 +8,7 @@ order. No BLAS, and no f32 copy of a quant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ _NIBBLES = np.uint16(0x0F0F)
 _SIGNS = np.uint32(0x80808080)
 _BY_NIBBLE = np.array([4, 8, 12], np.uint16).reshape(3, 1, 1)
 _BY_BYTE = np.array([8, 16, 24], np.uint32).reshape(3, 1, 1)
+
+
+Layout = tuple[int, ...]
+"""of a group of tiles: (shards, tiles) where shards are stacked by rows, else (tiles, shards)"""
 
 
 class BatchShape(NamedTuple):
@@ -53,37 +58,20 @@ class BatchShape(NamedTuple):
         return self.stacked * self.blocks * BLOCK_COLS
 
 
-class TileLayout(NamedTuple):
-    """How the tiles of a group layout: [shards, tiles] if stacked by rows, else [tiles, shards]."""
-
-    outer: int
-    inner: int
-    tiles: int
-
-
-class TileGroup:
-    """Some tiles of some shards of one matrix: views of their planes."""
-
-    def __init__(self, planes: Planes, shards: slice, tiles: slice, *, by_columns: bool) -> None:
-        planes = planes.cut(shards, tiles, by_columns=by_columns)
-        self.words, self.highs = planes.words, planes.highs
-        self.scales, self.supers = planes.scales, planes.supers
-        outer, inner = self.words.shape[:2]
-        self.layout = TileLayout(outer, inner, outer if by_columns else outer * inner)
-
-
 def multiply_batch(
     program: Program,
     shape: BatchShape,
-    groups: Sequence[TileGroup],
+    groups: Sequence[Planes],
     operand: Operand,
     scratch: Scratch,
 ) -> F32:
-    """Append the product of the groups with the operand; returns it, f32 [stacked, tiles, 16].
+    """Append the product of the operand with groups of tiles of this shape (`Planes.cut`).
 
+    Returns it, f32 [stacked, tiles, 16].
     The array is in `scratch`: the program must copy it before it computes the next batch.
     """
-    batch = scratch.once((shape, tuple(group.layout for group in groups)), BatchScratch)
+    layouts = tuple(group.words.shape[:2] for group in groups)
+    batch = scratch.once((shape, layouts), BatchScratch)
     for group, room in zip(groups, batch.group_scratch, strict=True):
         room.load(program, group)
         room.sum(program, operand)
@@ -98,10 +86,11 @@ class BatchScratch:
     or the scales of both halves: 2).
     """
 
-    def __init__(self, key: tuple[BatchShape, tuple[TileLayout, ...]], scratch: Scratch) -> None:
+    def __init__(self, key: tuple[BatchShape, tuple[Layout, ...]], scratch: Scratch) -> None:
         shape, layouts = key
-        fmt, g, t = FORMATS[shape.format], shape.stacked, sum(layout.tiles for layout in layouts)
-        b = g * shape.blocks
+        fmt, g = FORMATS[shape.format], shape.stacked
+        sizes = [math.prod(layout) // g for layout in layouts]
+        t, b = sum(sizes), g * shape.blocks
         h, lanes = 2 if fmt.bits == 6 else 1, 16 if fmt.bits == 8 else 32
         p = 2 if fmt.has_min or fmt.name == "q6k" else 1
         self._format = fmt
@@ -119,8 +108,8 @@ class BatchScratch:
         self.result: F32 = scratch.take("result", (g, t, 16), np.float32)
         self.group_scratch: list[GroupScratch] = []
         start = 0
-        for layout in layouts:
-            tiles = slice(start, start + layout.tiles)
+        for layout, size in zip(layouts, sizes, strict=True):
+            tiles = slice(start, start + size)
             sums = self._sums[:, tiles.start * b : tiles.stop * b]
             supers = None if self._supers is None else self._supers[:, tiles]
             self.group_scratch.append(
@@ -171,28 +160,27 @@ class GroupScratch:
     """Scratch for one group of a batch: its words, and its part of the batch's sums and scales."""
 
     def __init__(
-        self, fmt: Format, layout: TileLayout, sums: Array, scales: F32, supers: F32 | None,
-        scratch: Scratch,
+        self, fmt: Format, layout: Layout, sums: Array, scales: F32,
+        supers: F32 | None, scratch: Scratch,
     ) -> None:  # fmt: skip
         (p, t, b, _), (h, _, lanes), word = scales.shape, sums.shape, _word(fmt)
-        chunk = layout[:2]
         self._bits, self._sums = fmt.bits, sums
         self._shifted = scratch.take("shifted", (h, 4 // h, t, b * 128), word)
-        self._words = self._shifted.reshape(4, *chunk, -1)[0]
+        self._words = self._shifted.reshape(4, *layout, -1)[0]
         self._products = scratch.take("products", (h, t, b * 128), word)
         self._scales = scales if fmt.superblocks else scales.view(np.int32)
-        self._scales = self._scales.reshape(p, *chunk, -1, 16)
+        self._scales = self._scales.reshape(p, *layout, -1, 16)
         self._supers = None
         if supers is not None:
-            self._supers = supers.view(np.int32).reshape(len(supers), *chunk, -1, 16)
+            self._supers = supers.view(np.int32).reshape(len(supers), *layout, -1, 16)
         if fmt.bits in (5, 6):
             k, words = 16 // (fmt.bits - 4), b * lanes * h
             self._high_shifted = scratch.take("highs", (k, t, words), word)
-            self._high_words = self._high_shifted.reshape(k, *chunk, -1)
+            self._high_words = self._high_shifted.reshape(k, *layout, -1)
             self._high_shifts = np.arange(0, 16, fmt.bits - 4, dtype=np.uint16).reshape(k, 1, 1, 1)
             self._high_products = scratch.take("products", (t, words), word)
 
-    def load(self, program: Program, group: TileGroup) -> None:
+    def load(self, program: Program, group: Planes) -> None:
         """Append: shift the group's words into scratch and copy its scales."""
         words = self._shifted
         if self._bits == 8:

@@ -16,7 +16,7 @@ from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Weights
 from picoedge.kernels.reference.activations import Operand, rounded_columns
 from picoedge.kernels.reference.dequantize import band
-from picoedge.kernels.reference.gemv import BatchShape, TileGroup, multiply_batch
+from picoedge.kernels.reference.gemv import BatchShape, multiply_batch
 from picoedge.kernels.reference.operations import multiply
 from picoedge.kernels.reference.planes import Planes
 from picoedge.kernels.reference.threads import Job, Program, Scratch
@@ -67,7 +67,7 @@ class Projection:
                 continue
             if one.spec.format.bits == 32:
                 firsts = range(start, start + one.total_rows, one.spec.rows)
-                self._multiply_f32 += zip(_values(one), firsts, strict=True)
+                self._multiply_f32 += zip(one.plane("values"), firsts, strict=True)
             else:
                 self._packed.append((Planes.of(one), start))
             start += one.total_rows
@@ -93,7 +93,7 @@ class Projection:
             at = 0
             for group, rows in part:
                 into = rows.of(out[None])[0]
-                size = group.layout.tiles * TILE_ROWS
+                size = group.count * group.tiles * TILE_ROWS
                 from_piece = product.reshape(-1)[at : at + size].reshape(rows.shards, -1)
                 program.add(np.copyto, into, from_piece[:, : into.shape[1]])
                 at += size
@@ -128,7 +128,7 @@ def _multiply_f32(x: F32, values: F32, out: F32, _: Scratch) -> None:
 
 def _row_batches(
     matrices: list[tuple[Planes, int]], how: GemvPlan
-) -> list[tuple[BatchShape, list[tuple[TileGroup, RowRange]]]]:
+) -> list[tuple[BatchShape, list[tuple[Planes, RowRange]]]]:
     """Groups of tiles of a projection's matrices, in batches, each with its rows of the product."""
     batches = []
     shapes = [
@@ -136,11 +136,11 @@ def _row_batches(
     ]
     for shape, same in groupby(sorted(shapes, key=lambda each: each[0]), key=lambda each: each[0]):
         groups = [
-            (TileGroup(planes, *where, by_columns=False), _rows(planes, first, where))
+            (planes.cut(*where, by_columns=False), _rows(planes, first, where))
             for _, planes, first in same
             for where in split_tiles(planes.count, planes.tiles, planes.tile_bytes, how.group_bytes)
         ]
-        sizes = [group.layout.tiles * shape.cols * TILE_ROWS for group, _ in groups]
+        sizes = [group.count * group.tiles * shape.cols * TILE_ROWS for group, _ in groups]
         batches += [(shape, part) for part in make_batches(groups, sizes, how)]
     return batches
 
@@ -149,13 +149,22 @@ class Summed:
     """A matrix whose shards are stacked by columns, their products added in f64."""
 
     def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
-        self._planes, self._accumulate = Planes.of(weights), accumulate
-        self.widths = {weights.spec.format.bits}
-        cuts = split_tiles(1, self._planes.tiles, band_bytes(weights.spec), BAND_BYTES)
-        self._bands = [tiles for _, tiles in cuts]
+        self._accumulate, self.width = accumulate, weights.spec.format.bits
+        self._shards, tiles = weights.count, -(-weights.spec.rows // TILE_ROWS)
+        if self.width == 32:
+            self._values: F32 = weights.plane("values")
+            size = F32_JOB_ROWS // TILE_ROWS
+            self._bands = [slice(at, at + size) for at in range(0, tiles, size)]
+        else:
+            self._planes = Planes.of(weights)
+            cuts = split_tiles(1, tiles, band_bytes(weights.spec), BAND_BYTES)
+            self._bands = [band for _, band in cuts]
 
     def programs(self, operand: Operand, sums: F64, scratch: Sequence[Scratch]) -> list[Program]:
-        """One program a thread; together they fill sums [rows] with one token's products."""
+        """One program a thread; together they fill sums [rows] with one token's products.
+
+        Of a quantized matrix.
+        """
         planes, shape = self._planes, BatchShape.of(self._planes, by_columns=True)
         every, tile_bytes = slice(0, planes.count), planes.count * planes.tile_bytes
         how = plan_gemv(planes.weights, planes.words.nbytes, len(scratch))
@@ -164,7 +173,7 @@ class Summed:
         programs = [Program() for _ in range(how.threads)]
         for i, part in enumerate(make_batches(cuts, sizes, how)):
             program, room = programs[i % how.threads], scratch[i % how.threads]
-            groups = [TileGroup(planes, every, tiles, by_columns=True) for tiles in part]
+            groups = [planes.cut(every, tiles, by_columns=True) for tiles in part]
             product = multiply_batch(program, shape, groups, operand, room)
             into = sums[part[0].start * TILE_ROWS : part[-1].stop * TILE_ROWS]
             from_shards = product.reshape(planes.count, -1)[:, : len(into)]
@@ -177,50 +186,25 @@ class Summed:
 
     def jobs(self, x: F32, sums: F64) -> list[Job]:
         """Fill sums [n, rows] with the products of x [n, all cols]."""
-        columns = rounded_columns(x, self._planes.count)
+        if self.width == 32:
+            columns = np.split(x, self._shards, axis=1)
+        else:
+            columns = list(rounded_columns(x, self._shards))
         return [partial(self._band, tiles, columns, sums) for tiles in self._bands]
 
-    def _band(self, tiles: slice, x: F32, sums: F64, scratch: Scratch) -> None:
-        target = sums[:, tiles.start * TILE_ROWS : tiles.stop * TILE_ROWS]
+    def _band(self, tiles: slice, x: list[F32], sums: F64, scratch: Scratch) -> None:
+        rows = slice(tiles.start * TILE_ROWS, tiles.stop * TILE_ROWS)
+        target = sums[:, rows]
         if not self._accumulate:
             target[...] = 0
         for shard, columns in enumerate(x):
-            weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
+            if self.width == 32:
+                weights = self._values[shard, rows].T
+            else:
+                weights = band(self._planes, slice(shard, shard + 1), tiles, scratch)
             product = scratch.take("product", (len(sums), weights.shape[1]), np.float32)
             multiply(columns, weights, product)
             target += product[:, : target.shape[1]]
-
-
-class SummedF32:
-    """An f32 matrix whose shards are stacked by columns, their products added in f64."""
-
-    def __init__(self, weights: Weights, *, accumulate: bool = False) -> None:
-        self._values, self._accumulate = _values(weights), accumulate
-
-    def jobs(self, x: F32, sums: F64) -> list[Job]:
-        """Fill sums [n, rows] with the products of x [n, all cols]."""
-        return [
-            partial(self._multiply, x, slice(at, at + F32_JOB_ROWS), sums)
-            for at in range(0, self._values.shape[1], F32_JOB_ROWS)
-        ]
-
-    def _multiply(self, x: F32, rows: slice, sums: F64, scratch: Scratch) -> None:
-        target = sums[:, rows]
-        product = scratch.take("product", target.shape, np.float32)
-        if not self._accumulate:
-            target[...] = 0
-        columns = np.split(x, len(self._values), axis=1)
-        for i, values in enumerate(self._values):
-            multiply(columns[i], values[rows].T, product)
-            target += product
-
-
-def _values(weights: Weights) -> F32:
-    """An f32 matrix of every shard: [count, rows, cols]."""
-    at, (rows, cols), _ = weights.spec.planes["values"]
-    return np.ndarray(
-        (weights.count, rows, cols), "<f4", weights.data.data, at, (weights.stride, 4 * cols, 4)
-    )
 
 
 def _rows(planes: Planes, first: int, where: tuple[slice, slice]) -> RowRange:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -39,18 +37,15 @@ class Planes:
         spec = weights.spec
         t, b = -(-spec.rows // TILE_ROWS), spec.cols // BLOCK_COLS
         fmt = spec.format
-        word = np.dtype("<u4" if fmt.bits == 8 else "<u2")
         highs = None
         if "highs" in spec.planes:
-            lanes = (32 if fmt.bits == 5 else 64) * b
-            highs = _view(weights, "highs", np.dtype("<u2"), (t, lanes))
+            highs = weights.plane("highs", (t, (32 if fmt.bits == 5 else 64) * b), "<u2")
         if fmt.name == "q6k":
-            scales = _view(weights, "scales", np.dtype(np.int8), (t, b, 2, TILE_ROWS))
-            scales = scales.transpose(3, 0, 1, 2, 4)
+            scales = weights.plane("scales").transpose(3, 0, 1, 2, 4)
         else:
             scales = _parts(weights, "scales", "mins")
         supers = _parts(weights, "superscales", "supermins") if fmt.superblocks else None
-        words = _view(weights, "quants", word, (t, b * 128))
+        words = weights.plane("quants", (t, b * 128), "<u4" if fmt.bits == 8 else "<u2")
         return cls(spec, weights.count, t, b, words, highs, scales, supers)
 
     @property
@@ -72,6 +67,8 @@ class Planes:
 
         return replace(
             self,
+            count=shards.stop - shards.start,
+            tiles=tiles.stop - tiles.start,
             words=of(self.words, 0),
             highs=None if self.highs is None else of(self.highs, 0),
             scales=of(self.scales, 1),
@@ -79,21 +76,11 @@ class Planes:
         )
 
 
-def _view(weights: Weights, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """One plane of all shards: [count, *shape]."""
-    at, _, _ = weights.spec.planes[name]
-    inner = np.empty((), dtype).itemsize * math.prod(shape)
-    strides = [inner := inner // size for size in shape]
-    return np.ndarray(
-        (weights.count, *shape), dtype, weights.data.data, at, (weights.stride, *strides)
-    )
-
-
 def _parts(weights: Weights, first: str, second: str) -> Array:
     """Two planes of one shape (or the first alone): [2 or 1, count, T, .., 16]."""
-    at, shape, dtype = weights.spec.planes[first]
+    at, _, dtype = weights.spec.planes[first]
     kind = np.dtype("<i2") if dtype.kind == "f" else dtype
-    one = _view(weights, first, kind, shape)
+    one = weights.plane(first, dtype=kind)
     if second not in weights.spec.planes:
         return one[None]
     apart = weights.spec.planes[second][0] - at

@@ -176,7 +176,9 @@ class Weights:
         end = self.spec.offset + self.spec.nbytes
         return self.data[i * self.stride : i * self.stride + end]
 
-    def plane(self, name: str, shape: Sequence[int] = (), dtype: npt.DTypeLike | None = None) -> Array:
+    def plane(
+        self, name: str, shape: Sequence[int] = (), dtype: npt.DTypeLike | None = None
+    ) -> Array:
         """One plane of all shards as one array, [count, *shape]; nothing is copied.
 
         `shape`, `dtype`: other ones for the same bytes.

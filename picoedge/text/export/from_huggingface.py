@@ -21,7 +21,7 @@ from picoedge.text.tokenizer.base import (
     TextSettings,
     read_added,
 )
-from picoedge.text.tokenizer.load import begins_with, load_tokenizer_json
+from picoedge.text.tokenizer.load import begins_with, load_sentencepiece, load_tokenizer_json
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -74,11 +74,13 @@ def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
     as_json, as_model = source / JSON_FILE, source / SENTENCEPIECE_FILE
     large = as_json.exists() and as_json.stat().st_size > _LARGE_JSON_BYTES
     if as_model.exists() and (large or not as_json.exists()):
-        model = _load_model(as_model)
-        if model is not None:
+        try:
+            model = load_sentencepiece(as_model, "get a sound copy")
+        except TextError:  # another program's file of this name
+            if not as_json.exists():
+                raise
+        else:
             return _copy_model(model, configs, folder)
-        if not as_json.exists():
-            raise TextError(f"{as_model} is not a SentencePiece model", "get a sound copy")
     if as_json.exists():
         return _copy_json(configs, folder)
     raise TextError(
@@ -134,17 +136,6 @@ def _copy_json(configs: Folder, folder: Path) -> TextSettings:
     # Whether texts begin with BOS is what the file's own rules do.
     begins = bos is not None and first == [bos]
     return _settings(configs, tokenizer.token_to_id, begins, "never", {}, special)
-
-
-def _load_model(path: Path) -> SentencePieceProcessor | None:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    try:
-        model.load(str(path))
-    except (OSError, RuntimeError):  # another program's file of this name
-        return None
-    return model
 
 
 def _copy_model(model: SentencePieceProcessor, configs: Folder, folder: Path) -> TextSettings:

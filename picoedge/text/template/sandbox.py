@@ -158,38 +158,21 @@ class Rewrite(NodeTransformer):
         if isinstance(node, _REFUSED) or (isinstance(node, nodes.For) and node.recursive):
             what = "a recursive loop" if isinstance(node, nodes.For) else type(node).__name__
             raise SecurityError(f"line {node.lineno}: {what} is not supported")
-        return super().visit(node, *args, **kwargs)
-
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
-        return nodes.Const(node.data, lineno=node.lineno)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_each")
+        match node:
+            case nodes.TemplateData():
+                return nodes.Const(node.data, lineno=node.lineno)
+            case nodes.For():
+                node.iter = _filtered(node.iter, "_each")
+            case nodes.Compare():
+                node.expr = _filtered(node.expr, "_step")
+            case nodes.Concat():
+                return _filtered(node.nodes[0], "_concat", node.nodes[1:])
+            case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
+                return _filtered(node, "_hold")
+            case nodes.Getitem(arg=nodes.Slice()):
+                return _filtered(node, "_hold")
         return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        node.expr = _filtered(node.expr, "_step")
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node.nodes[0], "_concat", node.nodes[1:])
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_hold") if isinstance(node.arg, nodes.Slice) else node
-
-    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_hold")
-
-    visit_Dict = visit_List
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, "_hold") if node.ctx == "load" else node
 
 
 def _filtered(node: nodes.Node, name: str, args: list[nodes.Expr] | None = None) -> nodes.Filter:

@@ -177,11 +177,3 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def with_bos(ids: list[int], settings: TextSettings, wanted: bool) -> list[int]:
-    """`ids` with BOS in front if `wanted` and the model has one; never twice."""
-    bos = settings.bos_id
-    if not wanted or not settings.add_bos or bos is None or ids[:1] == [bos]:
-        return ids
-    return [bos, *ids]

@@ -20,11 +20,11 @@ from picoedge.text.tokenizer.base import (
     TextSettings,
     Tokenizer,
     clean,
-    with_bos,
 )
 
 if TYPE_CHECKING:
     import tokenizers
+    from sentencepiece import SentencePieceProcessor
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # All kinds of characters and long repetitions: catastrophic regex backtracking shows on these.
@@ -42,36 +42,55 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-class JsonTokenizer(Tokenizer):
+class _PackTokenizer(Tokenizer):
+    """What both kinds have in common. `special`: control tokens by text."""
+
+    def __init__(
+        self, settings: TextSettings, special: dict[str, int], size: int, drops_first_space: bool
+    ) -> None:
+        self._settings = settings
+        self._special = frozenset(special.values())
+        self.special_tokens = SpecialTokens(special)
+        self.vocab_size, self.drops_first_space = size, drops_first_space
+        self.bos_id, self.eos_ids = settings.bos_id, settings.eos_ids
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """See `Tokenizer.encode`. Raises TextError where the file's rules fail on `text`."""
+        ids, bos = self._encode(clean(text), parse_special), self.bos_id
+        if not add_bos or not self._settings.add_bos or bos is None or ids[:1] == [bos]:
+            return ids
+        return [bos, *ids]
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        raise NotImplementedError
+
+    def is_special(self, token: int) -> bool:
+        """See `Vocabulary.is_special`."""
+        return token in self._special
+
+
+class JsonTokenizer(_PackTokenizer):
     """A `Tokenizer` of the library. Raises TextError where the file is damaged or unsupported."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
         self._tokenizer = load_tokenizer_json(path)
-        self._settings = settings
-        self._lock = threading.Lock()
         with _library(f"{path} is not a tokenizer"):
             self._make_special(settings.eos_ids)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {i: token.content.encode() for i, token in added.items()}
-        self.special_tokens = SpecialTokens(
-            {token.content: i for i, token in added.items() if token.special}
-        )
-        self._special = frozenset(self.special_tokens.ids.values())
+        special = {token.content: i for i, token in added.items() if token.special}
         steps = decoder_steps(self._tokenizer, path)
         self._bytes = byte_alphabet() if "ByteLevel" in steps else None
-        self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-        self.bos_id = settings.bos_id
-        self.eos_ids = settings.eos_ids
-        self.drops_first_space = _drops_first_space(steps)
+        size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        super().__init__(settings, special, size, _drops_first_space(steps))
 
-    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        """See `Tokenizer.encode`. Raises TextError where the file's rules fail on `text`."""
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
         # Locked: `encode_special_tokens` is state of the library's object, not an argument.
         with self._lock, _library(f"{self._path} fails on a text"):
             self._tokenizer.encode_special_tokens = not parse_special
-            ids = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
-        return with_bos(ids, self._settings, add_bos)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary.token_bytes`."""
@@ -85,10 +104,6 @@ class JsonTokenizer(Tokenizer):
         if match := _BYTE_TOKEN.fullmatch(text):
             return bytes([int(match[1], 16)])
         return text.replace(SPACE, " ").encode()
-
-    def is_special(self, token: int) -> bool:
-        """See `Vocabulary.is_special`."""
-        return token in self._special
 
     def _make_special(self, ends: Iterable[int]) -> None:
         """Mark end tokens as special: some files mark them as plain text."""
@@ -163,43 +178,39 @@ def _from_alphabet(text: str, alphabet: dict[str, int]) -> bytes:
         return text.encode()
 
 
-class SentencePieceTokenizer(Tokenizer):
+def load_sentencepiece(path: Path, remedy: str) -> SentencePieceProcessor:
+    """The library's model. Raises TextError where the file is not one."""
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    try:
+        model.load(str(path))
+    except (OSError, RuntimeError) as error:
+        raise TextError(f"{path} is not a SentencePiece model", remedy) from error
+    return model
+
+
+class SentencePieceTokenizer(_PackTokenizer):
     """A `Tokenizer` of the library. Raises TextError where the model file is damaged."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        self._model = SentencePieceProcessor()
-        try:
-            self._model.load(str(path))
-        except (OSError, RuntimeError) as error:
-            raise TextError(
-                f"{path} is not a SentencePiece model", "the file is damaged: get it again"
-            ) from error
-        self._settings = settings
+        self._model = load_sentencepiece(path, "the file is damaged: get it again")
         self._pieces = int(self._model.vocab_size())
         special = {token.text: i for i, token in settings.added.items() if token.special}
+        size = max(self._pieces, max(settings.added, default=-1) + 1)
+        super().__init__(settings, special, size, settings.space_prefix != "never")
         plain = self._matched_here()
-        self._special = frozenset(special.values())
-        self._trusted = SpecialTokens(special | plain)
-        self._untrusted = SpecialTokens(plain)
-        self.special_tokens = SpecialTokens(special)
-        self.vocab_size = max(self._pieces, max(settings.added, default=-1) + 1)
-        self.bos_id = settings.bos_id
-        self.eos_ids = settings.eos_ids
-        self.drops_first_space = settings.space_prefix != "never"
+        self._trusted, self._untrusted = SpecialTokens(special | plain), SpecialTokens(plain)
 
-    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        """See `Tokenizer.encode`."""
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
         ids: list[int] = []
-        tokens = self._trusted if parse_special else self._untrusted
-        for part in tokens.split(clean(text)):
+        for part in (self._trusted if parse_special else self._untrusted).split(text):
             if isinstance(part, int):
                 ids.append(part)
             else:
                 lead = " " if self._settings.space_prefix == "first" and not ids else ""
                 ids += self._model.encode(lead + part)
-        return with_bos(ids, self._settings, add_bos)
+        return ids
 
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary.token_bytes`."""
@@ -211,10 +222,6 @@ class SentencePieceTokenizer(Tokenizer):
         if self._model.is_byte(token):
             return bytes([int(piece[3:5], 16)])
         return piece.replace(SPACE, " ").encode()
-
-    def is_special(self, token: int) -> bool:
-        """See `Vocabulary.is_special`."""
-        return token in self._special
 
     def _matched_here(self) -> dict[str, int]:
         """Plain added tokens that SentencePiece itself would not match as a whole."""

@@ -17,7 +17,7 @@ from picoedge.errors import PicoedgeError
 from picoedge.kernels import loader
 from picoedge.registry.catalogue import CatalogueEntry, built_in_folder, load_entry
 from picoedge.registry.download import fetch
-from picoedge.registry.fetch_settings import lock_file
+from picoedge.registry.paths import lock_file
 
 # The same examples each time, however slow the machine: a run tells of the change, not of luck.
 settings.register_profile("steady", derandomize=True, deadline=None)

@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_pack(model: str | None) -> Path:
-    from picoedge.registry.shelf import resolve_model
+    from picoedge.registry.shelf import Shelf
 
-    return resolve_model(model)
+    return Shelf.from_environment().open(model).path
 
 
 def _run(board: Board, command: Sequence[str]) -> int:

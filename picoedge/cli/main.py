@@ -1,6 +1,6 @@
 """The click group, and the one place where errors are caught.
 
-A command NAME lives in the module named in COMMANDS, as an attribute `command` (a
+COMMANDS says of each command in which module of this folder it is, and as which attribute (a
 click.Command). `picoedge --help` reads only this table, so it imports no command.
 """
 
@@ -18,22 +18,22 @@ from picoedge.cli import failures, output
 from picoedge.cli.options import Group, config_defaults
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "chat": ("picoedge.cli.chat", "Talk with a model."),
-    "generate": ("picoedge.cli.generate", "Complete one prompt."),
-    "plan": ("picoedge.cli.plan", "Show what would stay in memory and what be streamed."),
-    "bench": ("picoedge.cli.bench", "Measure prompt and generation speed."),
-    "perplexity": ("picoedge.cli.perplexity", "Measure how well a model predicts a text."),
-    "pack": ("picoedge.cli.pack", "Turn a GGUF file or Hugging Face folder into a pack."),
-    "pull": ("picoedge.cli.pull", "Fetch a model of the catalogue and pack it."),
-    "list": ("picoedge.cli.list", "List the models on this board (also: ls)."),
-    "show": ("picoedge.cli.show", "Show what a model is."),
-    "rm": ("picoedge.cli.rm", "Remove a packed model."),
-    "verify": ("picoedge.cli.verify", "Check every byte of a pack against its hashes."),
-    "run": ("picoedge.cli.run", "Serve the mesh with this board."),
-    "keys": ("picoedge.cli.keys", "Make a cluster; decide which boards are in it."),
-    "ps": ("picoedge.cli.ps", "Show the boards of the mesh, and what each does."),
-    "top": ("picoedge.cli.top", "Watch the boards of the mesh work."),
-    "doctor": ("picoedge.cli.doctor", "Say what is wrong with this board and what to do."),
+    "chat": ("chat.command", "Talk with a model."),
+    "generate": ("generate.command", "Complete one prompt."),
+    "plan": ("plan.command", "Show what would stay in memory and what be streamed."),
+    "bench": ("bench.command", "Measure prompt and generation speed."),
+    "perplexity": ("perplexity.command", "Measure how well a model predicts a text."),
+    "pack": ("shelf.pack", "Turn a GGUF file or Hugging Face folder into a pack."),
+    "pull": ("shelf.pull", "Fetch a model of the catalogue and pack it."),
+    "list": ("shelf.list_models", "List the models on this board (also: ls)."),
+    "show": ("shelf.show", "Show what a model is."),
+    "rm": ("shelf.remove", "Remove a packed model."),
+    "verify": ("shelf.verify", "Check every byte of a pack against its hashes."),
+    "run": ("run.command", "Serve the mesh with this board."),
+    "keys": ("keys.command", "Make a cluster; decide which boards are in it."),
+    "ps": ("ps.command", "Show the boards of the mesh, and what each does."),
+    "top": ("top.command", "Watch the boards of the mesh work."),
+    "doctor": ("doctor.command", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}
 PROGRAM = "picoedge"
@@ -59,7 +59,8 @@ class LazyGroup(Group):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        command = importlib.import_module(COMMANDS[name][0]).command
+        module, _, attribute = COMMANDS[name][0].partition(".")
+        command = getattr(importlib.import_module(f"picoedge.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return _with_debug(command)
 

@@ -77,6 +77,7 @@ def _number(flag: str, default: float, kind: type, text: str) -> Decorator:
     return _setting(flag, type=kind, default=None, help=shown)
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = _setting(
     "-t", "--threads", type=click.IntRange(1, 1024), help="Threads [default: all cores]."
 )

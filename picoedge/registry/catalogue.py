@@ -16,11 +16,11 @@ Sources are tried in order; a list in the place of one is pieces to be joined. A
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ class SourcePart:
     kind: str
     where: str
     member: str = ""
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How sources are fetched."""
+
+    hf_endpoint: str = "https://huggingface.co"
+    timeout_s: float = 30.0
+    tries: int = 5
+    pause: Callable[[float], None] = time.sleep
+    pip: tuple[str, ...] = (sys.executable, "-m", "pip")
 
 
 SourceParts = tuple[SourcePart, ...]  # pieces to be joined in order
@@ -126,16 +137,15 @@ def load_catalogue(folders: Iterable[Path]) -> dict[str, CatalogueEntry]:
     return entries
 
 
-def catalogue_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
+def catalogue_folders(environ: Mapping[str, str]) -> list[Path]:
     """Where entries are looked for: what came with picoedge, then the user's own."""
-    environ = os.environ if environ is None else environ
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return [built_in_folder(), Path(config, "picoedge", "models")]
 
 
 def built_in_folder() -> Path:
     """`models/` inside the installed package, or beside it in a checkout."""
-    package = Path(str(importlib.resources.files("picoedge")))
+    package = Path(__file__).parents[1]
     installed = package / "models"
     return installed if installed.is_dir() else package.parent / "models"
 

@@ -13,17 +13,13 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from picoedge.errors import DownloadError
+from picoedge.errors import DownloadError, StorageError
 from picoedge.progress import Progress, no_progress
-from picoedge.registry.catalogue import CatalogueEntry, SourcePart, SourceParts
-from picoedge.registry.fetch_settings import (
-    COPY_BYTES,
-    FetchSettings,
-    as_storage_error,
-    require_space,
-)
+from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart, SourceParts
 from picoedge.registry.http import HttpFetch
+from picoedge.registry.paths import COPY_BYTES, as_storage_error
 from picoedge.registry.wheel import fetch_wheel
+from picoedge.units import format_size
 
 
 def fetch(
@@ -84,7 +80,7 @@ def _fetch_source(
     with as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         have = sum(part.stat().st_size for part in parts if part.exists())
-        require_space(target.parent, entry.n_bytes - have)
+        _require_space(target.parent, entry.n_bytes - have)
     for piece, part in zip(source, parts, strict=True):
         exact = entry.n_bytes if len(source) == 1 else None
         _fetch_piece(entry, piece, part, exact, progress, how)
@@ -94,6 +90,15 @@ def _fetch_source(
         os.replace(parts[0], target)
         for left in target.parent.glob(f"{stem}.*.part"):
             left.unlink()
+
+
+def _require_space(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise StorageError(
+            f"{folder}: {format_size(n_bytes)} are needed, {format_size(free)} are free",
+            "free some space, or set PICOEDGE_HOME to a folder on a larger disk",
+        )
 
 
 def _fetch_piece(

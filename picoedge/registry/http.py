@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from picoedge.errors import DownloadError
-from picoedge.registry.fetch_settings import COPY_BYTES, FetchSettings, as_storage_error
+from picoedge.registry.catalogue import FetchSettings
+from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _READ_BYTES = 1 << 16

@@ -1,14 +1,18 @@
-"""Where the shelf keeps things, and what it calls them."""
+"""The shelf's folder: where it is, what is called how, what it takes, its locks and errors."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from picoedge.files import storage_errors, take_lock
 from picoedge.store.shards import is_partial
+
+COPY_BYTES = 1 << 20
 
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:
@@ -20,14 +24,14 @@ def shelf_folder(environ: Mapping[str, str]) -> Path:
     return Path(home, "models").absolute()
 
 
-def source_name(path: Path, bits: int | None) -> str:
+def source_name(path: Path) -> str:
     """The shelf's name for a file or folder of the user: its stem and a hash of where it is."""
     import hashlib
 
     where = path.resolve()
     name = where.stem if where.suffix == ".gguf" else where.name
     stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]
-    key = hashlib.blake2b(f"{where}\0{bits}".encode(errors="surrogateescape"), digest_size=4)
+    key = hashlib.blake2b(f"{where}\0None".encode(errors="surrogateescape"), digest_size=4)
     return f"{stem or 'model'}-{key.hexdigest()}"
 
 
@@ -58,3 +62,27 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def as_storage_error(path: Path) -> AbstractContextManager[None]:
+    """Turn what the operating system says about `path` into StorageError."""
+    return storage_errors(
+        path, "free some space or check who may write there; PICOEDGE_HOME names another folder"
+    )
+
+
+@contextmanager
+def lock_file(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path` against other processes; `waiting` is called if one has it.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    Raises StorageError.
+    """
+    with as_storage_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        if not take_lock(file.fileno()):
+            waiting()
+            take_lock(file.fileno(), None)
+        yield

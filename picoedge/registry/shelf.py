@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,21 @@ from picoedge.errors import ModelError, UsageError
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import (
     CatalogueEntry,
+    FetchSettings,
     catalogue_folders,
     default_entry,
     is_model_name,
     load_catalogue,
 )
-from picoedge.registry.fetch_settings import FetchSettings, as_storage_error, lock_file
-from picoedge.registry.paths import disk_bytes, is_pack, remove_tree, shelf_folder, source_name
+from picoedge.registry.paths import (
+    as_storage_error,
+    disk_bytes,
+    is_pack,
+    lock_file,
+    remove_tree,
+    shelf_folder,
+    source_name,
+)
 from picoedge.store.shards import is_partial
 from picoedge.suggest import closest
 
@@ -68,12 +77,11 @@ class Shelf:
     how: FetchSettings
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Shelf:
+    def from_environment(cls) -> Shelf:
         """The shelf of this user. Raises UsageError where a catalogue file is unsound."""
-        environ = os.environ if environ is None else environ
-        endpoint = environ.get("HF_ENDPOINT") or FetchSettings.hf_endpoint
-        entries = load_catalogue(catalogue_folders(environ))
-        return cls(shelf_folder(environ), entries, FetchSettings(hf_endpoint=endpoint))
+        endpoint = os.environ.get("HF_ENDPOINT") or FetchSettings.hf_endpoint
+        entries = load_catalogue(catalogue_folders(os.environ))
+        return cls(shelf_folder(os.environ), entries, FetchSettings(hf_endpoint=endpoint))
 
     def entry(self, name: str | None) -> CatalogueEntry:
         """The catalogue's entry (None: the default one). Raises UsageError where there is none."""
@@ -97,36 +105,31 @@ class Shelf:
         path = self._existing(model)
         if is_pack(path):
             return path
-        pack = self._pack_path(source_name(path, None))
+        pack = self._pack_path(source_name(path))
         if not pack.exists():
             raise ModelError(f"{model} is not packed", f"picoedge pack {model}")
         return pack
 
-    def resolve(
-        self, model: str | None, *, bits: int | None = None, progress: Progress | None = None
-    ) -> Path:
+    def open(self, model: str | None, progress: Progress | None = None) -> Pack:
         """The pack of `model` (None: the default one), fetched and packed if need be.
 
         Raises UsageError (no such model), ModelError, DownloadError, StorageError.
         """
-        return self._resolve(model, bits, progress or no_progress)[0]
-
-    def open(self, model: str | None, progress: Progress | None = None) -> Pack:
-        """The pack of `model`, opened once; see `resolve`."""
+        from picoedge.registry.packing import pack_model
         from picoedge.store.pack.reader import Pack
 
-        path, pack = self._resolve(model, None, progress or no_progress)
-        return pack or Pack.open(path)
-
-    def _resolve(
-        self, model: str | None, bits: int | None, progress: Progress
-    ) -> tuple[Path, Pack | None]:
-        """The path of the pack, and the pack where it was opened to see that it is current."""
+        progress = progress or no_progress
         model = self.entry(None).name if model is None else model
-        if self._is_name(model):
-            return self._resolve_name(model, bits, progress)
-        path = self._existing(model)
-        return (path, None) if is_pack(path) else self._resolve_source(path, bits, progress)
+        if not self._is_name(model):
+            path = self._existing(model)
+            if is_pack(path):
+                return Pack.open(path)
+            pack = partial(pack_model, path, progress=progress)
+            return self._up_to_date(source_name(path), path, pack, progress)
+        if model not in self.entries:
+            return Pack.open(self._pack_path(model))
+        fetch = partial(self._fetch_and_pack, self.entries[model], progress=progress)
+        return self._up_to_date(model, None, fetch, progress)
 
     def items(self) -> list[ShelfItem]:
         """What is on the shelf, then what could be pulled."""
@@ -174,49 +177,34 @@ class Shelf:
             return path
         if os.sep not in model and path.suffix not in (".gguf", ".pico"):
             raise _unknown(model, self.entries, "in the catalogue, nor a file or folder here")
-        packed = self._pack_path(source_name(path, None))
+        packed = self._pack_path(source_name(path))
         hint = f"its pack is still here: {packed.stem}" if packed.exists() else "check the path"
         raise ModelError(f"{model} does not exist", hint)
 
-    def _resolve_name(
-        self, name: str, bits: int | None, progress: Progress
-    ) -> tuple[Path, Pack | None]:
-        entry = self.entries.get(name)
-        if entry is None:
-            return self._pack_path(name), None
-        out = self._pack_path(name if bits is None else f"{name}-{bits}bit")
-        if pack := _current(out, None):
-            return out, pack
-        with self._locked(name, progress):
-            if not (pack := _current(out, None)):
-                self._fetch_and_pack(entry, out, bits, progress)
-        return out, pack
+    def _up_to_date(
+        self, name: str, source: Path | None, make: Callable[[Path], None], progress: Progress
+    ) -> Pack:
+        """The pack `name`; made first, by one process, if it is not current (see `_current`)."""
+        from picoedge.store.pack.reader import Pack
 
-    def _fetch_and_pack(
-        self, entry: CatalogueEntry, out: Path, bits: int | None, progress: Progress
-    ) -> None:
+        out = self._pack_path(name)
+        if pack := _current(out, source):
+            return pack
+        with self._locked(name, progress):
+            if pack := _current(out, source):
+                return pack
+            make(out)
+        return Pack.open(out)
+
+    def _fetch_and_pack(self, entry: CatalogueEntry, out: Path, progress: Progress) -> None:
         from picoedge.registry.download import fetch
         from picoedge.registry.packing import pack_model
 
         gguf = self.folder / f"{entry.name}.gguf"
         fetch(entry, gguf, progress=progress, how=self.how)
-        pack_model(gguf, out, bits=bits, progress=progress)
+        pack_model(gguf, out, progress=progress)
         with as_storage_error(gguf):
             gguf.unlink()
-
-    def _resolve_source(
-        self, path: Path, bits: int | None, progress: Progress
-    ) -> tuple[Path, Pack | None]:
-        from picoedge.registry.packing import pack_model
-
-        name = source_name(path, bits)
-        out = self._pack_path(name)
-        if pack := _current(out, path):
-            return out, pack
-        with self._locked(name, progress):
-            if not (pack := _current(out, path)):
-                pack_model(path, out, bits=bits, progress=progress)
-        return out, pack
 
     def _locked(self, name: str, progress: Progress) -> AbstractContextManager[None]:
         return lock_file(
@@ -235,21 +223,14 @@ class Shelf:
         entry = self.entries.get(name)
         size = disk_bytes(path) if path else entry.n_bytes if entry else 0
         return ShelfItem(
-            name=name,
-            state=state,
-            n_bytes=size,
-            path=path,
+            name,
+            state,
+            size,
+            path,
             licence=entry.licence if entry else "",
             description=entry.description if entry else "",
             default=bool(entry and entry.default),
         )
-
-
-def resolve_model(
-    name: str | None, *, bits: int | None = None, progress: Progress | None = None
-) -> Path:
-    """The pack of MODEL `name` (None: the default) on this user's shelf; see `Shelf.resolve`."""
-    return Shelf.from_environment().resolve(name, bits=bits, progress=progress)
 
 
 def _current(out: Path, source: Path | None) -> Pack | None:

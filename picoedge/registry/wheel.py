@@ -17,7 +17,7 @@ from pathlib import Path
 
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
 from picoedge.registry.catalogue import SourcePart
-from picoedge.registry.fetch_settings import COPY_BYTES, as_storage_error
+from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
 _POLL_S = 0.2
 _ENCRYPTED = 1  # a bit of a member's flags

@@ -16,7 +16,7 @@ from picoedge.cli.main import main
 from picoedge.engine import doctor
 from picoedge.errors import StorageError
 from picoedge.host.disk_speed import StorageSpeed
-from picoedge.registry.fetch_settings import FetchSettings
+from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.shelf import Shelf
 
 

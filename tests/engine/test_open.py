@@ -19,7 +19,7 @@ from picoedge.engine import fit, session
 from picoedge.engine import open as opening
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import ContextError, UsageError
-from picoedge.registry.shelf import resolve_model
+from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 from picoedge.text.tokenizer.piece_table import PieceTable
 
@@ -81,7 +81,7 @@ def test_nothing_is_opened_or_checked_twice(
 ) -> None:
     (tmp_path / "text").write_text("The quick brown fox")
     command, *more = (str(tmp_path / "text") if word == "TEXT" else word for word in words)
-    pack = resolve_model(str(folder))
+    pack = Shelf.from_environment().open(str(folder)).path
     for model in (str(folder), pack.stem, str(pack)):  # a source packed before, a name, a path
         calls.clear()
         assert main([command, model, *more, "-t", "1"]) == 0

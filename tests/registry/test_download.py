@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from picoedge.errors import DownloadError, StorageError
-from picoedge.registry.catalogue import CatalogueEntry, SourcePart
+from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart
 from picoedge.registry.download import fetch
-from picoedge.registry.fetch_settings import FetchSettings
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes
 QUICK = FetchSettings(timeout_s=10, tries=3, pause=lambda seconds: None)

@@ -14,11 +14,10 @@ import pytest
 import shelf_models
 
 from picoedge.errors import DownloadError, ModelError, StorageError, UsageError
-from picoedge.registry.catalogue import CatalogueEntry, SourcePart
+from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart
 from picoedge.registry.details import describe
-from picoedge.registry.fetch_settings import FetchSettings, lock_file
-from picoedge.registry.paths import shelf_folder, source_name
-from picoedge.registry.shelf import Shelf, resolve_model
+from picoedge.registry.paths import lock_file, shelf_folder, source_name
+from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 
 
@@ -49,26 +48,23 @@ def visible(folder: Path) -> list[str]:
 
 def test_a_file_is_packed_once(shelf: Shelf, gguf: Path) -> None:
     seen: list[str] = []
-    first = shelf.resolve(str(gguf), progress=lambda what, done, total: seen.append(what))
+    first = shelf.open(str(gguf), lambda what, done, total: seen.append(what)).path
     assert set(seen) == {"packing My Model"}
     assert first.name.startswith("my-model-")
     before = first.stat().st_ino
-    assert shelf.resolve(str(gguf)) == first == shelf.find(str(gguf))
+    assert shelf.open(str(gguf)).path == first == shelf.find(str(gguf))
     assert first.stat().st_ino == before
     Pack.open(first).verify()
 
 
 def test_a_name_on_the_shelf_is_a_model_too(shelf: Shelf, gguf: Path) -> None:
-    pack = shelf.resolve(str(gguf))
-    assert shelf.resolve(pack.stem) == pack
+    pack = shelf.open(str(gguf)).path
+    assert shelf.open(pack.stem).path == pack
 
 
-def test_a_folder_is_packed_with_the_bits_asked_for(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_folder_is_packed_under_its_name(shelf: Shelf, tmp_path: Path) -> None:
     folder = shelf_models.write_folder(tmp_path / "Tiny-0.5B")
-    four, default = shelf.resolve(str(folder), bits=4), shelf.resolve(str(folder))
-    assert four != default
-    assert four.name.startswith("tiny-0.5b-")
-    assert Pack.open(four).nbytes < Pack.open(default).nbytes
+    assert shelf.open(str(folder)).path.name.startswith("tiny-0.5b-")
 
 
 def test_another_models_tokenizer_is_refused(shelf: Shelf, tmp_path: Path) -> None:
@@ -77,44 +73,44 @@ def test_another_models_tokenizer_is_refused(shelf: Shelf, tmp_path: Path) -> No
     tokenizer["model"]["vocab"]["zz"] = 256  # one more than the embedding has rows
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match="its tokenizer has 257 tokens, its embedding 256"):
-        shelf.resolve(str(folder))
+        shelf.open(str(folder))
     assert visible(shelf.folder) == []
 
 
 def test_a_pack_is_taken_as_it_is(shelf: Shelf, gguf: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.pico"
-    shelf.resolve(str(gguf)).rename(elsewhere)
-    assert shelf.resolve(str(elsewhere)) == elsewhere
+    shelf.open(str(gguf)).path.rename(elsewhere)
+    assert shelf.open(str(elsewhere)).path == elsewhere
     assert visible(shelf.folder) == []
 
 
 def test_a_source_that_changed_is_packed_again(shelf: Shelf, gguf: Path) -> None:
-    pack = shelf.resolve(str(gguf))
+    pack = shelf.open(str(gguf)).path
     old = Pack.open(pack).source["fingerprint"]
     shelf_models.write_gguf(gguf, seed=2)
-    assert shelf.resolve(str(gguf)) == pack
+    assert shelf.open(str(gguf)).path == pack
     assert Pack.open(pack).source["fingerprint"] != old
 
 
 def test_a_damaged_pack_is_packed_again(shelf: Shelf, gguf: Path) -> None:
-    pack = shelf.resolve(str(gguf))
+    pack = shelf.open(str(gguf)).path
     (pack / "picoedge.json").write_text("{")
-    shelf.resolve(str(gguf))
+    shelf.open(str(gguf))
     Pack.open(pack).verify()
 
 
 def test_a_source_that_is_gone_names_its_pack(shelf: Shelf, gguf: Path) -> None:
-    pack = shelf.resolve(str(gguf))
+    pack = shelf.open(str(gguf)).path
     gguf.unlink()
     with pytest.raises(ModelError, match="does not exist") as caught:
-        shelf.resolve(str(gguf))
+        shelf.open(str(gguf))
     assert pack.stem in caught.value.hint
 
 
 def test_a_truncated_file_leaves_nothing(shelf: Shelf, gguf: Path) -> None:
     gguf.write_bytes(gguf.read_bytes()[:-1000])
     with pytest.raises(ModelError):
-        shelf.resolve(str(gguf))
+        shelf.open(str(gguf))
     assert visible(shelf.folder) == []
 
 
@@ -130,28 +126,28 @@ def test_a_truncated_file_leaves_nothing(shelf: Shelf, gguf: Path) -> None:
     ],
 )
 def test_what_is_no_model_is_said(shelf: Shelf, model: str, error: type[Exception]) -> None:
-    for look_up in (shelf.resolve, shelf.find):
+    for look_up in (shelf.open, shelf.find):
         with pytest.raises(error):
             look_up(model)
 
 
 def test_a_near_miss_is_named(shelf: Shelf) -> None:
     with pytest.raises(UsageError, match="did you mean tiny"):
-        shelf.resolve("tinny")
+        shelf.open("tinny")
 
 
 def test_a_file_placed_by_hand_is_packed_and_removed(shelf: Shelf, gguf_bytes: bytes) -> None:
     shelf.folder.mkdir()
     (shelf.folder / "tiny.gguf").write_bytes(gguf_bytes)
     assert [item.state for item in shelf.items()] == ["fetched"]
-    assert shelf.resolve(None) == shelf.folder / "tiny.pico"
+    assert shelf.open(None).path == shelf.folder / "tiny.pico"
     assert visible(shelf.folder) == ["tiny.pico"]
     assert [item.state for item in shelf.items()] == ["packed"]
 
 
 def test_offline_says_what_is_lacking_and_where_to_place_it(shelf: Shelf) -> None:
     with pytest.raises(DownloadError) as caught:
-        shelf.resolve("tiny")
+        shelf.open("tiny")
     assert "127.0.0.1:9" in caught.value.message
     assert str(shelf.folder / "tiny.gguf") in caught.value.hint
     assert visible(shelf.folder) == []
@@ -162,12 +158,13 @@ def test_an_unwritable_shelf_is_a_storage_error(tmp_path: Path, gguf: Path, wher
     (tmp_path / "file").touch()
     shelf = Shelf(tmp_path / where, {}, FetchSettings())
     with pytest.raises(StorageError) as caught:
-        shelf.resolve(str(gguf))
+        shelf.open(str(gguf))
     assert "PICOEDGE_HOME" in caught.value.hint
 
 
 def test_two_processes_pack_one_file(gguf: Path, tmp_path: Path) -> None:
-    code = "import sys; from picoedge.registry.shelf import *; print(resolve_model(sys.argv[1]))"
+    code = "import sys; from picoedge.registry.shelf import Shelf; "
+    code += "print(Shelf.from_environment().open(sys.argv[1]).path)"
     environment = {
         **os.environ,
         "PICOEDGE_HOME": str(tmp_path / "home"),
@@ -187,24 +184,24 @@ def test_two_processes_pack_one_file(gguf: Path, tmp_path: Path) -> None:
 
 
 def test_whoever_comes_second_waits_and_packs_nothing(shelf: Shelf, gguf: Path) -> None:
-    name, waiting, seen = source_name(gguf, None), threading.Event(), []
+    name, waiting, seen = source_name(gguf), threading.Event(), []
 
     def progress(what: str, done: int, total: int) -> None:
         seen.append(what)
         waiting.set()
 
-    second = threading.Thread(target=lambda: shelf.resolve(str(gguf), progress=progress))
+    second = threading.Thread(target=lambda: shelf.open(str(gguf), progress=progress).path)
     with lock_file(shelf.folder / f".{name}.lock", lambda: None):
         second.start()
         assert waiting.wait(30)
-        other = Shelf(shelf.folder / "other", {}, FetchSettings()).resolve(str(gguf))
+        other = Shelf(shelf.folder / "other", {}, FetchSettings()).open(str(gguf)).path
         other.rename(shelf.folder / other.name)
     second.join(30)
     assert seen == [f"waiting for the process that has {name}"]
 
 
 def test_remove_takes_what_is_on_the_shelf_and_nothing_else(shelf: Shelf, gguf: Path) -> None:
-    pack = shelf.resolve(str(gguf))
+    pack = shelf.open(str(gguf)).path
     assert shelf.remove(pack.stem) > 0
     assert visible(shelf.folder) == []
     assert gguf.exists()
@@ -218,14 +215,14 @@ def test_remove_takes_what_is_on_the_shelf_and_nothing_else(shelf: Shelf, gguf: 
 
 def test_a_link_on_the_shelf_is_removed_not_followed(shelf: Shelf, gguf: Path) -> None:
     kept = gguf.with_suffix(".pico")
-    shelf.resolve(str(gguf)).rename(kept)
+    shelf.open(str(gguf)).path.rename(kept)
     (shelf.folder / "link.pico").symlink_to(kept)
     shelf.remove("link")
     Pack.open(kept).verify()
 
 
 def test_show_has_the_same_facts_before_and_after_packing(shelf: Shelf, gguf: Path) -> None:
-    before, pack = describe(shelf, str(gguf)), shelf.resolve(str(gguf))
+    before, pack = describe(shelf, str(gguf)), shelf.open(str(gguf)).path
     after = describe(shelf, str(gguf))
     assert not before["packed"]
     assert after["packed"]
@@ -240,7 +237,7 @@ def test_show_has_the_same_facts_before_and_after_packing(shelf: Shelf, gguf: Pa
 def test_show_does_not_hide_a_damaged_pack(shelf: Shelf, gguf_bytes: bytes) -> None:
     shelf.folder.mkdir()
     (shelf.folder / "tiny.gguf").write_bytes(gguf_bytes)
-    pack = shelf.resolve("tiny")
+    pack = shelf.open("tiny").path
     (pack / "head.safetensors").unlink()
     with pytest.raises(ModelError, match=r"head\.safetensors"):
         describe(shelf, "tiny")
@@ -253,8 +250,8 @@ def test_the_folder_follows_the_environment(tmp_path: Path) -> None:
     assert shelf_folder({}).parts[-3:] == (".cache", "picoedge", "models")
 
 
-def test_resolve_model_uses_this_users_shelf(
+def test_the_shelf_is_this_users(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PICOEDGE_HOME", str(tmp_path / "home"))
-    assert resolve_model(str(gguf)).parent == tmp_path / "home" / "models"
+    assert Shelf.from_environment().open(str(gguf)).path.parent == tmp_path / "home" / "models"

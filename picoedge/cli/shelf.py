@@ -1,0 +1,154 @@
+"""The commands about models on this board's disk: pack, pull, list, show, rm, verify."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from picoedge.cli.options import json_option, model_argument
+from picoedge.cli.output import (
+    print_facts,
+    print_json,
+    print_result,
+    print_table,
+    showing_progress,
+)
+from picoedge.errors import UsageError
+from picoedge.progress import one_stage
+from picoedge.registry.paths import disk_bytes
+from picoedge.registry.shelf import Shelf
+from picoedge.units import format_size
+
+
+@click.command("pack")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The pack [default: NAME.pico here]."
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["4", "5", "6", "8", "32"]),
+    help="Bits per weight for models in floats [default: 8]; a quantized GGUF keeps its own.",
+)
+@json_option
+def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> None:
+    """Turn a GGUF file (also a split one) or a Hugging Face folder into a pack.
+
+    An existing pack is replaced once the new one is complete.
+    """
+    from picoedge.registry.packing import pack_model
+    from picoedge.store.sources.source import open_source
+
+    with showing_progress() as progress:
+        opened = open_source(source)
+        target = out or Path(f"{opened.name}.pico")
+        pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
+    facts = {"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio}
+    print_result(as_json, facts, f"{target}: {format_size(size)}")
+
+
+@click.command("pull")
+@click.argument("name", metavar="[NAME]", required=False)
+@json_option
+def pull(name: str | None, as_json: bool) -> None:
+    """Fetch a model of the catalogue and pack it.
+
+    NAME is as in `picoedge list` [default: the default model]. A model that is here already is
+    not fetched again, and an interrupted download is resumed.
+    """
+    shelf = Shelf.from_environment()
+    name = shelf.entry(name).name
+    with showing_progress() as progress:
+        path = shelf.open(name, progress).path
+    facts = {"name": name, "path": str(path), "bytes": disk_bytes(path)}
+    print_result(as_json, facts, f"{name} is ready: {path}")
+
+
+@click.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """List the models on this board, then the catalogue's others, for `picoedge pull`."""
+    items = Shelf.from_environment().items()
+    if as_json:
+        print_json([item.to_json() for item in items])
+        return
+    rows = [
+        (item.name, item.state, format_size(item.n_bytes), item.licence, item.description)
+        for item in items
+    ]
+    print_table(("NAME", "STATE", "SIZE", "LICENCE", ""), rows)
+
+
+@click.command("show")
+@model_argument(required=False)
+@json_option
+def show(model: str | None, as_json: bool) -> None:
+    """Show facts about a model: architecture, shape, formats, shards, context, licence, tokenizer.
+
+    Nothing is fetched or packed.
+    """
+    from picoedge.registry.details import describe
+
+    facts = describe(Shelf.from_environment(), model)
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts([(name.replace("_", " "), _text(name, value)) for name, value in facts.items()])
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "formats":
+        return ", ".join(f"{key} {format_size(size)}" for key, size in value.items())
+    if name == "source":
+        return f"{value.get('kind', '?')} {value.get('file', '')}".rstrip()
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {key}" for key, count in value.items())
+    if name in ("bytes", "held_bytes", "memory_bytes"):
+        return format_size(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not stated" if value is None else str(value)
+
+
+@click.command("rm")
+@click.argument("name", metavar="NAME")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def remove(name: str, yes: bool, as_json: bool) -> None:
+    """Remove a packed model from this board.
+
+    NAME is as in `picoedge list`. Nothing outside the shelf is removed: the GGUF file or folder
+    that a pack was made from stays.
+    """
+    shelf = Shelf.from_environment()
+    shelf.held(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"not removing {name} without being asked", "add -y")
+        if not click.confirm(f"Remove {name} from {shelf.folder}?", err=True):
+            return
+    freed = shelf.remove(name)
+    line = f"removed {name}: {format_size(freed)} freed"
+    print_result(as_json, {"name": name, "bytes": freed}, line)
+
+
+@click.command("verify")
+@model_argument(required=False)
+@json_option
+def verify(model: str | None, as_json: bool) -> None:
+    """Check every byte of a pack against its hashes; names the first file that differs."""
+    from picoedge.store.pack.reader import Pack
+
+    pack = Pack.open(Shelf.from_environment().find(model))
+    with showing_progress() as progress:
+        pack.verify(one_stage(progress, f"verifying {pack.name}"))
+    size = format_size(pack.nbytes)
+    if not pack.is_whole:
+        size = f"{format_size(pack.held_bytes)} of {size} here"
+    facts = {"name": pack.name, "path": str(pack.path), "bytes": pack.nbytes}
+    print_result(as_json, facts, f"{pack.path}: {size}, all as packed")

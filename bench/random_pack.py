@@ -26,18 +26,14 @@ from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
 from picoedge.store.pack.packer import OutputFile
 from picoedge.store.pack.sharding import (
-    ATTENTION_MATRICES,
-    FFN_MATRICES,
+    MATRICES,
     FileLayout,
     Geometry,
     PackLayout,
     ShardLayout,
-    TableEntry,
-    attention_layout,
-    ffn_layout,
-    head_layout,
+    shard_layout,
 )
-from picoedge.store.shards import MANIFEST
+from picoedge.store.shards import MANIFEST, PackItem
 from picoedge.text.export.export import write_from_gguf
 
 FORMAT, EMBED = "q4", "Q4_0"
@@ -70,9 +66,10 @@ def layout_of(shape: Shape, layers: int) -> PackLayout:
     """Every byte of the pack: all matrices in q4, the embedding in Q4_0."""
     config = config_of(shape, layers)
     geometry = Geometry.plan(config)
-    attention = attention_layout(config, dict.fromkeys(ATTENTION_MATRICES, FORMAT))
-    ffn = ffn_layout(config, geometry.ffn_shard_cols, dict.fromkeys(FFN_MATRICES, FORMAT))
-    head = head_layout(config, geometry.head_shard_rows, FORMAT)
+    attention, ffn, head = (
+        shard_layout(kind, config, geometry, dict.fromkeys(names, FORMAT))
+        for kind, names in MATRICES.items()
+    )
     row_bytes = ENCODINGS[EMBED].row_bytes(config.hidden_size)
     return PackLayout(config, geometry, (attention,) * layers, (ffn,) * layers, head, row_bytes)
 
@@ -110,7 +107,7 @@ class _Images:
         self._layout, self._rng = layout, rng
         self._turns: dict[str, Iterator[Image]] = {}
 
-    def next(self, span: TableEntry) -> Image:
+    def next(self, span: PackItem) -> Image:
         """Bytes for a span, and their hash."""
         kind = span.name.rpartition("/")[2].partition(".")[0]
         if kind not in self._turns:
@@ -155,7 +152,7 @@ def _write_file(
     """Write one file; yields the rows of the shard table."""
     with OutputFile(folder / file.name, file.nbytes, lambda n: None) as output:
         output.write(0, file.header)
-        for span in file.entries():
+        for span in file.items():
             data, blake2b = images.next(span)
             output.write(span.offset, data)
             place = {"file": span.file, "offset": span.offset, "bytes": span.nbytes}
@@ -165,20 +162,13 @@ def _write_file(
 def _manifest(
     out: Path, layout: PackLayout, shards: dict[str, Any], texts: dict[str, Any]
 ) -> dict[str, Any]:
-    geometry, layers = layout.geometry, zip(layout.attention, layout.ffn, strict=True)
     name = out.name.removesuffix(".pico")
     return {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
         "name": name,
         "source": {"kind": "random", "name": name, "fingerprint": "", "file": ""},
-        "config": layout.config.to_json(),
-        "geometry": {
-            "ffn_shard_cols": geometry.ffn_shard_cols,
-            "head_shard_rows": geometry.head_shard_rows,
-        },
-        "layers": [{"attention": a.to_json(), "ffn": f.to_json()} for a, f in layers],
-        "head": layout.head.to_json(),
+        **layout.to_json(),
         "embed": EMBED,
         "shards": shards,
         "text": texts,

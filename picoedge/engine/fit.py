@@ -150,8 +150,8 @@ def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
 
 def cache_bits(pack: Pack, options: OpenOptions) -> int:
     """Bits of the key-value cache: 32 for f32 weights, else as the options say."""
-    weights = pack.attention(0, range(1)).values()
-    exact = all(matrix.spec.format.bits == 32 for matrix in weights)
+    specs = pack.shard("attention", 0).matrices.values()
+    exact = all(spec.format.bits == 32 for spec in specs)
     return 32 if exact else options.kv_bits
 
 
@@ -222,7 +222,7 @@ def bytes_apart(pack: Pack) -> int:
 def measure_speeds(pack: Pack, kernels: Kernels, budget: int) -> Speeds:
     """Speeds of the pack's storage and of its kernels; measured once, and kept."""
     folder = probes_folder()
-    gate = pack.ffn(0, range(1))["gate"].spec
+    gate = pack.shard("ffn", 0).matrices["gate"]
     storage = storage_speed(pack.path, cache=folder)
     nbytes = LARGE_MATRIX if budget >= 4 * LARGE_MATRIX else MATRIX_BYTES
     compute = cached_compute(kernels, gate.format.name, gate.cols, nbytes, cache=folder)

@@ -114,11 +114,9 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
 
 def _matrix_bytes(pack: Pack) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for layer in range(pack.config.num_hidden_layers):
-        for weights in (*pack.attention(layer).values(), *pack.ffn(layer).values()):
-            total[weights.spec.format.name] += weights.spec.nbytes * weights.count
-    head = pack.head()
-    total[head.spec.format.name] += head.spec.nbytes * head.count
+    for unit in pack.spans(pack.all_shards):
+        for spec in pack.shard(unit.kind, unit.layer).matrices.values():
+            total[spec.format.name] += spec.nbytes * len(unit.shards)
     return total
 
 

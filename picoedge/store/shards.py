@@ -27,6 +27,7 @@ _REMEDY = "pack the model again"
 _INDEXED = re.compile(r"(attention|ffn|head|embed)\.([0-9]+)")
 _RECORD_BYTES = 1 << 24
 UnitKind = Literal["attention", "ffn", "head", "embed"]
+LAYER_KINDS: tuple[UnitKind, ...] = ("attention", "ffn")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Slice:
     ffn: range
     head_shards: range = range(0)
     owns_head: bool = True
+
+    def of(self, kind: UnitKind) -> range:
+        """The span of shards of a kind; an embedding is cut like the head."""
+        return {"attention": self.attention, "ffn": self.ffn}.get(kind, self.head_shards)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class PackItem:
     file: str
     offset: int
     nbytes: int
-    blake2b: str
+    blake2b: str = ""  # "" while it is not known
 
     @property
     def is_text(self) -> bool:
@@ -139,7 +144,14 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
         values = json.loads(manifest)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", _REMEDY) from error
-    tables = [values.get(name) if isinstance(values, dict) else None for name in ("shards", "text")]
+    return inventory(values, path)
+
+
+def inventory(values: Any, path: object) -> dict[str, PackItem]:
+    """`read_inventory` of the manifest's JSON value."""
+    tables = [
+        values.get(name) if isinstance(values, Mapping) else None for name in ("shards", "text")
+    ]
     items: dict[str, PackItem] = {}
     for table in tables:
         if not isinstance(table, dict):
@@ -149,7 +161,7 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
     return items
 
 
-def _item(name: str, row: Any, path: Path) -> PackItem:
+def _item(name: str, row: Any, path: object) -> PackItem:
     if isinstance(row, dict):
         file, hashed = row.get("file", name), row.get("blake2b")
         offset, nbytes = row.get("offset", 0), row.get("bytes")

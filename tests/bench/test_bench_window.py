@@ -308,7 +308,10 @@ def test_a_random_pack_is_whole_and_runs(tmp_path: Path) -> None:
     packs.write_pack(tmp_path / "m.pico", TINY)
     pack = Pack.open(tmp_path / "m.pico")
     pack.verify()
-    assert (pack.config.num_hidden_layers, pack.attention(0)["q"].spec.format.name) == (2, "q4")
+    assert (pack.config.num_hidden_layers, pack.mapped("attention", 0)["q"].spec.format.name) == (
+        2,
+        "q4",
+    )
     logits = one_token(tmp_path / "m.pico")
     assert np.isfinite(logits).all()
     assert logits.std() > 0.1
@@ -348,7 +351,7 @@ def test_a_random_gguf_packs_and_runs(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", TINY)
     pack_model(tmp_path / "m.gguf", tmp_path / "m.pico")
     pack = Pack.open(tmp_path / "m.pico")
-    assert {w.spec.format.name for w in pack.ffn(1).values()} == {"q4m"}
+    assert {w.spec.format.name for w in pack.mapped("ffn", 1).values()} == {"q4m"}
     assert np.isfinite(one_token(tmp_path / "m.pico")).all()
     tokenizer = load_tokenizer(tmp_path / "m.pico")
     ids = tokenizer.encode(paced.PROMPT)

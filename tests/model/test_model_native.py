@@ -40,7 +40,7 @@ def rms_error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def test_nothing_is_left_to_the_reference_backend(packed: Pack) -> None:
-    matrices = {**packed.attention(0), **packed.ffn(0), "head": packed.head()}
+    matrices = {**packed.mapped("attention", 0), **packed.mapped("ffn", 0), "head": packed.head()}
     assert {m.spec.format.name for m in matrices.values()} == {"q8"}
 
 

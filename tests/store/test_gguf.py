@@ -61,7 +61,7 @@ def test_a_pack_holds_exactly_the_weights_of_its_gguf(
     opened = packed(tmp_path / "m.gguf")
     opened.verify()
     for layer in range(LAYERS):
-        weights = {**opened.attention(layer), **opened.ffn(layer)}
+        weights = {**opened.mapped("attention", layer), **opened.mapped("ffn", layer)}
         for name, (stored, axis) in STORED.items():
             expected = values[f"blk.{layer}.{stored}.weight"]
             expected = half_split(expected) if name in "qk" else expected
@@ -99,7 +99,7 @@ def test_codebook_types_are_requantized_closely(tmp_path: Path, kind: str) -> No
     values = write_gguf(tmp_path / "m.gguf", kind, tied=False)
     opened = packed(tmp_path / "m.gguf")
     for name, (stored, axis) in STORED.items():
-        got = whole({**opened.attention(1), **opened.ffn(1)}[name], axis)
+        got = whole({**opened.mapped("attention", 1), **opened.mapped("ffn", 1)}[name], axis)
         expected = values[f"blk.1.{stored}.weight"]
         expected = half_split(expected) if name in "qk" else expected
         error = np.square(got - expected).sum() / np.square(expected).sum()
@@ -113,10 +113,10 @@ def test_float_sources_are_packed_as_asked(
 ) -> None:
     values = write_gguf(tmp_path / "m.gguf", kind)
     opened = packed(tmp_path / "m.gguf", bits)
-    got, expected = whole(opened.ffn(0)["down"], 1), values["blk.0.ffn_down.weight"]
+    got, expected = whole(opened.mapped("ffn", 0)["down"], 1), values["blk.0.ffn_down.weight"]
     error = np.square(got - expected).sum() / np.square(expected).sum()
     assert error**0.5 <= limit
-    assert opened.ffn(0)["down"].spec.format.bits == (8 if bits is None else bits)
+    assert opened.mapped("ffn", 0)["down"].spec.format.bits == (8 if bits is None else bits)
 
 
 def test_a_mixture_of_types_keeps_each_matrix_in_its_own(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_mixture_of_types_keeps_each_matrix_in_its_own(tmp_path: Path) -> None
              "attn_v.weight": "Q8_0", "attn_output.weight": "Q4_K"}  # fmt: skip
     write_gguf(tmp_path / "m.gguf", kinds, architecture="gemma3")
     opened = packed(tmp_path / "m.gguf", 4)
-    weights = {**opened.attention(0), **opened.ffn(0), "head": opened.head()}
+    weights = {**opened.mapped("attention", 0), **opened.mapped("ffn", 0), "head": opened.head()}
     assert {name: w.spec.format.name for name, w in weights.items()} == {
         "q": "q5", "k": "q4m", "v": "q8", "o": "q4k", "gate": "q4m", "up": "q4m", "down": "q6k",
         "head": "q8",
@@ -137,7 +137,7 @@ def test_only_llama_rows_are_reordered_and_norms_stay_as_they_are(
 ) -> None:
     values = write_gguf(tmp_path / "m.gguf", "Q8_0", architecture=architecture)
     opened = packed(tmp_path / "m.gguf")
-    weights = opened.attention(1)
+    weights = opened.mapped("attention", 1)
     assert np.array_equal(whole(weights["q"], 0), values["blk.1.attn_q.weight"])
     assert np.array_equal(whole(weights["k"], 0), values["blk.1.attn_k.weight"])
     norms = opened.norms(1)
@@ -159,7 +159,8 @@ def test_biases_follow_their_rows(tmp_path: Path) -> None:
         half = opened.biases(0, range(1, 2))[f"{name}_bias"]
         assert np.array_equal(half, expected[len(expected) // 2 :])
     assert np.array_equal(
-        whole(opened.attention(0, range(1, 2))["q"], 0), values["blk.0.attn_q.weight"][128:]
+        whole(opened.mapped("attention", 0, range(1, 2))["q"], 0),
+        values["blk.0.attn_q.weight"][128:],
     )
 
 
@@ -283,8 +284,8 @@ def test_columns_that_cut_blocks_are_refused_or_kept_in_f32(tmp_path: Path) -> N
             "llama.attention.key_length": 8, "llama.attention.value_length": 8}  # fmt: skip
     write_gguf(tmp_path / "m.gguf", "F32", keys=keys)
     opened = packed(tmp_path / "m.gguf", 8)
-    assert opened.attention(0)["o"].spec.format.name == "f32"
-    assert opened.attention(0)["q"].spec.format.name == "q8"
+    assert opened.mapped("attention", 0)["o"].spec.format.name == "f32"
+    assert opened.mapped("attention", 0)["q"].spec.format.name == "q8"
     write_gguf(tmp_path / "n.gguf", "Q8_0", keys=keys)
     with pytest.raises(UnsupportedError, match=r"attn_output\.weight is Q8_0"):
         packed(tmp_path / "n.gguf")
@@ -309,7 +310,7 @@ def test_split_files_are_read_as_one_from_any_part(tmp_path: Path) -> None:
         source = open_source(part)
         assert source.name == "m"
         pack_source(source, tmp_path / "m.pico")
-        down = whole(Pack.open(tmp_path / "m.pico").ffn(1)["down"], 1)
+        down = whole(Pack.open(tmp_path / "m.pico").mapped("ffn", 1)["down"], 1)
         assert np.array_equal(down, values["blk.1.ffn_down.weight"])
 
 

@@ -50,7 +50,7 @@ def test_a_pack_in_f32_holds_the_folders_weights(
     opened = packed(tmp_path / "m")
     opened.verify()
     for layer in range(LAYERS):
-        weights = {**opened.attention(layer), **opened.ffn(layer)}
+        weights = {**opened.mapped("attention", layer), **opened.mapped("ffn", layer)}
         for name, (stored, axis) in STORED.items():
             expected = values[f"model.layers.{layer}.{stored}.weight"]
             assert np.array_equal(whole(weights[name], axis), expected), name
@@ -96,14 +96,14 @@ def test_half_precision_weights_are_read(tmp_path: Path, dtype: str) -> None:
     values = write_folder(tmp_path / "m")
     halves = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in values.items()}
     save_torch(halves, tmp_path / "m" / "model.safetensors")
-    up = whole(packed(tmp_path / "m").ffn(1)["up"], 0)
+    up = whole(packed(tmp_path / "m").mapped("ffn", 1)["up"], 0)
     assert np.array_equal(up, halves["model.layers.1.mlp.up_proj.weight"].float().numpy())
 
 
 def test_indexed_files_are_read_together(tmp_path: Path) -> None:
     values = write_folder(tmp_path / "m", files=3)
     save_file({"other": np.zeros(3, np.float32)}, tmp_path / "m" / "consolidated.safetensors")
-    up = whole(packed(tmp_path / "m").ffn(1)["up"], 0)
+    up = whole(packed(tmp_path / "m").mapped("ffn", 1)["up"], 0)
     assert np.array_equal(up, values["model.layers.1.mlp.up_proj.weight"])
     (tmp_path / "m" / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model-00002-of-00003\.safetensors"):
@@ -113,7 +113,7 @@ def test_indexed_files_are_read_together(tmp_path: Path) -> None:
 def test_several_files_without_an_index_are_read_together(tmp_path: Path) -> None:
     values = write_folder(tmp_path / "m", files=2)
     (tmp_path / "m" / "model.safetensors.index.json").unlink()
-    gate = whole(packed(tmp_path / "m").ffn(0)["gate"], 0)
+    gate = whole(packed(tmp_path / "m").mapped("ffn", 0)["gate"], 0)
     assert np.array_equal(gate, values["model.layers.0.mlp.gate_proj.weight"])
 
 
@@ -128,7 +128,7 @@ def test_the_language_model_of_a_multimodal_gemma(tmp_path: Path, prefix: str) -
     )
     opened = packed(tmp_path / "m")
     down = values[f"{prefix}layers.1.mlp.down_proj.weight"]
-    assert np.array_equal(whole(opened.ffn(1)["down"], 1), down)
+    assert np.array_equal(whole(opened.mapped("ffn", 1)["down"], 1), down)
     assert opened.config.attention_scale == pytest.approx(0.1)
 
 

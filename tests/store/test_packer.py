@@ -31,14 +31,11 @@ from picoedge.store.pack.matrices import MatrixTarget, cut_columns, cut_rows
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pack.sharding import (
-    ATTENTION_MATRICES,
-    FFN_MATRICES,
+    MATRICES,
     SPAN_ALIGN,
     Geometry,
     PackLayout,
-    attention_layout,
-    ffn_layout,
-    head_layout,
+    shard_layout,
 )
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.sources.tensors import Shapes, SourceTensor
@@ -108,10 +105,10 @@ def test_a_pack_is_at_most_three_percent_larger_than_its_tensors(shape: str, kin
         tie_word_embeddings=tied,
     )  # fmt: skip
     encoding, geometry = ENCODINGS[kind], Geometry.plan(config)
-    attention = attention_layout(config, dict.fromkeys(ATTENTION_MATRICES, encoding.format))
-    formats = dict.fromkeys(FFN_MATRICES, encoding.format)
-    ffn = ffn_layout(config, geometry.ffn_shard_cols, formats)
-    head = head_layout(config, geometry.head_shard_rows, encoding.format)
+    attention, ffn, head = (
+        shard_layout(kind, config, geometry, dict.fromkeys(names, encoding.format))
+        for kind, names in MATRICES.items()
+    )
     embed = 0 if tied else encoding.row_bytes(hidden)
     layout = PackLayout(config, geometry, (attention,) * layers, (ffn,) * layers, head, embed)
     shapes = Shapes.of(config)

@@ -47,22 +47,28 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_runs_of_shards_are_parts_of_the_whole(sound: Path) -> None:
     opened = Pack.open(sound)
-    full = whole(opened.ffn(1)["gate"], 0)
-    rows = opened.ffn(1)["gate"].spec.rows
-    assert np.array_equal(whole(opened.ffn(1, range(1, 2))["gate"], 0), full[rows : 2 * rows])
-    down = whole(opened.ffn(1, range(1))["down"], 1)
-    assert np.array_equal(down, whole(opened.ffn(1)["down"], 1)[:, :rows])
+    full = whole(opened.mapped("ffn", 1)["gate"], 0)
+    rows = opened.mapped("ffn", 1)["gate"].spec.rows
+    assert np.array_equal(
+        whole(opened.mapped("ffn", 1, range(1, 2))["gate"], 0), full[rows : 2 * rows]
+    )
+    down = whole(opened.mapped("ffn", 1, range(1))["down"], 1)
+    assert np.array_equal(down, whole(opened.mapped("ffn", 1)["down"], 1)[:, :rows])
     head = opened.head(range(2, 5))
     assert (head.count, head.total_rows) == (3, 3 * head.spec.rows)
     start = 2 * head.spec.rows
     expected = whole(opened.head(), 0)[start : start + head.total_rows]
     assert np.array_equal(whole(head, 0), expected)
-    assert opened.attention(0, range(0))["q"].count == 0
+    assert opened.mapped("attention", 0, range(0))["q"].count == 0
 
 
 def test_weights_are_read_only_views_of_the_files(sound: Path) -> None:
     opened = Pack.open(sound)
-    for array in (opened.attention(0)["q"].data, opened.norms(0)["q_norm"], opened.final_norm):
+    for array in (
+        opened.mapped("attention", 0)["q"].data,
+        opened.norms(0)["q_norm"],
+        opened.final_norm,
+    ):
         assert not array.flags.writeable
         assert not array.flags.owndata
 
@@ -127,7 +133,7 @@ def test_a_file_cut_after_opening_is_refused_before_it_is_mapped(damaged: Path) 
     path = damaged / "layer-000.safetensors"
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(ModelError, match=r"layer-000\.safetensors"):
-        opened.ffn(0)
+        opened.mapped("ffn", 0)
 
 
 def test_a_place_that_is_no_pack(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,14 @@ from picoedge.files import parse_object, read_object
 from picoedge.kernels.blocks import FORMATS
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.sharding import (
-    ATTENTION_MATRICES,
-    FFN_MATRICES,
+    MATRICES,
     FileLayout,
     Geometry,
     PackLayout,
     ShardLayout,
-    attention_layout,
-    ffn_layout,
-    head_layout,
+    shard_layout,
 )
-from picoedge.store.shards import HASH, MANIFEST, MANIFEST_BYTES, is_count, is_file_name
+from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, UnitKind, inventory
 
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1
@@ -40,8 +36,7 @@ class Manifest:
     layout: PackLayout
     files: list[FileLayout]
     embed: str
-    hashes: dict[str, str]
-    text_sizes: dict[str, int]
+    items: dict[str, PackItem]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -67,10 +62,9 @@ def _manifest(values: Fields) -> Manifest:
     config = _config(values)
     layout, embed = _layout(values, config)
     files = layout.files()
-    hashes = _shard_hashes(values, files)
-    sizes = _texts(values, hashes, {file.name for file in files})
+    items = _items(values, files)
     source = values.get("source", dict)
-    return Manifest(values.get("name", str), source, layout, files, embed, hashes, sizes)
+    return Manifest(values.get("name", str), source, layout, files, embed, items)
 
 
 def _config(values: Fields) -> ModelConfig:
@@ -113,22 +107,14 @@ def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:
     layers = values.objects("layers")
     if len(layers) != config.num_hidden_layers:
         raise values.fault("layers")
-    width = geometry.ffn_shard_cols
-    attention, ffn = [], []
-    for layer in layers:
-        attention.append(
-            _shard(layer, "attention", ATTENTION_MATRICES, lambda f: attention_layout(config, f))
-        )
-        ffn.append(_shard(layer, "ffn", FFN_MATRICES, lambda f: ffn_layout(config, width, f)))
-    rows = geometry.head_shard_rows
-    head = _shard(values, "head", ("head",), lambda f: head_layout(config, rows, f["head"]))
-    embed = "" if config.tie_word_embeddings else values.get("embed", str)
-    if not config.tie_word_embeddings and embed not in ENCODINGS:
-        raise values.fault("embed")
-    row_bytes = 0
-    if embed:
-        row_bytes = values.build("embed", lambda: ENCODINGS[embed].row_bytes(config.hidden_size))
-    return PackLayout(config, geometry, tuple(attention), tuple(ffn), head, row_bytes), embed
+    attention = tuple(_shard(layer, "attention", config, geometry) for layer in layers)
+    ffn = tuple(_shard(layer, "ffn", config, geometry) for layer in layers)
+    head = _shard(values, "head", config, geometry)
+    if config.tie_word_embeddings:
+        return PackLayout(config, geometry, attention, ffn, head, 0), ""
+    embed = values.one_of("embed", ENCODINGS)
+    row_bytes = values.build("embed", lambda: ENCODINGS[embed].row_bytes(config.hidden_size))
+    return PackLayout(config, geometry, attention, ffn, head, row_bytes), embed
 
 
 def _geometry(values: Fields, config: ModelConfig) -> Geometry:
@@ -143,47 +129,32 @@ def _geometry(values: Fields, config: ModelConfig) -> Geometry:
     return geometry
 
 
-def _shard(
-    values: Fields, kind: str, names: tuple[str, ...],
-    make: Callable[[dict[str, str]], ShardLayout],
-) -> ShardLayout:  # fmt: skip
-    """The layout for the named formats; the rest of the entry must equal it."""
+def _shard(values: Fields, kind: UnitKind, config: ModelConfig, geometry: Geometry) -> ShardLayout:
+    """The layout for the formats in an entry; the rest of the entry must equal it."""
     fields = values.object(kind)
     matrices = fields.object("matrices")
-    formats = {name: matrices.object(name).get("format", str) for name in names}
+    formats = {name: matrices.object(name).get("format", str) for name in MATRICES[kind]}
     if not set(formats.values()) <= set(FORMATS):
         raise fields.fault("matrices")
-    layout = values.build(kind, lambda: make(formats))
+    layout = values.build(kind, lambda: shard_layout(kind, config, geometry, formats))
     if layout.to_json() != fields.values:
         raise values.fault(kind)
     return layout
 
 
-def _shard_hashes(values: Fields, files: list[FileLayout]) -> dict[str, str]:
-    table = values.object("shards")
-    hashes: dict[str, str] = {}
-    for entry in (entry for file in files for entry in file.entries()):
-        row = table.object(entry.name)
-        listed = (row.get("file", str), row.get("offset", int), row.get("bytes", int))
-        if listed != (entry.file, entry.offset, entry.nbytes):
-            raise table.fault(entry.name)
-        hashes[entry.name] = _hash(row)
-    if len(hashes) != len(table.values):
+def _items(values: Fields, files: list[FileLayout]) -> dict[str, PackItem]:
+    """The items that are listed: all shards and vectors of the layout, and texts."""
+    listed = inventory(values.values, values.where)
+    items: dict[str, PackItem] = {}
+    for expected in (item for file in files for item in file.items()):
+        found = listed.pop(expected.name, expected)
+        if found != replace(expected, blake2b=found.blake2b) or not found.blake2b:
+            raise values.object("shards").fault(expected.name)
+        items[found.name] = found
+    if len(items) != len(values.get("shards", dict)):
         raise values.fault("shards")
-    return hashes
-
-
-def _hash(row: Fields) -> str:
-    return row.text("blake2b", pattern=HASH, expected="a hash")
-
-
-def _texts(values: Fields, hashes: dict[str, str], taken: set[str]) -> dict[str, int]:
-    table = values.object("text")
-    sizes: dict[str, int] = {}
-    for name in table.values:
-        row = table.object(name)
-        size = row.get("bytes", int)
-        if name in taken or not is_file_name(name) or not is_count(size):
-            raise table.fault(repr(name))
-        sizes[name], hashes[name] = size, _hash(row)
-    return sizes
+    taken = {file.name for file in files}
+    for text in listed.values():
+        if not text.is_text or text.offset or text.name in taken:
+            raise values.object("text").fault(repr(text.name))
+    return items | listed

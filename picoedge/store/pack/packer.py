@@ -17,7 +17,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import UsageError
 from picoedge.files import digest, write_all
 from picoedge.kernels.arrays import F32, U8
-from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, MatrixSpec, Quants
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Quants
 from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
@@ -25,23 +25,21 @@ from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_column
 from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pack.sharding import (
-    ATTENTION_MATRICES,
     BIASES,
-    FFN_MATRICES,
+    MATRICES,
     FileLayout,
     Geometry,
     PackLayout,
     ShardLayout,
-    attention_layout,
-    ffn_layout,
-    head_layout,
+    shard_layout,
 )
-from picoedge.store.shards import MANIFEST
+from picoedge.store.shards import MANIFEST, UnitKind
 from picoedge.store.sources.source import ModelSource
 from picoedge.store.sources.tensors import SourceTensor
 
 _DEFAULT_BITS = 8
 _COLUMN_CUT = ("o", "down")
+_WHOLE = ("embed", "head", "final_norm")  # tensors outside the layers
 _EMBED_ROWS = 1024
 
 WriteText = Callable[[ModelSource, Path], None]
@@ -152,48 +150,47 @@ class _Packer:
         self._done = 0
 
     def _plan(self) -> PackLayout:
-        config, width = self.config, self.geometry.ffn_shard_cols
-        row_bytes = 0
+        config, row_bytes = self.config, 0
         if not config.tie_word_embeddings:
             self.embed = embed_encoding(self.source.tensor("embed"), self.bits)
             row_bytes = self.embed.row_bytes(config.hidden_size)
-        attention, ffn = [], []
-        for i in range(config.num_hidden_layers):
-            attention.append(attention_layout(config, self._formats(i, ATTENTION_MATRICES)))
-            ffn.append(ffn_layout(config, width, self._formats(i, FFN_MATRICES)))
-            self._check_vectors(i)
-        head = self.source.tensor(self._head)
-        head_format = choose_format(head, config.hidden_size, self.bits)
-        head_shard = head_layout(config, self.geometry.head_shard_rows, head_format)
-        return PackLayout(
-            config, self.geometry, tuple(attention), tuple(ffn), head_shard, row_bytes
-        )
+        layers = range(config.num_hidden_layers)
+        attention = tuple(self._shard("attention", i) for i in layers)
+        ffn = tuple(self._shard("ffn", i) for i in layers)
+        head = self._shard("head", config.num_hidden_layers)
+        # A missing norm is named before hours of packing, not after.
+        for name in (*config.norm_lengths, *(BIASES if config.qkv_bias else ())):
+            for i in layers:
+                self._tensor(name, i)
+        return PackLayout(config, self.geometry, attention, ffn, head, row_bytes)
 
-    @property
-    def _head(self) -> str:
-        return "embed" if self.config.tie_word_embeddings else "head"
-
-    def _formats(self, layer: int, names: tuple[str, ...]) -> dict[str, str]:
-        shards = {"o": self.geometry.attention_shards, "down": self.geometry.ffn_shards}
-        tensors = {name: self.source.tensor(f"layers.{layer}.{name}") for name in names}
-        return {
-            name: choose_format(t, t.cols // shards.get(name, 1), self.bits)
+    def _shard(self, kind: UnitKind, layer: int) -> ShardLayout:
+        """Layout of a shard, in the formats that suit its tensors."""
+        counts = {"o": self.geometry.attention_shards, "down": self.geometry.ffn_shards}
+        tensors = {name: self._tensor(name, layer) for name in MATRICES[kind]}
+        formats = {
+            name: choose_format(t, t.cols // counts.get(name, 1), self.bits)
             for name, t in tensors.items()
         }
+        return shard_layout(kind, self.config, self.geometry, formats)
 
-    def _check_vectors(self, layer: int) -> None:
-        # A missing norm is named before hours of packing, not after.
-        biases = BIASES if self.config.qkv_bias else ()
-        for name in (*self.config.norm_lengths, *biases):
-            self.source.tensor(f"layers.{layer}.{name}")
+    def _tensor(self, name: str, layer: int) -> SourceTensor:
+        """The tensor that is called `name` in a shard or a file of the pack."""
+        if name == "head" and self.config.tie_word_embeddings:
+            name = "embed"
+        return self.source.tensor(name if name in _WHOLE else f"layers.{layer}.{name}")
 
     def write(self, folder: Path) -> None:
         """Write every safetensors file."""
-        fill = {"head.safetensors": self._fill_head, "embed.safetensors": self._fill_embed}
         for file in self.files:
             with OutputFile(folder / file.name, file.nbytes, self._wrote) as output:
                 output.write(0, file.header)
-                fill.get(file.name, self._fill_layer)(file, output)
+                for name, (dtype, *_) in file.tensors.items():
+                    if dtype == "F32":
+                        output.write(file.start(name), self._vector(name, file.layer).tobytes())
+                for kind in file.kinds:
+                    fill = self._fill_embed if kind == "embed" else self._fill_shards
+                    fill(kind, file, output)
         self._wrote(self.total - self._done)  # pads are holes
 
     def _wrote(self, nbytes: int) -> None:
@@ -201,43 +198,25 @@ class _Packer:
         if self._progress is not None:
             self._progress(self._done, self.total)
 
-    def _vector(self, name: str) -> F32:
-        return self.source.tensor(name).vector().astype("<f4")
+    def _vector(self, name: str, layer: int) -> F32:
+        return self._tensor(name, layer).vector().astype("<f4")
 
-    def _fill_layer(self, file: FileLayout, output: OutputFile) -> None:
-        layer = int(file.name[len("layer-") : -len(".safetensors")])
-        prefix = f"layers.{layer}."
-        for norm in self.config.norm_lengths:
-            output.write(file.start(norm), self._vector(prefix + norm).tobytes())
-        attention, ffn = self.layout.attention[layer], self.layout.ffn[layer]
-        self._fill_shards(file, output, "attention", attention, prefix)
-        self._fill_shards(file, output, "ffn", ffn, prefix)
-
-    def _fill_shards(
-        self, file: FileLayout, output: OutputFile, kind: str, layout: ShardLayout, prefix: str
-    ) -> None:
-        start = file.start(f"{kind}.000")
-        shards = self.geometry.attention_shards if kind == "attention" else self.geometry.ffn_shards
+    def _fill_shards(self, kind: UnitKind, file: FileLayout, output: OutputFile) -> None:
+        layout, start = self.layout.shard(kind, file.layer), file.start(f"{kind}.000")
+        shards = self.geometry.count(kind)
         for name, spec in layout.matrices.items():
             place = MatrixTarget(spec, start, layout.nbytes, shards)
             cut = cut_columns if name in _COLUMN_CUT else cut_rows
-            cut(self.source.tensor(prefix + name), place, output.write)
+            cut(self._tensor(name, file.layer), place, output.write)
         for name, (at, length) in layout.biases.items():
-            values = self._vector(prefix + name)
+            values = self._vector(name, file.layer)
             for i in range(shards):
                 data = values[i * length : (i + 1) * length].tobytes()
                 output.write(start + i * layout.nbytes + at, data)
 
-    def _fill_head(self, file: FileLayout, output: OutputFile) -> None:
-        output.write(file.start("final_norm"), self._vector("final_norm").tobytes())
-        head = self.layout.head
-        spec: MatrixSpec = head.matrices["head"]
-        place = MatrixTarget(spec, file.start("head.000"), head.nbytes, self.geometry.head_shards)
-        cut_rows(self.source.tensor(self._head), place, output.write)
-
-    def _fill_embed(self, file: FileLayout, output: OutputFile) -> None:
+    def _fill_embed(self, kind: UnitKind, file: FileLayout, output: OutputFile) -> None:
         assert self.embed is not None
-        tensor, start = self.source.tensor("embed"), file.start("embed.000")
+        tensor, start = self.source.tensor(kind), file.start(f"{kind}.000")
         for first in range(0, tensor.rows, _EMBED_ROWS):
             last = min(first + _EMBED_ROWS, tensor.rows)
             rows = encode_rows(tensor, self.embed, first, last)
@@ -245,7 +224,6 @@ class _Packer:
 
     def manifest(self, out: Path, folder: Path, texts: dict[str, Any]) -> dict[str, Any]:
         """Values of `picoedge.json`; hashes are of the bytes in the files."""
-        layers = zip(self.layout.attention, self.layout.ffn, strict=True)
         return {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -257,13 +235,7 @@ class _Packer:
                 "file": self.source.path.absolute().name,  # no path: packs are shared
                 "tensor_bytes": self.source.tensor_bytes,
             },
-            "config": self.config.to_json(),
-            "geometry": {
-                "ffn_shard_cols": self.geometry.ffn_shard_cols,
-                "head_shard_rows": self.geometry.head_shard_rows,
-            },
-            "layers": [{"attention": a.to_json(), "ffn": f.to_json()} for a, f in layers],
-            "head": self.layout.head.to_json(),
+            **self.layout.to_json(),
             "embed": self.embed.name if self.embed else None,
             "shards": self._shard_table(folder),
             "text": texts,
@@ -271,12 +243,12 @@ class _Packer:
 
     def _shard_table(self, folder: Path) -> dict[str, Any]:
         return {
-            entry.name: {
-                "file": entry.file,
-                "offset": entry.offset,
-                "bytes": entry.nbytes,
-                "blake2b": digest(folder / entry.file, entry.offset, entry.nbytes),
+            item.name: {
+                "file": item.file,
+                "offset": item.offset,
+                "bytes": item.nbytes,
+                "blake2b": digest(folder / item.file, item.offset, item.nbytes),
             }
             for file in self.files
-            for entry in file.entries()
+            for item in file.items()
         }

@@ -83,8 +83,7 @@ def create_partial(folder: Path, manifest: bytes) -> None:
 
 
 def _check_sizes(manifest: Manifest, folder: Path) -> None:
-    entries = [entry.nbytes for file in manifest.files for entry in file.entries()]
-    sizes = (*entries, *manifest.text_sizes.values())
+    sizes = [item.nbytes for item in manifest.items.values()]
     if sum(sizes) > PACK_BYTES or max(sizes) > ITEM_BYTES:
         raise ModelError(
             f"{folder / MANIFEST} describes {sum(sizes)} bytes, {max(sizes)} of them in one piece",

@@ -18,10 +18,14 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import FORMATS, SUPERBLOCK_COLS, TILE_ROWS, MatrixSpec
+from picoedge.store.shards import LAYER_KINDS, PackItem, UnitKind
 
 SHARD_ALIGN = 64
-ATTENTION_MATRICES = ("q", "k", "v", "o")
-FFN_MATRICES = ("gate", "up", "down")
+MATRICES: dict[UnitKind, tuple[str, ...]] = {
+    "attention": ("q", "k", "v", "o"),
+    "ffn": ("gate", "up", "down"),
+    "head": ("head",),
+}
 BIASES = ("q_bias", "k_bias", "v_bias")
 _FFN_WIDTHS = (256, 128, 64, 32)
 SPAN_ALIGN = 4096
@@ -41,6 +45,11 @@ class Geometry:
     ffn_shard_cols: int
     head_shards: int
     head_shard_rows: int
+
+    def count(self, kind: UnitKind) -> int:
+        """Number of shards of a kind in a layer; an embedding is cut like the head."""
+        counts = {"attention": self.attention_shards, "ffn": self.ffn_shards}
+        return counts.get(kind, self.head_shards)
 
     @classmethod
     def plan(cls, config: ModelConfig) -> Geometry:
@@ -97,53 +106,39 @@ class ShardLayout:
         return {"matrices": matrices, "biases": biases, "bytes": self.nbytes}
 
 
-def attention_layout(config: ModelConfig, formats: Mapping[str, str]) -> ShardLayout:
-    """One key-value head: its q, k, v rows, o columns and biases."""
-    q_rows, kv_rows = config.heads_per_group * config.head_dim, config.head_dim
-    hidden = config.hidden_size
-    shapes = {"q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden)}
-    shapes["o"] = hidden, q_rows
-    lengths = {"q_bias": q_rows, "k_bias": kv_rows, "v_bias": kv_rows}
-    return _shard_layout(shapes, formats, lengths if config.qkv_bias else {})
-
-
-def ffn_layout(config: ModelConfig, width: int, formats: Mapping[str, str]) -> ShardLayout:
-    """`width` of the intermediate dimension: gate and up rows, down columns."""
-    hidden = config.hidden_size
-    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    return _shard_layout(shapes, formats, {})
-
-
-def head_layout(config: ModelConfig, rows: int, format_name: str) -> ShardLayout:
-    """`rows` of the vocabulary."""
-    return _shard_layout({"head": (rows, config.hidden_size)}, {"head": format_name}, {})
-
-
-def _shard_layout(
-    shapes: Mapping[str, tuple[int, int]], formats: Mapping[str, str], biases: Mapping[str, int]
+def shard_layout(
+    kind: UnitKind, config: ModelConfig, geometry: Geometry, formats: Mapping[str, str]
 ) -> ShardLayout:
+    """Layout of one shard, its matrices in `formats`. Raises ModelError where one does not fit.
+
+    Attention: q, k, v rows, o columns and biases of one key-value head. FFN: gate and up rows, down
+    columns of some of the intermediate dimension. Head: some rows of the vocabulary.
+    """
+    hidden, width = config.hidden_size, geometry.ffn_shard_cols
+    q_rows, kv_rows = config.heads_per_group * config.head_dim, config.head_dim
+    shapes = {
+        "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
+        "o": (hidden, q_rows), "gate": (width, hidden), "up": (width, hidden),
+        "down": (hidden, width), "head": (geometry.head_shard_rows, hidden),
+    }  # fmt: skip
     at = 0
     matrices: dict[str, MatrixSpec] = {}
-    for name, (rows, cols) in shapes.items():
+    for name in MATRICES[kind]:
+        rows, cols = shapes[name]
         fmt = FORMATS[formats[name]]
         superblock = math.gcd(SUPERBLOCK_COLS, cols) if fmt.superblocks else 0
         matrices[name] = MatrixSpec(fmt, rows, cols, at, superblock)
         at += matrices[name].nbytes
-    places: dict[str, tuple[int, int]] = {}
-    for name, length in biases.items():
-        places[name] = (at, length)
-        at += round_up(4 * length, SHARD_ALIGN)
-    return ShardLayout(matrices, places, round_up(at, SHARD_ALIGN))
+    biases: dict[str, tuple[int, int]] = {}
+    for name in BIASES if config.qkv_bias and kind == "attention" else ():
+        biases[name] = (at, shapes[name[0]][0])
+        at += round_up(4 * biases[name][1], SHARD_ALIGN)
+    return ShardLayout(matrices, biases, round_up(at, SHARD_ALIGN))
 
 
-@dataclass(frozen=True)
-class TableEntry:
-    """One row of the shard table: a named byte range of a file."""
-
-    name: str
-    file: str
-    offset: int
-    nbytes: int
+def file_stem(kind: UnitKind, layer: int) -> str:
+    """Name of the file with the shards of a kind, without its suffix."""
+    return f"layer-{layer:03d}" if kind in LAYER_KINDS else kind
 
 
 @dataclass(eq=False)
@@ -151,16 +146,20 @@ class FileLayout:
     """One safetensors file: tensors without gaps, spans of shards at page boundaries."""
 
     name: str
+    layer: int = 0
     tensors: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     """tensor -> (dtype, start, end), offsets from the start of the data"""
+    kinds: list[UnitKind] = field(default_factory=list)
+    """those of its spans of shards"""
 
     def add(self, tensor: str, dtype: str, nbytes: int) -> None:
         """Append a one-dimensional tensor."""
         start = self._end()
         self.tensors[tensor] = (dtype, start, start + nbytes)
 
-    def add_span(self, kind: str, count: int, nbytes: int) -> None:
+    def add_span(self, kind: UnitKind, count: int, nbytes: int) -> None:
         """Append `count` shards of `nbytes` from the next page boundary."""
+        self.kinds.append(kind)
         end = self._end()
         if end % SPAN_ALIGN:
             self.add(f"pad.{kind}", "U8", round_up(end, SPAN_ALIGN) - end)
@@ -190,12 +189,12 @@ class FileLayout:
         """File offset of a tensor."""
         return len(self.header) + self.tensors[tensor][1]
 
-    def entries(self) -> Iterator[TableEntry]:
-        """Rows of the shard table: every tensor but the pads."""
+    def items(self) -> Iterator[PackItem]:
+        """Rows of the shard table, without hashes: every tensor but the pads."""
         for tensor, (_, start, end) in self.tensors.items():
             if not tensor.startswith("pad."):
                 name = f"{self.name.removesuffix('.safetensors')}/{tensor}"
-                yield TableEntry(name, self.name, len(self.header) + start, end - start)
+                yield PackItem(name, self.name, len(self.header) + start, end - start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,31 +208,44 @@ class PackLayout:
     head: ShardLayout
     embed_row_bytes: int  # 0 where the embedding is tied to the head
 
-    def layer_file(self, index: int) -> FileLayout:
-        """`layer-NNN.safetensors`: norms, attention shards, FFN shards."""
-        file = FileLayout(f"layer-{index:03d}.safetensors")
-        for norm, length in self.config.norm_lengths.items():
-            file.add(norm, "F32", 4 * length)
-        file.add_span("attention", self.geometry.attention_shards, self.attention[index].nbytes)
-        file.add_span("ffn", self.geometry.ffn_shards, self.ffn[index].nbytes)
-        return file
+    def shard(self, kind: UnitKind, layer: int) -> ShardLayout:
+        """Layout of each shard of a kind in a layer."""
+        if kind == "embed":
+            return ShardLayout({}, {}, self.geometry.head_shard_rows * self.embed_row_bytes)
+        if kind == "head":
+            return self.head
+        return self.attention[layer] if kind == "attention" else self.ffn[layer]
 
-    def head_file(self) -> FileLayout:
-        """`head.safetensors`: the final norm and the vocabulary shards."""
-        file = FileLayout("head.safetensors")
-        file.add("final_norm", "F32", 4 * self.config.hidden_size)
-        file.add_span("head", self.geometry.head_shards, self.head.nbytes)
-        return file
-
-    def embed_file(self) -> FileLayout:
-        """`embed.safetensors`: rows of an untied embedding, cut like the head's."""
-        file = FileLayout("embed.safetensors")
-        shard_bytes = self.geometry.head_shard_rows * self.embed_row_bytes
-        file.add_span("embed", self.geometry.head_shards, shard_bytes)
-        return file
+    def to_json(self) -> dict[str, Any]:
+        """The fields of `picoedge.json` from which the layout is computed again."""
+        layers = zip(self.attention, self.ffn, strict=True)
+        return {
+            "config": self.config.to_json(),
+            "geometry": {
+                "ffn_shard_cols": self.geometry.ffn_shard_cols,
+                "head_shard_rows": self.geometry.head_shard_rows,
+            },
+            "layers": [{"attention": a.to_json(), "ffn": f.to_json()} for a, f in layers],
+            "head": self.head.to_json(),
+        }
 
     def files(self) -> list[FileLayout]:
-        """Every safetensors file, in the order they are written."""
-        layers = [self.layer_file(i) for i in range(self.config.num_hidden_layers)]
-        embed = [self.embed_file()] if self.embed_row_bytes else []
-        return [*embed, *layers, self.head_file()]
+        """Every safetensors file, in the order they are written.
+
+        `embed`: rows of an untied embedding, cut like the head's. `layer-NNN`: norms, attention
+        shards, FFN shards. `head`: the final norm and the vocabulary shards.
+        """
+        norms, layers = self.config.norm_lengths, self.config.num_hidden_layers
+        embed = [self._file(0, {}, ("embed",))] if self.embed_row_bytes else []
+        head = self._file(layers, {"final_norm": self.config.hidden_size}, ("head",))
+        return [*embed, *(self._file(i, norms, LAYER_KINDS) for i in range(layers)), head]
+
+    def _file(
+        self, layer: int, norms: Mapping[str, int], kinds: tuple[UnitKind, ...]
+    ) -> FileLayout:
+        file = FileLayout(f"{file_stem(kinds[0], layer)}.safetensors", layer)
+        for norm, length in norms.items():
+            file.add(norm, "F32", 4 * length)
+        for kind in kinds:
+            file.add_span(kind, self.geometry.count(kind), self.shard(kind, layer).nbytes)
+        return file

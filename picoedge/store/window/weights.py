@@ -81,8 +81,7 @@ class MappedWeights:
 
     def spans(self, kind: UnitKind, layer: int) -> Sequence[BoundSpan]:
         """See `WeightStore.spans`."""
-        part = self.part
-        shards = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}[kind]
+        shards = self.part.of(kind)
         return [BoundSpan(shards, self._pack.mapped(kind, layer, shards))] if shards else []
 
     def embedding(self) -> RowTable:

@@ -1,21 +1,24 @@
 """On a board of the lab: `python -m bench.mesh_look BOARDS SECONDS` waits until so many are seen.
 
-The last line is what they and the links can do, as `cluster_facts.Cluster` has it.
+The last line is what they and the links can do: a file of boards for `picoedge plan --boards`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
 from picoedge.errors import MeshError
 from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.planner.topology import Topology
 
 LOOK_S = 0.2
 
@@ -43,11 +46,21 @@ def _look(
             tell(error.message)
         else:
             if len(seen.boards) >= boards:
-                print(json.dumps(seen.to_json()))
+                print(json.dumps(_plain(seen)))
                 return 0
         time.sleep(LOOK_S)
     tell(f"{len(directory.handles)} boards of {boards}")
     return 1
+
+
+def _plain(seen: Topology) -> dict[str, Any]:
+    names = [board.name for board in seen.boards]
+    links = [
+        {"between": [names[a], names[b]], **dataclasses.asdict(link)}
+        for (a, b), link in seen.links.items()
+    ]
+    boards = [dataclasses.asdict(board) for board in seen.boards]
+    return {"hub": names[seen.hub], "links": links, "boards": boards}
 
 
 if __name__ == "__main__":

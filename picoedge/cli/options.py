@@ -22,7 +22,7 @@ from picoedge.suggest import did_you_mean
 from picoedge.units import parse_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.options import ClusterOptions
+    from picoedge.planner.cluster_plan import ClusterOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -179,7 +179,7 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
     """How a model is split over boards; None without --cluster."""
     if not values.get("cluster"):
         return None
-    from picoedge.engine.options import ClusterOptions
+    from picoedge.planner.cluster_plan import ClusterOptions
 
     allreduce, split = values["allreduce"], values["tensor_split"]
     return ClusterOptions(

@@ -11,7 +11,7 @@ from typing import Any
 from picoedge.engine.fit import load_of
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
-from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
+from picoedge.planner.cluster_plan import ClusterPlan, plan_cluster
 from picoedge.planner.topology import Topology, read_topology
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HeldShards
@@ -48,13 +48,8 @@ def plan_group(
     """
     pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
-    wanted, cluster = options.cluster, _limited(cluster, options.memory_bytes)
-    constraints = PlanConstraints()
-    if wanted is not None:
-        constraints = PlanConstraints(
-            wanted.boards, wanted.split, wanted.allreduce, wanted.split_head
-        )
-    plan = plan_cluster(load, cluster, constraints, held=held)
+    cluster = _limited(cluster, options.memory_bytes)
+    plan = plan_cluster(load, cluster, options.cluster, held=held)
     return GroupPlan(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
 
 

@@ -34,7 +34,7 @@ from picoedge.jobs.stragglers import (
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
-from picoedge.planner.cluster_plan import ClusterPlan, PlanConstraints, plan_cluster
+from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -109,28 +109,19 @@ class ClusterModel:
     def _make_plan(self) -> ClusterPlan:
         load = load_of(self._pack, self._pack.all_shards, self._options)
         held = locate_shards(self._directory, self._pack)
-        cluster = self._directory.cluster()
-        boards = tuple(  # with the present speeds of stragglers
-            dataclasses.replace(
-                board,
-                compute_bytes_per_s=board.compute_bytes_per_s * self._speeds.factor(board.key),
-            )
-            for board in cluster.boards
-        )
-        cluster = dataclasses.replace(cluster, boards=boards)
-        return plan_cluster(load, cluster, self._wishes(), held=held)
+        cluster, factor = self._directory.cluster(), self._speeds.factor  # of stragglers
+        present = [board.compute_bytes_per_s * factor(board.key) for board in cluster.boards]
+        return plan_cluster(load, cluster.with_speeds(present), self._wanted(), held=held)
 
-    def _wishes(self) -> PlanConstraints:
-        """The user's constraints; after the start, only what the remaining boards can satisfy."""
-        cluster, present = self._options.cluster, len(self._directory.handles)
-        assert cluster is not None
+    def _wanted(self) -> ClusterOptions:
+        """The user's options; after the start, only what the remaining boards can satisfy."""
+        wanted, present = self._options.cluster, len(self._directory.handles)
+        assert wanted is not None
         if not self._has_started:
-            return PlanConstraints(
-                cluster.boards, cluster.split, cluster.allreduce, cluster.split_head
-            )
-        boards = min(cluster.boards, present) if cluster.boards else None
-        split = () if self._failure_counts or len(cluster.split) > present else cluster.split
-        return PlanConstraints(boards, split, cluster.allreduce, cluster.split_head)
+            return wanted
+        boards = min(wanted.boards, present) if wanted.boards else None
+        split = () if self._failure_counts or len(wanted.split) > present else wanted.split
+        return dataclasses.replace(wanted, boards=boards, split=split)
 
     def _load(self, plan: ClusterPlan) -> LoadedModel:
         self._group = None

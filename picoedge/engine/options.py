@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from picoedge.config import SamplingOptions
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
+    from picoedge.planner.cluster_plan import ClusterOptions
 
 TRANSPORT_CHOICES: tuple[TransportChoice, ...] = ("auto", "zeromq", "stream")
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """How a model is split over boards; by default as the plan finds quickest."""
-
-    boards: int | None = None  # how many
-    split: tuple[float, ...] = ()  # relative shares of the boards, the hub's first
-    allreduce: Literal["star", "exchange"] | None = None
-    split_head: bool = False  # split the head too; others then see the likely next tokens
-    transport: TransportChoice = "auto"  # what carries sums between boards
-    wire: str = "f64"  # format of sums: "f64" is exact; "f32", "f16", "q8" are smaller
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from picoedge.planner.memory import Counts, MemoryNeeds, counts_of
+from picoedge.planner.memory import Counts, MemoryNeeds
 from picoedge.planner.topology import BoardFacts
 from picoedge.store.shards import HeldShards, Slice
 
@@ -169,39 +169,32 @@ class RankCounts(NamedTuple):
 class Assigner:
     """Assigns shards to the boards of one group, by rank; rank 0 is the hub.
 
-    The hub has the head; with a `gather` (seconds to collect the logits), it may be split as well.
-    With `held`, by rank, a board gets only shards that it has on its disk.
+    `comm_s`: seconds a token that its sums take. The hub has the head; with a `gather` (seconds to
+    collect the logits), it may be split as well. With `held`, by rank, a board gets only shards
+    that it has on its disk.
     """
 
     def __init__(
         self,
         needs: MemoryNeeds,
         boards: Sequence[BoardFacts],
+        comm_s: float = 0.0,
         gather: GatherSeconds | None = None,
         held: Sequence[HeldShards] = (),
     ) -> None:
-        load = needs.load
-        self.boards, self._needs, self._gather = tuple(boards), needs, gather
-        self._held = held
+        self.boards, self.counts = tuple(boards), needs.counts
+        self._needs, self._comm_s, self._gather, self._held = needs, comm_s, gather, held
         self._known_s: dict[tuple[int, int], float] = {}
-        self.counts = counts_of(load.part)
-        self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)
-        for run in load.runs:
-            self._bytes[run.kind] += run.nbytes
-        self._layers = load.config.num_hidden_layers
 
     def stage_s(self, kind: str, rank: int, shards: int) -> float:
         """Seconds a token that a board computes for so many shards of a kind, over all layers."""
         if not shards:
             return 0.0
-        board = self.boards[rank]
-        count: int = getattr(self.counts, kind)
-        nbytes = self._bytes[kind] * shards / count
-        runs = 1 if kind == "head" else self._layers
+        board, nbytes = self.boards[rank], self._needs.shard_bytes[kind] * shards
+        runs = 1 if kind == "head" else self._needs.load.config.num_hidden_layers
         return nbytes / board.compute_bytes_per_s + runs * board.unit_s
 
     def _slowest_s(self, kind: str, partition: Sequence[int]) -> float:
-        """Seconds a token of one kind with these counts by rank: the slowest board's."""
         return max(self.stage_s(kind, rank, shards) for rank, shards in enumerate(partition))
 
     def _layers_s(self, attention: Sequence[int], ffn: Sequence[int]) -> float:
@@ -236,25 +229,21 @@ class Assigner:
     def _slowest_disk_s(self, shards: RankCounts) -> float:
         return max(self.disk_s(i, Counts(*own)) for i, own in enumerate(zip(*shards, strict=True)))
 
-    def token_s(self, shards: RankCounts, comm_s: float) -> float:
+    def token_s(self, shards: RankCounts) -> float:
         """Seconds of a token with these counts."""
         layers = self._layers_s(shards.attention, shards.ffn)
-        return max(self._slowest_disk_s(shards), layers + comm_s + self.head_s(shards.head))
+        return max(self._slowest_disk_s(shards), layers + self._comm_s + self.head_s(shards.head))
 
-    def candidates(self, comm_s: float) -> Iterator[RankCounts]:
-        """Candidate assignments, fastest first; none if the boards cannot hold the model.
+    def candidates(self) -> Iterator[RankCounts]:
+        """Candidate assignments; none if the boards cannot hold the model.
 
-        `comm_s` is what the sums take. First the best for that; then the best with all attention on
-        the hub, whose sums take a hop less.
+        First the best for the sums as they are; then the best with all attention on the hub, whose
+        sums take a hop less.
         """
+        on_hub = all_on_hub(self.counts.attention, len(self.boards))
         for head in self._heads():
-            best = self._by_speed(head) or self._by_memory(comm_s, head)
-            if best is not None:
-                yield best
-            on_hub = all_on_hub(self.counts.attention, len(self.boards))
-            alone = self._with_rest(on_hub, comm_s, head)
-            if alone is not None:
-                yield alone
+            best = self._by_speed(head) or self._by_memory(head)
+            yield from filter(None, (best, self._with_rest(on_hub, head)))
 
     def _heads(self) -> Iterator[list[int] | None]:
         """Partitions of the head to try; None: wherever memory is left for it."""
@@ -278,35 +267,32 @@ class Assigner:
         shards = RankCounts(attention, ffn, [*head])
         return shards if self._slowest_disk_s(shards) == 0 else None
 
-    def _by_memory(self, comm_s: float, head: Sequence[int] | None) -> RankCounts | None:
+    def _by_memory(self, head: Sequence[int] | None) -> RankCounts | None:
         """The fastest over all partitions of the attention shards, if these are few.
 
         Else a local search: from a good one, one shard is moved at a time.
         """
         groups, boards = self.counts.attention, len(self.boards)
         if math.comb(groups + boards - 1, boards - 1) <= _FEW_PARTITIONS:
-            return self._fastest(all_partitions(groups, boards), comm_s, head)
-        best = self._fastest(self._good_partitions(comm_s, head), comm_s, head)
-        for _ in range(_MOVES if best is not None else 0):
-            assert best is not None
-            better = self._fastest(_moved(best.attention), comm_s, head)
-            if better is None or self.token_s(better, comm_s) >= self.token_s(best, comm_s):
+            return self._fastest(all_partitions(groups, boards), head)
+        best = self._fastest(self._good_partitions(head), head)
+        for _ in range(_MOVES):
+            better = best and self._fastest(_moved(best.attention), head)
+            if best is None or better is None or self.token_s(better) >= self.token_s(best):
                 break
             best = better
         return best
 
     def _fastest(
-        self, attentions: Iterable[Sequence[int]], comm_s: float, head: Sequence[int] | None
+        self, attentions: Iterable[Sequence[int]], head: Sequence[int] | None
     ) -> RankCounts | None:
         """The best of these partitions of the attention shards, the rest apportioned to each."""
-        local = (attention for attention in attentions if self._is_held(attention))
-        return self._best((self._with_rest(each, comm_s, head) for each in local), comm_s)
+        return self._best(self._with_rest(each, head) for each in attentions if self._is_held(each))
 
-    def _best(self, assigned: Iterable[RankCounts | None], comm_s: float) -> RankCounts | None:
-        able = (shards for shards in assigned if shards is not None)
-        return min(able, key=lambda shards: self.token_s(shards, comm_s), default=None)
+    def _best(self, assigned: Iterable[RankCounts | None]) -> RankCounts | None:
+        return min(filter(None, assigned), key=self.token_s, default=None)
 
-    def _good_partitions(self, comm_s: float, head: Sequence[int] | None) -> Iterator[list[int]]:
+    def _good_partitions(self, head: Sequence[int] | None) -> Iterator[list[int]]:
         """Attention shards apportioned with their proportion of FFN shards.
 
         Then by free memory alone, ignoring FFN shards.
@@ -316,58 +302,44 @@ class Assigner:
         def together(rank: int, shards: int) -> float:
             beside = counts.ffn * shards // counts.attention
             own = self.stage_s("attention", rank, shards) + self.stage_s("ffn", rank, beside)
-            return max(own + comm_s, self.disk_s(rank, Counts(shards, beside, words[rank])))
+            return max(own + self._comm_s, self.disk_s(rank, Counts(shards, beside, words[rank])))
 
         def alone(rank: int, shards: int) -> float:
             return self.disk_s(rank, Counts(shards, 0, words[rank]))
 
-        tried = (self._assign("attention", cost) for cost in (together, alone))
-        return (attention for attention in tried if attention is not None)
+        return filter(None, (self._assign("attention", cost) for cost in (together, alone)))
 
-    def _with_rest(
-        self, attention: Sequence[int], comm_s: float, head: Sequence[int] | None
-    ) -> RankCounts | None:
+    def _with_rest(self, attention: Sequence[int], head: Sequence[int] | None) -> RankCounts | None:
         """The rest apportioned for the shortest token, given the attention shards.
 
         A head of None goes where FFN shards leave room: these are apportioned without the head, and
         again with the head where it would go without them.
         """
-        if head is not None:
-            return self._with_ffn(attention, comm_s, head)
         nothing = [0] * len(self.boards)
-        first = self._with_head(RankCounts([*attention], nothing, nothing), comm_s)
-        tried = [
-            self._with_ffn(attention, comm_s, words)
-            for words in (nothing, first.head if first else nothing)
-        ]
-        return self._best((each and self._with_head(each, comm_s) for each in tried), comm_s)
+        given = RankCounts([*attention], nothing, [*(head or nothing)])
+        first = self._with("ffn", given)
+        if head is not None:
+            return first
+        with_head = self._with("head", given)
+        second = with_head and self._with("ffn", with_head)
+        return self._best(each and self._with("head", each) for each in (first, second))
 
-    def _with_ffn(
-        self, attention: Sequence[int], comm_s: float, head: Sequence[int]
-    ) -> RankCounts | None:
-        """FFN shards apportioned to the boards that finish them first, given the other kinds."""
-        rest = self._slowest_s("attention", attention) + comm_s + self.head_s(head)
+    def _with(self, kind: str, others: RankCounts) -> RankCounts | None:
+        """FFN or head shards apportioned to the boards that finish them first, given the others."""
+        if math.isinf(self._slowest_disk_s(others)):
+            return None
+        rest = self._layers_s(others.attention, others.ffn) + self._comm_s
+        computing_s = partial(self._sent_head_s, 1)
+        if kind == "ffn":
+            rest, computing_s = rest + self.head_s(others.head), partial(self.stage_s, "ffn")
+        given = [Counts(*counts) for counts in zip(*others, strict=True)]
 
         def cost(rank: int, shards: int) -> float:
-            computed = rest + self.stage_s("ffn", rank, shards)
-            return max(computed, self.disk_s(rank, Counts(attention[rank], shards, head[rank])))
+            counts = given[rank]._replace(**{kind: shards})
+            return max(rest + computing_s(rank, shards), self.disk_s(rank, counts))
 
-        without = RankCounts([*attention], [0] * len(head), [*head])
-        if math.isinf(self._slowest_disk_s(without)):
-            return None
-        ffn = self._assign("ffn", cost)
-        return None if ffn is None else without._replace(ffn=ffn)
-
-    def _with_head(self, shards: RankCounts, comm_s: float) -> RankCounts | None:
-        """Head shards apportioned to the boards that finish them first, given the other kinds."""
-        rest = self._layers_s(shards.attention, shards.ffn) + comm_s
-
-        def cost(rank: int, count: int) -> float:
-            counts = Counts(shards.attention[rank], shards.ffn[rank], count)
-            return max(rest + self._sent_head_s(1, rank, count), self.disk_s(rank, counts))
-
-        head = self._assign("head", cost)
-        return None if head is None else shards._replace(head=head)
+        assigned = self._assign(kind, cost)
+        return None if assigned is None else others._replace(**{kind: assigned})
 
     def _assign(self, kind: str, cost: Cost) -> list[int] | None:
         """All shards of a kind with minimal largest cost; None: the boards cannot take them all."""

@@ -6,18 +6,20 @@ model, the boards and the links, so every number of boards is estimated.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.planner.assignment import round_equal_speeds, split_by_weight
 from picoedge.planner.cost_model import WORTH, Allreduce, Candidate, CostModel, Share
-from picoedge.planner.memory import Counts, Load, MemoryNeeds, cache_bytes, counts_of
+from picoedge.planner.memory import Counts, Load, MemoryNeeds, cache_bytes
 from picoedge.planner.topology import Topology
 from picoedge.store.shards import HeldShards, Slice
 from picoedge.units import format_size
+
+if TYPE_CHECKING:
+    from picoedge.mesh.group.peer_link import TransportChoice
 
 KEEP = 1.1  # an assignment of local shards may be this much slower: estimates are no better
 _NEAR = 1.25  # times the least: estimates of what is read are not better than that
@@ -29,13 +31,15 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class PlanConstraints:
-    """Conditions a plan must meet; none by default."""
+class ClusterOptions:
+    """How a model is split over boards; by default as the plan finds quickest."""
 
     boards: int | None = None  # exactly so many
     split: tuple[float, ...] = ()  # weights, the hub's first, then the others' as they are listed
     allreduce: Allreduce | None = None
-    split_head: bool = False  # the head may be split as well; else the hub has it
+    split_head: bool = False  # split the head too; others then see the likely next tokens
+    transport: TransportChoice = "auto"  # what carries sums between boards
+    wire: str = "f64"  # format of sums: "f64" is exact; "f32", "f16", "q8" are smaller
 
 
 @dataclass(frozen=True)
@@ -64,76 +68,63 @@ class ClusterPlan:
 def plan_cluster(
     load: Load,
     cluster: Topology,
-    constraints: PlanConstraints | None = None,
+    options: ClusterOptions | None = None,
     *,
     held: Mapping[int, HeldShards] | None = None,
-    exact: bool = True,
 ) -> ClusterPlan:
-    """The fewest boards that are as fast as any, within the constraints.
+    """The fewest boards that are as fast as any, within the options.
 
     `load` is the whole model's. `held` are the shards on the disks of boards, by index; a board
     that is not listed has all: an assignment that is hardly slower is taken if less is to be
-    pulled for it. `exact`: the memory of each chosen board is planned as the board itself will,
-    which takes a while where much is streamed; else it is estimated. Raises UsageError for
-    constraints the cluster cannot meet, and MemoryBudgetError with the figures where the boards
-    cannot hold the model.
+    pulled for it. The memory of each chosen board is planned as the board itself will, which takes
+    a while where much is streamed. Raises UsageError for options the cluster cannot meet, and
+    MemoryBudgetError with the figures where the boards cannot hold the model.
     """
-    constraints = constraints or PlanConstraints()
-    _check(cluster, constraints)
-    cluster = _equalised(cluster)
+    options = options or ClusterOptions()
+    _check(cluster, options)
+    cluster = cluster.with_speeds(
+        round_equal_speeds([board.compute_bytes_per_s for board in cluster.boards])
+    )
     planner = CostModel(
-        MemoryNeeds(load), cluster, constraints.allreduce, split_head=constraints.split_head
+        MemoryNeeds(load), cluster, options.allreduce, split_head=options.split_head
     )
     order, predictions = _by_number(planner, cluster)
-    if constraints.split:
-        near = [_split(planner, load, cluster, constraints)]
-    elif constraints.boards:
-        near = [predictions[constraints.boards - 1]]
+    if options.split:
+        near = [_split(planner, cluster, options)]
+    elif options.boards:
+        near = [predictions[options.boards - 1]]
     else:
         near = _near(predictions)
-    able = [one for one in near if one is not None]
-    if not able:
-        raise _too_small(load, cluster, planner.needs, split_head=constraints.split_head)
-
-    def plan(one: Candidate) -> Candidate:
-        return planner.exact(one) if exact else one
-
-    pairs = [(one, plan(one)) for one in able]
+    pairs = [(one, planner.exact(one)) for one in near if one is not None]
+    if not pairs:
+        raise _too_small(cluster, planner.needs, split_head=options.split_head)
     least_s = min(planned.s_per_token for _, planned in pairs)
     chosen, exact_plan = quickest = next(
         pair for pair in pairs if pair[1].s_per_token <= WORTH * least_s
     )
     disks, kept = Locality(planner, held or {}), ""
-    boards = chosen.boards if constraints.boards else None
-    local = None if constraints.split else disks.prefer_local(chosen, order, boards)
-    if local is not None and (slower := plan(local)).s_per_token <= KEEP * exact_plan.s_per_token:
+    boards = chosen.boards if options.boards else None
+    local = None if options.split else disks.prefer_local(chosen, order, boards)
+    slower = planner.exact(local) if local is not None else None
+    if local and slower and slower.s_per_token <= KEEP * exact_plan.s_per_token:
         chosen, exact_plan = local, slower
         if not disks.missing_bytes(chosen):
             kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
-    asked = "as asked, " if constraints.split or constraints.boards else ""
+    asked = "as asked, " if options.split or options.boards else ""
     why = asked + _why(exact_plan, chosen, predictions) + kept
     return ClusterPlan(exact_plan, predictions, idle, why)
 
 
-def _equalised(cluster: Topology) -> Topology:
-    speeds = round_equal_speeds([board.compute_bytes_per_s for board in cluster.boards])
-    boards = [
-        dataclasses.replace(board, compute_bytes_per_s=speed)
-        for board, speed in zip(cluster.boards, speeds, strict=True)
-    ]
-    return dataclasses.replace(cluster, boards=tuple(boards))
-
-
-def _check(cluster: Topology, constraints: PlanConstraints) -> None:
-    most = len(cluster.boards)
-    if constraints.boards is not None and not 1 <= constraints.boards <= most:
-        raise UsageError(f"{constraints.boards} boards are asked for", f"there are {_boards(most)}")
-    if len(constraints.split) > most:
-        raise UsageError(
-            f"the split is over {len(constraints.split)} boards", f"there are {_boards(most)}"
-        )
+def _check(cluster: Topology, options: ClusterOptions) -> None:
+    most, fault = len(cluster.boards), ""
+    if options.boards is not None and not 1 <= options.boards <= most:
+        fault = f"{options.boards} boards are asked for"
+    elif len(options.split) > most:
+        fault = f"the split is over {len(options.split)} boards"
+    if fault:
+        raise UsageError(fault, f"there are {_boards(most)}")
 
 
 def _by_number(
@@ -168,24 +159,18 @@ def _near(predictions: Sequence[Candidate | None]) -> list[Candidate | None]:
     return [one for one in able if one.s_per_token <= _NEAR * least]
 
 
-def _split(
-    planner: CostModel, load: Load, cluster: Topology, constraints: PlanConstraints
-) -> Candidate | None:
+def _split(planner: CostModel, cluster: Topology, options: ClusterOptions) -> Candidate | None:
     others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    members = [cluster.hub, *others][: len(constraints.split)]
-    slices = split_by_weight(
-        counts_of(load.part), constraints.split, split_head=constraints.split_head
-    )
-    return planner.estimate(members, slices)
+    members = [cluster.hub, *others][: len(options.split)]
+    counts, split_head = planner.needs.counts, options.split_head
+    return planner.estimate(members, split_by_weight(counts, options.split, split_head=split_head))
 
 
-def _too_small(
-    load: Load, cluster: Topology, needs: MemoryNeeds, *, split_head: bool
-) -> MemoryBudgetError:
+def _too_small(cluster: Topology, needs: MemoryNeeds, *, split_head: bool) -> MemoryBudgetError:
     """The error that compares the memory of the boards with the least that is needed."""
+    load, hub = needs.load, cluster.boards[cluster.hub]
     weights = sum(run.nbytes for run in load.runs)
-    hub = cluster.boards[cluster.hub]
-    own = Counts(0, 0, 0 if split_head else len(load.part.head_shards))
+    own = Counts(0, 0, 0 if split_head else needs.counts.head)
     need = needs.of(own, hub=True, numpy=hub.numpy)
     least = need.beside + min(need.weights, need.window + hub.read_ahead_bytes)
     head = f", the hub's {'buffers' if split_head else 'head'} at least {format_size(least)}"
@@ -216,18 +201,15 @@ class Locality:
     """
 
     def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
-        self._planner, self._held, load = planner, held, planner.needs.load
-        self._all = _shards_of(load.part)
-        self._bytes = dict.fromkeys(("attention", "ffn", "head"), 0)  # of one shard in every layer
-        for run in load.runs:
-            self._bytes[run.kind] += run.shard_bytes
+        self._planner, self._held = planner, held
+        self._all = _shards_of(planner.needs.load.part)
 
     def missing_bytes(self, one: Candidate) -> int:
         """Bytes of the candidate's shards that have to be pulled first."""
         return sum(
             len(getattr(_shards_of(share.part), kind) - getattr(self._of(member), kind)) * nbytes
             for member, share in zip(one.members, one.shares, strict=True)
-            for kind, nbytes in self._bytes.items()
+            for kind, nbytes in self._planner.needs.shard_bytes.items()
         )
 
     def prefer_local(

@@ -23,11 +23,8 @@ from picoedge.planner.assignment import Assigner, slices_of
 from picoedge.planner.memory import (
     MemoryNeeds,
     MemoryPlan,
-    board_budget,
-    board_reading,
     counts_of,
-    plan_memory,
-    slice_load,
+    plan_slice,
 )
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
@@ -278,10 +275,11 @@ class CostModel:
         With `held`, by rank: only of shards that the boards have on their disks.
         """
         gather = partial(self._gather_s, members) if self._split_head else None
-        boards = Assigner(self.needs, [self._cluster.boards[i] for i in members], gather, held)
         ranks = tuple(range(len(members)))
         _, sums = self._sync(members, Contributors(ranks, ranks))
-        assigned = (slices_of(*shards) for shards in boards.candidates(sums))
+        boards = [self._cluster.boards[i] for i in members]
+        assigner = Assigner(self.needs, boards, sums, gather, held)
+        assigned = (slices_of(*shards) for shards in assigner.candidates())
         estimates = (self.estimate(members, slices) for slices in assigned)
         return min(filter(None, estimates), key=lambda one: one.s_per_token, default=None)
 
@@ -304,7 +302,7 @@ class CostModel:
         return self._with_prompt(first, min(PROMPT, self.needs.load.n_ctx))
 
     def _share(self, boards: Assigner, rank: int, part: Slice) -> Share:
-        board, counts = boards.boards[rank], counts_of(part)
+        board, counts, shard_bytes = boards.boards[rank], counts_of(part), self.needs.shard_bytes
         disk = boards.disk_s(rank, counts)
         need = self.needs.of(counts, hub=rank == 0, numpy=board.numpy)
         streamed = 0 if math.isinf(disk) else round(disk * board.disk_bytes_per_s)
@@ -316,7 +314,7 @@ class CostModel:
             boards.stage_s("ffn", rank, counts.ffn),
             boards.stage_s("head", rank, counts.head),
             disk,
-            sum(run.nbytes for run in slice_load(self.needs.load, part).runs),
+            sum(n * nbytes for n, nbytes in zip(counts, shard_bytes.values(), strict=True)),
             streamed,
             board.budget_bytes if streamed else memory,
         )
@@ -365,9 +363,7 @@ class CostModel:
         return self._with_prompt(again, batch)
 
     def _planned(self, share: Share) -> Share:
-        board = share.board
-        load = slice_load(self.needs.load, share.part, numpy=board.numpy)
-        plan = plan_memory(load, board_budget(board), [board_reading(board)])
+        plan = plan_slice(self.needs.load, share.part, share.board)
         return dataclasses.replace(
             share,
             disk_s=plan.window.forecast.disk_s,

@@ -257,18 +257,7 @@ def default_context(config: ModelConfig, budget: int, *, kv_bits: int = 16) -> i
     return n_ctx
 
 
-# -- boards of a cluster: what they have, and what slices need ----------------------------------
-
-
-def board_budget(board: BoardFacts) -> Budget:
-    """The memory budget of a board."""
-    return Budget(board.budget_bytes, board.fixed_bytes)
-
-
-def board_reading(board: BoardFacts) -> Reading:
-    """How a board reads streamed weights, and its speeds."""
-    rates = Rates(board.disk_bytes_per_s, board.compute_bytes_per_s, board.unit_s)
-    return Reading(board.read_io, rates, board.read_ahead_bytes)
+# -- boards of a cluster: what slices need, and the plan of each ---------------------------------
 
 
 class Counts(NamedTuple):
@@ -290,6 +279,14 @@ def slice_load(load: Load, part: Slice, *, numpy: bool = False) -> Load:
     runs = ((run, shards[run.kind]) for run in load.runs)
     cut = tuple(run.part(own.start, own.stop) for run, own in runs if own)
     return dataclasses.replace(load, part=part, runs=cut, numpy=load.numpy or numpy)
+
+
+def plan_slice(load: Load, part: Slice, board: BoardFacts) -> MemoryPlan:
+    """The plan that a board itself will make for a slice. Raises MemoryBudgetError."""
+    rates = Rates(board.disk_bytes_per_s, board.compute_bytes_per_s, board.unit_s)
+    reading = Reading(board.read_io, rates, board.read_ahead_bytes)
+    budget = Budget(board.budget_bytes, board.fixed_bytes)
+    return plan_memory(slice_load(load, part, numpy=board.numpy), budget, [reading])
 
 
 @dataclass(frozen=True)
@@ -326,10 +323,16 @@ def need_of(load: Load) -> MemoryNeed:
 
 
 class MemoryNeeds:
-    """The memory needs of slices of one model by their counts of shards, each computed once."""
+    """The memory needs of slices of one model by their counts of shards, each computed once.
+
+    `counts` are the whole model's; `shard_bytes`, by kind, are of one shard in every layer.
+    """
 
     def __init__(self, load: Load) -> None:
-        self.load = load
+        self.load, self.counts = load, counts_of(load.part)
+        self.shard_bytes: dict[str, int] = {"attention": 0, "ffn": 0, "head": 0}
+        for run in load.runs:
+            self.shard_bytes[run.kind] += run.shard_bytes
         self._known: dict[tuple[Counts, bool, bool], MemoryNeed] = {}
 
     def of(self, counts: Counts, *, hub: bool, numpy: bool) -> MemoryNeed:

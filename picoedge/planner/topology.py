@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +56,6 @@ class BoardFacts:
     sampling_s: float = 500e-6  # a token picked and decoded, where the board is the hub
     numpy: bool = False  # the NumPy backend computes
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `board_from_json` reads them."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
 class LinkFacts:
@@ -67,10 +63,6 @@ class LinkFacts:
 
     latency_s: float  # one way, of a small message
     bytes_per_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `link_from_json` reads them."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -97,52 +89,42 @@ class Topology:
             max(one.latency_s, other.latency_s), min(one.bytes_per_s, other.bytes_per_s)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `topology_from_json` reads them."""
-        names = [board.name for board in self.boards]
-        links = [
-            {"between": [names[a], names[b]], **link.to_json()}
-            for (a, b), link in self.links.items()
-        ]
-        values: dict[str, Any] = {"hub": names[self.hub], "links": links}
-        if self.link is not None:
-            values["link"] = self.link.to_json()
-        return values | {"boards": [board.to_json() for board in self.boards]}
+    def with_speeds(self, speeds: Iterable[float]) -> Topology:
+        """The same, where boards compute so many bytes of quantized weights a second."""
+        pairs = zip(self.boards, speeds, strict=True)
+        boards = (dataclasses.replace(board, compute_bytes_per_s=speed) for board, speed in pairs)
+        return dataclasses.replace(self, boards=tuple(boards))
 
 
 # Bounds of every number of a board: no real board is outside them.
-_BOARD_NUMBERS: dict[str, tuple[float, float]] = {
-    "compute_bytes_per_s": (1e3, 1e15),
-    "disk_bytes_per_s": (1e3, 1e13),
-    "prefill_gain": (1, 1e5),
-    "message_s": (0, 1),
-    "unit_s": (0, 1),
-    "sampling_s": (0, 10),
+_BOUNDS: dict[str, tuple[Callable[[Fields, str, int, int], float], int, int]] = {
+    "compute_bytes_per_s": (Fields.number, 10**3, 10**15),
+    "disk_bytes_per_s": (Fields.number, 10**3, 10**13),
+    "prefill_gain": (Fields.number, 1, 10**5),
+    "message_s": (Fields.number, 0, 1),
+    "unit_s": (Fields.number, 0, 1),
+    "sampling_s": (Fields.number, 0, 10),
+    "cores": (Fields.integer, 1, 4096),
+    "budget_bytes": (Fields.integer, 0, 1 << 50),
+    "fixed_bytes": (Fields.integer, 0, 1 << 50),
+    "read_ahead_bytes": (Fields.integer, 0, 1 << 40),
 }
-_BOARD_INTEGERS: dict[str, tuple[int, int]] = {
-    "cores": (1, 4096),
-    "budget_bytes": (0, 1 << 50),
-    "fixed_bytes": (0, 1 << 50),
-    "read_ahead_bytes": (0, 1 << 40),
-}
-_BOARD_KEYS = tuple(field.name for field in dataclasses.fields(BoardFacts))
 
 
 def board_from_json(values: object, where: str = "a board") -> BoardFacts:
-    """The inverse of `BoardFacts.to_json`. Raises ProtocolError naming what is wrong."""
+    """A board's facts, checked. Raises ProtocolError naming what is wrong."""
     return _board(Fields(values, where, hint=_REMEDY))
 
 
 def _board(fields: Fields) -> BoardFacts:
-    fields.only(_BOARD_KEYS)
+    fields.only([field.name for field in dataclasses.fields(BoardFacts)])
     given = {*_NEEDED, *fields.values}
-    checked: dict[str, Any] = {"name": _name(fields, "name")}
-    for key, bounds in _BOARD_NUMBERS.items():
+    checked: dict[str, Any] = {"name": fields.text("name", _NAME_CHARS)}
+    if not checked["name"] or not checked["name"].isprintable():
+        raise fields.fault("name", f"1 to {_NAME_CHARS} printable characters")
+    for key, (read, least, most) in _BOUNDS.items():
         if key in given:
-            checked[key] = fields.number(key, *bounds)
-    for key, ends in _BOARD_INTEGERS.items():
-        if key in given:
-            checked[key] = fields.integer(key, *ends)
+            checked[key] = read(fields, key, least, most)
     if fields.get("key", str, ""):
         checked["key"] = fields.text("key", KEY_CHARS, _KEY, f"{KEY_CHARS} printable characters")
     if "read_io" in given:
@@ -152,24 +134,12 @@ def _board(fields: Fields) -> BoardFacts:
     return BoardFacts(**checked)
 
 
-def _name(fields: Fields, key: str) -> str:
-    name = fields.text(key, _NAME_CHARS)
-    if not name or not name.isprintable():
-        raise fields.fault(key, f"1 to {_NAME_CHARS} printable characters")
-    return name
-
-
-def link_from_json(values: object, where: str = "a link") -> LinkFacts:
-    """The inverse of `LinkFacts.to_json`. Raises ProtocolError."""
-    return _link(Fields(values, where, hint=_REMEDY).only(_LINK_KEYS))
-
-
 def _link(fields: Fields) -> LinkFacts:
     return LinkFacts(fields.number("latency_s", 0, 60), fields.number("bytes_per_s", 1, 1e13))
 
 
 def topology_from_json(values: object) -> Topology:
-    """The inverse of `Topology.to_json`. Raises ProtocolError."""
+    """The boards and links of a file's JSON. Raises ProtocolError naming what is wrong."""
     fields = Fields(values, "the cluster", hint=_REMEDY).only(("hub", "link", "links", "boards"))
     boards = tuple(map(_board, fields.objects("boards", MOST_BOARDS)))
     names = {board.name: i for i, board in enumerate(boards)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from cluster_figures import board, cluster, load_of
 
 from picoedge.cli.main import main
 from picoedge.cli.plan_cluster import NUMBERS, numbers
-from picoedge.planner.cluster_plan import PlanConstraints, plan_cluster
+from picoedge.planner.cluster_plan import ClusterOptions, plan_cluster
 from picoedge.planner.topology import LinkFacts, Topology
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def write_boards(path: Path, count: int = 3, **more: Any) -> Path:
     """A file of boards a, b, … that are slow enough for two to be quicker than one."""
-    boards = [board(name, 1e6).to_json() for name in "abcdef"[:count]]
+    boards = [dataclasses.asdict(board(name, 1e6)) for name in "abcdef"[:count]]
     link = {"latency_s": 1e-5, "bytes_per_s": 1e9}
     path.write_text(json.dumps({"link": link, "boards": boards, **more}))
     return path
@@ -116,7 +117,7 @@ def test_memory_is_the_hubs(run: Run, pack: Path, tmp_path: Path) -> None:
 def test_boards_that_cannot_hold_it_are_told_with_figures(
     run: Run, pack: Path, tmp_path: Path
 ) -> None:
-    boards = [board(name, memory=60.5).to_json() for name in "ab"]
+    boards = [dataclasses.asdict(board(name, memory=60.5)) for name in "ab"]
     link = {"latency_s": 1e-5, "bytes_per_s": 1e9}
     (tmp_path / "boards.json").write_text(json.dumps({"link": link, "boards": boards}))
     code, out, err = run("plan", pack, "--boards", tmp_path / "boards.json")
@@ -155,7 +156,7 @@ def test_a_file_that_is_not_there_and_a_hub_whose_links_are_not_known(
 ) -> None:
     code, _, err = run("plan", pack, "--boards", tmp_path / "none.json")
     assert (code, err) == (1, f"error: {tmp_path / 'none.json'}: no such file or directory\n")
-    boards = [board(name).to_json() for name in "abc"]
+    boards = [dataclasses.asdict(board(name)) for name in "abc"]
     links = [{"between": ["a", b], "latency_s": 1e-4, "bytes_per_s": 1e8} for b in "bc"]
     (tmp_path / "star.json").write_text(json.dumps({"boards": boards, "links": links}))
     assert run("plan", pack, "--boards", tmp_path / "star.json")[0] == 0
@@ -167,7 +168,7 @@ def test_a_file_that_is_not_there_and_a_hub_whose_links_are_not_known(
 # -- the table -------------------------------------------------------------------------------------
 
 
-def rows_of(boards: Topology, wishes: PlanConstraints | None = None) -> list[tuple[str, ...]]:
+def rows_of(boards: Topology, wishes: ClusterOptions | None = None) -> list[tuple[str, ...]]:
     rows = numbers(plan_cluster(load_of(), boards, wishes))
     assert all(len(row) == len(NUMBERS) for row in rows)
     return rows
@@ -183,7 +184,7 @@ def test_rows_of_what_cannot_be_and_of_who_takes_nothing() -> None:
 
 
 def test_shares_that_were_asked_for_have_a_row_of_their_own() -> None:
-    rows = rows_of(cluster(board("a"), board("b")), PlanConstraints(split=(7, 1)))
+    rows = rows_of(cluster(board("a"), board("b")), ClusterOptions(split=(7, 1)))
     assert [row[0] for row in rows] == ["1", "2", "2 *"]
 
 

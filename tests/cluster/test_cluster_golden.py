@@ -15,9 +15,10 @@ from cluster_boards import ClusterOf, cluster_of, last_json
 
 from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
 from picoedge.engine.open import load_model
-from picoedge.engine.options import ClusterOptions, OpenOptions
+from picoedge.engine.options import OpenOptions
 from picoedge.jobs import group_links
 from picoedge.model.transformer import Transformer
+from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HELD
 from picoedge.text.tokenizer.load import load_tokenizer

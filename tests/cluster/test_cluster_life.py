@@ -13,8 +13,9 @@ import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
 from picoedge.cluster.resilient_model import load_over_boards
-from picoedge.engine.options import ClusterOptions, OpenOptions
+from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError
+from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
 
 PROMPT = "Once upon a time there was a board that"

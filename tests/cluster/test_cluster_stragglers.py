@@ -13,10 +13,11 @@ from cluster_boards import ClusterOf, cluster_of, measured_as, until
 from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.open import load_model
-from picoedge.engine.options import ClusterOptions, OpenOptions
+from picoedge.engine.options import OpenOptions
 from picoedge.jobs import stragglers
 from picoedge.jobs.progress_page import Work
 from picoedge.jobs.stragglers import CONFIRMATIONS, SAMPLE_TOKENS, Sample, StragglerDetector
+from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
 
 OPTIONS = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions())

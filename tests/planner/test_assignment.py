@@ -25,10 +25,8 @@ from picoedge.planner.memory import (
     Counts,
     Load,
     MemoryNeeds,
-    board_budget,
-    board_reading,
     counts_of,
-    plan_memory,
+    plan_slice,
     slice_load,
 )
 from picoedge.planner.topology import BoardFacts
@@ -62,16 +60,14 @@ def boards_of(load: Load, able: list[tuple[float, float, float]]) -> list[BoardF
 def test_no_other_shares_are_quicker(
     load: Load, able: list[tuple[float, float, float]], sync_s: float
 ) -> None:
-    boards = Assigner(MemoryNeeds(load), boards_of(load, able))
+    boards = Assigner(MemoryNeeds(load), boards_of(load, able), sync_s)
     counts = boards.counts
     best = min(
-        boards.token_s(
-            RankCounts([*attention], [*ffn], all_on_hub(boards.counts.head, len(able))), sync_s
-        )
+        boards.token_s(RankCounts([*attention], [*ffn], all_on_hub(counts.head, len(able))))
         for attention in all_partitions(counts.attention, len(able))
         for ffn in all_partitions(counts.ffn, len(able))
     )
-    found = [boards.token_s(hands, sync_s) for hands in boards.candidates(sync_s)]
+    found = [boards.token_s(hands) for hands in boards.candidates()]
     assert min(found, default=math.inf) == pytest.approx(best)
 
 
@@ -80,20 +76,20 @@ def test_no_other_shares_are_quicker(
 def test_what_is_promised_can_be_planned(
     load: Load, able: list[tuple[float, float, float]], split_head: bool
 ) -> None:
-    boards = Assigner(MemoryNeeds(load), boards_of(load, able), gather if split_head else None)
-    for hands in boards.candidates(0.0):
+    boards = Assigner(MemoryNeeds(load), boards_of(load, able), 0.0, gather if split_head else None)
+    for hands in boards.candidates():
         assert [sum(kind) for kind in hands] == [*boards.counts]
         for rank, part in enumerate(slices_of(*hands)):
             if rank and counts_of(part) == Counts(0, 0, 0):
                 continue
             facts = boards.boards[rank]
-            plan = plan_memory(slice_load(load, part), board_budget(facts), [board_reading(facts)])
+            plan = plan_slice(load, part, facts)
             assert plan.total <= facts.budget_bytes
             promised = boards.disk_s(rank, counts_of(part))
             if promised == 0:
                 assert not plan.window.streamed
             else:  # whole shards stay, in so small a model large ones; and each read has to begin
-                window, rates = plan.window, board_reading(facts).rates
+                window, rates = plan.window, plan.reading.rates
                 late = 0.15 * weights_bytes(load) / rates.disk
                 late += len(window.streamed) * rates.latency_s
                 assert window.forecast.s_per_token <= promised + window.forecast.compute_s + late
@@ -110,16 +106,17 @@ def test_no_other_shares_of_the_head_are_half_as_quick_again(
     load: Load, able: list[tuple[float, float, float]], sync_s: float
 ) -> None:
     facts, needs = boards_of(load, able), MemoryNeeds(load)
-    boards, kept = Assigner(needs, facts, gather), Assigner(needs, facts)
+    boards, kept = Assigner(needs, facts, sync_s, gather), Assigner(needs, facts, sync_s)
     counts = boards.counts
     best = min(
-        boards.token_s(RankCounts([*attention], [*ffn], [*head]), sync_s)
+        boards.token_s(RankCounts([*attention], [*ffn], [*head]))
         for attention in all_partitions(counts.attention, 2)
         for ffn in all_partitions(counts.ffn, 2)
         for head in all_partitions(counts.head, 2)
     )
-    found = min((boards.token_s(h, sync_s) for h in boards.candidates(sync_s)), default=math.inf)
-    without = min((kept.token_s(h, sync_s) for h in kept.candidates(sync_s)), default=math.inf)
+    found, without = (
+        min(map(each.token_s, each.candidates()), default=math.inf) for each in (boards, kept)
+    )
     assert best <= found <= without
     assert math.isinf(best) == math.isinf(found)
     assert math.isinf(best) or found <= 1.5 * best
@@ -128,11 +125,12 @@ def test_no_other_shares_of_the_head_are_half_as_quick_again(
 def test_many_groups_are_dealt_without_trying_all() -> None:
     load = load_of(4, 1024, groups=16, shards=12)
     whole = weights_bytes(load) / MB
-    boards = Assigner(MemoryNeeds(load), [board(str(i), 8e9, 75 + whole / 7) for i in range(8)])
-    found = list(boards.candidates(1e-3))
+    facts = [board(str(i), 8e9, 75 + whole / 7) for i in range(8)]
+    boards = Assigner(MemoryNeeds(load), facts, 1e-3)
+    found = list(boards.candidates())
     assert found
     assert boards.disk_s(0, boards.counts) > 0.5  # one board alone reads most of it
-    assert boards.token_s(found[0], 1e-3) < 0.2
+    assert boards.token_s(found[0]) < 0.2
 
 
 def test_slices_of_a_load_are_the_packs_own(tmp_path: Path) -> None:

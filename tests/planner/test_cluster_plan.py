@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.planner.cluster_plan import (
     TABLE_HEADER,
+    ClusterOptions,
     ClusterPlan,
-    PlanConstraints,
     plan_cluster,
     plan_table,
 )
@@ -57,7 +57,7 @@ def ffn_shards(plan: ClusterPlan) -> list[int]:
 @settings(max_examples=40)
 @given(clusters(), st.booleans())
 def test_every_shard_is_held_once(boards: Topology, split_head: bool) -> None:
-    plan = plan_cluster(SMALL, boards, PlanConstraints(split_head=split_head))
+    plan = plan_cluster(SMALL, boards, ClusterOptions(split_head=split_head))
     assert plan.chosen.shares[0].board.name == boards.boards[boards.hub].name
     for one in (plan.chosen, *(p for p in plan.predictions if p)):
         parts = [share.part for share in one.shares]
@@ -91,7 +91,7 @@ def test_no_prediction_beats_physics(boards: Topology) -> None:
 @given(clusters(least=62), st.booleans())
 def test_each_board_keeps_its_budget(boards: Topology, split_head: bool) -> None:
     try:
-        plan = plan_cluster(SMALL, boards, PlanConstraints(split_head=split_head))
+        plan = plan_cluster(SMALL, boards, ClusterOptions(split_head=split_head))
     except MemoryBudgetError:
         return
     for share in plan.chosen.shares:
@@ -106,7 +106,7 @@ def test_each_board_keeps_its_budget(boards: Topology, split_head: bool) -> None
 @settings(max_examples=40)
 @given(clusters())
 def test_the_fewest_boards_that_are_as_quick_as_any(boards: Topology) -> None:
-    plan = plan_cluster(SMALL, boards, exact=False)
+    plan = plan_cluster(SMALL, boards)
     times = [one.s_per_token for one in plan.predictions if one]
     assert plan.chosen.s_per_token <= 1.02 * min(times)
     fewer = plan.predictions[: plan.chosen.boards - 1]
@@ -117,7 +117,7 @@ def test_the_fewest_boards_that_are_as_quick_as_any(boards: Topology) -> None:
 @given(clusters())
 def test_free_links_make_another_board_no_loss(boards: Topology) -> None:
     free = [dataclasses.replace(one, message_s=0.0) for one in boards.boards]
-    plan = plan_cluster(SMALL, cluster(*free, link=FREE), exact=False)
+    plan = plan_cluster(SMALL, cluster(*free, link=FREE))
     times = [one.s_per_token for one in plan.predictions if one]
     assert all(b <= a + 1e-4 for a, b in itertools.pairwise(times))
 
@@ -137,10 +137,10 @@ def test_one_board_is_planned_as_one_board_plans(memory: float) -> None:
 @given(clusters(least=62))
 def test_a_head_that_may_be_dealt_is_no_loss(boards: Topology) -> None:
     try:
-        kept = plan_cluster(SMALL, boards, exact=False)
+        kept = plan_cluster(SMALL, boards)
     except MemoryBudgetError:
         return
-    dealt = plan_cluster(SMALL, boards, PlanConstraints(split_head=True), exact=False)
+    dealt = plan_cluster(SMALL, boards, ClusterOptions(split_head=True))
     for one, other in zip(kept.predictions[:2], dealt.predictions[:2], strict=True):
         if one is not None:  # of the same boards
             assert other is not None
@@ -164,7 +164,7 @@ def test_what_is_read_is_settled_before_boards_are_chosen() -> None:
     boards = cluster(*(board(str(i), 8e8, 150 + i) for i in range(6)), link=SLOW)
     plan = plan_cluster(TINY_LLAMA, boards)
     for count in range(1, 7):
-        asked = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=count)).chosen
+        asked = plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=count)).chosen
         assert plan.chosen.s_per_token <= 1.02 * asked.s_per_token
 
 
@@ -172,7 +172,7 @@ def test_a_board_of_half_the_speed_takes_half_as_much() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)))
     assert ffn_shards(plan) == [15, 7]
     equal = plan_cluster(
-        TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)), PlanConstraints(split=(1, 1))
+        TINY_LLAMA, cluster(board("a", 2e9), board("b", 1e9)), ClusterOptions(split=(1, 1))
     )
     assert equal.chosen.s_per_token > 1.2 * plan.chosen.s_per_token
 
@@ -183,17 +183,17 @@ def head_shards(plan: ClusterPlan) -> list[int]:
 
 def test_the_head_stays_at_the_hub_unless_it_may_go() -> None:
     boards = cluster(board("a"), board("b", 4e9))
-    assert head_shards(plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(1, 1)))) == [50, 0]
-    both = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(1, 1), split_head=True))
+    assert head_shards(plan_cluster(TINY_LLAMA, boards, ClusterOptions(split=(1, 1)))) == [50, 0]
+    both = plan_cluster(TINY_LLAMA, boards, ClusterOptions(split=(1, 1), split_head=True))
     assert head_shards(both) == [25, 25]
-    dealt = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2, split_head=True))
+    dealt = plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=2, split_head=True))
     assert 30 < head_shards(dealt)[0] < 50
     assert dealt.chosen.s_per_token < plan_cluster(TINY_LLAMA, boards).chosen.s_per_token
 
 
 def test_over_a_slow_link_the_head_is_not_dealt() -> None:
     boards = cluster(board("a"), board("b"), link=SLOW)
-    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2, split_head=True))
+    plan = plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=2, split_head=True))
     assert head_shards(plan) == [50, 0]
 
 
@@ -201,7 +201,7 @@ def test_a_hub_that_cannot_hold_the_head_has_others_hold_it() -> None:
     wide = load_of(layers=6, hidden=640, groups=1, shards=8, vocab=262144, n_ctx=512)
     boards = cluster(board("a", memory=80), *(board(name, memory=150) for name in "bc"))
     kept = plan_cluster(wide, boards)
-    dealt = plan_cluster(wide, boards, PlanConstraints(split_head=True))
+    dealt = plan_cluster(wide, boards, ClusterOptions(split_head=True))
     assert kept.chosen.clock == "disk"
     assert dealt.chosen.disk_s == 0
     assert dealt.chosen.s_per_token < kept.chosen.s_per_token / 5
@@ -234,9 +234,9 @@ def test_memory_is_pooled() -> None:
 
 
 def test_what_one_board_has_no_room_for_the_others_take() -> None:
-    equal = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), PlanConstraints(boards=2))
+    equal = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), ClusterOptions(boards=2))
     tight = plan_cluster(
-        TINY_LLAMA, cluster(board("a"), board("b", memory=250)), PlanConstraints(boards=2)
+        TINY_LLAMA, cluster(board("a"), board("b", memory=250)), ClusterOptions(boards=2)
     )
     assert ffn_shards(tight)[1] < ffn_shards(equal)[1]
     assert tight.chosen.disk_s == 0
@@ -262,14 +262,14 @@ def test_a_board_without_memory_takes_nothing(memory: float) -> None:
 
 def test_more_boards_than_key_value_heads() -> None:
     slow = [board(str(i), 2e8) for i in range(6)]
-    plan = plan_cluster(TINY_LLAMA, cluster(*slow), PlanConstraints(boards=6))
+    plan = plan_cluster(TINY_LLAMA, cluster(*slow), ClusterOptions(boards=6))
     assert [len(share.part.attention) for share in plan.chosen.shares] == [1, 1, 1, 1, 0, 0]
     assert all(ffn_shards(plan))
 
 
 def test_the_quickest_board_is_asked_first() -> None:
     boards = cluster(board("hub", 1e9), board("slow", 1e9), board("quick", 4e9))
-    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=2))
+    plan = plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=2))
     assert names(plan) == ["hub", "quick"]
 
 
@@ -281,7 +281,7 @@ def test_a_board_behind_a_slow_link_is_asked_last() -> None:
 def test_the_hub_may_be_any_board() -> None:
     boards = Topology((board("a"), board("b")), {}, LAN, hub=1)
     assert names(plan_cluster(TINY_LLAMA, boards)) == ["b", "a"]
-    split = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(21, 1)))
+    split = plan_cluster(TINY_LLAMA, boards, ClusterOptions(split=(21, 1)))
     assert ffn_shards(split) == [21, 1]
 
 
@@ -289,7 +289,7 @@ def test_the_hub_may_be_any_board() -> None:
 def test_the_way_of_adding_can_be_asked_for(way: Literal["star", "exchange"]) -> None:
     boards = cluster(*(board(str(i), 1e9) for i in range(3)))
     free, asked = (
-        plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=3, allreduce=one))
+        plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=3, allreduce=one))
         for one in (None, way)
     )
     assert asked.chosen.allreduce == way
@@ -299,12 +299,12 @@ def test_the_way_of_adding_can_be_asked_for(way: Literal["star", "exchange"]) ->
 def test_where_workers_are_far_apart_the_star_wins() -> None:
     links = {(0, 1): LAN, (0, 2): LAN, (1, 2): LinkFacts(5e-3, 1e7)}
     apart = Topology(tuple(board(str(i), 1e9) for i in range(3)), links)
-    assert plan_cluster(TINY_LLAMA, apart, PlanConstraints(boards=3)).chosen.allreduce == "star"
+    assert plan_cluster(TINY_LLAMA, apart, ClusterOptions(boards=3)).chosen.allreduce == "star"
 
 
 def test_a_split_is_followed() -> None:
     boards = cluster(board("a"), board("b"), board("c"))
-    plan = plan_cluster(TINY_LLAMA, boards, PlanConstraints(split=(3, 0, 1)))
+    plan = plan_cluster(TINY_LLAMA, boards, ClusterOptions(split=(3, 0, 1)))
     assert names(plan) == ["a", "c"]
     assert ffn_shards(plan) == [17, 5]
     assert plan.why.startswith("as asked, 2 boards: ")
@@ -313,13 +313,13 @@ def test_a_split_is_followed() -> None:
 @pytest.mark.parametrize(
     "wishes",
     [
-        PlanConstraints(boards=0),
-        PlanConstraints(boards=3),
-        PlanConstraints(boards=-1),
-        PlanConstraints(split=(1, 1, 1)),
+        ClusterOptions(boards=0),
+        ClusterOptions(boards=3),
+        ClusterOptions(boards=-1),
+        ClusterOptions(split=(1, 1, 1)),
     ],
 )
-def test_wishes_beyond_the_cluster_are_refused(wishes: PlanConstraints) -> None:
+def test_wishes_beyond_the_cluster_are_refused(wishes: ClusterOptions) -> None:
     with pytest.raises(UsageError, match="2 boards"):
         plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), wishes)
 
@@ -327,7 +327,7 @@ def test_wishes_beyond_the_cluster_are_refused(wishes: PlanConstraints) -> None:
 # -- what cannot be ------------------------------------------------------------------------------
 
 
-def too_small(load: Load, boards: list[BoardFacts], wishes: PlanConstraints | None = None) -> str:
+def too_small(load: Load, boards: list[BoardFacts], wishes: ClusterOptions | None = None) -> str:
     with pytest.raises(MemoryBudgetError) as caught:
         plan_cluster(load, cluster(*boards), wishes)
     assert "--memory" in caught.value.hint
@@ -344,7 +344,7 @@ def test_where_the_head_may_be_dealt_the_hub_needs_no_more_than_buffers() -> Non
     boards = [board("desk", memory=61), board("shelf", memory=0)]
     assert "the hub's head at least" in too_small(TINY_LLAMA, boards)
     assert "the hub's buffers at least" in too_small(
-        TINY_LLAMA, boards, PlanConstraints(split_head=True)
+        TINY_LLAMA, boards, ClusterOptions(split_head=True)
     )
 
 
@@ -357,7 +357,7 @@ def test_too_long_a_context_is_refused() -> None:
 def test_a_split_that_does_not_fit_is_refused() -> None:
     boards = [board("a"), board("b", memory=62)]
     assert plan_cluster(TINY_LLAMA, cluster(*boards)).chosen
-    too_small(TINY_LLAMA, boards, PlanConstraints(split=(1, 9)))
+    too_small(TINY_LLAMA, boards, ClusterOptions(split=(1, 9)))
 
 
 def test_of_many_boards_a_refusal_names_a_few() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picoedge.planner.assignment import all_partitions, apportion_held
-from picoedge.planner.cluster_plan import KEEP, ClusterPlan, PlanConstraints, plan_cluster
+from picoedge.planner.cluster_plan import KEEP, ClusterOptions, ClusterPlan, plan_cluster
 from picoedge.planner.memory import Load
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice
@@ -91,11 +91,11 @@ def noisy(draw: st.DrawFn, boards: Topology) -> Topology:
 def test_nothing_is_pulled_again_because_measures_moved(
     boards: Topology, load: Load, data: st.DataObject
 ) -> None:
-    wishes = PlanConstraints(
+    wishes = ClusterOptions(
         boards=data.draw(st.sampled_from([None, 2])), split_head=data.draw(st.booleans())
     )
-    held = having(plan_cluster(load, boards, wishes, exact=False), boards)
-    again = plan_cluster(load, data.draw(noisy(boards)), wishes, held=held, exact=False)
+    held = having(plan_cluster(load, boards, wishes), boards)
+    again = plan_cluster(load, data.draw(noisy(boards)), wishes, held=held)
     assert lacking(again, held) == 0
 
 
@@ -113,7 +113,7 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
 ) -> None:
     others = [i for i in range(len(boards.boards)) if i != boards.hub]
     held = {i: data.draw(some_of(SMALL)) for i in data.draw(st.sets(st.sampled_from(others)))}
-    wishes = PlanConstraints(split_head=data.draw(st.booleans()))
+    wishes = ClusterOptions(split_head=data.draw(st.booleans()))
     free, plan = (plan_cluster(SMALL, boards, wishes, held=each) for each in (None, held))
     assert plan.chosen.s_per_token <= KEEP * free.chosen.s_per_token
     assert lacking(plan, held) <= lacking(free, held)
@@ -122,8 +122,8 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     assert [i for part in parts for i in part.attention] == list(range(3))
     assert [i for part in parts for i in part.ffn] == list(range(6))
     assert [i for part in parts for i in part.head_shards] == list(SMALL.part.head_shards)
-    asked = plan_cluster(SMALL, boards, PlanConstraints(boards=2), held=held).chosen.boards
-    assert asked == plan_cluster(SMALL, boards, PlanConstraints(boards=2)).chosen.boards
+    asked = plan_cluster(SMALL, boards, ClusterOptions(boards=2), held=held).chosen.boards
+    assert asked == plan_cluster(SMALL, boards, ClusterOptions(boards=2)).chosen.boards
 
 
 @settings(max_examples=15, deadline=None)
@@ -132,7 +132,7 @@ def test_where_all_have_all_or_a_split_is_asked_for_disks_change_nothing(boards:
     everything = held_in(SMALL.part)
     free = plan_cluster(SMALL, boards)
     assert plan_cluster(SMALL, boards, held=dict.fromkeys(range(1, 2), everything)) == free
-    split = PlanConstraints(split=(1, 2))
+    split = ClusterOptions(split=(1, 2))
     none = dict.fromkeys(range(1, len(boards.boards)), NOTHING)
     assert plan_cluster(SMALL, boards, split, held=none) == plan_cluster(SMALL, boards, split)
 
@@ -262,7 +262,7 @@ def test_a_newcomer_that_adds_little_is_told_of() -> None:
     plan = plan_cluster(TINY_LLAMA, boards, held=held)
     assert list(ffn_of(plan)) == ["a", "b"]
     assert "the quickest shares, of 3 boards, would save" in plan.why
-    asked = plan_cluster(TINY_LLAMA, boards, PlanConstraints(boards=3), held=held)
+    asked = plan_cluster(TINY_LLAMA, boards, ClusterOptions(boards=3), held=held)
     assert asked.chosen.boards == 3
 
 

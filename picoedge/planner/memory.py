@@ -140,6 +140,8 @@ def plan_memory(load: Load, budget: Budget, readings: Sequence[Reading]) -> Memo
     def plan(batch: int, reading: Reading, size: int) -> MemoryPlan | None:
         activations = activation_bytes(load, size, batch)
         left = budget.total - budget.fixed - cache - activations
+        if left < 0:  # even a hub without shards, which needs no window, then has no room
+            return None
         window = plan_window(load.runs, left, reading.rates, size, reserve=reading.reserve)
         if window is None:
             return None

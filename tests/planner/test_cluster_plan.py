@@ -207,6 +207,16 @@ def test_a_hub_that_cannot_hold_the_head_has_others_hold_it() -> None:
     assert dealt.chosen.s_per_token < kept.chosen.s_per_token / 5
 
 
+def test_a_hub_that_holds_no_shards_takes_the_chunks_it_has_room_for() -> None:
+    wide = load_of(layers=6, hidden=640, groups=1, shards=8, vocab=262144, n_ctx=512)
+    boards = cluster(board("a", memory=62), board("b"))
+    plan = plan_cluster(wide, boards, ClusterOptions(split=(0, 1), split_head=True))
+    hub = plan.chosen.shares[0].plan
+    assert hub is not None
+    assert hub.total <= hub.budget.total
+    assert 0 < hub.batch < 256
+
+
 def test_over_a_slow_link_one_board_is_quicker() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b"), link=SLOW))
     assert names(plan) == ["a"]

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -188,7 +187,8 @@ def free_bytes(folder: Path) -> int:
     """Free bytes on the disk of `folder`, or of its nearest existing parent."""
     for place in (folder, *folder.parents):
         if place.exists():
-            return shutil.disk_usage(place).free
+            status = os.statvfs(place)
+            return status.f_bavail * status.f_frsize
     return 0
 
 

@@ -128,17 +128,19 @@ def pull_missing(
 
     Returns the folder of the pack. Raises MeshError, ModelError.
     """
-    from picoedge.mesh.addresses import parse_address
-    from picoedge.mesh.transfer.donor_client import DonorClient
-    from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
-    from picoedge.store.pack.partial import pack_folder
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import Wanted
 
-    wanted = Wanted(spec.part)
-    path = config.pack or pack_folder(config.shelf, spec.pack_name, spec.pack_id)
+    wanted, path = Wanted(spec.part), config.pack
+    if path is None:
+        from picoedge.store.pack.partial import pack_folder
+
+        path = pack_folder(config.shelf, spec.pack_name, spec.pack_id)
     if path.exists() and not Pack.open(path).missing(wanted):
         return path
+    from picoedge.mesh.addresses import parse_address  # below, as it takes 2 MB
+    from picoedge.mesh.transfer.donor_client import DonorClient
+    from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
 
     def on_progress(progress: PullProgress) -> None:
         page.write("pulling", done=progress.done, total=progress.total)

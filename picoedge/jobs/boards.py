@@ -59,10 +59,12 @@ class BoardDirectory:
     def __init__(self, context: Context, identity: Identity, tell: Tell) -> None:
         from picoedge.engine.fit import fixed_bytes
         from picoedge.host.reclaim import REFAULT_BYTES, trim
+        from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell
         self.clients: dict[str, Client] = {}
         self.handles: dict[str, BoardHandle] = {}
+        ciphers()  # loads what seals streams, so that it is counted
         trim()
         self._fixed_bytes = fixed_bytes() + REFAULT_BYTES  # of this process without a model
 

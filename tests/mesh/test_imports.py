@@ -29,6 +29,7 @@ def test_a_worker_and_a_hub_load_no_asyncio() -> None:
     loaded = modules_after(A_WORKER)
     assert "numpy" in loaded
     assert not loaded & {"asyncio", "zmq.utils.monitor", "torch", "transformers", "zeroconf"}
+    assert "cryptography" not in loaded  # before a stream is sealed
 
 
 @pytest.mark.parametrize("module", ["picoedge.daemon.service", "picoedge.mesh.node.node"])

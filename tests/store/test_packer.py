@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,6 @@ from picoedge.store.pack.sharding import (
 )
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.store.sources.tensors import Shapes, SourceTensor
-
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -317,7 +314,8 @@ def test_a_full_disk_is_told_with_the_figures(
 def test_a_disk_too_small_is_refused_before_anything_is_written(
     tmp_path: Path, source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
+    full = os.statvfs_result((4096, 4096, 10**6, 1, 1, 10**6, 1, 1, 0, 255))
+    monkeypatch.setattr("picoedge.files.os.statvfs", lambda path: full)
     with pytest.raises(StorageError, match=r"needed, 4 KB free"):
         pack_source(source, tmp_path / "m.pico", progress=lambda done, total: pytest.fail("wrote"))
     assert left_behind(tmp_path) == []

@@ -27,7 +27,6 @@ from picoedge.mesh.group.rendezvous import Rendezvous
 from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Transport
 from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.sealed_stream import ciphers
 from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
@@ -76,9 +75,7 @@ class Links:
         self._rendezvous = Rendezvous(
             context,
             keys,
-            LinkSettings(
-                rank, epoch, bounds.frame_bytes, transport, ciphers(), version, limits, stall_s
-            ),
+            LinkSettings(rank, epoch, bounds.frame_bytes, transport, version, limits, stall_s),
             self._most_early,
             self._waiter,
             self._failures,

@@ -20,12 +20,20 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Transport
 from picoedge.mesh.transport.frames import PREFIX_BYTES, Header, Kind, pack_prefix, unpack
-from picoedge.mesh.transport.sealed_stream import TICKET_BYTES, Cipher, Ticket, ciphers_from, common
+from picoedge.mesh.transport.sealed_stream import (
+    TICKET_BYTES,
+    Cipher,
+    Ticket,
+    ciphers,
+    ciphers_from,
+    common,
+)
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.limits import Limits
@@ -120,10 +128,18 @@ class LinkSettings:
     epoch: int
     most_bytes: int  # of a message
     wish: TransportChoice
-    ciphers: Cipher
     version: int  # of the group's headers
     limits: Limits
     busy_s: float  # how long a board may be about other work before it reads its links
+
+    @cached_property
+    def ciphers(self) -> Cipher:
+        """The ciphers to offer, measured when the first board connects: that takes 7 MB.
+
+        Where ZeroMQ carries all messages, any board accepts the one that every board has.
+        """
+        unused = self.wish == "zeromq" and self.version > 1
+        return Cipher.CHACHA20_POLY1305 if unused else ciphers()
 
     def message(self, step: int, body: bytes | memoryview = b"") -> bytes:
         """A message of the handshake; HELLO is the first on any connection."""
@@ -242,11 +258,11 @@ class PeerLink:
 
     def _answer(self, body: bytes) -> None:
         assert self.proven is not None
-        ciphers = ciphers_from(body)
+        offered = ciphers_from(body)
         carries = bool(body[0] & ZEROMQ_BIT) and self.own.wish != "stream"
         self._is_chosen = not carries
         if self._give_ticket is not None:
-            ticket = self._give_ticket(common(self.own.ciphers, ciphers)).to_bytes()
+            ticket = self._give_ticket(common(self.own.ciphers, offered)).to_bytes()
         elif carries:
             ticket = b""
         else:

@@ -38,7 +38,7 @@ from picoedge.mesh.group.peer_link import (
 )
 from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.identity.identity import KeyPair
-from picoedge.mesh.transport import curve
+from picoedge.mesh.transport import curve, sealed_stream
 from picoedge.mesh.transport.frames import (
     HUB,
     PADDING,
@@ -602,6 +602,13 @@ def test_both_ends_keep_what_was_measured(
                 if other != rank:
                     assert bytes(links.receive((other,), 5)[2]) == b"from %d" % other
     assert measured == 3 * [("auto", True, ROUNDS, ROUNDS)]
+
+
+def test_nothing_is_sealed_where_zeromq_carries_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed_stream, "Seal", None)
+    with boards(3, "exchange", ROWS, transport="zeromq") as team:
+        opened(team)
+        assert team.links[1].transports() == {0: "zeromq", 2: "zeromq"}
 
 
 def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

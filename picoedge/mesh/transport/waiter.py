@@ -100,12 +100,13 @@ class Waiter:
         trouble: Trouble,
     ) -> T | None:
         while True:
-            error = trouble()
-            result = attempt()  # messages sent before the failure count
+            result = attempt()
+            if result is None and (error := trouble()) is not None:
+                result = attempt()  # messages sent before the failure count
+                if result is None:
+                    raise error
             if result is not None:
                 return result
-            if (error := error or trouble()) is not None:
-                raise error
             wait_s = None if deadline is None else deadline - time.monotonic()
             if wait_s is not None and wait_s <= 0:
                 return None

@@ -18,8 +18,10 @@ chat: setup
 cluster: setup
 	@$(SUDO) $(BIN)/python -m hw.lab.cluster
 
-# Files of tests are spread over the cores; a file's tests run in order, in one process.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+# A file's tests run in order, in one process; one process more than cores, as tests of boards wait.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Compiled modules are kept: the tests start hundreds of interpreters.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.ready-dev
 	$(PYTEST) -q -m "not slow"

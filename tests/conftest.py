@@ -41,6 +41,15 @@ SLOW = {
     *("test_gguf.py", "test_transfer.py", "test_schedule.py", "test_piece_table.py"),
     *("test_assignment.py", "test_cluster_plan.py", "test_shelf.py", "test_chat_terminal.py"),
 }
+# The longest files, which begin first: a long one that began last would leave the other cores idle.
+LONGEST = (
+    *("test_cluster_faults.py", "test_cluster_golden.py", "test_cluster_stragglers.py"),
+    *("test_cluster_life.py", "test_window_faults.py", "test_cluster_lab.py"),
+    *("test_packaging.py", "test_model_transformers.py", "test_native.py", "test_bench.py"),
+    *("test_window.py", "test_cluster_relay.py", "test_cluster_versions.py", "test_gguf.py"),
+    *("test_lab.py", "test_links.py", "test_packer.py", "test_allreduce.py"),
+    *("test_call_path.py", "test_cluster_plan.py", "test_locality.py", "test_piece_table.py"),
+)
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()
 
@@ -64,7 +73,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark slow folders, leave out what this machine lacks, refuse test names that are too long.
+    """Mark slow folders, leave out what this machine lacks, order files, refuse names too long.
 
     Without a C compiler there are no C kernels, without root no emulated boards. Where there is
     what they need they are never left out: kernels that do not build are a failure. CI
@@ -87,7 +96,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if without and os.environ.get("CI"):
         raise pytest.UsageError(f"this machine lacks what {len(without)} tests need: {without[0]}")
     config.hook.pytest_deselected(items=without)
-    items[:] = [item for item in items if item not in without]
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items[:] = sorted(
+        (item for item in items if item not in without),
+        key=lambda item: order.get(item.path.name, len(order)),
+    )
 
 
 def needs(item: pytest.Item, fixtures: set[str]) -> bool:

@@ -1,4 +1,7 @@
-"""Logits of a Hugging Face folder by `transformers`, the reference; this needs torch."""
+"""Logits of a Hugging Face folder by `transformers`, the reference.
+
+It and torch take seconds to import: only tests that use them do.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 
 def reference_model(folder: Path) -> Any:
     """The model of the folder, in f32."""
+    import torch
+    import transformers
+
     auto = transformers.AutoModelForCausalLM
     return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def reference_logits(model: Any, tokens: list[int]) -> np.ndarray:
     """Logits after every token, [n, vocab]."""
+    import torch
+
     with torch.no_grad():
         logits: np.ndarray = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     return logits

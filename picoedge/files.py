@@ -9,9 +9,10 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,17 @@ from picoedge.units import format_size
 
 _LOCK_POLL_S = 0.005  # far below what anybody notices, and no load while a lock is held for long
 _WINDOW = 1 << 20
+_XDG = {"CONFIG": ".config", "STATE": ".local/state", "CACHE": ".cache"}
 _TEXT_BYTES = 64 << 20
 READ_STALL_S = 30.0  # without a finished read: Linux resets a SCSI disk after as long
 _POLL_S = 1.0
 _NO_MEMORY = "free some memory, raise the limit (ulimit -v), or give a smaller --memory"
+
+
+def xdg_folder(kind: str, environ: Mapping[str, str]) -> Path:
+    """picoedge's folder for the user's files of a kind: "CONFIG", "STATE" or "CACHE"."""
+    base = environ.get(f"XDG_{kind}_HOME") or os.path.join(os.path.expanduser("~"), _XDG[kind])
+    return Path(base, "picoedge")
 
 
 def take_lock(file: int, timeout_s: float | None = 0.0, *, shared: bool = False) -> bool:
@@ -245,6 +253,16 @@ def read_json_file(path: Path) -> dict[str, Any]:
         raise TextError(f"{path} is not JSON: {error}", "get a sound copy") from error
     if not isinstance(values, dict):
         raise TextError(f"{path} does not hold a JSON object", "get a sound copy")
+    return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values in the text of a TOML file. Raises ValueError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    values: dict[str, Any] = tomllib.loads(text)
     return values
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from picoedge.cli.output import printable, warn
+from picoedge.files import xdg_folder
 
 PROMPT = ">>> "
 CONTINUATION = "... "
@@ -21,8 +22,8 @@ HISTORY_LINES = 1000
 class TerminalConsole:
     """Standard input and output, with line editing and history where Python has readline."""
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        self._history = History(history_path(os.environ if environ is None else environ))
+    def __init__(self) -> None:
+        self._history = History(xdg_folder("STATE", os.environ) / "history")
 
     def read(self) -> str:
         """The next message, of one line or several; a pasted text is one message.
@@ -63,12 +64,6 @@ def read_message(ask: Callable[[str], str]) -> str:
     while FENCE not in text:
         text += "\n" + ask(CONTINUATION)
     return text[: text.index(FENCE)]
-
-
-def history_path(environ: Mapping[str, str]) -> Path:
-    """`$XDG_STATE_HOME/picoedge/history`."""
-    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local/state")
-    return Path(base, "picoedge", "history")
 
 
 class History:

@@ -8,29 +8,26 @@ wrong value.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from picoedge.config import SamplingOptions
 from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import UsageError
+from picoedge.files import parse_toml, xdg_folder
 from picoedge.suggest import did_you_mean
 from picoedge.units import parse_size
 
 if TYPE_CHECKING:
     from picoedge.planner.cluster_plan import ClusterOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
-SAMPLING = SamplingOptions()
 _SPLIT_REMEDY = "write one number a board, the hub's first, like --tensor-split 3,1"
 _LEAST_WEIGHT, _MOST_WEIGHT = 1e-3, 1e6  # of a board in a split
-SPLIT_HEAD = "Split the vocabulary head as well; other boards then see the likely next tokens."
 
 
 class Group(click.Group):
@@ -72,9 +69,20 @@ def _setting(*flags: str, **attrs: Any) -> Decorator:
     return click.option(*flags, name, envvar=f"PICOEDGE_{name.upper()}", **attrs)
 
 
-def _number(flag: str, default: float, kind: type, text: str) -> Decorator:
-    shown = f"{text} [default: {default:g}]"
-    return _setting(flag, type=kind, default=None, help=shown)
+def _number(flag: str, kind: type, text: str) -> Decorator:
+    default = getattr(SamplingOptions, flag[2:].replace("-", "_"))
+    return _setting(flag, type=kind, help=f"{text} [default: {default:g}]")
+
+
+def _together(*options: Decorator) -> Decorator:
+    """A decorator that adds all of these options, in their order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -85,7 +93,7 @@ memory_option = _setting(
     "--memory", callback=_size, metavar="SIZE", help="Use no more memory than this, like 400M."
 )
 
-_MODEL = [
+model_options = _together(
     threads_option,
     memory_option,
     _setting(
@@ -105,39 +113,40 @@ _MODEL = [
         help="Compare weights with their hashes while they are streamed.",
     ),
     _setting("--kernels", help="numpy or native [default: native where it runs]."),
-]  # fmt: skip
+)  # fmt: skip
 
-_SPLIT = [
+split_options = _together(
     click.option("-ts", "--tensor-split", metavar="3,1",
         help="Shares of the boards, the hub's (this board's) first [default: by their speed]."),
     click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
         show_default=True, help="How partial sums are added: at the hub, or on every board."),
-    click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD", help=SPLIT_HEAD),
-]  # fmt: skip
+    click.option("--split-head", is_flag=True, envvar="PICOEDGE_SPLIT_HEAD",
+        help="Split the vocabulary head as well; other boards then see the likely next tokens."),
+)  # fmt: skip
 
-_CLUSTER = [
+cluster_options = _together(
     click.option("--cluster", is_flag=True, envvar="PICOEDGE_USE_CLUSTER",
         help="Run over the boards of the mesh; this one's daemon must run."),
     click.option("--boards", type=click.IntRange(1, 64),
         help="Over this many boards [default: as many as are the quickest]."),
-    *_SPLIT,
+    split_options,
     _setting("--transport", type=click.Choice(TRANSPORT_CHOICES), default="auto",
         show_default=True, help="Transport of sums: auto takes the quicker for each two boards."),
     click.option("--wire", type=click.Choice(["f64", "f32", "f16", "q8"]), default="f64",
         show_default=True, help="Format of sums on the network: f64 is exact, others are smaller."),
-]  # fmt: skip
+)  # fmt: skip
 
-_SAMPLING = [
-    _number("--temperature", SAMPLING.temperature, float, "0 always takes the likeliest token."),
-    _number("--top-k", SAMPLING.top_k, int, "Choose among the K likeliest; 0: all."),
-    _number("--top-p", SAMPLING.top_p, float, "… and among those that make up this probability."),
-    _number("--min-p", SAMPLING.min_p, float, "… and at least this share of the likeliest."),
-    _number("--repeat-penalty", SAMPLING.repeat_penalty, float, "Disfavour recent tokens; 1: off."),
-    _number("--repeat-last-n", SAMPLING.repeat_last_n, int, "How many tokens are recent."),
+sampling_options = _together(
+    _number("--temperature", float, "0 always takes the likeliest token."),
+    _number("--top-k", int, "Choose among the K likeliest; 0: all."),
+    _number("--top-p", float, "… and among those that make up this probability."),
+    _number("--min-p", float, "… and at least this share of the likeliest."),
+    _number("--repeat-penalty", float, "Disfavour recent tokens; 1: off."),
+    _number("--repeat-last-n", int, "How many tokens are recent."),
     _setting("--seed", type=int, help="The same seed gives the same text [default: none]."),
     _setting("--stop", multiple=True, cls=StopOption, callback=_stops,
         help="Stop at this text (repeatable)."),
-]  # fmt: skip
+)  # fmt: skip
 
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
@@ -151,28 +160,13 @@ verbose_option = click.option(
 system_option = _setting("--system", help="The system message of the conversation.")
 
 
-def model_options(command: Command) -> Command:
-    """--threads, --memory, --ctx-size, --window-io, --kv-bits, --verify, --kernels."""
-    return _decorate(command, _MODEL)
-
-
-def cluster_options(command: Command) -> Command:
-    """--cluster, --boards, --tensor-split, --allreduce, --split-head, --transport, --wire."""
-    return _decorate(command, _CLUSTER)
-
-
-def split_options(command: Command) -> Command:
-    """--tensor-split, --allreduce, --split-head."""
-    return _decorate(command, _SPLIT)
-
-
-def prompt_options(default_tokens: int, help_text: str) -> Callable[[Command], Command]:
+def prompt_options(default_tokens: int, help_text: str) -> Decorator:
     """--prompt, with this help, and --n-tokens."""
-    return lambda command: _decorate(command, [
+    return _together(
         click.option("-p", "--prompt", help=help_text),
         click.option("-n", "--n-tokens", type=click.IntRange(-1), default=default_tokens,
             show_default=True, help="Tokens of an answer at most; -1: until the context is full."),
-    ])  # fmt: skip
+    )  # fmt: skip
 
 
 def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
@@ -218,17 +212,6 @@ def _weight(part: str, text: str) -> float:
     return weight
 
 
-def sampling_options(command: Command) -> Command:
-    """--temperature … --stop."""
-    return _decorate(command, _SAMPLING)
-
-
-def _decorate(command: Command, options: list[Decorator]) -> Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def model_argument(required: bool = True) -> Decorator:
     """MODEL; None, where it may be missing, is the catalogue's default model."""
     return click.argument(
@@ -268,36 +251,24 @@ def source_of(ctx: click.Context, param: click.Parameter) -> str:
     return max(param.opts, key=len)
 
 
-def config_path(environ: Mapping[str, str] | None = None) -> Path:
+def config_path() -> Path:
     """The path of the user's config file, which need not exist."""
-    environ = os.environ if environ is None else environ
-    base = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return Path(base, "picoedge", "config.toml")
+    return xdg_folder("CONFIG", os.environ) / "config.toml"
 
 
-def config_defaults(path: Path | None = None) -> dict[str, Any]:
+def config_defaults() -> dict[str, Any]:
     """Values of the config file by parameter name. Raises UsageError naming file and key."""
-    path = config_path() if path is None else path
+    path = config_path()
     try:
-        text = path.read_text(encoding="utf-8")
+        values = parse_toml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"{path}: {reason.lower()}", "correct or remove it") from error
-    return dict(_checked(path, name, value) for name, value in _parse_toml(path, text).items())
-
-
-def _parse_toml(path: Path, text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-        return values
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}", "correct or remove it") from error
+        reason = "not utf-8 text" if isinstance(error, UnicodeError) else str(error)
+        if isinstance(error, OSError):
+            reason = (error.strerror or reason).lower()
+        raise UsageError(f"{path}: {reason}", "correct or remove it") from error
+    return dict(_checked(path, name, value) for name, value in values.items())
 
 
 def _checked(path: Path, name: str, value: Any) -> tuple[str, Any]:

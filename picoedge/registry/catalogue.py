@@ -16,7 +16,6 @@ Sources are tried in order; a list in the place of one is pieces to be joined. A
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 from picoedge.errors import UsageError
 from picoedge.fields import Fields
+from picoedge.files import parse_toml, xdg_folder
 from picoedge.units import parse_size
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -115,12 +115,8 @@ def parse_entry(values: object, where: str) -> CatalogueEntry:
 
 def load_entry(path: Path) -> CatalogueEntry:
     """The entry in one TOML file. Raises UsageError."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}", _REMEDY) from error
     return parse_entry(values, str(path))
@@ -139,8 +135,7 @@ def load_catalogue(folders: Iterable[Path]) -> dict[str, CatalogueEntry]:
 
 def catalogue_folders(environ: Mapping[str, str]) -> list[Path]:
     """Where entries are looked for: what came with picoedge, then the user's own."""
-    config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return [built_in_folder(), Path(config, "picoedge", "models")]
+    return [built_in_folder(), xdg_folder("CONFIG", environ) / "models"]
 
 
 def built_in_folder() -> Path:

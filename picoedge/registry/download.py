@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from picoedge.errors import DownloadError, StorageError
+from picoedge.files import free_bytes
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart, SourceParts
 from picoedge.registry.http import HttpFetch
@@ -93,7 +94,7 @@ def _fetch_source(
 
 
 def _require_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < n_bytes:
         raise StorageError(
             f"{folder}: {format_size(n_bytes)} are needed, {format_size(free)} are free",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from picoedge.files import storage_errors, take_lock
+from picoedge.files import storage_errors, take_lock, xdg_folder
 from picoedge.store.shards import is_partial
 
 COPY_BYTES = 1 << 20
@@ -16,10 +15,7 @@ COPY_BYTES = 1 << 20
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:
     """Where packs are kept."""
-    home = environ.get("PICOEDGE_HOME")
-    if not home:
-        cache = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        home = os.path.join(cache, "picoedge")
+    home = environ.get("PICOEDGE_HOME") or xdg_folder("CACHE", environ)
     return Path(home, "models").absolute()
 
 

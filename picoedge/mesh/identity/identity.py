@@ -19,6 +19,7 @@ import zmq
 from zmq.utils import z85
 
 from picoedge.errors import AccessError, UsageError
+from picoedge.files import xdg_folder
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 
 IDENTITY_FILE, ROSTER_FILE = "board.json", "roster.json"
@@ -140,8 +141,7 @@ def cluster_folder(environ: Mapping[str, str]) -> Path:
     """$PICOEDGE_CLUSTER, or `picoedge/cluster` in the user's configuration."""
     if environ.get("PICOEDGE_CLUSTER"):
         return Path(environ["PICOEDGE_CLUSTER"])
-    config = environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return Path(config, "picoedge", "cluster")
+    return xdg_folder("CONFIG", environ) / "cluster"
 
 
 def load_identity(folder: Path) -> Identity:

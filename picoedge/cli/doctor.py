@@ -6,12 +6,13 @@ import dataclasses
 
 import click
 
+from picoedge.cli.options import json_option
 from picoedge.cli.output import print_json
 
 
 @click.command("doctor")
 @click.option("--kernels", envvar="PICOEDGE_KERNELS", help="Check for these: numpy or native.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(kernels: str | None, as_json: bool) -> int:
     """Say what is wrong with this board and what to do, one line each.
 

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli.options import Group
-from picoedge.cli.output import (
-    note,
-    one_line,
-    print_facts,
-    print_json,
-    print_result,
-    print_table,
-    warn,
-)
+from picoedge.cli import output
+from picoedge.cli.options import Group, json_option
 from picoedge.errors import UsageError
 from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from picoedge.mesh.identity.roster import Roster, RosterFile
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SHORTEST_S, _LONGEST_S = 60, 30 * 86400
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group("keys", cls=Group, no_args_is_help=False)
@@ -66,8 +56,6 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
 
     From then on it can invite others.
     """
-    from pathlib import Path
-
     from picoedge.mesh.cluster_folder import read_json
     from picoedge.mesh.identity.admission import await_allow, found_cluster
     from picoedge.mesh.identity.identity import board_name_of
@@ -82,15 +70,17 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
     made = RosterFile(folder).roster.cluster
     if as_json:
         facts = {"cluster": made.name, "cluster_key": made.key, "board": board}
-        print_json({**facts, "public": identity.keys.public, "folder": str(folder)})
+        output.print_json({**facts, "public": identity.keys.public, "folder": str(folder)})
     elif roster is not None:
-        click.echo(one_line(f"{board} has keys for cluster {made.name}, in {folder}"))
+        click.echo(output.one_line(f"{board} has keys for cluster {made.name}, in {folder}"))
         click.echo("to let it in, on the board with the signing key:")
         click.echo(f"picoedge keys allow {shlex.quote(identity.keys.public)} {board}")
     else:
-        click.echo(one_line(f"made cluster {made.name} with this board, {board}, in {folder}"))
-        note("keep a copy of that folder safe: without it nobody is let in or out any more")
-        note("next: picoedge run, and picoedge keys invite for each other board")
+        click.echo(
+            output.one_line(f"made cluster {made.name} with this board, {board}, in {folder}")
+        )
+        output.note("keep a copy of that folder safe: without it nobody is let in or out any more")
+        output.note("next: picoedge run, and picoedge keys invite for each other board")
 
 
 @command.command("invite")
@@ -114,11 +104,11 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     string = Invites(folder).issue(address, cluster.key, ttl_s, time.time())
     if as_json:
         issued = parse_invite(string)
-        print_json({"invite": string, "address": issued.address, "expires": issued.expires})
+        output.print_json({"invite": string, "address": issued.address, "expires": issued.expires})
     else:
         click.echo(string)
         click.echo(f"picoedge run --join {string}")
-        note("type the second line on the other board, while picoedge run runs here")
+        output.note("type the second line on the other board, while picoedge run runs here")
 
 
 @command.command("show")
@@ -130,11 +120,11 @@ def show(as_json: bool) -> None:
     """
     facts = _facts(_folder())
     if as_json:
-        print_json(facts)
+        output.print_json(facts)
         return
     board = facts["board"]
     state = "allowed" if board["allowed"] else "not allowed (yet)"
-    print_facts(
+    output.print_facts(
         [
             ("cluster", f"{facts['cluster']['name']} ({facts['cluster']['tag']})"),
             ("this board", f"{board['name']}, {state}"),
@@ -144,10 +134,9 @@ def show(as_json: bool) -> None:
         ]
     )
     click.echo()
-    listed = [(member, "allowed") for member in facts["members"]]
-    listed += [(member, "revoked") for member in facts["revoked"]]
-    rows = [(member["name"], state, member["public"]) for member, state in listed]
-    print_table(("NAME", "STATE", "PUBLIC KEY"), rows)
+    states = (("allowed", facts["members"]), ("revoked", facts["revoked"]))
+    rows = [(one["name"], state, one["public"]) for state, boards in states for one in boards]
+    output.print_table(("NAME", "STATE", "PUBLIC KEY"), rows)
 
 
 @command.command("allow")
@@ -192,10 +181,8 @@ def revoke(board: str, force: bool, as_json: bool) -> None:
 
 
 def _report(done: str, public: str, name: str, as_json: bool) -> None:
-    facts = {"name": name, "public": public, "state": done}
-    print_result(
-        as_json, facts, f"{done} {name}: running boards of the cluster notice within seconds"
-    )
+    line = f"{done} {name}: running boards of the cluster notice within seconds"
+    output.print_result(as_json, {"name": name, "public": public, "state": done}, line)
 
 
 def _key_and_name(roster: Roster, board: str) -> tuple[str, str]:
@@ -218,11 +205,14 @@ def _facts(folder: Path) -> dict[str, Any]:
 
     identity, roster = load_identity(folder), _roster_file(folder).roster
     public, cluster = identity.keys.public, roster.cluster
-    name = roster.name_of(public) or identity.name
-    board = {"name": name, "public": public, "allowed": roster.is_allowed(public)}
     return {
         "cluster": {"name": cluster.name, "key": cluster.key, "tag": cluster.tag},
-        "board": {**board, "signs": has_signing_key(folder)},
+        "board": {
+            "name": roster.name_of(public) or identity.name,
+            "public": public,
+            "allowed": roster.is_allowed(public),
+            "signs": has_signing_key(folder),
+        },
         "folder": str(folder),
         "members": [{"name": name, "public": key} for key, name in roster.members.items()],
         "revoked": [{"name": name, "public": key} for key, name in roster.revoked.items()],
@@ -231,8 +221,6 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _folder() -> Path:
-    import os
-
     from picoedge.mesh.identity.identity import cluster_folder
 
     return cluster_folder(os.environ)
@@ -251,5 +239,5 @@ def _lan_address() -> str:
     from picoedge.mesh.interfaces import choose_interface, interfaces
 
     address, why = choose_interface(interfaces())
-    warn(f"at {address}: {why}; --address names another")
+    output.warn(f"at {address}: {why}; --address names another")
     return str(Address(address, DEFAULT_PORT))

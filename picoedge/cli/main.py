@@ -83,16 +83,13 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Invocation).debug = True
 
 
+def _eager_flag(name: str, **attrs: Any) -> click.Option:
+    return click.Option([name], is_flag=True, expose_value=False, is_eager=True, **attrs)
+
+
 def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        envvar="PICOEDGE_DEBUG",
-        callback=_set_debug,
-        help="Show the traceback of an error.",
-    )
+    text = "Show the traceback of an error."
+    return _eager_flag("--debug", envvar="PICOEDGE_DEBUG", callback=_set_debug, help=text)
 
 
 def _with_debug(command: click.Command) -> click.Command:
@@ -114,14 +111,8 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 def build_group() -> click.Group:
     """The `picoedge` command."""
-    version = click.Option(
-        ["--version"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=_show_version,
-        help="Show the version and exit.",
-    )
+    text = "Show the version and exit."
+    version = _eager_flag("--version", callback=_show_version, help=text)
     return LazyGroup(
         name=PROGRAM,
         params=[version, _debug_option()],

@@ -25,34 +25,34 @@ if TYPE_CHECKING:
 MAX_STDIN_BYTES = 16 << 20  # more than any context takes
 
 
-def open_options(values: Mapping[str, Any], **changes: Any) -> OpenOptions:
-    """How to open a model, from the options that every command with a model takes."""
-    from picoedge.engine.options import OpenOptions
-
-    chosen = {
-        "threads": values["threads"],
-        "memory_bytes": values["memory"],
-        "n_ctx": values["ctx_size"],
-        "window_io": values["window_io"],
-        "kv_bits": int(values["kv_bits"]),
-        "verify": values["verify"],
-        "kernels": values["kernels"],
-        "cluster": chosen_cluster(values),
-        "sampling": chosen_sampling(values),
-    }
-    return OpenOptions(**{**chosen, **changes})
-
-
 def open_pack(
     values: Mapping[str, Any], *, text: bool = True, template: bool = True, **changes: Any
 ) -> OpenPack:
-    """The pack that MODEL names, opened; fetched and packed on first use."""
-    from picoedge.engine import open as opening
+    """The pack that MODEL names, opened; fetched and packed on first use.
 
-    options = open_options(values, **changes)
+    With the options that every command with a model takes, and `changes`.
+    """
+    from picoedge.engine import open as opening
+    from picoedge.engine.options import OpenOptions
+    from picoedge.store.pages import end_where_pages_are_lost
+
+    options = OpenOptions(
+        threads=values["threads"],
+        memory_bytes=values["memory"],
+        n_ctx=values["ctx_size"],
+        window_io=values["window_io"],
+        kv_bits=int(values["kv_bits"]),
+        verify=values["verify"],
+        kernels=values["kernels"],
+        cluster=chosen_cluster(values),
+        sampling=chosen_sampling(values),
+        **changes,
+    )
     with showing_progress() as progress:
         opened = opening.open_pack(values["model"], options, progress, text=text, template=template)
-    tell_of_lost_pages(opened.pack.path)
+    lost = f"a file of {opened.pack.path} that is in use can no longer be read"
+    hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
+    end_where_pages_are_lost(error_line(lost, hint))
     return opened
 
 
@@ -116,38 +116,29 @@ def tell_of_numpy(running: str, asked: str | None) -> None:
     warn(f"running on {describe_kernels()}", "picoedge")
 
 
-def tell_of_lost_pages(pack: Path) -> None:
-    """End with one line and exit code 1 when a mapped file is cut, or its card pulled out."""
-    from picoedge.store.pages import end_where_pages_are_lost
-
-    lost = f"a file of {pack} that is in use can no longer be read"
-    hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
-    end_where_pages_are_lost(error_line(lost, hint))
-
-
 def stdin_is_terminal() -> bool:
     """Whether a person types at the other end."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def read_stdin() -> str:
+def _read_stdin() -> str:
     """All of stdin as text. Raises UsageError where it is not UTF-8, or endless."""
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise UsageError(
             f"standard input is larger than {format_size(MAX_STDIN_BYTES)}", "no context is"
         )
-    return decode_text(data, "standard input")
+    return _decode_text(data, "standard input")
 
 
-def read_text(path: Path, limit: int | None = None) -> str:
+def read_text(path: Path, limit: int) -> str:
     """The first `limit` bytes of a file as text. Raises UsageError where it is not UTF-8."""
     with path.open("rb") as file:
-        data = file.read() if limit is None else file.read(limit)
-    return decode_text(data, str(path), cut=limit is not None and len(data) == limit)
+        data = file.read(limit)
+    return _decode_text(data, str(path), cut=len(data) == limit)
 
 
-def decode_text(data: bytes, where: str, cut: bool = False) -> str:
+def _decode_text(data: bytes, where: str, cut: bool = False) -> str:
     """UTF-8 to text; `cut`: the last character may be incomplete, and is then dropped."""
     try:
         return data.decode("utf-8")
@@ -161,7 +152,7 @@ def chosen_prompt(prompt: str | None) -> str:
     """`-p`, else what is piped in, less its last newline. Raises UsageError for neither."""
     if prompt is None and stdin_is_terminal():
         raise UsageError("no prompt", "give one with -p TEXT, or pipe it in")
-    text = read_stdin().removesuffix("\n") if prompt is None else prompt
+    text = _read_stdin().removesuffix("\n") if prompt is None else prompt
     if not text.strip():
         raise UsageError("the prompt is empty", "give one with -p TEXT, or pipe it in")
     return text

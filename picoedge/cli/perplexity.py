@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 from picoedge.cli import models, options
 from picoedge.cli.output import showing_progress
 from picoedge.errors import UsageError
-from picoedge.progress import Progress
+from picoedge.progress import no_progress
 
 if TYPE_CHECKING:
     from picoedge.text.tokenizer.base import Tokenizer
@@ -27,13 +26,9 @@ BYTES_PER_TOKEN = 16  # more than texts have; read again where it was not enough
     "-f", "--file", "file", type=click.Path(path_type=Path), required=True, help="A UTF-8 text."
 )
 @click.option(
-    "--tokens",
-    "n_tokens",
-    type=click.IntRange(2),
-    default=2048,
-    show_default=True,
+    "--tokens", "n_tokens", type=click.IntRange(2), default=2048, show_default=True,
     help="Take the first N tokens, as one context.",
-)
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @options.model_options
 def command(**values: Any) -> None:
@@ -52,17 +47,12 @@ def command(**values: Any) -> None:
     models.check_length(opened, len(tokens), "fewer --tokens")
     model = models.load(values, opened, load_model)
     with closing(model), showing_progress() as progress:
-        value = perplexity(model, tokens, _by_token(progress))
+        tell = progress or no_progress
+        value = perplexity(model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0))
     if values["as_json"]:
         click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))
     else:
         click.echo(f"perplexity {value:.4f} over {len(tokens)} tokens")
-
-
-def _by_token(progress: Progress | None) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, of: progress(f"token {done} of {of}", 0, 0)
 
 
 def first_tokens(tokenizer: Tokenizer, file: Path, count: int) -> list[int]:
@@ -71,12 +61,11 @@ def first_tokens(tokenizer: Tokenizer, file: Path, count: int) -> list[int]:
     Reads no more than that takes. Raises UsageError where it is not text or has no two tokens.
     """
     limit = count * BYTES_PER_TOKEN
-    while True:
-        ids = tokenizer.encode(models.read_text(file, limit))
-        # The last word may be cut in two where the reading ended: stay well before it.
-        if len(ids) > count + 64 or file.stat().st_size <= limit:
-            break
+    ids = tokenizer.encode(models.read_text(file, limit))
+    # The last word may be cut in two where the reading ended: stay well before it.
+    while len(ids) <= count + 64 and file.stat().st_size > limit:
         limit *= 4
+        ids = tokenizer.encode(models.read_text(file, limit))
     if len(ids) < 2:
         raise UsageError(f"{file} has {len(ids)} tokens", "take a longer text")
     return ids[:count]

@@ -40,8 +40,9 @@ def command(**values: Any) -> None:
     --boards it shows seconds per token for each number of boards, and the shards of each board.
     No weights are loaded; a model that is not packed yet is fetched and packed.
     """
-    _check(values)
-    if values["cluster"] or values["boards_file"]:
+    over_boards = values["cluster"] or values["boards_file"]
+    _check(values, over_boards)
+    if over_boards:
         return _plan_cluster(values)
     from picoedge.engine.dry_run import plan_session
 
@@ -55,16 +56,17 @@ def command(**values: Any) -> None:
         draw(planned)
 
 
-def _check(values: dict[str, Any]) -> None:
+def _check(values: dict[str, Any], over_boards: bool) -> None:
     if values["cluster"] and values["boards_file"]:
         raise UsageError("--cluster and --boards are both given", "one of them says which boards")
     if values["hub"] and not values["boards_file"]:
         raise UsageError("--hub names a board of a file", "give --boards FILE with it")
-    if values["tensor_split"] and not (values["cluster"] or values["boards_file"]):
+    if over_boards:
+        return
+    if values["tensor_split"]:
         raise UsageError("-ts shares a model among boards", "give --cluster or --boards FILE")
     source = click.get_current_context().get_parameter_source("split_head")
-    flag = source is click.core.ParameterSource.COMMANDLINE
-    if flag and not (values["cluster"] or values["boards_file"]):
+    if source is click.core.ParameterSource.COMMANDLINE:
         raise UsageError("--split-head is over boards", "give --cluster or --boards FILE")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,71 +33,57 @@ UNICODE = Signs("█", "▒", "·", "◆")
 ASCII = Signs("#", "+", ".", "o")
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A unit of a bar: its size and state."""
-
-    nbytes: int
-    resident: bool
-    in_window: bool
-
-
 def picture(plan: WindowPlan, signs: Signs) -> Iterator[str]:
     """Lines of at most 80 columns, in the order of use: the layers, the head, a legend.
 
     More than 40 layers share lines.
     """
-    pieces = _pieces(plan)
-    last = max(layer for _, layer in pieces)
-    has_head = ("head", last) in pieces
-    layers = range(last if has_head else last + 1)
+    bars: dict[tuple[str, int], list[Unit]] = {}
+    for unit in plan.units:
+        bars.setdefault((unit.kind, unit.layer), []).append(unit)
+    last = max(layer for _, layer in bars)
+    head = bars.get(("head", last))
+    layers = range(last if head else last + 1)
     columns = max(1, -(-len(layers) // MOST_LINES))
     label = len(str(last)) + 1
-    room = WIDTH // columns - label - 2
-    widths = _widths(pieces, room)
+    widths = _widths(plan.units, WIDTH // columns - label - 2)
+    draw = partial(_bar, plan.resident, _window_at_start(plan), signs)
     yield _header(widths, label, columns)
     cells = [
         f"{layer:>{label - 1}} "
-        + " ".join(
-            _bar(pieces.get((kind, layer), []), width, signs) for kind, width in widths.items()
-        )
+        + " ".join(draw(bars.get((kind, layer), []), width) for kind, width in widths.items())
         for layer in layers
     ]
     for at in range(0, len(cells), columns):
         yield "  ".join(cells[at : at + columns])
-    if has_head:
+    if head:
         width = max(map(len, cells), default=0) * columns + 2 * (columns - 1)
-        yield f"head {_bar(pieces['head', last], max(width, _SMALLEST_LINE) - 5, signs)}"
-    yield from _legend(plan, signs)
-
-
-def _pieces(plan: WindowPlan) -> dict[tuple[str, int], list[_Piece]]:
-    """Units by kind and layer, in order of use."""
-    ahead = _window_at_start(plan)
-    pieces: dict[tuple[str, int], list[_Piece]] = {}
-    for unit in plan.units:
-        piece = _Piece(unit.nbytes, unit in plan.resident, unit in ahead)
-        pieces.setdefault((unit.kind, unit.layer), []).append(piece)
-    return pieces
+        yield f"head {draw(head, max(width, _SMALLEST_LINE) - 5)}"
+    yield ""
+    if plan.streamed:
+        yield (
+            f"{signs.resident} resident   {signs.partly} partly   {signs.streamed} streamed   "
+            f"{signs.window} in the window as a token begins"
+        )
+    else:
+        yield f"{signs.resident} resident"
 
 
 def _window_at_start(plan: WindowPlan) -> frozenset[Unit]:
-    """The units in the window when a token begins: the first streamed ones, read ahead."""
-    behind = plan.ring.behind
-    held: list[Unit] = []
-    for i, unit in enumerate(plan.streamed):
-        if i - behind[i] >= 0:  # another unit still occupies its place
-            break
-        held.append(unit)
-    return frozenset(held)
+    """The units in the window when a token begins: the first streamed ones, read ahead.
+
+    They end where another unit still occupies the place.
+    """
+    places = zip(count(), plan.ring.behind, plan.streamed, strict=False)
+    return frozenset(unit for _, _, unit in takewhile(lambda place: place[0] < place[1], places))
 
 
-def _widths(pieces: dict[tuple[str, int], list[_Piece]], room: int) -> dict[str, int]:
+def _widths(units: Sequence[Unit], room: int) -> dict[str, int]:
     """Columns of the attention and FFN bars, in proportion to their bytes."""
-    totals: dict[str, int] = {}
-    for (kind, _), run in pieces.items():
-        if kind != "head":
-            totals[kind] = totals.get(kind, 0) + sum(piece.nbytes for piece in run)
+    totals: Counter[str] = Counter()
+    for unit in units:
+        if unit.kind != "head":
+            totals[unit.kind] += unit.nbytes
     columns = room - (len(totals) - 1)
     all_bytes = sum(totals.values())
     widths = {kind: max(_SMALLEST_BAR, columns * n // all_bytes) for kind, n in totals.items()}
@@ -113,37 +102,33 @@ def _header(widths: dict[str, int], label: int, columns: int) -> str:
     return "  ".join([" " * label + " ".join(titles)] * columns).rstrip()
 
 
-def _bar(pieces: Sequence[_Piece], width: int, signs: Signs) -> str:
+def _bar(
+    resident: Container[Unit],
+    in_window: Container[Unit],
+    signs: Signs,
+    units: Sequence[Unit],
+    width: int,
+) -> str:
     """Units as `width` characters, each an equal share of their bytes."""
-    total = sum(piece.nbytes for piece in pieces)
+    total = sum(unit.nbytes for unit in units)
     if not total:
         return " " * width
+    pieces = [(unit.nbytes, unit in resident, unit in in_window) for unit in units]
     marks = [(i * total / width, (i + 1) * total / width) for i in range(width)]
     return "".join(_cell(pieces, start, end, signs) for start, end in marks)
 
 
-def _cell(pieces: Sequence[_Piece], start: float, end: float, signs: Signs) -> str:
-    at, resident, in_window = 0, 0.0, False
-    for piece in pieces:
-        shared = min(end, at + piece.nbytes) - max(start, at)
+def _cell(pieces: Sequence[tuple[int, bool, bool]], start: float, end: float, signs: Signs) -> str:
+    """The character for bytes [start, end) of pieces (bytes, resident, in the window)."""
+    at, kept = 0, 0.0
+    for nbytes, is_resident, is_in_window in pieces:
+        shared = min(end, at + nbytes) - max(start, at)
         if shared > 1e-6 * (end - start):
-            resident += shared if piece.resident else 0.0
-            in_window = in_window or piece.in_window
-        at += piece.nbytes
-    if in_window:
-        return signs.window
-    share = resident / (end - start)
+            if is_in_window:
+                return signs.window
+            kept += shared if is_resident else 0.0
+        at += nbytes
+    share = kept / (end - start)
     if share > 0.999:
         return signs.resident
     return signs.partly if share > 0.001 else signs.streamed
-
-
-def _legend(plan: WindowPlan, signs: Signs) -> Iterator[str]:
-    yield ""
-    if not plan.streamed:
-        yield f"{signs.resident} resident"
-        return
-    yield (
-        f"{signs.resident} resident   {signs.partly} partly   {signs.streamed} streamed   "
-        f"{signs.window} in the window as a token begins"
-    )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HEADER = (
     "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
 )  # fmt: skip
+PRESENT = ("alive", "slow")  # conditions of boards whose reports are of now
 
 
 @click.command()
@@ -59,20 +60,18 @@ def daemon() -> Iterator[Client]:
 def summary(mesh: MeshState) -> str:
     """`cluster desk: 3 boards, 2 of them here`."""
     count = len(mesh.boards)
-    here = sum(board.condition in ("alive", "slow") for board in mesh.boards)
+    here = sum(board.condition in PRESENT for board in mesh.boards)
     boards = "1 board" if count == 1 else f"{count} boards"
     return f"cluster {mesh.cluster}: {boards}" + (f", {here} of them here" if here < count else "")
 
 
 def row(board: BoardState) -> tuple[str, ...]:
     """The cells of one board under `HEADER`."""
-    absent = board.condition not in ("alive", "slow")
-    cells = ("-",) * 7 if absent else _report_cells(board)
-    return (board.name, board.condition, board.address or "-", *cells)
-
-
-def _report_cells(board: BoardState) -> tuple[str, ...]:
+    always = (board.name, board.condition, board.address or "-")
+    if board.condition not in PRESENT:
+        return (*always, *("-",) * 7)
     return (
+        *always,
         does(board),
         board.model or "-",
         _span("heads", board.attention),

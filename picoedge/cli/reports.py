@@ -50,20 +50,18 @@ def plan_line(plan: MemoryPlan | None) -> str:
     if plan is None or not plan.window.streamed:
         return "all of it in memory"
     held, forecast = plan.window, plan.window.forecast
-    by = "the disk" if forecast.clock == "disk" else "computing"
     return (
         f"{format_size(held.resident_bytes)} resident, window {format_size(held.window_bytes)}, "
         f"{format_size(held.streamed_bytes)} read a token: {forecast.s_per_token:.2g} s predicted, "
-        f"by {by}"
+        f"by {'the disk' if forecast.clock == 'disk' else 'computing'}"
     )
 
 
 def timings(session: Session) -> list[str]:
     """Lines on the last answer: its rates, and the wait for weights where some are streamed."""
-    stats = session.stats
-    if session.model.memory_plan is None or not stats.decode_steps:
+    stats, steps = session.stats, session.stats.decode_steps
+    if session.model.memory_plan is None or not steps:
         return [rates(stats)]
-    steps = stats.decode_steps
     waiting = waiting_line(stats.disk_wait_s, stats.decode_s, stats.bytes_streamed, steps)
     return [rates(stats), waiting]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,12 +44,16 @@ def command(samples: int | None, delay: float, as_json: bool) -> None:
     """
     from picoedge.jobs.status import ask_mesh
 
-    with ps.daemon() as caller:
-        samples_taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
-        try:
-            _show(samples_taken, as_json)
-        except KeyboardInterrupt:
+    with ps.daemon() as caller, suppress(KeyboardInterrupt):
+        taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
+        if sys.stdout.isatty() and not as_json:
+            _live(taken)
             return
+        for mesh, rates in taken:
+            if as_json:
+                click.echo(json.dumps(_to_json(mesh, rates), ensure_ascii=False))
+            else:
+                _print_lines(mesh, rates)
 
 
 def sampled(
@@ -63,13 +68,10 @@ def sampled(
     `sleep` returns False to end.
     """
     before: dict[str, tuple[float, BoardState]] = {}
-    count = 0
-    while True:
+    for count in itertools.count(1):
         mesh, now_s = ask(), clock()
-        rates = [_rates(before.get(board.key), board, now_s) for board in mesh.boards]
-        yield mesh, rates
+        yield mesh, [_rates(before.get(board.key), board, now_s) for board in mesh.boards]
         before = {board.key: (now_s, board) for board in mesh.boards}
-        count += 1
         if count == samples or not sleep(delay_s):
             return
 
@@ -89,10 +91,10 @@ def _rates(
     before: tuple[float, BoardState] | None, board: BoardState, now_s: float
 ) -> Rates | None:
     """None if the board ran no token in between, or tokens of another job."""
-    if before is None or before[1].work is None or board.work is None:
+    was, work = before and before[1].work, board.work
+    if before is None or was is None or work is None:
         return None
-    elapsed_s, was, work = now_s - before[0], before[1].work, board.work
-    tokens = work.tokens - was.tokens
+    elapsed_s, tokens = now_s - before[0], work.tokens - was.tokens
     if tokens <= 0 or elapsed_s <= 0 or work.compute_s < was.compute_s:
         return None
     spent = (work.compute_s - was.compute_s, work.sync_s - was.sync_s, work.disk_s - was.disk_s)
@@ -101,17 +103,6 @@ def _rates(
 
 
 # -- shown ---------------------------------------------------------------------------------------
-
-
-def _show(taken: Iterator[tuple[MeshState, list[Rates | None]]], as_json: bool) -> None:
-    if as_json:
-        for mesh, rates in taken:
-            click.echo(json.dumps(_to_json(mesh, rates), ensure_ascii=False))
-    elif sys.stdout.isatty():
-        _live(taken)
-    else:
-        for mesh, rates in taken:
-            _print_lines(mesh, rates)
 
 
 def _to_json(mesh: MeshState, rates: list[Rates | None]) -> dict[str, Any]:
@@ -133,18 +124,13 @@ def _print_lines(mesh: MeshState, rates: list[Rates | None]) -> None:
 
 def row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
     """The cells of one board under `HEADER`."""
-    cells = ps.row(board)
+    name, _, _, does, model, *_, memory, temperature = ps.row(board)
     speeds: tuple[str, ...] = ("-",) * 5
     if rate is not None:
         times = (rate.compute_s, rate.sync_s, rate.disk_s, rate.idle_s)
         speeds = (f"{rate.tok_s:.3g}", *(f"{1e3 * seconds:.3g} ms" for seconds in times))
-    return (
-        cells[0],
-        cells[3] if cells[3] != "-" else board.condition,
-        cells[4],
-        *cells[-2:],
-        *speeds,
-    )
+    does = board.condition if does == "-" else does
+    return (name, does, model, memory, temperature, *speeds)
 
 
 def _live(taken: Iterator[tuple[MeshState, list[Rates | None]]]) -> None:

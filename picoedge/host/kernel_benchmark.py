@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,27 +32,18 @@ _PIECE = 1 << 20
 _PROCESSOR = ("model name", "Model", "CPU part", "Hardware")  # of /proc/cpuinfo
 
 
-def weight_bytes_per_s(kernels: Kernels, weights: Sequence[Weights]) -> float:
-    """Bytes a second of projecting one token through these matrices; the best of three rounds.
-
-    They should be larger than the processor's caches, as a model is. About 0.1 s.
-    """
-    assert weights, "nothing to compute with"
-    calls = [_bind(kernels, matrix) for matrix in weights]
-    n_bytes = sum(matrix.count * matrix.spec.nbytes for matrix in weights)
-    for call in calls:  # pages are then mapped, and threads awake
-        call(1)
-    return max(n_bytes * _rounds_per_s(calls) for _ in range(_ROUNDS))
-
-
 def probe_compute(
     kernels: Kernels, format_name: str, cols: int, nbytes: int = MATRIX_BYTES
 ) -> float:
-    """As `weight_bytes_per_s`, of a random matrix of up to `nbytes` that is freed afterwards.
+    """Bytes a second of projecting one token through a random matrix; the best of three rounds.
 
-    `cols` inputs, a multiple of 32. Raises ModelError where the format cannot hold that shape.
+    It has `cols` inputs, a multiple of 32, and up to `nbytes`: more than the processor's caches, as
+    a model has. About 0.1 s. Raises ModelError where the format cannot hold that shape.
     """
-    return weight_bytes_per_s(kernels, [random_weights(format_name, cols, nbytes)])
+    matrix = random_weights(format_name, cols, nbytes)
+    call = _bind(kernels, matrix)
+    call(1)  # pages are then mapped, and threads awake
+    return matrix.spec.nbytes * max(_calls_per_s(call) for _ in range(_ROUNDS))
 
 
 def cached_compute(
@@ -108,12 +99,11 @@ def _bind(kernels: Kernels, matrix: Weights) -> Product:
     return kernels.project(source, [matrix], [None], out)
 
 
-def _rounds_per_s(calls: Sequence[Product]) -> float:
-    """Runs of all calls a second, over one round."""
+def _calls_per_s(call: Product) -> float:
+    """Calls a second, over one round."""
     start, count, spent = time.perf_counter(), 0, 0.0
     while spent < _ROUND_S:
-        for call in calls:
-            call(1)
+        call(1)
         count += 1
         spent = time.perf_counter() - start
     return count / spent

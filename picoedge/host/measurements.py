@@ -16,7 +16,6 @@ from typing import Any
 from picoedge.files import replace_file
 
 Figures = dict[str, float]
-Kinds = dict[str, dict[str, Figures]]
 
 _NAME = "probes.json"
 _KINDS = ("storage", "compute")
@@ -47,21 +46,18 @@ def save(cache: Path, kind: str, key: str, figures: Mapping[str, float], now: fl
         replace_file(cache / _NAME, json.dumps(kinds, indent=1).encode() + b"\n")
 
 
-def _read_sound(file: Path, now: float) -> Kinds:
+def _read_sound(file: Path, now: float) -> dict[str, dict[str, Figures]]:
     """The entries of the file that are sound and not too old."""
-    values = None
+    values, kinds = None, {kind: dict[str, Figures]() for kind in _KINDS}
     with suppress(OSError, ValueError, RecursionError):
         if file.is_file() and file.stat().st_size <= _MOST_BYTES:  # a pipe would have us wait
             values = json.loads(file.read_bytes())
-    found = {kind: values.get(kind) if isinstance(values, dict) else None for kind in _KINDS}
-    return {
-        kind: {
-            key: {name: float(value) for name, value in entry.items()}
-            for key, entry in (entries.items() if isinstance(entries, dict) else ())
-            if _is_sound(entry) and now - _KEPT_S <= entry["at"] <= now
-        }
-        for kind, entries in found.items()
-    }
+    for kind, sound in kinds.items():
+        entries = values.get(kind) if isinstance(values, dict) else None
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            if _is_sound(entry) and now - _KEPT_S <= entry["at"] <= now:
+                sound[key] = {name: float(value) for name, value in entry.items()}
+    return kinds
 
 
 def _is_sound(entry: Any) -> bool:

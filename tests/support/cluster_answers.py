@@ -1,0 +1,34 @@
+"""Answers over boards of which some are lost, and what is said of that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster_boards import BoardOf, ClusterOf, Running
+
+PROMPT = "Once upon a time there was a board that"
+COUNT = 50  # tokens of an answer
+SOME_WORDS = r"\w+ \w+ \w+ \w+"
+HOW = ["--temperature", "0", "--raw", "--ignore-eos", "-t", "1"]
+# What is told of a board that is lost.
+LAST_REPORT = r"; \d\.\d s ago it reported: (loading|computing|waiting for work), \w+; going on"
+
+
+def answer(board: BoardOf, pack: Path, *more: str) -> Running:
+    """A greedy answer of COUNT tokens."""
+    return board.run("generate", pack, "-p", PROMPT, "-n", str(COUNT), *HOW, *more)
+
+
+def begin(cluster: ClusterOf, pack: Path, *more: str) -> Running:
+    """An answer over all boards, some words of which are there."""
+    boards = str(len(cluster.boards))
+    session = answer(cluster[1], pack, "--cluster", "--boards", boards, *(more or ("-c", "512")))
+    session.out.wait(SOME_WORDS)
+    return session
+
+
+def check_told_and_undisturbed(session: Running, told: str, undisturbed: str) -> None:
+    """The loss is told, and the answer goes on as it would have."""
+    session.err.wait(told + LAST_REPORT, 8.0)
+    assert session.wait() == 0, session.err.text
+    assert session.out.text == undisturbed, session.err.text

@@ -79,19 +79,15 @@ class History:
         self._readline = readline
         readline.parse_and_bind("set enable-bracketed-paste on")
         try:
-            self._load()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # a conversation is private
+            readline.clear_history()
+            readline.read_history_file(path)
+            if readline.get_current_history_length() > 2 * HISTORY_LINES:
+                readline.set_history_length(HISTORY_LINES)
+                readline.write_history_file(path)
         except OSError as error:
             self._give_up(error)
-
-    def _load(self) -> None:
-        assert self._readline is not None
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)  # a conversation is private
-        self._readline.clear_history()
-        self._readline.read_history_file(self._path)
-        if self._readline.get_current_history_length() > 2 * HISTORY_LINES:
-            self._readline.set_history_length(HISTORY_LINES)
-            self._readline.write_history_file(self._path)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -106,14 +102,10 @@ class History:
         finally:
             added = readline.get_current_history_length() - before
             if added > 0 and hasattr(readline, "append_history_file"):
-                self._append(added)
-
-    def _append(self, lines: int) -> None:
-        assert self._readline is not None
-        try:
-            self._readline.append_history_file(lines, self._path)
-        except OSError as error:
-            self._give_up(error)
+                try:
+                    readline.append_history_file(added, self._path)
+                except OSError as error:
+                    self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
         warn(f"{self._path}: {(error.strerror or str(error)).lower()}: no history is kept")

@@ -131,15 +131,12 @@ class Chat:
         self.session.cancel()
 
     def _tell_end(self) -> None:
-        stats = self.session.stats
+        stats, n_ctx = self.session.stats, self.session.model.n_ctx
         if stats.context_full:
-            self.say(
-                f"[the context of {self.session.model.n_ctx} tokens is full: /clear empties it]"
-            )
+            self.say(f"[the context of {n_ctx} tokens is full: /clear empties it]")
         elif stats.finish_reason == "length":
-            self.say(
-                f"[stopped after {len(stats.tokens)} tokens: /set n {self.settings.n_tokens * 2}]"
-            )
+            more = self.settings.n_tokens * 2
+            self.say(f"[stopped after {len(stats.tokens)} tokens: /set n {more}]")
         if self.settings.verbose:
             for line in timings(self.session):
                 self.say(f"[{line}]")

@@ -21,8 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat.command", "Talk with a model."),
     "generate": ("generate.command", "Complete one prompt."),
     "plan": ("plan.command", "Show what would stay in memory and what be streamed."),
-    "bench": ("bench.command", "Measure prompt and generation speed."),
-    "perplexity": ("perplexity.command", "Measure how well a model predicts a text."),
+    "bench": ("benchmark.bench", "Measure prompt and generation speed."),
+    "perplexity": ("benchmark.perplexity", "Measure how well a model predicts a text."),
     "pack": ("shelf.pack", "Turn a GGUF file or Hugging Face folder into a pack."),
     "pull": ("shelf.pull", "Fetch a model of the catalogue and pack it."),
     "list": ("shelf.list_models", "List the models on this board (also: ls)."),
@@ -31,8 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("shelf.verify", "Check every byte of a pack against its hashes."),
     "run": ("run.command", "Serve the mesh with this board."),
     "keys": ("keys.command", "Make a cluster; decide which boards are in it."),
-    "ps": ("ps.command", "Show the boards of the mesh, and what each does."),
-    "top": ("top.command", "Watch the boards of the mesh work."),
+    "ps": ("boards.ps", "Show the boards of the mesh, and what each does."),
+    "top": ("boards.top", "Watch the boards of the mesh work."),
     "doctor": ("doctor.command", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}

@@ -1,4 +1,4 @@
-"""`picoedge plan`: what would be resident and what streamed, before anything is loaded."""
+"""`picoedge plan`: what would be resident and what streamed, and over boards where and how fast."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options
-from picoedge.cli.output import print_facts, print_json, warn
+from picoedge.cli.output import print_facts, print_json, print_table, warn
 from picoedge.errors import UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.dry_run import SessionPlan
+    from picoedge.planner.cluster_plan import ClusterPlan
+    from picoedge.planner.cost_model import Candidate
 
 
 _READING = {"direct": "past the page cache", "mmap": "through a map"}
+NUMBERS = (
+    "boards", "a token", "computing", "sums", "disk", "tok/s", "sums go", "prompt tok/s",
+)  # fmt: skip
 
 
 @click.command()
@@ -53,7 +58,7 @@ def command(**values: Any) -> None:
         return
     print_facts(facts(planned))
     if not planned.whole:
-        draw(planned)
+        _draw(planned)
 
 
 def _check(values: dict[str, Any], over_boards: bool) -> None:
@@ -71,7 +76,6 @@ def _check(values: dict[str, Any], over_boards: bool) -> None:
 
 
 def _plan_cluster(values: dict[str, Any]) -> None:
-    from picoedge.cli.plan_cluster import print_plan
     from picoedge.cluster.dry_run import plan_group, topology_of_file, topology_of_mesh
 
     file = values["boards_file"]
@@ -82,7 +86,7 @@ def _plan_cluster(values: dict[str, Any]) -> None:
     if values["as_json"]:
         print_json(planned.to_json())
     else:
-        print_plan(planned.plan)
+        _print_cluster_plan(planned.plan)
 
 
 def facts(planned: SessionPlan) -> list[tuple[str, str]]:
@@ -137,17 +141,65 @@ def _streamed_facts(planned: SessionPlan) -> list[tuple[str, str]]:
     ]
 
 
-def draw(planned: SessionPlan) -> None:
+def _draw(planned: SessionPlan) -> None:
     """Print the picture, in the characters that stdout can show."""
     from picoedge.cli.plan_picture import ASCII, UNICODE, picture
 
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     signs = UNICODE if encoding == "utf8" else ASCII
-    click.echo()
-    for line in picture(planned.plan.window, signs):
-        click.echo(line)
+    click.echo("\n" + "\n".join(picture(planned.plan.window, signs)))
 
 
 def _seconds(value: float) -> str:
     """`0.12 s`, `45 ms`: a few characters, however small."""
     return f"{value:.2g} s" if value >= 0.1 else f"{1e3 * value:.2g} ms"
+
+
+def _print_cluster_plan(plan: ClusterPlan) -> None:
+    """Print the reason, a row for each number of boards, and one for each chosen board."""
+    from picoedge.planner.cluster_plan import TABLE_HEADER, plan_table
+
+    click.echo(f"{plan.why}\n")
+    print_table(NUMBERS, numbers(plan))
+    click.echo()
+    print_table(TABLE_HEADER, plan_table(plan.chosen))
+    if plan.idle:
+        click.echo(f"\nleft out: {', '.join(plan.idle)}")
+
+
+def numbers(plan: ClusterPlan) -> list[tuple[str, ...]]:
+    """Rows under `NUMBERS`; the chosen one has a star."""
+    rows = [_row(count, one, plan) for count, one in enumerate(plan.predictions, 1)]
+    if not any(row[0].endswith("*") for row in rows):  # a split that the user asked for
+        rows.append((f"{plan.chosen.boards} *", *_figures(plan.chosen)))
+    return rows
+
+
+def _row(count: int, one: Candidate | None, plan: ClusterPlan) -> tuple[str, ...]:
+    if one is None:
+        return (str(count), "cannot hold the model", *[""] * 6)
+    if one.boards < count:
+        return (str(count), f"as with {one.boards}", *[""] * 6)
+    is_chosen = (
+        one.members == plan.chosen.members
+        and one.allreduce == plan.chosen.allreduce
+        and [share.part for share in one.shares] == [share.part for share in plan.chosen.shares]
+    )
+    return (f"{count} *", *_figures(plan.chosen)) if is_chosen else (str(count), *_figures(one))
+
+
+def _figures(one: Candidate) -> tuple[str, ...]:
+    times = (one.s_per_token, one.compute_s, one.comm_s, one.disk_s)
+    return (
+        *(_cell_seconds(each) for each in times),
+        f"{1 / one.s_per_token:.3g}",
+        one.allreduce if one.boards > 1 else "-",
+        f"{one.prefill_tok_s:.3g}",
+    )
+
+
+def _cell_seconds(value: float) -> str:
+    """`38 ms`, `2.1 s`; `-` for none."""
+    if value == 0.0:
+        return "-"
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"

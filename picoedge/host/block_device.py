@@ -75,18 +75,13 @@ def read_limit(
 
 
 def _limits(device: Device, root: Path, groups: Path) -> Iterator[float]:
+    inner = False  # version 1 does not inherit: a group inside a throttled one is not throttled
     for folder, version in cgroup_levels("blkio", root, groups):
         if version == 2:
             yield from _rates(folder / "io.max", device)
-    throttles = (
-        folder / "blkio.throttle.read_bps_device"
-        for folder, version in cgroup_levels("blkio", root, groups)
-        if version == 1
-    )
-    # Version 1 does not inherit: a group inside a throttled one is not throttled.
-    innermost = next((file for file in throttles if file.exists()), None)
-    if innermost is not None:
-        yield from _rates(innermost, device)
+        elif not inner and (file := folder / "blkio.throttle.read_bps_device").exists():
+            inner = True
+            yield from _rates(file, device)
 
 
 def _rates(file: Path, device: Device) -> Iterator[float]:

@@ -9,7 +9,6 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import Weights
-from picoedge.registry.catalogue import CatalogueEntry
 from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
@@ -25,10 +24,27 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
         path = shelf.find(model)
     except ModelError:
         if model is None or model in shelf.entries:
-            return _describe_entry(shelf.entry(model))
+            entry = shelf.entry(model)
+            return {
+                "name": entry.name,
+                "packed": False,
+                "description": entry.description,
+                "licence": entry.licence,
+                "bytes": entry.n_bytes,
+                "memory_bytes": entry.memory_bytes,
+                "sha256": entry.sha256,
+            }
         if not Path(model).exists():
             raise
-        return _describe_source(Path(model))
+        source = open_source(Path(model))
+        return {
+            "name": source.name,
+            "packed": False,
+            "path": str(Path(model)),
+            **_shape(source.config),
+            "bytes": source.tensor_bytes,
+            "licence": _licence_in(source),
+        }
     pack = Pack.open(path)
     return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
 
@@ -36,7 +52,10 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
 def describe_pack(pack: Pack) -> dict[str, Any]:
     """Facts of a pack: shape, formats with their bytes, shards, text."""
     embedding = pack.embedding
-    formats = Counter(_matrix_bytes(pack))
+    formats: Counter[str] = Counter()
+    for unit in pack.spans(pack.all_shards):
+        for spec in pack.shard(unit.kind, unit.layer).matrices.values():
+            formats[spec.format.name] += spec.nbytes * len(unit.shards)
     if not isinstance(embedding, Weights):
         formats[f"{embedding.encoding.name} (embedding)"] += embedding.rows.nbytes
     layers = pack.config.num_hidden_layers
@@ -73,30 +92,6 @@ def _licence_in(source: ModelSource) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _describe_source(path: Path) -> dict[str, Any]:
-    source = open_source(path)
-    return {
-        "name": source.name,
-        "packed": False,
-        "path": str(path),
-        **_shape(source.config),
-        "bytes": source.tensor_bytes,
-        "licence": _licence_in(source),
-    }
-
-
-def _describe_entry(entry: CatalogueEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "packed": False,
-        "description": entry.description,
-        "licence": entry.licence,
-        "bytes": entry.n_bytes,
-        "memory_bytes": entry.memory_bytes,
-        "sha256": entry.sha256,
-    }
-
-
 def _shape(config: ModelConfig) -> dict[str, Any]:
     return {
         "architecture": config.architecture,
@@ -110,14 +105,6 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "tied_embeddings": config.tie_word_embeddings,
         "context": config.max_position_embeddings,
     }
-
-
-def _matrix_bytes(pack: Pack) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for unit in pack.spans(pack.all_shards):
-        for spec in pack.shard(unit.kind, unit.layer).matrices.values():
-            total[spec.format.name] += spec.nbytes * len(unit.shards)
-    return total
 
 
 def _tokenizer_kind(folder: Path) -> str | None:

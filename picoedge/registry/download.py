@@ -40,8 +40,7 @@ def fetch(
     failures = []
     for source in entry.sources:
         try:
-            _fetch_source(entry, source, target, progress, how or FetchSettings())
-            return
+            return _fetch_source(entry, source, target, progress, how or FetchSettings())
         except DownloadError as error:
             failures.append(str(error))
     raise DownloadError(
@@ -82,11 +81,14 @@ def _fetch_source(
         target.parent.mkdir(parents=True, exist_ok=True)
         have = sum(part.stat().st_size for part in parts if part.exists())
         _require_space(target.parent, entry.n_bytes - have)
+    exact = entry.n_bytes if len(source) == 1 else None
     for piece, part in zip(source, parts, strict=True):
-        exact = entry.n_bytes if len(source) == 1 else None
         _fetch_piece(entry, piece, part, exact, progress, how)
     with as_storage_error(target):
-        _join(parts)
+        for more in parts[1:]:  # each is removed once it is in: the disk holds no copy
+            with parts[0].open("ab") as out, more.open("rb") as file:
+                shutil.copyfileobj(file, out, COPY_BYTES)
+            more.unlink()
         _check_arrived(entry, parts[0], progress)
         os.replace(parts[0], target)
         for left in target.parent.glob(f"{stem}.*.part"):
@@ -118,17 +120,6 @@ def _fetch_piece(
     if piece.kind == "hf":
         url = f"{how.hf_endpoint.rstrip('/')}/{piece.where}/resolve/main/{piece.member}"
     HttpFetch(url, part, entry.n_bytes, exact_bytes, how, tell).run()
-
-
-def _join(parts: list[Path]) -> None:
-    """Append every part to the first, each removed once it is in: the disk holds no copy."""
-    if len(parts) == 1:
-        return
-    with parts[0].open("ab") as out:
-        for part in parts[1:]:
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, out, COPY_BYTES)
-            part.unlink()
 
 
 def _check_arrived(entry: CatalogueEntry, part: Path, progress: Progress) -> None:

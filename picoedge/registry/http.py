@@ -96,9 +96,8 @@ class HttpFetch:
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_reason(error)) from error
         except ValueError as error:
-            raise DownloadError(
-                f"{self.url} is not, or leads to what is not, a URL: {error}"
-            ) from error
+            what = f"{self.url} is not, or leads to what is not, a URL: {error}"
+            raise DownloadError(what) from error
         self._reached = True
         with response:
             self._receive(response, start)

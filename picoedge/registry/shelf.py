@@ -103,9 +103,7 @@ class Shelf:
                 raise ModelError(f"{model} is not on this board yet", f"picoedge pull {model}")
             return pack
         path = self._existing(model)
-        if is_pack(path):
-            return path
-        pack = self._pack_path(source_name(path))
+        pack = path if is_pack(path) else self._pack_path(source_name(path))
         if not pack.exists():
             raise ModelError(f"{model} is not packed", f"picoedge pack {model}")
         return pack
@@ -135,13 +133,12 @@ class Shelf:
         """What is on the shelf, then what could be pulled."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
-        items = [
-            self._item(name, "in part" if is_partial(path) else "packed", path)
-            for name, path in packs.items()
-        ]
-        items += [self._item(name, "fetched", path) for name, path in fetched.items()]
         rest = [name for name in self.entries if name not in packs and name not in fetched]
-        return items + [self._item(name, "not pulled", None) for name in rest]
+        return [
+            *(self._item(n, "in part" if is_partial(p) else "packed", p) for n, p in packs.items()),
+            *(self._item(name, "fetched", path) for name, path in fetched.items()),
+            *(self._item(name, "not pulled", None) for name in rest),
+        ]
 
     def remove(self, name: str) -> int:
         """Remove what the shelf holds under `name`; returns the bytes freed.
@@ -167,9 +164,7 @@ class Shelf:
         return found
 
     def _is_name(self, model: str) -> bool:
-        if not is_model_name(model):
-            return False
-        return model in self.entries or self._pack_path(model).exists()
+        return is_model_name(model) and (model in self.entries or self._pack_path(model).exists())
 
     def _existing(self, model: str) -> Path:
         path = Path(model)
@@ -222,15 +217,8 @@ class Shelf:
     def _item(self, name: str, state: str, path: Path | None) -> ShelfItem:
         entry = self.entries.get(name)
         size = disk_bytes(path) if path else entry.n_bytes if entry else 0
-        return ShelfItem(
-            name,
-            state,
-            size,
-            path,
-            licence=entry.licence if entry else "",
-            description=entry.description if entry else "",
-            default=bool(entry and entry.default),
-        )
+        about = (entry.licence, entry.description, entry.default) if entry else ("", "", False)
+        return ShelfItem(name, state, size, path, *about)
 
 
 def _current(out: Path, source: Path | None) -> Pack | None:

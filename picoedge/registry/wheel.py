@@ -54,10 +54,8 @@ def _pip_download(
     # pip's half-downloaded file lies in TMPDIR: on the disk that has the room, and to be watched
     environment = {**os.environ, "TMPDIR": str(work)}
     with as_storage_error(work), log.open("wb") as stderr:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
-            env=environment,
-        )  # fmt: skip
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=stderr, env=environment)
     try:
         while process.poll() is None:
             progress(_bytes_below(work), 0)
@@ -84,9 +82,8 @@ def _bytes_below(folder: Path) -> int:
 
 def _pip_error(requirement: str, log: str) -> PicoedgeError:
     if "No module named pip" in log:
-        return DownloadError(
-            f"{requirement} needs pip, which this Python lacks", "run python -m ensurepip"
-        )
+        lacking = f"{requirement} needs pip, which this Python lacks"
+        return DownloadError(lacking, "run python -m ensurepip")
     if "No space left" in log:
         return StorageError(f"the disk is full while fetching {requirement}", "free some space")
     errors = [line for line in log.splitlines() if line.startswith("ERROR:")] or log.splitlines()
@@ -110,12 +107,10 @@ def _extract(wheel: Path, member: str, part: Path, max_bytes: int) -> None:
 
 def _check_member(wheel: Path, member: zipfile.ZipInfo, max_bytes: int) -> None:
     """Wheels are stored or deflated; what else a zip may be fails in ways of its own."""
-    size, name = member.file_size, f"{wheel.name}: {member.filename}"
-    if size > max_bytes:
-        raise DownloadError(f"{name} is {size} bytes, over {max_bytes}")
+    name, hint = f"{wheel.name}: {member.filename}", "its source has changed"
+    if member.file_size > max_bytes:
+        raise DownloadError(f"{name} is {member.file_size} bytes, over {max_bytes}")
     if member.flag_bits & _ENCRYPTED:
-        raise DownloadError(f"{name} is encrypted", "its source has changed")
+        raise DownloadError(f"{name} is encrypted", hint)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DownloadError(
-            f"{name} is compressed in a way wheels are not", "its source has changed"
-        )
+        raise DownloadError(f"{name} is compressed in a way wheels are not", hint)

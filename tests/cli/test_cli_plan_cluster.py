@@ -15,7 +15,7 @@ from cluster_boards import cluster_of
 from cluster_figures import board, cluster, load_of
 
 from picoedge.cli.main import main
-from picoedge.cli.plan_cluster import NUMBERS, numbers
+from picoedge.cli.plan import NUMBERS, numbers
 from picoedge.planner.cluster_plan import ClusterOptions, plan_cluster
 from picoedge.planner.topology import LinkFacts, Topology
 

@@ -18,7 +18,7 @@ from cluster_boards import PICOEDGE, BoardOf, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.cli import ps, top
+from picoedge.cli import boards
 from picoedge.cli.main import main
 from picoedge.errors import ProtocolError
 from picoedge.host.thermal import Heat, Thermometer, read_heat
@@ -56,8 +56,8 @@ GONE = told("attic", "dead", does="free", rss_bytes=1, memory_bytes=2)
 
 def test_rows() -> None:
     state = mesh(HUB, WORKER, GONE)
-    assert ps.summary(state) == "cluster desk: 3 boards, 2 of them here"
-    assert [ps.row(board) for board in state.boards] == [
+    assert boards.summary(state) == "cluster desk: 3 boards, 2 of them here"
+    assert [boards.row(board) for board in state.boards] == [
         ("hub", "alive", "10.0.0.3:7433", "hub of a session", *("-",) * 4, "26 MB of 512 MB", "-"),
         ("attic", "dead", "10.0.0.5:7433", *("-",) * 7),
         ("shelf", "alive", "10.0.0.5:7433", "computing for hub (waits for its disk), 1 waiting",
@@ -69,7 +69,7 @@ def test_rows() -> None:
 
 def test_a_slice_without_attention() -> None:
     state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3], vocabulary=[64, 64]))
-    assert ps.row(state.boards[0])[5:8] == ("-", "shards 0-2", "-")
+    assert boards.row(state.boards[0])[5:8] == ("-", "shards 0-2", "-")
     assert state.to_json()["boards"][0]["attention"] == [0, 0]
 
 
@@ -87,10 +87,10 @@ FIELDS = [
 @given(st.dictionaries(st.sampled_from(FIELDS), values))
 def test_what_other_boards_say_harms_nobody(report: dict[str, Any]) -> None:
     state = mesh(told("here", does="free"), told("there", **report))
-    rates = top.sampled(lambda: state, 2, 0.0, lambda delay_s: True)
+    rates = boards.sampled(lambda: state, 2, 0.0, lambda delay_s: True)
     for sample, rate in rates:
         for board, its in zip(sample.boards, rate, strict=True):
-            assert all(isinstance(cell, str) for cell in top.row(board, its))
+            assert all(isinstance(cell, str) for cell in boards.top_row(board, its))
     json.dumps(state.to_json(), allow_nan=False)
 
 
@@ -108,7 +108,7 @@ def test_rates_between_two_samples() -> None:
                                           "disk_s": 0.1}}  # fmt: skip
     states = iter([mesh(HUB, WORKER), mesh(HUB, {**WORKER, "report": later})])
     clock = iter([10.0, 11.0])
-    first, second = top.sampled(
+    first, second = boards.sampled(
         lambda: next(states), 2, 1.0, lambda delay_s: True, lambda: next(clock)
     )
     assert first[1] == [None, None]
@@ -118,7 +118,13 @@ def test_rates_between_two_samples() -> None:
     assert rates.tok_s == pytest.approx(20)
     assert (rates.compute_s, rates.sync_s) == (pytest.approx(0.02), pytest.approx(0.01))
     assert (rates.disk_s, rates.idle_s) == (pytest.approx(0), pytest.approx(0.02))
-    assert top.row(second[0].boards[1], rates)[-5:] == ("20", "20 ms", "10 ms", "0 ms", "20 ms")
+    assert boards.top_row(second[0].boards[1], rates)[-5:] == (
+        "20",
+        "20 ms",
+        "10 ms",
+        "0 ms",
+        "20 ms",
+    )
 
 
 @pytest.mark.parametrize("tokens", [99, 100])
@@ -126,12 +132,12 @@ def test_no_rates_of_another_session_or_of_none(tokens: int) -> None:
     later = {**WORKER["report"], "work": {"tokens": tokens, "compute_s": 0.1, "sync_s": 0.0,
                                           "disk_s": 0.0}}  # fmt: skip
     states = iter([mesh(WORKER), mesh({**WORKER, "report": later})])
-    *_, (_, rates) = top.sampled(lambda: next(states), 2, 1.0, lambda delay_s: True)
+    *_, (_, rates) = boards.sampled(lambda: next(states), 2, 1.0, lambda delay_s: True)
     assert rates == [None]
 
 
 def test_somebody_wants_it_to_end() -> None:
-    assert len(list(top.sampled(lambda: mesh(HUB), None, 1.0, lambda delay_s: False))) == 1
+    assert len(list(boards.sampled(lambda: mesh(HUB), None, 1.0, lambda delay_s: False))) == 1
 
 
 def test_the_page_has_what_was_done() -> None:
@@ -209,7 +215,7 @@ def test_ps_and_top_of_a_running_board(board: BoardOf) -> None:
     assert shown.wait() == 0
     first, header, row = shown.out.text.splitlines()
     assert first == "cluster desk: 1 board"
-    assert tuple(header.split()) == ps.HEADER
+    assert tuple(header.split()) == boards.PS_HEADER
     assert row.split()[:4] == ["ada", "alive", board.address, "free"]
     assert " of 300 MB" in row
     listed = board.run("ps", "--json")

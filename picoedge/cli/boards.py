@@ -1,9 +1,10 @@
-"""`picoedge top`: how each board of the cluster spends its time, sampled continuously."""
+"""`picoedge ps`, what each board of the cluster does now, and `picoedge top`, which samples it."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import select
 import sys
 import time
@@ -15,28 +16,122 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import ps
-from picoedge.cli.output import one_line
+from picoedge.cli.output import one_line, print_json, print_table
+from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from picoedge.jobs.status import BoardState, MeshState
+    from picoedge.mesh.transport.client import Client
 
-HEADER = (
+    Sample = tuple[MeshState, list["Rates | None"]]
+
+PS_HEADER = (
+    "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
+)  # fmt: skip
+TOP_HEADER = (
     "board", "does", "model", "memory", "temperature", "tok/s", "computing", "sums", "disk", "idle",
 )  # fmt: skip
+PRESENT = ("alive", "slow")  # conditions of boards whose reports are of now
 QUIT = ("q", "Q", "\x03", "\x1b")
 
 
-@click.command()
+@click.command("ps")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ps(as_json: bool) -> None:
+    """Show the boards of the mesh: what each does, its slice of the model, memory, temperature.
+
+    This board's daemon answers; `picoedge run` starts it.
+    """
+    from picoedge.jobs.status import ask_mesh
+
+    with _daemon() as caller:
+        mesh = ask_mesh(caller)
+    if as_json:
+        print_json(mesh.to_json())
+        return
+    click.echo(summary(mesh))
+    print_table(PS_HEADER, [row(board) for board in mesh.boards])
+
+
+@contextmanager
+def _daemon() -> Iterator[Client]:
+    """A connection to this board's daemon. Raises AccessError, BoardLostError."""
+    import zmq
+
+    from picoedge.jobs.spec import VERSION_1
+    from picoedge.mesh.identity.identity import cluster_folder
+    from picoedge.mesh.transport.client import connect_local
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with connect_local(context, cluster_folder(os.environ), VERSION_1) as caller:
+            yield caller
+    finally:
+        context.destroy(linger=0)
+
+
+def summary(mesh: MeshState) -> str:
+    """`cluster desk: 3 boards, 2 of them here`."""
+    count = len(mesh.boards)
+    here = sum(board.condition in PRESENT for board in mesh.boards)
+    boards = "1 board" if count == 1 else f"{count} boards"
+    return f"cluster {mesh.cluster}: {boards}" + (f", {here} of them here" if here < count else "")
+
+
+def row(board: BoardState) -> tuple[str, ...]:
+    """The cells of one board under `PS_HEADER`."""
+    always = (board.name, board.condition, board.address or "-")
+    if board.condition not in PRESENT:
+        return (*always, *("-",) * 7)
+    return (
+        *always,
+        does(board),
+        board.model or "-",
+        _span("heads", board.attention),
+        _span("shards", board.ffn),
+        _span("shards", board.vocabulary),
+        memory(board),
+        temperature(board),
+    )
+
+
+def does(board: BoardState) -> str:
+    """`free`; `computing for desk`; `loading for desk (waits for its disk)`."""
+    text = {"hub": "hub of a session", "taken": "taken"}.get(board.does, board.does) or "-"
+    if board.holder and board.does != "hub":
+        text += f" for {board.holder}"
+    text += {"disk": " (waits for its disk)", "stopped": " (stopped)"}.get(board.how, "")
+    text += " (relayed)" if board.relayed else ""
+    return f"{text}, {board.waiting} waiting" if board.waiting else text
+
+
+def memory(board: BoardState) -> str:
+    """`210 MB of 512 MB`."""
+    if board.used_bytes is None or board.budget_bytes is None:
+        return "-"
+    return f"{format_size(board.used_bytes)} of {format_size(board.budget_bytes)}"
+
+
+def temperature(board: BoardState) -> str:
+    """`61 °C`, `84 °C, throttled`; `-` where the board has no sensor."""
+    known = "-" if board.temperature_c is None else f"{board.temperature_c:.0f} °C"
+    return f"{known}, throttled" if board.throttled else known
+
+
+def _span(kind: str, shards: range | None) -> str:
+    return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
+
+
+@click.command("top")
 @click.option("-n", "--samples", type=click.IntRange(1), help="End after so many [default: never].")
 @click.option(
     "-d", "--delay", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
     metavar="SECONDS", help="Time from one sample to the next.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each sample.")
-def command(samples: int | None, delay: float, as_json: bool) -> None:
+def top(samples: int | None, delay: float, as_json: bool) -> None:
     """Watch the boards of the mesh work; q or Ctrl-C ends it.
 
     Of a board in a session it shows how a token's time is spent: computing, waiting for the
@@ -44,7 +139,7 @@ def command(samples: int | None, delay: float, as_json: bool) -> None:
     """
     from picoedge.jobs.status import ask_mesh
 
-    with ps.daemon() as caller, suppress(KeyboardInterrupt):
+    with _daemon() as caller, suppress(KeyboardInterrupt):
         taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
         if sys.stdout.isatty() and not as_json:
             _live(taken)
@@ -62,7 +157,7 @@ def sampled(
     delay_s: float,
     sleep: Callable[[float], bool],
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[tuple[MeshState, list[Rates | None]]]:
+) -> Iterator[Sample]:
     """Sample the mesh: its state, and each board's rates since the sample before.
 
     `sleep` returns False to end.
@@ -102,9 +197,6 @@ def _rates(
     return Rates(tokens / elapsed_s, *(seconds / tokens for seconds in (*spent, idle_s)))
 
 
-# -- shown ---------------------------------------------------------------------------------------
-
-
 def _to_json(mesh: MeshState, rates: list[Rates | None]) -> dict[str, Any]:
     boards = [
         {**board.to_json(), "rates": rate and asdict(rate)}
@@ -117,14 +209,14 @@ def _print_lines(mesh: MeshState, rates: list[Rates | None]) -> None:
     """Print a sample as plain lines, each with its time and its board."""
     now = time.strftime("%H:%M:%S")
     for board, rate in zip(mesh.boards, rates, strict=True):
-        named = zip(HEADER[1:], row(board, rate)[1:], strict=True)
+        named = zip(TOP_HEADER[1:], top_row(board, rate)[1:], strict=True)
         cells = "  ".join(f"{name} {value}" for name, value in named if value != "-")
         click.echo(one_line(f"{now}  {board.name}  {board.condition}  {cells}"))
 
 
-def row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
-    """The cells of one board under `HEADER`."""
-    name, _, _, does, model, *_, memory, temperature = ps.row(board)
+def top_row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
+    """The cells of one board under `TOP_HEADER`."""
+    name, _, _, does, model, *_, memory, temperature = row(board)
     speeds: tuple[str, ...] = ("-",) * 5
     if rate is not None:
         times = (rate.compute_s, rate.sync_s, rate.disk_s, rate.idle_s)
@@ -133,7 +225,7 @@ def row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
     return (name, does, model, memory, temperature, *speeds)
 
 
-def _live(taken: Iterator[tuple[MeshState, list[Rates | None]]]) -> None:
+def _live(taken: Iterator[Sample]) -> None:
     from rich.live import Live
 
     with _keys(), Live(auto_refresh=False, screen=False) as live:
@@ -146,17 +238,14 @@ def _table(mesh: MeshState, rates: list[Rates | None]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, title=Text(f"{ps.summary(mesh)} · q ends"), title_justify="left")
-    for name in HEADER:
+    table = Table(box=SIMPLE_HEAD, title=Text(f"{summary(mesh)} · q ends"), title_justify="left")
+    for name in TOP_HEADER:
         table.add_column(name)
     for board, rate in zip(mesh.boards, rates, strict=True):
         hot = "bold red" if board.throttled or board.condition == "dead" else ""
         # Text, not markup: names come from other boards.
-        table.add_row(*(Text(one_line(cell)) for cell in row(board, rate)), style=hot)
+        table.add_row(*(Text(one_line(cell)) for cell in top_row(board, rate)), style=hot)
     return table
-
-
-# -- time and keys -------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -21,21 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
 from picoedge.daemon.relay import Relays
-from picoedge.daemon.reservations import (
-    AddRun,
-    BoardEvent,
-    EndRun,
-    Grant,
-    Queued,
-    Release,
-    Reserve,
-    StartRun,
-    State,
-    Stop,
-    WorkerEnded,
-    WorkerStarted,
-    next_state,
-)
+from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import rss_bytes
@@ -68,7 +54,7 @@ class Reservation:
     `sender` is the hub's connection; the one of a run may have ended.
     """
 
-    user: bytes | str
+    user: User
     sender: Sender
     granted: Pending
     job: str = ""
@@ -96,8 +82,8 @@ class BoardService:
     ) -> None:
         self._node, self._options, self._kinds = node, options, kinds
         self._facts, self._find_pack = facts, find_pack
-        self._state = State()
-        self._users: dict[bytes | str, Reservation] = {}
+        self._reservations = Reservations()
+        self._users: dict[User, Reservation] = {}
         self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
         node.rpc.on("board-facts", lambda peer, body: self._board_facts())
         node.rpc.on("job-reserve", self._reserve)
@@ -122,43 +108,41 @@ class BoardService:
         sender = _sender(peer)
         if sender.route in self._users:
             raise ProtocolError("a board taken twice over one connection")
-        if len(self._state.queue) >= self._node.rpc.limits.queued_jobs:
+        if len(self._reservations.queue) >= self._node.rpc.limits.queued_jobs:
             raise MeshError("too many sessions wait for this board", "try again later")
         name, kind = kind_of(self._kinds, body)
         if kind.background:
             raise ProtocolError(f"a job of kind {name} runs in the background: start it")
         reservation = Reservation(sender.route, sender, Pending(), name, kind.module)
         self._users[sender.route] = reservation
-        self._apply(Reserve(sender.route))
+        self._do(self._reservations.reserve(sender.route))
         return reservation.granted
 
     def _start(self, peer: str, body: Body) -> None:
         sender = _sender(peer)
         name, kind = kind_of(self._kinds, body)
-        if kind.background:
-            spec = kind.read_spec(body.get("spec"))
-            self._check(sender, spec)
-            return self._add_run(Reservation(spec.id, sender, Pending(), name, kind.module, spec))
-        reservation = self._holder
-        if reservation is None or reservation.user != sender.route:
+        if not kind.background and self._reservations.holder != sender.route:
             raise ProtocolError("a session on a board that it has not taken")
         spec = kind.read_spec(body.get("spec"))
         self._check(sender, spec)
+        if kind.background:
+            return self._add_run(Reservation(spec.id, sender, Pending(), name, kind.module, spec))
+        reservation = self._users[sender.route]
         self._stop_worker(reservation)
         reservation.job, reservation.module, reservation.spec = name, kind.module, spec
         self._start_worker(reservation)
-        self._apply(WorkerStarted(sender.route))
+        self._do(self._reservations.worker_started(sender.route))
 
     def _add_run(self, reservation: Reservation) -> None:
         if reservation.user in self._users:
             raise MeshError("this run is on this board already", "release it first")
         key, limits = str(reservation.sender), self._node.rpc.limits
-        theirs = [run for run in self._state.runs if str(self._users[run].sender) == key]
-        if len(self._state.runs) >= limits.runs or len(theirs) >= limits.runs_per_key:
+        theirs = [run for run in self._reservations.runs if str(self._users[run].sender) == key]
+        if len(self._reservations.runs) >= limits.runs or len(theirs) >= limits.runs_per_key:
             raise MeshError("too many runs wait for this board", "end one of them")
         assert isinstance(reservation.user, str)
         self._users[reservation.user] = reservation
-        self._apply(AddRun(reservation.user))
+        self._do(self._reservations.add_run(reservation.user))
 
     def _check(self, sender: Sender, spec: JobSpec) -> None:
         ranks = {key: rank for rank, (key, _) in enumerate(spec.members)}
@@ -187,11 +171,10 @@ class BoardService:
     @property
     def _holder(self) -> Reservation | None:
         """The reservation that has the board now, foreground or background."""
-        user = self._state.active if self._state.holder is None else self._state.holder
+        user = self._reservations.user
         return None if user is None else self._users.get(user)
 
-    def _apply(self, event: BoardEvent) -> None:
-        self._state, actions = next_state(self._state, event)
+    def _do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Grant(connection):
@@ -211,12 +194,12 @@ class BoardService:
     def _gone(self, route: bytes) -> None:
         """Free what a connection had reserved or queued for; runs go on without theirs."""
         if route in self._users:
-            self._apply(Release(route))
+            self._do(self._reservations.release(route))
             del self._users[route]
 
     def _end_run(self, reservation: Reservation) -> None:
         assert isinstance(reservation.user, str)
-        self._apply(EndRun(reservation.user))
+        self._do(self._reservations.end_run(reservation.user))
         self._users.pop(reservation.user, None)
 
     def _revoked(self, key: str) -> None:
@@ -227,7 +210,7 @@ class BoardService:
                 name = self._node.name_of(key)
                 self._push(reservation, "ended", message=f"the key of {name} was revoked")
                 self._end_run(reservation)
-            elif reservation.user in (self._state.holder, self._state.active):
+            elif reservation is self._holder:
                 self._node.rpc.push(reservation.sender, "job-revoked", {"key": key})
 
     # -- workers -------------------------------------------------------------------------------
@@ -262,9 +245,9 @@ class BoardService:
             self._push(reservation, "ended", message=error.message, hint=error.hint)
             self._node.rpc.loop.soon(lambda: self._worker_ended(reservation.user))
 
-    def _worker_ended(self, user: bytes | str) -> None:
-        self._apply(WorkerEnded(user))
-        if isinstance(user, str) and user not in self._state.runs:
+    def _worker_ended(self, user: User) -> None:
+        self._do(self._reservations.worker_ended(user))
+        if isinstance(user, str) and user not in self._reservations.runs:
             self._users.pop(user, None)
 
     def _stop_worker(self, reservation: Reservation) -> None:
@@ -340,7 +323,7 @@ class BoardService:
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
             "rss_bytes": rss_bytes(),
-            "queue_length": len(self._state.queue),
+            "queue_length": len(self._reservations.queue),
             "stalled_on": "",
             "temperature_c": heat.temperature_c,
             "throttled": heat.throttled,
@@ -371,7 +354,7 @@ class BoardService:
         for reservation in self._users.values():
             self._stop_worker(reservation)
         self._users.clear()
-        self._state = State()
+        self._reservations = Reservations()
         for worker in self._ending:
             worker.end()
 

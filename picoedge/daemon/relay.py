@@ -83,10 +83,8 @@ class Relays:
 
     def _watch(self, relay: _Relay) -> None:
         """Read while the board's window has room; write while there is something to write."""
-        file, has_room = (
-            relay.connection.fileno(),
-            relay.sent - relay.taken < self._limits.relay_window,
-        )
+        file = relay.connection.fileno()
+        has_room = relay.sent - relay.taken < self._limits.relay_window
         readable = (lambda: self._read(relay)) if has_room else None
         writable = (lambda: self._write(relay)) if relay.unsent else None
         if readable or writable:
@@ -103,9 +101,7 @@ class Relays:
         data = read_chunk(body, self._limits)
         if data and relay.is_sending:
             raise ProtocolError("a relayed chunk before the last was taken")
-        relay.taken = Fields(body, "the relay", ProtocolError).integer(
-            "taken", relay.taken, relay.sent
-        )
+        relay.taken = Fields(body, "the relay").integer("taken", relay.taken, relay.sent)
         if data:
             relay.unsent, relay.is_sending = data, True
             return self._write(relay)

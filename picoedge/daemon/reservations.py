@@ -1,6 +1,6 @@
 """Which job has this board: a pure state machine, without a clock, a socket or a process.
 
-    state, actions = next_state(state, Reserve(connection))
+    actions = reservations.reserve(connection)
 
 Two kinds of reservation. One in the foreground belongs to a connection: it has the board for
 itself, and the others queue in the order they asked. One in the background belongs to a run: its
@@ -11,66 +11,31 @@ only when every worker process of its last user has ended, because only then its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
+
+User: TypeAlias = bytes | str  # a connection in the foreground, a run in the background
 
 
 @dataclass(frozen=True)
-class _OfConnection:
+class Grant:
+    """The connection has the board now."""
+
     connection: bytes
 
 
 @dataclass(frozen=True)
-class _OfRun:
+class StartRun:
+    """Start the run's worker, or start it again; `worker_ended` must follow, even if that fails."""
+
     run: str
 
 
 @dataclass(frozen=True)
-class _OfUser:
-    user: bytes | str
+class Stop:
+    """End the worker of this user; `worker_ended` must follow for each process."""
 
-
-class Reserve(_OfConnection):
-    """A connection wants the board in the foreground. It must not be in the state already."""
-
-
-class Release(_OfConnection):
-    """A connection, in the queue or holding the board, has ended or gives it up."""
-
-
-class AddRun(_OfRun):
-    """A run wants the board in the background."""
-
-
-class EndRun(_OfRun):
-    """A run is over or was called off. Unknown runs are ignored."""
-
-
-class WorkerStarted(_OfConnection):
-    """The holder has started a worker process; a second one counts beside the first."""
-
-
-class WorkerEnded(_OfUser):
-    """A worker process of this user is gone. A run whose worker was not stopped is over.
-
-    A run whose worker ends by itself needs `EndRun` at once: another may want the board before the
-    process is gone, and the run would be started again.
-    """
-
-
-BoardEvent: TypeAlias = Reserve | Release | AddRun | EndRun | WorkerStarted | WorkerEnded
-
-
-class Grant(_OfConnection):
-    """The connection has the board now."""
-
-
-class StartRun(_OfRun):
-    """Start the run's worker, or start it again; `WorkerEnded` must follow, even if that fails."""
-
-
-class Stop(_OfUser):
-    """End the worker of this user; `WorkerEnded` must follow for each process."""
+    user: User
 
 
 @dataclass(frozen=True)
@@ -85,80 +50,85 @@ class Queued:
 Action: TypeAlias = Grant | StartRun | Stop | Queued
 
 
-@dataclass(frozen=True)
-class State:
-    """Users of the board: connections (bytes) in the foreground, runs (str) in the background."""
+@dataclass
+class Reservations:
+    """Users of the board. Each method is an event, and returns what to do, in this order."""
 
     holder: bytes | None = None
-    queue: tuple[bytes, ...] = ()
-    runs: tuple[str, ...] = ()
+    queue: list[bytes] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
     active: str | None = None  # the run whose worker has the board
-    workers: tuple[bytes | str, ...] = ()  # the user of each process that has not ended
+    workers: list[User] = field(default_factory=list)  # the user of each process not ended yet
+    _told: dict[bytes, tuple[int, bytes | None]] = field(default_factory=dict, compare=False)
 
     @property
-    def places(self) -> dict[bytes, tuple[int, bytes | None]]:
-        """Place in the queue, from 1, and the holder, for each connection in the queue."""
-        return {connection: (i, self.holder) for i, connection in enumerate(self.queue, 1)}
+    def user(self) -> User | None:
+        """The user that has the board now."""
+        return self.active if self.holder is None else self.holder
 
+    def reserve(self, connection: bytes) -> list[Action]:
+        """A connection wants the board in the foreground. It must not be here already."""
+        self.queue.append(connection)
+        return self._pass_on([])
 
-def next_state(state: State, event: BoardEvent) -> tuple[State, list[Action]]:
-    """The state after an event, and what to do, in this order."""
-    after, actions = _pass_on(*_take(state, event))
-    told = state.places
-    for connection, (place, holder) in after.places.items():
-        if holder is not None and told.get(connection) != (place, holder):
-            actions = [*actions, Queued(connection, place, holder)]
-    return after, actions
+    def release(self, connection: bytes) -> list[Action]:
+        """A connection, in the queue or holding the board, has ended or gives it up."""
+        if connection == self.holder:
+            self.holder = None
+            return self._pass_on(self._stop(connection))
+        self.queue = [other for other in self.queue if other != connection]
+        return self._pass_on([])
 
+    def add_run(self, run: str) -> list[Action]:
+        """A run wants the board in the background."""
+        if run not in self.runs:
+            self.runs.append(run)
+        return self._pass_on([])
 
-def _take(state: State, event: BoardEvent) -> tuple[State, list[Action]]:
-    match event:
-        case Reserve(connection):
-            return replace(state, queue=(*state.queue, connection)), []
-        case Release(connection):
-            queue = tuple(other for other in state.queue if other != connection)
-            if connection != state.holder:
-                return replace(state, queue=queue), []
-            return replace(state, holder=None), _stop(state, connection)
-        case AddRun(run):
-            runs = state.runs if run in state.runs else (*state.runs, run)
-            return replace(state, runs=runs), []
-        case EndRun(run):
-            return _end_run(state, run)
-        case WorkerStarted(connection):
-            return replace(state, workers=(*state.workers, connection)), []
-        case WorkerEnded(user):
-            workers = list(state.workers)
-            if user in workers:
-                workers.remove(user)
-            state = replace(state, workers=tuple(workers))
-            if isinstance(user, str) and user == state.active:
-                return _end_run(state, user)
-            return state, []
+    def end_run(self, run: str) -> list[Action]:
+        """A run is over or was called off. Unknown runs are ignored."""
+        self.runs = [other for other in self.runs if other != run]
+        if run != self.active:
+            return self._pass_on([])
+        self.active = None
+        return self._pass_on(self._stop(run))
 
+    def worker_started(self, connection: bytes) -> list[Action]:
+        """The holder has started a worker process; a second one counts beside the first."""
+        self.workers.append(connection)
+        return self._pass_on([])
 
-def _end_run(state: State, run: str) -> tuple[State, list[Action]]:
-    actions = _stop(state, run) if run == state.active else []
-    runs = tuple(other for other in state.runs if other != run)
-    active = None if run == state.active else state.active
-    return replace(state, runs=runs, active=active), actions
+    def worker_ended(self, user: User) -> list[Action]:
+        """A worker process of this user is gone. A run whose worker was not stopped is over.
 
+        A run whose worker ends by itself needs `end_run` at once: another may want the board before
+        the process is gone, and the run would be started again.
+        """
+        if user in self.workers:
+            self.workers.remove(user)
+        if isinstance(user, str) and user == self.active:
+            return self.end_run(user)
+        return self._pass_on([])
 
-def _stop(state: State, user: bytes | str) -> list[Action]:
-    return [Stop(user)] if user in state.workers else []
+    def _stop(self, user: User) -> list[Action]:
+        return [Stop(user)] if user in self.workers else []
 
-
-def _pass_on(state: State, actions: list[Action]) -> tuple[State, list[Action]]:
-    """Give the board to the next user if it is free; push a run aside for the foreground."""
-    if state.active is not None and state.queue:
-        actions = [*actions, *_stop(state, state.active)]
-        state = replace(state, active=None)
-    if state.workers or state.holder is not None or state.active is not None:
-        return state, actions
-    if state.queue:
-        first, *queue = state.queue
-        return replace(state, holder=first, queue=tuple(queue)), [*actions, Grant(first)]
-    if state.runs:
-        run = state.runs[0]
-        return replace(state, active=run, workers=(run,)), [*actions, StartRun(run)]
-    return state, actions
+    def _pass_on(self, actions: list[Action]) -> list[Action]:
+        """Give the board to the next user if it is free; push a run aside for the foreground."""
+        if self.active is not None and self.queue:
+            actions += self._stop(self.active)
+            self.active = None
+        if not self.workers and self.holder is None and self.active is None:
+            if self.queue:
+                self.holder = self.queue.pop(0)
+                actions.append(Grant(self.holder))
+            elif self.runs:
+                self.active = self.runs[0]
+                self.workers.append(self.active)
+                actions.append(StartRun(self.active))
+        told, self._told = self._told, {}
+        for place, connection in enumerate(self.queue, 1):
+            self._told[connection] = (place, self.holder)
+            if self.holder is not None and told.get(connection) != (place, self.holder):
+                actions.append(Queued(connection, place, self.holder))
+        return actions

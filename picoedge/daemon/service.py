@@ -94,26 +94,24 @@ class Daemon:
 
     def _mesh_state(self) -> Body:
         node, peers = self._node, self._node.peers
-        boards: list[Body] = [
+        own: Body = {
+            "name": node.identity.name,
+            "key": node.identity.keys.public,
+            "addresses": [self._own_address],
+            "condition": "alive",
+            "report": self.board.state(),
+        }
+        others = [
             {
-                "name": node.identity.name,
-                "key": node.identity.keys.public,
-                "addresses": [self._own_address],
-                "condition": "alive",
-                "report": self.board.state(),
+                "name": node.name_of(key),
+                "key": key,
+                "addresses": [str(address) for address in peers.book.known.get(key, ())],
+                "condition": member.condition.value,
+                "report": member.report,
             }
+            for key, member in peers.membership.members.items()
         ]
-        for key, member in peers.membership.members.items():
-            boards.append(
-                {
-                    "name": node.name_of(key),
-                    "key": key,
-                    "addresses": [str(address) for address in peers.book.known.get(key, ())],
-                    "condition": str(member.condition.value),
-                    "report": dict(member.report),
-                }
-            )
-        return {"cluster": node.roster.cluster.name, "boards": boards}
+        return {"cluster": node.roster.cluster.name, "boards": [own, *others]}
 
     @property
     def _own_address(self) -> str:

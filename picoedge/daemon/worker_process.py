@@ -60,17 +60,12 @@ class WorkerProcess:
             stack.callback(self._reap)
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
-            self._send(dataclasses.replace(config, page=page))
+            assert self._process.stdin is not None
+            with suppress(BrokenPipeError), self._process.stdin as stdin:
+                # One that has ended already is no fault here: `why_ended` will say how.
+                stdin.write(json.dumps({**config.to_json(), "page": str(page)}).encode() + b"\n")
             os.set_blocking(self.stdout.fileno(), False)
             self._resources = stack.pop_all()
-
-    def _send(self, config: WorkerConfig) -> None:
-        assert self._process.stdin is not None
-        try:
-            with self._process.stdin as stdin:
-                stdin.write(json.dumps(config.to_json()).encode() + b"\n")
-        except BrokenPipeError:
-            pass  # it has ended already: `why_ended` will say how
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -96,15 +91,10 @@ class WorkerProcess:
         progress, pid = self._page.read(), self._process.pid
         state = state_of(pid)
         return {
+            **dataclasses.asdict(progress),
             "state": state,
             "stalled_on": self._stalled_on(state, progress, time.monotonic()),
-            "stage": progress.stage,
-            "tokens": progress.tokens,
-            "passes": progress.passes,
-            "done": progress.done,
-            "total": progress.total,
             "rss_bytes": rss_bytes_of(pid),
-            "work": dataclasses.asdict(progress.work),
         }
 
     def _stalled_on(self, state: str, progress: object, now_s: float) -> str:

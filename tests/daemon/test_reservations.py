@@ -5,59 +5,58 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.daemon.reservations import (
-    Action,
-    AddRun,
-    BoardEvent,
-    EndRun,
-    Grant,
-    Queued,
-    Release,
-    Reserve,
-    StartRun,
-    State,
-    Stop,
-    WorkerEnded,
-    WorkerStarted,
-    next_state,
-)
+from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop
 
 A, B, C = b"a", b"b", b"c"
+Event = tuple[str, bytes | str]
 
 
-def after(*events: BoardEvent) -> tuple[State, list[Action]]:
-    """The state after all events, and the actions of the last."""
-    state, actions = State(), list[Action]()
+def happen(reservations: Reservations, event: Event) -> list[Action]:
+    name, user = event
+    actions: list[Action] = getattr(reservations, name)(user)
+    return actions
+
+
+def after(*events: Event) -> tuple[Reservations, list[Action]]:
+    """The reservations after all events, and the actions of the last."""
+    reservations, actions = Reservations(), list[Action]()
     for event in events:
-        state, actions = next_state(state, event)
-    return state, actions
+        actions = happen(reservations, event)
+    return reservations, actions
 
 
 # -- the foreground ------------------------------------------------------------------------------
 
 
 def test_a_free_board_is_granted_at_once() -> None:
-    state, actions = after(Reserve(A))
+    state, actions = after(("reserve", A))
     assert actions == [Grant(A)]
-    assert (state.holder, state.queue) == (A, ())
+    assert (state.holder, state.queue) == (A, [])
 
 
 def test_others_queue_in_order_and_learn_their_place() -> None:
-    assert after(Reserve(A), Reserve(B))[1] == [Queued(B, 1, A)]
-    assert after(Reserve(A), Reserve(B), Reserve(C))[1] == [Queued(C, 2, A)]
-    assert after(Reserve(A), Reserve(B), Reserve(C), Release(A))[1] == [Grant(B), Queued(C, 1, B)]
-    assert after(Reserve(A), Reserve(B), Reserve(C), Release(B))[1] == [Queued(C, 1, A)]
+    assert after(("reserve", A), ("reserve", B))[1] == [Queued(B, 1, A)]
+    assert after(("reserve", A), ("reserve", B), ("reserve", C))[1] == [Queued(C, 2, A)]
+    assert after(("reserve", A), ("reserve", B), ("reserve", C), ("release", A))[1] == [
+        Grant(B),
+        Queued(C, 1, B),
+    ]
+    assert after(("reserve", A), ("reserve", B), ("reserve", C), ("release", B))[1] == [
+        Queued(C, 1, A)
+    ]
 
 
 def test_a_board_is_granted_when_the_last_worker_of_the_holder_has_ended() -> None:
-    two = (Reserve(A), WorkerStarted(A), WorkerStarted(A), Reserve(B))
-    assert after(*two, Release(A))[1] == [Stop(A)]
-    assert after(*two, Release(A), WorkerEnded(A))[1] == []
-    assert after(*two, Release(A), WorkerEnded(A), WorkerEnded(A))[1] == [Grant(B)]
+    two = (("reserve", A), ("worker_started", A), ("worker_started", A), ("reserve", B))
+    assert after(*two, ("release", A))[1] == [Stop(A)]
+    assert after(*two, ("release", A), ("worker_ended", A))[1] == []
+    assert after(*two, ("release", A), ("worker_ended", A), ("worker_ended", A))[1] == [Grant(B)]
 
 
 def test_a_holder_whose_worker_ended_keeps_the_board() -> None:
-    state, actions = after(Reserve(A), WorkerStarted(A), Reserve(B), WorkerEnded(A))
+    state, actions = after(
+        ("reserve", A), ("worker_started", A), ("reserve", B), ("worker_ended", A)
+    )
     assert (state.holder, actions) == (A, [])
 
 
@@ -65,39 +64,44 @@ def test_a_holder_whose_worker_ended_keeps_the_board() -> None:
 
 
 def test_a_run_has_a_board_that_nobody_wants() -> None:
-    assert after(AddRun("r"))[1] == [StartRun("r")]
-    assert after(Reserve(A), AddRun("r"))[1] == []
-    assert after(Reserve(A), AddRun("r"), Release(A))[1] == [StartRun("r")]
+    assert after(("add_run", "r"))[1] == [StartRun("r")]
+    assert after(("reserve", A), ("add_run", "r"))[1] == []
+    assert after(("reserve", A), ("add_run", "r"), ("release", A))[1] == [StartRun("r")]
 
 
 def test_a_run_is_pushed_aside_and_resumed() -> None:
-    aside = (AddRun("r"), Reserve(A))
+    aside = (("add_run", "r"), ("reserve", A))
     assert after(*aside)[1] == [Stop("r")]
-    assert after(*aside, WorkerEnded("r"))[1] == [Grant(A)]
-    assert after(*aside, WorkerEnded("r"), Release(A))[1] == [StartRun("r")]
+    assert after(*aside, ("worker_ended", "r"))[1] == [Grant(A)]
+    assert after(*aside, ("worker_ended", "r"), ("release", A))[1] == [StartRun("r")]
 
 
 def test_the_foreground_goes_first_however_long_a_run_has_waited() -> None:
-    assert after(Reserve(A), AddRun("r"), Reserve(B), Release(A))[1] == [Grant(B)]
+    assert after(("reserve", A), ("add_run", "r"), ("reserve", B), ("release", A))[1] == [Grant(B)]
 
 
 def test_a_run_that_ends_by_itself_is_over() -> None:
-    state, actions = after(AddRun("r"), AddRun("s"), WorkerEnded("r"))
-    assert state.runs == ("s",)
+    state, actions = after(("add_run", "r"), ("add_run", "s"), ("worker_ended", "r"))
+    assert state.runs == ["s"]
     assert actions == [StartRun("s")]
 
 
 def test_a_run_that_is_called_off_ends_wherever_it_is() -> None:
-    assert after(AddRun("r"), EndRun("r"))[1] == [Stop("r")]
-    assert after(AddRun("r"), EndRun("r"), WorkerEnded("r")) == (State(), [])
-    assert after(Reserve(A), AddRun("r"), EndRun("r"), Release(A)) == (State(), [])
-    assert after(AddRun("r"), Reserve(A), EndRun("r"), WorkerEnded("r"))[1] == [Grant(A)]
+    assert after(("add_run", "r"), ("end_run", "r"))[1] == [Stop("r")]
+    assert after(("add_run", "r"), ("end_run", "r"), ("worker_ended", "r")) == (Reservations(), [])
+    assert after(("reserve", A), ("add_run", "r"), ("end_run", "r"), ("release", A)) == (
+        Reservations(),
+        [],
+    )
+    assert after(("add_run", "r"), ("reserve", A), ("end_run", "r"), ("worker_ended", "r"))[1] == [
+        Grant(A)
+    ]
 
 
 def test_a_run_that_has_ended_is_not_started_again_after_the_foreground() -> None:
-    over = (AddRun("r"), EndRun("r"), Reserve(A), WorkerEnded("r"))
+    over = (("add_run", "r"), ("end_run", "r"), ("reserve", A), ("worker_ended", "r"))
     assert after(*over)[1] == [Grant(A)]
-    assert after(*over, Release(A)) == (State(), [])
+    assert after(*over, ("release", A)) == (Reservations(), [])
 
 
 # -- whatever happens ----------------------------------------------------------------------------
@@ -107,15 +111,14 @@ class Board:
     """A daemon's shell in miniature: it does what it is told, and lets processes end later."""
 
     def __init__(self) -> None:
-        self.state = State()
+        self.state = Reservations()
         self.known: set[bytes] = set()  # connections that wait for the board, or have it
         self.alive: list[bytes | str] = []  # users of processes that have not been stopped
         self.dying: list[bytes | str] = []
         self.over: set[str] = set()  # runs whose worker has ended by itself
 
-    def happen(self, event: BoardEvent) -> None:
-        self.state, actions = next_state(self.state, event)
-        for action in actions:
+    def happen(self, name: str, user: bytes | str) -> None:
+        for action in happen(self.state, (name, user)):
             self.do(action)
         self.check()
 
@@ -153,20 +156,20 @@ class Board:
         match kind:
             case 0 if connection not in self.known:
                 self.known.add(connection)
-                self.happen(Reserve(connection))
+                self.happen("reserve", connection)
             case 1 if connection in self.known:
                 self.known.remove(connection)
-                self.happen(Release(connection))
+                self.happen("release", connection)
             case 2:
                 self.over.discard(run)
-                self.happen(AddRun(run))
+                self.happen("add_run", run)
             case 3:
-                self.happen(EndRun(run))
+                self.happen("end_run", run)
             case 4 if self.state.holder is not None:
                 self.alive.append(self.state.holder)
-                self.happen(WorkerStarted(self.state.holder))
+                self.happen("worker_started", self.state.holder)
             case 5 if self.dying:
-                self.happen(WorkerEnded(self.dying.pop(number % len(self.dying))))
+                self.happen("worker_ended", self.dying.pop(number % len(self.dying)))
             case 6 if self.alive:  # ends by itself; that its memory is free is known later
                 self.ended(self.alive, number)
             case 7 if self.dying:  # had ended by itself when it was stopped
@@ -174,7 +177,7 @@ class Board:
             case 8 if self.state.active in self.alive and self.state.active is not None:
                 self.alive.remove(self.state.active)  # was not started, for want of memory
                 self.over.add(self.state.active)
-                self.happen(WorkerEnded(self.state.active))
+                self.happen("worker_ended", self.state.active)
 
     def ended(self, processes: list[bytes | str], number: int) -> None:
         """A process is seen to have ended: a run is over, a connection keeps the board."""
@@ -182,7 +185,7 @@ class Board:
         self.dying.append(user)
         if isinstance(user, str):
             self.over.add(user)
-            self.happen(EndRun(user))
+            self.happen("end_run", user)
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), max_size=60))
@@ -194,9 +197,9 @@ def test_jobs_never_share_a_board_and_it_never_stands_idle(
         board.step(kind, number)
     for connection in list(board.known):  # everybody leaves, every process ends
         board.known.remove(connection)
-        board.happen(Release(connection))
-    for run in board.state.runs:
-        board.happen(EndRun(run))
+        board.happen("release", connection)
+    for run in list(board.state.runs):
+        board.happen("end_run", run)
     while board.dying:
-        board.happen(WorkerEnded(board.dying.pop()))
-    assert board.state == State()
+        board.happen("worker_ended", board.dying.pop())
+    assert board.state == Reservations()

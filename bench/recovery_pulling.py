@@ -18,7 +18,7 @@ import zmq
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.mesh.transfer.donor_client import DonorClient
-from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
+from picoedge.mesh.transfer.puller import PullOptions, pull
 from picoedge.store.shards import Slice, Wanted
 
 
@@ -43,8 +43,8 @@ def timed(request: dict[str, Any], sources: list[tuple[str, DonorClient]]) -> di
     part = Slice(range(*request["attention"]), range(*request["ffn"]))
     totals = [0]
 
-    def progress(how: PullProgress) -> None:
-        totals.append(how.total)
+    def progress(done: int, total: int) -> None:
+        totals.append(total)
 
     began = time.perf_counter()
     pull(Path(request["target"]), request["identity"], Wanted(part), sources,

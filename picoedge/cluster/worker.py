@@ -140,10 +140,10 @@ def pull_missing(
         return path
     from picoedge.mesh.addresses import parse_address  # below, as it takes 2 MB
     from picoedge.mesh.transfer.donor_client import DonorClient
-    from picoedge.mesh.transfer.puller import PullOptions, PullProgress, pull
+    from picoedge.mesh.transfer.puller import PullOptions, pull
 
-    def on_progress(progress: PullProgress) -> None:
-        page.write("pulling", done=progress.done, total=progress.total)
+    def on_progress(done: int, total: int) -> None:
+        page.write("pulling", done=done, total=total)
 
     page.write("pulling")
     with ExitStack() as stack:

@@ -47,12 +47,11 @@ class Offered:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of an item, as many as were asked for; `version` is 0 if items never change."""
+    """Some bytes of an item came; `whole` is all of it once it is complete."""
 
     item: str
-    offset: int
-    data: memoryview
-    version: int = 0
+    nbytes: int
+    whole: memoryview | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,32 @@ class Refused:
 DonorAnswer = Offered | Part | Refused
 
 
+@dataclass(eq=False)
+class _PartialItem:
+    """An item of which parts are asked for. Its buffer is made when the first bytes come."""
+
+    nbytes: int
+    places: Iterator[tuple[int, int]]  # offset and bytes of the parts not yet asked for
+    buffer: bytearray = field(default_factory=bytearray)
+    received: dict[int, int] = field(default_factory=dict)  # offset -> bytes
+
+    def add(self, offset: int, data: memoryview) -> bool:
+        """Keep a part; returns whether the item is complete.
+
+        A part may come twice: asked for, cancelled, asked for again.
+        """
+        if not self.received:
+            self.buffer = bytearray(self.nbytes)
+        self.buffer[offset : offset + len(data)] = data
+        self.received[offset] = len(data)
+        return sum(self.received.values()) == self.nbytes
+
+
 class DonorClient:
     """Asks a board's daemon over a `socket` of its own, readable when answers may be there.
 
-    No method waits. Close it.
+    No method waits. `offered` is what it has of the pack, `refused` why it has nothing of it.
+    Close it.
     """
 
     def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
@@ -79,18 +100,50 @@ class DonorClient:
         self.socket.connect(address.endpoint)
         self._dialect = Dialect()
         self._numbers = itertools.count(1)
-        self._offer = 0  # id of the latest offer asked for
-        self._parts: dict[int, tuple[str, int, int]] = {}  # id -> item, offset, bytes
+        self._items: dict[str, _PartialItem] = {}
+        self._parts: dict[int, tuple[str, int, int]] = {}  # in flight: id -> item, offset, bytes
+        self.reset()
 
-    def offer(self, pack: str) -> None:
+    def reset(self) -> None:
+        """Forget all that was asked for: answers to it are ignored."""
+        self._items.clear()
+        self._parts.clear()
+        self._pack, self._offer = "", 0  # the latest one asked for, and the question's id
+        self.offered: Offered | None = None
+        self.refused = ""
+        self.offer_s = -1e9  # when it was last asked what it has
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is asked for no item."""
+        return not self._items
+
+    def ask_offer(self, pack: str, now_s: float) -> None:
         """Ask which items of a pack it has; an earlier question is forgotten."""
+        self.offer_s, self._pack = now_s, pack
         self._offer = self._send(OFFER, {"pack": pack})
 
-    def ask(self, pack: str, item: str, offset: int, nbytes: int) -> None:
-        """Ask for a part of an item, of at most PART_BYTES."""
-        assert nbytes <= PART_BYTES
-        place = {"pack": pack, "item": item, "offset": offset, "bytes": nbytes}
-        self._parts[self._send(READ, place)] = (item, offset, nbytes)
+    def add(self, item: str, nbytes: int) -> None:
+        """Ask for an item of that pack, after those before it."""
+        starts = range(0, max(nbytes, 1), PART_BYTES)
+        places = iter([(at, min(PART_BYTES, nbytes - at)) for at in starts])
+        self._items[item] = _PartialItem(nbytes, places)
+        self.ask_more()
+
+    def ask_more(self) -> None:
+        """Ask for parts until PARTS_AHEAD are in flight."""
+        for item, partial in self._items.items():
+            while len(self._parts) < PARTS_AHEAD:
+                place = next(partial.places, None)
+                if place is None:
+                    break
+                offset, nbytes = place
+                body = {"pack": self._pack, "item": item, "offset": offset, "bytes": nbytes}
+                self._parts[self._send(READ, body)] = (item, offset, nbytes)
+
+    def cancel(self, item: str) -> None:
+        """Ask for nothing more of an item; its parts in flight will be ignored."""
+        self._items.pop(item, None)
 
     def _send(self, kind: str, body: Body) -> int:
         number = next(self._numbers)
@@ -100,11 +153,6 @@ class DonorClient:
                 self._dialect.write(kind, {**body, "id": number}), zmq.NOBLOCK
             )
         return number
-
-    def forget(self) -> None:
-        """Ignore the answers to all earlier questions."""
-        self._parts.clear()
-        self._offer = 0
 
     def receive(self) -> Iterator[DonorAnswer]:
         """The answers that are there. Raises ProtocolError if one fits no question."""
@@ -129,6 +177,7 @@ class DonorClient:
             return read_offer(body)
         if kind == ERROR and number in (self._offer, *self._parts):
             item = self._parts.pop(number, ("", 0, 0))[0]
+            self.cancel(item)
             return Refused(item, Fields(body).text("message"))
         return None  # late, or a notification
 
@@ -139,96 +188,15 @@ class DonorClient:
         item, offset, nbytes = asked
         if header.shape != (nbytes,) or header.extra != offset or len(data) != nbytes:
             raise ProtocolError(f"{len(data)} bytes of {item} instead of {nbytes}")
-        return Part(item, offset, data, header.epoch)
+        partial = self._items.get(item)
+        if partial is None or not partial.add(offset, data):
+            return Part(item, nbytes)  # cancelled meanwhile, or more is to come
+        del self._items[item]
+        return Part(item, nbytes, memoryview(partial.buffer))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self.socket.close(linger=0)
-
-
-@dataclass(eq=False)
-class _PartialItem:
-    """An item of which parts are asked for. Its buffer is made when the first bytes come."""
-
-    nbytes: int
-    places: Iterator[tuple[int, int]]  # offset and bytes of the parts not yet asked for
-    buffer: bytearray = field(default_factory=bytearray)
-    received: dict[int, int] = field(default_factory=dict)  # offset -> bytes
-
-    def add(self, part: Part) -> bool:
-        """Keep a part; returns whether the item is complete.
-
-        A part may come twice: asked for, cancelled, asked for again.
-        """
-        if not self.received:
-            self.buffer = bytearray(self.nbytes)
-        self.buffer[part.offset : part.offset + len(part.data)] = part.data
-        self.received[part.offset] = len(part.data)
-        return sum(self.received.values()) == self.nbytes
-
-
-@dataclass(eq=False)
-class DonorQueue:
-    """A donor and the items it is asked for. No other parts come: see `DonorClient`."""
-
-    donor: DonorClient
-    pack: str
-    offered: Offered | None = None
-    refused: str = ""  # why it has nothing of the pack
-    offer_s: float = -1e9  # when it was last asked what it has
-    _items: dict[str, _PartialItem] = field(default_factory=dict)
-    _in_flight: int = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it is asked for nothing."""
-        return not self._items
-
-    def ask_offer(self, now_s: float) -> None:
-        """Ask what it has of the pack."""
-        self.offer_s = now_s
-        self.donor.offer(self.pack)
-
-    def add(self, item: str, nbytes: int) -> None:
-        """Ask for an item, after those before it."""
-        starts = range(0, max(nbytes, 1), PART_BYTES)
-        places = iter([(at, min(PART_BYTES, nbytes - at)) for at in starts])
-        self._items[item] = _PartialItem(nbytes, places)
-        self.ask_more()
-
-    def ask_more(self) -> None:
-        """Ask for parts until PARTS_AHEAD are in flight."""
-        for item, partial in self._items.items():
-            while self._in_flight < PARTS_AHEAD:
-                place = next(partial.places, None)
-                if place is None:
-                    break
-                self.donor.ask(self.pack, item, *place)
-                self._in_flight += 1
-
-    def receive(self, part: Part) -> memoryview | None:
-        """Keep a part; returns the item's bytes if that completes it."""
-        self._in_flight -= 1
-        partial = self._items.get(part.item)
-        if partial is None or not partial.add(part):
-            return None  # cancelled meanwhile, or more is to come
-        del self._items[part.item]
-        return memoryview(partial.buffer)
-
-    def cancel(self, item: str) -> None:
-        """Ask for nothing more of an item; its parts in flight will be ignored."""
-        self._items.pop(item, None)
-
-    def refuse(self, item: str) -> None:
-        """The donor refused a part."""
-        self._in_flight -= 1
-        self.cancel(item)
-
-    def reset(self) -> None:
-        """Forget all that was asked for."""
-        self._items.clear()
-        self._in_flight, self.offered = 0, None
-        self.donor.forget()
 
 
 def read_offer(body: Body) -> Offered:

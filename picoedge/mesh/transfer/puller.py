@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import zmq
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
-from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorClient, DonorQueue, Offered, Part
+from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorClient, Offered, Part
 from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Ask, Cancel, DonorAction, Schedule
 from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.mesh.transport.curve import Socket
     from picoedge.store.pack.partial import PartialPack
 
 TICK_S = 0.1
@@ -30,21 +29,11 @@ PULL_STALL_S = 10.0  # a daemon that restarts is back by then
 
 
 @dataclass(frozen=True)
-class PullProgress:
-    """How far a pull is: bytes of complete items, and bytes a second of each donor."""
-
-    done: int
-    total: int
-    rates: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class PullReport:
     """What a pull did. `already`: wanted bytes that were here before. `wrong`: banned donors."""
 
     nbytes: int
     already: int
-    seconds: float
     by_donor: Mapping[str, int]
     wrong: tuple[str, ...]
 
@@ -53,10 +42,8 @@ class PullReport:
 class PullOptions:
     """How a pull reports, and how long it waits."""
 
-    progress: Callable[[PullProgress], None] = lambda progress: None
+    progress: Callable[[int, int], None] = lambda done, total: None  # bytes of complete items
     warn: Callable[[str], None] = lambda text: None
-    poll_also: Sequence[tuple[Socket, Callable[[], None]]] = ()  # polled meanwhile; may raise
-    clock: Callable[[], float] = time.monotonic
     silence_s: float = DONOR_SILENCE_S  # until a donor is set aside
     stall_s: float = PULL_STALL_S  # until a pull in which nothing comes fails
 
@@ -80,45 +67,37 @@ def pull(
     wanted: Wanted,
     donors: Sequence[tuple[str, DonorClient]],
     options: PullOptions | None = None,
-    *,
-    free: Callable[[Path], int] | None = None,
 ) -> PullReport:
     """Fill `target`, NAME.pico, with the items `wanted` of the pack `identity`.
 
-    `donors`: names of boards and their clients; `free`: bytes free on the disk of a folder. Raises
-    StorageError with the figures if the disk is too small, BoardLostError if no board sends an item
-    that is missing, and what `store.pack.partial` raises. Items that came are kept.
+    `donors`: names of boards and their clients. Raises StorageError with the figures if the disk is
+    too small, BoardLostError if no board sends an item that is missing, and what
+    `store.pack.partial` raises. Items that came are kept.
     """
-    from picoedge.files import free_bytes
-    from picoedge.store.pack import partial
+    from picoedge.store.pack.partial import PartialPack
 
-    options = options or PullOptions()
-    began_s = options.clock()
-    wrong: set[str] = set()
+    puller = Puller(identity, donors, options or PullOptions())
     if not target.exists():
-        _pull_manifest(target, identity, Puller(identity, donors, options, wrong))
-    with partial.PartialPack(target, free=free or free_bytes) as filled:
+        puller.run(_manifest(target, identity))
+    with PartialPack(target) as filled:
         if filled.pack.identity != identity:
             raise StorageError(f"{target} is another pack", f"picoedge rm {target.stem}")
         missing = filled.missing(wanted)
         filled.check_room(missing)
-        puller = Puller(identity, donors, options, wrong)
-        if missing:
-            puller.run(_missing_items(filled, missing))
+        puller.run(_missing_items(filled, missing))
     nbytes = sum(item.nbytes for item in missing)
     already = sum(item.nbytes for item in filled.pack.needed(wanted)) - nbytes
-    seconds = options.clock() - began_s
-    return PullReport(nbytes, already, seconds, puller.by_donor, tuple(sorted(wrong)))
+    return PullReport(nbytes, already, puller.by_donor, tuple(sorted(puller.wrong)))
 
 
-def _pull_manifest(target: Path, identity: str, puller: Puller) -> None:
-    from picoedge.store.pack import partial
+def _manifest(target: Path, identity: str) -> PullTarget:
+    from picoedge.store.pack.partial import create_partial
 
     def accept(item: str, data: memoryview) -> bool:
         manifest = bytes(data)
         if pack_id(manifest) != identity:
             return False
-        partial.create_partial(target, manifest)
+        create_partial(target, manifest)
         return True
 
     def offered_items(offered: Offered) -> list[str]:
@@ -126,7 +105,7 @@ def _pull_manifest(target: Path, identity: str, puller: Puller) -> None:
             raise ProtocolError(f"a manifest of {offered.manifest_bytes} bytes")
         return [MANIFEST]
 
-    puller.run(PullTarget({MANIFEST: 1}, offered_items, accept))
+    return PullTarget({MANIFEST: 1}, offered_items, accept)
 
 
 def _missing_items(filled: PartialPack, missing: Sequence[PackItem]) -> PullTarget:
@@ -146,133 +125,121 @@ def _missing_items(filled: PartialPack, missing: Sequence[PackItem]) -> PullTarg
 
 
 class Puller:
-    """Asks donors as the schedule says, until a target is reached. `wrong`: banned donors."""
+    """Asks donors as the schedule says, until a target is reached.
+
+    `by_donor`: bytes accepted from each for the last target; `wrong`: banned donors.
+    """
 
     def __init__(
-        self,
-        identity: str,
-        donors: Sequence[tuple[str, DonorClient]],
-        options: PullOptions,
-        wrong: set[str],
+        self, identity: str, donors: Sequence[tuple[str, DonorClient]], options: PullOptions
     ) -> None:
-        self._queues = {name: DonorQueue(donor, identity) for name, donor in donors}
-        self._options, self._now_s = options, options.clock
-        self._wrong = wrong
-        self.by_donor = dict.fromkeys(self._queues, 0)
+        self._identity, self._donors = identity, dict(donors)
+        self._options = options
+        self.by_donor: dict[str, int] = {}
+        self.wrong: set[str] = set()
         self._progress_s = self._told_s = -1e9
 
     def run(self, target: PullTarget) -> None:
         """Pull until all items are accepted. Raises BoardLostError if no donor sends the rest."""
         self._target = target
         self._schedule = Schedule(target.items, silence_s=self._options.silence_s)
-        for name in self._wrong:
+        for name in self.wrong:
             self._schedule.failed(name, 0.0)
-        self._progress_s = self._now_s()
+        self.by_donor = dict.fromkeys(self._donors, 0)
+        self._progress_s = time.monotonic()
         poller = zmq.Poller()
-        for socket, _ in self._options.poll_also:
-            poller.register(socket, zmq.POLLIN)
-        for queue in self._queues.values():
-            queue.reset()
-            poller.register(queue.donor.socket, zmq.POLLIN)
+        for donor in self._donors.values():
+            donor.reset()
+            poller.register(donor.socket, zmq.POLLIN)
         while not self._schedule.is_done:
             self._ask_offers()
-            ready = dict(poller.poll(int(TICK_S * 1000)))
-            for socket, call in self._options.poll_also:
-                if socket in ready:
-                    call()
+            poller.poll(int(TICK_S * 1000))
             # All donors are read before one counts as silent: a write may have taken long.
-            for name in list(self._queues):
+            for name in self._donors:
                 self._receive(name)
-            self._do(self._schedule.tick(self._now_s()))
+            self._do(self._schedule.tick(time.monotonic()))
             self._check_stalled()
             self._tell()
 
     def _ask_offers(self) -> None:
         """Ask donors that have made no offer, or may have more by now."""
-        now_s = self._now_s()
-        for name, queue in self._queues.items():
-            settled = queue.offered is not None and (
-                queue.offered.held is None or not queue.is_idle
-            )
-            if settled or name in self._wrong or now_s - queue.offer_s < OFFER_AGAIN_S:
-                continue
-            queue.ask_offer(now_s)
+        now_s = time.monotonic()
+        for name, donor in self._donors.items():
+            offered = donor.offered
+            settled = offered is not None and (offered.held is None or not donor.is_idle)
+            if not settled and name not in self.wrong and now_s - donor.offer_s >= OFFER_AGAIN_S:
+                donor.ask_offer(self._identity, now_s)
 
     def _receive(self, name: str) -> None:
-        queue = self._queues[name]
+        donor = self._donors[name]
         try:
-            for answer in queue.donor.receive():
-                if name not in self._wrong:
-                    self._take(name, queue, answer)
+            for answer in donor.receive():
+                if name not in self.wrong:
+                    self._take(name, donor, answer)
         except ProtocolError as error:
             self._ban(name, error.message)
 
-    def _take(self, name: str, queue: DonorQueue, answer: DonorAnswer) -> None:
-        now_s = self._now_s()
+    def _take(self, name: str, donor: DonorClient, answer: DonorAnswer) -> None:
+        now_s = time.monotonic()
         if isinstance(answer, Offered):
-            if not queue.is_idle:
+            if not donor.is_idle:
                 return  # it was asked for items meanwhile: the offer may be old and is asked again
             has = self._target.offered_items(answer)
-            queue.offered, queue.refused = answer, ""
+            donor.offered, donor.refused = answer, ""
             self._do(self._schedule.joined(name, has, now_s))
         elif isinstance(answer, Part):
             self._progress_s = now_s
-            self._schedule.received(name, answer.item, len(answer.data), now_s)
-            whole = queue.receive(answer)
-            if whole is not None and self._schedule.is_wanted(answer.item):
-                self._accept(name, answer.item, whole)
-            queue.ask_more()
+            self._schedule.received(name, answer.item, answer.nbytes, now_s)
+            if answer.whole is not None and self._schedule.is_wanted(answer.item):
+                self._accept(name, answer.item, answer.whole)
+            donor.ask_more()
         elif answer.item:
-            queue.refuse(answer.item)
             self._do(self._schedule.refused(name, answer.item, now_s))
-            queue.ask_more()
+            donor.ask_more()
         else:
-            queue.refused = answer.reason
+            donor.refused = answer.reason
 
     def _accept(self, name: str, item: str, data: memoryview) -> None:
         if not self._target.accept(item, data):
             self._ban(name, f"{item} does not match its hash")
             return
         self.by_donor[name] += len(data)
-        self._do(self._schedule.arrived(name, item, self._now_s()))
+        self._do(self._schedule.arrived(name, item, time.monotonic()))
 
     def _ban(self, name: str, why: str) -> None:
-        if name in self._wrong:
+        if name in self.wrong:
             return
-        self._wrong.add(name)
-        self._queues[name].reset()
+        self.wrong.add(name)
+        self._donors[name].reset()
         self._options.warn(f"board {name} sent what is wrong and is not asked again: {why}")
-        self._do(self._schedule.failed(name, self._now_s()))
+        self._do(self._schedule.failed(name, time.monotonic()))
 
     def _do(self, actions: Sequence[DonorAction]) -> None:
         for action in actions:
-            queue = self._queues[action.donor]
+            donor = self._donors[action.donor]
             if isinstance(action, Ask):
-                queue.add(action.item, self._nbytes(queue, action.item))
+                assert donor.offered is not None
+                is_manifest, sizes = action.item == MANIFEST, self._target.items
+                nbytes = donor.offered.manifest_bytes if is_manifest else sizes[action.item]
+                donor.add(action.item, nbytes)
             elif isinstance(action, Cancel):
-                queue.cancel(action.item)
-                queue.ask_more()
+                donor.cancel(action.item)
+                donor.ask_more()
             else:
-                queue.reset()
-
-    def _nbytes(self, queue: DonorQueue, item: str) -> int:
-        if item != MANIFEST:
-            return self._target.items[item]
-        assert queue.offered is not None
-        return queue.offered.manifest_bytes
+                donor.reset()
 
     def _check_stalled(self) -> None:
-        silent_s = self._now_s() - self._progress_s
-        queues = {name: queue for name, queue in self._queues.items() if name not in self._wrong}
-        hopeless = all(queue.refused for queue in queues.values())
+        silent_s = time.monotonic() - self._progress_s
+        refusals = {n: donor.refused for n, donor in self._donors.items() if n not in self.wrong}
+        hopeless = all(refusals.values())
         if self._schedule.is_done or (silent_s < self._options.stall_s and not hopeless):
             return
         missing = self._schedule.missing
         sizes = self._target.items
         lacking = sum(sizes[item] for item in missing)
         size = "" if MANIFEST in missing else f", {format_size(lacking)}"
-        said = [f"{name}: {queue.refused or 'no answer'}" for name, queue in queues.items()]
-        said += [f"{name}: sent what is wrong" for name in sorted(self._wrong)]
+        said = [f"{name}: {refusal or 'no answer'}" for name, refusal in refusals.items()]
+        said += [f"{name}: sent what is wrong" for name in sorted(self.wrong)]
         raise BoardLostError(
             f"no board sends {missing[0]}: {len(missing)} of {len(sizes)} items lack{size}"
             f" ({'; '.join(said) or 'no boards'})",
@@ -280,11 +247,10 @@ class Puller:
         )
 
     def _tell(self) -> None:
-        now_s = self._now_s()
+        now_s = time.monotonic()
         if MANIFEST in self._target.items:
             return
         if self._schedule.is_done or now_s - self._told_s >= TICK_S:
             self._told_s = now_s
-            rates = {name: self._schedule.rate(name) for name in self._queues}
             total = sum(self._target.items.values())
-            self._options.progress(PullProgress(sum(self.by_donor.values()), total, rates))
+            self._options.progress(sum(self.by_donor.values()), total)

@@ -121,10 +121,6 @@ class Schedule:
         """Whether an item has yet to arrive."""
         return item in self._missing
 
-    def rate(self, donor: str) -> float:
-        """Bytes a second that a donor sends; 0 if it is unknown or has sent nothing yet."""
-        return self._donors[donor].speed.bytes_per_s if donor in self._donors else 0.0
-
     # -- events ------------------------------------------------------------------------------------
 
     def joined(self, donor: str, has: Collection[str], now_s: float) -> list[DonorAction]:
@@ -138,16 +134,12 @@ class Schedule:
         self._requeue()
         return self._next(now_s)
 
-    def lost(self, donor: str, now_s: float) -> list[DonorAction]:
-        """A donor has left; others are asked for its items."""
+    def failed(self, donor: str, now_s: float) -> list[DonorAction]:
+        """A donor sent wrong bytes: it is never asked again, and others for its items."""
+        self._banned.add(donor)
         self._donors.pop(donor, None)
         self._requeue()
         return self._next(now_s)
-
-    def failed(self, donor: str, now_s: float) -> list[DonorAction]:
-        """A donor sent wrong bytes: it is never asked again."""
-        self._banned.add(donor)
-        return self.lost(donor, now_s)
 
     def refused(self, donor: str, item: str, now_s: float) -> list[DonorAction]:
         """A donor does not have an item after all."""

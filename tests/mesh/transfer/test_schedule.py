@@ -174,7 +174,7 @@ def test_what_nobody_has_is_told() -> None:
     plan = Schedule(names(3))
     plan.joined("a", ["item-0", "item-2", "item-9"], 0.0)
     assert impossible(plan) == ["item-1"]
-    plan.lost("a", 1.0)
+    plan.failed("a", 1.0)
     assert impossible(plan) == ["item-0", "item-1", "item-2"]
     assert plan.joined("b", ["item-1"], 2.0) == [Ask("b", "item-1")]
 
@@ -240,10 +240,8 @@ def test_any_order_of_events_keeps_the_window(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 60))):
         now_s += data.draw(st.floats(0, 2))
         who, what = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from(sorted(items)))
-        event = data.draw(
-            st.sampled_from(["joined", "lost", "failed", "refused", "arrived", "passed"])
-        )
-        if event in ("joined", "lost", "failed"):
+        event = data.draw(st.sampled_from(["joined", "failed", "refused", "arrived", "passed"]))
+        if event in ("joined", "failed"):
             asked[who].clear()
         if event == "joined":
             actions = plan.joined(

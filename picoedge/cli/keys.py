@@ -96,7 +96,7 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     Keep it secret until it is used or expired: anyone with the string can join. `picoedge run`
     must be running on this board when the other one joins.
     """
-    from picoedge.mesh.identity.invite import Invites, parse_invite
+    from picoedge.mesh.identity.admission import Invites, parse_invite
 
     folder = _folder()
     cluster = _roster_file(folder).roster.cluster
@@ -200,8 +200,8 @@ def _key_and_name(roster: Roster, board: str) -> tuple[str, str]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
+    from picoedge.mesh.identity.admission import Invites
     from picoedge.mesh.identity.identity import has_signing_key, load_identity
-    from picoedge.mesh.identity.invite import Invites
 
     identity, roster = load_identity(folder), _roster_file(folder).roster
     public, cluster = identity.keys.public, roster.cluster

@@ -81,7 +81,7 @@ def _identity(join: str | None, name: str | None) -> Identity:
         return load_identity(folder)
     import zmq
 
-    from picoedge.mesh.identity.invite import parse_invite
+    from picoedge.mesh.identity.admission import parse_invite
     from picoedge.mesh.node.join import join as join_cluster
 
     text = sys.stdin.readline() if join == "-" else join

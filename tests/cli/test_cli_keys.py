@@ -14,9 +14,8 @@ import pytest
 
 from picoedge.cli.main import main
 from picoedge.mesh import interfaces
-from picoedge.mesh.identity.admission import accept, admit
+from picoedge.mesh.identity.admission import accept, admit, parse_invite
 from picoedge.mesh.identity.identity import KeyPair, load_identity, load_signing_key
-from picoedge.mesh.identity.invite import parse_invite
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.interfaces import Interface
 

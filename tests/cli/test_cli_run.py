@@ -19,8 +19,7 @@ from picoedge.cli.main import main
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
-from picoedge.mesh.identity.admission import found_cluster
-from picoedge.mesh.identity.invite import Invites
+from picoedge.mesh.identity.admission import Invites, found_cluster
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node import announce
 

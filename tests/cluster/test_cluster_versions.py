@@ -16,7 +16,7 @@ from shelf_models import packed_tiny
 
 from picoedge.cluster.spec import spec_from_json
 from picoedge.jobs.spec import VERSION_1
-from picoedge.mesh.identity.invite import Invites
+from picoedge.mesh.identity.admission import Invites
 from picoedge.mesh.identity.roster import RosterFile
 
 BEFORE = "a8b77f2"  # the last commit of version 1

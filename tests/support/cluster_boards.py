@@ -28,9 +28,8 @@ from hw.lab import Board as LabBoard
 from picoedge.errors import MeshError
 from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.identity.admission import found_cluster
+from picoedge.mesh.identity.admission import Invites, found_cluster
 from picoedge.mesh.identity.identity import load_identity
-from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.transport.client import Client
 from picoedge.planner.topology import LinkFacts, Topology

@@ -1,11 +1,23 @@
-"""Admission to a cluster: found one, admit a board by its invite, accept being admitted."""
+"""Admission to a cluster: found one, admit a board by its invite, accept being admitted.
+
+An invite is a string that admits one board, once, within a limited time. It contains the secret
+half of a one-time key pair. The board that issued it keeps the public half in `invites.json` until
+it is used or expires, by that board's clock: a new board may not know the time yet.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.errors import AccessError, ProtocolError, UsageError
-from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
+from picoedge.errors import AccessError, PicoedgeError, ProtocolError, UsageError
+from picoedge.fields import Fields
+from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.cluster_folder import Stamp, folder_lock, read_json, stamp_of, write_json
 from picoedge.mesh.identity.identity import (
     Identity,
     KeyPair,
@@ -13,13 +25,145 @@ from picoedge.mesh.identity.identity import (
     create_identity,
     is_key,
     is_name,
+    load_identity,
+    load_signing_key,
+    read_key,
     require_board_name,
     require_no_identity,
 )
-from picoedge.mesh.identity.invite import Invitation, Invites
 from picoedge.mesh.identity.roster import Cluster, Roster, RosterFile
 
-JOINING = "joining.json"
+INVITE_PREFIX = "picoedge-join:"
+MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in one go
+MAX_CHARACTERS = 1024  # an invite has about 300
+MAX_TIME = (1 << 53) - 1  # unix seconds
+INVITES_FILE, JOINING = "invites.json", "joining.json"
+_FIELDS = ("address", "server", "secret", "expires", "cluster")
+
+
+def dialled_address(text: str) -> str:
+    """`text` as a HOST:PORT to which a peer can connect. Raises UsageError."""
+    address = parse_address(text)
+    if address.is_everywhere or not address.port:
+        raise UsageError(f"no board can be asked at {address}", "name one address of this board")
+    return str(address)
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """The content of an invite: the board to ask, the one-time keys, the cluster.
+
+    `server` is the public key of the board at `address`, `cluster` verifies its roster,
+    `expires` is in unix seconds of that board.
+    """
+
+    address: str
+    server: str
+    keys: KeyPair
+    expires: int
+    cluster: str
+
+    def to_string(self) -> str:
+        """The string to type on the other board. It is a secret: any reader can use it."""
+        fields = {
+            "address": self.address,
+            "server": self.server,
+            "secret": self.keys.secret,
+            "expires": self.expires,
+            "cluster": self.cluster,
+        }
+        data = json.dumps(fields, separators=(",", ":")).encode()
+        return INVITE_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def parse_invite(text: str) -> Invitation:
+    """The inverse of `to_string`. Raises UsageError, which does not repeat the string."""
+    text = text.strip()
+    if not text.startswith(INVITE_PREFIX):
+        raise UsageError(
+            f"an invite begins with {INVITE_PREFIX}", "picoedge keys invite prints one"
+        )
+    invitation = _decoded(text[len(INVITE_PREFIX) :]) if len(text) <= MAX_CHARACTERS else None
+    if invitation is None:
+        raise UsageError(
+            "the invite is cut off or altered", "copy the whole line that picoedge keys invite gave"
+        )
+    return invitation
+
+
+def _decoded(text: str) -> Invitation | None:
+    padded = text.encode("ascii", "replace") + b"=" * (-len(text) % 4)
+    try:
+        fields = Fields(json.loads(base64.b64decode(padded, b"-_", validate=True))).only(_FIELDS)
+        address, secret = fields.text("address"), read_key(fields, "secret")
+        server, cluster = read_key(fields, "server"), read_key(fields, "cluster")
+        expires = fields.integer("expires", 0, MAX_TIME)
+        if dialled_address(address) != address:
+            return None
+    except (PicoedgeError, ValueError, RecursionError):
+        return None
+    return Invitation(address, server, KeyPair.of_secret(secret), expires, cluster)
+
+
+class Invites:
+    """The open invites of this board, kept on disk. Times are unix seconds of this board."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / INVITES_FILE
+        self._seen: Stamp | None = None
+        self._seen_open: dict[str, int] = {}
+
+    def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
+        """A new invite for the board at `address` (HOST:PORT), valid for `ttl_s`, as a string.
+
+        `cluster` is the cluster's public key. Raises AccessError if this board cannot admit
+        others or too many invites are open, UsageError for a bad address.
+        """
+        asked = dialled_address(address)
+        load_signing_key(self.folder)
+        server = load_identity(self.folder).keys.public
+        invitation = Invitation(asked, server, KeyPair.new(), math.ceil(now + ttl_s), cluster)
+        with folder_lock(self.folder):
+            opened = self._open(now)
+            if len(opened) >= MAX_OPEN:
+                raise AccessError(f"{MAX_OPEN} invites are open", "use them, or wait for their end")
+            write_json(self.path, {**opened, invitation.keys.public: invitation.expires})
+        return invitation.to_string()
+
+    def is_open(self, public: str, now: float) -> bool:
+        """Whether the one-time key `public` may still ask to join; False if the file is damaged.
+
+        Any client can make a daemon call this, so an unchanged file is not read again.
+        """
+        stamp = stamp_of(self.path)
+        if stamp != self._seen:
+            self._seen, self._seen_open = stamp, {}
+            with suppress(PicoedgeError):
+                self._seen_open = self._open(now)
+        return now < self._seen_open.get(public, 0)
+
+    def spend(self, public: str, now: float) -> bool:
+        """Use up an invite, on disk before this returns; True for the first caller only."""
+        with folder_lock(self.folder):
+            opened = self._open(now)
+            if public not in opened:
+                return False
+            del opened[public]
+            write_json(self.path, opened)
+        return True
+
+    def open_until(self, now: float) -> list[int]:
+        """Expiry times of the open invites (unix seconds), ascending."""
+        return sorted(self._open(now).values())
+
+    def _open(self, now: float) -> dict[str, int]:
+        remedy = f"remove {self.path}: open invites are then forgotten"
+        listed = read_json(self.path, remedy) or {}
+        for key, expires in listed.items():
+            if not is_key(key) or type(expires) is not int or not 0 <= expires <= MAX_TIME:
+                raise AccessError(f"{self.path}: damaged", remedy)
+        return {key: expires for key, expires in listed.items() if now < expires}
 
 
 def found_cluster(folder: Path, cluster: str, board: str) -> Identity:

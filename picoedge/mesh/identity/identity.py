@@ -19,6 +19,7 @@ import zmq
 from zmq.utils import z85
 
 from picoedge.errors import AccessError, UsageError
+from picoedge.fields import Fields
 from picoedge.files import xdg_folder
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 
@@ -50,6 +51,14 @@ def decode_z85(text: object, n_bytes: int) -> bytes | None:
 def is_key(text: object) -> TypeGuard[str]:
     """Whether `text` is a key in Z85."""
     return decode_z85(text, KEY_BYTES) is not None
+
+
+def read_key(fields: Fields, name: str) -> str:
+    """The public key in a field. Raises the error of `fields`."""
+    key = fields.get(name, str)
+    if not is_key(key):
+        raise fields.fault(name, "a public key")
+    return key
 
 
 @dataclass(frozen=True)
@@ -227,10 +236,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _well_formed(value: Mapping[str, Any]) -> bool:
-    if value.keys() != {"name", "public", "secret", "signing"}:
+    if value.keys() != {"name", "public", "secret", "signing"} or not is_name(value["name"]):
         return False
-    if not is_name(value["name"]) or not is_key(value["public"]) or not is_key(value["secret"]):
+    public, secret, signing = value["public"], value["secret"], value["signing"]
+    if not is_key(public) or not is_key(secret) or not (signing is None or is_key(signing)):
         return False
-    if value["signing"] is not None and not is_key(value["signing"]):
-        return False
-    return KeyPair.of_secret(value["secret"]).public == str(value["public"])
+    return KeyPair.of_secret(secret).public == public

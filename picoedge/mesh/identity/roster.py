@@ -27,6 +27,7 @@ from picoedge.mesh.identity.identity import (
     fingerprint,
     is_key,
     is_name,
+    read_key,
     verifies,
 )
 
@@ -93,13 +94,7 @@ class Roster:
 
     def is_allowed(self, public: str) -> bool:
         """Whether a board with this key is admitted."""
-        entry = self._by_public.get(public)
-        return entry is not None and entry.kind == ALLOW
-
-    def is_revoked(self, public: str) -> bool:
-        """Whether this key was revoked."""
-        entry = self._by_public.get(public)
-        return entry is not None and entry.kind == REVOKE
+        return public in self.members
 
     def name_of(self, public: str) -> str | None:
         """The name of the board with this key, revoked or not; None for an unknown key."""
@@ -146,7 +141,7 @@ class Roster:
         Raises AccessError if the key is revoked, the name is taken, or the roster is full.
         """
         _require_board(public, name)
-        if self.is_revoked(public):
+        if public in self.revoked:
             raise AccessError(
                 f"the key of {self.name_of(public)} is revoked, for good",
                 "remove its cluster folder there, and join again with a new invite",
@@ -162,7 +157,7 @@ class Roster:
         name = self.name_of(public)
         if name is None:
             raise AccessError("no board of this cluster has that key", "picoedge keys show")
-        return self if self.is_revoked(public) else self._with(signing, REVOKE, public, name)
+        return self if public in self.revoked else self._with(signing, REVOKE, public, name)
 
     def free_name(self, name: str) -> str:
         """`name`, or if it is taken `name-2` and so on."""
@@ -289,21 +284,14 @@ def _foreign(cluster: Cluster) -> MeshError:
 
 def _read_cluster(fields: Fields) -> Cluster:
     fields.only(("name", "key"))
-    return Cluster(fields.text("name", MAX_NAME, NAME_PATTERN, "a name"), _read_key(fields, "key"))
-
-
-def _read_key(fields: Fields, name: str) -> str:
-    key = fields.get(name, str)
-    if not is_key(key):
-        raise fields.fault(name, "a public key")
-    return key
+    return Cluster(fields.text("name", MAX_NAME, NAME_PATTERN, "a name"), read_key(fields, "key"))
 
 
 def _read_entry(fields: Fields, cluster: Cluster, verified: Mapping[str, Entry]) -> Entry:
     fields.only(Entry.__dataclass_fields__)
     entry = Entry(
         fields.one_of("kind", (ALLOW, REVOKE)),
-        _read_key(fields, "public"),
+        read_key(fields, "public"),
         fields.text("name", MAX_NAME, NAME_PATTERN, "a name"),
         fields.integer("serial", 1, MAX_SERIAL),
         fields.get("signature", str),

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from picoedge.errors import AccessError, BoardLostError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.identity.admission import accept, joining_keys
+from picoedge.mesh.identity.admission import Invitation, accept, joining_keys
 from picoedge.mesh.identity.identity import Identity, KeyPair
-from picoedge.mesh.identity.invite import Invitation
 from picoedge.mesh.node.finder import AddressBook
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body
@@ -53,7 +52,12 @@ def ask_to_join(
         try:
             answer = _ask(context, invitation, keys, "roster", {}, timeout_s)
         except (AccessError, BoardLostError):
-            raise _plainer(error) from None
+            if isinstance(error, BoardLostError):
+                raise error from None
+            raise AccessError(
+                "the invite is used up or too old",
+                "picoedge keys invite, on the board that gave it",
+            ) from None
     return dict(Fields(answer).object("roster").values)
 
 
@@ -63,11 +67,3 @@ def _ask(
     address = parse_address(invitation.address)
     with Client(context, keys, address, invitation.server, "that invites") as client:
         return client.ask(kind, body, timeout_s)
-
-
-def _plainer(error: AccessError | BoardLostError) -> AccessError | BoardLostError:
-    if isinstance(error, BoardLostError):
-        return error
-    return AccessError(
-        "the invite is used up or too old", "picoedge keys invite, on the board that gave it"
-    )

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from picoedge.errors import AccessError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.identity.admission import admit
+from picoedge.mesh.identity.admission import Invites, admit
 from picoedge.mesh.identity.identity import MAX_NAME, Identity, load_signing_key
-from picoedge.mesh.identity.invite import Invites
 from picoedge.mesh.identity.roster import Roster, RosterFile
 from picoedge.mesh.node.membership import Timing
 from picoedge.mesh.node.peers import Peers

@@ -16,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import AccessError, ProtocolError, StorageError, UsageError
-from picoedge.mesh.identity.admission import accept, admit, await_allow, found_cluster, joining_keys
+from picoedge.mesh.identity.admission import (
+    INVITE_PREFIX,
+    MAX_OPEN,
+    Invites,
+    accept,
+    admit,
+    await_allow,
+    found_cluster,
+    joining_keys,
+    parse_invite,
+)
 from picoedge.mesh.identity.identity import (
     Identity,
     KeyPair,
@@ -29,7 +39,6 @@ from picoedge.mesh.identity.identity import (
     load_signing_key,
     verifies,
 )
-from picoedge.mesh.identity.invite import INVITE_PREFIX, MAX_OPEN, Invites, parse_invite
 from picoedge.mesh.identity.roster import RosterFile
 
 NOW = 1_000_000.0

@@ -14,9 +14,8 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.identity.admission import joining_keys
+from picoedge.mesh.identity.admission import Invitation, Invites, joining_keys, parse_invite
 from picoedge.mesh.identity.identity import KeyPair, load_signing_key
-from picoedge.mesh.identity.invite import Invitation, Invites, parse_invite
 from picoedge.mesh.node.join import ask_to_join, join
 from picoedge.mesh.node.membership import Change
 

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 STAGES = ("starting", "pulling", "loading", "waiting for work", "computing", "ended")
@@ -61,9 +61,7 @@ class ProgressPage:
 
     def write_work(self, work: Work) -> None:
         """Set `work`."""
-        _WORK.pack_into(
-            self._page, _PAGE.size, work.tokens, work.compute_s, work.sync_s, work.disk_s
-        )
+        _WORK.pack_into(self._page, _PAGE.size, *astuple(work))
 
     def read(self) -> WorkerProgress:
         """The last values written."""

@@ -39,9 +39,7 @@ def new_endpoint() -> str:
 def read_chunk(body: Mapping[str, Any], limits: Limits) -> bytes:
     """The bytes that a message passes on. Raises ProtocolError."""
     try:
-        data = base64.b64decode(
-            Fields(body, "the relay", ProtocolError).get("data", str), validate=True
-        )
+        data = base64.b64decode(Fields(body, "the relay").get("data", str), validate=True)
     except ValueError:
         raise ProtocolError("a relayed chunk that is not base64") from None
     if len(data) > limits.relay_chunk_bytes:

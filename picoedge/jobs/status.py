@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STATE_S = 2.0  # the own daemon answers in milliseconds; this allows for a stalled card
 _MAX_COUNT = 1 << 62
 _MAX_TEXT = 200  # characters
+_SPANS = ("attention", "ffn", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class BoardState:
     def to_json(self) -> dict[str, Any]:
         """Plain values; spans of shards are [first, one past the last]."""
         values = asdict(self)
-        for name in ("attention", "ffn", "vocabulary"):
+        for name in _SPANS:
             shards: range | None = values[name]
             values[name] = None if shards is None else [shards.start, shards.stop]
         return values
@@ -84,11 +85,8 @@ def read_mesh(body: Mapping[str, Any]) -> MeshState:
 
 
 def _board(board: Fields) -> BoardState:
-    report, addresses = _inside(board, "report"), or_else([], board.array, "addresses")
-    spans = {
-        name: or_else(None, report.span, name, _MAX_COUNT)
-        for name in ("attention", "ffn", "vocabulary")
-    }
+    report = or_else(Fields({}), board.object, "report")
+    addresses = or_else([], board.array, "addresses")
     return BoardState(
         _text(board, "name"),
         _text(board, "key"),
@@ -98,7 +96,7 @@ def _board(board: Fields) -> BoardState:
         how=_text(report, "how"),
         holder=_text(report, "for"),
         model=_text(report, "model"),
-        **spans,
+        **{name: or_else(None, report.span, name, _MAX_COUNT) for name in _SPANS},
         used_bytes=_count(report, "rss_bytes"),
         budget_bytes=_count(report, "memory_bytes"),
         temperature_c=or_else(None, report.number, "temperature_c", -_MAX_COUNT, _MAX_COUNT),
@@ -112,17 +110,14 @@ def _board(board: Fields) -> BoardState:
 
 def read_work(report: Mapping[str, Any]) -> Work | None:
     """What a worker has done, from its daemon's report; None if the report does not say."""
-    work = _inside(Fields(report), "work")
-    tokens = _count(work, "tokens")
-    seconds = [
-        or_else(None, work.number, name, -_MAX_COUNT, _MAX_COUNT)
-        for name in ("compute_s", "sync_s", "disk_s")
-    ]
-    return None if tokens is None or None in seconds else Work(tokens, *seconds)  # type: ignore[arg-type]
 
+    def read() -> Work:
+        work = Fields(report).object("work")
+        names = ("compute_s", "sync_s", "disk_s")
+        seconds = [work.number(name, -_MAX_COUNT, _MAX_COUNT) for name in names]
+        return Work(work.integer("tokens", 0, _MAX_COUNT), *seconds)
 
-def _inside(fields: Fields, name: str) -> Fields:
-    return or_else(Fields({}), fields.object, name)
+    return or_else(None, read)
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
-from picoedge.mesh.cluster_folder import DaemonFile
+from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind
@@ -50,8 +51,9 @@ class Daemon:
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
         node.peers.membership.on_change(self._tell_change)
-        self._file = DaemonFile(node.identity.folder)
-        self._file.write(node.address, node.peers.incarnation)
+        self._resources = ExitStack()
+        folder, incarnation = node.identity.folder, node.peers.incarnation
+        self._resources.enter_context(published_daemon(folder, node.address, incarnation))
         self._probe = self._start_probe()
 
     def _offer_pack(self, peer: str, body: Body) -> None:
@@ -132,7 +134,7 @@ class Daemon:
         self._probe.wait()
         if self._probe.stdout is not None:
             self._probe.stdout.close()
-        self._file.remove()
+        self._resources.close()
 
 
 def _ping(peer: str, body: Body) -> RawReply:

@@ -100,35 +100,32 @@ class LocalDaemon:
     incarnation: int
 
 
-class DaemonFile:
-    """Marks this process as the board's daemon, until `remove` or its end.
+@contextmanager
+def published_daemon(folder: Path, address: Address, incarnation: int) -> Iterator[None]:
+    """Mark this process as the board's daemon, listening on `address`, while the block runs.
 
     Raises MeshError if another one runs, StorageError if the folder cannot be written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with folder_lock(folder):
-            self._lock = os.open(folder / DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not take_lock(self._lock, DAEMON_LOCK_S):
-            os.close(self._lock)
-            raise _running(folder)
-
-    def write(self, address: Address, incarnation: int) -> None:
-        """Publish the address it listens on."""
-        if address.is_everywhere:
-            local = "::1" if ":" in address.host else "127.0.0.1"
-            address = Address(local, address.port)
+    if address.is_everywhere:
+        local = "::1" if ":" in address.host else "127.0.0.1"
+        address = Address(local, address.port)
+    with folder_lock(folder):
+        fd = os.open(folder / DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with open(fd, "rb"):
+        if not take_lock(fd, DAEMON_LOCK_S):
+            daemon = _read_daemon(folder)
+            who = f"process {daemon.pid}, at {daemon.address}" if daemon else "it is just starting"
+            raise MeshError(
+                f"a daemon with this identity runs already: {who}",
+                "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
+            )
         said = {"pid": os.getpid(), "address": str(address), "incarnation": incarnation}
-        with folder_lock(self._folder):
-            write_json(self._folder / DAEMON_FILE, said)
-
-    def remove(self) -> None:
-        """Unpublish it. Idempotent."""
-        if self._lock >= 0:
-            (self._folder / DAEMON_FILE).unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = -1
+        with folder_lock(folder):
+            write_json(folder / DAEMON_FILE, said)
+        try:
+            yield
+        finally:
+            (folder / DAEMON_FILE).unlink(missing_ok=True)
 
 
 def find_local(folder: Path) -> LocalDaemon | None:
@@ -148,12 +145,3 @@ def _read_daemon(folder: Path) -> LocalDaemon | None:
         return LocalDaemon(fields.integer("pid"), address, fields.integer("incarnation"))
     except (MeshError, UsageError):
         return None
-
-
-def _running(folder: Path) -> MeshError:
-    daemon = _read_daemon(folder)
-    who = f"process {daemon.pid}, at {daemon.address}" if daemon else "it is just starting"
-    return MeshError(
-        f"a daemon with this identity runs already: {who}",
-        "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
-    )

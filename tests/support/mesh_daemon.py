@@ -10,7 +10,7 @@ from pathlib import Path
 import zmq
 
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.cluster_folder import DaemonFile
+from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node.node import Node
@@ -30,13 +30,11 @@ def main(folder: Path, peers: list[str]) -> None:
     node.rpc.on("memory", lambda peer, body: {"resident_kb": resident_kb()})
     node.rpc.on("modules", lambda peer, body: {"modules": sorted(sys.modules)})
     signal.signal(signal.SIGTERM, lambda *_: node.stop())
-    here = DaemonFile(folder)
-    here.write(node.address, node.peers.incarnation)
-    print(json.dumps({"address": str(node.address)}), flush=True)
     try:
-        node.run()
+        with published_daemon(folder, node.address, node.peers.incarnation):
+            print(json.dumps({"address": str(node.address)}), flush=True)
+            node.run()
     finally:
-        here.remove()
         node.close()
         context.term()
 

@@ -140,7 +140,10 @@ class Roster:
 
         Raises AccessError if the key is revoked, the name is taken, or the roster is full.
         """
-        _require_board(public, name)
+        if not is_key(public):
+            raise AccessError("that is not a public key", "picoedge keys show there tells it")
+        if not is_name(name):
+            raise AccessError("that is no name for a board", _NAMED)
         if public in self.revoked:
             raise AccessError(
                 f"the key of {self.name_of(public)} is revoked, for good",
@@ -267,13 +270,6 @@ class RosterFile:
             return Roster.from_json(value, known)
         except MeshError as error:
             raise AccessError(f"{self.path}: {error.message}", error.hint or REMEDY) from None
-
-
-def _require_board(public: str, name: str) -> None:
-    if not is_key(public):
-        raise AccessError("that is not a public key", "picoedge keys show there tells it")
-    if not is_name(name):
-        raise AccessError("that is no name for a board", _NAMED)
 
 
 def _foreign(cluster: Cluster) -> MeshError:

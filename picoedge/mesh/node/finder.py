@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,10 @@ class AddressBook:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known: dict[str, tuple[Address, ...]] = dict(_read_book(folder / ADDRESSES_FILE))
+        self.known: dict[str, tuple[Address, ...]] = {}
         self.has_news = False  # since it was saved
+        with suppress(PicoedgeError):
+            self.known.update(read_addresses(read_json(folder / ADDRESSES_FILE, "") or {}))
 
     def add_seen(self, key: str, addresses: Iterable[Address]) -> None:
         """Add addresses at which the board itself answered, in front."""
@@ -90,14 +93,6 @@ class AddressBook:
         # A change of order alone is no news: two boards would report it to each other for ever.
         self.has_news |= set(kept) != set(self.known.get(key, ()))
         self.known[key] = kept
-
-
-def _read_book(path: Path) -> Addresses:
-    try:
-        value = read_json(path, "")
-        return read_addresses(value) if isinstance(value, dict) else {}
-    except PicoedgeError:
-        return {}
 
 
 class Finder:

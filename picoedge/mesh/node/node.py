@@ -36,8 +36,8 @@ JOINED_S = 1.0  # for the reply to leave the board, before the one-time key is d
 class Node:
     """One board's place in the mesh. Raises MeshError if `listen` cannot be bound.
 
-    `peers` are addresses at which to look for boards. `log` is given lines for people; `clock` is
-    in seconds and monotonic; `translation` is for boards of the previous wire version.
+    `peers` are addresses at which to look for boards. `log` is given lines for people;
+    `translation` is for boards of the previous wire version.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class Node:
         listen: Address,
         peers: Iterable[Address] = (),
         *,
-        clock: Callable[[], float] = time.monotonic,
         timing: Timing | None = None,
         log: Callable[[str], None] | None = None,
         limits: Limits = DEFAULT_LIMITS,
@@ -64,7 +63,6 @@ class Node:
             lambda key: self.roster.is_allowed(key) or self._is_invited(key),
             self._authorize,
             name_of=self.name_of,
-            clock=clock,
             log=log,
             limits=limits,
             translation=translation,

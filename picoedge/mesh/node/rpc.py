@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
@@ -37,7 +37,7 @@ from picoedge.mesh.transport.messages import (
     number_of,
 )
 from picoedge.mesh.transport.replies import Handler, Pending, Reply, frames_of, reply_of
-from picoedge.mesh.transport.server import Frames, Request, Sender, Server
+from picoedge.mesh.transport.server import Frames, Sender, Server
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -75,18 +75,17 @@ class Rpc:
         authorize: Callable[[Sender, str], None],
         *,
         name_of: Callable[[str], str] = str,
-        clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         translation: Translation = NO_TRANSLATION,
     ) -> None:
         self.limits = limits
         self.name_of = name_of
-        self.loop = Loop(clock)
+        self.loop = Loop()
         self.routes: dict[str, Sender] = {}  # key to the connection that its daemon made to us
         self._authorize = authorize
         self._translation = translation
-        self._log = log or _to_stderr
+        self._log = log or partial(print, file=sys.stderr, flush=True)
         self._logged: set[str] = set()
         self._handlers: dict[str, Handler] = {}
         self._numbers = itertools.count(1)
@@ -189,20 +188,17 @@ class Rpc:
             request = self.server.receive()
             if request is None:
                 break
+            sender = request.sender
+            dialect = self._dialects.get(sender.route)
+            if dialect is None:
+                dialect = self._dialects[sender.route] = self._new_dialect(sender)
             try:
-                self._open(request)
+                kind, body = dialect.read(request.frames)
+                self._authorize(sender, kind)
+                self._serve(sender, kind, body, dialect)
             except ProtocolError as error:
-                self._drop(request.sender, error)
+                self._drop(sender, error)
         self.take_gone()
-
-    def _open(self, request: Request) -> None:
-        sender = request.sender
-        dialect = self._dialects.get(sender.route)
-        if dialect is None:
-            dialect = self._dialects[sender.route] = self._new_dialect(sender)
-        kind, body = dialect.read(request.frames)
-        self._authorize(sender, kind)
-        self._serve(sender, kind, body, dialect)
 
     def _read_connection(self, connection: OutgoingConnection) -> None:
         for _ in range(self.limits.requests_per_turn):
@@ -308,7 +304,3 @@ class Rpc:
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
         says_who = isinstance(error, VersionError)
         self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -163,6 +163,8 @@ class Schedule:
     def arrived(self, donor: str, item: str, now_s: float) -> list[DonorAction]:
         """An item is complete and right."""
         self._missing.pop(item, None)
+        if not any(item in state.asked for state in self._donors.values()):
+            self._requeue()  # it came all the same, and is not to be asked for any more
         actions: list[DonorAction] = []
         for name, state in self._donors.items():
             if item in state.asked:
@@ -209,16 +211,13 @@ class Schedule:
                 if len(donor.asked) > depth:
                     continue
                 item = choose(name, now_s)
-                if item is not None:
-                    actions.append(self._ask(name, item, now_s))
+                if item is None:
+                    continue
+                if not donor.asked:  # its silence counts from now
+                    donor.last_received_s = donor.speed.since_s = now_s
+                donor.asked[item] = float(self._nbytes[item])
+                actions.append(Ask(name, item))
         return actions
-
-    def _ask(self, name: str, item: str, now_s: float) -> Ask:
-        donor = self._donors[name]
-        if not donor.asked:  # its silence counts from now
-            donor.last_received_s = donor.speed.since_s = now_s
-        donor.asked[item] = float(self._nbytes[item])
-        return Ask(name, item)
 
     def _rarest(self, name: str, now_s: float) -> str | None:
         """The next item that no donor is asked for: the rarest of what this one has."""

@@ -17,7 +17,7 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
-from picoedge.mesh.cluster_folder import DaemonFile, find_local
+from picoedge.mesh.cluster_folder import find_local, published_daemon
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.mesh.transport.server import Sender
@@ -120,7 +120,7 @@ def test_its_board_finds_it(tmp_path: Path, context: Any) -> None:
         with connect_local(context, folder) as client:
             assert "roster" in client.ask("roster")
         with pytest.raises(MeshError, match=f"runs already: process {local.pid}"):
-            DaemonFile(folder)
+            published_daemon(folder, ada.address, 1).__enter__()
         ada.signal(signal.SIGKILL)
         ada.end()
         assert (folder / "daemon.json").exists()
@@ -137,22 +137,19 @@ def test_no_daemon_and_no_identity(tmp_path: Path, context: Any) -> None:
 
 def test_a_daemon_file_tells_an_address_to_call(tmp_path: Path) -> None:
     for host, local in (("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.0.0.4", "10.0.0.4")):
-        here = DaemonFile(tmp_path)
-        here.write(Address(host, 7433), 5)
-        found_there = find_local(tmp_path)
+        with published_daemon(tmp_path, Address(host, 7433), 5):
+            found_there = find_local(tmp_path)
         assert found_there is not None
         assert found_there.address == Address(local, 7433)
         assert found_there.pid == os.getpid()
-        here.remove()
-        here.remove()
+        assert find_local(tmp_path) is None
 
 
 def test_a_damaged_daemon_file(tmp_path: Path) -> None:
-    here = DaemonFile(tmp_path)
-    for text in ("{}", "[]", '{"pid": -1, "address": "x y", "incarnation": 0}'):
-        (tmp_path / "daemon.json").write_text(text)
-        assert find_local(tmp_path) is None
-    here.remove()
+    with published_daemon(tmp_path, Address("127.0.0.1", 7433), 5):
+        for text in ("{}", "[]", '{"pid": -1, "address": "x y", "incarnation": 0}'):
+            (tmp_path / "daemon.json").write_text(text)
+            assert find_local(tmp_path) is None
 
 
 def test_a_daemon_that_ends_ends_its_callers(tmp_path: Path, context: Any) -> None:

@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,8 @@ PACKAGE = Path(picoedge.__file__).parent
 TOKEN_MOST, SUM_MOST = 33, 66
 
 
-class Visited:
-    """Files of picoedge in which a function was called, until `end` says that it has."""
+class Visited(ABC):
+    """Files of picoedge in which a function was called, until `_returned` sets `ended`."""
 
     def __init__(self) -> None:
         self.files: dict[str, int] = {}  # calls by path below the package
@@ -53,8 +54,9 @@ class Visited:
             self._names[path] = os.path.relpath(path, PACKAGE) if inside else None
         return self._names[path]
 
+    @abstractmethod
     def _returned(self, name: str, function: str) -> None:
-        raise NotImplementedError
+        """A function of this file returns."""
 
 
 class UntilToken(Visited):

@@ -386,7 +386,7 @@ def test_another_choice_at_a_clear_position_counts(tmp_path: Path) -> None:
     assert found["top1"] == pytest.approx(4 / 5)
     assert found["mean_kl"] > 0.1
     other = logits.copy()
-    other[2, 19] = 9.0  # inside the prompt: nobody asked
+    other[2, 19] = 9.0  # inside the prompt: not asked for
     assert agreement.follow(str(tmp_path), lambda ids: chunks(other, 3))["top1"] == 1.0
 
 

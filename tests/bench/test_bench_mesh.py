@@ -200,7 +200,7 @@ def told(losses: list[dict[str, Any]], decode_s: float = 2.0, blow: float = 101.
     return Told(answer, ended=103.0, worker_seen=99.0, blow=blow)
 
 
-def test_only_who_is_stopped_may_be_given_up() -> None:
+def test_only_a_stopped_board_may_be_given_up() -> None:
     lost = [{"board": "board3", "time": 102.0, "why": "stopped"}]
     assert judge("stopped", told(lost), True, "board3")["right"]
     assert not judge("stopped", told(lost), False, "board3")["right"]

@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delenv(name)
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    # By name, as those who have no C compiler are otherwise told on stderr that NumPy runs.
+    # By name: without a C compiler it is otherwise told on stderr that NumPy runs.
     monkeypatch.setenv("PICOEDGE_KERNELS", default_kernels())
 
     def run_one(*args: str | Path, stdin: bytes = b"") -> Ran:

@@ -303,7 +303,7 @@ def test_what_is_no_saved_conversation_is_refused(tmp_path: Path, content: str) 
     assert len(chat.messages) == 2
 
 
-def test_a_saved_conversation_is_json_anybody_can_read(tmp_path: Path) -> None:
+def test_a_saved_conversation_is_plain_json(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     talk(["grüß dich", f"/save {file}"], "Hi!")
     assert json.loads(file.read_text())["messages"][0]["content"] == "grüß dich"

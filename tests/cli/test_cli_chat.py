@@ -62,7 +62,7 @@ def test_a_model_without_a_template_cannot_chat_but_can_complete(
     assert run("generate", bare, "-p", "hi", "-n", "4", *GREEDY) == raw
 
 
-def test_numpy_that_nobody_asked_for_is_told_also_in_a_pipe(
+def test_numpy_that_was_not_asked_for_is_told_also_in_a_pipe(
     run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PICOEDGE_KERNELS")

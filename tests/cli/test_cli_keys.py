@@ -1,4 +1,4 @@
-"""`picoedge keys`: what is printed where, who may do what, and that nothing secret is shown."""
+"""`picoedge keys`: what is printed where, what each role may do, and that no secret is shown."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def write_boards(path: Path, count: int = 3, **more: Any) -> Path:
 # -- a file ----------------------------------------------------------------------------------------
 
 
-def test_a_table_for_each_number_of_boards_and_one_of_who_holds_what(
+def test_a_table_for_each_number_of_boards_and_one_of_shares(
     run: Run, pack: Path, tmp_path: Path
 ) -> None:
     code, out, err = run("plan", pack, "--boards", write_boards(tmp_path / "boards.json"))
@@ -174,7 +174,7 @@ def rows_of(boards: Topology, wishes: ClusterOptions | None = None) -> list[tupl
     return rows
 
 
-def test_rows_of_what_cannot_be_and_of_who_takes_nothing() -> None:
+def test_rows_of_impossible_plans_and_of_boards_without_a_share() -> None:
     small = [board(name, memory=300) for name in "abc"]
     rows = rows_of(cluster(*small, link=LinkFacts(1e-5, 1e9)))
     assert [row[0].split()[0] for row in rows] == ["1", "2", "3"]

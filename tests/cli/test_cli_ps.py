@@ -85,7 +85,7 @@ FIELDS = [
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), values))
-def test_what_other_boards_say_harms_nobody(report: dict[str, Any]) -> None:
+def test_hostile_reports_of_other_boards_are_harmless(report: dict[str, Any]) -> None:
     state = mesh(told("here", does="free"), told("there", **report))
     rates = boards.sampled(lambda: state, 2, 0.0, lambda delay_s: True)
     for sample, rate in rates:
@@ -136,7 +136,7 @@ def test_no_rates_of_another_session_or_of_none(tokens: int) -> None:
     assert rates == [None]
 
 
-def test_somebody_wants_it_to_end() -> None:
+def test_sampling_ends_when_its_wait_is_cut_short() -> None:
     assert len(list(boards.sampled(lambda: mesh(HUB), None, 1.0, lambda delay_s: False))) == 1
 
 

@@ -20,7 +20,7 @@ from picoedge.store.pack.reader import Pack
 
 PROMPT = "Once upon a time there was a board that"
 SHORT = 8
-LONG = 400  # more than anybody waits for
+LONG = 400  # more than a test waits for
 
 
 def generate(board: BoardOf, pack: Path, count: int, *more: str) -> Running:
@@ -123,7 +123,9 @@ def size_of(pack: Path) -> int:
 # -- two at a time -----------------------------------------------------------------------------
 
 
-def test_the_second_session_waits_and_says_whom_for(cluster: ClusterOf, smollm2_pack: Path) -> None:
+def test_the_second_session_waits_and_names_the_holder(
+    cluster: ClusterOf, smollm2_pack: Path
+) -> None:
     first = over(cluster[1], smollm2_pack, LONG)
     first.out.wait(r"\w")
     second = over(cluster[2], smollm2_pack, SHORT)
@@ -137,7 +139,7 @@ def test_the_second_session_waits_and_says_whom_for(cluster: ClusterOf, smollm2_
     assert second.out.text == third.out.text
 
 
-def test_who_waits_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
+def test_a_waiting_session_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
     first = over(cluster[1], smollm2_pack, LONG)
     first.out.wait(r"\w")
     second = over(cluster[2], smollm2_pack, SHORT)
@@ -149,7 +151,7 @@ def test_who_waits_can_leave(cluster: ClusterOf, smollm2_pack: Path) -> None:
     assert first.wait() == 130
 
 
-def test_who_waits_is_told_its_place_once(cluster: ClusterOf) -> None:
+def test_a_waiting_session_is_told_its_place_once(cluster: ClusterOf) -> None:
     with cluster[2].calling() as holder, cluster[2].calling() as second:
         holder.ask("job-reserve")
         with pytest.raises(BoardLostError, match="is silent"):
@@ -168,7 +170,7 @@ def test_a_connection_waits_for_a_board_once(cluster: ClusterOf) -> None:
             second.ask("job-reserve", timeout_s=0.5)
         with pytest.raises(BoardLostError, match="its connection ended"):
             second.ask("job-reserve")
-        until(lambda: waiting(cluster) == 0, "who asks twice is let go")
+        until(lambda: waiting(cluster) == 0, "a session that asks twice is let go")
     until(lambda: cluster[2].does() == "free", "b2 is free")
 
 

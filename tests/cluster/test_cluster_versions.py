@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_boards import ROOT, ClusterOf, until
+from cluster_boards import ClusterOf, until
 from shelf_models import packed_tiny
+from version1_code import unpack_version1
 
 from picoedge.cluster.spec import spec_from_json
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.identity.admission import Invites
 from picoedge.mesh.identity.roster import RosterFile
 
-BEFORE = "a8b77f2"  # the last commit of version 1
 HOW = ("-p", "The", "--raw", "-n", "6", "--temperature", "0", "--ignore-eos", "-t", "1")
 
 
@@ -45,19 +42,10 @@ def test_names_of_version_1() -> None:
     assert VERSION_1.new_body("beat", {"state": {"waiting": 2}}) == {"state": {"queue_length": 2}}
 
 
-def is_known(commit: str) -> bool:
-    known = subprocess.run(["git", "cat-file", "-e", commit], cwd=ROOT, stderr=subprocess.DEVNULL)
-    return known.returncode == 0
-
-
 @pytest.fixture
 def mixed(tmp_path: Path) -> Iterator[ClusterOf]:
     """Two boards: b1 is of today, b2 runs the code of version 1."""
-    archive = ["git", "archive", "--format=tar", BEFORE, "picoedge"]
-    files = subprocess.run(archive, cwd=ROOT, check=True, capture_output=True).stdout
-    before = tmp_path / "before"
-    with tarfile.open(fileobj=io.BytesIO(files)) as tar:
-        tar.extractall(before)  # of our own repository
+    before = unpack_version1(tmp_path / "before")
     cluster = ClusterOf(tmp_path / "boards", 2)
     try:
         first, second = cluster.boards
@@ -74,20 +62,17 @@ def mixed(tmp_path: Path) -> Iterator[ClusterOf]:
         cluster.end()
 
 
-# Without history its code is not here: the cases above by hand remain.
-if is_known(BEFORE):
-
-    @pytest.mark.parametrize("hub", [1, 2])
-    def test_a_group_over_both_says_what_one_board_says(
-        mixed: ClusterOf, tmp_path: Path, hub: int
-    ) -> None:
-        pack = packed_tiny(tmp_path)
-        mixed.shelve(pack, [0, 1])
-        alone = mixed[1].run("generate", pack, *HOW)
-        assert alone.wait() == 0, alone.err.text
-        assert mixed[1].seen()["b2"]["condition"] == "alive"
-        over = mixed[hub].run("generate", pack, *HOW, "--cluster", "-ts", "1,1")
-        assert over.wait() == 0, over.err.text
-        assert "2 boards" in over.err.text
-        assert over.out.text == alone.out.text
-        until(lambda: mixed[1].does() == "free", "b1 is free")
+@pytest.mark.parametrize("hub", [1, 2])
+def test_a_group_over_both_says_what_one_board_says(
+    mixed: ClusterOf, tmp_path: Path, hub: int
+) -> None:
+    pack = packed_tiny(tmp_path)
+    mixed.shelve(pack, [0, 1])
+    alone = mixed[1].run("generate", pack, *HOW)
+    assert alone.wait() == 0, alone.err.text
+    assert mixed[1].seen()["b2"]["condition"] == "alive"
+    over = mixed[hub].run("generate", pack, *HOW, "--cluster", "-ts", "1,1")
+    assert over.wait() == 0, over.err.text
+    assert "2 boards" in over.err.text
+    assert over.out.text == alone.out.text
+    until(lambda: mixed[1].does() == "free", "b1 is free")

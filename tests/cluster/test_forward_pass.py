@@ -71,7 +71,7 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
                 if rank in stages.contributors(stage):
                     sums = part(rank, index, stage, n, rows.width)
                 board.begin(sums)()
-                if rank != 1 or stage < stages.count - 1:  # who has some of the head goes on
+                if rank != 1 or stage < stages.count - 1:  # a rank with some of the head goes on
                     ranks = stages.contributors(stage)
                     parts = [part(r, index, stage, n, rows.width) for r in ranks]
                     assert read(sums) == read(functools.reduce(np.add, parts))
@@ -139,7 +139,7 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
     assert f"sent {4 * values} bytes of 7 logits" in str(hub)
 
 
-def test_logits_asked_for_where_nobody_shares_the_head_are_a_fault() -> None:
+def test_logits_asked_for_where_the_head_is_not_shared_are_a_fault() -> None:
     stages = Stages((0, 1), (0, 1), 1)
     with boards(2, "star", SMALL) as team:
 

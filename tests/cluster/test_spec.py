@@ -61,7 +61,7 @@ def seat(rank: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         seat(1, "vocabulary", [4, 5]),  # twice
         seat(1, "vocabulary", [6, 5]),  # backwards
-        seat(2, "vocabulary", [6, 16]),  # one is nobody's
+        seat(2, "vocabulary", [6, 16]),  # one is of no board
         seat(0, "vocabulary", [1, 5]),
         seat(2, "vocabulary", [5, 1 << 40]),
         seat(2, "vocabulary", [5, 16.0]),

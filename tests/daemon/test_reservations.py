@@ -63,7 +63,7 @@ def test_a_holder_whose_worker_ended_keeps_the_board() -> None:
 # -- runs ----------------------------------------------------------------------------------------
 
 
-def test_a_run_has_a_board_that_nobody_wants() -> None:
+def test_a_run_has_a_board_without_other_holders() -> None:
     assert after(("add_run", "r"))[1] == [StartRun("r")]
     assert after(("reserve", A), ("add_run", "r"))[1] == []
     assert after(("reserve", A), ("add_run", "r"), ("release", A))[1] == [StartRun("r")]
@@ -195,7 +195,7 @@ def test_jobs_never_share_a_board_and_it_never_stands_idle(
     board = Board()
     for kind, number in steps:
         board.step(kind, number)
-    for connection in list(board.known):  # everybody leaves, every process ends
+    for connection in list(board.known):  # all leave, every process ends
         board.known.remove(connection)
         board.happen("release", connection)
     for run in list(board.state.runs):

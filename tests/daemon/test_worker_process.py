@@ -48,7 +48,7 @@ def listen(worker: WorkerProcess) -> None:
         is_open = worker.read()
 
 
-def test_lines_of_libraries_harm_nobody(start: Start) -> None:
+def test_lines_of_libraries_are_harmless(start: Start) -> None:
     short = """echo warning; echo 3; echo '[1]'; echo '{"failed": 7}'; echo '{"failed"'"""
     long = rf"head -c {3 * LINE_BYTES} /dev/zero | tr '\0' '['; echo"
     worker, heard = start(f"""{short}; {long}; echo '{{"port": 4711}}'""")

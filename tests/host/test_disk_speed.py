@@ -87,7 +87,7 @@ def test_the_file_systems_own_read_ahead_counts(card: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "many", "-1", "99999999999999"])
-def test_a_read_ahead_nobody_has_is_not_believed(tmp_path: Path, text: str) -> None:
+def test_an_impossible_read_ahead_is_not_believed(tmp_path: Path, text: str) -> None:
     write_files(tmp_path, {"class/bdi/254:0/read_ahead_kb": text})
     assert read_ahead_bytes(DISK, tmp_path) == DEFAULT_READ_AHEAD
 

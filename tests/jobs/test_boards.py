@@ -112,7 +112,9 @@ def test_a_board_has_all_a_part_or_nothing(tiny: Pack, tmp_path: Path) -> None:
         BoardLostError("gone", board="b"),
     ],
 )
-def test_who_makes_no_sense_has_nothing(tiny: Pack, answer: dict[str, Any] | MeshError) -> None:
+def test_a_board_whose_answer_makes_no_sense_has_no_shards(
+    tiny: Pack, answer: dict[str, Any] | MeshError
+) -> None:
     assert told(tiny, answer) == [NOTHING]
 
 

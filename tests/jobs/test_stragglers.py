@@ -35,7 +35,7 @@ def test_a_busy_moment_changes_nothing() -> None:
         assert detector.add(sample(s_per_token, {1: 3.0, 2: 0.0}), PLANNED) == {}
 
 
-def test_who_is_waited_for_is_the_slow_one_and_keeps_what_speed_it_has() -> None:
+def test_the_board_waited_for_is_the_slow_one_and_keeps_its_remaining_speed() -> None:
     detector = StragglerDetector()
     detector.add(sample(0.05), PLANNED)
     found = [detector.add(sample(0.2, {1: 0.1, 2: 1.4}), PLANNED) for _ in range(CONFIRMATIONS)]
@@ -43,7 +43,7 @@ def test_who_is_waited_for_is_the_slow_one_and_keeps_what_speed_it_has() -> None
     assert found[:-1] == [{}] * (CONFIRMATIONS - 1)
 
 
-def test_where_nobody_is_waited_for_the_hub_is_slow() -> None:
+def test_without_waiting_the_hub_is_the_slow_one() -> None:
     detector = StragglerDetector()
     detector.add(sample(0.05), PLANNED)
     found = [detector.add(sample(0.2, {1: 0.1, 2: 0.1}), PLANNED) for _ in range(CONFIRMATIONS)]
@@ -93,7 +93,7 @@ def test_one_rate_beyond_all_others_is_not_what_is_usual() -> None:
 
 
 @pytest.mark.parametrize("usual", [1.0, 0.5])  # of another: 1 where nothing is known
-def test_who_was_never_seen_quick_is_compared_with_the_others(usual: float) -> None:
+def test_a_board_never_seen_quick_is_compared_with_the_others(usual: float) -> None:
     speeds = SpeedFactors()
     for _ in range(CONFIRMATIONS if usual < 1 else 0):
         speeds.add({"a": usual})
@@ -115,7 +115,7 @@ def test_a_board_that_was_believed_in_vain_is_slow_again() -> None:
         assert well.add({"b": 0.9 / SLOWDOWN + 0.01}) == ([], {})
 
 
-def test_who_takes_no_part_is_tried_after_a_rest_and_each_time_after_a_longer_one() -> None:
+def test_a_board_left_out_is_tried_after_a_rest_and_each_time_after_a_longer_one() -> None:
     speeds, now_s = slow_board(), 0.0
     for rest_s in (REST_S, 2 * REST_S, 4 * REST_S):
         assert speeds.retry({"a"}, now_s + rest_s - 1) == []

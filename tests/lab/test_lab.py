@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster_boards import until
 
 from hw.lab import Board, BoardLimits, Lab, LabError, LinkShape, leftovers
 from hw.lab.__main__ import main
@@ -328,7 +329,7 @@ def test_nothing_is_left_when_its_owner_is_killed(shape: str) -> None:
     assert left_of(made) == []
 
 
-def test_what_nobody_could_clean_up_is_swept_by_the_next_lab() -> None:
+def test_what_a_killed_lab_left_is_swept_by_the_next_lab() -> None:
     process, made = start_owner("shaped", "wait")
     (guardian,) = [
         child
@@ -340,9 +341,9 @@ def test_what_nobody_could_clean_up_is_swept_by_the_next_lab() -> None:
     process.wait()
     select.select([process.stdout], [], [], 0)
     assert left_of(made)
-    assert leftovers.sweep() >= 1
+    leftovers.sweep()  # unless a lab of another process has
     process.communicate(timeout=20)
-    assert left_of(made) == []
+    until(lambda: left_of(made) == [], "nothing is left")
 
 
 def test_a_lab_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def fabric_of(ports: int, shape: LinkShape, chance: float = 0.5) -> Fabric:
 # -- the switch's decisions ------------------------------------------------------------------------
 
 
-def test_a_frame_goes_to_its_address_and_to_nobody_else() -> None:
+def test_a_frame_goes_to_its_address_alone() -> None:
     fabric = fabric_of(3, LinkShape(delay_s=0.5))
     fabric.arrive(1.0, 0, frame(mac(2)))
     assert [(when, port) for when, port, _ in out(fabric)] == [(1.5, 2)]
@@ -271,7 +271,7 @@ def test_a_container_that_sees_the_hosts_paths_uses_its_own(
 # -- records ---------------------------------------------------------------------------------------
 
 
-def test_a_record_is_swept_only_when_nobody_holds_it(tmp_path: Path) -> None:
+def test_a_record_is_swept_only_when_it_is_not_held(tmp_path: Path) -> None:
     record, folder = Record.create(tmp_path / "records/lab"), tmp_path / "of it"
     record.add("folder", folder)
     record.add("group", tmp_path / "never made")

@@ -1,4 +1,4 @@
-"""Plans over many boards: how many, who holds what, and the sentence that says why."""
+"""Plans over many boards: how many, the share of each, and the sentence that says why."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_a_board_of_another_speed_gets_another_share(factor: float) -> None:
 
 
 def test_equal_boards_keep_their_places() -> None:
-    """Which of two is the quicker is a matter of chance; whose slice is whose must not be."""
+    """Which of two is the quicker is a matter of chance; the slice of each must not be."""
     held = having(plan_cluster(TINY_LLAMA, THREE), THREE)
     for quicker in (1, 2):
         boards = list(THREE.boards)

@@ -72,7 +72,7 @@ def test_no_other_deal_is_done_earlier(groups: int, shards: int, speed: list[flo
 
 
 @given(counts, weights)
-def test_another_shard_takes_none_from_anybody(total: Counts, speed: list[float]) -> None:
+def test_another_shard_takes_none_from_any_board(total: Counts, speed: list[float]) -> None:
     before = sizes(split_by_weight(total, speed))
     after = sizes(
         split_by_weight(Counts(total.attention + 1, total.ffn + 1, total.head + 1), speed)

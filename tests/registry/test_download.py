@@ -195,7 +195,7 @@ def test_an_error_status_is_told(site: Site, tmp_path: Path, status: int, reques
     assert len(site.asked) == requests
 
 
-def test_nobody_there_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
+def test_an_absent_server_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
     pauses: list[float] = []
     entry = entry_for((SourcePart("url", "http://127.0.0.1:9/x.gguf"),))
     with pytest.raises(DownloadError, match="cannot be reached") as caught:

@@ -183,7 +183,7 @@ def test_two_processes_pack_one_file(gguf: Path, tmp_path: Path) -> None:
     assert len(visible(tmp_path / "home" / "models")) == 1
 
 
-def test_whoever_comes_second_waits_and_packs_nothing(shelf: Shelf, gguf: Path) -> None:
+def test_the_second_caller_waits_and_packs_nothing(shelf: Shelf, gguf: Path) -> None:
     name, waiting, seen = source_name(gguf), threading.Event(), []
 
     def progress(what: str, done: int, total: int) -> None:

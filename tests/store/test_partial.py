@@ -100,7 +100,7 @@ def test_what_a_slice_needs_is_its_shards_and_the_vectors(sound: Path) -> None:
     assert not any(name.startswith(("embed/", "head/head", "tokenizer")) for name in names)
 
 
-def test_who_looks_up_words_needs_their_rows_and_texts(sound: Path) -> None:
+def test_looking_up_words_needs_their_rows_and_texts(sound: Path) -> None:
     opened = Pack.open(sound)
     names = {item.name for item in opened.needed(Wanted(NOTHING, embed=True))}
     tied = opened.config.tie_word_embeddings

@@ -29,7 +29,7 @@ SILENCE_S = 0.1
 
 @pytest.fixture(scope="module")
 def packed(smollm2_pack: Path) -> Iterator[Pack]:
-    """A copy that nobody else has in memory, on a disk: /tmp may be nothing but page cache."""
+    """A copy that no process has in memory, on a disk: /tmp may be nothing but page cache."""
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         copy = Path(folder, "own.pico")
         shutil.copytree(smollm2_pack, copy)

@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 def found(folder: Path, *names: str) -> list[Identity]:
-    """A cluster of boards called `names`, all of whom know each other's keys."""
+    """A cluster of boards called `names`, that know each other's keys."""
     first = found_cluster(folder / names[0], "desk", names[0])
     signing, rosters = load_signing_key(first.folder), RosterFile(first.folder)
     pairs = {name: KeyPair.new() for name in names[1:]}

@@ -1,4 +1,4 @@
-"""Conversations to ids: nobody speaks as someone else by typing a special token."""
+"""Conversations to ids: a special token that is typed is text, and changes no role."""
 
 from __future__ import annotations
 

@@ -317,7 +317,7 @@ def test_a_lock_that_stays_taken_is_told(home: Path, monkeypatch: pytest.MonkeyP
 # -- invites -------------------------------------------------------------------------------------
 
 
-def test_an_invite_says_whom_to_ask(home: Path) -> None:
+def test_an_invite_names_the_host_to_ask(home: Path) -> None:
     invitation = parse_invite(f"  {issue(home)}\n")
     assert invitation.address == ADDRESS
     assert invitation.server == load_identity(home).keys.public
@@ -402,7 +402,7 @@ def test_only_the_board_with_the_signing_key_invites(home: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("address", ["", "a b:1", "0.0.0.0:7433", "[::]:1", "x:0", "x:99999"])
-def test_addresses_that_nobody_can_be_asked_at(home: Path, address: str) -> None:
+def test_addresses_that_cannot_be_dialled(home: Path, address: str) -> None:
     with pytest.raises(UsageError):
         Invites(home).issue(address, RosterFile(home).roster.cluster.key, 60, NOW)
 

@@ -90,7 +90,7 @@ def test_garbage_from_outside(ada: Board, context: Any) -> None:
     assert resident_mb() - before_mb < 20
 
 
-def test_who_only_connects_is_cut(ada: Board, context: Any) -> None:
+def test_a_peer_that_only_connects_is_cut(ada: Board, context: Any) -> None:
     with ada.client(context, ada.bob) as client:
         client.ask("echo")
         excess = [
@@ -174,7 +174,7 @@ def test_a_malformed_message_ends_its_connection(
     assert any(line.startswith("dropped eve: ") for line in ada.lines)
 
 
-def test_who_goes_on_has_to_wait(ada: Board, context: Any, dealer: Any) -> None:
+def test_a_peer_that_keeps_failing_has_to_wait(ada: Board, context: Any, dealer: Any) -> None:
     watch = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
     while not watch.poll(0):
         try:
@@ -246,7 +246,7 @@ def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> Non
 
 
 def test_a_replayed_connection_says_nothing(ada: Board, context: Any) -> None:
-    """Bytes of a whole good connection, recorded and sent again: CURVE takes them from nobody."""
+    """Bytes of a whole good connection, recorded and sent again: CURVE takes them from no peer."""
     recorded: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as tap:
         tap.settimeout(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Several daemons: they find, hear and outlive each other, and agree on who is let in."""
+"""Several daemons: they find, hear and outlive each other, and agree on the roster."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_silence_is_death_and_an_end_of_silence_a_return(tmp_path: Path) -> None
         finally:
             released.set()
         ada.wait_for(bob, Change.RETURNED)
-    assert not bob.saw(ada.key, Change.DIED), "who was stopped itself has not listened"
+    assert not bob.saw(ada.key, Change.DIED), "a stopped board has not listened"
 
 
 def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
 
 
 def test_addresses_and_the_roster_spread_from_board_to_board(tmp_path: Path) -> None:
-    """cyd knows bob only, and bob ada: still ada and cyd meet, and hear of who is let in."""
+    """cyd knows bob only, and bob ada: still ada and cyd meet, and hear of new members."""
     first, second, third = found(tmp_path, "ada", "bob", "cyd")
     ada = Running(first)
     bob = Running(second, ada.address)
@@ -244,7 +244,7 @@ def test_a_malformed_joiner_does_not_spend_the_invite(
     assert join(context, tmp_path / "new", invite, "bob").name == "bob"
 
 
-def test_an_invite_nobody_answers(host: Running, tmp_path: Path, context: Any) -> None:
+def test_an_invite_without_an_answer(host: Running, tmp_path: Path, context: Any) -> None:
     invite = invitation(host)
     host.end()
     with pytest.raises(BoardLostError, match="nothing listens"):

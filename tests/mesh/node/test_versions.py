@@ -1,7 +1,7 @@
 """A board speaks its own wire version and the one before: a cluster is upgraded board by board.
 
 Version 1 is here twice: as frames written by hand, and as the real daemon of a commit of that
-version, where the repository has it.
+version.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 import zmq
 from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 from store_models import write_gguf
+from version1_code import unpack_version1
 
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.jobs.spec import VERSION_1
@@ -45,9 +46,7 @@ from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Wanted
 from picoedge.store.sources.source import ModelSource, open_source
 
-COMMIT = "a8b77f2"  # the last of wire version 1
-ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "tests" / "support" / "version1_daemon.py"
+SCRIPT = Path(__file__).parents[2] / "support" / "version1_daemon.py"
 # What a board of version 1 sends in front of the JSON of every control message.
 HEADER_1 = b"PE\x01\x01" + bytes(26)
 
@@ -237,13 +236,7 @@ def test_the_newest_version_both_know_is_spoken() -> None:
 @pytest.fixture(scope="module")
 def code_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The code of version 1, unpacked."""
-    git = ["git", "-C", str(ROOT)]
-    if subprocess.run([*git, "cat-file", "-e", COMMIT], capture_output=True).returncode:
-        pytest.skip(f"commit {COMMIT} is not in this repository: recorded frames stand for it")
-    folder = tmp_path_factory.mktemp("version1")
-    archive = subprocess.run([*git, "archive", COMMIT, "picoedge"], capture_output=True, check=True)
-    subprocess.run(["tar", "x", "-C", str(folder)], input=archive.stdout, check=True)
-    return folder
+    return unpack_version1(tmp_path_factory.mktemp("version1"))
 
 
 @pytest.fixture(scope="module")
@@ -275,16 +268,16 @@ def daemon_1(code: Path, folder: Path, shelf: Path, *peers: Address) -> Iterator
         process.stdout.close()
 
 
-@pytest.mark.parametrize("who_dials", ["new", "old"])
+@pytest.mark.parametrize("dialer", ["new", "old"])
 def test_a_daemon_of_version_1_is_a_member(
-    pair: list[Identity], code_1: Path, shelf: Path, context: Any, tmp_path: Path, who_dials: str
+    pair: list[Identity], code_1: Path, shelf: Path, context: Any, tmp_path: Path, dialer: str
 ) -> None:
     old = pair[1]
     ada = Running(pair[0], translation=VERSION_1)
     ada.node.peers.state = lambda: {"does": "free", "queue_length": 2}
-    dials = [ada.address] if who_dials == "old" else []
+    dials = [ada.address] if dialer == "old" else []
     with running(ada), daemon_1(code_1, old.folder, shelf, *dials) as address:
-        if who_dials == "new":
+        if dialer == "new":
             ada.do(lambda: ada.node.peers.hint(old.keys.public, address))
         ada.wait(lambda: ada.saw(old.keys.public, Change.JOINED))
         with Client(context, pair[0].keys, address, old.keys.public, "old", VERSION_1) as client:

@@ -170,7 +170,7 @@ def test_a_liar_is_asked_for_two_items_and_no_more() -> None:
     assert sum(world.asks.values()) <= len(items) + WINDOW
 
 
-def test_what_nobody_has_is_told() -> None:
+def test_missing_shards_are_told() -> None:
     plan = Schedule(names(3))
     plan.joined("a", ["item-0", "item-2", "item-9"], 0.0)
     assert impossible(plan) == ["item-1"]
@@ -239,23 +239,23 @@ def test_any_order_of_events_keeps_the_window(data: st.DataObject) -> None:
     plan, asked, now_s = Schedule(items), {name: set() for name in "abc"}, 0.0
     for _ in range(data.draw(st.integers(0, 60))):
         now_s += data.draw(st.floats(0, 2))
-        who, what = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from(sorted(items)))
+        donor, what = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from(sorted(items)))
         event = data.draw(st.sampled_from(["joined", "failed", "refused", "arrived", "passed"]))
         if event in ("joined", "failed"):
-            asked[who].clear()
+            asked[donor].clear()
         if event == "joined":
             actions = plan.joined(
-                who, data.draw(st.frozensets(st.sampled_from(sorted(items)))), now_s
+                donor, data.draw(st.frozensets(st.sampled_from(sorted(items)))), now_s
             )
         elif event == "passed":
             actions = plan.tick(now_s)
         elif event in ("refused", "arrived"):
             if event == "arrived":
-                plan.received(who, what, 1_000_000, now_s)
-            asked[who].discard(what)
-            actions = getattr(plan, event)(who, what, now_s)
+                plan.received(donor, what, 1_000_000, now_s)
+            asked[donor].discard(what)
+            actions = getattr(plan, event)(donor, what, now_s)
         else:
-            actions = getattr(plan, event)(who, now_s)
+            actions = getattr(plan, event)(donor, now_s)
         for action in actions:
             if isinstance(action, Ask):
                 assert plan.is_wanted(action.item)

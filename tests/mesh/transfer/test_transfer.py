@@ -228,7 +228,7 @@ def test_boards_without_the_pack_say_so_at_once(sound: Pack, target: Path, tmp_p
         fetch(target, sound, HALF)
 
 
-def test_a_board_that_lets_nobody_in(shelf: Path, sound: Pack, target: Path) -> None:
+def test_a_donor_that_refuses_all_peers(shelf: Path, sound: Pack, target: Path) -> None:
     with pytest.raises(BoardLostError, match="no answer"):
         fetch(target, sound, HALF, Board(shelf, []))
 
@@ -365,7 +365,9 @@ def test_a_hostile_donor_is_dropped_and_the_good_one_asked(
     check_whole(target, sound)
 
 
-def test_numbers_nobody_asked_for_are_ignored(shelf: Path, sound: Pack, target: Path) -> None:
+def test_numbers_that_were_not_asked_for_are_ignored(
+    shelf: Path, sound: Pack, target: Path
+) -> None:
     class Chatty(Board):
         def read(self, body: dict[str, Any]) -> Frames | None:
             return (

@@ -1,4 +1,4 @@
-"""Sealed messages over TCP: in order, whole, and nobody else's; and who is let in to send them."""
+"""Sealed messages over TCP: in order, whole, of one sender; and the tickets that admit it."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_length_that_no_message_has_is_an_error(nbytes: int) -> None:
             taken(stream)
 
 
-def test_a_message_of_somebody_else_is_an_error() -> None:
+def test_a_message_of_another_sender_is_an_error() -> None:
     with connected() as (raw, stream, _, _):
         raw.sendall(frame(closed(Seal(Cipher.CHACHA20_POLY1305, new_key()), b"hello")))
         with pytest.raises(ProtocolError, match="not sealed for this connection"):
@@ -199,7 +199,7 @@ def test_all_that_was_sent_is_taken_before_the_end() -> None:
             taken(stream)
 
 
-def test_sending_to_who_is_gone_says_so() -> None:
+def test_sending_to_a_board_that_is_gone_is_an_error() -> None:
     with connected() as (raw, stream, _, _):
         raw.close()
         with pytest.raises(ConnectionEnded, match="its connection ended: broken pipe"):
@@ -246,7 +246,7 @@ def settled(made: TicketListener, connection: socket.socket) -> bytes:
         return b""
 
 
-def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
+def test_a_ticket_admits_once_and_messages_follow() -> None:
     with entrance() as made, ExitStack() as stack:
         tickets = {rank: made.ticket(rank, HERE[-1]) for rank in FIRST}
         for rank in (2, 1):
@@ -266,7 +266,7 @@ def test_who_has_a_ticket_is_let_in_once_and_can_talk() -> None:
 
 
 @pytest.mark.parametrize("first", [FIRST[2], b"", b"noise"])
-def test_a_ticket_with_other_words_than_are_due_lets_nobody_in(first: bytes) -> None:
+def test_a_ticket_with_other_words_than_are_due_admits_no_peer(first: bytes) -> None:
     with entrance() as made, ExitStack() as stack:
         ticket = made.ticket(1, HERE[-1])
         thief = connected_by(ticket)

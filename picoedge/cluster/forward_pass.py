@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from picoedge.jobs.group_links import WORKER_SILENCE_S, make_links
+from picoedge.host.resources import is_rationed
+from picoedge.jobs.group_links import WORKER_SILENCE_S, hub_rule
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.loader import load_f48
 from picoedge.mesh.group.allreduce import is_cut, reduce
 from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits, Channel, message_pieces
 from picoedge.mesh.group.codecs import codecs_for
+from picoedge.mesh.group.links import SPIN_S, Links
 from picoedge.mesh.transport.frames import HUB, U32, Dtype, Header, Kind
 
 if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
     from picoedge.mesh.group.channel import SyncUsage
-    from picoedge.mesh.group.links import Links
     from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context
@@ -246,9 +247,21 @@ def make_group_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pac
     """The links of rank `spec.rank`, none of which is open yet."""
     bounds = array_limits(spec, pack).socket_bounds()
     transport: TransportChoice = spec.transport  # type: ignore[assignment]  # checked when read
-    return make_links(
-        context, keys, spec.rank, spec.epoch, spec.peers(), bounds, transport, spec.version
+    links = Links(
+        context,
+        keys,
+        spec.rank,
+        spec.epoch,
+        bounds,
+        rule=hub_rule(spec.rank),
+        transport=transport,
+        version=spec.version,
+        spin_s=0.0 if is_rationed() else SPIN_S,
+        stall_s=WORKER_SILENCE_S,
     )
+    for peer, (key, name) in spec.peers().items():
+        links.add(peer, key, name)
+    return links
 
 
 def make_forward_pass(links: Links, spec: GroupSpec, pack: Pack) -> ForwardPass:

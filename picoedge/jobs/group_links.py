@@ -1,4 +1,4 @@
-"""Links of a group with one hub, made alike on all its ranks; notes: JSON between two ranks."""
+"""Links of a group with one hub, to ports or through daemons; notes: JSON between two ranks."""
 
 from __future__ import annotations
 
@@ -8,50 +8,20 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.host.resources import is_rationed
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.group.links import SPIN_S, Links
-from picoedge.mesh.group.peer_link import FailureRule, TransportChoice
+from picoedge.mesh.group.peer_link import FailureRule
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
 
 if TYPE_CHECKING:
+    from picoedge.mesh.group.links import Links
     from picoedge.mesh.identity.identity import KeyPair
-    from picoedge.mesh.transport.curve import Context, SocketBounds
 
 NOTE_BYTES = 64 << 10  # the longest note is a memory plan
 REACH_S = 1.0  # for a connection to a worker's own port: hundreds of round trips of a LAN
 # A rank may send nothing for so long, as while its card is slow. Whether its board is alive and its
 # worker runs is known from heartbeats and from its daemon, within a second or two.
 WORKER_SILENCE_S = 600.0
-
-
-def make_links(
-    context: Context,
-    keys: KeyPair,
-    rank: int,
-    epoch: int,
-    peers: Mapping[int, tuple[str, str]],
-    bounds: SocketBounds,
-    transport: TransportChoice,
-    version: int,
-) -> Links:
-    """The links of this `rank` to its peers (public key and name, by rank); none is open yet."""
-    links = Links(
-        context,
-        keys,
-        rank,
-        epoch,
-        bounds,
-        rule=hub_rule(rank),
-        transport=transport,
-        version=version,
-        spin_s=0.0 if is_rationed() else SPIN_S,
-        stall_s=WORKER_SILENCE_S,
-    )
-    for peer, (key, name) in peers.items():
-        links.add(peer, key, name)
-    return links
 
 
 def connect(

@@ -47,11 +47,6 @@ class Hello:
     addresses: tuple[Address, ...]
     digest: str  # of its roster
 
-    def to_body(self) -> Body:
-        """As `read_hello` takes it. Version 1 demands `epoch`, and ignores its value."""
-        addresses = [str(address) for address in self.addresses]
-        return {**vars(self), "addresses": addresses, "epoch": 0}
-
 
 def read_hello(body: Body) -> Hello:
     """Raises ProtocolError."""
@@ -139,14 +134,14 @@ class Peers:
     # -- hello ---------------------------------------------------------------------------------
 
     def _own_hello(self) -> Body:
-        hello = Hello(
-            self._identity.name,
-            self.incarnation,
-            self._rpc.server.address.port,
-            self.addresses,
-            self._roster_file.roster.digest,
-        )
-        return hello.to_body()
+        return {
+            "name": self._identity.name,
+            "incarnation": self.incarnation,
+            "port": self._rpc.server.address.port,
+            "addresses": [str(address) for address in self.addresses],
+            "digest": self._roster_file.roster.digest,
+            "epoch": 0,  # version 1 demands it, and ignores its value
+        }
 
     def _greet(self, connection: OutgoingConnection) -> None:
         answered = partial(self._greeted, connection)

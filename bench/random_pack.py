@@ -24,7 +24,7 @@ from picoedge.kernels.arrays import U8
 from picoedge.store.encodings import ENCODINGS
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.pack.packer import OutputFile
+from picoedge.store.pack.packer import output_file
 from picoedge.store.pack.sharding import (
     MATRICES,
     FileLayout,
@@ -150,11 +150,11 @@ def _write_file(
     folder: Path, file: FileLayout, images: _Images
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Write one file; yields the rows of the shard table."""
-    with OutputFile(folder / file.name, file.nbytes, lambda n: None) as output:
-        output.write(0, file.header)
+    with output_file(folder / file.name, file.nbytes, lambda n: None) as write:
+        write(0, file.header)
         for span in file.items():
             data, blake2b = images.next(span)
-            output.write(span.offset, data)
+            write(span.offset, data)
             place = {"file": span.file, "offset": span.offset, "bytes": span.nbytes}
             yield span.name, {**place, "blake2b": blake2b}
 

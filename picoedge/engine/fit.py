@@ -308,7 +308,7 @@ class Adapter:
 
     def _replan(self, rates: Rates) -> None:
         reading = dataclasses.replace(self.plan.reading, rates=rates)
-        from picoedge.store.window.replan import adjusted
+        from picoedge.store.window.plan import adjusted
 
         window = adjusted(self.plan.window, rates, _GAIN)
         if window is not self.plan.window:

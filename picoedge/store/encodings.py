@@ -207,11 +207,6 @@ _GGML_NAMES = {
 def ggml_encoding(number: int, tensor: str) -> Encoding:
     """Encoding of a GGUF tensor type. Raises UnsupportedError naming tensor and type."""
     name = _GGML_NAMES.get(number, f"number {number}")
-    return named_encoding(name, tensor)
-
-
-def named_encoding(name: str, tensor: str) -> Encoding:
-    """Encoding called `name`. Raises UnsupportedError naming tensor and type."""
     encoding = ENCODINGS.get(name)
     if encoding is None:
         raise UnsupportedError(

@@ -43,7 +43,7 @@ class Slice:
     head_shards: range = range(0)
     owns_head: bool = True
 
-    def of(self, kind: UnitKind) -> range:
+    def of(self, kind: str) -> range:
         """The span of shards of a kind; an embedding is cut like the head."""
         return {"attention": self.attention, "ffn": self.ffn}.get(kind, self.head_shards)
 
@@ -184,23 +184,18 @@ def is_count(value: object) -> TypeGuard[int]:
 
 def needed(items: Iterable[PackItem], wanted: Wanted, *, tied: bool) -> list[PackItem]:
     """Items that `wanted` selects; `tied`: the embedding is the head."""
-    wanted_shards: Mapping[str, range | bool] = {
-        "attention": wanted.part.attention,
-        "ffn": wanted.part.ffn,
-        "head": True if wanted.embed and tied else wanted.part.head_shards,
-        "embed": wanted.embed,
-    }
-    return [item for item in items if _is_needed(item, wanted_shards)]
+    return [item for item in items if _is_needed(item, wanted, tied)]
 
 
-def _is_needed(item: PackItem, wanted_shards: Mapping[str, range | bool]) -> bool:
+def _is_needed(item: PackItem, wanted: Wanted, tied: bool) -> bool:
     if item.is_text:
-        return bool(wanted_shards["embed"])
+        return wanted.embed
     match = _INDEXED.fullmatch(item.name.rpartition("/")[2])
     if match is None:
         return True
-    shards = wanted_shards[match[1]]
-    return shards if isinstance(shards, bool) else int(match[2]) in shards
+    kind, shard = match[1], int(match[2])
+    is_row = kind == "embed" or (kind == "head" and tied)
+    return (is_row and wanted.embed) or (kind != "embed" and shard in wanted.part.of(kind))
 
 
 def held_shards(names: Iterable[str], held: Collection[str]) -> HeldShards:

@@ -18,8 +18,7 @@ from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import Budget, Load, MemoryPlan, Reading, plan_memory
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Unit
-from picoedge.store.window.plan import Rates, page_bytes, plan_window
-from picoedge.store.window.replan import adjusted
+from picoedge.store.window.plan import Rates, adjusted, page_bytes, plan_window
 from picoedge.store.window.weights import StreamedWeights
 
 N_CTX = 64

@@ -14,7 +14,7 @@ from store_models import EXACT, as_floats, random_rows
 
 from picoedge.errors import UnsupportedError
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, dequantize, pack_planes
-from picoedge.store.encodings import ENCODINGS, ggml_encoding, named_encoding
+from picoedge.store.encodings import ENCODINGS, ggml_encoding
 from picoedge.store.pack.quantize import VISIBLE_ERROR, error_power, narrowest_format, quantize
 
 CODEBOOKS = [e.name for e in ENCODINGS.values() if not e.format and not e.is_float]
@@ -61,8 +61,6 @@ def test_every_type_the_library_dequantizes_is_read() -> None:
 def test_an_unknown_type_is_refused_by_name_and_tensor(number: int, what: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"blk\.7\.x .*{what}"):
         ggml_encoding(number, "blk.7.x")
-    with pytest.raises(UnsupportedError, match="F8_E4M3"):
-        named_encoding("F8_E4M3", "t")
 
 
 # Half a step of the format's grid over the block's range, and what f16 loses of scale and offset.

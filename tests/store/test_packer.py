@@ -37,7 +37,7 @@ from picoedge.store.pack.sharding import (
     shard_layout,
 )
 from picoedge.store.sources.source import ModelSource, open_source
-from picoedge.store.sources.tensors import Shapes, SourceTensor
+from picoedge.store.sources.tensors import SourceTensor, tensor_shapes
 
 
 @pytest.fixture
@@ -108,8 +108,7 @@ def test_a_pack_is_at_most_three_percent_larger_than_its_tensors(shape: str, kin
     )
     embed = 0 if tied else encoding.row_bytes(hidden)
     layout = PackLayout(config, geometry, (attention,) * layers, (ffn,) * layers, head, embed)
-    shapes = Shapes.of(config)
-    sizes = [shapes.shape(name) for name in shapes.names()]
+    sizes = tensor_shapes(config).values()
     source = sum(4 * r if c == 1 else r * encoding.row_bytes(c) for r, c in sizes)
     limit = 1.04 if shape == "small" else 1.03  # pages weigh more in a few megabytes
     assert 1 <= sum(file.nbytes for file in layout.files()) / source <= limit
@@ -150,7 +149,7 @@ def test_ffn_shards_are_as_wide_as_divides(inner: int, width: int) -> None:
 
 def raw_tensor(path: Path, kind: str, rows: int, cols: int) -> SourceTensor:
     random_rows(kind, rows, cols, seed=2).tofile(path)
-    return SourceTensor("t", path, 0, rows, cols, ENCODINGS[kind])
+    return SourceTensor("t", (rows, cols), ENCODINGS[kind], path, 0, path.stat().st_size)
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q5_0"])
@@ -184,7 +183,7 @@ def test_the_widest_matrices_are_cut_in_little_memory(tmp_path: Path, kind: str)
     nbytes = 256 * ENCODINGS[kind].row_bytes(cols)
     with path.open("wb") as file:
         file.truncate(nbytes)
-    tensor = SourceTensor("t", path, 0, 256, cols, ENCODINGS[kind])
+    tensor = SourceTensor("t", (256, cols), ENCODINGS[kind], path, 0, path.stat().st_size)
     fmt = FORMATS["q4k" if kind == "Q4_K" else "q8"]
     spec = MatrixSpec(fmt, 256, shard, 0, 256 if fmt.superblocks else 0)
     tracemalloc.start()

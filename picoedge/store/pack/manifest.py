@@ -74,8 +74,6 @@ def _config(values: Fields) -> ModelConfig:
         fields.positive(name)
     for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
         fields.get(name, bool)
-    for name in ("architecture", "hidden_act"):
-        fields.get(name, str)
     if fields.get("sliding_window", int) < 0:
         raise fields.fault("sliding_window")
     _check_scaling(fields.object("rope_scaling"))

@@ -25,7 +25,7 @@ _CHUNK_WEIGHTS = 1 << 20  # a few MB of working memory; long enough for NumPy lo
 _CHUNK_ROWS = 64  # at least, so that cutting wide rows into columns takes few calls
 _SAMPLE_RUNS, _SAMPLE_ROWS = 8, 4
 
-Write = Callable[[int, U8], None]
+Write = Callable[[int, U8 | bytes], None]
 """(byte of the file, data)"""
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, Quants
 from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.pack.atomic_folder import new_folder
 from picoedge.store.pack.manifest import FORMAT_NAME, FORMAT_VERSION
-from picoedge.store.pack.matrices import MatrixTarget, choose_format, cut_columns, cut_rows
+from picoedge.store.pack.matrices import MatrixTarget, Write, choose_format, cut_columns, cut_rows
 from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pack.sharding import (
@@ -34,8 +35,7 @@ from picoedge.store.pack.sharding import (
     shard_layout,
 )
 from picoedge.store.shards import MANIFEST, UnitKind
-from picoedge.store.sources.source import ModelSource
-from picoedge.store.sources.tensors import SourceTensor
+from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 _DEFAULT_BITS = 8
 _COLUMN_CUT = ("o", "down")
@@ -82,30 +82,20 @@ def _text_table(folder: Path) -> dict[str, Any]:
     return {p.name: {"bytes": n, "blake2b": digest(p, 0, n)} for p, n in sizes.items()}
 
 
-class OutputFile:
-    """A new file of a known size, written in any order; unwritten parts are zeros."""
+@contextmanager
+def output_file(path: Path, nbytes: int, wrote: Callable[[int], None]) -> Iterator[Write]:
+    """A new file of a known size; yields `write(offset, data)`. Unwritten parts are zeros."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
-    def __init__(self, path: Path, nbytes: int, wrote: Callable[[int], None]) -> None:
-        self.path = path
-        self._wrote = wrote
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            os.ftruncate(self._fd, nbytes)
-        except BaseException:
-            os.close(self._fd)
-            raise
+    def write(offset: int, data: U8 | bytes) -> None:
+        write_all(fd, memoryview(data), offset)
+        wrote(len(data))
 
-    def write(self, offset: int, data: U8 | bytes) -> None:
-        """Write all of `data` at `offset`."""
-        view = memoryview(data) if isinstance(data, bytes) else data.data
-        write_all(self._fd, view, offset)
-        self._wrote(len(view))
-
-    def __enter__(self) -> OutputFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+    try:
+        os.ftruncate(fd, nbytes)
+        yield write
+    finally:
+        os.close(fd)
 
 
 def embed_encoding(tensor: SourceTensor, bits: int) -> Encoding:
@@ -183,14 +173,14 @@ class _Packer:
     def write(self, folder: Path) -> None:
         """Write every safetensors file."""
         for file in self.files:
-            with OutputFile(folder / file.name, file.nbytes, self._wrote) as output:
-                output.write(0, file.header)
+            with output_file(folder / file.name, file.nbytes, self._wrote) as write:
+                write(0, file.header)
                 for name, (dtype, *_) in file.tensors.items():
                     if dtype == "F32":
-                        output.write(file.start(name), self._vector(name, file.layer).tobytes())
+                        write(file.start(name), self._vector(name, file.layer).tobytes())
                 for kind in file.kinds:
                     fill = self._fill_embed if kind == "embed" else self._fill_shards
-                    fill(kind, file, output)
+                    fill(kind, file, write)
         self._wrote(self.total - self._done)  # pads are holes
 
     def _wrote(self, nbytes: int) -> None:
@@ -201,26 +191,26 @@ class _Packer:
     def _vector(self, name: str, layer: int) -> F32:
         return self._tensor(name, layer).vector().astype("<f4")
 
-    def _fill_shards(self, kind: UnitKind, file: FileLayout, output: OutputFile) -> None:
+    def _fill_shards(self, kind: UnitKind, file: FileLayout, write: Write) -> None:
         layout, start = self.layout.shard(kind, file.layer), file.start(f"{kind}.000")
         shards = self.geometry.count(kind)
         for name, spec in layout.matrices.items():
             place = MatrixTarget(spec, start, layout.nbytes, shards)
             cut = cut_columns if name in _COLUMN_CUT else cut_rows
-            cut(self._tensor(name, file.layer), place, output.write)
+            cut(self._tensor(name, file.layer), place, write)
         for name, (at, length) in layout.biases.items():
             values = self._vector(name, file.layer)
             for i in range(shards):
                 data = values[i * length : (i + 1) * length].tobytes()
-                output.write(start + i * layout.nbytes + at, data)
+                write(start + i * layout.nbytes + at, data)
 
-    def _fill_embed(self, kind: UnitKind, file: FileLayout, output: OutputFile) -> None:
+    def _fill_embed(self, kind: UnitKind, file: FileLayout, write: Write) -> None:
         assert self.embed is not None
         tensor, start = self.source.tensor(kind), file.start(f"{kind}.000")
         for first in range(0, tensor.rows, _EMBED_ROWS):
             last = min(first + _EMBED_ROWS, tensor.rows)
             rows = encode_rows(tensor, self.embed, first, last)
-            output.write(start + first * rows.shape[1], rows.reshape(-1))
+            write(start + first * rows.shape[1], rows.reshape(-1))
 
     def manifest(self, out: Path, folder: Path, texts: dict[str, Any]) -> dict[str, Any]:
         """Values of `picoedge.json`; hashes are of the bytes in the files."""

@@ -120,24 +120,20 @@ class PartialPack:
     def _open_record(self) -> None:
         with writing(self.folder):
             self._record = os.open(self.folder / HELD, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            with writing(self.folder):
+            try:
                 if not take_lock(self._record):
                     raise StorageError(
                         f"another process is filling {self.folder}", "wait until it has ended"
                     )
-                self._read_record()
-        except BaseException:
-            os.close(self._record)
-            raise
-
-    def _read_record(self) -> None:
-        identity = self.pack.identity
-        held, self._end = read_held(self.folder, identity, self._items)
-        self.held = set(held)
-        os.ftruncate(self._record, self._end)
-        if not self._end:
-            self._append(record_head(identity))
+                identity = self.pack.identity
+                held, self._end = read_held(self.folder, identity, self._items)
+                self.held = set(held)
+                os.ftruncate(self._record, self._end)
+                if not self._end:
+                    self._append(record_head(identity))
+            except BaseException:
+                os.close(self._record)
+                raise
 
     def _append(self, lines: bytes) -> None:
         # At a fixed offset: overwrites a line that a full disk cut short.

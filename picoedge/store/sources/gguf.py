@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import read_at, reading
-from picoedge.store.encodings import Encoding, ggml_encoding
-from picoedge.store.sources.tensors import StoredTensor
+from picoedge.store.encodings import ggml_encoding
+from picoedge.store.sources.tensors import SourceTensor
 
 _WINDOW = 1 << 20
 # Bounds of a header, each several times what the largest published models have.
@@ -164,7 +164,7 @@ class GgufFile:
 
     paths: tuple[Path, ...]
     metadata: Metadata
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, SourceTensor]
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -175,7 +175,7 @@ def read_gguf(path: Path) -> GgufFile:
     """
     paths = _parts(path)
     heads = [_read_part(part) for part in paths]
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, SourceTensor] = {}
     for part, (_, table) in zip(paths, heads, strict=True):
         for tensor in table:
             if tensor.name in tensors:
@@ -203,7 +203,7 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return paths
 
 
-def _read_part(path: Path) -> tuple[Metadata, list[StoredTensor]]:
+def _read_part(path: Path) -> tuple[Metadata, list[SourceTensor]]:
     cursor = _Cursor(path)
     _check_version(cursor)
     n_tensors = cursor.count(_MAX_TENSORS, "tensors")
@@ -236,29 +236,28 @@ def _check_version(cursor: _Cursor) -> None:
     )
 
 
-def _read_table(cursor: _Cursor, count: int, metadata: Metadata) -> list[StoredTensor]:
-    rows = [_read_row(cursor) for _ in range(count)]
+def _read_table(cursor: _Cursor, count: int, metadata: Metadata) -> list[SourceTensor]:
+    tensors = [_read_row(cursor) for _ in range(count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= _WINDOW or alignment % 8:
         raise cursor.damaged(f"has an alignment of {alignment}")
     start = -(-cursor.position // alignment) * alignment
-    tensors = []
-    for name, shape, encoding, offset in rows:
-        nbytes = math.prod(shape[:-1]) * encoding.row_bytes(shape[-1])
-        if offset % alignment:
+    for tensor in tensors:
+        end = start + tensor.offset + tensor.nbytes
+        if tensor.offset % alignment:
             raise cursor.damaged(
-                f"tensor {name} starts at byte {offset}, not at a multiple of {alignment}"
+                f"tensor {tensor.name} starts at byte {tensor.offset}, "
+                f"not at a multiple of {alignment}"
             )
-        if start + offset + nbytes > cursor.size:
+        if end > cursor.size:
             raise cursor.damaged(
-                f"tensor {name} would end at byte {start + offset + nbytes}, "
-                f"the file at {cursor.size}"
+                f"tensor {tensor.name} would end at byte {end}, the file at {cursor.size}"
             )
-        tensors.append(StoredTensor(name, shape, encoding, cursor.path, start + offset, nbytes))
-    return tensors
+    return [replace(tensor, offset=start + tensor.offset) for tensor in tensors]
 
 
-def _read_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], Encoding, int]:
+def _read_row(cursor: _Cursor) -> SourceTensor:
+    """A row of the tensor table; its offset is from the start of the data."""
     name = cursor.text(_MAX_NAME)
     n_dims = cursor.u32()
     if not 1 <= n_dims <= _MAX_DIMS:
@@ -272,4 +271,5 @@ def _read_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], Encoding, int]:
             f"tensor {name} has rows of {shape[-1]}, {encoding.name} needs "
             f"multiples of {encoding.elements}"
         )
-    return name, shape, encoding, cursor.u64()
+    nbytes = math.prod(shape[:-1]) * encoding.row_bytes(shape[-1])
+    return SourceTensor(name, shape, encoding, cursor.path, cursor.u64(), nbytes)

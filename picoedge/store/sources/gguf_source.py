@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
-from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
+from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 _SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3")
 _GEMMA_27B_LAYERS = 62
@@ -199,33 +200,30 @@ def _rope_scaling(keys: _Keys, rope_freqs: tuple[float, ...], path: str) -> Rope
     return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)
 
 
-class GgufSource:
-    """A GGUF file as a `ModelSource`."""
+class GgufSource(ModelSource):
+    """A GGUF file, or all parts of a split one."""
 
     kind = "gguf"
 
     def __init__(self, path: Path) -> None:
         file = read_gguf(path)
-        self.path = path
         self.name = _PART_SUFFIX.sub("", path.stem)
-        self.metadata: Mapping[str, Any] = file.metadata
+        self.metadata = file.metadata
         self.fingerprint = source_fingerprint(file.paths)
         shapes = {t.name: t.shape for t in file.tensors.values()}
         freqs = _rope_freqs(file.tensors.get(_ROPE_FREQS))
         with naming(path):
-            self.config = gguf_config(file.metadata, shapes, freqs, str(path))
-        if freqs and len(freqs) != self.config.head_dim // 2:
+            config = gguf_config(file.metadata, shapes, freqs, str(path))
+        if freqs and len(freqs) != config.head_dim // 2:
             raise ModelError(
                 f"{path}: {_ROPE_FREQS} has {len(freqs)} values", "the file is damaged"
             )
-        self._table = TensorTable(path, self.config, file.tensors, _stored_name)
-        self._table.refuse_unknown(_HARMLESS)
-        self.tensor_bytes = self._table.nbytes
+        super().__init__(path, config, file.tensors, _stored_name, _HARMLESS)
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
         paired = self.config.architecture == "llama" and name.rpartition(".")[2] in _PAIRED
-        return self._table.get(name, paired_head=self.config.head_dim if paired else 0)
+        return replace(super().tensor(name), paired_head=self.config.head_dim if paired else 0)
 
 
 def _stored_name(name: str) -> str:
@@ -235,12 +233,12 @@ def _stored_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[kind]}"
 
 
-def _rope_freqs(stored: StoredTensor | None) -> tuple[float, ...]:
+def _rope_freqs(stored: SourceTensor | None) -> tuple[float, ...]:
     """Frequency divisors of the file; () without."""
     if stored is None:
         return ()
     n = math.prod(stored.shape)
-    tensor = SourceTensor(stored.name, stored.path, stored.offset, n, 1, stored.encoding)
+    tensor = replace(stored, shape=(n,))
     if n > _MAX_FREQS or not np.all(tensor.vector() > 0):
         raise ModelError(f"{stored.path}: tensor {stored.name} is not a list of divisors")
     return tuple(tensor.vector().tolist())

@@ -50,13 +50,10 @@ def text_config(fields: Fields) -> Fields:
     if heads and not any(str(h).endswith(("ForCausalLM", "ForConditionalGeneration"))
                          for h in heads):  # fmt: skip
         raise _unsupported(fields, f"{heads[0]} (no language model head)")
-    if kind != "gemma3":
-        defaults = _GEMMA_DEFAULTS if kind == "gemma3_text" else {}
-        return Fields({**defaults, **fields.values}, fields.where, ModelError, fields.hint)
-    inner = fields.object("text_config")
-    return Fields(
-        {**_GEMMA_DEFAULTS, **inner.values}, inner.where, ModelError, inner.hint, inner.prefix
-    )
+    inner = fields.object("text_config") if kind == "gemma3" else fields
+    defaults = _GEMMA_DEFAULTS if _FAMILIES[kind] == "gemma3" else {}
+    values = {**defaults, **inner.values}
+    return Fields(values, inner.where, ModelError, inner.hint, inner.prefix)
 
 
 def huggingface_config(fields: Fields) -> ModelConfig:

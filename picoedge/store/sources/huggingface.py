@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
@@ -24,14 +24,12 @@ from picoedge.files import (
 )
 from picoedge.store.encodings import ENCODINGS, Encoding
 from picoedge.store.sources.hf_config import huggingface_config, text_config
-from picoedge.store.sources.tensors import SourceTensor, StoredTensor, TensorTable
+from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 _MAX_HEADER = 1 << 25
 _MAX_DIMS = 8
 _REMEDY = "the file is truncated or damaged: get it again"
 _FLOATS = ("F32", "F16", "BF16")
-
-
 _MAX_CONFIG, _MAX_INDEX = 1 << 24, 1 << 26
 _HINT = "the folder is incomplete or damaged: get it again"
 _INDEX = "model.safetensors.index.json"
@@ -60,33 +58,30 @@ _LEFT_OVER = re.compile(r".*rotary_emb\.inv_freq")
 _LEFT_OVER_IF_TIED = re.compile(r".*rotary_emb\.inv_freq|(language_model\.)?lm_head\.weight")
 
 
-class FolderSource:
-    """A Hugging Face folder as a `ModelSource`."""
+class FolderSource(ModelSource):
+    """A Hugging Face folder."""
 
     kind = "huggingface"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.absolute().name
-        self.metadata: Mapping[str, Any] = {}
+        self.name, self.metadata = path.absolute().name, {}
         with naming(path):
-            self.config = huggingface_config(text_config(_load_config(path)))
+            config = huggingface_config(text_config(_load_config(path)))
         raw = {t.name: t for t in _raw_tensors(path) if not _VISION.fullmatch(t.name)}
         self._prefix, self._outer = _prefixes(raw, path)
-        harmless = _LEFT_OVER_IF_TIED if self.config.tie_word_embeddings else _LEFT_OVER
+        harmless = _LEFT_OVER_IF_TIED if config.tie_word_embeddings else _LEFT_OVER
         stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
-        self._table = TensorTable(path, self.config, stored, self._stored_name)
-        self._table.refuse_unknown(harmless)
-        self.tensor_bytes = self._table.nbytes
+        self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
+        super().__init__(path, config, stored, self._name_in_files, harmless)
         self.fingerprint = source_fingerprint(_relevant_files(path))
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
         # Gemma's norms multiply by 1 + weight.
         plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
-        return self._table.get(name, added=1.0 if plus_one else 0.0)
+        return replace(super().tensor(name), added=1.0 if plus_one else 0.0)
 
-    def _stored_name(self, name: str) -> str:
+    def _name_in_files(self, name: str) -> str:
         whole = {
             "embed": f"{self._prefix}embed_tokens.weight",
             "final_norm": f"{self._prefix}norm.weight",
@@ -94,9 +89,8 @@ class FolderSource:
         }
         if name in whole:
             return whole[name]
-        norms = _SANDWICH_NORMS if self.config.sandwich_norm else _PLAIN_NORMS
         _, layer, kind = name.split(".")
-        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | norms)[kind]}"
+        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | self._norms)[kind]}"
 
 
 def _load_config(path: Path) -> Fields:
@@ -108,9 +102,9 @@ def _load_config(path: Path) -> Fields:
     return read_object(config, _MAX_CONFIG, _HINT)
 
 
-def _raw_tensors(path: Path) -> list[StoredTensor]:
+def _raw_tensors(path: Path) -> list[SourceTensor]:
     """Tensors of all files of the model. Raises ModelError on a duplicate name."""
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, SourceTensor] = {}
     for file in _weight_files(path):
         for tensor in _read_header(file):
             if tensor.name in tensors:
@@ -154,7 +148,7 @@ def _indexed_files(path: Path) -> list[Path]:
     return files
 
 
-def _prefixes(names: Mapping[str, StoredTensor], path: Path) -> tuple[str, str]:
+def _prefixes(names: Mapping[str, SourceTensor], path: Path) -> tuple[str, str]:
     """Prefixes of the decoder's and of the head's tensor names."""
     for inner, outer in _PREFIXES:
         if f"{inner}embed_tokens.weight" in names:
@@ -169,7 +163,7 @@ def _relevant_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: f.name != "config.json")
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
+def _read_header(path: Path) -> list[SourceTensor]:
     """Every tensor of a file, of any dtype. Raises ModelError where header and file disagree."""
     with reading(path):
         size = path.stat().st_size
@@ -181,7 +175,7 @@ def _read_header(path: Path) -> list[StoredTensor]:
     return [_entry(path, fields, name, 8 + length, size) for name in names]
 
 
-def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) -> StoredTensor:
+def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) -> SourceTensor:
     entry = fields.object(name)
     shape, offsets = entry.get("shape", list), entry.get("data_offsets", list)
     if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or len(shape) > _MAX_DIMS:
@@ -197,10 +191,10 @@ def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) ->
     dtype = entry.get("dtype", str)
     encoding = ENCODINGS.get(dtype) or Encoding(dtype, 1, 0)
     start, end = (data_start + offset for offset in offsets)
-    return StoredTensor(name, tuple(shape), encoding, path, start, end - start)
+    return SourceTensor(name, tuple(shape), encoding, path, start, end - start)
 
 
-def _readable(tensor: StoredTensor) -> StoredTensor:
+def _readable(tensor: SourceTensor) -> SourceTensor:
     """The tensor itself. Raises UnsupportedError on its dtype, ModelError on a wrong size."""
     dtype = tensor.encoding.name
     if dtype not in _FLOATS:

@@ -1,33 +1,17 @@
-"""Model sources: GGUF files and Hugging Face folders behind one protocol."""
+"""Model sources: GGUF files and Hugging Face folders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.files import reading
 from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.gguf_source import GgufSource
 from picoedge.store.sources.huggingface import FolderSource
-from picoedge.store.sources.tensors import SourceTensor
+from picoedge.store.sources.tensors import ModelSource
 
-
-class ModelSource(Protocol):
-    """A model that can be packed."""
-
-    kind: str  # "gguf" or "huggingface"
-    name: str
-    path: Path
-    config: ModelConfig
-    tensor_bytes: int
-    fingerprint: str  # hash of file sizes, times and first bytes
-    metadata: Mapping[str, Any]  # a GGUF's key-values, large ones read on access
-
-    def tensor(self, name: str) -> SourceTensor:
-        """The tensor of a canonical name. Raises ModelError naming it where it is missing."""
+__all__ = ["ModelSource", "open_source"]
 
 
 def open_source(path: Path) -> ModelSource:

@@ -1,4 +1,4 @@
-"""Source tensors: as stored in files, and under canonical names for the packer.
+"""Source tensors, by their names in files and by canonical names for the packer.
 
 Canonical names: `embed`, `head`, `final_norm`, and for layer i `layers.i.` with `q k v o gate up
 down`, `q_bias k_bias v_bias`, and the norms of `ModelConfig.norm_lengths`. Rows of q and k are
@@ -8,7 +8,7 @@ always in Hugging Face's half-split rope order, and norms are the effective weig
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,48 +23,35 @@ from picoedge.kernels.blocks import Quants
 from picoedge.store.encodings import Encoding
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Shapes (rows, cols) of all tensors; a vector is (n, 1)."""
-
-    globals: dict[str, tuple[int, int]]
-    layer: dict[str, tuple[int, int]]
-    n_layers: int
-
-    def shape(self, name: str) -> tuple[int, int]:
-        """Shape of a canonical tensor."""
-        return self.globals[name] if name in self.globals else self.layer[name.split(".")[2]]
-
-    def names(self) -> Iterator[str]:
-        """Every canonical tensor of the model."""
-        yield from self.globals
-        for i in range(self.n_layers):
-            for kind in self.layer:
-                yield f"layers.{i}.{kind}"
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> Shapes:
-        """Tensors of a model with this config."""
-        hidden, inner = config.hidden_size, config.intermediate_size
-        q_rows = config.num_attention_heads * config.head_dim
-        kv_rows = config.num_key_value_heads * config.head_dim
-        layer = {
-            "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
-            "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
-            "down": (hidden, inner),
-        }  # fmt: skip
-        if config.qkv_bias:
-            layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
-        layer |= {norm: (length, 1) for norm, length in config.norm_lengths.items()}
-        whole = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
-        if not config.tie_word_embeddings:
-            whole["head"] = (config.vocab_size, hidden)
-        return cls(whole, layer, config.num_hidden_layers)
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Canonical tensors of a model with this config: (rows, cols); a vector is (n, 1)."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_rows = config.num_attention_heads * config.head_dim
+    kv_rows = config.num_key_value_heads * config.head_dim
+    layer = {
+        "q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden),
+        "o": (hidden, q_rows), "gate": (inner, hidden), "up": (inner, hidden),
+        "down": (hidden, inner),
+    }  # fmt: skip
+    if config.qkv_bias:
+        layer |= {"q_bias": (q_rows, 1), "k_bias": (kv_rows, 1), "v_bias": (kv_rows, 1)}
+    layer |= {norm: (length, 1) for norm, length in config.norm_lengths.items()}
+    shapes = {"embed": (config.vocab_size, hidden), "final_norm": (hidden, 1)}
+    if not config.tie_word_embeddings:
+        shapes["head"] = (config.vocab_size, hidden)
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"layers.{i}.{kind}": shape for kind, shape in layer.items()}
+    return shapes
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One row of a file's tensor table; `shape` is rows first, `offset` from the file's start."""
+class SourceTensor:
+    """One tensor of a file, row-major, read by spans of rows.
+
+    `shape`: rows first. `offset`: from the file's start. `paired_head`: head size where rope pairs
+    are stored side by side (GGUF's llama); rows are returned in half-split order. `added`: constant
+    added to every value (Gemma's norms: 1).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -72,29 +59,18 @@ class StoredTensor:
     path: Path
     offset: int
     nbytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class SourceTensor:
-    """One tensor of a file, [rows, cols], row-major, read by spans of rows.
-
-    `paired_head`: head size where rope pairs are stored side by side (GGUF's llama); rows are
-    returned in half-split order. `added`: constant added to every value (Gemma's norms: 1).
-    """
-
-    name: str
-    path: Path
-    offset: int
-    rows: int
-    cols: int
-    encoding: Encoding
     paired_head: int = 0
     added: float = 0.0
 
     @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return self.rows * self.encoding.row_bytes(self.cols)
+    def rows(self) -> int:
+        """Rows, or values of a vector."""
+        return self.shape[0]
+
+    @property
+    def cols(self) -> int:
+        """Values in a row, 1 in a vector."""
+        return self.shape[1] if len(self.shape) > 1 else 1
 
     def raw(self, first: int, last: int) -> U8:
         """Bytes of rows [first, last), u8 [n, row bytes]."""
@@ -139,36 +115,54 @@ class SourceTensor:
             )
 
 
-class TensorTable:
-    """Tensors of a source by canonical name; `stored_name` maps it to the name in the files."""
+class ModelSource:
+    """A model that can be packed: its config, and its tensors by canonical name."""
+
+    kind: str  # "gguf" or "huggingface"
+    name: str
+    fingerprint: str  # hash of file sizes, times and first bytes
+    metadata: Mapping[str, Any]  # a GGUF's key-values, large ones read on access
 
     def __init__(
         self,
         path: Path,
         config: ModelConfig,
-        stored: Mapping[str, StoredTensor],
+        stored: Mapping[str, SourceTensor],
         stored_name: Callable[[str], str],
+        harmless: re.Pattern[str],
     ) -> None:
-        self._path, self._stored, self._stored_name = path, stored, stored_name
+        """`stored_name` maps canonical names to names in the files, which are those of `stored`.
+
+        Raises UnsupportedError on a tensor that the model would ignore and that is not `harmless`.
+        """
+        self.path, self.config = path, config
+        self._stored, self._stored_name = stored, stored_name
         if config.num_hidden_layers > len(stored):
             raise ModelError(
                 f"{path}: {config.num_hidden_layers} layers in {len(stored)} tensors",
                 "the file is damaged",
             )
-        self._shapes = Shapes.of(config)
-        self.nbytes = sum(tensor.nbytes for tensor in stored.values())
+        self._shapes = tensor_shapes(config)
+        self.tensor_bytes = sum(tensor.nbytes for tensor in stored.values())
+        known = {stored_name(name) for name in self._shapes}
+        for name in stored:
+            if name not in known and not harmless.fullmatch(name):
+                raise UnsupportedError(
+                    f"{path}: tensor {name} is not part of the models that are supported",
+                    "supported: dense models without experts, adapters or extra biases",
+                )
 
-    def get(self, name: str, paired_head: int = 0, added: float = 0.0) -> SourceTensor:
+    def tensor(self, name: str) -> SourceTensor:
         """The tensor of a canonical name, its shape checked against the config.
 
         Raises ModelError naming the stored tensor where it is missing or of another shape.
         """
-        rows, cols = self._shapes.shape(name)
+        rows, cols = self._shapes[name]
         stored_name = self._stored_name(name)
         stored = self._stored.get(stored_name)
         if stored is None:
             raise ModelError(
-                f"{self._path}: tensor {stored_name} is missing", "the model is incomplete"
+                f"{self.path}: tensor {stored_name} is missing", "the model is incomplete"
             )
         expected = (rows, cols) if cols > 1 or len(stored.shape) > 1 else (rows,)
         if stored.shape != expected:
@@ -176,16 +170,4 @@ class TensorTable:
                 f"{stored.path}: tensor {stored.name} has shape {stored.shape}, not {expected}",
                 "the file is damaged",
             )
-        return SourceTensor(
-            stored.name, stored.path, stored.offset, rows, cols, stored.encoding, paired_head, added
-        )
-
-    def refuse_unknown(self, harmless: re.Pattern[str]) -> None:
-        """Raise UnsupportedError on a tensor that the model would ignore."""
-        known = {self._stored_name(name) for name in self._shapes.names()}
-        for name in self._stored:
-            if name not in known and not harmless.fullmatch(name):
-                raise UnsupportedError(
-                    f"{self._path}: tensor {name} is not part of the models that are supported",
-                    "supported: dense models without experts, adapters or extra biases",
-                )
+        return stored

@@ -36,7 +36,6 @@ _UNREADABLE = (errno.EFAULT, getattr(errno, "EHWPOISON", 133))
 class WindowIO(Protocol):
     """Reads units in chunks of at most `chunk_bytes`."""
 
-    name: str
     chunk_bytes: int
 
     def array(self, unit: Unit) -> U8:
@@ -70,8 +69,6 @@ class WindowIO(Protocol):
 class DirectIO(WindowIO):
     """Reads into a ring in memory, where each unit has a fixed place that it shares with others."""
 
-    name = "direct"
-
     def __init__(self, files: Files, nbytes: int, places: dict[Unit, int]) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
         self._files, self._places, self.chunk_bytes = files, places, CHUNK
@@ -80,12 +77,10 @@ class DirectIO(WindowIO):
             files.fd(unit.file)  # opened here, not by several threads at once
 
     def array(self, unit: Unit) -> U8:
-        """See `WindowIO.array`."""
         at = self._places[unit] + unit.offset - page_range(unit)[0]
         return self._memory[at : at + unit.nbytes]
 
     def fill(self, unit: Unit, chunk: int) -> None:
-        """See `WindowIO.fill`."""
         first, last = self.chunk_range(unit, chunk)
         at = self._places[unit] + chunk * self.chunk_bytes
         read_range(self._files, unit, self._memory[at : at + last - first], first, last)
@@ -94,14 +89,11 @@ class DirectIO(WindowIO):
         """Nothing to free: the bytes are in the ring."""
 
     def close(self) -> None:
-        """See `WindowIO.close`."""
         self._files.close()
 
 
 class MappedIO(WindowIO):
     """Maps the files: the page cache is the window, and used pages are dropped from it."""
-
-    name = "mmap"
 
     def __init__(self, files: Files, units: Sequence[Unit], read_ahead: int) -> None:
         """Raises ModelError, StorageError for files that cannot be opened."""
@@ -111,11 +103,9 @@ class MappedIO(WindowIO):
         self._last = {unit for unit in units if (unit.file, unit.end) not in streamed}
 
     def array(self, unit: Unit) -> U8:
-        """See `WindowIO.array`."""
         return self._maps[unit.file][unit.offset : unit.end]
 
     def fill(self, unit: Unit, chunk: int) -> None:
-        """See `WindowIO.fill`."""
         first, last = self.chunk_range(unit, chunk)
         pages = self._maps[unit.file][first : min(last, unit.end)]
         if not populate(pages):
@@ -132,7 +122,6 @@ class MappedIO(WindowIO):
             read_cached(self._files, unit, scratch[: end - at], at, end)
 
     def release(self, unit: Unit) -> None:
-        """See `WindowIO.release`."""
         end, beyond = unit.end, 0
         if unit in self._last:  # no later unit frees the pages after it
             end, beyond = page_up(unit.end), self._read_ahead

@@ -7,7 +7,7 @@ losslessly to our formats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,3 +214,15 @@ def ggml_encoding(number: int, tensor: str) -> Encoding:
             f"supported: {', '.join(ENCODINGS)}",
         )
     return encoding
+
+
+@dataclass(frozen=True, eq=False)
+class RowEmbedding:
+    """Rows of a memory-mapped file, u8 [>= vocabulary, row bytes]."""
+
+    encoding: Encoding
+    rows: U8
+
+    def gather(self, ids: Sequence[int], out: F32) -> None:
+        """out[i] = f32 row ids[i]; ids must be valid."""
+        out[: len(ids)] = self.encoding.floats(self.rows[np.asarray(ids, dtype=np.intp)])

@@ -207,7 +207,7 @@ from pathlib import Path
 import numpy as np
 from picoedge.errors import StorageError
 from picoedge.store.pack.reader import Pack
-from picoedge.store.rows import RowFile
+from picoedge.store.reads import RowFile
 pack = Pack.open(Path(sys.argv[1]))
 found = pack.row_reader()
 rows = RowFile(pack.path, found._shards, found._decode, stall_s=0.5)

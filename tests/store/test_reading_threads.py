@@ -20,8 +20,7 @@ from picoedge.store import reads
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import PAGE, anonymous
-from picoedge.store.reads import Files, read_range
-from picoedge.store.rows import RowFile
+from picoedge.store.reads import Files, RowFile, read_range
 from picoedge.store.shards import Unit
 from picoedge.store.sources.source import open_source
 from picoedge.store.window import io as window_io

@@ -16,10 +16,10 @@ from picoedge.errors import ModelError
 from picoedge.files import digest, read_at, reading
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Weights
-from picoedge.store.encodings import ENCODINGS
+from picoedge.store.encodings import ENCODINGS, RowEmbedding
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.pack.sharding import FileLayout, ShardLayout, file_stem
-from picoedge.store.rows import RowEmbedding, RowFile, tied_rows, untied_rows
+from picoedge.store.reads import RowFile, tied_rows, untied_rows
 from picoedge.store.shards import (
     HELD,
     LAYER_KINDS,

@@ -1,0 +1,15 @@
+"""A GGUF file, packed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.source import open_source
+
+
+def packed(source: Path, bits: int | None = None) -> Pack:
+    target = source.with_suffix(".pico")
+    pack_source(open_source(source), target, bits=bits)
+    return Pack.open(target)

@@ -134,7 +134,7 @@ class ClusterModel:
 
     def _load_alone(self) -> LoadedModel:
         """Load all of it here. This board is reserved as well: its memory is for one job only."""
-        memory = reserve_boards(self._directory, [self._directory.own], self._tell)
+        memory = reserve_boards([self._directory.own], self._tell)
         least = min(self._options.memory_bytes or memory, memory)
         alone = dataclasses.replace(self._options, cluster=None, memory_bytes=least)
         return load_model(self._pack, alone, self._progress)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
     from picoedge.jobs.relay import Relay
     from picoedge.mesh.group.links import Links
-    from picoedge.mesh.transport.client import Client
     from picoedge.planner.cost_model import Candidate
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
@@ -81,9 +80,9 @@ class WorkerGroup:
         directory = self._directory
         with ExitStack() as stack:
             stack.callback(directory.close)
-            memory = reserve_boards(directory, self._handles, self._tell)
+            memory = reserve_boards(self._handles, self._tell)
             folder = str(pack.path.absolute())
-            self._client(self._handles[HUB]).ask("pack-offer", {"folder": folder})
+            self._handles[HUB].client.ask("pack-offer", {"folder": folder})
             self._spec = self._make_spec(pack, options)
             self._start_workers()
             keys, spec = directory.identity.keys, self._spec
@@ -127,7 +126,7 @@ class WorkerGroup:
             RankSpec(handle.key, handle.name, share.part, daemon=self._daemon_of(handle))
             for handle, share in zip(self._handles, prediction.shares, strict=True)
         )
-        version = min(self._client(handle).version for handle in self._handles)
+        version = min(handle.client.version for handle in self._handles)
         return GroupSpec(
             id=os.urandom(8).hex(),
             epoch=int.from_bytes(os.urandom(3), "big"),
@@ -172,7 +171,7 @@ class WorkerGroup:
         for rank in ranks:
             spec = dataclasses.replace(self._spec, rank=rank)
             body = {"job": INFERENCE, "spec": spec.to_json()}
-            self._client(self._handles[rank]).ask("job-start", body)
+            self._handles[rank].client.ask("job-start", body)
             if self._spec.allreduce == "exchange":
                 self._await_ports([rank])
         self._await_ports(ranks)
@@ -182,7 +181,7 @@ class WorkerGroup:
 
         heard_s = time.monotonic()
         while missing := [r for r in ranks if self._handles[r].key not in self._ports]:
-            sockets = [(self._client(self._handles[r]).socket, zmq.POLLIN) for r in missing]
+            sockets = [(self._handles[r].client.socket, zmq.POLLIN) for r in missing]
             if zmq.zmq_poll(sockets, int(POLL_S * 1000)):
                 heard_s = time.monotonic()
             if time.monotonic() - heard_s > WORKER_START_S:
@@ -204,7 +203,7 @@ class WorkerGroup:
             if rank in self._relays:
                 self._tell(f"{self.names[rank]}: only its daemon can be reached: it relays")
         for handle in self._handles:
-            socket = self._client(handle).socket
+            socket = handle.client.socket
             self._links.poll_also(socket, lambda handle=handle: self.read_notifications(handle))  # type: ignore[misc]
         self._links.open(CONNECT_S)
         for rank, why in self._links.unreachable().items():
@@ -228,12 +227,9 @@ class WorkerGroup:
 
     # -- notifications of daemons --------------------------------------------------------------
 
-    def _client(self, handle: BoardHandle) -> Client:
-        return self._directory.clients[handle.key]
-
     def read_notifications(self, handle: BoardHandle) -> None:
         """Read what a board's daemon pushed. Raises BoardLostError if the board has failed."""
-        for kind, body in self._client(handle).notifications():
+        for kind, body in handle.client.notifications():
             if kind == "job-listens":
                 port = Fields(body, f"{handle.name}'s worker").integer("port", 1, (1 << 16) - 1)
                 self._ports[handle.key] = port

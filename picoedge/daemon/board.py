@@ -27,6 +27,7 @@ from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import WorkerConfig
+from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.replies import Pending
 from picoedge.mesh.transport.server import Sender
 
@@ -90,7 +91,7 @@ class BoardService:
         node.rpc.on("job-start", self._start)
         node.rpc.on("job-release", self._release)
         node.rpc.on_gone(lambda sender: self._gone(sender.route))
-        node.peers.on_revoked(self._revoked)
+        node.peers.membership.on_change(self._changed)
         self._relays = Relays(node.rpc, self._relay_endpoint)
         self._thermometer = Thermometer()
         node.peers.state = self.state
@@ -202,7 +203,9 @@ class BoardService:
         self._do(self._reservations.end_run(reservation.user))
         self._users.pop(reservation.user, None)
 
-    def _revoked(self, key: str) -> None:
+    def _changed(self, key: str, change: Change) -> None:
+        if change is not Change.REVOKED:
+            return
         for reservation in list(self._users.values()):
             members = () if reservation.spec is None else reservation.spec.members
             keys = {str(reservation.sender), *(member for member, _ in members)}

@@ -48,6 +48,7 @@ class BoardHandle:
     address: str
     facts: BoardFacts
     link: LinkFacts
+    client: Client
 
 
 class BoardDirectory:
@@ -62,7 +63,6 @@ class BoardDirectory:
         from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell
-        self.clients: dict[str, Client] = {}
         self.handles: dict[str, BoardHandle] = {}
         ciphers()  # loads what seals streams, so that it is counted
         trim()
@@ -134,14 +134,12 @@ class BoardDirectory:
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
-        self.clients[key] = client
-        self.handles[key] = BoardHandle(key, facts.name, address, facts, link)
+        self.handles[key] = BoardHandle(key, facts.name, address, facts, link, client)
 
     def close(self) -> None:
         """Close all connections, which frees the boards reserved over them. Idempotent."""
-        for client in self.clients.values():
-            client.close()
-        self.clients.clear()
+        for handle in self.handles.values():
+            handle.client.close()
         self.handles.clear()
 
 
@@ -195,11 +193,10 @@ def locate_shards(directory: BoardDirectory, pack: Pack) -> dict[int, HeldShards
     The hub is left out: it has the whole pack. A board that does not answer has none.
     """
     names = [item.name for item in pack.items()]
-    own = directory.own.key
     return {
-        index: held_shards(names, _held_names(client, pack.identity, names))
-        for index, (key, client) in enumerate(directory.clients.items())
-        if key != own
+        index: held_shards(names, _held_names(handle.client, pack.identity, names))
+        for index, handle in enumerate(directory.handles.values())
+        if handle is not directory.own
     }
 
 
@@ -214,7 +211,7 @@ def _held_names(client: Client, identity: str, names: Sequence[str]) -> frozense
 # -- reservation ---------------------------------------------------------------------------------
 
 
-def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], tell: Tell) -> int:
+def reserve_boards(handles: Sequence[BoardHandle], tell: Tell) -> int:
     """Reserve these boards, queueing for the busy ones; return bytes of memory on the first.
 
     Boards are reserved in the order of their keys, as every group does, so that two groups never
@@ -223,8 +220,8 @@ def reserve_boards(directory: BoardDirectory, handles: Sequence[BoardHandle], te
     memory = 0
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
-        client = directory.clients[handle.key]
-        answer = client.ask("job-reserve", {"job": INFERENCE}, timeout_s=QUEUE_S, on_push=told)
+        body = {"job": INFERENCE}
+        answer = handle.client.ask("job-reserve", body, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:
             memory = Fields(answer).integer("memory_bytes")
     return memory

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from picoedge.errors import MeshError
 
-_OF_CONTAINERS = re.compile(r"docker|br-|virbr|veth|lxc|lxd|cni|flannel|podman|vmnet|vboxnet")
-_OF_TUNNELS = re.compile(r"tun|tap|wg|tailscale|zt|ppp|utun|ipsec")
+_VIRTUAL = re.compile(
+    "docker|br-|virbr|veth|lxc|lxd|cni|flannel|podman|vmnet|vboxnet"
+    "|tun|tap|wg|tailscale|zt|ppp|utun|ipsec"
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,9 @@ class Interface:
     has_default_route: bool = False
 
     @property
-    def is_of_containers(self) -> bool:
-        return self.is_bridge or bool(_OF_CONTAINERS.match(self.name))
-
-    @property
-    def is_tunnel(self) -> bool:
-        return bool(_OF_TUNNELS.match(self.name))
+    def is_virtual(self) -> bool:
+        """Whether it is one of containers or of a tunnel."""
+        return self.is_bridge or bool(_VIRTUAL.match(self.name))
 
 
 def choose_interface(interfaces: Iterable[Interface]) -> tuple[str, str]:
@@ -53,7 +52,7 @@ def choose_interface(interfaces: Iterable[Interface]) -> tuple[str, str]:
 def _rank(each: Interface) -> tuple[object, ...]:
     return (
         each.is_loopback,
-        each.is_of_containers or each.is_tunnel,
+        each.is_virtual,
         not each.has_default_route,
         each.is_wireless,
         each.name,
@@ -65,7 +64,7 @@ def _reason(best: Interface, usable: list[Interface]) -> str:
         return "this board has no other, and no other board can reach it"
     if len([each for each in usable if not each.is_loopback]) == 1:
         return "the only one with an address"
-    if best.is_of_containers or best.is_tunnel:
+    if best.is_virtual:
         return "nothing but containers' and tunnels' interfaces are there"
     kind = "wireless" if best.is_wireless else "wired"
     return f"{kind}, with the default route" if best.has_default_route else kind

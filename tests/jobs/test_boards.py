@@ -70,8 +70,8 @@ class Daemon:
 
 def told(packed: Pack, *answers: dict[str, Any] | MeshError | Donor) -> list[HeldShards]:
     """What the hub makes of the answers of its boards."""
-    clients = {"hub": Daemon({}), **{str(i): Daemon(each) for i, each in enumerate(answers, 1)}}
-    directory = SimpleNamespace(own=SimpleNamespace(key="hub"), clients=clients)
+    handles = [SimpleNamespace(client=Daemon(each)) for each in ({}, *answers)]
+    directory = SimpleNamespace(own=handles[0], handles=dict(enumerate(handles)))
     held = locate_shards(cast(BoardDirectory, directory), packed)
     assert list(held) == list(range(1, len(answers) + 1))
     return list(held.values())

@@ -95,7 +95,6 @@ class Peers:
         self._digest = roster_file.roster.digest
         self._sequence = 0
         self._sought_s = float("-inf")
-        self._on_revoked: list[Callable[[str], None]] = []
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
         rpc.on("gossip", self._gossip)
@@ -105,10 +104,6 @@ class Peers:
         rpc.dialer.refused = self._refused
         self._revoke()
         rpc.loop.after(0.0, self._tick)
-
-    def on_revoked(self, call: Callable[[str], None]) -> None:
-        """Have `call` called with each key that is revoked."""
-        self._on_revoked.append(call)
 
     def hint(self, key: str, *addresses: Address) -> None:
         """Look for the board `key` at these addresses; ignored where it is not of the cluster."""
@@ -247,13 +242,11 @@ class Peers:
 
     def _revoke(self) -> None:
         for key in self._roster_file.roster.revoked.keys() - self.membership.revoked:
-            self.membership.revoke(key)
             self._rpc.server.disconnect_key(key)
             self._rpc.dialer.close_key(key)
             self.book.known.pop(key, None)
             self.boards.pop(key, None)
-            for call in self._on_revoked:
-                call(key)
+            self.membership.revoke(key)
 
     # -- time ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -111,6 +112,11 @@ def part(rank: int, forward: int, stage: int, n: int, hidden: int) -> F64:
 
     Those of odd ranks need all bits of an f64, those of even ones are f32, as nearly all are.
     """
+    return _part(rank, forward, stage, n, hidden).copy()
+
+
+@functools.lru_cache(maxsize=64)
+def _part(rank: int, forward: int, stage: int, n: int, hidden: int) -> F64:
     seed = np.random.default_rng((rank, forward, stage))
     values = seed.standard_normal((n, hidden)) * 10.0 ** seed.integers(-9, 9, (n, hidden))
     return values if rank % 2 else values.astype(np.float32).astype(np.float64)

@@ -37,16 +37,11 @@ SLOW = {
     *("test_call_path.py", "test_packaging.py", "test_model_transformers.py"),
     *("test_window.py", "test_window_faults.py", "test_window_page_cache.py"),
     *("test_locality.py", "test_window_plan.py", "test_export_gguf_models.py", "test_links.py"),
-    *("test_native.py", "test_kv_cache.py", "test_packer.py", "test_huggingface.py"),
-    *("test_gguf.py", "test_gguf_refused.py", "test_packer_faults.py"),
-    *(
-        "test_transfer.py",
-        "test_donor.py",
-        "test_cluster_plan_properties.py",
-        "test_schedule.py",
-        "test_piece_table.py",
-    ),
-    *("test_assignment.py", "test_cluster_plan.py", "test_shelf.py", "test_chat_terminal.py"),
+    *("test_native.py", "test_kv_cache.py", "test_packer.py", "test_packer_faults.py"),
+    *("test_huggingface.py", "test_gguf.py", "test_gguf_refused.py", "test_transfer.py"),
+    *("test_donor.py", "test_schedule.py", "test_piece_table.py", "test_assignment.py"),
+    *("test_cluster_plan.py", "test_cluster_plan_properties.py", "test_shelf.py"),
+    *("test_chat_terminal.py", "test_link_faults.py", "test_standing_links.py"),
 }
 # The longest files, which begin first: a long one that began last would leave the other cores idle.
 LONGEST = (

@@ -80,10 +80,10 @@ def message_s() -> float:
     Both ends are in this process, over loopback, sealed as between boards.
     """
     first = b"hello"
-    listener = TicketListener(LOOPBACK, {1: first}, SUM_BYTES)
+    listener = TicketListener(LOOPBACK, SUM_BYTES)
     with ExitStack() as stack:
         stack.callback(listener.close)
-        ticket = listener.ticket(1, common(ciphers(), ciphers()))
+        ticket = listener.ticket(1, first, common(ciphers(), ciphers()))
         dialer = ticket.connect(LOOPBACK, SUM_BYTES)
         stack.callback(dialer.close)
         while not dialer.flush():

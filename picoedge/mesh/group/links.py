@@ -6,33 +6,27 @@ come about is in rendezvous.py and peer_link.py, the two transports are in mesh/
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
-from picoedge.mesh.group.peer_link import (
-    BoardFaultError,
-    FailureLog,
-    FailureRule,
-    LinkSettings,
-    LinkState,
-    TransportChoice,
-)
+from picoedge.mesh.group.peer_link import FailureRule, LinkSettings, TransportChoice
 from picoedge.mesh.group.rendezvous import Rendezvous
-from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Transport
+from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Items
 from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.waiter import Callback, Items, Waiter
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
+T = TypeVar("T")
 Received = tuple[int, bytes, memoryview]  # rank, prefix, buffer
 
 # A receiver asks that long without sleeping: to be woken takes some 50 us, longer than most sums
@@ -41,9 +35,12 @@ SPIN_S = 500e-6
 # How long a board may take no bytes of a message. Its kernel takes some while it computes, so only
 # a board that has stopped, or a link that is cut, is that long about it.
 SEND_STALL_S = 30.0
+# Sockets are polled that often while messages never stop coming: a lost board is then noticed in a
+# tenth of the second that heartbeats take.
+LOOK_S = 0.1
 
 
-class Links:
+class Links(Rendezvous):
     """The links of the board of rank `rank`, in the group's `epoch`.
 
     `bounds`: bytes of a message, and how many a board may send before they are due; `rule`: whom a
@@ -69,54 +66,13 @@ class Links:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.rank, self.epoch, self.version, self.transport = rank, epoch, version, transport
+        self._spin_s, self._stall_s, self._look_at = spin_s, stall_s, 0.0
+        nbytes = bounds.frame_bytes
+        own = LinkSettings(rank, epoch, nbytes, transport, version, limits, stall_s)
         # A board may be two sums ahead in what it sends, no more.
-        self._stall_s, self._most_early = stall_s, 2 * bounds.messages
-        self._waiter, self._failures = Waiter(spin_s), FailureLog(rule)
-        self._rendezvous = Rendezvous(
-            context,
-            keys,
-            LinkSettings(rank, epoch, bounds.frame_bytes, transport, version, limits, stall_s),
-            self._most_early,
-            self._waiter,
-            self._failures,
-        )
-        self._connections = self._rendezvous.connections
-        self._early: dict[int, deque[bytes]] = {}
+        super().__init__(context, keys, own, 2 * bounds.messages, rule)
         self._closed = False
         self.bytes_sent = self.bytes_received = 0
-
-    # -- coming and going ----------------------------------------------------------------------
-
-    def add(self, rank: int, key: str, name: str) -> None:
-        """Expect the board with this public key as `rank`; `name` is for people."""
-        self._failures.names[rank], self._early[rank] = name, deque()
-        self._rendezvous.add(rank, key)
-
-    def remove(self, rank: int) -> None:
-        """End the link to a rank, and forget it. The other links stay."""
-        if rank in self._connections:
-            self._say_goodbye(rank)
-        self._rendezvous.remove(rank)
-        self._failures.remove(rank)
-        del self._early[rank]
-
-    def poll_also(self, socket: zmq.Socket[bytes], callback: Callback) -> None:
-        """Poll another socket in every wait; the callback empties it, and may raise."""
-        self._waiter.watch(socket, callback)
-
-    def listen(self, host: str, relay: str = "") -> int:
-        """Accept connections of expected boards; returns the port. Raises MeshError.
-
-        `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board.
-        """
-        return self._rendezvous.listen(host, relay)
-
-    def connect(self, rank: int, address: str, relay: str = "") -> None:
-        """Connect to the listening board of that rank, added before; address is HOST:PORT.
-
-        `relay` is the endpoint of a relay to that board: ZeroMQ then carries the messages.
-        """
-        self._rendezvous.connect(rank, address, relay)
 
     def open(self, timeout_s: float, *, keep_listening: bool = False) -> None:
         """Return once the links to all boards added are open.
@@ -125,29 +81,82 @@ class Links:
         between the others; otherwise none can from now on. Raises BoardLostError naming a board
         that is not there in time.
         """
-        missing = self._rendezvous.open(time.monotonic() + timeout_s, self._early.keys())
-        if missing:
-            names = [self.name(rank) for rank in missing]
+        awaited = set(self._links)
+
+        def is_open() -> bool | None:
+            self._advance()
+            return awaited <= self._connections.keys() or None
+
+        if self._wait(is_open, lambda: (), timeout_s, awaited) is None:
+            names = [self.name(rank) for rank in sorted(awaited - self._connections.keys())]
             raise BoardLostError(
                 f"{', '.join(names)} did not join the session within {timeout_s:g} s",
                 "is it on, and do the boards reach each other?",
                 board=names[0],
             )
         if not keep_listening:
-            self._rendezvous.close_listener()
+            self.close_listener()
 
-    def state(self, rank: int) -> LinkState:
-        """How far the link to that rank has come."""
-        return self._rendezvous.links[rank].state
+    def remove(self, rank: int) -> None:
+        """End the link to a rank, and forget it. The other links stay."""
+        self._say_goodbye(rank)
+        super().remove(rank)
 
-    def transports(self) -> dict[int, Transport]:
-        """What carries the messages of each open link, by rank."""
-        return {rank: each.transport for rank, each in sorted(self._connections.items())}
+    # -- waiting -------------------------------------------------------------------------------
 
-    def unreachable(self) -> dict[int, str]:
-        """Why a stream could not be opened, by rank, where ZeroMQ is used in its place."""
-        links = self._rendezvous.links
-        return {rank: link.unreachable for rank, link in links.items() if link.unreachable}
+    def poll_also(self, socket: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        """Poll another socket in every wait; the callback empties it, and may raise."""
+        self._watched[socket] = callback
+
+    def _wait(
+        self,
+        attempt: Callable[[], T | None],
+        items: Callable[[], Items],
+        timeout_s: float | None,
+        ranks: Collection[int],
+    ) -> T | None:
+        """The first result of `attempt` that is not None; None at the time limit.
+
+        For `spin_s` it tries without sleeping, and yields the core between two attempts; then
+        `items` are polled. Raises the failure that concerns `ranks` once an attempt gives nothing.
+        """
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            self._poll((), 0)
+        deadline = None if timeout_s is None else now + timeout_s
+        while (result := attempt()) is None and time.monotonic() < now + self._spin_s:
+            os.sched_yield()
+        while result is None:
+            result = attempt()
+            if result is None and (error := self._concerning(ranks)) is not None:
+                result = attempt()  # messages sent before the failure count
+                if result is None:
+                    raise error
+            if result is not None:
+                break
+            wait_s = None if deadline is None else deadline - time.monotonic()
+            if wait_s is not None and wait_s <= 0:
+                break
+            self._poll(items(), wait_s)
+        return result
+
+    def _poll(self, items: Items, wait_s: float | None) -> None:
+        """Poll these and all other sockets, and serve the others."""
+        joining, due = self._joining()
+        if due is not None:
+            due_s = max(0.0, due - time.monotonic())
+            wait_s = due_s if wait_s is None else min(wait_s, due_s)
+        watched: list[tuple[Any, int]] = [(socket, zmq.POLLIN) for socket in self._watched]
+        wait_ms = -1 if wait_s is None else math.ceil(wait_s * 1000)
+        try:
+            ready = zmq.zmq_poll([*items, *watched, *joining], wait_ms)
+        except zmq.ZMQError as error:
+            raise MeshError(f"the session's links are closed: {error.strerror}") from None
+        for socket, _ in ready:
+            if callback := self._watched.get(socket):
+                callback()
+        self._advance()
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -162,9 +171,9 @@ class Links:
             if connection is not None and not connection.send(message):
                 self._push(rank, connection)
         except ConnectionEnded as error:
-            self._end(rank, str(error))
+            self._lose(rank, str(error))
         if rank not in self._connections:
-            raise self._failures.concerning((rank,)) or _closed()
+            raise self._concerning((rank,)) or _closed()
         self.bytes_sent += len(message)
 
     def _push(self, rank: int, connection: Connection) -> None:
@@ -174,16 +183,8 @@ class Links:
             self._take_early()
             return (rank in self._connections and connection.flush()) or None
 
-        def items() -> Items:
-            return [
-                item
-                for each in self._connections.values()
-                for item in each.items(sending=each is connection)
-            ]
-
-        deadline = time.monotonic() + self._stall_s
-        if self._waiter.wait(pushed, items, deadline, self._concerning((rank,))) is None:
-            self._end(rank, f"it took nothing for {self._stall_s:g} s")
+        if self._wait(pushed, lambda: self._items(self._links), self._stall_s, (rank,)) is None:
+            self._lose(rank, f"it took nothing for {self._stall_s:g} s")
 
     def bye(self) -> None:
         """Tell every board that the group's work is over."""
@@ -192,9 +193,9 @@ class Links:
 
     def _say_goodbye(self, rank: int) -> None:
         goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank), self.version) + PADDING
-        connection = self._connections[rank]
+        connection = self._connections.get(rank)
         with suppress(ConnectionEnded):  # a board that is gone, or takes nothing, is not told
-            if connection.flush():
+            if connection is not None and connection.flush():
                 connection.send(goodbye)
                 self.bytes_sent += len(goodbye)
 
@@ -208,9 +209,8 @@ class Links:
         """
         if self._closed:
             raise _closed()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        received = self._waiter.wait(
-            lambda: self._take(ranks), lambda: self._items(ranks), deadline, self._concerning(ranks)
+        received = self._wait(
+            lambda: self._take(ranks), lambda: self._items(ranks), timeout_s, ranks
         )
         if received is None:
             names = [self.name(rank) for rank in ranks]
@@ -229,7 +229,7 @@ class Links:
 
     def _take(self, ranks: Collection[int]) -> tuple[int, memoryview] | None:
         for rank in ranks:
-            if early := self._early[rank]:
+            if early := self._links[rank].early:
                 return rank, memoryview(early.popleft())
             if (message := self._next(rank)) is not None:
                 return rank, message
@@ -237,11 +237,11 @@ class Links:
 
     def _take_early(self) -> None:
         """Read messages that are not due yet, to make room for their senders."""
-        for rank, early in self._early.items():
+        for rank, link in self._links.items():
             while (message := self._next(rank)) is not None:
-                early.append(bytes(message))
-                if len(early) > self._most_early:
-                    raise self.fault(rank, f"sent {len(early)} messages before their time")
+                link.early.append(bytes(message))
+                if len(link.early) > self._most_early:
+                    raise self.fault(rank, f"sent {len(link.early)} messages before their time")
 
     def _next(self, rank: int) -> memoryview | None:
         """The next message of a connection; None where it has ended, which is recorded."""
@@ -249,36 +249,21 @@ class Links:
         try:
             return connection.take() if connection is not None else None
         except ConnectionEnded as error:
-            self._end(rank, str(error))
+            self._lose(rank, str(error))
         except ProtocolError as error:
             raise self.fault(rank, f"sent {error.message}") from None
         return None
 
-    # -- trouble -------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------
 
-    def name(self, rank: int) -> str:
-        """The name, for people, of the board of that rank."""
-        return self._failures.names[rank]
-
-    def key(self, rank: int) -> str:
-        """The public key of the board of that rank."""
-        return self._rendezvous.links[rank].key
-
-    def fault(self, rank: int, what: str) -> BoardFaultError:
-        """The error to raise where a board breaks the protocol."""
-        return self._failures.fault(rank, what)
-
-    def _concerning(self, ranks: Collection[int]) -> Callable[[], BoardLostError | None]:
-        return lambda: self._failures.concerning(ranks)
-
-    def _end(self, rank: int, why: str) -> None:
-        self._rendezvous.end(rank)
-        self._failures.add(rank, why)
+    def _lose(self, rank: int, why: str) -> None:
+        self._end(self._links[rank])
+        self._fail(rank, why)
 
     def close(self) -> None:
         """End all connections. Idempotent."""
         self._closed = True
-        self._rendezvous.close()
+        super().close()
 
 
 def _closed() -> MeshError:

@@ -1,4 +1,4 @@
-"""The link of one pair of boards, which proves rank and epoch and chooses a transport; failures.
+"""The link of one pair of boards, which proves rank and epoch and chooses a transport.
 
     connects                                        listens
     HELLO, its ciphers                    ->                               over CURVE
@@ -17,14 +17,16 @@ version knows neither the bit nor the byte: its messages travel over the stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from picoedge.errors import BoardLostError, ProtocolError
-from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Transport
+from picoedge.mesh.transport.connection import Connection, ConnectionEnded, Items, Transport
 from picoedge.mesh.transport.frames import PREFIX_BYTES, Header, Kind, pack_prefix, unpack
 from picoedge.mesh.transport.sealed_stream import (
     TICKET_BYTES,
@@ -38,7 +40,6 @@ from picoedge.mesh.transport.sealed_stream import (
 if TYPE_CHECKING:
     from picoedge.mesh.transport.limits import Limits
     from picoedge.mesh.transport.sealed_stream import SealedStream
-    from picoedge.mesh.transport.waiter import Items
 
 TransportChoice = Literal["auto", "zeromq", "stream"]
 
@@ -46,49 +47,15 @@ HELLO, PROBE, CHOICE = range(3)  # steps, in `sequence`
 ZEROMQ_BIT = 0x80  # beside the ciphers: messages may travel over ZeroMQ
 PROBE_BYTES = 16 << 10  # the sum of one token, of 2,048 values in f64
 ROUNDS = 5  # timed; one more before them, which finds the other board asleep
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # of the handshake: it yields until more has come
+GiveTicket = Callable[[Cipher], Ticket]
 # Does the failure of this rank concern a board that waits for these ranks?
 FailureRule = Callable[[int, Collection[int]], bool]
 
 
 class BoardFaultError(BoardLostError, ProtocolError):
     """A board of the group sent what the protocol does not allow; it counts as failed."""
-
-
-class FailureLog:
-    """Failures by rank, judged by `rule`. `names` are the boards' names for people, by rank."""
-
-    def __init__(self, rule: FailureRule) -> None:
-        self._rule = rule
-        self.names: dict[int, str] = {}
-        self._failures: dict[int, BoardLostError] = {}
-
-    def add(self, rank: int, why: str) -> None:
-        """Record that a board has failed; the first reason stays."""
-        name = self.names[rank]
-        self.add_error(rank, BoardLostError(f"{name} is lost: {why}", board=name))
-
-    def add_error(self, rank: int, error: BoardLostError) -> None:
-        """Record a failure as the error to raise where it matters; the first stays."""
-        self._failures.setdefault(rank, error)
-
-    def remove(self, rank: int) -> None:
-        """Forget a rank, its name and its failure."""
-        self.names.pop(rank, None)
-        self._failures.pop(rank, None)
-
-    def concerning(self, ranks: Collection[int]) -> BoardLostError | None:
-        """The first failure that concerns a board waiting for `ranks`, by the rule."""
-        for rank, error in self._failures.items():
-            if self._rule(rank, ranks):
-                return error
-        return None
-
-    def fault(self, rank: int, what: str) -> BoardFaultError:
-        """The error to raise where a board breaks the protocol."""
-        name = self.names[rank]
-        return BoardFaultError(
-            f"{name} {what}", "update picoedge there; if that is not it, revoke its key", board=name
-        )
 
 
 class LinkState(Enum):
@@ -148,222 +115,217 @@ class LinkSettings:
 
 
 class PeerLink:
-    """This board's end of the link to `rank`, from expected to ended.
+    """This board's end of the link to `rank`, from expected to ended; `name` is for people.
 
-    `proven` is the connection over CURVE; `connection` carries messages once the state is OPEN.
+    `proven` is the connection over CURVE; `connection` carries messages once the state is OPEN;
+    `early` are messages that were read before they were due; `unreachable` says why the stream
+    could not be opened, where ZeroMQ stands in for it.
     """
 
-    def __init__(self, own: LinkSettings, rank: int, key: str) -> None:
-        self.own, self.rank, self.key = own, rank, key
+    def __init__(self, own: LinkSettings, rank: int, key: str, name: str) -> None:
+        self.own, self.rank, self.key, self.name = own, rank, key, name
         self.state = LinkState.EXPECTED
         self.proven: Connection | None = None
         self.connection: Connection | None = None
-        self.unreachable = ""  # why the stream could not be opened, where ZeroMQ stands in for it
-        self._host = ""  # of the board, where this end connects
-        self._give_ticket: Callable[[Cipher], Ticket] | None = None  # where it listens
-        self._stream: SealedStream | None = None
-        self._is_stream_ready = False
-        self._is_chosen = False  # by CHOICE, or because nothing is to be chosen
+        self.early: deque[bytes] = deque()
+        self.unreachable = ""
+        self._handshake: Steps[Connection] | None = None
         self._deadline: float | None = None
+        self._stream: SealedStream | None = None
+        self._is_stream_only = False  # where it listens: nothing is to be chosen
         self._round_trips: dict[Transport, list[float]] = {"stream": [], "zeromq": []}
         self._probed: Connection | None = None  # the connection of the probe on its way
-        self._sent_at = 0.0
-        self._is_late = False  # time is up: decide once the probe is back
-
-    # -- beginning -----------------------------------------------------------------------------
 
     def connects(self, proven: Connection, host: str) -> None:
         """Say hello over a connection to the board at `host`."""
-        self.proven, self._host = proven, host
-        carries = 0 if self.own.wish == "stream" else ZEROMQ_BIT
-        proven.send(self.own.message(HELLO) + bytes([self.own.ciphers | carries]))
+        self.proven, self._handshake = proven, self._connect(proven, host)
+        self.advance()
 
-    def listens(self, proven: Connection, give_ticket: Callable[[Cipher], Ticket] | None) -> None:
+    def listens(self, proven: Connection, give_ticket: GiveTicket | None) -> None:
         """The board has connected; without `give_ticket` only ZeroMQ can carry messages."""
-        self.proven, self._give_ticket = proven, give_ticket
+        self.proven, self._handshake = proven, self._listen(proven, give_ticket)
 
     def accept(self, stream: SealedStream) -> None:
         """The board has shown its ticket."""
-        if self.state is LinkState.GREETED and self._stream is None:
-            self._stream, self._is_stream_ready = stream, True
-            if self._is_chosen:
-                self._open(stream)
-        else:
-            stream.close()
+        if self.state is not LinkState.GREETED or self._stream is not None:
+            return stream.close()
+        self._stream = stream
+        if self._is_stream_only:
+            self._open(stream)
 
     # -- the poll ------------------------------------------------------------------------------
 
+    @property
+    def is_joining(self) -> bool:
+        """Whether the handshake is under way: poll `items`, and call `advance`."""
+        return self._handshake is not None and self.state in (LinkState.EXPECTED, LinkState.GREETED)
+
     def items(self) -> Items:
-        """What to poll while the transport is being chosen."""
-        if self.state not in (LinkState.EXPECTED, LinkState.GREETED) or self.proven is None:
-            return ()
-        files = list(self.proven.items())
-        if self._stream is not None:
-            files += self._stream.items(sending=not self._is_stream_ready)
-        return files
+        """What to poll while the handshake is under way."""
+        both = (self.proven, self._stream)
+        return [item for each in both if each is not None for item in each.items()]
 
     def due(self) -> float | None:
         """When `advance` must be called at the latest (time.monotonic)."""
         return self._deadline if self.state is LinkState.GREETED else None
 
-    def advance(self) -> bool:
-        """Take in what has come; True where that was something.
+    def advance(self) -> None:
+        """Take in what has come.
 
         Raises ProtocolError for a message out of order, ConnectionEnded for a link that ended.
         """
-        moved = self._read(self.proven)
-        if self._stream is not None and self.state is LinkState.GREETED:
+        assert self._handshake is not None
+        try:
+            next(self._handshake)
+        except StopIteration as finished:
+            self._open(finished.value)
+        except TimeoutError:
+            raise ConnectionEnded("it greeted, and did not finish joining") from None
+
+    # -- the handshake -------------------------------------------------------------------------
+
+    def _listen(self, proven: Connection, give_ticket: GiveTicket | None) -> Steps[Connection]:
+        """The listening end: it keeps the connection over which CHOICE comes."""
+        body = yield from self._hello()
+        offered = ciphers_from(body)
+        is_choice = bool(body[0] & ZEROMQ_BIT) and self.own.wish != "stream"
+        if not is_choice and give_ticket is None:
+            raise ProtocolError("a hello of a board that cannot use ZeroMQ for messages")
+        self._is_stream_only, ticket = not is_choice, b""
+        if give_ticket is not None:
+            ticket = give_ticket(common(self.own.ciphers, offered)).to_bytes()
+        proven.send(self.own.message(HELLO) + ticket + (b"\1" if is_choice else b""))
+        due = (PROBE, CHOICE) if is_choice else ()
+        while True:
             try:
-                moved |= self._read(self._stream) if self._is_stream_ready else self._enter()
+                source, step, probe = yield from self._receive(*due)
+                if step == CHOICE:
+                    return source
+                source.send(self.own.message(PROBE, probe))
+            except ConnectionEnded:
+                if self._stream is None:
+                    raise
+                self._close_stream()  # the other end will choose
+
+    def _connect(self, proven: Connection, host: str) -> Steps[Connection]:
+        """The connecting end: it measures and chooses."""
+        own, limits = self.own, self.own.limits
+        carries = 0 if own.wish == "stream" else ZEROMQ_BIT
+        proven.send(own.message(HELLO) + bytes([own.ciphers | carries]))
+        body = yield from self._hello()
+        is_choice = own.wish != "stream" and len(body) in (1, 1 + TICKET_BYTES)
+        if is_choice and (own.wish == "zeromq" or len(body) == 1):
+            proven.send(own.message(CHOICE))
+            return proven
+        ticket = Ticket.from_bytes(body[:TICKET_BYTES] if is_choice else body)
+        wait_s = limits.stream_open_s if is_choice else limits.stream_only_s
+        self._deadline = time.monotonic() + wait_s
+        try:
+            stream = yield from self._enter(ticket, host)
+            if not is_choice:
+                return stream
+            yield from self._measure(stream, proven)
+        except (ConnectionEnded, OSError) as error:
+            self.unreachable = getattr(error, "strerror", None) or str(error)
+            self._close_stream()
+            if not is_choice:
+                why = f"its stream cannot be reached: {self.unreachable}"
+                raise ConnectionEnded(why) from None
+        self._deadline = time.monotonic() + own.busy_s
+        return (yield from self._choose(proven))
+
+    def _hello(self) -> Steps[bytes]:
+        """The body of the other end's hello."""
+        _, _, body = yield from self._receive(HELLO)
+        self.state = LinkState.GREETED
+        self._deadline = time.monotonic() + self.own.busy_s
+        return bytes(body)
+
+    def _enter(self, ticket: Ticket, host: str) -> Steps[SealedStream]:
+        """Connect the stream, which is connected once it has taken the ticket's name."""
+        self._stream = stream = ticket.connect(host, self.own.most_bytes)
+        yield from self._until(lambda: self._next() or stream.flush() or None)
+        stream.send(self.own.message(HELLO))
+        return stream
+
+    def _measure(self, *connections: Connection) -> Steps[None]:
+        """Time probes over both connections, in turn, until the time is up."""
+        self._deadline = time.monotonic() + self.own.limits.probe_s
+        size = min(PROBE_BYTES, self.own.most_bytes - PREFIX_BYTES)
+        probe = self.own.message(PROBE, bytes(size))
+        with suppress(TimeoutError):
+            for connection in connections * (1 + ROUNDS):
+                self._probed, sent_at = connection, time.perf_counter()
+                connection.send(probe)
+                yield from self._probe_back()
+                self._round_trips[connection.transport].append(time.perf_counter() - sent_at)
+
+    def _probe_back(self) -> Steps[None]:
+        source, _, _ = yield from self._receive(PROBE)
+        if source is not self._probed:
+            raise ProtocolError("a probe that was not sent")
+        self._probed = None
+
+    def _choose(self, proven: Connection) -> Steps[Connection]:
+        """Tell the other end what is kept, where no probe is on its way: it is no message."""
+        stream_s, zeromq_s = (self._round_trips[each][1:] for each in ("stream", "zeromq"))
+        while True:
+            is_open = self._stream is not None
+            kept = choose_transport(self.own.wish, is_open, stream_s, zeromq_s)
+            connection = self._stream if kept == "stream" and self._stream else proven
+            try:
+                if connection is not self._probed:
+                    connection.send(self.own.message(CHOICE))
+                    return connection
+                yield from self._probe_back()
             except ConnectionEnded as error:
-                self._stream_failed(str(error))
-        due = self.due()
-        if due is not None and time.monotonic() >= due:
-            self._time_is_up()
-        return moved
+                if self._stream is None:
+                    raise
+                self.unreachable = str(error)
+                self._close_stream()
 
-    def _read(self, source: Connection | None) -> bool:
-        moved = False
-        while self.state in (LinkState.EXPECTED, LinkState.GREETED) and source is not None:
-            if not source.flush() or (message := source.take()) is None:
-                break
-            self._handle(source, message)
-            moved = True
-        return moved
+    def _until(self, attempt: Callable[[], T | None]) -> Steps[T]:
+        """The first result of `attempt` that is not None. Raises TimeoutError at the deadline."""
+        while (result := attempt()) is None:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise TimeoutError("timed out")
+            yield
+        return result
 
-    def _handle(self, source: Connection, message: memoryview) -> None:
-        body = message[PREFIX_BYTES:]
+    def _receive(self, *due: int) -> Steps[tuple[Connection, int, memoryview]]:
+        """The next message, one of these steps: where it came from, its step, its body."""
+        return self._until(lambda: self._next(*due))
+
+    def _next(self, *due: int) -> tuple[Connection, int, memoryview] | None:
+        for source in (self.proven, self._stream):
+            if source is not None and source.flush() and (message := source.take()) is not None:
+                return source, self._step(message, due), message[PREFIX_BYTES:]
+        return None
+
+    def _step(self, message: memoryview, due: Collection[int]) -> int:
         header = unpack(message[:PREFIX_BYTES], versions=(self.own.version,))
         step = HELLO if self.state is LinkState.EXPECTED else header.sequence
         if header != Header(Kind.HELLO, self.own.epoch, step, extra=self.rank):
             raise ProtocolError(f"{header}, in epoch {self.own.epoch}")
-        if self.state is LinkState.EXPECTED:
-            self.state = LinkState.GREETED
-            self._deadline = time.monotonic() + self.own.busy_s
-            if self._host:
-                self._answered(bytes(body))
-            else:
-                self._answer(bytes(body))
-        elif step == PROBE and not self._is_chosen:
-            if self._host:
-                self._came_back(source)
-            else:
-                source.send(self.own.message(PROBE, body))
-        elif step == CHOICE and not self._is_chosen and not self._host:
-            self._open(source)
-        else:
+        if step not in due:
             raise ProtocolError(f"{header} after its hello")
-
-    # -- the listening end ---------------------------------------------------------------------
-
-    def _answer(self, body: bytes) -> None:
-        assert self.proven is not None
-        offered = ciphers_from(body)
-        carries = bool(body[0] & ZEROMQ_BIT) and self.own.wish != "stream"
-        self._is_chosen = not carries
-        if self._give_ticket is not None:
-            ticket = self._give_ticket(common(self.own.ciphers, offered)).to_bytes()
-        elif carries:
-            ticket = b""
-        else:
-            raise ProtocolError("a hello of a board that cannot use ZeroMQ for messages")
-        self.proven.send(self.own.message(HELLO) + ticket + (b"\1" if carries else b""))
-
-    # -- the connecting end --------------------------------------------------------------------
-
-    def _answered(self, body: bytes) -> None:
-        carries = self.own.wish != "stream" and len(body) in (1, 1 + TICKET_BYTES)
-        if carries and (self.own.wish == "zeromq" or len(body) == 1):
-            return self._choose(self.proven)
-        ticket = Ticket.from_bytes(body[:TICKET_BYTES] if carries else body)
-        self._is_chosen, limits = not carries, self.own.limits
-        wait_s = limits.stream_open_s if carries else limits.stream_only_s
-        self._deadline = time.monotonic() + wait_s
-        try:
-            self._stream = ticket.connect(self._host, self.own.most_bytes)
-        except OSError as error:
-            self._stream_failed(error.strerror or str(error))
-
-    def _enter(self) -> bool:
-        """The stream is connected once it has taken the ticket's name."""
-        assert self._stream is not None
-        if not self._stream.flush():
-            return False
-        self._is_stream_ready = True
-        self._stream.send(self.own.message(HELLO))
-        if self._is_chosen:
-            self._open(self._stream)
-        else:
-            self._deadline = time.monotonic() + self.own.limits.probe_s
-            self._probe()
-        return True
-
-    def _stream_failed(self, why: str) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-        if self._is_chosen:
-            raise ConnectionEnded(f"its stream cannot be reached: {why}")
-        if self._host:  # the other end learns it by the choice
-            self.unreachable = why
-            self._decide()
-
-    def _time_is_up(self) -> None:
-        if self._is_late or not self._host:
-            raise ConnectionEnded("it greeted, and did not finish joining")
-        if self._is_stream_ready:
-            self._decide()
-        else:
-            self._stream_failed("timed out")
-
-    def _probe(self) -> None:
-        """Send the next probe over the transport that has fewer round trips."""
-        trips = self._round_trips
-        behind = len(trips["stream"]) <= len(trips["zeromq"])
-        self._probed = connection = self._stream if behind else self.proven
-        assert connection is not None
-        size = min(PROBE_BYTES, self.own.most_bytes - PREFIX_BYTES)
-        message = self.own.message(PROBE, bytes(size))
-        self._sent_at = time.perf_counter()
-        connection.send(message)
-
-    def _came_back(self, source: Connection) -> None:
-        if source is not self._probed:
-            raise ProtocolError("a probe that was not sent")
-        self._round_trips[source.transport].append(time.perf_counter() - self._sent_at)
-        self._probed = None
-        if self._is_late or min(map(len, self._round_trips.values())) > ROUNDS:
-            self._decide()
-        else:
-            self._probe()
-
-    def _decide(self) -> None:
-        stream_s, zeromq_s = (self._round_trips[each][1:] for each in ("stream", "zeromq"))
-        is_open = self._stream is not None
-        kept = choose_transport(self.own.wish, is_open, stream_s, zeromq_s)
-        connection = self._stream if kept == "stream" else self.proven
-        if connection is self._probed:  # its probe would be taken for a message
-            self._is_late, self._deadline = True, time.monotonic() + self.own.busy_s
-        else:
-            self._choose(connection)
-
-    def _choose(self, connection: Connection | None) -> None:
-        assert connection is not None
-        connection.send(self.own.message(CHOICE))
-        self._open(connection)
+        return step
 
     # -- open, and the end ---------------------------------------------------------------------
 
-    def _open(self, connection: Connection) -> None:
-        if self._stream is not None and self._stream is not connection:
+    def _close_stream(self) -> None:
+        if self._stream is not None:
             self._stream.close()
+            self._stream = None
+
+    def _open(self, connection: Connection) -> None:
+        if connection is not self._stream:
+            self._close_stream()
         self.connection, self.state = connection, LinkState.OPEN
-        self._is_chosen, self._deadline = True, None
 
     def end(self) -> None:
         """Close what carries messages. Idempotent."""
         self.state = LinkState.ENDED
-        for each in {self._stream, self.connection} - {None, self.proven}:
-            each.close()  # type: ignore[union-attr]  # None is taken away
-        if self.proven is not None:
-            self.proven.close()
+        for each in (self._stream, self.connection, self.proven):
+            if each is not None:
+                each.close()

@@ -7,9 +7,9 @@ the very connection that proved the boards' keys.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import zmq
 
@@ -17,9 +17,9 @@ from picoedge.errors import ProtocolError
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Socket
-    from picoedge.mesh.transport.waiter import Items
 
 Bytes = bytes | bytearray | memoryview
+Items = Sequence[tuple[Any, int]]  # to poll: (a socket or a file descriptor, POLLIN | POLLOUT)
 Transport = Literal["stream", "zeromq"]
 
 # Flow control over ZeroMQ: a sender is at most WINDOW messages ahead of the program at the other
@@ -53,8 +53,8 @@ class Connection(Protocol):
     def take(self) -> memoryview | None:
         """The next message, valid until the one after it is taken; None: it is not here yet."""
 
-    def items(self, sending: bool = False) -> Items:
-        """What to poll for the next message or, `sending`, for room as well."""
+    def items(self) -> Items:
+        """What to poll for the next message and, where one is sent in part, for room."""
 
     def close(self) -> None:
         """End the connection; what was sent still goes out. Idempotent."""
@@ -119,7 +119,7 @@ class DealerConnection:
         except zmq.ZMQError as error:
             raise ConnectionEnded(f"its connection ended: {error.strerror}") from None
 
-    def items(self, sending: bool = False) -> Items:
+    def items(self) -> Items:
         """See Connection. Room comes with a credit."""
         return [(self._socket, zmq.POLLIN)]
 
@@ -158,7 +158,7 @@ class RouterConnection(DealerConnection):
             self._pump()
         return self._inbox.popleft() if self._inbox else None
 
-    def items(self, sending: bool = False) -> Items:
+    def items(self) -> Items:
         """See Connection. A read for another peer may have left a message here: do not sleep."""
         return [(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._inbox else 0))]
 

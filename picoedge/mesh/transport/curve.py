@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import zmq
 from zmq.utils import z85
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Context = zmq.Context[zmq.Socket[bytes]]
     Socket = zmq.Socket[bytes]
+
+T = TypeVar("T")
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
@@ -163,58 +165,58 @@ def read_event(monitor: Socket) -> tuple[int, int] | None:
     return event, value
 
 
-class LinkMonitor:
-    """Watches a socket's connections and calls `lost(rank, why)` once for each that ends.
+class LinkMonitor(Generic[T]):
+    """Watches a socket's connections and calls `lost(link, why)` for each that ends.
 
-    A socket that connects has one connection, to `rank`. A socket that listens has several, told
-    apart by their file descriptors (`bind`). The kernel reuses descriptors, so events are followed
-    in order. At most `most_silent` of these may lead to no rank yet; the oldest makes room. Poll
-    `socket`, and call `look` when it is readable.
+    A socket that connects has one connection, that of `link`. A socket that listens has several,
+    told apart by their file descriptors (`bind`). The kernel reuses descriptors, so events are
+    followed in order. At most `most_silent` of these may belong to no link yet; the oldest makes
+    room. Poll `socket`, and call `look` when it is readable.
     """
 
     def __init__(
         self,
         watched: Socket,
-        lost: Callable[[int, str], None],
-        rank: int | None = None,
+        lost: Callable[[T, str], None],
+        link: T | None = None,
         most_silent: int = 0,
     ) -> None:
-        self._watched, self._lost, self._rank = watched, lost, rank
+        self._watched, self._lost, self._link = watched, lost, link
         self._most_silent = most_silent
-        self._ranks: dict[int, int] = {}  # by descriptor
-        self._silent: dict[int, None] = {}  # descriptors of no rank, oldest first
+        self._links: dict[int, T] = {}  # by descriptor
+        self._silent: dict[int, None] = {}  # descriptors of no link, oldest first
         self.socket: Socket = watched.get_monitor_socket(UP | sum(DOWN))
 
-    def bind(self, descriptor: int, rank: int) -> None:
-        """Say that the connection with this file descriptor leads to `rank`."""
+    def bind(self, descriptor: int, link: T) -> None:
+        """Say that the connection with this file descriptor is that of `link`."""
         self.look()
         if descriptor in self._silent:
             del self._silent[descriptor]
-            self._ranks[descriptor] = rank
+            self._links[descriptor] = link
         else:
-            self._lost(rank, DOWN[zmq.EVENT_DISCONNECTED])
+            self._lost(link, DOWN[zmq.EVENT_DISCONNECTED])
 
     def look(self) -> None:
         """Read the events that are there; passes on what `lost` raises."""
         while (happened := read_event(self.socket)) is not None:
             event, descriptor = happened
-            if self._rank is not None:
+            if self._link is not None:
                 if event in DOWN:
-                    self._lost(self._rank, DOWN[event])
+                    self._lost(self._link, DOWN[event])
             elif event == UP:
                 self._silent[descriptor] = None
                 if len(self._silent) > self._most_silent:
                     shut_down(next(iter(self._silent)))
             elif event == zmq.EVENT_DISCONNECTED:  # others carry an error, not a descriptor
                 self._silent.pop(descriptor, None)
-                if (rank := self._ranks.pop(descriptor, None)) is not None:
-                    self._lost(rank, DOWN[event])
+                if (link := self._links.pop(descriptor, None)) is not None:
+                    self._lost(link, DOWN[event])
 
-    def disconnect(self, rank: int) -> None:
-        """Shut down the connection that leads to `rank`, if it still stands."""
+    def disconnect(self, link: T) -> None:
+        """Shut down the connection of a link, if it still stands."""
         self.look()
-        for descriptor, each in self._ranks.items():
-            if each == rank:
+        for descriptor, each in self._links.items():
+            if each is link:
                 shut_down(descriptor)
 
     def close(self) -> None:

@@ -21,15 +21,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING
 
 import zmq
 
 from picoedge.errors import ProtocolError
-from picoedge.mesh.transport.connection import Bytes, ConnectionEnded, Transport
-
-if TYPE_CHECKING:
-    from picoedge.mesh.transport.waiter import Items
+from picoedge.mesh.transport.connection import Bytes, ConnectionEnded, Items, Transport
 
 CIPHER_KEY_BYTES = 32
 TAG_BYTES = 16
@@ -157,9 +153,9 @@ class SealedStream:
         """For a poll; -1 once it is closed."""
         return self._socket.fileno()
 
-    def items(self, sending: bool = False) -> Items:
+    def items(self) -> Items:
         """See Connection."""
-        return [(self._socket.fileno(), zmq.POLLIN | zmq.POLLOUT if sending else zmq.POLLIN)]
+        return [(self._socket.fileno(), zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))]
 
     def send(self, message: Bytes) -> bool:
         """See Connection."""

@@ -329,9 +329,7 @@ class FaultyWorker:
         self._gate.answer()
         self._who, *hello = self._router.recv_multipart()
         assert len(hello) == 1
-        self.entrance = TicketListener(
-            LOOPBACK, {HUB: hello[0][: len(HELLO)]}, ROWS.message_bytes + 200
-        )
+        self.entrance = TicketListener(LOOPBACK, ROWS.message_bytes + 200)
 
     def greet(self, *frames: bytes) -> None:
         """Answer over the first connection with these instead of what is due."""
@@ -350,7 +348,9 @@ class FaultyWorker:
             self._hub.open(5)
             assert self._router.recv_multipart() == [self._who, HUBS_CHOICE]
         else:
-            self.greet(HELLO + self.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305).to_bytes())
+            self.greet(
+                HELLO + self.entrance.ticket(HUB, HUBS_HELLO, Cipher.CHACHA20_POLY1305).to_bytes()
+            )
             self._hub.open(5)
             [(rank, stream)] = self.entrance.accepted()
             assert rank == HUB
@@ -870,7 +870,7 @@ def test_a_ticket_where_nobody_listens_ends_the_link(transport: TransportChoice)
         boards(2, "star", ROWS, connect=False, transport=transport) as team,
         faulty_worker(team, transport) as worker,
     ):
-        ticket = worker.entrance.ticket(HUB, Cipher.CHACHA20_POLY1305)
+        ticket = worker.entrance.ticket(HUB, HUBS_HELLO, Cipher.CHACHA20_POLY1305)
         worker.entrance.close()
         worker.greet(HELLO + ticket.to_bytes())
         with pytest.raises(BoardLostError, match=r"board-1 is lost: its stream cannot be reached"):

@@ -213,7 +213,7 @@ FIRST = {1: b"I am board 1", 2: b"I am board 2"}
 
 @contextmanager
 def entrance() -> Iterator[TicketListener]:
-    made = TicketListener(LOOPBACK, FIRST, MOST)
+    made = TicketListener(LOOPBACK, MOST)
     try:
         yield made
     finally:
@@ -248,7 +248,7 @@ def settled(made: TicketListener, connection: socket.socket) -> bytes:
 
 def test_a_ticket_admits_once_and_messages_follow() -> None:
     with entrance() as made, ExitStack() as stack:
-        tickets = {rank: made.ticket(rank, HERE[-1]) for rank in FIRST}
+        tickets = {rank: made.ticket(rank, FIRST[rank], HERE[-1]) for rank in FIRST}
         for rank in (2, 1):
             ours = connected_by(Ticket.from_bytes(tickets[rank].to_bytes()))
             stack.callback(ours.close)
@@ -268,7 +268,7 @@ def test_a_ticket_admits_once_and_messages_follow() -> None:
 @pytest.mark.parametrize("first", [FIRST[2], b"", b"noise"])
 def test_a_ticket_with_other_words_than_are_due_admits_no_peer(first: bytes) -> None:
     with entrance() as made, ExitStack() as stack:
-        ticket = made.ticket(1, HERE[-1])
+        ticket = made.ticket(1, FIRST[1], HERE[-1])
         thief = connected_by(ticket)
         stack.callback(thief.close)
         thief.send(first)
@@ -289,14 +289,14 @@ def test_a_ticket_with_other_words_than_are_due_admits_no_peer(first: bytes) -> 
 @pytest.mark.parametrize("said", [bytes(TICKET_NAME_BYTES), b"GET / HTTP/1.1\r\n\r\n", bytes(5000)])
 def test_strangers_are_let_go(said: bytes) -> None:
     with entrance() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
-        made.ticket(1, HERE[-1])
+        made.ticket(1, FIRST[1], HERE[-1])
         stranger.sendall(said)
         assert settled(made, stranger) == b""
 
 
 def test_a_name_that_was_overheard_is_of_no_use() -> None:
     with entrance() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
-        stranger.sendall(made.ticket(1, HERE[-1]).name + frame(bytes(60)))
+        stranger.sendall(made.ticket(1, FIRST[1], HERE[-1]).name + frame(bytes(60)))
         assert settled(made, stranger) == b""
 
 
@@ -308,7 +308,7 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
         ]
         assert list(made.accepted()) == []
         assert len(made.files) == 1 + DEFAULT_LIMITS.ticketless_connections
-        ours = connected_by(made.ticket(1, HERE[-1]))
+        ours = connected_by(made.ticket(1, FIRST[1], HERE[-1]))
         stack.callback(ours.close)
         ours.send(FIRST[1])
         rank, theirs = entered(made)

@@ -28,7 +28,7 @@ from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.node.membership import Change
-from picoedge.mesh.transport.replies import Pending
+from picoedge.mesh.transport.messages import Pending
 from picoedge.mesh.transport.server import Sender
 
 if TYPE_CHECKING:

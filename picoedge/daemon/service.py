@@ -26,8 +26,7 @@ from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind
-from picoedge.mesh.transport.messages import PING_BYTES
-from picoedge.mesh.transport.replies import RawReply
+from picoedge.mesh.transport.messages import PING_BYTES, RawReply
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.membership import Change

@@ -37,9 +37,9 @@ def test_a_spec_of_version_1_names_neither_version_nor_transport() -> None:
 
 
 def test_names_of_version_1() -> None:
-    assert VERSION_1.old_kind("job-reserve") == "session-take"
-    assert VERSION_1.new_kind("session-ended") == "job-ended"
-    assert VERSION_1.new_body("beat", {"state": {"waiting": 2}}) == {"state": {"queue_length": 2}}
+    assert VERSION_1.to_old("job-reserve", {})[0] == "session-take"
+    assert VERSION_1.to_new("session-ended", {})[0] == "job-ended"
+    assert VERSION_1.to_new("beat", {"state": {"waiting": 2}})[1] == {"state": {"queue_length": 2}}
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class Board(threading.Thread):
                 self._gate.answer()
             if self.socket in ready:
                 route, *frames = self.socket.recv_multipart()
-                answer = self.answer(*read_control(frames))
+                answer = self.answer(*read_control(frames)[1:])
                 if answer is not None and not self.over.is_set():
                     self.socket.send_multipart([route, *answer])
         self.socket.close(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transport.dialer import Dialer, OutgoingConnection
+from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.loop import Call, Loop
 from picoedge.mesh.transport.messages import (
@@ -31,12 +33,16 @@ from picoedge.mesh.transport.messages import (
     REPLY,
     Body,
     Dialect,
+    Handler,
+    Pending,
+    RawReply,
+    Reply,
     Translation,
     VersionError,
     error_of,
+    failure_body,
     number_of,
 )
-from picoedge.mesh.transport.replies import Handler, Pending, Reply, frames_of, reply_of
 from picoedge.mesh.transport.server import Frames, Sender, Server
 
 if TYPE_CHECKING:
@@ -221,18 +227,33 @@ class Rpc:
         most = self.limits.pending_per_connection
         if route and self._pending[route] >= most:
             raise ProtocolError(f"more than {most} requests wait for an answer")
-        reply = reply_of(self._handlers.get(kind), kind, peer, body)
+        reply = self._handle(peer, kind, body)
         if not isinstance(reply, Pending):
             return self._reply(peer, kind, body, reply)
-        if route and number is not None and not reply.is_answered:
+        if route and number is not None and reply.reply is None:
             self._pending[route] += 1
         reply.deliver(lambda late: self._reply_late(peer, kind, body, late))
+
+    def _handle(self, peer: str, kind: str, body: Body) -> Reply | Pending:
+        """Call a handler. Its errors become the reply, but for ProtocolError, which is raised."""
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return MeshError(f"this board knows nothing of {kind!r}", "is its picoedge as new?")
+        try:
+            return handler(peer, body) or {}
+        except ProtocolError:
+            raise
+        except PicoedgeError as error:
+            return error
+        except Exception:  # a fault of ours must not end the sessions of all other boards
+            traceback.print_exc()
+            return MeshError(f"a fault in answering {kind!r}", "its log there tells more")
 
     def _reply(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
         if number_of(body) is None and isinstance(reply, PicoedgeError):
             self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
         else:
-            self._send(peer, lambda dialect: frames_of(reply, kind, body, dialect))
+            self._send(peer, lambda dialect: _frames_of(reply, kind, body, dialect))
 
     def _reply_late(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
         if isinstance(peer, Sender) and self._pending[peer.route] > 0:
@@ -304,3 +325,15 @@ class Rpc:
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
         says_who = isinstance(error, VersionError)
         self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
+
+
+def _frames_of(reply: Reply, kind: str, body: Body, dialect: Dialect) -> Frames | None:
+    """The frames of the reply to a request; None for a notification (`body` without `id`)."""
+    if isinstance(reply, RawReply):
+        return [pack(reply.header, dialect.version), reply.buffer]
+    number = number_of(body)
+    if number is None:
+        return None
+    if isinstance(reply, PicoedgeError):
+        return dialect.write(ERROR, {**failure_body(reply), "id": number})
+    return dialect.write(REPLY, {**reply, "id": number}, asked=kind)

@@ -14,8 +14,7 @@ from typing import Protocol
 from picoedge.errors import ModelError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transport.frames import U32, Header, Kind
-from picoedge.mesh.transport.messages import Body
-from picoedge.mesh.transport.replies import Handler, RawReply
+from picoedge.mesh.transport.messages import Body, Handler, RawReply
 from picoedge.store.shards import HASH, MANIFEST
 
 OFFER, READ = "shards-offer", "shards-read"

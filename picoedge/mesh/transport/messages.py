@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,25 +58,18 @@ class Translation:
     kinds: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
-    def old_kind(self, kind: str) -> str:
-        """The previous version's name of a kind."""
-        return self.kinds.get(kind, kind)
-
-    def new_kind(self, kind: str) -> str:
-        """This version's name of a kind of the previous one."""
-        return next((new for new, old in self.kinds.items() if old == kind), kind)
-
-    def old_body(self, kind: str, body: Body) -> Body:
-        """A body as the previous version names its fields; `kind` is this version's."""
-        for path, names in self.fields.get(kind, {}).items():
+    def to_old(self, kind: str, body: Body, asked: str = "") -> tuple[str, Body]:
+        """A message as the previous version names it; `asked`: the request that a reply answers."""
+        for path, names in self.fields.get(asked or kind, {}).items():
             body = _renamed(body, path.split("."), names)
-        return body
+        return self.kinds.get(kind, kind), body
 
-    def new_body(self, kind: str, body: Body) -> Body:
-        """A body of the previous version, with this version's names."""
+    def to_new(self, kind: str, body: Body) -> tuple[str, Body]:
+        """A message of the previous version, with this version's names."""
+        kind = next((new for new, old in self.kinds.items() if old == kind), kind)
         for path, names in self.fields.get(kind, {}).items():
             body = _renamed(body, path.split("."), {old: new for new, old in names.items()})
-        return body
+        return kind, body
 
 
 def _renamed(value: Any, path: list[str], names: Mapping[str, str]) -> Any:
@@ -110,8 +103,7 @@ class Dialect:
         Raises ProtocolError where they would be too large.
         """
         if self.version < VERSION:
-            body = self._translation.old_body(asked or kind, body)
-            kind = self._translation.old_kind(kind)
+            kind, body = self._translation.to_old(kind, body, asked)
         if self._is_opening:
             body = {**body, "speaks": VERSION}
         return control(kind, body, self.version)
@@ -121,19 +113,18 @@ class Dialect:
 
         Raises ProtocolError for anything malformed, VersionError for a version not spoken here.
         """
-        version, kind, body = read_versioned(frames, self._board)
+        version, kind, body = read_control(frames, self._board)
         known = body.pop("speaks", version)
         if type(known) is not int or known < version:
             raise ProtocolError("speaks is not a version")
         self._is_opening, self.version = False, min(known, VERSION)
         if version < VERSION:
-            kind = self._translation.new_kind(kind)
-            body = self._translation.new_body(kind, body)
+            return self._translation.to_new(kind, body)
         return kind, body
 
     def reply_body(self, asked: str, body: Body) -> Body:
         """The body of a reply to a request of the kind `asked`, with this version's names."""
-        return self._translation.new_body(asked, body) if self.version < VERSION else body
+        return self._translation.to_new(asked, body)[1] if self.version < VERSION else body
 
 
 def control(kind: str, body: Body, version: int = VERSION) -> list[bytes]:
@@ -146,12 +137,9 @@ def control(kind: str, body: Body, version: int = VERSION) -> list[bytes]:
     return [_HEADERS[version], raw]
 
 
-def read_control(frames: Sequence[bytes | memoryview]) -> tuple[str, Body]:
-    """Kind and body of a control message, as they were written. Raises ProtocolError."""
-    return read_versioned(frames, "a board")[1:]
-
-
-def read_versioned(frames: Sequence[bytes | memoryview], board: str) -> tuple[int, str, Body]:
+def read_control(
+    frames: Sequence[bytes | memoryview], board: str = "a board"
+) -> tuple[int, str, Body]:
     """Version, kind and body of a control message of `board`. Raises ProtocolError."""
     if len(frames) != 2:
         raise ProtocolError(f"a control message of {len(frames)} frames instead of 2")
@@ -181,38 +169,20 @@ def _version_of(header: bytes, board: str) -> int:
 def _parse(raw: bytes) -> Any:
     try:
         value = _DECODER.decode(raw.decode())
+        if _depth(value) > CONTROL_DEPTH:
+            raise ProtocolError(f"a control message nested deeper than {CONTROL_DEPTH}")
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # lone surrogates, which JSON can encode but no terminal or file can
+        raise ProtocolError("a control message with half a character in it") from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, JSONDecodeError too
         raise ProtocolError(f"a control message that is not JSON: {str(error)[:80]}") from None
-    _check_text_and_depth(value)
     return value
 
 
-def _check_text_and_depth(value: Any) -> None:
-    """Raise ProtocolError if values nest deeper than CONTROL_DEPTH or a text is no Unicode."""
-    level = [value]
-    for _ in range(CONTROL_DEPTH):
-        for text in level:
-            if isinstance(text, str) and not _is_unicode(text):
-                raise ProtocolError("a control message with half a character in it")
-        level = [item for held in level for item in _items(held)]
-        if not level:
-            return
-    raise ProtocolError(f"a control message nested deeper than {CONTROL_DEPTH}")
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
-
-
-def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can encode but no terminal or file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _depth(value: Any) -> int:
+    """How many values lie inside each other, this one included. Raises RecursionError."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Body:
@@ -246,7 +216,42 @@ _DECODER = json.JSONDecoder(
     parse_constant=_refuse_constant,
 )
 
-# -- fields, replies, errors -----------------------------------------------------------------------
+# -- replies and errors ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RawReply:
+    """A reply that is no control message: a header, and the buffer that it describes."""
+
+    header: Header
+    buffer: Any
+
+
+Reply = Mapping[str, Any] | RawReply | PicoedgeError
+
+
+class Pending:
+    """A reply that is given later, by `answer`. Handlers return it in place of a body."""
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+        self._deliver: Callable[[Reply], None] | None = None
+
+    def answer(self, reply: Reply) -> None:
+        """Reply with a body, raw bytes or an error. Calls after the first have no effect."""
+        if self.reply is None:
+            self.reply = reply
+            if self._deliver is not None:
+                self._deliver(reply)
+
+    def deliver(self, deliver: Callable[[Reply], None]) -> None:
+        """Have `deliver` called with the reply, at once if it is there."""
+        self._deliver = deliver
+        if self.reply is not None:
+            deliver(self.reply)
+
+
+Handler = Callable[[Any, Body], Mapping[str, Any] | RawReply | Pending | None]
 
 
 def number_of(body: Body) -> int | None:

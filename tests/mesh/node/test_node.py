@@ -18,7 +18,7 @@ from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import Header, Kind, unpack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.replies import Pending, RawReply
+from picoedge.mesh.transport.messages import Pending, RawReply
 from picoedge.mesh.transport.server import Sender, Server
 
 

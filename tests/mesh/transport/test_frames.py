@@ -130,7 +130,7 @@ def test_another_version_is_told_what_to_do() -> None:
 
 @given(st.dictionaries(texts, values, max_size=4))
 def test_a_control_message_comes_back_as_it_was(body: dict[str, object]) -> None:
-    assert read_control(control("status", body)) == ("status", body)
+    assert read_control(control("status", body))[1:] == ("status", body)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
@@ -151,17 +151,17 @@ def test_mutated_control_messages_are_whole_or_refused(at: int, byte: bytes) -> 
     raw = bytearray(frames[1])
     raw[at % len(raw) : at % len(raw) + 1] = byte
     try:
-        kind, body = read_control([frames[0], bytes(raw)])
+        _, kind, body = read_control([frames[0], bytes(raw)])
     except ProtocolError:
         return
-    assert read_control(control(kind, body)) == (kind, body)
+    assert read_control(control(kind, body))[1:] == (kind, body)
 
 
 def test_a_message_as_deep_as_allowed_is_read() -> None:
     deep: list[object] = []
     for _ in range(CONTROL_DEPTH - 4):
         deep = [deep]
-    assert read_control(control("x", {"a": deep})) == ("x", {"a": deep})
+    assert read_control(control("x", {"a": deep}))[1:] == ("x", {"a": deep})
 
 
 BODY = '{"kind": "x", "body": {"a": %s}}'

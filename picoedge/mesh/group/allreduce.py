@@ -79,11 +79,6 @@ def reduce(
 class _Sum:
     """A sum in flight: the values, flat, are this rank's part and then the total."""
 
-    __slots__ = (
-        "_channel", "_chunks", "_contributors", "_own", "_receives", "_sequence", "_shape",
-        "_targets", "_values",
-    )  # fmt: skip
-
     def __init__(
         self, channel: Channel, values: F64, contributors: Sequence[int], receivers: Sequence[int]
     ) -> None:

@@ -35,11 +35,8 @@ class Codec(Protocol):
     dtype: Dtype
     lossless: bool
 
-    def most_bytes(self, count: int) -> int:
-        """Bytes of `count` values, at most."""
-
     def encode(self, values: F64, out: memoryview) -> int:
-        """Encode into `out`, which has room for `most_bytes`; returns the bytes used."""
+        """Encode into `out`, which has room for 8 bytes a value; returns the bytes used."""
 
     def decode(self, body: memoryview, out: F64) -> F64:
         """The values, f64 [n]: in `out`, or a read-only view of the body.
@@ -66,10 +63,6 @@ class F48Codec:
 
     def __init__(self, f48: F48) -> None:
         self._f48 = f48
-
-    def most_bytes(self, count: int) -> int:
-        """Bytes of `count` values, at most."""
-        return 8 * count
 
     def encode(self, values: F64, out: memoryview) -> int:
         """See `Codec.encode`."""
@@ -102,10 +95,6 @@ class FloatCodec:
         self.dtype, self.lossless, self._kind = dtype, lossless, np.dtype(kind)
         self._largest = float(np.finfo(kind).max)
 
-    def most_bytes(self, count: int) -> int:
-        """Bytes of `count` values."""
-        return count * self._kind.itemsize
-
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
         """See `Codec.encode`. A lossy codec turns what is too large into its largest number."""
@@ -117,7 +106,7 @@ class FloatCodec:
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
         """See `Codec.decode`."""
-        _check(body, self.most_bytes(len(out)), len(out))
+        _check(body, len(out) * self._kind.itemsize, len(out))
         out[...] = np.frombuffer(body, self._kind)
         return out
 
@@ -126,10 +115,6 @@ class Q8Codec:
     """Blocks of 32 int8 with an f32 scale: all scales of the values, then all values."""
 
     dtype, lossless = Dtype.Q8, False
-
-    def most_bytes(self, count: int) -> int:
-        """Bytes of `count` values."""
-        return count + count // BLOCK * 4
 
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
@@ -147,8 +132,8 @@ class Q8Codec:
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
         """See `Codec.decode`."""
-        _check(body, self.most_bytes(len(out)), len(out))
         blocks = len(out) // BLOCK
+        _check(body, len(out) + 4 * blocks, len(out))
         scales = np.frombuffer(body, "<f4", blocks)
         values = np.frombuffer(body, np.int8, offset=4 * blocks).reshape(-1, BLOCK)
         np.multiply(values, scales[:, None], out=out.reshape(-1, BLOCK), dtype=np.float64)

@@ -226,11 +226,11 @@ class PeerLink:
                 return stream
             yield from self._measure(stream, proven)
         except (ConnectionEnded, OSError) as error:
-            self.unreachable = getattr(error, "strerror", None) or str(error)
-            self._close_stream()
+            why = getattr(error, "strerror", None) or str(error)
             if not is_choice:
-                why = f"its stream cannot be reached: {self.unreachable}"
-                raise ConnectionEnded(why) from None
+                raise ConnectionEnded(f"its stream cannot be reached: {why}") from None
+            self._close_stream()
+            self.unreachable = why
         self._deadline = time.monotonic() + own.busy_s
         return (yield from self._choose(proven))
 

@@ -194,12 +194,12 @@ class Rpc:
             request = self.server.receive()
             if request is None:
                 break
-            sender = request.sender
+            sender, frames = request
             dialect = self._dialects.get(sender.route)
             if dialect is None:
                 dialect = self._dialects[sender.route] = self._new_dialect(sender)
             try:
-                kind, body = dialect.read(request.frames)
+                kind, body = dialect.read(frames)
                 self._authorize(sender, kind)
                 self._serve(sender, kind, body, dialect)
             except ProtocolError as error:

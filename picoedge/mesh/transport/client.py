@@ -14,7 +14,13 @@ from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolErro
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.identity import load_identity
-from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event, receive_frames
+from picoedge.mesh.transport.curve import (
+    SocketBounds,
+    close_monitored,
+    configure_client,
+    events,
+    receive_frames,
+)
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
     ERROR,
@@ -150,29 +156,27 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
-        if not self.socket.closed:
-            self.socket.disable_monitor()
-            self.monitor.close()
-            self.socket.close(0)
+        close_monitored(self.socket, self.monitor)
 
     def _send(self, frames: list[bytes], deadline_s: float) -> None:
         while True:
-            self._read_monitor()
-            if self._lost is not None:
-                raise self._lost
+            self._check()
             with contextlib.suppress(zmq.Again):
                 self.socket.send_multipart(frames, zmq.NOBLOCK)
                 return
             self._wait(zmq.POLLOUT, deadline_s)
 
     def _receive(self, deadline_s: float) -> list[bytes]:
-        while True:
-            if (frames := receive_frames(self.socket)) is not None:
-                return frames
-            self._read_monitor()
-            if self._lost is not None:
-                raise self._lost
+        while (frames := receive_frames(self.socket)) is None:
+            self._check()
             self._wait(zmq.POLLIN, deadline_s)
+        return frames
+
+    def _check(self) -> None:
+        """Raise what has ended the connection."""
+        self._read_monitor()
+        if self._lost is not None:
+            raise self._lost
 
     def _answer(self, frames: list[bytes], number: int, asked: str) -> Body | list[bytes] | None:
         """The reply to request `number`. Notifications are kept, late replies dropped: None."""
@@ -194,32 +198,29 @@ class Client:
             raise error_of(body, self.name)
         return self._dialect.reply_body(asked, body)
 
-    def _wait(self, events: int, deadline_s: float) -> None:
+    def _wait(self, flags: int, deadline_s: float) -> None:
         wait_s = deadline_s - time.monotonic()
         if wait_s <= 0:
             raise self._board_lost(self._seen)
         poller = zmq.Poller()
-        poller.register(self.socket, events)
+        poller.register(self.socket, flags)
         poller.register(self.monitor, zmq.POLLIN)
         poller.poll(max(1, int(wait_s * 1000)))
 
     def _read_monitor(self) -> None:
-        while (happened := read_event(self.monitor)) is not None:
-            self._happened(happened[0])
-
-    def _happened(self, event: int) -> None:
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._was_up = True
-            self._seen = "it took the question and is silent"
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._lost = AccessError(
-                f"board {self.name} at {self.address} does not let this board in",
-                "this key is not in its roster, or revoked: picoedge keys show there",
-            )
-        elif event & _FAILED:
-            self._seen = f"who listens there is not {self.name}, or of another cluster"
-        elif event == zmq.EVENT_DISCONNECTED and self._was_up and self._lost is None:
-            self._lost = self._board_lost("its connection ended")
+        for event, _ in events(self.monitor):
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._was_up = True
+                self._seen = "it took the question and is silent"
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._lost = AccessError(
+                    f"board {self.name} at {self.address} does not let this board in",
+                    "this key is not in its roster, or revoked: picoedge keys show there",
+                )
+            elif event & _FAILED:
+                self._seen = f"who listens there is not {self.name}, or of another cluster"
+            elif event == zmq.EVENT_DISCONNECTED and self._was_up and self._lost is None:
+                self._lost = self._board_lost("its connection ended")
 
     def _board_lost(self, why: str) -> BoardLostError:
         return BoardLostError(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import socket as sockets
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -123,20 +123,14 @@ class Authenticator:
 
     def answer(self) -> None:
         """Answer one ZAP request; libzmq makes one at each handshake."""
-        request = self.socket.recv_multipart()
-        sequence, key = request[1], self._key(request)
-        granted = key is not None and self._allowed(key)
-        status = (b"200", b"OK", (key or "").encode()) if granted else (b"400", b"unknown key", b"")
+        version, sequence, domain, _, _, mechanism, *credentials = self.socket.recv_multipart()
+        status = b"400", b"unknown key", b""
+        is_curve = (version, domain, mechanism) == (ZAP_VERSION, DOMAIN, b"CURVE")
+        if is_curve and list(map(len, credentials)) == [KEY_BYTES]:
+            key = z85.encode(credentials[0])
+            if self._allowed(key.decode()):
+                status = b"200", b"OK", key
         self.socket.send_multipart([ZAP_VERSION, sequence, *status, b""])
-
-    @staticmethod
-    def _key(request: list[bytes]) -> str | None:
-        if len(request) != 7 or request[0] != ZAP_VERSION or request[2] != DOMAIN:
-            return None
-        mechanism, key = request[5], request[6]
-        if mechanism != b"CURVE" or len(key) != KEY_BYTES:
-            return None
-        return z85.encode(key).decode()
 
     def close(self) -> None:
         """Stop answering: no further connection is admitted. Idempotent."""
@@ -145,24 +139,39 @@ class Authenticator:
         self.socket.close()
 
 
-def shut_down(descriptor: int) -> None:
-    """Shut down a connection by libzmq's descriptor; a ROUTER has no call for that."""
-    with suppress(OSError):
-        connection = sockets.socket(fileno=descriptor)
-        try:
-            connection.shutdown(sockets.SHUT_RDWR)
-        finally:
-            connection.detach()
-
-
-def read_event(monitor: Socket) -> tuple[int, int] | None:
-    """The next event and its value, a file descriptor or an error number; None if there is none."""
+@contextmanager
+def borrowed(descriptor: int) -> Iterator[sockets.socket]:
+    """libzmq's descriptor as a socket. (`dup` would need a free one, and there may be none.)"""
+    connection = sockets.socket(fileno=descriptor)
     try:
-        frames = monitor.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
-    event, value = _EVENT.unpack(frames[0])
-    return event, value
+        yield connection
+    finally:
+        connection.detach()
+
+
+def shut_down(descriptor: int) -> None:
+    """Shut down a connection, for which a ROUTER has no call; libzmq then finds it closed."""
+    with suppress(OSError), borrowed(descriptor) as connection:
+        connection.shutdown(sockets.SHUT_RDWR)
+
+
+def events(monitor: Socket) -> Iterator[tuple[int, int]]:
+    """The events that are there, each with its value: a file descriptor or an error number."""
+    while not monitor.closed:
+        try:
+            frames = monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        event, value = _EVENT.unpack(frames[0])
+        yield event, value
+
+
+def close_monitored(socket: Socket, monitor: Socket) -> None:
+    """Close a socket and its monitor. Idempotent."""
+    if not socket.closed:
+        socket.disable_monitor()
+        monitor.close()
+        socket.close()
 
 
 class LinkMonitor(Generic[T]):
@@ -198,8 +207,7 @@ class LinkMonitor(Generic[T]):
 
     def look(self) -> None:
         """Read the events that are there; passes on what `lost` raises."""
-        while (happened := read_event(self.socket)) is not None:
-            event, descriptor = happened
+        for event, descriptor in events(self.socket):
             if self._link is not None:
                 if event in DOWN:
                     self._lost(self._link, DOWN[event])

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.curve import SocketBounds, configure_client, read_event, receive_frames
+from picoedge.mesh.transport.curve import (
+    SocketBounds,
+    close_monitored,
+    configure_client,
+    events,
+    receive_frames,
+)
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Dialect
 
@@ -109,9 +115,7 @@ class Dialer:
             return
         self._loop.remove(each.socket)
         self._loop.remove(each.monitor)
-        each.socket.disable_monitor()
-        each.monitor.close()
-        each.socket.close()
+        close_monitored(each.socket, each.monitor)
         self._lost(each)
 
     def fail(self, each: OutgoingConnection) -> None:
@@ -155,18 +159,15 @@ class Dialer:
 
     def read_monitor(self, each: OutgoingConnection) -> None:
         """Read the events of a connection."""
-        while not each.socket.closed and (happened := read_event(each.monitor)) is not None:
-            self._happened(each, happened[0])
-
-    def _happened(self, each: OutgoingConnection, event: int) -> None:
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            each.dialect = self._new_dialect(each.key)  # it may have been updated meanwhile
-            self.up(each)
-        elif event & _REFUSED:
-            self.refused(each, event == zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-            self.fail(each)
-        else:
-            self._lost(each)
+        for event, _ in events(each.monitor):
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                each.dialect = self._new_dialect(each.key)  # it may have been updated meanwhile
+                self.up(each)
+            elif event & _REFUSED:
+                self.refused(each, event == zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+                self.fail(each)
+            else:
+                self._lost(each)
 
     def _lost(self, each: OutgoingConnection) -> None:
         was_established = each.is_established

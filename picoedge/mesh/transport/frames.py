@@ -106,20 +106,9 @@ def pack_prefix(header: Header, version: int = VERSION) -> bytes:
     if version == 1 and header.kind is Kind.DATA:
         assert tag in V1_TAGS
         kind, tag = tag, 0
-    missing = DIMENSIONS - len(header.shape)
-    return TAGGED_HEADER.pack(
-        MAGIC,
-        version,
-        kind,
-        header.epoch,
-        header.sequence,
-        header.dtype,
-        len(header.shape),
-        *header.shape,
-        *(0,) * missing,
-        header.extra,
-        tag,
-    )
+    what = header.epoch, header.sequence, header.dtype, len(header.shape)
+    shape = header.shape + (0,) * (DIMENSIONS - len(header.shape))
+    return TAGGED_HEADER.pack(MAGIC, version, kind, *what, *shape, header.extra, tag)
 
 
 def unpack(

@@ -60,9 +60,12 @@ class Loop:
         while not self._stopped:
             self.turn()
 
-    def turn(self, most_s: float | None = None) -> None:
-        """Wait for one event, at most `most_s` seconds, and call what is due."""
-        ready = self._poller.poll(self._wait_ms(most_s))
+    def turn(self) -> None:
+        """Wait for one event, and call what is due."""
+        wait_ms = None
+        if self._due:
+            wait_ms = max(0, int((self._due[0][0] - self.clock()) * 1000) + 1)
+        ready = self._poller.poll(wait_ms)
         for what, events in ready:
             readable, writable = self._calls.get(what, (None, None))
             if readable is not None and events & ~zmq.POLLOUT:
@@ -80,17 +83,10 @@ class Loop:
     def close(self) -> None:
         """Close the wake-up pipe; sockets belong to their owners. Idempotent."""
         self._stopped = True
-        for name in ("_wake_out", "_wake_in"):
-            file = getattr(self, name)
-            if file >= 0:
-                setattr(self, name, -1)
-                os.close(file)
-
-    def _wait_ms(self, most_s: float | None) -> int | None:
-        waits = [] if most_s is None else [most_s]
-        if self._due:
-            waits.append(self._due[0][0] - self.clock())
-        return max(0, int(min(waits) * 1000) + 1) if waits else None
+        if self._wake_out >= 0:
+            os.close(self._wake_out)
+            os.close(self._wake_in)
+            self._wake_out = self._wake_in = -1
 
     def _call_due(self) -> None:
         now_s = self.clock()

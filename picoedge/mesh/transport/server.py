@@ -11,7 +11,7 @@ import contextlib
 import socket as sockets
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import (
     Authenticator,
     SocketBounds,
+    borrowed,
+    close_monitored,
     configure_server,
-    read_event,
+    events,
     sender_of,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
@@ -52,14 +54,6 @@ class Sender(str):
         sender.route = route
         sender.host = host
         return sender
-
-
-@dataclass(frozen=True)
-class Request:
-    """One message, and the sender whose key its connection has proven."""
-
-    sender: Sender
-    frames: list[bytes]
 
 
 @dataclass
@@ -108,12 +102,7 @@ class Server:
         port = self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
         self.address = Address(address.host, int(port))
 
-    @property
-    def senders(self) -> list[Sender]:
-        """One for each connection that has sent a message."""
-        return [each.sender for each in self._accepted.values() if each.sender is not None]
-
-    def receive(self) -> Request | None:
+    def receive(self) -> tuple[Sender, list[bytes]] | None:
         """The next message of a connection that still stands; None if there is none."""
         while True:
             try:
@@ -124,7 +113,7 @@ class Server:
             host = str(route.get("Peer-Address")).removeprefix("::ffff:")
             sender = Sender(sender_of(route), route.bytes, host)
             if self._is_connected(sender, int(str(route.get("__fd")))):
-                return Request(sender, [frame.bytes for frame in frames])
+                return sender, [frame.bytes for frame in frames]
 
     def send(self, sender: Sender, frames: Frames) -> bool:
         """Send without waiting. False: the connection has ended, or is closed for not reading."""
@@ -149,9 +138,9 @@ class Server:
 
     def disconnect_key(self, key: str) -> None:
         """Close every connection of a key."""
-        for sender in self.senders:
-            if sender == key:
-                self.disconnect(sender)
+        for file, each in self._accepted.items():
+            if each.sender == key:
+                self._shut_down(file)
 
     def take_gone(self, now_s: float) -> list[Sender]:
         """Senders whose connections ended since the last call; `now_s` is the time from now on."""
@@ -181,10 +170,7 @@ class Server:
 
     def close(self) -> None:
         """Close all sockets. Idempotent."""
-        if not self.socket.closed:
-            self.socket.disable_monitor()
-            self.monitor.close()
-        self.socket.close()
+        close_monitored(self.socket, self.monitor)
         self.authenticator.close()
 
     def _admits(self, key: str) -> bool:
@@ -192,8 +178,7 @@ class Server:
 
     def _read_monitor(self) -> None:
         """Read all events; to be done before a message of a connection they report is judged."""
-        while (happened := read_event(self.monitor)) is not None:
-            event, file = happened
+        for event, file in events(self.monitor):
             self._forget(file)
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted[file] = _Accepted(self._now_s)
@@ -234,27 +219,17 @@ class Server:
         return late or connection.received_bytes > self._limits.silent_bytes
 
     def _shut_down(self, file: int) -> None:
-        """Shut down a connection of this server; libzmq then finds it closed."""
-        with contextlib.suppress(OSError), _borrowed(file) as connection:
+        """Shut down a connection of this server."""
+        with contextlib.suppress(OSError), borrowed(file) as connection:
             # By now the descriptor may be another file's: it must be one of this server's port.
             if connection.getsockname()[1] == self.address.port and connection.getpeername():
                 connection.shutdown(sockets.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def _borrowed(file: int) -> Iterator[sockets.socket]:
-    """libzmq's descriptor as a socket. (`dup` would need a free one, and there may be none.)"""
-    connection = sockets.socket(fileno=file)
-    try:
-        yield connection
-    finally:
-        connection.detach()
-
-
 def _bytes_received(file: int) -> int:
     """Bytes that a connection has received so far; 0 if the system does not say."""
     try:
-        with _borrowed(file) as connection:
+        with borrowed(file) as connection:
             info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size)
         return int(_RECEIVED.unpack(info)[0])
     except (OSError, struct.error):

@@ -235,8 +235,8 @@ def test_rounded_sums_are_the_same_on_every_board(
 def test_a_codec_loses_little(wire: str, off: float) -> None:
     rows = np.random.default_rng(1).standard_normal(3 * 64)
     codec = codecs_for(wire, 64).part
-    room = memoryview(bytearray(codec.most_bytes(3 * 64)))
-    codec.encode(rows, room)
+    room = memoryview(bytearray(8 * 3 * 64))
+    room = room[: codec.encode(rows, room)]
     back = codec.decode(room, np.empty(192))
     assert np.abs(back - rows).max() <= off * np.abs(rows).max()
     codec.encode(back, room)
@@ -248,8 +248,8 @@ def test_a_codec_survives_numbers_it_cannot_hold(wire: str) -> None:
     rows = np.full(64, 1e300)
     rows[:4] = np.inf, -np.inf, np.nan, 1e-300
     codec = codecs_for(wire, 64).part
-    room = memoryview(bytearray(codec.most_bytes(64)))
-    codec.encode(rows, room)
+    room = memoryview(bytearray(8 * 64))
+    room = room[: codec.encode(rows, room)]
     assert codec.decode(room, np.empty(64)).shape == (64,)
 
 

@@ -11,7 +11,7 @@ from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.group.peer_link import FailureRule
-from picoedge.mesh.transport.frames import HUB, Header, Kind, pack, unpack
+from picoedge.mesh.transport.frames import HUB, Header, Kind, pack_prefix, unpack
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.links import Links
@@ -71,9 +71,8 @@ def hub_rule(own_rank: int) -> FailureRule:
 
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
     """Send a JSON object to a rank."""
-    links.send(
-        rank, pack(Header(Kind.CONTROL, links.epoch), links.version), json.dumps(note).encode()
-    )
+    prefix = pack_prefix(Header(Kind.CONTROL, links.epoch), links.version)
+    links.send(rank, prefix + json.dumps(note).encode())
 
 
 def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:

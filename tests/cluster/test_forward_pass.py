@@ -132,7 +132,7 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
                     Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=Tag.LOGITS
                 )
                 body = np.zeros(values, np.float32).tobytes()
-                team.links[1].send_whole(HUB, pack_prefix(header) + body)
+                team.links[1].send(HUB, pack_prefix(header) + body)
 
         hub, _ = team.each(outcome)
     assert isinstance(hub, BoardFaultError)
@@ -148,7 +148,7 @@ def test_logits_asked_for_where_the_head_is_not_shared_are_a_fault() -> None:
             if rank:
                 return forward_pass(team.links[rank], "star", 2, stages, SMALL).next_input()
             header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=Tag.INPUT_LAST)
-            return team.links[HUB].send_whole(1, pack_prefix(header) + bytes(256))
+            return team.links[HUB].send(1, pack_prefix(header) + bytes(256))
 
         _, worker = team.each(outcome)
     assert isinstance(worker, BoardFaultError)

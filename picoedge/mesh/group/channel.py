@@ -185,7 +185,7 @@ class Channel:
         self._send(ranks, header, nbytes)
 
     def _send(self, ranks: Sequence[int], header: bytes, nbytes: int) -> None:
-        message, send = self._out[: PREFIX_BYTES + nbytes], self._links.send_whole
+        message, send = self._out[: PREFIX_BYTES + nbytes], self._links.send
         message[:PREFIX_BYTES] = header
         for rank in ranks:
             send(rank, message)

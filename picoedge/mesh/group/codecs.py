@@ -65,7 +65,6 @@ class F48Codec:
         self._f48 = f48
 
     def encode(self, values: F64, out: memoryview) -> int:
-        """See `Codec.encode`."""
         count = len(values)
         if count >= F48_FROM:
             worthwhile = ((8 - F48_BYTES) * count - 1) // EXCEPTION.itemsize
@@ -76,7 +75,6 @@ class F48Codec:
         return 8 * count
 
     def decode(self, body: memoryview, out: F64) -> F64:
-        """See `Codec.decode`."""
         count = len(out)
         if len(body) == 8 * count:
             return np.frombuffer(body, _F64)
@@ -97,7 +95,7 @@ class FloatCodec:
 
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
-        """See `Codec.encode`. A lossy codec turns what is too large into its largest number."""
+        """A lossy codec turns what is too large into its largest number."""
         if not self.lossless:
             values = np.clip(values, -self._largest, self._largest)
         np.frombuffer(out, self._kind, len(values))[...] = values
@@ -105,7 +103,6 @@ class FloatCodec:
 
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
-        """See `Codec.decode`."""
         _check(body, len(out) * self._kind.itemsize, len(out))
         out[...] = np.frombuffer(body, self._kind)
         return out
@@ -118,7 +115,6 @@ class Q8Codec:
 
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
-        """See `Codec.encode`."""
         blocks = values.reshape(-1, BLOCK)  # [count / 32, 32]
         scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
         steps = scales.astype(np.float64)
@@ -131,7 +127,6 @@ class Q8Codec:
 
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
-        """See `Codec.decode`."""
         blocks = len(out) // BLOCK
         _check(body, len(out) + 4 * blocks, len(out))
         scales = np.frombuffer(body, "<f4", blocks)

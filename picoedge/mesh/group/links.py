@@ -19,7 +19,7 @@ from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.group.peer_link import FailureRule, LinkSettings, TransportChoice
 from picoedge.mesh.group.rendezvous import Rendezvous
 from picoedge.mesh.transport.connection import Bytes, Connection, ConnectionEnded, Items
-from picoedge.mesh.transport.frames import PADDING, PREFIX_BYTES, VERSION, Header, Kind, pack
+from picoedge.mesh.transport.frames import PREFIX_BYTES, VERSION, Header, Kind, pack_prefix
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -160,11 +160,7 @@ class Links(Rendezvous):
 
     # -- sending -------------------------------------------------------------------------------
 
-    def send(self, rank: int, header: bytes, body: Bytes = b"") -> None:
-        """Send a header of 30 bytes, without a tag, and its body."""
-        self.send_whole(rank, b"".join((header, PADDING, body)))
-
-    def send_whole(self, rank: int, message: Bytes) -> None:
+    def send(self, rank: int, message: Bytes) -> None:
         """Send a prefix and a body in one piece, which the caller may change at once."""
         connection = self._connections.get(rank)
         try:
@@ -192,7 +188,7 @@ class Links(Rendezvous):
             self._say_goodbye(rank)
 
     def _say_goodbye(self, rank: int) -> None:
-        goodbye = pack(Header(Kind.BYE, self.epoch, extra=self.rank), self.version) + PADDING
+        goodbye = pack_prefix(Header(Kind.BYE, self.epoch, extra=self.rank), self.version)
         connection = self._connections.get(rank)
         with suppress(ConnectionEnded):  # a board that is gone, or takes nothing, is not told
             if connection is not None and connection.flush():

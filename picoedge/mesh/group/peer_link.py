@@ -299,11 +299,11 @@ class PeerLink:
     def _next(self, *due: int) -> tuple[Connection, int, memoryview] | None:
         for source in (self.proven, self._stream):
             if source is not None and source.flush() and (message := source.take()) is not None:
-                return source, self._step(message, due), message[PREFIX_BYTES:]
+                header = unpack(message[:PREFIX_BYTES], versions=(self.own.version,))
+                return source, self._step(header, due), message[PREFIX_BYTES:]
         return None
 
-    def _step(self, message: memoryview, due: Collection[int]) -> int:
-        header = unpack(message[:PREFIX_BYTES], versions=(self.own.version,))
+    def _step(self, header: Header, due: Collection[int]) -> int:
         step = HELLO if self.state is LinkState.EXPECTED else header.sequence
         if header != Header(Kind.HELLO, self.own.epoch, step, extra=self.rank):
             raise ProtocolError(f"{header}, in epoch {self.own.epoch}")

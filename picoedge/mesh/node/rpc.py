@@ -250,10 +250,16 @@ class Rpc:
             return MeshError(f"a fault in answering {kind!r}", "its log there tells more")
 
     def _reply(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
-        if number_of(body) is None and isinstance(reply, PicoedgeError):
+        number = number_of(body)
+        if isinstance(reply, RawReply):
+            self._send(peer, lambda to: [pack(reply.header, to.version), reply.buffer])
+        elif isinstance(reply, PicoedgeError) and number is not None:
+            error = {**failure_body(reply), "id": number}
+            self._send(peer, lambda to: to.write(ERROR, error))
+        elif isinstance(reply, PicoedgeError):
             self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
-        else:
-            self._send(peer, lambda dialect: _frames_of(reply, kind, body, dialect))
+        elif number is not None:
+            self._send(peer, lambda to: to.write(REPLY, {**reply, "id": number}, asked=kind))
 
     def _reply_late(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
         if isinstance(peer, Sender) and self._pending[peer.route] > 0:
@@ -271,18 +277,16 @@ class Rpc:
 
     # -- sending -------------------------------------------------------------------------------
 
-    def _send(self, to: str, write: Callable[[Dialect], Frames | None]) -> bool:
+    def _send(self, to: str, write: Callable[[Dialect], Frames]) -> bool:
         """Send the frames that `write` makes in the dialect of the connection to `to`."""
         connection = None if isinstance(to, Sender) else self.dialer.to(to)
         if connection is not None:
-            frames = write(connection.dialect)
-            return frames is None or connection.send(frames) or self._unsent(connection)
+            return connection.send(write(connection.dialect)) or self._unsent(connection)
         route = to if isinstance(to, Sender) else self.routes.get(to)
         dialect = None if route is None else self._dialects.get(route.route)
         if route is None or dialect is None:
             return False
-        frames = write(dialect)
-        return frames is None or self.server.send(route, frames)
+        return self.server.send(route, write(dialect))
 
     def _unsent(self, connection: OutgoingConnection) -> bool:
         """The connection has ended, or its queue is full: then it is closed."""
@@ -325,15 +329,3 @@ class Rpc:
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
         says_who = isinstance(error, VersionError)
         self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
-
-
-def _frames_of(reply: Reply, kind: str, body: Body, dialect: Dialect) -> Frames | None:
-    """The frames of the reply to a request; None for a notification (`body` without `id`)."""
-    if isinstance(reply, RawReply):
-        return [pack(reply.header, dialect.version), reply.buffer]
-    number = number_of(body)
-    if number is None:
-        return None
-    if isinstance(reply, PicoedgeError):
-        return dialect.write(ERROR, {**failure_body(reply), "id": number})
-    return dialect.write(REPLY, {**reply, "id": number}, asked=kind)

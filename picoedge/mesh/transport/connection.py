@@ -72,7 +72,6 @@ class DealerConnection:
         self._taken: zmq.Frame | None = None  # keeps the memory of the message handed out
 
     def send(self, message: Bytes) -> bool:
-        """See Connection."""
         assert not self._unsent
         if self._ahead < self.window and self._send(message):
             self._ahead += 1
@@ -81,7 +80,7 @@ class DealerConnection:
         return False
 
     def flush(self) -> bool:
-        """See Connection. Credits are found by `take`."""
+        """Credits are found by `take`."""
         unsent, self._unsent = self._unsent, b""
         return not unsent or self.send(unsent)
 
@@ -95,7 +94,6 @@ class DealerConnection:
         return True
 
     def take(self) -> memoryview | None:
-        """See Connection."""
         while (frames := self._receive()) is not None:
             if len(frames) > 1:
                 raise ProtocolError(f"a message of {len(frames)} frames")
@@ -120,11 +118,10 @@ class DealerConnection:
             raise ConnectionEnded(f"its connection ended: {error.strerror}") from None
 
     def items(self) -> Items:
-        """See Connection. Room comes with a credit."""
+        """Room comes with a credit."""
         return [(self._socket, zmq.POLLIN)]
 
     def close(self) -> None:
-        """See Connection."""
         self._socket.close()
 
 
@@ -159,10 +156,10 @@ class RouterConnection(DealerConnection):
         return self._inbox.popleft() if self._inbox else None
 
     def items(self) -> Items:
-        """See Connection. A read for another peer may have left a message here: do not sleep."""
+        """A read for another peer may have left a message here: do not sleep."""
         return [(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._inbox else 0))]
 
     def close(self) -> None:
-        """See Connection. The socket stays, for its other peers."""
+        """The socket stays, for its other peers."""
         self._inbox.clear()
         self._dropped = 1  # keep nothing that still comes

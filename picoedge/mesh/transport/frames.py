@@ -20,7 +20,6 @@ from picoedge.errors import ProtocolError
 HEADER = struct.Struct("<2sBBIIBB3II")
 TAGGED_HEADER = struct.Struct("<2sBBIIBB3IIBx")  # a header, a tag, a zero
 PREFIX_BYTES = TAGGED_HEADER.size
-PADDING = bytes(PREFIX_BYTES - HEADER.size)  # makes a prefix of a header without a tag
 MAGIC = b"PE"
 VERSION = 2
 SPOKEN = (1, 2)  # a cluster is upgraded board by board

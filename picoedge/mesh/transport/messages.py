@@ -31,7 +31,6 @@ CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most
 NUMBER_DIGITS = 24  # of an integer: 64 bits have 20, and longer ones take Python quadratic time
 KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _HEADERS = {version: pack(Header(Kind.CONTROL), version) for version in SPOKEN}
-CONTROL_HEADER = _HEADERS[VERSION]
 
 
 class VersionError(ProtocolError):
@@ -43,7 +42,6 @@ class VersionError(ProtocolError):
         super().__init__(
             f"{board} speaks version {version}, this one {spoken}: update picoedge {there}"
         )
-        self.version = version
 
 
 @dataclass(frozen=True)

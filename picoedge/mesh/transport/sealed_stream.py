@@ -152,11 +152,9 @@ class SealedStream:
         return self._socket.fileno()
 
     def items(self) -> Items:
-        """See Connection."""
         return [(self._socket.fileno(), zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0))]
 
     def send(self, message: Bytes) -> bool:
-        """See Connection."""
         assert not self._unsent
         end = _LENGTH.size + len(message) + TAG_BYTES
         _LENGTH.pack_into(self._out, 0, end - _LENGTH.size)
@@ -165,7 +163,6 @@ class SealedStream:
         return self.flush()
 
     def flush(self) -> bool:
-        """See Connection."""
         while self._unsent:
             try:
                 sent = self._socket.send(self._unsent)
@@ -216,7 +213,6 @@ class SealedStream:
         return True
 
     def close(self) -> None:
-        """See Connection."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         self._socket.close()

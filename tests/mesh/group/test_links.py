@@ -41,11 +41,9 @@ from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport import curve, sealed_stream
 from picoedge.mesh.transport.frames import (
     HUB,
-    PADDING,
     Dtype,
     Header,
     Kind,
-    pack,
     pack_prefix,
     unpack,
 )
@@ -70,8 +68,8 @@ def opened(team: Boards) -> None:
         assert outcome is None
 
 
-def note(text: bytes = b"") -> tuple[bytes, bytes]:
-    return pack(Header(Kind.CONTROL, EPOCH)), text
+def note(text: bytes = b"") -> bytes:
+    return pack_prefix(Header(Kind.CONTROL, EPOCH)) + text
 
 
 # -- coming together -------------------------------------------------------------------------------
@@ -83,12 +81,12 @@ def test_messages_go_both_ways_and_come_from_whom_they_came(transport: Transport
         for rank, links in enumerate(team.links):
             for other in range(3):
                 if other != rank:
-                    links.send(other, *note(b"from %d to %d" % (rank, other)))
+                    links.send(other, note(b"from %d to %d" % (rank, other)))
         for rank, links in enumerate(team.links):
             for other in (2, 1, 0):  # in another order than they came in
                 if other != rank:
                     source, header, body = links.receive((other,), 5)
-                    assert (source, header) == (other, note()[0] + PADDING)
+                    assert (source, header) == (other, note())
                     assert bytes(body) == b"from %d to %d" % (other, rank)
 
 
@@ -164,7 +162,7 @@ ALL_FAILED = (
 def test_a_stranger_never_gets_in(transport: TransportChoice) -> None:
     with boards(2, "star", ROWS, connect=False, transport=transport) as team:
         with stranger(team, 1, KeyPair.new()) as knocking:
-            knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
+            knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
             with pytest.raises(BoardLostError, match="did not join"):
                 team.links[1].open(0.2)
             wait_until_refused(knocking)
@@ -172,9 +170,9 @@ def test_a_stranger_never_gets_in(transport: TransportChoice) -> None:
         opened(team)
         for keys in (KeyPair.new(), team.keys[0]):  # the door is shut now, for friends as well
             with stranger(team, 1, keys) as knocking:
-                knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=HUB)) + PADDING)
+                knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
                 wait_until_refused(knocking)
-        team.links[0].send(1, *note(b"still here"))
+        team.links[0].send(1, note(b"still here"))
         assert bytes(team.links[1].receive((HUB,), 5)[2]) == b"still here"
 
 
@@ -596,7 +594,7 @@ def test_both_ends_keep_what_was_measured(
             assert not links.unreachable()
             for other in range(3):
                 if other != rank:
-                    links.send(other, *note(b"from %d" % rank))
+                    links.send(other, note(b"from %d" % rank))
         for rank, links in enumerate(team.links):
             for other in range(3):
                 if other != rank:
@@ -624,7 +622,7 @@ def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPa
         opened(team)
         assert team.links[0].transports() == {1: "zeromq"}
         assert "refused" in team.links[0].unreachable()[1]
-        team.links[0].send(1, *note(b"all the same"))
+        team.links[0].send(1, note(b"all the same"))
         assert bytes(team.links[1].receive((0,), 5)[2]) == b"all the same"
 
 
@@ -632,7 +630,7 @@ def test_a_timing_that_takes_too_long_falls_to_the_stream() -> None:
     with boards(2, "star", ROWS, transport="auto", limits=Limits(probe_s=0.0)) as team:
         opened(team)
         assert team.links[0].transports() == {1: "stream"}
-        team.links[1].send(0, *note(b"no probe before it"))
+        team.links[1].send(0, note(b"no probe before it"))
         assert bytes(team.links[0].receive((1,), 5)[2]) == b"no probe before it"
 
 
@@ -658,7 +656,7 @@ def talk(team: list[Links], ranks: list[int], rounds: int) -> None:
         for i in range(rounds):
             for other in ranks:
                 if other != rank:
-                    team[rank].send(other, *note(b"%d" % i))
+                    team[rank].send(other, note(b"%d" % i))
             for other in ranks:
                 if other != rank:
                     assert bytes(team[rank].receive((other,), 5)[2]) == b"%d" % i
@@ -749,14 +747,14 @@ def test_no_stranger_gets_in_at_a_listener_that_stays_open(transport: TransportC
         team_as_boards = Boards(keys, [], team, dict(enumerate(ports)))
         for stranger_keys in (KeyPair.new(), keys[0]):  # a wrong key; a board that is here already
             with stranger(team_as_boards, 1, stranger_keys) as knocking, ThreadPoolExecutor(1) as p:
-                knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=2)) + PADDING + b"\1")
+                knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=2)) + b"\1")
                 refused = p.submit(wait_until_refused, knocking)
                 while not refused.done():
                     talk(team, [0, 1], 1)
                 refused.result()
         assert team[1].state(2) is LinkState.EXPECTED
         with stranger(team_as_boards, 1, keys[2]) as knocking:  # the right key, another rank
-            knocking.send(pack(Header(Kind.HELLO, EPOCH, extra=0)) + PADDING + b"\1")
+            knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=0)) + b"\1")
             while team[1].state(2) is not LinkState.ENDED:
                 talk(team, [0, 1], 1)
         with pytest.raises(BoardFaultError, match=f"{name_of(2)} began with HELLO"):
@@ -937,7 +935,7 @@ def test_a_flood_before_its_time_is_not_taken_in(transport: TransportChoice) -> 
         with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
             team.links[2].receive((1,), 0.5)
         flooding.join()  # given up: it waits in the flooding board's own buffers
-        team.links[1].send(2, *note(b"in time"))
+        team.links[1].send(2, note(b"in time"))
         assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
 
 
@@ -963,7 +961,7 @@ def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(
         def sent_in_a_ring(rank: int) -> int:
             links, body = team.links[rank], bytes(rows.message_bytes - 64)
             for _ in range(32):
-                links.send((rank + 1) % 3, note()[0], body)
+                links.send((rank + 1) % 3, note(body))
             return sum(len(links.receive(((rank + 2) % 3,), 5)[2]) for _ in range(32))
 
         for taken in team.each(sent_in_a_ring):
@@ -981,7 +979,7 @@ def test_a_board_that_computes_for_seconds_is_not_lost_and_its_sender_waits(
         def outcome(rank: int) -> int:
             if rank == HUB:
                 for _ in range(count):
-                    team.links[HUB].send(1, *note(bytes(nbytes)))
+                    team.links[HUB].send(1, note(bytes(nbytes)))
                 return count
             threading.Timer(COMPUTES_S, computed.set).start()
             assert computed.wait(10)
@@ -997,7 +995,7 @@ def drain(links: Links, rank: int) -> None:
 
 def flood(links: Links, rank: int) -> None:
     while True:
-        links.send(rank, *note(bytes(512)))
+        links.send(rank, note(bytes(512)))
 
 
 def flood_until_lost(links: Links, rank: int) -> None:

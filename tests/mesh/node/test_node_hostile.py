@@ -21,10 +21,11 @@ from mesh_nodes import PATIENCE_S, QUICK, Running, found, fresh_context, running
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.messages import CONTROL_HEADER, Body, control
+from picoedge.mesh.transport.messages import Body, control
 from picoedge.mesh.transport.server import _bytes_received
 
 FRAMES = 3000
+CONTROL_HEADER = control("x", {})[0]
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
 
 

@@ -26,11 +26,11 @@ from picoedge.mesh.transport.frames import (
 from picoedge.mesh.transport.limits import CONTROL_BYTES
 from picoedge.mesh.transport.messages import (
     CONTROL_DEPTH,
-    CONTROL_HEADER,
     control,
     read_control,
 )
 
+CONTROL_HEADER = control("x", {})[0]
 u32 = st.integers(0, U32)
 headers = st.builds(
     Header,

@@ -89,7 +89,7 @@ def test_a_connection_that_ends_before_its_messages_are_read_is_an_error(
         sender = sender_of(ada, client)
         for number in range(NOTIFICATIONS):
             ada.do(lambda number=number: ada.node.rpc.push(sender, "note", {"n": number}))
-        assert client.monitor.poll(2 * ENDED_MS)  # its queue is full, so heartbeats end it
+        assert client.monitor.poll(PATIENCE_S * 1000)  # its queue is full, so heartbeats end it
         with pytest.raises(BoardLostError, match="its connection ended"):
             list(iter(client.notifications, []))
 
@@ -150,6 +150,7 @@ def test_an_answer_may_come_later(ada: Any, context: Any) -> None:
     ada.do(lambda: ada.node.rpc.on("queue", queue))
     ada.do(lambda: ada.node.rpc.on("go", lambda peer, body: waiting[0].answer({"turn": 1})))
     with ada.client(context, ada.bob) as first, ada.client(context, ada.bob) as second:
+        first.ask("echo", {"text": "connected"})
         with pytest.raises(BoardLostError, match="took the question and is silent"):
             first.ask("queue", timeout_s=0.1)
         second.ask("go")

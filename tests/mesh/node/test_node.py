@@ -52,6 +52,7 @@ def sender_of(ada: Any, client: Client) -> Any:
     senders: list[Any] = []
     ada.do(lambda: ada.node.rpc.on("remember", lambda peer, body: (senders.append(peer), {})[1]))
     client.ask("remember")
+    client.ask("echo", {"text": ""})  # which reads the events of connecting off its monitor
     return senders[0]
 
 

@@ -148,16 +148,13 @@ class SamplingOptions:
     seed: int | None = None  # None: a different one each time
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_range("top_k", self.top_k, 0, 2**31)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
-        _check_range("repeat_last_n", self.repeat_last_n, 0, 2**31)
-        if self.seed is not None:
-            _check_range("seed", self.seed, 0, 2**64)
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise UsageError(f"{name} is {value:g}", f"it must be from {low:g} to {high:g}")
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise UsageError(f"{name} is {value:g}", f"it must be from {low:g} to {high:g}")
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100), "top_k": (0, 2**31), "top_p": (0, 1), "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100), "repeat_last_n": (0, 2**31), "seed": (0, 2**64),
+}  # fmt: skip

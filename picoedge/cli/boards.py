@@ -1,4 +1,4 @@
-"""`picoedge ps`, what each board of the cluster does now, and `picoedge top`, which samples it."""
+"""`picoedge ps`, what each board does, `top`, which samples it, `doctor`, faults of this one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from picoedge.cli.options import json_option
 from picoedge.cli.output import one_line, print_json, print_table
 from picoedge.units import format_size
 
@@ -275,3 +276,25 @@ def _sleep(delay_s: float) -> bool:
         if select.select([sys.stdin], [], [], left_s)[0] and sys.stdin.read(1) in (*QUIT, ""):
             return False
     return True
+
+
+@click.command("doctor")
+@click.option("--kernels", envvar="PICOEDGE_KERNELS", help="Check for these: numpy or native.")
+@json_option
+def doctor(kernels: str | None, as_json: bool) -> int:
+    """Say what is wrong with this board and what to do, one line each.
+
+    The exit code is 1 where something keeps picoedge from working as it should.
+    """
+    from picoedge.engine.doctor import check_board
+    from picoedge.registry.shelf import Shelf
+
+    checks = list(check_board(Shelf.from_environment(), kernels))
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            remedy = f" -> {check.remedy}" if check.remedy else ""
+            click.echo(f"{check.status:4}  {check.name:{width}}  {check.text}{remedy}")
+    return 1 if any(check.status == "fail" for check in checks) else 0

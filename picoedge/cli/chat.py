@@ -1,21 +1,29 @@
-"""`picoedge chat`: a conversation on a terminal, or one answer to what is piped in."""
+"""`picoedge chat`, on a terminal or in a pipe, and `picoedge generate`: one answer, or JSON."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, output
+from picoedge.cli import models, options, output, reports
+from picoedge.errors import PicoedgeError
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.engine.session import Prompter, Session
 
 DEFAULT_TOKENS = 1024  # longer answers seldom end by themselves
+_STATS = (
+    "tokens", "finish_reason", "prompt_tokens", "ttft_s", "prefill_tok_s", "decode_tok_s",
+    "s_per_token",
+)  # fmt: skip
 
 
-@click.command()
+@click.command("chat")
 @options.model_argument(required=False)
 @options.prompt_options(DEFAULT_TOKENS, "Ask this, print the answer, and leave.")
 @options.system_option
@@ -23,7 +31,7 @@ DEFAULT_TOKENS = 1024  # longer answers seldom end by themselves
 @options.model_options
 @options.cluster_options
 @options.verbose_option
-def command(**values: Any) -> int:
+def chat(**values: Any) -> int:
     """Talk with MODEL, or with the catalogue's default model.
 
     With -p, or with text piped in, one answer is printed and nothing else.
@@ -48,10 +56,73 @@ def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> i
     from picoedge.cli.chat_console import TerminalConsole
     from picoedge.cli.chat_loop import Chat, ChatSettings
 
-    settings = ChatSettings(
-        system=values["system"] or "",
-        n_tokens=values["n_tokens"],
-        stop=list(values["stop"]),
-        verbose=values["verbose"],
-    )
+    system, stop = values["system"] or "", list(values["stop"])
+    settings = ChatSettings(system, values["n_tokens"], stop, values["verbose"])
     return Chat(session, prompter, TerminalConsole(), settings).run()
+
+
+@click.command("generate")
+@options.model_argument()
+@options.prompt_options(256, "The text to complete [default: what is piped in].")
+@click.option("--raw", is_flag=True, help="Complete the plain text, without the chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Continue past the end-of-text token.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.sampling_options
+@options.model_options
+@options.cluster_options
+@options.system_option
+@options.verbose_option
+def generate(**values: Any) -> None:
+    """Complete one prompt with MODEL.
+
+    The text goes to stdout as it comes. MODEL is a catalogue name, a .gguf file, a Hugging Face
+    folder or a .pico folder.
+    """
+    text = models.chosen_prompt(values["prompt"])
+    opened = models.open_pack(values, template=not values["raw"])
+    if values["raw"] or opened.prompter.template is None:
+        prompt = opened.prompter.complete(text)
+    else:
+        prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
+    with closing(models.open_session(values, opened, prompt)) as session:
+        pieces = session.generate(
+            prompt,
+            max_tokens=models.token_limit(values["n_tokens"]),
+            stop=values["stop"],
+            ignore_eos=values["ignore_eos"],
+        )
+        if values["as_json"]:
+            _print_report(session, pieces)
+        else:
+            output.write_whole_answer(pieces)
+        output.tell_end(session, values["verbose"])
+
+
+def _print_report(session: Session, pieces: Iterator[str]) -> None:
+    """Print the JSON object, also of an answer that an error interrupts, and raise the error."""
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+    except PicoedgeError as error:
+        click.echo(json.dumps({**_report(session, text), **reports.failure(error)}))
+        raise
+    click.echo(json.dumps(_report(session, text)))
+
+
+def _report(session: Session, text: str) -> dict[str, Any]:
+    """The JSON object: text, speed, memory and bytes read."""
+    from picoedge.host.resources import peak_rss_bytes, storage_bytes_read
+
+    stats, model = session.stats, session.model
+    return {
+        "model": session.name,
+        "text": text,
+        **{name: getattr(stats, name) for name in _STATS},
+        "peak_rss_mb": peak_rss_bytes() / MB,
+        "bytes_read": storage_bytes_read(),
+        "kernels": model.kernels.name,
+        "boards": model.boards,
+        **reports.cluster(model),
+        **reports.window(model, stats.disk_wait_s, stats.decode_s),
+    }

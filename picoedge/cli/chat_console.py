@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from picoedge.cli.output import printable, warn
 from picoedge.files import xdg_folder
@@ -41,11 +40,7 @@ class TerminalConsole:
     @contextmanager
     def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
         """While the block runs, Ctrl-C calls `on_interrupt` instead of raising."""
-
-        def handler(number: int, frame: FrameType | None) -> None:
-            on_interrupt()
-
-        before = signal.signal(signal.SIGINT, handler)
+        before = signal.signal(signal.SIGINT, lambda number, frame: on_interrupt())
         try:
             yield
         finally:

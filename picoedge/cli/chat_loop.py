@@ -69,8 +69,11 @@ class Chat:
             try:
                 message = self.console.read()
                 self.interrupted = False
-                if not self._handle(message):
-                    return 0
+                if is_command(message):
+                    if not run_command(self, message):
+                        return 0
+                elif message.strip():
+                    self.ask(message.strip("\n"))
             except EOFError:
                 self.say("")
                 return 0
@@ -82,14 +85,6 @@ class Chat:
                 self.say("\n(Ctrl-C again leaves; so do /bye and Ctrl-D)")
             except PicoedgeError as error:
                 self.say(error_line(error.message, error.hint))
-
-    def _handle(self, message: str) -> bool:
-        """Handle a message or command; False ends the conversation."""
-        if is_command(message):
-            return run_command(self, message)
-        if message.strip():
-            self.ask(message.strip("\n"))
-        return True
 
     def ask(self, message: str) -> None:
         """Send a message and stream the answer; both are kept, unless the answer is empty.
@@ -170,19 +165,18 @@ def run_command(chat: Chat, message: str) -> bool:
     return True
 
 
-def show_help(chat: Chat, rest: str) -> None:
-    """`/?`"""
+def _help(chat: Chat, rest: str) -> None:
     chat.say(HELP)
 
 
-def clear(chat: Chat, rest: str) -> None:
+def _clear(chat: Chat, rest: str) -> None:
     """`/clear`: the settings stay."""
     chat.messages.clear()
     chat.session.forget()
     chat.say("the conversation is empty")
 
 
-def regenerate(chat: Chat, rest: str) -> None:
+def _regenerate(chat: Chat, rest: str) -> None:
     """`/regen`: answer the last message again, with the sampler's next random choices."""
     if not chat.messages:
         raise UsageError("nothing has been asked yet", "write something")
@@ -196,8 +190,7 @@ def regenerate(chat: Chat, rest: str) -> None:
             chat.messages[:] = before
 
 
-def show(chat: Chat, rest: str) -> None:
-    """`/show`"""
+def _show(chat: Chat, rest: str) -> None:
     session, settings = chat.session, chat.settings
     values = {**dataclasses.asdict(session.sampling), "n": settings.n_tokens}
     chat.say(one_line(session.describe()))
@@ -209,7 +202,7 @@ def show(chat: Chat, rest: str) -> None:
     chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
 
 
-def set_value(chat: Chat, rest: str) -> None:
+def _set(chat: Chat, rest: str) -> None:
     """`/set NAME VALUE`, or as in Ollama `/set parameter NAME VALUE`."""
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
     name, value, settings = name.replace("-", "_"), value.strip(), chat.settings
@@ -240,7 +233,7 @@ def _number(name: str, text: str) -> float:
         raise UsageError(f"{name} {text!r} is not a number", f"/set {name} VALUE") from None
 
 
-def save(chat: Chat, rest: str) -> None:
+def _save(chat: Chat, rest: str) -> None:
     """`/save FILE`; an error leaves no partial file."""
     path = _path(rest, "/save FILE")
     value = {"model": chat.session.name, "system": chat.settings.system, "messages": chat.messages}
@@ -251,7 +244,7 @@ def save(chat: Chat, rest: str) -> None:
     chat.say(f"saved to {path}")
 
 
-def load(chat: Chat, rest: str) -> None:
+def _load(chat: Chat, rest: str) -> None:
     """`/load FILE`: replaces this conversation."""
     path = _path(rest, "/load FILE")
     try:
@@ -289,12 +282,12 @@ def _path(text: str, usage: str) -> Path:
 
 
 COMMANDS: dict[str, Callable[[Chat, str], None]] = {
-    "/?": show_help,
-    "/help": show_help,
-    "/clear": clear,
-    "/regen": regenerate,
-    "/set": set_value,
-    "/show": show,
-    "/save": save,
-    "/load": load,
+    "/?": _help,
+    "/help": _help,
+    "/clear": _clear,
+    "/regen": _regenerate,
+    "/set": _set,
+    "/show": _show,
+    "/save": _save,
+    "/load": _load,
 }

@@ -16,6 +16,7 @@ from picoedge.suggest import did_you_mean
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_LESS_MEMORY = "a smaller --ctx-size or model needs less"
 
 Outcome = tuple[str, str, int]  # message, hint, exit code
 
@@ -61,7 +62,7 @@ def _outcome(error: BaseException) -> Outcome:
     if isinstance(error, SystemExit):
         return "", "", error.code if isinstance(error.code, int) else EXIT_RUNTIME
     if isinstance(error, MemoryError):
-        return "out of memory", "a smaller --ctx-size or model needs less", EXIT_RUNTIME
+        return "out of memory", _LESS_MEMORY, EXIT_RUNTIME
     if isinstance(error, OSError):
         failure = storage_error(error)
         return failure.message, failure.hint, failure.exit_code
@@ -78,7 +79,7 @@ def storage_error(error: OSError) -> StorageError:
         errno.ENOSPC: "free some space on that disk",
         errno.EACCES: "check who may read and write it",
         errno.EROFS: "that disk is mounted read-only",
-        errno.ENOMEM: "a smaller --ctx-size or model needs less",
+        errno.ENOMEM: _LESS_MEMORY,
     }
     return StorageError(f"{reason}{where}", hints.get(error.errno or 0, ""))
 
@@ -89,25 +90,18 @@ def _of_click(error: click.ClickException) -> Outcome:
     if isinstance(error, click.NoSuchOption):
         params = ctx.command.params if ctx is not None else []
         names = [name for param in params for name in param.opts if name[:2] == "--"]
-        near = did_you_mean(error.option_name, names)
-        return (
-            f"no such option: {error.option_name}",
-            near or f"{asked} --help lists the options",
-            EXIT_USAGE,
-        )
-    return _click_message(error, ctx), f"{asked} --help shows how", error.exit_code
-
-
-def _click_message(error: click.ClickException, ctx: click.Context | None) -> str:
-    message = error.format_message().rstrip(".")
+        hint = did_you_mean(error.option_name, names) or f"{asked} --help lists the options"
+        return f"no such option: {error.option_name}", hint, EXIT_USAGE
     if isinstance(error, click.BadParameter) and error.param is not None and ctx is not None:
         from picoedge.cli.options import source_of
 
         source = source_of(ctx, error.param)
-        if isinstance(error, click.MissingParameter):
-            return f"missing {source}"
-        return f"{source}: {error.message}".rstrip(".")
-    return message[:1].lower() + message[1:]
+        missing = isinstance(error, click.MissingParameter)
+        message = f"missing {source}" if missing else f"{source}: {error.message}".rstrip(".")
+    else:
+        message = error.format_message().rstrip(".")
+        message = message[:1].lower() + message[1:]
+    return message, f"{asked} --help shows how", error.exit_code
 
 
 def _print_error(line: str) -> None:

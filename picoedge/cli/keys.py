@@ -96,11 +96,16 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     Keep it secret until it is used or expired: anyone with the string can join. `picoedge run`
     must be running on this board when the other one joins.
     """
+    from picoedge.mesh.addresses import DEFAULT_PORT, Address
     from picoedge.mesh.identity.admission import Invites, parse_invite
+    from picoedge.mesh.interfaces import choose_interface, interfaces
 
     folder = _folder()
     cluster = _roster_file(folder).roster.cluster
-    address = _lan_address() if address is None else address
+    if address is None:
+        found, why = choose_interface(interfaces())
+        output.warn(f"at {found}: {why}; --address names another")
+        address = str(Address(found, DEFAULT_PORT))
     string = Invites(folder).issue(address, cluster.key, ttl_s, time.time())
     if as_json:
         issued = parse_invite(string)
@@ -232,12 +237,3 @@ def _roster_file(folder: Path) -> RosterFile:
 
     load_identity(folder)  # a folder without keys is the first thing to complain of
     return RosterFile(folder)
-
-
-def _lan_address() -> str:
-    from picoedge.mesh.addresses import DEFAULT_PORT, Address
-    from picoedge.mesh.interfaces import choose_interface, interfaces
-
-    address, why = choose_interface(interfaces())
-    output.warn(f"at {address}: {why}; --address names another")
-    return str(Address(address, DEFAULT_PORT))

@@ -18,8 +18,8 @@ from picoedge.cli import failures, output
 from picoedge.cli.options import Group, config_defaults
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "chat": ("chat.command", "Talk with a model."),
-    "generate": ("generate.command", "Complete one prompt."),
+    "chat": ("chat.chat", "Talk with a model."),
+    "generate": ("chat.generate", "Complete one prompt."),
     "plan": ("plan.command", "Show what would stay in memory and what be streamed."),
     "bench": ("benchmark.bench", "Measure prompt and generation speed."),
     "perplexity": ("benchmark.perplexity", "Measure how well a model predicts a text."),
@@ -33,18 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("keys.command", "Make a cluster; decide which boards are in it."),
     "ps": ("boards.ps", "Show the boards of the mesh, and what each does."),
     "top": ("boards.top", "Watch the boards of the mesh work."),
-    "doctor": ("doctor.command", "Say what is wrong with this board and what to do."),
+    "doctor": ("boards.doctor", "Say what is wrong with this board and what to do."),
 }
 ALIASES = {"ls": "list"}
 PROGRAM = "picoedge"
 COMPLETION_VARIABLE = "_PICOEDGE_COMPLETE"  # `eval "$(_PICOEDGE_COMPLETE=bash_source picoedge)"`
-
-
-class Invocation:
-    """State of one command line: click's `ctx.obj`."""
-
-    def __init__(self) -> None:
-        self.debug = False
 
 
 class LazyGroup(Group):
@@ -80,7 +73,7 @@ class LazyGroup(Group):
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        ctx.ensure_object(Invocation).debug = True
+        ctx.ensure_object(dict)["debug"] = True
 
 
 def _eager_flag(name: str, **attrs: Any) -> click.Option:
@@ -131,17 +124,18 @@ def _load_config(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Never raises; no traceback without --debug."""
-    invocation = Invocation()
+    state = {"debug": False}  # of this command line: click's `ctx.obj`
     output.tolerate_any_text()
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv), invocation)
-        output.flush_output()
+        code = _run(list(sys.argv[1:] if argv is None else argv), state)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while an error can still be reported
     except BaseException as error:  # nothing above this would catch it
-        return failures.report(error, debug=invocation.debug)
+        return failures.report(error, debug=state["debug"])
     return code
 
 
-def _run(args: list[str], invocation: Invocation) -> int:
+def _run(args: list[str], state: dict[str, bool]) -> int:
     """What click's `main` does, except for its reports of errors and its exits."""
     group = build_group()
     instruction = os.environ.get(COMPLETION_VARIABLE)
@@ -150,7 +144,7 @@ def _run(args: list[str], invocation: Invocation) -> int:
 
         return shell_complete(group, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
     try:
-        with group.make_context(PROGRAM, args, obj=invocation) as ctx:
+        with group.make_context(PROGRAM, args, obj=state) as ctx:
             result: Any = group.invoke(ctx)
     except click.exceptions.Exit as left:
         return left.exit_code

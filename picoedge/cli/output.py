@@ -6,9 +6,9 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,12 +33,6 @@ def tolerate_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def flush_output() -> None:
-    """Flush stdout while an error can still be reported. Raises OSError."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
 
 
 def printable(text: str) -> str:
@@ -88,30 +82,7 @@ def warn(text: str, label: str = "note") -> None:
         print(one_line(f"{label}: {text}"), file=sys.stderr, flush=True)
 
 
-class ProgressLine:
-    """A line of a terminal, redrawn: the stage of the work and its share done."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._drawn_at, self._what = 0.0, ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """See `picoedge.progress.Progress`."""
-        now = self._clock()
-        if what == self._what and done < total and now - self._drawn_at < _REDRAW_S:
-            return
-        self._drawn_at, self._what = now, what
-        self._stream.write(f"\r\x1b[K{progress_text(what, done, total)}")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Erase the line."""
-        if self._what:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-
-def progress_text(what: str, done: int, total: int) -> str:
+def _progress_text(what: str, done: int, total: int) -> str:
     """`packing smollm2  42 %  41.3 MB of 98 MB`."""
     what = one_line(what)
     if total <= 0:
@@ -122,15 +93,30 @@ def progress_text(what: str, done: int, total: int) -> str:
 
 @contextmanager
 def showing_progress() -> Iterator[Progress | None]:
-    """A progress line while the block runs; None where stderr is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    """A line of the terminal while the block runs, redrawn: the stage of the work, its share done.
+
+    None where stderr is no terminal.
+    """
+    stream = sys.stderr
+    if stream is None or not stream.isatty():
         yield None
         return
-    line = ProgressLine(sys.stderr)
+    drawn, drawn_at = "", 0.0
+
+    def draw(what: str, done: int, total: int) -> None:
+        nonlocal drawn, drawn_at
+        now = time.monotonic()
+        if what != drawn or done >= total or now - drawn_at >= _REDRAW_S:
+            drawn, drawn_at = what, now
+            stream.write(f"\r\x1b[K{_progress_text(what, done, total)}")
+            stream.flush()
+
     try:
-        yield line
+        yield draw
     finally:
-        line.clear()
+        if drawn:
+            stream.write("\r\x1b[K")
+            stream.flush()
 
 
 def tell_end(session: Session, verbose: bool) -> None:

@@ -58,7 +58,11 @@ def command(**values: Any) -> None:
         return
     print_facts(facts(planned))
     if not planned.whole:
-        _draw(planned)
+        from picoedge.cli.plan_picture import ASCII, UNICODE, picture
+
+        encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+        signs = UNICODE if encoding == "utf8" else ASCII  # what stdout can show
+        click.echo("\n" + "\n".join(picture(planned.plan.window, signs)))
 
 
 def _check(values: dict[str, Any], over_boards: bool) -> None:
@@ -139,15 +143,6 @@ def _streamed_facts(planned: SessionPlan) -> list[tuple[str, str]]:
             f"({_seconds(forecast.disk_s)} reading, {_seconds(forecast.compute_s)} computing)",
         ),
     ]
-
-
-def _draw(planned: SessionPlan) -> None:
-    """Print the picture, in the characters that stdout can show."""
-    from picoedge.cli.plan_picture import ASCII, UNICODE, picture
-
-    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
-    signs = UNICODE if encoding == "utf8" else ASCII
-    click.echo("\n" + "\n".join(picture(planned.plan.window, signs)))
 
 
 def _seconds(value: float) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from picoedge.daemon.board import BoardOptions
     from picoedge.mesh.addresses import Address
     from picoedge.mesh.identity.identity import Identity
+
+# A line of the service's log, also without a terminal: a journal keeps it.
+_say = partial(note, verbose=True)
 
 
 @click.command()
@@ -131,11 +135,6 @@ def _serve(
         _watch(node, watchdog_s())
         notify("READY=1")
         node.run()
-
-
-def _say(line: str) -> None:
-    """Print a line of the service's log, also without a terminal: a journal keeps it."""
-    note(line, verbose=True)
 
 
 def _watch(node: Any, every_s: float | None) -> None:

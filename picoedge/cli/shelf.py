@@ -9,13 +9,7 @@ from typing import Any
 import click
 
 from picoedge.cli.options import json_option, model_argument
-from picoedge.cli.output import (
-    print_facts,
-    print_json,
-    print_result,
-    print_table,
-    showing_progress,
-)
+from picoedge.cli.output import print_facts, print_json, print_result, print_table, showing_progress
 from picoedge.errors import UsageError
 from picoedge.progress import one_stage
 from picoedge.registry.paths import disk_bytes

@@ -21,7 +21,7 @@ import numpy as np
 from picoedge.errors import ModelError, StorageError
 from picoedge.files import reading
 from picoedge.host import measurements
-from picoedge.host.block_device import Device, find_device, read_ahead_bytes, read_limit
+from picoedge.host.sysfs import Device, find_device, read_ahead_bytes, read_limit
 from picoedge.kernels.arrays import U8
 from picoedge.store.pages import PAGE, forget_cached, page_down, page_up
 from picoedge.store.reads import Files
@@ -286,9 +286,8 @@ def cached_bytes(array: U8) -> int:
 
 
 def _forget(files: Files, units: Sequence[Unit], sizes: dict[str, int], read_ahead: int) -> None:
-    for name in dict.fromkeys(unit.file for unit in units):
-        end = max(unit.end for unit in units if unit.file == name)
-        forget_cached(files.fd(name), 0, min(end + 2 * read_ahead, sizes[name]))
+    for name, last in {unit.file: unit for unit in units}.items():
+        forget_cached(files.fd(name), 0, min(last.end + 2 * read_ahead, sizes[name]))
 
 
 def _drop_late_reads(

@@ -15,25 +15,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from picoedge.host.sysfs import file_text
+from picoedge.host.sysfs import PROC, file_text
 from picoedge.store.pages import advise_range
 
-SMAPS = Path("/proc/self/smaps")
-MAPS = Path("/proc/self/maps")
 REFAULT_BYTES = 7 << 20  # measured: libraries that are read again, and file-system metadata
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """A mapped part of a file. `clean`: no page of it was written, so all can be read again."""
-
-    start: int
-    end: int
-    path: str
-    clean: bool
 
 
 def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> None:
@@ -43,13 +30,14 @@ def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> N
     now and not at the first token. `also`: files that were read and are not needed again.
     """
     gc.collect()
-    _trim_heap()
-    mappings = list(private_mappings(file_text(SMAPS)))
-    for mapping in mappings:
-        advise_range(mapping.start, mapping.end, mmap.MADV_RANDOM)
-        if mapping.clean:
-            advise_range(mapping.start, mapping.end, mmap.MADV_DONTNEED)
-    for path in {mapping.path for mapping in mappings}.union(_modules(), map(str, also)):
+    with suppress(AttributeError, OSError):  # where the C library cannot give back its free memory
+        ctypes.CDLL(None).malloc_trim(0)
+    mappings = list(_private_mappings(file_text(PROC / "self/smaps")))
+    for start, end, _, clean in mappings:
+        advise_range(start, end, mmap.MADV_RANDOM)
+        if clean:
+            advise_range(start, end, mmap.MADV_DONTNEED)
+    for path in {path for _, _, path, _ in mappings}.union(_modules(), map(str, also)):
         _drop_cache(path)
     warm_up()
     trim()
@@ -61,36 +49,28 @@ def trim(also: Iterable[Path] = ()) -> None:
     The kernel reads code with megabytes around it (since Linux 6.16 whatever madvise says); the
     pages in use are mapped, and stay. `also`: files that were read and are not needed again.
     """
-    for path in mapped_files(file_text(MAPS)).union(_modules(), map(str, also)):
+    lines = (line.split(maxsplit=5) for line in file_text(PROC / "self/maps").splitlines())
+    mapped = {fields[5] for fields in lines if len(fields) == 6 and fields[5].startswith("/")}
+    for path in mapped.union(_modules(), map(str, also)):
         _drop_cache(path)
 
 
-def private_mappings(smaps: str) -> Iterator[Mapping]:
-    """Private mappings of files in the text of /proc/PID/smaps.
+def _private_mappings(smaps: str) -> Iterator[tuple[int, int, str, bool]]:
+    """(start, end, path, clean) of private mappings of files in the text of /proc/PID/smaps.
 
-    Pages that were written, also before they became read-only (relocated tables), are anonymous:
-    a mapping that has any, or may be written, is not clean.
+    Clean: no page was written, so all can be read again. Pages that were written, also before they
+    became read-only (relocated tables), are anonymous: a mapping that has any, or may be written,
+    is not clean.
     """
-    head: list[str] = []
+    head: list[str] = []  # 55d0-55d4 r-xp 0000 08:02 12 /usr/lib/libc.so.6
     for line in smaps.splitlines():
         fields = line.split()
         if not fields[0].endswith(":"):
             head = fields
-        elif fields[0] == "Anonymous:" and _is_private_file(head):
+        elif fields[0] == "Anonymous:" and head[5:] and head[5][0] == "/" and "s" not in head[1]:
             start, end = (int(value, 16) for value in head[0].split("-"))
             clean = fields[1] == "0" and "w" not in head[1]
-            yield Mapping(start, end, " ".join(head[5:]), clean)
-
-
-def _is_private_file(head: list[str]) -> bool:
-    """Of `55d0-55d4 r-xp 0000 08:02 12 /usr/lib/libc.so.6`, in words."""
-    return len(head) > 5 and head[5].startswith("/") and "s" not in head[1]
-
-
-def mapped_files(maps: str) -> set[str]:
-    """Files in the text of /proc/PID/maps."""
-    lines = (line.split(maxsplit=5) for line in maps.splitlines())
-    return {fields[5] for fields in lines if len(fields) == 6 and fields[5].startswith("/")}
+            yield start, end, " ".join(head[5:]), clean
 
 
 def _modules() -> Iterator[str]:
@@ -109,9 +89,3 @@ def _drop_cache(path: str) -> None:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
-
-
-def _trim_heap() -> None:
-    """Return free memory of the C heap to the system, where the C library can."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -51,7 +51,8 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
 
 def describe_pack(pack: Pack) -> dict[str, Any]:
     """Facts of a pack: shape, formats with their bytes, shards, text."""
-    embedding = pack.embedding
+    embedding, folder = pack.embedding, pack.path
+    kinds = {"tokenizer.json": "byte-level BPE", "tokenizer.model": "SentencePiece"}
     formats: Counter[str] = Counter()
     for unit in pack.spans(pack.all_shards):
         for spec in pack.shard(unit.kind, unit.layer).matrices.values():
@@ -72,8 +73,8 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
             "ffn": layers * pack.n_ffn_shards,
             "head": pack.n_head_shards,
         },
-        "tokenizer": _tokenizer_kind(pack.path),
-        "chat_template": (pack.path / "chat_template.jinja").is_file(),
+        "tokenizer": next((kinds[name] for name in kinds if (folder / name).is_file()), None),
+        "chat_template": (folder / "chat_template.jinja").is_file(),
         "source": pack.source,
     }
 
@@ -105,8 +106,3 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "tied_embeddings": config.tie_word_embeddings,
         "context": config.max_position_embeddings,
     }
-
-
-def _tokenizer_kind(folder: Path) -> str | None:
-    kinds = {"tokenizer.json": "byte-level BPE", "tokenizer.model": "SentencePiece"}
-    return next((kind for name, kind in kinds.items() if (folder / name).is_file()), None)

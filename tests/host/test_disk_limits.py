@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from disk_files import MB
 
-from picoedge.host.block_device import (
+from picoedge.host.disk_speed import StorageSpeed
+from picoedge.host.sysfs import (
     DEFAULT_READ_AHEAD,
     Device,
     find_device,
     read_ahead_bytes,
     read_limit,
 )
-from picoedge.host.disk_speed import StorageSpeed
 
 CARD = os.makedev(179, 2)
 DISK = Device("254:0")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from picoedge.errors import ModelError, StorageError
 from picoedge.host import disk_speed
-from picoedge.host.block_device import find_device
 from picoedge.host.disk_speed import (
     StorageSpeed,
     cached_bytes,
@@ -26,6 +25,9 @@ from picoedge.host.disk_speed import (
     units_to_read,
 )
 from picoedge.host.resources import peak_rss_bytes
+from picoedge.host.sysfs import (
+    find_device,
+)
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pages import forget_cached
 from picoedge.store.sources.source import open_source

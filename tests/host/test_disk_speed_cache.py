@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picoedge.host import disk_speed, measurements
-from picoedge.host.block_device import Device
 from picoedge.host.disk_speed import Measured, StorageSpeed, storage_speed
+from picoedge.host.sysfs import Device
 
 
 class Disk:

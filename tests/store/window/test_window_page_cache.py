@@ -15,8 +15,8 @@ from cache import cache_folder
 from window_models import Keep, keep_none, keep_others, plan_of
 
 from picoedge.files import sync_tree
-from picoedge.host.block_device import find_device, read_ahead_bytes
 from picoedge.host.disk_speed import cached_bytes
+from picoedge.host.sysfs import find_device, read_ahead_bytes
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pages import forget_cached
 from picoedge.store.reads import Files

@@ -8,9 +8,11 @@ BUILD_INPUTS = pyproject.toml setup.py $(wildcard picoedge/kernels/*.c picoedge/
 # Emulated boards are network namespaces and control groups: that takes root.
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup chat cluster quick test lint bench test-arm64 clean
+.PHONY: setup dev chat cluster quick test lint bench test-arm64 clean
 
 setup: $(VENV)/.ready
+
+dev: $(VENV)/.ready-dev
 
 chat: setup
 	@$(BIN)/picoedge chat

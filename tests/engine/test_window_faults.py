@@ -163,7 +163,7 @@ def test_short_reads_are_continued(board: Board, want: str, reads: int) -> None:
 
 def test_a_slow_read_is_survived(board: Board, want: str, reads: int) -> None:
     args = (*STREAM, "direct", "--json")
-    code, out, err = board.generate(*args, how="slow", s=1.5, after=reads // 2)
+    code, out, err = board.generate(*args, how="slow", s=1.5, after=reads * 3 // 4)
     report = json.loads(out)
     assert (code, err, report["text"]) == (0, "", want[:-1])
     assert report["unit_wait"]["max_s"] > 1

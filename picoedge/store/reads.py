@@ -31,7 +31,7 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, RowGather, Weights
 from picoedge.store.encodings import Encoding
 from picoedge.store.pages import forget_cached
-from picoedge.store.shards import Unit, digest_of
+from picoedge.store.shards import PackItem, Unit, digest_of
 
 _SHORTER = "the file is truncated or the card is failing: picoedge verify checks it"
 _FAILING = "check the card or disk and its cable; picoedge verify checks the pack"
@@ -149,14 +149,13 @@ def failed_read(folder: Path, unit: Unit, offset: int, number: int | None) -> St
     return StorageError(f"{where}: reading failed: {os.strerror(number)}", _FAILING)
 
 
-def check_hashes(folder: Path, unit: Unit, data: U8, hashes: Sequence[tuple[str, str]]) -> None:
+def check_hashes(folder: Path, unit: Unit, data: U8, shards: Sequence[PackItem]) -> None:
     """Compare a unit with the hashes of its shards. Raises ModelError naming the shard."""
-    size = unit.shard_bytes
-    for i, (name, expected) in enumerate(hashes):
-        if digest_of(data[i * size : (i + 1) * size].data) != expected:
+    for shard in shards:
+        at = shard.offset - unit.offset
+        if digest_of(data[at : at + shard.nbytes].data) != shard.blake2b:
             raise ModelError(
-                f"{folder / unit.file}, shard {name}, byte {unit.offset + i * size}: "
-                "it does not match its hash",
+                f"{unit.place(folder, shard.offset)}: it does not match its hash",
                 "the card is failing or the file was changed: pack the model again",
             )
 

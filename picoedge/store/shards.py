@@ -149,11 +149,9 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
 
 def inventory(values: Any, path: object) -> dict[str, PackItem]:
     """`read_inventory` of the manifest's JSON value."""
-    tables = [
-        values.get(name) if isinstance(values, Mapping) else None for name in ("shards", "text")
-    ]
     items: dict[str, PackItem] = {}
-    for table in tables:
+    for kind in ("shards", "text"):
+        table = values.get(kind) if isinstance(values, Mapping) else None
         if not isinstance(table, dict):
             raise ModelError(f"{path} has no table of shards", _REMEDY)
         for name, row in table.items():

@@ -50,6 +50,7 @@ class Pack:
         self._manifest, self._layout = manifest, manifest.layout
         self._sizes = {file.name: file.nbytes for file in manifest.files}
         self._maps: dict[str, U8] = {}
+        self._vectors: dict[str, F32] = {}
         self._held = held
         geometry = self._layout.geometry
         self.n_attention_shards = geometry.attention_shards
@@ -106,7 +107,7 @@ class Pack:
 
     def check_unit(self, unit: Unit) -> None:
         """`check_held` for one unit."""
-        self._check(name for name, _ in self.unit_hashes(unit))
+        self._check(item.name for item in self.unit_items(unit))
 
     def check_rows(self) -> None:
         """`check_held` for the embedding alone."""
@@ -180,11 +181,10 @@ class Pack:
             for name, spec in layout.matrices.items()
         }
 
-    def unit_hashes(self, unit: Unit) -> list[tuple[str, str]]:
-        """(name, blake2b in hex) of each shard of a unit, in file order."""
-        folder = unit.file.removesuffix(".safetensors")
-        names = [f"{folder}/{unit.kind}.{i:03d}" for i in unit.shards]
-        return [(name, self._manifest.items[name].blake2b) for name in names]
+    def unit_items(self, unit: Unit) -> list[PackItem]:
+        """Each shard of a unit, in file order."""
+        stem = file_stem(unit.kind, unit.layer)
+        return [self._manifest.items[f"{stem}/{unit.kind}.{i:03d}"] for i in unit.shards]
 
     @property
     def final_norm(self) -> F32:
@@ -235,9 +235,11 @@ class Pack:
         return self._maps[name]
 
     def _vector(self, name: str) -> F32:
-        self._check([name])
-        item = self._manifest.items[name]
-        return self._floats(item.file, item.offset, item.nbytes // 4)
+        if name not in self._vectors:  # a model asks for a layer's norms at each of its steps
+            self._check([name])
+            item = self._manifest.items[name]
+            self._vectors[name] = self._floats(item.file, item.offset, item.nbytes // 4)
+        return self._vectors[name]
 
     def _floats(self, file: str, offset: int, count: int) -> F32:
         # Read, not mapped: a page fault would read megabytes around it.

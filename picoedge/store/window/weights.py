@@ -115,15 +115,13 @@ class StreamedWeights:
         self._pack, self.part, self.plan = pack, part, plan
         self._mode, self._read_ahead = io, read_ahead
         self._check = self._compare if verify else None
-        self._progress = progress
         self.resident: dict[Unit, U8] = {}
         self._spans: dict[tuple[UnitKind, int], list[BoundSpan]] = {}
         self._window: Window | None = None
         self._past = Usage()  # of replaced windows
-        self.replan(plan)
-        self._progress = None
+        self.replan(plan, progress)
 
-    def replan(self, plan: WindowPlan) -> None:
+    def replan(self, plan: WindowPlan, progress: OnBytes | None = None) -> None:
         """Change to another plan of the same shards; units resident in both stay in place.
 
         The caller must have dropped all `BoundSpan`s, or their memory is not freed. Raises as the
@@ -137,7 +135,7 @@ class StreamedWeights:
             forget_anonymous(self.resident.pop(unit))
         wanted = [unit for unit in plan.units if unit in plan.resident]
         missing = [unit for unit in wanted if unit not in self.resident]
-        self.resident |= read_units(self._pack.path, missing, self._check, self._progress)
+        self.resident |= read_units(self._pack.path, missing, self._check, progress)
         if plan.streamed:
             self._window = self._open_window()
         self._bind()
@@ -154,7 +152,7 @@ class StreamedWeights:
         return Window(streamed, ring, io, folder=folder, readers=readers, check=self._check)
 
     def _compare(self, unit: Unit, data: U8) -> None:
-        check_hashes(self._pack.path, unit, data, self._pack.unit_hashes(unit))
+        check_hashes(self._pack.path, unit, data, self._pack.unit_items(unit))
 
     def _bind(self) -> None:
         streamed = 0

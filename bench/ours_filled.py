@@ -51,8 +51,8 @@ def touch(model: Transformer) -> int:
 def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
     """Activations, then what the kernels quantize them into."""
     yield from (a for a in vars(model._space).values() if isinstance(a, np.ndarray))
-    for pair in getattr(model.kernels, "_scratch", {}).values():
-        yield from pair
+    for arrays in getattr(model.kernels, "_scratch", {}).values():
+        yield from arrays.values()
 
 
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from picoedge.kernels.api import Attend, AttentionShape, Kernels, KvCache, Product, Residual
-from picoedge.kernels.arrays import F32, F64
-from picoedge.kernels.blocks import Weights
+from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Kernels, Project, ProjectSum
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
@@ -42,7 +40,7 @@ class Timed:
 
 
 class TimedProduct(Timed):
-    """`api.Product`, timed."""
+    """`api.BoundProduct`, timed."""
 
     def __call__(self, n: int, first: int = 0) -> None:
         """The operation itself."""
@@ -50,7 +48,7 @@ class TimedProduct(Timed):
 
 
 class TimedAttend(Timed):
-    """`api.Attend`, timed."""
+    """`api.BoundAttend`, timed."""
 
     def __call__(self, n: int, position: int) -> None:
         """The operation itself."""
@@ -66,50 +64,22 @@ class TimedKernels:
         self.spent: Spent = defaultdict(float)
         self.bound = 0  # operations that time themselves
 
-    def project(
-        self,
-        source: Residual,
-        weights: Sequence[Weights],
-        biases: Sequence[F32 | None],
-        out: F32,
-        *,
-        reuse_input: bool = False,
-    ) -> Product:
+    def project(self, op: Project) -> BoundProduct:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project(source, weights, biases, out, reuse_input=reuse_input)
-        return TimedProduct(PROJECTIONS[len(weights)], bound, self.spent)
+        name = PROJECTIONS[len(op.weights)]
+        return TimedProduct(name, self._kernels.project(op), self.spent)
 
-    def attend(
-        self,
-        qkv: F32,
-        shape: AttentionShape,
-        rope: tuple[F32, F32],
-        norms: tuple[F32, F32] | None,
-        eps: float,
-        cache: KvCache,
-        out: F32,
-    ) -> Attend:
+    def attend(self, op: Attend) -> BoundAttend:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.attend(qkv, shape, rope, norms, eps, cache, out)
-        return TimedAttend("attend", bound, self.spent)
+        return TimedAttend("attend", self._kernels.attend(op), self.spent)
 
-    def project_sum(
-        self,
-        x: F32,
-        activation: str | None,
-        weights: Weights | None,
-        sums: F64,
-        *,
-        accumulate: bool = False,
-    ) -> Product:
+    def project_sum(self, op: ProjectSum) -> BoundProduct:
         """As the kernels do, timed."""
         self.bound += 1
-        bound = self._kernels.project_sum(x, activation, weights, sums, accumulate=accumulate)
-        return TimedProduct(
-            "project_down" if activation else "project_attention", bound, self.spent
-        )
+        name = "project_down" if op.activation else "project_attention"
+        return TimedProduct(name, self._kernels.project_sum(op), self.spent)
 
     def close(self) -> None:
         """As the kernels do."""

@@ -1,4 +1,4 @@
-"""Speed: tokens a second against llama.cpp by turns, the NumPy twin alone, the first token."""
+"""Speed: tokens a second against llama.cpp by turns, the NumPy reference alone, the first token."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def peer_rates(gguf: str, threads: int, *, flash: bool) -> Rates:
 
 
 def numpy_decode(models: Models, rounds: int) -> list[Measured]:
-    """Decoding with the NumPy twin, 2 threads."""
+    """Decoding with the NumPy reference, 2 threads."""
     reports = [
         picoedge(
             "bench", models.pack("smollm2"), "-p", "0", "-n", str(GENERATE), "-r", "1",

@@ -28,7 +28,7 @@ ENTRY_FILES = {
     "gemma": Path(__file__).parent / "data" / "gemma3-270m.toml",
 }
 PACKING_ROOMS = ("store", "text", "kernels")
-NATIVE_FIXTURES = {"native", "backends", "twins"}
+NATIVE_FIXTURES = {"native", "backends", "backend"}
 LAB_FIXTURES, LAB_FILES = {"lab"}, {"test_lab.py", "test_lab_cluster.py"}
 LONGEST_NAME = 200
 # Real boards, real models, or thousands of examples: seconds a test.

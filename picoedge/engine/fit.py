@@ -19,7 +19,7 @@ from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute
 from picoedge.host.reclaim import REFAULT_BYTES, release_pages
 from picoedge.host.resources import rss_bytes
-from picoedge.kernels.api import Residual
+from picoedge.kernels.api import Project, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.planner.memory import (
     Budget,
@@ -121,7 +121,8 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
     matrix = Weights(spec, anonymous(spec.nbytes), spec.nbytes, 1)
     ones = np.ones((1, spec.cols), np.float32)
     source = Residual(ones, None, None, ones[0], 1e-5)
-    kernels.project(source, [matrix], [None], np.empty((1, spec.rows), np.float32))(1)
+    out = np.empty((1, spec.rows), np.float32)
+    kernels.project(Project(source, [matrix], [None], out))(1)
     nothing = Slice(range(0), range(0), owns_head=part.owns_head)
     weights = StreamedWeights(pack, nothing, NOTHING_HELD, io="direct")
     model = Transformer(pack, kernels, 16, batch=1, holding=weights)

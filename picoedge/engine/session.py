@@ -73,7 +73,7 @@ class Prompter:
 
         Message contents are plain text, also where they spell a special token.
         """
-        from picoedge.text.template.chat import encode_chat
+        from picoedge.text.template.template import encode_chat
 
         template = self.require_template()
         self._refuse_far_too_long("\n".join(message["content"] for message in messages))

@@ -13,7 +13,7 @@ import numpy as np
 import picoedge
 from picoedge.host import measurements
 from picoedge.host.sysfs import PROC, file_text
-from picoedge.kernels.api import Kernels, Product, Residual
+from picoedge.kernels.api import BoundProduct, Kernels, Project, Residual
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
     FORMATS,
@@ -89,17 +89,17 @@ def random_weights(format_name: str, cols: int, nbytes: int = MATRIX_BYTES) -> W
     return Weights(spec, data, spec.nbytes, 1)
 
 
-def _bind(kernels: Kernels, matrix: Weights) -> Product:
+def _bind(kernels: Kernels, matrix: Weights) -> BoundProduct:
     """A norm of ones, then the matrix, of one token."""
     cols = matrix.spec.cols
     noise = np.frombuffer(random.Random(1).randbytes(cols), np.int8)
     x = noise.astype(np.float32)[None] / np.float32(64)
     source = Residual(x, None, None, np.ones(cols, np.float32), 1e-5)
     out = np.empty((1, matrix.total_rows), np.float32)
-    return kernels.project(source, [matrix], [None], out)
+    return kernels.project(Project(source, [matrix], [None], out))
 
 
-def _calls_per_s(call: Product) -> float:
+def _calls_per_s(call: BoundProduct) -> float:
     """Calls a second, over one round."""
     start, count, spent = time.perf_counter(), 0, 0.0
     while spent < _ROUND_S:

@@ -1,14 +1,16 @@
 """The operations of a kernels backend (native or NumPy): a model uses these and nothing below them.
 
-An operation is bound once to its weights and buffers and then called for each chunk of tokens, so
-that a call passes a few integers instead of packing arguments. All buffers have room for N tokens
-(the chunk size of a model); a call computes the first `n`.
+An operation (`Project`, `Attend`, `ProjectSum`) names its weights and buffers. It is bound once and
+then called for each chunk of tokens, so that a call passes a few integers instead of packing
+arguments. All buffers have room for N tokens (the chunk size of a model); a call computes the first
+`n`.
 
 Sums over shards stay in f64 and are rounded to f32 once, by the operation that reads them: the
 f64 sums of several boards, added, give the bits that one board alone would have computed.
 
     kernels = load_kernels("native", threads=4)
-    project = kernels.project(Residual(x, sums, None, norm, 1e-6), [q, k, v], [None] * 3, qkv)
+    source = Residual(x, sums, None, norm, 1e-6)
+    project = kernels.project(Project(source, [q, k, v], [None] * 3, qkv))
     project(n)  # qkv[:n] = rms_norm(x[:n] + sums[:n]) times the rows of q, k and v
 """
 
@@ -77,18 +79,69 @@ class KvCache:
         self.nbytes = kv_cache_bytes(n_ctx, shape.kv_heads, shape.head_dim, bits)  # when full
 
 
-class Product(Protocol):
-    """Bound projection, or summed projection; see `Kernels.project` and `Kernels.project_sum`."""
+@dataclass(frozen=True, eq=False)
+class Project:
+    """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
+
+    A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32 (scale
+    amax/127, rounded half to even); f32 matrices take f32. `out` may be some columns of a wider
+    array. `reuse_input`: the project before this one had the same tokens and source; its input is
+    reused, and x is not changed.
+    """
+
+    source: Residual
+    weights: Sequence[Weights]
+    biases: Sequence[F32 | None]
+    out: F32
+    reuse_input: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Attend:
+    """Append k and v to the cache and attend causally. qkv [N, (q + 2 kv heads) * head_dim].
+
+    `norms` (q_norm, k_norm, f32 [head_dim]) are RMS norms of each head before rope. `rope` is (cos,
+    sin), each f32 [n_ctx, head_dim / 2]; halves are rotated: with x = (a, b),
+    (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. With native kernels the order of
+    the sums for a position depends on the position alone, never on n; with NumPy one token and
+    several agree to f32 rounding.
+    """
+
+    qkv: F32
+    shape: AttentionShape
+    rope: tuple[F32, F32]
+    norms: tuple[F32, F32] | None
+    eps: float
+    cache: KvCache
+    out: F32
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectSum:
+    """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
+
+    With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is
+    activation(first half) * second half; else x is [N, total_cols]. `weights` None: zeros.
+    `accumulate`: the partials are added, in the same order, to what `sums` holds: a matrix may come
+    in several runs of shards.
+    """
+
+    x: F32
+    activation: str | None
+    weights: Weights | None
+    sums: F64
+    accumulate: bool = False
+
+
+class BoundProduct(Protocol):
+    """A bound `Project` or `ProjectSum`."""
 
     def __call__(self, n: int, first: int = 0) -> None:
-        """Compute tokens first .. n-1 of the buffers.
-
-        Row i of what a projection writes, or a summed projection reads, is token first + i.
-        """
+        """Compute tokens first .. n-1; row i of a project's `out`, or a sum's x, is first + i."""
 
 
-class Attend(Protocol):
-    """Bound attention; see `Kernels.attend`."""
+class BoundAttend(Protocol):
+    """A bound `Attend`."""
 
     def __call__(self, n: int, position: int) -> None:
         """Tokens 0 .. n-1 have positions position .. position+n-1.
@@ -103,58 +156,14 @@ class Kernels(Protocol):
     name: str
     threads: int
 
-    def project(
-        self,
-        source: Residual,
-        weights: Sequence[Weights],
-        biases: Sequence[F32 | None],
-        out: F32,
-        *,
-        reuse_input: bool = False,
-    ) -> Product:
-        """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
+    def project(self, op: Project) -> BoundProduct:
+        """Bind a projection."""
 
-        A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32
-        (scale amax/127, rounded half to even); f32 matrices take f32. `out` may be
-        some columns of a wider array. `reuse_input`: the project before this one had the
-        same tokens and source; its input is reused, and x is not changed.
-        """
+    def attend(self, op: Attend) -> BoundAttend:
+        """Bind attention."""
 
-    def attend(
-        self,
-        qkv: F32,
-        shape: AttentionShape,
-        rope: tuple[F32, F32],
-        norms: tuple[F32, F32] | None,
-        eps: float,
-        cache: KvCache,
-        out: F32,
-    ) -> Attend:
-        """Append k and v to the cache and attend causally. qkv [N, (q + 2 kv heads) * head_dim].
-
-        `norms` (q_norm, k_norm, f32 [head_dim]) are RMS norms of each head before rope. `rope`
-        is (cos, sin), each f32 [n_ctx, head_dim / 2]; halves are rotated: with x = (a, b),
-        (a cos - b sin, b cos + a sin). out [N, q_heads * head_dim]. With native
-        kernels the order of the sums for a position depends on the position alone, never on n;
-        with NumPy one token and several agree to f32 rounding.
-        """
-
-    def project_sum(
-        self,
-        x: F32,
-        activation: str | None,
-        weights: Weights | None,
-        sums: F64,
-        *,
-        accumulate: bool = False,
-    ) -> Product:
-        """sums f64 [N, rows] = f32 partials of each shard's columns of x, added in f64.
-
-        With `activation` ("silu" or "gelu_tanh") x is [N, 2 * total_cols] and the input is
-        activation(first half) * second half; else x is [N, total_cols]. `weights` None: zeros.
-        `accumulate`: the partials are added, in the same order, to what `sums` holds: a matrix
-        may come in several runs of shards.
-        """
+    def project_sum(self, op: ProjectSum) -> BoundProduct:
+        """Bind a summed projection."""
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""

@@ -77,6 +77,9 @@ FORMATS = {
 }
 
 
+_Plane = tuple[int, tuple[int, ...], np.dtype[np.generic]]
+
+
 @dataclass(frozen=True)
 class MatrixSpec:
     """One matrix within a shard: format, shape, and the offsets of its planes.
@@ -91,9 +94,7 @@ class MatrixSpec:
     cols: int
     offset: int = 0
     superblock: int = 0
-    planes: dict[str, tuple[int, tuple[int, ...], np.dtype[np.generic]]] = field(
-        init=False, repr=False, compare=False
-    )
+    planes: dict[str, _Plane] = field(init=False, repr=False, compare=False)
     """plane name -> (byte offset from the start of the shard, shape, dtype)"""
     nbytes: int = field(init=False, compare=False)
     """bytes from `offset` to the end of the last plane, rounded up to 64"""
@@ -108,11 +109,9 @@ class MatrixSpec:
             self.superblock <= 0 or self.superblock % BLOCK_COLS or self.cols % self.superblock
         ):
             raise ModelError(f"superblocks of {self.superblock} do not fit {self.cols} columns")
-        planes: dict[str, tuple[int, tuple[int, ...], np.dtype[np.generic]]] = {}
-        at = self.offset
-        for plane, shape, dtype in _plane_shapes(
-            self.format, self.rows, self.cols, self.superblock
-        ):
+        planes: dict[str, _Plane] = {}
+        at, size = self.offset, (self.rows, self.cols, self.superblock)
+        for plane, (shape, dtype) in _plane_shapes(self.format, *size).items():
             planes[plane] = (at, shape, dtype)
             at += -(-math.prod(shape) * dtype.itemsize // PLANE_ALIGN) * PLANE_ALIGN
         object.__setattr__(self, "planes", planes)
@@ -126,26 +125,25 @@ class MatrixSpec:
 
 def _plane_shapes(
     fmt: Format, rows: int, cols: int, superblock: int
-) -> list[tuple[str, tuple[int, ...], np.dtype[np.generic]]]:
+) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    """Shape and type of each plane, in their order."""
     if fmt.bits == 32:
-        return [("values", (rows, cols), np.dtype("<f4"))]
+        return {"values": ((rows, cols), np.dtype("<f4"))}
     t, b = -(-rows // TILE_ROWS), cols // BLOCK_COLS
     u8, i8, f16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype("<f2")
-    quants = (t, b, 8 if fmt.bits == 8 else 4, TILE_ROWS, 4)
-    shapes: list[tuple[str, tuple[int, ...], np.dtype[np.generic]]] = [
-        ("quants", quants, i8 if fmt.bits == 8 else u8)
-    ]
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]] = {}
+    shapes["quants"] = (t, b, 8 if fmt.bits == 8 else 4, TILE_ROWS, 4), i8 if fmt.bits == 8 else u8
     if fmt.bits in (5, 6):
         pairs = (2,) if fmt.bits == 6 else ()
-        shapes.append(("highs", (t, b, *pairs, TILE_ROWS, 4), u8))
+        shapes["highs"] = (t, b, *pairs, TILE_ROWS, 4), u8
     halves = (2,) if fmt.name == "q6k" else ()
     integer = i8 if fmt.bits == 6 else u8
     scale = integer if fmt.superblocks else f16
-    shapes.append(("scales", (t, b, *halves, TILE_ROWS), scale))
+    shapes["scales"] = (t, b, *halves, TILE_ROWS), scale
     if fmt.has_min:
-        shapes.append(("mins", (t, b, TILE_ROWS), scale))
+        shapes["mins"] = (t, b, TILE_ROWS), scale
     for name in ("superscales", "supermins")[: fmt.superblocks * (1 + fmt.has_min)]:
-        shapes.append((name, (t, cols // superblock, TILE_ROWS), f16))
+        shapes[name] = (t, cols // superblock, TILE_ROWS), f16
     return shapes
 
 
@@ -293,7 +291,8 @@ class RowGather:
             for name, plane in self._planes.items()
         }
         spec = MatrixSpec(self._spec.format, len(rows), self._spec.cols, 0, self._spec.superblock)
-        out[: len(rows)] = dequantize(spec, _row_quants(spec, picked))
+        q = join_quants(spec.format, picked.pop("quants"), picked.pop("highs", None))  # n, B, 8, 4
+        out[: len(rows)] = dequantize(spec, Quants(q.reshape(spec.rows, spec.cols), **picked))
 
 
 def _plane_of_all(weights: Weights, name: str) -> Array:
@@ -305,12 +304,6 @@ def _plane_of_all(weights: Weights, name: str) -> Array:
     elif name != "values":
         shape = (*shape[:2], math.prod(shape[2:-1]), TILE_ROWS)
     return weights.plane(name, shape, dtype)
-
-
-def _row_quants(spec: MatrixSpec, picked: dict[str, Array]) -> Quants:
-    q = join_quants(spec.format, picked["quants"], picked.get("highs"))  # n, B, 8, 4
-    rest = {k: v for k, v in picked.items() if k not in ("quants", "highs")}
-    return Quants(q.reshape(spec.rows, spec.cols), **rest)
 
 
 def _pad_rows(values: Array, tiles: int) -> Array:

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterable
 from ctypes import CDLL
-from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import PicoedgeError, UsageError
@@ -27,34 +26,27 @@ _ARM = {
 _LEVELS = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The library to load (None: the NumPy backend) and the reason, to be shown."""
-
-    path: Path | None
-    reason: str
-
-
 def usable_levels(machine: str, cpu_flags: Iterable[str]) -> list[str]:
     """Levels that a processor with these flags of /proc/cpuinfo can run, best first."""
     flags = set(cpu_flags)
     return [level for level, needs in _LEVELS.get(machine, {}).items() if needs <= flags]
 
 
-def choose(kind: str | None, levels: list[str], folder: Path) -> Choice:
-    """Pick a level that is usable and built. Raises UsageError for `native` if there is none.
+def choose(kind: str | None, levels: list[str], folder: Path) -> tuple[Path | None, str]:
+    """The library to load (None: the NumPy backend) and the reason, to be shown.
 
-    `kind` is None (the best there is), "numpy", "native", or the name of a level.
+    `kind` is None (the best there is), "numpy", "native", or the name of a level. Raises UsageError
+    for `native` or a level if there is none that is usable and built.
     """
     if kind == "numpy":
-        return Choice(None, "asked for")
+        return None, "asked for"
     if kind not in (None, "native") and kind not in {*_X86, *_ARM}:
         raise UsageError(f"no kernels named {kind!r}", "choose numpy or native")
     wanted = [level for level in levels if kind in (None, "native", level)]
     for level in wanted:
         path = folder / f"_native_{level}.so"
         if path.exists():
-            return Choice(path, f"best level built that this processor has ({level})")
+            return path, f"best level built that this processor has ({level})"
     if wanted:
         reason = (
             f"the C kernels are not built ({', '.join(wanted)}): install gcc and picoedge again"
@@ -65,7 +57,7 @@ def choose(kind: str | None, levels: list[str], folder: Path) -> Choice:
         reason = "this processor has none of the instruction sets the C kernels need"
     if kind is not None:
         raise UsageError(f"no {kind} kernels here: {reason}", "or use --kernels numpy")
-    return Choice(None, reason)
+    return None, reason
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
@@ -77,15 +69,6 @@ def cpu_flags(cpuinfo: str) -> set[str]:
     return set()
 
 
-def _choose_here(kind: str | None) -> Choice:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    levels = usable_levels(platform.machine(), cpu_flags(text))
-    return choose(kind, levels, Path(__file__).parent)
-
-
 def default_threads() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -93,16 +76,20 @@ def default_threads() -> int:
 
 def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
     """The library to compute with, None for NumPy, and why. Raises UsageError, PicoedgeError."""
-    choice = _choose_here(kind)
-    if choice.path is None:
-        return None, f"NumPy: {choice.reason}"
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    levels = usable_levels(platform.machine(), cpu_flags(text))
+    path, reason = choose(kind, levels, Path(__file__).parent)
+    if path is None:
+        return None, f"NumPy: {reason}"
     from picoedge.kernels.native import open_library
 
-    level = choice.path.stem.removeprefix("_native_")
     try:
-        return open_library(choice.path), f"{level}: {choice.reason}"
+        return open_library(path), f"{path.stem.removeprefix('_native_')}: {reason}"
     except OSError as error:  # not a library for this machine
-        failure = f"{choice.path.name} cannot be loaded: {error}"
+        failure = f"{path.name} cannot be loaded: {error}"
         if kind is not None:
             raise PicoedgeError(failure, "install picoedge again") from error
     except PicoedgeError as error:  # built from other sources

@@ -10,15 +10,16 @@ import ctypes as ct
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
-from itertools import zip_longest
+from functools import cached_property
+from itertools import count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from picoedge.errors import MemoryBudgetError, PicoedgeError
-from picoedge.kernels.api import Attend, AttentionShape, KvCache, Product, Residual
-from picoedge.kernels.arrays import F32, F64, Array
+from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Project, ProjectSum
+from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
 from picoedge.kernels.reference.backend import NumpyKernels
 
@@ -83,6 +84,11 @@ def _address(array: Array | None) -> int | None:
         return None
     assert array.flags.c_contiguous, "the C file takes contiguous arrays"
     return int(array.ctypes.data)
+
+
+def _addresses(owner: object, *names: str) -> dict[str, int | None]:
+    """Addresses of the owner's arrays of these names, which are also a record's fields."""
+    return {name: _address(getattr(owner, name)) for name in names}
 
 
 _STRUCTS: dict[str, type[ct.Structure]] = {
@@ -152,114 +158,85 @@ def _abi_difference(lib: ct.CDLL) -> str:
 
 def _records(function: Any) -> Iterator[Any]:
     """The C table behind `function(i)`, which is NULL past its end."""
-    i = 0
-    while record := function(i):
-        yield record.contents
-        i += 1
+    return (record.contents for record in takewhile(bool, map(function, count())))
 
 
-class NativeKernels(NumpyKernels):
+class NativeKernels:
     """The `Kernels` protocol in C.
 
-    f32 matrices and caches, and head sizes not in 16s, stay with the reference, which has a BLAS.
+    f32 matrices and caches, and head sizes not in 16s, go to the reference, which has a BLAS.
     """
 
     def __init__(self, library: ct.CDLL, threads: int) -> None:
-        super().__init__(threads)
+        self.threads = max(1, threads)
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
-        self._scratch: dict[tuple[str, int, int], tuple[Array, Array]] = {}
-        self._native_pool: int | None = library.pe_pool_open(self.threads)
-        if not self._native_pool:
+        self._scratch: dict[tuple[str, int, int], dict[str, Array]] = {}
+        self._pool: int | None = library.pe_pool_open(self.threads)
+        if not self._pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
-        self._stop_native = weakref.finalize(self, library.pe_pool_close, self._native_pool)
+        self._stop = weakref.finalize(self, library.pe_pool_close, self._pool)  # when forgotten too
+
+    @cached_property
+    def _reference(self) -> NumpyKernels:
+        return NumpyKernels(self.threads)
 
     @property
     def pool(self) -> int:
         """Address of the thread pool. Operations bound before `close` must not run after it."""
-        assert self._native_pool is not None, "the kernels are closed"
-        return self._native_pool
+        assert self._pool is not None, "the kernels are closed"
+        return self._pool
 
-    def project(
-        self,
-        source: Residual,
-        weights: Sequence[Weights],
-        biases: Sequence[F32 | None],
-        out: F32,
-        *,
-        reuse_input: bool = False,
-    ) -> Product:
+    def project(self, op: Project) -> BoundProduct:
         """See `Kernels.project`."""
-        if any(w.spec.format.bits == 32 for w in weights):
-            return super().project(source, weights, biases, out, reuse_input=reuse_input)
+        if any(w.spec.format.bits == 32 for w in op.weights):
+            return self._reference.project(op)
+        source, weights, out = op.source, op.weights, op.out
         n, width = source.x.shape
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
         assert all(w.spec.cols == width for w in weights)
         assert not weights or out.shape[1] == sum(w.total_rows for w in weights)
         assert not out.size or out.strides[1] == out.itemsize, "rows of the output have gaps"
-        blocks, scratch = self._scratch_for("project", n, width)
-        matrices = _matrices(weights, biases)
-        op = _Project(
-            x=_address(source.x),
-            sums=_address(source.sums),
-            post_norm=_address(source.post_norm),
-            norm=_address(source.norm),
-            blocks=_address(blocks),
-            scratch=_address(scratch),
+        matrices = _matrices(weights, op.biases)
+        record = _Project(
+            **_addresses(source, "x", "sums", "post_norm", "norm"),
+            **self._scratch_for("project", n, width),
             out=out.ctypes.data,
             weights=matrices,
             out_stride=out.strides[0] // out.itemsize,
             n_weights=len(weights),
             width=width,
-            reuse_input=reuse_input,
+            reuse_input=op.reuse_input,
             eps=source.eps,
         )
-        keep = (source, weights, biases, out, blocks, scratch, matrices)
-        return self._bound(self._lib.pe_project, op, n, len(out) if weights else n, keep)
+        keep = (record, op, matrices)
+        return self._bound(self._lib.pe_project, keep, n, len(out) if weights else n)
 
-    def attend(
-        self,
-        qkv: F32,
-        shape: AttentionShape,
-        rope: tuple[F32, F32],
-        norms: tuple[F32, F32] | None,
-        eps: float,
-        cache: KvCache,
-        out: F32,
-    ) -> Attend:
+    def attend(self, op: Attend) -> BoundAttend:
         """See `Kernels.attend`."""
+        shape, cache, (cos, sin) = op.shape, op.cache, op.rope
         if cache.keys.dtype == np.float32 or shape.head_dim % TILE_ROWS:
-            return super().attend(qkv, shape, rope, norms, eps, cache, out)
-        q_norm, k_norm = norms if norms is not None else (None, None)
+            return self._reference.attend(op)
+        q_norm, k_norm = op.norms if op.norms is not None else (None, None)
         _check_lengths(shape.head_dim, q_norm, k_norm)
-        row = (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
-        assert qkv.shape[1] == row
-        assert out.shape == (len(qkv), shape.q_heads * shape.head_dim)
-        most, positions = len(qkv), min(cache.n_ctx, len(rope[0]), len(rope[1]))
-        op = _Attend(
-            qkv=_address(qkv),
-            cos=_address(rope[0]),
-            sin=_address(rope[1]),
+        most, positions = len(op.qkv), min(cache.n_ctx, len(cos), len(sin))
+        assert op.qkv.shape[1] == (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim
+        assert op.out.shape == (most, shape.q_heads * shape.head_dim)
+        record = _Attend(
+            **_addresses(op, "qkv", "out"),
+            **_addresses(cache, "keys", "values", "key_scales", "value_scales"),
+            **vars(shape),
+            cos=_address(cos),
+            sin=_address(sin),
             q_norm=_address(q_norm),
             k_norm=_address(k_norm),
-            keys=_address(cache.keys),
-            values=_address(cache.values),
-            key_scales=_address(cache.key_scales),
-            value_scales=_address(cache.value_scales),
-            out=_address(out),
-            q_heads=shape.q_heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
             n_ctx=cache.n_ctx,
-            window=shape.window,
-            scale=shape.scale,
-            eps=eps,
+            eps=op.eps,
         )
-        keep = (op, qkv, rope, norms, cache, out)
-        call, address, kernels = self._lib.pe_attend, ct.addressof(op), self
+        call, address, kernels = self._lib.pe_attend, ct.addressof(record), self
 
-        def attend(n: int, position: int, _keep: object = keep) -> None:
+        def attend(n: int, position: int, _keep: object = (record, op)) -> None:
             assert 0 < n <= most, "more tokens than the buffers hold"
             assert 0 <= position <= positions - n, "beyond the cache"
             if call(kernels.pool, address, n, position):
@@ -269,65 +246,57 @@ class NativeKernels(NumpyKernels):
 
         return attend
 
-    def project_sum(
-        self,
-        x: F32,
-        activation: str | None,
-        weights: Weights | None,
-        sums: F64,
-        *,
-        accumulate: bool = False,
-    ) -> Product:
+    def project_sum(self, op: ProjectSum) -> BoundProduct:
         """See `Kernels.project_sum`."""
+        x, weights = op.x, op.weights
         if weights is None or weights.spec.format.bits == 32:
-            return super().project_sum(x, activation, weights, sums, accumulate=accumulate)
+            return self._reference.project_sum(op)
         n, width = x.shape[0], weights.total_cols
-        assert x.shape[1] == (width if activation is None else 2 * width)
-        assert sums.shape == (n, weights.spec.rows)
-        blocks, scratch = self._scratch_for("project_sum", n, width)
+        assert x.shape[1] == (width if op.activation is None else 2 * width)
+        assert op.sums.shape == (n, weights.spec.rows)
         matrices = _matrices([weights], [None])
-        op = _ProjectSum(
-            x=_address(x),
-            blocks=_address(blocks),
-            scratch=_address(scratch),
-            sums=_address(sums),
+        record = _ProjectSum(
+            **_addresses(op, "x", "sums"),
+            **self._scratch_for("project_sum", n, width),
             weights=matrices,
-            activation=_ACTIVATIONS[activation],
+            activation=_ACTIVATIONS[op.activation],
             width=width,
             rows=weights.spec.rows,
-            accumulate=accumulate,
+            accumulate=op.accumulate,
         )
-        keep = (x, weights, sums, blocks, scratch, matrices)
-        return self._bound(self._lib.pe_project_sum, op, n, n, keep)
+        keep = (record, op, matrices)
+        return self._bound(self._lib.pe_project_sum, keep, n, n)
 
-    def _bound(
-        self, call: Any, op: ct.Structure, most: int, rows: int, keep: tuple[object, ...]
-    ) -> Product:
-        """`call` of at most `most` tokens into `rows` rows; keeps the arrays `op` points to."""
-        address, kernels = ct.addressof(op), self
+    def _bound(self, call: Any, keep: tuple[Any, ...], most: int, rows: int) -> BoundProduct:
+        """`call` with keep[0], a record that points into the others."""
+        address, kernels = ct.addressof(keep[0]), self
 
-        def product(n: int, first: int = 0, _keep: object = (op, keep)) -> None:
+        def product(n: int, first: int = 0, _keep: object = keep) -> None:
             assert 0 <= first < n <= most, "more tokens than the buffers hold"
             assert n - first <= rows, "more tokens than the output holds"
             call(kernels.pool, address, n, first)
 
         return product
 
-    def _scratch_for(self, use: str, n: int, width: int) -> tuple[Array, Array]:
-        """Int8 blocks for n rows, and one f32 row a thread; shared: operations run one at a time.
+    def _scratch_for(self, use: str, n: int, width: int) -> dict[str, int | None]:
+        """Addresses of int8 blocks for n rows, and of one f32 row a thread; kept by these kernels.
 
-        `project` and `project_sum` have blocks of their own: several projects may reuse one input.
+        Shared, as operations run one at a time. `project` and `project_sum` have blocks of their
+        own: several projects may reuse one input.
         """
         if (use, n, width) not in self._scratch:
-            blocks = np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8)
-            self._scratch[use, n, width] = blocks, np.empty((self.threads, width), np.float32)
-        return self._scratch[use, n, width]
+            self._scratch[use, n, width] = {
+                "blocks": np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8),
+                "scratch": np.empty((self.threads, width), np.float32),
+            }
+        return {name: _address(array) for name, array in self._scratch[use, n, width].items()}
 
     def close(self) -> None:
         """Stop the threads. Operations bound before must not be called after it."""
-        self._native_pool = None
-        self._stop_native()
-        super().close()
+        self._pool = None
+        self._stop()
+        if "_reference" in self.__dict__:
+            self._reference.close()
 
 
 def _check_lengths(length: int, *vectors: F32 | None) -> None:

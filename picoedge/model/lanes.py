@@ -19,16 +19,12 @@ LANES_FROM, LANE_STEP = 64, 16  # least tokens of a chunk with two lanes; a lane
 
 
 class Lane:
-    """Tokens first .. end-1 of a chunk; `position` is that of the first."""
+    """Tokens first .. end-1 of a chunk, `n` of them; `position` is that of the first."""
 
     def __init__(self, first: int, end: int, position: int) -> None:
         self.first, self.end, self.position = first, end, position
+        self.n = end - first
         self._finish: _Finish | None = None
-
-    @property
-    def n(self) -> int:
-        """Tokens."""
-        return self.end - self.first
 
     def begin(self, reduce: Reduce, sums: F64) -> None:
         """Start the reduction of the lane's rows of `sums`, f64 [N, hidden]."""

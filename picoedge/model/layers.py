@@ -8,20 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from picoedge.config import ModelConfig, RopeScaling
-from picoedge.kernels.api import Attend, Product
+from picoedge.kernels.api import Attend, BoundProduct, Kernels, Project, ProjectSum
 from picoedge.kernels.arrays import F32, F64
 from picoedge.model.lanes import Lane
 from picoedge.store.window.weights import BoundSpan
 
 
-@dataclass(frozen=True, eq=False)
 class SpanKernels:
     """The bound kernels of a span of attention shards, or of FFN shards, which do not attend."""
 
-    held: BoundSpan
-    project: Product
-    attend: Attend | None
-    project_sum: Product
+    def __init__(
+        self, kernels: Kernels, held: BoundSpan, project: Project, attend: Attend | None,
+        project_sum: ProjectSum,
+    ) -> None:  # fmt: skip
+        self.held = held
+        self.project = kernels.project(project)
+        self.attend = None if attend is None else kernels.attend(attend)
+        self.project_sum = kernels.project_sum(project_sum)
 
     def __call__(self, lane: Lane) -> None:
         """Compute the partial sums of the lane's tokens over these shards."""
@@ -36,7 +39,7 @@ class HeadKernel:
     """The bound kernel of a span of vocabulary shards."""
 
     held: BoundSpan
-    project: Product
+    project: BoundProduct
 
     def __call__(self, n: int, first: int) -> None:
         """Compute the logits of tokens first .. n-1 for these rows of the vocabulary."""

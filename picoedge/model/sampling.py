@@ -111,14 +111,11 @@ def keep_probable(logits: F32, peak: float, top_p: float, min_p: float) -> Candi
     total = float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64))
     depths = (-math.log(min_p),) if min_p > 0 else (4.0, 8.0, 16.0, math.inf)
     for depth in depths:
-        found = _candidates(logits, peak, _above(logits, peak - depth))
+        floor = peak - depth - 1e-3  # f32 may round either way: leave room
+        found = _candidates(logits, peak, np.flatnonzero(logits >= floor))
         if found.total > top_p * total:
             break
     return Candidates(found.ids, found.weights, total)
-
-
-def _above(logits: F32, floor: float) -> Indices:
-    return np.flatnonzero(logits >= floor - 1e-3)  # f32 may round either way: leave room
 
 
 def _candidates(logits: F32, peak: float, ids: Indices, k: int | None = None) -> Candidates:

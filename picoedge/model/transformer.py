@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from picoedge.errors import ContextError, ModelError, StorageError
-from picoedge.kernels.api import Attend, AttentionShape, Kernels, KvCache, Residual
+from picoedge.kernels.api import (
+    Attend,
+    AttentionShape,
+    Kernels,
+    KvCache,
+    Project,
+    ProjectSum,
+    Residual,
+)
 from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.layers import HeadKernel, SpanKernels, Workspace, rope_tables
@@ -135,7 +143,7 @@ class Transformer:
         return Residual(space.x, sums, post_norm, norm, self.config.rms_norm_eps)
 
     def _bind_attention(self, i: int) -> list[SpanKernels]:
-        kernels, space, norms = self.kernels, self._space, self._pack.norms(i)
+        space, norms = self._space, self._pack.norms(i)
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
         source = self._residual(norms["input_norm"], before, first=i == 0)
         bound: list[SpanKernels] = []
@@ -145,19 +153,15 @@ class Transformer:
             biases = self._pack.biases(i, held.shards) if weights else {}
             heads = space.rows(space.attention, shape.q_heads * shape.head_dim)
             qkv = space.rows(space.qkv, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
-            project = kernels.project(
-                source,
-                [weights[name] for name in names],
-                [biases.get(f"{name}_bias") for name in names],
-                qkv,
-                reuse_input=again,
-            )
-            attend = self._bind_attend(i, held, shape, qkv, heads) if weights else None
-            sums = kernels.project_sum(heads, None, weights.get("o"), space.sums, accumulate=again)
-            bound.append(SpanKernels(held, project, attend, sums))
+            into = [weights[name] for name in names]
+            added = [biases.get(f"{name}_bias") for name in names]
+            project = Project(source, into, added, qkv, reuse_input=again)
+            attend = self._attend(i, held, shape, qkv, heads) if weights else None
+            sums = ProjectSum(heads, None, weights.get("o"), space.sums, accumulate=again)
+            bound.append(SpanKernels(self.kernels, held, project, attend, sums))
         return bound
 
-    def _bind_attend(
+    def _attend(
         self, i: int, held: BoundSpan, shape: AttentionShape, qkv: F32, heads: F32
     ) -> Attend:
         key = i, held.shards.start
@@ -167,19 +171,19 @@ class Transformer:
         norms, eps = self._pack.norms(i), self.config.rms_norm_eps
         head_norms = (norms["q_norm"], norms["k_norm"]) if self.config.qk_norm else None
         cache, rope = self._caches[key], self._rope(i)
-        return self.kernels.attend(qkv, shape, rope, head_norms, eps, cache, heads)
+        return Attend(qkv, shape, rope, head_norms, eps, cache, heads)
 
     def _bind_ffn(self, i: int) -> list[SpanKernels]:
-        kernels, space, norms = self.kernels, self._space, self._pack.norms(i)
+        space, norms = self._space, self._pack.norms(i)
         source = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
         act, bound = self.config.hidden_act, list[SpanKernels]()
         for held in self.holding.spans("ffn", i) or [NOTHING]:
             into = [held.weights[name] for name in ("gate", "up") if held.weights]
             down, again = held.weights.get("down"), bool(bound)
             x = space.rows(space.gate_up, sum(w.total_rows for w in into))
-            project = kernels.project(source, into, [None] * len(into), x, reuse_input=again)
-            sums = kernels.project_sum(x, act, down, space.sums, accumulate=again)
-            bound.append(SpanKernels(held, project, None, sums))
+            project = Project(source, into, [None] * len(into), x, reuse_input=again)
+            sums = ProjectSum(x, act, down, space.sums, accumulate=again)
+            bound.append(SpanKernels(self.kernels, held, project, None, sums))
         return bound
 
     def _bind_head(self, out: F32) -> list[HeadKernel]:
@@ -194,8 +198,8 @@ class Transformer:
             head = held.weights["head"]
             first = held.shards.start * self._pack.head_shard_rows - self._columns.start
             columns = out[:, first : first + head.total_rows]
-            project = self.kernels.project(source, [head], [None], columns, reuse_input=bool(spans))
-            spans.append(HeadKernel(held, project))
+            op = Project(source, [head], [None], columns, reuse_input=bool(spans))
+            spans.append(HeadKernel(held, self.kernels.project(op)))
         return spans
 
     # -- running -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels_material import Conversation, assert_close
 
-from picoedge.kernels.api import AttentionShape, Kernels, KvCache, kv_cache_bytes
+from picoedge.kernels.api import Attend, AttentionShape, Kernels, KvCache, kv_cache_bytes
 from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.loader import load_kernels
 from picoedge.kernels.native import NativeKernels
@@ -77,7 +77,7 @@ def test_positions_never_written_take_no_memory(
     for kernels in (native, numpy):
         before = resident_bytes()
         cache = KvCache(1 << 20, shape, bits)
-        kernels.attend(qkv, shape, rope, None, 1e-6, cache, out)(1, 0)
+        kernels.attend(Attend(qkv, shape, rope, None, 1e-6, cache, out))(1, 0)
         taken = resident_bytes() - before
         assert cache.nbytes > 250 << 20
         assert taken < 32 << 20  # a few huge pages, and the backend's own buffers
@@ -87,9 +87,7 @@ def test_positions_never_written_take_no_memory(
 # ---- What is held ----------------------------------------------------------------------------
 
 
-def held(
-    cache: KvCache, shape: AttentionShape, kernels: NumpyKernels
-) -> tuple[list[F32], list[F32]]:
+def held(cache: KvCache, shape: AttentionShape, kernels: Kernels) -> tuple[list[F32], list[F32]]:
     """Whole numbers and scales of an 8-bit cache, keys then values: [kv, n, d] and [kv, n, B]."""
     heads, d, blocks = shape.kv_heads, shape.head_dim, -(-shape.head_dim // 32)
     assert cache.key_scales is not None
@@ -117,7 +115,7 @@ def test_both_backends_hold_the_same_numbers(
     for kernels in (native, numpy):
         cache = KvCache(50, shape, 8)
         out = np.empty((50, 4 * head_dim), np.float32)
-        kernels.attend(talk.qkv.copy(), shape, talk.rope, None, 1e-6, cache, out)(50, 0)
+        kernels.attend(Attend(talk.qkv.copy(), shape, talk.rope, None, 1e-6, cache, out))(50, 0)
         assert np.isfinite(out).all()
         contents.append(held(cache, shape, kernels))
     for ours, theirs in zip(*contents, strict=True):

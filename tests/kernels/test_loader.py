@@ -107,9 +107,9 @@ def built(tmp_path: Path) -> Path:
 def test_the_best_level_that_is_built_is_chosen(
     built: Path, kind: str | None, levels: list[str], name: str
 ) -> None:
-    choice = choose(kind, levels, built)
-    assert choice.path == built / name
-    assert choice.path.stem.removeprefix("_native_") in choice.reason
+    path, reason = choose(kind, levels, built)
+    assert path == built / name
+    assert path.stem.removeprefix("_native_") in reason
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_the_best_level_that_is_built_is_chosen(
 def test_numpy_runs_otherwise_and_says_why(
     built: Path, kind: str | None, levels: list[str], reason: str
 ) -> None:
-    choice = choose(kind, levels, built)
-    assert choice.path is None
-    assert reason in choice.reason
+    path, why = choose(kind, levels, built)
+    assert path is None
+    assert reason in why
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_a_library_that_cannot_be_loaded_is_not_fatal(
 ) -> None:
     broken = tmp_path / "_native_avx2.so"
     broken.write_bytes(b"\x7fELF, but no more than that")
-    choice = loader.Choice(broken, "best level built that this processor has (avx2)")
-    monkeypatch.setattr(loader, "_choose_here", lambda kind: choice)
+    choice = broken, "best level built that this processor has (avx2)"
+    monkeypatch.setattr(loader, "choose", lambda kind, levels, folder: choice)
     kernels = load_kernels(None, threads=1)
     assert kernels.name.lower().startswith("numpy")
     kernels.close()

@@ -34,7 +34,7 @@ from kernels_material import (
 )
 
 from picoedge.kernels import loader
-from picoedge.kernels.api import AttentionShape, KvCache, Residual
+from picoedge.kernels.api import Attend, AttentionShape, KvCache, Project, ProjectSum, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.kernels.native import NativeKernels, open_library
 from picoedge.kernels.reference.backend import NumpyKernels
@@ -154,7 +154,7 @@ def test_the_last_tokens_alone(backends: Backends, name: str) -> None:
     for kernels in backends.native:
         out = np.full((n - first + 1, 40), np.nan, np.float32)
         residual = Residual(source.x.copy(), source.sums, source.post_norm, source.norm, 1e-5)
-        kernels.project(residual, [weights], [None], out)(n, first)
+        kernels.project(Project(residual, [weights], [None], out))(n, first)
         np.testing.assert_array_equal(out[:-1], whole[first:])
         assert np.isnan(out[-1]).all()
 
@@ -175,7 +175,7 @@ def test_sums_of_the_last_tokens_alone(
         sums = np.full(whole.shape, np.nan)
         rows = np.zeros_like(x)
         rows[: n - first] = x[first:]
-        kernels.project_sum(rows, activation, weights, sums)(n, first)
+        kernels.project_sum(ProjectSum(rows, activation, weights, sums))(n, first)
         assert np.isnan(sums[:first]).all()
         if kernels is not backends.numpy:
             np.testing.assert_array_equal(sums[first:], whole[first:])
@@ -277,7 +277,7 @@ def test_positions_written_before_do_not_matter(backends: Backends, bits: int) -
             if isinstance(values, np.ndarray):
                 values.fill(85 if values.dtype == np.int8 else np.nan)
         out, buffer = np.empty((40, 128), np.float32), talk.qkv.copy()
-        kernels.attend(buffer, talk.shape, talk.rope, talk.norms, 1e-6, cache, out)(9, 0)
+        kernels.attend(Attend(buffer, talk.shape, talk.rope, talk.norms, 1e-6, cache, out))(9, 0)
         np.testing.assert_array_equal(out[:9], want, kernels.name)
 
 
@@ -307,7 +307,7 @@ def test_caches_the_vectors_do_not_fit_are_numpys(
 
 def test_no_shard_gives_zeros(backends: Backends) -> None:
     sums = np.full((2, 7), np.nan)
-    backends.portable.project_sum(random_f32(1, 2, 32), None, None, sums)(2)
+    backends.portable.project_sum(ProjectSum(random_f32(1, 2, 32), None, None, sums))(2)
     assert not sums.any()
 
 

@@ -13,7 +13,7 @@ import pytest
 from planes import unpack_planes
 from reference_arithmetic import EPS, close, normed, random_f32
 
-from picoedge.kernels.api import Residual
+from picoedge.kernels.api import Project, ProjectSum, Residual
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, Weights, dequantize, pack_planes
 from picoedge.kernels.reference.backend import NumpyKernels
@@ -96,7 +96,7 @@ def test_project(
     weights, plain = random_weights(name, rows, cols, count)
     x = random_f32(n, cols)
     out = np.full((n + 1, rows * count), np.nan, np.float32)
-    kernels.project(stream(x), [weights], [None], out)(n)
+    kernels.project(Project(stream(x), [weights], [None], out))(n)
     close(out[:n], blocked(normed_f32(x), name) @ np.vstack(plain).T)
     assert np.isnan(out[n]).all()
 
@@ -109,7 +109,7 @@ def test_project_sum(
     weights, plain = random_weights(name, rows, cols, count)
     x = random_f32(n, cols * count)
     sums = np.full((n + 1, rows), np.nan)
-    kernels.project_sum(x, None, weights, sums)(n)
+    kernels.project_sum(ProjectSum(x, None, weights, sums))(n)
     close(sums[:n], blocked(x, name) @ np.hstack(plain).T)
     assert np.isnan(sums[n]).all()
 
@@ -136,7 +136,7 @@ def test_blocks_round_half_to_even() -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :5] = 127, 0.5, 1.5, -0.5, -2.5
     sums = np.empty((1, 32))
-    NumpyKernels(1).project_sum(x, None, identity_q8(), sums)(1)
+    NumpyKernels(1).project_sum(ProjectSum(x, None, identity_q8(), sums))(1)
     np.testing.assert_array_equal(sums[0, :5], [127, 0, 2, 0, -2])
 
 
@@ -165,7 +165,7 @@ def test_largest_quants_do_not_overflow(name: str, n: int) -> None:
     signs[cols // 2 :: 2] *= -1
     x = np.repeat(signs[None].astype(np.float32), n, axis=0)
     sums = np.empty((n, 16))
-    NumpyKernels(1).project_sum(x, None, Weights(spec, data, spec.nbytes, 1), sums)(n)
+    NumpyKernels(1).project_sum(ProjectSum(x, None, Weights(spec, data, spec.nbytes, 1), sums))(n)
     close(sums, x.astype(np.float64) @ dequantize(spec, parts).astype(np.float64).T)
 
 
@@ -178,7 +178,8 @@ def test_project_adds_the_sums_before_the_norm(post: bool, name: str) -> None:
     post_norm = random_f32(64, seed=9) if post else None
     norm = random_f32(64, seed=10)
     out = np.empty((3, 20), np.float32)
-    NumpyKernels(1).project(Residual(x, sums, post_norm, norm, EPS), [weights], [None], out)(3)
+    source = Residual(x, sums, post_norm, norm, EPS)
+    NumpyKernels(1).project(Project(source, [weights], [None], out))(3)
     added = sums.astype(np.float32)
     np.testing.assert_allclose(
         x, before + (added if post_norm is None else normed(added, post_norm)), rtol=1e-5, atol=1e-6
@@ -191,7 +192,7 @@ def test_project_from_the_last_token_only(name: str) -> None:
     weights, plain = random_weights(name, 40, 64)
     x, sums = random_f32(6, 64), np.ones((6, 64))
     out = np.full((1, 40), np.nan, np.float32)
-    NumpyKernels(2).project(stream(x, sums), [weights], [None], out)(6, 5)
+    NumpyKernels(2).project(Project(stream(x, sums), [weights], [None], out))(6, 5)
     np.testing.assert_array_equal(x[:5], random_f32(6, 64)[:5])
     np.testing.assert_array_equal(x[5], random_f32(6, 64)[5] + 1)
     close(out, blocked(normed_f32(x[5:]), name) @ plain[0].T)
@@ -204,7 +205,7 @@ def test_project_of_several_matrices_with_biases(kernels: NumpyKernels, n: int) 
     biases = [random_f32(96), None, random_f32(23)]
     x = random_f32(n, 256)
     out = np.full((n, 139), np.nan, np.float32)
-    kernels.project(stream(x), [w for w, _ in made], biases, out)(n)
+    kernels.project(Project(stream(x), [w for w, _ in made], biases, out))(n)
     want = [blocked(normed_f32(x), w.spec.format.name) @ np.vstack(plain).T for w, plain in made]
     want[0] += biases[0]
     want[2] += biases[2]
@@ -227,7 +228,7 @@ def test_activation(kernels: NumpyKernels, activation: str, name: str, n: int) -
     got = gated(activation, x[:, :512], up, np.empty((n, 512), np.float32))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     sums = np.empty((n, 30))
-    kernels.project_sum(x, activation, weights, sums)(n)
+    kernels.project_sum(ProjectSum(x, activation, weights, sums))(n)
     close(sums, blocked(got, name) @ np.hstack(plain).T)
 
 
@@ -237,15 +238,15 @@ def test_zero_inputs_give_zeros(name: str, n: int) -> None:
     weights, _ = random_weights(name, 20, 64, 2)
     sums, out = np.full((n, 20), np.nan), np.full((n, 40), np.nan, np.float32)
     backend = NumpyKernels(1)
-    backend.project_sum(np.zeros((n, 128), np.float32), None, weights, sums)(n)
-    backend.project(stream(np.zeros((n, 64), np.float32)), [weights], [None], out)(n)
+    backend.project_sum(ProjectSum(np.zeros((n, 128), np.float32), None, weights, sums))(n)
+    backend.project(Project(stream(np.zeros((n, 64), np.float32)), [weights], [None], out))(n)
     assert not sums.any()
     assert not out.any()
 
 
 def test_no_weights_sum_to_zero() -> None:
     sums = np.full((4, 8), np.nan)
-    NumpyKernels(1).project_sum(np.zeros((4, 0), np.float32), None, None, sums)(3, 1)
+    NumpyKernels(1).project_sum(ProjectSum(np.zeros((4, 0), np.float32), None, None, sums))(3, 1)
     assert not sums[1:3].any()
     assert np.isnan(sums[[0, 3]]).all()
 
@@ -256,12 +257,12 @@ def test_shards_are_added_in_f64(name: str) -> None:
     weights, _ = random_weights(name, 33, 64, 4)
     x = random_f32(2, 256)
     backend, whole, part = NumpyKernels(2), np.empty((2, 33)), np.empty((2, 33))
-    backend.project_sum(x, None, weights, whole)(2)
+    backend.project_sum(ProjectSum(x, None, weights, whole))(2)
     added = np.zeros((2, 33))
     for i in range(4):
         one = Weights(weights.spec, weights.data[i * weights.stride :], weights.stride, 1)
         columns = np.ascontiguousarray(x[:, i * 64 : (i + 1) * 64])
-        backend.project_sum(columns, None, one, part)(2)
+        backend.project_sum(ProjectSum(columns, None, one, part))(2)
         added += part
     np.testing.assert_array_equal(whole, added)
     backend.close()
@@ -278,12 +279,12 @@ def test_threads_do_not_change_a_bit(name: str, by_columns: bool) -> None:
         backend = NumpyKernels(threads)
         if by_columns:
             sums = np.empty((1, 2100))
-            backend.project_sum(x, None, weights, sums)(1)
+            backend.project_sum(ProjectSum(x, None, weights, sums))(1)
             results.append(sums)
         else:
             out, first = np.empty((1, 4200), np.float32), np.empty((1, 2100), np.float32)
-            backend.project(stream(x.copy()), [weights], [None], out)(1)
-            backend.project(stream(x.copy()), [one], [None], first)(1)
+            backend.project(Project(stream(x.copy()), [weights], [None], out))(1)
+            backend.project(Project(stream(x.copy()), [one], [None], first))(1)
             np.testing.assert_array_equal(out[:, :2100], first)
             results.append(out)
         backend.close()
@@ -297,7 +298,7 @@ def test_closed_kernels_refuse_work_and_forgotten_ones_stop_their_threads() -> N
     before = threading.active_count()
     for forget in (False, True):
         backend = NumpyKernels(2)
-        project = backend.project(stream(random_f32(1, 2048)), [weights], [None], out)
+        project = backend.project(Project(stream(random_f32(1, 2048)), [weights], [None], out))
         project(1)
         assert threading.active_count() == before + 1
         if forget:
@@ -317,7 +318,7 @@ def test_weights_may_be_read_only_and_inside_a_larger_file(tmp_path: Path) -> No
     mapped = np.memmap(path, np.uint8, "r", offset=64)
     x, out = random_f32(1, 64), np.empty((1, 40), np.float32)
     moved = Weights(weights.spec, mapped, weights.stride, 2)
-    NumpyKernels(1).project(stream(x), [moved], [None], out)(1)
+    NumpyKernels(1).project(Project(stream(x), [moved], [None], out))(1)
     close(out, blocked(normed_f32(x), "q4m") @ np.vstack(plain).T)
 
 

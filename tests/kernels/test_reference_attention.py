@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference_arithmetic import EPS, close, normed, random_f32
 
-from picoedge.kernels.api import AttentionShape, KvCache
+from picoedge.kernels.api import Attend, AttentionShape, KvCache
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.reference.backend import NumpyKernels
 
@@ -35,7 +35,7 @@ class Attention:
         self.out = np.zeros((batch, self.shape.q_heads * self.shape.head_dim), np.float32)
         self.cache = KvCache(self.n_ctx, self.shape, self.bits)
         self.attend = kernels.attend(
-            self.qkv, self.shape, self.rope, self.norms, EPS, self.cache, self.out
+            Attend(self.qkv, self.shape, self.rope, self.norms, EPS, self.cache, self.out)
         )
 
     def step(self, position: int, n: int, seed: int) -> F32:

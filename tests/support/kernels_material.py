@@ -8,7 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape, Kernels, KvCache, Residual
+from picoedge.kernels.api import (
+    Attend,
+    AttentionShape,
+    Kernels,
+    KvCache,
+    Project,
+    ProjectSum,
+    Residual,
+)
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, Weights, pack_planes
 
@@ -109,7 +117,7 @@ class Input:
             sums = None if self.sums is None else self.sums[start:end].copy()
             out = np.full((len(x), sum(w.total_rows for w in weights)), np.nan, np.float32)
             source = Residual(x, sums, self.post_norm, self.norm, 1e-5)
-            kernels.project(source, weights, biases or [None] * len(weights), out)(len(x))
+            kernels.project(Project(source, weights, biases or [None] * len(weights), out))(len(x))
             outs.append(out)
             xs.append(x)
         return np.concatenate(outs), np.concatenate(xs)
@@ -125,7 +133,7 @@ def summed(
     parts = []
     for start, end in chunks or [(0, len(x))]:
         sums = np.full((end - start, weights.spec.rows), np.nan)
-        op = kernels.project_sum(x[start:end].copy(), activation, weights, sums)
+        op = kernels.project_sum(ProjectSum(x[start:end].copy(), activation, weights, sums))
         op(end - start)
         parts.append(sums)
     return np.concatenate(parts)
@@ -155,7 +163,7 @@ class Conversation:
         cache = KvCache(n, self.shape, self.bits)
         buffer = np.empty_like(self.qkv)
         out = np.full((n, self.shape.q_heads * self.shape.head_dim), np.nan, np.float32)
-        op = kernels.attend(buffer, self.shape, self.rope, self.norms, 1e-6, cache, out)
+        op = kernels.attend(Attend(buffer, self.shape, self.rope, self.norms, 1e-6, cache, out))
         for start, end in chunks or [(0, n)]:
             buffer[: end - start] = self.qkv[start:end]
             op(end - start, start)

@@ -114,7 +114,7 @@ def with_hub(
 def on_boards(
     packed: Pack, slices: list[Slice], run: Callable[[Transformer], T], n_ctx: int = 64
 ) -> list[T]:
-    """What `run` gives on each board, every board holding one slice on the native twin."""
+    """What `run` gives on each board, every board holding one slice on the native backend."""
     meeting, results = Meeting(len(slices)), dict[int, T]()
 
     def board(rank: int) -> None:

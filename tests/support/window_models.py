@@ -67,9 +67,9 @@ def plan_of(
 
 
 @contextmanager
-def whole(packed: Pack, twin: str | None = None, batch: int = 64) -> Iterator[Transformer]:
+def whole(packed: Pack, backend: str | None = None, batch: int = 64) -> Iterator[Transformer]:
     """A model all of which is mapped."""
-    model = Transformer(packed, load_kernels(twin, 1), 64, batch=batch)
+    model = Transformer(packed, load_kernels(backend, 1), 64, batch=batch)
     try:
         yield model
     finally:
@@ -81,7 +81,7 @@ def windowed(
     packed: Pack,
     plan: WindowPlan,
     io: str,
-    twin: str | None = None,
+    backend: str | None = None,
     *,
     batch: int = 64,
     n_ctx: int = 64,
@@ -95,7 +95,7 @@ def windowed(
     holding = StreamedWeights(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
     try:
         model = Transformer(
-            packed, load_kernels(twin, 1), n_ctx, batch=batch, reduce=reduce, holding=holding
+            packed, load_kernels(backend, 1), n_ctx, batch=batch, reduce=reduce, holding=holding
         )
     except BaseException:
         holding.close()

@@ -9,8 +9,7 @@ import pytest
 from text_models import END, START, bpe_metadata, sentencepiece_metadata
 
 from picoedge.text.export.export import write_from_gguf
-from picoedge.text.template.chat import encode_chat
-from picoedge.text.template.template import ChatTemplate
+from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 

@@ -13,8 +13,7 @@ from text_models import DATA, HARD_TEXT
 
 from picoedge.store.sources.gguf import read_gguf
 from picoedge.text.export.export import write_from_gguf
-from picoedge.text.template.chat import encode_chat
-from picoedge.text.template.template import ChatTemplate
+from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 

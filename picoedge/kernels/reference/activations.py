@@ -118,7 +118,7 @@ class Operand:
 def rounded_columns(x: F32, groups: int) -> F32:
     """x [n, C] after rounding to int8 blocks, cut by columns: f32 [groups, n, C / groups].
 
-    The columns of each part are in the order of `dequantize.band`.
+    The columns of each part are in the order of `planes.band`.
     """
     cut = x.reshape(len(x), -1, BLOCK_COLS)
     amax: F32 = np.maximum.reduce(np.abs(cut), axis=2, keepdims=True)

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from picoedge.kernels.api import AttentionShape, KvCache
+from picoedge.kernels.api import Attend
 from picoedge.kernels.arrays import F32, Bools
 from picoedge.kernels.reference import kv_cache
 from picoedge.kernels.reference.operations import MAX_MULTIPLIES, multiply, rms_norm, rotate
@@ -18,26 +18,20 @@ _SCORES = 1 << 18  # scores at a time, but at least one token's
 
 
 @dataclass(frozen=True, eq=False)
-class BoundAttend:
-    """See `Kernels.attend`."""
+class NumpyAttend:
+    """A bound `Attend`."""
 
     kernels: object  # kept alive, and its threads with it
     pool: ThreadPool
-    qkv: F32
-    shape: AttentionShape
-    rope: tuple[F32, F32]
-    norms: tuple[F32, F32] | None
-    eps: float
-    cache: KvCache
-    out: F32
+    op: Attend
 
     def __call__(self, n: int, position: int) -> None:
-        shape = self.shape
-        heads = self.qkv[:n].reshape(n, -1, shape.head_dim)
+        shape = self.op.shape
+        heads = self.op.qkv[:n].reshape(n, -1, shape.head_dim)
         rotated = self._rotate(heads[:, : shape.q_heads + shape.kv_heads], position)
         queries, keys = rotated[:, : shape.q_heads], rotated[:, shape.q_heads :]
         values = heads[:, shape.q_heads + shape.kv_heads :]
-        kv_cache.append(self.cache, position, keys, values)
+        kv_cache.append(self.op.cache, position, keys, values)
         group = shape.q_heads // shape.kv_heads
         grouped = queries.reshape(n, shape.kv_heads, group, -1).transpose(1, 2, 0, 3)
         scaled = grouped * np.float32(shape.scale)  # [kv, group, n, d]
@@ -49,11 +43,11 @@ class BoundAttend:
 
     def _rotate(self, heads: F32, position: int) -> F32:
         """q and k [n, heads, d], normed and rotated."""
-        if self.norms is not None:
-            q, k = np.split(heads, [self.shape.q_heads], axis=1)
-            q = rms_norm(q, self.norms[0], self.eps)
-            heads = np.concatenate([q, rms_norm(k, self.norms[1], self.eps)], axis=1)
-        cos, sin = (table[position : position + len(heads)] for table in self.rope)
+        if self.op.norms is not None:
+            q, k = np.split(heads, [self.op.shape.q_heads], axis=1)
+            q = rms_norm(q, self.op.norms[0], self.op.eps)
+            heads = np.concatenate([q, rms_norm(k, self.op.norms[1], self.op.eps)], axis=1)
+        cos, sin = (table[position : position + len(heads)] for table in self.op.rope)
         return rotate(heads, cos, sin)
 
     def _jobs(self, queries: F32, n: int, position: int) -> list[Job]:
@@ -71,9 +65,9 @@ class BoundAttend:
 
     def _attend(self, q: F32, heads: slice, row: int, position: int, scratch: Scratch) -> None:
         """Attend with q [kv, group, n, d] of n tokens from `position` on into out from `row` on."""
-        cache, (kv, group, n, d) = self.cache, q.shape
+        cache, (kv, group, n, d) = self.op.cache, q.shape
         end = position + n
-        start = max(0, position + 1 - self.shape.window) if self.shape.window else 0
+        start = max(0, position + 1 - self.op.shape.window) if self.op.shape.window else 0
         q = q.reshape(kv, group * n, d)
         scores = scratch.take("scores", (kv, group * n, end - start), np.float32)
         step = max(1, _TILE // (kv * d))
@@ -95,7 +89,7 @@ class BoundAttend:
             if into is part:
                 mixed += part
         mixed /= np.add.reduce(scores, axis=2, keepdims=True)
-        out = self.out[row : row + n].reshape(n, -1, group, d)
+        out = self.op.out[row : row + n].reshape(n, -1, group, d)
         out[:, heads] = mixed.reshape(kv, group, n, d).transpose(2, 0, 1, 3)
 
     def _masked(self, n: int, position: int, start: int) -> Bools:
@@ -103,7 +97,7 @@ class BoundAttend:
         at = np.arange(position, position + n)[:, None]
         key = np.arange(start, position + n)[None, :]
         masked: Bools = key > at
-        return masked | (key <= at - self.shape.window) if self.shape.window else masked
+        return masked | (key <= at - self.op.shape.window) if self.op.shape.window else masked
 
 
 def _multiply(a: F32, b: F32, out: F32) -> None:

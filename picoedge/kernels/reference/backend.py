@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from picoedge.kernels.api import Attend, AttentionShape, KvCache, Product, Residual
-from picoedge.kernels.arrays import F32, F64
-from picoedge.kernels.blocks import Weights
+from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Project, ProjectSum
+from picoedge.kernels.arrays import F32
 from picoedge.kernels.reference.activations import Operand
-from picoedge.kernels.reference.attention import BoundAttend
+from picoedge.kernels.reference.attention import NumpyAttend
 from picoedge.kernels.reference.matmul import Projection, Summed
 from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
 from picoedge.kernels.reference.threads import Program, ThreadPool
@@ -29,54 +27,29 @@ class NumpyKernels:
         self.threads = self._pool.threads
         self._stop = weakref.finalize(self, self._pool.close)  # also when forgotten
 
-    def project(
-        self,
-        source: Residual,
-        weights: Sequence[Weights],
-        biases: Sequence[F32 | None],
-        out: F32,
-        *,
-        reuse_input: bool = False,
-    ) -> Product:
+    def project(self, op: Project) -> BoundProduct:
         """See `Kernels.project`."""
-        assert all(one.spec.cols == source.x.shape[1] for one in weights)
-        assert not weights or out.shape[1] == sum(one.total_rows for one in weights)
-        ends = np.cumsum([one.total_rows for one in weights]).tolist()
+        assert all(one.spec.cols == op.source.x.shape[1] for one in op.weights)
+        assert not op.weights or op.out.shape[1] == sum(one.total_rows for one in op.weights)
+        ends = np.cumsum([one.total_rows for one in op.weights]).tolist()
         added = [
             (slice(end - len(bias), end), bias)
-            for bias, end in zip(biases, ends, strict=True)
+            for bias, end in zip(op.biases, ends, strict=True)
             if bias is not None
         ]
-        return BoundProject(self, self._pool, source, Projection(weights), added, out, reuse_input)
+        return NumpyProject(self, self._pool, op, Projection(op.weights), added)
 
-    def attend(
-        self,
-        qkv: F32,
-        shape: AttentionShape,
-        rope: tuple[F32, F32],
-        norms: tuple[F32, F32] | None,
-        eps: float,
-        cache: KvCache,
-        out: F32,
-    ) -> Attend:
+    def attend(self, op: Attend) -> BoundAttend:
         """See `Kernels.attend`."""
-        return BoundAttend(self, self._pool, qkv, shape, rope, norms, eps, cache, out)
+        return NumpyAttend(self, self._pool, op)
 
-    def project_sum(
-        self,
-        x: F32,
-        activation: str | None,
-        weights: Weights | None,
-        sums: F64,
-        *,
-        accumulate: bool = False,
-    ) -> Product:
+    def project_sum(self, op: ProjectSum) -> BoundProduct:
         """See `Kernels.project_sum`."""
-        matrix = None
+        matrix, weights = None, op.weights
         if weights is not None and weights.count:
-            assert x.shape[1] == weights.total_cols * (1 if activation is None else 2)
-            matrix = Summed(weights, accumulate=accumulate)
-        return BoundProjectSum(self, self._pool, x, activation, matrix, sums)
+            assert op.x.shape[1] == weights.total_cols * (1 if op.activation is None else 2)
+            matrix = Summed(weights, accumulate=op.accumulate)
+        return NumpyProjectSum(self, self._pool, op, matrix)
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""
@@ -84,20 +57,18 @@ class NumpyKernels:
 
 
 @dataclass(frozen=True, eq=False)
-class BoundProject:
-    """See `Kernels.project`. `biases`: (columns of `out`, bias added to them)."""
+class NumpyProject:
+    """A bound `Project`. `biases`: (columns of `out`, bias added to them)."""
 
     kernels: NumpyKernels  # kept alive, and its threads with it
     pool: ThreadPool
-    source: Residual
+    op: Project
     projection: Projection
     biases: list[tuple[slice, F32]]
-    out: F32
-    reuse_input: bool
 
     def __call__(self, n: int, first: int = 0) -> None:
-        assert 0 <= first < n <= len(self.source.x), "more tokens than the buffers hold"
-        out = self.out[: n - first]
+        assert 0 <= first < n <= len(self.op.source.x), "more tokens than the buffers hold"
+        out = self.op.out[: n - first]
         if n - first == 1 and self.projection.all_packed:
             (self._first_row if first == 0 else self._row_program(first)).run()
             self.pool.run_programs(self._programs)
@@ -108,11 +79,11 @@ class BoundProject:
 
     @cached_property
     def _operand(self) -> Operand:
-        return self.pool.scratch[0].once(self.source.x.shape[1], Operand)
+        return self.pool.scratch[0].once(self.op.source.x.shape[1], Operand)
 
     @cached_property
     def _programs(self) -> list[Program]:
-        return self.projection.programs(self._operand, self.out[0], self.pool.scratch)
+        return self.projection.programs(self._operand, self.op.out[0], self.pool.scratch)
 
     @cached_property
     def _first_row(self) -> Program:
@@ -120,9 +91,9 @@ class BoundProject:
 
     def _row_program(self, row: int) -> Program:
         """The program that makes the operand of one row of the residual stream."""
-        source, program = self.source, Program()
+        source, program = self.op.source, Program()
         x = source.x[row]
-        if source.sums is not None and not self.reuse_input:
+        if source.sums is not None and not self.op.reuse_input:
             added = self.pool.scratch[0].take("added", x.shape, np.float32)
             program.add(np.copyto, added, source.sums[row], "same_kind")
             if source.post_norm is not None:
@@ -134,9 +105,9 @@ class BoundProject:
 
     def _input(self, first: int, n: int) -> F32:
         """Add the pending sums to the residual stream; returns its norm, f32 [n - first, H]."""
-        source = self.source
+        source = self.op.source
         x = source.x[first:n]
-        if source.sums is not None and not self.reuse_input:
+        if source.sums is not None and not self.op.reuse_input:
             added = source.sums[first:n].astype(np.float32)
             if source.post_norm is not None:
                 added = rms_norm(added, source.post_norm, source.eps)
@@ -145,49 +116,47 @@ class BoundProject:
 
 
 @dataclass(frozen=True, eq=False)
-class BoundProjectSum:
-    """See `Kernels.project_sum`."""
+class NumpyProjectSum:
+    """A bound `ProjectSum`."""
 
     kernels: NumpyKernels  # kept alive, and its threads with it
     pool: ThreadPool
-    x: F32
-    activation: str | None
+    op: ProjectSum
     matrix: Summed | None
-    sums: F64
 
     def __call__(self, n: int, first: int = 0) -> None:
-        assert 0 <= first < n <= len(self.x), "more tokens than the buffers hold"
+        assert 0 <= first < n <= len(self.op.x), "more tokens than the buffers hold"
         if self.matrix is None:
-            self.sums[first:n] = 0
+            self.op.sums[first:n] = 0
         elif n == 1 and self.matrix.width < 32:
             self._first_row.run()
             self.pool.run_programs(self._programs)
         else:
-            x = self.x[: n - first]
-            if self.activation is not None:
+            x = self.op.x[: n - first]
+            if self.op.activation is not None:
                 gate, up = np.split(x, 2, axis=1)
-                x = gated(self.activation, gate, up, np.empty(up.shape, np.float32))
-            self.pool.run(self.matrix.jobs(x, self.sums[first:n]))
+                x = gated(self.op.activation, gate, up, np.empty(up.shape, np.float32))
+            self.pool.run(self.matrix.jobs(x, self.op.sums[first:n]))
 
     @cached_property
     def _operand(self) -> Operand:
-        cols = self.x.shape[1] // (1 if self.activation is None else 2)
+        cols = self.op.x.shape[1] // (1 if self.op.activation is None else 2)
         return self.pool.scratch[0].once(cols, Operand)
 
     @cached_property
     def _programs(self) -> list[Program]:
         assert self.matrix is not None
-        return self.matrix.programs(self._operand, self.sums[0], self.pool.scratch)
+        return self.matrix.programs(self._operand, self.op.sums[0], self.pool.scratch)
 
     @cached_property
     def _first_row(self) -> Program:
         """The program that makes the operand of the first row of x."""
         assert self.matrix is not None
         program, plain = Program(), self._operand.plain
-        if self.activation is None:
-            program.add(np.copyto, plain, self.x[0])
+        if self.op.activation is None:
+            program.add(np.copyto, plain, self.op.x[0])
         else:
             cols = len(plain)
-            program.add(gated, self.activation, self.x[0, :cols], self.x[0, cols:], plain)
+            program.add(gated, self.op.activation, self.op.x[0, :cols], self.op.x[0, cols:], plain)
         self._operand.prepare(program, {self.matrix.width})
         return program

@@ -15,10 +15,9 @@ import numpy as np
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.blocks import TILE_ROWS, MatrixSpec, Weights
 from picoedge.kernels.reference.activations import Operand, rounded_columns
-from picoedge.kernels.reference.dequantize import band
 from picoedge.kernels.reference.gemv import BatchShape, multiply_batch
 from picoedge.kernels.reference.operations import multiply
-from picoedge.kernels.reference.planes import Planes
+from picoedge.kernels.reference.planes import Planes, band
 from picoedge.kernels.reference.threads import Job, Program, Scratch
 
 BAND_BYTES = 1 << 19  # of f32 weights dequantized at once
@@ -157,8 +156,7 @@ class Summed:
             self._bands = [slice(at, at + size) for at in range(0, tiles, size)]
         else:
             self._planes = Planes.of(weights)
-            cuts = split_tiles(1, tiles, band_bytes(weights.spec), BAND_BYTES)
-            self._bands = [band for _, band in cuts]
+            self._bands = _even(tiles, band_bytes(weights.spec), BAND_BYTES)
 
     def programs(self, operand: Operand, sums: F64, scratch: Sequence[Scratch]) -> list[Program]:
         """One program a thread; together they fill sums [rows] with one token's products.
@@ -166,9 +164,9 @@ class Summed:
         Of a quantized matrix.
         """
         planes, shape = self._planes, BatchShape.of(self._planes, by_columns=True)
-        every, tile_bytes = slice(0, planes.count), planes.count * planes.tile_bytes
+        every = slice(0, planes.count)
         how = plan_gemv(planes.weights, planes.words.nbytes, len(scratch))
-        cuts = [tiles for _, tiles in split_tiles(1, planes.tiles, tile_bytes, how.group_bytes)]
+        cuts = _even(planes.tiles, planes.count * planes.tile_bytes, how.group_bytes)
         sizes = [(tiles.stop - tiles.start) * shape.cols * TILE_ROWS for tiles in cuts]
         programs = [Program() for _ in range(how.threads)]
         for i, part in enumerate(make_batches(cuts, sizes, how)):

@@ -78,7 +78,7 @@ class ThreadPool:
     def __init__(self, threads: int) -> None:
         self.threads = max(1, threads)
         self.scratch = [Scratch() for _ in range(self.threads)]  # the caller's first
-        self._inbox: list[SimpleQueue[Callable[[], None] | None]] = []
+        self._parts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._helpers: list[threading.Thread] = []
         self._closed = False
@@ -90,17 +90,16 @@ class ThreadPool:
         self._run([partial(_drain, todo, scratch) for scratch in self.scratch[:count]])
 
     def run_programs(self, programs: Sequence[Program]) -> None:
-        """Run program i on thread i, whose scratch it was made for. Raises the exception of one."""
+        """Run programs side by side, each in its own scratch. Raises the exception of one."""
         self._run([program.run for program in programs])
 
     def close(self) -> None:
         """Stop the helpers. Idempotent; no run may follow."""
         self._closed = True
-        for inbox in self._inbox:
-            inbox.put(None)
+        for _ in self._helpers:
+            self._parts.put(None)
         for helper in self._helpers:
             helper.join()
-        self._inbox.clear()
         self._helpers.clear()
 
     def _run(self, parts: Sequence[Callable[[], None]]) -> None:
@@ -109,8 +108,8 @@ class ThreadPool:
             return
         if len(parts) > 1 and not self._helpers:
             self._start()
-        for inbox, part in zip(self._inbox, parts[1:], strict=False):
-            inbox.put(part)
+        for part in parts[1:]:
+            self._parts.put(part)
         errors = [_attempt(parts[0]), *(self._done.get() for _ in parts[1:])]
         for error in errors:
             if error is not None:
@@ -118,19 +117,16 @@ class ThreadPool:
 
     def _start(self) -> None:
         for i in range(1, self.threads):
-            inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-            helper = threading.Thread(
-                target=_help, args=(inbox, self._done), name=f"numpy-{i}", daemon=True
-            )
+            queues = self._parts, self._done
+            helper = threading.Thread(target=_help, args=queues, name=f"numpy-{i}", daemon=True)
             helper.start()
-            self._inbox.append(inbox)
             self._helpers.append(helper)
 
 
 def _help(
-    inbox: SimpleQueue[Callable[[], None] | None], done: SimpleQueue[BaseException | None]
+    parts: SimpleQueue[Callable[[], None] | None], done: SimpleQueue[BaseException | None]
 ) -> None:
-    while (part := inbox.get()) is not None:
+    while (part := parts.get()) is not None:
         done.put(_attempt(part))
 
 

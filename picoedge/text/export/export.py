@@ -10,7 +10,6 @@ from picoedge.files import read_json_if_any, storing
 from picoedge.text.export import from_gguf, from_huggingface
 from picoedge.text.export.from_gguf import text_value
 from picoedge.text.template.template import TEMPLATE_FILE
-from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 
 _GEMMA = """\
@@ -100,12 +99,12 @@ def write_from_huggingface(source_folder: Path, folder: Path) -> None:
 
 def _write_template(folder: Path, template: str | None, architecture: str) -> None:
     tokenizer = load_tokenizer(folder)
-    template = template or fallback_template(architecture, lambda text: _has(tokenizer, text))
+
+    def has_token(text: str) -> bool:
+        ids = tokenizer.encode(text, add_bos=False)
+        return len(ids) == 1 and tokenizer.is_special(ids[0])
+
+    template = template or fallback_template(architecture, has_token)
     if template is not None:
         with storing(folder):
             (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-
-
-def _has(tokenizer: Tokenizer, text: str) -> bool:
-    ids = tokenizer.encode(text, add_bos=False)
-    return len(ids) == 1 and tokenizer.is_special(ids[0])

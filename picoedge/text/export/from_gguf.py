@@ -19,7 +19,6 @@ from picoedge.text.export.sentencepiece_proto import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    ModelSpec,
     write_model,
 )
 from picoedge.text.tokenizer.base import (
@@ -38,18 +37,14 @@ _BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """Token texts, distinct and non-empty, and their types (SentencePiece's numbers)."""
+    """Token texts, distinct and non-empty, and their types (SentencePiece's numbers).
+
+    `added`: tokens matched as a whole: special and user-defined ones.
+    """
 
     tokens: Sequence[str]
     types: Sequence[int]
-
-    def added(self) -> dict[int, AddedToken]:
-        """Tokens matched as a whole: special and user-defined ones."""
-        return {
-            i: AddedToken(self.tokens[i], _is_special(self.tokens[i], kind))
-            for i, kind in enumerate(self.types)
-            if kind in (UNKNOWN, CONTROL, USER_DEFINED) or self.tokens[i] in END_OF_TURN
-        }
+    added: Mapping[int, AddedToken]
 
 
 def _is_special(text: str, kind: int) -> bool:
@@ -70,7 +65,12 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
     types = array("b", bytes([NORMAL])) * len(tokens)
     if _PREFIX + "token_type" in metadata:
         types = _numbers(metadata, "token_type", "b", len(tokens))
-    return GgufVocabulary(tokens, types)
+    added = {
+        i: AddedToken(text, _is_special(text, kind))
+        for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind == USER_DEFINED or _is_special(text, kind)
+    }
+    return GgufVocabulary(tokens, types, added)
 
 
 def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
@@ -81,14 +81,6 @@ def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     if not all(isinstance(text, str) for text in values):
         raise _damaged(key, "not a list of texts")
     return values if isinstance(values, list) else list(values)
-
-
-def _scores(metadata: Mapping[str, Any], count: int) -> Sequence[float]:
-    """Merge priorities, f32 [count]. Raises TextError."""
-    values = _numbers(metadata, "scores", "f", count)
-    if not all(map(math.isfinite, values)):
-        raise _damaged("scores", "not numbers")
-    return values
 
 
 def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
@@ -147,7 +139,6 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSetti
 def _settings(
     metadata: Mapping[str, Any],
     vocabulary: GgufVocabulary,
-    added: Mapping[int, AddedToken],
     defaults: Mapping[str, int],
     add_bos: bool,
 ) -> TextSettings:
@@ -157,35 +148,38 @@ def _settings(
     ids |= {key: i for key, i in defaults.items() if ids.get(key) is None and i < size}
     bos, eos = ids["bos"], ids["eos"]
     ends = {i for key, i in ids.items() if key != "bos" and i is not None}
-    by_name = {i for i, token in added.items() if token.text in END_OF_TURN}
+    by_name = {i for i, token in vocabulary.added.items() if token.text in END_OF_TURN}
     return TextSettings(
         bos_id=bos,
         eos_ids=frozenset(ends | by_name),
         add_bos=_flag(metadata, "add_bos_token", add_bos),
         bos_token="" if bos is None else vocabulary.tokens[bos],
         eos_token="" if eos is None else vocabulary.tokens[eos],
-        added=added,
+        added=vocabulary.added,
     )
 
 
 def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSettings:
     vocabulary = _read_vocabulary(metadata)
     size = len(vocabulary.tokens)
-    scores = _scores(metadata, size)
+    scores = _numbers(metadata, "scores", "f", size)
+    if not all(map(math.isfinite, scores)):
+        raise _damaged("scores", "not numbers")
     unknown = _unknown_id(metadata, vocabulary)
-    added = vocabulary.added()
     prefix = _flag(metadata, "add_space_prefix", True)
-    settings = _settings(metadata, vocabulary, added, {"bos": 1, "eos": 2}, add_bos=True)
-    spec = ModelSpec(
-        vocab_size=size,
-        byte_fallback=_has_bytes(vocabulary),
-        add_dummy_prefix=prefix,
-        unk_id=unknown,
-        bos_id=-1 if settings.bos_id is None else settings.bos_id,
-        eos_id=min(settings.eos_ids, default=-1),
-    )
+    settings = _settings(metadata, vocabulary, {"bos": 1, "eos": 2}, add_bos=True)
+    byte_fallback = _has_bytes(vocabulary)
     with path.open("wb") as file:
-        write_model(file, _pieces(vocabulary, scores, unknown), spec)
+        write_model(
+            file,
+            _pieces(vocabulary, scores, unknown),
+            vocab_size=size,
+            byte_fallback=byte_fallback,
+            add_dummy_prefix=prefix,
+            unk_id=unknown,
+            bos_id=-1 if settings.bos_id is None else settings.bos_id,
+            eos_id=min(settings.eos_ids, default=-1),
+        )
     return replace(settings, space_prefix="always" if prefix else "never")
 
 
@@ -232,14 +226,13 @@ def _write_byte_level(metadata: Mapping[str, Any], path: Path) -> TextSettings:
     pretokenizer = find_pretokenizer(name)
     vocabulary = _read_vocabulary(metadata)
     merges = _texts(metadata, "merges")
-    added = vocabulary.added()
     with path.open("w", encoding="utf-8") as file:
         # In parts, to save memory, and compact: the file is parsed at each start.
-        file.write('{"version":"1.0",' + _json(_frame(pretokenizer, added))[1:-1])
+        file.write('{"version":"1.0",' + _json(_frame(pretokenizer, vocabulary.added))[1:-1])
         file.write(',"model":{"type":"BPE",' + _json(_model(pretokenizer))[1:-1])
         file.write(',"vocab":' + _json({text: i for i, text in enumerate(vocabulary.tokens)}))
         file.write(',"merges":' + _json(merges) + "}}")
-    settings = _settings(metadata, vocabulary, added, {}, pretokenizer.add_bos)
+    settings = _settings(metadata, vocabulary, {}, pretokenizer.add_bos)
     return replace(settings, added={})  # tokenizer.json holds them
 
 

@@ -6,8 +6,7 @@ Field numbers: `sentencepiece_model.proto` of the SentencePiece project.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -16,44 +15,28 @@ _BPE = 2
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """Settings of a `tokenizer.model` beside its pieces; id -1: no such token."""
-
-    vocab_size: int
-    byte_fallback: bool
-    add_dummy_prefix: bool
-    unk_id: int
-    bos_id: int
-    eos_id: int
-
-
-def write_model(file: BinaryIO, pieces: Iterable[tuple[str, float, int]], spec: ModelSpec) -> None:
-    """Write pieces (text, score, type) one at a time, then the settings."""
+def write_model(
+    file: BinaryIO,
+    pieces: Iterable[tuple[str, float, int]],
+    *,
+    vocab_size: int,
+    byte_fallback: bool,
+    add_dummy_prefix: bool,
+    unk_id: int,
+    bos_id: int,
+    eos_id: int,
+) -> None:
+    """Write pieces (text, score, type) one at a time, then the settings; id -1: no such token."""
     pack_score = struct.Struct("<f").pack
     for text, score, kind in pieces:
         body = _chunk(1, text.encode()) + b"\x15" + pack_score(score)
         if kind != NORMAL:
-            body += _number(3, kind)
+            body += _numbers({3: kind})
         file.write(_chunk(1, body))
-    file.write(_chunk(2, _trainer(spec)))
-    file.write(_chunk(3, _normalizer(spec)))
-
-
-def _trainer(spec: ModelSpec) -> bytes:
-    return (
-        _number(3, _BPE)
-        + _number(4, spec.vocab_size)
-        + _number(35, spec.byte_fallback)
-        + _number(40, spec.unk_id)
-        + _number(41, spec.bos_id)
-        + _number(42, spec.eos_id)
-    )
-
-
-def _normalizer(spec: ModelSpec) -> bytes:
-    identity = _chunk(1, b"identity") + _number(3, spec.add_dummy_prefix)
-    return identity + _number(4, False) + _number(5, True)
+    trainer = {3: _BPE, 4: vocab_size, 35: byte_fallback, 40: unk_id, 41: bos_id, 42: eos_id}
+    normalizer = {3: add_dummy_prefix, 4: False, 5: True}
+    file.write(_chunk(2, _numbers(trainer)))
+    file.write(_chunk(3, _chunk(1, b"identity") + _numbers(normalizer)))
 
 
 def _varint(value: int) -> bytes:
@@ -66,8 +49,8 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(int(value))
+def _numbers(fields: Mapping[int, int]) -> bytes:
+    return b"".join(_varint(field << 3) + _varint(value) for field, value in fields.items())
 
 
 def _chunk(field: int, data: bytes) -> bytes:

@@ -1,8 +1,9 @@
-"""Chat template: renders a conversation as the text that the model continues."""
+"""Chat template: renders a conversation as the text that the model continues, and encodes it."""
 
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.files import read_text_file
-from picoedge.text.tokenizer.base import TextSettings
+from picoedge.text.tokenizer.base import TextSettings, Tokenizer
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,6 +26,8 @@ _TEMPLATE_ERRORS = (  # RuntimeError: also RecursionError
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
     SyntaxError, TypeError, ValueError,
 )  # fmt: skip
+_FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFF  # the private-use planes of Unicode
+_MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
 
 
 class ChatTemplate:
@@ -105,3 +108,68 @@ class ChatTemplate:
         if len(form) > _MAX_DATE_FORMAT:
             raise ValueError("a date format too long")
         return self._now().strftime(form)
+
+
+class _Marks:
+    """One-character placeholders for text that must reach the model as plain text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokens = tokenizer.special_tokens
+        self._names = {i: name for name, i in self._tokens.ids.items()}
+        self._numbers: dict[str, int] = {}
+
+    def hide(self, value: Any) -> Any:
+        """`value` (as in JSON) with the names of special tokens replaced by marks."""
+        if isinstance(value, str):
+            # Characters that look like marks are replaced too, so that every mark is ours.
+            parts = _MARK.sub(lambda found: self._mark(found[0]), value)
+            return "".join(
+                part if isinstance(part, str) else self._mark(self._names[part])
+                for part in self._tokens.split(parts)
+            )
+        if isinstance(value, Mapping):
+            return {key: self.hide(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.hide(item) for item in value]
+        return value
+
+    def plain(self) -> list[str]:
+        """Text of each mark, by number."""
+        return list(self._numbers)
+
+    def _mark(self, text: str) -> str:
+        number = self._numbers.setdefault(text, len(self._numbers))
+        if number > _LAST_MARK - _FIRST_MARK:
+            raise TextError("the messages hold too many private-use characters")
+        return chr(_FIRST_MARK + number)
+
+
+def encode_chat(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Ids of a conversation, with BOS once if the model wants it.
+
+    The name of a special token is that token in the template, but plain text in a message: typing
+    `<|im_end|>` does not end the user's turn. Raises TextError as `ChatTemplate.render`.
+    """
+    marks = _Marks(tokenizer)
+    text = template.render(
+        [marks.hide(message) for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        variables=variables,
+    )
+    ids: list[int] = []
+    plain = marks.plain()
+    for part in _MARK.split(text):
+        mark = ord(part) - _FIRST_MARK if len(part) == 1 else -1
+        if 0 <= mark < len(plain):
+            ids += tokenizer.encode(plain[mark], add_bos=False, parse_special=False)
+        else:
+            ids += tokenizer.encode(part, add_bos=False)
+    bos = tokenizer.encode("")
+    return ids if ids[: len(bos)] == bos else bos + ids

@@ -78,7 +78,7 @@ class TextSettings:
         values = read_json_file(path)
         try:
             settings = cls(
-                bos_id=_optional_id(values["bos_token_id"]),
+                bos_id=None if values["bos_token_id"] is None else _id(values["bos_token_id"]),
                 eos_ids=frozenset(_id(i) for i in values["eos_token_ids"]),
                 add_bos=values["add_bos_token"] is True,
                 space_prefix=values["space_prefix"],
@@ -107,10 +107,6 @@ def _id(value: Any) -> int:
     return value
 
 
-def _optional_id(value: Any) -> int | None:
-    return None if value is None else _id(value)
-
-
 class SpecialTokens:
     """Splits a text at the leftmost, longest occurrences of token texts."""
 
@@ -126,29 +122,19 @@ class SpecialTokens:
 
     def split(self, text: str) -> Iterator[str | int]:
         """Yield token ids and the non-empty texts between them, in order."""
-        done = 0
-        for start, end, token in self._matches(text):
-            if start > done:
-                yield text[done:start]
-            yield token
-            done = end
+        done = at = 0
+        while self._first is not None and (match := self._first.search(text, at)):
+            at = match.start()
+            ends = (at + length for length in self._lengths[text[at]])
+            end = next((end for end in ends if text[at:end] in self.ids), 0)
+            if end:
+                if at > done:
+                    yield text[done:at]
+                yield self.ids[text[at:end]]
+                done = end
+            at = end or at + 1
         if done < len(text):
             yield text[done:]
-
-    def _matches(self, text: str) -> Iterator[tuple[int, int, int]]:
-        at = 0
-        while self._first is not None and (match := self._first.search(text, at)):
-            start = match.start()
-            end = self._longest_end(text, start)
-            if end > start:
-                yield start, end, self.ids[text[start:end]]
-            at = max(end, start + 1)
-
-    def _longest_end(self, text: str, start: int) -> int:
-        for length in self._lengths[text[start]]:
-            if text[start : start + length] in self.ids:
-                return start + length
-        return start
 
 
 class Tokenizer(Vocabulary, Protocol):

@@ -100,7 +100,10 @@ class JsonTokenizer(_PackTokenizer):
         if text is None:
             return b""
         if self._bytes is not None:
-            return _from_alphabet(text, self._bytes)
+            try:
+                return bytes([self._bytes[char] for char in text])
+            except KeyError:  # a token added as plain text
+                return text.encode()
         if match := _BYTE_TOKEN.fullmatch(text):
             return bytes([int(match[1], 16)])
         return text.replace(SPACE, " ").encode()
@@ -169,13 +172,6 @@ def byte_alphabet() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
     return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-def _from_alphabet(text: str, alphabet: dict[str, int]) -> bytes:
-    try:
-        return bytes([alphabet[char] for char in text])
-    except KeyError:  # a token added as plain text
-        return text.encode()
 
 
 def load_sentencepiece(path: Path, remedy: str) -> SentencePieceProcessor:

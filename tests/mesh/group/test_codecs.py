@@ -32,13 +32,13 @@ def untouched(sums: F64) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("twin", ["native", "numpy"])
+@pytest.mark.parametrize("backend", ["native", "numpy"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_sum_is_read_as_f32(case: str, twin: str, batch: int, tmp_path: Path) -> None:
+def test_a_sum_is_read_as_f32(case: str, backend: str, batch: int, tmp_path: Path) -> None:
     packed = packed_model(case, tmp_path, 8, blocks=True)
 
     def logits(reduce: Reduce) -> bytes:
-        model = Transformer(packed, load_kernels(twin, 1), 64, batch=batch, reduce=reduce)
+        model = Transformer(packed, load_kernels(backend, 1), 64, batch=batch, reduce=reduce)
         try:
             return np.concatenate([rows.copy() for rows in model.forward_all(TOKENS, 0)]).tobytes()
         finally:
@@ -55,11 +55,11 @@ def part(count: int, odd: int, seed: int = 1) -> F64:
     return values
 
 
-CODECS = [F48Codec(load_f48(twin)) for twin in ("native", "numpy")]
+CODECS = [F48Codec(load_f48(backend)) for backend in ("native", "numpy")]
 
 
 def encoded(values: F64) -> memoryview:
-    """By both twins alike."""
+    """By both backends alike."""
     rooms = [memoryview(bytearray(8 * len(values))) for _ in CODECS]
     native, numpy = (
         room[: codec.encode(values, room)] for room, codec in zip(rooms, CODECS, strict=True)
@@ -69,7 +69,7 @@ def encoded(values: F64) -> memoryview:
 
 
 def check_decoded(body: memoryview, values: F64) -> None:
-    """By both twins, into numbers that were there before."""
+    """By both backends, into numbers that were there before."""
     for codec in CODECS:
         assert codec.decode(body, np.full(len(values), np.nan)).tobytes() == values.tobytes()
 

@@ -55,13 +55,13 @@ def logits_of(model: Transformer, prompt: list[int] = PROMPT, steps: int = STEPS
 
 
 @pytest.fixture(scope="module", params=["native", "numpy"])
-def twins(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def want(packed: Pack, twins: str) -> np.ndarray:
-    with whole(packed, twins) as model:
+def want(packed: Pack, backend: str) -> np.ndarray:
+    with whole(packed, backend) as model:
         return logits_of(model)
 
 
@@ -69,10 +69,10 @@ def want(packed: Pack, twins: str) -> np.ndarray:
 @pytest.mark.parametrize("most", [1, 100_000, 1 << 20])
 @pytest.mark.parametrize("room", [1, 2, 4.5])
 def test_no_window_changes_a_bit(
-    packed: Pack, twins: str, want: np.ndarray, io: str, most: int, room: float
+    packed: Pack, backend: str, want: np.ndarray, io: str, most: int, room: float
 ) -> None:
     for keep in KEEPS:
-        with windowed(packed, plan_of(packed, most, keep, room), io, twins) as model:
+        with windowed(packed, plan_of(packed, most, keep, room), io, backend) as model:
             np.testing.assert_array_equal(logits_of(model), want)
 
 
@@ -86,16 +86,16 @@ def test_no_chunk_of_the_prompt_changes_a_bit(packed: Pack, io: str, batch: int)
 
 
 @pytest.mark.parametrize("io", BOTH)
-def test_all_but_one_unit_resident(packed: Pack, twins: str, want: np.ndarray, io: str) -> None:
+def test_all_but_one_unit_resident(packed: Pack, backend: str, want: np.ndarray, io: str) -> None:
     for streamed in (0, 7, len(plan_of(packed).units) - 1):
         plan = plan_of(packed, keep=lambda i, unit, streamed=streamed: i != streamed, room=1)
-        with windowed(packed, plan, io, twins) as model:
+        with windowed(packed, plan, io, backend) as model:
             assert len(plan.streamed) == 1
             np.testing.assert_array_equal(logits_of(model), want)
 
 
-def test_nothing_streamed(packed: Pack, twins: str, want: np.ndarray) -> None:
-    with windowed(packed, plan_of(packed, keep=lambda i, unit: True), "direct", twins) as model:
+def test_nothing_streamed(packed: Pack, backend: str, want: np.ndarray) -> None:
+    with windowed(packed, plan_of(packed, keep=lambda i, unit: True), "direct", backend) as model:
         np.testing.assert_array_equal(logits_of(model), want)
         assert model.holding.usage.units == 0
 
@@ -334,8 +334,8 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 4]))
 
 
-def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, twins: str) -> None:
-    with windowed(packed, plan_of(packed), "direct", twins) as model:
+def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, backend: str) -> None:
+    with windowed(packed, plan_of(packed), "direct", backend) as model:
         runs = model.holding.spans("ffn", 1)
         acquire: Any = runs[1].acquire
 

@@ -249,7 +249,9 @@ class NativeKernels:
     def project_sum(self, op: ProjectSum) -> BoundProduct:
         """See `Kernels.project_sum`."""
         x, weights = op.x, op.weights
-        if weights is None or weights.spec.format.bits == 32:
+        if weights is None:
+            return lambda n, first=0: op.sums[first:n].fill(0)
+        if weights.spec.format.bits == 32:
             return self._reference.project_sum(op)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if op.activation is None else 2 * width)

@@ -45,13 +45,14 @@ SLOW = {
 }
 # The longest files, which begin first: a long one that began last would leave the other cores idle.
 LONGEST = (
-    *("test_cluster_golden.py", "test_cluster_faults.py", "test_cluster_life.py"),
-    *("test_cluster_stragglers.py", "test_worker_faults.py", "test_window_faults.py"),
-    *("test_cluster_lab.py", "test_disk_faults.py", "test_packaging.py"),
-    *("test_model_transformers.py", "test_native.py", "test_bench.py"),
-    *("test_window.py", "test_cluster_relay.py", "test_cluster_versions.py", "test_gguf.py"),
-    *("test_lab.py", "test_links.py", "test_packer.py", "test_allreduce.py"),
-    *("test_call_path.py", "test_cluster_plan.py", "test_locality.py", "test_piece_table.py"),
+    *("test_cluster_faults.py", "test_cluster_golden.py", "test_cluster_life.py"),
+    *("test_window_faults.py", "test_worker_faults.py", "test_model_transformers.py"),
+    *("test_cluster_stragglers.py", "test_cluster_lab.py", "test_packaging.py"),
+    *("test_links.py", "test_window.py", "test_disk_faults.py", "test_lab.py", "test_native.py"),
+    *("test_packer.py", "test_cluster_relay.py", "test_window_plan.py", "test_locality.py"),
+    *("test_bench.py", "test_bench_reference.py", "test_huggingface.py", "test_allreduce.py"),
+    *("test_cluster_versions.py", "test_transfer.py", "test_reference.py", "test_cli_ps.py"),
+    *("test_export_gguf_models.py", "test_cli_run.py", "test_call_path.py"),
 )
 PACKS_KEPT = 4  # of one model: sessions of other versions may be running
 FETCH_ERRORS = pytest.StashKey[dict[str, PicoedgeError]]()

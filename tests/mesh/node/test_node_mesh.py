@@ -43,17 +43,17 @@ def test_daemons_ask_each_other(tmp_path: Path) -> None:
     ada = Running(first)
     bob = Running(second, ada.address)
     for each in (ada, bob):
-        each.node.rpc.on("who", lambda peer, body, each=each: {"name": each.identity.name})
+        each.node.rpc.on("name", lambda peer, body, each=each: {"name": each.identity.name})
     answers: list[Any] = []
     with running(ada, bob):
         ada.wait_for(bob, Change.JOINED)
         bob.wait_for(ada, Change.JOINED)
         for one, other in ((ada, bob), (bob, ada)):
             answered = lambda answer, one=one: (answers.append(answer), one._wake())  # noqa: E731
-            one.do(lambda o=one, p=other, a=answered: o.node.rpc.ask(p.key, "who", {}, a))
+            one.do(lambda o=one, p=other, a=answered: o.node.rpc.ask(p.key, "name", {}, a))
             one.wait(lambda: bool(answers))
             assert answers.pop()["name"] == other.identity.name
-        ada.do(lambda: ada.node.rpc.ask(KeyPair.new().public, "who", {}, answers.append))
+        ada.do(lambda: ada.node.rpc.ask(KeyPair.new().public, "name", {}, answers.append))
         assert isinstance(answers[0], BoardLostError)
 
 

@@ -94,7 +94,7 @@ def _sums(made: ForwardPass, sums: int, hub: bool) -> list[float]:
         seconds.append(time.perf_counter() - began)
         values.fill(1.0)
     if hub:
-        made.close()  # says goodbye
+        made.channel.close()  # says goodbye
     else:
         assert made.next_input() is None
     return seconds[1:-1]  # the first waits for the last board, the last is the hub's alone

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.engine.open import LoadedModel, load_model, open_pack, open_session
+from picoedge.engine.open import load_model, open_pack, open_session
 from picoedge.engine.options import OpenOptions
 from picoedge.engine.session import Prompt
 from picoedge.model.transformer import Transformer
@@ -60,8 +60,8 @@ def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transf
     if part is None:
         prompt = Prompt([TOKEN])
         session = open_session(open_pack(pack, options, template=False), load_model, prompt)
-        assert isinstance(session.model, LoadedModel)
-        return session.model, session.model.memory_plan
+        model = session.model.slice
+        return model, model.memory_plan
     held = Pack.open(pack)
     part = dataclasses.replace(part, head_shards=held.all_shards.head_shards)
     model = load_model(held, options, part=part)

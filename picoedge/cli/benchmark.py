@@ -64,8 +64,8 @@ def bench(**values: Any) -> None:
         about = {
             "model": pack.name,
             "size_mb": round(pack.nbytes / MB, 1),
-            "kernels": model.kernels.name,
-            "threads": model.kernels.threads,
+            "kernels": model.slice.kernels.name,
+            "threads": model.slice.kernels.threads,
             "n_ctx": model.n_ctx,
             "boards": model.boards,
             **reports.cluster(model),
@@ -86,7 +86,7 @@ def _measure(
     rows = benchmark.bench(
         model, vocabulary, n_prompt=n_prompt, n_generate=n_tokens, repeats=repeats
     )
-    if rows and values["verbose"] and model.memory_plan is not None:
+    if rows and values["verbose"] and model.slice.memory_plan is not None:
         line = reports.waiting_line(
             model.disk_wait_s - waited,
             time.perf_counter() - began,

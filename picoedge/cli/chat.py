@@ -121,7 +121,7 @@ def _report(session: Session, text: str) -> dict[str, Any]:
         **{name: getattr(stats, name) for name in _STATS},
         "peak_rss_mb": peak_rss_bytes() / MB,
         "bytes_read": storage_bytes_read(),
-        "kernels": model.kernels.name,
+        "kernels": model.slice.kernels.name,
         "boards": model.boards,
         **reports.cluster(model),
         **reports.window(model, stats.disk_wait_s, stats.decode_s),

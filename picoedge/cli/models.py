@@ -101,9 +101,9 @@ def check_length(opened: OpenPack, tokens: int, remedy: str) -> None:
 
 
 def _tell_of(model: LanguageModel, values: Mapping[str, Any], *lines: str) -> None:
-    tell_of_numpy(model.kernels.name, values["kernels"])
+    tell_of_numpy(model.slice.kernels.name, values["kernels"])
     if values.get("verbose"):
-        for line in (*lines, reports.plan_line(model.memory_plan)):
+        for line in (*lines, reports.plan_line(model.slice.memory_plan)):
             note(line, verbose=True)
 
 

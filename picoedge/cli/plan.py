@@ -14,7 +14,7 @@ from picoedge.errors import UsageError
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.engine.dry_run import SessionPlan
+    from picoedge.engine.open import SessionPlan
     from picoedge.planner.cluster_plan import ClusterPlan
     from picoedge.planner.cost_model import Candidate
 
@@ -49,7 +49,7 @@ def command(**values: Any) -> None:
     _check(values, over_boards)
     if over_boards:
         return _plan_cluster(values)
-    from picoedge.engine.dry_run import plan_session
+    from picoedge.engine.open import plan_session
 
     planned = plan_session(models.open_pack(values))
     models.tell_of_numpy(planned.kernels, values["kernels"])
@@ -86,11 +86,11 @@ def _plan_cluster(values: dict[str, Any]) -> None:
     of_file = topology_of_file(file, values["hub"]) if file else None  # before a model is fetched
     opened = models.open_pack({**values, "cluster": True}, text=not file)
     cluster, held = (of_file, {}) if of_file else topology_of_mesh(opened.pack, warn)
-    planned = plan_group(opened, cluster, held)
+    plan = plan_group(opened, cluster, held)
     if values["as_json"]:
-        print_json(planned.to_json())
+        print_json({"model": opened.pack.name, **plan.to_json()})
     else:
-        _print_cluster_plan(planned.plan)
+        _print_cluster_plan(plan)
 
 
 def facts(planned: SessionPlan) -> list[tuple[str, str]]:

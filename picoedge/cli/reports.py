@@ -17,7 +17,7 @@ def window(model: LanguageModel, waited_s: float, elapsed_s: float) -> dict[str,
 
     `resident_mb` and `window_depth` are the present ones: the plan adapts to measured speeds.
     """
-    plan, adapter = model.memory_plan, model.adapter
+    plan, adapter = model.slice.memory_plan, model.slice.adapter
     now = adapter.plan.window if adapter else None
     usage = adapter.usage if adapter else None
     return {
@@ -60,7 +60,7 @@ def plan_line(plan: MemoryPlan | None) -> str:
 def timings(session: Session) -> list[str]:
     """Lines on the last answer: its rates, and the wait for weights where some are streamed."""
     stats, steps = session.stats, session.stats.decode_steps
-    if session.model.memory_plan is None or not steps:
+    if session.model.slice.memory_plan is None or not steps:
         return [rates(stats)]
     waiting = waiting_line(stats.disk_wait_s, stats.decode_s, stats.bytes_streamed, steps)
     return [rates(stats), waiting]

@@ -5,42 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+
+import zmq
 
 from picoedge.engine.fit import load_of
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
+from picoedge.jobs.boards import BoardDirectory, locate_shards
+from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan, plan_cluster
 from picoedge.planner.topology import Topology, read_topology
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HeldShards
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupPlan:
-    """A plan over boards, with the model, context and boards that it is for."""
-
-    model: str
-    n_ctx: int
-    kv_bits: int
-    cluster: Topology
-    plan: ClusterPlan
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, sizes in bytes."""
-        return {
-            "model": self.model,
-            "n_ctx": self.n_ctx,
-            "kv_bits": self.kv_bits,
-            "hub": self.cluster.boards[self.cluster.hub].name,
-            **self.plan.to_json(),
-        }
-
-
 def plan_group(
     opened: OpenPack, cluster: Topology, held: Mapping[int, HeldShards] | None = None
-) -> GroupPlan:
+) -> ClusterPlan:
     """Plan the opened pack over these boards; `held`: see `plan_cluster`.
 
     `options.memory_bytes` limits the hub's memory. Raises ModelError, UsageError, and
@@ -48,9 +31,7 @@ def plan_group(
     """
     pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
-    cluster = _limited(cluster, options.memory_bytes)
-    plan = plan_cluster(load, cluster, options.cluster, held=held)
-    return GroupPlan(pack.name, load.n_ctx, load.kv_bits, cluster, plan)
+    return plan_cluster(load, _limited(cluster, options.memory_bytes), options.cluster, held=held)
 
 
 def topology_of_file(file: Path, hub: str | None) -> Topology:
@@ -74,20 +55,13 @@ def topology_of_mesh(
 
     Raises AccessError if this board is in no cluster, MeshError if its daemon does not run.
     """
-    import zmq
-
-    from picoedge.jobs.boards import BoardDirectory, locate_shards
-    from picoedge.mesh.identity.identity import cluster_folder, load_identity
-
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        directory = BoardDirectory(context, load_identity(cluster_folder(os.environ)), tell)
-        try:
-            return directory.refresh(), locate_shards(directory, pack)
-        finally:
-            directory.close()
-    finally:
-        context.destroy(linger=0)
+    identity = load_identity(cluster_folder(os.environ))
+    with ExitStack() as stack:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(context.destroy, linger=0)
+        directory = BoardDirectory(context, identity, tell)
+        stack.callback(directory.close)
+        return directory.refresh(), locate_shards(directory, pack)
 
 
 def _with_hub(cluster: Topology, name: str) -> Topology:
@@ -110,8 +84,7 @@ def _with_hub(cluster: Topology, name: str) -> Topology:
 def _limited(cluster: Topology, memory_bytes: int | None) -> Topology:
     if memory_bytes is None:
         return cluster
-    boards = list(cluster.boards)
-    hub = boards[cluster.hub]
+    boards, hub = list(cluster.boards), cluster.boards[cluster.hub]
     budget = min(hub.budget_bytes, memory_bytes)
     boards[cluster.hub] = dataclasses.replace(hub, budget_bytes=budget)
     return dataclasses.replace(cluster, boards=tuple(boards))

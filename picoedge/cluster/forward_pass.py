@@ -29,11 +29,10 @@ from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits, Channel, 
 from picoedge.mesh.group.codecs import codecs_for
 from picoedge.mesh.group.links import SPIN_S, Links
 from picoedge.mesh.transport.frames import HUB, U32, Dtype, Header, Kind
+from picoedge.model.transformer import LOGIT_ROWS
 
 if TYPE_CHECKING:
     from picoedge.cluster.spec import GroupSpec
-    from picoedge.mesh.group.channel import SyncUsage
-    from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
@@ -101,7 +100,7 @@ class ForwardPass:
         owners: tuple[int, ...] | None = (HUB,),
         n_ctx: int = U32,
     ) -> None:
-        self._channel, self._stages, self._owners, self._n_ctx = channel, stages, owners, n_ctx
+        self.channel, self._stages, self._owners, self._n_ctx = channel, stages, owners, n_ctx
         self._inputs = INPUTS if stages.logit_ranks else INPUTS[:1]
         self._x: F32 | None = None
         self._stage = stages.count  # of the pass under way; none is
@@ -114,7 +113,7 @@ class ForwardPass:
 
         `wanted`: of how many of the last rows it will gather logits: 0, 1 or n.
         """
-        channel = self._channel
+        channel = self.channel
         assert channel.rank == HUB
         assert self._stage == self._stages.count, "the last forward pass is unfinished"
         tag, number = self._inputs[min(wanted, 2, len(self._inputs) - 1)], channel.advance()
@@ -128,39 +127,39 @@ class ForwardPass:
 
         None after the hub's goodbye. The next call overwrites x.
         """
-        first = self._channel.receive_next(HUB)
+        first = self.channel.receive_next(HUB)
         if first is None:
             return None
         header, raw, body = first
         tag, n, position = header.tag, header.shape[0] if header.shape else 0, header.extra
-        limits, number = self._channel.limits, self._channel.advance()
+        limits, number = self.channel.limits, self.channel.advance()
         fits = 1 <= n <= limits.rows and position + n <= self._n_ctx and tag in self._inputs
         if not fits or raw != self._input_header(tag, n, position, number):
-            raise self._channel.fault(HUB, f"sent {_name(header)} instead of input {number}")
+            raise self.channel.fault(HUB, f"sent {_name(header)} instead of input {number}")
         if self._x is None:
             self._x = np.zeros((limits.rows, limits.width), np.float32)
         x = self._x[:n]
         for piece in limits.row_pieces(n):
             if piece.start:
                 expected = self._input_header(tag, n, position + piece.start, number)
-                body = self._channel.receive((HUB,), expected)[HUB]
+                body = self.channel.receive((HUB,), expected)[HUB]
             self._fill(HUB, x[piece], body, f"bytes of input instead of {x[piece].nbytes}")
         self._begin(n)
         return x, position, {Tag.INPUT: 0, Tag.INPUT_LAST: 1}.get(Tag(tag), n)
 
     def _input_header(self, tag: int, n: int, first: int, number: int) -> bytes:
-        shape = n, self._channel.limits.width
-        return self._channel.header(Kind.DATA, Dtype.F32, shape, first, number, tag)
+        shape = n, self.channel.limits.width
+        return self.channel.header(Kind.DATA, Dtype.F32, shape, first, number, tag)
 
     def _fill(self, rank: int, out: F32, body: memoryview, due: str) -> None:
         if len(body) != out.nbytes:
-            raise self._channel.fault(rank, f"sent {len(body)} {due}")
+            raise self.channel.fault(rank, f"sent {len(body)} {due}")
         out[...] = np.frombuffer(body, "<f4").reshape(out.shape)
 
     def _begin(self, n: int) -> None:
-        self._channel.fence()
+        self.channel.fence()
         self._stage, self._n, self._rows_left = 0, n, n
-        self._channel.expects_sums = True
+        self.channel.expects_sums = True
 
     # -- sums ----------------------------------------------------------------------------------
 
@@ -171,7 +170,7 @@ class ForwardPass:
         their place. The rows of a stage may come in several sums; the next ones of the same rows
         are begun once these are finished.
         """
-        stages, channel, stage = self._stages, self._channel, self._stage
+        stages, channel, stage = self._stages, self.channel, self._stage
         assert stage < stages.count, "a sum outside of a forward pass"
         assert 0 < len(sums) <= self._rows_left, "more rows than the forward pass has"
         self._rows_left -= len(sums)
@@ -191,7 +190,7 @@ class ForwardPass:
 
         These send theirs, f32 [rows, own columns]. Nothing is sent if the hub computes them all.
         """
-        stages, channel = self._stages, self._channel
+        stages, channel = self._stages, self.channel
         if not stages.logit_ranks:
             return
         assert self._stage == stages.count, "logits in the middle of a forward pass"
@@ -211,19 +210,9 @@ class ForwardPass:
         """Put this piece of each rank's columns in its place in a row."""
         columns = self._stages.columns
         ranks = [rank for rank in self._stages.logit_ranks if len(columns[rank]) > piece.start]
-        for rank, body in self._channel.receive(ranks, header).items():
+        for rank, body in self.channel.receive(ranks, header).items():
             own = columns[rank][piece]
             self._fill(rank, row[own.start : own.stop], body, f"bytes of {len(own)} logits")
-
-    # -- around --------------------------------------------------------------------------------
-
-    def usage(self) -> SyncUsage:
-        """What sums have cost so far."""
-        return self._channel.usage()
-
-    def close(self) -> None:
-        """Close the group's links; the hub says goodbye first. Idempotent."""
-        self._channel.close()
 
 
 def _name(header: Header) -> str:
@@ -231,47 +220,34 @@ def _name(header: Header) -> str:
     return f"{Tag(header.tag).name} ({header})" if known else str(header)
 
 
-# -- of a group's spec -----------------------------------------------------------------------------
+def join_group(
+    context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack
+) -> tuple[Links, ForwardPass]:
+    """The links of rank `spec.rank`, none of which is open yet, and the forward passes over them.
 
-
-def array_limits(spec: GroupSpec, pack: Pack) -> ArrayLimits:
-    """The largest arrays that a group's ranks send each other."""
-    from picoedge.model.transformer import LOGIT_ROWS
-
-    columns = pack.n_head_shards * pack.head_shard_rows if spec.head_shards() else 0
-    gathered = (LOGIT_ROWS if columns else 0, columns)
-    return ArrayLimits(spec.batch, pack.config.hidden_size, gathered)
-
-
-def make_group_links(context: Context, keys: KeyPair, spec: GroupSpec, pack: Pack) -> Links:
-    """The links of rank `spec.rank`, none of which is open yet."""
-    bounds = array_limits(spec, pack).socket_bounds()
-    transport: TransportChoice = spec.transport  # type: ignore[assignment]  # checked when read
+    Raises UsageError if the codec does not fit.
+    """
+    config, rows, heads = pack.config, pack.head_shard_rows, spec.head_shards()
+    codecs = codecs_for(spec.wire, config.hidden_size, load_f48(spec.kernels or None))
+    gathered = (LOGIT_ROWS, pack.n_head_shards * rows) if heads else (0, 0)
+    limits = ArrayLimits(spec.batch, config.hidden_size, gathered)
     links = Links(
         context,
         keys,
         spec.rank,
         spec.epoch,
-        bounds,
+        limits.socket_bounds(),
         rule=hub_rule(spec.rank),
-        transport=transport,
+        transport=spec.transport,
         version=spec.version,
         spin_s=0.0 if is_rationed() else SPIN_S,
         stall_s=WORKER_SILENCE_S,
     )
     for peer, (key, name) in spec.peers().items():
         links.add(peer, key, name)
-    return links
-
-
-def make_forward_pass(links: Links, spec: GroupSpec, pack: Pack) -> ForwardPass:
-    """The forward passes of rank `spec.rank`. Raises UsageError if the codec does not fit."""
-    config, rows = pack.config, pack.head_shard_rows
-    columns = tuple(range(run.start * rows, run.stop * rows) for run in spec.head_shards())
-    codecs = codecs_for(spec.wire, config.hidden_size, load_f48(spec.kernels or None))
-    ranks, limits = range(len(spec.ranks)), array_limits(spec, pack)
-    return ForwardPass(
-        Channel(links, ranks, limits, codecs, silence_s=WORKER_SILENCE_S),
+    columns = tuple(range(run.start * rows, run.stop * rows) for run in heads)
+    return links, ForwardPass(
+        Channel(links, range(len(spec.ranks)), limits, codecs, silence_s=WORKER_SILENCE_S),
         Stages(*spec.contributors(), config.num_hidden_layers, columns),
         owners=None if spec.allreduce == "exchange" else (HUB,),
         n_ctx=spec.n_ctx,

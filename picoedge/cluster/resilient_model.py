@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.cluster.worker_group import WorkerGroup
-from picoedge.engine.fit import load_of
-from picoedge.engine.open import LoadedModel, load_model
+from picoedge.engine.fit import LoadedModel, load_of
+from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
@@ -38,9 +38,6 @@ from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_clus
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.engine.fit import Adapter
-    from picoedge.engine.session import KernelsInfo
-    from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
@@ -55,7 +52,7 @@ class ClusterModel:
     """
 
     plan: ClusterPlan
-    _slice: LoadedModel
+    slice: LoadedModel
     _detector: StragglerDetector
 
     def __init__(
@@ -93,7 +90,7 @@ class ClusterModel:
             self.plan = plan = self._make_plan()
             self._tell(plan.why)
             try:
-                self._slice = self._load(plan)
+                self.slice = self._load(plan)
             except BoardLostError as error:
                 self._count_failure(error)
                 continue
@@ -124,32 +121,20 @@ class ClusterModel:
         return dataclasses.replace(wanted, boards=boards, split=split)
 
     def _load(self, plan: ClusterPlan) -> LoadedModel:
+        """Load by the plan. This board is reserved too: its memory is for one job only."""
         self._group = None
-        if plan.chosen.boards == 1:
-            return self._load_alone()
-        group = WorkerGroup(self._directory, plan.chosen, self._tell, self._progress)
-        group.start(self._pack, self._options)
+        handles = [self._directory.handles[share.board.key] for share in plan.chosen.shares]
+        memory = reserve_boards(handles, self._tell)
+        memory = min(self._options.memory_bytes or memory, memory)
+        options = dataclasses.replace(self._options, memory_bytes=memory)
+        if len(handles) == 1:
+            return load_model(self._pack, options, self._progress)
+        group = WorkerGroup(self._directory, handles, plan.chosen, self._tell, self._progress)
+        group.start(self._pack, options)
         self._group = group
         return group.slice
 
-    def _load_alone(self) -> LoadedModel:
-        """Load all of it here. This board is reserved as well: its memory is for one job only."""
-        memory = reserve_boards([self._directory.own], self._tell)
-        least = min(self._options.memory_bytes or memory, memory)
-        alone = dataclasses.replace(self._options, cluster=None, memory_bytes=least)
-        return load_model(self._pack, alone, self._progress)
-
     # -- as a LanguageModel --------------------------------------------------------------------
-
-    @property
-    def batch(self) -> int:
-        """Tokens that run at once."""
-        return self._slice.batch
-
-    @property
-    def kernels(self) -> KernelsInfo:
-        """The kernels of this board."""
-        return self._slice.kernels
 
     @property
     def boards(self) -> int:
@@ -159,17 +144,17 @@ class ClusterModel:
     @property
     def disk_wait_s(self) -> float:
         """Seconds that this board has waited for weights from storage so far."""
-        return self._waited_s + self._slice.disk_wait_s
+        return self._waited_s + self.slice.disk_wait_s
 
     @property
     def bytes_streamed(self) -> int:
         """Bytes of weights that this board has streamed from storage so far."""
-        return self._streamed + self._slice.bytes_streamed
+        return self._streamed + self.slice.bytes_streamed
 
     def report(self) -> dict[str, Any]:
         """The assignment, the predicted time per token, and what sums have cost so far."""
         chosen, group = self.plan.chosen, self._group
-        usage = group.forward_pass.usage() if group else None
+        usage = self._sync_usage()
         return {
             "why": self.plan.why,
             "allreduce": chosen.allreduce,
@@ -178,29 +163,17 @@ class ClusterModel:
             "shares": [
                 {
                     "board": share.board.name,
-                    "attention": [share.part.attention.start, share.part.attention.stop],
-                    "ffn": [share.part.ffn.start, share.part.ffn.stop],
-                    "vocabulary": [share.part.head_shards.start, share.part.head_shards.stop],
+                    **share.part.to_json(),
                     "weights_mb": share.weights_bytes / MB,
                 }
                 for share in chosen.shares
             ],
-            "sums": usage.sums if usage else 0,
-            "sync_wait_s": usage.wait_s if usage else 0.0,
-            "bytes_sent": usage.bytes_sent if usage else 0,
-            "bytes_received": usage.bytes_received if usage else 0,
+            "sums": usage.sums,
+            "sync_wait_s": usage.wait_s,
+            "bytes_sent": usage.bytes_sent,
+            "bytes_received": usage.bytes_received,
             "losses": list(self.failures),
         }
-
-    @property
-    def memory_plan(self) -> MemoryPlan | None:
-        """The plan of this board's memory for its present slice."""
-        return self._slice.memory_plan
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """Adapts that memory plan while decoding."""
-        return self._slice.adapter
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; see `Transformer.forward`.
@@ -216,7 +189,7 @@ class ClusterModel:
         while True:
             try:
                 began = time.perf_counter()
-                logits = self._slice.forward(self._tokens[self._valid :], self._valid)
+                logits = self.slice.forward(self._tokens[self._valid :], self._valid)
                 single = self._valid == len(self._tokens) - 1
                 self._valid = len(self._tokens)
                 self._watch_speed(time.perf_counter() - began if single else None)
@@ -233,8 +206,11 @@ class ClusterModel:
         self._begin_sample()
 
     def _begin_sample(self) -> None:
-        self._sample_s, self._sampled, self._disk_s = 0.0, 0, self._slice.disk_wait_s
-        self._usage = self._group.forward_pass.usage() if self._group else SyncUsage()
+        self._sample_s, self._sampled, self._disk_s = 0.0, 0, self.slice.disk_wait_s
+        self._usage = self._sync_usage()
+
+    def _sync_usage(self) -> SyncUsage:
+        return self._group.forward_pass.channel.usage() if self._group else SyncUsage()
 
     def _watch_speed(self, token_s: float | None) -> None:
         """Redistribute the shards if a board is far slower than planned, or has recovered.
@@ -248,7 +224,7 @@ class ClusterModel:
         self._sample_s, self._sampled = self._sample_s + token_s, self._sampled + 1
         if self._sampled < SAMPLE_TOKENS:
             return
-        usage, before = self._group.forward_pass.usage(), self._usage.late_s
+        usage, before = self._sync_usage(), self._usage.late_s
         waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
         shares = self.plan.chosen.shares
         planned = [share.compute_s for share in shares]
@@ -264,7 +240,7 @@ class ClusterModel:
     def _rates(self, group: WorkerGroup, wait_s: float) -> dict[str, float]:
         """Each board's seconds per token at its measured speed, by those it took; by key."""
         own_s = self._sample_s - (wait_s - self._usage.wait_s)
-        own_s -= self._slice.disk_wait_s - self._disk_s
+        own_s -= self.slice.disk_wait_s - self._disk_s
         took = {self._directory.own.key: own_s / self._sampled if own_s > 0 else None}
         for key, work in group.work_since(self._answer_s).items():
             took[key] = self._compute_times.s_per_token(key, work)
@@ -316,7 +292,7 @@ class ClusterModel:
         if self._group is not None:
             self._group.close()
         else:
-            self._slice.close()
+            self.slice.close()
 
     def close(self) -> None:
         """Free all boards. Idempotent."""

@@ -14,13 +14,16 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transport.frames import VERSION
 from picoedge.store.shards import Slice
+
+if TYPE_CHECKING:
+    from picoedge.mesh.group.peer_link import TransportChoice
 
 MAX_RANKS = 64  # boards of one group: the assignment search and a star's hub are made for tens
 MAX_CONTEXT = 1 << 22  # positions: above any model's context, below what overflows a cache offset
@@ -32,6 +35,7 @@ ADDRESS = re.compile(r"|[0-9A-Za-z.:%\[\]_-]{1,255}:[0-9]{1,5}")
 IDENTIFIER = re.compile(r"[0-9a-f]{16,128}")
 ALLREDUCES = ("star", "exchange")
 WIRES = ("f64", "f32", "f16", "q8")
+_VERSION_1 = {"transport": "stream", "version": 1}  # which its specifications do not name
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,7 @@ class RankSpec:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `spec_from_json` reads them."""
         names = {"key": self.key, "name": self.name}
-        return {**names, "address": self.address, "daemon": self.daemon, **_spans(self.part)}
-
-
-def _spans(part: Slice) -> dict[str, list[int]]:
-    spans = {"attention": part.attention, "ffn": part.ffn, "vocabulary": part.head_shards}
-    return {name: [span.start, span.stop] for name, span in spans.items()}
+        return {**names, "address": self.address, "daemon": self.daemon, **self.part.to_json()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,9 @@ class GroupSpec:
     wire: str = "f64"
     window_io: str = "auto"
     kernels: str = ""  # "": those that the board chooses
-    transport: str = "stream"  # what carries messages; "auto": the quicker one of each pair
+    transport: TransportChoice = (
+        "stream"  # what carries messages; "auto": the quicker one of each pair
+    )
     version: int = 1  # of the frames: the lowest that all ranks know
 
     @property
@@ -123,14 +124,14 @@ class GroupSpec:
 
     def describe(self) -> dict[str, Any]:
         """The model and this board's shards, for `picoedge ps`."""
-        return {"model": self.pack_name, **_spans(self.part)}
+        return {"model": self.pack_name, **self.part.to_json()}
 
 
 def spec_from_json(values: object) -> GroupSpec:
     """The inverse of `GroupSpec.to_json`. Raises ProtocolError naming the field at fault."""
-    fields = Fields(values, "the session", ProtocolError)
+    given = Fields(values, "the session", ProtocolError)
+    fields = Fields({**_VERSION_1, **given.values}, given.where, ProtocolError)
     pack, seats = fields.object("pack"), fields.objects("seats", MAX_RANKS)
-    given = fields.values
     if len(seats) < 2:
         raise fields.fault("seats", f"a list of 2 to {MAX_RANKS}")
     spec = GroupSpec(
@@ -147,11 +148,8 @@ def spec_from_json(values: object) -> GroupSpec:
         wire=fields.one_of("wire", WIRES),
         window_io=fields.one_of("window_io", ("auto", "mmap", "direct")),
         kernels=fields.one_of("kernels", ("", "native", "numpy")),
-        # Version 1 of the protocol had neither field.
-        transport=fields.one_of("transport", TRANSPORT_CHOICES)
-        if "transport" in given
-        else "stream",
-        version=fields.integer("version", 1, VERSION) if "version" in given else 1,
+        transport=fields.one_of("transport", TRANSPORT_CHOICES),
+        version=fields.integer("version", 1, VERSION),
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
         raise ProtocolError("two seats of the session have one key")

@@ -13,26 +13,28 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from picoedge.cluster.spec import spec_from_json
+from picoedge.cluster.forward_pass import ForwardPass, join_group
+from picoedge.cluster.spec import GroupSpec, spec_from_json
+from picoedge.engine.open import load_model
+from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, ModelError, PicoedgeError, ProtocolError
+from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
+from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import WorkerConfig
-from picoedge.mesh.identity.identity import Identity, cluster_folder, load_identity
+from picoedge.mesh.identity.identity import Identity, KeyPair, cluster_folder, load_identity
 from picoedge.mesh.transport.frames import HUB
+from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import Wanted
 
 if TYPE_CHECKING:
-    from picoedge.cluster.forward_pass import ForwardPass
-    from picoedge.cluster.spec import GroupSpec
-    from picoedge.engine.open import LoadedModel
-    from picoedge.jobs.relay import Relay
-    from picoedge.mesh.identity.identity import KeyPair
-    from picoedge.store.pack.reader import Pack
+    from picoedge.engine.fit import LoadedModel
 
 # For all ranks to connect: some may pull gigabytes first. If the hub fails, the daemon ends this.
 JOIN_S = 24 * 3600.0
@@ -70,18 +72,13 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
 
     Raises PicoedgeError.
     """
-    from picoedge.cluster.forward_pass import make_forward_pass, make_group_links
-    from picoedge.jobs.group_links import connect, send_note
-    from picoedge.jobs.relay import new_endpoint
-    from picoedge.store.pack.reader import Pack
-
     page = ProgressPage(config.page)
     context = zmq.Context()
     pack = Pack.open(pull_missing(context, identity.keys, config, spec, page))
     if pack.identity != spec.pack_id:
         raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
     check_shards(spec, pack)
-    links = make_group_links(context, identity.keys, spec, pack)
+    links, forward_pass = join_group(context, identity.keys, spec, pack)
     relays: dict[int, Relay] = {}
     try:
         port = links.listen(config.host, relay := new_endpoint())
@@ -92,14 +89,10 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
         _say({"port": port, "relay": relay})
         links.open(JOIN_S)
         _say({"transport": links.transports()[HUB]})
-        forward_pass = make_forward_pass(links, spec, pack)
-        model = _load(config, spec, pack, forward_pass, page)
-        try:
+        with closing(_load(config, spec, pack, forward_pass, page)) as model:
             plan = model.memory_plan.to_json() if model.memory_plan else None
             send_note(links, HUB, {"ready": True, "batch": model.batch, "plan": plan})
             _follow(model, forward_pass, page)
-        finally:
-            model.close()
     finally:
         links.close()
         for each in relays.values():
@@ -128,9 +121,6 @@ def pull_missing(
 
     Returns the folder of the pack. Raises MeshError, ModelError.
     """
-    from picoedge.store.pack.reader import Pack
-    from picoedge.store.shards import Wanted
-
     wanted, path = Wanted(spec.part), config.pack
     if path is None:
         from picoedge.store.pack.partial import pack_folder
@@ -160,9 +150,6 @@ def pull_missing(
 def _load(
     config: WorkerConfig, spec: GroupSpec, pack: Pack, forward_pass: ForwardPass, page: ProgressPage
 ) -> LoadedModel:
-    from picoedge.engine.open import SliceHooks, load_model
-    from picoedge.engine.options import OpenOptions
-
     options = OpenOptions(
         threads=config.threads,
         memory_bytes=config.memory_bytes,
@@ -176,8 +163,14 @@ def _load(
     def on_progress(what: str, done: int, total: int) -> None:
         page.write("loading", done=done, total=total)
 
-    hooks = SliceHooks(forward_pass.begin, gather_logits=forward_pass.gather)
-    return load_model(pack, options, on_progress, part=spec.part, hooks=hooks)
+    return load_model(
+        pack,
+        options,
+        on_progress,
+        part=spec.part,
+        reduce=forward_pass.begin,
+        gather_logits=forward_pass.gather,
+    )
 
 
 def _follow(model: LoadedModel, forward_pass: ForwardPass, page: ProgressPage) -> None:
@@ -187,9 +180,10 @@ def _follow(model: LoadedModel, forward_pass: ForwardPass, page: ProgressPage) -
         x, position, wanted = message
         passes += 1
         page.write("computing", len(x), passes)
-        began, waited_s = time.perf_counter(), forward_pass.usage().wait_s
+        began, waited_s = time.perf_counter(), forward_pass.channel.usage().wait_s
         model.forward_slice(x, position, wanted)
-        sync_s += forward_pass.usage().wait_s - waited_s  # the wait for input is idle time
+        waited_s = forward_pass.channel.usage().wait_s - waited_s
+        sync_s += waited_s  # the wait for input is idle time
         busy_s += time.perf_counter() - began
         tokens += len(x)
         disk_s = model.disk_wait_s

@@ -1,4 +1,4 @@
-"""The hub's side of a group: reserve boards, start a worker on each, connect, load its own slice.
+"""The hub's side of a group: start a worker on each reserved board, connect, load its own slice.
 
 A WorkerGroup is one assignment of slices to boards. When a board fails, its group is closed and
 another one started.
@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cluster.forward_pass import ForwardPass, make_forward_pass, make_group_links
+import zmq
+
+from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, RankSpec
-from picoedge.engine.open import LoadedModel, SliceHooks, load_model
+from picoedge.engine.open import load_model
 from picoedge.errors import BoardLostError, MeshError
 from picoedge.fields import Fields
-from picoedge.jobs.boards import BoardDirectory, BoardHandle, reserve_boards
+from picoedge.jobs.boards import BoardDirectory, BoardHandle
 from picoedge.jobs.group_links import connect, receive_note
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
@@ -27,6 +29,7 @@ from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
+    from picoedge.engine.fit import LoadedModel
     from picoedge.engine.options import OpenOptions
     from picoedge.jobs.progress_page import Work
     from picoedge.jobs.relay import Relay
@@ -45,7 +48,8 @@ POLL_S = 0.05
 class WorkerGroup:
     """Boards that run one model together, rank 0 in this process, assigned by `prediction`.
 
-    Call `start`, and `close` when it has started, which frees them all.
+    `handles`, by rank, are reserved. Call `start`, and `close` when it has started, which frees
+    them all.
     """
 
     slice: LoadedModel
@@ -57,15 +61,14 @@ class WorkerGroup:
     def __init__(
         self,
         directory: BoardDirectory,
+        handles: Sequence[BoardHandle],
         prediction: Candidate,
         tell: Callable[[str], None],
         progress: Progress | None,
     ) -> None:
         self._directory, self._tell, self._progress = directory, tell, progress
-        self._prediction = prediction
-        self._handles = [directory.handles[share.board.key] for share in prediction.shares]
-        self.reports: dict[str, dict[str, Any]] = {}  # the last of each board, by key
-        self._reported_at: dict[str, float] = {}
+        self._handles, self._prediction = handles, prediction
+        self._reports: dict[str, tuple[dict[str, Any], float]] = {}  # the last by key, and when
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._relays: dict[int, Relay] = {}
@@ -74,24 +77,31 @@ class WorkerGroup:
     def start(self, pack: Pack, options: OpenOptions) -> None:
         """Start the group; returns when all slices are loaded.
 
-        That takes as long as reserving boards (`boards.QUEUE_S`) and pulling shards take. Raises
-        BoardLostError if a board fails meanwhile, MeshError if one reports that it cannot do it.
+        That takes as long as pulling shards takes. Raises BoardLostError if a board fails
+        meanwhile, MeshError if one reports that it cannot do it.
         """
         directory = self._directory
         with ExitStack() as stack:
             stack.callback(directory.close)
-            memory = reserve_boards(self._handles, self._tell)
             folder = str(pack.path.absolute())
             self._handles[HUB].client.ask("pack-offer", {"folder": folder})
             self._spec = self._make_spec(pack, options)
             self._start_workers()
-            keys, spec = directory.identity.keys, self._spec
-            self._links = make_group_links(directory.context, keys, spec, pack)
+            self._links, self.forward_pass = join_group(
+                directory.context, directory.identity.keys, self._spec, pack
+            )
             stack.callback(self._close_relays)
             stack.callback(self._links.close)
             self._connect()
-            self.forward_pass = make_forward_pass(self._links, spec, pack)
-            self.slice = self._load(pack, options, memory)
+            self.slice = load_model(
+                pack,
+                options,
+                self._progress,
+                part=self._spec.part,
+                reduce=self.forward_pass.begin,
+                broadcast_input=self.forward_pass.input,
+                gather_logits=self.forward_pass.gather,
+            )
             stack.callback(self.slice.close)
             self._await_ready()
             self._stack = stack.pop_all()
@@ -122,9 +132,10 @@ class WorkerGroup:
         prediction, cluster = self._prediction, options.cluster
         assert cluster is not None
         assert options.n_ctx is not None
+        daemons = [self._own_address(), *(handle.address for handle in self._handles[1:])]
         ranks = tuple(
-            RankSpec(handle.key, handle.name, share.part, daemon=self._daemon_of(handle))
-            for handle, share in zip(self._handles, prediction.shares, strict=True)
+            RankSpec(handle.key, handle.name, share.part, daemon=daemon)
+            for handle, share, daemon in zip(self._handles, prediction.shares, daemons, strict=True)
         )
         version = min(handle.client.version for handle in self._handles)
         return GroupSpec(
@@ -145,23 +156,18 @@ class WorkerGroup:
             kernels=options.kernels or "",
         )
 
-    def _daemon_of(self, handle: BoardHandle) -> str:
-        """The address at which other boards reach a daemon: not loopback, for this board's."""
-        if handle is not self._handles[HUB]:
-            return handle.address
-        address = self._own_address()
-        return str(address) if address is not None else ""
-
-    def _own_address(self) -> Address | None:
-        """This board's address as the workers see it: the near end of a route to one of them."""
+    def _own_address(self) -> str:
+        """Where workers reach this board's daemon: not loopback, but the near end of a route to one
+        of them; "" without a route.
+        """
         port = parse_address(self._handles[HUB].address).port
         for handle in self._handles[1:]:
             far = parse_address(handle.address)
             family = socket.AF_INET6 if ":" in far.host else socket.AF_INET
             with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((far.host, far.port))
-                return Address(probe.getsockname()[0], port)
-        return None
+                return str(Address(probe.getsockname()[0], port))
+        return ""
 
     def _start_workers(self) -> None:
         """Start workers until they listen: together, or for an exchange the last rank first,
@@ -177,8 +183,6 @@ class WorkerGroup:
         self._await_ports(ranks)
 
     def _await_ports(self, ranks: Sequence[int]) -> None:
-        import zmq
-
         heard_s = time.monotonic()
         while missing := [r for r in ranks if self._handles[r].key not in self._ports]:
             sockets = [(self._handles[r].client.socket, zmq.POLLIN) for r in missing]
@@ -208,13 +212,6 @@ class WorkerGroup:
         self._links.open(CONNECT_S)
         for rank, why in self._links.unreachable().items():
             self._tell(f"{self.names[rank]}: its stream cannot be reached ({why}): using ZeroMQ")
-
-    def _load(self, pack: Pack, options: OpenOptions, memory_bytes: int) -> LoadedModel:
-        memory = min(options.memory_bytes or memory_bytes, memory_bytes)
-        own = dataclasses.replace(options, memory_bytes=memory, cluster=None)
-        forward_pass = self.forward_pass
-        hooks = SliceHooks(forward_pass.begin, forward_pass.input, forward_pass.gather)
-        return load_model(pack, own, self._progress, part=self._spec.part, hooks=hooks)
 
     def _await_ready(self) -> None:
         """Wait for all workers to load their slices; the group's batch is the smallest of all."""
@@ -247,8 +244,8 @@ class WorkerGroup:
         """
         for handle in self._handles:
             self.read_notifications(handle)
-        keys = [key for key, at_s in self._reported_at.items() if at_s >= time_s]
-        works = {key: read_work(self.reports[key]) for key in keys}
+        recent = {key: report for key, (report, at_s) in self._reports.items() if at_s >= time_s}
+        works = {key: read_work(report) for key, report in recent.items()}
         return {key: work for key, work in works.items() if work is not None}
 
     def _check_revoked(self, body: dict[str, Any]) -> None:
@@ -270,7 +267,7 @@ class WorkerGroup:
 
     def _add_report(self, handle: BoardHandle, report: dict[str, Any]) -> None:
         key, now_s = handle.key, time.monotonic()
-        self.reports[key], self._reported_at[key] = report, now_s
+        self._reports[key] = report, now_s
         if self._progress is not None and report.get("stage") in ("pulling", "loading"):
             done, total = report.get("done"), report.get("total")
             if isinstance(done, int) and isinstance(total, int) and total:
@@ -283,24 +280,22 @@ class WorkerGroup:
     def explain(self, error: BoardLostError) -> BoardLostError:
         """The error with the reason and the last report of the failed board's daemon, if known."""
         handle = next((h for h in self._handles if h.name == error.board), None)
-        deadline = time.monotonic() + LAST_WORDS_S
-        while handle is not None and time.monotonic() < deadline:
-            try:
-                self.read_notifications(handle)
-            except BoardLostError as reason:
-                error = reason
-                break
-            except MeshError:
-                break
-            time.sleep(POLL_S)
-        return self._with_last_report(error, handle) if handle else error
-
-    def _with_last_report(self, error: BoardLostError, handle: BoardHandle) -> BoardLostError:
-        report = self.reports.get(handle.key)
-        if report is None:
+        if handle is None:
             return error
-        ago_s = time.monotonic() - self._reported_at[handle.key]
+        deadline = time.monotonic() + LAST_WORDS_S
+        try:
+            while time.monotonic() < deadline:
+                self.read_notifications(handle)
+                time.sleep(POLL_S)
+        except BoardLostError as reason:
+            error = reason
+        except MeshError:
+            pass
+        if handle.key not in self._reports:
+            return error
+        report, at_s = self._reports[handle.key]
         stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
+        ago_s = time.monotonic() - at_s
         message = f"{error.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
         return BoardLostError(message, error.hint, board=error.board)
 

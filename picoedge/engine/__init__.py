@@ -1,1 +1,1 @@
-"""Prompt to tokens: the model shelf, the catalogue it is filled from, and sessions."""
+"""One board: a pack opened, its memory planned, a conversation."""

@@ -45,7 +45,6 @@ def bench(
     n_prompt: int,
     n_generate: int,
     repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> list[BenchRow]:
     """A row for the prompt and one for generation, each from an empty cache, after a warm-up.
 
@@ -62,21 +61,20 @@ def bench(
         ("tg", n_generate, generate),
     ]
     return [
-        BenchRow(f"{name}{count}", tuple(count / s for s in _repeat(run, repeats, clock)))
+        BenchRow(f"{name}{count}", tuple(count / s for s in _repeat(run, repeats)))
         for name, count, run in tests
         if count
     ]
 
 
-def _repeat(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> list[float]:
+def _repeat(run: Callable[[], object], repeats: int) -> list[float]:
     """Seconds of each of `repeats` runs, after one warm-up run."""
-    run()
     seconds = []
-    for _ in range(repeats):
-        began = clock()
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
         run()
-        seconds.append(max(clock() - began, 1e-9))
-    return seconds
+        seconds.append(max(time.perf_counter() - began, 1e-9))
+    return seconds[1:]
 
 
 def perplexity(

@@ -50,7 +50,8 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_libraries([name for name in LIBRARIES if not importlib.util.find_spec(name)])
     yield check_numpy()
     yield check_kernels(kernels)
-    yield check_compiler()
+    compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    yield Check("compiler", "ok", compiler or "none; only the kernels' build needs it")
     yield Check("cores", "ok", f"{default_threads()} of {os.cpu_count()}, {platform.machine()}")
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     without_cgroups = resources.available_bytes(groups=Path(os.devnull))
@@ -103,12 +104,6 @@ def check_kernels(kind: str | None) -> Check:
         why = text.partition(": install")[0]
         return Check("kernels", "warn", why, "apt install gcc, then install picoedge again")
     return Check("kernels", "ok", text)
-
-
-def check_compiler() -> Check:
-    """A C compiler, which only the build of the kernels needs."""
-    found = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return Check("compiler", "ok", found[0] if found else "none; only the kernels' build needs it")
 
 
 def check_memory(available: int, total: int, without_limit: int) -> Check:
@@ -185,15 +180,13 @@ def check_power(sys: Path) -> Iterator[Check]:
     flags = firmware_flags(sys)
     if flags is None:
         return
-    now = [text for bit, text in enumerate(_THROTTLED) if flags >> bit & 1]
-    before = [text for bit, text in enumerate(_THROTTLED) if flags >> (bit + 16) & 1]
-    remedy = "a better power supply or cooling"
-    if now:
-        yield Check("power", "fail", f"now: {', '.join(now)}", remedy)
-    elif before:
-        yield Check("power", "warn", f"since boot: {', '.join(before)}", remedy)
-    else:
-        yield Check("power", "ok", "no throttling since boot")
+    for status, since, shift in (("fail", "now", 0), ("warn", "since boot", 16)):
+        found = [text for bit, text in enumerate(_THROTTLED, shift) if flags >> bit & 1]
+        if found:
+            text = f"{since}: {', '.join(found)}"
+            yield Check("power", status, text, "a better power supply or cooling")
+            return
+    yield Check("power", "ok", "no throttling since boot")
 
 
 def check_heat(sys: Path) -> Iterator[Check]:

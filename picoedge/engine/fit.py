@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from picoedge.config import SamplingOptions
 from picoedge.errors import StorageError, UsageError
 from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
@@ -21,6 +22,8 @@ from picoedge.host.reclaim import REFAULT_BYTES, release_pages
 from picoedge.host.resources import rss_bytes
 from picoedge.kernels.api import Project, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
+from picoedge.model.sampling import Sampler
+from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import (
     Budget,
     Load,
@@ -35,15 +38,14 @@ from picoedge.planner.memory import (
 from picoedge.registry.paths import shelf_folder
 from picoedge.store.pages import anonymous
 from picoedge.store.shards import Slice
-from picoedge.store.window.plan import Rates, WindowPlan, plan_window
+from picoedge.store.window.plan import Rates, adjusted, plan_window
+from picoedge.store.window.weights import NOTHING_HELD, StreamedWeights
 
 if TYPE_CHECKING:
     from picoedge.engine.options import OpenOptions
     from picoedge.kernels.api import Kernels
-    from picoedge.model.transformer import Transformer
     from picoedge.store.pack.reader import Pack
     from picoedge.store.window.read_ahead import Usage
-    from picoedge.store.window.weights import StreamedWeights
 
 GROWTH_BYTES = 3 << 20  # measured: bound kernels, thread stacks, page tables, Python's own
 LARGE_MATRIX = 64 << 20  # larger than any processor cache, as a model is
@@ -53,7 +55,6 @@ _UNLIMITED = 1 << 62
 TOKENS = 8  # decoded between two measurements
 _DEPARTURE = 1.25  # replan where a speed differs from the plan's by this factor, either way
 _GAIN = 0.99  # of the seconds a token: a smaller gain is not worth reading units again
-_MODULES = ("engine.session", "model.transformer", "store.window.weights")  # of a running model
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,6 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
 
     The code that decoding needs is then in memory, and is counted in the budget.
     """
-    from picoedge.config import SamplingOptions
-    from picoedge.model.sampling import Sampler
-    from picoedge.model.transformer import Transformer
-    from picoedge.store.window.weights import NOTHING_HELD, StreamedWeights
-
     spec = MatrixSpec(FORMATS["q8"], 240, 256)
     matrix = Weights(spec, anonymous(spec.nbytes), spec.nbytes, 1)
     ones = np.ones((1, spec.cols), np.float32)
@@ -186,12 +182,8 @@ def budget_bytes(ceiling: int | None) -> int:
 
 
 def fixed_bytes() -> int:
-    """Memory of this process without the model, with its growth while the model runs.
-
-    Imports the code of a running model first, so that the figure does not depend on the caller.
-    """
-    for module in _MODULES:
-        import_module(f"picoedge.{module}")
+    """Memory of this process without the model, with its growth while the model runs."""
+    import_module("picoedge.engine.session")  # so that the figure does not depend on the caller
     return rss_bytes() + GROWTH_BYTES
 
 
@@ -258,6 +250,18 @@ def probes_folder() -> Path:
 # -- while decoding -----------------------------------------------------------------------------
 
 
+class LoadedModel(Transformer):
+    """A model that runs on this board; a `session.LanguageModel`."""
+
+    memory_plan: MemoryPlan | None = None  # None: all weights are mapped
+    adapter: Adapter | None = None  # of the plan, to measured speeds while decoding
+
+    @property
+    def slice(self) -> LoadedModel:
+        """Itself: what this board runs of the model."""
+        return self
+
+
 class Adapter:
     """Called after each pass of a model; moves units where that makes decoding quicker.
 
@@ -309,20 +313,14 @@ class Adapter:
 
     def _replan(self, rates: Rates) -> None:
         reading = dataclasses.replace(self.plan.reading, rates=rates)
-        from picoedge.store.window.plan import adjusted
-
         window = adjusted(self.plan.window, rates, _GAIN)
         if window is not self.plan.window:
-            self._change(window)
-        self.plan = dataclasses.replace(self.plan, reading=reading, window=window)
-
-    def _change(self, window: WindowPlan) -> None:
-        """Change the resident set; if that fails, restore the old one and raise."""
-        self._model.unbind()
-        try:
-            self._holding.replan(window)
-        except BaseException:
-            self._holding.replan(self.plan.window)
+            self._model.unbind()
+            try:
+                self._holding.replan(window)
+            except BaseException:
+                self._holding.replan(self.plan.window)
+                self._model.bind()
+                raise
             self._model.bind()
-            raise
-        self._model.bind()
+        self.plan = dataclasses.replace(self.plan, reading=reading, window=window)

@@ -5,34 +5,39 @@
     session = open_session(opened, load_model, prompt)             # memory, kernels, weights
     print(*session.generate(prompt), sep="")
 
-`load_model` runs the model on this board; `cluster.model.load_over_boards` over several.
+`load_model` runs the model on this board, `load_over_boards` (cluster.resilient_model) over
+several. `plan_session` is the second step as a dry run: it plans, and loads nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import PicoedgeError
-from picoedge.model.transformer import Transformer
+from picoedge.host import resources
+from picoedge.host.reclaim import trim
+from picoedge.kernels.loader import describe_kernels, load_kernels
+from picoedge.store.pack.reader import Pack
+from picoedge.store.window.plan import Rates, page_bytes
+from picoedge.store.window.weights import MappedWeights, StreamedWeights, WeightStore
+from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.engine.fit import Adapter, MemoryFit
+    from picoedge.engine.fit import LoadedModel, MemoryFit, Speeds
     from picoedge.engine.session import LanguageModel, Prompt, Prompter, Session
     from picoedge.kernels.api import Kernels
     from picoedge.model.lanes import Reduce
     from picoedge.model.transformer import BroadcastInput, GatherLogits
     from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
-    from picoedge.store.pack.reader import Pack
-    from picoedge.store.shards import Slice
-    from picoedge.store.window.weights import WeightStore
+    from picoedge.store.shards import Slice, Unit
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer
     from picoedge.text.tokenizer.stream_decoder import Vocabulary
@@ -99,12 +104,11 @@ def open_pack(
 
     Raises UsageError, ModelError, TextError, DownloadError, StorageError.
     """
-    check_options(options)
+    describe_kernels(options.kernels)  # kernels that this board lacks: before a model is fetched
     pack = _find(name, progress)
     pack.check_held(pack.all_shards, embed=True)  # a slice alone answers no prompt
     if not text:
         return OpenPack(pack, options)
-    from picoedge.host.reclaim import trim
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.load import load_tokenizer
 
@@ -118,19 +122,7 @@ def open_pack(
     return opened
 
 
-def check_options(options: OpenOptions) -> None:
-    """Refuse kernels that this board does not have, before a model is fetched for them.
-
-    Raises UsageError.
-    """
-    from picoedge.kernels.loader import describe_kernels
-
-    describe_kernels(options.kernels)
-
-
 def _find(name: Path | str | None, progress: Progress | None) -> Pack:
-    from picoedge.store.pack.reader import Pack
-
     path = Path(name) if name is not None else Path()
     if isinstance(name, Path) or (path.suffix == ".pico" and path.is_dir()):
         return Pack.open(path)  # without the shelf and its catalogue
@@ -152,12 +144,10 @@ def open_session(
     Raises MemoryBudgetError before anything large is allocated, StorageError, MeshError.
     """
     from picoedge.engine.session import Session
-    from picoedge.host.reclaim import trim
-    from picoedge.host.resources import available_bytes
 
     pack, options = opened.pack, opened.options
     vocabulary: Vocabulary = opened.take_tokenizer()
-    short = options.memory_bytes is not None or pack.nbytes > available_bytes()
+    short = options.memory_bytes is not None or pack.nbytes > resources.available_bytes()
     if prompt is not None and short:
         from picoedge.text.tokenizer.piece_table import PieceTable
 
@@ -172,38 +162,23 @@ def open_session(
     return session
 
 
-@dataclass(frozen=True)
-class SliceHooks:
-    """Joins a slice to the others of its model; see `model.transformer`."""
-
-    reduce: Reduce
-    broadcast_input: BroadcastInput | None = None
-    gather_logits: GatherLogits | None = None
-
-
-class LoadedModel(Transformer):
-    """A model that runs on this board; a `session.LanguageModel`."""
-
-    memory_plan: MemoryPlan | None = None
-    adapter: Adapter | None = None
-
-
 def load_model(
     pack: Pack,
     options: OpenOptions,
     progress: Progress | None = None,
     *,
     part: Slice | None = None,
-    hooks: SliceHooks | None = None,
+    reduce: Reduce | None = None,
+    broadcast_input: BroadcastInput | None = None,
+    gather_logits: GatherLogits | None = None,
 ) -> LoadedModel:
     """Load a model, or the slice `part` of one; what does not fit in memory will be streamed.
 
-    `progress` reports the weights that are read before the first token. Raises MemoryBudgetError
-    before anything large is allocated, UsageError, StorageError.
+    `reduce`, `broadcast_input` and `gather_logits` join a slice to the others: see
+    `model.transformer`. `progress` reports the weights that are read before the first token. Raises
+    MemoryBudgetError before anything large is allocated, UsageError, StorageError.
     """
-    from picoedge.engine.fit import WHOLE_BATCH, Adapter, fit_model
-    from picoedge.host.reclaim import trim
-    from picoedge.store.window.weights import StreamedWeights
+    from picoedge.engine.fit import WHOLE_BATCH, Adapter, LoadedModel, fit_model
 
     with ExitStack() as failing:
         kernels = start_kernels(options)
@@ -217,9 +192,9 @@ def load_model(
             fit.load.n_ctx,
             batch=fit.plan.batch if fit.plan else WHOLE_BATCH,
             kv_bits=options.kv_bits,
-            reduce=hooks.reduce if hooks else None,
-            broadcast_input=hooks.broadcast_input if hooks else None,
-            gather_logits=hooks.gather_logits if hooks else None,
+            reduce=reduce,
+            broadcast_input=broadcast_input,
+            gather_logits=gather_logits,
             holding=weights,
         )
         if fit.plan is not None:
@@ -233,16 +208,11 @@ def load_model(
 
 def start_kernels(options: OpenOptions) -> Kernels:
     """The kernels asked for, with their threads; close them after use."""
-    from picoedge.host.resources import usable_cores
-    from picoedge.kernels.loader import load_kernels
-
-    return load_kernels(options.kernels, options.threads or usable_cores())
+    return load_kernels(options.kernels, options.threads or resources.usable_cores())
 
 
 def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> WeightStore:
     """The weights, mapped or held by the plan, checked against their hashes where asked for."""
-    from picoedge.store.window.weights import MappedWeights, StreamedWeights
-
     pack, part, plan = fit.pack, fit.load.part, fit.plan
     if plan is None:
         if options.verify:
@@ -265,3 +235,80 @@ def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> We
         verify=options.verify,
         progress=count,
     )
+
+
+# -- a dry run ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SessionPlan:
+    """The memory plan of a conversation with a model, and the measured speeds behind it."""
+
+    model: str
+    plan: MemoryPlan
+    apart: int  # bytes mapped beyond the plan's; 0 with streaming
+    speeds: Speeds
+    kernels: str
+    threads: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are in memory and nothing is streamed."""
+        return not self.plan.window.streamed
+
+    @property
+    def total(self) -> int:
+        """Bytes taken when the context is full."""
+        return self.plan.total + self.apart
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan's fields, its layers (the head counts as the one after the last), and speeds."""
+        storage, window = self.speeds.storage, self.plan.window
+        return {
+            "model": self.model,
+            "whole": self.whole,
+            **self.plan.to_json(),
+            "apart_mb": self.apart / MB,
+            "total_mb": self.total / MB,
+            "resident": _by_layer(window.units, window.resident),
+            "streamed": _by_layer(window.units, frozenset(window.streamed)),
+            "storage": {
+                "device": storage.device,
+                "direct_bytes_per_s": storage.direct,
+                "mapped_bytes_per_s": storage.mapped,
+                "limit_bytes_per_s": storage.limit,
+            },
+            "kernels": {
+                "name": self.kernels,
+                "threads": self.threads,
+                "weight_bytes_per_s": self.speeds.compute,
+            },
+        }
+
+
+def plan_session(opened: OpenPack) -> SessionPlan:
+    """Plan as `open_session` would for a conversation, and load nothing.
+
+    Raises MemoryBudgetError, StorageError.
+    """
+    from picoedge.engine.fit import bytes_apart, fit_model, measure_speeds, resident_plan
+
+    pack, apart = opened.pack, 0
+    with closing(start_kernels(opened.options)) as kernels:
+        fit = fit_model(pack, kernels, opened.options)
+        opened.take_tokenizer()  # until here: a conversation keeps it in memory
+        speeds = measure_speeds(pack, kernels, fit.budget.total)
+        plan = fit.plan
+        if plan is None:
+            rates = Rates(speeds.storage.effective_mapped, speeds.compute)
+            plan, apart = resident_plan(fit.load, fit.budget, rates), bytes_apart(pack)
+        return SessionPlan(pack.name, plan, apart, speeds, kernels.name, kernels.threads)
+
+
+def _by_layer(units: tuple[Unit, ...], chosen: frozenset[Unit]) -> list[dict[str, int]]:
+    """Bytes of the chosen units by layer and kind."""
+    layers: dict[int, Counter[str]] = {}
+    for unit in units:
+        counts = layers.setdefault(unit.layer, Counter())
+        counts[unit.kind] += page_bytes(unit) if unit in chosen else 0
+    return [{"layer": layer, **counts} for layer, counts in layers.items()]

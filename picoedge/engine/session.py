@@ -22,8 +22,7 @@ from picoedge.model.sampling import Sampler
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
-    from picoedge.engine.fit import Adapter
-    from picoedge.planner.memory import MemoryPlan
+    from picoedge.engine.fit import LoadedModel
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer
     from picoedge.text.tokenizer.stream_decoder import Vocabulary
@@ -41,14 +40,14 @@ class Prompt:
 
     ids: list[int]
     continues: bool = False
-    n_ctx: int = 0  # it has been checked against this context; 0: not yet
 
     def checked(self, n_ctx: int) -> Prompt:
-        """The same, checked once. Raises TextError, and ContextError without room for a token."""
-        if self.n_ctx == n_ctx:
-            return self
-        check_prompt(self.ids, n_ctx)
-        return Prompt(self.ids, self.continues, n_ctx)
+        """Itself. Raises TextError where it is empty, ContextError without room for a token."""
+        if not self.ids:
+            raise TextError("the prompt is empty", "write something")
+        if len(self.ids) >= n_ctx:
+            raise _too_long(str(len(self.ids)), n_ctx)
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,6 @@ class Prompter:
             limit *= 4
 
 
-def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
-    """Refuse a prompt that leaves no room for a token. Raises TextError, ContextError."""
-    if not ids:
-        raise TextError("the prompt is empty", "write something")
-    if len(ids) >= n_ctx:
-        raise _too_long(str(len(ids)), n_ctx)
-
-
 def _too_long(count: str, n_ctx: int) -> ContextError:
     return ContextError(
         f"the prompt has {count} tokens, the context {n_ctx}, and an answer needs at least one",
@@ -117,37 +108,18 @@ def _too_long(count: str, n_ctx: int) -> ContextError:
     )
 
 
-class KernelsInfo(Protocol):
-    """Name of the kernels (`numpy`, or the level of the C ones: `avx2`, `dotprod`), threads."""
-
-    name: str
-    threads: int
-
-
 class LanguageModel(Protocol):
-    """A model as a session uses it: `engine.open.LoadedModel`, `cluster.model.ClusterModel`."""
+    """A model as a session uses it: a `LoadedModel` on this board, a `ClusterModel` over boards."""
 
     n_ctx: int
 
     @property
-    def batch(self) -> int:
-        """Tokens that run at once."""
+    def slice(self) -> LoadedModel:
+        """What this board runs of it at present: all, or a slice."""
 
     @property
     def boards(self) -> int:
         """How many boards run it."""
-
-    @property
-    def kernels(self) -> KernelsInfo:
-        """The kernels of this board."""
-
-    @property
-    def memory_plan(self) -> MemoryPlan | None:
-        """The plan of this board's memory; None while all weights are mapped."""
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """Adapts the memory plan while decoding; None without a plan."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""
@@ -217,7 +189,7 @@ class Session:
 
     def describe(self) -> str:
         """One line for people: `smollm2-135m · avx2, 2 threads · context 4096`."""
-        kernels = self.model.kernels
+        kernels = self.model.slice.kernels
         threads = f"{kernels.threads} thread{'s' if kernels.threads > 1 else ''}"
         return f"{self.name} · {kernels.name}, {threads} · context {self.model.n_ctx}"
 
@@ -323,7 +295,7 @@ class Session:
             if self._cancelled:
                 self.stats.finish_reason = "cancelled"
                 return None
-            chunk = prompt[position : position + max(PREFILL_CHUNK, self.model.batch)]
+            chunk = prompt[position : position + max(PREFILL_CHUNK, self.model.slice.batch)]
             logits = self.model.forward(chunk, position)
             self._cached.extend(chunk)
             position += len(chunk)
@@ -340,7 +312,5 @@ class Session:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences share at their beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -104,23 +104,16 @@ def apportion_held(count: int, held: Sequence[Collection[int]], cost: Cost) -> l
     for board, local in enumerate(held):
         extended: dict[int, tuple[float, tuple[int, ...]]] = {}
         for begin, (largest, sizes) in best.items():
-            for size, own in _held_spans(begin, count, local, partial(cost, board)):
+            for size in range(count - begin + 1):
+                if size and begin + size - 1 not in local:
+                    break
+                own = cost(board, size) if size else 0.0
+                if math.isinf(own):
+                    break
                 each = max(largest, own), (*sizes, size)
                 extended[begin + size] = min(each, extended.get(begin + size, each))
         best = extended
     return list(best[count][1]) if count in best else None
-
-
-def _held_spans(
-    begin: int, count: int, held: Collection[int], cost: Callable[[int], float]
-) -> Iterator[tuple[int, float]]:
-    """Sizes and costs of the spans from `begin` that a board has and can take; first the empty."""
-    yield 0, 0.0
-    for end in range(begin + 1, count + 1):
-        own = cost(end - begin) if end - 1 in held else math.inf
-        if math.isinf(own):
-            return
-        yield end - begin, own
 
 
 def all_partitions(count: int, boards: int) -> Iterator[tuple[int, ...]]:

@@ -44,12 +44,13 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """The chosen plan, and an estimate for each number of boards.
+    """The chosen plan for the `load` of a model, and an estimate for each number of boards.
 
     `predictions` begin with one board; None where so many cannot hold the model. `idle` are the
     boards that are left out.
     """
 
+    load: Load
     chosen: Candidate
     predictions: tuple[Candidate | None, ...]
     idle: tuple[str, ...]
@@ -58,6 +59,9 @@ class ClusterPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain values, sizes in bytes."""
         return {
+            "n_ctx": self.load.n_ctx,
+            "kv_bits": self.load.kv_bits,
+            "hub": self.chosen.shares[0].board.name,
             "chosen": self.chosen.to_json(),
             "predictions": [one and one.to_json() for one in self.predictions],
             "idle": list(self.idle),
@@ -114,7 +118,7 @@ def plan_cluster(
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
     asked = "as asked, " if options.split or options.boards else ""
     why = asked + _why(exact_plan, chosen, predictions) + kept
-    return ClusterPlan(exact_plan, predictions, idle, why)
+    return ClusterPlan(load, exact_plan, predictions, idle, why)
 
 
 def _check(cluster: Topology, options: ClusterOptions) -> None:
@@ -281,12 +285,11 @@ TABLE_HEADER = (
 def plan_table(prediction: Candidate) -> list[tuple[str, ...]]:
     """One row a board under `TABLE_HEADER`: its shards, bytes, memory and computing time."""
     total_s = sum(share.compute_s for share in prediction.shares)
-    return [
-        _row(share, share.compute_s / total_s if total_s else 0.0) for share in prediction.shares
-    ]
+    return [_row(share, total_s) for share in prediction.shares]
 
 
-def _row(share: Share, part: float) -> tuple[str, ...]:
+def _row(share: Share, total_s: float) -> tuple[str, ...]:
+    part = share.compute_s / total_s if total_s else 0.0
     taken, budget = format_size(share.memory_bytes), format_size(share.board.budget_bytes)
     return (
         share.board.name,

@@ -195,9 +195,7 @@ class Share:
         return {
             "board": self.board.name,
             "key": self.board.key,
-            "attention": [self.part.attention.start, self.part.attention.stop],
-            "ffn": [self.part.ffn.start, self.part.ffn.stop],
-            "vocabulary": [self.part.head_shards.start, self.part.head_shards.stop],
+            **self.part.to_json(),
             "head": self.part.owns_head,
             "attention_s": self.attention_s,
             "ffn_s": self.ffn_s,

@@ -277,8 +277,7 @@ def counts_of(part: Slice) -> Counts:
 
 def slice_load(load: Load, part: Slice, *, numpy: bool = False) -> Load:
     """The load of one slice, from the whole model's."""
-    shards = {"attention": part.attention, "ffn": part.ffn, "head": part.head_shards}
-    runs = ((run, shards[run.kind]) for run in load.runs)
+    runs = ((run, part.of(run.kind)) for run in load.runs)
     cut = tuple(run.part(own.start, own.stop) for run, own in runs if own)
     return dataclasses.replace(load, part=part, runs=cut, numpy=load.numpy or numpy)
 

@@ -47,6 +47,11 @@ class Slice:
         """The span of shards of a kind; an embedding is cut like the head."""
         return {"attention": self.attention, "ffn": self.ffn}.get(kind, self.head_shards)
 
+    def to_json(self) -> dict[str, list[int]]:
+        """The spans, each as [first, one past the last]."""
+        spans = {"attention": self.attention, "ffn": self.ffn, "vocabulary": self.head_shards}
+        return {name: [span.start, span.stop] for name, span in spans.items()}
+
 
 @dataclass(frozen=True)
 class Unit:

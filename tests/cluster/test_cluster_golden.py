@@ -206,7 +206,7 @@ def test_every_logit_of_a_text_is_that_of_one_board(packs: dict[str, Pack]) -> N
     with closing(load_model(pack, OPTIONS)) as one:
         want = every(one)
     with joint(pack, (2, 1, 1), "star", split_head=True) as model:
-        got = every(model._slice)
+        got = every(model.slice)
     np.testing.assert_array_equal(got, want)
 
 

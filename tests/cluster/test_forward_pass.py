@@ -78,7 +78,7 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
             if wanted:
                 gather(board, index, rank)
         assert rank == HUB or board.next_input() is None or pytest.fail("it goes on")
-        board.close()
+        board.channel.close()
 
     with boards(3, kind, rows) as team:
 
@@ -103,9 +103,9 @@ def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
                 wanted = given[2]
             for stage in range(stages.count):
                 board.begin(part(rank, 0, stage, 2, SMALL.width))()
-            before = board.usage().bytes_sent
+            before = board.channel.usage().bytes_sent
             board.gather(np.zeros((1, 7), np.float32))
-            return board.usage().bytes_sent - before, wanted
+            return board.channel.usage().bytes_sent - before, wanted
 
         assert team.each(outcome) == [(0, None), (0, 0)]
 

@@ -15,7 +15,7 @@ import pytest
 import shelf_models
 
 from picoedge.cli.main import main
-from picoedge.engine import fit, session
+from picoedge.engine import fit
 from picoedge.engine import open as opening
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import ContextError, UsageError
@@ -23,12 +23,7 @@ from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 from picoedge.text.tokenizer.piece_table import PieceTable
 
-CHECKS = [
-    (opening, "check_options"),
-    (session, "check_prompt"),
-    (fit, "choose_context"),
-    (Pack, "open"),
-]
+CHECKS = [(fit, "choose_context"), (Pack, "open")]
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +58,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-ONCE = {"check_options": 1, "choose_context": 1, "open": 1}
-
-
 @pytest.mark.parametrize(
-    ("words", "prompts"),
+    "words",
     [
-        (["generate", "-p", "The", "--raw", "-n", "1"], 1),
-        (["bench", "-p", "4", "-n", "1", "-r", "1"], 0),
-        (["perplexity", "-f", "TEXT"], 0),
-        (["plan"], 0),
+        ["generate", "-p", "The", "--raw", "-n", "1"],
+        ["bench", "-p", "4", "-n", "1", "-r", "1"],
+        ["perplexity", "-f", "TEXT"],
+        ["plan"],
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda words: words[0],
 )
 def test_nothing_is_opened_or_checked_twice(
-    folder: Path, tmp_path: Path, calls: Counter[str], words: list[str], prompts: int
+    folder: Path, tmp_path: Path, calls: Counter[str], words: list[str]
 ) -> None:
     (tmp_path / "text").write_text("The quick brown fox")
     command, *more = (str(tmp_path / "text") if word == "TEXT" else word for word in words)
@@ -85,7 +77,7 @@ def test_nothing_is_opened_or_checked_twice(
     for model in (str(folder), pack.stem, str(pack)):  # a source packed before, a name, a path
         calls.clear()
         assert main([command, model, *more, "-t", "1"]) == 0
-        assert calls == Counter(ONCE) + Counter({"check_prompt": prompts})
+        assert calls == {"choose_context": 1, "open": 1}
 
 
 def packed(folder: Path, tmp_path: Path) -> Path:
@@ -100,7 +92,7 @@ def test_a_lone_prompts_tokenizer_is_gone_before_the_memory_is_planned(
 ) -> None:
     alive: list[bool] = []
 
-    def load(pack: Pack, options: OpenOptions, progress: Any) -> opening.LoadedModel:
+    def load(pack: Pack, options: OpenOptions, progress: Any) -> fit.LoadedModel:
         gc.collect()
         alive.append(tokenizer() is not None)
         return opening.load_model(pack, options, progress)

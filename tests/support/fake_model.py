@@ -83,6 +83,10 @@ class ScriptedModel:
         self._answers = iter(answers)
         self._script: Iterator[int] = iter(())
 
+    @property
+    def slice(self) -> ScriptedModel:
+        return self
+
     def forward(self, tokens: Sequence[int], position: int) -> np.ndarray:
         self.runs.append((position, list(tokens)))
         if len(self.runs) - 1 == self.fails_at:

@@ -73,7 +73,7 @@ def take_part(
             np.testing.assert_array_equal(x, x_of(index, rows, n))
             forward(index)
         assert board.next_input() is None
-    board.close()
+    board.channel.close()
     return found
 
 
@@ -261,7 +261,7 @@ def test_waiting_is_counted() -> None:
             team.links[rank].open(5)
             board = forward_pass(team.links[rank], "star", 2, stages, SMALL)
             take_part(board, rank, stages, SMALL, 1)
-            return board.usage()
+            return board.channel.usage()
 
         hub, worker = team.each(outcome)
     assert hub.sums == worker.sums == FORWARDS * stages.count

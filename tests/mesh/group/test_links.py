@@ -134,7 +134,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(
             told = kind == "star" and rank != HUB
             assert caught.value.board == name_of(HUB if told else lost)
             if kind == "star":
-                board.close()
+                board.channel.close()
             noticed.wait()
             return took_s
 

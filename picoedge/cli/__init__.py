@@ -1,1 +1,1 @@
-"""The command line: one click command a file, each imported only when it is called."""
+"""The command line: click commands, a file for each subject, imported only when it is called."""

@@ -187,7 +187,7 @@ def _rates(
     before: tuple[float, BoardState] | None, board: BoardState, now_s: float
 ) -> Rates | None:
     """None if the board ran no token in between, or tokens of another job."""
-    was, work = before and before[1].work, board.work
+    was, work = (None if before is None else before[1].work), board.work
     if before is None or was is None or work is None:
         return None
     elapsed_s, tokens = now_s - before[0], work.tokens - was.tokens

@@ -124,15 +124,21 @@ class ClusterModel:
         """Load by the plan. This board is reserved too: its memory is for one job only."""
         self._group = None
         handles = [self._directory.handles[share.board.key] for share in plan.chosen.shares]
-        memory = reserve_boards(handles, self._tell)
-        memory = min(self._options.memory_bytes or memory, memory)
-        options = dataclasses.replace(self._options, memory_bytes=memory)
-        if len(handles) == 1:
-            return load_model(self._pack, options, self._progress)
-        group = WorkerGroup(self._directory, handles, plan.chosen, self._tell, self._progress)
-        group.start(self._pack, options)
-        self._group = group
-        return group.slice
+        with ExitStack() as failing:
+            failing.callback(self._directory.close)  # frees the boards reserved so far
+            memory = reserve_boards(handles, self._tell)
+            memory = min(self._options.memory_bytes or memory, memory)
+            options = dataclasses.replace(self._options, memory_bytes=memory)
+            if len(handles) == 1:
+                loaded = load_model(self._pack, options, self._progress)
+            else:
+                group = WorkerGroup(
+                    self._directory, handles, plan.chosen, self._tell, self._progress
+                )
+                group.start(self._pack, options)
+                self._group, loaded = group, group.slice
+            failing.pop_all()
+        return loaded
 
     # -- as a LanguageModel --------------------------------------------------------------------
 
@@ -309,11 +315,12 @@ def load_over_boards(
     Raises AccessError where this board is in no cluster, MeshError where its daemon does not run,
     and what `ClusterModel` raises.
     """
+    assert options.cluster is not None
     identity = load_identity(cluster_folder(os.environ))
     with ExitStack() as failing:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         failing.callback(context.destroy, linger=0)
-        directory = BoardDirectory(context, identity, _to_stderr)
+        directory = BoardDirectory(context, identity, _to_stderr, options.cluster.transport)
         failing.callback(directory.close)
         model = ClusterModel(directory, pack, options, _to_stderr, progress)
         model.assemble()

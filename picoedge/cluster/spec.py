@@ -75,9 +75,8 @@ class GroupSpec:
     wire: str = "f64"
     window_io: str = "auto"
     kernels: str = ""  # "": those that the board chooses
-    transport: TransportChoice = (
-        "stream"  # what carries messages; "auto": the quicker one of each pair
-    )
+    # What carries messages; "auto": the quicker one of each pair.
+    transport: TransportChoice = "stream"
     version: int = 1  # of the frames: the lowest that all ranks know
 
     @property
@@ -152,7 +151,7 @@ def spec_from_json(values: object) -> GroupSpec:
         version=fields.integer("version", 1, VERSION),
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
-        raise ProtocolError("two seats of the session have one key")
+        raise ProtocolError("two ranks of the session have one key")
     heads = [rank.part.head_shards for rank in spec.ranks]
     ends = [0, *(span.stop for span in heads)]
     if [span.start for span in heads] != ends[:-1] or not ends[-1]:

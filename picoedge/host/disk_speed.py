@@ -100,14 +100,14 @@ def storage_speed(
     with reading(folder):
         key = _key(folder, device, read_ahead)
     known = measurements.load(cache, "storage", key, _FIGURES, clock())
-    kept = known is not None and known["mapped"]  # maps work everywhere
-    if known and kept:
+    is_kept = known is not None and known["mapped"] > 0  # maps work everywhere
+    if known is not None and is_kept:
         measured = Measured(**known, enough=True)
     else:
         measured = _measure(folder, sizes, read_ahead, timeout_s)
     direct, mapped = measured.direct, measured.mapped
     speed = StorageSpeed(direct, mapped, limit, read_ahead, str(device), measured.enough)
-    if not kept and speed.enough and not speed.held_back:
+    if not is_kept and speed.enough and not speed.held_back:
         measurements.save(cache, "storage", key, {"direct": direct, "mapped": mapped}, clock())
     return speed
 

@@ -67,10 +67,15 @@ def _private_mappings(smaps: str) -> Iterator[tuple[int, int, str, bool]]:
         fields = line.split()
         if not fields[0].endswith(":"):
             head = fields
-        elif fields[0] == "Anonymous:" and head[5:] and head[5][0] == "/" and "s" not in head[1]:
+        elif fields[0] == "Anonymous:" and _is_private_file(head):
             start, end = (int(value, 16) for value in head[0].split("-"))
             clean = fields[1] == "0" and "w" not in head[1]
             yield start, end, " ".join(head[5:]), clean
+
+
+def _is_private_file(head: list[str]) -> bool:
+    """Of the fields of a mapping's first line: permissions are the second, the path the sixth."""
+    return len(head) > 5 and head[5].startswith("/") and "s" not in head[1]
 
 
 def _modules() -> Iterator[str]:

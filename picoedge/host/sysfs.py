@@ -1,6 +1,6 @@
 """Read the small files under /sys and /proc in which the kernel reports its state and limits.
 
-Also of block devices: the name, the read-ahead, and the read limit that a cgroup sets.
+The levels of this process's control groups, and a block device's name, read-ahead and read limit.
 """
 
 from __future__ import annotations

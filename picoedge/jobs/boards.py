@@ -24,6 +24,7 @@ from picoedge.planner.topology import BoardFacts, LinkFacts, Topology, board_fro
 from picoedge.store.shards import HeldShards, held_shards
 
 if TYPE_CHECKING:
+    from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.transport.curve import Context
     from picoedge.store.pack.reader import Pack
@@ -57,14 +58,21 @@ class BoardDirectory:
     `tell` receives lines for the user. Call `close` at the end.
     """
 
-    def __init__(self, context: Context, identity: Identity, tell: Tell) -> None:
+    def __init__(
+        self,
+        context: Context,
+        identity: Identity,
+        tell: Tell,
+        transport: TransportChoice = "auto",
+    ) -> None:
         from picoedge.engine.fit import fixed_bytes
         from picoedge.host.reclaim import REFAULT_BYTES, trim
         from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell
         self.handles: dict[str, BoardHandle] = {}
-        ciphers()  # loads what seals streams, so that it is counted
+        if transport != "zeromq":
+            ciphers()  # loads what seals streams, so that it is counted
         trim()
         self._fixed_bytes = fixed_bytes() + REFAULT_BYTES  # of this process without a model
 

@@ -97,7 +97,8 @@ class Transformer:
         """Bind the kernels to the weights where they now lie in memory; the cache is kept."""
         self._sublayers: list[list[SpanKernels]] = []  # attention and FFN of each layer, in turn
         for i in range(self.config.num_hidden_layers):
-            self._sublayers += self._bind_attention(i), self._bind_ffn(i)
+            self._sublayers.append(self._bind_attention(i))
+            self._sublayers.append(self._bind_ffn(i))
         self._project_head = self._bind_head(self._logits)
 
     def unbind(self) -> None:
@@ -148,16 +149,16 @@ class Transformer:
         source = self._residual(norms["input_norm"], before, first=i == 0)
         bound: list[SpanKernels] = []
         for held in self.holding.spans("attention", i) or [NOTHING]:
-            shape, weights, again = self._shape(i, len(held.shards)), held.weights, bool(bound)
-            names = "qkv" if weights else ""
+            shape, weights = self._shape(i, len(held.shards)), held.weights
+            names = ("q", "k", "v") if weights else ()
             biases = self._pack.biases(i, held.shards) if weights else {}
             heads = space.rows(space.attention, shape.q_heads * shape.head_dim)
             qkv = space.rows(space.qkv, (shape.q_heads + 2 * shape.kv_heads) * shape.head_dim)
             into = [weights[name] for name in names]
             added = [biases.get(f"{name}_bias") for name in names]
-            project = Project(source, into, added, qkv, reuse_input=again)
+            project = Project(source, into, added, qkv, reuse_input=bool(bound))
             attend = self._attend(i, held, shape, qkv, heads) if weights else None
-            sums = ProjectSum(heads, None, weights.get("o"), space.sums, accumulate=again)
+            sums = ProjectSum(heads, None, weights.get("o"), space.sums, accumulate=bool(bound))
             bound.append(SpanKernels(self.kernels, held, project, attend, sums))
         return bound
 
@@ -179,10 +180,10 @@ class Transformer:
         act, bound = self.config.hidden_act, list[SpanKernels]()
         for held in self.holding.spans("ffn", i) or [NOTHING]:
             into = [held.weights[name] for name in ("gate", "up") if held.weights]
-            down, again = held.weights.get("down"), bool(bound)
+            down = held.weights.get("down")
             x = space.rows(space.gate_up, sum(w.total_rows for w in into))
-            project = Project(source, into, [None] * len(into), x, reuse_input=again)
-            sums = ProjectSum(x, act, down, space.sums, accumulate=again)
+            project = Project(source, into, [None] * len(into), x, reuse_input=bool(bound))
+            sums = ProjectSum(x, act, down, space.sums, accumulate=bool(bound))
             bound.append(SpanKernels(self.kernels, held, project, None, sums))
         return bound
 

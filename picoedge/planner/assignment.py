@@ -310,26 +310,28 @@ class Assigner:
         """
         nothing = [0] * len(self.boards)
         given = RankCounts([*attention], nothing, [*(head or nothing)])
-        first = self._with("ffn", given)
+        first = self._apportion("ffn", given)
         if head is not None:
             return first
-        with_head = self._with("head", given)
-        second = with_head and self._with("ffn", with_head)
-        return self._best(each and self._with("head", each) for each in (first, second))
+        with_head = self._apportion("head", given)
+        second = with_head and self._apportion("ffn", with_head)
+        return self._best(each and self._apportion("head", each) for each in (first, second))
 
-    def _with(self, kind: str, others: RankCounts) -> RankCounts | None:
+    def _apportion(self, kind: str, others: RankCounts) -> RankCounts | None:
         """FFN or head shards apportioned to the boards that finish them first, given the others."""
         if math.isinf(self._slowest_disk_s(others)):
             return None
-        rest = self._layers_s(others.attention, others.ffn) + self._comm_s
-        computing_s = partial(self._sent_head_s, 1)
+        rest_s = self._layers_s(others.attention, others.ffn) + self._comm_s
         if kind == "ffn":
-            rest, computing_s = rest + self.head_s(others.head), partial(self.stage_s, "ffn")
+            rest_s += self.head_s(others.head)
+            computing_s = partial(self.stage_s, "ffn")
+        else:
+            computing_s = partial(self._sent_head_s, 1)
         given = [Counts(*counts) for counts in zip(*others, strict=True)]
 
         def cost(rank: int, shards: int) -> float:
             counts = given[rank]._replace(**{kind: shards})
-            return max(rest + computing_s(rank, shards), self.disk_s(rank, counts))
+            return max(rest_s + computing_s(rank, shards), self.disk_s(rank, counts))
 
         assigned = self._assign(kind, cost)
         return None if assigned is None else others._replace(**{kind: assigned})

@@ -93,13 +93,8 @@ def plan_cluster(
         MemoryNeeds(load), cluster, options.allreduce, split_head=options.split_head
     )
     order, predictions = _by_number(planner, cluster)
-    if options.split:
-        near = [_split(planner, cluster, options)]
-    elif options.boards:
-        near = [predictions[options.boards - 1]]
-    else:
-        near = _near(predictions)
-    pairs = [(one, planner.exact(one)) for one in near if one is not None]
+    near = _candidates(planner, cluster, options, predictions)
+    pairs = [(one, planner.exact(one)) for one in near]
     if not pairs:
         raise _too_small(cluster, planner.needs, split_head=options.split_head)
     least_s = min(planned.s_per_token for _, planned in pairs)
@@ -109,16 +104,32 @@ def plan_cluster(
     disks, kept = Locality(planner, held or {}), ""
     boards = chosen.boards if options.boards else None
     local = None if options.split else disks.prefer_local(chosen, order, boards)
-    slower = planner.exact(local) if local is not None else None
-    if local and slower and slower.s_per_token <= KEEP * exact_plan.s_per_token:
-        chosen, exact_plan = local, slower
-        if not disks.missing_bytes(chosen):
-            kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
+    if local is not None:
+        slower = planner.exact(local)
+        if slower.s_per_token <= KEEP * exact_plan.s_per_token:
+            chosen, exact_plan = local, slower
+            if not disks.missing_bytes(chosen):
+                kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
     asked = "as asked, " if options.split or options.boards else ""
     why = asked + _why(exact_plan, chosen, predictions) + kept
     return ClusterPlan(load, exact_plan, predictions, idle, why)
+
+
+def _candidates(
+    planner: CostModel,
+    cluster: Topology,
+    options: ClusterOptions,
+    predictions: Sequence[Candidate | None],
+) -> list[Candidate]:
+    """What the options leave to choose from; nothing where the boards cannot hold the model."""
+    if not options.split and not options.boards:
+        return _near(predictions)
+    asked = _split(planner, cluster, options) if options.split else None
+    if options.boards and not options.split:
+        asked = predictions[options.boards - 1]
+    return [] if asked is None else [asked]
 
 
 def _check(cluster: Topology, options: ClusterOptions) -> None:
@@ -156,7 +167,7 @@ def _by_number(
     return members, tuple(predictions)
 
 
-def _near(predictions: Sequence[Candidate | None]) -> list[Candidate | None]:
+def _near(predictions: Sequence[Candidate | None]) -> list[Candidate]:
     """The candidates that may be the fastest once planned exactly."""
     able = [one for one in predictions if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)

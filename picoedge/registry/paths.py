@@ -10,7 +10,7 @@ from pathlib import Path
 from picoedge.files import storage_errors, take_lock, xdg_folder
 from picoedge.store.shards import is_partial
 
-COPY_BYTES = 1 << 20
+COPY_BYTES = 1 << 20  # at a time: an SD card is at its full speed, and progress is shown often
 
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:
@@ -26,6 +26,7 @@ def source_name(path: Path) -> str:
     where = path.resolve()
     name = where.stem if where.suffix == ".gguf" else where.name
     stem = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:60]
+    # "None" stood for bits that were not chosen: packs made before keep their names.
     key = hashlib.blake2b(f"{where}\0None".encode(errors="surrogateescape"), digest_size=4)
     return f"{stem or 'model'}-{key.hexdigest()}"
 

@@ -164,7 +164,8 @@ class RowFile:
     """Embedding rows read one by one, for models that are not held whole.
 
     A page fault on a mapped file would read megabytes around the row, and end the process where the
-    card is gone. Raises StorageError, also where opened.
+    card is gone. Raises ModelError where the file is missing, StorageError where it cannot be
+    opened.
     """
 
     def __init__(

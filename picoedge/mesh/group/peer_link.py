@@ -135,6 +135,7 @@ class PeerLink:
         self._is_stream_only = False  # where it listens: nothing is to be chosen
         self._round_trips: dict[Transport, list[float]] = {"stream": [], "zeromq": []}
         self._probed: Connection | None = None  # the connection of the probe on its way
+        self._probed_at = 0.0  # when it was sent
 
     def connects(self, proven: Connection, host: str) -> None:
         """Say hello over a connection to the board at `host`."""
@@ -255,21 +256,21 @@ class PeerLink:
         probe = self.own.message(PROBE, bytes(size))
         with suppress(TimeoutError):
             for connection in connections * (1 + ROUNDS):
-                self._probed, sent_at = connection, time.perf_counter()
+                self._probed, self._probed_at = connection, time.perf_counter()
                 connection.send(probe)
                 yield from self._probe_back()
-                self._round_trips[connection.transport].append(time.perf_counter() - sent_at)
 
     def _probe_back(self) -> Steps[None]:
         source, _, _ = yield from self._receive(PROBE)
         if source is not self._probed:
             raise ProtocolError("a probe that was not sent")
+        self._round_trips[source.transport].append(time.perf_counter() - self._probed_at)
         self._probed = None
 
     def _choose(self, proven: Connection) -> Steps[Connection]:
         """Tell the other end what is kept, where no probe is on its way: it is no message."""
-        stream_s, zeromq_s = (self._round_trips[each][1:] for each in ("stream", "zeromq"))
         while True:
+            stream_s, zeromq_s = (self._round_trips[each][1:] for each in ("stream", "zeromq"))
             is_open = self._stream is not None
             kept = choose_transport(self.own.wish, is_open, stream_s, zeromq_s)
             connection = self._stream if kept == "stream" and self._stream else proven

@@ -52,6 +52,7 @@ class Part:
     item: str
     nbytes: int
     whole: memoryview | None = None
+    version: int = 0  # of the item's bytes; all of `whole` have one
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,17 @@ class _PartialItem:
 
     nbytes: int
     places: Iterator[tuple[int, int]]  # offset and bytes of the parts not yet asked for
+    version: int = 0  # of the parts that came
     buffer: bytearray = field(default_factory=bytearray)
     received: dict[int, int] = field(default_factory=dict)  # offset -> bytes
 
-    def add(self, offset: int, data: memoryview) -> bool:
+    def add(self, offset: int, data: memoryview, version: int) -> bool:
         """Keep a part; returns whether the item is complete.
 
         A part may come twice: asked for, cancelled, asked for again.
         """
         if not self.received:
-            self.buffer = bytearray(self.nbytes)
+            self.buffer, self.version = bytearray(self.nbytes), version
         self.buffer[offset : offset + len(data)] = data
         self.received[offset] = len(data)
         return sum(self.received.values()) == self.nbytes
@@ -181,18 +183,21 @@ class DonorClient:
             return Refused(item, Fields(body).text("message"))
         return None  # late, or a notification
 
-    def _part(self, header: Header, data: memoryview) -> Part | None:
+    def _part(self, header: Header, data: memoryview) -> Part | Refused | None:
         asked = self._parts.pop(header.sequence, None)
         if asked is None:
             return None
         item, offset, nbytes = asked
         if header.shape != (nbytes,) or header.extra != offset or len(data) != nbytes:
             raise ProtocolError(f"{len(data)} bytes of {item} instead of {nbytes}")
-        partial = self._items.get(item)
-        if partial is None or not partial.add(offset, data):
+        partial, version = self._items.get(item), header.epoch
+        if partial is not None and partial.received and partial.version != version:
+            self.cancel(item)
+            return Refused(item, "it changed while it was sent")
+        if partial is None or not partial.add(offset, data, version):
             return Part(item, nbytes)  # cancelled meanwhile, or more is to come
         del self._items[item]
-        return Part(item, nbytes, memoryview(partial.buffer))
+        return Part(item, nbytes, memoryview(partial.buffer), version)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""

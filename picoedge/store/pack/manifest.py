@@ -74,6 +74,7 @@ def _config(values: Fields) -> ModelConfig:
         fields.positive(name)
     for name in ("tie_word_embeddings", "qkv_bias", "qk_norm", "sandwich_norm"):
         fields.get(name, bool)
+    fields.get("hidden_act", str)  # which has a default, but not here
     if fields.get("sliding_window", int) < 0:
         raise fields.fault("sliding_window")
     _check_scaling(fields.object("rope_scaling"))

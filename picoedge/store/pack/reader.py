@@ -199,7 +199,7 @@ class Pack:
         data = self._map(unit.file)[unit.offset : unit.end]
         if name:
             return RowEmbedding(ENCODINGS[name], data.reshape(-1, self._layout.embed_row_bytes))
-        head = self._layout.head
+        head = self._layout.head  # all of it is looked up, whichever head shards a slice holds
         return Weights(head.matrices["head"], data, head.nbytes, self.n_head_shards)
 
     def row_reader(self) -> RowFile:

@@ -13,6 +13,7 @@ from transfer_runs import ME, QUICK, check_whole, everything, fetch
 
 from picoedge.errors import ModelError, ProtocolError, StorageError
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, Donor, pack_bits, unpack_bits
+from picoedge.mesh.transfer.donor_client import Refused
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transfer.puller import Puller, PullTarget
 from picoedge.mesh.transport.frames import Header, Kind
@@ -234,3 +235,27 @@ def test_a_part_says_its_version() -> None:
     body = {"id": 1, "pack": state.identity, "item": "part-1", "offset": 3, "bytes": 4}
     header, data = Donor(lambda identity: state).read(body)
     assert (header.epoch, header.extra, data) == (7, 3, b"\1\1\1\1")
+
+
+def test_parts_of_two_versions_make_no_item(tmp_path: Path) -> None:
+    class Changing(LiveState):
+        def read(self, name: str, offset: int, nbytes: int) -> tuple[bytes, int]:
+            self.version += 1
+            return super().read(name, offset, nbytes)
+
+    state, board = Changing(), Board(tmp_path, [ME.public])
+    board.donor = Donor(lambda identity: state)
+    with links(ME, board) as [(_, donor)]:
+        donor.ask_offer(state.identity, 0.0)
+        donor.add("part-1", PART_BYTES + 1)
+        answers: list[Any] = []
+        while not any(isinstance(answer, Refused) for answer in answers):
+            assert donor.socket.poll(5000)
+            answers += donor.receive()
+        assert answers[-1] == Refused("part-1", "it changed while it was sent")
+        assert donor.is_idle
+        donor.add("part-0", PART_BYTES)
+        while not getattr(answers[-1], "whole", None):
+            assert donor.socket.poll(5000)
+            answers += donor.receive()
+        assert answers[-1].version == state.version

@@ -13,8 +13,9 @@ import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
 from picoedge.cluster.resilient_model import load_over_boards
+from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.options import OpenOptions
-from picoedge.errors import BoardLostError
+from picoedge.errors import BoardLostError, MeshError
 from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
 
@@ -277,3 +278,20 @@ def test_a_key_that_is_revoked_takes_no_part_any_more(smollm2_pack: Path, tmp_pa
         assert session.out.text == alone.out.text
         stranger = over(cluster[2], smollm2_pack, SHORT)
         assert stranger.wait() in (1, 2)
+
+
+def test_a_load_that_fails_frees_the_boards_reserved_for_it(
+    cluster: ClusterOf, smollm2_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise MeshError("b2 has no room")
+
+    cluster[1].lend_environ(monkeypatch)
+    options = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=2))
+    with closing(load_over_boards(Pack.open(smollm2_pack), options)) as model:
+        monkeypatch.setattr(WorkerGroup, "start", fail)
+        model._close_slice()
+        with pytest.raises(MeshError, match="no room"):
+            model.assemble()
+        for board in cluster.boards:  # while the chat sits at its prompt
+            board.await_free()

@@ -62,11 +62,13 @@ class KvCache:
 
     `bits` 32 is f32, 16 is f16, 8 is int8 with a scale, f16(amax / 127), for every 32 dimensions of
     a head (the last block may have fewer). Positions may be overwritten; nothing beyond the current
-    position is ever read, and pages that were never written take no memory.
+    position is ever read, and pages that were never written take no memory. `nbytes` is the size of
+    the full cache.
     """
 
     def __init__(self, n_ctx: int, shape: AttentionShape, bits: int) -> None:
         self.n_ctx = padded_positions(n_ctx)
+        assert bits in (32, 16, 8), bits
         size = (shape.kv_heads, self.n_ctx, shape.head_dim)
         dtype = {32: np.float32, 16: np.float16, 8: np.int8}[bits]
         self.keys: Array = np.zeros(size, dtype)

@@ -10,7 +10,7 @@ import ctypes as ct
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from picoedge.errors import MemoryBudgetError, PicoedgeError
 from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Project, ProjectSum
-from picoedge.kernels.arrays import F32, Array
+from picoedge.kernels.arrays import F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
 from picoedge.kernels.reference.backend import NumpyKernels
 
@@ -250,7 +250,7 @@ class NativeKernels:
         """See `Kernels.project_sum`."""
         x, weights = op.x, op.weights
         if weights is None:
-            return lambda n, first=0: op.sums[first:n].fill(0)
+            return partial(_no_sums, op.sums)
         if weights.spec.format.bits == 32:
             return self._reference.project_sum(op)
         n, width = x.shape[0], weights.total_cols
@@ -323,3 +323,8 @@ def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Ar
         record.out_offset = column
         column += w.total_rows
     return records
+
+
+def _no_sums(sums: F64, n: int, first: int = 0) -> None:
+    assert 0 <= first < n <= len(sums), "more tokens than the buffers hold"
+    sums[first:n] = 0

@@ -41,7 +41,10 @@ LOOK_S = 0.1
 
 
 class Links(Rendezvous):
-    """The links of the board of rank `rank`, in the group's `epoch`.
+    """The links of the board of rank `rank`, in the group's `epoch`: messages over them.
+
+    How they are opened is in the base class: one object in two files, each of which can be read
+    without the other.
 
     `bounds`: bytes of a message, and how many a board may send before they are due; `rule`: whom a
     failure concerns; `transport`: what carries messages, or "auto" for the quicker one of each

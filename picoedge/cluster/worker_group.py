@@ -69,6 +69,7 @@ class WorkerGroup:
         self._directory, self._tell, self._progress = directory, tell, progress
         self._handles, self._prediction = handles, prediction
         self._reports: dict[str, tuple[dict[str, Any], float]] = {}  # the last by key, and when
+        self._ended: set[str] = set()  # keys of boards whose daemons have said why it ended
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._relays: dict[int, Relay] = {}
@@ -231,6 +232,7 @@ class WorkerGroup:
                 port = Fields(body, f"{handle.name}'s worker").integer("port", 1, (1 << 16) - 1)
                 self._ports[handle.key] = port
             elif kind == "job-ended":
+                self._ended.add(handle.key)
                 raise self._end_of(handle, body)
             elif kind == "job-report":
                 self._add_report(handle, body)
@@ -284,7 +286,7 @@ class WorkerGroup:
             return error
         deadline = time.monotonic() + LAST_WORDS_S
         try:
-            while time.monotonic() < deadline:
+            while handle.key not in self._ended and time.monotonic() < deadline:
                 self.read_notifications(handle)
                 time.sleep(POLL_S)
         except BoardLostError as reason:

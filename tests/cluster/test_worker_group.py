@@ -1,0 +1,49 @@
+"""The hub's side of a group, with daemons that say what a test has them say."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from picoedge.cluster import worker_group
+from picoedge.cluster.worker_group import WorkerGroup
+from picoedge.errors import BoardLostError
+
+SAID = {"message": "its worker was killed (signal 9)", "hint": ""}
+
+
+def group_of(*pushed: tuple[str, dict[str, Any]]) -> tuple[WorkerGroup, Any]:
+    """A group of a hub and b2, whose daemon has pushed this."""
+    inbox = [list(pushed)]
+    client = SimpleNamespace(notifications=lambda: inbox.pop() if inbox else [])
+    b2 = SimpleNamespace(name="b2", key="K2", client=client)
+    parts: Any = (None, [SimpleNamespace(name="hub", key="K1"), b2], None, print, None)
+    return WorkerGroup(*parts), b2
+
+
+def test_a_reason_that_is_known_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, b2 = group_of(
+        ("job-report", {"stage": "computing", "state": "runs"}), ("job-ended", SAID)
+    )
+    with pytest.raises(BoardLostError, match="killed") as raised:
+        group.read_notifications(b2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    explained = group.explain(raised.value)
+    assert explained.board == "b2"
+    assert "killed (signal 9); 0.0 s ago it reported: computing, runs" in explained.message
+
+
+def test_a_reason_that_comes_later_replaces_the_error() -> None:
+    group, _ = group_of(("job-ended", SAID))
+    explained = group.explain(BoardLostError("b2: its connection ended", board="b2"))
+    assert explained.message == "b2: its worker was killed (signal 9)"
+
+
+def test_an_error_without_a_reason_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_group, "LAST_WORDS_S", 0.0)
+    group, _ = group_of()
+    error = BoardLostError("b2: its connection ended", board="b2")
+    assert group.explain(error) is error

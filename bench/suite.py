@@ -108,23 +108,24 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
             results.read_rows(options.into, suite.name)  # refused now rather than after an hour
         with suite.prepare(options) as prepared:
             about = describe_machine()
-            measured, failed = measure(suite, rows, prepared, max(1, options.rounds))
+            measured, failed = measure(suite, rows, prepared, options)
     except Unready as error:
         print(f"bench {suite.name}: {error}", file=sys.stderr)
         return 3
     print(shlex.join(["python", "-m", "bench", suite.name, *argv]))
     tell(suite, measured, failed, about, as_json=options.json)
-    if options.into is not None:
-        merge(suite, measured, options.into)
     if any(not isinstance(why, Unready) for why in failed.values()):
         return 1
     return 3 if failed else 0
 
 
 def measure(
-    suite: Suite, rows: Sequence[str], prepared: Any, rounds: int
+    suite: Suite, rows: Sequence[str], prepared: Any, options: argparse.Namespace
 ) -> tuple[list[Measured], dict[str, BenchError]]:
-    """What could be measured of the rows, and for the others why not."""
+    """What could be measured of the rows, and for the others why not.
+
+    Each is merged into `options.into` at once: an hour's measurements outlive an interrupt.
+    """
     measured: list[Measured] = []
     failed: dict[str, BenchError] = {}
     for names, group in suite.groups:
@@ -133,9 +134,13 @@ def measure(
             continue
         print(f"measuring {', '.join(wanted)}", file=sys.stderr, flush=True)
         try:
-            measured += [one for one in group(prepared, rounds) if one.name in wanted]
+            new = [one for one in group(prepared, max(1, options.rounds)) if one.name in wanted]
         except BenchError as error:
             failed.update(dict.fromkeys(wanted, error))
+            continue
+        measured += new
+        if options.into is not None:
+            merge(suite, new, options.into)
     return sorted(measured, key=lambda one: list(suite.targets).index(one.name)), failed
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 WORKER_START_S = 20.0  # silence of a starting worker: Python's start on a slow card takes ten
 CONNECT_S = 20.0  # for links to workers that listen already: a handshake on a busy board
 STOPPED_S = 1.0  # for which a worker may be stopped (SIGSTOP, a frozen cgroup) until it has failed
-LAST_WORDS_S = 0.3  # for a daemon to report why its worker ended: it does so at once
+LAST_WORDS_S = 1.0  # for a daemon to report why its worker ended: at once, where it is not busy
 POLL_S = 0.05
 
 

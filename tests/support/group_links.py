@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from mesh_sums import EPOCH, LOOPBACK, Boards, forward_pass
+from mesh_sums import EPOCH, LOOPBACK, Boards, boards, forward_pass
 
 from picoedge.cluster.forward_pass import Stages, Tag
 from picoedge.errors import BoardLostError
@@ -136,6 +136,16 @@ def faulty_worker(team: Boards, transport: TransportChoice) -> Iterator[FaultyWo
     finally:
         made.close()
         context.destroy(linger=0)
+
+
+@contextmanager
+def faulty_pair(transport: TransportChoice) -> Iterator[tuple[Boards, FaultyWorker]]:
+    """A hub whose links are not open yet, and the worker that a test has misbehave."""
+    with (
+        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        faulty_worker(team, transport) as worker,
+    ):
+        yield team, worker
 
 
 def hub_of(team: Boards) -> Any:

@@ -19,7 +19,7 @@ from group_links import (
     HUBS_HELLO,
     ROWS,
     drain,
-    faulty_worker,
+    faulty_pair,
     flood_until_lost,
     hub_of,
     input_header,
@@ -61,10 +61,7 @@ WRONG = {
 def test_what_does_not_fit_is_the_fault_of_its_sender(
     transport: TransportChoice, frames: list[bytes]
 ) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         hub = hub_of(team)
         send(*frames)
@@ -74,10 +71,7 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(
 
 
 def test_nothing_comes_after_the_last_sum_of_a_pass(transport: TransportChoice) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         hub = hub_of(team)
         rights = [message(dataclasses.replace(RIGHT, sequence=1 + i)) for i in range(3)]
@@ -104,10 +98,7 @@ AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
 def test_what_comes_early_must_be_of_the_next_sum(
     transport: TransportChoice, headers: list[Header]
 ) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
@@ -120,10 +111,7 @@ def test_what_comes_early_must_be_of_the_next_sum(
 def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(
     transport: TransportChoice,
 ) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
@@ -143,10 +131,7 @@ def test_mutated_headers_never_make_a_sum(transport: TransportChoice, seed: int)
     mutated = bytearray(message(RIGHT))
     for at in random.integers(0, 32, random.integers(1, 4)):
         mutated[at] ^= random.integers(1, 256)
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         hub, sums = hub_of(team), np.ones((1, 64))
         send(bytes(mutated))
@@ -158,10 +143,7 @@ def test_mutated_headers_never_make_a_sum(transport: TransportChoice, seed: int)
 
 @pytest.mark.parametrize("transport", ["stream"])
 def test_a_message_too_large_ends_its_connection(transport: TransportChoice) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         hub = hub_of(team)
         send(bytes(ROWS.message_bytes + 100))
@@ -173,10 +155,7 @@ def test_a_message_too_large_ends_its_connection(transport: TransportChoice) -> 
 def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(
     transport: TransportChoice,
 ) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         send = worker.open()
         longest = message(Header(Kind.CONTROL, EPOCH), ROWS.message_bytes - 32)
         send(longest, longest + b"\0")

@@ -16,7 +16,7 @@ from group_links import (
     HUBS_CHOICE,
     HUBS_HELLO,
     ROWS,
-    faulty_worker,
+    faulty_pair,
     message,
     note,
     stranger,
@@ -239,10 +239,7 @@ GREETINGS = {
 def test_another_greeting_than_expected_is_refused(
     transport: TransportChoice, frames: list[bytes]
 ) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         worker.greet(*frames)
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} began with"):
             team.links[0].open(5)
@@ -261,10 +258,7 @@ def test_a_hub_without_ciphers_is_refused(transport: TransportChoice, ciphers: b
 
 @pytest.mark.parametrize("transport", ["stream"])
 def test_a_ticket_without_a_listener_ends_the_link(transport: TransportChoice) -> None:
-    with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
-    ):
+    with faulty_pair(transport) as (team, worker):
         ticket = worker.entrance.ticket(HUB, HUBS_HELLO, Cipher.CHACHA20_POLY1305)
         worker.entrance.close()
         worker.greet(HELLO + ticket.to_bytes())

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import zmq
 from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
+from packed_gguf import write_text
 from store_models import write_gguf
 from version1_code import unpack_version1
 
@@ -43,7 +44,7 @@ from picoedge.mesh.transport.messages import Dialect, RawReply, Translation, rea
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Wanted
-from picoedge.store.sources.source import ModelSource, open_source
+from picoedge.store.sources.source import open_source
 
 SCRIPT = Path(__file__).parents[2] / "support" / "version1_daemon.py"
 # What a board of version 1 sends in front of the JSON of every control message.
@@ -244,11 +245,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(folder / "m.gguf", "Q8_0", tied=False)
     pack_source(open_source(folder / "m.gguf"), folder / "m.pico", write_text=write_text)
     return folder
-
-
-def write_text(source: ModelSource, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("")
 
 
 @contextmanager

@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from packed_gguf import write_text
 from store_models import write_gguf
 
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.store.sources.source import ModelSource, open_source
-
-
-def write_text(source: ModelSource, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("")
+from picoedge.store.sources.source import open_source
 
 
 @pytest.fixture(scope="module")

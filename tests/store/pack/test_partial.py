@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packed_gguf import write_text
 from store_models import write_gguf
 
 from picoedge.cli.main import main
@@ -31,18 +32,13 @@ from picoedge.store.shards import (
     read_inventory,
     record_head,
 )
-from picoedge.store.sources.source import ModelSource, open_source
+from picoedge.store.sources.source import open_source
 from picoedge.store.window.weights import MappedWeights
 from picoedge.units import format_size
 
 SOME = Wanted(Slice(range(1), range(1, 2)))
 WORDS = Wanted(Slice(range(0), range(0), range(1, 3)))
 NOTHING = Slice(range(0), range(0))
-
-
-def write_text(source: ModelSource, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])

@@ -69,7 +69,7 @@ class WorkerGroup:
         self._directory, self._tell, self._progress = directory, tell, progress
         self._handles, self._prediction = handles, prediction
         self._reports: dict[str, tuple[dict[str, Any], float]] = {}  # the last by key, and when
-        self._ended: set[str] = set()  # keys of boards whose daemons have said why it ended
+        self._reasons: dict[str, MeshError] = {}  # why workers ended, as their daemons said; by key
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._relays: dict[int, Relay] = {}
@@ -232,8 +232,8 @@ class WorkerGroup:
                 port = Fields(body, f"{handle.name}'s worker").integer("port", 1, (1 << 16) - 1)
                 self._ports[handle.key] = port
             elif kind == "job-ended":
-                self._ended.add(handle.key)
-                raise self._end_of(handle, body)
+                self._reasons[handle.key] = reason = self._end_of(handle, body)
+                raise reason
             elif kind == "job-report":
                 self._add_report(handle, body)
             elif kind == "job-revoked" and handle is self._handles[HUB]:
@@ -281,25 +281,38 @@ class WorkerGroup:
 
     def explain(self, error: BoardLostError) -> BoardLostError:
         """The error with the reason and the last report of the failed board's daemon, if known."""
-        handle = next((h for h in self._handles if h.name == error.board), None)
+        reason = self._last_words(error)
+        if reason.board != error.board:  # whose worker ended because it had lost this one
+            reason = self._last_words(reason)
+        handle = self._named(reason.board)
+        if handle is None or handle.key not in self._reports:
+            return reason
+        report, at_s = self._reports[handle.key]
+        stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
+        ago_s = time.monotonic() - at_s
+        message = f"{reason.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
+        return BoardLostError(message, reason.hint, board=reason.board)
+
+    def _last_words(self, error: BoardLostError) -> BoardLostError:
+        """Why the failed board's worker ended, as its daemon says; the error, if it does not."""
+        handle = self._named(error.board)
         if handle is None:
             return error
         deadline = time.monotonic() + LAST_WORDS_S
         try:
-            while handle.key not in self._ended and time.monotonic() < deadline:
+            if handle.key in self._reasons:  # read before the error was raised
+                raise self._reasons[handle.key]
+            while time.monotonic() < deadline:
                 self.read_notifications(handle)
                 time.sleep(POLL_S)
         except BoardLostError as reason:
-            error = reason
+            return reason
         except MeshError:
             pass
-        if handle.key not in self._reports:
-            return error
-        report, at_s = self._reports[handle.key]
-        stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
-        ago_s = time.monotonic() - at_s
-        message = f"{error.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
-        return BoardLostError(message, error.hint, board=error.board)
+        return error
+
+    def _named(self, board: str) -> BoardHandle | None:
+        return next((handle for handle in self._handles if handle.name == board), None)
 
     def close(self) -> None:
         """Say goodbye to the workers, and free all boards. Idempotent."""

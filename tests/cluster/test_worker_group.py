@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,20 @@ from picoedge.errors import BoardLostError
 SAID = {"message": "its worker was killed (signal 9)", "hint": ""}
 
 
-def group_of(*pushed: tuple[str, dict[str, Any]]) -> tuple[WorkerGroup, Any]:
-    """A group of a hub and b2, whose daemon has pushed this."""
+Pushed = tuple[str, dict[str, Any]]
+
+
+def board(name: str, *pushed: Pushed) -> Any:
+    """A board whose daemon has pushed this."""
     inbox = [list(pushed)]
     client = SimpleNamespace(notifications=lambda: inbox.pop() if inbox else [])
-    b2 = SimpleNamespace(name="b2", key="K2", client=client)
-    parts: Any = (None, [SimpleNamespace(name="hub", key="K1"), b2], None, print, None)
+    return SimpleNamespace(name=name, key=f"key of {name}", client=client)
+
+
+def group_of(*pushed: Pushed, others: Sequence[Any] = ()) -> tuple[WorkerGroup, Any]:
+    """A group of a hub, of b2, whose daemon has pushed this, and of others."""
+    b2 = board("b2", *pushed)
+    parts: Any = (None, [board("hub"), b2, *others], None, print, None)
     return WorkerGroup(*parts), b2
 
 
@@ -36,10 +45,26 @@ def test_a_reason_that_is_known_is_not_waited_for(monkeypatch: pytest.MonkeyPatc
     assert "killed (signal 9); 0.0 s ago it reported: computing, runs" in explained.message
 
 
+def test_a_reason_that_was_read_before_another_error_is_told() -> None:
+    group, b2 = group_of(("job-ended", SAID))
+    with pytest.raises(BoardLostError, match="killed"):
+        group.read_notifications(b2)
+    explained = group.explain(BoardLostError("b2 is lost: its connection ended", board="b2"))
+    assert explained.message == "b2: its worker was killed (signal 9)"
+
+
 def test_a_reason_that_comes_later_replaces_the_error() -> None:
     group, _ = group_of(("job-ended", SAID))
     explained = group.explain(BoardLostError("b2: its connection ended", board="b2"))
     assert explained.message == "b2: its worker was killed (signal 9)"
+
+
+def test_a_board_that_another_one_has_lost_says_why_itself() -> None:
+    lost = {"message": "b2 is lost: its connection ended", "hint": "", "board": "b2"}
+    b3 = board("b3", ("job-report", {"stage": "computing"}), ("job-ended", lost))
+    group, _ = group_of(("job-ended", SAID), others=[b3])
+    explained = group.explain(BoardLostError("b3 is lost: its connection ended", board="b3"))
+    assert (explained.board, explained.message) == ("b2", "b2: its worker was killed (signal 9)")
 
 
 def test_an_error_without_a_reason_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

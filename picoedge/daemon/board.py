@@ -23,6 +23,7 @@ from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
+from picoedge.daemon.workers import Reservation, Workers
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
@@ -48,24 +49,6 @@ class BoardOptions:
     threads: int | None = None
 
 
-@dataclass(eq=False)
-class Reservation:
-    """A user of this board, in the queue or at work: a connection, or a background run.
-
-    `sender` is the hub's connection; the one of a run may have ended.
-    """
-
-    user: User
-    sender: Sender
-    granted: Pending
-    job: str = ""
-    module: str = ""
-    spec: JobSpec | None = None
-    relay: str = ""  # its worker's Unix socket, for a relay
-    transport: str = ""  # of messages between its worker and the hub, once they are linked
-    worker: WorkerProcess | None = None
-
-
 class BoardService:
     """Answers for this board on `node`. `facts` returns what it can do, None until measured.
 
@@ -85,7 +68,7 @@ class BoardService:
         self._facts, self._find_pack = facts, find_pack
         self._reservations = Reservations()
         self._users: dict[User, Reservation] = {}
-        self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
+        self._workers = Workers(node.rpc.loop, self)
         node.rpc.on("board-facts", lambda peer, body: self._board_facts())
         node.rpc.on("job-reserve", self._reserve)
         node.rpc.on("job-start", self._start)
@@ -129,7 +112,7 @@ class BoardService:
         if kind.background:
             return self._add_run(Reservation(spec.id, sender, Pending(), name, kind.module, spec))
         reservation = self._users[sender.route]
-        self._stop_worker(reservation)
+        self._workers.stop(reservation)
         reservation.job, reservation.module, reservation.spec = name, kind.module, spec
         self._start_worker(reservation)
         self._do(self._reservations.worker_started(sender.route))
@@ -183,7 +166,7 @@ class BoardService:
                 case StartRun(run):
                     self._start_run(self._users[run])
                 case Stop(user):
-                    self._stop_worker(self._users[user])
+                    self._workers.stop(self._users[user])
                 case Queued(connection, place, holder):
                     name = self._name_of(holder)
                     self._push(self._users[connection], "queued", place=place, held_by=name)
@@ -216,7 +199,7 @@ class BoardService:
             elif reservation is self._holder:
                 self._node.rpc.push(reservation.sender, "job-revoked", {"key": key})
 
-    # -- workers -------------------------------------------------------------------------------
+    # -- what becomes of workers ----------------------------------------------------------------
 
     def _start_worker(self, reservation: Reservation) -> None:
         assert reservation.spec is not None
@@ -230,56 +213,17 @@ class BoardService:
             memory_bytes=self._memory_bytes(),
             threads=self._options.threads,
         )
-        try:
-            worker = WorkerProcess(
-                reservation.module, config, lambda line: self._on_line(reservation, line)
-            )
-        except OSError as error:
-            remedy = "has that board memory and files left for another process?"
-            raise MeshError(f"its worker did not start: {error}", remedy) from error
-        reservation.worker = worker
-        self._node.rpc.loop.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
-        self._node.rpc.loop.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
+        self._workers.start(reservation, config)
 
     def _start_run(self, reservation: Reservation) -> None:
         try:
             self._start_worker(reservation)
         except MeshError as error:
             self._push(reservation, "ended", message=error.message, hint=error.hint)
-            self._node.rpc.loop.soon(lambda: self._worker_ended(reservation.user))
+            self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
 
-    def _worker_ended(self, user: User) -> None:
-        self._do(self._reservations.worker_ended(user))
-        if isinstance(user, str) and user not in self._reservations.runs:
-            self._users.pop(user, None)
-
-    def _stop_worker(self, reservation: Reservation) -> None:
-        """Kill the worker without waiting: in a disk read, it ends only when the disk answers."""
-        worker, reservation.worker = reservation.worker, None
-        reservation.relay = reservation.transport = ""
-        if worker is not None:
-            self._node.rpc.loop.remove(worker.stdout.fileno())
-            self._node.rpc.loop.remove(worker.pidfd)
-            worker.kill()
-            self._ending.append(worker)
-            self._node.rpc.loop.add(worker.pidfd, lambda: self._reap(reservation, worker))
-
-    def _reap(self, reservation: Reservation, worker: WorkerProcess) -> None:
-        self._node.rpc.loop.remove(worker.pidfd)
-        self._ending.remove(worker)
-        is_run = (
-            isinstance(reservation.user, str) and self._users.get(reservation.user) is reservation
-        )
-        if is_run and not worker.was_killed:  # it had ended when it was to be stopped
-            self._worker_left(reservation, worker)
-        worker.end()
-        self._worker_ended(reservation.user)
-
-    def _read(self, reservation: Reservation, worker: WorkerProcess) -> None:
-        if reservation.worker is worker and not worker.read():
-            self._node.rpc.loop.remove(worker.stdout.fileno())
-
-    def _on_line(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
+    def worker_said(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
+        """See `WorkerEvents`."""
         if "port" in line:
             reservation.relay, reservation.transport = str(line.get("relay", "")), ""
             self._push(reservation, "listens", port=line["port"])
@@ -288,24 +232,28 @@ class BoardService:
             # At once: a process that reads from a disk which does not answer cannot end.
             self._push(reservation, "ended", **WorkerProcess.why_failed(line["failed"]))
 
+    def worker_left(self, reservation: Reservation, worker: WorkerProcess) -> None:
+        """See `WorkerEvents`. A run whose worker has left is over: it is not started again."""
+        is_run = isinstance(reservation.user, str)
+        if is_run and self._users.get(reservation.user) is not reservation:
+            return  # it was called off before
+        self._push(reservation, "ended", **worker.why_ended())
+        if is_run:
+            self._end_run(reservation)
+
+    def worker_ended(self, reservation: Reservation) -> None:
+        """See `WorkerEvents`."""
+        user = reservation.user
+        self._do(self._reservations.worker_ended(user))
+        if isinstance(user, str) and user not in self._reservations.runs:
+            self._users.pop(user, None)
+
     def _relay_endpoint(self, key: str) -> str:
         """The socket of the worker that runs for a group with that board in it; "" if none."""
         holder = self._holder
         if holder is None or holder.worker is None or holder.spec is None:
             return ""
         return holder.relay if key in dict(holder.spec.members) else ""
-
-    def _on_exit(self, reservation: Reservation, worker: WorkerProcess) -> None:
-        """The worker has ended by itself: say why before the hub sees a broken link."""
-        if reservation.worker is worker:
-            self._worker_left(reservation, worker)
-            self._stop_worker(reservation)
-
-    def _worker_left(self, reservation: Reservation, worker: WorkerProcess) -> None:
-        """A run whose worker has ended by itself is over: it is not to be started again."""
-        self._push(reservation, "ended", **worker.why_ended())
-        if isinstance(reservation.user, str):
-            self._end_run(reservation)
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -334,7 +282,7 @@ class BoardService:
             "transport": "",
         }
         if holder is None:
-            return {**state, "does": "ending" if self._ending else "free"}
+            return {**state, "does": "ending" if self._workers.are_ending else "free"}
         state["for"] = self._node.name_of(str(holder.sender))
         if holder.worker is None or holder.spec is None:
             own = str(holder.sender) == self._node.identity.keys.public
@@ -355,11 +303,10 @@ class BoardService:
         """End all workers."""
         self._relays.close()
         for reservation in self._users.values():
-            self._stop_worker(reservation)
+            self._workers.stop(reservation)
         self._users.clear()
         self._reservations = Reservations()
-        for worker in self._ending:
-            worker.end()
+        self._workers.close()
 
 
 def _sender(peer: str) -> Sender:

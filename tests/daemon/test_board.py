@@ -228,7 +228,7 @@ def test_a_worker_that_cannot_be_started_is_an_error_with_a_remedy(
     def fail(*its: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("picoedge.daemon.board.WorkerProcess", fail)
+    monkeypatch.setattr("picoedge.daemon.workers.WorkerProcess", fail)
     hub = board.connect(board.hub)
     hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
     assert "Cannot allocate memory" in pushed(hub, "job-ended")["message"]

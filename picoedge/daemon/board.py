@@ -169,7 +169,7 @@ class BoardService:
                     self._workers.stop(self._users[user])
                 case Queued(connection, place, holder):
                     name = self._name_of(holder)
-                    self._push(self._users[connection], "queued", place=place, held_by=name)
+                    self._push_newest(self._users[connection], "queued", place=place, held_by=name)
 
     def _name_of(self, user: bytes | None) -> str:
         known = None if user is None else self._users.get(user)
@@ -258,15 +258,17 @@ class BoardService:
     # -- reports -------------------------------------------------------------------------------
 
     def _push(self, reservation: Reservation, what: str, **body: Any) -> None:
-        if reservation.spec is not None:
-            body = {"session": reservation.spec.id, **body}
-        self._node.rpc.push(reservation.sender, f"job-{what}", body)
+        self._node.rpc.push(reservation.sender, f"job-{what}", _with_job(reservation, body))
+
+    def _push_newest(self, reservation: Reservation, what: str, **body: Any) -> None:
+        body = _with_job(reservation, body)
+        self._node.rpc.push_newest(reservation.sender, f"job-{what}", body)
 
     def _report(self) -> None:
         self._node.rpc.loop.after(REPORT_S, self._report)
         holder = self._holder
         if holder is not None and holder.worker is not None:
-            self._push(holder, "report", **holder.worker.report())
+            self._push_newest(holder, "report", **holder.worker.report())
 
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""
@@ -307,6 +309,11 @@ class BoardService:
         self._users.clear()
         self._reservations = Reservations()
         self._workers.close()
+
+
+def _with_job(reservation: Reservation, body: Body) -> Body:
+    spec = reservation.spec
+    return body if spec is None else {"session": spec.id, **body}
 
 
 def _sender(peer: str) -> Sender:

@@ -22,15 +22,19 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
+from picoedge.mesh.transport.credit import PushCredit
 from picoedge.mesh.transport.dialer import Dialer, OutgoingConnection
 from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.loop import Call, Loop
 from picoedge.mesh.transport.messages import (
+    ACKNOWLEDGE,
     ERROR,
+    KIND_NAME,
     MAX_ID,
     NO_TRANSLATION,
     REPLY,
+    WANTS,
     Body,
     Dialect,
     Handler,
@@ -97,9 +101,11 @@ class Rpc:
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
         self._dialects: dict[bytes, Dialect] = {}  # by route
+        self._credits: dict[bytes, PushCredit] = {}  # by route
         self._pending: Counter[bytes] = Counter()  # requests without a reply, by route
         self._strikes: Counter[str] = Counter()
         self._on_gone: list[Callable[[Sender], None]] = []
+        self.on(ACKNOWLEDGE, self._acknowledged)
         try:
             self.server = Server(context, keys, listen, admits, limits)
         except BaseException:
@@ -133,6 +139,20 @@ class Rpc:
         Does not wait. False if it is not connected, or reads so slowly that it is cut off.
         """
         return self._send(to, lambda dialect: dialect.write(kind, body))
+
+    def push_newest(self, to: Sender, kind: str, body: Body) -> None:
+        """Send a notification that the next one of its kind replaces.
+
+        It is sent once the client has read the last one; a client that does not read is not cut
+        off for it. See `credit.py`.
+        """
+        dialect, now_s = self._dialects.get(to.route), self.loop.clock()
+        if dialect is None:
+            return
+        credit = self._credits.get(to.route)
+        if credit is None:
+            credit = self._credits[to.route] = PushCredit(dialect.is_acknowledged, now_s)
+        self._push_wanted(to, kind, credit.offer(kind, body, now_s))
 
     def ask(
         self, key: str, kind: str, body: Body, answered: Answered, timeout_s: float = ASK_S
@@ -172,6 +192,7 @@ class Rpc:
         for sender in self.server.take_gone(self.loop.clock()):
             self._pending.pop(sender.route, None)
             self._dialects.pop(sender.route, None)
+            self._credits.pop(sender.route, None)
             route = self.routes.get(sender)
             if route is not None and route.route == sender.route:
                 del self.routes[sender]
@@ -224,6 +245,8 @@ class Rpc:
             return self._replied(peer, kind, body, dialect)
         number = number_of(body)
         route = peer.route if isinstance(peer, Sender) else b""
+        if number is not None and route in self._credits:
+            self._credits[route].heard(self.loop.clock())
         most = self.limits.pending_per_connection
         if route and self._pending[route] >= most:
             raise ProtocolError(f"more than {most} requests wait for an answer")
@@ -275,10 +298,26 @@ class Rpc:
             return self._finish(number, error_of(body, self.name_of(peer)))
         self._finish(number, dialect.reply_body(ask.kind, body))
 
+    def _acknowledged(self, peer: str, body: Body) -> None:
+        kind = Fields(body).text("of", pattern=KIND_NAME)
+        credit = self._credits.get(peer.route) if isinstance(peer, Sender) else None
+        if credit is not None:
+            self._push_wanted(peer, kind, credit.acknowledged(kind))
+
+    def _push_wanted(self, to: str, kind: str, body: Body | None) -> None:
+        """Send what the credit allows. A queue that is full drops it, and ends no connection."""
+        if body is not None:
+            self._send(to, lambda dialect: dialect.write(kind, _wanted(body, dialect)), True)
+
     # -- sending -------------------------------------------------------------------------------
 
-    def _send(self, to: str, write: Callable[[Dialect], Frames]) -> bool:
-        """Send the frames that `write` makes in the dialect of the connection to `to`."""
+    def _send(
+        self, to: str, write: Callable[[Dialect], Frames], is_droppable: bool = False
+    ) -> bool:
+        """Send the frames that `write` makes in the dialect of the connection to `to`.
+
+        A connection that does not read is ended, but for a message that `is_droppable`.
+        """
         connection = None if isinstance(to, Sender) else self.dialer.to(to)
         if connection is not None:
             return connection.send(write(connection.dialect)) or self._unsent(connection)
@@ -286,7 +325,7 @@ class Rpc:
         dialect = None if route is None else self._dialects.get(route.route)
         if route is None or dialect is None:
             return False
-        return self.server.send(route, write(dialect))
+        return self.server.send(route, write(dialect), is_droppable)
 
     def _unsent(self, connection: OutgoingConnection) -> bool:
         """The connection has ended, or its queue is full: then it is closed."""
@@ -329,3 +368,8 @@ class Rpc:
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
         says_who = isinstance(error, VersionError)
         self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
+
+
+def _wanted(body: Body, dialect: Dialect) -> Body:
+    """The body with the wish for an acknowledgement, if the other side sends any."""
+    return {**body, WANTS: True} if dialect.is_acknowledged else body

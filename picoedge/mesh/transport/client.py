@@ -23,9 +23,11 @@ from picoedge.mesh.transport.curve import (
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
+    ACKNOWLEDGE,
     ERROR,
     NO_TRANSLATION,
     REPLY,
+    WANTS,
     Body,
     Dialect,
     Translation,
@@ -73,7 +75,7 @@ class Client:
         self.name = name
         self.address = address
         self._limits = limits
-        self._dialect = Dialect(translation, f"board {name}")
+        self._dialect = Dialect(translation, f"board {name}", acknowledges=True)
         self.socket: Socket = context.socket(zmq.DEALER)
         bounds = SocketBounds(limits.frame_bytes, limits.client_messages)
         configure_client(self.socket, keys, server_key, bounds)
@@ -82,6 +84,7 @@ class Client:
         self.monitor: Any = self.socket.get_monitor_socket(_WATCHED)
         self._numbers = itertools.count(1)
         self._notifications: list[tuple[str, Body]] = []
+        self._unacknowledged: set[str] = set()  # kinds of notifications
         self._seen = "nothing listens there"
         self._was_up = False
         self._lost: MeshError | None = None
@@ -189,14 +192,31 @@ class Client:
                 return frames
             raise
         if kind not in (REPLY, ERROR):
-            if len(self._notifications) < self._limits.notifications:
-                self._notifications.append((kind, body))
+            self._notified(kind, body)
             return None
         if body.get("id") != number:
             return None
         if kind == ERROR:
             raise error_of(body, self.name)
         return self._dialect.reply_body(asked, body)
+
+    def _notified(self, kind: str, body: Body) -> None:
+        """Keep a notification; where it asks for that, in place of the last one of its kind."""
+        if body.pop(WANTS, False) is True:
+            others = [each for each in self._notifications if each[0] != kind]
+            self._notifications = others
+            self._unacknowledged.add(kind)
+            self._acknowledge()
+        if len(self._notifications) < self._limits.notifications:
+            self._notifications.append((kind, body))
+
+    def _acknowledge(self) -> None:
+        """Acknowledge what was read; what the queue does not take now, with the next one."""
+        with contextlib.suppress(zmq.Again):
+            for kind in sorted(self._unacknowledged):
+                frames = self._dialect.write(ACKNOWLEDGE, {"of": kind})
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+                self._unacknowledged.discard(kind)
 
     def _wait(self, flags: int, deadline_s: float) -> None:
         wait_s = deadline_s - time.monotonic()

@@ -32,17 +32,18 @@ class Limits:
     outgoing_connections: int = 256  # attempts included: keys times addresses while searching
 
     frame_bytes: int = CONTROL_BYTES
-    # Per connection: a peer whose queue is full is cut off. What a daemon sends is paced (reports
-    # and heartbeats 4 a second, 8 relayed chunks, a reply a request) and the system's buffers come
-    # first, so a peer is cut off for seconds without reading, not for a moment.
+    # Per connection: a peer whose queue is full is cut off. What a daemon sends is paced (4
+    # heartbeats a second to daemons, 8 relayed chunks, a reply a request; reports wait until the
+    # last one was read, see `credit.py`) and the system's buffers come first, so a peer is cut off
+    # for seconds without reading, not for a moment.
     queued_messages: int = 64
     requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
-    # In the queue of a client that computes: four minutes of reports. A full one ends its
-    # connection (see SocketBounds).
+    # In the queue of a client that computes, or waits for its user: a report, and what a job brings
+    # about. A full one ends its connection (see SocketBounds).
     client_messages: int = 1024
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
-    notifications: int = 1024  # of a daemon, kept until the client reads them: minutes of reports
+    notifications: int = 1024  # of a daemon, kept until the client reads them
     # Of one connection, or a burst between two heartbeats of ours; honest boards send KB.
     bytes_per_s: int = 16 << 20
     burst_bytes: int = 4 << 20

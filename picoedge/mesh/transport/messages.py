@@ -25,6 +25,8 @@ from picoedge.mesh.transport.limits import CONTROL_BYTES
 Body = dict[str, Any]
 
 REPLY, ERROR = "reply", "error"
+ACKNOWLEDGE = "acknowledge"  # {"of": kind}: the last notification of that kind was read
+WANTS = "wants_acknowledge"  # a field of a notification: see `credit.py`
 PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = (1 << 53) - 1  # JSON numbers up to here are exact in every language
 CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most 7
@@ -86,14 +88,22 @@ NO_TRANSLATION = Translation()
 class Dialect:
     """Writes and reads the control messages of one connection, in the version both sides know.
 
-    `board` names the other side in errors.
+    `board` names the other side in errors. `acknowledges`: this side sends ACKNOWLEDGE for each
+    notification that asks for it, which it says when it opens the connection.
     """
 
-    def __init__(self, translation: Translation = NO_TRANSLATION, board: str = "a board") -> None:
+    def __init__(
+        self,
+        translation: Translation = NO_TRANSLATION,
+        board: str = "a board",
+        acknowledges: bool = False,
+    ) -> None:
         self.version = SPOKEN[0]  # until the other side has said that it knows a newer one
         self._translation = translation
         self._board = board
         self._is_opening = True
+        self._acknowledges = acknowledges
+        self.is_acknowledged = False  # whether the other side acknowledges
 
     def write(self, kind: str, body: Body, asked: str = "") -> list[bytes]:
         """The frames of a message; `asked` is the kind of the request that a reply answers.
@@ -104,6 +114,8 @@ class Dialect:
             kind, body = self._translation.to_old(kind, body, asked)
         if self._is_opening:
             body = {**body, "speaks": VERSION}
+            if self._acknowledges:
+                body["acknowledges"] = True
         return control(kind, body, self.version)
 
     def read(self, frames: Sequence[bytes | memoryview]) -> tuple[str, Body]:
@@ -115,6 +127,7 @@ class Dialect:
         known = body.pop("speaks", version)
         if type(known) is not int or known < version:
             raise ProtocolError("speaks is not a version")
+        self.is_acknowledged |= body.pop("acknowledges", False) is True
         self._is_opening, self.version = False, min(known, VERSION)
         if version < VERSION:
             return self._translation.to_new(kind, body)

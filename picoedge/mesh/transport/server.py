@@ -115,12 +115,16 @@ class Server:
             if self._is_connected(sender, int(str(route.get("__fd")))):
                 return sender, [frame.bytes for frame in frames]
 
-    def send(self, sender: Sender, frames: Frames) -> bool:
-        """Send without waiting. False: the connection has ended, or is closed for not reading."""
+    def send(self, sender: Sender, frames: Frames, is_droppable: bool = False) -> bool:
+        """Send without waiting. False: the connection has ended, or reads nothing.
+
+        A connection that reads nothing is ended, but for a message that `is_droppable`.
+        """
         try:
             self.socket.send_multipart([sender.route, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            self.disconnect(sender)
+            if not is_droppable:
+                self.disconnect(sender)
             return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:

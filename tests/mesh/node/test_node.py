@@ -95,6 +95,40 @@ def test_a_connection_that_ends_before_its_messages_are_read_is_an_error(
             list(iter(client.notifications, []))
 
 
+@pytest.mark.parametrize("ada", [Limits(queued_messages=2)], indirect=True, ids=["short queue"])
+def test_a_client_that_never_reads_its_reports_keeps_its_connection(ada: Any, context: Any) -> None:
+    """Reports come without end; its queue has room for two messages, and the daemon's as well."""
+    limits = Limits(client_messages=2)
+    with Client(context, ada.bob, ada.address, ada.key, "ada", limits=limits) as client:
+        sender = sender_of(ada, client)
+
+        def report() -> None:
+            for number in range(NOTIFICATIONS):
+                ada.node.rpc.push_newest(sender, "report", {"n": number})
+
+        for _ in range(20):
+            ada.do(report)
+        assert not client.monitor.poll(ENDED_MS)
+        newest = 0
+        while newest < NOTIFICATIONS - 1 and client.socket.poll(PATIENCE_S * 1000):
+            for kind, body in client.notifications():
+                assert kind == "report"
+                assert body.keys() == {"n"}
+                newest = body["n"]
+        assert newest == NOTIFICATIONS - 1
+        assert client.ask("echo", {"text": "still here"})["text"] == "still here"
+
+
+def test_what_the_next_one_replaces_is_kept_once(ada: Any, context: Any) -> None:
+    """A client that asks, and does not look at what is pushed meanwhile."""
+    with ada.client(context, ada.bob) as client:
+        sender = sender_of(ada, client)
+        for number in range(50):
+            ada.do(lambda n=number: ada.node.rpc.push_newest(sender, "report", {"n": n}))
+            client.ask("echo", {"text": ""})
+        assert len(client.notifications()) <= 1
+
+
 def test_an_unknown_key_gets_nothing(ada: Any, context: Any) -> None:
     asked: list[str] = []
     ada.do(lambda: ada.node.rpc.on("any", lambda peer, body: asked.append(peer)))

@@ -118,7 +118,7 @@ def open_pack(
     opened = OpenPack(pack, options, load_tokenizer(pack.path), chat)
     if chat is not None:
         with suppress(PicoedgeError):  # so that what Jinja takes is counted in the memory plan
-            chat.render([{"role": "user", "content": "?"}])
+            chat.probe()
     return opened
 
 

@@ -63,6 +63,12 @@ class Prompter:
         """The prompt for the next message of a conversation. Raises TextError, ContextError."""
         return Prompt(self.chat_ids(messages)).checked(self.n_ctx)
 
+    def notes(self, messages: list[dict[str, str]]) -> list[str]:
+        """What the template does with these messages that somebody would not expect, a sentence
+        each. Raises TextError where it drops the question.
+        """
+        return self.require_template().probe().notes(messages)
+
     def complete(self, text: str) -> Prompt:
         """The prompt to continue a plain text. Raises TextError, ContextError."""
         return Prompt(self.encode(text), continues=True).checked(self.n_ctx)
@@ -79,11 +85,12 @@ class Prompter:
         return encode_chat(template, self.tokenizer, messages)
 
     def require_template(self) -> ChatTemplate:
-        """The chat template. Raises TextError where the model has none."""
+        """The chat template. Raises TextError where there is none, or it drops the question."""
         if self.template is None:
             raise TextError(
                 f"{self.name} has no chat template", "complete plain text: picoedge generate --raw"
             )
+        self.template.probe()
         return self.template
 
     def encode(self, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from picoedge.config import SamplingOptions
 from picoedge.engine.session import Prompter, Session
 from picoedge.errors import StorageError
 from picoedge.planner.memory import MemoryPlan
+from picoedge.text.template.probe import TemplateFacts
 from picoedge.text.tokenizer.base import SpecialTokens
 
 EOS = 256
@@ -31,6 +32,9 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         return [BOS] * add_bos + list(text.encode())
 
+    def encode_parts(self, parts: Iterable[int | str]) -> list[int]:
+        return [i for p in parts for i in ([p] if isinstance(p, int) else p.encode())]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
@@ -43,6 +47,9 @@ class ByteTokenizer:
 
 class PlainTemplate:
     """`user: hello` and so on, a line a message."""
+
+    def probe(self) -> TemplateFacts:
+        return TemplateFacts()
 
     def render(
         self,

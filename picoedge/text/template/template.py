@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.files import read_text_file
+from picoedge.text.template.probe import TemplateFacts, check_kept, probe_template
 from picoedge.text.tokenizer.base import TextSettings, Tokenizer
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ _TEMPLATE_ERRORS = (  # RuntimeError: also RecursionError
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
     SyntaxError, TypeError, ValueError,
 )  # fmt: skip
+_RESERVED = frozenset({"messages", "add_generation_prompt"})
 _FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFF  # the private-use planes of Unicode
 _MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
 
@@ -48,6 +51,7 @@ class ChatTemplate:
         self._now = now
         self._lock = threading.Lock()
         self._compiled: tuple[Environment, jinja2.Template] | None = None
+        self._facts: TemplateFacts | None = None
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
@@ -72,42 +76,88 @@ class ChatTemplate:
         `enable_thinking`. Raises TextError where the template refuses the messages, is broken,
         reaches for internals, or works too long.
         """
-        values = {
+        with self._lock, _template_errors():
+            values = self._values(messages, variables or {}, add_generation_prompt)
+            self._refill(values)
+            return self._render(values)
+
+    def probe(self) -> TemplateFacts:
+        """What the template does with a conversation; found at the first call, within the bounds
+        of one rendering. Raises TextError where it drops the question, or refuses it.
+        """
+        with self._lock, _template_errors():
+            if self._facts is None:
+                self._refill(self._names)
+                self._facts = probe_template(self._probed, self._variables())
+            return self._facts
+
+    def _probed(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        with _template_errors():
+            return self._render(self._values(messages, variables, True))
+
+    def _variables(self) -> frozenset[str]:
+        """Names that the template reads beyond those of every conversation."""
+        from jinja2.meta import find_undeclared_variables
+
+        environment, _ = self._compile()
+        read = find_undeclared_variables(environment.parse(self.source))
+        return frozenset(read) - _RESERVED - self._names.keys() - {"tools", "documents"}
+
+    def _values(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> dict[str, Any]:
+        if taken := _RESERVED & variables.keys():
+            raise TextError(f"{min(taken)} is no variable to set", "the conversation sets it")
+        return {
             "tools": None,
             "documents": None,
             **self._names,
-            **(variables or {}),
+            **variables,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
-        import jinja2  # tens of ms, needed by chats alone
 
-        with self._lock:
-            try:
-                return self._render(values)
-            except jinja2.TemplateError as error:
-                raise TextError(f"the chat template failed: {error.message}", _REMEDY) from error
-            except _TEMPLATE_ERRORS as error:
-                what = f"{type(error).__name__}: {error}"
-                raise TextError(f"the chat template failed: {what}", _REMEDY) from error
-
-    def _render(self, values: dict[str, Any]) -> str:
-        from picoedge.text.template.meter import Meter, tree_size
+    def _compile(self) -> tuple[Environment, jinja2.Template]:
+        from picoedge.text.template.meter import Meter
         from picoedge.text.template.sandbox import Environment
 
-        units = len(self.source) + tree_size(values)
         if self._compiled is None:
-            environment = Environment(Meter(units))
+            environment = Environment(Meter(len(self.source)))
             environment.globals["strftime_now"] = self._strftime_now
             self._compiled = environment, environment.template(self.source)
-        environment, template = self._compiled
-        environment.meter.refill(units)
-        return template.render(values)
+        return self._compiled
+
+    def _refill(self, values: Mapping[str, Any]) -> None:
+        """Begin the work on `values`: what it may cost is counted from here."""
+        from picoedge.text.template.meter import tree_size
+
+        environment, _ = self._compile()
+        environment.meter.refill(len(self.source) + tree_size(values))
+
+    def _render(self, values: dict[str, Any]) -> str:
+        return self._compile()[1].render(values)
 
     def _strftime_now(self, form: str) -> str:
         if len(form) > _MAX_DATE_FORMAT:
             raise ValueError("a date format too long")
         return self._now().strftime(form)
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    """Turn what a template raises into TextError."""
+    import jinja2  # tens of ms, needed by chats alone
+
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise TextError(f"the chat template failed: {error.message}", _REMEDY) from error
+    except _TEMPLATE_ERRORS as error:
+        what = f"{type(error).__name__}: {error}"
+        raise TextError(f"the chat template failed: {what}", _REMEDY) from error
 
 
 class _Marks:
@@ -133,9 +183,15 @@ class _Marks:
             return [self.hide(item) for item in value]
         return value
 
-    def plain(self) -> list[str]:
-        """Text of each mark, by number."""
-        return list(self._numbers)
+    def reveal(self, text: str) -> str:
+        """`text` with marks replaced by what they stand for."""
+        plain = list(self._numbers)
+        return _MARK.sub(lambda found: plain[ord(found[0]) - _FIRST_MARK], text)
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was hidden."""
+        return bool(self._numbers)
 
     def _mark(self, text: str) -> str:
         number = self._numbers.setdefault(text, len(self._numbers))
@@ -157,19 +213,22 @@ def encode_chat(
     The name of a special token is that token in the template, but plain text in a message: typing
     `<|im_end|>` does not end the user's turn. Raises TextError as `ChatTemplate.render`.
     """
-    marks = _Marks(tokenizer)
-    text = template.render(
-        [marks.hide(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        variables=variables,
-    )
-    ids: list[int] = []
-    plain = marks.plain()
-    for part in _MARK.split(text):
-        mark = ord(part) - _FIRST_MARK if len(part) == 1 else -1
-        if 0 <= mark < len(plain):
-            ids += tokenizer.encode(plain[mark], add_bos=False, parse_special=False)
-        else:
-            ids += tokenizer.encode(part, add_bos=False)
+    marks, facts = _Marks(tokenizer), template.probe()
+    hidden = [marks.hide(message) for message in facts.arrange(messages)]
+    shown = marks.hide(variables or {})
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(
+            messages, add_generation_prompt=add_generation_prompt, variables=shown
+        )
+
+    text = render(hidden)
+    check_kept(hidden, text, render, facts.history)
+    if marks.used:
+        # A run of text between two special tokens is encoded as one, whatever was hidden in it.
+        parts = tokenizer.special_tokens.split(text)
+        ids = tokenizer.encode_parts(p if isinstance(p, int) else marks.reveal(p) for p in parts)
+    else:
+        ids = tokenizer.encode(text, add_bos=False)
     bos = tokenizer.encode("")
     return ids if ids[: len(bos)] == bos else bos + ids

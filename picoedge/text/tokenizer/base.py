@@ -151,6 +151,11 @@ class Tokenizer(Vocabulary, Protocol):
         With `parse_special=False` the name of a special token in `text` is plain text.
         """
 
+    def encode_parts(self, parts: Iterable[int | str]) -> list[int]:
+        """Ids of a text whose special tokens are given as ids and the rest as plain text, without
+        BOS. No two neighbours are plain text.
+        """
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return decode(self, ids, skip_special)

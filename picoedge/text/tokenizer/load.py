@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # All kinds of characters and long repetitions: catastrophic regex backtracking shows on these.
+# Noncharacters: no text has them.
+_ANCHOR = "\ufdd0\ufdd1anchor\ufdd1\ufdd0"
 _PROBE = "The 1st\ttest,\r\n\n  café – 日本 🙂 " + " ".join(c * 64 + "!" for c in "aA0 .\n")
 
 
@@ -61,7 +63,14 @@ class _PackTokenizer(Tokenizer):
             return ids
         return [bos, *ids]
 
+    def encode_parts(self, parts: Iterable[int | str]) -> list[int]:
+        """See `Tokenizer.encode_parts`. Raises TextError where the file's rules fail."""
+        return self._encode_parts([p if isinstance(p, int) else clean(p) for p in parts])
+
     def _encode(self, text: str, parse_special: bool) -> list[int]:
+        raise NotImplementedError
+
+    def _encode_parts(self, parts: list[int | str]) -> list[int]:
         raise NotImplementedError
 
     def is_special(self, token: int) -> bool:
@@ -80,10 +89,13 @@ class JsonTokenizer(_PackTokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {i: token.content.encode() for i, token in added.items()}
         special = {token.content: i for i, token in added.items() if token.special}
+        self._strip_before = {i for i, token in added.items() if token.lstrip}
+        self._strip_after = {i for i, token in added.items() if token.rstrip}
         steps = decoder_steps(self._tokenizer, path)
         self._bytes = byte_alphabet() if "ByteLevel" in steps else None
         size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
         super().__init__(settings, special, size, _drops_first_space(steps))
+        self._anchor = self._add_anchor() if self.drops_first_space else None
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         # Locked: `encode_special_tokens` is state of the library's object, not an argument.
@@ -92,12 +104,40 @@ class JsonTokenizer(_PackTokenizer):
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _encode_parts(self, parts: list[int | str]) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            if i and parts[i - 1] in self._strip_after:
+                part = part.lstrip()
+            if parts[i + 1 : i + 2] and parts[i + 1] in self._strip_before:
+                part = part.rstrip()
+            ids += self._encode_after(part) if i else self._encode(part, False)
+        return ids
+
+    def _encode_after(self, text: str) -> list[int]:
+        """Ids of a text that begins none: some files put a space before the first word alone."""
+        if self._anchor is None:
+            return self._encode(text, False)
+        return self._encode(_ANCHOR + text, False)[1:]
+
+    def _add_anchor(self) -> int:
+        """Add a token that is matched in plain text, and stands for the text before."""
+        from tokenizers import AddedToken
+
+        self._tokenizer.add_tokens([AddedToken(_ANCHOR, normalized=False)])
+        anchor: int | None = self._tokenizer.token_to_id(_ANCHOR)
+        assert anchor is not None
+        return anchor
+
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary.token_bytes`."""
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
-        if text is None:
+        if text is None or token == self._anchor:
             return b""
         if self._bytes is not None:
             try:
@@ -199,13 +239,17 @@ class SentencePieceTokenizer(_PackTokenizer):
         self._trusted, self._untrusted = SpecialTokens(special | plain), SpecialTokens(plain)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
+        return self._encode_parts(list(self._trusted.split(text)) if parse_special else [text])
+
+    def _encode_parts(self, parts: list[int | str]) -> list[int]:
         ids: list[int] = []
-        for part in (self._trusted if parse_special else self._untrusted).split(text):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                lead = " " if self._settings.space_prefix == "first" and not ids else ""
-                ids += self._model.encode(lead + part)
+        for part in parts:
+            for piece in [part] if isinstance(part, int) else self._untrusted.split(part):
+                if isinstance(piece, int):
+                    ids.append(piece)
+                else:
+                    lead = " " if self._settings.space_prefix == "first" and not ids else ""
+                    ids += self._model.encode(lead + piece)
         return ids
 
     def token_bytes(self, token: int) -> bytes:

@@ -12,6 +12,7 @@
     |- MeshError                      the boards of a cluster do not come together
     |  |- AccessError                 a key is missing, not allowed, or revoked
     |  |- BoardLostError              a board that was needed died, hangs or is cut off
+    |  |- UnlinkedError               two boards that the hub reaches cannot reach each other
     |  |- ProtocolError               a peer sent what makes no sense; it is dropped
 
 Raised for what users, files and peers do; `assert` is for our own invariants.
@@ -82,6 +83,14 @@ class BoardLostError(MeshError):
     def __init__(self, message: str, hint: str = "", *, board: str = "") -> None:
         super().__init__(message, hint)
         self.board = board
+
+
+class UnlinkedError(MeshError):
+    """A board cannot reach others of its group, whose public keys are `keys`. None has failed."""
+
+    def __init__(self, message: str, hint: str = "", *, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.keys = keys
 
 
 class ProtocolError(MeshError):

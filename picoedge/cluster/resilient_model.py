@@ -22,7 +22,7 @@ from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.fit import LoadedModel, load_of
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
-from picoedge.errors import BoardLostError, MeshError
+from picoedge.errors import BoardLostError, MeshError, UnlinkedError
 from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
 from picoedge.jobs.stragglers import (
     SAMPLE_TOKENS,
@@ -93,6 +93,10 @@ class ClusterModel:
                 self.slice = self._load(plan)
             except BoardLostError as error:
                 self._count_failure(error)
+                continue
+            except UnlinkedError as error:
+                self._directory.unlink(error.keys[0], error.keys[1:])
+                self._tell(f"{error.message}; this board passes on their sums")
                 continue
             self._has_started, self._valid, self._detector = True, 0, StragglerDetector()
             # Seconds of a token at each board's measured speed, whatever its present one.

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
+from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.frames import VERSION
 from picoedge.store.shards import Slice
 
@@ -51,6 +52,15 @@ class RankSpec:
     part: Slice
     address: str = ""
     daemon: str = ""
+
+    def reached_at(self, daemon: str) -> RankSpec:
+        """The same, its daemon and its data socket on the host of the address `daemon`, if any."""
+        if not daemon:
+            return self
+        host, address = parse_address(daemon).host, self.address
+        if address:
+            address = str(Address(host, parse_address(address).port))
+        return dataclasses.replace(self, address=address, daemon=daemon)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `spec_from_json` reads them."""
@@ -96,6 +106,11 @@ class GroupSpec:
             for rank, member in enumerate(self.members)
             if rank != self.rank and (self.allreduce == "exchange" or 0 in (rank, self.rank))
         }
+
+    def with_daemons(self, daemons: Mapping[str, str]) -> GroupSpec:
+        """The same, with other boards where `daemons` says that they are reached, by key."""
+        ranks = tuple(rank.reached_at(daemons.get(rank.key, "")) for rank in self.ranks)
+        return dataclasses.replace(self, ranks=ranks)
 
     def contributors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ranks with attention shards, and ranks with FFN shards."""

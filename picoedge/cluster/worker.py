@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,13 @@ from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, spec_from_json
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
-from picoedge.errors import BoardLostError, ModelError, PicoedgeError, ProtocolError
+from picoedge.errors import (
+    BoardLostError,
+    ModelError,
+    PicoedgeError,
+    ProtocolError,
+    UnlinkedError,
+)
 from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
 from picoedge.jobs.relay import Relay, new_endpoint
@@ -35,6 +41,7 @@ from picoedge.store.shards import Wanted
 
 if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel
+    from picoedge.mesh.group.links import Links
 
 # For all ranks to connect: some may pull gigabytes first. If the hub fails, the daemon ends this.
 JOIN_S = 24 * 3600.0
@@ -46,10 +53,13 @@ def main() -> int:
     try:
         config = WorkerConfig.from_json(json.loads(sys.stdin.readline()))
         spec = spec_from_json(config.spec)
+        spec = spec.with_daemons(config.daemons)
         run_worker(config, spec, load_identity(cluster_folder(os.environ)))
     except BoardLostError as error:
         if error.board != spec.ranks[HUB].name:
             return _failed(error)
+    except UnlinkedError as error:
+        return _failed(error, unreached=error.keys)
     except PicoedgeError as error:
         return _failed(error)
     except MemoryError:
@@ -57,9 +67,10 @@ def main() -> int:
     return 0
 
 
-def _failed(error: PicoedgeError) -> int:
+def _failed(error: PicoedgeError, unreached: Sequence[str] = ()) -> int:
     board = error.board if isinstance(error, BoardLostError) else ""
-    _say({"failed": {"message": error.message, "hint": error.hint, "board": board}})
+    words = {"message": error.message, "hint": error.hint, "board": board}
+    _say({"failed": {**words, "unreached": list(unreached)}})
     return 1
 
 
@@ -82,10 +93,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
     relays: dict[int, Relay] = {}
     try:
         port = links.listen(config.host, relay := new_endpoint())
-        for rank in range(spec.rank + 1, len(spec.ranks)):
-            if spec.allreduce == "exchange":
-                to = spec.ranks[rank]
-                connect(links, identity.keys, rank, to.address, to.daemon, relays)
+        if spec.allreduce == "exchange":
+            _connect_workers(links, identity.keys, spec, relays)
         _say({"port": port, "relay": relay})
         links.open(JOIN_S)
         _say({"transport": links.transports()[HUB]})
@@ -99,6 +108,19 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> Non
             each.close()
         context.destroy(linger=0)
         page.write("ended")
+
+
+def _connect_workers(
+    links: Links, keys: KeyPair, spec: GroupSpec, relays: dict[int, Relay]
+) -> None:
+    """Connect to the workers of higher ranks. Raises UnlinkedError."""
+    higher = range(spec.rank + 1, len(spec.ranks))
+    to = {rank: (spec.ranks[rank].address, spec.ranks[rank].daemon) for rank in higher}
+    failures = connect(links, keys, to, relays)
+    for error in failures.values():
+        raise UnlinkedError(
+            error.message, error.hint, keys=tuple(spec.ranks[rank].key for rank in failures)
+        )
 
 
 def check_shards(spec: GroupSpec, pack: Pack) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -19,13 +18,13 @@ import zmq
 from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.open import load_model
-from picoedge.errors import BoardLostError, MeshError
+from picoedge.errors import BoardLostError, MeshError, UnlinkedError
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle
 from picoedge.jobs.group_links import connect, receive_note
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
-from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.addresses import Address, near_host, parse_address
 from picoedge.mesh.transport.frames import HUB
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class WorkerGroup:
         prediction, cluster = self._prediction, options.cluster
         assert cluster is not None
         assert options.n_ctx is not None
-        daemons = [self._own_address(), *(handle.address for handle in self._handles[1:])]
+        daemons = ["", *(handle.address for handle in self._handles[1:])]
         ranks = tuple(
             RankSpec(handle.key, handle.name, share.part, daemon=daemon)
             for handle, share, daemon in zip(self._handles, prediction.shares, daemons, strict=True)
@@ -157,18 +156,14 @@ class WorkerGroup:
             kernels=options.kernels or "",
         )
 
-    def _own_address(self) -> str:
-        """Where workers reach this board's daemon: not loopback, but the near end of a route to one
-        of them; "" without a route.
-        """
-        port = parse_address(self._handles[HUB].address).port
-        for handle in self._handles[1:]:
-            far = parse_address(handle.address)
-            family = socket.AF_INET6 if ":" in far.host else socket.AF_INET
-            with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((far.host, far.port))
-                return str(Address(probe.getsockname()[0], port))
-        return ""
+    def _spec_for(self, rank: int) -> GroupSpec:
+        """The specification as that rank's board is sent it, with where it reaches this board."""
+        own = parse_address(self._handles[HUB].address)
+        if own.is_loopback:  # as its daemon listens on all interfaces: each worker has its own
+            host = near_host(parse_address(self._handles[rank].address))
+            own = Address(host or own.host, own.port)
+        hub = dataclasses.replace(self._spec.ranks[HUB], daemon=str(own))
+        return dataclasses.replace(self._spec, rank=rank, ranks=(hub, *self._spec.ranks[1:]))
 
     def _start_workers(self) -> None:
         """Start workers until they listen: together, or for an exchange the last rank first,
@@ -176,7 +171,7 @@ class WorkerGroup:
         """
         ranks = range(len(self._handles) - 1, HUB, -1)
         for rank in ranks:
-            spec = dataclasses.replace(self._spec, rank=rank)
+            spec = self._spec_for(rank)
             body = {"job": INFERENCE, "spec": spec.to_json()}
             self._handles[rank].client.ask("job-start", body)
             if self._spec.allreduce == "exchange":
@@ -203,10 +198,16 @@ class WorkerGroup:
 
     def _connect(self) -> None:
         keys = self._directory.identity.keys
-        for rank, to in enumerate(self._spec.ranks[1:], 1):
-            connect(self._links, keys, rank, to.address, to.daemon, self._relays)
-            if rank in self._relays:
-                self._tell(f"{self.names[rank]}: only its daemon can be reached: it relays")
+        ranks = enumerate(self._spec.ranks[1:], 1)
+        to = {rank: (each.address, each.daemon) for rank, each in ranks}
+        for failure in connect(self._links, keys, to, self._relays).values():
+            raise failure
+        for rank in self._relays:
+            closed = parse_address(to[rank][0]).port
+            self._tell(
+                f"{self.names[rank]}: port {closed} of its worker is closed (a firewall?):"
+                f" its daemon's port {parse_address(to[rank][1]).port} carries the sums"
+            )
         for handle in self._handles:
             socket = handle.client.socket
             self._links.poll_also(socket, lambda handle=handle: self.read_notifications(handle))  # type: ignore[misc]
@@ -261,11 +262,20 @@ class WorkerGroup:
         MeshError if the worker reported that it cannot start: another attempt would fail as well.
         """
         why, hint = (str(body.get(name, ""))[:500] for name in ("message", "hint"))
+        if unreached := self._unreached(handle, body):
+            return UnlinkedError(f"{handle.name}: {why}", hint, keys=(handle.key, *unreached))
         if body.get("board") in self.names:  # it lost its link to this board, which is to blame
             return BoardLostError(why, hint, board=str(body["board"]))
         if body.get("failed") and not self._is_ready:
             return MeshError(f"{handle.name}: {why}", hint)
         return BoardLostError(f"{handle.name}: {why}", hint, board=handle.name)
+
+    def _unreached(self, handle: BoardHandle, body: dict[str, Any]) -> list[str]:
+        """Keys of other workers that this one cannot reach, as it says, where it is to."""
+        said, workers = body.get("unreached"), self._handles[1:]
+        if not isinstance(said, list) or self._spec.allreduce != "exchange":
+            return []
+        return [other.key for other in workers if other is not handle and other.key in said]
 
     def _add_report(self, handle: BoardHandle, report: dict[str, Any]) -> None:
         key, now_s = handle.key, time.monotonic()

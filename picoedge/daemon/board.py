@@ -86,7 +86,12 @@ class BoardService:
         facts = self._facts()
         if facts is None:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
-        return {"facts": dict(facts), "memory_bytes": self._memory_bytes()}
+        unreached = self._node.peers.unreached()
+        return {
+            "facts": dict(facts),
+            "memory_bytes": self._memory_bytes(),
+            "unreached": unreached,
+        }
 
     def _reserve(self, peer: str, body: Body) -> Pending:
         sender = _sender(peer)
@@ -212,8 +217,19 @@ class BoardService:
             page=Path(),
             memory_bytes=self._memory_bytes(),
             threads=self._options.threads,
+            daemons=self._daemons_of(reservation),
         )
         self._workers.start(reservation, config)
+
+    def _daemons_of(self, reservation: Reservation) -> dict[str, str]:
+        """Where this board reaches the daemons of a group's other boards, by key.
+
+        An address that is right for the hub may be of a network that this board is not in.
+        """
+        assert reservation.spec is not None
+        keys = (key for key, _ in reservation.spec.members)
+        found = {key: self._node.peers.address_of(key) for key in keys}
+        return {key: str(address) for key, address in found.items() if address is not None}
 
     def _start_run(self, reservation: Reservation) -> None:
         try:

@@ -106,7 +106,7 @@ class Daemon:
             {
                 "name": node.name_of(key),
                 "key": key,
-                "addresses": [str(address) for address in peers.book.known.get(key, ())],
+                "addresses": [str(address) for address in peers.addresses_of(key)],
                 "condition": member.condition.value,
                 "report": member.report,
             }

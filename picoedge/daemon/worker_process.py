@@ -108,7 +108,8 @@ class WorkerProcess:
     def why_failed(failure: Mapping[str, Any]) -> dict[str, Any]:
         """The failure that the worker itself reported, as text fields of limited names."""
         words = {name: str(failure.get(name, "")) for name in ("message", "hint", "board")}
-        return {**words, "failed": True}
+        keys = failure.get("unreached")
+        return {**words, "failed": True, **({"unreached": keys} if keys else {})}
 
     def why_ended(self) -> dict[str, Any]:
         """Why the process ended, in words; `failed` if it reported a failure. Waits for its end."""

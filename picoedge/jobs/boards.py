@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -16,11 +16,12 @@ from picoedge.fields import Fields
 from picoedge.jobs.spec import INFERENCE, VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local
+from picoedge.mesh.identity.roster import MAX_ENTRIES
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
-from picoedge.planner.topology import BoardFacts, LinkFacts, Topology, board_from_json
+from picoedge.planner.topology import KEY_CHARS, BoardFacts, LinkFacts, Topology, board_from_json
 from picoedge.store.shards import HeldShards, held_shards
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     Tell = Callable[[str], None]
 
+# A pair of boards that could not reach each other is not tried again for so long.
+UNLINKED_S = 600.0
 QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
 OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 MEASURING_S = 180.0  # a board that has just started measures itself first
@@ -50,6 +53,7 @@ class BoardHandle:
     facts: BoardFacts
     link: LinkFacts
     client: Client
+    unreached: frozenset[str] = frozenset()  # keys of boards that it cannot reach, as it says
 
 
 class BoardDirectory:
@@ -71,6 +75,7 @@ class BoardDirectory:
 
         self.context, self.identity, self._tell = context, identity, tell
         self.handles: dict[str, BoardHandle] = {}
+        self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
         if transport != "zeromq":
             ciphers()  # loads what seals streams, so that it is counted
         trim()
@@ -110,7 +115,23 @@ class BoardDirectory:
         own, *others = (handle.facts for handle in handles)
         # A hub's process is larger than its daemon could measure: tokenizer and planner are in it.
         own = dataclasses.replace(own, fixed_bytes=max(own.fixed_bytes, self._fixed_bytes))
-        return Topology((own, *others), links)
+        return Topology((own, *others), links, unlinked=self._unlinked_pairs())
+
+    def unlink(self, key: str, others: Collection[str]) -> None:
+        """Remember for a while that a board cannot reach these others."""
+        for other in others:
+            self._unlinked[frozenset((key, other))] = time.monotonic() + UNLINKED_S
+
+    def _unlinked_pairs(self) -> frozenset[tuple[int, int]]:
+        """By indices in `cluster`: what was seen to fail, and what the boards' daemons say."""
+        now, handles = time.monotonic(), list(enumerate(self.handles.values()))[1:]
+        return frozenset(
+            (i, j)
+            for (i, one), (j, other) in combinations(handles, 2)
+            if self._unlinked.get(frozenset((one.key, other.key)), now) > now
+            or one.key in other.unreached
+            or other.key in one.unreached
+        )
 
     def _own(self) -> Client:
         daemon, keys = find_local(self.identity.folder), self.identity.keys
@@ -138,11 +159,11 @@ class BoardDirectory:
     def _add(self, client: Client, key: str, address: str, link: LinkFacts) -> None:
         with ExitStack() as failing:
             failing.callback(client.close)
-            facts = _facts(client)
+            facts, unreached = _facts(client)
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
-        self.handles[key] = BoardHandle(key, facts.name, address, facts, link, client)
+        self.handles[key] = BoardHandle(key, facts.name, address, facts, link, client, unreached)
 
     def close(self) -> None:
         """Close all connections, which frees the boards reserved over them. Idempotent."""
@@ -151,7 +172,8 @@ class BoardDirectory:
         self.handles.clear()
 
 
-def _facts(client: Client) -> BoardFacts:
+def _facts(client: Client) -> tuple[BoardFacts, frozenset[str]]:
+    """What a board can do, and the keys of the boards that it cannot reach."""
     deadline = time.monotonic() + MEASURING_S
     while True:
         try:
@@ -167,7 +189,9 @@ def _facts(client: Client) -> BoardFacts:
         if not isinstance(facts, dict):
             raise ProtocolError(f"{client.name} sent no facts")
         values = {**facts, "budget_bytes": answer.get("memory_bytes")}
-        return board_from_json(values, f"the facts of {client.name}")
+        unreached = Fields({"unreached": [], **answer}, f"the facts of {client.name}")
+        keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
+        return board_from_json(values, f"the facts of {client.name}"), frozenset(keys)
 
 
 # -- links ---------------------------------------------------------------------------------------

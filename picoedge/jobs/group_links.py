@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import select
 import socket
+import time
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -25,36 +29,69 @@ WORKER_SILENCE_S = 600.0
 
 
 def connect(
-    links: Links, keys: KeyPair, rank: int, address: str, daemon: str, relays: dict[int, Relay]
-) -> None:
-    """Connect to that rank's own port or, where it cannot be reached, through its daemon's.
+    links: Links, keys: KeyPair, to: Mapping[int, tuple[str, str]], relays: dict[int, Relay]
+) -> dict[int, BoardLostError]:
+    """Connect to ranks at their own ports or, where these are closed, through their daemons'.
 
-    A relay that is opened is put into `relays`, for the caller to close. Raises MeshError.
+    `to` has the addresses of both, by rank. Relays that are opened are put into `relays`, for the
+    caller to close. Returns why for the ranks that can be reached in neither way. Raises MeshError.
     """
-    if links.transport == "stream" or not daemon or is_reachable(address):
-        return links.connect(rank, address)
-    try:
-        relays[rank] = Relay(keys, parse_address(daemon), links.key(rank), links.name(rank))
-    except MeshError as error:
-        if is_reachable(address):  # it was busy, or a packet was lost
-            return links.connect(rank, address)
-        name = links.name(rank)
-        raise BoardLostError(
-            f"{name} cannot be reached at {address}, nor through its daemon: {error.message}",
-            error.hint,
-            board=name,
-        ) from None
-    links.connect(rank, address, relays[rank].endpoint)
+    relayed = {} if links.transport == "stream" else {r: each for r, each in to.items() if each[1]}
+    tried = {address for addresses in relayed.values() for address in addresses}
+    accepting, failures = reachable(tried), {}
+    for rank, (address, daemon) in to.items():
+        if rank not in relayed or address in accepting:
+            links.connect(rank, address)
+            continue
+        try:
+            if daemon not in accepting and not is_reachable(daemon):
+                raise MeshError("nothing answers there")
+            relays[rank] = Relay(keys, parse_address(daemon), links.key(rank), links.name(rank))
+            links.connect(rank, address, relays[rank].endpoint)
+        except MeshError as error:
+            if is_reachable(address):  # it was busy, or a packet was lost
+                links.connect(rank, address)
+            else:
+                failures[rank] = _unreachable(links.name(rank), address, daemon, error)
+    return failures
+
+
+def _unreachable(name: str, address: str, daemon: str, error: MeshError) -> BoardLostError:
+    port = parse_address(daemon).port
+    return BoardLostError(
+        f"{name} cannot be reached at {address}, nor through its daemon at {daemon}: "
+        f"{error.message}",
+        error.hint or f"open port {port} on {name}",
+        board=name,
+    )
 
 
 def is_reachable(address: str) -> bool:
     """Whether something accepts connections at HOST:PORT."""
-    to = parse_address(address)
-    try:
-        socket.create_connection((to.host, to.port), REACH_S).close()
-    except (OSError, UnicodeError):
-        return False
-    return True
+    return bool(reachable({address}))
+
+
+def reachable(addresses: Collection[str]) -> set[str]:
+    """Those HOST:PORT at which something accepts connections. All are tried at once."""
+    deadline, poller, waiting = time.monotonic() + REACH_S, select.poll(), {}
+    with ExitStack() as stack:
+        for address in addresses:
+            to = parse_address(address)
+            with suppress(OSError, UnicodeError):
+                found = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_STREAM)[0]
+                attempt = stack.enter_context(socket.socket(found[0], found[1]))
+                attempt.setblocking(False)
+                if attempt.connect_ex(found[4]) in (0, errno.EINPROGRESS):
+                    waiting[attempt.fileno()] = address, attempt
+                    poller.register(attempt.fileno(), select.POLLOUT)
+        accepting = set()
+        while waiting and (left_s := deadline - time.monotonic()) > 0:
+            for file, _ in poller.poll(left_s * 1000):
+                poller.unregister(file)
+                address, attempt = waiting.pop(file)
+                if not attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    accepting.add(address)
+    return accepting
 
 
 def hub_rule(own_rank: int) -> FailureRule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class WorkerConfig:
     `spec` is what the hub sent, which the daemon has checked: plain values that only the worker of
     that job understands. `pack` is the model's folder; None: pull it to `shelf`. The worker listens
     on `host`, reports on the memory page at `page`, and may take `memory_bytes` and `threads`
-    (None: one per usable core).
+    (None: one per usable core). `daemons` says where this board reaches those of other boards, by
+    key: it holds where the hub's addresses do not.
     """
 
     job: str
@@ -48,6 +49,7 @@ class WorkerConfig:
     page: Path
     memory_bytes: int
     threads: int | None
+    daemons: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WorkerConfig:

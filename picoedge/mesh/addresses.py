@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 from picoedge.errors import UsageError
@@ -37,6 +38,22 @@ class Address:
     def is_everywhere(self) -> bool:
         """Whether it means all interfaces: one can listen on it, but not connect to it."""
         return self.host in ("0.0.0.0", "::")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this board's own, which no other can reach."""
+        return self.host.startswith("127.") or self.host in ("::1", "localhost")
+
+
+def near_host(far: Address) -> str:
+    """This board's end of the route to `far`, an IP address; "" without a route."""
+    with suppress(OSError, UnicodeError):
+        found = socket.getaddrinfo(far.host, far.port or 1, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, to = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(to)  # which sends nothing
+            return str(probe.getsockname()[0])
+    return ""
 
 
 def parse_address(text: str) -> Address:

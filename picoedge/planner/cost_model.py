@@ -36,6 +36,7 @@ Routes = Mapping[tuple[int, int], float]  # bytes of a message by (sender, recei
 WORTH = 1.02  # more boards must be faster by this factor: estimates are no better
 PROMPT = 256  # tokens of the prompt whose speed is estimated
 INPUT_BYTES = LOGIT_BYTES = 4  # f32
+STAR: tuple[Allreduce, ...] = ("star",)  # which takes no link but those to the hub
 _ALLREDUCES: tuple[Allreduce, ...] = ("star", "exchange")
 _FRAMING = 1.05  # bytes on the wire for one of a message: headers of Ethernet, IP, TCP, CURVE
 _MESSAGE_BYTES = 160  # and these for each message
@@ -326,7 +327,8 @@ class CostModel:
         """The faster allreduce for the sums of a token, and its seconds."""
         network, values = self._network(members), self._config.hidden_size
         layers = self._config.num_hidden_layers
-        seconds = {one: comm_s(network, one, stages, layers, values) for one in self._allreduces}
+        usable = self._allreduces if self._cluster.are_linked(members) else STAR
+        seconds = {one: comm_s(network, one, stages, layers, values) for one in usable}
         best = min(seconds, key=lambda one: seconds[one])
         return best, seconds[best]
 

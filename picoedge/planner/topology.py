@@ -18,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from picoedge.errors import ProtocolError, UsageError
@@ -70,13 +71,19 @@ class Topology:
     """Boards, and the links between them by pairs of their indices, the lower first.
 
     A pair that is not in `links` has `link`; without one the two are assumed to meet at the hub's
-    switch, with the worse latency and rate of their two links to the hub.
+    switch, with the worse latency and rate of their two links to the hub. Pairs in `unlinked`
+    cannot reach each other: their sums go by way of the hub.
     """
 
     boards: tuple[BoardFacts, ...]
     links: Mapping[tuple[int, int], LinkFacts] = field(default_factory=dict)
     link: LinkFacts | None = None
     hub: int = 0
+    unlinked: frozenset[tuple[int, int]] = frozenset()
+
+    def are_linked(self, boards: Sequence[int]) -> bool:
+        """Whether each of these boards can reach each other one."""
+        return not any(pair in self.unlinked for pair in combinations(sorted(boards), 2))
 
     def link_between(self, a: int, b: int) -> LinkFacts:
         """The link of two boards. The hub's links are all known, or `link` is."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from mesh_sums import LOOPBACK, boards, name_of
 
-from picoedge.errors import BoardLostError, MeshError
+from picoedge.errors import MeshError
 from picoedge.jobs import group_links
 from picoedge.mesh.group.channel import ArrayLimits
 
@@ -19,10 +20,12 @@ def test_a_board_reached_neither_way_is_named_with_the_relays_reason(
         raise MeshError("no worker of yours listens on this board", "a hint")
 
     monkeypatch.setattr(group_links, "Relay", refuse)
-    monkeypatch.setattr(group_links, "is_reachable", lambda address: False)
     limits = ArrayLimits(rows=4, width=64)
     with boards(2, "star", limits, connect=False, transport="auto") as team:
         address = f"{LOOPBACK}:{team.ports[1]}"
-        with pytest.raises(BoardLostError, match=r"nor through its daemon: no worker") as caught:
-            group_links.connect(team.links[0], team.keys[0], 1, address, address, {})
-        assert (caught.value.board, caught.value.hint) == (name_of(1), "a hint")
+        daemon = f"{LOOPBACK}:1"
+        monkeypatch.setattr(group_links, "reachable", lambda tried: tried & {daemon})
+        to = {1: (address, daemon)}
+        failures = group_links.connect(team.links[0], team.keys[0], to, {})
+        assert re.search(r"nor through its daemon at .*: no worker", failures[1].message)
+        assert (failures[1].board, failures[1].hint) == (name_of(1), "a hint")

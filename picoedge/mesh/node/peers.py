@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.rpc import Rpc
     from picoedge.mesh.transport.dialer import OutgoingConnection
 
+# A board that was not connected for so long cannot be reached: one that has just started, or was
+# lost and found, is connected sooner.
+UNREACHED_S = 10.0
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
 MAX_DIGEST = 64
 
@@ -66,6 +69,7 @@ class Board:
 
     incarnation: int
     digest: str  # of its roster
+    address: Address  # at which it was met
     sent_roster: tuple[str, str] = ("", "")  # digests, ours and its, when it was sent ours
 
 
@@ -95,6 +99,7 @@ class Peers:
         self._digest = roster_file.roster.digest
         self._sequence = 0
         self._sought_s = float("-inf")
+        self._missing_since: dict[str, float] = {}
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
         rpc.on("gossip", self._gossip)
@@ -125,6 +130,21 @@ class Peers:
             rpc.ask(key, "leave", body, partial(_discard, waiting, key), FAREWELL_S)
         while waiting:  # a peer that does not reply is dropped when its request times out
             rpc.loop.turn()
+
+    def address_of(self, key: str) -> Address | None:
+        """Where this board reaches the daemon of another one now; None if it is not connected."""
+        board = self.boards.get(key)
+        return board.address if board is not None and key in self._rpc.connected() else None
+
+    def addresses_of(self, key: str) -> tuple[Address, ...]:
+        """Where to look for a board: first where this one reaches it now."""
+        now, known = self.address_of(key), self.book.known.get(key, ())
+        return known if now is None else tuple(dict.fromkeys((now, *known)))
+
+    def unreached(self) -> list[str]:
+        """Keys of boards that could not be reached for UNREACHED_S."""
+        before = self._rpc.loop.clock() - UNREACHED_S
+        return [key for key, since in self._missing_since.items() if since <= before]
 
     # -- hello ---------------------------------------------------------------------------------
 
@@ -172,7 +192,7 @@ class Peers:
         return self._own_hello()
 
     def _met(self, key: str, hello: Hello, addresses: tuple[Address, ...]) -> None:
-        self.boards[key] = Board(hello.incarnation, hello.digest)
+        self.boards[key] = Board(hello.incarnation, hello.digest, addresses[0])
         self.book.add_seen(key, addresses)
         self.membership.heard(key, hello.incarnation)
         # It has not received what was sent to all before it came.
@@ -293,9 +313,12 @@ class Peers:
             self.roster_changed()
 
     def _dial_missing(self) -> None:
-        self._sought_s = self._rpc.loop.clock()
+        self._sought_s = now_s = self._rpc.loop.clock()
         others = [key for key in self._roster_file.roster.members if self._is_other(key)]
-        self._finder.dial_missing(others, self._rpc.connected())
+        connected = self._rpc.connected()
+        missing = {key for key in others if key not in connected}
+        self._missing_since = {key: self._missing_since.get(key, now_s) for key in missing}
+        self._finder.dial_missing(others, connected)
 
     def _is_other(self, key: str) -> bool:
         return key != self._identity.keys.public and self._roster_file.roster.is_allowed(key)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster_boards import ClusterOf, Running, cluster_of
+from cluster_boards import ClusterOf, Running
 
 from hw.lab import Board, Lab
 from picoedge.mesh.identity.admission import Invites

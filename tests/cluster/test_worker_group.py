@@ -11,7 +11,7 @@ import pytest
 
 from picoedge.cluster import worker_group
 from picoedge.cluster.worker_group import WorkerGroup
-from picoedge.errors import BoardLostError
+from picoedge.errors import BoardLostError, UnlinkedError
 
 SAID = {"message": "its worker was killed (signal 9)", "hint": ""}
 
@@ -72,3 +72,19 @@ def test_an_error_without_a_reason_stays_as_it_is(monkeypatch: pytest.MonkeyPatc
     group, _ = group_of()
     error = BoardLostError("b2: its connection ended", board="b2")
     assert group.explain(error) is error
+
+
+def test_a_worker_that_cannot_reach_another_blames_nobody() -> None:
+    said = {**SAID, "failed": True, "unreached": ["key of b3", "key of a stranger"]}
+    group, b2 = group_of(("job-ended", said), others=[board("b3")])
+    group._spec = SimpleNamespace(allreduce="exchange")  # type: ignore[assignment]
+    with pytest.raises(UnlinkedError) as raised:
+        group.read_notifications(b2)
+    assert raised.value.keys == ("key of b2", "key of b3")
+
+
+def test_where_workers_need_not_reach_each_other_that_is_no_excuse() -> None:
+    group, b2 = group_of(("job-ended", {**SAID, "unreached": ["key of b3"]}), others=[board("b3")])
+    group._spec = SimpleNamespace(allreduce="star")  # type: ignore[assignment]
+    with pytest.raises(BoardLostError, match="b2"):
+        group.read_notifications(b2)

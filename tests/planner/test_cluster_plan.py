@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Literal
 
@@ -187,6 +188,17 @@ def test_the_hub_may_be_any_board() -> None:
     assert names(plan_cluster(TINY_LLAMA, boards)) == ["b", "a"]
     split = plan_cluster(TINY_LLAMA, boards, ClusterOptions(split=(21, 1)))
     assert ffn_shards(split) == [21, 1]
+
+
+def test_boards_that_cannot_reach_each_other_add_at_the_hub() -> None:
+    three = Topology(tuple(board(str(i), 1e9) for i in range(3)), {}, LAN)
+    apart = dataclasses.replace(three, unlinked=frozenset([(1, 2)]))
+    plans = [
+        plan_cluster(TINY_LLAMA, each, ClusterOptions(boards=3, allreduce="exchange"))
+        for each in (three, apart)
+    ]
+    assert [plan.chosen.allreduce for plan in plans] == ["exchange", "star"]
+    assert plans[1].chosen.boards == 3
 
 
 @pytest.mark.parametrize("way", ["star", "exchange"])

@@ -21,9 +21,12 @@ class RopeScaling:
     """How rotary frequencies are stretched.
 
     `kind` is "none", "linear" (all divided by `factor`) or "llama3" (low frequencies divided
-    by `factor`, high ones kept, a ramp between; Llama 3.1's release code).
-    `freq_factors` holds explicit per-frequency divisors where a GGUF carries them
-    (`rope_freqs.weight`); it then replaces the formula.
+    by `factor`, high ones kept, a ramp between; Llama 3.1's release code), or one that is given by
+    its divisors alone: "yarn", "longrope".
+    `freq_factors` holds explicit per-frequency divisors (of a GGUF's `rope_freqs.weight`, or
+    computed from the source's config); they then replace the formula. `long_factors` replace them
+    where the context is longer than `original_max_position_embeddings`.
+    `attention_factor` multiplies sines and cosines, and so the rotated queries and keys.
     """
 
     kind: str = "none"
@@ -32,6 +35,8 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     freq_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
         ramp = self.kind == "llama3" and not self.freq_factors
@@ -110,8 +115,15 @@ class ModelConfig:
         return lengths
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `picoedge.json`."""
-        return dataclasses.asdict(self)
+        """Plain values for `picoedge.json`.
+
+        What came later is left out where it is not used: older versions read those packs too.
+        """
+        values = dataclasses.asdict(self)
+        later = {"long_factors": (), "attention_factor": 1.0}
+        scaling = values["rope_scaling"]
+        scaling = {k: v for k, v in scaling.items() if later.get(k, ...) != v}
+        return {**values, "rope_scaling": scaling}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelConfig:
@@ -119,6 +131,7 @@ class ModelConfig:
         try:
             scaling = dict(values["rope_scaling"])
             scaling["freq_factors"] = tuple(scaling["freq_factors"])
+            scaling["long_factors"] = tuple(scaling.get("long_factors", ()))
             rest = {k: v for k, v in values.items() if k not in ("rope_scaling", "windowed_layers")}
             return cls(
                 rope_scaling=RopeScaling(**scaling),

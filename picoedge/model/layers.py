@@ -72,11 +72,15 @@ class Workspace:
         return sum(buffer.nbytes for buffer in vars(self).values())
 
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> F64:
-    """Radians a position adds to each pair of dimensions, f64 [head_dim / 2] (arXiv 2104.09864)."""
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling, n_ctx: int = 0) -> F64:
+    """Radians a position adds to each pair of dimensions, f64 [head_dim / 2] (arXiv 2104.09864).
+
+    LongRoPE's second divisors (arXiv 2402.13753) are for contexts beyond the first trained one.
+    """
     inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if scaling.freq_factors:
-        return inverse / np.asarray(scaling.freq_factors, dtype=np.float64)
+    is_long = scaling.long_factors and n_ctx > scaling.original_max_position_embeddings
+    if divisors := scaling.long_factors if is_long else scaling.freq_factors:
+        return inverse / np.asarray(divisors, dtype=np.float64)
     if scaling.kind == "linear":
         return inverse / scaling.factor
     if scaling.kind == "llama3":
@@ -103,5 +107,8 @@ def rope_tables(config: ModelConfig, n_ctx: int, *, windowed: bool) -> tuple[F32
     own_base = windowed and config.architecture == "gemma3"
     theta = config.rope_local_theta if own_base else config.rope_theta
     scaling = RopeScaling() if own_base else config.rope_scaling
-    angles = np.outer(np.arange(n_ctx), inverse_frequencies(config.head_dim, theta, scaling))
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    inverse = inverse_frequencies(config.head_dim, theta, scaling, n_ctx)
+    angles, factor = np.outer(np.arange(n_ctx), inverse), scaling.attention_factor
+    return (factor * np.cos(angles)).astype(np.float32), (factor * np.sin(angles)).astype(
+        np.float32
+    )

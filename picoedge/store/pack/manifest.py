@@ -25,6 +25,7 @@ from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, UnitKind, 
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1
 _REMEDY = "pack the model again"
+_DIVISORS = ("freq_factors", "long_factors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +85,25 @@ def _config(values: Fields) -> ModelConfig:
         raise fields.fault("windowed_layers")
     if fields.values.get("attention_scale") != 0:
         fields.positive("attention_scale")
-    factors = config.rope_scaling.freq_factors
-    if factors and len(factors) != config.head_dim // 2:
-        raise fields.fault("rope_scaling.freq_factors")
+    for name in _DIVISORS:
+        factors = getattr(config.rope_scaling, name)
+        if factors and len(factors) != config.head_dim // 2:
+            raise fields.object("rope_scaling").fault(name)
     return config
 
 
 def _check_scaling(fields: Fields) -> None:
-    fields.one_of("kind", ("none", "linear", "llama3"))
+    kind = fields.one_of("kind", ("none", "linear", "llama3", "yarn", "longrope"))
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for name in names:
         fields.positive(name)
-    factors = fields.get("freq_factors", list)
-    numbered = {str(i): factor for i, factor in enumerate(factors)}
-    for name in numbered:
-        Fields(numbered, fields.where, ModelError, _REMEDY, "freq_factors.").positive(name)
+    fields.positive("attention_factor", 1.0)
+    for name in _DIVISORS:
+        numbered = {str(i): v for i, v in enumerate(fields.get(name, list, []))}
+        for i in numbered:
+            Fields(numbered, fields.where, ModelError, _REMEDY, f"{name}.").positive(i)
+    if kind in ("yarn", "longrope") and not fields.get("freq_factors", list):
+        raise fields.fault("freq_factors")
 
 
 def _layout(values: Fields, config: ModelConfig) -> tuple[PackLayout, str]:

@@ -19,6 +19,7 @@ import numpy as np
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import read_at, reading
 from picoedge.store.encodings import ggml_encoding
+from picoedge.store.sources.refusals import not_a_gguf, refuse_other_kinds
 from picoedge.store.sources.tensors import SourceTensor
 
 _WINDOW = 1 << 20
@@ -219,14 +220,15 @@ def _read_part(path: Path) -> tuple[Metadata, list[SourceTensor]]:
             raise cursor.damaged(f"gives {key} twice")
         places[key] = (kind, position)
     metadata = Metadata(path, places)
+    refuse_other_kinds(metadata, path)
     return metadata, _read_table(cursor, n_tensors, metadata)
 
 
 def _check_version(cursor: _Cursor) -> None:
     if cursor.size < 4 or cursor.take(4) != b"GGUF":
-        weights = cursor.path.suffix == ".safetensors"
-        hint = "give the folder it is in" if weights else "a model is a .gguf file or a folder"
-        raise ModelError(f"{cursor.path} is not a GGUF file", hint)
+        with reading(cursor.path):
+            head = bytes(read_at(cursor.path, 0, min(cursor.size, 64)))
+        raise not_a_gguf(cursor.path, head)
     version = cursor.u32()
     if version in (2, 3):
         return

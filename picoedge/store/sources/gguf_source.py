@@ -15,9 +15,20 @@ from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
+from picoedge.store.sources.rope import longrope, mscale, stretched, yarn
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
-_SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3")
+# Architectures of GGUFs and ours; of those with images, this is the text's part.
+_FAMILIES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen2vl": "qwen2", "qwen3": "qwen3", "qwen3vl": "qwen3",
+    "gemma3": "gemma3",
+}  # fmt: skip
+_SUPPORTED = tuple(_FAMILIES)
+# Of files that leave it out, as Ollama's own of Gemma 3 do.
+_DEFAULT_EPS = {"gemma3": 1e-6, "qwen2": 1e-6, "qwen3": 1e-6}
+_OLLAMA_KEYS = ("mm.tokens_per_image", "rope.global.freq_base", "rope.local.freq_base",
+                "vision.block_count")  # fmt: skip
+_GEMMA_LONG = 131072  # context of the Gemma 3 models whose rope is stretched, by 8
 _GEMMA_27B_LAYERS = 62
 _GEMMA_PATTERN = 6
 # The forward pass ignores these keys, so a value would make it silently wrong.
@@ -37,10 +48,16 @@ _LAYER_NAMES = {
 }  # fmt: skip
 _NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
 _PAIRED = ("q", "k", "q_bias", "k_bias")
-_ROPE_FREQS = "rope_freqs.weight"
+_ROPE_FREQS, _LONG, _SHORT = (
+    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+)  # fmt: skip
 _MAX_FREQS = 1 << 16
-# Written by old converters; redundant with the config.
-_HARMLESS = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?")
+# Written by old converters, redundant with the config; rope's divisors, which are read apart.
+_HARMLESS = re.compile(
+    r"rope_freqs\.weight|rope_factors_(long|short)\.weight|"
+    r"blk\.\d+\.(attn_rot_embd|attn_rope_freqs|rope_freqs)(\.weight)?"
+)
+_OTHER_SENSES = re.compile(r"(v|a|mm)\..*")  # images, sound and what joins them to the text
 _PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -66,7 +83,7 @@ class _Keys:
             value = value[0]
         value = default if value is None else value
         if not isinstance(value, int) or not 0 < value < 2**31:
-            raise self._bad(name, value)
+            raise self.bad(name, value)
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
@@ -74,24 +91,25 @@ class _Keys:
         value = self.get(name)
         value = default if value is None else value
         if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise self._bad(name, value)
+            raise self.bad(name, value)
         return float(value)
 
-    def _bad(self, name: str, value: object) -> ModelError:
+    def bad(self, name: str, value: object) -> ModelError:
+        """The error for a value that is missing or wrong."""
         what = "is missing" if value is None else f"is {value!r}"
         return ModelError(f"{self._path}: {self._prefix}.{name} {what}", "the file is damaged")
 
 
 def gguf_config(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
-    rope_freqs: tuple[float, ...], path: str,
+    divisors: Mapping[str, tuple[float, ...]], path: str,
 ) -> ModelConfig:  # fmt: skip
-    """Config of a GGUF with tensors of these `shapes`; `rope_freqs`: its frequency divisors.
+    """Config of a GGUF with tensors of these `shapes`; `divisors`: of its frequencies, by tensor.
 
     Raises UnsupportedError on an unsupported architecture or key, ModelError on a missing key.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in _SUPPORTED:
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise UnsupportedError(
             f"{path}: architecture {architecture!r} is not supported",
             f"supported: {', '.join(_SUPPORTED)}",
@@ -99,17 +117,21 @@ def gguf_config(
     keys = _Keys(metadata, architecture, path)
     _refuse(keys, architecture, path)
     heads, hidden = keys.size("attention.head_count"), keys.size("embedding_length")
-    head_dim = keys.size("attention.key_length", hidden // heads)
+    family_name = _FAMILIES[architecture]
+    usual = 256 if family_name == "gemma3" else hidden // heads
+    head_dim = keys.size("attention.key_length", usual)
     _check_head_dim(keys, head_dim, path)
     _check_layers(keys.size("block_count"), len(shapes), path)
     theta = keys.positive("rope.freq_base", 10_000.0)
     family: dict[str, Any] = {"rope_local_theta": theta}
-    if architecture == "gemma3":
+    if family_name == "gemma3":
+        theta = keys.positive("rope.freq_base", keys.positive("rope.global.freq_base", 1e6))
         family = _gemma(keys, hidden, heads)
     elif keys.get("attention.scale"):
         family["attention_scale"] = keys.positive("attention.scale")
+    scaling = _rope_scaling(keys, divisors, theta, head_dim, path)
     return ModelConfig(
-        architecture=architecture,
+        architecture=family_name,
         hidden_size=hidden,
         intermediate_size=keys.size("feed_forward_length"),
         num_hidden_layers=keys.size("block_count"),
@@ -118,12 +140,14 @@ def gguf_config(
         head_dim=head_dim,
         vocab_size=_vocab_size(shapes, path),
         max_position_embeddings=keys.size("context_length"),
-        rms_norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=keys.positive(
+            "attention.layer_norm_rms_epsilon", _DEFAULT_EPS.get(family_name)
+        ),
         rope_theta=theta,
-        rope_scaling=_rope_scaling(keys, rope_freqs, path),
+        rope_scaling=scaling,
         tie_word_embeddings="output.weight" not in shapes,
         qkv_bias="blk.0.attn_q.bias" in shapes,
-        qk_norm=architecture in ("qwen3", "gemma3"),
+        qk_norm=family_name in ("qwen3", "gemma3"),
         **family,
     )
 
@@ -142,6 +166,7 @@ def _check_layers(layers: int, tensors: int, path: str) -> None:
 
 def _refuse(keys: _Keys, architecture: str, path: str) -> None:
     refused = [name for name in _REFUSED if keys.get(name)]
+    refused = [name for name in refused if not (name.endswith("_scale") and keys.get(name) == 1)]
     if keys.get("attention.causal") is False:
         refused.append("attention.causal")
     if refused:
@@ -166,7 +191,9 @@ def _gemma(keys: _Keys, hidden: int, heads: int) -> dict[str, Any]:
     scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
     window = keys.size("attention.sliding_window")
     return {
-        "rope_local_theta": keys.positive("rope.freq_base_swa", 10_000.0),
+        "rope_local_theta": keys.positive(
+            "rope.freq_base_swa", keys.positive("rope.local.freq_base", 10_000.0)
+        ),
         "hidden_act": "gelu_tanh",
         "sandwich_norm": True,
         "embed_scale": math.sqrt(hidden),
@@ -184,20 +211,54 @@ def _windowed(keys: _Keys, layers: int) -> tuple[int, ...]:
     return tuple(i for i in range(layers) if (i + 1) % period)
 
 
-def _rope_scaling(keys: _Keys, rope_freqs: tuple[float, ...], path: str) -> RopeScaling:
-    kind = keys.get("rope.scaling.type")
-    factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear") or 1.0
-    if kind not in (None, "none", "linear"):
-        raise UnsupportedError(
-            f"{path}: rope scaling {kind!r} is not supported", "supported: none, linear, llama3"
-        )
+def _rope_scaling(
+    keys: _Keys, divisors: Mapping[str, tuple[float, ...]], theta: float, head_dim: int, path: str
+) -> RopeScaling:
+    kind, freqs = keys.get("rope.scaling.type"), divisors.get(_ROPE_FREQS, ())
+    context = keys.size("context_length")
+    if kind is None and not keys.get("rope.scaling.factor") and _is_stretched_gemma(keys, context):
+        return RopeScaling(kind="linear", factor=8.0)
+    original = keys.size("rope.scaling.original_context_length", context)
+    if _LONG in divisors and _SHORT in divisors:
+        attention = keys.positive("rope.scaling.attn_factor", 1.0)
+        short, long = divisors[_SHORT], divisors[_LONG]
+        return longrope(short, long, context, original, attention)
     stretch = 1.0
-    if kind != "none" and factor != 1.0:
+    if kind != "none" and (keys.get("rope.scaling.factor") or keys.get("rope.scale_linear")):
         name = "rope.scaling.factor" if keys.get("rope.scaling.factor") else "rope.scale_linear"
         stretch = keys.positive(name)
-    if rope_freqs:  # both are divisors
-        return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in rope_freqs))
+    if kind == "yarn":
+        found = _yarn(keys, theta, head_dim, stretch, original)
+        return stretched(found, freqs) if freqs else found
+    if kind not in (None, "none", "linear"):
+        raise UnsupportedError(
+            f"{path}: rope scaling {str(kind)[:40]!r} is not supported",
+            "supported: none, linear, llama3, yarn, and longrope with its divisors",
+        )
+    if freqs:  # both are divisors
+        return RopeScaling(kind="llama3", freq_factors=tuple(stretch * f for f in freqs))
     return RopeScaling() if stretch == 1.0 else RopeScaling(kind="linear", factor=stretch)
+
+
+def _is_stretched_gemma(keys: _Keys, context: int) -> bool:
+    """Ollama's files of Gemma 3 from 4B on do not say that their rope is stretched."""
+    return context >= _GEMMA_LONG and any(keys.get(name) is not None for name in _OLLAMA_KEYS)
+
+
+def _yarn(keys: _Keys, theta: float, head_dim: int, factor: float, original: int) -> RopeScaling:
+    if theta <= 1:
+        raise keys.bad("rope.freq_base", theta)
+    weight = keys.get("rope.scaling.yarn_log_multiplier")
+    attention = mscale(factor)
+    if weight:
+        everywhere = keys.positive("rope.scaling.yarn_log_multiplier")
+        attention = mscale(factor) / mscale(factor, everywhere)
+    return yarn(
+        head_dim, theta, factor, original,
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1),
+        attention_factor=attention * keys.positive("rope.scaling.attn_factor", 1.0),
+    )  # fmt: skip
 
 
 class GgufSource(ModelSource):
@@ -210,15 +271,16 @@ class GgufSource(ModelSource):
         self.name = _PART_SUFFIX.sub("", path.stem)
         self.metadata = file.metadata
         self.fingerprint = source_fingerprint(file.paths)
-        shapes = {t.name: t.shape for t in file.tensors.values()}
-        freqs = _rope_freqs(file.tensors.get(_ROPE_FREQS))
+        stored = {n: t for n, t in file.tensors.items() if not _OTHER_SENSES.fullmatch(n)}
+        self.passed_over = len(file.tensors) - len(stored)
+        shapes = {t.name: t.shape for t in stored.values()}
+        freqs = {n: _divisors(stored[n]) for n in (_ROPE_FREQS, _LONG, _SHORT) if n in stored}
         with naming(path):
             config = gguf_config(file.metadata, shapes, freqs, str(path))
-        if freqs and len(freqs) != config.head_dim // 2:
-            raise ModelError(
-                f"{path}: {_ROPE_FREQS} has {len(freqs)} values", "the file is damaged"
-            )
-        super().__init__(path, config, file.tensors, _stored_name, _HARMLESS)
+        for name, values in freqs.items():
+            if len(values) != config.head_dim // 2:
+                raise ModelError(f"{path}: {name} has {len(values)} values", "the file is damaged")
+        super().__init__(path, config, stored, _stored_name, _HARMLESS)
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
@@ -233,10 +295,8 @@ def _stored_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[kind]}"
 
 
-def _rope_freqs(stored: SourceTensor | None) -> tuple[float, ...]:
-    """Frequency divisors of the file; () without."""
-    if stored is None:
-        return ()
+def _divisors(stored: SourceTensor) -> tuple[float, ...]:
+    """The divisors of frequencies in a tensor."""
     n = math.prod(stored.shape)
     tensor = replace(stored, shape=(n,))
     if n > _MAX_FREQS or not np.all(tensor.vector() > 0):

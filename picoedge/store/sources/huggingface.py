@@ -23,7 +23,8 @@ from picoedge.files import (
     source_fingerprint,
 )
 from picoedge.store.encodings import ENCODINGS, Encoding
-from picoedge.store.sources.hf_config import huggingface_config, text_config
+from picoedge.store.sources.hf_config import huggingface_config, text_config, ties_within
+from picoedge.store.sources.refusals import no_weights, refuse_folder
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 _MAX_HEADER = 1 << 25
@@ -50,12 +51,20 @@ _SANDWICH_NORMS = {
     "pre_ffn_norm": "pre_feedforward_layernorm.weight",
     "post_ffn_norm": "post_feedforward_layernorm.weight",
 }
-# Prefixes of the decoder and of the head: text models, then two styles of multimodal ones.
-_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."),
-             ("model.language_model.", ""))  # fmt: skip
-_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
-_LEFT_OVER = re.compile(r".*rotary_emb\.inv_freq")
-_LEFT_OVER_IF_TIED = re.compile(r".*rotary_emb\.inv_freq|(language_model\.)?lm_head\.weight")
+_EMBED = "embed_tokens.weight"
+# Parts of a model that see or hear, and what joins them to the text: passed over.
+_OTHER_SENSES = re.compile(
+    r"(model\.|language_model\.)?(vision\w*|visual|image\w*|multi_?modal\w*|mm_projector|audio\w*|"
+    r"embed_vision|embed_audio|connector|merger|patch_merger|speech\w*|view_seperator|projector)"
+    r"(\..*)?"
+)
+_LEFT_OVER = re.compile(r".*(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|masked_bias)")
+_LEFT_OVER_IF_TIED = re.compile(rf"{_LEFT_OVER.pattern}|(.*\.)?lm_head\.weight")
+_QUANTIZED = re.compile(
+    r".*\.(qweight|qzeros|g_idx|scales|weight_scale\w*|weight_packed|absmax|SCB|q_weight|biases|"
+    r"weight\.(absmax|quant_\w+|nested_\w+))"
+)
+_FP8 = ("F8_E4M3", "F8_E5M2")
 
 
 class FolderSource(ModelSource):
@@ -65,10 +74,18 @@ class FolderSource(ModelSource):
 
     def __init__(self, path: Path) -> None:
         self.name, self.metadata = path.absolute().name, {}
+        refuse_folder(path)
         with naming(path):
-            config = huggingface_config(text_config(_load_config(path)))
-        raw = {t.name: t for t in _raw_tensors(path) if not _VISION.fullmatch(t.name)}
-        self._prefix, self._outer = _prefixes(raw, path)
+            fields = _load_config(path)
+            config = huggingface_config(text_config(fields))
+        tensors = _raw_tensors(path)
+        raw = {t.name: t for t in tensors if not _OTHER_SENSES.fullmatch(t.name)}
+        self.passed_over = len(tensors) - len(raw)
+        self._prefix, self._head = _prefix(raw, path), _head_name(raw)
+        if self._head not in raw and ties_within(fields):
+            config = replace(config, tie_word_embeddings=True)
+        if self._head not in raw and not config.tie_word_embeddings:
+            self._refuse_headless(fields)
         harmless = _LEFT_OVER_IF_TIED if config.tie_word_embeddings else _LEFT_OVER
         stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
         self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
@@ -81,11 +98,19 @@ class FolderSource(ModelSource):
         plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
         return replace(super().tensor(name), added=1.0 if plus_one else 0.0)
 
+    def _refuse_headless(self, fields: Fields) -> None:
+        heads = fields.get("architectures", list, [])
+        if heads and all(str(name).endswith("Model") for name in heads):
+            raise UnsupportedError(
+                f"{self.path}: {str(heads[0])[:64]} has no language model head",
+                "it embeds texts and does not write any: take a ...ForCausalLM of its family",
+            )
+
     def _name_in_files(self, name: str) -> str:
         whole = {
             "embed": f"{self._prefix}embed_tokens.weight",
             "final_norm": f"{self._prefix}norm.weight",
-            "head": f"{self._outer}lm_head.weight",
+            "head": self._head,
         }
         if name in whole:
             return whole[name]
@@ -125,12 +150,7 @@ def _weight_files(path: Path) -> list[Path]:
     files = [f for f in sorted(path.glob("*.safetensors")) if not f.name.startswith("consolidated")]
     if files:
         return files
-    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
-        raise UnsupportedError(
-            f"{path} holds PyTorch pickles only, which can run code and are not read",
-            "get the model as safetensors, or load and save_pretrained() it once with transformers",
-        )
-    raise ModelError(f"{path} has no .safetensors files", _HINT)
+    raise no_weights(path)
 
 
 def _indexed_files(path: Path) -> list[Path]:
@@ -148,12 +168,18 @@ def _indexed_files(path: Path) -> list[Path]:
     return files
 
 
-def _prefixes(names: Mapping[str, SourceTensor], path: Path) -> tuple[str, str]:
-    """Prefixes of the decoder's and of the head's tensor names."""
-    for inner, outer in _PREFIXES:
-        if f"{inner}embed_tokens.weight" in names:
-            return inner, outer
-    raise ModelError(f"{path}: tensor model.embed_tokens.weight is missing", _HINT)
+def _prefix(names: Mapping[str, SourceTensor], path: Path) -> str:
+    """What stands before the decoder's names: "model.", "language_model.model.", nothing …"""
+    found = [name.removesuffix(_EMBED) for name in names if name.endswith(_EMBED)]
+    whole = [prefix for prefix in found if f"{prefix}norm.weight" in names]
+    if not found:
+        raise ModelError(f"{path}: tensor model.{_EMBED} is missing", _HINT)
+    return min(whole or found, key=len)
+
+
+def _head_name(names: Mapping[str, SourceTensor]) -> str:
+    found = [name for name in names if name == "lm_head.weight" or name.endswith(".lm_head.weight")]
+    return min(found, key=len, default="lm_head.weight")
 
 
 def _relevant_files(path: Path) -> list[Path]:
@@ -197,6 +223,12 @@ def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) ->
 def _readable(tensor: SourceTensor) -> SourceTensor:
     """The tensor itself. Raises UnsupportedError on its dtype, ModelError on a wrong size."""
     dtype = tensor.encoding.name
+    if dtype in _FP8 or _QUANTIZED.fullmatch(tensor.name):
+        raise UnsupportedError(
+            f"{tensor.path}: tensor {tensor.name} is of quantized weights"
+            f"{' (FP8)' if dtype in _FP8 else ''}, which are not supported",
+            "supported: f32, f16 and bf16 weights; take those, or a GGUF of the model",
+        )
     if dtype not in _FLOATS:
         raise UnsupportedError(
             f"{tensor.path}: tensor {tensor.name} has dtype {dtype}, which is not supported",

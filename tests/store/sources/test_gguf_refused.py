@@ -21,7 +21,7 @@ from picoedge.store.sources.source import open_source
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "architecture": ("gemma2", {}, "gemma2"),
     "experts": ("llama", {"llama.expert_count": 8}, "expert_count"),
-    "yarn": ("qwen2", {"qwen2.rope.scaling.type": "yarn"}, "yarn"),
+    "an unknown scaling": ("qwen2", {"qwen2.rope.scaling.type": "spiral"}, "spiral"),
     "longrope": ("llama", {"llama.rope.scaling.type": "longrope"}, "longrope"),
     "softcap": ("gemma3", {"gemma3.final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     "partial rotation": ("llama", {"llama.rope.dimension_count": 32}, "rope.dimension_count"),
@@ -121,7 +121,7 @@ PADDING = bytes(4096)
 
 HOSTILE = {
     "empty": (b"", "not a GGUF"),
-    "another kind": (b"PK\3\4" + PADDING, "not a GGUF"),
+    "another kind": (b"RIFF" + PADDING, "not a GGUF"),
     "cut in the magic": (b"GGU", "not a GGUF"),
     "version 1": (header(1) + PADDING, "version 1"),
     "version 99": (header(99) + PADDING, "version 99"),

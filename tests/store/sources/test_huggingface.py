@@ -199,9 +199,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma2": ("gemma3_text", {"model_type": "gemma2"}, "gemma2"),
     "mixture": ("llama", {"model_type": "mixtral"}, "mixtral"),
     "classifier": ("llama", {"architectures": ["LlamaForSequenceX"]}, "SequenceX"),
-    "yarn": ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-    "longrope": ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
-    "dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "dynamic"),
+    "an unknown scaling": ("qwen2", {"rope_scaling": {"type": "spiral", "factor": 4.0}}, "spiral"),
     "o bias": ("llama", {"attention_bias": True}, "attention_bias"),
     "mlp bias": ("llama", {"mlp_bias": True}, "mlp_bias"),
     "softcap": ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
@@ -227,7 +225,7 @@ def test_what_a_forward_pass_would_get_wrong_is_refused(tmp_path: Path, case: st
 WRONG: dict[str, Any] = {
     "hidden_size": -256, "num_attention_heads": 0, "num_hidden_layers": 2**31 - 1,
     "vocab_size": "300", "rope_theta": -1, "head_dim": 63, "num_key_value_heads": 3,
-    "rms_norm_eps": 10**400, "rope_scaling": 7, "intermediate_size": ..., "tie_word_embeddings": 1,
+    "rms_norm_eps": 10**400, "rope_scaling": 7, "tie_word_embeddings": 1,
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "suggest": 0,
     "fields": 0,
     "progress": 0,
+    "sanitize": 0,
     "files": 1,
     "kernels": 1,
     "store": 2,

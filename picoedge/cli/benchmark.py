@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli import models, options, reports
-from picoedge.cli.output import note, one_line, showing_progress
+from picoedge.cli.output import note, showing_progress
 from picoedge.errors import UsageError
 from picoedge.progress import no_progress
+from picoedge.sanitize import one_line
 from picoedge.units import MB
 
 if TYPE_CHECKING:

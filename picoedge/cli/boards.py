@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from picoedge.cli.options import json_option
-from picoedge.cli.output import one_line, print_json, print_table
+from picoedge.cli.output import print_json, print_table
+from picoedge.sanitize import one_line
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ PS_HEADER = (
 TOP_HEADER = (
     "board", "does", "model", "memory", "temperature", "tok/s", "computing", "sums", "disk", "idle",
 )  # fmt: skip
-PRESENT = ("alive", "slow")  # conditions of boards whose reports are of now
 QUIT = ("q", "Q", "\x03", "\x1b")
 
 
@@ -75,6 +75,8 @@ def _daemon() -> Iterator[Client]:
 
 def summary(mesh: MeshState) -> str:
     """`cluster desk: 3 boards, 2 of them here`."""
+    from picoedge.jobs.status import PRESENT
+
     count = len(mesh.boards)
     here = sum(board.condition in PRESENT for board in mesh.boards)
     boards = "1 board" if count == 1 else f"{count} boards"
@@ -83,6 +85,8 @@ def summary(mesh: MeshState) -> str:
 
 def row(board: BoardState) -> tuple[str, ...]:
     """The cells of one board under `PS_HEADER`."""
+    from picoedge.jobs.status import PRESENT
+
     always = (board.name, board.condition, board.address or "-")
     if board.condition not in PRESENT:
         return (*always, *("-",) * 7)
@@ -147,7 +151,7 @@ def top(samples: int | None, delay: float, as_json: bool) -> None:
             return
         for mesh, rates in taken:
             if as_json:
-                click.echo(json.dumps(_to_json(mesh, rates), ensure_ascii=False))
+                click.echo(json.dumps(_to_json(mesh, rates)))
             else:
                 _print_lines(mesh, rates)
 

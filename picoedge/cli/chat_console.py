@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from picoedge.cli.output import printable, warn
+from picoedge.cli.output import warn
 from picoedge.files import xdg_folder
+from picoedge.sanitize import printable
 
 PROMPT = ">>> "
 CONTINUATION = "... "

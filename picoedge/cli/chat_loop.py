@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cli.chat_console import TerminalConsole
 from picoedge.cli.failures import EXIT_INTERRUPTED, storage_error
-from picoedge.cli.output import error_line, one_line
+from picoedge.cli.output import error_line
 from picoedge.cli.reports import timings
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.files import replace_file
+from picoedge.sanitize import one_line
 from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import click
 from picoedge.cli import output
 from picoedge.cli.options import Group, json_option
 from picoedge.errors import UsageError
+from picoedge.sanitize import one_line
 from picoedge.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -72,13 +73,11 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
         facts = {"cluster": made.name, "cluster_key": made.key, "board": board}
         output.print_json({**facts, "public": identity.keys.public, "folder": str(folder)})
     elif roster is not None:
-        click.echo(output.one_line(f"{board} has keys for cluster {made.name}, in {folder}"))
+        click.echo(one_line(f"{board} has keys for cluster {made.name}, in {folder}"))
         click.echo("to let it in, on the board with the signing key:")
         click.echo(f"picoedge keys allow {shlex.quote(identity.keys.public)} {board}")
     else:
-        click.echo(
-            output.one_line(f"made cluster {made.name} with this board, {board}, in {folder}")
-        )
+        click.echo(one_line(f"made cluster {made.name} with this board, {board}, in {folder}"))
         output.note("keep a copy of that folder safe: without it nobody is let in or out any more")
         output.note("next: picoedge run, and picoedge keys invite for each other board")
 

@@ -15,6 +15,7 @@ import click
 from picoedge.cli import reports
 from picoedge.errors import PicoedgeError
 from picoedge.progress import Progress
+from picoedge.sanitize import json_escaped, one_line, printable
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 
 _REDRAW_S = 0.1
-_CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
-_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\t\v\f\x85\u2028\u2029"), " ")
-_REORDERING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # Trojan Source
-_ONE_LINE = {**_CONTROL, **_REORDERING, **_LINE_ENDS}
 
 
 def tolerate_any_text() -> None:
@@ -33,16 +30,6 @@ def tolerate_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: a model's text must not control the terminal."""
-    return text.translate(_CONTROL)
-
-
-def one_line(text: str) -> str:
-    """`text` as one printable line: names and messages may come from unchecked files."""
-    return text.translate(_ONE_LINE).strip()
 
 
 def error_line(message: str, hint: str) -> str:
@@ -130,7 +117,7 @@ def tell_end(session: Session, verbose: bool) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_escaped(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_result(as_json: bool, facts: Mapping[str, Any], line: str) -> None:

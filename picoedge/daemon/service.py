@@ -1,6 +1,7 @@
 """The daemon of `picoedge run`: this board's membership, its shards for others, its jobs.
 
-    mesh-state   every board of the cluster as this one sees it, and its addresses
+    mesh-state   every board of the cluster as this one sees it, and its addresses. Where a page
+                 is not all, its "next" is the "from" of the request for the next one
     pack-offer   a group of this board runs a pack outside the shelf: others may pull its shards
     ping         an answer of so many bytes, to measure a link with
 
@@ -22,7 +23,9 @@ from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
+from picoedge.jobs.status import PRESENT, page_of, read_report
 from picoedge.mesh.cluster_folder import published_daemon
+from picoedge.mesh.node.finder import MAX_BOARDS
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind
@@ -44,12 +47,13 @@ class Daemon:
         self._packs = PackShelf([options.shelf])
         self.board = BoardService(node, options, lambda: self._facts, self._find_pack, kinds)
         self._facts: Mapping[str, Any] | None = None
-        node.rpc.on("mesh-state", lambda peer, body: self._mesh_state())
+        node.rpc.on("mesh-state", lambda peer, body: self._mesh_state(body))
         node.rpc.on("ping", _ping)
         node.rpc.on("pack-offer", self._offer_pack)
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
         node.peers.membership.on_change(self._tell_change)
+        node.peers.read_state = read_report
         self._resources = ExitStack()
         folder, incarnation = node.identity.folder, node.peers.incarnation
         self._resources.enter_context(published_daemon(folder, node.address, incarnation))
@@ -93,7 +97,8 @@ class Daemon:
 
     # -- the mesh ------------------------------------------------------------------------------
 
-    def _mesh_state(self) -> Body:
+    def _mesh_state(self, body: Body) -> Body:
+        first = Fields(body).integer("from", 0, MAX_BOARDS) if "from" in body else 0
         node, peers = self._node, self._node.peers
         own: Body = {
             "name": node.identity.name,
@@ -110,9 +115,11 @@ class Daemon:
                 "condition": member.condition.value,
                 "report": member.report,
             }
-            for key, member in peers.membership.members.items()
+            for key, member in sorted(peers.membership.members.items())
         ]
-        return {"cluster": node.roster.cluster.name, "boards": [own, *others]}
+        # An earlier version asks for one page only: boards that are here come first.
+        others.sort(key=lambda board: board["condition"] not in PRESENT)
+        return {"cluster": node.roster.cluster.name, **page_of([own, *others], first)}
 
     @property
     def _own_address(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.jobs.spec import INFERENCE, VERSION_1
+from picoedge.jobs.status import PRESENT, ask_pages
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.roster import MAX_ENTRIES
@@ -40,7 +41,6 @@ MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
 PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
-_REACHABLE = ("alive", "slow")
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,11 @@ class BoardDirectory:
         own = self._own()
         self._add(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
         self._own_ping_s = min(_pings_s(own, 0, PINGS))
-        boards = own.ask("mesh-state", timeout_s=QUESTION_S).get("boards")
-        if not isinstance(boards, list):  # its items have been checked by the own daemon
-            raise ProtocolError("a state of the mesh without boards")
+        boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
         for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
             if board["key"] == self.identity.keys.public or board["key"] in excluded:
                 continue
-            if board["condition"] in _REACHABLE:
+            if board["condition"] in PRESENT:
                 self._try(board)
         return self.cluster()
 

@@ -1,26 +1,38 @@
 """The state of the cluster as this board's daemon reports it, typed: for `ps`, `top`, the page.
 
-The daemon passes on what other boards reported of themselves unchecked. A malformed field counts
-as one that was not sent.
+A daemon keeps of what another board reports of itself the fields that `read_report` knows, each
+within its bounds: a malformed field counts as one that was not sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
+from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.client import Client
 
+PRESENT = ("alive", "slow")  # conditions of boards whose reports are of now
 STATE_S = 2.0  # the own daemon answers in milliseconds; this allows for a stalled card
+# Of boards in one answer to `mesh-state`: below a message's limit by more than one board takes.
+PAGE_BYTES = 768 << 10
+_MOST_PAGES = 16
 _MAX_COUNT = 1 << 62
 _MAX_TEXT = 200  # characters
+_MAX_WORD = 48  # characters of a stage, a condition, a board's name
+_MAX_MODEL = 128
 _SPANS = ("attention", "ffn", "vocabulary")
+_WORDS = ("does", "how", "for", "stalled_on", "transport")
+_COUNTS = ("rss_bytes", "memory_bytes", "queue_length")
+_FLAGS = ("throttled", "relayed")
+_WORK_TIMES = ("compute_s", "sync_s", "disk_s")
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,31 @@ class MeshState:
 
 def ask_mesh(daemon: Client) -> MeshState:
     """The state of the cluster now. Raises MeshError."""
-    return read_mesh(daemon.ask("mesh-state", timeout_s=STATE_S))
+    return read_mesh(ask_pages(daemon, STATE_S))
+
+
+def ask_pages(daemon: Client, timeout_s: float) -> dict[str, Any]:
+    """The answer to `mesh-state`, of as many pages as it has. Raises MeshError."""
+    first = answer = daemon.ask("mesh-state", timeout_s=timeout_s)
+    boards = Fields(first, "the state of the mesh").array("boards")
+    for _ in range(_MOST_PAGES):
+        if answer.get("next") is None:
+            break
+        answer = daemon.ask("mesh-state", {"from": answer["next"]}, timeout_s=timeout_s)
+        boards += Fields(answer, "the state of the mesh").array("boards")
+    return {**first, "boards": boards}
+
+
+def page_of(boards: Sequence[Mapping[str, Any]], first: int) -> dict[str, Any]:
+    """The boards from index `first` on that one answer has room for, and the `next` index."""
+    page: list[Mapping[str, Any]] = []
+    nbytes = 0
+    for board in boards[first:]:
+        nbytes += len(json.dumps(board, ensure_ascii=False).encode())
+        if page and nbytes > PAGE_BYTES:
+            return {"boards": page, "next": first + len(page)}
+        page.append(board)
+    return {"boards": page}
 
 
 def read_mesh(body: Mapping[str, Any]) -> MeshState:
@@ -108,20 +144,54 @@ def _board(board: Fields) -> BoardState:
     )
 
 
+def read_report(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The known fields of a board's report of itself, each checked and bounded; no others.
+
+    Nothing is raised: a field of a later version is left out, as is a malformed one.
+    """
+    fields = Fields(values)
+    kept = {name: or_else(None, read, fields, name) for name, read in _REPORT.items()}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _word(fields: Fields, name: str) -> str:
+    return one_line(fields.get(name, str), _MAX_WORD)
+
+
+def _ends(fields: Fields, name: str) -> list[int]:
+    span = fields.span(name, _MAX_COUNT)
+    return [span.start, span.stop]
+
+
+def _work(fields: Fields, name: str) -> dict[str, Any] | None:
+    work = read_work(fields.values)
+    return None if work is None else asdict(work)
+
+
+_REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
+    **dict.fromkeys(_WORDS, _word),
+    "model": lambda fields, name: one_line(fields.get(name, str), _MAX_MODEL),
+    **dict.fromkeys(_SPANS, _ends),
+    **dict.fromkeys(_COUNTS, lambda fields, name: fields.integer(name, 0, _MAX_COUNT)),
+    **dict.fromkeys(_FLAGS, lambda fields, name: fields.get(name, bool)),
+    "temperature_c": lambda fields, name: fields.number(name, -_MAX_COUNT, _MAX_COUNT),
+    "work": _work,
+}
+
+
 def read_work(report: Mapping[str, Any]) -> Work | None:
     """What a worker has done, from its daemon's report; None if the report does not say."""
 
     def read() -> Work:
         work = Fields(report).object("work")
-        names = ("compute_s", "sync_s", "disk_s")
-        seconds = [work.number(name, -_MAX_COUNT, _MAX_COUNT) for name in names]
+        seconds = [work.number(name, -_MAX_COUNT, _MAX_COUNT) for name in _WORK_TIMES]
         return Work(work.integer("tokens", 0, _MAX_COUNT), *seconds)
 
     return or_else(None, read)
 
 
 def _text(fields: Fields, name: str) -> str:
-    return or_else("", fields.get, name, str)[:_MAX_TEXT]
+    return one_line(or_else("", fields.get, name, str), _MAX_TEXT)
 
 
 def _count(fields: Fields, name: str) -> int | None:

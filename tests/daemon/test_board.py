@@ -18,6 +18,7 @@ from tiny_worker import KINDS
 from picoedge.daemon import board_probe, worker_process
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, BoardLostError, MeshError
+from picoedge.jobs.status import read_report
 from picoedge.kernels import native
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
@@ -260,6 +261,20 @@ def condition(board: Board) -> Condition:
     membership = Membership(lambda: 0.0, Timing())
     membership.heard("board", 1, 1, board.state())
     return membership.members["board"].condition
+
+
+def test_whatever_a_board_says_of_itself_is_kept_by_the_others(board: Board) -> None:
+    def is_kept() -> bool:
+        state = {name: value for name, value in board.state().items() if value is not None}
+        return read_report(state) == state
+
+    hub = board.connect(board.hub)
+    assert is_kept()
+    hub.ask("job-reserve", {"job": "tiny"})
+    assert is_kept()
+    hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    board.wait(does="computing", how="running")
+    assert is_kept()
 
 
 def test_a_board_with_a_queue_is_not_slow(board: Board) -> None:

@@ -49,7 +49,7 @@ class Change(str, Enum):
 
 @dataclass(frozen=True)
 class Member:
-    """One board: its process (`incarnation`) and the last report of its state."""
+    """One board: its process (`incarnation`) and, while it is here, its last report."""
 
     incarnation: int
     condition: Condition
@@ -109,7 +109,7 @@ class Membership:
         known = self.members.get(key)
         if known and incarnation == known.incarnation and known.condition is not Condition.LEFT:
             past = known.incarnations
-            left = replace(known, condition=Condition.LEFT, past_incarnations=past)
+            left = replace(known, condition=Condition.LEFT, past_incarnations=past, report={})
             self._set(key, left, Change.LEFT)
 
     def revoke(self, key: str) -> None:
@@ -128,7 +128,8 @@ class Membership:
             return
         for key, member in list(self.members.items()):
             if member.is_here and now_s - member.heard_s >= self._timing.silence_s:
-                self._set(key, replace(member, condition=Condition.DEAD), Change.DIED)
+                dead = replace(member, condition=Condition.DEAD, report={})
+                self._set(key, dead, Change.DIED)
 
     def _set(self, key: str, member: Member, change: Change | None) -> None:
         self.members[key] = member

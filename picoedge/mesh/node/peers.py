@@ -7,10 +7,10 @@ roster; a board whose digest differs is sent the roster.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 UNREACHED_S = 10.0
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
 MAX_DIGEST = 64
+MAX_STATE_FIELDS = 64  # of a report in a heartbeat: one of ours has 16
+MAX_STATE_NAME, MAX_STATE_TEXT = 32, 200  # characters
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Peers:
         self.boards: dict[str, Board] = {}
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
         self.state: Callable[[], Body] = dict  # this board's report, for its heartbeats
+        # Of another board's report: the fields that are kept, each within its bounds.
+        self.read_state: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _flat
         self._rpc = rpc
         self._identity = identity
         self._roster_file = roster_file
@@ -216,12 +220,14 @@ class Peers:
         fields, board = Fields(body), self.boards.get(peer)
         incarnation, sequence = fields.integer("incarnation"), fields.integer("sequence")
         digest, state = fields.text("digest", MAX_DIGEST), fields.object("state").values
+        if len(state) > MAX_STATE_FIELDS:
+            raise ProtocolError(f"a report of {len(state)} fields")
         if board is None or not self._is_daemon(peer):
             return
         if incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of another process than the one that said hello")
         board.digest = digest
-        self.membership.heard(str(peer), incarnation, sequence, state)
+        self.membership.heard(str(peer), incarnation, sequence, self.read_state(state))
         self._send_roster(str(peer), board)
 
     def _is_daemon(self, peer: str) -> bool:
@@ -322,6 +328,13 @@ class Peers:
 
     def _is_other(self, key: str) -> bool:
         return key != self._identity.keys.public and self._roster_file.roster.is_allowed(key)
+
+
+def _flat(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The numbers and short texts of a report, where no service says what it may hold."""
+    short = {name: value for name, value in state.items() if len(name) <= MAX_STATE_NAME}
+    texts = {name: value[:MAX_STATE_TEXT] for name, value in short.items() if type(value) is str}
+    return texts | {n: value for n, value in short.items() if isinstance(value, (int, float))}
 
 
 def _discard(keys: set[str], key: str, _: object) -> None:

@@ -41,6 +41,7 @@ from picoedge.mesh.transport.messages import (
     Pending,
     RawReply,
     Reply,
+    TooLongError,
     Translation,
     VersionError,
     error_of,
@@ -282,7 +283,11 @@ class Rpc:
         elif isinstance(reply, PicoedgeError):
             self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
         elif number is not None:
-            self._send(peer, lambda to: to.write(REPLY, {**reply, "id": number}, asked=kind))
+            try:
+                self._write(peer, lambda to: to.write(REPLY, {**reply, "id": number}, asked=kind))
+            except TooLongError as error:  # our own fault, which the one who asked is told
+                self.log_once(f"an answer to {kind!r} was not sent: {error.message}")
+                self._reply(peer, kind, body, error)
 
     def _reply_late(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
         if isinstance(peer, Sender) and self._pending[peer.route] > 0:
@@ -316,8 +321,19 @@ class Rpc:
     ) -> bool:
         """Send the frames that `write` makes in the dialect of the connection to `to`.
 
-        A connection that does not read is ended, but for a message that `is_droppable`.
+        A connection that does not read is ended, but for a message that `is_droppable`. A message
+        that is too long is not sent.
         """
+        try:
+            return self._write(to, write, is_droppable)
+        except TooLongError as error:
+            self.log_once(f"a message to {self.name_of(str(to))} was not sent: {error.message}")
+            return False
+
+    def _write(
+        self, to: str, write: Callable[[Dialect], Frames], is_droppable: bool = False
+    ) -> bool:
+        """As `_send`. Raises TooLongError."""
         connection = None if isinstance(to, Sender) else self.dialer.to(to)
         if connection is not None:
             return connection.send(write(connection.dialect)) or self._unsent(connection)

@@ -46,6 +46,10 @@ class VersionError(ProtocolError):
         )
 
 
+class TooLongError(MeshError):
+    """A message of this board's own that is larger than any may be: no fault of the other side."""
+
+
 @dataclass(frozen=True)
 class Translation:
     """The names that version `VERSION - 1` had for what has another name now.
@@ -108,7 +112,7 @@ class Dialect:
     def write(self, kind: str, body: Body, asked: str = "") -> list[bytes]:
         """The frames of a message; `asked` is the kind of the request that a reply answers.
 
-        Raises ProtocolError where they would be too large.
+        Raises TooLongError where they would be too large.
         """
         if self.version < VERSION:
             kind, body = self._translation.to_old(kind, body, asked)
@@ -139,12 +143,12 @@ class Dialect:
 
 
 def control(kind: str, body: Body, version: int = VERSION) -> list[bytes]:
-    """The two frames of a control message. Raises ProtocolError where they would be too large."""
+    """The two frames of a control message. Raises TooLongError where they would be too large."""
     assert KIND_NAME.fullmatch(kind), kind
     message = {"kind": kind, "body": body}
     raw = json.dumps(message, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
     if len(raw) > CONTROL_BYTES:
-        raise ProtocolError(f"a {kind!r} message of {len(raw)} bytes: the limit is {CONTROL_BYTES}")
+        raise TooLongError(f"a {kind!r} message of {len(raw)} bytes: the limit is {CONTROL_BYTES}")
     return [_HEADERS[version], raw]
 
 

@@ -18,6 +18,7 @@ import pytest
 import zmq
 from mesh_nodes import PATIENCE_S, QUICK, Running, found, fresh_context, running
 
+from picoedge.errors import MeshError
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
@@ -187,6 +188,37 @@ def test_a_peer_that_keeps_failing_has_to_wait(ada: Board, context: Any, dealer:
         assert client.ask("echo", {"text": "well"})["text"] == "well"
     dealer.disable_monitor()
     watch.close()
+
+
+def test_an_answer_of_ours_that_is_too_long_is_no_fault_of_the_one_who_asks(
+    ada: Board, context: Any
+) -> None:
+    ada.do(lambda: ada.node.rpc.on("much", lambda peer, body: {"text": "x" * (2 << 20)}))
+    with ada.client(context, ada.bob) as client:
+        for _ in range(2 * DEFAULT_LIMITS.strikes):
+            with pytest.raises(MeshError, match=r"ada: a 'reply' message of \d+ bytes: the limit"):
+                client.ask("much")
+        assert client.ask("echo", {"text": "well"})["text"] == "well"
+    assert not any("dropped" in line for line in ada.lines)
+
+
+def test_what_a_heartbeat_says_is_bounded_and_forgotten(ada: Board, context: Any) -> None:
+    state = {"does": "x" * 900_000, "deep": [[1] * 1000], "n" * 1000: 1, "load": 7}
+    hello = {**ada.do(ada.node.peers._own_hello), "name": "eve", "incarnation": 5}
+    beat = {"incarnation": 5, "sequence": 1, "digest": "", "state": state}
+    members = ada.node.peers.membership.members
+    with ada.client(context, ada.eve) as client:
+        client.ask("hello", hello)
+        client.push("beat", beat)
+        client.ask("echo")
+        report = ada.do(lambda: dict(members[ada.eve.public].report))
+        assert report == {"does": "x" * 200, "load": 7}
+        client.push("leave", {"incarnation": 5})
+        client.ask("echo")
+        assert ada.do(lambda: dict(members[ada.eve.public].report)) == {}
+        client.push("beat", {**beat, "state": {f"f{n}": n for n in range(1000)}})
+        with pytest.raises(MeshError, match="its connection ended"):
+            client.ask("echo")
 
 
 def test_a_frame_too_large(ada: Board, context: Any, dealer: Any) -> None:

@@ -119,6 +119,8 @@ def _keys(architecture: str) -> dict[str, Any]:
 
 
 def _add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if value is None:
+        return
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, bool):
@@ -140,9 +142,9 @@ def gguf_shapes(architecture: str, tied: bool) -> dict[str, tuple[int, ...]]:
         "ffn_down.weight": (HIDDEN, INNER), "attn_norm.weight": (HIDDEN,),
         "ffn_norm.weight": (HIDDEN,),
     }  # fmt: skip
-    if architecture == "qwen2":
+    if architecture in ("qwen2", "qwen2vl"):
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if architecture in ("qwen3", "gemma3"):
+    if architecture in ("qwen3", "qwen3vl", "gemma3"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
     if architecture == "gemma3":
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}

@@ -85,7 +85,7 @@ class FolderSource(ModelSource):
         if self._head not in raw and ties_within(fields):
             config = replace(config, tie_word_embeddings=True)
         if self._head not in raw and not config.tie_word_embeddings:
-            self._refuse_headless(fields)
+            _refuse_headless(fields, path)
         harmless = _LEFT_OVER_IF_TIED if config.tie_word_embeddings else _LEFT_OVER
         stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
         self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
@@ -97,14 +97,6 @@ class FolderSource(ModelSource):
         # Gemma's norms multiply by 1 + weight.
         plus_one = self.config.architecture == "gemma3" and name.endswith("_norm")
         return replace(super().tensor(name), added=1.0 if plus_one else 0.0)
-
-    def _refuse_headless(self, fields: Fields) -> None:
-        heads = fields.get("architectures", list, [])
-        if heads and all(str(name).endswith("Model") for name in heads):
-            raise UnsupportedError(
-                f"{self.path}: {str(heads[0])[:64]} has no language model head",
-                "it embeds texts and does not write any: take a ...ForCausalLM of its family",
-            )
 
     def _name_in_files(self, name: str) -> str:
         whole = {
@@ -175,6 +167,15 @@ def _prefix(names: Mapping[str, SourceTensor], path: Path) -> str:
     if not found:
         raise ModelError(f"{path}: tensor model.{_EMBED} is missing", _HINT)
     return min(whole or found, key=len)
+
+
+def _refuse_headless(fields: Fields, path: Path) -> None:
+    heads = fields.get("architectures", list, [])
+    if heads and all(str(name).endswith("Model") for name in heads):
+        raise UnsupportedError(
+            f"{path}: {str(heads[0])[:64]} has no language model head",
+            "it embeds texts and does not write any: take a ...ForCausalLM of its family",
+        )
 
 
 def _head_name(names: Mapping[str, SourceTensor]) -> str:

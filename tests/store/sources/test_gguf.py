@@ -17,6 +17,7 @@ from store_models import (
     gguf_shapes,
     random_rows,
     whole,
+    write_folder,
     write_gguf,
 )
 
@@ -252,3 +253,51 @@ def test_real_rows_are_those_of_the_library(smollm2_gguf: Path) -> None:
     expected = as_floats("Q4_1", tensor.raw(100, 140))
     assert np.array_equal(tensor.floats(100, 140), expected)
     assert random_rows("Q4_1", 1, 32, 0).shape == (1, 20)
+
+
+def test_ollamas_own_gemma_3(tmp_path: Path) -> None:
+    """Vision tensors inside, no epsilon key, rope keys of its own, no scaling said."""
+    vision = {name: np.zeros((2, 32), np.float32) for name in ("v.blk.0.x.weight", "mm.y.weight")}
+    write_gguf(
+        tmp_path / "sha256-0a1b", architecture="gemma3", tensors=vision,
+        keys={"gemma3.attention.layer_norm_rms_epsilon": None, "gemma3.rope.freq_base": None,
+              "gemma3.rope.local.freq_base": 9e3, "gemma3.rope.global.freq_base": 2e6,
+              "gemma3.mm.tokens_per_image": 256, "gemma3.context_length": 131072},
+    )  # fmt: skip
+    source = open_source(tmp_path / "sha256-0a1b")
+    config = source.config
+    assert (config.rms_norm_eps, config.rope_theta, config.rope_local_theta) == (1e-6, 2e6, 9e3)
+    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 8.0)
+    assert source.passed_over == 2
+    assert packed(tmp_path / "sha256-0a1b").config == config
+
+
+@pytest.mark.parametrize("architecture", ["qwen2vl", "qwen3vl"])
+def test_the_text_of_a_model_that_sees(architecture: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", architecture=architecture)
+    assert packed(tmp_path / "m.gguf").config.architecture == architecture.removesuffix("vl")
+
+
+def test_yarn_is_that_of_the_folder_it_was_converted_from(tmp_path: Path) -> None:
+    keys = {"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0,
+            "qwen2.rope.scaling.original_context_length": 128}  # fmt: skip
+    write_gguf(tmp_path / "m.gguf", architecture="qwen2", keys=keys)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    write_folder(tmp_path / "m", "qwen2", config={"rope_scaling": scaling})
+    found = open_source(tmp_path / "m.gguf").config
+    assert found.rope_scaling == open_source(tmp_path / "m").config.rope_scaling
+    assert found.rope_scaling.freq_factors[0] == 1.0
+    assert found.rope_scaling.freq_factors[-1] == pytest.approx(4.0)
+    assert packed(tmp_path / "m.gguf").config == found
+
+
+def test_longrope_is_read_from_its_two_tensors(tmp_path: Path) -> None:
+    short, long = (np.linspace(1, end, 32, dtype=np.float32) for end in (2, 40))
+    tensors = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    keys = {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.attn_factor": 1.25,
+            "llama.rope.scaling.original_context_length": 64}  # fmt: skip
+    write_gguf(tmp_path / "m.gguf", tensors=tensors, keys=keys)
+    scaling = packed(tmp_path / "m.gguf").config.rope_scaling
+    assert scaling.freq_factors == tuple(short.tolist())
+    assert scaling.long_factors == tuple(long.tolist())
+    assert (scaling.attention_factor, scaling.original_max_position_embeddings) == (1.25, 64)

@@ -25,6 +25,7 @@ FLOORS = {
     "sanitize": 0,
     "files": 1,
     "kernels": 1,
+    "chats": 2,
     "store": 2,
     "text": 2,
     "model": 3,

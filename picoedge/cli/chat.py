@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options, output, reports
+from picoedge.cli import chat_history, models, options, output, reports
 from picoedge.errors import PicoedgeError
 from picoedge.units import MB
 
 if TYPE_CHECKING:
+    from picoedge.cli.chat_log import ChatLog
+    from picoedge.engine.open import OpenPack
     from picoedge.engine.session import Prompter, Session
 
 DEFAULT_TOKENS = 1024  # longer answers seldom end by themselves
@@ -26,6 +28,7 @@ _STATS = (
 @click.command("chat")
 @options.model_argument(required=False)
 @options.prompt_options(DEFAULT_TOKENS, "Ask this, print the answer, and leave.")
+@options.continue_options
 @options.system_option
 @options.sampling_options
 @options.model_options
@@ -34,16 +37,24 @@ _STATS = (
 def chat(**values: Any) -> int:
     """Talk with MODEL, or with the catalogue's default model.
 
-    With -p, or with text piped in, one answer is printed and nothing else.
+    With -p, or with text piped in, one answer is printed and nothing else. Conversations are kept
+    on this board, for --continue and `picoedge chats`.
     """
-    if values["prompt"] is None and models.stdin_is_terminal():
-        opened = models.open_pack(values)
-        prompter = opened.prompter
-        prompter.require_template()  # rather now than after the first question
-        with closing(models.open_session(values, opened)) as session:
-            return _converse(session, prompter, values)
-    text = models.chosen_prompt(values["prompt"]).strip()
+    one_answer = values["prompt"] is not None or not models.stdin_is_terminal()
+    text = models.chosen_prompt(values["prompt"]).strip() if one_answer else ""
+    values = chat_history.choose_model(values)
     opened = models.open_pack(values)
+    if one_answer and values["continued"] is None:
+        return _answer_once(opened, values, text)
+    prompter = opened.prompter
+    prompter.require_template()  # rather now than after the first question
+    log = chat_history.open_log(values, opened.pack.name)
+    with closing(log), closing(models.open_session(values, opened)) as session:
+        return _converse(session, prompter, log, values, text)
+
+
+def _answer_once(opened: OpenPack, values: dict[str, Any], text: str) -> int:
+    """One answer, of which nothing is kept."""
     prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
     with closing(models.open_session(values, opened, prompt)) as session:
         limit = models.token_limit(values["n_tokens"])
@@ -52,13 +63,22 @@ def chat(**values: Any) -> int:
     return 0
 
 
-def _converse(session: Session, prompter: Prompter, values: dict[str, Any]) -> int:
-    from picoedge.cli.chat_console import TerminalConsole
-    from picoedge.cli.chat_loop import Chat, ChatSettings
+def _converse(
+    session: Session, prompter: Prompter, log: ChatLog, values: dict[str, Any], text: str
+) -> int:
+    """A conversation; with `text` one turn of it."""
+    from picoedge.cli.chat_console import PipeConsole, TerminalConsole
+    from picoedge.cli.chat_loop import converse
+    from picoedge.cli.chat_turns import Chat, ChatSettings
 
-    system, stop = values["system"] or "", list(values["stop"])
-    settings = ChatSettings(system, values["n_tokens"], stop, values["verbose"])
-    return Chat(session, prompter, TerminalConsole(), settings).run()
+    settings = ChatSettings(values["n_tokens"], list(values["stop"]), values["verbose"])
+    console = PipeConsole() if text else TerminalConsole(values["history"])
+    chat = Chat(session, prompter, console, settings, log)
+    chat_history.restore_settings(chat, values)
+    if not text:
+        return converse(chat)
+    chat.ask(text)
+    return 0
 
 
 @click.command("generate")

@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from picoedge.cli.output import warn
+from picoedge.chats.conversation import encodable
+from picoedge.cli.output import warn, write_answer
 from picoedge.files import xdg_folder
 from picoedge.sanitize import printable
 
@@ -19,11 +21,28 @@ FENCE = '"""'
 HISTORY_LINES = 1000
 
 
+class Console(Protocol):
+    """Where a chat takes place."""
+
+    def read(self) -> str:
+        """The next message. Raises EOFError or KeyboardInterrupt."""
+
+    def write(self, text: str) -> None:
+        """Show text at once."""
+
+    def say(self, line: str) -> None:
+        """A line of this program."""
+
+    def interrupts(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, Ctrl-C calls `on_interrupt`."""
+
+
 class TerminalConsole:
     """Standard input and output, with line editing and history where Python has readline."""
 
-    def __init__(self) -> None:
-        self._history = History(xdg_folder("STATE", os.environ) / "history")
+    def __init__(self, keep_history: bool = True) -> None:
+        kept = xdg_folder("STATE", os.environ) / "history" if keep_history else Path(os.devnull)
+        self._history = History(kept)
 
     def read(self) -> str:
         """The next message, of one line or several; a pasted text is one message.
@@ -31,12 +50,16 @@ class TerminalConsole:
         Raises EOFError or KeyboardInterrupt.
         """
         with self._history.kept():
-            return read_message(input)
+            return encodable(read_message(input))
 
     def write(self, text: str) -> None:
         """Show text at once."""
         sys.stdout.write(printable(text))
         sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """A line of this program."""
+        self.write(line + "\n")
 
     @contextmanager
     def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
@@ -46,6 +69,30 @@ class TerminalConsole:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+class PipeConsole:
+    """Standard output for one answer of a conversation; other lines go to stderr."""
+
+    def read(self) -> str:
+        """Nothing is asked."""
+        raise EOFError
+
+    def write(self, text: str) -> None:
+        """Show text at once."""
+        write_answer(text)
+
+    def say(self, line: str) -> None:
+        """A line of this program; an empty one ends the answer's."""
+        if line:
+            warn(line)
+        else:
+            write_answer("\n")
+
+    @contextmanager
+    def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
+        """Ctrl-C ends the program, as for any that answers once."""
+        yield
 
 
 def read_message(ask: Callable[[str], str]) -> str:

@@ -19,6 +19,7 @@ from picoedge.cli.options import Group, config_defaults
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat.chat", "Talk with a model."),
+    "chats": ("chats.command", "List, show and remove the conversations kept on this board."),
     "generate": ("chat.generate", "Complete one prompt."),
     "plan": ("plan.command", "Show what would stay in memory and what be streamed."),
     "bench": ("benchmark.bench", "Measure prompt and generation speed."),

@@ -151,12 +151,18 @@ sampling_options = _together(
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
-    "system", "transport", "verbose",
+    "system", "transport", "verbose", "history",
 )  # fmt: skip
 
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, envvar="PICOEDGE_VERBOSE", help="Report on stderr."
 )
+continue_options = _together(
+    click.option("--continue", "continued", is_flag=False, flag_value="", metavar="[ID]",
+        help="Go on with a chat: the last one [of MODEL], or ID of `picoedge chats`."),
+    click.option("--history/--no-history", default=True, envvar="PICOEDGE_HISTORY",
+        help="Keep conversations and typed lines on this board's disk [default: keep]."),
+)  # fmt: skip
 system_option = _setting("--system", help="The system message of the conversation.")
 
 
@@ -237,6 +243,12 @@ def _named_by_source(error: UsageError) -> UsageError:
         if param.name == name:
             return UsageError(f"{source_of(ctx, param)}: {error.message}", error.hint)
     return error
+
+
+def is_typed(name: str) -> bool:
+    """Whether a parameter stands on the command line itself."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def source_of(ctx: click.Context, param: click.Parameter) -> str:

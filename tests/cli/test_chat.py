@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fake_model import ScriptedModel, prompter_for, scripted_session
+from typed_console import Typed, TypedConsole
 
-from picoedge.cli.chat_console import read_message
-from picoedge.cli.chat_loop import HELP, Chat, ChatSettings, is_command
+from picoedge.cli.chat_commands import HELP, is_command
+from picoedge.cli.chat_loop import converse
+from picoedge.cli.chat_turns import Chat, ChatSettings
 from picoedge.engine.session import Session
-
-Typed = str | type[BaseException]
-
-
-class TypedConsole:
-    """Reads from a list; the transcript holds what a terminal would show."""
-
-    def __init__(self, typed: list[Typed], interrupt_at: str = "") -> None:
-        self.transcript = ""
-        self._typed = iter(typed)
-        self._interrupt_at = interrupt_at  # Ctrl-C when this piece of an answer appears
-        self._interrupt: Callable[[], None] = lambda: None
-
-    def read(self) -> str:
-        return read_message(self._ask)
-
-    def _ask(self, prompt: str) -> str:
-        self.transcript += prompt
-        line = next(self._typed, EOFError)
-        if not isinstance(line, str):
-            raise line
-        self.transcript += line + "\n"
-        return line
-
-    def write(self, text: str) -> None:
-        self.transcript += text
-        if text == self._interrupt_at:
-            self.transcript += "^C"
-            self._interrupt()
-
-    @contextmanager
-    def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
-        self._interrupt = on_interrupt
-        yield
 
 
 def talk(
@@ -56,7 +22,7 @@ def talk(
     console = TypedConsole(typed, interrupt_at)
     session = scripted_session(*answers, n_ctx=n_ctx)
     chat = Chat(session, prompter_for(session), console, ChatSettings(**settings))  # type: ignore[arg-type]
-    code = chat.run()
+    code = converse(chat)
     greeting, _, rest = console.transcript.partition("\n")
     assert greeting == f"parrot · fake, 1 thread · context {n_ctx} · /? for help"
     return chat, rest, code
@@ -149,7 +115,7 @@ def test_ctrl_c_twice_during_an_answer_leaves_with_130() -> None:
     console.write = write  # type: ignore[method-assign]
     # the first is acted on only when the second has come
     session.cancel = lambda: None  # type: ignore[method-assign]
-    assert Chat(session, prompter_for(session), console, ChatSettings()).run() == 130
+    assert converse(Chat(session, prompter_for(session), console, ChatSettings())) == 130
 
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back() -> None:
@@ -163,7 +129,7 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back() -> None:
 
     session.model.forward = interrupted  # type: ignore[method-assign,assignment]
     chat = Chat(session, prompter_for(session), console, ChatSettings())
-    assert chat.run() == 0
+    assert converse(chat) == 0
     assert chat.messages == []
 
 
@@ -326,7 +292,7 @@ def failing_talk(typed: list[Typed], *answers: str, fails_at: int) -> tuple[Chat
     console, session = TypedConsole(typed), scripted_session(*answers)
     session.model.fails_at = fails_at  # type: ignore[attr-defined]
     chat = Chat(session, prompter_for(session), console, ChatSettings())
-    assert chat.run() == 0
+    assert converse(chat) == 0
     return chat, console.transcript.partition("\n")[2]
 
 
@@ -351,5 +317,5 @@ def test_set_verbose_shows_the_waiting_where_something_is_streamed() -> None:
     console, session = TypedConsole(["hi", "/bye"]), scripted_session("abc")
     assert isinstance(session.model, ScriptedModel)
     session.model.memory_plan = object()  # type: ignore[assignment]
-    Chat(session, prompter_for(session), console, ChatSettings(verbose=True)).run()
+    converse(Chat(session, prompter_for(session), console, ChatSettings(verbose=True)))
     assert "\n[a token: 0 s waiting, 1 s computing, 0 B read]\n" in console.transcript

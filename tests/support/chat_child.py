@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import sys
-import termios
 from collections.abc import Sequence
 
 from fake_model import ScriptedModel, prompter_for, scripted_session
 
 from picoedge.cli.chat_console import TerminalConsole
-from picoedge.cli.chat_loop import Chat, ChatSettings
+from picoedge.cli.chat_loop import converse
+from picoedge.cli.chat_turns import Chat, ChatSettings
 
 ENDLESS = 100_000
 
 
 def main(answers: Sequence[str]) -> int:
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes SIGINT
     session = scripted_session(*(a * ENDLESS if a == "x" else a for a in answers), n_ctx=10**6)
     assert isinstance(session.model, ScriptedModel)
-    return Chat(session, prompter_for(session), TerminalConsole(), ChatSettings()).run()
+    return converse(Chat(session, prompter_for(session), TerminalConsole(), ChatSettings()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Kept chats from the side of `picoedge chat`: which one goes on, and with which settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.chats.chat_folder import ChatFolder
+from picoedge.cli.chat_log import ChatLog
+from picoedge.cli.options import is_typed
+from picoedge.cli.output import warn
+from picoedge.errors import PicoedgeError, UsageError
+
+if TYPE_CHECKING:
+    from picoedge.cli.chat_turns import Chat
+
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
+)  # fmt: skip
+_LIST = "picoedge chats lists them"
+
+
+def choose_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `chat` with MODEL, and in `continued` the number of the chat that goes on.
+
+    Without ID: the chat used last where MODEL is not named, otherwise the last one of MODEL, which
+    is found once its pack is open (0). Raises UsageError, StorageError.
+    """
+    word, model = values["continued"], values["model"]
+    if word is None:
+        return values
+    if not values["history"]:
+        raise UsageError(
+            "--continue needs the history that --no-history turns off", "leave one out"
+        )
+    folder = ChatFolder.from_environment()
+    if word and not word.isdecimal():  # --continue MODEL
+        if model is not None and is_typed("model"):
+            raise UsageError(f"--continue: {word!r} is no chat", _LIST)
+        word, model = "", word
+    number = int(word[:9]) if word else 0 if model else folder.last(None)
+    if number is None or not folder.numbers():
+        raise UsageError("no chat is kept on this board", "begin one without --continue")
+    if number and model is None:
+        model = folder.read(number).source or None
+    return {**values, "model": model, "continued": number}
+
+
+def open_log(values: dict[str, Any], model: str) -> ChatLog:
+    """The record of a new chat, or of the one that this process goes on with."""
+    if not values["history"]:
+        return ChatLog()
+    folder, number = ChatFolder.from_environment(), values["continued"]
+    log = ChatLog(folder, warn)
+    if number is None:
+        log.begin(model, _source(values["model"]))
+        return log
+    number = number or folder.last(model)
+    if number is None:
+        raise UsageError(f"no chat with {model} is kept", f"--continue ID of another: {_LIST}")
+    log.resume(number)
+    before = log.conversation.model
+    if before not in (model, ""):
+        warn(f"chat {number} was with {before}: {model} goes on with it")
+        log.add("chat", model=model, source=_source(values["model"]))
+    return log
+
+
+def _source(model: str | None) -> str:
+    """MODEL, as it can be named from any folder."""
+    return str(Path(model).absolute()) if model and os.path.exists(model) else model or ""
+
+
+def restore_settings(chat: Chat, values: dict[str, Any]) -> None:
+    """Settings as the chat had them, except those on the command line, which it has from now on."""
+    typed = [name for name in _SAMPLING if is_typed(name)]
+    kept = {k: v for k, v in chat.log.conversation.settings.items() if k not in typed}
+    kept.pop("n" if is_typed("n_tokens") else "", None)
+    for name, value in kept.items():
+        try:
+            chat.apply(name, value)
+        except PicoedgeError as error:
+            warn(f"{name} stays as it is: {error.message}")
+    for name in typed:
+        chat.log.add("set", name=name, value=_plain(values[name]))
+    if is_typed("n_tokens"):
+        chat.log.add("set", name="n", value=values["n_tokens"])
+    if values["system"] is not None and (is_typed("system") or "system" not in kept):
+        chat.log.add("set", name="system", value=values["system"])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

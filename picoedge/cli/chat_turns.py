@@ -1,0 +1,159 @@
+"""A chat's turns: questions sent, answers streamed and kept, Ctrl-C, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from picoedge.chats.conversation import Message
+from picoedge.cli.chat_console import Console
+from picoedge.cli.chat_log import ChatLog
+from picoedge.cli.reports import timings
+from picoedge.errors import PicoedgeError, UsageError
+from picoedge.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from picoedge.engine.session import Prompter, Session
+
+SAMPLING_TYPES: dict[str, Callable[[str], float]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float,
+    "repeat_penalty": float, "repeat_last_n": int, "seed": int,
+}  # fmt: skip
+SETTINGS = (*SAMPLING_TYPES, "n", "stop", "system", "verbose", "quiet")
+
+
+@dataclass
+class ChatSettings:
+    """What `/set` changes, apart from the sampling options, which are the session's, and the
+    system message, which is the conversation's.
+    """
+
+    n_tokens: int = -1
+    stop: list[str] = field(default_factory=list)
+    verbose: bool = False
+
+
+class Chat:
+    """One session on one console, and the conversation that is kept of it."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompter: Prompter,
+        console: Console,
+        settings: ChatSettings,
+        log: ChatLog | None = None,
+    ) -> None:
+        self.session, self.prompter = session, prompter
+        self.console, self.settings = console, settings
+        self.log = log or ChatLog()
+        self.interrupted = False  # the last event was Ctrl-C
+
+    @property
+    def messages(self) -> list[Message]:
+        """The turns so far, without the system's message."""
+        return list(self.log.conversation.messages)
+
+    @property
+    def system(self) -> str:
+        """The system message."""
+        return self.log.conversation.system
+
+    def ask(self, message: str) -> None:
+        """Send a message and stream the answer."""
+        self.log.add("question", text=message)
+        self.answer()
+
+    def answer(self) -> None:
+        """Answer the question that has none; of what is interrupted the text so far is kept.
+
+        Ctrl-C before the first word takes the question back; after an error `/regen` asks it again.
+        """
+        pieces: list[str] = []
+        end = "left"
+        try:
+            self._stream(pieces)
+            end = self.session.stats.finish_reason
+        except PicoedgeError:
+            end = "error"
+            raise
+        finally:
+            answer = "".join(pieces)
+            if answer or end in ("stop", "length", "cancelled"):
+                self.log.add("answer", text=answer, end=end)
+
+    def _stream(self, pieces: list[str]) -> None:
+        """Show an answer as it comes; Ctrl-C ends it, a second Ctrl-C raises KeyboardInterrupt."""
+        session, settings = self.session, self.settings
+        limit = None if settings.n_tokens < 0 else settings.n_tokens
+        with self.console.interrupts(self._on_interrupt):
+            prompt = self.prompter.chat(self.prompt_messages())
+            try:
+                for piece in session.generate(prompt, max_tokens=limit, stop=settings.stop):
+                    pieces.append(piece)
+                    self.console.write(piece)
+            except PicoedgeError:
+                if pieces:
+                    self.say("")
+                raise
+        self.say("")
+        self._tell_end()
+
+    def _on_interrupt(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.session.cancel()
+
+    def _tell_end(self) -> None:
+        stats, n_ctx = self.session.stats, self.session.model.n_ctx
+        if stats.context_full:
+            self.say(f"[the context of {n_ctx} tokens is full: /clear empties it]")
+        elif stats.finish_reason == "length":
+            more = self.settings.n_tokens * 2
+            self.say(f"[stopped after {len(stats.tokens)} tokens: /set n {more}]")
+        if self.settings.verbose:
+            for line in timings(self.session):
+                self.say(f"[{line}]")
+
+    def prompt_messages(self) -> list[Message]:
+        """The messages for the chat template, the system's first."""
+        conversation = self.log.conversation
+        system = {"role": "system", "content": conversation.system}
+        return [system] * bool(conversation.system) + conversation.prompt
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a setting, for this chat and whoever goes on with it. Raises UsageError."""
+        self.apply(name, value)
+        if name not in ("verbose", "quiet"):
+            self.log.add("set", name=name, value=value)
+
+    def apply(self, name: str, value: Any) -> None:
+        """Do what a setting says. Raises UsageError."""
+        if name in ("verbose", "quiet"):
+            self.settings.verbose = name == "verbose"
+        elif name in SAMPLING_TYPES:
+            number: Any = None if (name, value) == ("seed", "none") else _number(name, value)
+            changed = dataclasses.replace(self.session.sampling, **{name: number})
+            self.session.set_sampling(changed)
+        elif name == "n":
+            self.settings.n_tokens = max(-1, int(_number(name, value)))
+        elif name == "stop":
+            texts = value if isinstance(value, list) else [value]
+            self.settings.stop = [str(text) for text in texts if text]
+        elif name != "system":
+            hint = did_you_mean(name, SETTINGS) or f"known: {', '.join(SETTINGS)}"
+            raise UsageError(f"nothing to set by the name {name!r}", hint)
+
+    def say(self, line: str) -> None:
+        """A line of this program on the console."""
+        self.console.say(line)
+
+
+def _number(name: str, text: object) -> float:
+    try:
+        return SAMPLING_TYPES.get(name, int)(str(text))
+    except (ValueError, OverflowError):
+        raise UsageError(f"{name} {text!r} is not a number", f"/set {name} VALUE") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +166,30 @@ class SamplingOptions:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise UsageError(f"{name} is {value:g}", f"it must be from {low:g} to {high:g}")
+
+
+# What other programs call these: `generation_config.json`, and `general.sampling.*` of a GGUF.
+_THEIR_NAMES = {
+    "repetition_penalty": "repeat_penalty", "temp": "temperature",
+    "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",
+}  # fmt: skip
+
+
+def model_sampling(values: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling options among what a model says of itself, by our names.
+
+    What is no number in its range is left out: it is advice, and no reason to refuse a model.
+    """
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        name = _THEIR_NAMES.get(name, name)
+        if name == "seed" or name not in _RANGES or type(value) not in (int, float):
+            continue
+        low, high = _RANGES[name]
+        if math.isfinite(value) and low <= value <= high:
+            whole = name in ("top_k", "repeat_last_n")
+            found[name] = int(value) if whole else round(float(value), 6)
+    return found
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -71,7 +71,8 @@ def _setting(*flags: str, **attrs: Any) -> Decorator:
 
 def _number(flag: str, kind: type, text: str) -> Decorator:
     default = getattr(SamplingOptions, flag[2:].replace("-", "_"))
-    return _setting(flag, type=kind, help=f"{text} [default: {default:g}]")
+    its_own = "" if flag == "--repeat-last-n" else "the model's, or "
+    return _setting(flag, type=kind, help=f"{text} [default: {its_own}{default:g}]")
 
 
 def _together(*options: Decorator) -> Decorator:
@@ -226,14 +227,15 @@ def model_argument(required: bool = True) -> Decorator:
     )  # fmt: skip
 
 
-def chosen_sampling(values: Mapping[str, Any]) -> SamplingOptions:
-    """Sampling options of a command's parameters. Raises UsageError naming the source."""
+def chosen_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling options among a command's parameters. Raises UsageError naming the source."""
     names = SamplingOptions.__dataclass_fields__
     chosen = {name: values[name] for name in names if values.get(name) is not None}
     try:
-        return SamplingOptions(**chosen)
+        SamplingOptions(**chosen)
     except UsageError as error:
         raise _named_by_source(error) from None
+    return chosen
 
 
 def _named_by_source(error: UsageError) -> UsageError:

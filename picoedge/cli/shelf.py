@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from picoedge.cli.options import json_option, model_argument
-from picoedge.cli.output import print_facts, print_json, print_result, print_table, showing_progress
+from picoedge.cli.output import (
+    print_facts,
+    print_json,
+    print_result,
+    print_table,
+    showing_progress,
+    warn,
+)
 from picoedge.errors import UsageError
 from picoedge.progress import one_stage
 from picoedge.registry.paths import disk_bytes
@@ -43,6 +50,8 @@ def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> Non
     size = sum(file.stat().st_size for file in target.iterdir())
     ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
     facts = {"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio}
+    if opened.passed_over:
+        warn(f"{opened.name} also has images or sound: its text is packed alone")
     print_result(as_json, facts, f"{target}: {format_size(size)}")
 
 
@@ -100,6 +109,8 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{key} {format_size(size)}" for key, size in value.items())
     if name == "source":
         return f"{value.get('kind', '?')} {value.get('file', '')}".rstrip()
+    if name == "sampling":
+        return ", ".join(f"{key} {number:g}" for key, number in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{count} {key}" for key, count in value.items())
     if name in ("bytes", "held_bytes", "memory_bytes"):

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from picoedge.config import SamplingOptions
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import PicoedgeError
 from picoedge.host import resources
@@ -69,6 +70,12 @@ class OpenPack:
         from picoedge.engine.fit import choose_context
 
         return dataclasses.replace(self._options, n_ctx=choose_context(self.pack, self._options))
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The options that were chosen, then the model's own, then ours."""
+        chosen: Any = {**self.pack.sampling, **self._options.sampling}
+        return SamplingOptions(**chosen)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -157,7 +164,7 @@ def open_session(
     with ExitStack() as failing:
         model = load(pack, options, progress)
         failing.callback(model.close)
-        session = Session(model, vocabulary, options.sampling, name=pack.name)
+        session = Session(model, vocabulary, opened.sampling, name=pack.name)
         failing.pop_all()
     return session
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from picoedge.config import SamplingOptions
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
@@ -27,4 +26,4 @@ class OpenOptions:
     n_ctx: int | None = None
     kernels: str | None = None  # "numpy", "native"
     cluster: ClusterOptions | None = None  # None: this board alone
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    sampling: Mapping[str, float | None] = field(default_factory=dict)  # before the model's own

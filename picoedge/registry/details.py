@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
             **_shape(source.config),
             "bytes": source.tensor_bytes,
             "licence": _licence_in(source),
+            **_sampling(source.sampling),
+            **_text_alone(source.passed_over),
         }
     pack = Pack.open(path)
     return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
@@ -75,8 +78,19 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         },
         "tokenizer": next((kinds[name] for name in kinds if (folder / name).is_file()), None),
         "chat_template": (folder / "chat_template.jinja").is_file(),
+        **_sampling(pack.sampling),
+        **_text_alone(pack.source.get("passed_over")),
         "source": pack.source,
     }
+
+
+def _sampling(options: Mapping[str, float]) -> dict[str, Any]:
+    return {"sampling": dict(options)} if options else {}
+
+
+def _text_alone(passed_over: object) -> dict[str, Any]:
+    """Said of a model that sees or hears as well, which is packed without that."""
+    return {"passed_over": "images or sound: it reads text alone"} if passed_over else {}
 
 
 def _licence(shelf: Shelf, model: str | None, name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import pytest
 import shelf_models
 
 from picoedge.cli.main import main
+from picoedge.config import SamplingOptions
 from picoedge.engine import fit
 from picoedge.engine import open as opening
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import ContextError, UsageError
+from picoedge.registry.details import describe_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 from picoedge.text.tokenizer.piece_table import PieceTable
@@ -117,3 +120,16 @@ def test_a_context_the_model_does_not_know(folder: Path, tmp_path: Path) -> None
     opened = opening.open_pack(packed(folder, tmp_path), OpenOptions(n_ctx=1 << 20))
     with pytest.raises(UsageError, match="the model knows 512"):
         opened.options  # noqa: B018
+
+
+def test_a_models_own_sampling_gives_way_to_what_was_chosen(folder: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(folder, theirs)
+    (theirs / "generation_config.json").write_text('{"temperature": 0.25, "top_k": 7}')
+    pack = packed(theirs, tmp_path)
+    assert opening.open_pack(pack, OpenOptions()).sampling == SamplingOptions(
+        temperature=0.25, top_k=7
+    )
+    chosen = opening.open_pack(pack, OpenOptions(sampling={"temperature": 0.0, "seed": 1}))
+    assert chosen.sampling == SamplingOptions(temperature=0.0, top_k=7, seed=1)
+    assert describe_pack(Pack.open(pack))["sampling"] == {"temperature": 0.25, "top_k": 7}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from picoedge.config import ModelConfig
+from picoedge.config import ModelConfig, model_sampling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import parse_object, read_object
@@ -38,6 +38,7 @@ class Manifest:
     files: list[FileLayout]
     embed: str
     items: dict[str, PackItem]
+    sampling: dict[str, float]  # how the model says that it is to be sampled
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -65,7 +66,8 @@ def _manifest(values: Fields) -> Manifest:
     files = layout.files()
     items = _items(values, files)
     source = values.get("source", dict)
-    return Manifest(values.get("name", str), source, layout, files, embed, items)
+    sampling = model_sampling(values.get("sampling", dict, {}))
+    return Manifest(values.get("name", str), source, layout, files, embed, items, sampling)
 
 
 def _config(values: Fields) -> ModelConfig:

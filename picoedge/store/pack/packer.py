@@ -126,6 +126,10 @@ def _q8_0_rows(parts: Quants) -> U8:
     return np.concatenate([scales, parts.q.reshape(n, -1, BLOCK_COLS)], axis=2).reshape(n, -1)
 
 
+def _if_any(name: str, value: Any) -> dict[str, Any]:
+    return {name: value} if value else {}
+
+
 class _Packer:
     """One packing: a layout, decided before the first byte is written, and the copying."""
 
@@ -224,7 +228,11 @@ class _Packer:
                 "fingerprint": self.source.fingerprint,
                 "file": self.source.path.absolute().name,  # no path: packs are shared
                 "tensor_bytes": self.source.tensor_bytes,
+                **(
+                    {"passed_over": passed_over} if (passed_over := self.source.passed_over) else {}
+                ),
             },
+            **({"sampling": dict(sampling)} if (sampling := self.source.sampling) else {}),
             **self.layout.to_json(),
             "embed": self.embed.name if self.embed else None,
             "shards": self._shard_table(folder),

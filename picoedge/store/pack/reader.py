@@ -47,6 +47,7 @@ class Pack:
         self.name: str = manifest.name
         self.config: ModelConfig = manifest.layout.config
         self.source: dict[str, Any] = manifest.source
+        self.sampling = manifest.sampling
         self._manifest, self._layout = manifest, manifest.layout
         self._sizes = {file.name: file.nbytes for file in manifest.files}
         self._maps: dict[str, U8] = {}

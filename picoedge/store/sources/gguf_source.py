@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from picoedge.config import ModelConfig, RopeScaling
+from picoedge.config import ModelConfig, RopeScaling, model_sampling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
@@ -51,6 +51,7 @@ _PAIRED = ("q", "k", "q_bias", "k_bias")
 _ROPE_FREQS, _LONG, _SHORT = (
     "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
 )  # fmt: skip
+_SAMPLING = "general.sampling."
 _MAX_FREQS = 1 << 16
 # Written by old converters, redundant with the config; rope's divisors, which are read apart.
 _HARMLESS = re.compile(
@@ -281,6 +282,13 @@ class GgufSource(ModelSource):
             if len(values) != config.head_dim // 2:
                 raise ModelError(f"{path}: {name} has {len(values)} values", "the file is damaged")
         super().__init__(path, config, stored, _stored_name, _HARMLESS)
+        self.sampling = model_sampling(
+            {
+                key.removeprefix(_SAMPLING): file.metadata[key]
+                for key in file.metadata
+                if key.startswith(_SAMPLING)
+            }
+        )
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""

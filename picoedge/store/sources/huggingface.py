@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from picoedge.config import model_sampling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import (
@@ -91,6 +92,7 @@ class FolderSource(ModelSource):
         self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
         super().__init__(path, config, stored, self._name_in_files, harmless)
         self.fingerprint = source_fingerprint(_relevant_files(path))
+        self.sampling = _sampling(path)
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
@@ -117,6 +119,18 @@ def _load_config(path: Path) -> Fields:
         hint = f"did you mean {ggufs[0]}?" if ggufs else "a model folder holds config.json"
         raise ModelError(f"{path} has no config.json", hint)
     return read_object(config, _MAX_CONFIG, _HINT)
+
+
+def _sampling(path: Path) -> dict[str, float]:
+    """The options of `generation_config.json`; it is advice, so a damaged file gives none."""
+    try:
+        values = read_object(path / "generation_config.json", _MAX_CONFIG, _HINT).values
+    except ModelError:
+        return {}
+    found = model_sampling(values)
+    if values.get("do_sample") is False:  # then `transformers` uses none of the others
+        found = {name: found[name] for name in ("repeat_penalty",) if name in found}
+    return found
 
 
 def _raw_tensors(path: Path) -> list[SourceTensor]:

@@ -122,6 +122,7 @@ class ModelSource:
     name: str
     fingerprint: str  # hash of file sizes, times and first bytes
     metadata: Mapping[str, Any]  # a GGUF's key-values, large ones read on access
+    sampling: Mapping[str, float] = {}  # how the model says that it is to be sampled
     passed_over: int = 0  # tensors that see or hear: the text's model is packed alone
 
     def __init__(

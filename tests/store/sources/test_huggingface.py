@@ -381,3 +381,25 @@ def test_the_fingerprint_changes_with_weights_and_tokenizer(tmp_path: Path) -> N
     save_file({k: v + 1 for k, v in values.items()}, tmp_path / "model.safetensors")
     seen.add(open_source(tmp_path).fingerprint)
     assert len(seen) == 3
+
+
+GENERATION: dict[str, tuple[str, dict[str, float]]] = {
+    "qwen3": ('{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}',
+              {"temperature": 0.6, "top_k": 20, "top_p": 0.95}),
+    "lfm": ('{"temperature": 0.3, "min_p": 0.15, "repetition_penalty": 1.05}',
+            {"temperature": 0.3, "min_p": 0.15, "repeat_penalty": 1.05}),
+    "greedy": ('{"do_sample": false, "temperature": 0.6, "repetition_penalty": 1.1}',
+               {"repeat_penalty": 1.1}),
+    "nonsense": ('{"temperature": "hot", "top_p": 9, "top_k": true, "min_p": NaN, "seed": 3}', {}),
+    "damaged": ('{"temperature": 0.6', {}),
+    "null": ('{"temperature": null, "top_k": 0}', {"top_k": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GENERATION)
+def test_how_a_folder_says_it_is_sampled(case: str, tmp_path: Path) -> None:
+    text, expected = GENERATION[case]
+    write_folder(tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(text)
+    assert dict(open_source(tmp_path / "m").sampling) == expected
+    assert packed(tmp_path / "m").sampling == expected

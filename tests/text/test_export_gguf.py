@@ -210,7 +210,6 @@ DAMAGED: list[tuple[Callable[..., dict[str, Any]], dict[str, Any], str]] = [
     (bpe_metadata, {"model": 3}, "tokenizer.ggml.model: not a text"),
     (bpe_metadata, {"pre": "marvellous-bpe"}, "'marvellous-bpe' is not known (known: default"),
     (bpe_metadata, {"tokens": None}, "tokenizer.ggml.tokens: missing or empty"),
-    (bpe_metadata, {"tokens": ["a", "b", "a"]}, "'a' is both 0 and 2"),
     (bpe_metadata, {"tokens": "abc"}, "tokenizer.ggml.tokens: missing or empty"),
     (bpe_metadata, {"token_type": [1, 1]}, "tokenizer.ggml.token_type: not 701 values"),
     (bpe_metadata, {"token_type": [1e9] * 701}, "tokenizer.ggml.token_type"),

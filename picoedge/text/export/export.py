@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from picoedge.files import read_json_if_any, storing
 from picoedge.text.export import from_gguf, from_huggingface
-from picoedge.text.export.from_gguf import text_value
+from picoedge.text.export.special_names import WrittenNames, is_token_name, written_names
+from picoedge.text.export.vocabulary import text_value, texts
 from picoedge.text.template.template import TEMPLATE_FILE
+from picoedge.text.tokenizer.base import TextSettings, Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 
 _GEMMA = """\
@@ -77,11 +80,15 @@ def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:
     The tokenizer is loaded once as a check. Raises TextError where the metadata is damaged or of
     an unsupported kind, StorageError where the disk fails.
     """
-    with storing(folder):
-        from_gguf.write_gguf_tokenizer(metadata, folder).write(folder)
     template = text_value(metadata, "tokenizer.chat_template")
     architecture = text_value(metadata, "general.architecture") or ""
-    _write_template(folder, template, architecture)
+    tokens = () if template else texts(metadata, "tokens")
+    template = template or fallback_template(architecture, frozenset(tokens).__contains__)
+    with storing(folder):
+        names = written_names(template)
+        settings = from_gguf.write_gguf_tokenizer(metadata, folder, names)
+        settings.write(folder)
+    _write_template(folder, template, settings)
 
 
 def write_from_huggingface(source_folder: Path, folder: Path) -> None:
@@ -91,20 +98,45 @@ def write_from_huggingface(source_folder: Path, folder: Path) -> None:
     where the disk fails.
     """
     with storing(folder):
-        from_huggingface.write_folder_tokenizer(source_folder, folder).write(folder)
+        settings = from_huggingface.write_folder_tokenizer(source_folder, folder)
+        settings.write(folder)
     template = from_huggingface.find_template(source_folder)
-    model_type = read_json_if_any(source_folder / "config.json").get("model_type")
-    _write_template(folder, template, str(model_type))
+    if not template:
+        model_type = read_json_if_any(source_folder / "config.json").get("model_type")
+        tokenizer = load_tokenizer(folder)
+        template = fallback_template(
+            str(model_type), lambda text: len(tokenizer.encode(text, add_bos=False)) == 1
+        )
+    _write_template(folder, template, settings)
 
 
-def _write_template(folder: Path, template: str | None, architecture: str) -> None:
+def _write_template(folder: Path, template: str | None, settings: TextSettings) -> None:
+    """Write the template, and into the settings what should be known of it."""
     tokenizer = load_tokenizer(folder)
+    if not template:
+        return
+    names = written_names(template, settings.bos_token, settings.eos_token)
+    end = tokenizer.special_tokens.ids.get(names.answer_end)
+    told = replace(
+        settings,
+        notes=(*settings.notes, *_notes(names, tokenizer)),
+        # What the template puts behind an answer ends one, whatever the other files say.
+        eos_ids=settings.eos_ids if end is None else settings.eos_ids | {end},
+    )
+    with storing(folder):
+        (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        if told != settings:
+            told.write(folder)
 
-    def has_token(text: str) -> bool:
-        ids = tokenizer.encode(text, add_bos=False)
-        return len(ids) == 1 and tokenizer.is_special(ids[0])
 
-    template = template or fallback_template(architecture, has_token)
-    if template is not None:
-        with storing(folder):
-            (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+def _notes(names: WrittenNames, tokenizer: Tokenizer) -> list[str]:
+    """What the template writes that is not what it looks like."""
+    cut = sorted(
+        name
+        for name in names.turns
+        if is_token_name(name) and len(tokenizer.encode(name, add_bos=False)) != 1
+    )
+    if not cut:
+        return []
+    what = ", ".join(cut[:8])
+    return [f"the chat template writes {what}, which the vocabulary has not: read as text"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import TextError
 from picoedge.text.export.pretokenizers import PreTokenizer, find_pretokenizer
+from picoedge.text.export.recognition import recognise
 from picoedge.text.export.sentencepiece_proto import (
     BYTE,
     CONTROL,
@@ -20,6 +20,17 @@ from picoedge.text.export.sentencepiece_proto import (
     UNUSED,
     USER_DEFINED,
     write_model,
+)
+from picoedge.text.export.special_names import WrittenNames
+from picoedge.text.export.vocabulary import (
+    GgufVocabulary,
+    damaged,
+    flag,
+    numbers,
+    read_vocabulary,
+    text_value,
+    texts,
+    token_id,
 )
 from picoedge.text.tokenizer.base import (
     END_OF_TURN,
@@ -30,104 +41,21 @@ from picoedge.text.tokenizer.base import (
     TextSettings,
 )
 
-_DAMAGED = "the file is damaged: get it again"
-_PREFIX = "tokenizer.ggml."
 _BYTE_TOKENS = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
-@dataclass(frozen=True)
-class GgufVocabulary:
-    """Token texts, distinct and non-empty, and their types (SentencePiece's numbers).
-
-    `added`: tokens matched as a whole: special and user-defined ones.
+def write_gguf_tokenizer(
+    metadata: Mapping[str, Any], folder: Path, names: WrittenNames
+) -> TextSettings:
+    """Write the tokenizer and return its settings. `names`: what the chat template writes, which
+    become one token each. Raises TextError for an unsupported kind.
     """
-
-    tokens: Sequence[str]
-    types: Sequence[int]
-    added: Mapping[int, AddedToken]
-
-
-def _is_special(text: str, kind: int) -> bool:
-    """Whether it is a control token; some files mark end-of-turn tokens as plain text."""
-    return kind in (UNKNOWN, CONTROL) or text in END_OF_TURN
-
-
-def _read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
-    """Tokens and types. Raises TextError where they are missing, repeat or differ in number."""
-    tokens = _texts(metadata, "tokens")
-    if "" in tokens:
-        tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
-    if len(set(tokens)) != len(tokens):
-        seen: dict[str, int] = {}
-        for i, text in enumerate(tokens):
-            if seen.setdefault(text, i) != i:
-                raise _damaged("tokens", f"{text!r} is both {seen[text]} and {i}")
-    types = array("b", bytes([NORMAL])) * len(tokens)
-    if _PREFIX + "token_type" in metadata:
-        types = _numbers(metadata, "token_type", "b", len(tokens))
-    added = {
-        i: AddedToken(text, _is_special(text, kind))
-        for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind == USER_DEFINED or _is_special(text, kind)
-    }
-    return GgufVocabulary(tokens, types, added)
-
-
-def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
-    """A non-empty list of strings. Raises TextError."""
-    values = metadata.get(_PREFIX + key)
-    if values is None or isinstance(values, str) or not len(values):
-        raise _damaged(key, "missing or empty")
-    if not all(isinstance(text, str) for text in values):
-        raise _damaged(key, "not a list of texts")
-    return values if isinstance(values, list) else list(values)
-
-
-def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
-    """A string, None where it is missing. Raises TextError."""
-    value = metadata.get(key)
-    if value is not None and not isinstance(value, str):
-        raise _damaged(key.removeprefix(_PREFIX), "not a text")
-    return value
-
-
-def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A boolean, `default` where it is missing."""
-    value = metadata.get(_PREFIX + key)
-    return default if value is None else bool(value)
-
-
-def _token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
-    """A token id, None where it is missing. Raises TextError outside 0 .. size-1."""
-    value = metadata.get(f"{_PREFIX}{key}_token_id")
-    if value is None:
-        return None
-    if isinstance(value, (str, float, list)) or not 0 <= int(value) < size:
-        raise _damaged(f"{key}_token_id", f"{value!r} is not a token of {size}")
-    return int(value)
-
-
-def _numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> array[Any]:
-    values = metadata.get(_PREFIX + key)
-    if values is None or isinstance(values, str) or len(values) < count:
-        raise _damaged(key, f"not {count} values")
-    try:
-        return array(code, values[:count])
-    except (TypeError, OverflowError) as error:
-        raise _damaged(key, str(error)) from error
-
-
-def _damaged(key: str, what: str) -> TextError:
-    return TextError(f"{_PREFIX}{key}: {what}", _DAMAGED)
-
-
-def write_gguf_tokenizer(metadata: Mapping[str, Any], folder: Path) -> TextSettings:
-    """Write the tokenizer and return its settings. Raises TextError for an unsupported kind."""
     kind = text_value(metadata, "tokenizer.ggml.model")
-    if kind == "llama":
-        return _write_sentencepiece(metadata, folder / SENTENCEPIECE_FILE)
-    if kind == "gpt2":
-        return _write_byte_level(metadata, folder / JSON_FILE)
+    if kind in ("llama", "gpt2"):
+        vocabulary = read_vocabulary(metadata, names)
+        if kind == "llama":
+            return _write_sentencepiece(metadata, vocabulary, folder / SENTENCEPIECE_FILE)
+        return _write_byte_level(metadata, vocabulary, folder / JSON_FILE)
     if kind is None:
         raise TextError("the GGUF has no tokenizer", "get a complete model file")
     raise TextError(
@@ -144,7 +72,7 @@ def _settings(
 ) -> TextSettings:
     """`defaults`: ids that a format implies where the metadata names none."""
     size = len(vocabulary.tokens)
-    ids = {key: _token_id(metadata, key, size) for key in ("bos", "eos", "eot", "eom")}
+    ids = {key: token_id(metadata, key, size) for key in ("bos", "eos", "eot", "eom")}
     ids |= {key: i for key, i in defaults.items() if ids.get(key) is None and i < size}
     bos, eos = ids["bos"], ids["eos"]
     ends = {i for key, i in ids.items() if key != "bos" and i is not None}
@@ -152,21 +80,23 @@ def _settings(
     return TextSettings(
         bos_id=bos,
         eos_ids=frozenset(ends | by_name),
-        add_bos=_flag(metadata, "add_bos_token", add_bos),
+        add_bos=flag(metadata, "add_bos_token", add_bos),
         bos_token="" if bos is None else vocabulary.tokens[bos],
         eos_token="" if eos is None else vocabulary.tokens[eos],
         added=vocabulary.added,
+        aliases=vocabulary.aliases,
     )
 
 
-def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSettings:
-    vocabulary = _read_vocabulary(metadata)
+def _write_sentencepiece(
+    metadata: Mapping[str, Any], vocabulary: GgufVocabulary, path: Path
+) -> TextSettings:
     size = len(vocabulary.tokens)
-    scores = _numbers(metadata, "scores", "f", size)
+    scores = numbers(metadata, "scores", "f", size)
     if not all(map(math.isfinite, scores)):
-        raise _damaged("scores", "not numbers")
+        raise damaged("scores", "not numbers")
     unknown = _unknown_id(metadata, vocabulary)
-    prefix = _flag(metadata, "add_space_prefix", True)
+    prefix = flag(metadata, "add_space_prefix", True)
     settings = _settings(metadata, vocabulary, {"bos": 1, "eos": 2}, add_bos=True)
     byte_fallback = _has_bytes(vocabulary)
     with path.open("wb") as file:
@@ -185,7 +115,7 @@ def _write_sentencepiece(metadata: Mapping[str, Any], path: Path) -> TextSetting
 
 def _unknown_id(metadata: Mapping[str, Any], vocabulary: GgufVocabulary) -> int:
     """The unknown token, which SentencePiece requires."""
-    named = _token_id(metadata, "unknown", len(vocabulary.tokens))
+    named = token_id(metadata, "unknown", len(vocabulary.tokens))
     if named is not None:
         return named
     if UNKNOWN in vocabulary.types:
@@ -210,22 +140,29 @@ def _pieces(
     for i, (text, score, kind) in enumerate(rows):
         if i == unknown:
             kind = UNKNOWN
-        elif _is_special(text, kind):
+        elif kind == UNKNOWN:
             kind = CONTROL
         elif kind == USER_DEFINED:
             # GGUF writes these with plain spaces; SentencePiece matches its own.
             spaced = text.replace(" ", SPACE)
             text = text if spaced in taken else spaced
-        elif kind not in (UNUSED, BYTE):
+        elif kind not in (UNUSED, BYTE, CONTROL):
             kind = NORMAL
         yield text, score, kind
 
 
-def _write_byte_level(metadata: Mapping[str, Any], path: Path) -> TextSettings:
-    name = text_value(metadata, "tokenizer.ggml.pre") or "default"
+def _write_byte_level(
+    metadata: Mapping[str, Any], vocabulary: GgufVocabulary, path: Path
+) -> TextSettings:
+    named, warnings = text_value(metadata, "tokenizer.ggml.pre"), []
+    name, certain = (named, True) if named else recognise(vocabulary.tokens)
+    if not certain:
+        warnings.append(
+            f"the file names no pre-tokenizer; {name!r} is assumed by its vocabulary, "
+            "and answers may be worse than the model's: get a newer file"
+        )
     pretokenizer = find_pretokenizer(name)
-    vocabulary = _read_vocabulary(metadata)
-    merges = _texts(metadata, "merges")
+    merges = texts(metadata, "merges")
     with path.open("w", encoding="utf-8") as file:
         # In parts, to save memory, and compact: the file is parsed at each start.
         file.write('{"version":"1.0",' + _json(_frame(pretokenizer, vocabulary.added))[1:-1])
@@ -233,7 +170,7 @@ def _write_byte_level(metadata: Mapping[str, Any], path: Path) -> TextSettings:
         file.write(',"vocab":' + _json({text: i for i, text in enumerate(vocabulary.tokens)}))
         file.write(',"merges":' + _json(merges) + "}}")
     settings = _settings(metadata, vocabulary, {}, pretokenizer.add_bos)
-    return replace(settings, added={})  # tokenizer.json holds them
+    return replace(settings, added={}, warnings=tuple(warnings))  # tokenizer.json has the tokens
 
 
 def _frame(pretokenizer: PreTokenizer, added: Mapping[int, AddedToken]) -> dict[str, Any]:

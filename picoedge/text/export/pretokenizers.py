@@ -16,11 +16,40 @@ _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_NO_SPACES = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_IDEOGRAPHS = r"[一-龥ࠀ-一가-퟿]+"
+_KANA = r"[一-龥぀-ゟ゠-ヿ]+"
 _ASCII_MARKS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+# Letters with case, as the first DeepSeek model lists them: ranges of code points, in hexadecimal.
+_CASED_LETTERS = """
+    41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376-377 37B-37D 37F 386
+    388-38A 38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA
+    1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59
+    1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC
+    1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139
+    213C-213F 2145-2149 214E 2183-2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2-2CF3 A640-A66D A680-A69B
+    A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F
+    104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
+"""
 
 
-def _cl100k(digits: str) -> str:
-    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_OTHERS}|{_SPACES}"
+def _code_points(ranges: str) -> str:
+    """The inside of a character class."""
+    ends = (span.split("-") for span in ranges.split())
+    return "".join("-".join(rf"\x{{{end}}}" for end in span) for span in ends)
+
+
+def _cl100k(digits: str, spaces: str = _SPACES) -> str:
+    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_OTHERS}|{spaces}"
+
+
+def _deepseek(line_ends: str) -> tuple[str, ...]:
+    """DeepSeek 3's; `line_ends`: what follows the marks of a word."""
+    words = (
+        rf"{_ASCII_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+        rf"| ?[\p{{P}}\p{{S}}]+{line_ends}|\s+(?!\S)|\s+"
+    )
+    return r"\p{N}{1,3}", _KANA, words
 
 
 def _cased(ending: str, digits: str) -> str:
@@ -54,17 +83,19 @@ class PreTokenizer:
         return {"type": "Sequence", "pretokenizers": [*splits, alphabet]}
 
 
+_LINE_ENDS = r"[\r\n]*|\s*[\r\n]+"
+_FALLING = "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4"))
 _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "default",
         PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     ),
     (
-        "gpt-2 gpt2 phi-2 mpt olmo jais trillion exaone4 gigachat a.x-4.0 mellum",
+        "gpt-2 gpt2 phi-2 mpt olmo jais trillion exaone4 gigachat a.x-4.0 mellum granite-docling",
         PreTokenizer((_GPT2,)),
     ),
     (
-        "smollm starcoder refact command-r codeshell exaone minerva-7b",
+        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
         PreTokenizer((r"\p{N}", _GPT2)),
     ),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))),
@@ -73,23 +104,89 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
         PreTokenizer((_cl100k(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True),
     ),
     ("dbrx smaug-bpe glm4 chatglm-bpe", PreTokenizer((_cl100k(r"\p{N}{1,3}"),))),
-    ("qwen2 deepseek-r1-qwen", PreTokenizer((_cl100k(r"\p{N}"),), normalizer="NFC")),
-    ("stablelm2 megrez hunyuan grok-2 solar-open", PreTokenizer((_cl100k(r"\p{N}"),))),
-    ("tekken", PreTokenizer((_cased("", r"\p{N}"),), ignore_merges=True, add_bos=True)),
-    ("gpt-4o llama4", PreTokenizer((_cased(f"{_CONTRACTION}?", r"\p{N}{1,3}"),))),
+    ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _cl100k(r"\p{N}+")), ignore_merges=True)),
     (
-        "deepseek-coder",
-        PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
-    ),
-    (
-        "deepseek-v3 hunyuan-dense",
+        "jais-2",
         PreTokenizer((
-            r"\p{N}{1,3}",
-            r"[一-龥぀-ゟ゠-ヿ]+",
-            rf"{_ASCII_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
-            rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
+            _cl100k(r"\p{N}{1,3}", rf"\s*[\r\n]+|{_FALLING}|\s{{1,2}}(?!\S)|\s{{1}}"),
         )),
     ),
+    ("qwen2", PreTokenizer((_cl100k(r"\p{N}"),), normalizer="NFC")),
+    (
+        "stablelm2 megrez hunyuan grok-2 solar-open deepseek-r1-qwen kormo f2llmv2",
+        PreTokenizer((_cl100k(r"\p{N}"),)),
+    ),
+    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _cl100k(r"\p{N}")))),
+    (
+        "ufakzeka",
+        PreTokenizer((rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_OTHERS}|{_SPACES}",)),
+    ),
+    (
+        "seed-coder",
+        PreTokenizer((
+            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+"
+            rf"|{_SPACES}",
+        )),
+    ),
+    (
+        "bailingmoe bailingmoe2 llada-moe",
+        PreTokenizer((
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+            rf"|{_OTHERS}|\s*[\r\n]|\s+(?!\S)|\s+",
+        )),
+    ),
+    (
+        "exaone-moe",
+        PreTokenizer((
+            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+"
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        )),
+    ),
+    ("tekken", PreTokenizer((_cased("", r"\p{N}"),), ignore_merges=True, add_bos=True)),
+    (
+        "gpt-4o llama4 kanana2 talkie minimax-m2",
+        PreTokenizer((_cased(f"{_CONTRACTION}?", r"\p{N}{1,3}"),)),
+    ),
+    (
+        "tiny_aya cohere2moe",
+        PreTokenizer((
+            r"\d{1,3}(?=(?:\d{3})*\b)", _cased(f"{_CONTRACTION}?", r"\p{N}{1,3}"),
+        )),
+    ),
+    (
+        "youtu",
+        PreTokenizer(
+            (
+                r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|" + _KANA,
+                _cased(f"{_CONTRACTION}?", r"\p{N}"),
+            ),
+            ignore_merges=True,
+        ),
+    ),
+    (
+        "deepseek-llm",
+        PreTokenizer((
+            r"[\r\n]",
+            rf"\s?[{_code_points(_CASED_LETTERS)}]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            _IDEOGRAPHS,
+            r"\p{N}",
+        )),
+    ),
+    (
+        "deepseek-coder",
+        PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _IDEOGRAPHS, r"\p{N}")),
+    ),
+    (
+        "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+        PreTokenizer(_deepseek(_LINE_ENDS)),
+    ),
+    ("spark2_5", PreTokenizer((*_deepseek(r"|[\r\n]"), r"\p{N}"))),
+    ("poro-chat bloom gpt3-finnish", PreTokenizer((_NO_SPACES,))),
+    ("viking", PreTokenizer((_NO_SPACES, r"\p{N}"))),
+    # Digits by threes from the right: the second expression matches the places between them.
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
 )  # fmt: skip
 
 

@@ -91,6 +91,16 @@ class ChatTemplate:
                 self._facts = probe_template(self._probed, self._variables())
             return self._facts
 
+    def literals(self) -> str:
+        """All text that stands in the template itself. Raises TextError where it is broken."""
+        from jinja2 import nodes
+
+        with self._lock, _template_errors():
+            tree = self._compile()[0].parse(self.source)
+            data = [node.data for node in tree.find_all(nodes.TemplateData)]
+            constants = [node.value for node in tree.find_all(nodes.Const)]
+            return "\n".join([*data, *(value for value in constants if isinstance(value, str))])
+
     def _probed(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         with _template_errors():
             return self._render(self._values(messages, variables, True))

@@ -53,6 +53,9 @@ class TextSettings:
     bos_token: str = ""
     eos_token: str = ""
     added: Mapping[int, AddedToken] = field(default_factory=dict)
+    aliases: Mapping[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer_config.json` into `folder`."""
@@ -67,6 +70,9 @@ class TextSettings:
                 str(i): {"content": token.text, "special": token.special}
                 for i, token in self.added.items()
             },
+            "aliases": {str(i): first for i, first in self.aliases.items()},
+            "notes": self.notes,
+            "warnings": self.warnings,
         }
         text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
         (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
@@ -85,6 +91,10 @@ class TextSettings:
                 bos_token=str(values["bos_token"]),
                 eos_token=str(values["eos_token"]),
                 added=read_added(values["added_tokens_decoder"]),
+                # Packs of earlier versions have none of these.
+                aliases={_id(int(i)): _id(j) for i, j in values.get("aliases", {}).items()},
+                notes=tuple(map(str, values.get("notes", ()))),
+                warnings=tuple(map(str, values.get("warnings", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TextError(f"{path} is damaged: {error}", "pack the model again") from error

@@ -75,7 +75,7 @@ class _PackTokenizer(Tokenizer):
 
     def is_special(self, token: int) -> bool:
         """See `Vocabulary.is_special`."""
-        return token in self._special
+        return self._settings.aliases.get(token, token) in self._special
 
 
 class JsonTokenizer(_PackTokenizer):
@@ -134,6 +134,7 @@ class JsonTokenizer(_PackTokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary.token_bytes`."""
+        token = self._settings.aliases.get(token, token)
         if token in self._added:
             return self._added[token]
         text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
@@ -254,6 +255,7 @@ class SentencePieceTokenizer(_PackTokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary.token_bytes`."""
+        token = self._settings.aliases.get(token, token)
         if token in self._settings.added:
             return self._settings.added[token].text.encode()
         if not 0 <= token < self._pieces:

@@ -55,7 +55,7 @@ def chat(**values: Any) -> int:
 
 def _answer_once(opened: OpenPack, values: dict[str, Any], text: str) -> int:
     """One answer, of which nothing is kept."""
-    prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
+    prompt = models.chat_prompt(opened, values["system"], text)
     with closing(models.open_session(values, opened, prompt)) as session:
         limit = models.token_limit(values["n_tokens"])
         output.write_whole_answer(session.generate(prompt, max_tokens=limit, stop=values["stop"]))
@@ -103,7 +103,7 @@ def generate(**values: Any) -> None:
     if values["raw"] or opened.prompter.template is None:
         prompt = opened.prompter.complete(text)
     else:
-        prompt = opened.prompter.chat(models.opening_messages(values["system"], text))
+        prompt = models.chat_prompt(opened, values["system"], text)
     with closing(models.open_session(values, opened, prompt)) as session:
         pieces = session.generate(
             prompt,

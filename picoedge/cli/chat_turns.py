@@ -50,6 +50,7 @@ class Chat:
         self.console, self.settings = console, settings
         self.log = log or ChatLog()
         self.interrupted = False  # the last event was Ctrl-C
+        self._told = set[str]()  # what the template does, said once
 
     @property
     def messages(self) -> list[Message]:
@@ -89,7 +90,9 @@ class Chat:
         session, settings = self.session, self.settings
         limit = None if settings.n_tokens < 0 else settings.n_tokens
         with self.console.interrupts(self._on_interrupt):
-            prompt = self.prompter.chat(self.prompt_messages())
+            messages = self.prompt_messages()
+            self._tell_of_template(messages)
+            prompt = self.prompter.chat(messages)
             try:
                 for piece in session.generate(prompt, max_tokens=limit, stop=settings.stop):
                     pieces.append(piece)
@@ -100,6 +103,13 @@ class Chat:
                 raise
         self.say("")
         self._tell_end()
+
+    def _tell_of_template(self, messages: list[Message]) -> None:
+        """Say once what the template does with such messages that somebody would not expect."""
+        for note in self.prompter.notes(messages):
+            if note not in self._told:
+                self._told.add(note)
+                self.say(f"[{note}]")
 
     def _on_interrupt(self) -> None:
         if self.interrupted:

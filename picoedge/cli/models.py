@@ -53,6 +53,8 @@ def open_pack(
     lost = f"a file of {opened.pack.path} that is in use can no longer be read"
     hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
     end_where_pages_are_lost(error_line(lost, hint))
+    for warning in opened.tokenizer.warnings if text else ():
+        warn(warning)
     return opened
 
 
@@ -158,10 +160,14 @@ def chosen_prompt(prompt: str | None) -> str:
     return text
 
 
-def opening_messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    """A conversation of one question."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": prompt}]
+def chat_prompt(opened: OpenPack, system: str | None, text: str) -> Prompt:
+    """The prompt of one question, by the chat template; says what that does with the messages."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    prompter = opened.prompter
+    for line in prompter.notes(messages):
+        warn(line)
+    return prompter.chat(messages)
 
 
 def token_limit(n_tokens: int) -> int | None:

@@ -42,11 +42,15 @@ def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> Non
     """
     from picoedge.registry.packing import pack_model
     from picoedge.store.sources.source import open_source
+    from picoedge.text.tokenizer.base import TextSettings
 
     with showing_progress() as progress:
         opened = open_source(source)
         target = out or Path(f"{opened.name}.pico")
         pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
+    text = TextSettings.read(target)
+    for line in (*text.notes, *text.warnings):
+        warn(line)
     size = sum(file.stat().st_size for file in target.iterdir())
     ratio = round(size / max(1, opened.tensor_bytes), 4)  # of the pack to the source's tensors
     facts = {"name": opened.name, "path": str(target), "bytes": size, "ratio": ratio}

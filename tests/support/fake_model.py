@@ -28,6 +28,7 @@ class ByteTokenizer:
     eos_ids = frozenset({EOS})
     drops_first_space = False
     special_tokens = SpecialTokens({})
+    warnings: tuple[str, ...] = ()
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         return [BOS] * add_bos + list(text.encode())

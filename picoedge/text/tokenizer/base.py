@@ -154,6 +154,8 @@ class Tokenizer(Vocabulary, Protocol):
     bos_id: int | None
     special_tokens: SpecialTokens
     """the control tokens, by text"""
+    warnings: tuple[str, ...]
+    """what is doubtful about it, for whoever opens the model"""
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of `text`, with BOS in front if the model wants one and the text has none.

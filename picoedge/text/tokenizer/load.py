@@ -55,6 +55,7 @@ class _PackTokenizer(Tokenizer):
         self.special_tokens = SpecialTokens(special)
         self.vocab_size, self.drops_first_space = size, drops_first_space
         self.bos_id, self.eos_ids = settings.bos_id, settings.eos_ids
+        self.warnings = settings.warnings
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """See `Tokenizer.encode`. Raises TextError where the file's rules fail on `text`."""

@@ -87,7 +87,7 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
     "--ttl", "ttl_s", default="1h", show_default=True, callback=_seconds, metavar="TIME",
     help="How long it is valid: 30m, 1h, 2d.",
 )  # fmt: skip
-@click.option("--address", metavar="HOST:PORT", help="Address of this board for the new one.")
+@click.option("--address", metavar="HOST:PORT,…", help="Addresses of this board for the new one.")
 @json_option
 def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     """Print a string with which one other board can join, once.
@@ -95,24 +95,44 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     Keep it secret until it is used or expired: anyone with the string can join. `picoedge run`
     must be running on this board when the other one joins.
     """
-    from picoedge.mesh.addresses import DEFAULT_PORT, Address
     from picoedge.mesh.identity.admission import Invites, parse_invite
-    from picoedge.mesh.interfaces import choose_interface, interfaces
 
     folder = _folder()
     cluster = _roster_file(folder).roster.cluster
     if address is None:
-        found, why = choose_interface(interfaces())
-        output.warn(f"at {found}: {why}; --address names another")
-        address = str(Address(found, DEFAULT_PORT))
+        address, why = _own_addresses(folder)
+        output.warn(f"at {address.replace(',', ', ')}: {why}; --address names another")
     string = Invites(folder).issue(address, cluster.key, ttl_s, time.time())
     if as_json:
         issued = parse_invite(string)
-        output.print_json({"invite": string, "address": issued.address, "expires": issued.expires})
+        addresses = issued.addresses
+        where = {"address": addresses[0], "addresses": list(addresses)}
+        output.print_json({"invite": string, **where, "expires": issued.expires})
     else:
         click.echo(string)
         click.echo(f"picoedge run --join {string}")
         output.note("type the second line on the other board, while picoedge run runs here")
+
+
+def _own_addresses(folder: Path) -> tuple[str, str]:
+    """Where other boards reach this one's daemon, as HOST:PORT,…, and in words why there.
+
+    Raises UsageError where no other board can.
+    """
+    from picoedge.mesh.addresses import parse_address
+    from picoedge.mesh.cluster_folder import find_local
+    from picoedge.mesh.interfaces import everywhere, own_addresses
+
+    daemon, listen = find_local(folder), os.environ.get("PICOEDGE_LISTEN") or everywhere()
+    listens = parse_address(listen) if daemon is None else daemon.listens
+    found, why = own_addresses(listens)
+    usable = [str(address) for address in found if not address.is_loopback]
+    if not usable:
+        raise UsageError(
+            f"this board listens on {listens}, where no other board can reach it",
+            "start it with another --listen, or name where it is reached: --address HOST:PORT",
+        )
+    return ",".join(usable), why
 
 
 @command.command("show")

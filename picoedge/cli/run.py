@@ -31,8 +31,9 @@ _say = partial(note, verbose=True)
 @click.option("--name", help="What this board is called when it joins [default: its host name].")
 @options.memory_option
 @click.option(
-    "--listen", metavar="ADDRESS", envvar="PICOEDGE_LISTEN", default="0.0.0.0", show_default=True,
-    help="Where other boards reach this one: HOST or HOST:PORT.",
+    "--listen", metavar="ADDRESS", envvar="PICOEDGE_LISTEN",
+    help="Where other boards reach this one: HOST or HOST:PORT, IPv6 as [HOST]:PORT "
+    "[default: every interface, port 7433].",
 )  # fmt: skip
 @click.option(
     "--peers", metavar="HOST:PORT,…", envvar="PICOEDGE_PEERS", default="",
@@ -58,8 +59,10 @@ def command(**values: Any) -> None:
             f"to talk with a model: picoedge chat {values['model']}",
         )
     from picoedge.mesh.addresses import parse_address, parse_addresses
+    from picoedge.mesh.interfaces import everywhere
 
-    listen, peers = parse_address(values["listen"]), parse_addresses(values["peers"])
+    listen = parse_address(values["listen"] or everywhere())
+    peers = parse_addresses(values["peers"])
     identity = _identity(values["join"], values["name"])
     _serve(identity, listen, peers, _board_options(values), mdns=not values["no_mdns"])
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import select
-import socket
-import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.jobs.relay import Relay
-from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.group.peer_link import FailureRule
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack_prefix, unpack
+from picoedge.mesh.transport.probing import probe
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.links import Links
     from picoedge.mesh.identity.identity import KeyPair
 
 NOTE_BYTES = 64 << 10  # the longest note is a memory plan
-REACH_S = 1.0  # for a connection to a worker's own port: hundreds of round trips of a LAN
 # A rank may send nothing for so long, as while its card is slow. Whether its board is alive and its
 # worker runs is known from heartbeats and from its daemon, within a second or two.
 WORKER_SILENCE_S = 600.0
@@ -37,61 +32,33 @@ def connect(
     caller to close. Returns why for the ranks that can be reached in neither way. Raises MeshError.
     """
     relayed = {} if links.transport == "stream" else {r: each for r, each in to.items() if each[1]}
-    tried = {address for addresses in relayed.values() for address in addresses}
-    accepting, failures = reachable(tried), {}
-    for rank, (address, daemon) in to.items():
-        if rank not in relayed or address in accepting:
-            links.connect(rank, address)
+    closed = probe(parse_address(text) for pair in relayed.values() for text in pair)
+    failures = {}
+    for rank, (text, daemon_text) in to.items():
+        address, daemon = parse_address(text), parse_address(daemon_text or text)
+        if rank not in relayed or address not in closed:
+            links.connect(rank, text)
             continue
         try:
-            if daemon not in accepting and not is_reachable(daemon):
-                raise MeshError("nothing answers there")
-            relays[rank] = Relay(keys, parse_address(daemon), links.key(rank), links.name(rank))
-            links.connect(rank, address, relays[rank].endpoint)
+            if daemon in closed and (why := probe([daemon]).get(daemon)):
+                raise MeshError(why)
+            relays[rank] = Relay(keys, daemon, links.key(rank), links.name(rank))
+            links.connect(rank, text, relays[rank].endpoint)
         except MeshError as error:
-            if is_reachable(address):  # it was busy, or a packet was lost
-                links.connect(rank, address)
+            if address not in probe([address]):  # it was busy, or a packet was lost
+                links.connect(rank, text)
             else:
                 failures[rank] = _unreachable(links.name(rank), address, daemon, error)
     return failures
 
 
-def _unreachable(name: str, address: str, daemon: str, error: MeshError) -> BoardLostError:
-    port = parse_address(daemon).port
+def _unreachable(name: str, address: Address, daemon: Address, error: MeshError) -> BoardLostError:
     return BoardLostError(
         f"{name} cannot be reached at {address}, nor through its daemon at {daemon}: "
         f"{error.message}",
-        error.hint or f"open port {port} on {name}",
+        error.hint or f"open port {daemon.port} on {name}",
         board=name,
     )
-
-
-def is_reachable(address: str) -> bool:
-    """Whether something accepts connections at HOST:PORT."""
-    return bool(reachable({address}))
-
-
-def reachable(addresses: Collection[str]) -> set[str]:
-    """Those HOST:PORT at which something accepts connections. All are tried at once."""
-    deadline, poller, waiting = time.monotonic() + REACH_S, select.poll(), {}
-    with ExitStack() as stack:
-        for address in addresses:
-            to = parse_address(address)
-            with suppress(OSError, UnicodeError):
-                found = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_STREAM)[0]
-                attempt = stack.enter_context(socket.socket(found[0], found[1]))
-                attempt.setblocking(False)
-                if attempt.connect_ex(found[4]) in (0, errno.EINPROGRESS):
-                    waiting[attempt.fileno()] = address, attempt
-                    poller.register(attempt.fileno(), select.POLLOUT)
-        accepting = set()
-        while waiting and (left_s := deadline - time.monotonic()) > 0:
-            for file, _ in poller.poll(left_s * 1000):
-                poller.unregister(file)
-                address, attempt = waiting.pop(file)
-                if not attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    accepting.add(address)
-    return accepting
 
 
 def hub_rule(own_rank: int) -> FailureRule:

@@ -13,6 +13,8 @@ DEFAULT_PORT = 7433
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?")
 _SCOPED = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]{1,15})?")
 
+_LINK_LOCAL = re.compile(r"fe[89ab][0-9a-f]:", re.IGNORECASE)
+
 
 @dataclass(frozen=True, order=True)
 class Address:
@@ -43,6 +45,11 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether it is this board's own, which no other can reach."""
         return self.host.startswith("127.") or self.host in ("::1", "localhost")
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it is an IPv6 address of one link alone (`fe80::1%eth0`), of fe80::/10."""
+        return bool(_LINK_LOCAL.match(self.host))
 
 
 def near_host(far: Address) -> str:

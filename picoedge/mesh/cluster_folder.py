@@ -93,10 +93,11 @@ def _as_storage_error(path: Path) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class LocalDaemon:
-    """The running daemon of this board."""
+    """The running daemon of this board: where programs here call it, and where it listens."""
 
     pid: int
     address: Address
+    listens: Address
     incarnation: int
 
 
@@ -106,9 +107,7 @@ def published_daemon(folder: Path, address: Address, incarnation: int) -> Iterat
 
     Raises MeshError if another one runs, StorageError if the folder cannot be written.
     """
-    if address.is_everywhere:
-        local = "::1" if ":" in address.host else "127.0.0.1"
-        address = Address(local, address.port)
+    local = Address("127.0.0.1", address.port) if address.is_everywhere else address
     with folder_lock(folder):
         fd = os.open(folder / DAEMON_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with open(fd, "rb"):
@@ -119,7 +118,12 @@ def published_daemon(folder: Path, address: Address, incarnation: int) -> Iterat
                 f"a daemon with this identity runs already: {who}",
                 "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
             )
-        said = {"pid": os.getpid(), "address": str(address), "incarnation": incarnation}
+        said = {
+            "pid": os.getpid(),
+            "address": str(local),
+            "listens": str(address),
+            "incarnation": incarnation,
+        }
         with folder_lock(folder):
             write_json(folder / DAEMON_FILE, said)
         try:
@@ -142,6 +146,8 @@ def _read_daemon(folder: Path) -> LocalDaemon | None:
     try:
         fields = Fields(read_json(folder / DAEMON_FILE, "stop the daemon, and start it again"))
         address = parse_address(fields.text("address", 80))
-        return LocalDaemon(fields.integer("pid"), address, fields.integer("incarnation"))
+        listens = parse_address(str(fields.get("listens", str, str(address)))[:80])
+        incarnation = fields.integer("incarnation")
+        return LocalDaemon(fields.integer("pid"), address, listens, incarnation)
     except (MeshError, UsageError):
         return None

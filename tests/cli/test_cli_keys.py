@@ -14,6 +14,8 @@ import pytest
 
 from picoedge.cli.main import main
 from picoedge.mesh import interfaces
+from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.identity.admission import accept, admit, parse_invite
 from picoedge.mesh.identity.identity import KeyPair, load_identity, load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
@@ -111,9 +113,9 @@ def test_from_init_to_revoke(run: Run, home: Path, tmp_path: Path) -> None:
     string, line = invited.out.splitlines()
     assert line == f"picoedge run --join {string}"
     assert invited.err == (
-        "note: at 192.0.2.7: eth0: the only one with an address; --address names another\n"
+        "note: at 192.0.2.7:7433: eth0: the only one with an address; --address names another\n"
     )
-    assert parse_invite(string).address == "192.0.2.7:7433"
+    assert parse_invite(string).addresses == ("192.0.2.7:7433",)
     assert 1700 < parse_invite(string).expires - time.time() <= 1801
 
     public = join(home, tmp_path / "pi1", string, "pi1")
@@ -156,6 +158,17 @@ def test_invites_at_another_address(run: Run, home: Path) -> None:
     assert ran.err == ""
     assert json.loads(ran.out)["address"] == "pi0.local:7433"
     assert "0.0.0.0" in failure(run(home, "invite", "--address", "0.0.0.0:1"))
+
+
+def test_an_invite_names_where_the_daemon_listens(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for listens in ("192.0.2.7:9000", "0.0.0.0:9000"):
+        with published_daemon(home, parse_address(listens), 1):
+            told = json.loads(run(home, "invite", "--json").out)
+        assert told["addresses"] == ["192.0.2.7:9000"]
+    with published_daemon(home, Address("127.0.0.1", 9000), 1):
+        assert "where no other board can reach it" in failure(run(home, "invite"))
 
 
 def test_a_board_on_no_network_asks_for_an_address(

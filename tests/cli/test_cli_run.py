@@ -206,6 +206,9 @@ class FakeNode:
     def soon(self, call: Callable[[], None]) -> None:
         call()
 
+    def after(self, delay_s: float, call: Callable[[], None]) -> None:
+        self.due = call
+
 
 class FakeDiscovery:
     """Multicast without a network."""
@@ -225,8 +228,8 @@ made: list[FakeDiscovery] = []
 def lan(monkeypatch: pytest.MonkeyPatch) -> list[FakeDiscovery]:
     """A board with one wired interface, and multicast that can be seen."""
     made.clear()
-    monkeypatch.setattr(announce, "interfaces", list)
-    monkeypatch.setattr(announce, "choose_interface", lambda found: ("10.0.0.4", "eth0: wired"))
+    at: list[Any] = [(Address("10.0.0.4", 7433),), "eth0: wired"]
+    monkeypatch.setattr(announce, "own_addresses", lambda listening: at)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(announce, "Discovery", FakeDiscovery)
     return made
@@ -238,7 +241,7 @@ def test_everywhere_is_told_as_the_lan_address(board: BoardOf, lan: list[FakeDis
     with announce.announced(node, True, said.append):
         assert node.peers.addresses == (Address("10.0.0.4", 7433),)
         (discovery,) = lan
-        tag, key, name, address, found = discovery.given
+        tag, key, name, (address,), found = discovery.given
         assert (tag, key) == (node.roster.cluster.tag, node.identity.keys.public)
         assert (name, str(address)) == ("ada", "10.0.0.4:7433")
         found("a key", (Address("10.0.0.5", 7433),))
@@ -248,6 +251,21 @@ def test_everywhere_is_told_as_the_lan_address(board: BoardOf, lan: list[FakeDis
         "other boards are told 10.0.0.4:7433 (eth0: wired)",
         "announced on the LAN by multicast DNS, as 10.0.0.4:7433",
     ]
+
+
+def test_an_address_that_changes_is_told_anew(
+    board: BoardOf, lan: list[FakeDiscovery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node: Any = FakeNode(Address("0.0.0.0", 7433), board)
+    said: list[str] = []
+    with announce.announced(node, False, said.append):
+        node.due()
+        assert len(said) == 1
+        now = (Address("10.0.0.9", 7433),)
+        monkeypatch.setattr(announce, "own_addresses", lambda listening: (now, "eth0: wired"))
+        node.due()
+        assert node.peers.addresses == now
+    assert said[1:] == ["other boards are told 10.0.0.9:7433 (eth0: wired)"]
 
 
 def test_without_multicast(
@@ -285,7 +303,7 @@ def test_no_interface_to_be_reached_at(
     def none(found: Any) -> Any:
         raise MeshError("no network interface of this board has an address", "name one")
 
-    monkeypatch.setattr(announce, "choose_interface", none)
+    monkeypatch.setattr(announce, "own_addresses", none)
     node: Any = FakeNode(Address("0.0.0.0", 7433), board)
     said: list[str] = []
     with announce.announced(node, True, said.append):

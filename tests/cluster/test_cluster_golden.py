@@ -17,6 +17,7 @@ from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.jobs import group_links
+from picoedge.mesh.addresses import parse_address
 from picoedge.model.transformer import Transformer
 from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
@@ -156,8 +157,10 @@ def test_a_relay_by_the_daemon_does_not_change_a_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster.wait()  # b2 may have been silent on a busy machine, and another board be taken
-    daemons = {board.address for board in cluster.boards}
-    monkeypatch.setattr(group_links, "reachable", lambda addresses: addresses & daemons)
+    daemons = {parse_address(board.address) for board in cluster.boards}
+    monkeypatch.setattr(
+        group_links, "probe", lambda tried: dict.fromkeys(set(tried) - daemons, "closed")
+    )
     with joint(packs["smollm2"], (1, 1), "star") as model:
         assert model.report()["transports"] == {"b2": "relay"}
         tokens, logits = greedy(model, packs["smollm2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,5 +65,46 @@ def test_a_hub_on_two_networks_has_a_worker_on_each(
         cluster.end()
     assert session.out.text == alone.out.text
     assert "3 boards" in session.err.text
-    assert "cannot be reached" in session.err.text
     assert "going on" not in session.err.text, session.err.text
+
+
+def only_link_local(board: Board) -> str:
+    """Leave a board the address alone that has a meaning on its link; returns it."""
+    board.run(["ip", "addr", "flush", "dev", "eth0"], check=True)
+    for setting in ("eth0/accept_dad", "all/disable_ipv6", "eth0/disable_ipv6"):
+        path = f"/proc/sys/net/ipv6/conf/{setting}"
+        board.run(["sh", "-c", f"echo 0 >{path}"], check=True)
+    shown = board.run(["ip", "-o", "-6", "addr", "show", "dev", "eth0"], check=True).stdout
+    found = re.search(r"fe80:[0-9a-f:]+", shown)
+    assert found, shown
+    return found[0]
+
+
+def test_boards_that_have_link_local_addresses_alone(
+    lab: MakeLab, smollm2_pack: Path, tmp_path: Path
+) -> None:
+    made = lab(2)
+    hosts = [only_link_local(board) for board in made.boards]
+    made.boards[1].run(["ip", "link", "set", "eth0", "down"], check=True)
+    made.boards[1].run(["ip", "link", "set", "eth0", "name", "end0"], check=True)
+    made.boards[1].run(["ip", "link", "set", "end0", "up"], check=True)
+    cluster = ClusterOf(tmp_path, 2, labs=made.boards)
+    try:
+        cluster[1].address = f"[{hosts[0]}%eth0]:{PORT}"
+        cluster[2].address = f"[::]:{PORT}"
+        cluster[1].start("--memory", "2G")
+        invited = cluster[1].run("keys", "invite", "--json")
+        assert invited.wait() == 0, invited.err.text
+        invite = json.loads(invited.out.text)
+        assert invite["addresses"] == [cluster[1].address]
+        cluster[2].start("--memory", "2G", "--join", invite["invite"], "--name", "b2")
+        cluster.wait()
+        cluster.shelve(smollm2_pack, [0])
+        alone = answer(cluster, smollm2_pack, "-c", "256")
+        assert alone.wait() == 0, alone.err.text
+        session = answer(cluster, smollm2_pack, "-c", "256", "--cluster", "--boards", "2")
+        assert session.wait() == 0, session.err.text
+    finally:
+        cluster.end()
+    assert session.out.text == alone.out.text
+    assert "2 boards" in session.err.text

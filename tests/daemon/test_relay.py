@@ -17,7 +17,6 @@ from mesh_nodes import Running, found, fresh_context, running
 
 from picoedge.daemon.relay import Relays
 from picoedge.errors import BoardLostError, MeshError
-from picoedge.jobs.group_links import is_reachable
 from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 
@@ -278,13 +277,3 @@ def test_a_relay_without_sockets_is_an_error_with_a_reason(
         with pytest.raises(MeshError, match="in use"):
             Relay(ada.bob, ada.address, ada.key, "ada")
     until(ada, lambda: not ada.relays)
-
-
-def test_a_port_is_reachable_where_something_accepts_connections() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        assert not is_reachable("no..where:1")
-        assert not is_reachable(address)
-        listener.listen()
-        assert is_reachable(address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from picoedge.mesh.transport.connection import (
     Transport,
 )
 from picoedge.mesh.transport.curve import LinkMonitor
+from picoedge.mesh.transport.listening import ANY_PORT, bind_to, listen
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
@@ -121,9 +122,10 @@ class Rendezvous:
 
     # -- beginning -----------------------------------------------------------------------------
 
-    def listen(self, host: str, relay: str = "") -> int:
+    def listen(self, host: str, relay: str = "", ports: Sequence[int] = ANY_PORT) -> int:
         """Accept connections of expected boards; returns the port. Raises MeshError.
 
+        Two of `ports` are taken: one for each transport.
         `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board.
         """
         assert self._router is None
@@ -137,12 +139,11 @@ class Rendezvous:
         )
         self._watched[self._router_monitor.socket] = self._router_monitor.look
         try:
-            socket.bind(f"tcp://[{host}]:*" if ":" in host else f"tcp://{host}:*")
+            port = bind_to(socket, listen(host, ports, curve.LISTEN_BACKLOG))
             if self._own.wish != "zeromq":
-                self._tickets = TicketListener(host, self._own.most_bytes, self._own.limits)
+                self._tickets = TicketListener(host, self._own.most_bytes, self._own.limits, ports)
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
-        port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         if relay and self._own.wish != "stream":
             with suppress(zmq.ZMQError):  # without it boards still come by the port
                 socket.bind(f"ipc://@{relay}")

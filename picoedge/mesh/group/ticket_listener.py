@@ -7,27 +7,33 @@ board that received the ticket over CURVE; any other connection is closed.
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.listening import ANY_PORT, listen
 from picoedge.mesh.transport.sealed_stream import TICKET_NAME_BYTES, Cipher, SealedStream, Ticket
 
 Reading = Generator[None, None, tuple[int, SealedStream]]
 
 
 class TicketListener:
-    """Listens at `host`. Poll `files` for reading, and call `accepted` where one is readable."""
+    """Listens at `host`, at a free one of `ports`.
 
-    def __init__(self, host: str, most_bytes: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    Poll `files` for reading, and call `accepted` where one is readable.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        most_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
+        ports: Sequence[int] = ANY_PORT,
+    ) -> None:
         self._most_pending = limits.ticketless_connections
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server(
-            (host, 0), family=family, backlog=self._most_pending, dualstack_ipv6=host == "::"
-        )
-        self._listener.setblocking(False)
+        self._listener = listen(host, ports, self._most_pending)
         self.port: int = self._listener.getsockname()[1]
         self._most_bytes = most_bytes
         self._tickets: dict[bytes, tuple[int, bytes, Ticket]] = {}  # by name: rank, first message

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from picoedge.errors import AccessError, PicoedgeError, ProtocolError, UsageError
 from picoedge.fields import Fields
-from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.addresses import parse_addresses
 from picoedge.mesh.cluster_folder import Stamp, folder_lock, read_json, stamp_of, write_json
 from picoedge.mesh.identity.identity import (
     Identity,
@@ -38,26 +38,30 @@ MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in o
 MAX_CHARACTERS = 1024  # an invite has about 300
 MAX_TIME = (1 << 53) - 1  # unix seconds
 INVITES_FILE, JOINING = "invites.json", "joining.json"
-_FIELDS = ("address", "server", "secret", "expires", "cluster")
+MAX_ADDRESSES = 8  # of the board that invites: a few interfaces, IPv4 and IPv6
+_FIELDS = ("address", "more", "server", "secret", "expires", "cluster")
 
 
-def dialled_address(text: str) -> str:
-    """`text` as a HOST:PORT to which a peer can connect. Raises UsageError."""
-    address = parse_address(text)
-    if address.is_everywhere or not address.port:
-        raise UsageError(f"no board can be asked at {address}", "name one address of this board")
-    return str(address)
+def dialled_addresses(text: str) -> tuple[str, ...]:
+    """`text` as HOST:PORT,… to which a peer can connect. Raises UsageError."""
+    addresses = parse_addresses(text)
+    for address in addresses:
+        if address.is_everywhere or not address.port:
+            raise UsageError(f"no board can be asked at {address}", "name addresses of this board")
+    if not 0 < len(addresses) <= MAX_ADDRESSES:
+        raise UsageError(f"an invite has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
+    return tuple(map(str, addresses))
 
 
 @dataclass(frozen=True)
 class Invitation:
     """The content of an invite: the board to ask, the one-time keys, the cluster.
 
-    `server` is the public key of the board at `address`, `cluster` verifies its roster,
-    `expires` is in unix seconds of that board.
+    `server` is the public key of the board at `addresses` (HOST:PORT), `cluster` verifies its
+    roster, `expires` is in unix seconds of that board.
     """
 
-    address: str
+    addresses: tuple[str, ...]
     server: str
     keys: KeyPair
     expires: int
@@ -66,12 +70,14 @@ class Invitation:
     def to_string(self) -> str:
         """The string to type on the other board. It is a secret: any reader can use it."""
         fields = {
-            "address": self.address,
+            "address": self.addresses[0],
             "server": self.server,
             "secret": self.keys.secret,
             "expires": self.expires,
             "cluster": self.cluster,
         }
+        if more := self.addresses[1:]:  # older boards take an invite of one address alone
+            fields["more"] = ",".join(more)
         data = json.dumps(fields, separators=(",", ":")).encode()
         return INVITE_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
@@ -96,13 +102,15 @@ def _decoded(text: str) -> Invitation | None:
     try:
         fields = Fields(json.loads(base64.b64decode(padded, b"-_", validate=True))).only(_FIELDS)
         address, secret = fields.text("address"), read_key(fields, "secret")
+        more = fields.text("more") if "more" in fields.values else ""
         server, cluster = read_key(fields, "server"), read_key(fields, "cluster")
         expires = fields.integer("expires", 0, MAX_TIME)
-        if dialled_address(address) != address:
+        addresses = dialled_addresses(f"{address},{more}")
+        if ",".join(addresses) != f"{address},{more}".rstrip(","):
             return None
     except (PicoedgeError, ValueError, RecursionError):
         return None
-    return Invitation(address, server, KeyPair.of_secret(secret), expires, cluster)
+    return Invitation(addresses, server, KeyPair.of_secret(secret), expires, cluster)
 
 
 class Invites:
@@ -115,12 +123,12 @@ class Invites:
         self._seen_open: dict[str, int] = {}
 
     def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
-        """A new invite for the board at `address` (HOST:PORT), valid for `ttl_s`, as a string.
+        """A new invite for the board at `address` (HOST:PORT,…), valid for `ttl_s`, as a string.
 
         `cluster` is the cluster's public key. Raises AccessError if this board cannot admit
         others or too many invites are open, UsageError for a bad address.
         """
-        asked = dialled_address(address)
+        asked = dialled_addresses(address)
         load_signing_key(self.folder)
         server = load_identity(self.folder).keys.public
         invitation = Invitation(asked, server, KeyPair.new(), math.ceil(now + ttl_s), cluster)

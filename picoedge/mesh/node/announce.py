@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import MeshError, UsageError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import is_key
-from picoedge.mesh.interfaces import choose_interface, interfaces
+from picoedge.mesh.interfaces import interfaces, own_addresses
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SERVICE = "_picoedge._tcp.local."
 LOOK_UP_MS = 3000
 MOST_ADDRESSES = 4
+REFRESH_S = 10.0  # a lease of DHCP changes at most every few minutes
 
 
 @contextmanager
@@ -34,40 +36,77 @@ def announced(node: Node, mdns: bool, tell: Callable[[str], None]) -> Iterator[N
     Without multicast DNS (not installed, not wanted, or refused by the system) only the addresses
     of --peers and those exchanged between boards are used. `tell` receives lines for the user.
     """
-    address = _reachable(node.address, tell)
-    if address is None:
-        yield
-        return
-    node.peers.addresses = (address,)
-    discovery = _discovery(node, address, tell) if mdns else None
+    announcer = Announcer(node, mdns, tell)
+    announcer.refresh()
     try:
         yield
     finally:
-        if discovery is not None:
-            discovery.close()
+        announcer.close()
 
 
-def _reachable(listening: Address, tell: Callable[[str], None]) -> Address | None:
-    """The address to tell other boards; None if they could not use it."""
-    if not listening.is_everywhere:
-        return listening if listening.is_numeric else None
-    try:
-        host, why = choose_interface(interfaces())
-    except MeshError as error:
-        tell(f"{error.message}: other boards cannot find this one ({error.hint})")
-        return None
-    address = Address(host, listening.port)
-    tell(f"other boards are told {address} ({why})")
-    return None if _is_loopback(address) else address
+class Announcer:
+    """Keeps what others are told in step with this board's addresses, which may change."""
+
+    def __init__(self, node: Node, mdns: bool, tell: Callable[[str], None]) -> None:
+        self._node, self._mdns, self._tell = node, mdns, tell
+        self._told: tuple[Address, ...] | None = None
+        self._discovery: Discovery | None = None
+        self._closed = False
+
+    def refresh(self) -> None:
+        """Announce the addresses of now, and look again in a while."""
+        if self._closed:
+            return
+        addresses, why = self._addresses()
+        if addresses != self._told:
+            before, self._told = self._told, addresses
+            self._node.peers.addresses = addresses
+            if why:
+                self._tell(why)
+            self._discover(in_thread=before is not None)
+        if self._node.address.is_everywhere:
+            self._node.rpc.loop.after(REFRESH_S, self.refresh)
+
+    def _addresses(self) -> tuple[tuple[Address, ...], str]:
+        """Those to tell other boards, none if they could not use them, and a line about them."""
+        listening = self._node.address
+        if not listening.is_everywhere:
+            usable = listening.is_numeric and not listening.is_loopback
+            return ((listening,) if usable else ()), ""
+        try:
+            found, why = own_addresses(listening)
+        except MeshError as error:
+            return (), f"{error.message}: other boards cannot find this one ({error.hint})"
+        usable_ones = tuple(each for each in found if not each.is_loopback)
+        told = ", ".join(map(str, found))
+        return usable_ones, f"other boards are told {told} ({why})"
+
+    def _discover(self, *, in_thread: bool) -> None:
+        """Announce anew: zeroconf takes a second, which the daemon's loop has only at its start."""
+        if not self._mdns:
+            return
+        if in_thread:
+            threading.Thread(target=self._announce, daemon=True).start()
+        else:
+            self._announce()
+
+    def _announce(self) -> None:
+        before, self._discovery = self._discovery, None
+        if before is not None:
+            before.close()
+        if self._told:
+            self._discovery = _discovery(self._node, self._told, self._tell)
+
+    def close(self) -> None:
+        """Withdraw the announcement. Idempotent."""
+        self._closed = True
+        if self._discovery is not None:
+            self._discovery.close()
 
 
-def _is_loopback(address: Address) -> bool:
-    return address.host.startswith("127.") or address.host == "::1"
-
-
-def _discovery(node: Node, address: Address, tell: Callable[[str], None]) -> Discovery | None:
-    if _is_loopback(address) or ":" in address.host:
-        return None  # no neighbours on loopback; our multicast DNS uses IPv4 only
+def _discovery(
+    node: Node, addresses: tuple[Address, ...], tell: Callable[[str], None]
+) -> Discovery | None:
     if importlib.util.find_spec("zeroconf") is None:
         tell("no multicast DNS: other boards need --peers (pip install picoedge[mdns])")
         return None
@@ -78,19 +117,37 @@ def _discovery(node: Node, address: Address, tell: Callable[[str], None]) -> Dis
 
     cluster, key, name = node.roster.cluster, node.identity.keys.public, node.identity.name
     try:
-        discovery = Discovery(cluster.tag, key, name, address, on_found)
+        discovery = Discovery(cluster.tag, key, name, addresses, on_found)
     except (OSError, zeroconf.Error) as error:
         tell(f"no multicast DNS: {error or type(error).__name__}; other boards need --peers")
         return None
-    tell(f"announced on the LAN by multicast DNS, as {address}")
+    tell(f"announced on the LAN by multicast DNS, as {', '.join(map(str, addresses))}")
     return discovery
 
 
-class Discovery:
-    """Announces this board on one interface, and calls `found(key, addresses)` for each other.
+def _zeroconf_on(addresses: tuple[Address, ...]) -> Any:
+    """Zeroconf on the interfaces of these addresses, in the families that they are of."""
+    import zeroconf
 
-    `found` is called in a thread of zeroconf. `tag` is `Cluster.tag`; `address`, with its real
-    port, is announced. Needs the extra.
+    ipv4 = [each.host for each in addresses if ":" not in each.host]
+    ipv6 = {each.host for each in addresses if ":" in each.host}
+    names = [each.name for each in interfaces() if ipv6.intersection(each.addresses)]
+    versions = zeroconf.IPVersion
+    version = versions.V4Only if not names else versions.All if ipv4 else versions.V6Only
+    on: list[str | int | Any] = [*ipv4, *map(socket.if_nametoindex, names)]
+    return zeroconf.Zeroconf(interfaces=on, ip_version=version)
+
+
+def _packed(address: Address) -> bytes:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.inet_pton(family, address.host.partition("%")[0])
+
+
+class Discovery:
+    """Announces this board on its interfaces, and calls `found(key, addresses)` for each other.
+
+    `found` is called in a thread of zeroconf. `tag` is `Cluster.tag`; `addresses`, with their real
+    port, are announced. Needs the extra.
     """
 
     def __init__(
@@ -98,7 +155,7 @@ class Discovery:
         tag: str,
         key: str,
         name: str,
-        address: Address,
+        addresses: tuple[Address, ...],
         found: Callable[[str, tuple[Address, ...]], None],
     ) -> None:
         import zeroconf
@@ -109,11 +166,11 @@ class Discovery:
         self._info = zeroconf.ServiceInfo(
             SERVICE,
             f"{name}-{digest}.{SERVICE}",
-            port=address.port,
-            addresses=[socket.inet_aton(address.host)],
+            port=addresses[0].port,
+            addresses=list(map(_packed, addresses)),
             properties={"cluster": tag, "key": key, "name": name},
         )
-        self._zeroconf = zeroconf.Zeroconf(interfaces=[address.host])
+        self._zeroconf = _zeroconf_on(addresses)
         try:
             self._zeroconf.register_service(self._info, cooperating_responders=True)
             self._browser = zeroconf.ServiceBrowser(self._zeroconf, SERVICE, [self._changed])
@@ -131,7 +188,9 @@ class Discovery:
         info = zeroconf.get_service_info(service_type, name, LOOK_UP_MS)
         if info is None:
             return
-        board = read_announcement(info.properties, info.parsed_addresses(), info.port, self._tag)
+        board = read_announcement(
+            info.properties, info.parsed_scoped_addresses(), info.port, self._tag
+        )
         if board is not None and board[0] != self._key:
             self._found(*board)
 

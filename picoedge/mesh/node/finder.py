@@ -18,6 +18,7 @@ from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 from picoedge.mesh.identity.identity import is_key
+from picoedge.mesh.interfaces import scoped
 from picoedge.mesh.transport.messages import Body
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Finder:
         taken = {address for key in connected for address in known.get(key, ())}
         pairs = {(address, key) for address in self._seeds - taken for key in missing}
         pairs |= {(address, key) for key in missing for address in known.get(key, ())}
-        self._dialer.dial(pairs)
+        self._dialer.dial({(at, key) for address, key in pairs for at in scoped(address)})
 
     def _look_up_names(self) -> None:
         now_s = self._loop.clock()

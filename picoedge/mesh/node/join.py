@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, BoardLostError
 from picoedge.fields import Fields
-from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.admission import Invitation, accept, joining_keys
 from picoedge.mesh.identity.identity import Identity, KeyPair
+from picoedge.mesh.interfaces import scoped
 from picoedge.mesh.node.finder import AddressBook
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body
+from picoedge.mesh.transport.probing import probe
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
 
 TIMEOUT_S = 10.0
+REACH_S = 4.0  # TCP repeats a lost packet after one second, and again after three
 
 
 def join(
@@ -32,7 +36,7 @@ def join(
     roster = ask_to_join(context, invitation, name, keys, timeout_s)
     identity = accept(folder, invitation, roster, keys)
     addresses = AddressBook(folder)
-    addresses.add_seen(invitation.server, [parse_address(invitation.address)])
+    addresses.add_seen(invitation.server, map(parse_address, invitation.addresses))
     addresses.save()
     return identity
 
@@ -45,12 +49,13 @@ def ask_to_join(
     If an earlier attempt was cut off after the invite was spent, the board is a member already:
     then the roster is requested with its own keys.
     """
-    body = {"public": keys.public, "name": name}
+    body, address = {"public": keys.public, "name": name}, _reached(invitation)
+    ask = partial(_ask, context, address, invitation.server, timeout_s)
     try:
-        answer = _ask(context, invitation, invitation.keys, "join", body, timeout_s)
+        answer = ask(invitation.keys, "join", body)
     except (AccessError, BoardLostError) as error:
         try:
-            answer = _ask(context, invitation, keys, "roster", {}, timeout_s)
+            answer = ask(keys, "roster", {})
         except (AccessError, BoardLostError):
             if isinstance(error, BoardLostError):
                 raise error from None
@@ -61,9 +66,31 @@ def ask_to_join(
     return dict(Fields(answer).object("roster").values)
 
 
+def _reached(invitation: Invitation) -> Address:
+    """The first address of an invite at which something listens. Raises BoardLostError."""
+    named = map(parse_address, invitation.addresses)
+    addresses = [address for each in named for address in scoped(each)]
+    closed = probe(addresses, REACH_S)
+    for address in addresses:
+        if address not in closed:
+            return address
+    tried = "; ".join(f"{address}: {why}" for address, why in closed.items())
+    port = parse_address(invitation.addresses[0]).port
+    raise BoardLostError(
+        f"the board that invites cannot be reached ({tried})",
+        f"is `picoedge run` running there, and is port {port} open in its firewall?",
+        board="that invites",
+    )
+
+
 def _ask(
-    context: Context, invitation: Invitation, keys: KeyPair, kind: str, body: Body, timeout_s: float
+    context: Context,
+    address: Address,
+    server: str,
+    timeout_s: float,
+    keys: KeyPair,
+    kind: str,
+    body: Body,
 ) -> Body:
-    address = parse_address(invitation.address)
-    with Client(context, keys, address, invitation.server, "that invites") as client:
+    with Client(context, keys, address, server, "that invites") as client:
         return client.ask(kind, body, timeout_s)

@@ -8,6 +8,7 @@ down, for which a ROUTER has no call.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket as sockets
 import struct
 from collections import Counter, deque
@@ -20,6 +21,7 @@ import zmq
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.curve import (
+    LISTEN_BACKLOG,
     Authenticator,
     SocketBounds,
     borrowed,
@@ -29,6 +31,7 @@ from picoedge.mesh.transport.curve import (
     sender_of,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
+from picoedge.mesh.transport.listening import bind_to, listen
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
@@ -95,12 +98,11 @@ class Server:
         )
         self.monitor = self.socket.get_monitor_socket(_WATCHED)
         try:
-            self.socket.bind(address.endpoint)
-        except zmq.ZMQError as error:
+            listener = listen(address.host, (address.port,), LISTEN_BACKLOG)
+            self.address = Address(address.host, bind_to(self.socket, listener))
+        except (OSError, zmq.ZMQError) as error:
             self.close()
             raise _bind_error(address, error) from None
-        port = self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-        self.address = Address(address.host, int(port))
 
     def receive(self) -> tuple[Sender, list[bytes]] | None:
         """The next message of a connection that still stands; None if there is none."""
@@ -240,8 +242,8 @@ def _bytes_received(file: int) -> int:
         return 0
 
 
-def _bind_error(address: Address, error: zmq.ZMQError) -> MeshError:
-    if error.errno == zmq.EADDRINUSE:
+def _bind_error(address: Address, error: OSError | zmq.ZMQError) -> MeshError:
+    if error.errno == errno.EADDRINUSE:
         hint = "is `picoedge run` running already? Or choose another with --listen HOST:PORT"
         return MeshError(f"{address} is in use by another program", hint)
     return MeshError(f"cannot listen on {address}: {error.strerror}", "see --listen HOST:PORT")

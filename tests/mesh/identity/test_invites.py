@@ -30,7 +30,7 @@ from picoedge.mesh.identity.roster import RosterFile
 
 def test_an_invite_names_the_host_to_ask(home: Path) -> None:
     invitation = parse_invite(f"  {issue(home)}\n")
-    assert invitation.address == ADDRESS
+    assert invitation.addresses == (ADDRESS,)
     assert invitation.server == load_identity(home).keys.public
     assert invitation.cluster == RosterFile(home).roster.cluster.key
     assert invitation.expires == NOW + 60
@@ -38,6 +38,16 @@ def test_an_invite_names_the_host_to_ask(home: Path) -> None:
     assert invitation.keys.secret not in repr(invitation)
     kept = "".join(path.read_text() for path in home.iterdir())
     assert invitation.keys.secret not in kept
+
+
+def test_an_invite_may_name_several_addresses(home: Path) -> None:
+    cluster = RosterFile(home).roster.cluster.key
+    several = "10.0.0.4:9000,[fd00::4]:9000,[fe80::1%eth0]:9000"
+    string = Invites(home).issue(several, cluster, 60, NOW)
+    assert parse_invite(string).addresses == tuple(several.split(","))
+    for bad in ("", ",", "10.0.0.4:0", "[::]:9000", "10.0.0.4:1,0.0.0.0:1", "10.0.0.4:1," * 9):
+        with pytest.raises(UsageError):
+            Invites(home).issue(bad, cluster, 60, NOW)
 
 
 def test_invites_end_and_are_forgotten(home: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picoedge.errors import MeshError, UsageError
 from picoedge.mesh.addresses import DEFAULT_PORT, Address, parse_address, parse_addresses
 from picoedge.mesh.identity.identity import KeyPair
-from picoedge.mesh.interfaces import Interface, choose_interface, interfaces
+from picoedge.mesh.interfaces import Interface, choose_hosts, interfaces, own_addresses, scoped
 from picoedge.mesh.node.announce import Discovery, read_announcement
 
 WIRED = Interface("eth0", ("192.168.1.20",))
@@ -43,19 +43,56 @@ def routed(interface: Interface) -> Interface:
     ],
 )
 def test_the_interface_chosen(present: list[Interface], address: str, reason: str) -> None:
-    chosen, why = choose_interface(present)
-    assert chosen == address
+    hosts, why = choose_hosts(present)
+    assert hosts[0] == address
     assert why.startswith(reason)
+
+
+V6 = Interface("eth0", ("2001:db8::1", "2001:db8::2", "2001:db8::3", "fe80::1%eth0"))
+NEAR = Interface("eth1", ("fe80::2%eth1",))
+
+
+@pytest.mark.parametrize(
+    ("present", "hosts"),
+    [
+        ([LOOPBACK, WIRED, WIRELESS, DOCKER], ("192.168.1.20", "192.168.1.21")),
+        ([LOOPBACK, V6, NEAR], ("2001:db8::1", "2001:db8::2")),
+        ([LOOPBACK, NEAR], ("fe80::2%eth1",)),
+        ([V6, WIRELESS], ("2001:db8::1", "2001:db8::2", "192.168.1.21")),
+    ],
+)
+def test_all_addresses_that_others_may_reach_are_told(
+    present: list[Interface], hosts: tuple[str, ...]
+) -> None:
+    assert choose_hosts(present)[0] == hosts
+
+
+def test_one_address_is_listened_at_alone() -> None:
+    only = Address("192.168.1.20", 7)
+    assert own_addresses(only)[0] == (only,)
+    found, _ = own_addresses(Address("0.0.0.0", 7))
+    assert not any(":" in each.host for each in found)
+    assert all(each.port == 7 for each in found)
+
+
+def test_a_link_local_address_is_tried_over_every_interface(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scope of another board's word for its own interface says nothing here."""
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo"), (2, "end0"), (3, "wlan0")])
+    there = Address("fe80::1%eth0", 7)
+    assert list(scoped(there)) == [Address("fe80::1%end0", 7), Address("fe80::1%wlan0", 7)]
+    assert list(scoped(Address("fd00::1", 7))) == [Address("fd00::1", 7)]
 
 
 def test_no_interface() -> None:
     with pytest.raises(MeshError, match="no network interface"):
-        choose_interface([BARE, DOWN])
+        choose_hosts([BARE, DOWN])
 
 
 def test_this_machines_interfaces() -> None:
     assert any(each.is_loopback for each in interfaces())
-    assert choose_interface(interfaces())[0]
+    assert choose_hosts(interfaces())[0]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +186,7 @@ def test_boards_find_each_other_and_no_other_cluster() -> None:
                 heard[name].append(key)
                 news.notify_all()
 
-        return Discovery(tag, keys[name], name, Address("127.0.0.1", port), found)
+        return Discovery(tag, keys[name], name, (Address("127.0.0.1", port),), found)
 
     boards = [start("eve", "theirs", 3), start("ada", "ours", 1), start("bob", "ours", 2)]
     try:

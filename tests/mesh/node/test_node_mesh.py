@@ -147,9 +147,9 @@ def test_names_are_looked_up_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert asked.wait(PATIENCE_S)
         return [(0, 0, 0, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     names = Address("nowhere", 1), Address("no..where", 1), Address("slow", ada.address.port)
     bob = Running(second, *names)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with running(ada, bob):
         try:
             bob.wait(lambda: "nowhere: Name or service not known" in bob.lines)

@@ -35,6 +35,7 @@ class Kind:
     n_ctx: int = N_CTX
     guests: int = 0  # keys that are let in besides, on no board
     whole: bool = True  # every board has the whole pack; else only the first
+    keep: str = "0"  # how long a session's slices stay loaded
 
     def budget(self, index: int) -> int:
         """Of one board."""
@@ -109,6 +110,7 @@ class Cluster:
                     board, "picoedge", "run", "--listen", board.address,
                     "--peers", self.hub.address, "--memory", str(self.kind.budget(index)),
                     "--models", str(board.folder / "models"), "-t", "1",
+                    "--keep", self.kind.keep,
                 ),
                 env=self.environment(board), stdout=log, stderr=log,
             )  # fmt: skip

@@ -19,7 +19,7 @@ import click
 from picoedge.cli.options import json_option
 from picoedge.cli.output import print_json, print_table
 from picoedge.sanitize import one_line
-from picoedge.units import format_size
+from picoedge.units import format_size, format_span
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,6 +109,9 @@ def does(board: BoardState) -> str:
         text += f" for {board.holder}"
     text += {"disk": " (waits for its disk)", "stopped": " (stopped)"}.get(board.how, "")
     text += " (relayed)" if board.relayed else ""
+    for use in board.uses:
+        if use.use == "kept":
+            text += f", keeps {use.model or 'a slice'} for {format_span(use.age_s)}"
     return f"{text}, {board.waiting} waiting" if board.waiting else text
 
 

@@ -19,7 +19,7 @@ from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import UsageError
 from picoedge.files import parse_toml, xdg_folder
 from picoedge.suggest import did_you_mean
-from picoedge.units import parse_size
+from picoedge.units import parse_size, parse_span
 
 if TYPE_CHECKING:
     from picoedge.planner.cluster_plan import ClusterOptions
@@ -54,6 +54,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     """Bytes, written like 400M or 1.5G."""
     try:
         return None if value is None else parse_size(value)
+    except UsageError as error:
+        raise click.BadParameter(f"{error.message}: {error.hint}", ctx, param) from None
+
+
+def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds, written like 90s or 10m."""
+    try:
+        return None if value is None else parse_span(value)
     except UsageError as error:
         raise click.BadParameter(f"{error.message}: {error.hint}", ctx, param) from None
 
@@ -93,6 +101,11 @@ threads_option = _setting(
 memory_option = _setting(
     "--memory", callback=_size, metavar="SIZE", help="Use no more memory than this, like 400M."
 )
+
+keep_option = _setting(
+    "--keep", callback=_span, metavar="TIME", default="10m", show_default=True,
+    help="How long a session's part of a model stays loaded after it; 0: not at all.",
+)  # fmt: skip
 
 model_options = _together(
     threads_option,
@@ -152,7 +165,7 @@ sampling_options = _together(
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
-    "system", "transport", "verbose", "history",
+    "system", "transport", "verbose", "history", "keep",
 )  # fmt: skip
 
 verbose_option = click.option(

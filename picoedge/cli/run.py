@@ -48,6 +48,7 @@ _say = partial(note, verbose=True)
     help="Where packs are kept [default: the shelf of `picoedge list`].",
 )  # fmt: skip
 @options.threads_option
+@options.keep_option
 def command(**values: Any) -> None:
     """Serve the mesh: hold shards of models, compute with them, pass them on to other boards.
 
@@ -77,7 +78,7 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
     if values["memory"] is None:
         memory -= available // 16  # a margin for other programs
     shelf = values["models"] or shelf_folder(os.environ)
-    return BoardOptions(memory, shelf.absolute(), values["threads"])
+    return BoardOptions(memory, shelf.absolute(), values["threads"], values["keep"])
 
 
 def _identity(join: str | None, name: str | None) -> Identity:

@@ -69,6 +69,22 @@ class RankSpec:
 
 
 @dataclass(frozen=True)
+class SliceKey:
+    """What a board has loaded for a group: a group with an equal one can go on with it."""
+
+    pack_id: str
+    part: Slice
+    n_ctx: int
+    kv_bits: int
+    window_io: str
+    kernels: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the hubs that plan with it."""
+        return {**dataclasses.asdict(self), "part": self.part.to_json()}
+
+
+@dataclass(frozen=True)
 class GroupSpec:
     """A group of boards that run one model, as seen by the board at `rank`. Rank 0 is the hub."""
 
@@ -93,6 +109,13 @@ class GroupSpec:
     def part(self) -> Slice:
         """This board's slice."""
         return self.ranks[self.rank].part
+
+    @property
+    def slice_key(self) -> SliceKey:
+        """What this board has to load."""
+        return SliceKey(
+            self.pack_id, self.part, self.n_ctx, self.kv_bits, self.window_io, self.kernels
+        )
 
     @property
     def members(self) -> Sequence[tuple[str, str]]:

@@ -2,7 +2,11 @@
 
 Its daemon writes a WorkerConfig to stdin, one line of JSON. The worker prints, a line each,
 {"port": N} when the hub may connect, {"transport": …} when it has, and {"failed": {...}} if an
-error ends it. It holds the board's slice alone: no embedding, no text, no tokens.
+error ends the job. It holds the board's slice alone: no embedding, no text, no tokens.
+
+Where the daemon keeps slices, {"kept": …} follows the end of a group that left the weights whole:
+the process waits for another line, without links, cache or buffers, and a group that needs the same
+slice begins at once. The end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -13,14 +17,15 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from picoedge.cluster.forward_pass import ForwardPass, join_group
-from picoedge.cluster.spec import GroupSpec, spec_from_json
+from picoedge.cluster.spec import GroupSpec, SliceKey, spec_from_json
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import (
@@ -30,6 +35,9 @@ from picoedge.errors import (
     ProtocolError,
     UnlinkedError,
 )
+from picoedge.host.processes import end_with_parent
+from picoedge.host.reclaim import trim
+from picoedge.host.resources import rss_bytes
 from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
 from picoedge.jobs.relay import Relay, new_endpoint
@@ -47,24 +55,77 @@ if TYPE_CHECKING:
 JOIN_S = 24 * 3600.0
 
 
+@dataclass
+class Board:
+    """What lasts from one job of this process to the next: its page, and a slice that is kept."""
+
+    page: ProgressPage
+    slice: KeptSlice | None = None
+
+
+@dataclass(frozen=True)
+class KeptSlice:
+    """A loaded slice of a pack, and what it was loaded for."""
+
+    of: SliceKey
+    pack: Pack
+    model: LoadedModel
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes that the process takes when the context is full."""
+        plan = self.model.memory_plan
+        return plan.total if plan else rss_bytes()
+
+
 def main() -> int:
-    """Run the worker until the hub says goodbye; exit code 1 if something else ended it."""
+    """Run a job for each line of stdin; exit code 1 if something but its hub ended the last one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon ends its worker itself
+    board: Board | None = None
+    while line := sys.stdin.readline():
+        config = WorkerConfig.from_json(json.loads(line))
+        if board is None:
+            end_with_parent(config.daemon)
+            board = Board(ProgressPage(config.page))
+        board.page.clear()
+        code = _run(config, board)
+        if board.slice is None:
+            return code
+        board.page.write("kept")
+        _say({"kept": board.slice.planned_bytes})
+    return 0
+
+
+def _run(config: WorkerConfig, board: Board) -> int:
+    """Run one job; its slice stays in `board` if it is to be kept, and is whole."""
     try:
-        config = WorkerConfig.from_json(json.loads(sys.stdin.readline()))
         spec = spec_from_json(config.spec)
         spec = spec.with_daemons(config.daemons)
-        run_worker(config, spec, load_identity(cluster_folder(os.environ)))
-    except BoardLostError as error:
-        if error.board != spec.ranks[HUB].name:
-            return _failed(error)
+        run_worker(config, spec, load_identity(cluster_folder(os.environ)), board)
+    except BoardLostError as error:  # the group is over; this board's slice is not to blame
+        _forget_group(board, config)
+        return 0 if error.board == spec.ranks[HUB].name else _failed(error)
     except UnlinkedError as error:
+        _forget_group(board, config)
         return _failed(error, unreached=error.keys)
     except PicoedgeError as error:
+        board.slice = None
         return _failed(error)
     except MemoryError:
+        board.slice = None
         return _failed(PicoedgeError("out of memory", "allow picoedge run more, or fewer weights"))
+    _forget_group(board, config)
     return 0
+
+
+def _forget_group(board: Board, config: WorkerConfig) -> None:
+    """Keep the weights alone, if at all: no key or value, no activation of the group that ended."""
+    kept, board.slice = board.slice, None
+    if kept is not None and config.keep:
+        with suppress(PicoedgeError):  # its disk has failed: nothing is kept
+            kept.model.renew(None, None)
+            board.slice = kept
+            trim()
 
 
 def _failed(error: PicoedgeError, unreached: Sequence[str] = ()) -> int:
@@ -78,36 +139,57 @@ def _say(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity) -> None:
+def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity, board: Board) -> None:
     """Connect to the group, load the slice, compute until the hub says goodbye.
 
+    `board.slice` is the slice from then on; one that is there is used if the group needs the same.
     Raises PicoedgeError.
     """
-    page = ProgressPage(config.page)
-    context = zmq.Context()
-    pack = Pack.open(pull_missing(context, identity.keys, config, spec, page))
-    if pack.identity != spec.pack_id:
-        raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
-    check_shards(spec, pack)
-    links, forward_pass = join_group(context, identity.keys, spec, pack)
+    page, context = board.page, zmq.Context()
+    kept = board.slice if board.slice and board.slice.of == spec.slice_key else None
+    if kept is None and board.slice is not None:
+        board.slice.model.close()
+        board.slice = None
     relays: dict[int, Relay] = {}
-    try:
+    with ExitStack() as stack:
+        stack.callback(context.destroy, linger=0)
+        pack = kept.pack if kept else _open_pack(context, identity.keys, config, spec, page)
+        check_shards(spec, pack)
+        links, forward_pass = join_group(context, identity.keys, spec, pack)
+        stack.callback(_close_all, relays)
+        stack.callback(links.close)
         port = links.listen(config.host, relay := new_endpoint())
         if spec.allreduce == "exchange":
             _connect_workers(links, identity.keys, spec, relays)
         _say({"port": port, "relay": relay})
         links.open(JOIN_S)
         _say({"transport": links.transports()[HUB]})
-        with closing(_load(config, spec, pack, forward_pass, page)) as model:
-            plan = model.memory_plan.to_json() if model.memory_plan else None
-            send_note(links, HUB, {"ready": True, "batch": model.batch, "plan": plan})
-            _follow(model, forward_pass, page)
-    finally:
-        links.close()
-        for each in relays.values():
-            each.close()
-        context.destroy(linger=0)
-        page.write("ended")
+        if kept is None:
+            model = _load(config, spec, pack, forward_pass, page)
+            board.slice = kept = KeptSlice(spec.slice_key, pack, model)
+        else:
+            kept.model.renew(forward_pass.begin, forward_pass.gather)
+        plan = kept.model.memory_plan.to_json() if kept.model.memory_plan else None
+        send_note(links, HUB, {"ready": True, "batch": kept.model.batch, "plan": plan})
+        _follow(kept.model, forward_pass, page)
+
+
+def _close_all(relays: Mapping[int, Relay]) -> None:
+    for each in relays.values():
+        each.close()
+
+
+def _open_pack(
+    context: zmq.Context[zmq.Socket[bytes]],
+    keys: KeyPair,
+    config: WorkerConfig,
+    spec: GroupSpec,
+    page: ProgressPage,
+) -> Pack:
+    pack = Pack.open(pull_missing(context, keys, config, spec, page))
+    if pack.identity != spec.pack_id:
+        raise ModelError(f"{pack.path} is not the pack that the session runs", "remove it")
+    return pack
 
 
 def _connect_workers(

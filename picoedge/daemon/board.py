@@ -9,7 +9,9 @@
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-`reservations` decides which job has the board. The daemon loads no weights.
+`reservations` decides which job has the board, `memory_ledger` who has its memory. A worker whose
+group is over keeps its slice for a while, for a job that needs the same; anything else that needs
+the memory ends it. The daemon loads no weights.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from picoedge.cluster.spec import SliceKey
+from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
+from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import Reservation, Workers
+from picoedge.daemon.workers import Kept, Reservation, Workers
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
@@ -37,7 +42,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.messages import Body
 
 REPORT_S = 0.25  # a hub gives up a stopped worker after a second: four reports
-DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class BoardOptions:
     memory_bytes: int
     shelf: Path
     threads: int | None = None
+    keep_s: float = 0.0  # for which the last group's slice stays loaded
 
 
 class BoardService:
@@ -68,7 +73,9 @@ class BoardService:
         self._facts, self._find_pack = facts, find_pack
         self._reservations = Reservations()
         self._users: dict[User, Reservation] = {}
-        self._workers = Workers(node.rpc.loop, self)
+        self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
+        self._memory = BoardMemory(options.memory_bytes, node.rpc.loop.clock, node.name_of)
+        self._waiting: list[Reservation] = []  # to start their workers when a kept slice is gone
         node.rpc.on("board-facts", lambda peer, body: self._board_facts())
         node.rpc.on("job-reserve", self._reserve)
         node.rpc.on("job-start", self._start)
@@ -86,11 +93,12 @@ class BoardService:
         facts = self._facts()
         if facts is None:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
-        unreached = self._node.peers.unreached()
+        kept = self._workers.kept
         return {
             "facts": dict(facts),
-            "memory_bytes": self._memory_bytes(),
-            "unreached": unreached,
+            "memory_bytes": self._memory.job_bytes,
+            "unreached": self._node.peers.unreached(),
+            "kept": kept.of.to_json() if kept and isinstance(kept.of, SliceKey) else None,
         }
 
     def _reserve(self, peer: str, body: Body) -> Pending:
@@ -104,6 +112,8 @@ class BoardService:
             raise ProtocolError(f"a job of kind {name} runs in the background: start it")
         reservation = Reservation(sender.route, sender, Pending(), name, kind.module)
         self._users[sender.route] = reservation
+        if self._is_own(reservation):
+            self._end_kept()  # the hub's process takes this board's memory when it is granted
         self._do(self._reservations.reserve(sender.route))
         return reservation.granted
 
@@ -141,10 +151,6 @@ class BoardService:
         if refused:
             raise AccessError(f"{refused[0]} is not let in here", "picoedge keys show")
 
-    def _memory_bytes(self) -> int:
-        """What a job may take."""
-        return max(0, self._options.memory_bytes - rss_bytes() - DAEMON_GROWTH_BYTES)
-
     def _release(self, peer: str, body: Body) -> None:
         sender, run = _sender(peer), body.get("run")
         if run is None:
@@ -163,18 +169,29 @@ class BoardService:
         user = self._reservations.user
         return None if user is None else self._users.get(user)
 
+    def _is_own(self, reservation: Reservation) -> bool:
+        """Whether this board is the hub: its own process then has the memory."""
+        return str(reservation.sender) == self._node.identity.keys.public
+
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Grant(connection):
-                    self._users[connection].granted.answer({"memory_bytes": self._memory_bytes()})
+                    self._grant(self._users[connection])
                 case StartRun(run):
                     self._start_run(self._users[run])
-                case Stop(user):
+                case Stop(str(user)):
                     self._workers.stop(self._users[user])
+                case Stop(user):
+                    self._workers.let_go(self._users[user])
                 case Queued(connection, place, holder):
                     name = self._name_of(holder)
                     self._push_newest(self._users[connection], "queued", place=place, held_by=name)
+
+    def _grant(self, reservation: Reservation) -> None:
+        if self._is_own(reservation):
+            self._give_memory(reservation, Use.ANSWER)
+        reservation.granted.answer({"memory_bytes": self._memory.job_bytes})
 
     def _name_of(self, user: bytes | None) -> str:
         known = None if user is None else self._users.get(user)
@@ -183,6 +200,8 @@ class BoardService:
     def _gone(self, route: bytes) -> None:
         """Free what a connection had reserved or queued for; runs go on without theirs."""
         if route in self._users:
+            if route not in self._reservations.workers:
+                self._memory.release(route)
             self._do(self._reservations.release(route))
             del self._users[route]
 
@@ -206,20 +225,29 @@ class BoardService:
 
     # -- what becomes of workers ----------------------------------------------------------------
 
-    def _start_worker(self, reservation: Reservation) -> None:
+    def _config(self, reservation: Reservation) -> WorkerConfig:
         assert reservation.spec is not None
-        config = WorkerConfig(
+        return WorkerConfig(
             job=reservation.job,
             spec=reservation.spec.to_json(),
             pack=self._find_pack(reservation.spec.pack_id),
             shelf=self._options.shelf,
             host=self._node.address.host,
             page=Path(),
-            memory_bytes=self._memory_bytes(),
+            memory_bytes=self._memory.job_bytes,
             threads=self._options.threads,
             daemons=self._daemons_of(reservation),
         )
-        self._workers.start(reservation, config)
+
+    def _start_worker(self, reservation: Reservation) -> None:
+        """Go on with a kept slice, or start a worker as soon as the memory of one is free."""
+        config = self._config(reservation)
+        is_adopted = self._workers.adopt(reservation, config, DAEMON_GROWTH_BYTES)
+        self._give_memory(reservation, Use.ANSWER)
+        if KEPT in self._reservations.workers:
+            self._waiting.append(reservation)
+        elif not is_adopted:
+            self._workers.start(reservation, config)
 
     def _daemons_of(self, reservation: Reservation) -> dict[str, str]:
         """Where this board reaches the daemons of a group's other boards, by key.
@@ -232,8 +260,9 @@ class BoardService:
         return {key: str(address) for key, address in found.items() if address is not None}
 
     def _start_run(self, reservation: Reservation) -> None:
+        self._give_memory(reservation, Use.TRAINING)
         try:
-            self._start_worker(reservation)
+            self._workers.start(reservation, self._config(reservation))
         except MeshError as error:
             self._push(reservation, "ended", message=error.message, hint=error.hint)
             self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
@@ -260,9 +289,50 @@ class BoardService:
     def worker_ended(self, reservation: Reservation) -> None:
         """See `WorkerEvents`."""
         user = reservation.user
+        if self._reservations.workers.count(user) <= 1:
+            self._memory.release(user)
         self._do(self._reservations.worker_ended(user))
         if isinstance(user, str) and user not in self._reservations.runs:
             self._users.pop(user, None)
+
+    def worker_kept(self, reservation: Reservation, kept: Kept) -> None:
+        """See `WorkerEvents`."""
+        why = kept.worker.failure
+        said = WorkerProcess.why_failed(why) if why else {"message": "the session is over"}
+        self._push(reservation, "ended", **said)
+        self._memory.keep(reservation, kept.nbytes)
+        self._do(self._reservations.let_runs_wait(True))
+        if any(self._is_own(self._users[user]) for user in self._reservations.queue):
+            self._end_kept()  # before the hub's process is granted the memory
+        self._do(self._reservations.worker_ended(reservation.user))
+
+    def _give_memory(self, reservation: Reservation, use: Use) -> None:
+        if self._memory.give_all(reservation, use):
+            self._end_kept()
+
+    def _end_kept(self) -> None:
+        """End the kept slice, if there is one; its memory is free when `kept_ended` is called."""
+        if self._workers.kept is not None:
+            self._do(self._reservations.worker_started(KEPT))
+            self._workers.end_kept()
+
+    def kept_ended(self) -> None:
+        """See `WorkerEvents`."""
+        self._memory.release(KEPT)
+        waiting, self._waiting = self._waiting, []
+        for reservation in waiting:
+            self._start_late(reservation)
+        self._do(self._reservations.let_runs_wait(False))
+        self._do(self._reservations.worker_ended(KEPT))
+
+    def _start_late(self, reservation: Reservation) -> None:
+        """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""
+        try:
+            if self._users.get(reservation.user) is reservation:
+                return self._workers.start(reservation, self._config(reservation))
+        except MeshError as error:
+            self._push(reservation, "ended", message=error.message, hint=error.hint, failed=True)
+        self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
 
     def _relay_endpoint(self, key: str) -> str:
         """The socket of the worker that runs for a group with that board in it; "" if none."""
@@ -282,6 +352,8 @@ class BoardService:
 
     def _report(self) -> None:
         self._node.rpc.loop.after(REPORT_S, self._report)
+        if self._memory.must_free(self._options.keep_s):
+            self._end_kept()
         holder = self._holder
         if holder is not None and holder.worker is not None:
             self._push_newest(holder, "report", **holder.worker.report())
@@ -291,7 +363,8 @@ class BoardService:
         holder, heat = self._holder, self._thermometer.read()
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
-            "rss_bytes": rss_bytes(),
+            "rss_bytes": rss_bytes() + self._workers.kept_rss_bytes,
+            "uses": self._memory.report(),
             "queue_length": len(self._reservations.queue),
             "stalled_on": "",
             "temperature_c": heat.temperature_c,
@@ -300,7 +373,7 @@ class BoardService:
             "transport": "",
         }
         if holder is None:
-            return {**state, "does": "ending" if self._workers.are_ending else "free"}
+            return {**state, "does": "ending" if self._reservations.workers else "free"}
         state["for"] = self._node.name_of(str(holder.sender))
         if holder.worker is None or holder.spec is None:
             own = str(holder.sender) == self._node.identity.keys.public

@@ -30,6 +30,10 @@ class JobSpec(Protocol):
     def pack_id(self) -> str:
         """The pack that the worker needs."""
 
+    @property
+    def slice_key(self) -> object:
+        """What stays loaded when the job is over, for a job with an equal one; None: nothing."""
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the worker."""
 

@@ -6,7 +6,8 @@ Two kinds of reservation. One in the foreground belongs to a connection: it has 
 itself, and the others queue in the order they asked. One in the background belongs to a run: its
 worker runs while no foreground job wants the board, is stopped for one, and is started again
 after it; of several runs, the earliest that has not ended. The board passes on
-only when every worker process of its last user has ended, because only then its memory is free.
+only when every worker process of its last user has ended, or keeps its slice as nobody's: only then
+is its memory known.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Reservations:
     queue: list[bytes] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     active: str | None = None  # the run whose worker has the board
+    runs_wait: bool = False  # for memory that another has: none is started
     workers: list[User] = field(default_factory=list)  # the user of each process not ended yet
     _told: dict[bytes, tuple[int, bytes | None]] = field(default_factory=dict, compare=False)
 
@@ -93,6 +95,11 @@ class Reservations:
         self.active = None
         return self._pass_on(self._stop(run))
 
+    def let_runs_wait(self, wait: bool) -> list[Action]:
+        """Start no run from now on, or start them again."""
+        self.runs_wait = wait
+        return self._pass_on([])
+
     def worker_started(self, connection: bytes) -> list[Action]:
         """The holder has started a worker process; a second one counts beside the first."""
         self.workers.append(connection)
@@ -122,7 +129,7 @@ class Reservations:
             if self.queue:
                 self.holder = self.queue.pop(0)
                 actions.append(Grant(self.holder))
-            elif self.runs:
+            elif self.runs and not self.runs_wait:
                 self.active = self.runs[0]
                 self.workers.append(self.active)
                 actions.append(StartRun(self.active))

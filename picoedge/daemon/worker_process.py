@@ -36,7 +36,8 @@ class WorkerProcess:
     """`python -m module`, started by the constructor with `config` on its stdin.
 
     `on_line` receives each JSON object the worker prints. `stdout` and `pidfd` are for an event
-    loop: call `read` when the first is readable, and `why_ended` when the second is.
+    loop: call `read` when the first is readable, and `why_ended` when the second is. A worker that
+    has kept its slice is given its next job with `hand`.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class WorkerProcess:
         self._progress: object = None
         self._progressed_s = time.monotonic()
         with ExitStack() as stack:
-            page = stack.enter_context(new_page())
+            page = self._path = stack.enter_context(new_page())
             self._page = ProgressPage(page)
             stack.callback(self._page.close)
             self._process = subprocess.Popen(
@@ -60,10 +61,9 @@ class WorkerProcess:
             stack.callback(self._reap)
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
-            assert self._process.stdin is not None
-            with suppress(BrokenPipeError), self._process.stdin as stdin:
+            with suppress(BrokenPipeError):
                 # One that has ended already is no fault here: `why_ended` will say how.
-                stdin.write(json.dumps({**config.to_json(), "page": str(page)}).encode() + b"\n")
+                self._write(config)
             os.set_blocking(self.stdout.fileno(), False)
             self._resources = stack.pop_all()
 
@@ -72,6 +72,31 @@ class WorkerProcess:
         """The pipe that the worker prints to."""
         assert self._process.stdout is not None
         return self._process.stdout
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def _write(self, config: WorkerConfig) -> None:
+        assert self._process.stdin is not None
+        own = {"page": str(self._path), "daemon": os.getpid()}
+        line = json.dumps({**config.to_json(), **own}).encode() + b"\n"
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def hand(self, config: WorkerConfig, on_line: Callable[[Mapping[str, Any]], None]) -> None:
+        """Give a worker that waits its next job. Raises OSError if it has ended.
+
+        A line of 64 ranks fits into the pipe, which is empty while it waits: this does not block.
+        """
+        self._on_line, self.failure = on_line, None
+        self._page.clear()
+        self._write(config)
+
+    def listen(self, on_line: Callable[[Mapping[str, Any]], None]) -> None:
+        """Pass on what it prints to another."""
+        self._on_line = on_line
 
     def read(self) -> bool:
         """Read and pass on what was printed; False at the end of the pipe."""
@@ -142,6 +167,9 @@ class WorkerProcess:
         with suppress(subprocess.TimeoutExpired):  # it is in a disk read, and will end after us
             self._process.wait(EXIT_S)
         self.stdout.close()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
 
 def _object_of(line: bytes) -> Mapping[str, Any]:

@@ -1,17 +1,23 @@
 """The worker processes of a board, watched by the daemon's event loop.
 
 A worker is stopped without waiting: in a disk read it ends only when the disk answers. It counts
-until its memory is free.
+until its memory is free. One whose group is over may keep its slice; at most one does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import MeshError
+from picoedge.host.processes import set_goes_first
+from picoedge.host.resources import rss_bytes_of
+
+# From a group's end until its worker must have let go of it: that takes as long as a kernel call.
+LET_GO_S = 2.0
+_MAY_KEEP = ("waiting for work", "computing", "kept")  # stages of a worker whose slice is loaded
 
 if TYPE_CHECKING:
     from picoedge.daemon.job_kinds import JobSpec
@@ -52,48 +58,161 @@ class WorkerEvents(Protocol):
     def worker_ended(self, reservation: Reservation) -> None:
         """It is gone, and its memory is free."""
 
+    def worker_kept(self, reservation: Reservation, kept: Kept) -> None:
+        """Its group is over; it is no longer the reservation's, and keeps its slice."""
+
+    def kept_ended(self) -> None:
+        """The worker that kept a slice is gone, and its memory is free."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A worker process without a job that keeps its slice, which takes up to `nbytes`.
+
+    `of`: what is loaded; a job with an equal slice can go on with it.
+    """
+
+    worker: WorkerProcess
+    module: str
+    of: object
+    nbytes: int
+
 
 class Workers:
     """Starts, reads, and ends workers on `loop`; tells `events` what becomes of them."""
 
-    def __init__(self, loop: Loop, events: WorkerEvents) -> None:
-        self._loop, self._events = loop, events
+    def __init__(self, loop: Loop, events: WorkerEvents, *, keep: bool = False) -> None:
+        self._loop, self._events, self._keep = loop, events, keep
+        self.kept: Kept | None = None
+        self._running: list[Reservation] = []  # those that have a worker
         self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
 
     @property
-    def are_ending(self) -> bool:
-        """Whether the memory of any that was stopped is not free yet."""
-        return bool(self._ending)
+    def kept_rss_bytes(self) -> int:
+        """What the worker that keeps a slice takes now; 0 if none does."""
+        return rss_bytes_of(self.kept.worker.pid) if self.kept else 0
 
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:
         """Start the worker of a reservation. Raises MeshError."""
+        config = replace(config, keep=self._keep)
         try:
-            worker = WorkerProcess(
-                reservation.module,
-                config,
-                lambda line: self._events.worker_said(reservation, line),
-            )
+            worker = WorkerProcess(reservation.module, config, self._listener(reservation))
         except OSError as error:
             remedy = "has that board memory and files left for another process?"
             raise MeshError(f"its worker did not start: {error}", remedy) from error
+        self._watch(reservation, worker)
+
+    def _watch(self, reservation: Reservation, worker: WorkerProcess) -> None:
         reservation.worker = worker
+        self._running.append(reservation)
         self._loop.add(worker.stdout.fileno(), lambda: self._read(reservation, worker))
         self._loop.add(worker.pidfd, lambda: self._on_exit(reservation, worker))
 
+    def _listener(self, reservation: Reservation) -> Callable[[Mapping[str, Any]], None]:
+        def heard(line: Mapping[str, Any]) -> None:
+            worker, nbytes = reservation.worker, line.get("kept")
+            if type(nbytes) is int and worker is not None:
+                return self._keep_slice(reservation, worker, nbytes)
+            self._events.worker_said(reservation, line)
+
+        return heard
+
+    # -- kept slices ---------------------------------------------------------------------------
+
+    def let_go(self, reservation: Reservation) -> None:
+        """The group of a reservation is over: its worker may keep its slice, or is stopped."""
+        worker = reservation.worker
+        may_keep = self._keep and reservation.spec is not None and reservation.spec.slice_key
+        if worker is None or not may_keep or worker.report()["stage"] not in _MAY_KEEP:
+            return self.stop(reservation)
+
+        def check() -> None:
+            if reservation.worker is worker:
+                self.stop(reservation)
+
+        self._loop.after(LET_GO_S, check)
+
+    def _keep_slice(self, reservation: Reservation, worker: WorkerProcess, nbytes: int) -> None:
+        if reservation.spec is None or reservation.spec.slice_key is None or not self._keep:
+            return self.stop(reservation)
+        assert self.kept is None, "two workers with a slice each"
+        self._take_from(reservation)
+        set_goes_first(worker.pid, first=True)
+        worker.listen(lambda line: None)
+        self._loop.add(worker.stdout.fileno(), lambda: self._read_kept(worker))
+        self._loop.add(worker.pidfd, self.end_kept)
+        self.kept = Kept(worker, reservation.module, reservation.spec.slice_key, nbytes)
+        self._events.worker_kept(reservation, self.kept)
+
+    def _read_kept(self, worker: WorkerProcess) -> None:
+        if not worker.read():
+            self._loop.remove(worker.stdout.fileno())
+
+    def adopt(self, reservation: Reservation, config: WorkerConfig, spare_bytes: int) -> bool:
+        """Give the job of a reservation to the worker that keeps its slice; False if none does.
+
+        The slice was loaded for as much memory as there was then, which may have been
+        `spare_bytes` more than there is now.
+        """
+        kept = self.kept
+        assert reservation.spec is not None
+        if (
+            kept is None
+            or kept.of != reservation.spec.slice_key
+            or kept.module != reservation.module
+            or kept.nbytes > config.memory_bytes + spare_bytes
+        ):
+            return False
+        try:
+            kept.worker.hand(replace(config, keep=True), self._listener(reservation))
+        except OSError:  # it has just been killed
+            return False
+        self.kept = None
+        set_goes_first(kept.worker.pid, first=False)
+        self._watch(reservation, kept.worker)
+        return True
+
+    def end_kept(self) -> None:
+        """End the worker that keeps a slice, if there is one; `kept_ended` follows."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            self._kill(kept.worker, lambda: self._kept_gone(kept.worker))
+
+    def _kept_gone(self, worker: WorkerProcess) -> None:
+        worker.end()
+        self._events.kept_ended()
+
+    # -- their end -----------------------------------------------------------------------------
+
     def stop(self, reservation: Reservation) -> None:
         """Kill the worker of a reservation, if it has one."""
+        worker = self._take_from(reservation)
+        if worker is not None:
+            self._kill(worker, lambda: self._stopped(reservation, worker))
+
+    def _take_from(self, reservation: Reservation) -> WorkerProcess | None:
+        """The worker of a reservation, which has none from now on."""
         worker, reservation.worker = reservation.worker, None
         reservation.relay = reservation.transport = ""
         if worker is not None:
-            self._loop.remove(worker.stdout.fileno())
-            self._loop.remove(worker.pidfd)
-            worker.kill()
-            self._ending.append(worker)
-            self._loop.add(worker.pidfd, lambda: self._reap(reservation, worker))
+            self._running.remove(reservation)
+        return worker
 
-    def _reap(self, reservation: Reservation, worker: WorkerProcess) -> None:
+    def _kill(self, worker: WorkerProcess, then: Callable[[], None]) -> None:
+        """Kill a process; `then` is called when it is gone."""
+
+        def reap() -> None:
+            self._loop.remove(worker.pidfd)
+            self._ending.remove(worker)
+            then()
+
+        self._loop.remove(worker.stdout.fileno())
         self._loop.remove(worker.pidfd)
-        self._ending.remove(worker)
+        worker.kill()
+        self._ending.append(worker)
+        self._loop.add(worker.pidfd, reap)
+
+    def _stopped(self, reservation: Reservation, worker: WorkerProcess) -> None:
         if isinstance(reservation.user, str) and not worker.was_killed:
             self._events.worker_left(reservation, worker)  # when it was to be stopped
         worker.end()
@@ -110,6 +229,9 @@ class Workers:
             self.stop(reservation)
 
     def close(self) -> None:
-        """Reap those that were stopped, as far as they have ended."""
+        """End all, and reap those that have ended at once."""
+        for reservation in list(self._running):
+            self.stop(reservation)
+        self.end_kept()
         for worker in self._ending:
             worker.end()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-STAGES = ("starting", "pulling", "loading", "waiting for work", "computing", "ended")
+STAGES = ("starting", "pulling", "loading", "waiting for work", "computing", "ended", "kept")
 _PAGE = struct.Struct("<BxxxIQQQ")  # stage, tokens of the pass, passes, bytes done, bytes in all
 _WORK = struct.Struct("<Qddd")  # tokens; seconds of computing, of waiting for sums, for the disk
 
@@ -62,6 +62,10 @@ class ProgressPage:
     def write_work(self, work: Work) -> None:
         """Set `work`."""
         _WORK.pack_into(self._page, _PAGE.size, *astuple(work))
+
+    def clear(self) -> None:
+        """As of a process that has just started."""
+        self._page[:] = bytes(len(self._page))
 
     def read(self) -> WorkerProgress:
         """The last values written."""

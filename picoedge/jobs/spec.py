@@ -38,7 +38,9 @@ class WorkerConfig:
     that job understands. `pack` is the model's folder; None: pull it to `shelf`. The worker listens
     on `host`, reports on the memory page at `page`, and may take `memory_bytes` and `threads`
     (None: one per usable core). `daemons` says where this board reaches those of other boards, by
-    key: it holds where the hub's addresses do not.
+    key: it holds where the hub's addresses do not. `keep`: the
+    worker stays with its weights when the job is over, for the next line on its stdin. It ends with
+    the process `daemon`.
     """
 
     job: str
@@ -50,6 +52,8 @@ class WorkerConfig:
     memory_bytes: int
     threads: int | None
     daemons: Mapping[str, str] = field(default_factory=dict)
+    keep: bool = False
+    daemon: int = 0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WorkerConfig:

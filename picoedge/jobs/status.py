@@ -28,11 +28,23 @@ _MAX_COUNT = 1 << 62
 _MAX_TEXT = 200  # characters
 _MAX_WORD = 48  # characters of a stage, a condition, a board's name
 _MAX_MODEL = 128
+_MAX_USES = 8  # a daemon gives its memory to three at most
 _SPANS = ("attention", "ffn", "vocabulary")
 _WORDS = ("does", "how", "for", "stalled_on", "transport")
 _COUNTS = ("rss_bytes", "memory_bytes", "queue_length")
 _FLAGS = ("throttled", "relayed")
 _WORK_TIMES = ("compute_s", "sync_s", "disk_s")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory of a board: what for, how much, for which board, and since how long."""
+
+    use: str  # "answer", "kept", "training"
+    bytes: int
+    holder: str
+    model: str
+    age_s: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class BoardState:
     transport: str = ""  # of its messages to the hub: "stream", "zeromq", "relay"
     waiting: int = 0  # jobs in its queue
     work: Work | None = None
+    uses: tuple[MemoryUse, ...] = ()  # of its memory, beside the daemon's own
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; spans of shards are [first, one past the last]."""
@@ -141,6 +154,7 @@ def _board(board: Fields) -> BoardState:
         transport=_text(report, "transport"),
         waiting=_count(report, "queue_length") or 0,
         work=read_work(report.values),
+        uses=tuple(map(_use, or_else([], report.objects, "uses", _MAX_USES))),
     )
 
 
@@ -168,6 +182,17 @@ def _work(fields: Fields, name: str) -> dict[str, Any] | None:
     return None if work is None else asdict(work)
 
 
+def _uses(fields: Fields, name: str) -> list[dict[str, Any]]:
+    uses = map(_use, fields.objects(name, _MAX_USES))
+    return [{"for" if key == "holder" else key: v for key, v in asdict(u).items()} for u in uses]
+
+
+def _use(use: Fields) -> MemoryUse:
+    what, holder, model = (or_else("", _word, use, name) for name in ("use", "for", "model"))
+    age_s = or_else(0.0, use.number, "age_s", 0, _MAX_COUNT)
+    return MemoryUse(what, _count(use, "bytes") or 0, holder, model, age_s)
+
+
 _REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
     **dict.fromkeys(_WORDS, _word),
     "model": lambda fields, name: one_line(fields.get(name, str), _MAX_MODEL),
@@ -176,6 +201,7 @@ _REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
     **dict.fromkeys(_FLAGS, lambda fields, name: fields.get(name, bool)),
     "temperature_c": lambda fields, name: fields.number(name, -_MAX_COUNT, _MAX_COUNT),
     "work": _work,
+    "uses": _uses,
 }
 
 

@@ -105,6 +105,19 @@ class Transformer:
         """Drop all references to the weights, so that they can be moved; call `bind` afterwards."""
         self._sublayers, self._project_head = [], []
 
+    def renew(self, reduce: Reduce | None, gather_logits: GatherLogits | None) -> None:
+        """Forget every token, also of a pass that was broken off, and join a slice to others anew.
+
+        The weights stay; the cache and all buffers are new ones, which take no memory until they
+        are used. Raises what reading weights raises.
+        """
+        self.unbind()
+        self._caches.clear()
+        self._space, self._logits = self._workspace(), np.zeros_like(self._logits)
+        self._reduce, self._gather_logits = reduce, gather_logits
+        self.holding.rewind()
+        self.bind()
+
     @property
     def _columns(self) -> range:
         """The rows of the vocabulary for which this slice has logits."""

@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
-from mesh_nodes import Running, found, fresh_context, running
-from tiny_worker import KINDS
+from daemon_boards import SUPPORT, WITHIN_S, Board, pushed
 
 from picoedge.daemon import board_probe, worker_process
-from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.jobs.status import read_report
 from picoedge.kernels import native
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node.membership import Condition, Membership, Timing
-from picoedge.mesh.transport.client import Client
-
-SUPPORT = Path(__file__).parents[1] / "support"
-WITHIN_S = 10.0
-
-
-class Board:
-    """A node with a board service in a thread, and connections to it of two other boards."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.hub, self.guest, own = found(folder, "hub", "guest", "board")
-        self.folder, self.stack = folder, stack
-        self.running = Running(own)
-        options = BoardOptions(1 << 30, folder)
-        self.service = BoardService(
-            self.running.node, options, lambda: None, lambda identity: None, KINDS
-        )
-        stack.enter_context(running(self.running))
-        self.context = stack.enter_context(fresh_context())
-        stack.callback(lambda: self.running.do(self.service.close))
-
-    def connect(self, identity: Any) -> Client:
-        client = self.running.client(self.context, identity.keys)
-        return self.stack.enter_context(closing(client))
-
-    def spec(self, name: str, hub: Any = None) -> dict[str, Any]:
-        """A job `name` of this board (rank 1) and of its hub; it ends with the file `name`."""
-        members = [
-            [each.keys.public, each.name] for each in (hub or self.hub, self.running.identity)
-        ]
-        return {"id": name, "rank": 1, "members": members, "until": str(self.folder / name)}
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.running.do(self.service.state))
-
-    def wait(self, **values: Any) -> dict[str, Any]:
-        """The state, as soon as it has these values."""
-        deadline = time.monotonic() + WITHIN_S
-        while not values.items() <= (state := self.state()).items():
-            assert time.monotonic() < deadline, state
-            time.sleep(0.01)
-        return state
 
 
 @pytest.fixture
@@ -72,17 +27,6 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=":")
     with ExitStack() as stack:
         yield Board(tmp_path, stack)
-
-
-def pushed(client: Client, kind: str) -> dict[str, Any]:
-    """The first message of a kind that the daemon pushes."""
-    deadline = time.monotonic() + WITHIN_S
-    while time.monotonic() < deadline:
-        for name, body in client.notifications():
-            if name == kind:
-                return body
-        time.sleep(0.01)
-    raise AssertionError(f"no {kind}")
 
 
 def test_a_job_of_the_foreground_from_its_reservation_to_its_end(board: Board) -> None:

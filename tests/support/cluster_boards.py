@@ -137,6 +137,7 @@ class BoardOf:
             **kept,
             "PYTHONPATH": str(self.code),
             "PICOEDGE_CLUSTER": str(self.keys),
+            "PICOEDGE_KEEP": "0",  # a worker ends with its session, unless a test has it kept
             "XDG_CONFIG_HOME": str(self._folder / "config"),
             "XDG_DATA_HOME": str(self._folder / "data"),
             "XDG_CACHE_HOME": str(self._folder.parent / "cache"),  # speeds are measured once

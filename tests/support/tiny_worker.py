@@ -1,6 +1,7 @@
 """A worker that computes nothing, for daemons under test: `python -m tiny_worker`.
 
-It says that it listens on port 4711, and ends when the file named in its specification exists.
+It says that it listens on port 4711, and its job ends when the file named in its
+specification exists.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from picoedge.jobs.progress_page import ProgressPage
 from picoedge.jobs.spec import WorkerConfig
 
 LOOK_S = 0.01
+KEPT_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class TinySpec:
     members: list[list[str]]
     until: str
     pack_id: str = ""
+    slice: str = ""  # what it keeps, if anything
+
+    @property
+    def slice_key(self) -> str | None:
+        return self.slice or None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,12 +58,16 @@ KINDS = {
 
 
 def main() -> None:
-    config = WorkerConfig.from_json(json.loads(sys.stdin.readline()))
-    ProgressPage(config.page).write("computing", 1, 1)
-    print(json.dumps({"port": 4711}), flush=True)
-    until = Path(read_spec(config.spec).until)
-    while not until.exists():
-        time.sleep(LOOK_S)
+    while line := sys.stdin.readline():
+        config = WorkerConfig.from_json(json.loads(line))
+        spec = read_spec(config.spec)
+        ProgressPage(config.page).write("computing", 1, 1)
+        print(json.dumps({"port": 4711}), flush=True)
+        while not Path(spec.until).exists():
+            time.sleep(LOOK_S)
+        if not (config.keep and spec.slice):
+            break
+        print(json.dumps({"kept": KEPT_BYTES}), flush=True)
 
 
 if __name__ == "__main__":

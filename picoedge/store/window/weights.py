@@ -67,6 +67,9 @@ class WeightStore(Protocol):
     def embedding(self) -> RowTable:
         """The embedding of tokens."""
 
+    def rewind(self) -> None:
+        """The next pass begins at the first unit. The caller must have dropped all spans."""
+
     def close(self) -> None:
         """Stop reading. Idempotent."""
 
@@ -89,6 +92,9 @@ class MappedWeights:
         self._pack.check_rows()
         embedding = self._pack.embedding
         return RowGather(embedding) if isinstance(embedding, Weights) else embedding
+
+    def rewind(self) -> None:
+        """Mapped weights have no order."""
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -183,6 +189,11 @@ class StreamedWeights:
     def embedding(self) -> RowTable:
         """See `WeightStore.embedding`."""
         return self._pack.row_reader()
+
+    def rewind(self) -> None:
+        """See `WeightStore.rewind`. The window starts again; resident units stay in place."""
+        if self._window is not None:
+            self.replan(self.plan)
 
     def close(self) -> None:
         """See `WeightStore.close`."""

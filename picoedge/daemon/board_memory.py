@@ -1,0 +1,64 @@
+"""A board's memory as its daemon gives it: the budget, and the ledger of who has what of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
+from picoedge.host.resources import available_bytes, rss_bytes
+
+if TYPE_CHECKING:
+    from picoedge.daemon.reservations import User
+    from picoedge.daemon.workers import Reservation
+
+KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
+DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
+SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is given up
+
+
+class BoardMemory:
+    """`limit`: bytes for all of picoedge on this board; `name_of` a board, by its key."""
+
+    def __init__(
+        self, limit: int, clock: Callable[[], float], name_of: Callable[[str], str]
+    ) -> None:
+        self.limit, self._clock, self._name_of = limit, clock, name_of
+        self._ledger = MemoryLedger()
+
+    @property
+    def job_bytes(self) -> int:
+        """What a job may take."""
+        return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES)
+
+    def give_all(self, reservation: Reservation, use: Use) -> bool:
+        """Give a job all there is; returns whether the kept slice must end for it."""
+        nbytes = self.job_bytes
+        ended = self._ledger.claim(self._of(reservation, reservation.user, use, nbytes), nbytes)
+        assert ended is not None, "a job of the board beside another"
+        return any(claim.user == KEPT for claim in ended)
+
+    def keep(self, reservation: Reservation, nbytes: int) -> None:
+        """What a job had is from now on its kept slice's."""
+        self._ledger.turn(reservation.user, self._of(reservation, KEPT, Use.KEPT, nbytes))
+
+    def release(self, user: User) -> None:
+        """What that user had is free."""
+        self._ledger.release(user)
+
+    def _of(self, reservation: Reservation, user: User, use: Use, nbytes: int) -> Claim:
+        spec, sender = reservation.spec, str(reservation.sender)
+        model = str(spec.describe().get("model", "")) if spec else ""
+        return Claim(user, use, nbytes, self._clock(), self._name_of(sender), model)
+
+    def must_free(self, keep_s: float) -> bool:
+        """Whether a slice has been kept for so long, or the system is short of memory."""
+        kept = self._ledger.of(KEPT)
+        if kept is None:
+            return False
+        is_old = self._clock() - kept.since_s >= keep_s
+        return is_old or available_bytes() < self.limit // SPARE_PART
+
+    def report(self) -> list[dict[str, Any]]:
+        """Who has what, for `picoedge ps`."""
+        return [claim.to_json(self._clock()) for claim in self._ledger.claims]

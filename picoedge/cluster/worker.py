@@ -36,7 +36,6 @@ from picoedge.errors import (
     UnlinkedError,
 )
 from picoedge.host.processes import end_with_parent
-from picoedge.host.reclaim import trim
 from picoedge.host.resources import rss_bytes
 from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
@@ -125,7 +124,6 @@ def _forget_group(board: Board, config: WorkerConfig) -> None:
         with suppress(PicoedgeError):  # its disk has failed: nothing is kept
             kept.model.renew(None, None)
             board.slice = kept
-            trim()
 
 
 def _failed(error: PicoedgeError, unreached: Sequence[str] = ()) -> int:

@@ -9,9 +9,8 @@
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-`reservations` decides which job has the board, `memory_ledger` who has its memory. A worker whose
-group is over keeps its slice for a while, for a job that needs the same; anything else that needs
-the memory ends it. The daemon loads no weights.
+`reservations` decides which job has the board, `memory_ledger` who has its memory. The daemon loads
+no weights; a worker whose group is over keeps its slice, until something else needs the memory.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import Kept, Reservation, Workers
+from picoedge.daemon.workers import Kept, Reservation, Workers, work_of
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import rss_bytes
 from picoedge.host.thermal import Thermometer
@@ -255,8 +254,7 @@ class BoardService:
         An address that is right for the hub may be of a network that this board is not in.
         """
         assert reservation.spec is not None
-        keys = (key for key, _ in reservation.spec.members)
-        found = {key: self._node.peers.address_of(key) for key in keys}
+        found = {key: self._node.peers.address_of(key) for key, _ in reservation.spec.members}
         return {key: str(address) for key, address in found.items() if address is not None}
 
     def _start_run(self, reservation: Reservation) -> None:
@@ -311,7 +309,7 @@ class BoardService:
             self._end_kept()
 
     def _end_kept(self) -> None:
-        """End the kept slice, if there is one; its memory is free when `kept_ended` is called."""
+        """End the kept slice, if there is one; `kept_ended` is called when its memory is free."""
         if self._workers.kept is not None:
             self._do(self._reservations.worker_started(KEPT))
             self._workers.end_kept()
@@ -331,7 +329,7 @@ class BoardService:
             if self._users.get(reservation.user) is reservation:
                 return self._workers.start(reservation, self._config(reservation))
         except MeshError as error:
-            self._push(reservation, "ended", message=error.message, hint=error.hint, failed=True)
+            self._push(reservation, "ended", **WorkerProcess.why_failed(vars(error)))
         self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
 
     def _relay_endpoint(self, key: str) -> str:
@@ -376,19 +374,9 @@ class BoardService:
             return {**state, "does": "ending" if self._reservations.workers else "free"}
         state["for"] = self._node.name_of(str(holder.sender))
         if holder.worker is None or holder.spec is None:
-            own = str(holder.sender) == self._node.identity.keys.public
-            return {**state, "does": "hub" if own else "taken"}
-        report = holder.worker.report()
-        state["rss_bytes"] += report["rss_bytes"]
-        return {
-            **state,
-            "stalled_on": report["stalled_on"],
-            "does": report["stage"],
-            "how": report["state"],
-            "transport": "relay" if self._relays else holder.transport,
-            **holder.spec.describe(),
-            "work": report["work"],
-        }
+            return {**state, "does": "hub" if self._is_own(holder) else "taken"}
+        state["rss_bytes"] += holder.worker.report()["rss_bytes"]
+        return {**state, **work_of(holder, is_relayed=bool(self._relays))}
 
     def close(self) -> None:
         """End all workers."""

@@ -15,8 +15,9 @@ from picoedge.errors import MeshError
 from picoedge.host.processes import set_goes_first
 from picoedge.host.resources import rss_bytes_of
 
-# From a group's end until its worker must have let go of it: that takes as long as a kernel call.
-LET_GO_S = 2.0
+# From a group's end until its worker must have let go of it: a lost link is noticed within a second,
+# and a kernel call on a slow board takes another.
+LET_GO_S = 5.0
 _MAY_KEEP = ("waiting for work", "computing", "kept")  # stages of a worker whose slice is loaded
 
 if TYPE_CHECKING:
@@ -44,6 +45,21 @@ class Reservation:
     relay: str = ""  # its worker's Unix socket, for a relay
     transport: str = ""  # of messages between its worker and the hub, once they are linked
     worker: WorkerProcess | None = None
+
+
+def work_of(reservation: Reservation, *, is_relayed: bool) -> dict[str, Any]:
+    """What the worker of a reservation does, for heartbeats."""
+    assert reservation.spec is not None
+    assert reservation.worker is not None
+    report = reservation.worker.report()
+    return {
+        "stalled_on": report["stalled_on"],
+        "does": report["stage"],
+        "how": report["state"],
+        "transport": "relay" if is_relayed else reservation.transport,
+        **reservation.spec.describe(),
+        "work": report["work"],
+    }
 
 
 class WorkerEvents(Protocol):

@@ -129,6 +129,7 @@ class BoardOf:
         self.address = ""
         self.code: Path | str = ROOT  # PYTHONPATH of the picoedge that runs there
         self._ran: list[Running] = []
+        self.keep = "0"  # a worker ends with its session, unless a test has it kept
 
     def environ(self) -> dict[str, str]:
         """Nothing of the user's own."""
@@ -137,7 +138,7 @@ class BoardOf:
             **kept,
             "PYTHONPATH": str(self.code),
             "PICOEDGE_CLUSTER": str(self.keys),
-            "PICOEDGE_KEEP": "0",  # a worker ends with its session, unless a test has it kept
+            "PICOEDGE_KEEP": self.keep,
             "XDG_CONFIG_HOME": str(self._folder / "config"),
             "XDG_DATA_HOME": str(self._folder / "data"),
             "XDG_CACHE_HOME": str(self._folder.parent / "cache"),  # speeds are measured once

@@ -1,0 +1,92 @@
+"""Sessions one after another over boards that keep their slices."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cluster_boards import BoardOf, ClusterOf, Running, last_json, until
+from shelf_models import packed_tiny
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOf]:
+    folder = tmp_path_factory.mktemp("kept")
+    made = ClusterOf(folder / "cluster", 2)
+    made.shelve(packed_tiny(folder))
+    for board in made.boards:
+        board.keep = "10m"
+    try:
+        made.start()
+        yield made
+    finally:
+        made.end()
+
+
+def ask(hub: BoardOf, *extra: str) -> Running:
+    (pack,) = hub.shelf.glob("*.pico")
+    return hub.run(
+        "generate", pack, "--raw", "-p", "the quick", "-n", "6", "--temperature", "0", "--json",
+        "--ignore-eos", "--cluster", "--boards", "2", *extra,
+    )  # fmt: skip
+
+
+def answered(hub: BoardOf, *extra: str) -> dict[str, Any]:
+    running = ask(hub, *extra)
+    assert running.wait() == 0, running.err.text
+    return last_json(running)
+
+
+def kept_on(board: BoardOf) -> int:
+    """The process that keeps a slice on a board, once it does."""
+
+    def is_kept() -> bool:
+        seen = board.seen()[board.name]
+        return seen["does"] == "free" and [use["use"] for use in seen["uses"]] == ["kept"]
+
+    until(is_kept, f"{board.name} keeps its slice")
+    (worker,) = board.workers()
+    return worker.pid
+
+
+def test_the_next_session_goes_on_with_the_slices_of_the_last(cluster: ClusterOf) -> None:
+    first = answered(cluster[1])
+    pid = kept_on(cluster[2])
+    again = answered(cluster[1])
+    assert again["tokens"] == first["tokens"]
+    assert kept_on(cluster[2]) == pid
+    shown = cluster[1].run("ps")
+    assert shown.wait() == 0
+    assert "keeps tiny" in shown.out.text
+
+
+def test_a_session_that_needs_another_slice_ends_the_kept_one(cluster: ClusterOf) -> None:
+    answered(cluster[1])
+    pid = kept_on(cluster[2])
+    answered(cluster[1], "--kv-bits", "8")
+    assert kept_on(cluster[2]) != pid
+
+
+def test_a_hub_that_is_killed_leaves_its_slices_loaded(cluster: ClusterOf) -> None:
+    calm = answered(cluster[1])
+    running = ask(cluster[1], "-n", "100000")
+    at_work = ("computing", "waiting for work")
+    until(lambda: cluster[2].does() in at_work, "an answer is under way")
+    pid = cluster[2].worker().pid
+    running.kill()
+    assert kept_on(cluster[2]) == pid
+    assert answered(cluster[1])["tokens"] == calm["tokens"]
+    assert kept_on(cluster[2]) == pid
+
+
+def test_a_kept_slice_ends_with_its_daemon(cluster: ClusterOf) -> None:
+    answered(cluster[1])
+    kept_on(cluster[2])
+    (worker,) = cluster[2].workers()
+    assert cluster[2].daemon is not None
+    cluster[2].daemon.signal(signal.SIGKILL)
+    worker.wait(5)

@@ -1,0 +1,97 @@
+"""The pure parts of the bench `weeks`: the life, what a terminal shows, and the verdicts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from bench.life.events import BRIEF, MAKERS, Bounds, life
+from bench.life.judge import Asked, answered_part, first_token_ratio, judge, same_part
+from bench.life.questions import TURNS, Conversation
+from bench.life.transcript import shown
+
+
+def test_a_seed_gives_the_same_life_each_time() -> None:
+    first, again, other = (list(itertools.islice(life(s, Bounds()), 40)) for s in (7, 7, 8))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_kind_comes_once_before_any_comes_again(seed: int) -> None:
+    events = list(itertools.islice(life(seed, BRIEF), 3 * len(MAKERS)))
+    deals = [events[i : i + len(MAKERS)] for i in range(0, len(events), len(MAKERS))]
+    kinds = [sorted((event.kind, event.victim) for event in deal) for deal in deals]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert all(0 <= event.board < BRIEF.boards for event in events)
+
+
+ASKED = "What is a river?"
+
+
+@pytest.mark.parametrize(
+    ("seen", "text", "error", "is_complete"),
+    [
+        ("What is a ri", "", "", False),
+        ("What is a river?\r\n\x1b[?2004l\rA riv", "A riv", "", False),
+        ("What is a river?\r\n\x1b[?2004l\rA river.\r\n\x1b[?2004h>>> ", "A river.", "", True),
+        (
+            "What is a river?\r\nA\r\nriver\r\n[stopped after 16 tokens: /set n 32]\r\n>>> ",
+            "A\nriver", "", True,
+        ),
+        ("What is a river?\r\nA\r\nerror: gone (help)\r\n>>> ", "A", "error: gone (help)", True),
+        ("What is a river?\r\n>>> ", "", "", True),
+    ],
+)  # fmt: skip
+def test_what_a_terminal_shows(seen: str, text: str, error: str, is_complete: bool) -> None:
+    found = shown(ASKED, seen)
+    assert (found.text, found.error, found.is_complete) == (text, error, is_complete)
+
+
+def test_what_comes_before_an_answer_is_not_its_first_token() -> None:
+    before = "What is a river?\r\n\x1b[?2004l\r"
+    assert shown(ASKED, before + "A").echo_bytes == len(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "is_complete", "is_cut", "verdict"),
+    [
+        ("a b c", "", True, False, ("whole", True)),
+        ("a b d", "", True, False, ("whole", False)),
+        ("a b", "", True, True, ("cut", True)),
+        ("b", "", True, True, ("cut", False)),
+        ("a", "error: no", True, False, ("failed", True)),
+        ("a", "", False, False, ("failed", True)),
+    ],
+)
+def test_verdicts(
+    text: str, error: str, is_complete: bool, is_cut: bool, verdict: tuple[str, bool]
+) -> None:
+    assert judge(text, "a b c", error, is_complete, is_cut) == verdict
+
+
+def asked(outcome: str, same: bool = True, first_s: float = 1.0, calm: bool = True) -> Asked:
+    return Asked(0.0, "", "calm", outcome, same, 3, first_s, 2.0, calm)
+
+
+def test_a_refusal_is_an_answer_and_what_a_person_cut_is_no_question() -> None:
+    all_of_them = [asked("whole"), asked("refused"), asked("cut"), asked("failed")]
+    assert answered_part(all_of_them) == pytest.approx(2 / 3)
+    assert same_part([asked("whole"), asked("whole", same=False)]) == 0.5
+
+
+def test_first_tokens_are_compared_where_nothing_was_wrong() -> None:
+    times = [asked("whole", first_s=s) for s in (1.0, 1.0, 3.0)]
+    assert first_token_ratio([*times, asked("whole", first_s=50.0, calm=False)]) == (3.0, 3.0)
+
+
+def test_a_conversation_is_what_was_said() -> None:
+    talk = Conversation()
+    talk.next_question()
+    talk.answered("")
+    assert talk.messages == []
+    for _ in range(TURNS):
+        talk.next_question()
+        talk.answered("so")
+    assert talk.is_long

@@ -260,7 +260,8 @@ def test_a_file_of_another_program_does_not_hide_the_tokenizer(
 
 
 def test_beside_a_large_tokenizer_json_the_model_counts(tmp_path: Path) -> None:
-    files = {"tokenizer.json": " " * (13 << 20), "tokenizer.model": trained_sentencepiece(False)}
+    head = '{"added_tokens": [], "model": {' + " " * (13 << 20)
+    files = {"tokenizer.json": head, "tokenizer.model": trained_sentencepiece(False)}
     pack = packed(tmp_path, files)
     assert not (pack / "tokenizer.json").exists()
     assert load_tokenizer(pack).vocab_size == 800

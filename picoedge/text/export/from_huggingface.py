@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.files import read_json_if_any, read_text_file
+from picoedge.text.export.json_head import read_head
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
 from picoedge.text.tokenizer.base import (
     END_OF_TURN,
@@ -73,14 +74,16 @@ def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
     configs = Folder.read(source)
     as_json, as_model = source / JSON_FILE, source / SENTENCEPIECE_FILE
     large = as_json.exists() and as_json.stat().st_size > _LARGE_JSON_BYTES
-    if as_model.exists() and (large or not as_json.exists()):
+    head = read_head(as_json) if large and as_model.exists() else {}
+    told = "added_tokens" in head or configs.tokenizer.get("added_tokens_decoder")
+    if as_model.exists() and (not as_json.exists() or (large and told)):
         try:
             model = load_sentencepiece(as_model, "get a sound copy")
         except TextError:  # another program's file of this name
             if not as_json.exists():
                 raise
         else:
-            return _copy_model(model, configs, folder)
+            return _copy_model(model, configs, head, folder)
     if as_json.exists():
         return _copy_json(configs, folder)
     raise TextError(
@@ -138,10 +141,13 @@ def _copy_json(configs: Folder, folder: Path) -> TextSettings:
     return _settings(configs, tokenizer.token_to_id, begins, "never", {}, special)
 
 
-def _copy_model(model: SentencePieceProcessor, configs: Folder, folder: Path) -> TextSettings:
-    added = _added(model, configs)
+def _copy_model(
+    model: SentencePieceProcessor, configs: Folder, head: Mapping[str, Any], folder: Path
+) -> TextSettings:
+    """`head`: what the tokenizer.json beside it says; that is what others read, so it counts."""
+    added = _added(model, configs, head)
     ids = {token.text: i for i, token in added.items()}
-    prefix = _space_prefix(model, configs)
+    prefix = _space_prefix(model, configs, head)
     shutil.copyfile(configs.path / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
     if prefix != "always":
         with (folder / SENTENCEPIECE_FILE).open("ab") as file:
@@ -150,7 +156,9 @@ def _copy_model(model: SentencePieceProcessor, configs: Folder, folder: Path) ->
     return _settings(configs, ids.get, True, prefix, added, special)
 
 
-def _space_prefix(model: SentencePieceProcessor, configs: Folder) -> str:
+def _space_prefix(model: SentencePieceProcessor, configs: Folder, head: Mapping[str, Any]) -> str:
+    if "normalizer" in head and "pre_tokenizer" in head:
+        return _space_prefix_in(head)
     if not model.normalize("a").startswith(SPACE):
         return "never"
     if configs.tokenizer.get("add_prefix_space") is False:
@@ -158,13 +166,35 @@ def _space_prefix(model: SentencePieceProcessor, configs: Folder) -> str:
     return "first" if configs.tokenizer.get("legacy") is False else "always"
 
 
-def _added(model: SentencePieceProcessor, configs: Folder) -> dict[int, AddedToken]:
+def _space_prefix_in(head: Mapping[str, Any]) -> str:
+    """Where the rules of a tokenizer.json put a space: before each part, the first, or nowhere."""
+    if any(step.get("type") == "Prepend" for step in _steps(head["normalizer"], "normalizers")):
+        return "always"
+    schemes = {"always": "always", "first": "first"}
+    for step in _steps(head["pre_tokenizer"], "pretokenizers"):
+        if step.get("type") == "Metaspace":
+            return schemes.get(str(step.get("prepend_scheme")), "never")
+    return "never"
+
+
+def _steps(value: Any, key: str) -> list[Mapping[str, Any]]:
+    """A rule of a tokenizer.json, or the rules of its sequence."""
+    if not isinstance(value, Mapping):
+        return []
+    steps = value.get(key, [value])
+    return [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
+
+
+def _added(
+    model: SentencePieceProcessor, configs: Folder, head: Mapping[str, Any]
+) -> dict[int, AddedToken]:
     added = {
         i: AddedToken(model.id_to_piece(i), special=True)
         for i in range(model.vocab_size())
         if model.is_control(i) or model.is_unknown(i)
     }
     try:
+        added |= read_added({str(token["id"]): token for token in head.get("added_tokens") or ()})
         added |= read_added(configs.tokenizer.get("added_tokens_decoder") or {})
         for text, i in read_json_if_any(configs.path / "added_tokens.json").items():
             added.setdefault(int(i), AddedToken(text, special=text in configs.special_names()))

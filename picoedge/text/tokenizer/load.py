@@ -250,7 +250,8 @@ class SentencePieceTokenizer(_PackTokenizer):
                 if isinstance(piece, int):
                     ids.append(piece)
                 else:
-                    lead = " " if self._settings.space_prefix == "first" and not ids else ""
+                    first = self._settings.space_prefix == "first" and not ids
+                    lead = " " if first and not piece.startswith((" ", SPACE)) else ""
                     ids += self._model.encode(lead + piece)
         return ids
 

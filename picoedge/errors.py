@@ -78,11 +78,11 @@ class AccessError(MeshError):
 
 
 class BoardLostError(MeshError):
-    """A board that was needed died, hangs or is cut off. `board` is its name."""
+    """A board that was needed died, hangs or is cut off: its name, for people, and its key."""
 
-    def __init__(self, message: str, hint: str = "", *, board: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, board: str = "", key: str = "") -> None:
         super().__init__(message, hint)
-        self.board = board
+        self.board, self.key = board, key
 
 
 class UnlinkedError(MeshError):

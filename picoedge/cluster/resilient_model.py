@@ -35,6 +35,7 @@ from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
+from picoedge.sanitize import one_line
 from picoedge.units import MB
 
 if TYPE_CHECKING:
@@ -333,4 +334,4 @@ def load_over_boards(
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)

@@ -103,7 +103,7 @@ def _run(config: WorkerConfig, board: Board) -> int:
         run_worker(config, spec, load_identity(cluster_folder(os.environ)), board)
     except BoardLostError as error:  # the group is over; this board's slice is not to blame
         _forget_group(board, config)
-        return 0 if error.board == spec.ranks[HUB].name else _failed(error)
+        return 0 if error.key == spec.ranks[HUB].key else _failed(error)
     except UnlinkedError as error:
         _forget_group(board, config)
         return _failed(error, unreached=error.keys)
@@ -128,7 +128,8 @@ def _forget_group(board: Board, config: WorkerConfig) -> None:
 
 def _failed(error: PicoedgeError, unreached: Sequence[str] = ()) -> int:
     board = error.board if isinstance(error, BoardLostError) else ""
-    words = {"message": error.message, "hint": error.hint, "board": board}
+    key = error.key if isinstance(error, BoardLostError) else ""
+    words = {"message": error.message, "hint": error.hint, "board": board, "key": key}
     _say({"failed": {**words, "unreached": list(unreached)}})
     return 1
 

@@ -26,6 +26,7 @@ from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, near_host, parse_address
 from picoedge.mesh.transport.frames import HUB
+from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel
@@ -69,6 +70,7 @@ class WorkerGroup:
         self._handles, self._prediction = handles, prediction
         self._reports: dict[str, tuple[dict[str, Any], float]] = {}  # the last by key, and when
         self._reasons: dict[str, MeshError] = {}  # why workers ended, as their daemons said; by key
+        self._accused: dict[str, BoardHandle] = {}  # whom a worker has lost, as it says; by its key
         self._stopped_since: dict[str, float] = {}
         self._ports: dict[str, int] = {}
         self._relays: dict[int, Relay] = {}
@@ -186,7 +188,7 @@ class WorkerGroup:
                 heard_s = time.monotonic()
             if time.monotonic() - heard_s > WORKER_START_S:
                 name = self._handles[missing[0]].name
-                raise BoardLostError(f"{name} started no worker", board=name)
+                raise _lost(self._handles[missing[0]], f"{name} started no worker")
             for rank in missing:
                 self.read_notifications(self._handles[rank])
         specs = list(self._spec.ranks)
@@ -254,21 +256,33 @@ class WorkerGroup:
     def _check_revoked(self, body: dict[str, Any]) -> None:
         for handle in self._handles:
             if handle.key == body.get("key"):
-                raise BoardLostError(f"{handle.name} was revoked", board=handle.name)
+                raise _lost(handle, f"{handle.name} was revoked")
 
     def _end_of(self, handle: BoardHandle, body: dict[str, Any]) -> MeshError:
         """The error for a worker that has ended.
 
         MeshError if the worker reported that it cannot start: another attempt would fail as well.
         """
-        why, hint = (str(body.get(name, ""))[:500] for name in ("message", "hint"))
+        why, hint = (one_line(str(body.get(name, "")), 500) for name in ("message", "hint"))
         if unreached := self._unreached(handle, body):
             return UnlinkedError(f"{handle.name}: {why}", hint, keys=(handle.key, *unreached))
-        if body.get("board") in self.names:  # it lost its link to this board, which is to blame
-            return BoardLostError(why, hint, board=str(body["board"]))
+        if accused := self._accused_by(handle, body):
+            self._accused[handle.key] = accused
+            return _lost(handle, f"{handle.name}: {why}", hint)
         if body.get("failed") and not self._is_ready:
             return MeshError(f"{handle.name}: {why}", hint)
-        return BoardLostError(f"{handle.name}: {why}", hint, board=handle.name)
+        return _lost(handle, f"{handle.name}: {why}", hint)
+
+    def _accused_by(self, handle: BoardHandle, body: dict[str, Any]) -> BoardHandle | None:
+        """The worker that a board's worker says it has lost, if it exchanges messages with it.
+
+        Version 1 says only a name, which is the one that this group gave.
+        """
+        if self._spec.allreduce != "exchange":
+            return None
+        said = body.get("key") or body.get("board")
+        workers = [other for other in self._handles[1:] if other is not handle]
+        return next((other for other in workers if said in (other.key, other.name)), None)
 
     def _unreached(self, handle: BoardHandle, body: dict[str, Any]) -> list[str]:
         """Keys of other workers that this one cannot reach, as it says, where it is to."""
@@ -287,25 +301,47 @@ class WorkerGroup:
         if report.get("state") != "stopped":
             self._stopped_since.pop(key, None)
         elif now_s - self._stopped_since.setdefault(key, now_s) > STOPPED_S:
-            raise BoardLostError(f"{handle.name}: its worker is stopped", board=handle.name)
+            raise _lost(handle, f"{handle.name}: its worker is stopped")
 
     def explain(self, error: BoardLostError) -> BoardLostError:
-        """The error with the reason and the last report of the failed board's daemon, if known."""
+        """The error with the reason and the last report of the failed board's daemon, if known.
+
+        A board that another one says it has lost has failed only if its own daemon says so, or
+        nothing; else it was the link between the two, which is not used for a while.
+        """
         reason = self._last_words(error)
-        if reason.board != error.board:  # whose worker ended because it had lost this one
-            reason = self._last_words(reason)
-        handle = self._named(reason.board)
+        if accused := self._accused.get(reason.key):
+            confirmed = self._check(accused)
+            if confirmed is None:
+                self._directory.unlink(reason.key, [accused.key])
+            reason = confirmed or reason
+        handle = self._of(reason)
         if handle is None or handle.key not in self._reports:
             return reason
         report, at_s = self._reports[handle.key]
         stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
         ago_s = time.monotonic() - at_s
         message = f"{reason.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
-        return BoardLostError(message, reason.hint, board=reason.board)
+        return BoardLostError(message, reason.hint, board=reason.board, key=reason.key)
+
+    def _check(self, handle: BoardHandle) -> BoardLostError | None:
+        """The failure of a board that another one accuses; None where it runs as it should."""
+        unknown = _lost(handle, f"{handle.name} is lost")
+        reason = self._last_words(unknown)
+        if reason is not unknown:
+            return reason
+        try:
+            handle.client.ask_raw("ping", {"bytes": 0}, LAST_WORDS_S)
+        except BoardLostError as error:
+            return error
+        except MeshError:
+            pass  # it answers
+        report, _ = self._reports.get(handle.key, ({}, 0.0))
+        return unknown if report.get("state") in ("stopped", "ended") else None
 
     def _last_words(self, error: BoardLostError) -> BoardLostError:
         """Why the failed board's worker ended, as its daemon says; the error, if it does not."""
-        handle = self._named(error.board)
+        handle = self._of(error)
         if handle is None:
             return error
         deadline = time.monotonic() + LAST_WORDS_S
@@ -321,10 +357,14 @@ class WorkerGroup:
             pass
         return error
 
-    def _named(self, board: str) -> BoardHandle | None:
-        return next((handle for handle in self._handles if handle.name == board), None)
+    def _of(self, error: BoardLostError) -> BoardHandle | None:
+        return next((handle for handle in self._handles if handle.key == error.key), None)
 
     def close(self) -> None:
         """Say goodbye to the workers, and free all boards. Idempotent."""
         self._links.bye()
         self._stack.close()
+
+
+def _lost(handle: BoardHandle, why: str, hint: str = "") -> BoardLostError:
+    return BoardLostError(why, hint, board=handle.name, key=handle.key)

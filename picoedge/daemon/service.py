@@ -101,7 +101,7 @@ class Daemon:
         first = Fields(body).integer("from", 0, MAX_BOARDS) if "from" in body else 0
         node, peers = self._node, self._node.peers
         own: Body = {
-            "name": node.identity.name,
+            "name": node.name_of(node.identity.keys.public),
             "key": node.identity.keys.public,
             "addresses": [self._own_address],
             "condition": "alive",

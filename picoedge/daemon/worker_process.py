@@ -132,7 +132,7 @@ class WorkerProcess:
     @staticmethod
     def why_failed(failure: Mapping[str, Any]) -> dict[str, Any]:
         """The failure that the worker itself reported, as text fields of limited names."""
-        words = {name: str(failure.get(name, "")) for name in ("message", "hint", "board")}
+        words = {name: str(failure.get(name, "")) for name in ("message", "hint", "board", "key")}
         keys = failure.get("unreached")
         return {**words, "failed": True, **({"unreached": keys} if keys else {})}
 

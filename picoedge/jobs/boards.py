@@ -23,6 +23,7 @@ from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import KEY_CHARS, BoardFacts, LinkFacts, Topology, board_from_json
+from picoedge.sanitize import one_line
 from picoedge.store.shards import HeldShards, held_shards
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
 PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
+
+
+_FACTS = dataclasses.fields(BoardFacts)
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,10 @@ class BoardDirectory:
         """
         self.close()
         own = self._own()
-        self._add(own, self.identity.keys.public, str(own.address), LinkFacts(0.0, 1e12))
         self._own_ping_s = min(_pings_s(own, 0, PINGS))
         boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
+        own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
+        self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
         for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
             if board["key"] == self.identity.keys.public or board["key"] in excluded:
                 continue
@@ -161,7 +166,7 @@ class BoardDirectory:
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
-        self.handles[key] = BoardHandle(key, facts.name, address, facts, link, client, unreached)
+        self.handles[key] = BoardHandle(key, client.name, address, facts, link, client, unreached)
 
     def close(self) -> None:
         """Close all connections, which frees the boards reserved over them. Idempotent."""
@@ -186,7 +191,10 @@ def _facts(client: Client) -> tuple[BoardFacts, frozenset[str]]:
         facts = answer.get("facts")
         if not isinstance(facts, dict):
             raise ProtocolError(f"{client.name} sent no facts")
-        values = {**facts, "budget_bytes": answer.get("memory_bytes")}
+        # Facts of a later version are left out. Its name is the roster's: what a board calls itself
+        # may be the name of another one.
+        known = {field.name: facts[field.name] for field in _FACTS if field.name in facts}
+        values = {**known, "name": client.name, "budget_bytes": answer.get("memory_bytes")}
         unreached = Fields({"unreached": [], **answer}, f"the facts of {client.name}")
         keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
         return board_from_json(values, f"the facts of {client.name}"), frozenset(keys)
@@ -259,6 +267,6 @@ def reserve_boards(handles: Sequence[BoardHandle], tell: Tell) -> int:
 
 def _tell_queue(name: str, tell: Tell, kind: str, body: dict[str, Any]) -> None:
     if kind == "job-queued":
-        holder, place = str(body.get("held_by", ""))[:64], body.get("place")
+        holder, place = one_line(str(body.get("held_by", "")), 64), body.get("place")
         line = f", {place - 1} more before this one" if type(place) is int and place > 1 else ""
         tell(f"waiting for {name}: it is taken by a session of {holder}{line}")

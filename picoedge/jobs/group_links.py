@@ -48,16 +48,20 @@ def connect(
             if address not in probe([address]):  # it was busy, or a packet was lost
                 links.connect(rank, text)
             else:
-                failures[rank] = _unreachable(links.name(rank), address, daemon, error)
+                failures[rank] = _unreachable(links, rank, address, daemon, error)
     return failures
 
 
-def _unreachable(name: str, address: Address, daemon: Address, error: MeshError) -> BoardLostError:
+def _unreachable(
+    links: Links, rank: int, address: Address, daemon: Address, error: MeshError
+) -> BoardLostError:
+    name = links.name(rank)
     return BoardLostError(
         f"{name} cannot be reached at {address}, nor through its daemon at {daemon}: "
         f"{error.message}",
         error.hint or f"open port {daemon.port} on {name}",
         board=name,
+        key=links.key(rank),
     )
 
 

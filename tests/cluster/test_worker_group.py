@@ -22,15 +22,33 @@ Pushed = tuple[str, dict[str, Any]]
 def board(name: str, *pushed: Pushed) -> Any:
     """A board whose daemon has pushed this."""
     inbox = [list(pushed)]
-    client = SimpleNamespace(notifications=lambda: inbox.pop() if inbox else [])
+    client = SimpleNamespace(
+        notifications=lambda: inbox.pop() if inbox else [], ask_raw=lambda *its: []
+    )
     return SimpleNamespace(name=name, key=f"key of {name}", client=client)
 
 
 def group_of(*pushed: Pushed, others: Sequence[Any] = ()) -> tuple[WorkerGroup, Any]:
     """A group of a hub, of b2, whose daemon has pushed this, and of others."""
     b2 = board("b2", *pushed)
-    parts: Any = (None, [board("hub"), b2, *others], None, print, None)
-    return WorkerGroup(*parts), b2
+    directory = SimpleNamespace(unlink=lambda *pair: UNLINKED.append(pair))
+    parts: Any = (directory, [board("hub"), b2, *others], None, print, None)
+    group = WorkerGroup(*parts)
+    group._spec = SimpleNamespace(allreduce="exchange")  # type: ignore[assignment]
+    return group, b2
+
+
+UNLINKED: list[Any] = []
+
+
+def lost(name: str, why: str = "its connection ended") -> BoardLostError:
+    return BoardLostError(f"{name}: {why}", board=name, key=f"key of {name}")
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_group, "LAST_WORDS_S", 0.01)
+    UNLINKED.clear()
 
 
 def test_a_reason_that_is_known_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,35 +67,76 @@ def test_a_reason_that_was_read_before_another_error_is_told() -> None:
     group, b2 = group_of(("job-ended", SAID))
     with pytest.raises(BoardLostError, match="killed"):
         group.read_notifications(b2)
-    explained = group.explain(BoardLostError("b2 is lost: its connection ended", board="b2"))
+    explained = group.explain(lost("b2"))
     assert explained.message == "b2: its worker was killed (signal 9)"
 
 
 def test_a_reason_that_comes_later_replaces_the_error() -> None:
     group, _ = group_of(("job-ended", SAID))
-    explained = group.explain(BoardLostError("b2: its connection ended", board="b2"))
+    explained = group.explain(lost("b2"))
     assert explained.message == "b2: its worker was killed (signal 9)"
 
 
 def test_a_board_that_another_one_has_lost_says_why_itself() -> None:
-    lost = {"message": "b2 is lost: its connection ended", "hint": "", "board": "b2"}
-    b3 = board("b3", ("job-report", {"stage": "computing"}), ("job-ended", lost))
+    said = {"message": "b2 is lost: its connection ended", "hint": "", "board": "b2"}
+    b3 = board("b3", ("job-report", {"stage": "computing"}), ("job-ended", said))
     group, _ = group_of(("job-ended", SAID), others=[b3])
-    explained = group.explain(BoardLostError("b3 is lost: its connection ended", board="b3"))
+    explained = group.explain(lost("b3"))
     assert (explained.board, explained.message) == ("b2", "b2: its worker was killed (signal 9)")
 
 
-def test_an_error_without_a_reason_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_group, "LAST_WORDS_S", 0.0)
+ACCUSES = {"message": "b2 is lost: \x1b[2J\nerror: forged", "hint": "", "key": "key of b2"}
+
+
+@pytest.mark.parametrize("report", [{"state": "running"}, {"state": "disk"}, None])
+def test_a_board_that_another_one_falsely_accuses_is_well(report: Any) -> None:
+    """The accusation costs the link of the pair, and the accuser its place until it is tried."""
+    b3 = board("b3", ("job-ended", ACCUSES))
+    group, _ = group_of(*([("job-report", report)] if report else ()), others=[b3])
+    explained = group.explain(lost("b3"))
+    assert (explained.board, explained.key) == ("b3", "key of b3")
+    assert explained.message == "b3: b2 is lost: [2J error: forged"
+    assert UNLINKED == [("key of b3", ["key of b2"])]
+
+
+@pytest.mark.parametrize("state", ["stopped", "ended"])
+def test_a_board_is_lost_whose_own_daemon_says_so_after_an_accusation(state: str) -> None:
+    b3 = board("b3", ("job-ended", ACCUSES))
+    group, _ = group_of(("job-report", {"state": state}), others=[b3])
+    assert group.explain(lost("b3")).board == "b2"
+    assert not UNLINKED
+
+
+def test_a_board_is_lost_whose_daemon_is_silent_after_an_accusation() -> None:
+    def silent(*its: Any) -> None:
+        raise lost("b2", "it took the question and is silent")
+
+    group, b2 = group_of(others=[board("b3", ("job-ended", ACCUSES))])
+    b2.client.ask_raw = silent
+    assert group.explain(lost("b3")).message == "b2: it took the question and is silent"
+
+
+@pytest.mark.parametrize("accused", ["b2", "b3", "hub", "nobody"])
+def test_only_a_worker_that_it_has_a_link_to_can_be_accused(accused: str) -> None:
+    said = {"message": "lost", "hint": "", "board": accused}
+    b3 = board("b3", ("job-ended", said))
+    group, _ = group_of(others=[b3])
+    group._spec = SimpleNamespace(  # type: ignore[assignment]
+        allreduce="star" if accused == "b2" else "exchange"
+    )
+    assert group.explain(lost("b3")).board == "b3"
+    assert not UNLINKED
+
+
+def test_an_error_without_a_reason_stays_as_it_is() -> None:
     group, _ = group_of()
-    error = BoardLostError("b2: its connection ended", board="b2")
+    error = lost("b2")
     assert group.explain(error) is error
 
 
 def test_a_worker_that_cannot_reach_another_blames_nobody() -> None:
     said = {**SAID, "failed": True, "unreached": ["key of b3", "key of a stranger"]}
     group, b2 = group_of(("job-ended", said), others=[board("b3")])
-    group._spec = SimpleNamespace(allreduce="exchange")  # type: ignore[assignment]
     with pytest.raises(UnlinkedError) as raised:
         group.read_notifications(b2)
     assert raised.value.keys == ("key of b2", "key of b3")

@@ -144,3 +144,44 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
     assert found.head == {1, 3}
     for kind, shards in (("attention", found.attention), ("ffn", found.ffn)):
         assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two boards that call themselves raspberrypi, let in as pi2 and pi3, of a later version."""
+    facts = {
+        "name": "raspberrypi", "cores": 4, "compute_bytes_per_s": 1e9, "disk_bytes_per_s": 1e8,
+        "fixed_bytes": 0,
+    }  # fmt: skip
+
+    class Board:
+        def __init__(self, address: Any, key: str, name: str) -> None:
+            self.address, self.key, self.name = address, key, name
+
+        def ask(self, kind: str, *its: Any, **options: Any) -> dict[str, Any]:
+            if kind == "mesh-state":
+                return {"boards": [told_of("desk", "h"), told_of("pi3", "b"), told_of("pi2", "a")]}
+            return {"facts": {**facts, "key": self.key, "of later": {}}, "memory_bytes": 1 << 30}
+
+        def ask_raw(self, *its: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    def told_of(name: str, letter: str) -> dict[str, Any]:
+        return {"name": name, "key": letter * 40, "condition": "alive", "addresses": ["10.0.0.1:1"]}
+
+    directory = BoardDirectory.__new__(BoardDirectory)
+    directory.__dict__.update(handles={}, _fixed_bytes=0, _unlinked={}, _tell=print)
+    directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public="h" * 40)))
+    monkeypatch.setattr(directory, "_client", Board)
+    monkeypatch.setattr(directory, "_own", lambda: Board("127.0.0.1:1", "h" * 40, "raspberrypi"))
+    cluster = directory.refresh()
+    assert [board.name for board in cluster.boards] == ["desk", "pi2", "pi3"]
+    assert [each.name for each in directory.handles.values()] == ["desk", "pi2", "pi3"]
+    assert [each.client.name for each in directory.handles.values()] == ["desk", "pi2", "pi3"]

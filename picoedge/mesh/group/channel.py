@@ -247,8 +247,8 @@ class Channel:
         """
         header, due = self._parse(rank, raw), unpack(expected)
         if header.kind is Kind.BYE:
-            name = self._links.name(rank)
-            raise BoardLostError(f"{name} ended the session", board=name)
+            name, key = self._links.name(rank), self._links.key(rank)
+            raise BoardLostError(f"{name} ended the session", board=name, key=key)
         following = (due.sequence + 1) & U32
         got = header.kind, header.epoch, header.sequence
         is_next = got == (Kind.SUM_PART, due.epoch, following)

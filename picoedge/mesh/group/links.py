@@ -91,11 +91,13 @@ class Links(Rendezvous):
             return awaited <= self._connections.keys() or None
 
         if self._wait(is_open, lambda: (), timeout_s, awaited) is None:
-            names = [self.name(rank) for rank in sorted(awaited - self._connections.keys())]
+            missing = sorted(awaited - self._connections.keys())
+            names = [self.name(rank) for rank in missing]
             raise BoardLostError(
                 f"{', '.join(names)} did not join the session within {timeout_s:g} s",
                 "is it on, and do the boards reach each other?",
                 board=names[0],
+                key=self.key(missing[0]),
             )
         if not keep_listening:
             self.close_listener()
@@ -212,10 +214,9 @@ class Links(Rendezvous):
             lambda: self._take(ranks), lambda: self._items(ranks), timeout_s, ranks
         )
         if received is None:
-            names = [self.name(rank) for rank in ranks]
-            raise BoardLostError(
-                f"{', '.join(names)} sent nothing for {timeout_s:g} s", board=names[0]
-            )
+            names, key = [self.name(rank) for rank in ranks], self.key(min(ranks))
+            why = f"{', '.join(names)} sent nothing for {timeout_s:g} s"
+            raise BoardLostError(why, board=self.name(min(ranks)), key=key)
         rank, message = received
         if len(message) < PREFIX_BYTES:
             raise self.fault(rank, f"sent {len(message)} bytes that are no message")

@@ -261,15 +261,15 @@ class Rendezvous:
 
     def fault(self, rank: int, what: str) -> BoardFaultError:
         """The error to raise where a board breaks the protocol."""
-        name = self.name(rank)
-        return BoardFaultError(
-            f"{name} {what}", "update picoedge there; if that is not it, revoke its key", board=name
-        )
+        name, key = self.name(rank), self.key(rank)
+        hint = "update picoedge there; if that is not it, revoke its key"
+        return BoardFaultError(f"{name} {what}", hint, board=name, key=key)
 
     def _fail(self, rank: int, why: str | BoardLostError) -> None:
         """Record that a board has failed."""
         if isinstance(why, str):
-            why = BoardLostError(f"{self.name(rank)} is lost: {why}", board=self.name(rank))
+            name, key = self.name(rank), self.key(rank)
+            why = BoardLostError(f"{name} is lost: {why}", board=name, key=key)
         self._failures.setdefault(rank, why)
 
     def _concerning(self, ranks: Collection[int]) -> BoardLostError | None:

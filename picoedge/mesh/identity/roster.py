@@ -8,6 +8,7 @@ the daemon and `picoedge keys` write it, under a lock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,6 +101,21 @@ class Roster:
         """The name of the board with this key, revoked or not; None for an unknown key."""
         entry = self._by_public.get(public)
         return None if entry is None else entry.name
+
+    @cached_property
+    def shown_names(self) -> Mapping[str, str]:
+        """Public key to a name that no other board is shown by.
+
+        Two boards have one name where rosters were merged, or one of them is revoked: then the
+        beginning of the key's hash is added.
+        """
+        count = Counter(self.members.values())  # a member's name is its own, or free of members
+        return {
+            entry.public: entry.name
+            if count[entry.name] == (entry.kind == ALLOW)
+            else f"{entry.name[: MAX_NAME - 5]}-{fingerprint(entry.public.encode())[:4]}"
+            for entry in self.entries
+        }
 
     @cached_property
     def members(self) -> Mapping[str, str]:

@@ -83,7 +83,7 @@ class Node:
 
     def name_of(self, key: str) -> str:
         """The board's name in the roster, or the beginning of its key."""
-        return self.roster.name_of(key) or f"{key[:8]}…"
+        return self.roster.shown_names.get(key) or f"{key[:8]}…"
 
     def run(self) -> None:
         """Serve until `stop`, then tell the others that this board leaves."""

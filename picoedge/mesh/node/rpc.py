@@ -49,6 +49,7 @@ from picoedge.mesh.transport.messages import (
     number_of,
 )
 from picoedge.mesh.transport.server import Frames, Sender, Server
+from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -177,6 +178,7 @@ class Rpc:
 
     def log_once(self, line: str) -> None:
         """Log a line, unless the same was logged before."""
+        line = one_line(line)
         if line not in self._logged and len(self._logged) < self.limits.log_lines:
             self._logged.add(line)
             self._log(line)

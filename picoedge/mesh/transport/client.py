@@ -73,6 +73,7 @@ class Client:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.name = name
+        self.key = server_key
         self.address = address
         self._limits = limits
         self._dialect = Dialect(translation, f"board {name}", acknowledges=True)
@@ -247,6 +248,7 @@ class Client:
             f"board {self.name} at {self.address}: {why}",
             "is `picoedge run` running there?",
             board=self.name,
+            key=self.key,
         )
 
 

@@ -21,6 +21,7 @@ from picoedge.errors import AccessError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import MAX_TEXT, Fields
 from picoedge.mesh.transport.frames import HEADER, MAGIC, SPOKEN, VERSION, Header, Kind, pack
 from picoedge.mesh.transport.limits import CONTROL_BYTES
+from picoedge.sanitize import one_line
 
 Body = dict[str, Any]
 
@@ -287,4 +288,5 @@ def error_of(body: Body, board: str) -> MeshError:
     """The error that `board` replied with, its name in front. Raises ProtocolError."""
     fields = Fields(body)
     kind = AccessError if fields.text("type") == AccessError.__name__ else MeshError
-    return kind(f"board {board}: {fields.text('message')}", fields.text("hint"))
+    message, hint = one_line(fields.text("message")), one_line(fields.text("hint"))
+    return kind(f"board {board}: {message}", hint)

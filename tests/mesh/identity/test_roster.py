@@ -123,6 +123,21 @@ def test_names_are_unique(two: Roster) -> None:
     assert is_name(two.with_allow(SIGNING, BOARDS[2], long).free_name(long))
 
 
+def test_two_boards_of_one_name_are_shown_by_two_names(two: Roster) -> None:
+    """Each was let in by a copy of the signing key, before the rosters were merged."""
+    one = Roster(two.cluster).with_allow(SIGNING, BOARDS[0], "raspberrypi")
+    other = Roster(two.cluster).with_allow(SIGNING, BOARDS[1], "raspberrypi")
+    merged = one.merge(other).with_allow(SIGNING, BOARDS[2], "desk")
+    shown = merged.shown_names
+    assert shown[BOARDS[2]] == "desk"
+    assert len(set(shown.values())) == 3
+    assert all(is_name(name) for name in shown.values())
+    assert {name[:12] for name in shown.values()} == {"raspberrypi-", "desk"}
+    again = one.with_revoke(SIGNING, BOARDS[0]).with_allow(SIGNING, BOARDS[1], "raspberrypi")
+    assert again.shown_names[BOARDS[1]] == "raspberrypi"
+    assert again.shown_names[BOARDS[0]].startswith("raspberrypi-")
+
+
 @pytest.mark.parametrize("name", ["", " ", "-x", "a b", "a\n", "\x1b[31m", "é", "x" * 33, "a/b"])
 def test_names_that_could_be_taken_for_something_else_are_refused(two: Roster, name: str) -> None:
     with pytest.raises(AccessError, match="no name for a board"):

@@ -8,7 +8,7 @@ BUILD_INPUTS = pyproject.toml setup.py $(wildcard picoedge/kernels/*.c picoedge/
 # Emulated boards are network namespaces and control groups: that takes root.
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup dev chat cluster quick test lint bench test-arm64 clean
+.PHONY: setup dev chat cluster quick test fuzz lint bench test-arm64 clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,11 @@ quick: $(VENV)/.ready-dev
 test: $(VENV)/.ready-dev
 	$(PYTEST)
 	$(BIN)/ruff check . && $(BIN)/mypy
+
+# Mutated files and messages for every parser: INPUTS of them, on all cores.
+INPUTS ?= 1000000
+fuzz: $(VENV)/.ready-dev
+	$(BIN)/python -m fuzz --inputs $(INPUTS) --jobs $(shell getconf _NPROCESSORS_ONLN) --coverage 3000
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check . && $(BIN)/mypy

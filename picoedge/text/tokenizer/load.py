@@ -223,7 +223,7 @@ def load_sentencepiece(path: Path, remedy: str) -> SentencePieceProcessor:
     model = SentencePieceProcessor()
     try:
         model.load(str(path))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # its messages may be no text
         raise TextError(f"{path} is not a SentencePiece model", remedy) from error
     return model
 

@@ -1,0 +1,1 @@
+"""Fuzzers: mutated files and messages for every parser. `python -m fuzz` runs them."""

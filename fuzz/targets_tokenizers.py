@@ -1,0 +1,260 @@
+"""Tokenizers: of a GGUF, of a Hugging Face folder, of SentencePiece."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fuzz import gguf_file
+from fuzz.inputs import of_values
+from fuzz.mutate import mutate_bytes, to_json
+from fuzz.target import Run, Target
+from fuzz.targets_files import CONFIG
+from picoedge.store.sources.gguf_source import GgufSource
+from picoedge.text.export.export import write_from_gguf, write_from_huggingface
+from picoedge.text.tokenizer.load import load_tokenizer
+
+SAID = "a b <s> abc 日本 🙂\n\n  12"
+
+
+@contextmanager
+def empty(folder: Path) -> Iterator[Path]:
+    """A folder that is empty before, and gone after."""
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _use_tokenizer(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode(SAID)
+    for token in (*ids[:20], 0, 1, tokenizer.vocab_size - 1, tokenizer.vocab_size, 2**31):
+        tokenizer.token_bytes(token)
+
+
+def _gguf_text(folder: Path) -> Run:
+    path = folder / "m.gguf"
+
+    def run(data: bytes) -> None:
+        from picoedge.store.sources.gguf import read_gguf
+
+        path.write_bytes(data)
+        metadata = read_gguf(path).metadata
+        with empty(folder / "out") as out:
+            write_from_gguf(metadata, out)
+            _use_tokenizer(out)
+
+    return run
+
+
+def _text_samples() -> list[bytes]:
+    return [sample.to_bytes() for sample in gguf_file.SAMPLES]
+
+
+def _mutated_vocabulary(rng: Random, samples: Sequence[bytes]) -> bytes:
+    """Only keys change: the weights do not matter."""
+    file = rng.choice(gguf_file.SAMPLES)
+    keys = tuple((k, v) for k, v in file.keys if k.startswith(("tokenizer.", "general.")))
+    return gguf_file.mutated_gguf_of(rng, gguf_file.Gguf(keys, ()))
+
+
+# -- tokenizers ----------------------------------------------------------------------------------
+
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [
+        {
+            "id": 0,
+            "content": "<|end|>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        },
+        {
+            "id": 1,
+            "content": "<|start|>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        },
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    },
+    "post_processor": {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": False,
+        "use_regex": True,
+    },
+    "decoder": {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": True,
+    },
+    "model": {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": {
+            t: i for i, t in enumerate(["<|end|>", "<|start|>", *gguf_file.ALPHABET, "ab", "abc"])
+        },
+        "merges": ["a b", "ab c"],
+    },
+}
+TOKENIZER_CONFIG: dict[str, Any] = {
+    "bos_token": "<|start|>",
+    "eos_token": {"content": "<|end|>", "__type": "AddedToken"},
+    "add_bos_token": True,
+    "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "added_tokens_decoder": {"0": {"content": "<|end|>", "special": True}},
+    "model_max_length": 128,
+}
+TOKENIZER_NAMES = (
+    "Split",
+    "Sequence",
+    "Metaspace",
+    "Regex",
+    "pretokenizers",
+    "pattern",
+    "Replace",
+    "Prepend",
+    "TemplateProcessing",
+    "Unigram",
+    "WordPiece",
+    "unk_id",
+    "legacy",
+    "chat_template",
+    "eos_token",
+)
+
+
+def _folder_of(name: str) -> Callable[[Path], Run]:
+    """Opens a target whose input is the file `name` of a folder with a tokenizer."""
+
+    def open_(folder: Path) -> Run:
+        source = folder / "source"
+        source.mkdir()
+        files = {
+            "config.json": CONFIG,
+            "tokenizer.json": TOKENIZER,
+            "tokenizer_config.json": TOKENIZER_CONFIG,
+            "generation_config.json": {
+                "eos_token_id": [0, 1],
+                "temperature": 0.6,
+                "top_p": 0.9,
+                "top_k": 20,
+            },
+            "special_tokens_map.json": {"bos_token": "<|start|>"},
+        }
+        for each, value in files.items():
+            (source / each).write_bytes(to_json(value))
+
+        def run(data: bytes) -> None:
+            (source / name).write_bytes(data)
+            with empty(folder / "out") as out:
+                write_from_huggingface(source, out)
+                _use_tokenizer(out)
+
+        return run
+
+    return open_
+
+
+def _sentencepiece(folder: Path) -> Run:
+    source = folder / "source"
+    source.mkdir()
+    (source / "config.json").write_bytes(to_json(CONFIG))
+    (source / "tokenizer_config.json").write_bytes(
+        to_json({**TOKENIZER_CONFIG, "bos_token": "<s>", "eos_token": "</s>"})
+    )
+
+    def run(data: bytes) -> None:
+        (source / "tokenizer.model").write_bytes(data)
+        with empty(folder / "out") as out:
+            write_from_huggingface(source, out)
+            _use_tokenizer(out)
+
+    return run
+
+
+def _sentencepiece_samples() -> list[bytes]:
+    """A model as the exporter writes it from a GGUF's keys."""
+    made = []
+    for sample in gguf_file.SAMPLES[:1]:
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "m.gguf"
+            path.write_bytes(sample.to_bytes())
+            out = Path(name) / "out"
+            out.mkdir()
+            write_from_gguf(GgufSource(path).metadata, out)
+            made.append((out / "tokenizer.model").read_bytes())
+    return made
+
+
+TOKENIZERS = (
+    Target(
+        "gguf-vocabulary",
+        _gguf_text,
+        _text_samples,
+        _mutated_vocabulary,
+        ("text/export/from_gguf.py", "text/export/sentencepiece_proto.py"),
+        weight=2,
+    ),
+    Target(
+        "tokenizer.json",
+        _folder_of("tokenizer.json"),
+        **of_values([TOKENIZER], TOKENIZER_NAMES),
+        modules=("text/export/from_huggingface.py", "text/tokenizer/load.py"),
+    ),
+    Target(
+        "tokenizer_config.json",
+        _folder_of("tokenizer_config.json"),
+        **of_values([TOKENIZER_CONFIG], TOKENIZER_NAMES),
+        modules=("text/export/from_huggingface.py",),
+    ),
+    Target(
+        "generation_config.json",
+        _folder_of("generation_config.json"),
+        **of_values(
+            [
+                {
+                    "eos_token_id": [0, 1],
+                    "temperature": 0.6,
+                    "top_p": 0.95,
+                    "top_k": 20,
+                    "do_sample": True,
+                }
+            ]
+        ),
+    ),
+    Target(
+        "tokenizer.model",
+        _sentencepiece,
+        _sentencepiece_samples,
+        lambda rng, given: mutate_bytes(rng, rng.choice(given), given),
+    ),
+)

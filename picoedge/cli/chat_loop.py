@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from picoedge.cli.chat_commands import is_command, run_command
 from picoedge.cli.chat_console import PROMPT
 from picoedge.cli.chat_turns import Chat
 from picoedge.cli.failures import EXIT_INTERRUPTED
 from picoedge.cli.output import error_line
+from picoedge.cli.signals import Terminated
 from picoedge.errors import PicoedgeError
 from picoedge.sanitize import one_line
 
@@ -23,6 +26,10 @@ def converse(chat: Chat) -> int:
         except EOFError:
             chat.say("")
             return 0
+        except Terminated:
+            with suppress(OSError):  # the terminal itself may be what is gone
+                chat.say("")
+            raise
         except KeyboardInterrupt:
             if chat.interrupted:
                 chat.say("")

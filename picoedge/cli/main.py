@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from picoedge.cli import failures, output
+from picoedge.cli import failures, output, signals
 from picoedge.cli.options import Group, config_defaults
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -124,14 +124,25 @@ def _load_config(ctx: click.Context) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code. Never raises; no traceback without --debug."""
+    """Run one command line, by default this process's; returns the exit code.
+
+    Never raises; no traceback without --debug.
+    """
     state = {"debug": False}  # of this command line: click's `ctx.obj`
-    output.tolerate_any_text()
+    own = argv is None
     try:
+        if own:
+            signals.raise_on_signals()
+            output.open_closed_streams()
+        output.tolerate_any_text()
         code = _run(list(sys.argv[1:] if argv is None else argv), state)
         if sys.stdout is not None:
             sys.stdout.flush()  # while an error can still be reported
+        if own:
+            signals.restore_defaults()
     except BaseException as error:  # nothing above this would catch it
+        if own:
+            signals.restore_defaults()
         return failures.report(error, debug=state["debug"])
     return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,25 @@ _REDRAW_S = 0.1
 
 
 def tolerate_any_text() -> None:
-    """Write `?` for characters that a terminal's encoding lacks, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
+    """Read and write `?` for what an encoding lacks, instead of failing."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def open_closed_streams() -> None:
+    """Put /dev/null where a standard stream was closed, so that no file of ours takes its number:
+    what is written to the stream, by a child or by C, would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    # Open until the process ends, as any standard stream.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def error_line(message: str, hint: str) -> str:

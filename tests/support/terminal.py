@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,20 @@ class Terminal:
         self.screen = ""
 
     def press(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        self.press_bytes(keys.encode())
+
+    def press_bytes(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def settings(self) -> list[Any]:
+        """The terminal's settings, as `termios.tcgetattr` gives them."""
+        return termios.tcgetattr(self._master)
+
+    def hang_up(self) -> None:
+        """Close the terminal, as when its window or its connection is closed."""
+        self.screen = ""
+        os.close(self._master)
+        self._master = -1
 
     def until(self, text: str) -> str:
         """Read on until `text` has come; what came before it since the last time."""
@@ -90,4 +104,5 @@ class Terminal:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._master)
+        if self._master >= 0:
+            os.close(self._master)

@@ -53,11 +53,10 @@ class Reference:
 
 def main(pack: str, n_ctx: int) -> None:
     """Answer until stdin ends."""
-    from picoedge.config import SamplingOptions
     from picoedge.engine.open import load_model, open_pack, open_session
     from picoedge.engine.options import OpenOptions
 
-    options = OpenOptions(threads=1, n_ctx=n_ctx, sampling=SamplingOptions(temperature=0.0))
+    options = OpenOptions(threads=1, n_ctx=n_ctx, sampling={"temperature": 0.0})
     opened = open_pack(pack, options)
     prompter = opened.prompter
     session = open_session(opened, load_model)

@@ -15,8 +15,8 @@ from picoedge.errors import MeshError
 from picoedge.host.processes import set_goes_first
 from picoedge.host.resources import rss_bytes_of
 
-# From a group's end until its worker must have let go of it: a lost link is noticed within a second,
-# and a kernel call on a slow board takes another.
+# From a group's end until its worker must have let go of it: a lost link is noticed within a
+# second, and a kernel call on a slow board takes another.
 LET_GO_S = 5.0
 _MAY_KEEP = ("waiting for work", "computing", "kept")  # stages of a worker whose slice is loaded
 

@@ -77,7 +77,8 @@ def test_inputs_of_a_seed_are_the_same_in_any_process() -> None:
     target = TARGETS["gguf"]
     samples = list(target.samples())
     code = (
-        "import sys; from fuzz.targets import TARGETS as t; from fuzz.target import make_input as m\n"
+        "import sys; from fuzz.targets import TARGETS as t\n"
+        "from fuzz.target import make_input as m\n"
         "sys.stdout.buffer.write(m(t['gguf'], list(t['gguf'].samples()), 5, 9))"
     )
     other = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout

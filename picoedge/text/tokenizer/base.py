@@ -42,9 +42,8 @@ class AddedToken:
 class TextSettings:
     """Beginning and end of a model's texts.
 
-    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before the text ("first": unless
-    it begins with one),
-    or before each part of plain text between special tokens ("always").
+    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before the text ("first":
+    unless it begins with one), or before each part of plain text between special tokens ("always").
     """
 
     bos_id: int | None = None

@@ -305,7 +305,8 @@ def test_longrope_is_read_from_its_two_tensors(tmp_path: Path) -> None:
 
 def test_how_a_gguf_says_it_is_sampled(tmp_path: Path) -> None:
     keys = {"general.sampling.temp": 0.625, "general.sampling.top_k": 20,
-            "general.sampling.penalty_repeat": 1.25, "general.sampling.penalty_last_n": (1 << 31) + 1,
+            "general.sampling.penalty_repeat": 1.25,
+            "general.sampling.penalty_last_n": (1 << 31) + 1,
             "general.sampling.mirostat": 2, "general.sampling.top_p": 7.0}  # fmt: skip
     write_gguf(tmp_path / "m.gguf", keys=keys)
     expected = {"temperature": 0.625, "top_k": 20, "repeat_penalty": 1.25}

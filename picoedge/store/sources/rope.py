@@ -36,6 +36,9 @@ def yarn(
 
     `original`: the context the model was trained with; `attention_factor` None: the paper's.
     """
+    if head_dim > 2 * _MAX_DIVISORS or theta <= 1:
+        what = f"YaRN over {head_dim} dimensions with a base of {theta:g} is not supported"
+        raise UnsupportedError(what, "is the file's config complete and sound?")
     low, high = (_turning_dim(head_dim, theta, original, turns) for turns in (beta_fast, beta_slow))
     if truncate:
         low, high = math.floor(low), math.ceil(high)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from bench import mesh_models, suite
 from bench.life.boards import life_boards
-from bench.life.driver import N_CTX, Life
+from bench.life.driver import Life
 from bench.life.events import BRIEF, Bounds, life
 from bench.life.judge import answered_part, first_token_ratio, same_part
+from bench.life.preload import compiled
 from bench.life.reference import Reference
+from bench.life.session import N_CTX
 from bench.mesh_models import MeshModels
 from bench.report import Measured
 from bench.suite import Groups, Suite, Target
@@ -48,7 +50,7 @@ def lived(settings: Settings, rounds: int) -> list[Measured]:
     bounds = BRIEF if settings.minutes < BRIEF_MINUTES else Bounds()
     with (
         tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch,
-        life_boards(pack, folder, bounds.boards) as boards,
+        life_boards(pack, folder, bounds.boards, compiled("faults", Path(scratch))) as boards,
     ):
         reference = Reference(pack, N_CTX, Path(scratch))
         one = Life(boards, reference, pack.stem, _tell)
@@ -57,8 +59,7 @@ def lived(settings: Settings, rounds: int) -> list[Measured]:
         finally:
             if settings.keep is not None:
                 one.keep(settings.keep / f"seed{settings.seed}")
-            for terminal in one.terminals:
-                terminal.close()
+            one.session.close()
             reference.close()
     return rows(one)
 

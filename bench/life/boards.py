@@ -7,36 +7,42 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.children import BenchError, clean_environment
+from bench.life.preload import Faults
 from bench.mesh_cluster import lab_of
 from bench.recovery_answers import worker_of
-from hw.lab import Board, BoardLimits, LinkShape
+from hw.lab import Board, BoardLimits, Lab, LinkShape
+from hw.lab.networks import Link
 
 PICOEDGE = [sys.executable, "-m", "picoedge"]
 # One board streams SmolLM2 at two seconds a token, two at a fifth of one, three hold all of it.
 LIMITS = BoardLimits(memory_bytes=176 << 20, disk_bytes_per_s=40 << 20)
 LINK = LinkShape(delay_s=100e-6)
 FORM_S, STOP_S, UNIT_RESTART_S, LOOK_S = 180.0, 15.0, 1.0, 0.1
+FIRST_MOVED, LAST_MOVED = 100, 250  # addresses that boards move to
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class LifeBoard:
     """A board of a life, its daemon and its logs."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, library: Path) -> None:
         self.board = board
         self.daemon: subprocess.Popen[Any] | None = None
+        self.is_off = False  # between the two halves of a reboot
+        self.faults = Faults(library, board.folder / "faults")
 
     def environment(self) -> dict[str, str]:
         """Homes of its own."""
         folder = self.board.folder
         return {
             **clean_environment(os.environ, folder / "home"),
+            **self.faults.environment(),
             "PICOEDGE_CLUSTER": str(folder / "cluster"),
             "PICOEDGE_HOME": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
@@ -74,11 +80,15 @@ class LifeBoard:
 
     def revive(self) -> bool:
         """What the unit does about a daemon that has ended by itself; whether it had."""
-        if self.daemon is None or self.daemon.poll() is None:
+        if self.is_off or self.daemon is None or self.daemon.poll() is None:
             return False
         time.sleep(UNIT_RESTART_S)
         self.start()
         return True
+
+    def limit_reading(self, bytes_per_s: int | None = LIMITS.disk_bytes_per_s) -> None:
+        """Make its card slow, or as it was."""
+        self.board.limit(disk_bytes_per_s=bytes_per_s)
 
     def worker(self) -> int | None:
         """The process of its part in a session."""
@@ -96,9 +106,9 @@ class LifeBoard:
 class LifeBoards:
     """All of them, the chat's first."""
 
-    def __init__(self, boards: Sequence[Board], pack: Path) -> None:
-        self.all = [LifeBoard(board) for board in boards]
-        self._pack = pack
+    def __init__(self, lab: Lab, pack: Path, library: Path) -> None:
+        self.all = [LifeBoard(board, library) for board in lab.boards]
+        self._lab, self._pack, self._moves = lab, pack, 0
 
     def __getitem__(self, index: int) -> LifeBoard:
         return self.all[index]
@@ -132,6 +142,24 @@ class LifeBoards:
             if time.monotonic() > deadline:
                 raise BenchError(f"{at.board.name} is not in the cluster: {self.logs()}")
             time.sleep(LOOK_S)
+
+    def link(self, one: int, other: int) -> Link:
+        """What is between two boards."""
+        return self._lab.link(one, other)
+
+    def move(self, index: int) -> None:
+        """Give a board another address, in place of the one it has."""
+        self._moves += 1
+        board = self.all[index].board
+        net = board.address.rpartition(".")[0]
+        new = f"{net}.{FIRST_MOVED + self._moves % (LAST_MOVED - FIRST_MOVED)}"
+        board.namespace.ip(
+            [
+                "addr flush dev eth0",
+                f"addr add {new}/24 brd + dev eth0",
+                "route add default dev eth0",
+            ]
+        )
 
     def revive(self) -> list[int]:
         """Start the daemons again that have ended by themselves; which."""
@@ -167,10 +195,10 @@ def _typed(each: LifeBoard, *words: str) -> str:
 
 
 @contextmanager
-def life_boards(pack: Path, folder: Path, boards: int) -> Iterator[LifeBoards]:
-    """A cluster in a lab of its own."""
+def life_boards(pack: Path, folder: Path, boards: int, library: Path) -> Iterator[LifeBoards]:
+    """A cluster in a lab of its own; `library`: of `preload.Faults`."""
     with lab_of(boards, LINK, LIMITS, folder) as lab:
-        made = LifeBoards(lab.boards, pack)
+        made = LifeBoards(lab, pack, library)
         try:
             made.form()
             yield made

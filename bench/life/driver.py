@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.life.boards import PICOEDGE, LifeBoards
-from bench.life.events import Event
-from bench.life.judge import Asked, judge
-from bench.life.questions import Conversation
+from bench.life.events import CHAT, Event
+from bench.life.judge import CUT, FAILED, WHOLE, Asked, judge
 from bench.life.reference import Reference
-from bench.life.strikes import strike
-from bench.life.terminal import Terminal
+from bench.life.session import ANSWER_S, N_TOKENS, OPTIONS, Heard, Session, question_of
+from bench.life.strikes import nothing, strike
 
-N_TOKENS, N_CTX = 16, 1024
-OPEN_S, ANSWER_S = 300.0, 300.0
-STRENGTH_S, STRENGTH_LOOK_S = 180.0, 2.0
+STRENGTH_S, STRENGTH_LOOK_S, MOST_FAILED = 120.0, 1.0, 3
+QUEUED_S = 60.0  # for the second hub to say that it waits, or to answer
 FEW_S = 0.02  # of computing, two ticks: a worker that took part in an answer took more
+SECOND_QUESTION = "What is the largest planet?"
 
 
 @dataclass
@@ -33,49 +35,11 @@ class Life:
     asked: list[Asked] = field(default_factory=list)
     strengths: list[tuple[str, float]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    terminals: list[Terminal] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
-        self.talk = Conversation()
+        self.session = Session(self.boards[CHAT], self.reference, self.pack, self.fault)
         self._event = "start"
-
-    # -- the chat ----------------------------------------------------------------------------------
-
-    @property
-    def chat(self) -> Terminal:
-        """The chat of now."""
-        return self.terminals[-1]
-
-    def open_chat(self) -> None:
-        """Type the command again until there is a prompt, as a person would."""
-        board = self.boards[0]
-        words = [
-            *PICOEDGE, "chat", self.pack, "--cluster", "--temperature", "0", "-c", str(N_CTX),
-            "-n", str(N_TOKENS), "-t", "1",
-        ]  # fmt: skip
-        self.talk.clear()
-        deadline = time.monotonic() + OPEN_S
-        while time.monotonic() < deadline:
-            self.boards.revive()
-            self.terminals.append(Terminal(board.board, words, board.environment()))
-            if self.chat.await_prompt(max(1.0, deadline - time.monotonic())):
-                return
-            said = self.chat.err.raw[-300:].decode(errors="replace")
-            self.fault(f"the chat did not start: {said!r}")
-            self.chat.close()
-            time.sleep(STRENGTH_LOOK_S)
-
-    def ensure_chat(self) -> None:
-        """A chat that runs."""
-        if not self.terminals or not self.chat.is_running:
-            self.open_chat()
-
-    def clear(self) -> None:
-        """Begin a new conversation."""
-        self.chat.send("/clear")
-        self.chat.answer(ANSWER_S)
-        self.talk.clear()
 
     def fault(self, what: str) -> None:
         """Write down what should not be."""
@@ -84,62 +48,64 @@ class Life:
 
     # -- questions ---------------------------------------------------------------------------------
 
+    def ensure_chat(self) -> None:
+        """A chat that runs: begun, or gone on with where it has died."""
+        self.boards.revive()
+        if not self.session.is_open:
+            before = self.boards.computed()
+            heard = self.session.open(self.boards.revive)
+            if heard is not None:
+                self._add("continued", heard, before)
+
     def ask(self, moment: str, *, calm: bool = False, midway: Callable[[], None] | None = None,
             midway_s: float = 0.0) -> Asked | None:  # fmt: skip
         """Ask the next question; `midway` falls after so many seconds. None: the hub is dead."""
         self.ensure_chat()
-        if self.talk.is_long:
-            self.clear()
-        question = self.talk.next_question()
-        expected = self.reference.answer(self.talk.messages, N_TOKENS)
         before = self.boards.computed()
-        self.chat.send(question)
-        if midway is not None:
-            time.sleep(midway_s)
-            midway()
-        seen = self.chat.answer(ANSWER_S)
-        if not seen.is_complete and not self.chat.is_running:
-            self.talk.answered(seen.text)
-            return None  # whoever asked is gone: asked again in the next chat
-        outcome, same = judge(seen.text, expected, seen.error, seen.is_complete, is_cut=False)
-        boards = 1 + sum(
-            _took_part(*pair) for pair in zip(before, self.boards.computed(), strict=True)
-        )
+        heard = self.session.ask(midway, midway_s)
+        return None if heard is None else self._add(moment, heard, before, calm)
+
+    def _add(
+        self, moment: str, heard: Heard, before: list[tuple[int, float]], calm: bool = False
+    ) -> Asked:
+        seen, after = heard.shown, self.boards.computed()
+        boards = 1 + sum(_took_part(*pair) for pair in zip(before, after, strict=True))
         one = Asked(
-            time.monotonic() - self.began, self._event, moment, outcome, same, boards,
-            seen.first_s, seen.total_s, calm, seen.text, expected, seen.error,
+            time.monotonic() - self.began, self._event, moment, heard.outcome, heard.same, boards,
+            seen.first_s, seen.total_s, calm, seen.text, heard.expected, seen.error,
         )  # fmt: skip
-        self.asked.append(one)
-        self.tell(
-            f"  {moment}: {outcome}{'' if same else ' OTHER TEXT'}, {boards} boards, "
-            f"first {seen.first_s or -1:.2f} s, all {seen.total_s:.2f} s {seen.error}"
-        )
-        if outcome != "whole" or not same:
-            self.fault(
-                f"asked {question!r}: {outcome}, {seen.text!r}, not {expected!r}; {seen.error}"
-            )
-        self.talk.answered(seen.text)
-        if not seen.is_complete:
-            self.chat.close()  # it hangs: a person closes the window
+        self._note(one, heard.question)
         return one
+
+    def _note(self, one: Asked, question: str) -> None:
+        self.asked.append(one)
+        first = "" if one.first_s is None else f"first {one.first_s:.2f} s, "
+        self.tell(
+            f"  {one.moment}: {one.outcome}{'' if one.same else ' OTHER TEXT'}, {one.boards} boards"
+            f", {first}all {one.total_s:.2f} s {one.error}"
+        )
+        if one.outcome not in (WHOLE, CUT) or not one.same:
+            wrong = f"{one.text!r}, not {one.expected!r}"
+            self.fault(f"{question!r}: {one.outcome}, {wrong}; {one.error}")
 
     def await_strength(self) -> None:
         """Ask until an answer comes over all boards; note how long that took.
 
-        Where it takes too long the chat is left and begun anew, as a person would do: what comes
-        next is to befall boards that are well.
+        Where it takes too long, or answers fail again and again, the chat is left and begun anew,
+        as a person would do: what comes next is to befall boards that are well.
         """
-        began = time.monotonic()
+        began, failed = time.monotonic(), 0
         while True:
             one = self.ask("strength")
             took = time.monotonic() - began
             if one is not None and one.boards == len(self.boards.all):
                 return self.strengths.append((self._event, took))
-            if took > STRENGTH_S:
-                self.strengths.append((self._event, took))
-                self.fault(f"not over all boards within {STRENGTH_S:.0f} s")
-                self.chat.leave()
-                began = time.monotonic()
+            failed += one is not None and one.outcome == FAILED
+            if took > STRENGTH_S or failed == MOST_FAILED:
+                self.strengths.append((self._event, max(took, STRENGTH_S)))
+                self.fault(f"not over all boards after {took:.0f} s, {failed} answers failed")
+                self.session.leave()
+                began, failed = time.monotonic(), 0
             time.sleep(STRENGTH_LOOK_S)
 
     # -- events ------------------------------------------------------------------------------------
@@ -152,28 +118,74 @@ class Life:
                 return
             self._event = str(event)
             self.tell(f"{time.monotonic() - self.began:.0f} s: {event}")
-            self._suffer(event)
+            if event.kind == "second":
+                self._second()
+            else:
+                self._suffer(event)
             self.await_strength()
             self.ask("calm", calm=True)
 
     def _suffer(self, event: Event) -> None:
-        undo: list[Callable[[], None]] = []
+        """What lasts ends by the clock, also in the middle of an answer."""
+        healing: list[threading.Timer] = []
 
         def fall() -> None:
-            undo.append(strike(event, self))
+            undo = strike(event, self)
+            if undo is not nothing:
+                healing.append(threading.Timer(event.seconds, undo))
+                healing[-1].start()
 
-        if event.midway is not None:
-            self.ask("during", midway=fall, midway_s=event.midway)
-        else:
-            fall()
-            if event.kind != "idle":
-                self.ask("during")
-        began = time.monotonic()
-        time.sleep(max(0.0, event.seconds - (time.monotonic() - began)))
-        for each in undo:
-            each()
+        try:
+            self._ask_while(event, fall)
+        finally:
+            for timer in healing:
+                timer.join()
         self.boards.revive()
         self.ask("after", calm=event.kind == "idle")
+
+    def _ask_while(self, event: Event, fall: Callable[[], None]) -> None:
+        if event.midway is not None:
+            self.ask("during", midway=fall, midway_s=event.midway)
+            return
+        fall()
+        if event.kind == "idle":
+            time.sleep(event.seconds)
+        elif not (event.kind == "reboot" and event.board == CHAT):  # whose person waits for it
+            self.ask("during")
+
+    def _second(self) -> None:
+        """Somebody asks from another board, and waits until the chat is left."""
+        board = self.boards[1]
+        words = ["chat", self.pack, "--cluster", *OPTIONS, "-p", SECOND_QUESTION]
+        asked_s = time.monotonic()
+        second = board.board.start(
+            [*PICOEDGE, *words], env=board.environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with suppress(subprocess.TimeoutExpired):
+            second.wait(5.0)
+        self.ask("during")
+        if second.poll() is None:
+            self.session.leave()
+        try:
+            out, err = second.communicate(timeout=ANSWER_S)
+        except subprocess.TimeoutExpired:
+            second.kill()
+            out, err = second.communicate()
+        expected = self.reference.answer(question_of(SECOND_QUESTION), N_TOKENS)
+        text, code = out.removesuffix("\n"), second.returncode
+        error = "" if code == 0 else f"exit code {code}: {err[-300:]}"
+        outcome, same = judge(text, expected, error, code == 0, is_cut=False)
+        now = time.monotonic()
+        self._note(
+            Asked(
+                now - self.began, self._event, "second", outcome, same, 0, None, now - asked_s,
+                False, text, expected, error,
+            ),
+            SECOND_QUESTION,
+        )  # fmt: skip
+
+    # -- afterwards --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """What became of it."""
@@ -186,7 +198,7 @@ class Life:
     def keep(self, folder: Path) -> None:
         """Copy what was seen and said, for whoever looks for a cause."""
         folder.mkdir(parents=True, exist_ok=True)
-        for number, terminal in enumerate(self.terminals):
+        for number, terminal in enumerate(self.session.terminals):
             (folder / f"chat{number:03}.out").write_bytes(terminal.out.raw)
             (folder / f"chat{number:03}.err").write_bytes(terminal.err.raw)
         for each in self.boards.all:

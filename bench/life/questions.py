@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+Message = dict[str, str]
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -24,7 +27,7 @@ TURNS = 10  # a conversation is cleared then: its context is short
 class Conversation:
     """The messages as the chat has them."""
 
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     asked: int = 0
 
     @property
@@ -45,6 +48,15 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": text})
         else:
             self.messages.pop()
+
+    def differs(self, kept: Sequence[Message]) -> str:
+        """What of whole turns is not in what was kept; "" where nothing is lost."""
+        turns = self.messages[: len(self.messages) // 2 * 2]
+        for index, message in enumerate(turns):
+            there = dict(kept[index]) if index < len(kept) else None
+            if there != message:
+                return f"message {index} is {there}, not {message}"
+        return ""
 
     def clear(self) -> None:
         """Begin anew."""

@@ -20,7 +20,7 @@ from bench.life.transcript import PROMPT, Shown, shown
 from hw.lab import Board
 
 COLUMNS = 1000  # no line is wrapped: what is seen is what was written
-LEAVE_S = 10.0
+LEAVE_S, JOIN_S = 10.0, 5.0
 
 
 class Screen:
@@ -69,18 +69,25 @@ class Screen:
         with self._changed:
             return next((at for until, at in self._times if until > length), None)
 
+    def give_away(self) -> None:
+        """The far end belongs to the command alone."""
+        os.close(self.slave)
+
     def close(self) -> None:
-        """Idempotent; whoever still reads from it is hung up."""
-        for fd in (self.master, self.slave):
-            with suppress(OSError):
-                os.close(fd)
-        self.master = self.slave = -1
+        """Once the command has ended. Idempotent."""
+        self._thread.join(JOIN_S)
+        with suppress(OSError):
+            os.close(self.master)
+        self.master = -1
 
 
 class Terminal:
     """A command on a board, typed on a terminal; its messages go to a second one."""
 
-    def __init__(self, board: Board, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, board: Board, command: Sequence[str], env: Mapping[str, str], question: str = ""
+    ) -> None:
+        self._question, self._asked_at, self.asked_s = question, 0, time.monotonic()
         self.out, self.err = Screen(), Screen()
         words = [sys.executable, "-m", "bench.life.on_terminal", *command]
         self.process: subprocess.Popen[Any] = board.start(
@@ -88,22 +95,27 @@ class Terminal:
             stderr=self.err.slave,
         )  # fmt: skip
         for screen in (self.out, self.err):
-            os.close(screen.slave)
-        self._asked_at = 0
+            screen.give_away()
 
     @property
     def is_running(self) -> bool:
         """Whether the command runs."""
         return self.process.poll() is None
 
-    def await_prompt(self, timeout_s: float) -> bool:
+    def await_prompt(self, deadline: float) -> bool:
         """Whether it asks for a message in time; False as well where it has ended."""
 
         def shows(text: str) -> bool:
             return text.endswith(PROMPT) or not self.is_running
 
-        ready = self.out.wait(0, shows, time.monotonic() + timeout_s)
+        ready = self.out.wait(0, shows, deadline)
         return ready and self.is_running
+
+    def first_answer(self) -> Shown:
+        """What it answered by itself before the first prompt, to the question of before."""
+        text = self.out.raw.decode(errors="replace")
+        began = text.find(PROMPT + self._question)
+        return shown(self._question, text[began:]).timed(None, time.monotonic() - self.asked_s)
 
     def send(self, text: str) -> None:
         """Type a line; what comes next is its answer."""

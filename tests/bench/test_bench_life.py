@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from bench.life.events import BRIEF, MAKERS, Bounds, life
+from bench.life.events import BRIEF, MAKERS, SPARED, WORKER, Bounds, life
 from bench.life.judge import Asked, answered_part, first_token_ratio, judge, same_part
 from bench.life.questions import TURNS, Conversation
 from bench.life.transcript import shown
@@ -20,11 +20,21 @@ def test_a_seed_gives_the_same_life_each_time() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_each_kind_comes_once_before_any_comes_again(seed: int) -> None:
-    events = list(itertools.islice(life(seed, BRIEF), 3 * len(MAKERS)))
-    deals = [events[i : i + len(MAKERS)] for i in range(0, len(events), len(MAKERS))]
-    kinds = [sorted((event.kind, event.victim) for event in deal) for deal in deals]
-    assert kinds[0] == kinds[1] == kinds[2]
+    events = list(itertools.islice(life(seed, BRIEF), 2 * len(MAKERS)))
+    deals = events[: len(MAKERS)], events[len(MAKERS) :]
+    first, second = (sorted((event.kind, event.victim) for event in deal) for deal in deals)
+    assert first == second
     assert all(0 <= event.board < BRIEF.boards for event in events)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hub_lives_for_a_while_and_one_daemon_for_good(seed: int) -> None:
+    events = list(itertools.islice(life(seed, Bounds(spared=30)), 200))
+    assert not any(event.ends_hub for event in events[:30])
+    assert any(event.ends_hub for event in events)
+    daemons = [e for e in events if e.board == SPARED and e.kind in ("kill", "hup", "oom")]
+    assert all(event.victim == WORKER for event in daemons)
+    assert not any(e.board == SPARED for e in events if e.kind in ("reboot", "restart"))
 
 
 ASKED = "What is a river?"
@@ -95,3 +105,5 @@ def test_a_conversation_is_what_was_said() -> None:
         talk.next_question()
         talk.answered("so")
     assert talk.is_long
+    assert not talk.differs(talk.messages)
+    assert talk.differs(talk.messages[:-1])

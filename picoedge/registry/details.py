@@ -10,6 +10,9 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError
 from picoedge.kernels.blocks import Weights
+from picoedge.registry.catalogue import CatalogueEntry
+from picoedge.registry.hub import HubChoice, is_hub_name, parse_hub_name
+from picoedge.registry.hub_download import look_up
 from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
@@ -24,6 +27,8 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
     try:
         path = shelf.find(model)
     except ModelError:
+        if model is not None and is_hub_name(model):
+            return _of_hub(look_up(parse_hub_name(model), shelf.how))
         if model is None or model in shelf.entries:
             entry = shelf.entry(model)
             return {
@@ -33,7 +38,8 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
                 "licence": entry.licence,
                 "bytes": entry.n_bytes,
                 "memory_bytes": entry.memory_bytes,
-                "sha256": entry.sha256,
+                **({"sha256": entry.sha256} if entry.sha256 else {}),
+                **_catalogued(entry),
             }
         if not Path(model).exists():
             raise
@@ -50,6 +56,31 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
         }
     pack = Pack.open(path)
     return {**describe_pack(pack), "licence": _licence(shelf, model, pack.name)}
+
+
+def _catalogued(entry: CatalogueEntry) -> dict[str, Any]:
+    found: dict[str, Any] = {"memory": "measured" if entry.measured else "computed"}
+    if entry.parameters:
+        found["parameters"] = entry.parameters
+    if entry.least_memory_bytes:
+        found["least_memory_bytes"] = entry.least_memory_bytes
+    if entry.hub_name:
+        found["repository"] = str(entry.hub_name)
+    if entry.gated:
+        page = f"huggingface.co/{entry.hub_name.repo}" if entry.hub_name else "its page"
+        found["gated"] = f"accept its licence at {page}, then set HF_TOKEN"
+    return found
+
+
+def _of_hub(choice: HubChoice) -> dict[str, Any]:
+    """Facts of a hub's own record."""
+    return {
+        "name": str(choice.name),
+        "packed": False,
+        "quantization": choice.label,
+        "bytes": choice.n_bytes,
+        "files": {file.path: file.sha256 or f"git sha1 {file.git_sha1}" for file in choice.files},
+    }
 
 
 def describe_pack(pack: Pack) -> dict[str, Any]:

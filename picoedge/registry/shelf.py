@@ -1,17 +1,20 @@
 """The model shelf: MODEL, as people name it, to a pack on this disk.
 
-A MODEL is a name of the catalogue, a `.gguf` file, a Hugging Face folder or a `.pico` folder. What
-is not packed is packed into the shelf's folder on first use: $PICOEDGE_HOME/models, else
-$XDG_CACHE_HOME/picoedge/models. There, all under one NAME:
+A MODEL is a name of the catalogue, a `.gguf` file, a Hugging Face folder, a `.pico` folder, or
+`hf:OWNER/REPO[:QUANT]`, a model of a Hugging Face hub. What is not packed is packed into the
+shelf's folder on first use: $PICOEDGE_HOME/models, else $XDG_CACHE_HOME/picoedge/models. There, all
+under one NAME:
 
     NAME.pico/     the pack
     NAME.gguf      only while a catalogue model is fetched and packed: an SD card is small
+    .NAME.hub/     the same, of a model of a Hugging Face hub
     .NAME.lock     held by the process that fetches, packs or removes NAME
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -29,6 +32,14 @@ from picoedge.registry.catalogue import (
     default_entry,
     is_model_name,
     load_catalogue,
+)
+from picoedge.registry.hub import (
+    FLOATS,
+    QUANTS,
+    HubChoice,
+    HubName,
+    is_hub_name,
+    parse_hub_name,
 )
 from picoedge.registry.paths import (
     as_storage_error,
@@ -81,7 +92,8 @@ class Shelf:
         """The shelf of this user. Raises UsageError where a catalogue file is unsound."""
         endpoint = os.environ.get("HF_ENDPOINT") or FetchSettings.hf_endpoint
         entries = load_catalogue(catalogue_folders(os.environ))
-        return cls(shelf_folder(os.environ), entries, FetchSettings(hf_endpoint=endpoint))
+        how = FetchSettings(hf_endpoint=endpoint, hf_token=_token(os.environ))
+        return cls(shelf_folder(os.environ), entries, how)
 
     def entry(self, name: str | None) -> CatalogueEntry:
         """The catalogue's entry (None: the default one). Raises UsageError where there is none."""
@@ -97,6 +109,11 @@ class Shelf:
         Raises ModelError or UsageError saying what to do where there is none.
         """
         model = self.entry(None).name if model is None else model
+        if is_hub_name(model):
+            name = parse_hub_name(model)
+            if path := self._pack_of(name):
+                return path
+            raise ModelError(f"{name} is not on this board yet", f"picoedge pull -hf {name}")
         if self._is_name(model):
             pack = self._pack_path(model)
             if not pack.exists():
@@ -118,6 +135,8 @@ class Shelf:
 
         progress = progress or no_progress
         model = self.entry(None).name if model is None else model
+        if is_hub_name(model):
+            return self._open_of_hub(parse_hub_name(model), progress)
         if not self._is_name(model):
             path = self._existing(model)
             if is_pack(path):
@@ -128,6 +147,58 @@ class Shelf:
             return Pack.open(self._pack_path(model))
         fetch = partial(self._fetch_and_pack, self.entries[model], progress=progress)
         return self._up_to_date(model, None, fetch, progress)
+
+    def _open_of_hub(self, name: HubName, progress: Progress) -> Pack:
+        """The pack of a hub's model. What is here is taken as it is, without a network."""
+        from picoedge.registry.hub_download import look_up
+
+        if (path := self._pack_of(name)) and (pack := _current(path, None)):
+            return pack
+        choice = look_up(name, self.how)
+        own = name.shelf_name(choice.label)
+        make = partial(self._fetch_and_pack_choice, choice, own, progress=progress)
+        return self._up_to_date(own, None, make, progress)
+
+    def _pack_of(self, name: HubName) -> Path | None:
+        """The pack of a hub's model that is here; the usual quantization where none is named."""
+        if name.quant:
+            path = self._pack_path(name.shelf_name(name.quant))
+            return path if path.exists() else None
+        found = {path.stem: path for path in self._glob(f"{glob.escape(name.stem)}.*.pico")}
+        order = [name.shelf_name(quant) for quant in (*QUANTS, FLOATS)]
+        known = [found[stem] for stem in order if stem in found]
+        return next(iter(known or found.values()), None)
+
+    def _fetch_and_pack_choice(
+        self,
+        choice: HubChoice,
+        name: str,
+        out: Path,
+        bits: int | None = None,
+        *,
+        progress: Progress,
+    ) -> None:
+        from picoedge.registry.hub_download import fetch_choice
+        from picoedge.registry.packing import pack_model
+
+        folder = self.folder / f".{name}.hub"
+        source = fetch_choice(choice, folder, progress, self.how)
+        pack_model(source, out, bits=bits, progress=progress)
+        with as_storage_error(folder):
+            remove_tree(folder)
+
+    def pack_from_hub(
+        self, name: HubName, out: Path | None, bits: int | None, progress: Progress | None
+    ) -> Path:
+        """Fetch a hub's model and pack it as `out` (None: in this folder); returns the pack."""
+        from picoedge.registry.hub_download import look_up
+
+        choice, told = look_up(name, self.how), progress or no_progress
+        own = name.shelf_name(choice.label)
+        target = out or Path(f"{own}.pico")
+        with self._locked(own, told):
+            self._fetch_and_pack_choice(choice, own, target, bits, progress=told)
+        return target
 
     def items(self) -> list[ShelfItem]:
         """What is on the shelf, then what could be pulled."""
@@ -159,6 +230,7 @@ class Shelf:
             paths = (self._pack_path(name), self.folder / f"{name}.gguf")
             found = [path for path in paths if os.path.lexists(path)]
             found += self._glob(f".{name}.gguf.*")
+            found += self._glob(f".{name}.hub")
         if not found:
             raise _unknown(name, [item.name for item in self.items() if item.path], "on the shelf")
         return found
@@ -195,6 +267,12 @@ class Shelf:
         from picoedge.registry.download import fetch
         from picoedge.registry.packing import pack_model
 
+        if hub_name := entry.hub_name:
+            from picoedge.registry.hub_download import look_up
+
+            choice = look_up(hub_name, self.how)
+            self._fetch_and_pack_choice(choice, entry.name, out, progress=progress)
+            return
         gguf = self.folder / f"{entry.name}.gguf"
         fetch(entry, gguf, progress=progress, how=self.how)
         pack_model(gguf, out, progress=progress)
@@ -239,6 +317,12 @@ def _current(out: Path, source: Path | None) -> Pack | None:
     from picoedge.store.sources.source import open_source
 
     return pack if pack.source.get("fingerprint") == open_source(source).fingerprint else None
+
+
+def _token(environ: Mapping[str, str]) -> str:
+    """The user's token; without what cannot be in a header."""
+    token = environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    return token.strip() if token.strip().isascii() and token.strip().isprintable() else ""
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:

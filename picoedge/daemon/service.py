@@ -91,7 +91,8 @@ class Daemon:
         self._node.rpc.loop.remove(self._probe.stdout.fileno())
         self._probe.stdout.close()
         if self._probe.wait() != 0:
-            return self._node.rpc.log_once("this board could not be measured: picoedge doctor")
+            self._node.rpc.log("this board could not be measured: picoedge doctor")
+            return
         name, key = self._node.identity.name, self._node.identity.keys.public
         self._facts = {**json.loads(text), "name": name, "key": key}
 
@@ -129,9 +130,8 @@ class Daemon:
         return f"127.0.0.1:{address.port}" if address.is_everywhere else str(address)
 
     def _tell_change(self, key: str, change: Change) -> None:
-        self._node.rpc.log_once(
-            f"{time.strftime('%H:%M:%S')} {self._node.name_of(key)}: {change.value}"
-        )
+        name = self._node.name_of(key)
+        self._node.rpc.log(f"{time.strftime('%H:%M:%S')} {name}: {change.value}", name)
 
     def close(self) -> None:
         """End the workers and the probe. Idempotent."""

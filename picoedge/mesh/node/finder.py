@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,12 +101,12 @@ class Finder:
     """Dials missing boards at the seed addresses and the addresses in `book`."""
 
     def __init__(
-        self, loop: Loop, dialer: Dialer, book: AddressBook, log_once: Callable[[str], None]
+        self, loop: Loop, dialer: Dialer, book: AddressBook, log: Callable[[str], bool]
     ) -> None:
         self._loop = loop
         self._dialer = dialer
         self._book = book
-        self._log_once = log_once
+        self._log = log
         self._seeds: set[Address] = set()
         self._names: dict[Address, float] = {}  # host name to the time of its next look-up
         self.is_due = True  # something changed since the last `dial_missing`
@@ -142,6 +143,9 @@ class Finder:
             found = socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # the latter: no name, such as "a..b"
             reason = getattr(error, "strerror", None) or str(error)
-            return self._loop.soon(lambda: self._log_once(f"{name.host}: {reason}"))
+            return self._loop.soon(partial(self._no_address, name, reason))
         addresses = [Address(str(each[4][0]), name.port) for each in found[:MAX_LOOKED_UP]]
         self._loop.soon(lambda: self.add_seeds(addresses))
+
+    def _no_address(self, name: Address, reason: str) -> None:
+        self._log(f"{name.host}: {reason}")

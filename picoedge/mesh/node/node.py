@@ -116,6 +116,6 @@ class Node:
             raise AccessError("this key is in the cluster already", "picoedge run")
         signing = load_signing_key(self.identity.folder)
         admit(self.roster_file, signing, str(peer), public, name, time.time())
-        self.rpc.log_once(f"{self.name_of(public)} joined the cluster")
+        self.rpc.log(f"{self.name_of(public)} joined the cluster")
         self.peers.roster_changed()
         return {"roster": self.roster.to_json()}

@@ -98,7 +98,7 @@ class Peers:
         self._timing = timing
         self.membership = Membership(rpc.loop.clock, timing)
         self.book = AddressBook(identity.folder)
-        self._finder = Finder(rpc.loop, rpc.dialer, self.book, rpc.log_once)
+        self._finder = Finder(rpc.loop, rpc.dialer, self.book, rpc.log)
         self._finder.add_seeds(seeds)
         self._digest = roster_file.roster.digest
         self._sequence = 0
@@ -174,7 +174,8 @@ class Peers:
                 raise answer
             hello = read_hello(answer)
         except MeshError as error:
-            self._rpc.log_once(f"{connection.address}: {error}")
+            about = f"no hello of {self._rpc.name_of(connection.key)}"
+            self._rpc.log(f"{connection.address}: {error}", about)
             return self._rpc.dialer.fail(connection)
         self._rpc.dialer.establish(connection)
         self._met(connection.key, hello, (connection.address, *hello.addresses))
@@ -189,7 +190,8 @@ class Peers:
                 "two daemons run with the same identity",
                 "a cluster folder belongs to one board: remove the copy, and join with an invite",
             )
-            self._rpc.log_once(f"{error.message}: {hello.name} at {peer.host} ({error.hint})")
+            line = f"{error.message}: {hello.name} at {peer.host} ({error.hint})"
+            self._rpc.log(line, error.message)
             raise error
         self._met(str(peer), hello, (Address(peer.host, hello.port), *hello.addresses))
         self._rpc.routes[str(peer)] = peer
@@ -209,9 +211,9 @@ class Peers:
     def _refused(self, connection: OutgoingConnection, by_roster: bool) -> None:
         if by_roster:
             name = self._rpc.name_of(connection.key)
-            self._rpc.log_once(
-                f"{name} at {connection.address} does not let this board in"
-                " (is it revoked? picoedge keys show there)"
+            self._rpc.log(
+                f"{name} at {connection.address} does not let this board in: it is revoked there,"
+                " or kept out for a while (picoedge keys show, and the log there)"
             )
 
     # -- heartbeats and gossip -----------------------------------------------------------------
@@ -308,13 +310,13 @@ class Peers:
         try:
             self.book.save()
         except PicoedgeError as error:
-            self._rpc.log_once(str(error))
+            self._rpc.log(str(error))
 
     def _reload_roster(self) -> None:
         try:
             self._roster_file.reload_if_changed()
         except PicoedgeError as error:
-            self._rpc.log_once(str(error))
+            self._rpc.log(str(error))
         if self._roster_file.roster.digest != self._digest:
             self.roster_changed()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
+from picoedge.mesh.node.journal import Journal
 from picoedge.mesh.transport.credit import PushCredit
 from picoedge.mesh.transport.dialer import Dialer, OutgoingConnection
 from picoedge.mesh.transport.frames import pack
@@ -44,12 +45,12 @@ from picoedge.mesh.transport.messages import (
     TooLongError,
     Translation,
     VersionError,
+    control,
     error_of,
     failure_body,
     number_of,
 )
 from picoedge.mesh.transport.server import Frames, Sender, Server
-from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -74,8 +75,8 @@ class Rpc:
 
     `admits(key)` says whether a key may connect, `authorize(sender, kind)` raises ProtocolError
     for a message that its key may not send. `name_of(key)` is for people, as are the lines given
-    to `log`. `translation` is for peers of the previous wire version. Raises MeshError if
-    `listen` cannot be bound.
+    to `log`, as many as `Rpc.log` lets through. `translation` is for peers of the previous wire
+    version. Raises MeshError if `listen` cannot be bound.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Rpc:
         self.routes: dict[str, Sender] = {}  # key to the connection that its daemon made to us
         self._authorize = authorize
         self._translation = translation
-        self._log = log or partial(print, file=sys.stderr, flush=True)
-        self._logged: set[str] = set()
+        self._journal = Journal(log or partial(print, file=sys.stderr, flush=True), self.loop.clock)
+        self.log = self._journal.say
         self._handlers: dict[str, Handler] = {}
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
@@ -176,17 +177,11 @@ class Rpc:
         """Keys of the boards whose daemons are connected, in either direction."""
         return self.routes.keys() | {each.key for each in self.dialer.established}
 
-    def log_once(self, line: str) -> None:
-        """Log a line, unless the same was logged before."""
-        line = one_line(line)
-        if line not in self._logged and len(self._logged) < self.limits.log_lines:
-            self._logged.add(line)
-            self._log(line)
-
     def enforce_limits(self) -> None:
         """Close connections over the limits; to be called once per heartbeat."""
+        self._journal.look()
         for sender in self.server.enforce_limits(self.loop.clock()):
-            self.log_once(f"dropped {self.name_of(sender)}: it sends more than is believed")
+            self.log(f"dropped {self.name_of(sender)}: it sends more than is believed")
             self.server.disconnect(sender, self.limits.flood_s)
         self.take_gone()
 
@@ -226,6 +221,8 @@ class Rpc:
                 kind, body = dialect.read(frames)
                 self._authorize(sender, kind)
                 self._serve(sender, kind, body, dialect)
+            except VersionError as error:  # one that was not updated: not malformed
+                self._say_version(sender, error)
             except ProtocolError as error:
                 self._drop(sender, error)
         self.take_gone()
@@ -272,7 +269,8 @@ class Rpc:
         except PicoedgeError as error:
             return error
         except Exception:  # a fault of ours must not end the sessions of all other boards
-            traceback.print_exc()
+            if self.log(f"a fault in answering {kind!r}", f"a fault in {kind}"):
+                traceback.print_exc()
             return MeshError(f"a fault in answering {kind!r}", "its log there tells more")
 
     def _reply(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
@@ -283,12 +281,13 @@ class Rpc:
             error = {**failure_body(reply), "id": number}
             self._send(peer, lambda to: to.write(ERROR, error))
         elif isinstance(reply, PicoedgeError):
-            self.log_once(f"what {self.name_of(peer)} told had no effect: {reply}")
+            about = f"what {self.name_of(peer)} told had no effect"
+            self.log(f"{about}: {reply}", about)
         elif number is not None:
             try:
                 self._write(peer, lambda to: to.write(REPLY, {**reply, "id": number}, asked=kind))
             except TooLongError as error:  # our own fault, which the one who asked is told
-                self.log_once(f"an answer to {kind!r} was not sent: {error.message}")
+                self.log(f"an answer to {kind!r} was not sent: {error.message}")
                 self._reply(peer, kind, body, error)
 
     def _reply_late(self, peer: str, kind: str, body: Body, reply: Reply) -> None:
@@ -329,7 +328,7 @@ class Rpc:
         try:
             return self._write(to, write, is_droppable)
         except TooLongError as error:
-            self.log_once(f"a message to {self.name_of(str(to))} was not sent: {error.message}")
+            self.log(f"a message to {self.name_of(str(to))} was not sent: {error.message}")
             return False
 
     def _write(
@@ -349,7 +348,7 @@ class Rpc:
         """The connection has ended, or its queue is full: then it is closed."""
         self.dialer.read_monitor(connection)
         if connection.is_established:
-            self.log_once(f"{self.name_of(connection.key)} reads nothing: its connection is ended")
+            self.log(f"{self.name_of(connection.key)} reads nothing: its connection is ended")
             self.dialer.fail(connection)
         return False
 
@@ -374,18 +373,23 @@ class Rpc:
         """Close the connection of a malformed message; after several, refuse its key for a time."""
         key, limits = str(sender), self.limits
         self._strikes[key] += 1
-        if self._strikes[key] == 1 or isinstance(error, VersionError):
-            self._log_dropped(key, error)
+        self._log_dropped(key, error)
         is_refused = self._strikes[key] > limits.strikes
         if is_refused:
-            self.log_once(
+            self.log(
                 f"{self.name_of(key)} goes on: it is kept out {limits.refused_s:.0f} s each time"
             )
         self.server.disconnect(sender, limits.refused_s if is_refused else 0.0)
 
+    def _say_version(self, sender: Sender, error: VersionError) -> None:
+        """Answer in the version of this board, which the other one then names to its user."""
+        self._log_dropped(str(sender), error)
+        self.server.send(sender, control(ERROR, {**failure_body(error), "id": 0}), True)
+
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
+        about = f"dropped {self.name_of(key)}"
         says_who = isinstance(error, VersionError)
-        self.log_once(str(error) if says_who else f"dropped {self.name_of(key)}: {error}")
+        self.log(str(error) if says_who else f"{about}: {error}", about)
 
 
 def _wanted(body: Body, dialect: Dialect) -> Body:

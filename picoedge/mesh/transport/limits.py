@@ -74,7 +74,5 @@ class Limits:
     runs: int = 8  # background runs wait for hours: more of them are a mistake
     runs_per_key: int = 2  # one that runs and the next: no board shuts the others out
 
-    log_lines: int = 1000  # different ones, after which a hostile peer cannot fill the journal
-
 
 DEFAULT_LIMITS = Limits()

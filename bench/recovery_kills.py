@@ -27,7 +27,7 @@ def kills(models: MeshModels, rounds: int) -> list[Measured]:
                 break
             board = boards.boards[1 + len(seen) % (len(boards.boards) - 1)]
             struck: list[int] = []
-            told = answers.answer(_killing(board, struck))
+            told = answers.answer(killing(board, struck))
             if struck and told.is_struck_midway:  # else it had ended, or not begun: another one
                 seen.append(outcome(answers, told, board))
         models.keep("kills", boards.peaks())
@@ -42,7 +42,9 @@ def kills(models: MeshModels, rounds: int) -> list[Measured]:
     ]
 
 
-def _killing(board: Board, struck: list[int]) -> Callable[[], None]:
+def killing(board: Board, struck: list[int]) -> Callable[[], None]:
+    """Kills the board's worker, whose process is put into `struck`."""
+
     def kill() -> None:
         pid = worker_of(board)
         if pid is not None:

@@ -12,6 +12,7 @@
     |- MeshError                      the boards of a cluster do not come together
     |  |- AccessError                 a key is missing, not allowed, or revoked
     |  |- BoardLostError              a board that was needed died, hangs or is cut off
+    |  |  |- BoardRefusedError        it is there, and says that it cannot take part
     |  |- UnlinkedError               two boards that the hub reaches cannot reach each other
     |  |- ProtocolError               a peer sent what makes no sense; it is dropped
 
@@ -83,6 +84,10 @@ class BoardLostError(MeshError):
     def __init__(self, message: str, hint: str = "", *, board: str = "", key: str = "") -> None:
         super().__init__(message, hint)
         self.board, self.key = board, key
+
+
+class BoardRefusedError(BoardLostError):
+    """A board that was needed is there, and says that it cannot take part."""
 
 
 class UnlinkedError(MeshError):

@@ -1,40 +1,57 @@
-"""A model over several boards that survives the failure of any but this one.
+"""A model over several boards that survives the failure of any, and of what is around it.
 
-The tokens in the cache are known. When a board dies, hangs or is cut off, the remaining boards are
-planned anew, the cache is recomputed from those tokens, and the interrupted pass is repeated: the
-same sums give the same bits, so the text continues as it would have.
+The tokens in the cache are known. When a board dies, hangs or is cut off, the boards that are there
+are planned anew, the cache is recomputed from those tokens, and the interrupted pass is repeated:
+the same sums give the same bits, so the text continues as it would have. What to do when is decided
+in recovery.py. Where a question cannot be answered, the next one starts anew.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
-from picoedge.cluster.worker_group import WorkerGroup
-from picoedge.engine.fit import LoadedModel, load_of
-from picoedge.engine.open import load_model
-from picoedge.engine.options import OpenOptions
-from picoedge.errors import BoardLostError, MeshError, UnlinkedError
-from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
-from picoedge.jobs.stragglers import (
-    SAMPLE_TOKENS,
-    ComputeTimes,
-    Sample,
-    SpeedFactors,
-    StragglerDetector,
+from picoedge.cluster.arrangement import Arrangement, Arranger
+from picoedge.cluster.recovery import (
+    GO,
+    PATIENCE_S,
+    Asked,
+    Assembled,
+    BoardLost,
+    BoardRefused,
+    Decision,
+    Event,
+    Found,
+    HubPaused,
+    OwnDaemonGone,
+    Passed,
+    Recovery,
+    TooSmall,
 )
+from picoedge.engine.fit import LoadedModel
+from picoedge.engine.options import OpenOptions
+from picoedge.errors import (
+    BoardLostError,
+    BoardRefusedError,
+    MemoryBudgetError,
+    MeshError,
+    PicoedgeError,
+    UnlinkedError,
+    UsageError,
+)
+from picoedge.host.resources import PauseWatch, clock_s
+from picoedge.jobs.boards import BoardDirectory
+from picoedge.jobs.stragglers import SpeedWatch
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
-from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
+from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.sanitize import one_line
 from picoedge.units import MB
 
@@ -42,19 +59,20 @@ if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
-BOARD_FAILURES = 2  # of one board, after which it is excluded: a second one is no accident
-MAX_FAILURES = 16  # in all, after which the model gives up: the network itself must be at fault
+Failure = TypeVar("Failure", bound=PicoedgeError)
+
+LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
 
 
 class ClusterModel:
     """A `session.LanguageModel` over boards; `load_over_boards` makes one.
 
-    `tell` receives lines for the user.
+    `tell` receives lines for the user. Until `assemble`, and after an error, no model is loaded:
+    then `forward` assembles it anew.
     """
 
     plan: ClusterPlan
-    slice: LoadedModel
-    _detector: StragglerDetector
+    slice: LoadedModel  # the last one; closed while no model is loaded
 
     def __init__(
         self,
@@ -66,110 +84,125 @@ class ClusterModel:
     ) -> None:
         assert options.cluster is not None
         assert options.n_ctx is not None
-        self._directory, self._pack, self._options = directory, pack, options
-        self._tell, self._progress = tell, progress
+        self._directory, self._tell = directory, tell
         self.n_ctx = options.n_ctx
+        self._own = own = directory.identity.keys.public
+        self._names = {own: directory.identity.name}  # of all boards that ever answered, by key
+        self._speeds, self._recovery, self._pauses = SpeedWatch(own), Recovery(own), PauseWatch()
+        factor = self._speeds.factor
+        self._arranger = Arranger(directory, pack, options, factor, tell, progress)
+        self._arrangement: Arrangement | None = None
         self._tokens: list[int] = []  # that the cache holds, or must hold
         self._valid = 0  # positions of them whose keys and values are in the cache
-        self._failure_counts: Counter[str] = Counter()  # by key
         self.failures: list[dict[str, Any]] = []  # which board, why, and when
-        self._speeds, self._compute_times = SpeedFactors(), ComputeTimes()
         self._waited_s, self._streamed = 0.0, 0  # of slices that are closed
-        self._group: WorkerGroup | None = None  # None: this board alone
-        self._has_started = False
+        self._awaited: frozenset[str] = frozenset()  # boards that the user was told are awaited
+        self._looked_s = clock_s()
+
+    # -- assembling ----------------------------------------------------------------------------
 
     def assemble(self) -> None:
         """Plan over the boards that answer, and load the model there; blocks until it is loaded.
 
-        That may take minutes, or hours in the queue for busy boards. Raises what planning and
-        loading raise.
+        That may take minutes, or hours in the queue for busy boards. Boards that fail meanwhile are
+        done without. Raises what planning and loading raise.
         """
-        while True:
-            counts = self._failure_counts.items()
-            self._directory.refresh(frozenset(k for k, n in counts if n >= BOARD_FAILURES))
-            self._keys = {handle.name: key for key, handle in self._directory.handles.items()}
-            self.plan = plan = self._make_plan()
-            self._tell(plan.why)
+        refusal: PicoedgeError | None = None
+        while self._arrangement is None:
             try:
-                self.slice = self._load(plan)
-            except BoardLostError as error:
-                self._count_failure(error)
-                continue
-            except UnlinkedError as error:
-                self._directory.unlink(error.keys[0], error.keys[1:])
-                self._tell(f"{error.message}; this board passes on their sums")
-                continue
-            self._has_started, self._valid, self._detector = True, 0, StragglerDetector()
-            # Seconds of a token at each board's measured speed, whatever its present one.
-            self._full_s = {
-                share.board.key: share.compute_s * self._speeds.factor(share.board.key)
-                for share in plan.chosen.shares
-            }
-            self._begin_answer()
-            return
+                decision, error = self._attempt(), None
+            except PicoedgeError as failure:
+                error = without_frames(failure)
+                decision = self._failed(error)
+            if isinstance(error, BoardRefusedError):
+                refusal = error
+            if error is not None and decision.gives_up:
+                raise (isinstance(error, UsageError) and refusal) or error
+            self._wait(decision)
+        self._awaited = frozenset()
 
-    def _make_plan(self) -> ClusterPlan:
-        load = load_of(self._pack, self._pack.all_shards, self._options)
-        held = locate_shards(self._directory, self._pack)
-        cluster, factor = self._directory.cluster(), self._speeds.factor  # of stragglers
-        present = [board.compute_bytes_per_s * factor(board.key) for board in cluster.boards]
-        return plan_cluster(load, cluster.with_speeds(present), self._wanted(), held=held)
+    def _attempt(self) -> Decision:
+        self._directory.refresh(self._recovery.left_out(clock_s()))
+        handles = self._directory.handles
+        self._names.update((key, handle.name) for key, handle in handles.items())
+        decision = self._decide(Found(frozenset(handles)))
+        if decision.wait_s:
+            return decision
+        plan = self._arranger.plan()
+        self._tell(plan.why)
+        self._open(self._arranger.load(plan))
+        return decision
 
-    def _wanted(self) -> ClusterOptions:
-        """The user's options; after the start, only what the remaining boards can satisfy."""
-        wanted, present = self._options.cluster, len(self._directory.handles)
-        assert wanted is not None
-        if not self._has_started:
-            return wanted
-        boards = min(wanted.boards, present) if wanted.boards else None
-        split = () if self._failure_counts or len(wanted.split) > present else wanted.split
-        return dataclasses.replace(wanted, boards=boards, split=split)
+    def _open(self, arrangement: Arrangement) -> None:
+        self._arrangement, self._valid = arrangement, 0
+        self.plan, self.slice = arrangement.plan, arrangement.slice
+        self._decide(Assembled(arrangement.members))
+        self._speeds.begin(arrangement)
 
-    def _load(self, plan: ClusterPlan) -> LoadedModel:
-        """Load by the plan. This board is reserved too: its memory is for one job only."""
-        self._group = None
-        handles = [self._directory.handles[share.board.key] for share in plan.chosen.shares]
-        with ExitStack() as failing:
-            failing.callback(self._directory.close)  # frees the boards reserved so far
-            memory = reserve_boards(handles, self._tell)
-            memory = min(self._options.memory_bytes or memory, memory)
-            options = dataclasses.replace(self._options, memory_bytes=memory)
-            if len(handles) == 1:
-                loaded = load_model(self._pack, options, self._progress)
-            else:
-                group = WorkerGroup(
-                    self._directory, handles, plan.chosen, self._tell, self._progress
-                )
-                group.start(self._pack, options)
-                self._group, loaded = group, group.slice
-            failing.pop_all()
-        return loaded
+    def _decide(self, event: Event) -> Decision:
+        if (paused_s := self._pauses.take()) is not None:
+            self._recovery.on(HubPaused(), paused_s)
+        return self._recovery.on(event, clock_s())
+
+    def _failed(self, error: PicoedgeError) -> Decision:
+        """What to do after an error of a pass, or of an attempt to load the model."""
+        if isinstance(error, MemoryBudgetError):
+            return self._decide(TooSmall())
+        if isinstance(error, UnlinkedError):  # nobody has failed
+            self._directory.unlink(error.keys[0], error.keys[1:])
+            self._tell(f"{error.message}; this board passes on their sums")
+            return GO
+        key = error.key if isinstance(error, BoardLostError) else ""
+        if key not in self._names:
+            return Decision(gives_up=True)
+        if key == self._own and not self._directory.has_daemon(same=True):
+            return self._decide(OwnDaemonGone())
+        event = BoardRefused(key) if isinstance(error, BoardRefusedError) else BoardLost(key)
+        decision = self._decide(event)
+        self.failures.append({"board": self._names[key], "why": error.message, "time": time.time()})
+        without = " without it" if key in self._recovery.left_out(clock_s()) else ""
+        self._tell(f"{error.message}; going on{without}")
+        if decision.gives_up:
+            raise MeshError("boards are lost one after another", "check the network: picoedge ps")
+        return decision
+
+    def _wait(self, decision: Decision) -> None:
+        awaited = decision.awaited
+        if awaited and awaited != self._awaited:
+            names = ", ".join(sorted(self._names[key] for key in awaited))
+            what = f"{names}: the boards that are there cannot hold the model"
+            if self._own in awaited:
+                what = "this board's daemon (picoedge run)"
+            self._tell(f"waiting up to {PATIENCE_S:.0f} s for {what}")
+        self._awaited = awaited or self._awaited
+        time.sleep(decision.wait_s)
 
     # -- as a LanguageModel --------------------------------------------------------------------
 
     @property
     def boards(self) -> int:
         """How many boards run it."""
-        return self._group.boards if self._group else 1
+        at = self._arrangement
+        return at.group.boards if at and at.group else 1
 
     @property
     def disk_wait_s(self) -> float:
         """Seconds that this board has waited for weights from storage so far."""
-        return self._waited_s + self.slice.disk_wait_s
+        return self._waited_s + (self._arrangement.slice.disk_wait_s if self._arrangement else 0.0)
 
     @property
     def bytes_streamed(self) -> int:
         """Bytes of weights that this board has streamed from storage so far."""
-        return self._streamed + self.slice.bytes_streamed
+        return self._streamed + (self._arrangement.slice.bytes_streamed if self._arrangement else 0)
 
     def report(self) -> dict[str, Any]:
         """The assignment, the predicted time per token, and what sums have cost so far."""
-        chosen, group = self.plan.chosen, self._group
-        usage = self._sync_usage()
+        chosen, at = self.plan.chosen, self._arrangement
+        usage = at.sync_usage() if at else SyncUsage()
         return {
             "why": self.plan.why,
             "allreduce": chosen.allreduce,
-            "transports": group.transports if group else {},
+            "transports": at.group.transports if at and at.group else {},
             "predicted_s_per_token": chosen.s_per_token,
             "shares": [
                 {
@@ -189,127 +222,129 @@ class ClusterModel:
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; see `Transformer.forward`.
 
-        If a board fails during the pass, the pass is repeated without it. Raises MemoryBudgetError
-        if the remaining boards cannot hold the model.
+        If a board fails during the pass, the pass is repeated without it. Raises what `assemble`
+        raises.
         """
         del self._tokens[position:]
         self._tokens += tokens
         self._valid = min(self._valid, position)
         if len(tokens) > 1:
-            self._retry_excluded()
+            self._before_answer()
         while True:
+            self.assemble()
             try:
-                began = time.perf_counter()
-                logits = self.slice.forward(self._tokens[self._valid :], self._valid)
-                single = self._valid == len(self._tokens) - 1
-                self._valid = len(self._tokens)
-                self._watch_speed(time.perf_counter() - began if single else None)
+                if len(tokens) > 1:
+                    self._check_group()
+                logits = self._pass()
+            except (BoardLostError, UnlinkedError) as error:
+                lost = without_frames(self._explained(error))
+            except BaseException:
+                self._end_group()
+                raise
+            else:
+                self._decide(Passed())
                 return logits
-            except BoardLostError as error:
-                self._recover(error)
+            # Outside of the handler: what it refers to would hold the memory of the closed slice.
+            self._close_arrangement()
+            if (decision := self._failed(lost)).gives_up:
+                raise lost
+            self._wait(decision)
 
-    # -- stragglers ----------------------------------------------------------------------------
+    def _check_group(self) -> None:
+        """After an idle hour: a pass may not need all that was lost, such as the own daemon."""
+        if self._arrangement is not None and self._arrangement.group is not None:
+            self._arrangement.group.check()
 
-    def _begin_answer(self) -> None:
-        """Start sampling anew: tokens of a prompt are faster than decoded ones."""
-        self._compute_times.reset()
-        self._answer_s = time.monotonic()
-        self._begin_sample()
+    def _pass(self) -> F32:
+        began = time.perf_counter()
+        logits = self.slice.forward(self._tokens[self._valid :], self._valid)
+        single = self._valid == len(self._tokens) - 1
+        self._valid = len(self._tokens)
+        changed = self._speeds.add(time.perf_counter() - began if single else None)
+        if changed:
+            self._redistribute(*changed)
+        return logits
 
-    def _begin_sample(self) -> None:
-        self._sample_s, self._sampled, self._disk_s = 0.0, 0, self.slice.disk_wait_s
-        self._usage = self._sync_usage()
+    def _explained(self, error: MeshError) -> MeshError:
+        group = self._arrangement.group if self._arrangement else None
+        return group.explain(error) if group and isinstance(error, BoardLostError) else error
 
-    def _sync_usage(self) -> SyncUsage:
-        return self._group.forward_pass.channel.usage() if self._group else SyncUsage()
+    def _end_group(self) -> None:
+        """An error or Ctrl-C has interrupted a pass: the boards of a group are out of step."""
+        if self._arrangement is not None and self._arrangement.group is not None:
+            self._close_arrangement()
 
-    def _watch_speed(self, token_s: float | None) -> None:
-        """Redistribute the shards if a board is far slower than planned, or has recovered.
+    # -- before an answer ----------------------------------------------------------------------
 
-        `token_s`: seconds of a decoded token; None after a prompt.
-        """
-        if self._group is None:
+    def _before_answer(self) -> None:
+        self._decide(Asked())
+        if self._arrangement is not None and (rested := self._speeds.rested()):
+            self._redistribute(*rested)
+        now_s = clock_s()
+        if self._arrangement is not None and now_s - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._take_in_others()
+
+    def _take_in_others(self) -> None:
+        """Assemble anew over boards that have come back, if the plan is better with them."""
+        out = self._recovery.left_out(clock_s())
+        try:
+            added, unreachable = self._directory.look(out)
+            for key in unreachable:
+                self._decide(BoardLost(key))
+            chosen = self._arranger.plan().chosen.shares if added else ()
+        except PicoedgeError as error:  # of a group: its check will find out what it is
+            alone = self._arrangement is not None and self._arrangement.group is None
+            own = isinstance(error, BoardLostError) and error.key == self._own
+            if alone and own and self._directory.has_daemon():
+                self._close_arrangement()  # which has started again
             return
-        if token_s is None:
-            return self._begin_answer()
-        self._sample_s, self._sampled = self._sample_s + token_s, self._sampled + 1
-        if self._sampled < SAMPLE_TOKENS:
-            return
-        usage, before = self._sync_usage(), self._usage.late_s
-        waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
-        shares = self.plan.chosen.shares
-        planned = [share.compute_s for share in shares]
-        late = self._detector.add(Sample(self._sampled, self._sample_s, waited), planned)
-        recovered, slow = self._speeds.add(self._rates(self._group, usage.wait_s))
-        slow |= {shares[rank].board.key: factor for rank, factor in late.items()}
-        self._begin_sample()
-        for key, factor in slow.items():
-            self._speeds.slow_down(key, factor, time.monotonic())
-        if slow or recovered:
-            self._rebalance("has become slow" if slow else "is quick again", slow or recovered)
+        names = [share.board.name for share in chosen if share.board.key in added]
+        if names:
+            self._tell(f"{', '.join(names)} can take part: the shards are redistributed")
+            self._close_arrangement()
 
-    def _rates(self, group: WorkerGroup, wait_s: float) -> dict[str, float]:
-        """Each board's seconds per token at its measured speed, by those it took; by key."""
-        own_s = self._sample_s - (wait_s - self._usage.wait_s)
-        own_s -= self.slice.disk_wait_s - self._disk_s
-        took = {self._directory.own.key: own_s / self._sampled if own_s > 0 else None}
-        for key, work in group.work_since(self._answer_s).items():
-            took[key] = self._compute_times.s_per_token(key, work)
-        return {
-            key: full / took_s for key, full in self._full_s.items() if (took_s := took.get(key))
-        }
-
-    def _retry_excluded(self) -> None:
-        """Before an answer, include boards again that were excluded as slow some time ago."""
-        included = {share.board.key for share in self.plan.chosen.shares}
-        rested = self._speeds.retry(included, time.monotonic())
-        if rested:
-            self._rebalance("was slow and is tried again", rested)
-
-    def _rebalance(self, how: str, keys: Collection[str]) -> None:
-        plan = self._make_plan()
+    def _redistribute(self, how: str, keys: Collection[str]) -> None:
+        """Load by another plan, if there is a better one, as some boards' speeds have changed."""
+        plan = self._arranger.plan()
         before, after = (
             [(share.board.key, share.part) for share in each.chosen.shares]
             for each in (self.plan, plan)
         )
         if before == after:
-            self._detector = StragglerDetector()  # no better plan exists: this is normal
-            return
-        names = ", ".join(name for name, key in self._keys.items() if key in keys)
+            return self._speeds.accept()
+        names = ", ".join(name for key, name in self._names.items() if key in keys)
         self._tell(f"{names} {how}: the shards are redistributed")
         # Logits stay valid; the cache is recomputed with the next token.
-        self._close_slice()
+        self._close_arrangement()
         self.assemble()
 
-    # -- failures ------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------
 
-    def _recover(self, error: BoardLostError) -> None:
-        assert self._group is not None
-        self._count_failure(self._group.explain(error))
-        self._close_slice()
-        self.assemble()
-
-    def _count_failure(self, error: BoardLostError) -> None:
-        key = self._keys.get(error.board, "")
-        self._failure_counts[key] += 1
-        self.failures.append({"board": error.board, "why": error.message, "time": time.time()})
-        without = " without it" if self._failure_counts[key] >= BOARD_FAILURES else ""
-        self._tell(f"{error.message}; going on{without}" if key else error.message)
-        if self._failure_counts.total() > MAX_FAILURES:
-            raise MeshError("boards are lost one after another", "check the network: picoedge ps")
-
-    def _close_slice(self) -> None:
-        self._waited_s, self._streamed = self.disk_wait_s, self.bytes_streamed
-        if self._group is not None:
-            self._group.close()
-        else:
-            self.slice.close()
+    def _close_arrangement(self) -> None:
+        """Free its memory, and all boards. Idempotent."""
+        waited_s, streamed = self.disk_wait_s, self.bytes_streamed
+        at, self._arrangement = self._arrangement, None
+        self._waited_s, self._streamed = waited_s, streamed
+        if at is not None:
+            at.close()
+        self._directory.close()
 
     def close(self) -> None:
         """Free all boards. Idempotent."""
-        self._close_slice()
-        self._directory.close()
+        self._pauses.close()
+        self._close_arrangement()
         self._directory.context.destroy(linger=0)  # goodbyes have a linger of their own
+
+
+def without_frames(error: Failure) -> Failure:
+    """The error without the frames it came through, whose variables refer to a model's memory."""
+    link: BaseException | None = error
+    while link is not None:
+        before, link.__traceback__ = link.__context__, None
+        link.__cause__ = link.__context__ = None
+        link = before
+    return error
 
 
 def load_over_boards(

@@ -18,9 +18,9 @@ import zmq
 from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.open import load_model
-from picoedge.errors import BoardLostError, MeshError, UnlinkedError
+from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, UnlinkedError
 from picoedge.fields import Fields
-from picoedge.jobs.boards import BoardDirectory, BoardHandle
+from picoedge.jobs.boards import BoardDirectory, BoardHandle, refusals
 from picoedge.jobs.group_links import connect, receive_note
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
@@ -80,7 +80,7 @@ class WorkerGroup:
         """Start the group; returns when all slices are loaded.
 
         That takes as long as pulling shards takes. Raises BoardLostError if a board fails
-        meanwhile, MeshError if one reports that it cannot do it.
+        meanwhile, BoardRefusedError if one reports that it cannot do it.
         """
         directory = self._directory
         with ExitStack() as stack:
@@ -175,7 +175,8 @@ class WorkerGroup:
         for rank in ranks:
             spec = self._spec_for(rank)
             body = {"job": INFERENCE, "spec": spec.to_json()}
-            self._handles[rank].client.ask("job-start", body)
+            with refusals(self._handles[rank]):
+                self._handles[rank].client.ask("job-start", body)
             if self._spec.allreduce == "exchange":
                 self._await_ports([rank])
         self._await_ports(ranks)
@@ -242,13 +243,17 @@ class WorkerGroup:
             elif kind == "job-revoked" and handle is self._handles[HUB]:
                 self._check_revoked(body)
 
+    def check(self) -> None:
+        """Raises BoardLostError if a board's daemon has ended, or says that its worker has."""
+        for handle in self._handles:
+            self.read_notifications(handle)
+
     def work_since(self, time_s: float) -> dict[str, Work]:
         """What each worker has done, by key, if it has reported since `time_s` (monotonic).
 
         Raises BoardLostError as `read_notifications` does.
         """
-        for handle in self._handles:
-            self.read_notifications(handle)
+        self.check()
         recent = {key: report for key, (report, at_s) in self._reports.items() if at_s >= time_s}
         works = {key: read_work(report) for key, report in recent.items()}
         return {key: work for key, work in works.items() if work is not None}
@@ -261,7 +266,7 @@ class WorkerGroup:
     def _end_of(self, handle: BoardHandle, body: dict[str, Any]) -> MeshError:
         """The error for a worker that has ended.
 
-        MeshError if the worker reported that it cannot start: another attempt would fail as well.
+        BoardRefusedError if the worker reported that it cannot start: it would fail again.
         """
         why, hint = (one_line(str(body.get(name, "")), 500) for name in ("message", "hint"))
         if unreached := self._unreached(handle, body):
@@ -270,7 +275,8 @@ class WorkerGroup:
             self._accused[handle.key] = accused
             return _lost(handle, f"{handle.name}: {why}", hint)
         if body.get("failed") and not self._is_ready:
-            return MeshError(f"{handle.name}: {why}", hint)
+            message = f"{handle.name}: {why}"
+            return BoardRefusedError(message, hint, board=handle.name, key=handle.key)
         return _lost(handle, f"{handle.name}: {why}", hint)
 
     def _accused_by(self, handle: BoardHandle, body: dict[str, Any]) -> BoardHandle | None:

@@ -1,4 +1,4 @@
-"""What of this machine the process has: memory, cores, and what the kernel counts for it.
+"""What of this machine the process has: memory, cores, time, and what the kernel counts for it.
 
 Within the limits of its cgroups (v1 and v2, and their parents).
 """
@@ -9,6 +9,8 @@ import math
 import os
 import resource
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from picoedge.host.sysfs import (
     file_text,
 )
 
+TICK_S = 0.25
+PAUSE_S = 0.75  # beyond a tick: others give up a board that is silent for a second
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -120,3 +124,59 @@ def _number(file: Path, key: str) -> int | None:
     """The number of a line of the file; None where there is no such line."""
     words = file_fields(file).get(key, "").split()
     return int(words[0]) if words and words[0].isdecimal() else None
+
+
+# -- pauses --------------------------------------------------------------------------------------
+
+
+def clock_s() -> float:
+    """Seconds of a clock that also runs while the machine is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class PauseDetector:
+    """A gap between two looks at the clock that is longer than a busy machine explains. Pure.
+
+    `look` at least every TICK_S; `paused_s` is when the last pause ended, None without one.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self._looked_s = now_s
+        self.paused_s: float | None = None
+
+    def look(self, now_s: float) -> None:
+        """The clock says `now_s`."""
+        if now_s - self._looked_s >= TICK_S + PAUSE_S:
+            self.paused_s = now_s
+        self._looked_s = max(now_s, self._looked_s)
+
+
+class PauseWatch:
+    """A thread that looks at the clock, as the one that computes may be long about a token."""
+
+    def __init__(self) -> None:
+        self._detector, self._closed = PauseDetector(clock_s()), threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="pauses", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(TICK_S):
+            self._look()
+
+    def _look(self) -> float | None:
+        with self._lock:
+            self._detector.look(clock_s())
+            return self._detector.paused_s
+
+    def take(self) -> float | None:
+        """When the last pause ended (`clock_s`), once for each; None without a new one."""
+        paused_s = self._look()
+        with self._lock:
+            self._detector.paused_s = None
+        return paused_s
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        self._closed.set()
+        self._thread.join()

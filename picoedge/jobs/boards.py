@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
-from picoedge.errors import BoardLostError, MeshError, ProtocolError
+from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.jobs.spec import INFERENCE, VERSION_1
 from picoedge.jobs.status import PRESENT, ask_pages
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # A pair of boards that could not reach each other is not tried again for so long.
 UNLINKED_S = 600.0
 QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
+LOOK_S = 0.5  # as a look for boards comes before an answer
 OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
@@ -80,6 +81,8 @@ class BoardDirectory:
         self.context, self.identity, self._tell = context, identity, tell
         self.handles: dict[str, BoardHandle] = {}
         self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
+        self._incarnation = 0  # of this board's daemon
+        self._left_out: set[str] = set()  # keys of boards that the user was told are left out
         if transport != "zeromq":
             ciphers()  # loads what seals streams, so that it is counted
         trim()
@@ -91,7 +94,7 @@ class BoardDirectory:
         This board is first, the others are sorted by name, so that `--tensor-split` means the
         same boards every time.
 
-        Raises MeshError if no daemon runs on this board.
+        Raises BoardLostError, which names this board, if no daemon runs here.
         """
         self.close()
         own = self._own()
@@ -99,12 +102,26 @@ class BoardDirectory:
         boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
         self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
-        for board in sorted(boards, key=lambda board: (board["name"], board["key"])):
-            if board["key"] == self.identity.keys.public or board["key"] in excluded:
-                continue
-            if board["condition"] in PRESENT:
-                self._try(board)
+        for board in _others(boards, {own.key, *excluded}):
+            self._try(board, QUESTION_S)
         return self.cluster()
+
+    def look(self, excluded: frozenset[str]) -> tuple[set[str], set[str]]:
+        """Connect to boards that have come since and are free, but for the excluded keys.
+
+        Returns the keys of those that answer, which have handles now, and of those that do not.
+        Takes milliseconds where there are none. Raises MeshError if this board's daemon is silent.
+        """
+        boards = ask_pages(self.own.client, QUESTION_S)["boards"]
+        others = _others(boards, excluded | self.handles.keys())
+        new = [board for board in others if board["report"].get("does") in ("free", "ending")]
+        reached = {board["key"] for board in new if self._try(board, LOOK_S)}
+        return reached, {board["key"] for board in new} - reached
+
+    def has_daemon(self, *, same: bool = False) -> bool:
+        """Whether a daemon runs on this board; with `same`, still the one that was found first."""
+        daemon = find_local(self.identity.folder)
+        return daemon is not None and (not same or daemon.incarnation == self._incarnation)
 
     @property
     def own(self) -> BoardHandle:
@@ -139,25 +156,39 @@ class BoardDirectory:
     def _own(self) -> Client:
         daemon, keys = find_local(self.identity.folder), self.identity.keys
         if daemon is None:
-            raise MeshError(
-                "this board is not in the mesh: its daemon does not run", "start it: picoedge run"
+            raise BoardLostError(
+                "this board is not in the mesh: its daemon does not run",
+                "start it: picoedge run",
+                board=self.identity.name,
+                key=self.identity.keys.public,
             )
+        self._incarnation = daemon.incarnation
         return self._client(daemon.address, keys.public, self.identity.name)
 
     def _client(self, address: Address, key: str, name: str) -> Client:
         return Client(self.context, self.identity.keys, address, key, name, VERSION_1)
 
-    def _try(self, board: dict[str, Any]) -> None:
+    def _try(self, board: dict[str, Any], timeout_s: float) -> bool:
+        """Connect to a board at one of its addresses; whether it answers each ping in time."""
+        why = "it has no address"
         for text in board["addresses"]:
             address = parse_address(text)
             client = self._client(address, board["key"], board["name"])
             try:
-                small_s, large_s = _pings_s(client, 0, PINGS), _pings_s(client, PING_BYTES, 2)
+                small_s = _pings_s(client, 0, PINGS, timeout_s)
+                large_s = _pings_s(client, PING_BYTES, 2, timeout_s)
                 link = link_of(small_s, large_s, self._own_ping_s)
-                return self._add(client, board["key"], text, link)
+                self._add(client, board["key"], text, link)
             except MeshError as error:
                 client.close()
-                self._tell(f"{board['name']} is left out: {error.message}")
+                why = error.message
+            else:
+                self._left_out.discard(board["key"])
+                return True
+        if board["key"] not in self._left_out:
+            self._left_out.add(board["key"])
+            self._tell(f"{board['name']} is left out: {why}")
+        return False
 
     def _add(self, client: Client, key: str, address: str, link: LinkFacts) -> None:
         with ExitStack() as failing:
@@ -173,6 +204,13 @@ class BoardDirectory:
         for handle in self.handles.values():
             handle.client.close()
         self.handles.clear()
+
+
+def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[dict[str, Any]]:
+    """Boards that are heard, but those whose keys are known; by name."""
+    heard = [board for board in boards if board["condition"] in PRESENT]
+    heard.sort(key=lambda board: (board["name"], board["key"]))
+    return [board for board in heard if board["key"] not in known]
 
 
 def _facts(client: Client) -> tuple[BoardFacts, frozenset[str]]:
@@ -214,10 +252,10 @@ def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) ->
     return LinkFacts(latency, PING_BYTES / max(min(large_s) - small, 1e-6))
 
 
-def _pings_s(client: Client, nbytes: int, count: int) -> list[float]:
+def _pings_s(client: Client, nbytes: int, count: int, timeout_s: float = QUESTION_S) -> list[float]:
     times = [time.perf_counter()]
     for _ in range(count):
-        client.ask_raw("ping", {"bytes": nbytes}, QUESTION_S)
+        client.ask_raw("ping", {"bytes": nbytes}, timeout_s)
         times.append(time.perf_counter())
     return [after - before for before, after in pairwise(times)]
 
@@ -259,10 +297,23 @@ def reserve_boards(handles: Sequence[BoardHandle], tell: Tell) -> int:
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
         body = {"job": INFERENCE}
-        answer = handle.client.ask("job-reserve", body, timeout_s=QUEUE_S, on_push=told)
+        with refusals(handle):
+            answer = handle.client.ask("job-reserve", body, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:
             memory = Fields(answer).integer("memory_bytes")
     return memory
+
+
+@contextmanager
+def refusals(handle: BoardHandle) -> Iterator[None]:
+    """Errors with which a board answers, as BoardRefusedError: they blame that board."""
+    try:
+        yield
+    except BoardLostError:
+        raise
+    except MeshError as error:
+        message = f"{handle.name}: {error.message}"
+        raise BoardRefusedError(message, error.hint, board=handle.name, key=handle.key) from None
 
 
 def _tell_queue(name: str, tell: Tell, kind: str, body: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Detect boards that compute far slower than planned, and boards that have recovered. Pure.
+"""Detect boards that compute far slower than planned, and boards that have recovered.
 
 A throttled or busy board is alive, but its assignment is wrong: the shards are redistributed
 according to its present speed. Once it computes as fast as before it gets its shards back. If it
@@ -7,10 +7,16 @@ has shards, its own compute times tell; if it has none, it is tried again after 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from picoedge.jobs.progress_page import Work
+
+if TYPE_CHECKING:
+    from picoedge.mesh.group.channel import SyncUsage
+    from picoedge.planner.cost_model import Share
 
 SAMPLE_TOKENS = 8  # per sample: a second or so, and enough to average out single stalls
 SLOWDOWN = 2.5  # times the best seconds per token: for less, reloading shards does not pay
@@ -148,3 +154,101 @@ class SpeedFactors:
         for key in due:
             self._stragglers[key].factor = 1.0
         return due
+
+
+class SharedWork(Protocol):
+    """A group of boards at work on one model."""
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """What each board has of it, the hub first."""
+
+    @property
+    def disk_wait_s(self) -> float:
+        """Seconds that this board has waited for its storage."""
+
+    def sync_usage(self) -> SyncUsage:
+        """What sums have cost so far."""
+
+    def work_since(self, time_s: float) -> Mapping[str, Work]:
+        """What each worker has done, by key, if it has reported since `time_s` (monotonic)."""
+
+
+class SpeedWatch:
+    """The speeds of a session's boards, over all its groups. `own` is the key of the hub's board.
+
+    Call `begin` with each new group, `add` after each of its passes.
+    """
+
+    _detector: StragglerDetector
+    _sample_s: float
+    _sampled: int
+    _usage: SyncUsage
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._speeds, self._compute_times = SpeedFactors(), ComputeTimes()
+        self.factor = self._speeds.factor
+
+    def begin(self, work: SharedWork) -> None:
+        """A group that has done nothing yet."""
+        self._at, self._detector = work, StragglerDetector()
+        # Seconds of a token at each board's measured speed, whatever its present one.
+        self._full_s = {
+            share.board.key: share.compute_s * self.factor(share.board.key) for share in work.shares
+        }
+        self._begin_answer()
+
+    def add(self, token_s: float | None) -> tuple[str, Collection[str]] | None:
+        """Seconds of a decoded token, None of a prompt; what has changed, and of which boards."""
+        if len(self._at.shares) == 1:
+            return None
+        if token_s is None:
+            self._begin_answer()
+            return None
+        self._sample_s, self._sampled = self._sample_s + token_s, self._sampled + 1
+        if self._sampled < SAMPLE_TOKENS:
+            return None
+        usage, before = self._at.sync_usage(), self._usage.late_s
+        waited = {rank: late_s - before.get(rank, 0.0) for rank, late_s in usage.late_s.items()}
+        planned: Sequence[float] = [share.compute_s for share in self._at.shares]
+        late = self._detector.add(Sample(self._sampled, self._sample_s, waited), planned)
+        recovered, slow = self._speeds.add(self._rates(usage))
+        slow |= {self._at.shares[rank].board.key: factor for rank, factor in late.items()}
+        self._begin_sample()
+        for key, factor in slow.items():
+            self._speeds.slow_down(key, factor, time.monotonic())
+        if not slow and not recovered:
+            return None
+        return ("has become slow", slow) if slow else ("is quick again", recovered)
+
+    def rested(self) -> tuple[str, Collection[str]] | None:
+        """Before an answer: boards to be included again that were excluded as slow."""
+        included = {share.board.key for share in self._at.shares}
+        rested = self._speeds.retry(included, time.monotonic())
+        return ("was slow and is tried again", rested) if rested else None
+
+    def accept(self) -> None:
+        """No better plan exists: the present speed is normal."""
+        self._detector = StragglerDetector()
+
+    def _begin_answer(self) -> None:
+        """Start sampling anew: tokens of a prompt are faster than decoded ones."""
+        self._compute_times.reset()
+        self._answer_s = time.monotonic()
+        self._begin_sample()
+
+    def _begin_sample(self) -> None:
+        self._sample_s, self._sampled, self._disk_s = 0.0, 0, self._at.disk_wait_s
+        self._usage = self._at.sync_usage()
+
+    def _rates(self, usage: SyncUsage) -> dict[str, float]:
+        """Each board's seconds per token at its measured speed, by those it took; by key."""
+        own_s = self._sample_s - (usage.wait_s - self._usage.wait_s)
+        own_s -= self._at.disk_wait_s - self._disk_s
+        took = {self._own: own_s / self._sampled if own_s > 0 else None}
+        for key, work in self._at.work_since(self._answer_s).items():
+            took[key] = self._compute_times.s_per_token(key, work)
+        return {
+            key: full / took_s for key, full in self._full_s.items() if (took_s := took.get(key))
+        }

@@ -295,7 +295,7 @@ class NativeKernels:
 
     def close(self) -> None:
         """Stop the threads. Operations bound before must not be called after it."""
-        self._pool = None
+        self._pool, self._scratch = None, {}
         self._stop()
         if "_reference" in self.__dict__:
             self._reference.close()

@@ -349,6 +349,13 @@ class Transformer:
         }
 
     def close(self) -> None:
-        """Stop the kernels' threads and the readers of weights. Idempotent."""
+        """Stop the kernels' threads and the readers of weights; free all memory. Idempotent.
+
+        What describes the model, and what it has counted, can still be read.
+        """
+        self.unbind()
+        self._caches, self._ropes, self._embedding = {}, {}, None
+        self._space = Workspace(0, 0, 0, 0, 0)
+        self.after_forward = None
         self.holding.close()
         self.kernels.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,22 @@ from cluster_answers import (
     HOW,
     LAST_REPORT,
     PROMPT,
+    SOME_WORDS,
     begin,
     check_told_and_undisturbed,
 )
 from cluster_boards import BoardOf, ClusterOf, cluster_of, last_json, until
 
 pytest_plugins = ["fault_cluster"]
+
+
+# A session that waits a second for a board instead of half a minute.
+IMPATIENT = [
+    sys.executable,
+    "-c",
+    "import sys; from picoedge.cluster import recovery, resilient_model; from picoedge.cli.main "
+    "import main; recovery.PATIENCE_S = resilient_model.PATIENCE_S = 1.0; sys.exit(main())",
+]
 
 
 def kill_board(board: BoardOf) -> None:
@@ -66,7 +77,9 @@ def test_one_board_after_another(cluster: ClusterOf, smollm2_pack: Path, undistu
 def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2, ["220M", "300M"]) as cluster:
         cluster.shelve(smollm2_pack)
-        session = begin(cluster, smollm2_pack, "-c", "8192")
+        words = ["generate", smollm2_pack, "-p", PROMPT, "-n", str(COUNT), *HOW, "-c", "8192"]
+        session = cluster[1].run(*words, "--cluster", "--boards", "2", program=IMPATIENT)
+        session.out.wait(SOME_WORDS)
         kept = session.out.text
         kill_board(cluster[2])
         assert session.wait() == 1
@@ -77,7 +90,8 @@ def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> N
         assert re.search(r"context of 8192 tokens 18\d MB", error)
         assert re.search(r"b1 \S+ MB of \S+ MB", error)
         assert re.search(LAST_REPORT, session.err.text)
-        assert "b2" in session.err.text
+        awaited = "waiting up to 1 s for b2: the boards that are there cannot hold the model"
+        assert session.err.text.count(awaited) == 1
         assert "Traceback" not in session.err.text
 
 

@@ -290,7 +290,7 @@ def test_a_load_that_fails_frees_the_boards_reserved_for_it(
     options = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=2))
     with closing(load_over_boards(Pack.open(smollm2_pack), options)) as model:
         monkeypatch.setattr(WorkerGroup, "start", fail)
-        model._close_slice()
+        model._close_arrangement()
         with pytest.raises(MeshError, match="no room"):
             model.assemble()
         for board in cluster.boards:  # while the chat sits at its prompt

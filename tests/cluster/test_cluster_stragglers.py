@@ -150,7 +150,9 @@ def test_a_group_knows_what_its_workers_have_done(
     cluster[1].lend_environ(monkeypatch)
     how = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(split=(1.0, 1.0)))
     with closing(load_over_boards(Pack.open(smollm2_pack), how)) as model:
-        text, group = Text(model), model._group
+        text, at = Text(model), model._arrangement
+        assert at is not None
+        group = at.group
         assert group is not None
         since_s = time.monotonic()
         assert group.work_since(since_s + 1e6) == {}

@@ -177,7 +177,9 @@ def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
         return {"name": name, "key": letter * 40, "condition": "alive", "addresses": ["10.0.0.1:1"]}
 
     directory = BoardDirectory.__new__(BoardDirectory)
-    directory.__dict__.update(handles={}, _fixed_bytes=0, _unlinked={}, _tell=print)
+    directory.__dict__.update(
+        handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=print
+    )
     directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public="h" * 40)))
     monkeypatch.setattr(directory, "_client", Board)
     monkeypatch.setattr(directory, "_own", lambda: Board("127.0.0.1:1", "h" * 40, "raspberrypi"))

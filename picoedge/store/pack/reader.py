@@ -19,6 +19,7 @@ from picoedge.kernels.blocks import Weights
 from picoedge.store.encodings import ENCODINGS, RowEmbedding
 from picoedge.store.pack.manifest import Manifest, read_manifest
 from picoedge.store.pack.sharding import FileLayout, ShardLayout, file_stem
+from picoedge.store.pages import forget_mapped, page_up
 from picoedge.store.reads import RowFile, tied_rows, untied_rows
 from picoedge.store.shards import (
     HELD,
@@ -234,6 +235,11 @@ class Pack:
                 raise ModelError(f"{path} changed size since it was opened", _REMEDY)
             self._maps[name] = mapped.view(np.ndarray)
         return self._maps[name]
+
+    def unmap_pages(self) -> None:
+        """Take the mapped pages out of this process's memory; access maps them anew."""
+        for pages in self._maps.values():
+            forget_mapped(pages, 0, page_up(pages.nbytes))
 
     def _vector(self, name: str) -> F32:
         if name not in self._vectors:  # a model asks for a layer's norms at each of its steps

@@ -18,6 +18,7 @@ from picoedge.kernels.arrays import U8
 from picoedge.store.pages import (
     advise,
     anonymous,
+    forget_anonymous,
     forget_cached,
     forget_mapped,
     page_range,
@@ -63,7 +64,10 @@ class WindowIO(Protocol):
         """Free the memory and page cache that the unit takes outside the window's ring."""
 
     def close(self) -> None:
-        """Close the files and free what was read. Idempotent."""
+        """Close the files. Idempotent."""
+
+    def free(self) -> None:
+        """After `close`: free what was read, though arrays of it may still be referred to."""
 
 
 class DirectIO(WindowIO):
@@ -90,6 +94,9 @@ class DirectIO(WindowIO):
 
     def close(self) -> None:
         self._files.close()
+
+    def free(self) -> None:
+        forget_anonymous(self._memory)
 
 
 class MappedIO(WindowIO):
@@ -136,6 +143,9 @@ class MappedIO(WindowIO):
             forget_mapped(pages, 0, page_up(pages.nbytes))  # read-ahead included
             forget_cached(self._files.fd(name), 0, pages.nbytes)
         self._files.close()
+
+    def free(self) -> None:
+        """Nothing more: `close` has dropped the pages."""
 
 
 def _map(files: Files, name: str) -> U8:

@@ -97,7 +97,8 @@ class MappedWeights:
         """Mapped weights have no order."""
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """See `WeightStore.close`: the pages may stay in the page cache, not in this process."""
+        self._pack.unmap_pages()
 
 
 class StreamedWeights:
@@ -133,8 +134,7 @@ class StreamedWeights:
         The caller must have dropped all `BoundSpan`s, or their memory is not freed. Raises as the
         constructor.
         """
-        self.close()
-        self._past, self._window = self.usage, None
+        self._close_window()
         self._spans = {}  # frees the old ring before anything is allocated
         self.plan = plan
         for unit in self.resident.keys() - plan.resident:
@@ -196,9 +196,18 @@ class StreamedWeights:
             self.replan(self.plan)
 
     def close(self) -> None:
-        """See `WeightStore.close`."""
-        if self._window is not None:
-            self._window.close()
+        """See `WeightStore.close`. Frees the weights, whoever still refers to their arrays."""
+        self._spans = {}
+        for array in self.resident.values():
+            forget_anonymous(array)
+        self.resident = {}
+        self._close_window()
+
+    def _close_window(self) -> None:
+        self._past, window, self._window = self.usage, self._window, None
+        if window is not None:
+            window.close()
+            window.io.free()
 
 
 def read_units(

@@ -1,0 +1,124 @@
+"""One arrangement of a model over boards: planned over those that answer, reserved, loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from picoedge.cluster.worker_group import WorkerGroup
+from picoedge.engine.fit import LoadedModel, load_of
+from picoedge.engine.open import load_model
+from picoedge.engine.options import OpenOptions
+from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
+from picoedge.mesh.group.channel import SyncUsage
+from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
+
+if TYPE_CHECKING:
+    from picoedge.jobs.progress_page import Work
+    from picoedge.planner.cost_model import Share
+    from picoedge.progress import Progress
+    from picoedge.store.pack.reader import Pack
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A model that is loaded: this board's `slice`, and the group it belongs to; None: alone."""
+
+    plan: ClusterPlan
+    slice: LoadedModel
+    group: WorkerGroup | None
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """What each board has of it, the hub first."""
+        return self.plan.chosen.shares
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The boards' keys."""
+        return frozenset(share.board.key for share in self.shares)
+
+    @property
+    def disk_wait_s(self) -> float:
+        """Seconds that this board has waited for its storage."""
+        return self.slice.disk_wait_s
+
+    def work_since(self, time_s: float) -> dict[str, Work]:
+        """What each worker has done, by key, if it has reported since `time_s` (monotonic)."""
+        return self.group.work_since(time_s) if self.group else {}
+
+    def sync_usage(self) -> SyncUsage:
+        """What sums have cost so far."""
+        return self.group.forward_pass.channel.usage() if self.group else SyncUsage()
+
+    def close(self) -> None:
+        """Free the memory, and all boards. Idempotent."""
+        if self.group is not None:
+            self.group.close()
+        else:
+            self.slice.close()
+
+
+class Arranger:
+    """Plans and loads a model over the boards of a directory.
+
+    `speed` is the fraction of its measured speed that a board is planned with, by its key; `tell`
+    receives lines for the user.
+    """
+
+    def __init__(
+        self,
+        directory: BoardDirectory,
+        pack: Pack,
+        options: OpenOptions,
+        speed: Callable[[str], float],
+        tell: Callable[[str], None],
+        progress: Progress | None,
+    ) -> None:
+        assert options.n_ctx is not None
+        self._directory, self._pack, self._options = directory, pack, options
+        self._speed, self._tell, self._progress = speed, tell, progress
+        self._first: list[str] | None = None  # keys of the boards that answered at the start
+
+    def plan(self) -> ClusterPlan:
+        """The best plan over the boards of the directory. Raises what planning raises."""
+        load = load_of(self._pack, self._pack.all_shards, self._options)
+        held = locate_shards(self._directory, self._pack)
+        cluster = self._directory.cluster()
+        present = [board.compute_bytes_per_s * self._speed(board.key) for board in cluster.boards]
+        return plan_cluster(load, cluster.with_speeds(present), self._wanted(), held=held)
+
+    def _wanted(self) -> ClusterOptions:
+        """The user's options; after the start, only what the boards that are there can satisfy."""
+        wanted, present = self._options.cluster, list(self._directory.handles)
+        assert wanted is not None
+        if self._first in (None, present):
+            return wanted
+        boards = min(wanted.boards, len(present)) if wanted.boards else None
+        return dataclasses.replace(wanted, boards=boards, split=())  # it was for other boards
+
+    def load(self, plan: ClusterPlan) -> Arrangement:
+        """Load by the plan. This board is reserved too: its memory is for one job only.
+
+        Blocks until it is loaded: minutes, or hours in the queue for busy boards.
+        """
+        directory, group = self._directory, None
+        present = list(directory.handles)
+        handles = [directory.handles[share.board.key] for share in plan.chosen.shares]
+        with ExitStack() as failing:
+            failing.callback(directory.close)  # frees the boards reserved so far
+            memory = reserve_boards(handles, self._tell)
+            memory = min(self._options.memory_bytes or memory, memory)
+            options = dataclasses.replace(self._options, memory_bytes=memory)
+            if len(handles) == 1:
+                loaded = load_model(self._pack, options, self._progress)
+            else:
+                group = WorkerGroup(directory, handles, plan.chosen, self._tell, self._progress)
+                group.start(self._pack, options)
+                loaded = group.slice
+            failing.pop_all()
+        self._first = self._first or present
+        return Arrangement(plan, loaded, group)

@@ -1,0 +1,262 @@
+"""A session that lives on: after any error, while its daemon starts, at full strength again."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_boards import ClusterOf, cluster_of, until
+
+from picoedge.cluster import arrangement, resilient_model, worker_group
+from picoedge.cluster.arrangement import Arranger
+from picoedge.cluster.recovery import HubPaused
+from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
+from picoedge.cluster.worker_group import WorkerGroup
+from picoedge.engine.options import OpenOptions
+from picoedge.errors import MemoryBudgetError, MeshError, StorageError
+from picoedge.host.resources import rss_bytes
+from picoedge.jobs.boards import BoardDirectory, refusals
+from picoedge.planner.cluster_plan import ClusterOptions
+from picoedge.store.pack.reader import Pack
+from picoedge.units import MB
+
+OPTIONS = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=2))
+PROMPT = [1, 2, 3, 4, 5]
+LOADS_MB = 12  # of a process that has just closed a slice of 50 MB: less than one slice
+
+
+@pytest.fixture(scope="module")
+def two_boards(smollm2_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOf]:
+    with cluster_of(tmp_path_factory.mktemp("recovery"), 2) as made:
+        made.shelve(smollm2_pack)
+        yield made
+
+
+@pytest.fixture
+def cluster(two_boards: ClusterOf, monkeypatch: pytest.MonkeyPatch) -> ClusterOf:
+    two_boards[1].lend_environ(monkeypatch)
+    return two_boards
+
+
+@pytest.fixture
+def model(cluster: ClusterOf, smollm2_pack: Path) -> Iterator[ClusterModel]:
+    with closing(load_over_boards(Pack.open(smollm2_pack), OPTIONS)) as made:
+        yield made
+
+
+class Text:
+    """Greedy tokens, asked of a model as a session does."""
+
+    def __init__(self, model: ClusterModel) -> None:
+        self.model, self.tokens = model, [*PROMPT]
+
+    def ask(self) -> int:
+        """The next token, as the first of an answer."""
+        logits = self.model.forward(self.tokens[-2:], len(self.tokens) - 2)
+        self.tokens.append(int(logits.argmax()))
+        return self.tokens[-1]
+
+
+def undisturbed(model: ClusterModel, count: int) -> list[int]:
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    for _ in range(count):
+        text.ask()
+    return text.tokens
+
+
+STEPS: list[tuple[Any, str]] = [
+    (BoardDirectory, "refresh"),
+    (Arranger, "plan"),
+    (arrangement, "reserve_boards"),
+    (WorkerGroup, "start"),
+    (WorkerGroup, "_start_workers"),
+    (worker_group, "load_model"),
+    (WorkerGroup, "_await_ready"),
+    (BoardDirectory, "close"),
+]
+ERRORS: list[Callable[[], BaseException]] = [
+    KeyboardInterrupt,
+    lambda: MeshError("a daemon says no"),
+    lambda: StorageError("a dead disk"),
+    lambda: MemoryBudgetError("no room"),
+]
+
+
+def test_whatever_is_raised_in_a_recovery_the_next_question_is_answered(
+    cluster: ClusterOf, model: ClusterModel
+) -> None:
+    expected = undisturbed(model, 2 * len(STEPS) + 1)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    for number, (owner, name) in enumerate(STEPS):
+        error = ERRORS[number % len(ERRORS)]()
+
+        def fail(*args: object, error: BaseException = error, **named: object) -> None:
+            raise error
+
+        model._recovery.on(HubPaused(), 0.0)  # each loss is the first
+        with pytest.MonkeyPatch.context() as patch:
+            cluster[2].worker().send_signal(signal.SIGKILL)
+            patch.setattr(owner, name, fail)
+            with pytest.raises(type(error)):
+                text.ask()
+        text.ask()
+        assert model.boards == 2
+    while len(text.tokens) < len(expected):
+        text.ask()
+    assert text.tokens == expected
+
+
+def test_an_interrupt_in_a_pass_leaves_no_group_out_of_step(
+    model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(model, 3)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    sums = 0
+
+    def interrupted(*args: object) -> Any:
+        nonlocal sums
+        sums += 1
+        if sums == 5:
+            raise KeyboardInterrupt
+        return begin(*args)
+
+    begin = model.slice._reduce
+    model.slice._reduce = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        text.ask()
+    while len(text.tokens) < len(expected):
+        text.ask()
+    assert text.tokens == expected
+    assert model.boards == 2
+
+
+def test_the_hubs_own_daemon_is_waited_for(
+    cluster: ClusterOf, model: ClusterModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = undisturbed(model, 12)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    assert cluster[1].daemon is not None
+    cluster[1].daemon.kill()
+    starting = threading.Timer(1.0, lambda: cluster[1].start("--memory", "2G"))
+    starting.start()
+    before = model._arrangement
+    while model._arrangement is before:  # it is noticed within a tenth of a second
+        text.ask()
+    starting.join()
+    assert model.boards == 2
+    text.ask()
+    assert text.tokens == expected[: len(text.tokens)]
+    told = capfd.readouterr().err
+    assert told.count("waiting up to 30 s for this board's daemon (picoedge run)") == 1
+
+
+def test_a_daemon_that_stays_away_is_a_clear_error_of_this_question(
+    cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("picoedge.cluster.recovery.PATIENCE_S", 1.0)
+    model.forward(PROMPT, 0)
+    cluster[1].stop()
+    with pytest.raises(MeshError, match="its daemon does not run"):
+        Text(model).ask()
+    cluster[1].start("--memory", "2G")
+    cluster.wait()
+    Text(model).ask()
+    assert model.boards == 2
+
+
+def test_a_board_that_is_back_takes_part_in_the_next_answer(
+    cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
+    expected = undisturbed(model, 4)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    cluster[2].signal_all(signal.SIGKILL)
+    text.ask()
+    assert model.boards == 1
+    cluster[2].start("--memory", "2G")
+    cluster.wait()
+    text.ask()
+    assert model.boards == 2
+    at = model._arrangement
+    text.ask()
+    assert model._arrangement is at  # and not again and again
+    assert text.tokens == expected
+
+
+def test_a_board_that_would_not_be_chosen_is_no_reason_to_load_again(
+    cluster: ClusterOf, smollm2_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
+    cluster[2].stop()
+    until(lambda: cluster[1].seen()["b2"]["condition"] != "alive", "b1 knows")
+    options = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=1))
+    with closing(load_over_boards(Pack.open(smollm2_pack), options)) as model:
+        cluster[2].start("--memory", "2G")
+        cluster.wait()
+        at = model._arrangement
+        model.forward(PROMPT, 0)
+        assert model._arrangement is at
+        looks: list[object] = []
+        monkeypatch.setattr(BoardDirectory, "_try", lambda *args: looks.append(args))
+        model.forward(PROMPT, 0)
+        assert not looks
+
+
+def test_a_board_that_refuses_is_done_without_for_a_while(
+    cluster: ClusterOf,
+    model: ClusterModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def refused(group: WorkerGroup) -> None:
+        with refusals(group._handles[1]):
+            group._handles[1].client.ask("job-start", {"job": "unheard of"})
+
+    monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
+    model.forward(PROMPT, 0)
+    cluster[2].worker().send_signal(signal.SIGKILL)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerGroup, "_start_workers", refused)
+        model.forward([6, 7], len(PROMPT))
+        assert model.boards == 1
+    assert "; going on without it\n" in capfd.readouterr().err
+    model._recovery.on(HubPaused(), 0.0)  # nothing is held against anybody
+    model.forward([6, 7], len(PROMPT))
+    assert model.boards == 2
+
+
+def test_memory_is_free_before_the_next_slice_is_loaded(
+    cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: list[float] = []
+    load_model = worker_group.load_model
+
+    def measured(*args: Any, **named: Any) -> Any:
+        gc.collect()
+        loading.append(rss_bytes() / MB)
+        return load_model(*args, **named)
+
+    monkeypatch.setattr(worker_group, "load_model", measured)
+    model.forward(PROMPT, 0)
+    loaded_mb = rss_bytes() / MB
+    for _ in range(5):
+        cluster[2].worker().send_signal(signal.SIGKILL)
+        model.forward([6, 7], len(PROMPT))
+        model._recovery.on(HubPaused(), 0.0)  # each is the first
+    assert max(loading) < loaded_mb - 30
+    assert max(loading) - min(loading) < LOADS_MB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,25 @@ class Board:
     def was_killed(self) -> bool:
         """Whether the kernel ever killed one of its processes for want of memory."""
         return self.group.was_killed()
+
+    # -- firewall ----------------------------------------------------------------------------------
+
+    def close_ports(self, *but: int) -> None:
+        """Drop, in silence, what others send to open a TCP connection to any port but these."""
+        ports = ", ".join(map(str, but)) or "0"
+        self._nft(
+            "table inet lab { chain input { type filter hook input priority 0; "
+            'iif != "lo" tcp flags & (syn | ack) == syn tcp dport != { ' + ports + " } drop; }; }"
+        )
+
+    def open_ports(self) -> None:
+        """Undo `close_ports`."""
+        self._nft("delete table inet lab")
+
+    def _nft(self, rules: str) -> None:
+        if shutil.which("nft") is None:
+            raise LabError("a board's firewall needs the command nft", "apt install nftables")
+        self.namespace.shell(f"echo {shlex.quote(rules)} | nft -f -")
 
     # -- links and files ---------------------------------------------------------------------------
 

@@ -116,8 +116,11 @@ class WorkerGroup:
     @property
     def transports(self) -> dict[str, str]:
         """What carries this board's messages to each of the others, by their names."""
-        used = {**self._links.transports(), **dict.fromkeys(self._relays, "relay")}
-        return {self.names[rank]: each for rank, each in used.items()}
+        used = self._links.transports()
+        return {
+            self.names[rank]: "relay" if rank in self._relays and each == "zeromq" else each
+            for rank, each in used.items()
+        }
 
     def _close_relays(self) -> None:
         for relay in self._relays.values():

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.spec import SliceKey
 from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory
+from picoedge.daemon.handover import Handover
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
 from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
@@ -82,6 +83,7 @@ class BoardService:
         node.rpc.on_gone(lambda sender: self._gone(sender.route))
         node.peers.membership.on_change(self._changed)
         self._relays = Relays(node.rpc, self._relay_endpoint)
+        self._handover = Handover(node.rpc, self._worker_endpoint)
         self._thermometer = Thermometer()
         node.peers.state = self.state
         node.rpc.loop.after(REPORT_S, self._report)
@@ -235,7 +237,7 @@ class BoardService:
             page=Path(),
             memory_bytes=self._memory.job_bytes,
             threads=self._options.threads,
-            daemons=self._daemons_of(reservation),
+            daemons=self._node.peers.reached(key for key, _ in reservation.spec.members),
         )
 
     def _start_worker(self, reservation: Reservation) -> None:
@@ -247,15 +249,6 @@ class BoardService:
             self._waiting.append(reservation)
         elif not is_adopted:
             self._workers.start(reservation, config)
-
-    def _daemons_of(self, reservation: Reservation) -> dict[str, str]:
-        """Where this board reaches the daemons of a group's other boards, by key.
-
-        An address that is right for the hub may be of a network that this board is not in.
-        """
-        assert reservation.spec is not None
-        found = {key: self._node.peers.address_of(key) for key, _ in reservation.spec.members}
-        return {key: str(address) for key, address in found.items() if address is not None}
 
     def _start_run(self, reservation: Reservation) -> None:
         self._give_memory(reservation, Use.TRAINING)
@@ -332,6 +325,11 @@ class BoardService:
             self._push(reservation, "ended", **WorkerProcess.why_failed(vars(error)))
         self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
 
+    def _worker_endpoint(self) -> str:
+        """The socket of the worker that runs; "" if none does."""
+        holder = self._holder
+        return "" if holder is None or holder.worker is None else holder.relay
+
     def _relay_endpoint(self, key: str) -> str:
         """The socket of the worker that runs for a group with that board in it; "" if none."""
         holder = self._holder
@@ -381,6 +379,7 @@ class BoardService:
     def close(self) -> None:
         """End all workers."""
         self._relays.close()
+        self._handover.close()
         for reservation in self._users.values():
             self._workers.stop(reservation)
         self._users.clear()

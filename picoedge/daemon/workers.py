@@ -51,12 +51,12 @@ def work_of(reservation: Reservation, *, is_relayed: bool) -> dict[str, Any]:
     """What the worker of a reservation does, for heartbeats."""
     assert reservation.spec is not None
     assert reservation.worker is not None
-    report = reservation.worker.report()
+    report, via_zeromq = reservation.worker.report(), reservation.transport == "zeromq"
     return {
         "stalled_on": report["stalled_on"],
         "does": report["stage"],
         "how": report["state"],
-        "transport": "relay" if is_relayed else reservation.transport,
+        "transport": "relay" if is_relayed and via_zeromq else reservation.transport,
         **reservation.spec.describe(),
         "work": report["work"],
     }

@@ -31,7 +31,7 @@ def connect(
     `to` has the addresses of both, by rank. Relays that are opened are put into `relays`, for the
     caller to close. Returns why for the ranks that can be reached in neither way. Raises MeshError.
     """
-    relayed = {} if links.transport == "stream" else {r: each for r, each in to.items() if each[1]}
+    relayed = {rank: each for rank, each in to.items() if each[1]}
     closed = probe(parse_address(text) for pair in relayed.values() for text in pair)
     failures = {}
     for rank, (text, daemon_text) in to.items():
@@ -43,7 +43,7 @@ def connect(
             if daemon in closed and (why := probe([daemon]).get(daemon)):
                 raise MeshError(why)
             relays[rank] = Relay(keys, daemon, links.key(rank), links.name(rank))
-            links.connect(rank, text, relays[rank].endpoint)
+            links.connect(rank, text, relays[rank].endpoint, daemon_text)
         except MeshError as error:
             if address not in probe([address]):  # it was busy, or a packet was lost
                 links.connect(rank, text)

@@ -18,6 +18,7 @@ from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.jobs import group_links
 from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.transport import listening
 from picoedge.model.transformer import Transformer
 from picoedge.planner.cluster_plan import ClusterOptions
 from picoedge.store.pack.reader import Pack
@@ -150,25 +151,30 @@ def test_boards_do_not_change_a_bit(
     np.testing.assert_array_equal(logits, alone[name][1])
 
 
+@pytest.mark.parametrize("is_handed_on", [True, False], ids=["stream", "relay"])
 def test_a_relay_by_the_daemon_does_not_change_a_bit(
     packs: dict[str, Pack],
     alone: dict[str, Run],
     cluster: ClusterOf,
     monkeypatch: pytest.MonkeyPatch,
+    is_handed_on: bool,
 ) -> None:
+    """Streams come to the daemon's port, or ZeroMQ's messages where that is not known there."""
+    used = "stream" if is_handed_on else "relay"
+    monkeypatch.setattr(listening, "MARK", listening.MARK if is_handed_on else 0)
     cluster.wait()  # b2 may have been silent on a busy machine, and another board be taken
     daemons = {parse_address(board.address) for board in cluster.boards}
     monkeypatch.setattr(
         group_links, "probe", lambda tried: dict.fromkeys(set(tried) - daemons, "closed")
     )
     with joint(packs["smollm2"], (1, 1), "star") as model:
-        assert model.report()["transports"] == {"b2": "relay"}
+        assert model.report()["transports"] == {"b2": used}
         tokens, logits = greedy(model, packs["smollm2"])
         ps = cluster[1].run("ps", "--json")
         assert ps.wait() == 0
         boards = json.loads(ps.out.text)["boards"]
         assert [board["relayed"] for board in boards[:2]] == [False, True]
-        assert [board["transport"] for board in boards[:2]] == ["", "relay"]
+        assert [board["transport"] for board in boards[:2]] == ["", used]
     assert tokens == alone["smollm2"][0]
     np.testing.assert_array_equal(logits, alone["smollm2"][1])
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster_boards import ClusterOf, Running
+from cluster_boards import ClusterOf, Running, last_json
 
 from hw.lab import Board, Lab
 from picoedge.mesh.identity.admission import Invites
@@ -108,3 +108,24 @@ def test_boards_that_have_link_local_addresses_alone(
         cluster.end()
     assert session.out.text == alone.out.text
     assert "2 boards" in session.err.text
+
+
+def test_no_port_is_open_but_the_daemons(lab: MakeLab, smollm2_pack: Path, tmp_path: Path) -> None:
+    """Shards and sums come by that port, the sums as fast as ever."""
+    made = lab(3)
+    cluster = ClusterOf(tmp_path, 3, labs=made.boards)
+    for board, at in zip(cluster.boards, made.boards, strict=True):
+        board.address = f"{at.address}:{PORT}"
+        at.close_ports(PORT)
+    try:
+        cluster.start()
+        cluster.shelve(smollm2_pack, [0])
+        alone = answer(cluster, smollm2_pack, "-c", "256")
+        assert alone.wait() == 0, alone.err.text
+        session = answer(cluster, smollm2_pack, *OVER_ALL, "--allreduce", "exchange", "--json")
+        assert session.wait() == 0, session.err.text
+    finally:
+        cluster.end()
+    report = last_json(session)
+    assert report["text"] == alone.out.text.removesuffix("\n")
+    assert report["boards"] == 3

@@ -130,6 +130,7 @@ class PeerLink:
         self.early: deque[bytes] = deque()
         self.unreachable = ""
         self._handshake: Steps[Connection] | None = None
+        self._marked_port = 0  # of the daemon that passes the stream on, if any
         self._deadline: float | None = None
         self._stream: SealedStream | None = None
         self._is_stream_only = False  # where it listens: nothing is to be chosen
@@ -137,8 +138,12 @@ class PeerLink:
         self._probed: Connection | None = None  # the connection of the probe on its way
         self._probed_at = 0.0  # when it was sent
 
-    def connects(self, proven: Connection, host: str) -> None:
-        """Say hello over a connection to the board at `host`."""
+    def connects(self, proven: Connection, host: str, marked_port: int = 0) -> None:
+        """Say hello over a connection to the board at `host`.
+
+        `marked_port`: a port there where its daemon passes streams on to it.
+        """
+        self._marked_port = marked_port
         self.proven, self._handshake = proven, self._connect(proven, host)
         self.advance()
 
@@ -244,7 +249,7 @@ class PeerLink:
 
     def _enter(self, ticket: Ticket, host: str) -> Steps[SealedStream]:
         """Connect the stream, which is connected once it has taken the ticket's name."""
-        self._stream = stream = ticket.connect(host, self.own.most_bytes)
+        self._stream = stream = ticket.connect(host, self.own.most_bytes, self._marked_port)
         yield from self._until(lambda: self._next() or stream.flush() or None)
         stream.send(self.own.message(HELLO))
         return stream

@@ -18,6 +18,7 @@ import zmq
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.group.handed import handed_name
 from picoedge.mesh.group.peer_link import (
     HELLO,
     BoardFaultError,
@@ -126,8 +127,10 @@ class Rendezvous:
         """Accept connections of expected boards; returns the port. Raises MeshError.
 
         Two of `ports` are taken: one for each transport.
-        `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board.
+        `relay` is the name of a Unix socket (abstract) at which a relay may connect for a board;
+        beside it, streams may be handed on.
         """
+        handed = handed_name(relay) if relay else ""
         assert self._router is None
         self._authenticator = curve.Authenticator(self._context, self._is_expected)
         self._watched[self._authenticator.socket] = self._authenticator.answer
@@ -141,10 +144,12 @@ class Rendezvous:
         try:
             port = bind_to(socket, listen(host, ports, curve.LISTEN_BACKLOG))
             if self._own.wish != "zeromq":
-                self._tickets = TicketListener(host, self._own.most_bytes, self._own.limits, ports)
+                self._tickets = TicketListener(
+                    host, self._own.most_bytes, self._own.limits, ports, handed
+                )
         except (OSError, zmq.ZMQError) as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
-        if relay and self._own.wish != "stream":
+        if relay:
             with suppress(zmq.ZMQError):  # without it boards still come by the port
                 socket.bind(f"ipc://@{relay}")
         return port
@@ -153,15 +158,13 @@ class Rendezvous:
         link = self._by_key.get(key)
         return link is not None and link.proven is None
 
-    def connect(self, rank: int, address: str, relay: str = "") -> None:
+    def connect(self, rank: int, address: str, relay: str = "", daemon: str = "") -> None:
         """Connect to the listening board of that rank, added before; address is HOST:PORT.
 
-        `relay` is the endpoint of a relay to that board: ZeroMQ then carries the messages.
+        `relay` is the endpoint of a relay to that board through its daemon at `daemon`, to whose
+        port a stream connects, too.
         """
-        link, to = self._links[rank], parse_address(address)
-        if relay:
-            assert self._own.wish != "stream"
-            link.own = dataclasses.replace(self._own, wish="zeromq")
+        link, to = self._links[rank], parse_address(daemon if relay else address)
         socket = self._context.socket(zmq.DEALER)
         curve.configure_client(socket, self._keys, link.key, self._bounds)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
@@ -172,7 +175,7 @@ class Rendezvous:
             socket.connect(relay or to.endpoint)
         except zmq.ZMQError as error:
             raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
-        link.connects(DealerConnection(socket), to.host)
+        link.connects(DealerConnection(socket), to.host, to.port if relay else 0)
 
     # -- opening -------------------------------------------------------------------------------
 

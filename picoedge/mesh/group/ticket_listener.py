@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 
 from picoedge.errors import ProtocolError
+from picoedge.mesh.group.handed import HandedConnections
 from picoedge.mesh.transport.connection import ConnectionEnded
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.listening import ANY_PORT, listen
@@ -20,7 +21,7 @@ Reading = Generator[None, None, tuple[int, SealedStream]]
 
 
 class TicketListener:
-    """Listens at `host`, at a free one of `ports`.
+    """Listens at `host`, at a free one of `ports`; `handed` names a HandedConnections.
 
     Poll `files` for reading, and call `accepted` where one is readable.
     """
@@ -31,9 +32,11 @@ class TicketListener:
         most_bytes: int,
         limits: Limits = DEFAULT_LIMITS,
         ports: Sequence[int] = ANY_PORT,
+        handed: str = "",
     ) -> None:
         self._most_pending = limits.ticketless_connections
         self._listener = listen(host, ports, self._most_pending)
+        self._handed = HandedConnections(handed) if handed else None
         self.port: int = self._listener.getsockname()[1]
         self._most_bytes = most_bytes
         self._tickets: dict[bytes, tuple[int, bytes, Ticket]] = {}  # by name: rank, first message
@@ -52,7 +55,8 @@ class TicketListener:
     @property
     def files(self) -> list[int]:
         """File descriptors to poll for reading."""
-        return [each.fileno() for each in (self._listener, *self._pending)]
+        handed = () if self._handed is None else (self._handed,)
+        return [each.fileno() for each in (self._listener, *handed, *self._pending)]
 
     def accepted(self) -> Iterator[tuple[int, SealedStream]]:
         """Ranks and streams of the boards that have shown their tickets."""
@@ -67,13 +71,17 @@ class TicketListener:
                 self._close(connection)
 
     def _accept(self) -> None:
+        for connection in self._handed or ():
+            self._add(connection)
         with suppress(OSError):  # no further connection, or one that has ended again
             while True:
-                connection, _ = self._listener.accept()
-                connection.setblocking(False)
-                self._pending[connection] = self._read(connection)
-                if len(self._pending) > self._most_pending:
-                    self._close(next(iter(self._pending)))
+                self._add(self._listener.accept()[0])
+
+    def _add(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._pending[connection] = self._read(connection)
+        if len(self._pending) > self._most_pending:
+            self._close(next(iter(self._pending)))
 
     def _read(self, connection: socket.socket) -> Reading:
         """The rank and the stream of a connection; yields until more has come.
@@ -107,5 +115,7 @@ class TicketListener:
     def close(self) -> None:
         """Accept no more connections. Idempotent."""
         self._listener.close()
+        if self._handed is not None:
+            self._handed.close()
         for connection in list(self._pending):
             self._close(connection)

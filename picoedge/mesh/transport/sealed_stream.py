@@ -27,6 +27,7 @@ import zmq
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.connection import Bytes, ConnectionEnded, Items, Transport
+from picoedge.mesh.transport.listening import mark
 
 CIPHER_KEY_BYTES = 32
 TAG_BYTES = 16
@@ -251,13 +252,18 @@ class Ticket:
             raise ProtocolError("a ticket of no port, or of an unknown cipher")
         return cls(port, Cipher(cipher), name, to_listener, from_listener)
 
-    def connect(self, host: str, most_bytes: int) -> SealedStream:
-        """A stream to the listener, which begins to connect. Raises OSError."""
+    def connect(self, host: str, most_bytes: int, marked_port: int = 0) -> SealedStream:
+        """A stream to the listener, which begins to connect. Raises OSError.
+
+        `marked_port`: a port where marked connections are passed on to the listener.
+        """
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, self.port, type=socket.SOCK_STREAM
+            host, marked_port or self.port, type=socket.SOCK_STREAM
         )[0]
         connection = socket.socket(family, kind, protocol)
         try:
+            if marked_port:
+                mark(connection)
             connection.setblocking(False)
             with suppress(BlockingIOError):
                 connection.connect(address)

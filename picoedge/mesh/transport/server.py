@@ -31,7 +31,7 @@ from picoedge.mesh.transport.curve import (
     sender_of,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.listening import bind_to, listen
+from picoedge.mesh.transport.listening import bind_to, listen_twice
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
@@ -90,6 +90,7 @@ class Server:
         self._refused: dict[str, float] = {}  # key to the end of its refusal
         self._allowed = allowed
         self._now_s = self._counted_s = 0.0
+        self.marked: sockets.socket | None = None  # of this port, for connections that are marked
         self.authenticator = Authenticator(context, self._admits)
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
@@ -98,7 +99,7 @@ class Server:
         )
         self.monitor = self.socket.get_monitor_socket(_WATCHED)
         try:
-            listener = listen(address.host, (address.port,), LISTEN_BACKLOG)
+            listener, self.marked = listen_twice(address.host, address.port, LISTEN_BACKLOG)
             self.address = Address(address.host, bind_to(self.socket, listener))
         except (OSError, zmq.ZMQError) as error:
             self.close()
@@ -178,6 +179,8 @@ class Server:
         """Close all sockets. Idempotent."""
         close_monitored(self.socket, self.monitor)
         self.authenticator.close()
+        if self.marked is not None:
+            self.marked.close()
 
     def _admits(self, key: str) -> bool:
         return self._refused.get(key, 0.0) <= self._now_s and self._allowed(key)

@@ -65,7 +65,7 @@ def test_nothing_is_sealed_where_zeromq_carries_all(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(ticket: Ticket, host: str, most_bytes: int) -> SealedStream:
+    def connect(ticket: Ticket, host: str, most_bytes: int, _: int) -> SealedStream:
         with socket.socket() as unused:
             unused.bind((LOOPBACK, 0))
             port = unused.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from typing import Any
 
@@ -12,7 +13,8 @@ from mesh_nodes import fresh_context
 
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.interfaces import everywhere
-from picoedge.mesh.transport.listening import bind_to, listen
+from picoedge.mesh.transport import listening
+from picoedge.mesh.transport.listening import bind_to, listen, listen_twice, mark
 from picoedge.mesh.transport.probing import SILENT, probe
 
 LOOPBACK = "127.0.0.1"
@@ -72,3 +74,47 @@ def test_a_probe_of_what_never_answers_ends_in_time(monkeypatch: pytest.MonkeyPa
         assert probe([address], 0.2) == {address: SILENT}
         for each in waiting:
             each.close()
+
+
+@pytest.mark.parametrize("host", [LOOPBACK, "::1", "::"])
+def test_marked_connections_come_to_the_second_listener_of_a_port(host: str) -> None:
+    if ":" in host and everywhere() != "::":
+        pytest.skip("no IPv6 here")
+    plain, marked = listen_twice(host, 0)
+    assert marked is not None
+    with plain, marked:
+        to = plain.getsockname()[1]
+        assert to == marked.getsockname()[1]
+        for at in (LOOPBACK, "::1") if host == "::" else (host,):
+            for listener, is_marked in [(plain, False), (marked, True)] * 3:
+                family = socket.AF_INET6 if ":" in at else socket.AF_INET
+                with socket.socket(family) as client:
+                    if is_marked:
+                        mark(client)
+                    client.connect((at, to))
+                    ready, _, _ = select.select([plain, marked], [], [], 5)
+                    assert ready == [listener]
+                    listener.accept()[0].close()
+
+
+def test_a_shared_port_is_refused_to_another_program() -> None:
+    with listen(LOOPBACK) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            listen_twice(LOOPBACK, port)
+    plain, marked = listen_twice(LOOPBACK, 0)
+    assert marked is not None
+    with plain, marked, pytest.raises(OSError, match="in use"):
+        listen_twice(LOOPBACK, plain.getsockname()[1])
+
+
+def test_where_marks_cannot_be_told_apart_there_is_one_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "SO_ATTACH_REUSEPORT_CBPF", 9999)
+    plain, marked = listen_twice(LOOPBACK, 0)
+    with plain, socket.socket() as client:
+        assert marked is None
+        mark(client)
+        client.connect(plain.getsockname())
+        plain.accept()[0].close()

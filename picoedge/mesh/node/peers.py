@@ -7,7 +7,7 @@ roster; a board whose digest differs is sent the roster.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,14 @@ class Peers:
         """Where this board reaches the daemon of another one now; None if it is not connected."""
         board = self.boards.get(key)
         return board.address if board is not None and key in self._rpc.connected() else None
+
+    def reached(self, keys: Iterable[str]) -> dict[str, str]:
+        """Where this board reaches the daemons of those boards that it is connected to, by key.
+
+        An address that is right for another board may be of a network that this one is not in.
+        """
+        found = {key: self.address_of(key) for key in keys}
+        return {key: str(address) for key, address in found.items() if address is not None}
 
     def addresses_of(self, key: str) -> tuple[Address, ...]:
         """Where to look for a board: first where this one reaches it now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from contextlib import ExitStack
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 _say = partial(note, verbose=True)
 
 
+def _ports(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]{1,5})\s*-\s*([0-9]{1,5})\s*", value, re.ASCII)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1024 <= first < last <= 65535:
+        raise click.BadParameter(
+            f"{value!r} is no range of ports like 7434-7440, of 1024 to 65535", ctx, param
+        )
+    return first, last
+
+
 @click.command()
 @click.argument("model", required=False, metavar="")
 @click.option("--join", metavar="STRING", help="Enter a cluster with an invite; - reads it.")
@@ -34,6 +47,11 @@ _say = partial(note, verbose=True)
     "--listen", metavar="ADDRESS", envvar="PICOEDGE_LISTEN",
     help="Where other boards reach this one: HOST or HOST:PORT, IPv6 as [HOST]:PORT "
     "[default: every interface, port 7433].",
+)  # fmt: skip
+@click.option(
+    "--ports", metavar="FIRST-LAST", envvar="PICOEDGE_PORTS", callback=_ports,
+    help="Where its workers listen, two ports each: to be opened in a firewall. Where they are "
+    "closed, the service's own port serves [default: any].",
 )  # fmt: skip
 @click.option(
     "--peers", metavar="HOST:PORT,…", envvar="PICOEDGE_PEERS", default="",
@@ -78,7 +96,9 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
     if values["memory"] is None:
         memory -= available // 16  # a margin for other programs
     shelf = values["models"] or shelf_folder(os.environ)
-    return BoardOptions(memory, shelf.absolute(), values["threads"], values["keep"])
+    return BoardOptions(
+        memory, shelf.absolute(), values["threads"], values["keep"], values["ports"]
+    )
 
 
 def _identity(join: str | None, name: str | None) -> Identity:

@@ -43,6 +43,7 @@ from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.identity.identity import Identity, KeyPair, cluster_folder, load_identity
 from picoedge.mesh.transport.frames import HUB
+from picoedge.mesh.transport.listening import ANY_PORT
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Wanted
 
@@ -157,7 +158,8 @@ def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity, board:
         links, forward_pass = join_group(context, identity.keys, spec, pack)
         stack.callback(_close_all, relays)
         stack.callback(links.close)
-        port = links.listen(config.host, relay := new_endpoint())
+        ports = range(config.ports[0], config.ports[1] + 1) if config.ports else ANY_PORT
+        port = links.listen(config.host, relay := new_endpoint(), ports)
         if spec.allreduce == "exchange":
             _connect_workers(links, identity.keys, spec, relays)
         _say({"port": port, "relay": relay})

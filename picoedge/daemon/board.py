@@ -52,6 +52,7 @@ class BoardOptions:
     shelf: Path
     threads: int | None = None
     keep_s: float = 0.0  # for which the last group's slice stays loaded
+    ports: tuple[int, int] | None = None  # the first and the last at which workers listen
 
 
 class BoardService:
@@ -234,6 +235,7 @@ class BoardService:
             pack=self._find_pack(reservation.spec.pack_id),
             shelf=self._options.shelf,
             host=self._node.address.host,
+            ports=self._options.ports,
             page=Path(),
             memory_bytes=self._memory.job_bytes,
             threads=self._options.threads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ class WorkerConfig:
 
     `spec` is what the hub sent, which the daemon has checked: plain values that only the worker of
     that job understands. `pack` is the model's folder; None: pull it to `shelf`. The worker listens
-    on `host`, reports on the memory page at `page`, and may take `memory_bytes` and `threads`
-    (None: one per usable core). `daemons` says where this board reaches those of other boards, by
-    key: it holds where the hub's addresses do not. `keep`: the
-    worker stays with its weights when the job is over, for the next line on its stdin. It ends with
-    the process `daemon`.
+    on `host`, within `ports` (the first and the last), reports on the memory page at `page`, and
+    may take `memory_bytes` and `threads` (None: one per usable core). `daemons` says where this
+    board reaches those of other boards, by key: it holds where the hub's addresses do not. `keep`:
+    the worker stays with its weights when the job is over, for the next line on its stdin. It ends
+    with the process `daemon`.
     """
 
     job: str
@@ -52,6 +52,7 @@ class WorkerConfig:
     memory_bytes: int
     threads: int | None
     daemons: Mapping[str, str] = field(default_factory=dict)
+    ports: Sequence[int] | None = None
     keep: bool = False
     daemon: int = 0
 

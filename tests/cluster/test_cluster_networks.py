@@ -110,15 +110,17 @@ def test_boards_that_have_link_local_addresses_alone(
     assert "2 boards" in session.err.text
 
 
-def test_no_port_is_open_but_the_daemons(lab: MakeLab, smollm2_pack: Path, tmp_path: Path) -> None:
-    """Shards and sums come by that port, the sums as fast as ever."""
+def test_no_port_is_open_but_the_daemons_and_a_range(
+    lab: MakeLab, smollm2_pack: Path, tmp_path: Path
+) -> None:
+    """Shards and sums come by the daemon's port on b1 and b2, and by the range as well on b3."""
     made = lab(3)
     cluster = ClusterOf(tmp_path, 3, labs=made.boards)
     for board, at in zip(cluster.boards, made.boards, strict=True):
         board.address = f"{at.address}:{PORT}"
-        at.close_ports(PORT)
+        at.close_ports(PORT, *(range(PORT + 1, PORT + 4) if board.name == "b3" else ()))
     try:
-        cluster.start()
+        cluster.start(more={"b3": ("--ports", f"{PORT + 1}-{PORT + 3}")})
         cluster.shelve(smollm2_pack, [0])
         alone = answer(cluster, smollm2_pack, "-c", "256")
         assert alone.wait() == 0, alone.err.text
@@ -129,3 +131,9 @@ def test_no_port_is_open_but_the_daemons(lab: MakeLab, smollm2_pack: Path, tmp_p
     report = last_json(session)
     assert report["text"] == alone.out.text.removesuffix("\n")
     assert report["boards"] == 3
+    assert report["cluster"]["allreduce"] == "exchange"
+    told = (
+        rf"b2: port \d+ of its worker is closed \(a firewall\?\): .* port {PORT} carries the sums"
+    )
+    assert re.search(told, session.err.text), session.err.text
+    assert "b3: port" not in session.err.text

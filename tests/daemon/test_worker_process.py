@@ -62,7 +62,7 @@ def test_what_it_says_of_its_failure_is_told(start: Start) -> None:
     worker, heard = start("""echo '{"failed": {"message": "no room", "hint": "rm"}}'; exit 1""")
     listen(worker)
     assert len(heard) == 1
-    failed = {"message": "no room", "hint": "rm", "board": "", "failed": True}
+    failed = {"message": "no room", "hint": "rm", "board": "", "key": "", "failed": True}
     assert worker.why_ended() == failed
 
 

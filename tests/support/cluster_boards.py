@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -291,8 +291,14 @@ class ClusterOf:
         self.boards = [BoardOf(f"b{i + 1}", folder / f"b{i + 1}", lab.get(i)) for i in range(count)]
         found_cluster(self.boards[0].keys, "test", "b1")
 
-    def start(self, memory: str | Sequence[str] = "2G") -> None:
-        """Every daemon runs, and the others have been invited in by the first."""
+    def start(
+        self, memory: str | Sequence[str] = "2G", more: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """Every daemon runs, and the others have been invited in by the first.
+
+        `more`: further options, by the board's name.
+        """
+        options = more or {}
         each = [memory] * len(self.boards) if isinstance(memory, str) else list(memory)
         first, *others = self.boards
         first.start("--memory", each[0])
@@ -300,8 +306,9 @@ class ClusterOf:
         running = []
         for board, its in zip(others, each[1:], strict=True):
             invite = invites.issue(first.address, key, 3600, time.time())
+            words = ("--memory", its, "--join", invite, "--name", board.name)
             starting = threading.Thread(
-                target=board.start, args=("--memory", its, "--join", invite, "--name", board.name)
+                target=board.start, args=(*words, *options.get(board.name, ()))
             )
             starting.start()
             running.append(starting)

@@ -148,7 +148,8 @@ class Rendezvous:
                     host, self._own.most_bytes, self._own.limits, ports, handed
                 )
         except (OSError, zmq.ZMQError) as error:
-            raise MeshError(f"cannot listen on {host}: {error.strerror}") from None
+            at = host if ports == ANY_PORT else f"ports {ports[0]} to {ports[-1]} of {host}"
+            raise MeshError(f"cannot listen on {at}: {error.strerror}") from None
         if relay:
             with suppress(zmq.ZMQError):  # without it boards still come by the port
                 socket.bind(f"ipc://@{relay}")

@@ -80,6 +80,7 @@ def pull(name: str | None, as_json: bool) -> None:
     """
     shelf = Shelf.from_environment()
     name = name if name and is_hub_name(name) else shelf.entry(name).name
+    shelf.sweep()
     with showing_progress() as progress:
         path = shelf.open(name, progress).path
     name = path.stem

@@ -12,7 +12,6 @@ import os
 import select
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 from picoedge.errors import PicoedgeError
 from picoedge.mesh.group.ticket_listener import TicketListener
 from picoedge.mesh.transport.sealed_stream import SealedStream, ciphers, common
+from picoedge.store.pack.atomic_folder import scratch_folder, sweep
 
 SCRATCH_BYTES = 64 << 20  # a second of a slow card, and more than its cache
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
@@ -138,14 +138,15 @@ def _disk(shelf: Path) -> dict[str, Any]:
 def _scratch(shelf: Path) -> Iterator[Path]:
     """A folder with a file to read, on the shelf's file system, which may hold no pack yet."""
     shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=shelf) as folder:
+    sweep(shelf)
+    with scratch_folder(shelf) as folder:
         noise = os.urandom(1 << 20)
         with open(os.path.join(folder, "scratch.safetensors"), "wb") as file:
             for _ in range(SCRATCH_BYTES >> 20):
                 file.write(noise)
             file.flush()
             os.fsync(file.fileno())
-        yield Path(folder)
+        yield folder
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def check_board(shelf: Shelf, kernels: str | None = None) -> Iterator[Check]:
     yield check_memory(resources.available_bytes(), installed, without_cgroups)
     yield check_swaps(file_text(PROC / "swaps"))
     yield check_disk(shelf.folder)
+    yield check_leftovers(shelf)
     yield check_storage(shelf)
     yield check_model(shelf)
     yield from check_power(SYS)
@@ -137,6 +138,19 @@ def check_disk(folder: Path) -> Check:
     if free < _LOW_DISK_BYTES:
         return Check("disk", "warn", text, "picoedge rm removes models; or set PICOEDGE_HOME")
     return Check("disk", "ok", text)
+
+
+def check_leftovers(shelf: Shelf) -> Check:
+    """What killed commands left is removed; downloads that can go on are told of."""
+    freed = shelf.sweep()
+    begun = [item.name for item in shelf.items() if item.state == "begun"]
+    text = f"removed {format_size(freed)} that ended commands left" if freed else "none"
+    if begun:
+        names = ", ".join(begun[:4])
+        return Check(
+            "leftovers", "warn", f"{text}; begun downloads: {names}", "pull them, or picoedge rm"
+        )
+    return Check("leftovers", "ok", text)
 
 
 def check_storage(shelf: Shelf) -> Check:

@@ -62,6 +62,13 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def remove_left(path: Path) -> None:
+    """Remove what a removal, or a download, that was killed has left; what fails is tried again."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def as_storage_error(path: Path) -> AbstractContextManager[None]:
     """Turn what the operating system says about `path` into StorageError."""
     return storage_errors(

@@ -16,14 +16,16 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import ModelError, UsageError
+from picoedge.files import take_lock
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import (
     CatalogueEntry,
@@ -46,6 +48,7 @@ from picoedge.registry.paths import (
     disk_bytes,
     is_pack,
     lock_file,
+    remove_left,
     remove_tree,
     shelf_folder,
     source_name,
@@ -57,11 +60,18 @@ if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
 
+_BEGUN = re.compile(r"\.([a-z0-9][a-z0-9._-]{0,79}?)(?:\.gguf\.[0-9a-f]{8}\.\d+\.part|\.hub)")
+_LEFT = re.compile(
+    r"\.\.?([a-z0-9][a-z0-9._-]{0,79}?)(?:\.(?:pico|gguf|hub)\.removed|\.gguf\.[\w.]+\.wheel)"
+)
+
+
 @dataclass(frozen=True)
 class ShelfItem:
     """One line of `picoedge list`.
 
-    `state` is "packed", "in part" (a slice for the cluster), "fetched" or "not pulled".
+    `state` is "packed", "in part" (a slice for the cluster), "fetched", "begun" (a download) or
+    "not pulled".
     """
 
     name: str
@@ -204,10 +214,17 @@ class Shelf:
         """What is on the shelf, then what could be pulled."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
-        rest = [name for name in self.entries if name not in packs and name not in fetched]
+        known = {*packs, *fetched}
+        begun = {
+            match[1]: path
+            for path in [*self._glob(".*.part"), *self._glob(".*.hub")]
+            if (match := _BEGUN.fullmatch(path.name)) and match[1] not in known
+        }
+        rest = [name for name in self.entries if name not in known and name not in begun]
         return [
             *(self._item(n, "in part" if is_partial(p) else "packed", p) for n, p in packs.items()),
             *(self._item(name, "fetched", path) for name, path in fetched.items()),
+            *(self._item(name, "begun", path) for name, path in begun.items()),
             *(self._item(name, "not pulled", None) for name in rest),
         ]
 
@@ -217,6 +234,7 @@ class Shelf:
         Raises UsageError where `name` is not on the shelf: nothing else is ever removed.
         """
         found = self.held(name)
+        self.sweep()
         with self._locked(name, no_progress), as_storage_error(self.folder):
             freed = sum(disk_bytes(path) for path in found)
             for path in found:
@@ -234,6 +252,24 @@ class Shelf:
         if not found:
             raise _unknown(name, [item.name for item in self.items() if item.path], "on the shelf")
         return found
+
+    def sweep(self) -> int:
+        """Remove what killed processes left on the shelf; returns the bytes freed.
+
+        A download that was begun stays, for it is gone on with; `rm` removes it.
+        """
+        from picoedge.store.pack.atomic_folder import sweep
+
+        freed = sweep(self.folder)
+        for path in [*self._glob(".*.removed"), *self._glob(".*.wheel")]:
+            match = _LEFT.fullmatch(path.name)
+            if match is None:
+                continue
+            with suppress(OSError), (self.folder / f".{match[1]}.lock").open("ab") as lock:
+                if take_lock(lock.fileno()):
+                    freed += disk_bytes(path)
+                    remove_left(path)
+        return freed
 
     def _is_name(self, model: str) -> bool:
         return is_model_name(model) and (model in self.entries or self._pack_path(model).exists())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from picoedge.errors import StorageError
@@ -14,6 +16,10 @@ from picoedge.files import disk_full, free_bytes, sync, sync_tree, take_lock, wr
 from picoedge.store.shards import MANIFEST
 
 _LOCK = ".lock"
+_OURS = re.compile(
+    r"(?P<target>.+)\.(?P<kind>partial|old)-\w{1,16}|(?P<scratch>\.probe-\w+)", re.DOTALL
+)
+_ABANDONED_S = 3600.0  # an empty folder's writer takes its lock within moments
 _SPARE_BYTES = 16 << 20
 
 
@@ -28,7 +34,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     parent = target.absolute().parent
     with writing(parent, needed):
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(parent)
         if free_bytes(parent) < needed + _SPARE_BYTES:
             raise disk_full(parent, needed)
         partial = target.absolute().with_name(f"{target.name}.partial-{os.urandom(4).hex()}")
@@ -42,7 +48,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
             (target / _LOCK).unlink(missing_ok=True)
             sync(parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
 
 
@@ -54,35 +60,74 @@ def _refuse_foreign(target: Path) -> None:
     raise StorageError(f"{target} exists and is not a pack", "choose another name")
 
 
-def _sweep(target: Path) -> None:
-    """Remove folders that killed processes left, and restore a pack they had renamed."""
-    dead = [_remove_dead(folder) for folder in _beside(target, "partial")]
-    if not all(dead):
-        return  # a live process may be between its two renames
-    for old in _beside(target, "old"):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif (old / MANIFEST).exists():
-            old.rename(target)
+def sweep(folder: Path) -> int:
+    """Remove what killed processes left in `folder`, and restore a pack they had renamed.
 
-
-def _beside(target: Path, what: str) -> list[Path]:
-    """Folders of `new_folder` for this target, of kind "partial" or "old"."""
-    return sorted(target.absolute().parent.glob(f"{glob.escape(target.name)}.{what}-*"))
-
-
-def _remove_dead(partial: Path) -> bool:
-    """Remove a folder whose writer is dead; False where it may be alive."""
+    Returns the bytes freed. What a live process holds the lock of is left alone, as is what cannot
+    be removed, or is not ours.
+    """
     try:
-        with (partial / _LOCK).open("rb") as file:
-            if not take_lock(file.fileno()):
-                return False
-            shutil.rmtree(partial, ignore_errors=True)
-    except FileNotFoundError:
-        return True  # created a moment ago, or not ours
+        found = {path: match for path in folder.iterdir() if (match := _OURS.fullmatch(path.name))}
     except OSError:
-        return False
-    return True
+        return 0
+    freed, alive = 0, set()
+    for path in sorted(path for path, match in found.items() if match["kind"] != "old"):
+        removed = _remove_dead(path)
+        if removed is None:  # a live process may be between its two renames
+            alive.add(found[path]["target"])
+        freed += removed or 0
+    for path in sorted(path for path, match in found.items() if match["kind"] == "old"):
+        target = folder / found[path]["target"]
+        if target.name in alive or not (path / MANIFEST).exists():
+            continue
+        if target.exists():
+            freed += _remove(path)
+        else:
+            path.rename(target)
+    return freed
+
+
+def _remove_dead(folder: Path) -> int | None:
+    """Remove a folder whose writer is dead; the bytes freed, or None where it may be alive."""
+    try:
+        with (folder / _LOCK).open("rb") as file:
+            return _remove(folder) if take_lock(file.fileno()) else None
+    except FileNotFoundError:
+        pass  # created a moment ago, or its writer was killed before it could take the lock
+    except OSError:
+        return None
+    with suppress(OSError):
+        if any(folder.iterdir()):
+            return 0  # not ours
+        if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+            folder.rmdir()
+    return None
+
+
+def _remove(folder: Path) -> int:
+    """Remove a folder, its lock last: whoever is killed meanwhile leaves what is known as ours."""
+    freed = 0
+    with suppress(OSError):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == _LOCK):
+            freed += 0 if path.is_dir() else 512 * path.lstat().st_blocks
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        folder.rmdir()
+    return freed
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder for the block alone, which `sweep` removes if this process is killed."""
+    folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=parent))
+    try:
+        with (folder / _LOCK).open("wb") as lock:
+            take_lock(lock.fileno(), None)
+            yield folder
+    finally:
+        _remove(folder)
 
 
 def _take_place(partial: Path, target: Path) -> None:
@@ -96,4 +141,4 @@ def _take_place(partial: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)

@@ -116,17 +116,24 @@ def _write_template(folder: Path, template: str | None, settings: TextSettings) 
     if not template:
         return
     names = written_names(template, settings.bos_token, settings.eos_token)
-    end = tokenizer.special_tokens.ids.get(names.answer_end)
     told = replace(
         settings,
         notes=(*settings.notes, *_notes(names, tokenizer)),
-        # What the template puts behind an answer ends one, whatever the other files say.
-        eos_ids=settings.eos_ids if end is None else settings.eos_ids | {end},
+        eos_ids=settings.eos_ids | _ends_by_template(names, tokenizer),
     )
     with storing(folder):
         (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
         if told != settings:
             told.write(folder)
+
+
+def _ends_by_template(names: WrittenNames, tokenizer: Tokenizer) -> frozenset[int]:
+    """The token that the template puts behind an answer, where no other after it ends one."""
+    ids = tokenizer.special_tokens.ids
+    if any(ids.get(name) in tokenizer.eos_ids for name in names.after_answer):
+        return frozenset()
+    end = ids.get(names.answer_end)
+    return frozenset(() if end is None else (end,))
 
 
 def _notes(names: WrittenNames, tokenizer: Tokenizer) -> list[str]:

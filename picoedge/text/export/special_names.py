@@ -13,7 +13,7 @@ from picoedge.text.template.template import ChatTemplate
 
 _NAME = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z][A-Z_]{0,30}\]")
 _CONTROL = re.compile(
-    r"<[|｜].*>|<.*[|｜]>|</?s>|<(bos|eos|pad|unk|(start|end|begin)_of_\w+)>"
+    r"<[|｜].*>|<.*[|｜]>|</?s>|<(bos|eos|pad|unk|(start|end|begin|beginning)_of_\w+)>"
     r"|\[/?[A-Z][A-Z_]*\]"
 )
 _ANSWER = "zqxanswerxqz"
@@ -29,12 +29,26 @@ _TALK = [
 class WrittenNames:
     """What looks like a token's name: `turns` in a rendered conversation, `others` elsewhere.
 
-    `answer_end`: the one that follows an answer, "" where none does.
+    `after_answer`: those that follow an answer, in order.
     """
 
     turns: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
-    answer_end: str = ""
+    after_answer: tuple[str, ...] = ()
+
+    @property
+    def answer_end(self) -> str:
+        """The name right after an answer, "" where none follows."""
+        return self.after_answer[0] if self.after_answer else ""
+
+    def is_control(self, name: str) -> bool:
+        """Whether a token of this name is no text: `<|im_end|>` and `<sep>`, not `<think>`."""
+        if _CONTROL.fullmatch(name):
+            return True
+        # What is opened and closed holds text of an answer or a prompt.
+        paired = f"</{name[1:]}" if not name.startswith("</") else f"<{name[2:]}"
+        written = self.turns | self.others
+        return name in self.turns and paired not in written and "think" not in name
 
 
 def written_names(source: str | None, bos_token: str = "", eos_token: str = "") -> WrittenNames:
@@ -47,20 +61,21 @@ def written_names(source: str | None, bos_token: str = "", eos_token: str = "") 
     except TextError:
         return WrittenNames()
     turns: set[str] = set()
-    end = ""
+    after: list[str] = []
     for talk in (_TALK, _TALK[1:], _TALK[:2], _TALK[1:2]):
         try:
             text = template.render(template.probe().arrange(talk))
         except TextError:
             continue
         turns.update(_NAME.findall(text))
-        if match := _NAME.match(text.partition(_ANSWER)[2].lstrip()):
-            end = end or match[0]
-    return WrittenNames(frozenset(turns), literals - turns, end)
+        rest = text.partition(_ANSWER)[2].lstrip()
+        if not after and _NAME.match(rest):
+            after = _NAME.findall(rest)
+    return WrittenNames(frozenset(turns), literals - turns, tuple(after))
 
 
 def looks_like_control(name: str) -> bool:
-    """Whether a token of this name is no text: `<|im_end|>` and `[INST]`, not `<think>`."""
+    """Whether a name is a control token's wherever it stands: `<|im_end|>`, `[INST]`, `</s>`."""
     return _CONTROL.fullmatch(name) is not None
 
 

@@ -99,7 +99,7 @@ def _correct_types(
             types[i] = CONTROL
         elif kind in (UNKNOWN, CONTROL, BYTE) or not (text in known or i in named):
             continue
-        elif looks_like_control(text) and (i in named or text in names.turns):
+        elif looks_like_control(text) if i in named else names.is_control(text):
             types[i] = CONTROL
         elif text in known:
             types[i] = USER_DEFINED

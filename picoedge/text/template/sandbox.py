@@ -18,6 +18,7 @@ import jinja2
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -178,6 +179,22 @@ class Rewrite(NodeTransformer):
 def _filtered(node: nodes.Node, name: str, args: list[nodes.Expr] | None = None) -> nodes.Filter:
     assert isinstance(node, nodes.Expr)
     return nodes.Filter(node, name, args or [], [], None, None, lineno=node.lineno)
+
+
+def read_variables(tree: nodes.Template) -> frozenset[str]:
+    """Names that a template reads from outside.
+
+    A name that it also sets is one only where it asks whether that is defined: Jinja would read it
+    from outside wherever a branch may not have set it.
+    """
+    names = tree.find_all(nodes.Name)
+    stored = {name.name for name in names if name.ctx == "store"}
+    asking: list[nodes.Test | nodes.Filter] = [
+        *(test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")),
+        *(filter for filter in tree.find_all(nodes.Filter) if filter.name in ("default", "d")),
+    ]
+    asked = {node.node.name for node in asking if isinstance(node.node, nodes.Name)}
+    return frozenset(find_undeclared_variables(tree) - (stored - asked))
 
 
 class Generation(Extension):

@@ -107,11 +107,11 @@ class ChatTemplate:
 
     def _variables(self) -> frozenset[str]:
         """Names that the template reads beyond those of every conversation."""
-        from jinja2.meta import find_undeclared_variables
+        from picoedge.text.template.sandbox import read_variables
 
         environment, _ = self._compile()
-        read = find_undeclared_variables(environment.parse(self.source))
-        return frozenset(read) - _RESERVED - self._names.keys() - {"tools", "documents"}
+        read = read_variables(environment.parse(self.source))
+        return read - _RESERVED - self._names.keys() - {"tools", "documents"}
 
     def _values(
         self,

@@ -42,8 +42,10 @@ class AddedToken:
 class TextSettings:
     """Beginning and end of a model's texts.
 
-    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before the text ("first":
-    unless it begins with one), or before each part of plain text between special tokens ("always").
+    `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before a text that begins
+    with none ("first"), or before each part of plain text between special tokens ("always").
+    `aliases`: tokens that decode as another, and that no text becomes. `notes` are told when the
+    model is packed, `warnings` also whenever it is opened.
     """
 
     bos_id: int | None = None

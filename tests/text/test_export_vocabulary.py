@@ -20,6 +20,7 @@ from text_models import (
 from picoedge.text.export.export import write_from_gguf
 from picoedge.text.export.pretokenizers import _FAMILIES, find_pretokenizer
 from picoedge.text.export.recognition import recognise
+from picoedge.text.export.special_names import written_names
 from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.base import TextSettings, Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
@@ -247,3 +248,27 @@ def test_every_name_makes_a_tokenizer_that_keeps_every_byte(name: str, tmp_path:
 def test_no_name_is_in_two_families() -> None:
     names = [name for names, _ in _FAMILIES for name in names.split()]
     assert len(names) == len(set(names))
+
+
+def test_an_end_that_the_file_names_is_the_only_one(tmp_path: Path) -> None:
+    """gpt-oss ends its thinking by one token, and the answer after it by another."""
+    source = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<tool>"
+        "<|im_end|>{% endif %}{% endfor %}"
+    )
+    metadata = typed(bpe_metadata(), **{"<tool>": CONTROL})
+    tokenizer = built({**metadata, "tokenizer.chat_template": source}, tmp_path)
+    assert tokenizer.eos_ids == {0, 2}
+
+
+def test_names_of_turns_without_bars_are_control_where_nothing_closes_them() -> None:
+    names = written_names(
+        "{% for m in messages %}<sep><role>{{ m.content }}</role><think>{% endfor %}"
+    )
+    assert [n for n in sorted(names.turns) if names.is_control(n)] == ["<sep>"]
+    assert names.after_answer[0] == "</role>"
+
+
+def test_a_name_of_control_tokens_in_a_broken_template_is_nobody_s() -> None:
+    assert written_names("{% if %}<|x|>") == written_names(None)
+    assert written_names("{{ raise_exception('no') }}<|x|>").others == {"<|x|>"}

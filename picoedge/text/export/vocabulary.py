@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Collection, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from picoedge.errors import TextError
@@ -108,7 +109,7 @@ def _correct_types(
 def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     """A non-empty list of strings. Raises TextError."""
     values = metadata.get(PREFIX + key)
-    if not isinstance(values, Sequence) or isinstance(values, str) or not len(values):
+    if not isinstance(values, Collection) or isinstance(values, str) or not len(values):
         raise damaged(key, "missing or empty")
     if not all(isinstance(text, str) for text in values):
         raise damaged(key, "not a list of texts")
@@ -142,10 +143,10 @@ def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
 def numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> array[Any]:
     """The first `count` numbers of a list. Raises TextError."""
     values = metadata.get(PREFIX + key)
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) < count:
+    if not isinstance(values, Collection) or isinstance(values, str) or len(values) < count:
         raise damaged(key, f"not {count} values")
     try:
-        return array(code, values[:count])
+        return array(code, islice(values, count))
     except (TypeError, OverflowError) as error:
         raise damaged(key, str(error)) from error
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 NOT_BUILT = ("join", "events")
-BENCHES = ("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "profile")
+BENCHES = ("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "fuzz", "profile")
 USAGE = (
-    "usage: python -m bench decode|window|seventy_b|mesh|recovery|weeks [--json] [--rounds N]"
+    "usage: python -m bench decode|window|seventy_b|mesh|recovery|weeks|fuzz [--json] [--rounds N]"
     " [--row NAME]... [--into FILE] | profile MODEL"
 )
 

@@ -3,81 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import mesh_models, suite
-from bench.life.boards import life_boards
-from bench.life.driver import Life
-from bench.life.events import BRIEF, Bounds, life
-from bench.life.judge import answered_part, first_token_ratio, same_part
-from bench.life.preload import compiled
-from bench.life.reference import Reference
-from bench.life.session import N_CTX
-from bench.mesh_models import MeshModels
-from bench.report import Measured
+from bench.life.rows import Settings, idle_10min, lives
 from bench.suite import Groups, Suite, Target
-
-BRIEF_MINUTES = 15.0  # shorter lives have shorter waits, so that much happens in them
 
 TARGETS = {
     "weeks_answers": Target(">= 1", None),
     "weeks_same_text": Target(">= 1", None),
     "weeks_full_strength_s": Target("<= 60", 20),
     "weeks_first_token_ratio": Target("<= 3", 1.5),
+    "weeks_growth_mb": Target("<= 3", 1),
+    "weeks_leaks": Target("== 0", None),
+    "weeks_tracebacks": Target("== 0", None),
+    "idle_10min": Target("<= 1.2", 1.0),
 }
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line asked for."""
-
-    models: MeshModels
-    minutes: float
-    seed: int
-    keep: Path | None
-
-
-def lived(settings: Settings, rounds: int) -> list[Measured]:
-    """One life, and the rows that it gives."""
-    pack, folder = settings.models.smollm2(), settings.models.folder
-    bounds = BRIEF if settings.minutes < BRIEF_MINUTES else Bounds()
-    with (
-        tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch,
-        life_boards(pack, folder, bounds.boards, compiled("faults", Path(scratch))) as boards,
-    ):
-        reference = Reference(pack, N_CTX, Path(scratch))
-        one = Life(boards, reference, pack.stem, _tell)
-        try:
-            one.live(life(settings.seed, bounds), time.monotonic() + 60 * settings.minutes)
-        finally:
-            if settings.keep is not None:
-                one.keep(settings.keep / f"seed{settings.seed}")
-            one.session.close()
-            reference.close()
-    return rows(one)
-
-
-def rows(one: Life) -> list[Measured]:
-    """The figures of a life."""
-    asked, raw = one.asked, one.to_json()
-    ratio, worst = first_token_ratio(asked)
-    strengths = tuple(seconds for _, seconds in one.strengths)
-    return [
-        Measured("weeks_answers", answered_part(asked), (), raw, f"{len(asked)} questions"),
-        Measured("weeks_same_text", same_part(asked), ()),
-        Measured("weeks_full_strength_s", max(strengths, default=math.nan), strengths),
-        Measured("weeks_first_token_ratio", ratio, (), {}, f"worst ÷ median {worst:.2f}"),
-    ]
-
-
-GROUPS: Groups = ((tuple(TARGETS), lived),)
+GROUPS: Groups = (
+    (tuple(name for name in TARGETS if name.startswith("weeks_")), lives),
+    (("idle_10min",), idle_10min),
+)
 
 
 def _tell(line: str) -> None:
@@ -86,8 +35,14 @@ def _tell(line: str) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     mesh_models.add_options(parser)
-    parser.add_argument("--minutes", type=float, default=5.0, help="[default: %(default)s]")
-    parser.add_argument("--seed", type=int, default=1, help="of the life [default: %(default)s]")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0,
+        help="of a life; of 25 or more, growth is measured [default: %(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, action="append", metavar="S",
+        help="of a life; several live side by side [default: 1]",
+    )  # fmt: skip
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep there what terminals and daemons said"
     )
@@ -95,8 +50,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _prepared(options: argparse.Namespace) -> Iterator[Settings]:
+    seeds = tuple(options.seed or [1])
     with mesh_models.prepared(options) as models:
-        yield Settings(models, options.minutes, options.seed, options.keep)
+        yield Settings(models, options.minutes, seeds, options.keep, _tell)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -90,6 +90,11 @@ class LifeBoard:
         """Make its card slow, or as it was."""
         self.board.limit(disk_bytes_per_s=bytes_per_s)
 
+    def descriptors(self) -> int:
+        """How many its daemon has open."""
+        pid = 0 if self.daemon is None else self.daemon.pid
+        return len(os.listdir(f"/proc/{pid}/fd")) if pid else 0
+
     def worker(self) -> int | None:
         """The process of its part in a session."""
         return worker_of(self.board)

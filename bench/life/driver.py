@@ -35,6 +35,7 @@ class Life:
     asked: list[Asked] = field(default_factory=list)
     strengths: list[tuple[str, float]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    others: list[tuple[str, bytes]] = field(default_factory=list)  # what other commands said
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -172,6 +173,7 @@ class Life:
         except subprocess.TimeoutExpired:
             second.kill()
             out, err = second.communicate()
+        self.others.append((f"second{len(self.others):03}", (out + err).encode()))
         expected = self.reference.answer(question_of(SECOND_QUESTION), N_TOKENS)
         text, code = out.removesuffix("\n"), second.returncode
         error = "" if code == 0 else f"exit code {code}: {err[-300:]}"
@@ -195,15 +197,20 @@ class Life:
             "faults": self.faults,
         }
 
-    def keep(self, folder: Path) -> None:
-        """Copy what was seen and said, for whoever looks for a cause."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def said(self) -> list[tuple[str, bytes]]:
+        """(which, text) of all terminals and logs."""
+        found: list[tuple[str, bytes]] = []
         for number, terminal in enumerate(self.session.terminals):
-            (folder / f"chat{number:03}.out").write_bytes(terminal.out.raw)
-            (folder / f"chat{number:03}.err").write_bytes(terminal.err.raw)
-        for each in self.boards.all:
-            if each.log.exists():
-                (folder / f"{each.board.name}.log").write_bytes(each.log.read_bytes())
+            found.append((f"chat{number:03}.out", terminal.out.raw))
+            found.append((f"chat{number:03}.err", terminal.err.raw))
+        logs = [each.log for each in self.boards.all if each.log.exists()]
+        return found + [(f"{log.parent.name}.log", log.read_bytes()) for log in logs] + self.others
+
+    def keep(self, folder: Path) -> None:
+        """Copy what was said, for whoever looks for a cause."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.said():
+            (folder / name).write_bytes(text)
         (folder / "faults").write_text("\n".join(self.faults) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""C libraries of this folder, compiled when a bench runs and preloaded into boards' processes."""
+"""C libraries of the benches, compiled when a bench runs and preloaded into boards' processes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from bench.children import BenchError, Unready
 
-HERE = Path(__file__).parent
+BENCH = Path(__file__).resolve().parents[1]
 YEAR_S = 365 * 86400
 
 
-def compiled(name: str, folder: Path) -> Path:
-    """NAME.c of this folder as a library in `folder`. Raises Unready."""
+def compiled(source: str, folder: Path) -> Path:
+    """A C file, such as "life/faults.c", as a library in `folder`. Raises Unready, BenchError."""
     if shutil.which("gcc") is None:
         raise Unready("gcc is needed for what befalls boards: apt install gcc libc6-dev")
-    library = folder / f"{name}.so"
-    words = ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", str(HERE / f"{name}.c")]
+    library = (folder / source.replace("/", "-")).with_suffix(".so")
+    words = ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", str(BENCH / source)]
     done = subprocess.run(
         [*words, "-o", str(library), "-ldl"], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise BenchError(f"{name}.c: {done.stderr}")
+        raise BenchError(f"{source}: {done.stderr}")
     return library
 
 

@@ -72,7 +72,7 @@ def lived(settings: Settings, seed: int) -> Lived:
         settings.tell(f"{seed}: {line}")
 
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
-        library = compiled("faults", Path(scratch))
+        library = compiled("life/faults.c", Path(scratch))
         with (
             life_boards(pack, folder, bounds.boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
@@ -148,7 +148,7 @@ def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
     """First-token time after ten idle minutes ÷ after ten seconds."""
     pack, folder = settings.models.smollm2(), settings.models.folder
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
-        library = compiled("faults", Path(scratch))
+        library = compiled("life/faults.c", Path(scratch))
         with (
             life_boards(pack, folder, Bounds().boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class Session:
         return self._judged(question, expected, seen)
 
     def _judged(self, question: str, expected: str, seen: Shown) -> Heard:
+        if self._interrupted:
+            seen = dataclasses.replace(seen, text=seen.text.replace("^C", "", 1))
         outcome, same = judge(
             seen.text, expected, seen.error, seen.is_complete, is_cut=self._interrupted
         )

@@ -155,6 +155,8 @@ class ClusterModel:
         key = error.key if isinstance(error, BoardLostError) else ""
         if key not in self._names:
             return Decision(gives_up=True)
+        if key == self._own and isinstance(error, BoardRefusedError):
+            return Decision(gives_up=True)
         if key == self._own and not self._directory.has_daemon(same=True):
             return self._decide(OwnDaemonGone())
         event = BoardRefused(key) if isinstance(error, BoardRefusedError) else BoardLost(key)
@@ -232,30 +234,29 @@ class ClusterModel:
             self._before_answer()
         while True:
             self.assemble()
-            try:
-                if len(tokens) > 1:
-                    self._check_group()
-                logits = self._pass()
-            except (BoardLostError, UnlinkedError) as error:
-                lost = without_frames(self._explained(error))
-            except BaseException:
-                self._end_group()
-                raise
-            else:
+            logits = self._try_pass(is_prompt=len(tokens) > 1)
+            if not isinstance(logits, MeshError):
                 self._decide(Passed())
                 return logits
-            # Outside of the handler: what it refers to would hold the memory of the closed slice.
-            self._close_arrangement()
-            if (decision := self._failed(lost)).gives_up:
-                raise lost
+            if (decision := self._failed(logits)).gives_up:
+                raise logits
             self._wait(decision)
 
-    def _check_group(self) -> None:
-        """After an idle hour: a pass may not need all that was lost, such as the own daemon."""
-        if self._arrangement is not None and self._arrangement.group is not None:
-            self._arrangement.group.check()
+    def _try_pass(self, *, is_prompt: bool) -> F32 | MeshError:
+        """The logits, or the failure that ended the group. Any other error ends the group, too."""
+        with ExitStack() as failing:
+            failing.callback(self._end_group)
+            try:
+                logits = self._pass(is_prompt)
+            except (BoardLostError, UnlinkedError) as error:
+                return without_frames(self._explained(error))
+            failing.pop_all()
+            return logits
 
-    def _pass(self) -> F32:
+    def _pass(self, is_prompt: bool) -> F32:
+        at = self._arrangement
+        if is_prompt and at is not None and at.group is not None:
+            at.group.check()  # a pass may not need all that was lost meanwhile: the own daemon
         began = time.perf_counter()
         logits = self.slice.forward(self._tokens[self._valid :], self._valid)
         single = self._valid == len(self._tokens) - 1
@@ -270,7 +271,7 @@ class ClusterModel:
         return group.explain(error) if group and isinstance(error, BoardLostError) else error
 
     def _end_group(self) -> None:
-        """An error or Ctrl-C has interrupted a pass: the boards of a group are out of step."""
+        """A pass was interrupted, by an error or Ctrl-C: the boards of a group are out of step."""
         if self._arrangement is not None and self._arrangement.group is not None:
             self._close_arrangement()
 

@@ -371,8 +371,8 @@ class WorkerGroup:
 
     def close(self) -> None:
         """Say goodbye to the workers, and free all boards. Idempotent."""
-        self._links.bye()
-        self._stack.close()
+        with self._stack:  # also where Ctrl-C interrupts a goodbye
+            self._links.bye()
 
 
 def _lost(handle: BoardHandle, why: str, hint: str = "") -> BoardLostError:

@@ -45,6 +45,32 @@ def restart_daemon(board: BoardOf) -> None:
     board.start("--memory", "2G")
 
 
+def test_the_hubs_daemon_is_restarted_in_an_answer(
+    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str
+) -> None:
+    session = begin(cluster, smollm2_pack)
+    restart_daemon(cluster[1])
+    assert session.wait() == 0, session.err.text
+    assert session.out.text == undisturbed, session.err.text
+
+
+def test_a_hub_that_stood_still_holds_it_against_nobody(
+    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str
+) -> None:
+    session = begin(cluster, smollm2_pack)
+    for _ in range(2):
+        session.signal(signal.SIGSTOP)
+        for board in cluster.boards[1:]:  # its workers have ended, as it said nothing
+            until(lambda board=board: not board.workers(), "it was missed", 20.0)
+        session.signal(signal.SIGCONT)
+        session.err.wait(r"going on$", 20.0)
+        for board in cluster.boards[1:]:
+            board.worker()
+    assert session.wait() == 0, session.err.text
+    assert "without it" not in session.err.text
+    assert session.out.text == undisturbed, session.err.text
+
+
 HARMS: dict[str, tuple[Callable[[BoardOf], None], str]] = {
     "killed": (kill_board, "exchange"),
     "stopped": (stop_board, "star"),

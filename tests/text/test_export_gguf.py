@@ -217,13 +217,13 @@ DAMAGED: list[tuple[Callable[..., dict[str, Any]], dict[str, Any], str]] = [
     (bpe_metadata, {"merges": ["zz9 yy8"]}, "tokenizer.json is not a tokenizer"),
     (bpe_metadata, {"merges": ["a b c"]}, "tokenizer.json is not a tokenizer"),
     (bpe_metadata, {"merges": [1, 2]}, "tokenizer.ggml.merges: not a list of texts"),
-    (bpe_metadata, {"eos_token_id": 9999}, "9999 is not a token of 701"),
+    (bpe_metadata, {"eos_token_id": 2.0}, "2.0 is not a token of 701"),
     (bpe_metadata, {"bos_token_id": "<s>"}, "'<s>' is not a token of 701"),
-    (sentencepiece_metadata, {"scores": None}, "tokenizer.ggml.scores: not 800 values"),
+    (sentencepiece_metadata, {"scores": [1.0]}, "tokenizer.ggml.scores: not 800 values"),
     (sentencepiece_metadata, {"scores": [float("nan")] * 800}, "tokenizer.ggml.scores"),
     (sentencepiece_metadata, {"scores": ["x"] * 800}, "tokenizer.ggml.scores"),
     (sentencepiece_metadata, {"scores": [1e300] * 800}, "tokenizer.ggml.scores"),
-    (sentencepiece_metadata, {"unknown_token_id": -1}, "-1 is not a token of 800"),
+    (sentencepiece_metadata, {"unknown_token_id": "x"}, "'x' is not a token of 800"),
 ]
 
 

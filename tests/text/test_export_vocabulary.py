@@ -272,3 +272,27 @@ def test_names_of_turns_without_bars_are_control_where_nothing_closes_them() -> 
 def test_a_name_of_control_tokens_in_a_broken_template_is_nobody_s() -> None:
     assert written_names("{% if %}<|x|>") == written_names(None)
     assert written_names("{{ raise_exception('no') }}<|x|>").others == {"<|x|>"}
+
+
+@pytest.mark.parametrize("value", [-1, 2**32 - 1, 9999])
+def test_ids_that_are_no_tokens_are_passed_over(value: int, tmp_path: Path) -> None:
+    """As -1 in old files: a token that a model has not."""
+    keys = ("padding", "unknown", "mask", "seperator", "eot")
+    changes = {f"tokenizer.ggml.{key}_token_id": value for key in keys}
+    for sound in (bpe_metadata, sentencepiece_metadata):
+        folder = tmp_path / sound.__name__
+        folder.mkdir()
+        tokenizer = built(sound(**changes), folder)
+        assert tokenizer.encode("hi") == built(sound(), folder).encode("hi")
+        write_from_gguf(sound(**changes), folder)
+        assert TextSettings.read(folder).notes[:1] == (
+            f"the file's eot_token_id is no token of its {tokenizer.vocab_size}: passed over",
+        )
+
+
+def test_a_sentencepiece_file_without_scores_or_unknown_token(tmp_path: Path) -> None:
+    metadata = typed(sentencepiece_metadata(), **{"<unk>": CONTROL})
+    metadata["tokenizer.ggml.tokens"][0] = "<pad>"
+    del metadata["tokenizer.ggml.scores"]
+    tokenizer = built(metadata, tmp_path)
+    assert tokenizer.decode(tokenizer.encode("any text é 🙂")) == "any text é 🙂"

@@ -26,6 +26,7 @@ from picoedge.text.export.vocabulary import (
     GgufVocabulary,
     damaged,
     flag,
+    lost_ids,
     numbers,
     read_vocabulary,
     text_value,
@@ -85,6 +86,10 @@ def _settings(
         eos_token="" if eos is None else vocabulary.tokens[eos],
         added=vocabulary.added,
         aliases=vocabulary.aliases,
+        notes=tuple(
+            f"the file's {key} is no token of its {size}: passed over"
+            for key in lost_ids(metadata, size)
+        ),
     )
 
 
@@ -92,7 +97,9 @@ def _write_sentencepiece(
     metadata: Mapping[str, Any], vocabulary: GgufVocabulary, path: Path
 ) -> TextSettings:
     size = len(vocabulary.tokens)
-    scores = numbers(metadata, "scores", "f", size)
+    # Without scores, as to llama.cpp, none comes before another.
+    listed = "tokenizer.ggml.scores" in metadata
+    scores: Sequence[float] = numbers(metadata, "scores", "f", size) if listed else [0.0] * size
     if not all(map(math.isfinite, scores)):
         raise damaged("scores", "not numbers")
     unknown = _unknown_id(metadata, vocabulary)
@@ -122,6 +129,8 @@ def _unknown_id(metadata: Mapping[str, Any], vocabulary: GgufVocabulary) -> int:
         return vocabulary.types.index(UNKNOWN)
     if "<unk>" in vocabulary.tokens:
         return vocabulary.tokens.index("<unk>")
+    if vocabulary.types[0] == CONTROL:
+        return 0
     raise TextError("the GGUF's tokenizer has no unknown token", "the file is damaged")
 
 

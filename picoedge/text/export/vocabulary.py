@@ -131,13 +131,23 @@ def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
-    """A token id, None where it is missing. Raises TextError outside 0 .. size-1."""
+    """A token id, None where it is missing or outside 0 .. size-1, as -1 is in old files.
+
+    Raises TextError for what is no integer.
+    """
     value = metadata.get(f"{PREFIX}{key}_token_id")
     if value is None:
         return None
-    if isinstance(value, (str, float, list)) or not 0 <= int(value) < size:
+    if not isinstance(value, int) or isinstance(value, bool):
         raise damaged(f"{key}_token_id", f"{value!r} is not a token of {size}")
-    return int(value)
+    return int(value) if 0 <= value < size else None
+
+
+def lost_ids(metadata: Mapping[str, Any], size: int) -> list[str]:
+    """Names of the tokens that begin or end texts and that the vocabulary has not."""
+    keys = [f"{key}_token_id" for key in ("bos", "eos", "eot", "eom")]
+    values = {key: metadata.get(PREFIX + key) for key in keys}
+    return [key for key, value in values.items() if value is not None and not 0 <= value < size]
 
 
 def numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> array[Any]:

@@ -30,6 +30,7 @@ _STATS = (
 @options.prompt_options(DEFAULT_TOKENS, "Ask this, print the answer, and leave.")
 @options.continue_options
 @options.system_option
+@options.template_options
 @options.sampling_options
 @options.model_options
 @options.cluster_options
@@ -46,7 +47,7 @@ def chat(**values: Any) -> int:
     opened = models.open_pack(values)
     if one_answer and values["continued"] is None:
         return _answer_once(opened, values, text)
-    prompter = opened.prompter
+    prompter = models.chosen_prompter(opened, values)
     prompter.require_template()  # rather now than after the first question
     log = chat_history.open_log(values, opened.pack.name)
     with closing(log), closing(models.open_session(values, opened)) as session:
@@ -55,7 +56,7 @@ def chat(**values: Any) -> int:
 
 def _answer_once(opened: OpenPack, values: dict[str, Any], text: str) -> int:
     """One answer, of which nothing is kept."""
-    prompt = models.chat_prompt(opened, values["system"], text)
+    prompt = models.chat_prompt(opened, values, text)
     with closing(models.open_session(values, opened, prompt)) as session:
         limit = models.token_limit(values["n_tokens"])
         output.write_whole_answer(session.generate(prompt, max_tokens=limit, stop=values["stop"]))
@@ -91,6 +92,7 @@ def _converse(
 @options.model_options
 @options.cluster_options
 @options.system_option
+@options.template_options
 @options.verbose_option
 def generate(**values: Any) -> None:
     """Complete one prompt with MODEL.
@@ -100,10 +102,10 @@ def generate(**values: Any) -> None:
     """
     text = models.chosen_prompt(values["prompt"])
     opened = models.open_pack(values, template=not values["raw"])
-    if values["raw"] or opened.prompter.template is None:
+    if values["raw"] or (opened.prompter.template is None and not values["chat_template"]):
         prompt = opened.prompter.complete(text)
     else:
-        prompt = models.chat_prompt(opened, values["system"], text)
+        prompt = models.chat_prompt(opened, values, text)
     with closing(models.open_session(values, opened, prompt)) as session:
         pieces = session.generate(
             prompt,

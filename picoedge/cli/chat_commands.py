@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.chats.conversation import Message, whole_turns
-from picoedge.cli.chat_turns import Chat
+from picoedge.cli.chat_turns import VARIABLE, Chat
 from picoedge.cli.failures import storage_error
+from picoedge.cli.options import parse_variable
 from picoedge.errors import UsageError
 from picoedge.files import replace_file
 from picoedge.sanitize import one_line
@@ -23,6 +24,9 @@ HELP = '''\
 /regen             answer the last message again
 /set NAME VALUE    temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed,
                    n (tokens of an answer), stop TEXT, system TEXT
+/set think off     no thinking before an answer, where the model has a switch (on: again)
+/set var NAME=VAL  a variable of the model's chat template
+/set chat-template NAME or FILE
 /set verbose       show rates after each answer (/set quiet: no longer)
 /show              the settings and what the conversation holds
 /save FILE         write the conversation to a file
@@ -34,20 +38,24 @@ MAX_FILE_BYTES = 16 << 20  # more than any context takes
 
 
 def is_command(message: str) -> bool:
-    """Whether a message is a command: `/word`, but not a path such as `/etc/hosts`."""
-    word = message.split(maxsplit=1)[0] if message.strip() else ""
-    return message.startswith("/") and "/" not in word[1:] and "\n" not in message
+    """Whether a message is a command: one of ours, or alone on its line and much like one.
+
+    Others are for the model: `/no_think Why?`, or a path such as `/etc/hosts`.
+    """
+    word, _, rest = message.strip().partition(" ")
+    if not message.startswith("/") or "\n" in message:
+        return False
+    return word in WORDS or (not rest and bool(did_you_mean(word, WORDS)))
 
 
 def run_command(chat: Chat, message: str) -> bool:
     """Run a command; False ends the conversation. Raises PicoedgeError."""
     word, _, rest = message.strip().partition(" ")
-    if word in ("/bye", "/exit", "/quit"):
+    if word in LEAVING:
         return False
     action = COMMANDS.get(word)
     if action is None:
-        hint = did_you_mean(word, [*COMMANDS, "/bye"]) or "/? lists the commands"
-        raise UsageError(f"no such command: {word}", hint)
+        raise UsageError(f"no such command: {word}", did_you_mean(word, WORDS))
     action(chat, rest.strip())
     return True
 
@@ -79,6 +87,8 @@ def _show(chat: Chat, rest: str) -> None:
         chat.say(f"{name.ljust(15)} {'none' if value is None else value}")
     chat.say(f"{'stop'.ljust(15)} {', '.join(map(repr, settings.stop)) or 'none'}")
     chat.say(f"{'system'.ljust(15)} {chat.system or 'none'}")
+    told = ", ".join(f"{name}={value!r}" for name, value in chat.prompter.variables.items())
+    chat.say(f"{'variables'.ljust(15)} {one_line(told) or 'none'}")
     used = len(chat.prompter.chat_ids(chat.prompt_messages())) if chat.messages else 0
     chat.say(f"{'conversation'.ljust(15)} {len(chat.messages)} messages, {used} tokens")
     kept = "nowhere" if number is None else f"picoedge chat --continue {number}"
@@ -89,7 +99,11 @@ def _set(chat: Chat, rest: str) -> None:
     """`/set NAME VALUE`, or as in Ollama `/set parameter NAME VALUE`."""
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
     name, value = name.replace("-", "_"), value.strip()
-    chat.set(name, value)
+    if name == "var":
+        name, _, value = (part.strip() for part in value.partition("=" if "=" in value else " "))
+        chat.set(VARIABLE + name, parse_variable(value) if value else None)
+    else:
+        chat.set(name, value)
     if name in ("verbose", "quiet"):
         chat.say("rates are shown" if chat.settings.verbose else "rates are not shown")
     else:
@@ -151,3 +165,5 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/save": _save,
     "/load": _load,
 }
+LEAVING = ("/bye", "/exit", "/quit")
+WORDS = (*COMMANDS, *LEAVING)

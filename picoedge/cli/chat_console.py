@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from picoedge.chats.conversation import encodable
 from picoedge.cli.output import warn, write_answer
+from picoedge.cli.thinking import ThinkingStyle
 from picoedge.files import xdg_folder
 from picoedge.sanitize import printable
 
@@ -33,6 +34,9 @@ class Console(Protocol):
     def say(self, line: str) -> None:
         """A line of this program."""
 
+    def begin_answer(self, thinks: bool) -> None:
+        """An answer comes next; `thinks`: it is in the middle of thinking."""
+
     def interrupts(self, on_interrupt: Callable[[], None]) -> AbstractContextManager[None]:
         """While the block runs, Ctrl-C calls `on_interrupt`."""
 
@@ -43,6 +47,7 @@ class TerminalConsole:
     def __init__(self, keep_history: bool = True) -> None:
         kept = xdg_folder("STATE", os.environ) / "history" if keep_history else Path(os.devnull)
         self._history = History(kept)
+        self._style: ThinkingStyle | None = None
 
     def read(self) -> str:
         """The next message, of one line or several; a pasted text is one message.
@@ -52,14 +57,25 @@ class TerminalConsole:
         with self._history.kept():
             return encodable(read_message(input))
 
+    def begin_answer(self, thinks: bool) -> None:
+        """An answer comes next, whose thinking is shown dimmed."""
+        self._style = ThinkingStyle(thinks) if takes_codes(os.environ) else None
+        self._show(self._style.begin() if self._style else "")
+
     def write(self, text: str) -> None:
-        """Show text at once."""
-        sys.stdout.write(printable(text))
-        sys.stdout.flush()
+        """Show text of an answer at once."""
+        text = printable(text)
+        self._show(self._style.push(text) if self._style else text)
 
     def say(self, line: str) -> None:
         """A line of this program."""
-        self.write(line + "\n")
+        codes = self._style.end() if self._style else ""
+        self._style = None
+        self._show(codes + printable(line) + "\n")
+
+    def _show(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     @contextmanager
     def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
@@ -78,6 +94,9 @@ class PipeConsole:
         """Nothing is asked."""
         raise EOFError
 
+    def begin_answer(self, thinks: bool) -> None:
+        """Nothing is dimmed."""
+
     def write(self, text: str) -> None:
         """Show text at once."""
         write_answer(text)
@@ -93,6 +112,12 @@ class PipeConsole:
     def interrupts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
         """Ctrl-C ends the program, as for any that answers once."""
         yield
+
+
+def takes_codes(environ: Mapping[str, str]) -> bool:
+    """Whether the terminal of stdout dims text."""
+    plain = environ.get("TERM", "dumb") == "dumb" or environ.get("NO_COLOR")
+    return not plain and sys.stdout.isatty()
 
 
 def read_message(ask: Callable[[str], str]) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.chats.chat_folder import ChatFolder
 from picoedge.cli.chat_log import ChatLog
-from picoedge.cli.options import is_typed
+from picoedge.cli.chat_turns import VARIABLE
+from picoedge.cli.options import chosen_variables, is_typed
 from picoedge.cli.output import warn
 from picoedge.errors import PicoedgeError, UsageError
 
@@ -77,6 +78,9 @@ def restore_settings(chat: Chat, values: dict[str, Any]) -> None:
     typed = [name for name in _SAMPLING if is_typed(name)]
     kept = {k: v for k, v in chat.log.conversation.settings.items() if k not in typed}
     kept.pop("n" if is_typed("n_tokens") else "", None)
+    kept.pop("think" if is_typed("think") else "", None)
+    for name, _ in chosen_variables(values):
+        kept.pop(VARIABLE + name, None)
     for name, value in kept.items():
         try:
             chat.apply(name, value)
@@ -86,6 +90,10 @@ def restore_settings(chat: Chat, values: dict[str, Any]) -> None:
         chat.log.add("set", name=name, value=_plain(values[name]))
     if is_typed("n_tokens"):
         chat.log.add("set", name="n", value=values["n_tokens"])
+    if is_typed("think"):
+        chat.log.add("set", name="think", value="on" if values["think"] else "off")
+    for name, value in chosen_variables(values):
+        chat.log.add("set", name=VARIABLE + name, value=value)
     if values["system"] is not None and (is_typed("system") or "system" not in kept):
         chat.log.add("set", name="system", value=values["system"])
 

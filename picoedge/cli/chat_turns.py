@@ -21,7 +21,11 @@ SAMPLING_TYPES: dict[str, Callable[[str], float]] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float,
     "repeat_penalty": float, "repeat_last_n": int, "seed": int,
 }  # fmt: skip
-SETTINGS = (*SAMPLING_TYPES, "n", "stop", "system", "verbose", "quiet")
+SETTINGS = (
+    *SAMPLING_TYPES, "n", "stop", "system", "think", "var", "chat_template", "verbose", "quiet",
+)  # fmt: skip
+VARIABLE = "var."  # before the name of a template's variable, in the name of a setting
+_SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
 @dataclass
@@ -93,6 +97,7 @@ class Chat:
             messages = self.prompt_messages()
             self._tell_of_template(messages)
             prompt = self.prompter.chat(messages)
+            self.console.begin_answer(self.prompter.begins_thinking(prompt))
             try:
                 for piece in session.generate(prompt, max_tokens=limit, stop=settings.stop):
                     pieces.append(piece)
@@ -137,7 +142,7 @@ class Chat:
     def set(self, name: str, value: Any) -> None:
         """Change a setting, for this chat and whoever goes on with it. Raises UsageError."""
         self.apply(name, value)
-        if name not in ("verbose", "quiet"):
+        if name not in ("verbose", "quiet", "chat_template"):  # which is kept with the pack
             self.log.add("set", name=name, value=value)
 
     def apply(self, name: str, value: Any) -> None:
@@ -153,6 +158,14 @@ class Chat:
         elif name == "stop":
             texts = value if isinstance(value, list) else [value]
             self.settings.stop = [str(text) for text in texts if text]
+        elif name == "think":
+            if (thinks := _SWITCH.get(str(value).lower())) is None:
+                raise UsageError(f"think {value!r} is neither on nor off", "/set think off")
+            self.prompter = self.prompter.with_thinking(thinks)
+        elif name.startswith(VARIABLE):
+            self.prompter = self.prompter.with_variable(name.removeprefix(VARIABLE), value)
+        elif name == "chat_template":
+            self.prompter = self.prompter.with_template(str(value))
         elif name != "system":
             hint = did_you_mean(name, SETTINGS) or f"known: {', '.join(SETTINGS)}"
             raise UsageError(f"nothing to set by the name {name!r}", hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from picoedge.cli import reports
-from picoedge.cli.options import chosen_cluster, chosen_sampling
+from picoedge.cli.options import chosen_cluster, chosen_sampling, chosen_variables
 from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.errors import ContextError, UsageError
 from picoedge.units import format_size
@@ -16,7 +16,7 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from picoedge.engine.open import LoadModel, OpenPack
     from picoedge.engine.options import OpenOptions
-    from picoedge.engine.session import LanguageModel, Prompt, Session
+    from picoedge.engine.session import LanguageModel, Prompt, Prompter, Session
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
@@ -160,11 +160,29 @@ def chosen_prompt(prompt: str | None) -> str:
     return text
 
 
-def chat_prompt(opened: OpenPack, system: str | None, text: str) -> Prompt:
+def chosen_prompter(opened: OpenPack, values: Mapping[str, Any]) -> Prompter:
+    """Makes prompts by the chat template and with the variables that were asked for."""
+    prompter = opened.prompter
+    if values["chat_template"]:
+        prompter = prompter.with_template(values["chat_template"])
+        if prompter.template is not None and prompter.template.chosen:
+            note(f"{prompter.name} keeps this chat template: --chat-template own undoes it")
+    for name, value in chosen_variables(values):
+        prompter = prompter.with_variable(name, value)
+    if values["think"] is not None and prompter.template is not None:
+        try:
+            prompter = prompter.with_thinking(values["think"])
+        except UsageError as error:
+            warn(error.message)
+    return prompter
+
+
+def chat_prompt(opened: OpenPack, values: Mapping[str, Any], text: str) -> Prompt:
     """The prompt of one question, by the chat template; says what that does with the messages."""
+    system = values["system"]
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    prompter = opened.prompter
+    prompter = chosen_prompter(opened, values)
     for line in prompter.notes(messages):
         warn(line)
     return prompter.chat(messages)

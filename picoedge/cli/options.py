@@ -8,8 +8,9 @@ wrong value.
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ sampling_options = _together(
 CONFIG_KEYS = (
     "model", "threads", "memory", "ctx_size", "window_io", "kv_bits", "verify", "kernels",
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
-    "system", "transport", "verbose", "history", "keep",
+    "system", "transport", "verbose", "history", "think", "keep",
 )  # fmt: skip
 
 verbose_option = click.option(
@@ -177,6 +178,17 @@ continue_options = _together(
         help="Go on with a chat: the last one [of MODEL], or ID of `picoedge chats`."),
     click.option("--history/--no-history", default=True, envvar="PICOEDGE_HISTORY",
         help="Keep conversations and typed lines on this board's disk [default: keep]."),
+)  # fmt: skip
+template_options = _together(
+    click.option("--think/--no-think", "think", default=None, envvar="PICOEDGE_THINK",
+        help="Have a model think before it answers, or not, if its chat template has a switch."),
+    click.option("--template-var", "template_vars", multiple=True, metavar="NAME=VALUE",
+        help="A variable of the chat template; the value as in JSON, or text (repeatable)."),
+    click.option("--chat-template-kwargs", metavar="JSON",
+        help="Several of them, as a JSON object."),
+    click.option("--chat-template", metavar="NAME|FILE",
+        help="The model's chat template from now on: chatml, llama2, llama3, mistral, gemma, … "
+        "or a Jinja file; own: what came with it."),
 )  # fmt: skip
 system_option = _setting("--system", help="The system message of the conversation.")
 
@@ -205,6 +217,33 @@ def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
         transport=values.get("transport", "auto"),
         wire=values.get("wire", "f64"),
     )
+
+
+def chosen_variables(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Variables of the chat template, as they were given. Raises UsageError."""
+    if values["chat_template_kwargs"]:
+        try:
+            several = json.loads(values["chat_template_kwargs"])
+        except (ValueError, RecursionError):
+            several = None
+        if not isinstance(several, dict):
+            raise UsageError(
+                "--chat-template-kwargs is no JSON object", "write it like '{\"name\": true}'"
+            )
+        yield from several.items()
+    for text in values["template_vars"]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--template-var {text!r} has no value", "write it like NAME=VALUE")
+        yield name.strip(), parse_variable(value)
+
+
+def parse_variable(text: str) -> Any:
+    """A value as in JSON; what is none is text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def parse_split(text: str) -> tuple[float, ...]:

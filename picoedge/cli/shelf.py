@@ -129,6 +129,8 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{path} ({digest})" for path, digest in value.items())
     if name == "sampling":
         return ", ".join(f"{key} {number:g}" for key, number in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{count} {key}" for key, count in value.items())
     if name in ("bytes", "held_bytes", "memory_bytes", "least_memory_bytes"):

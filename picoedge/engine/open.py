@@ -90,7 +90,7 @@ class OpenPack:
 
         n_ctx = self.options.n_ctx
         assert n_ctx is not None
-        return Prompter(self.pack.name, self.tokenizer, self._template, n_ctx)
+        return Prompter(self.pack.name, self.tokenizer, self._template, n_ctx, pack=self.pack.path)
 
     def take_tokenizer(self) -> Tokenizer:
         """The tokenizer, to which this object then has no reference."""
@@ -123,6 +123,10 @@ def open_pack(
         trim()  # starting alone may take more than a small board allows
     chat = ChatTemplate.load(pack.path) if template else None
     opened = OpenPack(pack, options, load_tokenizer(pack.path), chat)
+    if chat is not None and chat.chosen:
+        from picoedge.text.template.chosen import end_answers
+
+        end_answers(chat, opened.tokenizer)
     if chat is not None:
         with suppress(PicoedgeError):  # so that what Jinja takes is counted in the memory plan
             chat.probe()

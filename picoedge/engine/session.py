@@ -11,14 +11,16 @@ of prefixes belongs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from picoedge.config import SamplingOptions
-from picoedge.errors import ContextError, PicoedgeError, TextError
+from picoedge.errors import ContextError, PicoedgeError, TextError, UsageError
 from picoedge.kernels.arrays import F32
 from picoedge.model.sampling import Sampler
+from picoedge.suggest import did_you_mean
 from picoedge.text.tokenizer.stream_decoder import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancel`
+_TAG_TOKENS = 8  # of `<think>` and a few line ends, at most
 LONG_TOKEN = 16  # characters; a text seldom has fewer than n / 16 tokens
 
 
@@ -40,6 +43,7 @@ class Prompt:
 
     ids: list[int]
     continues: bool = False
+    stops: tuple[str, ...] = ()  # texts that end the answer
 
     def checked(self, n_ctx: int) -> Prompt:
         """Itself. Raises TextError where it is empty, ContextError without room for a token."""
@@ -58,10 +62,50 @@ class Prompter:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     n_ctx: int
+    variables: Mapping[str, Any] = field(default_factory=dict)  # the template's own
+    pack: Path | None = None
 
     def chat(self, messages: list[dict[str, str]]) -> Prompt:
         """The prompt for the next message of a conversation. Raises TextError, ContextError."""
-        return Prompt(self.chat_ids(messages)).checked(self.n_ctx)
+        ids, template = self.chat_ids(messages), self.require_template()
+        return Prompt(ids, stops=template.stops).checked(self.n_ctx)
+
+    def begins_thinking(self, prompt: Prompt) -> bool:
+        """Whether a prompt itself ends with the tag that thinking begins with."""
+        end = self.tokenizer.decode(prompt.ids[-_TAG_TOKENS:], skip_special=False)
+        return end.rstrip().endswith("<think>")
+
+    def with_template(self, word: str) -> Prompter:
+        """A prompter by the template that `word` names, a name or a file, from now on kept beside
+        the pack. Raises UsageError, TextError, StorageError.
+        """
+        from picoedge.text.template.chosen import OWN, choose_template, end_answers, keep_template
+
+        assert self.pack is not None
+        template = choose_template(self.pack, word)
+        if template is not None and template.chosen:
+            end_answers(template, self.tokenizer)
+        keep_template(self.pack, None if word == OWN else template)
+        return replace(self, template=template)
+
+    def with_thinking(self, thinks: bool) -> Prompter:
+        """A prompter whose prompts ask for thinking, or for none. Raises UsageError."""
+        switch = self.require_template().probe().thinking
+        if not switch:
+            raise UsageError(
+                f"the chat template of {self.name} has no switch for thinking",
+                "picoedge show tells which variables it reads",
+            )
+        return replace(self, variables={**self.variables, switch: thinks})
+
+    def with_variable(self, name: str, value: Any) -> Prompter:
+        """A prompter with a variable of the template set; None: no longer. Raises UsageError."""
+        known = self.require_template().probe().variables
+        if name not in known:
+            hint = did_you_mean(name, known) or f"it reads {', '.join(sorted(known)) or 'none'}"
+            raise UsageError(f"the chat template of {self.name} reads no variable {name!r}", hint)
+        others = {key: other for key, other in self.variables.items() if key != name}
+        return replace(self, variables=others if value is None else {**others, name: value})
 
     def notes(self, messages: list[dict[str, str]]) -> list[str]:
         """What the template does with these messages that somebody would not expect, a sentence
@@ -82,13 +126,14 @@ class Prompter:
 
         template = self.require_template()
         self._refuse_far_too_long("\n".join(message["content"] for message in messages))
-        return encode_chat(template, self.tokenizer, messages)
+        return encode_chat(template, self.tokenizer, messages, variables=self.variables)
 
     def require_template(self) -> ChatTemplate:
         """The chat template. Raises TextError where there is none, or it drops the question."""
         if self.template is None:
             raise TextError(
-                f"{self.name} has no chat template", "complete plain text: picoedge generate --raw"
+                f"{self.name} has no chat template",
+                "--chat-template NAME gives it one; picoedge generate --raw completes plain text",
             )
         self.template.probe()
         return self.template
@@ -231,7 +276,7 @@ class Session:
         limit = self.model.n_ctx + 1 if max_tokens is None else max_tokens
         eos = frozenset[int]() if ignore_eos else self._vocabulary.eos_ids
         tokens = self._tokens(prompt.ids, limit, eos)
-        return self._texts(tokens, decoder, StopStrings(stop))
+        return self._texts(tokens, decoder, StopStrings([*stop, *prompt.stops]))
 
     def _texts(
         self, tokens: Iterator[int], decoder: StreamDecoder, stops: StopStrings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.config import ModelConfig
-from picoedge.errors import ModelError
+from picoedge.errors import ModelError, TextError
 from picoedge.kernels.blocks import Weights
 from picoedge.registry.catalogue import CatalogueEntry
 from picoedge.registry.hub import HubChoice, is_hub_name, parse_hub_name
@@ -17,6 +17,9 @@ from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import ModelSource, open_source
+from picoedge.text.template.template import ChatTemplate, chosen_path
+
+_MOST_VARIABLES = 100
 
 
 def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
@@ -108,10 +111,26 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
             "head": pack.n_head_shards,
         },
         "tokenizer": next((kinds[name] for name in kinds if (folder / name).is_file()), None),
-        "chat_template": (folder / "chat_template.jinja").is_file(),
+        **_template(folder),
         **_sampling(pack.sampling),
         **_text_alone(pack.source.get("passed_over")),
         "source": pack.source,
+    }
+
+
+def _template(folder: Path) -> dict[str, Any]:
+    """Whether there is a chat template, where the chosen one is, and what it can be told."""
+    try:
+        template = ChatTemplate.load(folder)
+        facts = None if template is None else template.probe()
+    except TextError:
+        return {"chat_template": True}
+    if template is None or facts is None:
+        return {"chat_template": False}
+    return {
+        "chat_template": True,
+        **({"chosen_template": str(chosen_path(folder))} if template.chosen else {}),
+        "template_variables": sorted(facts.variables)[:_MOST_VARIABLES],
     }
 
 

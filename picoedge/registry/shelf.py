@@ -55,6 +55,7 @@ from picoedge.registry.paths import (
 )
 from picoedge.store.shards import is_partial
 from picoedge.suggest import closest
+from picoedge.text.template.template import chosen_path
 
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
@@ -247,6 +248,8 @@ class Shelf:
         if is_model_name(name):
             paths = (self._pack_path(name), self.folder / f"{name}.gguf")
             found = [path for path in paths if os.path.lexists(path)]
+            if found and os.path.lexists(chosen_path(paths[0])):
+                found.append(chosen_path(paths[0]))
             found += self._glob(f".{name}.gguf.*")
             found += self._glob(f".{name}.hub")
         if not found:

@@ -170,7 +170,22 @@ def test_unknown_commands_are_not_sent_to_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("message", "expected"),
-    [("/bye", True), ("/set n 3", True), ("/etc/hosts is what?", False), ("1/2", False)],
+    [
+        ("/bye", True),
+        ("/set n 3", True),
+        ("/cler", True),
+        ("/etc/hosts is what?", False),
+        ("/etc/hosts", False),
+        ("1/2", False),
+        ("/no_think Why is the sky blue?", False),
+        ("/no_think", False),
+        ("/think", False),
+        ("/summarize", False),
+        ("/cler the table", False),
+        ("/", True),
+        ("/ what?", False),
+        ("/set\nn 3", False),
+    ],
 )
 def test_what_counts_as_a_command(message: str, expected: bool) -> None:
     assert is_command(message) is expected
@@ -195,6 +210,8 @@ def test_set_changes_sampling_and_the_length_of_answers() -> None:
         ("/set top_p 2", "top_p is 2"),
         ("/set temprature 1", "nothing to set by the name 'temprature' (did you mean"),
         ("/set", "nothing to set by the name ''"),
+        ("/set think maybe", "think 'maybe' is neither on nor off"),
+        ("/set var moood=1", "the chat template of parrot reads no variable 'moood' (did you mean"),
         ("/save", "no file was named"),
         ("/load gone/file", "no such file or directory: gone/file"),
         ("/save gone/file", "no such file or directory: gone/file"),
@@ -213,6 +230,22 @@ def test_commands_that_are_wrong_say_so_and_the_chat_goes_on(
 def test_set_system_is_told_to_the_model() -> None:
     chat, _, _ = talk(["/set system Be brief.", "hello"], "Hi!")
     assert prompts_of(chat.session) == ["system: Be brief.\nuser: hello\nassistant: "]
+
+
+def test_unknown_words_with_a_slash_are_for_the_model() -> None:
+    chat, transcript, _ = talk(["/no_think Why?"], "So.")
+    assert transcript == ">>> /no_think Why?\nSo.\n>>> \n"
+    assert chat.messages[0]["content"] == "/no_think Why?"
+
+
+def test_set_think_and_variables_are_told_to_the_template() -> None:
+    typed = ["/set think off", "a", "/set think on", "/set var mood=7", "b", "/set var mood", "c"]
+    chat, _, _ = talk(typed, "A", "B", "C")
+    prompts = "".join(prompts_of(chat.session))
+    assert "enable_thinking=False\nuser: a" in prompts
+    assert "True\nmood=7\nuser: a" in prompts
+    assert prompts.count("mood") == 1
+    assert chat.log.conversation.settings == {"think": "on", "var.mood": None}
 
 
 def test_set_stop_ends_answers() -> None:

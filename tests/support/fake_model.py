@@ -49,17 +49,21 @@ class ByteTokenizer:
 class PlainTemplate:
     """`user: hello` and so on, a line a message."""
 
+    stops: tuple[str, ...] = ()
+    variables = frozenset({"enable_thinking", "mood"})
+
     def probe(self) -> TemplateFacts:
-        return TemplateFacts()
+        return TemplateFacts(thinking="enable_thinking", variables=self.variables)
 
     def render(
         self,
         messages: list[dict[str, str]],
         *,
         add_generation_prompt: bool = True,
-        variables: object = None,
+        variables: dict[str, object] | None = None,
     ) -> str:
-        lines = [f"{m['role']}: {m['content']}\n" for m in messages]
+        told = [f"{name}={value}\n" for name, value in (variables or {}).items()]
+        lines = [*told, *(f"{m['role']}: {m['content']}\n" for m in messages)]
         return "".join(lines) + "assistant: " * add_generation_prompt
 
 

@@ -36,6 +36,9 @@ class TypedConsole:
             self.transcript += "^C"
             self._interrupt()
 
+    def begin_answer(self, thinks: bool) -> None:
+        pass
+
     def say(self, line: str) -> None:
         self.write(line + "\n")
 

@@ -33,6 +33,11 @@ _FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFF  # the private-use planes of Unicode
 _MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
 
 
+def chosen_path(pack: Path) -> Path:
+    """Where the template is kept that a user chose for a pack: beside it."""
+    return pack.absolute().with_name(f"{pack.absolute().name}.{TEMPLATE_FILE}")
+
+
 class ChatTemplate:
     """One model's template. Thread-safe."""
 
@@ -52,16 +57,24 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._compiled: tuple[Environment, jinja2.Template] | None = None
         self._facts: TemplateFacts | None = None
+        self.chosen = False  # by the user, in place of the model's own
+        self.stops: tuple[str, ...] = ()  # texts that end an answer, where no token does
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTemplate | None:
-        """The template of a pack, None where it has none. Raises TextError."""
-        path = folder / TEMPLATE_FILE
-        if not path.exists():
+    def load(cls, folder: Path, *, chosen: bool = True) -> ChatTemplate | None:
+        """The template of a pack, None where it has none; the one chosen for it where `chosen`.
+
+        Raises TextError.
+        """
+        paths = [chosen_path(folder)] * chosen + [folder / TEMPLATE_FILE]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
             return None
         settings = TextSettings.read(folder)
         source = read_text_file(path, 4 * MAX_TEMPLATE_CHARACTERS)
-        return cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
+        template = cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
+        template.chosen = path.name != TEMPLATE_FILE
+        return template
 
     def render(
         self,

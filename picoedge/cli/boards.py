@@ -24,6 +24,7 @@ from picoedge.units import format_size, format_span
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from picoedge.engine.doctor import Check
     from picoedge.jobs.status import BoardState, MeshState
     from picoedge.mesh.transport.client import Client
 
@@ -285,18 +286,39 @@ def _sleep(delay_s: float) -> bool:
     return True
 
 
+def _board_checks(kernels: str | None) -> list[Check]:
+    from picoedge.engine.doctor import check_board
+    from picoedge.registry.shelf import Shelf
+
+    return list(check_board(Shelf.from_environment(), kernels))
+
+
+def _cluster_checks() -> list[Check]:
+    import zmq
+
+    from picoedge.jobs.cluster_check import check_cluster
+    from picoedge.mesh.identity.identity import cluster_folder, load_identity
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        return check_cluster(context, load_identity(cluster_folder(os.environ)))
+    finally:
+        context.destroy(linger=0)
+
+
 @click.command("doctor")
 @click.option("--kernels", envvar="PICOEDGE_KERNELS", help="Check for these: numpy or native.")
+@click.option(
+    "--cluster", "over_boards", is_flag=True,
+    help="Check the ways between all boards instead: what reaches what, and what to open where.",
+)  # fmt: skip
 @json_option
-def doctor(kernels: str | None, as_json: bool) -> int:
+def doctor(kernels: str | None, over_boards: bool, as_json: bool) -> int:
     """Say what is wrong with this board and what to do, one line each.
 
     The exit code is 1 where something keeps picoedge from working as it should.
     """
-    from picoedge.engine.doctor import check_board
-    from picoedge.registry.shelf import Shelf
-
-    checks = list(check_board(Shelf.from_environment(), kernels))
+    checks = _cluster_checks() if over_boards else _board_checks(kernels)
     if as_json:
         print_json([asdict(check) for check in checks])
     else:

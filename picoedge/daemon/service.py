@@ -26,9 +26,11 @@ from picoedge.fields import Fields
 from picoedge.jobs.status import PRESENT, page_of, read_report
 from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.node.finder import MAX_BOARDS
+from picoedge.mesh.node.reachability import Reachability
 from picoedge.mesh.transfer.donor import Donor
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport.frames import Header, Kind
+from picoedge.mesh.transport.listening import ANY_PORT
 from picoedge.mesh.transport.messages import PING_BYTES, RawReply
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class Daemon:
         self._facts: Mapping[str, Any] | None = None
         node.rpc.on("mesh-state", lambda peer, body: self._mesh_state(body))
         node.rpc.on("ping", _ping)
+        ports = options.ports
+        reachable_at = range(ports[0], ports[1] + 1) if ports else ANY_PORT
+        self._reachability = Reachability(node, reachable_at)
         node.rpc.on("pack-offer", self._offer_pack)
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
@@ -136,6 +141,7 @@ class Daemon:
     def close(self) -> None:
         """End the workers and the probe. Idempotent."""
         self.board.close()
+        self._reachability.close()
         self._probe.kill()
         self._probe.wait()
         if self._probe.stdout is not None:

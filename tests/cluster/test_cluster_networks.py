@@ -126,8 +126,16 @@ def test_no_port_is_open_but_the_daemons_and_a_range(
         assert alone.wait() == 0, alone.err.text
         session = answer(cluster, smollm2_pack, *OVER_ALL, "--allreduce", "exchange", "--json")
         assert session.wait() == 0, session.err.text
+        made.link(1, 2).cut()
+        doctor = cluster[1].run("doctor", "--cluster", "--json")
+        assert doctor.wait() == 0, doctor.err.text  # no board is out of b1's reach
     finally:
         cluster.end()
+    checks = {check["name"]: check for check in json.loads(doctor.out.text)}
+    assert len(checks) == 6
+    assert f"sums come by port {PORT}" in checks["b1 to b2"]["text"]
+    assert "and its workers' ports" in checks["b1 to b3"]["text"]
+    assert f"ufw allow {PORT}/tcp" in checks["b3 to b2"]["remedy"], checks
     report = last_json(session)
     assert report["text"] == alone.out.text.removesuffix("\n")
     assert report["boards"] == 3

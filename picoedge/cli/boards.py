@@ -57,6 +57,23 @@ def ps(as_json: bool) -> None:
     print_table(PS_HEADER, [row(board) for board in mesh.boards])
 
 
+def cluster_budgets() -> list[int]:
+    """Memory for jobs of each board that is there; [] where this board's daemon does not run."""
+    from picoedge.mesh.identity.identity import cluster_folder
+
+    if not cluster_folder(os.environ).is_dir():
+        return []  # in no cluster: nothing to load for that
+    from picoedge.errors import PicoedgeError
+    from picoedge.jobs.status import PRESENT, ask_mesh
+
+    try:
+        with _daemon() as caller:
+            boards = ask_mesh(caller).boards
+    except PicoedgeError:
+        return []
+    return [board.budget_bytes or 0 for board in boards if board.condition in PRESENT]
+
+
 @contextmanager
 def _daemon() -> Iterator[Client]:
     """A connection to this board's daemon. Raises AccessError, BoardLostError."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from picoedge.cli.boards import cluster_budgets
 from picoedge.cli.options import json_option, model_argument, source_argument
 from picoedge.cli.output import (
     print_facts,
@@ -18,10 +19,13 @@ from picoedge.cli.output import (
     warn,
 )
 from picoedge.errors import UsageError
+from picoedge.files import free_bytes
+from picoedge.host.resources import available_bytes
 from picoedge.progress import one_stage
+from picoedge.registry.fits import STREAMED, WHOLE, MemoryOfModel
 from picoedge.registry.hub import is_hub_name, parse_hub_name
 from picoedge.registry.paths import disk_bytes
-from picoedge.registry.shelf import Shelf
+from picoedge.registry.shelf import Shelf, memory_of
 from picoedge.units import format_size
 
 
@@ -81,6 +85,8 @@ def pull(name: str | None, as_json: bool) -> None:
     shelf = Shelf.from_environment()
     name = name if name and is_hub_name(name) else shelf.entry(name).name
     shelf.sweep()
+    if entry := shelf.entries.get(name):
+        _tell_fit(entry.name, memory_of(entry, 0))
     with showing_progress() as progress:
         path = shelf.open(name, progress).path
     name = path.stem
@@ -91,16 +97,56 @@ def pull(name: str | None, as_json: bool) -> None:
 @click.command("list")
 @json_option
 def list_models(as_json: bool) -> None:
-    """List the models on this board, then the catalogue's others, for `picoedge pull`."""
-    items = Shelf.from_environment().items()
+    """List the models on this board, then the catalogue's others, for `picoedge pull`.
+
+    HERE says how a model would run in the memory that this board has free, and CLUSTER over the
+    boards of the mesh: in memory, streamed from the disk, or too large.
+    """
+    shelf = Shelf.from_environment()
+    items, here, budgets = shelf.items(), available_bytes(), cluster_budgets()
+    room = _disk_room(shelf.folder)
+    found = [(item, item.memory.on_board(here)) for item in items]
+    over = [item.memory.over_boards(budgets) for item in items] if budgets else [""] * len(items)
     if as_json:
-        print_json([item.to_json() for item in items])
+        print_json([
+            {**item.to_json(), "here": fit, **({"cluster": group} if budgets else {})}
+            for (item, fit), group in zip(found, over, strict=True)
+        ])  # fmt: skip
         return
+    header = ("NAME", "STATE", "SIZE", "HERE", *(("CLUSTER",) if budgets else ()), "LICENCE", "")
     rows = [
-        (item.name, item.state, format_size(item.n_bytes), item.licence, item.description)
-        for item in items
+        (
+            item.name,
+            item.state,
+            format_size(item.n_bytes),
+            "no room on the disk" if item.path is None and room < 2 * item.n_bytes else fit,
+            *((group,) if budgets else ()),
+            item.licence,
+            item.description,
+        )
+        for (item, fit), group in zip(found, over, strict=True)
     ]
-    print_table(("NAME", "STATE", "SIZE", "LICENCE", ""), rows)
+    print_table(header, rows)
+
+
+def _disk_room(folder: Path) -> int:
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return free_bytes(place)
+
+
+def _tell_fit(name: str, memory: MemoryOfModel) -> None:
+    """Say how a model would run, where it would not simply run here."""
+    here = available_bytes()
+    fit = memory.on_board(here)
+    if fit == WHOLE:
+        return
+    free, whole = format_size(here), format_size(memory.whole)
+    line = f"{name} takes {whole} of memory, {free} are free here: "
+    line += "its weights will be streamed" if fit == STREAMED else "too little even to stream it"
+    budgets = cluster_budgets()
+    if budgets and memory.over_boards(budgets) == WHOLE:
+        line += "; over the cluster's boards (--cluster) it fits"
+    warn(line)
 
 
 @click.command("show")

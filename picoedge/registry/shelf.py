@@ -35,6 +35,7 @@ from picoedge.registry.catalogue import (
     is_model_name,
     load_catalogue,
 )
+from picoedge.registry.fits import MemoryOfModel
 from picoedge.registry.hub import (
     FLOATS,
     QUANTS,
@@ -82,11 +83,14 @@ class ShelfItem:
     licence: str
     description: str
     default: bool
+    memory: MemoryOfModel
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `picoedge list --json`."""
         values = dataclasses.asdict(self)
         values["bytes"] = values.pop("n_bytes")
+        memory = values.pop("memory")
+        values |= {"memory_bytes": memory["whole"], "least_memory_bytes": memory["least"]}
         return {**values, "path": str(self.path) if self.path else None}
 
 
@@ -335,7 +339,15 @@ class Shelf:
         entry = self.entries.get(name)
         size = disk_bytes(path) if path else entry.n_bytes if entry else 0
         about = (entry.licence, entry.description, entry.default) if entry else ("", "", False)
-        return ShelfItem(name, state, size, path, *about)
+        return ShelfItem(name, state, size, path, *about, memory_of(entry, size))
+
+
+def memory_of(entry: CatalogueEntry | None, n_bytes: int) -> MemoryOfModel:
+    """The memory a model takes: as its entry says, else by the bytes of its pack."""
+    if entry is None:
+        return MemoryOfModel.of_pack(n_bytes)
+    least = entry.least_memory_bytes or MemoryOfModel.of_pack(entry.n_bytes).least
+    return MemoryOfModel(entry.memory_bytes, min(least, entry.memory_bytes))
 
 
 def _current(out: Path, source: Path | None) -> Pack | None:

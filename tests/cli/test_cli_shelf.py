@@ -124,7 +124,7 @@ def test_pull_verify_pack_and_rm_report_as_json(
 def test_list_and_show_are_readable(models: Path, gguf: Path, capsys: Capture) -> None:
     assert main(["list"]) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "STATE", "SIZE", "LICENCE"]
+    assert header.split() == ["NAME", "STATE", "SIZE", "HERE", "LICENCE"]
     assert first.startswith("smollm2-135m  not pulled  93.8 MB  Apache-2.0  SmolLM2")
     assert main(["show", str(gguf)]) == 0
     facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
@@ -303,3 +303,38 @@ def test_a_full_output_is_told(models: Path) -> None:
         result = run_picoedge("list", stdout=full)
     assert result.returncode == 1
     assert "no space left on device" in result.stderr
+
+
+def test_list_says_what_fits_here(
+    models: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from picoedge.cli import shelf
+
+    monkeypatch.setattr(shelf, "available_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(shelf, "cluster_budgets", list)
+    assert main(["list", "--json"]) == 0
+    here = {item["name"]: item["here"] for item in json.loads(capsys.readouterr().out)}
+    assert (here["tiny"], here["qwen3-8b"]) == ("in memory", "streamed")
+    monkeypatch.setattr(shelf, "cluster_budgets", lambda: [2 << 30] * 4)
+    assert main(["list", "--json"]) == 0
+    over = {item["name"]: item["cluster"] for item in json.loads(capsys.readouterr().out)}
+    assert over["qwen3-8b"] == "in memory"
+    assert main(["list"]) == 0
+    assert "CLUSTER" in capsys.readouterr().out
+    monkeypatch.setattr(shelf, "_disk_room", lambda folder: 1 << 20)
+    assert main(["list"]) == 0
+    assert "no room on the disk" in capsys.readouterr().out
+
+
+def test_pull_tells_before_it_fetches_what_must_be_streamed(
+    models: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from picoedge.cli import shelf
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(shelf, "available_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(shelf, "cluster_budgets", lambda: [2 << 30] * 4)
+    assert main(["pull", "qwen3-8b"]) == 1
+    err = capsys.readouterr().err
+    assert "will be streamed" in err
+    assert "--cluster" in err

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench import mesh_models, suite
 from bench.life.rows import Settings, idle_10min, lives
+from bench.power.cuts import power_cut
 from bench.suite import Groups, Suite, Target
 
 TARGETS = {
@@ -21,11 +22,13 @@ TARGETS = {
     "weeks_leaks": Target("== 0", None),
     "weeks_tracebacks": Target("== 0", None),
     "idle_10min": Target("<= 1.2", 1.0),
+    "power_cut": Target("== 30", None),
 }
 
 GROUPS: Groups = (
     (tuple(name for name in TARGETS if name.startswith("weeks_")), lives),
     (("idle_10min",), idle_10min),
+    (("power_cut",), power_cut),
 )
 
 

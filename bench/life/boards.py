@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,15 +35,17 @@ class LifeBoard:
     def __init__(self, board: Board, library: Path) -> None:
         self.board = board
         self.daemon: subprocess.Popen[Any] | None = None
+        self._starting = threading.Lock()
         self.is_off = False  # between the two halves of a reboot
         self.faults = Faults(library, board.folder / "faults")
+        self.preloaded = self.faults.environment()
 
     def environment(self) -> dict[str, str]:
         """Homes of its own."""
         folder = self.board.folder
         return {
             **clean_environment(os.environ, folder / "home"),
-            **self.faults.environment(),
+            **self.preloaded,
             "PICOEDGE_CLUSTER": str(folder / "cluster"),
             "PICOEDGE_HOME": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
@@ -51,7 +54,7 @@ class LifeBoard:
     @property
     def log(self) -> Path:
         """What its daemons have said, all of them."""
-        return self.board.folder / "daemon.log"
+        return self.board.folder.with_suffix(".log")
 
     def start(self, *extra: str) -> None:
         """Start its daemon."""
@@ -80,10 +83,14 @@ class LifeBoard:
 
     def revive(self) -> bool:
         """What the unit does about a daemon that has ended by itself; whether it had."""
-        if self.is_off or self.daemon is None or self.daemon.poll() is None:
+        ended = self.daemon
+        if self.is_off or ended is None or ended.poll() is None:
             return False
         time.sleep(UNIT_RESTART_S)
-        self.start()
+        with self._starting:
+            if self.is_off or self.daemon is not ended:
+                return False
+            self.start()
         return True
 
     def limit_reading(self, bytes_per_s: int | None = LIMITS.disk_bytes_per_s) -> None:
@@ -134,9 +141,9 @@ class LifeBoards:
             self._await(deadline, other, lambda at=other: "daemon.json" in _names(at))
         self.await_all(deadline)
 
-    def await_all(self, deadline: float) -> None:
-        """The first sees all. Raises BenchError."""
-        self._await(deadline, self.all[0], lambda: self.alive() == len(self.all))
+    def await_all(self, deadline: float, count: int = 0) -> None:
+        """The first sees so many, or all. Raises BenchError."""
+        self._await(deadline, self.all[0], lambda: self.alive() >= (count or len(self.all)))
 
     def alive(self) -> int:
         """How many the first board sees."""
@@ -166,9 +173,23 @@ class LifeBoards:
             ]
         )
 
-    def revive(self) -> list[int]:
-        """Start the daemons again that have ended by themselves; which."""
-        return [index for index, each in enumerate(self.all) if each.revive()]
+    @contextmanager
+    def units(self) -> Iterator[None]:
+        """As long as this lasts, daemons that end by themselves are started again."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(LOOK_S):
+                for each in self.all:
+                    each.revive()
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
 
     def computed(self) -> list[tuple[int, float]]:
         """Each board's worker and what it has computed."""

@@ -51,10 +51,9 @@ class Life:
 
     def ensure_chat(self) -> None:
         """A chat that runs: begun, or gone on with where it has died."""
-        self.boards.revive()
         if not self.session.is_open:
             before = self.boards.computed()
-            heard = self.session.open(self.boards.revive)
+            heard = self.session.open()
             if heard is not None:
                 self._add("continued", heard, before)
 
@@ -141,7 +140,6 @@ class Life:
         finally:
             for timer in healing:
                 timer.join()
-        self.boards.revive()
         self.ask("after", calm=event.kind == "idle")
 
     def _ask_while(self, event: Event, fall: Callable[[], None]) -> None:
@@ -204,7 +202,7 @@ class Life:
             found.append((f"chat{number:03}.out", terminal.out.raw))
             found.append((f"chat{number:03}.err", terminal.err.raw))
         logs = [each.log for each in self.boards.all if each.log.exists()]
-        return found + [(f"{log.parent.name}.log", log.read_bytes()) for log in logs] + self.others
+        return found + [(log.name, log.read_bytes()) for log in logs] + self.others
 
     def keep(self, folder: Path) -> None:
         """Copy what was said, for whoever looks for a cause."""

@@ -80,7 +80,8 @@ def lived(settings: Settings, seed: int) -> Lived:
             one, watch = Life(boards, reference, pack.stem, tell), Watch(boards.all)
             spared = boards[SPARED].descriptors()
             try:
-                one.live(life(seed, bounds), time.monotonic() + 60 * settings.minutes)
+                with boards.units():
+                    one.live(life(seed, bounds), time.monotonic() + 60 * settings.minutes)
                 leaks = _end(one, boards, spared) + left_behind(boards.all, before)
             finally:
                 watch.stop()

@@ -17,6 +17,7 @@ from picoedge.chats.chat_folder import ChatFolder
 
 N_TOKENS, N_CTX = 16, 1024
 OPEN_S, ANSWER_S, RETRY_S = 300.0, 300.0, 2.0
+MOST_TRIES = 20
 OPTIONS = ("--temperature", "0", "-c", str(N_CTX), "-n", str(N_TOKENS), "-t", "1")
 
 
@@ -53,15 +54,20 @@ class Session:
         """Whether there is somebody to ask."""
         return bool(self.terminals) and self.chat.is_running
 
-    def open(self, revive: Callable[[], object]) -> Heard | None:
+    @property
+    def is_talking(self) -> bool:
+        """Whether the chat of now has asked for a message."""
+        return self.is_open and self.chat.has_prompt
+
+    def open(self, tries: int = MOST_TRIES) -> Heard | None:
         """Type the command until there is a prompt, as a person would.
 
         What was asked last and never answered is answered at once: that is returned.
         """
         waiting = self._recall()
         deadline = time.monotonic() + OPEN_S
-        while time.monotonic() < deadline:
-            revive()
+        while time.monotonic() < deadline and tries > 0:
+            tries -= 1
             goes_on = ["--continue"] * bool(self.talk.messages)
             words = [*PICOEDGE, "chat", self._pack, "--cluster", *OPTIONS, *goes_on]
             self.terminals.append(
@@ -70,7 +76,8 @@ class Session:
             if self.chat.await_prompt(deadline):
                 return self._continued(waiting) if waiting else None
             said = self.chat.err.raw[-300:].decode(errors="replace")
-            self._fault(f"the chat did not start: {said!r}")
+            if tries:
+                self._fault(f"the chat did not start: {said!r}")
             self.chat.close()
             time.sleep(RETRY_S)
         return None

@@ -102,6 +102,11 @@ class Terminal:
         """Whether the command runs."""
         return self.process.poll() is None
 
+    @property
+    def has_prompt(self) -> bool:
+        """Whether it has asked for a message."""
+        return PROMPT.encode() in self.out.raw
+
     def await_prompt(self, deadline: float) -> bool:
         """Whether it asks for a message in time; False as well where it has ended."""
 

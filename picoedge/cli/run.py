@@ -88,10 +88,10 @@ def command(**values: Any) -> None:
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
     from picoedge.daemon.board import BoardOptions
-    from picoedge.host.resources import available_bytes
+    from picoedge.host.resources import board_bytes
     from picoedge.registry.paths import shelf_folder
 
-    available = available_bytes()
+    available = board_bytes()
     memory = min(values["memory"] or available, available)
     if values["memory"] is None:
         memory -= available // 16  # a margin for other programs

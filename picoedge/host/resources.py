@@ -40,8 +40,53 @@ def available_bytes(
     return min([kilobytes * 1024, *_cgroup_rooms(root, groups)])
 
 
+def board_bytes(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS, proc: Path = PROC) -> int:
+    """Bytes that all of picoedge may take on this board: what is available, and what its other
+    processes hold already.
+
+    A daemon that is started again beside a session must not take that session's memory for lost:
+    it is what the session is to be lent.
+    """
+    held = {pid: _own_bytes(pid, proc) for pid in _picoedge_pids(proc)}
+    kilobytes = _number(proc / "meminfo", "MemAvailable")
+    if kilobytes is None:
+        return available_bytes(root, groups, proc / "meminfo")
+    rooms = [
+        room + sum(held.get(pid, 0) for pid in _pids_of(folder))
+        for folder, room in _limited(root, groups)
+    ]
+    return min([kilobytes * 1024 + sum(held.values()), *rooms])
+
+
+def _picoedge_pids(proc: Path) -> Iterator[int]:
+    """Other processes that run one of our modules or our command."""
+    for folder in proc.glob("[0-9]*"):
+        words = file_text(folder / "cmdline").split("\0")[:4]
+        names = [word.rpartition("/")[2] for word in words]
+        is_ours = any(name == "picoedge" or name.startswith("picoedge.") for name in names)
+        if is_ours and folder.name != str(os.getpid()):
+            yield int(folder.name)
+
+
+def _own_bytes(pid: int, proc: Path) -> int:
+    """Memory that is the process's own: pages of files are given back on demand."""
+    status = proc / str(pid) / "status"
+    return sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))
+
+
+def _pids_of(folder: Path) -> set[int]:
+    """Processes in a cgroup and those beneath it."""
+    lists = [file_text(path) for path in folder.rglob("cgroup.procs")]
+    return {int(word) for text in lists for word in text.split() if word.isdecimal()}
+
+
 def _cgroup_rooms(root: Path, groups: Path) -> Iterator[int]:
     """Bytes below the limit of each cgroup that has one."""
+    return (room for _, room in _limited(root, groups))
+
+
+def _limited(root: Path, groups: Path) -> Iterator[tuple[Path, int]]:
+    """Each cgroup that has a limit, with the bytes below it."""
     for folder, version in cgroup_levels("memory", root, groups):
         if version == 2:
             limit, usage, prefix = "memory.max", "memory.current", ""
@@ -52,7 +97,7 @@ def _cgroup_rooms(root: Path, groups: Path) -> Iterator[int]:
             stat = file_fields(folder / "memory.stat")
             cache = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
             used = (file_int(folder / usage) or 0) - cache  # the cache is reclaimed on demand
-            yield max(0, maximum - max(0, used))
+            yield folder, max(0, maximum - max(0, used))
 
 
 def is_rationed(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from picoedge.host.resources import usable_cores
+from picoedge.host.resources import board_bytes, usable_cores
 from picoedge.kernels.loader import default_threads
 
 
@@ -51,3 +51,30 @@ def test_without_a_quota_every_core_is_used(
     tmp_path: Path, groups: str, files: dict[str, str]
 ) -> None:
     assert board(tmp_path, groups, files) == default_threads()
+
+
+def process(proc: Path, pid: int, words: list[str], own_kb: int) -> None:
+    folder = proc / str(pid)
+    folder.mkdir(parents=True)
+    (folder / "cmdline").write_text("\0".join(words) + "\0")
+    (folder / "status").write_text(
+        f"Name:\tx\nVmRSS:\t{own_kb + 5000} kB\nRssAnon:\t{own_kb} kB\nRssShmem:\t0 kB\n"
+    )
+
+
+def test_what_a_session_holds_is_the_boards_when_its_daemon_starts_again(tmp_path: Path) -> None:
+    proc, group = tmp_path / "proc", tmp_path / "cgroup" / "box"
+    group.mkdir(parents=True)
+    process(proc, 10, ["python", "-m", "picoedge", "chat"], 3000)
+    process(proc, 11, ["/opt/bin/python3", "/opt/bin/picoedge", "generate"], 500)
+    process(proc, 12, ["python", "-m", "picoedge.cluster.worker"], 200)
+    process(proc, 13, ["python", "-m", "http.server"], 9000)
+    (proc / "meminfo").write_text("MemAvailable:\t100000 kB\n")
+    (tmp_path / "groups").write_text("0::/box\n")
+    measured = [tmp_path / "cgroup", tmp_path / "groups", proc]
+    assert board_bytes(*measured) == 103_700 * 1024
+    (group / "memory.max").write_text(str(8000 * 1024))
+    (group / "memory.current").write_text(str(5000 * 1024))
+    (group / "memory.stat").write_text("")
+    (group / "cgroup.procs").write_text("10\n13\n")  # the others are outside of this limit
+    assert board_bytes(*measured) == 6000 * 1024

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import picoedge
 from fuzz.run import try_input
@@ -18,12 +24,8 @@ def lines_run(name: str, inputs: int, seed: int) -> dict[str, float]:
 
     In a process of its own, so that the lines of imports count.
     """
-    import json
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "fuzz.coverage_of", name, str(inputs), str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -37,37 +39,42 @@ def _measure(name: str, inputs: int, seed: int) -> dict[str, float]:
 
     signal.signal(signal.SIGALRM, _on_alarm)
     target = TARGETS[name]
-    samples = list(target.samples())
-    watch = coverage.Coverage(data_file=None, include=[str(PACKAGE / m) for m in target.modules])
+    paths = {module: PACKAGE / module.partition(":")[0] for module in target.modules}
+    watch = coverage.Coverage(data_file=None, include=list(map(str, paths.values())))
     with tempfile.TemporaryDirectory() as folder:
-        run = target.open(Path(folder))
         watch.start()
+        samples = list(target.samples())
+        run = target.open(Path(folder))
         for sample in samples:
             try_input(target, run, sample)
         for number in range(inputs):
             try_input(target, run, make_input(target, samples, seed, number), number)
         watch.stop()
-    return {module: _share(watch, PACKAGE / module) for module in target.modules}
+    found = {}
+    for module, path in paths.items():
+        counted, missed = _lines(watch, path, module.partition(":")[2])
+        found[module] = 1 - len(missed) / max(1, len(counted))
+        print(f"{module}: not run: {sorted(missed)}", file=sys.stderr)
+    return found
 
 
-def _share(watch: object, path: Path) -> float:
-    """Lines inside functions that were run: those outside ran at the import, before."""
-    import ast
+def _lines(watch: Any, path: Path, names: str) -> tuple[set[int], set[int]]:
+    """Lines of the functions `names` ("f" or "Class.f"), or of all, and those that were not run.
 
+    Lines outside functions ran at the import, before.
+    """
+    chosen = set(names.split(",")) - {""}
     inside: set[int] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            inside |= set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
-    _, lines, _, missing, _ = watch.analysis2(str(path))  # type: ignore[attr-defined]
-    counted, missed = inside & set(lines), inside & set(missing)
-    return 1 - len(missed) / max(1, len(counted))
+    for top in ast.parse(path.read_text()).body:
+        outer = f"{top.name}." if isinstance(top, ast.ClassDef) else ""
+        for node in ast.walk(top):
+            if isinstance(node, ast.FunctionDef) and (not chosen or outer + node.name in chosen):
+                inside |= set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
+    _, lines, _, missing, _ = watch.analysis2(str(path))
+    return inside & set(lines), inside & set(missing)
 
 
 if __name__ == "__main__":
-    import json
-    import os
-    import sys
-
     name, inputs, seed = sys.argv[1:]
     print(json.dumps(_measure(name, int(inputs), int(seed))), flush=True)
     os._exit(0)

@@ -219,8 +219,60 @@ def tensor_rows(architecture: str, vocabulary: int) -> tuple[TensorRow, ...]:
     return tuple(rows)
 
 
-SAMPLES = tuple(
+PLAIN = tuple(
     model(name, byte) for name in ("llama", "qwen2", "qwen3", "gemma3") for byte in (False, True)
+)
+
+
+def _with(
+    file: Gguf, *keys: tuple[str, Value], rows: Sequence[tuple[str, tuple[int, ...]]] = ()
+) -> Gguf:
+    """The file with more keys, named without their architecture, and more tensors."""
+    architecture = dict(file.keys)["general.architecture"].value
+    named = tuple((f"{architecture}.{name}", value) for name, value in keys)
+    end = max(row.offset + -(-_nbytes(row) // ALIGNMENT) * ALIGNMENT for row in file.tensors)
+    more = tuple(TensorRow(name, shape, 0, end + 4096 * i) for i, (name, shape) in enumerate(rows))
+    return replace(file, keys=(*file.keys, *named), tensors=(*file.tensors, *more))
+
+
+_YARN = (
+    ("rope.scaling.type", Value(TEXT, "yarn")),
+    ("rope.scaling.factor", Value(F32, 4.0)),
+    ("rope.scaling.original_context_length", Value(U32, 32)),
+    ("rope.scaling.yarn_log_multiplier", Value(F32, 0.1)),
+)
+SAMPLES = (
+    *PLAIN,
+    _with(PLAIN[0], *_YARN),
+    _with(
+        PLAIN[0],
+        ("rope.scaling.type", Value(TEXT, "linear")),
+        ("rope.scaling.factor", Value(F32, 2.0)),
+    ),
+    _with(PLAIN[0], rows=[("rope_freqs.weight", (HEAD_DIM // 2,))]),
+    _with(
+        PLAIN[0],
+        rows=[
+            ("rope_factors_long.weight", (HEAD_DIM // 2,)),
+            ("rope_factors_short.weight", (HEAD_DIM // 2,)),
+        ],
+    ),
+    _with(
+        PLAIN[0],
+        ("vocab_size", Value(U32, 266)),
+        ("attention.scale", Value(F32, 0.1)),
+        rows=[("output.weight", (267, HIDDEN))],
+    ),
+    _with(
+        PLAIN[-1],
+        ("attention.sliding_window_pattern", Value(ARRAY, [1], BOOL)),
+        rows=[("v.patch.weight", (4,)), ("mm.proj.weight", (4, 4))],
+    ),
+    _with(
+        PLAIN[-2],
+        ("attention.sliding_window_pattern", Value(U32, 6)),
+        ("rope.freq_base_swa", Value(F32, 1e4)),
+    ),
 )
 
 

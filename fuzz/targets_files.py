@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -112,12 +113,15 @@ def _names(source: ModelSource) -> list[str]:
 
 
 def _gguf(folder: Path) -> Run:
+    """One input in eight is the first part of two, by its length."""
     path = folder / "m.gguf"
+    parts = [folder / f"p-0000{i}-of-00002.gguf" for i in (1, 2)]
+    parts[1].write_bytes(replace(gguf_file.SAMPLES[0], tensors=()).to_bytes())
 
     def run(data: bytes) -> None:
-        path.write_bytes(data)
-        source = GgufSource(path)
-        _read_rows(source)
+        target = path if len(data) % 8 else parts[0]
+        target.write_bytes(data)
+        _read_rows(GgufSource(target))
 
     return run
 
@@ -198,6 +202,26 @@ def _safetensors(folder: Path) -> Run:
     return run
 
 
+INDEX = {
+    "metadata": {"total_size": 9},
+    "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"},
+}
+
+
+def _index(folder: Path) -> Run:
+    """The index of weights in two files, of which one is empty."""
+    header = weights_header(CONFIG)
+    (folder / "config.json").write_bytes(to_json(CONFIG))
+    (folder / "model-1.safetensors").write_bytes(safetensors(to_json(header), _weights_end(header)))
+    (folder / "model-2.safetensors").write_bytes(safetensors(b"{}", 0))
+
+    def run(data: bytes) -> None:
+        (folder / "model.safetensors.index.json").write_bytes(data)
+        _read_rows(FolderSource(folder))
+
+    return run
+
+
 def _config(folder: Path) -> Run:
     header = weights_header(CONFIG)
     (folder / "model.safetensors").write_bytes(safetensors(to_json(header), _weights_end(header)))
@@ -252,6 +276,12 @@ def _manifest_samples() -> list[bytes]:
 _SOURCES = "store/sources/"
 FILES = (
     Target(
+        "index.json",
+        _index,
+        **of_values([INDEX], ("weight_map", "model.safetensors")),
+        modules=(f"{_SOURCES}huggingface.py:_indexed_files",),
+    ),
+    Target(
         "gguf",
         _gguf,
         _text_samples,
@@ -264,7 +294,9 @@ FILES = (
         _safetensors,
         _safetensors_samples,
         _mutated_safetensors,
-        (f"{_SOURCES}huggingface.py",),
+        (
+            f"{_SOURCES}huggingface.py:_raw_tensors,_read_header,_entry,_readable,_prefix,_head_name",
+        ),
         weight=4,
     ),
     Target(
@@ -279,7 +311,10 @@ FILES = (
         _manifest,
         _manifest_samples,
         lambda rng, given: mutate_json(rng, rng.choice(given)),
-        ("store/pack/manifest.py", "store/shards.py"),
+        (
+            "store/pack/manifest.py:parse_manifest,_manifest,_config,_layout,_geometry,_shard,_items",
+            "store/shards.py:inventory,_item,is_file_name,is_count",
+        ),
         weight=2,
     ),
 )

@@ -103,17 +103,22 @@ FRAMES = (
         "frame-header",
         _header,
         **of_bytes(_header_samples),
-        modules=("mesh/transport/frames.py",),
+        modules=("mesh/transport/frames.py:unpack",),
         weight=8,
     ),
     Target(
         "ticket",
         _ticket,
+        modules=("mesh/transport/sealed_stream.py:Ticket.from_bytes",),
         **of_bytes(lambda: [Ticket.new(9, Cipher.AES_256_GCM).to_bytes()]),
         weight=4,
     ),
     Target(
-        "codec", _codec, **of_bytes(_codec_samples), modules=("mesh/group/codecs.py",), weight=2
+        "codec",
+        _codec,
+        **of_bytes(_codec_samples),
+        modules=("mesh/group/codecs.py:F48Codec.decode,FloatCodec.decode,Q8Codec.decode,_check",),
+        weight=2,
     ),
     Target(
         "stream",
@@ -125,7 +130,9 @@ FRAMES = (
                 b"\0" + bytes(5000),
             ]
         ),
-        modules=("mesh/transport/sealed_stream.py",),
+        modules=(
+            "mesh/transport/sealed_stream.py:Seal.open,Seal._nonce,SealedStream.take,SealedStream._open,SealedStream._receive",
+        ),
         weight=3,
     ),
 )

@@ -143,7 +143,9 @@ IDENTITY = (
         "roster",
         _roster,
         **of_json(ROSTER),
-        modules=("mesh/identity/roster.py",),
+        modules=(
+            "mesh/identity/roster.py:Roster.from_json,RosterFile.take,RosterFile._read,_read_cluster,_read_entry",
+        ),
         also=(ValueError, RecursionError),
     ),
     Target("identity", _identity_file, **of_bytes(_identity_samples), weight=2),
@@ -153,7 +155,7 @@ IDENTITY = (
         _invite,
         lambda: [_as_invite(INVITE)],
         _mutated_invite,
-        ("mesh/identity/admission.py",),
+        ("mesh/identity/admission.py:parse_invite,_decoded",),
         weight=4,
     ),
     Target(

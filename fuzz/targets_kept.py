@@ -132,7 +132,7 @@ KEPT = (
         "facts",
         lambda folder: lambda data: read_topology(data.decode("utf-8", "replace"), "f"),
         **of_json(TOPOLOGY),
-        modules=("planner/topology.py",),
+        modules=("planner/topology.py:read_topology,topology_from_json,_board,_link,_pair,_index",),
         weight=4,
     ),
     Target(
@@ -146,7 +146,9 @@ KEPT = (
         _catalogue,
         _catalogue_samples,
         of_texts([b""])["mutate"],
-        ("registry/catalogue.py",),
+        (
+            "registry/catalogue.py:load_entry,parse_entry,parse_part,_parse_sources,_parse_source,_parse_memory",
+        ),
         weight=2,
     ),
     Target(
@@ -154,7 +156,9 @@ KEPT = (
         _chat_log,
         lambda: [_chat_lines(RECORDS)],
         _mutated_chat,
-        ("chats/conversation.py",),
+        (
+            "chats/conversation.py:fold,apply,_begin,_set,_ask,_answer,_regenerate,_load,whole_turns",
+        ),
         weight=4,
     ),
     Target("conversation", _chat_file, **of_json(CHAT), weight=2),

@@ -136,15 +136,32 @@ def _bits(body: dict[str, Any]) -> None:
 
 
 MESSAGES_OF_BOARDS = (
-    message("hello", read_hello, HELLO, ("mesh/transport/messages.py",)),
-    message("addresses", read_addresses, BOOK, ("mesh/addresses.py",)),
+    message(
+        "hello",
+        read_hello,
+        HELLO,
+        (
+            "mesh/transport/messages.py:Dialect.read,read_control,_version_of,_parse,_depth,_unique,_integer,_finite,_refuse_constant",
+        ),
+    ),
+    message(
+        "addresses",
+        read_addresses,
+        BOOK,
+        ("mesh/addresses.py:parse_address,_split,_is_host,_is_numeric",),
+    ),
     message(
         "spec",
         lambda body: spec_from_json(body.get("spec", body)),
         SPEC,
-        ("cluster/spec.py",),
+        ("cluster/spec.py:spec_from_json,_rank",),
     ),
-    message("mesh-state", read_mesh, MESH, ("jobs/status.py",)),
+    message(
+        "mesh-state",
+        read_mesh,
+        MESH,
+        ("jobs/status.py:read_mesh,_board,read_report,read_work,_text,_count",),
+    ),
     message("report", read_work, STATE, ()),
     message("offer", _bits, OFFERED, ()),
     message("relay", lambda body: read_chunk(body, DEFAULT_LIMITS), CHUNK, ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -91,6 +92,89 @@ PARTS = (
 )
 
 
+SNIPPETS = (
+    "{{ 'a{}b{:>3}'.format(1, 2) }}",
+    "{{ '%s %d' % ('a', 1) }}",
+    "{{ 'ab' * 3 }}",
+    "{{ 3 * 'ab' }}",
+    "{{ 2 ** 8 }}",
+    "{{ 2 ** -1 }}",
+    "{{ 7 // 2 }}",
+    "{{ 7 % 0 }}",
+    "{{ [1] + [2] }}",
+    "{{ 1 + 'a' }}",
+    "{{ messages | tojson(indent=2) }}",
+    "{{ messages | tojson(indent=-1) }}",
+    "{{ 'a' | e }}",
+    "{{ 'aa' | replace('a', 'bb') }}",
+    "{{ 'aa'.replace('a', 'bb', 1) }}",
+    "{{ 'a,b'.split(',') }}",
+    "{{ ['a', 'b'] | join('-') }}",
+    "{{ '-'.join(['a', 'b']) }}",
+    "{{ namespace(a=1) }}",
+    "{{ 'a' ~ 1 }}",
+    "{{ 'x'.center(5) }}",
+    "{{ 'x'.ljust(5) }}",
+    "{{ '7'.zfill(4) }}",
+    "{{ 'a\\tb'.expandtabs(8) }}",
+    "{{ nothing | default('q') }}",
+    "{{ nothing.inner }}",
+    "{{ nothing() }}",
+    "{{ messages.pop() }}",
+    "{{ messages | map(attribute='role') | list }}",
+    "{{ messages | selectattr('role', 'equalto', 'a') | list }}",
+    "{{ messages | rejectattr('content') | first }}",
+    "{{ 'abc' | batch(2) | list }}",
+    "{{ 'abc' | slice(2) | list }}",
+    "{{ 'a b' | wordwrap(1) }}",
+    "{{ 'a' | indent(4) }}",
+    "{{ 'a' | center(9) }}",
+    "{{ 'abc' | truncate(2) }}",
+    "{{ {'a': 1} | dictsort }}",
+    "{{ {'a': 1}.items() | list }}",
+    "{{ {'a': 1}.update({'b': 2}) }}",
+    "{{ dict(a=1) }}",
+    "{{ range(5) | list }}",
+    "{{ range(100000) | sum }}",
+    "{{ [3, 1] | sort | first }}",
+    "{{ 'a'.encode() }}",
+    "{{ 'ab'.translate({97: 'x'}) }}",
+    "{{ ''.__class__ }}",
+    "{{ 'a' | attr('__class__') }}",
+    "{{ raise_exception('x') }}",
+    "{% for a in range(3) recursive %}{{ loop(a) }}{% endfor %}",
+    "{% for a in 'abc' if a != 'b' %}{{ a }}{% else %}{% endfor %}",
+    "{% set a = 'x' %}{% for i in range(60) %}{% set a = a + a %}{% endfor %}",
+    "{% set ns = namespace(a='x') %}"
+    "{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
+    "{% macro f(a) %}{{ a }}{% endmacro %}{{ f(1) }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% call(x) f() %}{% endcall %}",
+    "{% filter upper %}a{% endfilter %}",
+    "{% include 'x' %}",
+    "{% import 'x' as y %}",
+    "{% extends 'x' %}",
+    "{% block a %}b{% endblock %}",
+    "{% do [].append(1) %}",
+    "{% set x %}a{% endset %}{{ x }}",
+    "{% with a = 1 %}{{ a }}{% endwith %}",
+    "{% if a is defined %}{{ a }}{% endif %}",
+    "{% generation %}a{% endgeneration %}",
+    "{% break %}",
+    "{{ strftime_now('%Y') }}",
+    "{{ strftime_now('%Y' * 99) }}",
+    "{% for a in 'ab' %}{% if loop.first %}{% continue %}{% endif %}{{ a }}{% endfor %}",
+    "{% for r in messages | groupby('role') %}{{ r.grouper }}{% endfor %}",
+    "{{ 9 | float | round(2) }}",
+    "{{ 10 ** 999 }}",
+    "{{ 'a' in 'abc' and 1 not in [2] }}",
+    "{{ messages[0].content[1:5:2] }}",
+    "{{ 1 if 2 }}",
+    "{{ lipsum() }}",
+    "{{ cycler(1) }}",
+)
+
+
 def _template(folder: Path) -> Run:
     """A template is read, compiled and rendered, as a file from a stranger is."""
 
@@ -107,7 +191,22 @@ def _template(folder: Path) -> Run:
 
 def _mutated(rng: Random, samples: Sequence[bytes]) -> bytes:
     text = rng.choice(samples).decode()
+    if rng.randrange(3):
+        return with_snippets(rng, text).encode("utf-8", "replace")
     return mutate_text(rng, text, PARTS).encode("utf-8", "replace")
+
+
+def with_snippets(rng: Random, text: str) -> str:
+    """A template with statements of another put between its own, their numbers changed."""
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        ends = [0, *(match.end() for match in re.finditer(r"[%}]}", text))]
+        snippet = rng.choice(SNIPPETS)
+        if rng.randrange(3) == 0:
+            number = rng.choice(("0", "-1", "3", "70", "999999999", "1e9", "10**9"))
+            snippet = re.sub(r"\d+", number, snippet, count=1)
+        at = rng.choice(ends)
+        text = text[:at] + snippet + text[at:]
+    return text
 
 
 TEXT = (
@@ -116,7 +215,7 @@ TEXT = (
         _template,
         lambda: [path.read_bytes() for path in TEMPLATES],
         _mutated,
-        ("text/template/sandbox.py", "text/template/meter.py", "text/template/template.py"),
+        ("text/template/sandbox.py", "text/template/meter.py"),
         weight=2,
     ),
 )

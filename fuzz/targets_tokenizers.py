@@ -228,13 +228,15 @@ TOKENIZERS = (
         "tokenizer.json",
         _folder_of("tokenizer.json"),
         **of_values([TOKENIZER], TOKENIZER_NAMES),
-        modules=("text/export/from_huggingface.py", "text/tokenizer/load.py"),
+        modules=("text/tokenizer/load.py:load_tokenizer_json,decoder_steps,_drops_first_space",),
     ),
     Target(
         "tokenizer_config.json",
         _folder_of("tokenizer_config.json"),
         **of_values([TOKENIZER_CONFIG], TOKENIZER_NAMES),
-        modules=("text/export/from_huggingface.py",),
+        modules=(
+            "text/export/from_huggingface.py:Folder.read,Folder.token,Folder.special_names,Folder.token_ids,_settings",
+        ),
     ),
     Target(
         "generation_config.json",

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -78,6 +79,7 @@ class Board:
         """
         words = [os.fspath(word) for word in command]
         environment = {**(os.environ if env is None else env), **self._environment}
+        environment["PATH"] = _own_programs_first(environment.get("PATH", os.defpath))
         if shutil.which(words[0], path=environment.get("PATH")) is None:
             raise LabError(f"{self.name}: no command {words[0]!r}")
         process = subprocess.Popen(
@@ -262,3 +264,8 @@ def _copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -
 def _close(stream: Any) -> None:
     with suppress(BrokenPipeError):  # what it was still to be told, it will never read
         stream.close()
+
+
+def _own_programs_first(path: str) -> str:
+    """A search path with the programs of the running environment, activated or not."""
+    return os.pathsep.join([os.path.dirname(sys.executable), path])

@@ -133,6 +133,7 @@ def environment(board: Board) -> dict[str, str]:
         "PICOEDGE_HOME": str(folder),
         "XDG_CONFIG_HOME": str(folder / "config"),
         "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_STATE_HOME": str(folder / "state"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import shelf_models
 from picoedge.registry.packing import pack_model
 
 ROOT = Path(__file__).parents[2]
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # the environment is not activated
 LAB = [sys.executable, "-m", "hw.lab.cluster", "--boards", "2", "--memory", "300M"]
 
 
@@ -25,14 +27,14 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lab(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*LAB, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+        [*LAB, *map(str, words)], cwd=ROOT, env={**os.environ, "PATH": SYSTEM_PATH},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
 def test_every_board_is_in_and_only_the_first_has_the_model(pack: Path) -> None:
     shown = "picoedge ps; ls $PICOEDGE_HOME/models $PICOEDGE_HOME/../board2/models 2>&1"
-    command = shown.replace("picoedge ps", f"{sys.executable} -m picoedge ps")
-    done = lab("--model", pack, "--", "sh", "-c", f"{command}; exit 7")
+    done = lab("--model", pack, "--", "sh", "-c", f"{shown}; exit 7")
     assert done.returncode == 7, done.stderr
     first, _, *rows = done.stdout.splitlines()
     assert first == "cluster lab: 2 boards"

@@ -98,6 +98,7 @@ class ClusterModel:
         self._waited_s, self._streamed = 0.0, 0  # of slices that are closed
         self._awaited: frozenset[str] = frozenset()  # boards that the user was told are awaited
         self._looked_s = clock_s()
+        self._queues = True  # for boards that are taken: a recovery does without, if it can
 
     # -- assembling ----------------------------------------------------------------------------
 
@@ -122,7 +123,8 @@ class ClusterModel:
         self._awaited = frozenset()
 
     def _attempt(self) -> Decision:
-        self._directory.refresh(self._recovery.left_out(clock_s()))
+        left_out = self._recovery.left_out(clock_s())
+        self._directory.refresh(left_out, also_taken=self._queues)
         handles = self._directory.handles
         self._names.update((key, handle.name) for key, handle in handles.items())
         decision = self._decide(Found(frozenset(handles)))
@@ -134,7 +136,7 @@ class ClusterModel:
         return decision
 
     def _open(self, arrangement: Arrangement) -> None:
-        self._arrangement, self._valid = arrangement, 0
+        self._arrangement, self._valid, self._queues = arrangement, 0, False
         self.plan, self.slice = arrangement.plan, arrangement.slice
         self._decide(Assembled(arrangement.members))
         self._speeds.begin(arrangement)
@@ -147,6 +149,9 @@ class ClusterModel:
     def _failed(self, error: PicoedgeError) -> Decision:
         """What to do after an error of a pass, or of an attempt to load the model."""
         if isinstance(error, MemoryBudgetError):
+            if self._directory.has_taken and not self._queues:
+                self._queues = True
+                return GO
             return self._decide(TooSmall())
         if isinstance(error, UnlinkedError):  # nobody has failed
             self._directory.unlink(error.keys[0], error.keys[1:])

@@ -82,17 +82,21 @@ class BoardDirectory:
         self.handles: dict[str, BoardHandle] = {}
         self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
         self._incarnation = 0  # of this board's daemon
+        self.has_taken = False
         self._left_out: set[str] = set()  # keys of boards that the user was told are left out
         if transport != "zeromq":
             ciphers()  # loads what seals streams, so that it is counted
         trim()
         self._fixed_bytes = fixed_bytes() + REFAULT_BYTES  # of this process without a model
 
-    def refresh(self, excluded: frozenset[str] = frozenset()) -> Topology:
+    def refresh(
+        self, excluded: frozenset[str] = frozenset(), *, also_taken: bool = True
+    ) -> Topology:
         """Reconnect to every reachable board but the excluded keys; return their facts and links.
 
         This board is first, the others are sorted by name, so that `--tensor-split` means the
-        same boards every time.
+        same boards every time. Without `also_taken` boards that run sessions of other boards are
+        left out, for which a new session would wait; whether there are any says `has_taken`.
 
         Raises BoardLostError, which names this board, if no daemon runs here.
         """
@@ -102,8 +106,12 @@ class BoardDirectory:
         boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
         self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
-        for board in _others(boards, {own.key, *excluded}):
-            self._try(board, QUESTION_S)
+        others = _others(boards, {own.key, *excluded})
+        taken = [] if also_taken else [board for board in others if _is_taken(board, own.name)]
+        self.has_taken = bool(taken)
+        for board in others:
+            if board not in taken:
+                self._try(board, QUESTION_S)
         return self.cluster()
 
     def look(self, excluded: frozenset[str]) -> tuple[set[str], set[str]]:
@@ -114,7 +122,7 @@ class BoardDirectory:
         """
         boards = ask_pages(self.own.client, QUESTION_S)["boards"]
         others = _others(boards, excluded | self.handles.keys())
-        new = [board for board in others if board["report"].get("does") in ("free", "ending")]
+        new = [board for board in others if not _is_taken(board, "")]
         reached = {board["key"] for board in new if self._try(board, LOOK_S)}
         return reached, {board["key"] for board in new} - reached
 
@@ -204,6 +212,12 @@ class BoardDirectory:
         for handle in self.handles.values():
             handle.client.close()
         self.handles.clear()
+
+
+def _is_taken(board: dict[str, Any], hub: str) -> bool:
+    """Whether a board runs a session of another hub than the one of that name, as it says."""
+    report = board.get("report", {})
+    return report.get("does", "free") not in ("free", "ending") and report.get("for") != hub
 
 
 def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[dict[str, Any]]:

@@ -267,3 +267,23 @@ def test_memory_is_free_before_the_next_slice_is_loaded(
     assert max(loading) < loaded[0] - 30, (loading, loaded)
     assert max(loading) - min(loading) < GROWTH_MB, loading
     assert loaded[-1] - loaded[1] < GROWTH_MB, loaded
+
+
+def test_a_board_that_another_session_has_taken_meanwhile_is_not_queued_for(
+    cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
+    model.forward(PROMPT, 0)
+    with cluster[2].calling() as other:
+        asked = threading.Thread(target=lambda: other.ask("job-reserve", timeout_s=30.0))
+        asked.start()
+        until(lambda: cluster[2].seen()["b2"]["queue_length"] == 1, "it waits")
+        model._close_arrangement()  # as after a loss
+        asked.join()
+        until(lambda: cluster[1].seen()["b2"].get("for") == "b2", "b1 knows who has it")
+        model.forward([6, 7], len(PROMPT))
+        assert model.boards == 1
+    cluster[2].await_free()
+    until(lambda: cluster[1].seen()["b2"]["does"] == "free", "b1 knows that it is free")
+    model.forward([6, 7], len(PROMPT))
+    assert model.boards == 2

@@ -304,3 +304,33 @@ def test_a_panic_in_a_pack_is_a_text_error(
     with pytest.raises(TextError) as caught:
         load_tokenizer(pack).encode("a" * 64 + "!")
     assert str(pack / "tokenizer.json") in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["json", "sentencepiece"])
+def test_what_a_template_puts_between_turns_is_no_text(
+    kind: str, tmp_path: Path, byte_level: dict[str, Any]
+) -> None:
+    """Fine-tuners add such tokens as plain text: typed, one would begin a turn."""
+    source = (
+        "{% for m in messages %}<|turn|>{{ m.role }}\n<think>{{ m.content }}<|turn|>{% endfor %}"
+    )
+    added = {"<|turn|>": 801, "<think>": 802}
+    files: dict[str, Any] = {"chat_template.jinja": source}
+    if kind == "json":
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        tokens = [{"id": i, "content": t, **plain, "special": False} for t, i in added.items()]
+        made = {**byte_level, "added_tokens": [*byte_level["added_tokens"], *tokens]}
+        made["model"] = {
+            **made["model"], "vocab": {**made["model"]["vocab"], **added}
+        }  # fmt: skip
+        files["tokenizer.json"] = made
+    else:
+        decoder = {str(i): {"content": text, "special": False} for text, i in added.items()}
+        files["tokenizer.model"] = trained_sentencepiece(False)
+        files["tokenizer_config.json"] = {**SENTENCEPIECE_CONFIG, "added_tokens_decoder": decoder}
+    tokenizer = loaded(tmp_path, files)
+    assert tokenizer.encode("<|turn|>", add_bos=False) == [801]
+    assert tokenizer.decode([801, 802]) == "<think>"
+    assert 801 in tokenizer.eos_ids  # nothing else ends an answer
+    typed = tokenizer.encode("<|turn|><think>", add_bos=False, parse_special=False)
+    assert (801 in typed, typed[-1]) == (False, 802)

@@ -116,10 +116,12 @@ def _write_template(folder: Path, template: str | None, settings: TextSettings) 
     if not template:
         return
     names = written_names(template, settings.bos_token, settings.eos_token)
+    control, cut = _control_tokens(names, tokenizer)
     told = replace(
         settings,
-        notes=(*settings.notes, *_notes(names, tokenizer)),
-        eos_ids=settings.eos_ids | _ends_by_template(names, tokenizer),
+        eos_ids=settings.eos_ids | _ends_by_template(names, control, tokenizer.eos_ids),
+        special_ids=frozenset(i for i in control.values() if not tokenizer.is_special(i)),
+        notes=(*settings.notes, *_notes(cut)),
     )
     with storing(folder):
         (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
@@ -127,22 +129,29 @@ def _write_template(folder: Path, template: str | None, settings: TextSettings) 
             told.write(folder)
 
 
-def _ends_by_template(names: WrittenNames, tokenizer: Tokenizer) -> frozenset[int]:
+def _control_tokens(names: WrittenNames, tokenizer: Tokenizer) -> tuple[dict[str, int], list[str]]:
+    """Control tokens that the template puts between turns, by name; those that are no token."""
+    ids = {
+        name: tokenizer.encode(name, add_bos=False)
+        for name in sorted(names.turns)
+        if names.is_control(name)
+    }
+    control = {name: found[0] for name, found in ids.items() if len(found) == 1}
+    return control, [name for name in ids if name not in control and is_token_name(name)]
+
+
+def _ends_by_template(
+    names: WrittenNames, control: Mapping[str, int], eos_ids: frozenset[int]
+) -> frozenset[int]:
     """The token that the template puts behind an answer, where no other after it ends one."""
-    ids = tokenizer.special_tokens.ids
-    if any(ids.get(name) in tokenizer.eos_ids for name in names.after_answer):
+    if any(control.get(name) in eos_ids for name in names.after_answer):
         return frozenset()
-    end = ids.get(names.answer_end)
+    end = control.get(names.after_answer[0]) if names.after_answer else None
     return frozenset(() if end is None else (end,))
 
 
-def _notes(names: WrittenNames, tokenizer: Tokenizer) -> list[str]:
+def _notes(cut: list[str]) -> list[str]:
     """What the template writes that is not what it looks like."""
-    cut = sorted(
-        name
-        for name in names.turns
-        if is_token_name(name) and len(tokenizer.encode(name, add_bos=False)) != 1
-    )
     if not cut:
         return []
     what = ", ".join(cut[:8])

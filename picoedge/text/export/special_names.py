@@ -36,11 +36,6 @@ class WrittenNames:
     others: frozenset[str] = frozenset()
     after_answer: tuple[str, ...] = ()
 
-    @property
-    def answer_end(self) -> str:
-        """The name right after an answer, "" where none follows."""
-        return self.after_answer[0] if self.after_answer else ""
-
     def is_control(self, name: str) -> bool:
         """Whether a token of this name is no text: `<|im_end|>` and `<sep>`, not `<think>`."""
         if _CONTROL.fullmatch(name):

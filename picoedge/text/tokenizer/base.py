@@ -44,6 +44,7 @@ class TextSettings:
 
     `space_prefix`: where SentencePiece adds a space: nowhere ("never"), before a text that begins
     with none ("first"), or before each part of plain text between special tokens ("always").
+    `special_ids`: further control tokens, which the tokenizer's own file takes for text.
     `aliases`: tokens that decode as another, and that no text becomes. `notes` are told when the
     model is packed, `warnings` also whenever it is opened.
     """
@@ -55,6 +56,7 @@ class TextSettings:
     bos_token: str = ""
     eos_token: str = ""
     added: Mapping[int, AddedToken] = field(default_factory=dict)
+    special_ids: frozenset[int] = frozenset()
     aliases: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class TextSettings:
                 str(i): {"content": token.text, "special": token.special}
                 for i, token in self.added.items()
             },
+            "special_ids": sorted(self.special_ids),
             "aliases": {str(i): first for i, first in self.aliases.items()},
             "notes": self.notes,
             "warnings": self.warnings,
@@ -94,6 +97,7 @@ class TextSettings:
                 eos_token=str(values["eos_token"]),
                 added=read_added(values["added_tokens_decoder"]),
                 # Packs of earlier versions have none of these.
+                special_ids=frozenset(_id(i) for i in values.get("special_ids", ())),
                 aliases={_id(int(i)): _id(j) for i, j in values.get("aliases", {}).items()},
                 notes=tuple(map(str, values.get("notes", ()))),
                 warnings=tuple(map(str, values.get("warnings", ()))),

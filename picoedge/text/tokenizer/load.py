@@ -86,7 +86,7 @@ class JsonTokenizer(_PackTokenizer):
         self._path, self._lock = path, threading.Lock()
         self._tokenizer = load_tokenizer_json(path)
         with _library(f"{path} is not a tokenizer"):
-            self._make_special(settings.eos_ids)
+            self._make_special(settings.eos_ids | settings.special_ids)
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = {i: token.content.encode() for i, token in added.items()}
         special = {token.content: i for i, token in added.items() if token.special}
@@ -150,10 +150,10 @@ class JsonTokenizer(_PackTokenizer):
             return bytes([int(match[1], 16)])
         return text.replace(SPACE, " ").encode()
 
-    def _make_special(self, ends: Iterable[int]) -> None:
-        """Mark end tokens as special: some files mark them as plain text."""
+    def _make_special(self, ids: Iterable[int]) -> None:
+        """Mark control tokens as special: some files mark them as plain text."""
         for i, token in self._tokenizer.get_added_tokens_decoder().items():
-            if i in ends and not token.special:
+            if i in ids and not token.special:
                 token.special = True
                 self._tokenizer.add_special_tokens([token])
 
@@ -232,9 +232,10 @@ class SentencePieceTokenizer(_PackTokenizer):
     """A `Tokenizer` of the library. Raises TextError where the model file is damaged."""
 
     def __init__(self, path: Path, settings: TextSettings) -> None:
+        self._settings = settings
         self._model = load_sentencepiece(path, "the file is damaged: get it again")
         self._pieces = int(self._model.vocab_size())
-        special = {token.text: i for i, token in settings.added.items() if token.special}
+        special = {token.text: i for i, token in settings.added.items() if self._is_control(i)}
         size = max(self._pieces, max(settings.added, default=-1) + 1)
         super().__init__(settings, special, size, settings.space_prefix != "never")
         plain = self._matched_here()
@@ -273,5 +274,9 @@ class SentencePieceTokenizer(_PackTokenizer):
         return {
             token.text: i
             for i, token in self._settings.added.items()
-            if not token.special and (beside_spaces or i >= self._pieces)
+            if not self._is_control(i) and (beside_spaces or i >= self._pieces)
         }
+
+    def _is_control(self, token: int) -> bool:
+        settings = self._settings
+        return settings.added[token].special or token in settings.special_ids

@@ -216,7 +216,7 @@ class Shelf:
         return target
 
     def items(self) -> list[ShelfItem]:
-        """What is on the shelf, then what could be pulled."""
+        """What is on the shelf, then what could be pulled, what takes least memory first."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
         known = {*packs, *fetched}
@@ -226,6 +226,7 @@ class Shelf:
             if (match := _BEGUN.fullmatch(path.name)) and match[1] not in known
         }
         rest = [name for name in self.entries if name not in known and name not in begun]
+        rest.sort(key=lambda name: self.entries[name].memory_bytes)
         return [
             *(self._item(n, "in part" if is_partial(p) else "packed", p) for n, p in packs.items()),
             *(self._item(name, "fetched", path) for name, path in fetched.items()),

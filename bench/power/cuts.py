@@ -63,7 +63,7 @@ class PowerLine:
         self._cut = Cut("", 0.0)
         self.session = Session(boards[0], reference, pack, lambda why: self._cut.wrong.append(why))
         self._process: subprocess.Popen[Any] | None = None
-        self._invite = ""
+        self._invite, self._joined = "", 0
 
     def suffer(self, kind: str, dice: random.Random) -> Cut:
         """Begin something, cut the power, and see that all is well again."""
@@ -92,15 +92,30 @@ class PowerLine:
         joiner = self._boards[JOINER]
         if kind == "pull":
             _remove(joiner.board.folder / "models")
-        if kind == "join":
+        absent = kind == "join" or not _is_member(joiner)
+        if absent:
             _remove(joiner.board.folder / "cluster")
         for disk in self._disks:
             disk.begin()
         for index, each in enumerate(self._boards.all):
-            if not (kind == "join" and index == JOINER):
+            if not (absent and index == JOINER):
                 each.start()
-        others = len(self._boards.all) - (kind == "join")
+        others = len(self._boards.all) - absent
         self._boards.await_all(time.monotonic() + BACK_S, others)
+        if absent and kind != "join":  # the join before came to nothing
+            self._join()
+            self._boards.await_all(time.monotonic() + BACK_S)
+
+    def _join(self) -> None:
+        """Let the third board in, under a new name: one that was revoked is not used again."""
+        first, joiner = self._boards[0], self._boards[JOINER]
+        first.type("keys", "revoke", self._joiner_name())
+        self._joined += 1
+        self._invite = self._typed(first, "keys", "invite").splitlines()[0]
+        joiner.start("--join", self._invite, "--name", self._joiner_name())
+
+    def _joiner_name(self) -> str:
+        return f"guest{self._joined}" if self._joined else self._boards[JOINER].board.name
 
     def _begin(self, kind: str) -> threading.Thread | None:
         if kind == "pack":
@@ -117,10 +132,7 @@ class PowerLine:
             )  # fmt: skip
             return None
         if kind == "join":
-            first, joiner = self._boards[0], self._boards[JOINER]
-            first.type("keys", "revoke", joiner.board.name)
-            self._invite = first.type("keys", "invite").stdout.splitlines()[0]
-            joiner.start("--join", self._invite, "--name", joiner.board.name)
+            self._join()
             return None
         talking = threading.Thread(target=self._talk)
         talking.start()
@@ -156,11 +168,13 @@ class PowerLine:
         """Each unit's command line; who had not joined yet types it again."""
         for disk in self._disks:
             disk.begin()
+        late = kind == "join" and not _is_member(self._boards[JOINER])
         for index, each in enumerate(self._boards.all):
-            if kind == "join" and index == JOINER and not _is_member(each):
-                each.start("--join", self._invite, "--name", each.board.name)
-            else:
+            if not (late and index == JOINER):
                 each.start()
+        if late:
+            self._boards.await_all(time.monotonic() + BACK_S, len(self._boards.all) - 1)
+            self._boards[JOINER].start("--join", self._invite, "--name", self._joiner_name())
         self._boards.await_all(time.monotonic() + BACK_S)
 
     # -- after -------------------------------------------------------------------------------------

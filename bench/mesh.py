@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import mesh_models, suite
+from bench.mesh_networks import apart, one_port
 from bench.mesh_peers import distributed_llama, tpi_llm
 from bench.mesh_speed import budget_kept, eight_boards, pooled_memory, two_boards, uneven
 from bench.mesh_sums import sums_of_16kb
@@ -20,6 +21,10 @@ TARGETS = {
     "uneven": Target(">= 1.25", 1.33),
     "pooled_memory": Target(">= 20", 60.0),
     "eight_boards_plan": Target("0.8-1.25", None),
+    "apart_s": Target("<= 12", 5.0),
+    "apart_boards": Target("== 3", None),
+    "one_port_boards": Target("== 3", None),
+    "one_port_ratio": Target(">= 0.5", 0.8),
     "budget_kept": Target("<= 1.0", None),
 }
 
@@ -32,6 +37,8 @@ GROUPS: Groups = (
     (("uneven",), uneven),
     (("pooled_memory",), pooled_memory),
     (("eight_boards_plan",), eight_boards),
+    (("apart_s", "apart_boards"), apart),
+    (("one_port_boards", "one_port_ratio"), one_port),
     (("budget_kept",), budget_kept),
 )
 

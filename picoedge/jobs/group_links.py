@@ -32,7 +32,7 @@ def connect(
     caller to close. Returns why for the ranks that can be reached in neither way. Raises MeshError.
     """
     relayed = {rank: each for rank, each in to.items() if each[1]}
-    closed = probe(parse_address(text) for pair in relayed.values() for text in pair)
+    closed = _closed(relayed.values())
     failures = {}
     for rank, (text, daemon_text) in to.items():
         address, daemon = parse_address(text), parse_address(daemon_text or text)
@@ -40,16 +40,25 @@ def connect(
             links.connect(rank, text)
             continue
         try:
-            if daemon in closed and (why := probe([daemon]).get(daemon)):
-                raise MeshError(why)
+            if daemon in closed:
+                raise MeshError(closed[daemon])
             relays[rank] = Relay(keys, daemon, links.key(rank), links.name(rank))
             links.connect(rank, text, relays[rank].endpoint, daemon_text)
         except MeshError as error:
-            if address not in probe([address]):  # it was busy, or a packet was lost
+            if daemon not in closed and address not in probe([address]):  # it was busy before
                 links.connect(rank, text)
             else:
                 failures[rank] = _unreachable(links, rank, address, daemon, error)
     return failures
+
+
+def _closed(pairs: Collection[tuple[str, str]]) -> dict[Address, str]:
+    """Why, for the addresses that accept no connection; twice tried where a board has no other."""
+    both = [(parse_address(address), parse_address(daemon)) for address, daemon in pairs]
+    closed = probe(each for pair in both for each in pair)
+    # They may have been busy, or a packet was lost.
+    again = [each for pair in both if all(one in closed for one in pair) for each in pair]
+    return {**{each: why for each, why in closed.items() if each not in again}, **probe(again)}
 
 
 def _unreachable(

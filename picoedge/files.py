@@ -83,6 +83,22 @@ def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync(path.parent)
 
 
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and the missing ones above it; their names survive a power cut on return.
+
+    `mode` is for each that is made.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_folder(path.parent, mode)
+    with suppress(FileExistsError):  # another process made it just now
+        path.mkdir(mode)
+    if not path.is_dir():  # a file of that name is in the way
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     fd = os.open(path, os.O_RDONLY)

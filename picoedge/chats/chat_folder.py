@@ -16,7 +16,7 @@ from typing import Any
 from picoedge.chats.chat_file import ChatFile, ChatInUseError, in_use, read_records
 from picoedge.chats.conversation import Conversation, Record, apply, fold
 from picoedge.errors import UsageError
-from picoedge.files import storage_errors, sync, xdg_folder
+from picoedge.files import make_folder, storage_errors, sync, xdg_folder
 
 _NAME = re.compile(r"([1-9][0-9]{0,8})\.jsonl", re.ASCII)
 _HEAD_BYTES = 64 << 10  # of a file, for the list
@@ -78,7 +78,7 @@ class ChatFolder:
 
     def create(self) -> ChatFile:
         """A new chat's file, by the next number. Raises OSError."""
-        make_private(self.path)
+        make_folder(self.path, 0o700)
         names = map(_NAME.fullmatch, os.listdir(self.path))
         number = max((int(match[1]) for match in names if match), default=0) + 1
         while True:
@@ -143,17 +143,6 @@ class ChatFolder:
             except FileNotFoundError:
                 raise _no_chat(number) from None
             sync(self.path)
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder for this user alone, and the missing ones above it, on the disk on return."""
-    if folder.is_dir():
-        return
-    if not folder.parent.is_dir():
-        make_private(folder.parent)
-    with suppress(FileExistsError):  # by another process, just now
-        folder.mkdir(0o700)
-    sync(folder.parent)
 
 
 def _no_chat(number: int) -> UsageError:

@@ -13,7 +13,7 @@ from typing import Protocol
 from picoedge.chats.conversation import encodable
 from picoedge.cli.output import warn, write_answer
 from picoedge.cli.thinking import ThinkingStyle
-from picoedge.files import xdg_folder
+from picoedge.files import make_folder, xdg_folder
 from picoedge.sanitize import printable
 
 PROMPT = ">>> "
@@ -147,7 +147,7 @@ class History:
         self._readline = readline
         readline.parse_and_bind("set enable-bracketed-paste on")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             path.touch(mode=0o600)  # a conversation is private
             readline.clear_history()
             readline.read_history_file(path)

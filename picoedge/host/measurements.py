@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from picoedge.files import replace_file
+from picoedge.files import make_folder, replace_file
 
 Figures = dict[str, float]
 
@@ -42,7 +42,7 @@ def save(cache: Path, kind: str, key: str, figures: Mapping[str, float], now: fl
         for name in by_age[:-_MOST_ENTRIES]:
             del entries[name]
     with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
         replace_file(cache / _NAME, json.dumps(kinds, indent=1).encode() + b"\n")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from picoedge.errors import AccessError, MeshError, StorageError, UsageError
 from picoedge.fields import Fields
-from picoedge.files import replace_file, storage_errors, take_lock
+from picoedge.files import make_folder, replace_file, storage_errors, take_lock
 from picoedge.mesh.addresses import Address, parse_address
 
 MAX_BYTES = 1 << 20
@@ -75,7 +75,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Not to be taken twice by one thread. Raises StorageError, also where it stays taken.
     """
     with _as_storage_error(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with open(fd, "rb"):
         if not take_lock(fd, LOCK_TIMEOUT_S):

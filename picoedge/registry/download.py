@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from picoedge.errors import DownloadError, StorageError
-from picoedge.files import free_bytes
+from picoedge.files import free_bytes, make_folder
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart, SourceParts
 from picoedge.registry.http import HttpFetch
@@ -78,7 +78,7 @@ def _fetch_source(
     stem = f".{target.name}"
     parts = [target.with_name(f"{stem}.{key}.{i}.part") for i in range(len(source))]
     with as_storage_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         have = sum(part.stat().st_size for part in parts if part.exists())
         require_space(target.parent, entry.n_bytes - have)
     exact = entry.n_bytes if len(source) == 1 else None

@@ -12,6 +12,7 @@ import urllib.parse
 from pathlib import Path
 
 from picoedge.errors import DownloadError
+from picoedge.files import make_folder
 from picoedge.progress import Progress
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.download import require_space
@@ -41,7 +42,7 @@ def look_up(name: HubName, how: FetchSettings) -> HubChoice:
 def fetch_choice(choice: HubChoice, folder: Path, progress: Progress, how: FetchSettings) -> Path:
     """Fetch all files into `folder`; the path to pack. Raises DownloadError, StorageError."""
     with as_storage_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         places = {file: _places(folder, file) for file in choice.files}
         if len({place[1] for place in places.values()}) < len(places):
             raise DownloadError(f"{choice.name.repo} has two files of one name")

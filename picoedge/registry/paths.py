@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from picoedge.files import storage_errors, take_lock, xdg_folder
+from picoedge.files import make_folder, storage_errors, take_lock, xdg_folder
 from picoedge.store.shards import is_partial
 
 COPY_BYTES = 1 << 20  # at a time: an SD card is at its full speed, and progress is shown often
@@ -84,7 +84,7 @@ def lock_file(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     Raises StorageError.
     """
     with as_storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         file = path.open("ab")
     with file:
         if not take_lock(file.fileno()):

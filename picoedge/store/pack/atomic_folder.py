@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from picoedge.errors import StorageError
-from picoedge.files import disk_full, free_bytes, sync, sync_tree, take_lock, writing
+from picoedge.files import disk_full, free_bytes, make_folder, sync, sync_tree, take_lock, writing
 from picoedge.store.shards import MANIFEST
 
 _LOCK = ".lock"
@@ -33,7 +33,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
     _refuse_foreign(target)
     parent = target.absolute().parent
     with writing(parent, needed):
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         sweep(parent)
         if free_bytes(parent) < needed + _SPARE_BYTES:
             raise disk_full(parent, needed)
@@ -141,4 +141,5 @@ def _take_place(partial: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
+    sync(target.parent)  # the old pack goes when the new one has its name, also after a power cut
     _remove(old)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from picoedge.errors import StorageError, TextError, UsageError
-from picoedge.files import read_text_file, replace_file
+from picoedge.files import read_text_file, replace_file, sync
 from picoedge.suggest import did_you_mean
 from picoedge.text.template.named import TEMPLATES
 from picoedge.text.template.template import (
@@ -57,6 +57,7 @@ def keep_template(pack: Path, template: ChatTemplate | None) -> None:
     try:
         if template is None:
             path.unlink(missing_ok=True)
+            sync(path.parent)
         else:
             replace_file(path, template.source.encode())
     except OSError as error:

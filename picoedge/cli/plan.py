@@ -80,13 +80,13 @@ def _check(values: dict[str, Any], over_boards: bool) -> None:
 
 
 def _plan_cluster(values: dict[str, Any]) -> None:
-    from picoedge.cluster.dry_run import plan_group, topology_of_file, topology_of_mesh
+    from picoedge.cluster.dry_run import MeshFacts, plan_group, topology_of_file, topology_of_mesh
 
     file = values["boards_file"]
     of_file = topology_of_file(file, values["hub"]) if file else None  # before a model is fetched
     opened = models.open_pack({**values, "cluster": True}, text=not file)
-    cluster, held = (of_file, {}) if of_file else topology_of_mesh(opened.pack, warn)
-    plan = plan_group(opened, cluster, held)
+    there = MeshFacts(of_file) if of_file else topology_of_mesh(opened, warn)
+    plan = plan_group(opened, there)
     if values["as_json"]:
         print_json({"model": opened.pack.name, **plan.to_json()})
     else:

@@ -12,7 +12,7 @@ from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.fit import LoadedModel, load_of
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
-from picoedge.jobs.boards import BoardDirectory, locate_shards, reserve_boards
+from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
 
@@ -89,7 +89,9 @@ class Arranger:
         held = locate_shards(self._directory, self._pack)
         cluster = self._directory.cluster()
         present = [board.compute_bytes_per_s * self._speed(board.key) for board in cluster.boards]
-        return plan_cluster(load, cluster.with_speeds(present), self._wanted(), held=held)
+        cluster = cluster.with_speeds(present)
+        loaded = loaded_shards(self._directory, self._pack, self._options)
+        return plan_cluster(load, cluster, self._wanted(), held=held, loaded=loaded)
 
     def _wanted(self) -> ClusterOptions:
         """The user's options; after the start, only what the boards that are there can satisfy."""

@@ -7,31 +7,38 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 
 from picoedge.engine.fit import load_of
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
-from picoedge.jobs.boards import BoardDirectory, locate_shards
+from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan, plan_cluster
 from picoedge.planner.topology import Topology, read_topology
-from picoedge.store.pack.reader import Pack
-from picoedge.store.shards import HeldShards
+from picoedge.store.shards import HeldShards, Slice
 
 
-def plan_group(
-    opened: OpenPack, cluster: Topology, held: Mapping[int, HeldShards] | None = None
-) -> ClusterPlan:
-    """Plan the opened pack over these boards; `held`: see `plan_cluster`.
+class MeshFacts(NamedTuple):
+    """Boards and links, and what boards have of a model, by index: see `plan_cluster`."""
+
+    cluster: Topology
+    held: Mapping[int, HeldShards] | None = None
+    loaded: Mapping[int, Slice] | None = None
+
+
+def plan_group(opened: OpenPack, there: MeshFacts) -> ClusterPlan:
+    """Plan the opened pack over these boards.
 
     `options.memory_bytes` limits the hub's memory. Raises ModelError, UsageError, and
-    MemoryBudgetError if the boards cannot hold the model.
+    MemoryBudgetError or StorageError if the boards cannot hold the model.
     """
     pack, options = opened.pack, opened.options
     load = load_of(pack, pack.all_shards, options)
-    return plan_cluster(load, _limited(cluster, options.memory_bytes), options.cluster, held=held)
+    limited = _limited(there.cluster, options.memory_bytes)
+    return plan_cluster(load, limited, options.cluster, held=there.held, loaded=there.loaded)
 
 
 def topology_of_file(file: Path, hub: str | None) -> Topology:
@@ -48,10 +55,8 @@ def topology_of_file(file: Path, hub: str | None) -> Topology:
     return cluster if hub is None else _with_hub(cluster, hub)
 
 
-def topology_of_mesh(
-    pack: Pack, tell: Callable[[str], None]
-) -> tuple[Topology, dict[int, HeldShards]]:
-    """The boards that answer now, with this one as hub, and their shards of `pack` by index.
+def topology_of_mesh(opened: OpenPack, tell: Callable[[str], None]) -> MeshFacts:
+    """The boards that answer now, with this one as hub, and what they have of the pack.
 
     Raises AccessError if this board is in no cluster, MeshError if its daemon does not run.
     """
@@ -61,7 +66,9 @@ def topology_of_mesh(
         stack.callback(context.destroy, linger=0)
         directory = BoardDirectory(context, identity, tell)
         stack.callback(directory.close)
-        return directory.refresh(), locate_shards(directory, pack)
+        cluster, pack = directory.refresh(), opened.pack
+        loaded = loaded_shards(directory, pack, opened.options)
+        return MeshFacts(cluster, locate_shards(directory, pack), loaded)
 
 
 def _with_hub(cluster: Topology, name: str) -> Topology:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
+from picoedge.jobs.spec import MAX_SHARDS, PACK_ID, SliceKey
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.frames import VERSION
 from picoedge.store.shards import Slice
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
 MAX_RANKS = 64  # boards of one group: the assignment search and a star's hub are made for tens
 MAX_CONTEXT = 1 << 22  # positions: above any model's context, below what overflows a cache offset
 MAX_BATCH = 4096  # tokens of one pass
-MAX_SHARDS = 1 << 20  # of one kind in one layer
 KEY = re.compile(r"[!-~]{40}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ADDRESS = re.compile(r"|[0-9A-Za-z.:%\[\]_-]{1,255}:[0-9]{1,5}")
-IDENTIFIER = re.compile(r"[0-9a-f]{16,128}")
 ALLREDUCES = ("star", "exchange")
 WIRES = ("f64", "f32", "f16", "q8")
 _VERSION_1 = {"transport": "stream", "version": 1}  # which its specifications do not name
@@ -66,22 +65,6 @@ class RankSpec:
         """Plain values; `spec_from_json` reads them."""
         names = {"key": self.key, "name": self.name}
         return {**names, "address": self.address, "daemon": self.daemon, **self.part.to_json()}
-
-
-@dataclass(frozen=True)
-class SliceKey:
-    """What a board has loaded for a group: a group with an equal one can go on with it."""
-
-    pack_id: str
-    part: Slice
-    n_ctx: int
-    kv_bits: int
-    window_io: str
-    kernels: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for the hubs that plan with it."""
-        return {**dataclasses.asdict(self), "part": self.part.to_json()}
 
 
 @dataclass(frozen=True)
@@ -172,9 +155,9 @@ def spec_from_json(values: object) -> GroupSpec:
     if len(seats) < 2:
         raise fields.fault("seats", f"a list of 2 to {MAX_RANKS}")
     spec = GroupSpec(
-        id=fields.text("session", pattern=IDENTIFIER),
+        id=fields.text("session", pattern=PACK_ID),
         epoch=fields.integer("epoch", 0, (1 << 32) - 1),
-        pack_id=pack.text("id", pattern=IDENTIFIER),
+        pack_id=pack.text("id", pattern=PACK_ID),
         pack_name=pack.text("name", pattern=NAME),
         rank=fields.integer("rank", 1, len(seats) - 1),
         ranks=tuple(_rank(seat, rank) for rank, seat in enumerate(seats)),

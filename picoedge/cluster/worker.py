@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.cluster.forward_pass import ForwardPass, join_group
-from picoedge.cluster.spec import GroupSpec, SliceKey, spec_from_json
+from picoedge.cluster.spec import GroupSpec, spec_from_json
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import (
@@ -40,7 +40,7 @@ from picoedge.host.resources import rss_bytes
 from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
 from picoedge.jobs.relay import Relay, new_endpoint
-from picoedge.jobs.spec import WorkerConfig
+from picoedge.jobs.spec import SliceKey, WorkerConfig
 from picoedge.mesh.identity.identity import Identity, KeyPair, cluster_folder, load_identity
 from picoedge.mesh.transport.frames import HUB
 from picoedge.mesh.transport.listening import ANY_PORT

@@ -331,7 +331,7 @@ class WorkerGroup:
         stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
         ago_s = time.monotonic() - at_s
         message = f"{reason.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
-        return BoardLostError(message, reason.hint, board=reason.board, key=reason.key)
+        return type(reason)(message, reason.hint, board=reason.board, key=reason.key)
 
     def _check(self, handle: BoardHandle) -> BoardLostError | None:
         """The failure of a board that another one accuses; None where it runs as it should."""

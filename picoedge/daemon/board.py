@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.cluster.spec import SliceKey
 from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory
 from picoedge.daemon.handover import Handover
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
@@ -30,9 +29,9 @@ from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, St
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.daemon.workers import Kept, Reservation, Workers, work_of
 from picoedge.errors import AccessError, MeshError, ProtocolError
-from picoedge.host.resources import rss_bytes
+from picoedge.host.resources import disk_room, rss_bytes
 from picoedge.host.thermal import Thermometer
-from picoedge.jobs.spec import WorkerConfig
+from picoedge.jobs.spec import SliceKey, WorkerConfig
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.messages import Pending
 from picoedge.mesh.transport.server import Sender
@@ -100,6 +99,7 @@ class BoardService:
             "facts": dict(facts),
             "memory_bytes": self._memory.job_bytes,
             "unreached": self._node.peers.unreached(),
+            **disk_room(self._options.shelf),
             "kept": kept.of.to_json() if kept and isinstance(kept.of, SliceKey) else None,
         }
 

@@ -147,6 +147,19 @@ def storage_bytes_read(io: Path = PROC / "self/io") -> int | None:
     return _number(io, "read_bytes")
 
 
+def disk_room(folder: Path) -> dict[str, int]:
+    """Free bytes and files on the disk of a folder, which may not exist yet; {}: not known."""
+    for place in (folder, *folder.parents):
+        try:
+            status = os.statvfs(place)
+        except OSError:
+            continue
+        room = {"disk_free_bytes": status.f_bavail * status.f_frsize}
+        # Some file systems have no table of files that could be full.
+        return {**room, "disk_free_files": status.f_favail} if status.f_files else room
+    return {}
+
+
 def rss_bytes_of(pid: int, proc: Path = PROC) -> int:
     """The resident size of process `pid`; 0 where it has ended."""
     words = file_text(proc / str(pid) / "statm").split()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.jobs.spec import INFERENCE, VERSION_1
+from picoedge.jobs.spec import INFERENCE, VERSION_1, SliceKey, loaded_for, read_kept
 from picoedge.jobs.status import PRESENT, ask_pages
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local
@@ -24,9 +24,10 @@ from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import KEY_CHARS, BoardFacts, LinkFacts, Topology, board_from_json
 from picoedge.sanitize import one_line
-from picoedge.store.shards import HeldShards, held_shards
+from picoedge.store.shards import HeldShards, Slice, held_shards
 
 if TYPE_CHECKING:
+    from picoedge.engine.options import OpenOptions
     from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.transport.curve import Context
@@ -42,6 +43,7 @@ OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
+_ROOM = ("disk_free_bytes", "disk_free_files")
 PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
 
 
@@ -59,6 +61,7 @@ class BoardHandle:
     link: LinkFacts
     client: Client
     unreached: frozenset[str] = frozenset()  # keys of boards that it cannot reach, as it says
+    kept: SliceKey | None = None  # the slice that it has loaded still
 
 
 class BoardDirectory:
@@ -201,11 +204,13 @@ class BoardDirectory:
     def _add(self, client: Client, key: str, address: str, link: LinkFacts) -> None:
         with ExitStack() as failing:
             failing.callback(client.close)
-            facts, unreached = _facts(client)
+            facts, unreached, kept = _facts(client)
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
-        self.handles[key] = BoardHandle(key, client.name, address, facts, link, client, unreached)
+        self.handles[key] = BoardHandle(
+            key, client.name, address, facts, link, client, unreached, kept
+        )
 
     def close(self) -> None:
         """Close all connections, which frees the boards reserved over them. Idempotent."""
@@ -227,8 +232,8 @@ def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[di
     return [board for board in heard if board["key"] not in known]
 
 
-def _facts(client: Client) -> tuple[BoardFacts, frozenset[str]]:
-    """What a board can do, and the keys of the boards that it cannot reach."""
+def _facts(client: Client) -> tuple[BoardFacts, frozenset[str], SliceKey | None]:
+    """What a board can do, the keys of the boards that it cannot reach, and its kept slice."""
     deadline = time.monotonic() + MEASURING_S
     while True:
         try:
@@ -246,10 +251,12 @@ def _facts(client: Client) -> tuple[BoardFacts, frozenset[str]]:
         # Facts of a later version are left out. Its name is the roster's: what a board calls itself
         # may be the name of another one.
         known = {field.name: facts[field.name] for field in _FACTS if field.name in facts}
-        values = {**known, "name": client.name, "budget_bytes": answer.get("memory_bytes")}
+        room = {name: answer[name] for name in _ROOM if name in answer}
+        values = {**known, **room, "name": client.name, "budget_bytes": answer.get("memory_bytes")}
         unreached = Fields({"unreached": [], **answer}, f"the facts of {client.name}")
         keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
-        return board_from_json(values, f"the facts of {client.name}"), frozenset(keys)
+        where = f"the facts of {client.name}"
+        return board_from_json(values, where), frozenset(keys), read_kept(answer, where)
 
 
 # -- links ---------------------------------------------------------------------------------------
@@ -296,6 +303,11 @@ def _held_names(client: Client, identity: str, names: Sequence[str]) -> frozense
         return frozenset(offer.names(names))
     except MeshError:  # it does not have the pack, or it failed, which the next request reports
         return frozenset()
+
+
+def loaded_shards(directory: BoardDirectory, pack: Pack, options: OpenOptions) -> dict[int, Slice]:
+    """The slices that boards have loaded still, by the board's index in `directory.cluster()`."""
+    return loaded_for((handle.kept for handle in directory.handles.values()), pack, options)
 
 
 # -- reservation ---------------------------------------------------------------------------------

@@ -1,14 +1,22 @@
-"""What a daemon tells a worker process it starts, whatever the job."""
+"""What a daemon tells a worker process it starts, and what it says of the slice that one keeps."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from picoedge.errors import ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.transport.messages import Translation
+from picoedge.store.shards import Slice
+
+if TYPE_CHECKING:
+    from picoedge.engine.options import OpenOptions
+    from picoedge.store.pack.reader import Pack
 
 # Names of version 1 of the protocol, when sessions were the only jobs.
 VERSION_1 = Translation(
@@ -27,6 +35,9 @@ VERSION_1 = Translation(
         "mesh-state": {"boards.*.report": {"queue_length": "waiting"}},
     },
 )
+MAX_SHARDS = 1 << 20  # of one kind in one layer
+PACK_ID = re.compile(r"[0-9a-f]{16,128}")
+_MAX_CONTEXT = 1 << 22
 INFERENCE = "inference"  # also the job of a message that names none: one of version 1
 
 
@@ -67,3 +78,57 @@ class WorkerConfig:
         """Plain values."""
         values = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+# -- kept slices ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SliceKey:
+    """What a board has loaded for a group: a group with an equal one can go on with it."""
+
+    pack_id: str
+    part: Slice
+    n_ctx: int
+    kv_bits: int
+    window_io: str
+    kernels: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `read_kept` reads them."""
+        return {**dataclasses.asdict(self), "part": self.part.to_json()}
+
+
+def read_kept(answer: Mapping[str, Any], where: str) -> SliceKey | None:
+    """The slice that a daemon's answer says is kept; None if there is none, or it is malformed."""
+    if not isinstance(answer.get("kept"), dict):
+        return None
+    fields = Fields(answer["kept"], where)
+    try:
+        part = fields.object("part")
+        kinds = ("attention", "ffn", "vocabulary")
+        attention, ffn, head = (part.span(kind, MAX_SHARDS) for kind in kinds)
+        return SliceKey(
+            fields.text("pack_id", pattern=PACK_ID),
+            Slice(attention, ffn, head, owns_head=part.get("head", bool, False)),
+            fields.integer("n_ctx", 1, _MAX_CONTEXT),
+            fields.integer("kv_bits", 8, 16),
+            fields.text("window_io", 16),
+            fields.text("kernels", 16),
+        )
+    except ProtocolError:
+        return None
+
+
+def loaded_for(
+    kept: Iterable[SliceKey | None], pack: Pack, options: OpenOptions
+) -> dict[int, Slice]:
+    """By the index of a board, the slice that it can go on with if the pack is opened like this."""
+    wanted = (options.n_ctx, options.kv_bits, options.window_io, options.kernels or "")
+    return {
+        index: key.part
+        for index, key in enumerate(kept)
+        if key is not None
+        and key.pack_id == pack.identity
+        and (key.n_ctx, key.kv_bits, key.window_io, key.kernels) == wanted
+    }

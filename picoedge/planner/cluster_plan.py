@@ -6,13 +6,14 @@ model, the boards and the links, so every number of boards is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import MemoryBudgetError, UsageError
 from picoedge.planner.assignment import round_equal_speeds, split_by_weight
 from picoedge.planner.cost_model import WORTH, Allreduce, Candidate, CostModel, Share
+from picoedge.planner.locality import OnBoards, Pair
 from picoedge.planner.memory import Counts, Load, MemoryNeeds, cache_bytes
 from picoedge.planner.topology import Topology
 from picoedge.store.shards import HeldShards, Slice
@@ -21,7 +22,6 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
 
-KEEP = 1.1  # an assignment of local shards may be this much slower: estimates are no better
 _NEAR = 1.25  # times the least: estimates of what is read are not better than that
 _LISTED = 8  # boards that an error names
 _REMEDY = (
@@ -75,14 +75,17 @@ def plan_cluster(
     options: ClusterOptions | None = None,
     *,
     held: Mapping[int, HeldShards] | None = None,
+    loaded: Mapping[int, Slice] | None = None,
 ) -> ClusterPlan:
     """The fewest boards that are as fast as any, within the options.
 
     `load` is the whole model's. `held` are the shards on the disks of boards, by index; a board
     that is not listed has all: an assignment that is hardly slower is taken if less is to be
-    pulled for it. The memory of each chosen board is planned as the board itself will, which takes
-    a while where much is streamed. Raises UsageError for options the cluster cannot meet, and
-    MemoryBudgetError with the figures where the boards cannot hold the model.
+    pulled for it, or if it is of slices that are `loaded` still. A board takes no more shards than
+    its disk has room for. The memory of each chosen board is planned as the board itself will,
+    which takes a while where much is streamed. Raises UsageError for options the cluster cannot
+    meet, and MemoryBudgetError or StorageError with the figures where the boards cannot hold the
+    model.
     """
     options = options or ClusterOptions()
     _check(cluster, options)
@@ -98,22 +101,15 @@ def plan_cluster(
     if not pairs:
         raise _too_small(cluster, planner.needs, split_head=options.split_head)
     least_s = min(planned.s_per_token for _, planned in pairs)
-    chosen, exact_plan = quickest = next(
-        pair for pair in pairs if pair[1].s_per_token <= WORTH * least_s
-    )
-    disks, kept = Locality(planner, held or {}), ""
-    boards = chosen.boards if options.boards else None
-    local = None if options.split else disks.prefer_local(chosen, order, boards)
-    if local is not None:
-        slower = planner.exact(local)
-        if slower.s_per_token <= KEEP * exact_plan.s_per_token:
-            chosen, exact_plan = local, slower
-            if not disks.missing_bytes(chosen):
-                kept = _why_kept(exact_plan, quickest[1], disks.missing_bytes(quickest[0]))
+    quickest = next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least_s)
+    there = OnBoards(planner, order, options.boards, held or {}, loaded or {})
+    quickest, full = there.with_room(quickest, is_fixed=bool(options.split))
+    chosen, exact_plan = quickest if options.split else there.prefer(quickest)
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
     asked = "as asked, " if options.split or options.boards else ""
-    why = asked + _why(exact_plan, chosen, predictions) + kept
+    kept = "" if chosen is quickest[0] else _why_preferred(there, (chosen, exact_plan), quickest)
+    why = asked + _why(exact_plan, chosen, predictions) + kept + full
     return ClusterPlan(load, exact_plan, predictions, idle, why)
 
 
@@ -204,88 +200,6 @@ def _too_small(cluster: Topology, needs: MemoryNeeds, *, split_head: bool) -> Me
     )
 
 
-# -- data locality ------------------------------------------------------------------------------
-
-
-class Locality:
-    """Prefers an assignment whose shards are already on disk if it is at most 10 % slower.
-
-    `held` are the shards of the model on the disks of boards, by index; others have all of them.
-    Measured speeds differ by some per cent from one start to the next, and a large slice takes
-    minutes to pull: so shards are pulled only for an assignment that is clearly faster.
-    """
-
-    def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
-        self._planner, self._held = planner, held
-        self._all = _shards_of(planner.needs.load.part)
-
-    def missing_bytes(self, one: Candidate) -> int:
-        """Bytes of the candidate's shards that have to be pulled first."""
-        return sum(
-            len(getattr(_shards_of(share.part), kind) - getattr(self._of(member), kind)) * nbytes
-            for member, share in zip(one.members, one.shares, strict=True)
-            for kind, nbytes in self._planner.needs.shard_bytes.items()
-        )
-
-    def prefer_local(
-        self, quickest: Candidate, order: Sequence[int], boards: int | None = None
-    ) -> Candidate | None:
-        """A candidate to take instead of the fastest because less has to be pulled for it, if any.
-
-        `order`: all boards, the hub first, then those that gain more; `boards`: exactly so many.
-        """
-        lacking = self.missing_bytes(quickest)
-        if not lacking:
-            return None
-        local = [
-            one
-            for one in self._local(order)
-            if one.s_per_token <= KEEP * quickest.s_per_token and boards in (None, one.boards)
-        ]
-        if local:
-            least_s = min(one.s_per_token for one in local)
-            able = [one for one in local if one.s_per_token <= WORTH * least_s]
-            return min(able, key=lambda one: one.boards)
-        moved = (self._planner.best(members) for members in self._orders(quickest.members))
-        near = [one for one in moved if one and one.s_per_token <= WORTH * quickest.s_per_token]
-        least = min(near, key=self.missing_bytes, default=quickest)
-        return least if self.missing_bytes(least) < lacking else None
-
-    def _local(self, order: Sequence[int]) -> Iterator[Candidate]:
-        """Candidates of local shards alone, over the first board that has any, the first two, …"""
-        holders = [i for i in order if self._of(i) != HeldShards()]
-        for count in range(1, len(holders) + 1):
-            for members in self._orders(holders[:count]):
-                one = self._planner.best(members, [self._of(i) for i in members])
-                if one is not None:
-                    yield one
-
-    def _orders(self, members: Sequence[int]) -> Iterator[list[int]]:
-        """Rank orders to try: the hub, boards with partial holdings by their first shard, and the
-        others in every position between."""
-        hub, *others = members
-        placed = sorted((place, i) for i in others if (place := self._place(i)) is not None)
-        some = [i for _, i in placed]
-        rest = [i for i in others if i not in some]
-        for at in range(len(some) + 1 if rest else 1):
-            yield [hub, *some[:at], *rest, *some[at:]]
-
-    def _place(self, member: int) -> tuple[float, float] | None:
-        """Where a board's partial holding begins and ends in the model, from 0 to 1."""
-        for kind in ("ffn", "attention", "head"):
-            shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
-            if shards and shards != whole:
-                return min(shards) / len(whole), max(shards) / len(whole)
-        return None
-
-    def _of(self, member: int) -> HeldShards:
-        return self._held.get(member, self._all)
-
-
-def _shards_of(part: Slice) -> HeldShards:
-    return HeldShards(*map(frozenset, (part.attention, part.ffn, part.head_shards)))
-
-
 # -- for people ---------------------------------------------------------------------------------
 
 TABLE_HEADER = (
@@ -330,12 +244,16 @@ def _why(exact_plan: Candidate, chosen: Candidate, predictions: Sequence[Candida
     return text
 
 
-def _why_kept(exact_plan: Candidate, quickest: Candidate, missing_bytes: int) -> str:
+def _why_preferred(there: OnBoards, pair: Pair, quickest: Pair) -> str:
     """How much faster the fastest assignment is, and how much would be pulled for it."""
-    saved_s = max(0.0, exact_plan.s_per_token - quickest.s_per_token)
+    saved = _time(max(0.0, pair[1].s_per_token - quickest[1].s_per_token))
+    if there.is_loaded(pair[0]):
+        return f"; that is loaded still: the quickest shares would save {saved}"
+    if there.missing_bytes(pair[0]):
+        return ""
     return (
-        f"; that is on the boards' disks: the quickest shares, of {_boards(quickest.boards)}, "
-        f"would save {_time(saved_s)} and have {format_size(missing_bytes)} pulled"
+        f"; that is on the boards' disks: the quickest shares, of {_boards(quickest[1].boards)}, "
+        f"would save {saved} and have {format_size(there.missing_bytes(quickest[0]))} pulled"
     )
 
 

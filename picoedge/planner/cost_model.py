@@ -268,6 +268,10 @@ class CostModel:
         self._config = needs.load.config
         self._allreduces = (allreduce,) if allreduce else _ALLREDUCES
 
+    def board(self, member: int) -> BoardFacts:
+        """A board by its index in the cluster."""
+        return self._cluster.boards[member]
+
     def best(self, members: Sequence[int], held: Sequence[HeldShards] = ()) -> Candidate | None:
         """The fastest candidate over these boards, the hub first; None: they cannot hold it.
 

@@ -56,6 +56,8 @@ class BoardFacts:
     unit_s: float = 20e-6  # calls and waiting beside the arithmetic, a run of shards
     sampling_s: float = 500e-6  # a token picked and decoded, where the board is the hub
     numpy: bool = False  # the NumPy backend computes
+    disk_free_bytes: int = 1 << 60  # where packs are kept; by default, as if there were no end
+    disk_free_files: int = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ _BOUNDS: dict[str, tuple[Callable[[Fields, str, int, int], float], int, int]] = 
     "budget_bytes": (Fields.integer, 0, 1 << 50),
     "fixed_bytes": (Fields.integer, 0, 1 << 50),
     "read_ahead_bytes": (Fields.integer, 0, 1 << 40),
+    "disk_free_bytes": (Fields.integer, 0, 1 << 60),
+    "disk_free_files": (Fields.integer, 0, 1 << 60),
 }
 
 

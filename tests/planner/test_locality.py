@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picoedge.planner.assignment import all_partitions, apportion_held
-from picoedge.planner.cluster_plan import KEEP, ClusterOptions, ClusterPlan, plan_cluster
+from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
+from picoedge.planner.locality import KEEP
 from picoedge.planner.memory import Load
 from picoedge.planner.topology import BoardFacts, LinkFacts, Topology
 from picoedge.store.shards import HeldShards, Slice

@@ -59,6 +59,7 @@ _OTHER_SENSES = re.compile(
     r"embed_vision|embed_audio|connector|merger|patch_merger|speech\w*|view_seperator|projector)"
     r"(\..*)?"
 )
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,199}", re.ASCII)  # no path, and not too long
 _LEFT_OVER = re.compile(r".*(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|masked_bias)")
 _LEFT_OVER_IF_TIED = re.compile(rf"{_LEFT_OVER.pattern}|(.*\.)?lm_head\.weight")
 _QUANTIZED = re.compile(
@@ -162,8 +163,8 @@ def _weight_files(path: Path) -> list[Path]:
 def _indexed_files(path: Path) -> list[Path]:
     names = read_object(path / _INDEX, _MAX_INDEX, _HINT).get("weight_map", dict).values()
     for name in names:
-        if not isinstance(name, str) or not name or Path(name).name != name:
-            raise ModelError(f"{path / _INDEX} names a file {name!r}", _HINT)
+        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+            raise ModelError(f"{path / _INDEX} names a file {str(name)[:80]!r}", _HINT)
     files = [path / name for name in sorted(set(names))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:

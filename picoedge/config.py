@@ -14,7 +14,8 @@ from typing import Any
 
 from picoedge.errors import ModelError, UnsupportedError, UsageError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
+UNTURNED = 1e30  # divisor of a frequency whose pair of dimensions is not rotated
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RopeScaling:
     `freq_factors` holds explicit per-frequency divisors (of a GGUF's `rope_freqs.weight`, or
     computed from the source's config); they then replace the formula. `long_factors` replace them
     where the context is longer than `original_max_position_embeddings`.
-    `attention_factor` multiplies sines and cosines, and so the rotated queries and keys.
+    `attention_factor` multiplies sines and cosines, and so the rotated queries and keys, but not
+    pairs whose divisor is UNTURNED.
     """
 
     kind: str = "none"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from picoedge.config import ModelConfig, RopeScaling
+from picoedge.config import UNTURNED, ModelConfig, RopeScaling
 from picoedge.kernels.api import Attend, BoundProduct, Kernels, Project, ProjectSum
 from picoedge.kernels.arrays import F32, F64
 from picoedge.model.lanes import Lane
@@ -108,7 +108,9 @@ def rope_tables(config: ModelConfig, n_ctx: int, *, windowed: bool) -> tuple[F32
     theta = config.rope_local_theta if own_base else config.rope_theta
     scaling = RopeScaling() if own_base else config.rope_scaling
     inverse = inverse_frequencies(config.head_dim, theta, scaling, n_ctx)
-    angles, factor = np.outer(np.arange(n_ctx), inverse), scaling.attention_factor
+    angles = np.outer(np.arange(n_ctx), inverse)
+    turned = np.asarray(scaling.freq_factors or (1.0,)) < UNTURNED
+    factor = np.where(turned, scaling.attention_factor, 1.0)
     return (factor * np.cos(angles)).astype(np.float32), (factor * np.sin(angles)).astype(
         np.float32
     )

@@ -188,3 +188,20 @@ def test_the_text_of_a_model_that_sees(model_type: str, tmp_path: Path) -> None:
         want = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     assert relative_error(our_logits(folder, tokens), want) < 1e-3
     assert open_source(folder).passed_over
+
+
+PHI_LONG = {**LONG, "partial_rotary_factor": 0.75,
+            "short_factor": LONG["short_factor"][:6],
+            "long_factor": LONG["long_factor"][:6]}  # fmt: skip
+PHI: dict[str, dict[str, Any]] = {
+    "whole heads": {"head_dim": 16},
+    "a part of each head": {"rope_parameters": {"partial_rotary_factor": 0.75, **ROPE}},
+    "longrope": {"rope_parameters": PHI_LONG, "original_max_position_embeddings": 32},
+    "tied, windowed": {"tie_word_embeddings": True, **WINDOW},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PHI)
+def test_phi(case: str, tmp_path: Path) -> None:
+    folder = save_random(tmp_path / "m", "phi3", {"pad_token_id": 0, **PHI[case]})
+    compare(folder)

@@ -15,13 +15,13 @@ from picoedge.config import ModelConfig, RopeScaling, model_sampling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import naming, source_fingerprint
 from picoedge.store.sources.gguf import read_gguf
-from picoedge.store.sources.rope import longrope, mscale, stretched, yarn
+from picoedge.store.sources.rope import longrope, mscale, part_turned, stretched, yarn
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 # Architectures of GGUFs and ours; of those with images, this is the text's part.
 _FAMILIES = {
     "llama": "llama", "qwen2": "qwen2", "qwen2vl": "qwen2", "qwen3": "qwen3", "qwen3vl": "qwen3",
-    "gemma3": "gemma3",
+    "gemma3": "gemma3", "phi3": "phi3",
 }  # fmt: skip
 _SUPPORTED = tuple(_FAMILIES)
 # Of files that leave it out, as Ollama's own of Gemma 3 do.
@@ -47,6 +47,10 @@ _LAYER_NAMES = {
     "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
 }  # fmt: skip
 _NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
+_FUSED = {
+    **dict.fromkeys(("q", "k", "v"), "attn_qkv.weight"),
+    **dict.fromkeys(("gate", "up"), "ffn_up.weight"),
+}
 _PAIRED = ("q", "k", "q_bias", "k_bias")
 _ROPE_FREQS, _LONG, _SHORT = (
     "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
@@ -121,7 +125,7 @@ def gguf_config(
     family_name = _FAMILIES[architecture]
     usual = 256 if family_name == "gemma3" else hidden // heads
     head_dim = keys.size("attention.key_length", usual)
-    _check_head_dim(keys, head_dim, path)
+    _check_head_dim(keys, head_dim, architecture, path)
     _check_layers(keys.size("block_count"), len(shapes), path)
     theta = keys.positive("rope.freq_base", 10_000.0)
     family: dict[str, Any] = {"rope_local_theta": theta}
@@ -130,7 +134,17 @@ def gguf_config(
         family = _gemma(keys, hidden, heads)
     elif keys.get("attention.scale"):
         family["attention_scale"] = keys.positive("attention.scale")
+    turned = keys.size("rope.dimension_count", head_dim)
+    if not 0 < turned <= head_dim or turned % 2:
+        raise keys.bad("rope.dimension_count", turned)
     scaling = _rope_scaling(keys, divisors, theta, head_dim, path)
+    if turned < head_dim and scaling.kind not in ("none", "longrope"):
+        raise UnsupportedError(
+            f"{path}: rope scaling {scaling.kind!r} of a part of a head is not supported",
+            "supported: longrope",
+        )
+    _check_divisors(divisors, turned, path)
+    scaling = part_turned(scaling, head_dim, turned, theta)
     return ModelConfig(
         architecture=family_name,
         hidden_size=hidden,
@@ -177,8 +191,9 @@ def _refuse(keys: _Keys, architecture: str, path: str) -> None:
         )
 
 
-def _check_head_dim(keys: _Keys, head_dim: int, path: str) -> None:
-    for name in ("attention.value_length", "rope.dimension_count"):
+def _check_head_dim(keys: _Keys, head_dim: int, architecture: str, path: str) -> None:
+    partial = architecture == "phi3"
+    for name in ("attention.value_length", *(() if partial else ("rope.dimension_count",))):
         if keys.size(name, head_dim) != head_dim:
             raise UnsupportedError(
                 f"{path}: {name} is {keys.size(name)} where heads have {head_dim}",
@@ -278,10 +293,8 @@ class GgufSource(ModelSource):
         freqs = {n: _divisors(stored[n]) for n in (_ROPE_FREQS, _LONG, _SHORT) if n in stored}
         with naming(path):
             config = gguf_config(file.metadata, shapes, freqs, str(path))
-        for name, values in freqs.items():
-            if len(values) != config.head_dim // 2:
-                raise ModelError(f"{path}: {name} has {len(values)} values", "the file is damaged")
-        super().__init__(path, config, stored, _stored_name, _HARMLESS)
+        self._names_of_fused = _FUSED if config.architecture == "phi3" else {}
+        super().__init__(path, config, stored, self._name_in_file, _HARMLESS)
         self.sampling = model_sampling(
             {
                 key.removeprefix(_SAMPLING): file.metadata[key]
@@ -290,17 +303,22 @@ class GgufSource(ModelSource):
             }
         )
 
+    def _name_in_file(self, name: str) -> str:
+        if name in _NAMES:
+            return _NAMES[name]
+        _, layer, kind = name.split(".")
+        return f"blk.{layer}.{(_LAYER_NAMES | self._names_of_fused)[kind]}"
+
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
         paired = self.config.architecture == "llama" and name.rpartition(".")[2] in _PAIRED
         return replace(super().tensor(name), paired_head=self.config.head_dim if paired else 0)
 
 
-def _stored_name(name: str) -> str:
-    if name in _NAMES:
-        return _NAMES[name]
-    _, layer, kind = name.split(".")
-    return f"blk.{layer}.{_LAYER_NAMES[kind]}"
+def _check_divisors(divisors: Mapping[str, tuple[float, ...]], turned: int, path: str) -> None:
+    for name, values in divisors.items():
+        if len(values) != turned // 2:
+            raise ModelError(f"{path}: {name} has {len(values)} values", "the file is damaged")
 
 
 def _divisors(stored: SourceTensor) -> tuple[float, ...]:

@@ -13,13 +13,13 @@ from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.store.sources.refusals import refuse_quantized
-from picoedge.store.sources.rope import rope_fields, scaling_of
+from picoedge.store.sources.rope import part_turned, rope_fields, scaling_of
 
 _FAMILIES = {
     "llama": "llama", "mistral": "mistral", "ministral": "mistral", "ministral3": "mistral",
     "qwen2": "qwen2", "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2",
     "qwen2_5_vl_text": "qwen2", "qwen3": "qwen3", "qwen3_vl_text": "qwen3",
-    "gemma3_text": "gemma3", "gemma3": "gemma3",
+    "gemma3_text": "gemma3", "gemma3": "gemma3", "phi3": "phi3",
 }  # fmt: skip
 # Model types that hold images or sound beside the text, where `text_config` does not name its own.
 _TEXT_OF = {
@@ -51,6 +51,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096, "rope_theta": 1_000_000.0,
         "hidden_activation": "gelu_pytorch_tanh",
     },
+}  # fmt: skip
+_DEFAULTS["phi3"] = {
+    "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "original_max_position_embeddings": 4096, "sliding_window": None,
 }  # fmt: skip
 _DEFAULTS["qwen3"] = {**_DEFAULTS["qwen2"], "head_dim": 128}
 _MINISTRAL3: dict[str, Any] = {
@@ -187,13 +192,32 @@ def _rope(
     local = layer_type == "sliding_attention"
     theta = fields.positive("rope_local_base_freq" if local else "rope_theta", 10_000.0)
     rope = rope_fields(fields, layer_type)
-    for place in (fields,) if rope is None else (fields, rope):
-        if place.positive("partial_rotary_factor", 1.0) != 1.0:
-            raise _unsupported(place, "partial_rotary_factor")
+    places = (fields,) if rope is None else (fields, rope)
+    shares = [place.positive("partial_rotary_factor", 1.0) for place in places]
+    if architecture == "phi3":
+        return _partial_rope(fields, rope, min(shares), theta, head_dim)
+    if any(share != 1.0 for share in shares):
+        raise _unsupported(fields, "partial_rotary_factor")
     if rope is None:
         return theta, RopeScaling()
     theta = rope.positive("rope_theta", theta)
     return theta, scaling_of(fields, rope, architecture, theta, max(head_dim, 2))
+
+
+def _partial_rope(
+    fields: Fields, rope: Fields | None, share: float, theta: float, head_dim: int
+) -> tuple[float, RopeScaling]:
+    """Rope of heads of which a share turns (Phi)."""
+    turned = int(head_dim * share)
+    if not 0 < turned <= head_dim or turned % 2:
+        raise fields.fault("partial_rotary_factor", "a share of whole pairs")
+    scaling = RopeScaling()
+    if rope is not None:
+        theta = rope.positive("rope_theta", theta)
+        scaling = scaling_of(fields, rope, "phi3", theta, turned)
+    if share != 1.0 and scaling.kind not in ("none", "longrope"):
+        raise _unsupported(rope or fields, f"rope scaling {scaling.kind!r} of a part of a head")
+    return theta, part_turned(scaling, head_dim, turned, theta)
 
 
 def _context(fields: Fields, scaling: RopeScaling) -> int:

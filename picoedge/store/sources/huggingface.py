@@ -45,6 +45,10 @@ _LAYER_NAMES = {
     "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
     "input_norm": "input_layernorm.weight",
 }  # fmt: skip
+_FUSED = {
+    **dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj.weight"),
+    **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
+}
 # `post_attention_layernorm` precedes the FFN in most families, but follows attention in Gemma.
 _PLAIN_NORMS = {"pre_ffn_norm": "post_attention_layernorm.weight"}
 _SANDWICH_NORMS = {
@@ -90,6 +94,7 @@ class FolderSource(ModelSource):
             _refuse_headless(fields, path)
         harmless = _LEFT_OVER_IF_TIED if config.tie_word_embeddings else _LEFT_OVER
         stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
+        self._is_fused = config.architecture == "phi3"
         self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
         super().__init__(path, config, stored, self._name_in_files, harmless)
         self.fingerprint = source_fingerprint(_relevant_files(path))
@@ -110,7 +115,8 @@ class FolderSource(ModelSource):
         if name in whole:
             return whole[name]
         _, layer, kind = name.split(".")
-        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | self._norms)[kind]}"
+        fused = _FUSED if self._is_fused else {}
+        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | self._norms | fused)[kind]}"
 
 
 def _load_config(path: Path) -> Fields:

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from picoedge.config import RopeScaling
+from picoedge.config import UNTURNED, RopeScaling
 from picoedge.errors import UnsupportedError
 from picoedge.fields import Fields
 
@@ -172,6 +172,35 @@ def _divisors(rope: Fields, name: str, rotary_dim: int) -> tuple[float, ...]:
         raise rope.fault(name, f"a list of {rotary_dim // 2} divisors")
     numbered = Fields({str(i): v for i, v in enumerate(values)}, rope.where, rope.error, rope.hint)
     return tuple(numbered.positive(str(i)) for i in range(len(values)))
+
+
+def part_turned(scaling: RopeScaling, head_dim: int, rotary_dim: int, theta: float) -> RopeScaling:
+    """The scaling of whole heads of which `rotary_dim` dimensions turn: its divisors, and UNTURNED.
+
+    The pairs that turn come first (`turned_order`), with the frequencies of a head of that size.
+    """
+    if rotary_dim == head_dim:
+        return scaling
+    pairs = range(rotary_dim // 2)
+    own = tuple(theta ** (2 * i / rotary_dim - 2 * i / head_dim) for i in pairs)
+    rest = (UNTURNED,) * (head_dim // 2 - len(own))
+
+    def whole(divisors: tuple[float, ...]) -> tuple[float, ...]:
+        return (*(a * b for a, b in zip(own, divisors, strict=True)), *rest)
+
+    short = scaling.freq_factors or (max(scaling.factor, 1.0),) * len(own)
+    long = whole(scaling.long_factors) if scaling.long_factors else ()
+    kind = scaling.kind if scaling.freq_factors else "none"
+    return replace(scaling, kind=kind, freq_factors=whole(short), long_factors=long)
+
+
+def turned_order(head_dim: int, rotary_dim: int) -> tuple[int, ...]:
+    """Rows of a head so that pair i is rows i and i + head_dim / 2, the pairs that turn first."""
+    half, turned = head_dim // 2, rotary_dim // 2
+    rest = half - turned
+    first = [*range(turned), *range(rotary_dim, rotary_dim + rest)]
+    second = [*range(turned, rotary_dim), *range(rotary_dim + rest, head_dim)]
+    return (*first, *second)
 
 
 def stretched(scaling: RopeScaling, by: tuple[float, ...]) -> RopeScaling:

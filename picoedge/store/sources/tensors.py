@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from picoedge.config import ModelConfig
+from picoedge.config import UNTURNED, ModelConfig
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.files import read_at
 from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import Quants
 from picoedge.store.encodings import Encoding
+from picoedge.store.sources.rope import turned_order
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -49,7 +50,8 @@ class SourceTensor:
     """One tensor of a file, row-major, read by spans of rows.
 
     `shape`: rows first. `offset`: from the file's start. `paired_head`: head size where rope pairs
-    are stored side by side (GGUF's llama); rows are returned in half-split order. `added`: constant
+    are stored side by side (GGUF's llama); rows are returned in half-split order. `head_order`: the
+    stored row of each row of a head, where only a part of it is rotated (Phi). `added`: constant
     added to every value (Gemma's norms: 1).
     """
 
@@ -60,6 +62,7 @@ class SourceTensor:
     offset: int
     nbytes: int
     paired_head: int = 0
+    head_order: tuple[int, ...] = ()
     added: float = 0.0
 
     @property
@@ -74,6 +77,8 @@ class SourceTensor:
 
     def raw(self, first: int, last: int) -> U8:
         """Bytes of rows [first, last), u8 [n, row bytes]."""
+        if self.head_order:
+            return self._ordered(first, last)
         if not self.paired_head:
             return self._stored(first, last)
         size = self.paired_head
@@ -82,6 +87,21 @@ class SourceTensor:
         pairs = self._stored(start, end).reshape(-1, size // 2, 2, row_bytes)
         halves: U8 = pairs.transpose(0, 2, 1, 3).reshape(end - start, -1)
         return halves[first - start : last - start]
+
+    def _ordered(self, first: int, last: int) -> U8:
+        size = len(self.head_order)
+        start, end = first // size * size, -(-last // size) * size
+        heads = self._stored(start, end).reshape((end - start) // size, size, -1)
+        ordered: U8 = heads[:, list(self.head_order)].reshape(end - start, -1)
+        return ordered[first - start : last - start]
+
+    def rows_from(self, first: int, rows: int) -> SourceTensor:
+        """A part of a matrix that holds several, as a tensor of its own."""
+        row_bytes = self.encoding.row_bytes(self.cols)
+        return replace(
+            self, shape=(rows, self.cols), offset=self.offset + first * row_bytes,
+            nbytes=rows * row_bytes,
+        )  # fmt: skip
 
     def _stored(self, first: int, last: int) -> U8:
         row_bytes = self.encoding.row_bytes(self.cols)
@@ -166,6 +186,11 @@ class ModelSource:
             raise ModelError(
                 f"{self.path}: tensor {stored_name} is missing", "the model is incomplete"
             )
+        if self.config.architecture == "phi3" and (fused := self._fused(name)):
+            first, all_rows = fused
+            if stored.shape == (all_rows, cols):
+                return self._turned(name, stored.rows_from(first, rows))
+            rows = all_rows  # for the message
         expected = (rows, cols) if cols > 1 or len(stored.shape) > 1 else (rows,)
         if stored.shape != expected:
             raise ModelError(
@@ -173,3 +198,21 @@ class ModelSource:
                 "the file is damaged",
             )
         return stored
+
+    def _fused(self, name: str) -> tuple[int, int] | None:
+        """(first row, rows of all) of a matrix that is stored with others: Phi's q k v, gate up."""
+        kind = name.rpartition(".")[2]
+        q, kv, inner = (self._shapes[f"layers.0.{other}"][0] for other in ("q", "k", "gate"))
+        places = {
+            "q": (0, q + 2 * kv), "k": (q, q + 2 * kv), "v": (q + kv, q + 2 * kv),
+            "gate": (0, 2 * inner), "up": (inner, 2 * inner),
+        }  # fmt: skip
+        return places.get(kind)
+
+    def _turned(self, name: str, tensor: SourceTensor) -> SourceTensor:
+        """q and k of heads that are rotated in part: the pairs that turn first."""
+        head_dim, factors = self.config.head_dim, self.config.rope_scaling.freq_factors
+        turned = 2 * sum(factor < UNTURNED for factor in factors)
+        if name.rpartition(".")[2] not in ("q", "k") or not factors or turned == head_dim:
+            return tensor
+        return replace(tensor, head_order=turned_order(head_dim, turned))

@@ -21,6 +21,7 @@ from store_models import (
     write_gguf,
 )
 
+from picoedge.config import UNTURNED
 from picoedge.errors import ModelError
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
@@ -312,3 +313,39 @@ def test_how_a_gguf_says_it_is_sampled(tmp_path: Path) -> None:
     expected = {"temperature": 0.625, "top_k": 20, "repeat_penalty": 1.25}
     assert open_source(tmp_path / "m.gguf").sampling == expected
     assert packed(tmp_path / "m.gguf").sampling == expected
+
+
+def test_phi_has_fused_matrices_and_heads_that_turn_in_part(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = gguf_shapes("llama", True)
+    q, kv = shapes["blk.0.attn_q.weight"][0], shapes["blk.0.attn_k.weight"][0]
+    inner = shapes["blk.0.ffn_up.weight"][0]
+    split = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+    tensors = {}
+    for i in range(LAYERS):
+        for name, rows in (("attn_qkv", q + 2 * kv), ("ffn_up", 2 * inner)):
+            values = rng.normal(0, 0.1, (rows, HIDDEN)).astype(np.float32)
+            tensors[f"blk.{i}.{name}.weight"] = values
+    divisors = np.linspace(1, 3, 24, dtype=np.float32)
+    tensors |= {f"rope_factors_{kind}.weight": divisors for kind in ("long", "short")}
+    write_gguf(
+        tmp_path / "m.gguf", architecture="phi3", tensors=tensors,
+        keys={"phi3.rope.dimension_count": 48, "phi3.rope.scaling.attn_factor": 1.25},
+        without=tuple(f"blk.{i}.{name}.weight" for i in range(LAYERS) for name in split),
+    )  # fmt: skip
+    pack = packed(tmp_path / "m.gguf", 32)
+    order = [*range(24), *range(48, 56), *range(24, 48), *range(56, 64)]
+    qkv, up = tensors["blk.1.attn_qkv.weight"], tensors["blk.1.ffn_up.weight"]
+    attention, ffn = pack.mapped("attention", 1), pack.mapped("ffn", 1)
+
+    def turned(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, HEAD_DIM, HIDDEN)[:, order].reshape(-1, HIDDEN)
+
+    assert np.array_equal(whole(attention["q"], 0), turned(qkv[:q]))
+    assert np.array_equal(whole(attention["k"], 0), turned(qkv[q : q + kv]))
+    assert np.array_equal(whole(attention["v"], 0), qkv[q + kv :])
+    assert np.array_equal(whole(ffn["gate"], 0), up[:inner])
+    assert np.array_equal(whole(ffn["up"], 0), up[inner:])
+    scaling = pack.config.rope_scaling
+    assert (scaling.kind, scaling.attention_factor) == ("longrope", 1.25)
+    assert sum(factor < UNTURNED for factor in scaling.freq_factors) == 24

@@ -194,7 +194,7 @@ def test_what_a_config_leaves_out_has_its_familys_default(tmp_path: Path) -> Non
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "model type": ("llama", {"model_type": "phi3"}, "phi3"),
+    "model type": ("llama", {"model_type": "gpt2"}, "gpt2"),
     "no model type": ("llama", {"model_type": ...}, "None"),
     "gemma2": ("gemma3_text", {"model_type": "gemma2"}, "gemma2"),
     "mixture": ("llama", {"model_type": "mixtral"}, "mixtral"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import mesh_models, suite
+from bench.hostile_board import hostile_board
 from bench.mesh_networks import apart, one_port
 from bench.mesh_peers import distributed_llama, tpi_llm
 from bench.mesh_speed import budget_kept, eight_boards, pooled_memory, two_boards, uneven
@@ -25,6 +26,8 @@ TARGETS = {
     "apart_boards": Target("== 3", None),
     "one_port_boards": Target("== 3", None),
     "one_port_ratio": Target(">= 0.5", 0.8),
+    "hostile_board": Target("== 0", None),
+    "hostile_board_mb": Target("<= 2", None),
     "budget_kept": Target("<= 1.0", None),
 }
 
@@ -39,6 +42,7 @@ GROUPS: Groups = (
     (("eight_boards_plan",), eight_boards),
     (("apart_s", "apart_boards"), apart),
     (("one_port_boards", "one_port_ratio"), one_port),
+    (("hostile_board", "hostile_board_mb"), hostile_board),
     (("budget_kept",), budget_kept),
 )
 

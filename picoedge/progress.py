@@ -6,7 +6,10 @@ import functools
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("packing"), how much is done, and of how much (0: unknown)."""
+"""Called with what is being done ("packing"), how much is done, and of how much (0: unknown).
+
+With "" nothing is being done: before something else is told.
+"""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

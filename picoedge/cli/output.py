@@ -7,9 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _REDRAW_S = 0.1
+_BURST_S = 2.0  # between two lines of progress, at the most, while one load goes on
 
 
 def tolerate_any_text() -> None:
@@ -94,32 +95,55 @@ def _progress_text(what: str, done: int, total: int) -> str:
     return f"{what}  {share:4.0%}  {format_size(done)} of {format_size(total)}"
 
 
+class ProgressLine:
+    """A line of the terminal `stream`, redrawn: the stage of the work, and its share done.
+
+    What is written after it starts on a clean line: it is erased once a stage is whole, and for an
+    empty stage. Loading may begin anew in an answer: then its first line is a new one.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._what, self._drawn_s = "", 0.0
+        self.is_in_answer = False
+
+    def draw(self, what: str, done: int, total: int) -> None:
+        """A `Progress`."""
+        now_s = self._clock()
+        if self.is_in_answer and now_s - self._drawn_s >= _BURST_S:
+            self._write("\n")
+            self._drawn_s = now_s
+        if not what or 0 < total <= done:
+            self._drawn_s = now_s
+            return self.erase()
+        if what != self._what or done >= total or now_s - self._drawn_s >= _REDRAW_S:
+            self._what, self._drawn_s = what, now_s
+            self._write(f"\r\x1b[K{_progress_text(what, done, total)}")
+
+    def erase(self) -> None:
+        """Leave a clean line. Idempotent."""
+        if self._what:
+            self._what = ""
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
 @contextmanager
 def showing_progress() -> Iterator[Progress | None]:
-    """A line of the terminal while the block runs, redrawn: the stage of the work, its share done.
-
-    None where stderr is no terminal.
-    """
+    """A ProgressLine while the block runs, and for what it started; None without a terminal."""
     stream = sys.stderr
     if stream is None or not stream.isatty():
         yield None
         return
-    drawn, drawn_at = "", 0.0
-
-    def draw(what: str, done: int, total: int) -> None:
-        nonlocal drawn, drawn_at
-        now = time.monotonic()
-        if what != drawn or done >= total or now - drawn_at >= _REDRAW_S:
-            drawn, drawn_at = what, now
-            stream.write(f"\r\x1b[K{_progress_text(what, done, total)}")
-            stream.flush()
-
+    line = ProgressLine(stream)
     try:
-        yield draw
+        yield line.draw
     finally:
-        if drawn:
-            stream.write("\r\x1b[K")
-            stream.flush()
+        line.erase()
+        line.is_in_answer = True
 
 
 def tell_end(session: Session, verbose: bool) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
@@ -52,6 +53,7 @@ from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan
+from picoedge.progress import no_progress
 from picoedge.sanitize import one_line
 from picoedge.units import MB
 
@@ -366,13 +368,15 @@ def load_over_boards(
     with ExitStack() as failing:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         failing.callback(context.destroy, linger=0)
-        directory = BoardDirectory(context, identity, _to_stderr, options.cluster.transport)
+        tell = partial(_to_stderr, progress or no_progress)
+        directory = BoardDirectory(context, identity, tell, options.cluster.transport)
         failing.callback(directory.close)
-        model = ClusterModel(directory, pack, options, _to_stderr, progress)
+        model = ClusterModel(directory, pack, options, tell, progress)
         model.assemble()
         failing.pop_all()
     return model
 
 
-def _to_stderr(line: str) -> None:
+def _to_stderr(progress: Progress, line: str) -> None:
+    progress("", 0, 0)
     print(one_line(line), file=sys.stderr, flush=True)

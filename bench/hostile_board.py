@@ -1,0 +1,104 @@
+"""A let-in board that lies in every message it can send, while sessions of others run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import unicodedata
+from typing import Any
+
+from bench.children import BenchError
+from bench.mesh_cluster import Cluster, Kind, cluster
+from bench.mesh_models import MeshModels
+from bench.recovery_answers import Answers
+from bench.recovery_hostile import daemons_mb, hangs
+from bench.recovery_pull import public_key
+from bench.report import Measured
+from picoedge.mesh.identity.roster import RosterFile
+from picoedge.store.pack.reader import Pack
+
+TARGETS = 2  # the boards of the sessions; the third is the hostile one, without a daemon
+KIND = Kind(TARGETS, (512 << 20,), guests=1)
+SECONDS, ATTACK_S = 60.0, 900.0
+SETTLED_S = 5.0  # for what was sent last to be read, and for its memory to be given back
+LOG_BYTES = 64 << 10  # of a minute: what a hostile board may have a daemon write
+
+
+def hostile_board(models: MeshModels, rounds: int) -> list[Measured]:
+    """Sessions harmed (a log with raw characters or too long counts as one), and growth in MB."""
+    with cluster(KIND, models.smollm2(), models.folder, beside=1) as boards:
+        answers = Answers(boards, tokens=64)
+        before = daemons_mb(boards)
+        attack = _start(boards)
+        harmed = done = 0
+        why: list[str] = []
+        while done == 0 or attack.poll() is None:
+            done += 1
+            told = _harm(answers)
+            harmed, why = harmed + bool(told), [*why, told] if told else why
+        sent = _ended(attack)
+        crashed = sum(process.poll() is not None for process in boards.daemons)
+        if crashed:
+            why.insert(0, f"{[p.poll() for p in boards.daemons]} {boards.logs()}")
+        hung = 0 if crashed else hangs(boards)
+        boards.hub.run(["sleep", str(SETTLED_S)])
+        grown = [b - a for a, b in zip(before, daemons_mb(boards), strict=True)]
+        logs = sum(map(is_harmed, boards.boards))
+    value = harmed + crashed + hung + logs
+    note = (
+        f"{sum(sent.values()) - sent['bytes']} messages, {sent['bytes'] / 1e6:.0f} MB over "
+        f"{sent['connections']} connections in {SECONDS:.0f} s; {crashed} crashes, {hung} hangs, "
+        f"{logs} logs with raw or too many words, {harmed} of {done} sessions harmed {why[:3]}"
+    )
+    raw = {"sent": sent, "grown_mb": grown, "sessions": done, "why": why}
+    grown_mb = max(grown)
+    return [
+        Measured("hostile_board", value, (float(value),), raw, note),
+        Measured("hostile_board_mb", grown_mb, tuple(grown), raw, "of the daemon that grew most"),
+    ]
+
+
+def _harm(answers: Answers) -> str:
+    """What was wrong with a session, in a few words; "" if nothing was."""
+    try:
+        told = answers.answer()
+    except BenchError as error:
+        return str(error)[:300]
+    if told.losses:
+        return f"lost {told.losses}"
+    return "" if answers.is_same(told) else "another text"
+
+
+def _start(boards: Cluster) -> subprocess.Popen[str]:
+    attacker = boards.lab.boards[TARGETS]
+    process = attacker.start(
+        boards.command(attacker, "bench.hostile_guest"),
+        env=boards.environment(attacker), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    request = {
+        "targets": [[board.address, 7433, public_key(board)] for board in boards.boards],
+        "secret": boards.guests[0].secret, "seconds": SECONDS,
+        "roster": RosterFile(boards.hub.folder / "cluster").roster.to_json(),
+        "pack": Pack.open(boards.pack_on(boards.hub)).identity,
+    }  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def _ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=ATTACK_S)
+    if process.returncode:
+        raise BenchError(f"the hostile board ended with {process.returncode}: {err[-400:]}")
+    sent: dict[str, Any] = json.loads(out.splitlines()[-1])["sent"]
+    return sent
+
+
+def is_harmed(board: Any) -> bool:
+    """Whether a daemon's log has raw characters, a traceback, or no end."""
+    text = (board.folder / "daemon.log").read_text(errors="surrogateescape")
+    unseen = {unicodedata.category(each) for each in text if each != "\n"} & {"Cc", "Cf", "Cs"}
+    return bool(unseen) or "Traceback" in text or len(text) > LOG_BYTES

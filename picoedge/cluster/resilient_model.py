@@ -53,7 +53,6 @@ from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
 from picoedge.planner.cluster_plan import ClusterPlan
-from picoedge.progress import no_progress
 from picoedge.sanitize import one_line
 from picoedge.units import MB
 
@@ -368,7 +367,7 @@ def load_over_boards(
     with ExitStack() as failing:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         failing.callback(context.destroy, linger=0)
-        tell = partial(_to_stderr, progress or no_progress)
+        tell = partial(_to_stderr, progress)
         directory = BoardDirectory(context, identity, tell, options.cluster.transport)
         failing.callback(directory.close)
         model = ClusterModel(directory, pack, options, tell, progress)
@@ -377,6 +376,7 @@ def load_over_boards(
     return model
 
 
-def _to_stderr(progress: Progress, line: str) -> None:
-    progress("", 0, 0)
+def _to_stderr(progress: Progress | None, line: str) -> None:
+    if progress is not None:
+        progress("", 0, 0)
     print(one_line(line), file=sys.stderr, flush=True)

@@ -78,6 +78,7 @@ class Relays:
             connection.close()
             raise MeshError(f"its worker cannot be reached: {error.strerror}") from None
         burst, now_s = self._limits.relay_burst_bytes, self._rpc.loop.clock()
+        self._rpc.server.allow_bulk(peer)
         relay = self._relays[str(peer)] = _Relay(peer, connection, burst, now_s)
         self._watch(relay)
 

@@ -241,11 +241,7 @@ class Peers:
         self._send_roster(str(peer), board)
 
     def _is_daemon(self, peer: str) -> bool:
-        """Whether a connection is that of a board's daemon: its sessions have the same key."""
-        if not isinstance(peer, Sender):
-            return True
-        route = self._rpc.routes.get(peer)
-        return route is not None and route.route == peer.route
+        return not isinstance(peer, Sender) or self._rpc.is_daemon(peer)
 
     def _gossip(self, peer: str, body: Body) -> None:
         try:

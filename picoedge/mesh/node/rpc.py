@@ -27,7 +27,7 @@ from picoedge.mesh.transport.credit import PushCredit
 from picoedge.mesh.transport.dialer import Dialer, OutgoingConnection
 from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
-from picoedge.mesh.transport.loop import Call, Loop
+from picoedge.mesh.transport.loop import Call, Loop, turns
 from picoedge.mesh.transport.messages import (
     ACKNOWLEDGE,
     ERROR,
@@ -35,7 +35,6 @@ from picoedge.mesh.transport.messages import (
     MAX_ID,
     NO_TRANSLATION,
     REPLY,
-    WANTS,
     Body,
     Dialect,
     Handler,
@@ -51,6 +50,7 @@ from picoedge.mesh.transport.messages import (
     number_of,
 )
 from picoedge.mesh.transport.server import Frames, Sender, Server
+from picoedge.mesh.transport.strikes import Strikes
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -106,7 +106,7 @@ class Rpc:
         self._dialects: dict[bytes, Dialect] = {}  # by route
         self._credits: dict[bytes, PushCredit] = {}  # by route
         self._pending: Counter[bytes] = Counter()  # requests without a reply, by route
-        self._strikes: Counter[str] = Counter()
+        self._strikes = Strikes()
         self._on_gone: list[Callable[[Sender], None]] = []
         self.on(ACKNOWLEDGE, self._acknowledged)
         try:
@@ -180,10 +180,15 @@ class Rpc:
     def enforce_limits(self) -> None:
         """Close connections over the limits; to be called once per heartbeat."""
         self._journal.look()
-        for sender in self.server.enforce_limits(self.loop.clock()):
+        for sender in self.server.enforce_limits(self.loop.clock(), self.is_daemon):
             self.log(f"dropped {self.name_of(sender)}: it sends more than is believed")
             self.server.disconnect(sender, self.limits.flood_s)
         self.take_gone()
+
+    def is_daemon(self, sender: Sender) -> bool:
+        """Whether a connection is that of a board's daemon: its sessions have the same key."""
+        route = self.routes.get(sender)
+        return route is not None and route.route == sender.route
 
     def take_gone(self) -> None:
         """Report connections that ended."""
@@ -209,7 +214,8 @@ class Rpc:
         return Dialect(self._translation, f"board {self.name_of(key)}")
 
     def _read_server(self) -> None:
-        for _ in range(self.limits.requests_per_turn):
+        limits = self.limits
+        for _ in turns(limits.requests_per_turn, limits.turn_s):
             request = self.server.receive()
             if request is None:
                 break
@@ -228,7 +234,8 @@ class Rpc:
         self.take_gone()
 
     def _read_connection(self, connection: OutgoingConnection) -> None:
-        for _ in range(self.limits.requests_per_turn):
+        limits = self.limits
+        for _ in turns(limits.requests_per_turn, limits.turn_s):
             frames = connection.receive()
             if frames is None:
                 return
@@ -313,7 +320,7 @@ class Rpc:
     def _push_wanted(self, to: str, kind: str, body: Body | None) -> None:
         """Send what the credit allows. A queue that is full drops it, and ends no connection."""
         if body is not None:
-            self._send(to, lambda dialect: dialect.write(kind, _wanted(body, dialect)), True)
+            self._send(to, lambda dialect: dialect.write_newest(kind, body), True)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -372,9 +379,8 @@ class Rpc:
     def _drop(self, sender: Sender, error: PicoedgeError) -> None:
         """Close the connection of a malformed message; after several, refuse its key for a time."""
         key, limits = str(sender), self.limits
-        self._strikes[key] += 1
         self._log_dropped(key, error)
-        is_refused = self._strikes[key] > limits.strikes
+        is_refused = self._strikes.add(key, self.loop.clock()) > limits.strikes
         if is_refused:
             self.log(
                 f"{self.name_of(key)} goes on: it is kept out {limits.refused_s:.0f} s each time"
@@ -390,8 +396,3 @@ class Rpc:
         about = f"dropped {self.name_of(key)}"
         says_who = isinstance(error, VersionError)
         self.log(str(error) if says_who else f"{about}: {error}", about)
-
-
-def _wanted(body: Body, dialect: Dialect) -> Body:
-    """The body with the wish for an acknowledgement, if the other side sends any."""
-    return {**body, WANTS: True} if dialect.is_acknowledged else body

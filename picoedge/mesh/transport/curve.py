@@ -35,6 +35,8 @@ DOMAIN = b"picoedge"
 # Sent by libzmq's own thread, which neither a page fault nor a long kernel call blocks.
 HEARTBEAT_MS = 250
 SILENCE_MS = 1000  # without an answer for so long, the connection has ended
+# Of connections without heartbeats of our own: the system notices a board that is gone.
+KEEPALIVE_S, KEEPALIVES = 1, 3
 HANDSHAKE_MS = 5000  # for the CURVE handshake: several round trips on the worst Wi-Fi
 LISTEN_BACKLOG = 64  # connections the system accepts ahead of us: a cluster that starts at once
 
@@ -59,6 +61,10 @@ class SocketBounds:
 
     frame_bytes: int = 1 << 20
     messages: int = 256
+    # libzmq 4.3.5 aborts the process if a heartbeat falls due on a connection that its peer has
+    # filled and then ended, before the queue was read. Any board could end a daemon so: it sends no
+    # heartbeats. Its server cuts clients whose own do not come.
+    heartbeats: bool = True
 
 
 def configure_server(socket: Socket, keys: KeyPair, bounds: SocketBounds) -> None:
@@ -85,8 +91,14 @@ def _configure(socket: Socket, bounds: SocketBounds) -> None:
     socket.linger = 0
     socket.set_hwm(bounds.messages)
     socket.setsockopt(zmq.MAXMSGSIZE, bounds.frame_bytes)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+    if bounds.heartbeats:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVES)
+    socket.setsockopt(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVES + 1) * 1000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.IPV6, 1)
 

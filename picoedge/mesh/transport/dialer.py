@@ -145,7 +145,9 @@ class Dialer:
     def _open(self, pair: Pair) -> None:
         address, key = pair
         socket: Socket = self._context.socket(zmq.DEALER)
-        bounds = SocketBounds(self._limits.frame_bytes, self._limits.queued_messages)
+        bounds = SocketBounds(
+            self._limits.frame_bytes, self._limits.queued_messages, heartbeats=False
+        )
         configure_client(socket, self._keys, key, bounds)
         socket.immediate = True  # no message is queued for a board that is not connected
         socket.reconnect_ivl = _RECONNECT_MS

@@ -37,16 +37,23 @@ class Limits:
     # last one was read, see `credit.py`) and the system's buffers come first, so a peer is cut off
     # for seconds without reading, not for a moment.
     queued_messages: int = 64
-    requests_per_turn: int = 32  # of one socket, before timers and other sockets get their turn
+    # Of one socket, before timers and other sockets get their turn: a flood of large messages is
+    # not to keep a daemon from its own heartbeats.
+    requests_per_turn: int = 32
+    turn_s: float = 0.02
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
     # In the queue of a client that computes, or waits for its user: a report, and what a job brings
     # about. A full one ends its connection (see SocketBounds).
     client_messages: int = 1024
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them
-    # Of one connection, or a burst between two heartbeats of ours; honest boards send KB.
-    bytes_per_s: int = 16 << 20
+    # Of one key: honest boards send KB; the largest cluster's address book has 400 KB. What boards
+    # send is parsed by the one thread of the daemon.
+    bytes_per_s: int = 2 << 20
     burst_bytes: int = 4 << 20
+    bulk_bytes_per_s: int = 16 << 20  # over a connection that has a relay
+    # Since the last heartbeat of a client, which sends 4 a second; libzmq's own limit is a second.
+    client_silence_s: float = 1.25
 
     strikes: int = 8  # malformed messages of a key before it is refused: bugs, not bad luck
     refused_s: float = 10.0  # slows a hostile key to one connection in 10 s
@@ -66,7 +73,7 @@ class Limits:
     # costs a daemon 1 MB for each board.
     relay_chunk_bytes: int = 128 << 10
     relay_window: int = 8
-    # Half of `bytes_per_s`, as base64 makes 8 MB of 6 MB; and a burst far below `burst_bytes`.
+    # Half of `bulk_bytes_per_s`, as base64 makes 8 MB of 6 MB; and a burst far below `burst_bytes`.
     relay_bytes_per_s: int = 6 << 20
     relay_burst_bytes: int = 1 << 20
 

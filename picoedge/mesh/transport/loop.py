@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import zmq
@@ -104,3 +104,12 @@ class Loop:
         os.read(self._wake_out, 4096)
         for _ in range(len(self._soon)):
             self._soon.popleft()()
+
+
+def turns(most: int, seconds: float) -> Iterator[None]:
+    """Once, and then again until it was `most` times or for so many seconds."""
+    end_s = time.monotonic() + seconds
+    for number in range(most):
+        if number and time.monotonic() > end_s:
+            return
+        yield

@@ -123,6 +123,10 @@ class Dialect:
                 body["acknowledges"] = True
         return control(kind, body, self.version)
 
+    def write_newest(self, kind: str, body: Body) -> list[bytes]:
+        """A notification that is to be acknowledged, if the other side acknowledges any."""
+        return self.write(kind, {**body, WANTS: True} if self.is_acknowledged else body)
+
     def read(self, frames: Sequence[bytes | memoryview]) -> tuple[str, Body]:
         """Kind and body of a message; fields of a reply are `reply_body`'s to translate.
 

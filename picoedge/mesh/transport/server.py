@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket as sockets
 import struct
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context, Socket
 
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-_RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received in Linux' tcp_info
+# tcpi_last_data_recv (ms ago) and tcpi_bytes_received in Linux' tcp_info
+_RECEIVED = struct.Struct("=52xI72xQ")
+
+PAUSE_S = 0.6  # between two calls of `enforce_limits`: this process has stood still
 
 Frames = list[Any]  # bytes, or objects with the buffer protocol
 
@@ -66,6 +70,7 @@ class _Accepted:
     since_s: float
     sender: Sender | None = None
     received_bytes: int = 0
+    is_bulk: bool = False
 
 
 class Server:
@@ -88,6 +93,8 @@ class Server:
         self._gone: list[Sender] = []
         self._closed: deque[bytes] = deque(maxlen=limits.closed_routes)
         self._refused: dict[str, float] = {}  # key to the end of its refusal
+        # Of each key and kind of connection, where it is less than a whole burst.
+        self._allowed_bytes: dict[tuple[str, bool], float] = {}
         self._allowed = allowed
         self._now_s = self._counted_s = 0.0
         self.marked: sockets.socket | None = None  # of this port, for connections that are marked
@@ -95,7 +102,9 @@ class Server:
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
         configure_server(
-            self.socket, keys, SocketBounds(limits.frame_bytes, limits.queued_messages)
+            self.socket,
+            keys,
+            SocketBounds(limits.frame_bytes, limits.queued_messages, heartbeats=False),
         )
         self.monitor = self.socket.get_monitor_socket(_WATCHED)
         try:
@@ -156,24 +165,55 @@ class Server:
         gone, self._gone = self._gone, []
         return gone
 
-    def enforce_limits(self, now_s: float) -> list[Sender]:
-        """Close connections that never spoke or are too many; return senders over the byte limit.
+    def allow_bulk(self, sender: Sender) -> None:
+        """Expect `bulk_bytes_per_s` over the connection of a sender, whose pace is its relay's."""
+        file = self._files.get(sender.route)
+        if file is not None:
+            self._accepted[file].is_bulk = True
 
-        To be called once per heartbeat, at the time `now_s`; late calls allow for the delay.
+    def enforce_limits(self, now_s: float, is_daemon: Callable[[Sender], bool]) -> list[Sender]:
+        """Close connections that never spoke, are too many, or whose heartbeats ended; return
+        senders over the byte limit.
+
+        `is_daemon`: whether a connection is that of a board's daemon, whose heartbeats are judged
+        elsewhere. To be called once per heartbeat, at the time `now_s`; late calls allow for the
+        delay.
         """
         passed_s, self._counted_s = now_s - self._counted_s, now_s
-        most_bytes = max(self._limits.burst_bytes, self._limits.bytes_per_s * passed_s)
-        flooding: list[Sender] = []
-        excess = self._excess()
-        for file, each in list(self._accepted.items()):
-            received = _bytes_received(file)
-            more = received - each.received_bytes
-            each.received_bytes = received
-            if each.sender is not None and more > most_bytes:
-                flooding.append(each.sender)
-            if file in excess or (each.sender is None and self._is_idle(each)):
-                self._shut_down(file)
-        return flooding
+        self._refused = {key: end_s for key, end_s in self._refused.items() if end_s > now_s}
+        # After a pause of this process or board, its clients have not been silent.
+        longest_s = math.inf if passed_s > PAUSE_S else self._limits.client_silence_s
+        received: Counter[tuple[str, bool]] = Counter()
+        closed = self._excess()
+        for file, each in self._accepted.items():
+            nbytes, silent_s = _received(file)
+            more, each.received_bytes = nbytes - each.received_bytes, nbytes
+            if each.sender is None:
+                closed |= {file} if self._is_idle(each) else set()
+                continue
+            received[str(each.sender), each.is_bulk] += more
+            if silent_s > longest_s and not is_daemon(each.sender):
+                closed.add(file)
+        for file in closed:
+            self._shut_down(file)
+        flooding = self._over_the_rate(received, passed_s)
+        senders = (each.sender for each in self._accepted.values())
+        return [sender for sender in senders if sender is not None and str(sender) in flooding]
+
+    def _over_the_rate(self, received: Mapping[tuple[str, bool], int], passed_s: float) -> set[str]:
+        """Keys that have sent more than their share: a burst, which grows again with time."""
+        limits, before, over = self._limits, self._allowed_bytes, set()
+        self._allowed_bytes = {}
+        for (key, is_bulk), nbytes in received.items():
+            rate = limits.bulk_bytes_per_s if is_bulk else limits.bytes_per_s
+            burst = max(limits.burst_bytes, rate * passed_s)
+            had = before.get((key, is_bulk), burst)
+            left = min(burst, had + rate * passed_s) - nbytes
+            if left < 0:
+                over.add(key)
+            elif left < burst:
+                self._allowed_bytes[key, is_bulk] = left
+        return over
 
     def close(self) -> None:
         """Close all sockets. Idempotent."""
@@ -235,14 +275,18 @@ class Server:
                 connection.shutdown(sockets.SHUT_RDWR)
 
 
-def _bytes_received(file: int) -> int:
-    """Bytes that a connection has received so far; 0 if the system does not say."""
+def _received(file: int) -> tuple[int, float]:
+    """Bytes that a connection has received so far, and seconds since the last of them.
+
+    Zeros if the system does not say.
+    """
     try:
         with borrowed(file) as connection:
             info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size)
-        return int(_RECEIVED.unpack(info)[0])
+        silent_ms, received = _RECEIVED.unpack(info)
+        return received, silent_ms / 1000
     except (OSError, struct.error):
-        return 0
+        return 0, 0.0
 
 
 def _bind_error(address: Address, error: OSError | zmq.ZMQError) -> MeshError:

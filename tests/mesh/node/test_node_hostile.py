@@ -23,7 +23,7 @@ from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transport.curve import SocketBounds, configure_client
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Body, control
-from picoedge.mesh.transport.server import _bytes_received
+from picoedge.mesh.transport.server import _received
 
 FRAMES = 3000
 CONTROL_HEADER = control("x", {})[0]
@@ -257,7 +257,7 @@ def test_a_flood_of_sound_messages(
 
 def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
-    ada = Running(first, limits=Limits(burst_bytes=1 << 20))
+    ada = Running(first, limits=Limits(burst_bytes=1 << 20, bytes_per_s=16 << 20))
     ada.node.rpc.on("echo", lambda peer, body: {"text": body.get("text")})
     with running(ada), fresh_context() as context, ada.client(context, second.keys) as client:
         client.ask("echo")
@@ -267,7 +267,9 @@ def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> Non
             for _ in range(3):
                 client.push("echo", {"text": "x" * 500_000})
             accepted = ada.node.rpc.server._accepted
-            while sum(map(_bytes_received, accepted)) < 1_500_000 or time.monotonic() < end_s:
+            while (
+                sum(_received(each)[0] for each in accepted) < 1_500_000 or time.monotonic() < end_s
+            ):
                 pass
             return ada.node.peers._sequence
 

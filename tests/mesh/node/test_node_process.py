@@ -87,16 +87,38 @@ def test_killed_or_stopped_it_is_dead(tmp_path: Path, how: signal.Signals) -> No
             ada.wait(lambda: ada.saw(second.keys.public, Change.RETURNED))
 
 
+SESSION = """
+import sys, time, zmq
+from picoedge.mesh.addresses import parse_address
+from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.transport.client import Client
+from pathlib import Path
+keys = load_identity(Path(sys.argv[1])).keys
+client = Client(zmq.Context(), keys, parse_address(sys.argv[2]), sys.argv[3], "ada")
+client.ask("roster")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
 def test_a_session_that_is_killed_or_stopped_is_gone(tmp_path: Path) -> None:
     """Two seconds at most: libzmq finds it silent, where the system does not say that it ended."""
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     gone: list[Sender] = []
     ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake()))
-    with running(ada), daemon(second.folder, ada.address) as bob:
-        ada.wait(lambda: ada.saw(second.keys.public, Change.SLOWED))  # both have greeted
-        bob.signal(signal.SIGSTOP)
-        ada.wait(lambda: bool(gone))
+    with running(ada):
+        words = [sys.executable, "-c", SESSION, str(second.folder), str(ada.address), ada.key]
+        session = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        try:
+            assert session.stdout is not None
+            assert session.stdout.readline() == "held\n"
+            session.send_signal(signal.SIGSTOP)
+            ada.wait(lambda: bool(gone))
+        finally:
+            session.kill()
+            session.wait()
+            session.stdout.close()
     assert gone[0] == second.keys.public
 
 
@@ -166,3 +188,51 @@ def test_a_daemon_that_ends_ends_its_callers(tmp_path: Path, context: Any) -> No
             ) as lost:
                 client.notifications()
             assert lost.value.board == "ada"
+
+
+BUSY = """
+import sys, time, zmq
+from pathlib import Path
+from picoedge.mesh.addresses import Address
+from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.identity.roster import RosterFile
+from picoedge.mesh.node.node import Node
+folder = Path(sys.argv[1])
+node = Node(zmq.Context(), load_identity(folder), RosterFile(folder), Address("127.0.0.1", 0))
+
+def cut(peer, body):
+    time.sleep(0.5)  # its queue fills meanwhile
+    node.rpc.server.disconnect(peer)
+    time.sleep(1.0)  # a heartbeat would fall due
+
+node.rpc.on("cut", cut)
+print(node.address, flush=True)
+node.run()
+"""
+
+
+def test_a_board_that_fills_a_queue_and_is_cut_does_not_end_the_daemon(
+    tmp_path: Path, context: Any
+) -> None:
+    """libzmq aborts where a heartbeat falls due on such a connection."""
+    first, second = found(tmp_path, "ada", "bob")
+    ada = subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(first.folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert ada.stdout is not None
+        address, key = parse_address(ada.stdout.readline().strip()), first.keys.public
+        with Client(context, second.keys, address, key, "ada") as client:
+            client.ask("roster")
+            client.push("cut", {})
+            for _ in range(500):
+                client.push("nothing", {"text": "x" * 20_000})
+            with pytest.raises(MeshError, match="its connection ended"):
+                client.ask("roster", timeout_s=PATIENCE_S)
+        with Client(context, second.keys, address, key, "ada") as client:
+            assert "roster" in client.ask("roster", timeout_s=PATIENCE_S)
+        assert ada.poll() is None
+    finally:
+        ada.kill()
+        ada.wait()
+        ada.stdout.close()

@@ -26,6 +26,7 @@ from picoedge.mesh.transport.frames import (
 from picoedge.mesh.transport.limits import CONTROL_BYTES
 from picoedge.mesh.transport.messages import (
     CONTROL_DEPTH,
+    TooLongError,
     control,
     read_control,
 )
@@ -210,5 +211,5 @@ def test_other_encodings_and_headers_are_refused() -> None:
 
 
 def test_what_is_too_large_is_not_sent() -> None:
-    with pytest.raises(ProtocolError, match="the limit"):
+    with pytest.raises(TooLongError, match="the limit"):
         control("x", {"a": "a" * CONTROL_BYTES})

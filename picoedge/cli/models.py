@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from picoedge.cli import reports
-from picoedge.cli.options import chosen_cluster, chosen_sampling, chosen_variables
+from picoedge.cli.options import chosen_cluster, chosen_sampling, chosen_variables, is_typed
 from picoedge.cli.output import error_line, note, showing_progress, warn
 from picoedge.errors import ContextError, UsageError
 from picoedge.units import format_size
@@ -173,7 +173,8 @@ def chosen_prompter(opened: OpenPack, values: Mapping[str, Any]) -> Prompter:
         try:
             prompter = prompter.with_thinking(values["think"])
         except UsageError as error:
-            warn(error.message)
+            if is_typed("think"):  # as a setting it is for the models that have a switch
+                warn(error.message)
     return prompter
 
 

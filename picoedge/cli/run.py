@@ -147,7 +147,10 @@ def _serve(
         rosters = RosterFile(identity.folder)
         node = Node(context, identity, rosters, listen, peers, translation=VERSION_1)
         stack.callback(node.close)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        ending = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            ending.append(signal.SIGHUP)
+        for number in ending:
             signal.signal(number, lambda *_: node.stop())
         stack.callback(Daemon(node, board).close)
         stack.callback(notify, "STOPPING=1")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_runs import GREEDY, Run
+from cli_runs import GREEDY, Run, write_config
 
 from picoedge.engine.session import Prompter
 
@@ -71,6 +71,16 @@ def test_a_model_without_a_switch_says_so(run: Run, pack: Path) -> None:
     ran = run("chat", pack, "-p", "hi", "-n", "2", "--no-think")
     assert ran.code == 0
     assert ran.err == "note: the chat template of tiny has no switch for thinking\n"
+
+
+def test_thinking_and_history_as_settings(
+    run: Run, packs: Path, pack: Path, prompts: list[str]
+) -> None:
+    write_config("think = false\nhistory = false\n")
+    assert run("chat", packs / "thinker.pico", "-p", "hi", "-n", "2").code == 0
+    assert prompts == ["[user]hi[assistant]<think></think>"]
+    assert run("chat", pack, "-p", "hi", "-n", "2").err == ""  # it has no switch
+    assert run("chat", pack, "--continue", "-p", "hi").code == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster_boards import ClusterOf, Running, last_json
+from cluster_boards import ClusterOf, Running, last_json, until
 
 from hw.lab import Board, Lab
 from picoedge.mesh.identity.admission import Invites
@@ -31,13 +31,12 @@ def answer(cluster: ClusterOf, pack: Path, *more: str) -> Running:
 
 def move(board: Board, *addresses: str) -> None:
     """Give a board these addresses alone, without a way to other networks."""
-    for words in (["route", "del", "default"], ["addr", "flush", "dev", "eth0"]):
-        board.run(["ip", *words], check=True)
+    board.run(["ip", "addr", "flush", "dev", "eth0"], check=True)
     for address in addresses:
         board.run(["ip", "addr", "add", f"{address}/24", "dev", "eth0"], check=True)
 
 
-def test_a_hub_on_two_networks_has_a_worker_on_each(
+def test_a_hub_on_two_networks_has_a_worker_on_each_and_one_moves(
     lab: MakeLab, smollm2_pack: Path, tmp_path: Path
 ) -> None:
     """Each is told the address of the hub that it can reach; they do not reach each other."""
@@ -51,7 +50,7 @@ def test_a_hub_on_two_networks_has_a_worker_on_each(
         cluster[1].address = f"0.0.0.0:{PORT}"
         cluster[1].start("--memory", "2G")
         key = RosterFile(cluster[1].keys).roster.cluster.key
-        cluster[3].address = f"{OTHER}.3:{PORT}"
+        cluster[3].address = f"0.0.0.0:{PORT}"
         for board, at in ((cluster[2], one.address), (cluster[3], f"{OTHER}.1")):
             invite = Invites(cluster[1].keys).issue(f"{at}:{PORT}", key, 3600, time.time())
             board.start("--memory", "2G", "--join", invite, "--name", board.name)
@@ -61,9 +60,15 @@ def test_a_hub_on_two_networks_has_a_worker_on_each(
         assert alone.wait() == 0, alone.err.text
         session = answer(cluster, smollm2_pack, *OVER_ALL, "--allreduce", "exchange")
         assert session.wait() == 0, session.err.text
+        move(three, f"{OTHER}.33")
+        moved = f"{OTHER}.33:{PORT}"
+        until(lambda: cluster[1].seen()["b3"]["address"] == moved, "b3 is found where it is now")
+        again = answer(cluster, smollm2_pack, *OVER_ALL)
+        assert again.wait() == 0, again.err.text
     finally:
         cluster.end()
-    assert session.out.text == alone.out.text
+    assert session.out.text == again.out.text == alone.out.text
+    assert "3 boards" in again.err.text
     assert "3 boards" in session.err.text
     assert "going on" not in session.err.text, session.err.text
 

@@ -8,6 +8,7 @@ from bench import mesh_models, suite
 from bench.recovery_hostile import hostile_frames
 from bench.recovery_kills import kills
 from bench.recovery_pull import pull_three
+from bench.recovery_sessions import second_session
 from bench.recovery_stalls import stalls
 from bench.recovery_tight import tight_recovery
 from bench.suite import Groups, Suite, Target
@@ -20,6 +21,7 @@ TARGETS = {
     "stall_told_apart": Target("== 30", None),
     "pull_three": Target(">= 2.5", 2.9),
     "hostile_frames": Target("== 0", None),
+    "second_session_ratio": Target("<= 0.3", 0.1),
 }
 
 GROUPS: Groups = (
@@ -28,6 +30,7 @@ GROUPS: Groups = (
     (("stall_told_apart",), stalls),
     (("pull_three",), pull_three),
     (("hostile_frames",), hostile_frames),
+    (("second_session_ratio",), second_session),
 )
 
 

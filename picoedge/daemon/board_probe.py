@@ -34,8 +34,10 @@ UNKNOWN_DISK = 20e6  # bytes per second assumed for a card that cannot be measur
 
 def main() -> int:
     """Measure, and print the facts; on stderr, why NumPy computes on this board."""
+    from picoedge.host.processes import end_with_parent
     from picoedge.kernels.loader import describe_kernels
 
+    end_with_parent(0)
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else None
     facts = measure_board(Path(sys.argv[1]), threads)
     print(json.dumps(facts))

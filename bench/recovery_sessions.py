@@ -1,0 +1,77 @@
+"""The first token of a session over boards that keep the last one's slices, and over cold ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.children import BenchError, Unready
+from bench.mesh_cluster import Cluster, Kind, cluster
+from bench.mesh_models import MeshModels
+from bench.recovery_answers import PROMPT, worker_of
+from bench.report import Measured
+from bench.speed import by_turns
+from hw.lab import BoardLimits
+
+CARD = 10 << 20  # bytes a second: a slow card
+KIND = Kind(3, (512 << 20,), limits=BoardLimits(disk_bytes_per_s=CARD), n_ctx=512, keep="1h")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+GONE_S = 20.0
+
+
+def second_session(models: MeshModels, rounds: int) -> list[Measured]:
+    """Seconds from a session's start to its first token: kept slices ÷ none, page caches cold."""
+    if not os.access(DROP_CACHES, os.W_OK):
+        raise Unready(f"{DROP_CACHES} cannot be written")
+    with cluster(KIND, models.smollm2(), models.folder) as boards:
+        boards.generate(PROMPT, 1)
+        taken = by_turns(
+            {
+                "kept": lambda: _first_token(boards),
+                "none": lambda: _first_token(boards, keep=False),
+            },
+            max(1, rounds // 2),
+        )
+        models.keep("second_session_ratio", boards.peaks())
+    kept, none = ([float(each["seconds"]) for each in taken[name]] for name in ("kept", "none"))
+    value = statistics.median(kept) / statistics.median(none)
+    runs = tuple(a / b for a, b in zip(kept, none, strict=True))
+    note = f"{statistics.median(kept):.1f} s, without {statistics.median(none):.1f} s"
+    return [Measured("second_session_ratio", value, runs, taken, note)]
+
+
+def _first_token(boards: Cluster, *, keep: bool = True) -> dict[str, Any]:
+    workers = [_kept(boards, index) for index in range(1, len(boards.boards))]
+    if not keep:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        _await(lambda: not any(worker_of(board) for board in boards.boards))
+    os.sync()
+    DROP_CACHES.write_text("3")
+    began = time.perf_counter()
+    report = boards.generate(PROMPT, 1)
+    seconds = time.perf_counter() - began
+    after = [_kept(boards, index) for index in range(1, len(boards.boards))]
+    reused = sum(pid in workers for pid in after)
+    return {"seconds": seconds, "ttft_s": report["ttft_s"], "reused": reused}
+
+
+def _kept(boards: Cluster, index: int) -> int:
+    """The worker that a board keeps, once the session before is over."""
+    board = boards.boards[index]
+    _await(lambda: worker_of(board) is not None)
+    found = worker_of(board)
+    assert found is not None
+    return found
+
+
+def _await(look: Any) -> None:
+    deadline = time.monotonic() + GONE_S
+    while not look():
+        if time.monotonic() > deadline:
+            raise BenchError("the workers are not as they should be after a session")
+        time.sleep(0.05)

@@ -103,11 +103,13 @@ def _run(config: WorkerConfig, board: Board) -> int:
         spec = spec.with_daemons(config.daemons)
         run_worker(config, spec, load_identity(cluster_folder(os.environ)), board)
     except BoardLostError as error:  # the group is over; this board's slice is not to blame
-        _forget_group(board, config)
-        return 0 if error.key == spec.ranks[HUB].key else _failed(error)
+        code = 0 if error.key == spec.ranks[HUB].key else _failed(error)
+        _forget_group(board, config)  # once that is said: the hub waits for it
+        return code
     except UnlinkedError as error:
+        code = _failed(error, unreached=error.keys)
         _forget_group(board, config)
-        return _failed(error, unreached=error.keys)
+        return code
     except PicoedgeError as error:
         board.slice = None
         return _failed(error)

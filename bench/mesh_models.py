@@ -33,6 +33,10 @@ class MeshModels:
             picoedge("pack", str(fetched("smollm2")), "--out", str(path))
         return path
 
+    def random_smollm2(self) -> Path:
+        """The same shape, of random weights: nothing is fetched, and what it says is noise."""
+        return self._made("random-smollm2.pico", "chat")
+
     def for_distributed_llama(self) -> Path:
         """The 1.1B shape as a folder with distributed-llama's two files, Q40."""
         return self._made("distributed-llama", "distributed_llama")

@@ -38,7 +38,14 @@ class Shape:
 
 
 TINYLLAMA = Shape(2048, 5632, 22, 32, 4, 32000, 2048)
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 49152, 8192)
 LLAMA_70B = Shape(8192, 28672, 80, 64, 8, 32000, 4096)
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 
 def tokenizer_metadata(vocab_size: int) -> dict[str, Any]:

@@ -84,16 +84,19 @@ def layers_that_fit(shape: Shape, folder: Path) -> int:
     return layers
 
 
-def write_pack(out: Path, shape: Shape, layers: int | None = None, seed: int = 0) -> None:
+def write_pack(
+    out: Path, shape: Shape, layers: int | None = None, seed: int = 0, template: str = ""
+) -> None:
     """Write the pack `out`; it appears whole. `layers`: fewer (or more) than the shape has."""
     layout = layout_of(shape, shape.num_hidden_layers if layers is None else layers)
     files = layout.files()
     images = _Images(layout, np.random.default_rng(seed))
     with new_folder(out, sum(file.nbytes for file in files)) as folder:
-        write_from_gguf(tokenizer_metadata(shape.vocab_size), folder)
+        chat = {"tokenizer.chat_template": template} if template else {}
+        write_from_gguf({**tokenizer_metadata(shape.vocab_size), **chat}, folder)
         texts = {
             path.name: {"bytes": size, "blake2b": digest(path, 0, size)}
-            for path in sorted(folder.glob("token*"))
+            for path in sorted(folder.glob("[!.]*"))  # its texts: no shard is there yet
             for size in (path.stat().st_size,)
         }
         shards = dict(row for file in files for row in _write_file(folder, file, images))

@@ -64,6 +64,9 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         "--into", type=Path, metavar="FILE",
         help="merge the rows into the results in FILE; each keeps the commit it was measured on",
     )  # fmt: skip
+    it.add_argument(
+        "--strict", action="store_true", help="exit with 1 where a row is not as it must be"
+    )
     suite.options(it)
     return it
 
@@ -114,6 +117,8 @@ def run(suite: Suite, argv: Sequence[str]) -> int:
         return 3
     print(shlex.join(["python", "-m", "bench", suite.name, *argv]))
     tell(suite, measured, failed, about, as_json=options.json)
+    if options.strict and not all(row.ok for row in judged(suite, measured)):
+        return 1
     if any(not isinstance(why, Unready) for why in failed.values()):
         return 1
     return 3 if failed else 0

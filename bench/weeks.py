@@ -47,6 +47,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="of a life; several live side by side [default: 1]",
     )  # fmt: skip
     parser.add_argument(
+        "--random", action="store_true", help="a model of random weights: nothing is fetched"
+    )
+    parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep there what terminals and daemons said"
     )
 
@@ -55,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _prepared(options: argparse.Namespace) -> Iterator[Settings]:
     seeds = tuple(options.seed or [1])
     with mesh_models.prepared(options) as models:
-        yield Settings(models, options.minutes, seeds, options.keep, _tell)
+        yield Settings(models, options.minutes, seeds, options.keep, options.random, _tell)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,7 +22,8 @@ from hw.lab.networks import Link
 
 PICOEDGE = [sys.executable, "-m", "picoedge"]
 # One board streams SmolLM2 at two seconds a token, two at a fifth of one, three hold all of it.
-LIMITS = BoardLimits(memory_bytes=176 << 20, disk_bytes_per_s=40 << 20)
+MEMORY_BYTES, OF_PACK_BYTES = 176 << 20, 93 << 20
+DISK_BYTES_PER_S = 40 << 20
 LINK = LinkShape(delay_s=100e-6)
 FORM_S, STOP_S, UNIT_RESTART_S, LOOK_S = 180.0, 15.0, 1.0, 0.1
 FIRST_MOVED, LAST_MOVED = 100, 250  # addresses that boards move to
@@ -93,7 +94,7 @@ class LifeBoard:
             self.start()
         return True
 
-    def limit_reading(self, bytes_per_s: int | None = LIMITS.disk_bytes_per_s) -> None:
+    def limit_reading(self, bytes_per_s: int | None = DISK_BYTES_PER_S) -> None:
         """Make its card slow, or as it was."""
         self.board.limit(disk_bytes_per_s=bytes_per_s)
 
@@ -223,7 +224,10 @@ def _typed(each: LifeBoard, *words: str) -> str:
 @contextmanager
 def life_boards(pack: Path, folder: Path, boards: int, library: Path) -> Iterator[LifeBoards]:
     """A cluster in a lab of its own; `library`: of `preload.Faults`."""
-    with lab_of(boards, LINK, LIMITS, folder) as lab:
+    size = sum(path.stat().st_size for path in pack.iterdir())
+    memory = MEMORY_BYTES + (size - OF_PACK_BYTES)
+    limits = BoardLimits(memory_bytes=memory, disk_bytes_per_s=DISK_BYTES_PER_S)
+    with lab_of(boards, LINK, limits, folder) as lab:
         made = LifeBoards(lab, pack, library)
         try:
             made.form()

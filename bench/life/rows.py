@@ -18,7 +18,7 @@ from bench.life.judge import answered_part, first_token_ratio, same_part
 from bench.life.preload import compiled
 from bench.life.reference import Reference
 from bench.life.remains import all_bad_words, left_behind, segments
-from bench.life.session import N_CTX
+from bench.life.session import N_CTX, OPEN_S, OPTIONS
 from bench.life.watch import Watch, growths
 from bench.mesh_models import MeshModels
 from bench.report import Measured
@@ -38,7 +38,12 @@ class Settings:
     minutes: float
     seeds: tuple[int, ...]
     keep: Path | None
+    is_random: bool
     tell: Callable[[str], None]
+
+    def pack(self) -> Path:
+        """The model that is asked."""
+        return self.models.random_smollm2() if self.is_random else self.models.smollm2()
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Lived:
 
 def lives(settings: Settings, rounds: int) -> list[Measured]:
     """The rows of all seeds' lives, which run side by side."""
+    settings.pack()  # made once, if it must be
     with ThreadPoolExecutor(len(settings.seeds)) as pool:
         return rows(list(pool.map(lambda seed: lived(settings, seed), settings.seeds)))
 
@@ -65,7 +71,7 @@ def bounds_of(minutes: float) -> Bounds:
 
 def lived(settings: Settings, seed: int) -> Lived:
     """One life."""
-    pack, folder = settings.models.smollm2(), settings.models.folder
+    pack, folder = settings.pack(), settings.models.folder
     bounds, before = bounds_of(settings.minutes), segments()
 
     def tell(line: str) -> None:
@@ -78,7 +84,7 @@ def lived(settings: Settings, seed: int) -> Lived:
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
             one, watch = Life(boards, reference, pack.stem, tell), Watch(boards.all)
-            spared = boards[SPARED].descriptors()
+            spared = _descriptors_after_an_answer(boards, pack.stem)
             try:
                 with boards.units():
                     one.live(life(seed, bounds), time.monotonic() + 60 * settings.minutes)
@@ -90,6 +96,13 @@ def lived(settings: Settings, seed: int) -> Lived:
                     one.keep(settings.keep / f"seed{seed}")
             grown = growths(list(watch.processes.values()))
             return Lived(seed, one, grown, leaks, all_bad_words(one.said()))
+
+
+def _descriptors_after_an_answer(boards: LifeBoards, pack: str) -> int:
+    """Of the longest-lived daemon, once it has had a worker, and keeps it for the next session."""
+    boards[0].type("chat", pack, "--cluster", *OPTIONS, "-p", "Hello", timeout_s=OPEN_S)
+    time.sleep(1.0)
+    return boards[SPARED].descriptors()
 
 
 def _end(one: Life, boards: LifeBoards, spared: int) -> list[str]:
@@ -147,7 +160,7 @@ def _growth(all_of: Sequence[Lived]) -> list[Measured]:
 
 def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
     """First-token time after ten idle minutes ÷ after ten seconds."""
-    pack, folder = settings.models.smollm2(), settings.models.folder
+    pack, folder = settings.pack(), settings.models.folder
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         library = compiled("life/faults.c", Path(scratch))
         with (

@@ -243,7 +243,7 @@ def _remove(path: Path) -> None:
 
 def power_cut(settings: Settings, rounds: int) -> list[Measured]:
     """Cuts after which all was whole and an answer came, of thirty for each round."""
-    pack, folder = settings.models.smollm2(), settings.models.folder
+    pack, folder = settings.pack(), settings.models.folder
     dice, seen = random.Random(settings.seeds[0]), list[Cut]()
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         there = Path(scratch)

@@ -21,34 +21,55 @@ class Terminated(SystemExit):
         super().__init__(128 + number)
 
 
+class _Ending:
+    """The handler of ENDING: it raises once. The shell and the kernel both send a signal, and the
+    second must not interrupt what the first one cleans up.
+
+    It stays the handler: Python prints a traceback for a signal that is ignored from within one.
+    And it raises again where what was raised has not left the very place yet: a call of C, such as
+    `input`, may look for signals twice, and must find an exception both times. With the first one
+    still pending nothing may be called here, not even a class.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._raised: Terminated | None = None
+        self._frame: FrameType | None = None
+        self._instruction = -1
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.has_begun:
+            self.has_begun, self._frame = True, frame
+            self._instruction = -1 if frame is None else frame.f_lasti
+            self._raised = Terminated(number)
+            raise self._raised
+        if frame is not None and frame is self._frame and frame.f_lasti == self._instruction:
+            assert self._raised is not None
+            raise self._raised
+
+    def redeliver(self, lost: Any, print_it: Any = sys.__unraisablehook__) -> None:
+        """Repeat a signal whose exception came to nothing because it was raised in a finalizer."""
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            _later(signal.SIGINT)
+        elif isinstance(lost.exc_value, Terminated):
+            self.has_begun = False
+            _later(signal.SIGTERM)
+        else:
+            print_it(lost)
+
+
 def raise_on_signals() -> None:
     """Have signals of ENDING raise Terminated in the main thread, once, and Ctrl-C not be lost.
 
     A signal that is ignored, as for a job of nohup, stays so.
     """
+    ending = _Ending()
     for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _end)
+            signal.signal(number, ending)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.unraisablehook = _redeliver
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    for other in ENDING:  # the shell and the kernel both send one; cleaning up goes on
-        signal.signal(other, signal.SIG_IGN)
-    raise Terminated(number)
-
-
-def _redeliver(lost: Any, print_it: Any = sys.__unraisablehook__) -> None:
-    """Repeat a signal whose exception came to nothing because it was raised in a finalizer."""
-    if isinstance(lost.exc_value, KeyboardInterrupt):
-        _later(signal.SIGINT)
-    elif isinstance(lost.exc_value, Terminated):
-        signal.signal(signal.SIGTERM, _end)
-        _later(signal.SIGTERM)
-    else:
-        print_it(lost)
+    sys.unraisablehook = ending.redeliver
 
 
 def _later(number: int) -> None:

@@ -185,3 +185,17 @@ def test_closed_streams_are_no_defect(pack: Path, closed: tuple[int, ...]) -> No
     assert child.returncode == 0
     assert err == b""
     assert bool(out) is (1 not in closed)
+
+
+def test_several_signals_at_once_end_it_as_one(start: Start, folder: ChatFolder) -> None:
+    terminal = start("Hi!")
+    terminal.until(">>> ")
+    terminal.press("hello" + ENTER)
+    terminal.until("Hi!")
+    terminal.until(">>> ")
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+        terminal.process.send_signal(number)
+    code = terminal.exit_code()
+    assert code in (129, 143), terminal.screen
+    assert "Traceback" not in terminal.screen
+    assert len(folder.read(1).messages) == 2

@@ -13,6 +13,7 @@
     |  |- AccessError                 a key is missing, not allowed, or revoked
     |  |- BoardLostError              a board that was needed died, hangs or is cut off
     |  |  |- BoardRefusedError        it is there, and says that it cannot take part
+    |  |  |- BoardSilentError         nothing is heard of it, not even why
     |  |- UnlinkedError               two boards that the hub reaches cannot reach each other
     |  |- ProtocolError               a peer sent what makes no sense; it is dropped
 
@@ -88,6 +89,10 @@ class BoardLostError(MeshError):
 
 class BoardRefusedError(BoardLostError):
     """A board that was needed is there, and says that it cannot take part."""
+
+
+class BoardSilentError(BoardLostError):
+    """Nothing is heard of a board, or its worker stands still, and no daemon says why."""
 
 
 class UnlinkedError(MeshError):

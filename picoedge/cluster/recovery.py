@@ -64,7 +64,7 @@ class BoardLost:
 
 @dataclass(frozen=True)
 class BoardRefused:
-    """A board answers, and says that it cannot take part: at once, it would say so again."""
+    """A board says that it cannot take part, or nothing: at once, it would be the same again."""
 
     key: str
 

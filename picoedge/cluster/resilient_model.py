@@ -40,6 +40,7 @@ from picoedge.engine.options import OpenOptions
 from picoedge.errors import (
     BoardLostError,
     BoardRefusedError,
+    BoardSilentError,
     MemoryBudgetError,
     MeshError,
     PicoedgeError,
@@ -165,8 +166,8 @@ class ClusterModel:
             return Decision(gives_up=True)
         if key == self._own and not self._directory.has_daemon(same=True):
             return self._decide(OwnDaemonGone())
-        event = BoardRefused(key) if isinstance(error, BoardRefusedError) else BoardLost(key)
-        decision = self._decide(event)
+        unfit = isinstance(error, BoardRefusedError | BoardSilentError)
+        decision = self._decide(BoardRefused(key) if unfit else BoardLost(key))
         self.failures.append({"board": self._names[key], "why": error.message, "time": time.time()})
         without = " without it" if key in self._recovery.left_out(clock_s()) else ""
         self._tell(f"{error.message}; going on{without}")

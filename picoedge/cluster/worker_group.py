@@ -18,7 +18,13 @@ import zmq
 from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.open import load_model
-from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, UnlinkedError
+from picoedge.errors import (
+    BoardLostError,
+    BoardRefusedError,
+    BoardSilentError,
+    MeshError,
+    UnlinkedError,
+)
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, refusals
 from picoedge.jobs.group_links import connect, receive_note
@@ -324,14 +330,17 @@ class WorkerGroup:
             if confirmed is None:
                 self._directory.unlink(reason.key, [accused.key])
             reason = confirmed or reason
-        handle = self._of(reason)
-        if handle is None or handle.key not in self._reports:
-            return reason
-        report, at_s = self._reports[handle.key]
+        message = reason.message + self._last_report(reason.key)
+        is_silent = type(reason) is BoardLostError and reason.key not in self._reasons
+        kind = BoardSilentError if is_silent else type(reason)
+        return kind(message, reason.hint, board=reason.board, key=reason.key)
+
+    def _last_report(self, key: str) -> str:
+        if key not in self._reports:
+            return ""
+        report, at_s = self._reports[key]
         stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
-        ago_s = time.monotonic() - at_s
-        message = f"{reason.message}; {ago_s:.1f} s ago it reported: {stage}, {state}"
-        return type(reason)(message, reason.hint, board=reason.board, key=reason.key)
+        return f"; {time.monotonic() - at_s:.1f} s ago it reported: {stage}, {state}"
 
     def _check(self, handle: BoardHandle) -> BoardLostError | None:
         """The failure of a board that another one accuses; None where it runs as it should."""

@@ -95,14 +95,15 @@ ERRORS: list[Callable[[], BaseException]] = [
 ]
 
 
+@pytest.mark.parametrize("first", range(0, len(STEPS), 3))
 def test_whatever_is_raised_in_a_recovery_the_next_question_is_answered(
-    cluster: ClusterOf, model: ClusterModel
+    cluster: ClusterOf, model: ClusterModel, first: int
 ) -> None:
-    expected = undisturbed(model, 2 * len(STEPS) + 1)
+    expected = undisturbed(model, 8)
     model.forward(PROMPT, 0)
     text = Text(model)
     text.ask()
-    for number, (owner, name) in enumerate(STEPS):
+    for number, (owner, name) in enumerate(STEPS[first : first + 3], first):
         error = ERRORS[number % len(ERRORS)]()
 
         def fail(*args: object, error: BaseException = error, **named: object) -> None:
@@ -196,6 +197,7 @@ def test_a_board_that_is_back_takes_part_in_the_next_answer(
     assert model.boards == 1
     cluster[2].start("--memory", "2G")
     cluster.wait()
+    model._recovery.on(HubPaused(), 0.0)  # nothing is held against anybody
     text.ask()
     assert model.boards == 2
     at = model._arrangement

@@ -11,7 +11,7 @@ import pytest
 
 from picoedge.cluster import worker_group
 from picoedge.cluster.worker_group import WorkerGroup
-from picoedge.errors import BoardLostError, UnlinkedError
+from picoedge.errors import BoardLostError, BoardSilentError, UnlinkedError
 
 SAID = {"message": "its worker was killed (signal 9)", "hint": ""}
 
@@ -131,7 +131,7 @@ def test_only_a_worker_that_it_has_a_link_to_can_be_accused(accused: str) -> Non
 def test_an_error_without_a_reason_stays_as_it_is() -> None:
     group, _ = group_of()
     error = lost("b2")
-    assert group.explain(error) is error
+    assert group.explain(error).message == error.message
 
 
 def test_a_worker_that_cannot_reach_another_blames_nobody() -> None:
@@ -147,3 +147,16 @@ def test_where_workers_need_not_reach_each_other_that_is_no_excuse() -> None:
     group._spec = SimpleNamespace(allreduce="star")  # type: ignore[assignment]
     with pytest.raises(BoardLostError, match="b2"):
         group.read_notifications(b2)
+
+
+def test_a_board_of_which_nothing_is_heard_is_told_from_one_whose_worker_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_group, "LAST_WORDS_S", 0.0)
+    lost = BoardLostError("b2 is lost: silent", board="b2", key="key of b2")
+    silent, _ = group_of(("job-report", {"stage": "computing", "state": "stopped"}))
+    assert isinstance(silent.explain(lost), BoardSilentError)
+    ended, b2 = group_of(("job-ended", SAID))
+    with pytest.raises(BoardLostError, match="killed"):
+        ended.read_notifications(b2)
+    assert type(ended.explain(lost)) is BoardLostError

@@ -23,6 +23,8 @@ from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
+from picoedge.host.reclaim import give_back
+from picoedge.host.resources import rss_bytes
 from picoedge.jobs.status import PRESENT, page_of, read_report
 from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.node.finder import MAX_BOARDS
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
+GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 512 << 10
 PROBE = "picoedge.daemon.board_probe"
 
 
@@ -63,6 +66,15 @@ class Daemon:
         folder, incarnation = node.identity.folder, node.peers.incarnation
         self._resources.enter_context(published_daemon(folder, node.address, incarnation))
         self._probe = self._start_probe()
+        self._settled_bytes = rss_bytes()
+        node.rpc.loop.after(GIVE_BACK_S, self._give_back)
+
+    def _give_back(self) -> None:
+        """Large messages leave holes in the memory of a process that runs for months."""
+        self._node.rpc.loop.after(GIVE_BACK_S, self._give_back)
+        if rss_bytes() > self._settled_bytes + GIVE_BACK_BYTES:
+            give_back()
+            self._settled_bytes = rss_bytes()
 
     def _offer_pack(self, peer: str, body: Body) -> None:
         if str(peer) != self._node.identity.keys.public:

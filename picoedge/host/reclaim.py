@@ -29,9 +29,7 @@ def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> N
     `warm_up` runs a little of the work to come, so that the library pages it needs are read again
     now and not at the first token. `also`: files that were read and are not needed again.
     """
-    gc.collect()
-    with suppress(AttributeError, OSError):  # where the C library cannot give back its free memory
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     mappings = list(_private_mappings(file_text(PROC / "self/smaps")))
     for start, end, _, clean in mappings:
         advise_range(start, end, mmap.MADV_RANDOM)
@@ -41,6 +39,13 @@ def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> N
         _drop_cache(path)
     warm_up()
     trim()
+
+
+def give_back() -> None:
+    """Give memory that is free in this process back to the system: what large messages took."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # where the C library cannot
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def trim(also: Iterable[Path] = ()) -> None:

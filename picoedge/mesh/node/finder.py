@@ -109,6 +109,7 @@ class Finder:
         self._log = log
         self._seeds: set[Address] = set()
         self._names: dict[Address, float] = {}  # host name to the time of its next look-up
+        self._looked_up: dict[Address, frozenset[Address]] = {}  # the newest addresses of a name
         self.is_due = True  # something changed since the last `dial_missing`
 
     def add_seeds(self, seeds: Iterable[Address]) -> None:
@@ -126,9 +127,13 @@ class Finder:
         self._look_up_names()
         known, missing = self._book.known, [key for key in others if key not in connected]
         taken = {address for key in connected for address in known.get(key, ())}
-        pairs = {(address, key) for address in self._seeds - taken for key in missing}
+        pairs = {(address, key) for address in self._all_seeds - taken for key in missing}
         pairs |= {(address, key) for key in missing for address in known.get(key, ())}
         self._dialer.dial({(at, key) for address, key in pairs for at in scoped(address)})
+
+    @property
+    def _all_seeds(self) -> set[Address]:
+        return self._seeds.union(*self._looked_up.values())
 
     def _look_up_names(self) -> None:
         now_s = self._loop.clock()
@@ -145,7 +150,11 @@ class Finder:
             reason = getattr(error, "strerror", None) or str(error)
             return self._loop.soon(partial(self._no_address, name, reason))
         addresses = [Address(str(each[4][0]), name.port) for each in found[:MAX_LOOKED_UP]]
-        self._loop.soon(lambda: self.add_seeds(addresses))
+        self._loop.soon(partial(self._found, name, frozenset(addresses)))
+
+    def _found(self, name: Address, addresses: frozenset[Address]) -> None:
+        self._looked_up[name] = addresses
+        self.is_due = True
 
     def _no_address(self, name: Address, reason: str) -> None:
         self._log(f"{name.host}: {reason}")

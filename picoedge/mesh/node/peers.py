@@ -102,7 +102,7 @@ class Peers:
         self._finder.add_seeds(seeds)
         self._digest = roster_file.roster.digest
         self._sequence = 0
-        self._sought_s = float("-inf")
+        self._sought_s = self._shared_s = float("-inf")
         self._missing_since: dict[str, float] = {}
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
@@ -289,7 +289,7 @@ class Peers:
         self._reload_roster()
         self._beat_all()
         self.membership.check_timeouts()
-        if self.book.has_news:
+        if self.book.has_news and rpc.loop.clock() - self._shared_s >= self._timing.seek_s:
             self._share_book()
         if self._finder.is_due or rpc.loop.clock() - self._sought_s >= self._timing.seek_s:
             self._dial_missing()
@@ -307,8 +307,11 @@ class Peers:
             self._rpc.push(key, "beat", beat)
 
     def _share_book(self) -> None:
-        """Send other boards the new addresses, dial there, and save them for the next start."""
-        self._finder.is_due = True
+        """Send other boards the new addresses, dial there, and save them for the next start.
+
+        A board that tells new addresses without end has them sent once in a while.
+        """
+        self._finder.is_due, self._shared_s = True, self._rpc.loop.clock()
         for key in self._rpc.connected():
             self._rpc.push(key, "peers", addresses_body(self.book.known))
         try:

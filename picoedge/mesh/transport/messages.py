@@ -31,6 +31,8 @@ WANTS = "wants_acknowledge"  # a field of a notification: see `credit.py`
 PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = (1 << 53) - 1  # JSON numbers up to here are exact in every language
 CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most 7
+MOST_VALUES = 1 << 16  # of one message; a page of a thousand boards has 40,000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NUMBER_DIGITS = 24  # of an integer: 64 bits have 20, and longer ones take Python quadratic time
 KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _HEADERS = {version: pack(Header(Kind.CONTROL), version) for version in SPOKEN}
@@ -187,11 +189,15 @@ def _version_of(header: bytes, board: str) -> int:
 
 
 def _parse(raw: bytes) -> Any:
+    # Each value of a list is 60 bytes and more where it took two: counted before it is made.
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ProtocolError(f"a control message of more than {MOST_VALUES} values")
     try:
         value = _DECODER.decode(raw.decode())
         if _depth(value) > CONTROL_DEPTH:
             raise ProtocolError(f"a control message nested deeper than {CONTROL_DEPTH}")
-        json.dumps(value, ensure_ascii=False).encode()
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # lone surrogates, which JSON can encode but no terminal or file can
         raise ProtocolError("a control message with half a character in it") from None
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, JSONDecodeError too

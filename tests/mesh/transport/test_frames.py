@@ -213,3 +213,9 @@ def test_other_encodings_and_headers_are_refused() -> None:
 def test_what_is_too_large_is_not_sent() -> None:
     with pytest.raises(TooLongError, match="the limit"):
         control("x", {"a": "a" * CONTROL_BYTES})
+
+
+def test_a_message_of_too_many_values_is_refused_before_it_is_made() -> None:
+    text = b'{"kind":"x","body":{"a":[' + b",".join([b"[]"] * 200_000) + b"]}}"
+    with pytest.raises(ProtocolError, match="more than 65536 values"):
+        read_control([CONTROL_HEADER, text])

@@ -41,12 +41,13 @@ def addresses_body(known: Addresses) -> Body:
     return {"boards": {key: [str(each) for each in addresses] for key, addresses in known.items()}}
 
 
-def read_addresses(body: Body) -> Addresses:
-    """Public key to addresses. Raises ProtocolError."""
+def read_addresses(body: Body, is_wanted: Callable[[str], bool] = bool) -> Addresses:
+    """Public key to addresses, of the keys that are wanted. Raises ProtocolError."""
     boards = Fields(body).object("boards").values
     if len(boards) > MAX_BOARDS or not all(is_key(key) for key in boards):
         raise ProtocolError("addresses of what are no keys, or of too many")
-    return {key: listed_addresses({"addresses": listed}) for key, listed in boards.items()}
+    wanted = {key: listed for key, listed in boards.items() if is_wanted(key)}
+    return {key: listed_addresses({"addresses": listed}) for key, listed in wanted.items()}
 
 
 def listed_addresses(body: Body) -> tuple[Address, ...]:

@@ -252,7 +252,7 @@ class Peers:
             self.roster_changed()
 
     def _book_reported(self, peer: str, body: Body) -> None:
-        for key, addresses in read_addresses(body).items():
+        for key, addresses in read_addresses(body, self._is_other).items():
             self.hint(key, *addresses)
 
     def _leave(self, peer: str, body: Body) -> None:

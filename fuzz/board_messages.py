@@ -53,6 +53,7 @@ STATE: dict[str, Any] = {
     "ffn": [0, 2],
     "vocabulary": [0, 3],
     "work": {"tokens": 5, "compute_s": 1.0, "sync_s": 0.5, "disk_s": 0.0},
+    "uses": [{"use": "kept", "bytes": 1 << 20, "for": "b0", "model": "smollm2", "age_s": 3.5}],
 }
 MESH = {
     "cluster": "desk",
@@ -60,7 +61,7 @@ MESH = {
         {
             "name": f"b{i}",
             "key": KEYS[i].public,
-            "addresses": ["10.0.0.2:7433"],
+            "addresses": ["10.0.0.2:7433", "[fe80::1%eth0]:7433", "[::1]"],
             "condition": "alive",
             "report": STATE,
         }
@@ -78,10 +79,14 @@ FACTS = {
     "read_io": "direct",
     "numpy": False,
 }
-TOPOLOGY = {
-    "boards": [FACTS, {**FACTS, "name": "b2", "key": KEYS[0].public}],
-    "link": {"latency_s": 1e-4, "bytes_per_s": 1e8},
-}
+LINK = {"latency_s": 1e-4, "bytes_per_s": 1e8}
+_TWO = [FACTS, {**FACTS, "name": "b2", "key": KEYS[0].public}]
+TOPOLOGY = {"boards": _TWO, "link": LINK}
+TOPOLOGIES = (
+    TOPOLOGY,
+    {"hub": "b2", "boards": _TWO, "links": [{"between": ["b1", "b2"], **LINK}]},
+    {"hub": "b2", "boards": [*_TWO, {**FACTS, "name": "b3", "key": ""}], "link": LINK},
+)
 HELLO = {
     "name": "b1",
     "incarnation": 5,
@@ -98,7 +103,24 @@ OFFERED = {
     "held": base64.b64encode(b"ab").decode(),
 }
 CHUNK = {"data": base64.b64encode(b"hello").decode()}
-BOOK = {"boards": {KEYS[0].public: ["10.0.0.2:7433"], KEYS[1].public: ["10.0.0.3:7433"]}}
+BOOK = {
+    "boards": {
+        KEYS[0].public: ["10.0.0.2:7433", "[fe80::1%eth0]:7433"],
+        KEYS[1].public: ["b1.lan:7433", "[::1]"],
+    }
+}
+KEPT_SLICE = {
+    "pack_id": HASH,
+    "part": {"attention": [0, 1], "ffn": [0, 2], "vocabulary": [0, 3], "head": False},
+    "n_ctx": 512,
+    "kv_bits": 16,
+    "window_io": "auto",
+    "kernels": "",
+}
+REACHED = {
+    "daemon": [{"address": "10.0.0.3:7433", "why": "nothing answers"}],
+    "worker": {"address": "[fe80::1%eth0]:9", "why": ""},
+}
 READ = {
     "id": 3,
     "pack": HASH,
@@ -130,6 +152,8 @@ MESSAGES: dict[str, Any] = {
     "reply": {"id": 1},
     "error": {"id": 1, "type": "MeshError", "message": "no", "hint": ""},
     "acknowledge": {"of": "job-report"},
+    "relay-send": {**CHUNK, "taken": 0},
+    "reach-board": {"board": KEYS[1].public},
 }
 NAMES = (
     "id",
@@ -143,4 +167,8 @@ NAMES = (
     "boards",
     "roster",
     "entries",
+    "uses",
+    "taken",
+    "from",
+    "acknowledges",
 )

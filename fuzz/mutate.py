@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 MOST_BYTES = 1 << 20  # of an input that a mutation has made longer
 WIDTHS = (1, 2, 4, 8)
 EDGES = (0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255)
+# Numbers that JSON has and Python's writer does not make, or not from a number.
+LITERALS = (b"NaN", b"-Infinity", b"1e999", b"-0", b"1E+2", b"9" * 400, b"9" * 5000)
 NUMBERS: tuple[Any, ...] = (
     0,
     1,
@@ -193,10 +196,13 @@ def mutate_text(rng: Random, text: str, parts: Sequence[str] = TEXTS) -> str:
     return text[:MOST_BYTES]
 
 
-def to_json(value: Any) -> bytes:
-    """JSON as a hostile writer has it: any number, half characters, any depth."""
+def to_json(value: Any, *, escaped: bool = False) -> bytes:
+    """JSON as a hostile writer has it: any number, half characters, any depth.
+
+    `escaped`: half characters are valid UTF-8 then, and reach what reads the values.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return json.dumps(value, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
     except RecursionError:
         return b"[" * 5000 + b"]" * 5000
 
@@ -205,7 +211,16 @@ def mutate_json(rng: Random, data: bytes, names: Sequence[str] = ()) -> bytes:
     """A JSON file with changed values; one time in six its bytes are changed instead."""
     if rng.randrange(6) == 0:
         return mutate_bytes(rng, data)
-    mutated = to_json(mutate_value(rng, json.loads(data), names))
-    if rng.randrange(20) == 0 and mutated.startswith(b"{"):
-        mutated = b'{"a":1,"a":2,' + mutated[1:]
-    return mutated[:MOST_BYTES]
+    return written(rng, mutate_value(rng, json.loads(data), names))
+
+
+def written(rng: Random, value: Any) -> bytes:
+    """`value` as JSON, in one of the ways that JSON can be written."""
+    data = to_json(value, escaped=rng.randrange(2) == 0)
+    what = rng.randrange(20)
+    if what == 0 and data.startswith(b"{"):
+        data = b'{"a":1,"a":2,' + data[1:]
+    elif what == 1 and (numbers := list(re.finditer(rb"(?<=[:,\[ ])-?\d[\d.e+-]*", data[:4096]))):
+        found = rng.choice(numbers)
+        data = data[: found.start()] + rng.choice(LITERALS) + data[found.end() :]
+    return data[:MOST_BYTES]

@@ -27,6 +27,7 @@ from picoedge.errors import PicoedgeError
 from picoedge.host.resources import peak_rss_bytes, rss_bytes
 
 NATIVE_HANG_S = 30.0  # without a new input: nothing in Python can end it any more
+START_S = 120.0  # until the first input: samples are made, and others may keep the machine busy
 LOOK_S = 0.2
 EACH = 32  # inputs between two looks at the memory
 MOST_BYTES = 6 << 30  # of address space: an allocation beyond it fails at once
@@ -195,7 +196,7 @@ def _watch(process: subprocess.Popen[bytes], page: Path) -> str:
             seen = page.read_bytes()
             if seen != number:
                 number, since_s = seen, time.monotonic()
-            elif time.monotonic() - since_s > NATIVE_HANG_S:
+            elif time.monotonic() - since_s > (START_S if seen[7] >> 7 else NATIVE_HANG_S):
                 process.kill()
                 return "hangs outside Python"
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,32 +69,36 @@ def _codec_samples() -> list[bytes]:
 
 
 def _stream(folder: Path) -> Run:
-    """Bytes as they come over a sealed stream's socket; the first byte: whether they are sealed."""
+    """Bytes as they come over a sealed stream's socket.
+
+    The first byte: 1 seals the others as one message, 2 resets the connection after them.
+    """
 
     def run(data: bytes) -> None:
         key = new_key()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             theirs = socket.create_connection(listener.getsockname())
             ours = listener.accept()[0]
-        with ours, theirs:
+        with ours, theirs, suppress(ConnectionEnded):
             theirs.settimeout(0)
-            stream = SealedStream(
-                ours,
-                Seal(Cipher.CHACHA20_POLY1305, new_key()),
-                Seal(Cipher.CHACHA20_POLY1305, key),
-                4096,
-            )
-            sealed, raw = data[:1] == b"\1", data[1:]
-            if sealed:
-                out = bytearray(len(raw) + 16)
-                Seal(Cipher.CHACHA20_POLY1305, key).close(raw, memoryview(out))
-                raw = len(out).to_bytes(4, "little") + bytes(out)
+            out, into = (Seal(Cipher.CHACHA20_POLY1305, each) for each in (new_key(), key))
+            stream = SealedStream(ours, out, into, 4096)
+            how, raw = data[:1], data[1:]
+            if how == b"\1":
+                sealed = bytearray(len(raw) + 16)
+                Seal(Cipher.CHACHA20_POLY1305, key).close(raw, memoryview(sealed))
+                raw = len(sealed).to_bytes(4, "little") + bytes(sealed)
             with suppress(BlockingIOError):
                 theirs.send(raw)
-            theirs.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionEnded):
-                while stream.take() is not None:
-                    pass
+            while stream.take() is not None:
+                pass
+            if how == b"\2":
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                theirs.close()
+            else:
+                theirs.shutdown(socket.SHUT_WR)
+            while stream.take() is not None:
+                pass
 
     return run
 
@@ -126,6 +131,8 @@ FRAMES = (
         **of_bytes(
             lambda: [
                 b"\1hello",
+                b"\1hello\0rest",
+                b"\2" + bytes(20),
                 b"\0" + (20).to_bytes(4, "little") + bytes(20),
                 b"\0" + bytes(5000),
             ]

@@ -105,16 +105,23 @@ def _invites_file(folder: Path) -> Run:
 
 
 def _invite(folder: Path) -> Run:
-    return lambda data: parse_invite(data.decode("utf-8", "replace"))
+    def run(data: bytes) -> None:
+        invitation = parse_invite(data.decode("utf-8", "replace"))
+        assert parse_invite(invitation.to_string()) == invitation
+
+    return run
 
 
-INVITE = {
+INVITE: dict[str, Any] = {
     "address": "10.0.0.2:7433",
     "server": KEYS[0].public,
     "secret": KEYS[1].secret,
     "expires": 1 << 33,
     "cluster": KEYS[1].public,
 }
+
+
+INVITE_OF_MANY = {**INVITE, "more": "[fe80::1%eth0]:7433,b0.lan:7433"}
 
 
 def _as_invite(value: Any) -> bytes:
@@ -124,7 +131,7 @@ def _as_invite(value: Any) -> bytes:
 def _mutated_invite(rng: Random, given: Sequence[bytes]) -> bytes:
     if rng.randrange(3) == 0:
         return mutate_text(rng, given[0].decode()).encode("utf-8", "surrogatepass")
-    return _as_invite(mutate_value(rng, INVITE))
+    return _as_invite(mutate_value(rng, rng.choice((INVITE, INVITE_OF_MANY)), ("more",)))
 
 
 def _announcement(folder: Path) -> Run:
@@ -153,7 +160,7 @@ IDENTITY = (
     Target(
         "invite",
         _invite,
-        lambda: [_as_invite(INVITE)],
+        lambda: [_as_invite(INVITE), _as_invite(INVITE_OF_MANY)],
         _mutated_invite,
         ("mesh/identity/admission.py:parse_invite,_decoded",),
         weight=4,

@@ -10,10 +10,11 @@ from random import Random
 from typing import Any
 
 from fuzz.board_messages import (
+    TOPOLOGIES,
     TOPOLOGY,
 )
-from fuzz.inputs import of_json, of_texts
-from fuzz.mutate import mutate_bytes, mutate_value, to_json
+from fuzz.inputs import of_json, of_texts, of_values
+from fuzz.mutate import mutate_bytes, mutate_text, mutate_value, to_json
 from fuzz.target import Run, Target
 from picoedge.mesh.cluster_folder import read_json
 from picoedge.planner.topology import read_topology
@@ -48,7 +49,56 @@ def _catalogue(folder: Path) -> Run:
 def _catalogue_samples() -> list[bytes]:
     from picoedge.registry.catalogue import built_in_folder
 
-    return [path.read_bytes() for path in sorted(built_in_folder().glob("*.toml"))]
+    return [
+        *(path.read_bytes() for path in sorted(built_in_folder().glob("*.toml"))),
+        _toml({**ENTRY, "sources": ["hf:someone/a-GGUF:Q4_0"]}),
+        _toml(ENTRY),
+    ]
+
+
+ENTRY: dict[str, Any] = {
+    "name": "a-1b",
+    "description": "d",
+    "licence": "mit",
+    "bytes": 1 << 20,
+    "sha256": "ab" * 32,
+    "memory": "250M",
+    "least_memory": "130M",
+    "gated": True,
+    "default": False,
+    "measured": False,
+    "parameters": "1B",
+    "sources": [
+        ["wheel:a==1.0/b/c.gguf", "wheel:a2==1.0/d"],
+        "hf:someone/a-GGUF/a.gguf",
+        "https://example.org/a.gguf",
+    ],
+}
+
+
+ODD_SOURCES: tuple[Any, ...] = (
+    ["hf:a/b:Q4_0", "hf:a/b:Q4_0"],
+    [["hf:a/b:Q4_0", "https://example.org/a"]],
+    [],
+    [[]],
+    [[1]],
+)
+
+
+def _toml(values: Any) -> bytes:
+    """Values of JSON as TOML, which writes them alike, but for objects."""
+    lines = values.items() if isinstance(values, dict) else [("sources", values)]
+    return b"".join(to_json(name) + b" = " + to_json(value) + b"\n" for name, value in lines)
+
+
+def _mutated_entry(rng: Random, given: Sequence[bytes]) -> bytes:
+    if rng.randrange(2):
+        text = rng.choice(given).decode("utf-8", "replace")
+        return mutate_text(rng, text).encode("utf-8", "surrogatepass")
+    if rng.randrange(4) == 0:
+        sources = rng.choice(ODD_SOURCES)
+        return _toml({**ENTRY, "sources": sources})
+    return _toml(mutate_value(rng, ENTRY, ("sources", "memory")))
 
 
 def _chat_file(folder: Path) -> Run:
@@ -131,7 +181,7 @@ KEPT = (
     Target(
         "facts",
         lambda folder: lambda data: read_topology(data.decode("utf-8", "replace"), "f"),
-        **of_json(TOPOLOGY),
+        **of_values(TOPOLOGIES, ("links", "hub", "numpy", "read_io")),
         modules=("planner/topology.py:read_topology,topology_from_json,_board,_link,_pair,_index",),
         weight=4,
     ),
@@ -145,7 +195,7 @@ KEPT = (
         "catalogue",
         _catalogue,
         _catalogue_samples,
-        of_texts([b""])["mutate"],
+        _mutated_entry,
         (
             "registry/catalogue.py:load_entry,parse_entry,parse_part,_parse_sources,_parse_source,_parse_memory",
         ),

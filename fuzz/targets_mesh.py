@@ -21,7 +21,7 @@ from fuzz.board_messages import (
     SPEC,
     STATE,
 )
-from fuzz.mutate import mutate_json, mutate_value, to_json
+from fuzz.mutate import mutate_json, mutate_value, written
 from fuzz.target import Run, Target
 from picoedge.cluster.spec import spec_from_json
 from picoedge.daemon.board import BoardOptions, BoardService
@@ -75,7 +75,7 @@ def message(
     def mutate(rng: Random, given: Sequence[bytes]) -> bytes:
         if rng.randrange(8) == 0:
             return mutate_json(rng, given[0])
-        return to_json({"kind": "message", "body": mutate_value(rng, body, NAMES)})
+        return written(rng, {"kind": "message", "body": mutate_value(rng, body, NAMES)})
 
     return Target(name, reader(read), lambda: samples, mutate, modules, weight)
 
@@ -83,8 +83,8 @@ def message(
 # -- a whole daemon ------------------------------------------------------------------------------
 
 
-def _daemon(folder: Path) -> Run:
-    """Every handler of a daemon's network, called as the network would."""
+def new_node(folder: Path) -> Node:
+    """The network of a daemon in a cluster of two boards; nothing listens for long."""
     import zmq
 
     identity = found_cluster(folder / "home", "desk", "b0")
@@ -95,6 +95,12 @@ def _daemon(folder: Path) -> Run:
     node = Node(context, identity, rosters, Address("127.0.0.1", 0), log=lambda line: None)
     atexit.register(context.destroy, linger=0)
     atexit.register(node.close)
+    return node
+
+
+def _daemon(folder: Path) -> Run:
+    """Every handler of a daemon's network, called as the network would."""
+    node = new_node(folder)
     options = BoardOptions(1 << 30, folder / "shelf")
     (folder / "shelf").mkdir()
     BoardService(node, options, lambda: FACTS, lambda pack_id: None)
@@ -124,9 +130,8 @@ def _mutated_message(rng: Random, samples: Sequence[bytes]) -> bytes:
         return mutate_json(rng, rng.choice(samples))
     kind = rng.choice(list(MESSAGES))
     body = MESSAGES[kind]
-    return to_json(
-        {"kind": kind, "body": mutate_value(rng, body, NAMES) if rng.randrange(8) else body}
-    )
+    changed = mutate_value(rng, body, NAMES) if rng.randrange(8) else body
+    return written(rng, {"kind": kind, "body": changed})
 
 
 def _bits(body: dict[str, Any]) -> None:
@@ -160,7 +165,7 @@ MESSAGES_OF_BOARDS = (
         "mesh-state",
         read_mesh,
         MESH,
-        ("jobs/status.py:read_mesh,_board,read_report,read_work,_text,_count",),
+        ("jobs/status.py:read_mesh,_board,_use,read_work,_text,_count",),
     ),
     message("report", read_work, STATE, ()),
     message("offer", _bits, OFFERED, ()),

@@ -189,7 +189,7 @@ def _template(folder: Path) -> Run:
     return run
 
 
-def _mutated(rng: Random, samples: Sequence[bytes]) -> bytes:
+def mutated_template(rng: Random, samples: Sequence[bytes]) -> bytes:
     text = rng.choice(samples).decode()
     if rng.randrange(3):
         return with_snippets(rng, text).encode("utf-8", "replace")
@@ -214,7 +214,7 @@ TEXT = (
         "template",
         _template,
         lambda: [path.read_bytes() for path in TEMPLATES],
-        _mutated,
+        mutated_template,
         ("text/template/sandbox.py", "text/template/meter.py"),
         weight=2,
     ),

@@ -16,7 +16,9 @@ from fuzz.mutate import mutate_bytes, to_json
 from fuzz.target import Run, Target
 from fuzz.targets_files import CONFIG
 from picoedge.store.sources.gguf_source import GgufSource
+from picoedge.store.sources.huggingface import _sampling
 from picoedge.text.export.export import write_from_gguf, write_from_huggingface
+from picoedge.text.export.json_head import read_head
 from picoedge.text.tokenizer.load import load_tokenizer
 
 SAID = "a b <s> abc 日本 🙂\n\n  12"
@@ -133,6 +135,34 @@ TOKENIZER_CONFIG: dict[str, Any] = {
     "added_tokens_decoder": {"0": {"content": "<|end|>", "special": True}},
     "model_max_length": 128,
 }
+SENTENCEPIECE_CONFIG = {
+    **TOKENIZER_CONFIG,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "legacy": False,
+    "additional_special_tokens": ["<x>", {"content": "<y>"}],
+    "added_tokens_decoder": {"300": {"content": "<x>", "special": True}},
+}
+HEADS = (
+    {**TOKENIZER, "model": {}},
+    {
+        "added_tokens": [{"id": 300, "content": "<x>", "special": True}],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}],
+        },
+        "pre_tokenizer": None,
+        "model": {},
+    },
+    {
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Metaspace", "prepend_scheme": "first"}],
+        },
+        "model": {},
+    },
+)
 TOKENIZER_NAMES = (
     "Split",
     "Sequence",
@@ -178,24 +208,49 @@ def _folder_of(name: str) -> Callable[[Path], Run]:
             with empty(folder / "out") as out:
                 write_from_huggingface(source, out)
                 _use_tokenizer(out)
+            sampling = _sampling(source)
+            assert all(isinstance(value, (int, float)) for value in sampling.values())
 
         return run
 
     return open_
 
 
-def _sentencepiece(folder: Path) -> Run:
+def _sentencepiece(name: str = "tokenizer.model") -> Callable[[Path], Run]:
+    """Opens a target whose input is the file `name` of a folder with a SentencePiece model."""
+
+    def open_(folder: Path) -> Run:
+        source = folder / "source"
+        source.mkdir()
+        (source / "config.json").write_bytes(to_json(CONFIG))
+        (source / "tokenizer_config.json").write_bytes(to_json(SENTENCEPIECE_CONFIG))
+        (source / "tokenizer.model").write_bytes(_sentencepiece_samples()[0])
+
+        def run(data: bytes) -> None:
+            (source / name).write_bytes(data)
+            with empty(folder / "out") as out:
+                write_from_huggingface(source, out)
+                _use_tokenizer(out)
+
+        return run
+
+    return open_
+
+
+def _head(folder: Path) -> Run:
+    """The settings of a large tokenizer.json beside a SentencePiece model."""
+    from picoedge.text.export.from_huggingface import Folder, _copy_model
+    from picoedge.text.tokenizer.load import load_sentencepiece
+
     source = folder / "source"
-    source.mkdir()
-    (source / "config.json").write_bytes(to_json(CONFIG))
-    (source / "tokenizer_config.json").write_bytes(
-        to_json({**TOKENIZER_CONFIG, "bos_token": "<s>", "eos_token": "</s>"})
-    )
+    _sentencepiece()(folder)
+    path = source / "tokenizer.json"
 
     def run(data: bytes) -> None:
-        (source / "tokenizer.model").write_bytes(data)
+        path.write_bytes(data)
+        model = load_sentencepiece(source / "tokenizer.model", "")
         with empty(folder / "out") as out:
-            write_from_huggingface(source, out)
+            _copy_model(model, Folder.read(source), read_head(path), out).write(out)
             _use_tokenizer(out)
 
     return run
@@ -235,7 +290,28 @@ TOKENIZERS = (
         _folder_of("tokenizer_config.json"),
         **of_values([TOKENIZER_CONFIG], TOKENIZER_NAMES),
         modules=(
-            "text/export/from_huggingface.py:Folder.read,Folder.token,Folder.special_names,Folder.token_ids,_settings",
+            "text/export/from_huggingface.py:Folder.read,Folder.token,Folder.token_ids,_settings",
+        ),
+    ),
+    Target(
+        "sentencepiece-config",
+        _sentencepiece("tokenizer_config.json"),
+        **of_values([SENTENCEPIECE_CONFIG], TOKENIZER_NAMES),
+        modules=("text/export/from_huggingface.py:_copy_model,_space_prefix,_added,_settings",),
+    ),
+    Target(
+        "added_tokens.json",
+        _sentencepiece("added_tokens.json"),
+        **of_values([{"<x>": 300, "<y>": 301}]),
+        modules=("text/export/from_huggingface.py:_added,Folder.special_names",),
+    ),
+    Target(
+        "tokenizer-head",
+        _head,
+        **of_values(HEADS, (*TOKENIZER_NAMES, "normalizer", "added_tokens", "prepend_scheme")),
+        modules=(
+            "text/export/json_head.py",
+            "text/export/from_huggingface.py:_space_prefix,_space_prefix_in,_steps,_added",
         ),
     ),
     Target(
@@ -255,7 +331,7 @@ TOKENIZERS = (
     ),
     Target(
         "tokenizer.model",
-        _sentencepiece,
+        _sentencepiece(),
         _sentencepiece_samples,
         lambda rng, given: mutate_bytes(rng, rng.choice(given), given),
     ),

@@ -7,7 +7,6 @@ A leaf: the packer writes ModelConfig and the forward pass reads it, neither imp
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,8 +165,8 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{name} is {value:g}", f"it must be from {low:g} to {high:g}")
+            if value is not None and not low <= value <= high:  # NaN is neither
+                raise UsageError(f"{name} is {value!r:.24}", f"it must be from {low:g} to {high:g}")
 
 
 # What other programs call these: `generation_config.json`, and `general.sampling.*` of a GGUF.
@@ -188,7 +187,7 @@ def model_sampling(values: Mapping[str, Any]) -> dict[str, float]:
         if name == "seed" or name not in _RANGES or type(value) not in (int, float):
             continue
         low, high = _RANGES[name]
-        if math.isfinite(value) and low <= value <= high:
+        if low <= value <= high:  # before it becomes a float, which an integer may be too large for
             whole = name in ("top_k", "repeat_last_n")
             found[name] = int(value) if whole else round(float(value), 6)
     return found

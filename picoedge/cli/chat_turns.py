@@ -24,6 +24,7 @@ SAMPLING_TYPES: dict[str, Callable[[str], float]] = {
 SETTINGS = (
     *SAMPLING_TYPES, "n", "stop", "system", "think", "var", "chat_template", "verbose", "quiet",
 )  # fmt: skip
+MOST_KEPT_FREE = 1024  # tokens of the context for an answer: as long as one is by default
 VARIABLE = "var."  # before the name of a template's variable, in the name of a setting
 _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
@@ -55,6 +56,7 @@ class Chat:
         self.log = log or ChatLog()
         self.interrupted = False  # the last event was Ctrl-C
         self._told = set[str]()  # what the template does, said once
+        self._left_out = 0  # of the oldest messages, which the context has no room for
 
     @property
     def messages(self) -> list[Message]:
@@ -94,7 +96,7 @@ class Chat:
         session, settings = self.session, self.settings
         limit = None if settings.n_tokens < 0 else settings.n_tokens
         with self.console.interrupts(self._on_interrupt):
-            messages = self.prompt_messages()
+            messages = self._fitting_messages()
             self._tell_of_template(messages)
             prompt = self.prompter.chat(messages)
             self.console.begin_answer(self.prompter.begins_thinking(prompt))
@@ -125,7 +127,7 @@ class Chat:
     def _tell_end(self) -> None:
         stats, n_ctx = self.session.stats, self.session.model.n_ctx
         if stats.context_full:
-            self.say(f"[the context of {n_ctx} tokens is full: /clear empties it]")
+            self.say(f"[the answer ends here: the context of {n_ctx} tokens is full]")
         elif stats.finish_reason == "length":
             more = self.settings.n_tokens * 2
             self.say(f"[stopped after {len(stats.tokens)} tokens: /set n {more}]")
@@ -134,10 +136,29 @@ class Chat:
                 self.say(f"[{line}]")
 
     def prompt_messages(self) -> list[Message]:
-        """The messages for the chat template, the system's first."""
+        """The messages for the chat template, the system's first; without those left out."""
         conversation = self.log.conversation
         system = {"role": "system", "content": conversation.system}
-        return [system] * bool(conversation.system) + conversation.prompt
+        if self._left_out > len(conversation.settled):  # the conversation began anew
+            self._left_out = 0
+        return [system] * bool(conversation.system) + conversation.prompt[self._left_out :]
+
+    def _fitting_messages(self) -> list[Message]:
+        """As `prompt_messages`; the oldest turns are left out where the context is nearly full.
+
+        Then so many at once that half of it is free: each time the cache is computed anew.
+        """
+        messages, before = self.prompt_messages(), self._left_out
+        settled, n_ctx = len(self.log.conversation.settled), self.session.model.n_ctx
+        room = n_ctx - min(n_ctx // 4, MOST_KEPT_FREE)
+        while self._left_out < settled and len(self.prompter.chat_ids(messages)) > room:
+            self._left_out, room = self._left_out + 2, n_ctx // 2
+            messages = self.prompt_messages()
+        if self._left_out > before:
+            turns = self._left_out // 2
+            what = "the first turn is" if turns == 1 else f"the first {turns} turns are"
+            self.say(f"[the context of {n_ctx} tokens is full: {what} no longer sent]")
+        return messages
 
     def set(self, name: str, value: Any) -> None:
         """Change a setting, for this chat and whoever goes on with it. Raises UsageError."""

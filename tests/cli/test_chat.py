@@ -317,7 +317,29 @@ def test_a_conversation_longer_than_the_context_says_so_and_goes_on() -> None:
 
 def test_an_answer_that_fills_the_context_says_so() -> None:
     _, transcript, _ = talk(["hello"], "x" * 100, n_ctx=40)
-    assert "[the context of 40 tokens is full: /clear empties it]" in transcript
+    assert "[the answer ends here: the context of 40 tokens is full]" in transcript
+
+
+def test_a_full_context_leaves_the_oldest_turns_out_and_says_so_once() -> None:
+    typed = ["a" * 20, "b" * 20, "c" * 20, "d" * 20]
+    chat, transcript, _ = talk(typed, "A", "B", "C", "D", n_ctx=140)
+    assert transcript.count("is no longer sent") + transcript.count("are no longer sent") == 1
+    assert "[the context of 140 tokens is full: the first 2 turns are no longer sent]" in transcript
+    assert [m["content"][0] for m in chat.messages] == [*"aAbBcCdD"]  # all are kept
+    assert [m["content"][0] for m in chat.prompt_messages()] == [*"cCdD"]
+
+
+def test_a_conversation_begun_anew_is_sent_whole() -> None:
+    typed = ["a" * 20, "b" * 20, "c" * 20, "/clear", "e", "f"]
+    chat, _, _ = talk(typed, "A", "B", "C", "E", "F", n_ctx=100)
+    assert [m["content"] for m in chat.prompt_messages()] == ["e", "E", "f", "F"]
+
+
+def test_a_system_message_stays_when_turns_are_left_out() -> None:
+    typed = ["/set system short", "a" * 30, "b" * 30, "c" * 30]
+    chat, _, _ = talk(typed, "A", "B", "C", n_ctx=110)
+    assert chat.prompt_messages()[0] == {"role": "system", "content": "short"}
+    assert len(chat.prompt_messages()) < len(chat.messages)
 
 
 def failing_talk(typed: list[Typed], *answers: str, fails_at: int) -> tuple[Chat, str]:

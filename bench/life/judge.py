@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WHOLE, REFUSED, FAILED, CUT = "whole", "refused", "failed", "cut"
+WHOLE, FAILED, CUT = "whole", "failed", "cut"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question. `outcome`: a whole answer, a refusal, a failure, or cut off by a person.
+    """One question. `outcome`: a whole answer, a failure, or cut off by a person.
 
     `calm`: nothing was wrong, and the last answer came over all boards.
     """
@@ -47,9 +47,12 @@ def judge(
 
 
 def answered_part(asked: Sequence[Asked]) -> float:
-    """Questions answered whole ÷ asked; a refusal is an answer, one that a person cut is none."""
+    """Questions answered whole ÷ asked; one that a person cut is none.
+
+    No event leaves fewer boards than can hold the model, so a refusal is a failure.
+    """
     counted = [one for one in asked if one.outcome != CUT]
-    good = [one for one in counted if one.outcome in (WHOLE, REFUSED)]
+    good = [one for one in counted if one.outcome == WHOLE]
     return len(good) / len(counted) if counted else 0.0
 
 

@@ -9,7 +9,9 @@ import pytest
 from bench.life.events import BRIEF, MAKERS, SPARED, WORKER, Bounds, life
 from bench.life.judge import Asked, answered_part, first_token_ratio, judge, same_part
 from bench.life.questions import TURNS, Conversation
+from bench.life.remains import bad_words
 from bench.life.transcript import shown
+from bench.life.watch import growth_bytes
 
 
 def test_a_seed_gives_the_same_life_each_time() -> None:
@@ -85,9 +87,8 @@ def asked(outcome: str, same: bool = True, first_s: float = 1.0, calm: bool = Tr
     return Asked(0.0, "", "calm", outcome, same, 3, first_s, 2.0, calm)
 
 
-def test_a_refusal_is_an_answer_and_what_a_person_cut_is_no_question() -> None:
-    all_of_them = [asked("whole"), asked("refused"), asked("cut"), asked("failed")]
-    assert answered_part(all_of_them) == pytest.approx(2 / 3)
+def test_what_a_person_cut_is_no_question() -> None:
+    assert answered_part([asked("whole"), asked("cut"), asked("failed")]) == 0.5
     assert same_part([asked("whole"), asked("whole", same=False)]) == 0.5
 
 
@@ -107,3 +108,26 @@ def test_a_conversation_is_what_was_said() -> None:
     assert talk.is_long
     assert not talk.differs(talk.messages)
     assert talk.differs(talk.messages[:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_bad"),
+    [
+        (b"board2: loading  100%\r\x1b[K>>> hello\r\n", False),
+        (b"\x1b[?2004h>>> hello\r\n\x1b[?2004l\r", False),
+        (b"Traceback (most recent call last):\n", True),
+        (b"this is a defect of picoedge", True),
+        (b"\x1b[31mred\x1b[0m", True),
+        (b"a bell\x07", True),
+    ],
+)
+def test_what_no_terminal_and_no_log_may_show(text: bytes, is_bad: bool) -> None:
+    assert bool(bad_words("chat", text)) == is_bad
+
+
+def test_growth_is_from_the_tenth_minute_to_the_last() -> None:
+    steady = [(30.0 * i, 100) for i in range(50)]
+    assert growth_bytes(steady[:30]) is None  # too young
+    assert growth_bytes(steady) == 0
+    assert growth_bytes([(at, int(at)) for at, _ in steady]) == 1440 - 630
+    assert growth_bytes([(at, 900 if at < 600 else 100) for at, _ in steady]) == 0

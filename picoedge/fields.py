@@ -11,6 +11,7 @@ most 64 characters". No message repeats a value, which may be long or secret.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -24,7 +25,28 @@ MAX_TEXT = 2000  # characters: longer than any message or path, shorter than a f
 MAX_INTEGER = (1 << 64) - 1
 MAX_NUMBER = 1e300  # an integer above the largest float would raise OverflowError
 MAX_ITEMS = 1 << 20
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # also of whole ones: a quick look
 _WORDS = {dict: "an object", list: "a list", str: "text", int: "an integer", bool: "true or false"}
+
+
+def parse_json(data: str | bytes | bytearray) -> Any:
+    """The value in a JSON document of UTF-8. Raises ValueError, RecursionError for anything else.
+
+    Also for half a character (a lone surrogate), which JSON can name, and nothing can write.
+    """
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    value = json.loads(text)
+    if _HALF.search(text):
+        require_whole(value)
+    return value
+
+
+def require_whole(value: Any) -> None:
+    """Raises ValueError where a JSON value has half a character in it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a character in a text") from None
 
 
 class Fields:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import sys
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import MemoryBudgetError, ModelError, PicoedgeError, StorageError, TextError
-from picoedge.fields import Fields
+from picoedge.fields import Fields, parse_json
 from picoedge.units import format_size
 
 _LOCK_POLL_S = 0.005  # far below what anybody notices, and no load while a lock is held for long
@@ -241,7 +240,7 @@ def read_object(path: Path, max_bytes: int, hint: str) -> Fields:
 def parse_object(data: bytes | bytearray, path: Path, hint: str) -> Fields:
     """Parse one JSON object; `path` is for messages. Raises ModelError."""
     try:
-        values = json.loads(data)
+        values = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", hint) from error
     if not isinstance(values, dict):
@@ -264,7 +263,7 @@ def read_text_file(path: Path, max_bytes: int = _TEXT_BYTES) -> str:
 def read_json_file(path: Path) -> dict[str, Any]:
     """A file's JSON object. Raises TextError as `read_text_file`, and on anything else."""
     try:
-        values = json.loads(read_text_file(path))
+        values = parse_json(read_text_file(path))
     except (ValueError, RecursionError) as error:
         raise TextError(f"{path} is not JSON: {error}", "get a sound copy") from error
     if not isinstance(values, dict):

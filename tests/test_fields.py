@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ModelError, ProtocolError, UnsupportedError, UsageError
-from picoedge.fields import Fields, or_else
+from picoedge.fields import Fields, or_else, parse_json
 
 HEX = re.compile(r"[0-9a-f]+")
 VALUES: dict[str, Any] = {
@@ -118,3 +118,21 @@ def test_no_json_does_more_than_be_refused(whole: object, value: object) -> None
         ]  # fmt: skip
         for read in reads:
             or_else(None, read, "a")
+
+
+@pytest.mark.parametrize(
+    "data",
+    ['{"a": "\\ud83d\\ude42"}', b'\xef\xbb\xbf{"a": "\xf0\x9f\x99\x82"}'],
+    ids=["escaped", "bytes"],
+)
+def test_json_of_whole_characters_is_taken(data: str | bytes) -> None:
+    assert parse_json(data) == {"a": "🙂"}
+
+
+HALVES = ['{"a": "\\uD83D"}', '["\\ude42\\ud83d"]', '{"\\udfff": 1}', b'"\xed\xa0\x80"', '"\ud800"']
+
+
+@pytest.mark.parametrize("data", HALVES, ids=range(len(HALVES)))
+def test_json_with_half_a_character_is_refused(data: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"half a character|can't decode"):
+        parse_json(data)

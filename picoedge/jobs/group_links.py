@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
+from picoedge.fields import parse_json
 from picoedge.jobs.relay import Relay
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.group.peer_link import FailureRule
@@ -99,7 +100,7 @@ def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, 
     if header != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
         raise links.fault(rank, f"sent {header} where a note was due")
     try:
-        note = json.loads(bytes(frame))
+        note = parse_json(bytes(frame))
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):

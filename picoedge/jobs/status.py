@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
+from picoedge.mesh.node.finder import MAX_BOARDS
 from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ def ask_mesh(daemon: Client) -> MeshState:
 def ask_pages(daemon: Client, timeout_s: float) -> dict[str, Any]:
     """The answer to `mesh-state`, of as many pages as it has. Raises MeshError."""
     first = answer = daemon.ask("mesh-state", timeout_s=timeout_s)
-    boards = Fields(first, "the state of the mesh").array("boards")
+    boards = Fields(first, "the state of the mesh").array("boards", MAX_BOARDS)
     for _ in range(_MOST_PAGES):
         if answer.get("next") is None:
             break
         answer = daemon.ask("mesh-state", {"from": answer["next"]}, timeout_s=timeout_s)
-        boards += Fields(answer, "the state of the mesh").array("boards")
+        boards += Fields(answer, "the state of the mesh").array("boards", MAX_BOARDS - len(boards))
     return {**first, "boards": boards}
 
 
@@ -125,7 +126,7 @@ def page_of(boards: Sequence[Mapping[str, Any]], first: int) -> dict[str, Any]:
 def read_mesh(body: Mapping[str, Any]) -> MeshState:
     """The daemon's answer, typed. Raises ProtocolError if it lists no boards."""
     fields = Fields(body, "the state of the mesh")
-    boards = fields.objects("boards")
+    boards = fields.objects("boards", MAX_BOARDS)
     if not boards:
         raise ProtocolError("a state of the mesh without boards")
     first, *others = map(_board, boards)

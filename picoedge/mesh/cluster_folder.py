@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import AccessError, MeshError, StorageError, UsageError
-from picoedge.fields import Fields
+from picoedge.fields import Fields, parse_json
 from picoedge.files import make_folder, replace_file, storage_errors, take_lock
 from picoedge.mesh.addresses import Address, parse_address
 
@@ -42,7 +42,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     if len(data) > MAX_BYTES:
         raise AccessError(f"{path}: damaged: too large", remedy)
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

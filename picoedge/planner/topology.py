@@ -16,7 +16,6 @@ the network have the same keys. Unknown keys, wrong types and impossible figures
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from itertools import combinations
 from typing import Any
 
 from picoedge.errors import ProtocolError, UsageError
-from picoedge.fields import Fields
+from picoedge.fields import Fields, parse_json
 
 MOST_BOARDS = 64
 KEY_CHARS = 40  # of a public key in Z85
@@ -178,7 +177,7 @@ def read_topology(text: str, where: str) -> Topology:
     try:
         if len(text) > _FILE_CHARS:
             raise ProtocolError("it is longer than any list of boards", _REMEDY)
-        return topology_from_json(json.loads(text))
+        return topology_from_json(parse_json(text))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {str(error)[:100]}", _REMEDY) from None
     except ProtocolError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
 import urllib.error
 import urllib.parse
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from picoedge.errors import DownloadError
+from picoedge.fields import parse_json
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
@@ -216,7 +216,7 @@ def read_json(url: str, how: FetchSettings) -> tuple[Any, str]:
     if len(body) > _MAX_JSON:
         raise DownloadError(f"{url} sends more than {_MAX_JSON} bytes")
     try:
-        value = json.loads(body)
+        value = parse_json(body)
     except (ValueError, RecursionError) as error:
         raise DownloadError(f"{url} is not JSON", "is HF_ENDPOINT a hub?") from error
     return value, following[1] if following else ""

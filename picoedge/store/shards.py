@@ -7,7 +7,6 @@ which only donates shards does not load it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from picoedge.errors import ModelError
+from picoedge.fields import parse_json
 
 MANIFEST = "picoedge.json"  # the file that makes a folder a pack
 HELD = "held.log"
@@ -146,7 +146,7 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
     Checks names and ranges only; users of the weights call `read_manifest`.
     """
     try:
-        values = json.loads(manifest)
+        values = parse_json(manifest)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", _REMEDY) from error
     return inventory(values, path)

@@ -196,8 +196,10 @@ def _added(
     try:
         added |= read_added({str(token["id"]): token for token in head.get("added_tokens") or ()})
         added |= read_added(configs.tokenizer.get("added_tokens_decoder") or {})
-        for text, i in read_json_if_any(configs.path / "added_tokens.json").items():
-            added.setdefault(int(i), AddedToken(text, special=text in configs.special_names()))
+        names = configs.special_names()
+        listed = read_json_if_any(configs.path / "added_tokens.json").items()
+        named = {str(i): {"content": text, "special": text in names} for text, i in listed}
+        added = read_added(named) | added
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TextError(f"{configs.path}: damaged added tokens: {error}") from error
     return {i: AddedToken(t.text, t.special or t.text in END_OF_TURN) for i, t in added.items()}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from picoedge.fields import require_whole
 from picoedge.files import reading
 
 # Gemma's 6,400 added tokens take 1.4 MB.
@@ -28,9 +29,11 @@ def read_head(path: Path) -> dict[str, Any]:
             at = _skip(text, at)
             if key == "model" or not isinstance(key, str) or text[at : at + 1] != ":":
                 break
-            head[key], at = decode(text, _skip(text, at + 1))
+            value, at = decode(text, _skip(text, at + 1))
+            require_whole(value)
         except (ValueError, RecursionError):  # cut, or no JSON
             break
+        head[key] = value
         at, opener = _skip(text, at), ","
     return head
 

@@ -106,7 +106,7 @@ CHUNK = {"data": base64.b64encode(b"hello").decode()}
 BOOK = {
     "boards": {
         KEYS[0].public: ["10.0.0.2:7433", "[fe80::1%eth0]:7433"],
-        KEYS[1].public: ["b1.lan:7433", "[::1]"],
+        KEYS[1].public: ["10.0.0.3:7433", "[::1]"],
     }
 }
 KEPT_SLICE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import socket
 from collections import deque
@@ -50,7 +51,7 @@ class _Daemon:
         self._answer = answer
 
     def ask(self, kind: str, *rest: object, **named: object) -> Mapping[str, Any]:
-        return self._answer
+        return copy.deepcopy(self._answer)
 
 
 def _pages(body: dict[str, Any]) -> None:

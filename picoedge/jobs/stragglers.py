@@ -22,8 +22,9 @@ SAMPLE_TOKENS = 8  # per sample: a second or so, and enough to average out singl
 SLOWDOWN = 2.5  # times the best seconds per token: for less, reloading shards does not pay
 CONFIRMATIONS = 2  # samples in a row that must agree: a busy moment is only one
 RECOVERED = 0.6  # of its usual speed, from which on a slow board gets all its shards back
-MAX_RELAPSES = 10  # counted per board: confirmations and rests then double no further
-REST_S = 60.0  # until an excluded slow board is tried again
+MAX_RELAPSES = 4  # counted per board: confirmations and rests then double no further
+REST_S = 60.0  # until an excluded slow board is tried again, the first time
+FADE_S = 600.0  # after which one relapse is forgotten: no board is held against its past
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,17 @@ class _Straggler:
 
     factor: float
     times: int
-    retry_s: float  # when it is tried again if it is excluded
+    since_s: float  # when it became slow last
     contrary: int = 0  # samples in a row that contradict `factor`
+
+    @property
+    def retry_s(self) -> float:
+        """When it is tried again if it is excluded."""
+        return self.since_s + REST_S * 2.0 ** (self.times - 1)
+
+    def times_now(self, now_s: float) -> int:
+        """How often it was slow, less what is forgotten."""
+        return max(0, self.times - int((now_s - self.since_s) / FADE_S))
 
 
 class SpeedFactors:
@@ -116,10 +126,11 @@ class SpeedFactors:
         """Record that a board has become slow."""
         known = self._stragglers.get(key)
         # A further slowdown of a slow board is no relapse.
-        times = min(known.times + (known.factor == 1.0), MAX_RELAPSES) if known else 1
+        before = known.times_now(now_s) if known else 0
+        times = max(1, min(before + (known is None or known.factor == 1.0), MAX_RELAPSES))
         if not self._usual.get(key):  # never seen to be fast: take the others' usual rate
             self._usual[key] = max(self._usual.values(), default=0.0) or 1.0
-        self._stragglers[key] = _Straggler(factor, times, now_s + REST_S * 2 ** (times - 1))
+        self._stragglers[key] = _Straggler(factor, times, now_s)
 
     def add(self, rates: Mapping[str, float]) -> tuple[list[str], dict[str, float]]:
         """Boards that have recovered; and factors of boards that were trusted but are slow.

@@ -7,6 +7,8 @@ import pytest
 from picoedge.jobs.progress_page import Work
 from picoedge.jobs.stragglers import (
     CONFIRMATIONS,
+    FADE_S,
+    MAX_RELAPSES,
     RECOVERED,
     REST_S,
     SLOWDOWN,
@@ -167,4 +169,15 @@ def test_the_patience_with_a_board_has_an_end() -> None:
     for _ in range(1000):
         assert speeds.retry((), 1e9) == ["b"]
         speeds.slow_down("b", 0.2, 0.0)
-    assert speeds.retry((), REST_S * 2**10) == ["b"]
+    assert speeds.retry((), REST_S * 2**MAX_RELAPSES) == ["b"]
+
+
+def test_relapses_are_forgotten_in_time() -> None:
+    speeds = SpeedFactors()
+    for i in range(10):
+        speeds.slow_down("b", 0.2, float(i))
+        speeds.retry((), float(i) + REST_S * 2**MAX_RELAPSES)
+    later_s = 10 * FADE_S
+    speeds.slow_down("b", 0.2, later_s)
+    assert speeds.retry((), later_s + REST_S - 1) == []
+    assert speeds.retry((), later_s + REST_S) == ["b"]

@@ -277,7 +277,10 @@ def parse_toml(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    values: dict[str, Any] = tomllib.loads(text)
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists inside lists, too deep") from None
     return values
 
 

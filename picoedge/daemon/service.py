@@ -23,8 +23,7 @@ from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
-from picoedge.host.reclaim import give_back
-from picoedge.host.resources import rss_bytes
+from picoedge.host.resources import give_back, rss_bytes
 from picoedge.jobs.status import PRESENT, page_of, read_report
 from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.node.finder import MAX_BOARDS

@@ -8,8 +8,6 @@ by one.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import mmap
 import os
 import sys
@@ -17,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from picoedge.host.resources import give_back
 from picoedge.host.sysfs import PROC, file_text
 from picoedge.store.pages import advise_range
 
@@ -39,13 +38,6 @@ def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> N
         _drop_cache(path)
     warm_up()
     trim()
-
-
-def give_back() -> None:
-    """Give memory that is free in this process back to the system: what large messages took."""
-    gc.collect()
-    with suppress(AttributeError, OSError):  # where the C library cannot
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def trim(also: Iterable[Path] = ()) -> None:

@@ -22,6 +22,7 @@ SHARED_S = 5.0  # losses of all boards within it have one cause: this board, or 
 PAUSE_GRACE_S = 20.0  # after a pause of the hub: Wi-Fi needs seconds to be back
 SETTLE_S = 3.0  # for a daemon that has just started to hear of the others
 PATIENCE_S = 30.0  # to wait for a board, or this one's daemon: most start again within it
+SILENCE_S = 180.0  # for a daemon of this board that is there, but stands still
 LOOK_S = 0.5  # between two looks for them
 MOST_IN_A_ROW = 12  # losses without one finished pass: then the network itself must be at fault
 
@@ -71,7 +72,12 @@ class BoardRefused:
 
 @dataclass(frozen=True)
 class OwnDaemonGone:
-    """The daemon of the hub's board does not answer."""
+    """The daemon of the hub's board has ended."""
+
+
+@dataclass(frozen=True)
+class OwnDaemonSilent:
+    """The daemon of the hub's board is there, and does not answer: it was stopped, or is busy."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class TooSmall:
 
 Event = (
     Asked | Passed | Assembled | Found | HubPaused
-    | BoardLost | BoardRefused | OwnDaemonGone | TooSmall
+    | BoardLost | BoardRefused | OwnDaemonGone | OwnDaemonSilent | TooSmall
 )  # fmt: skip
 
 
@@ -89,12 +95,14 @@ Event = (
 class Decision:
     """Go on after `wait_s` seconds; or, with `gives_up`, tell the user that this question failed.
 
-    `awaited`: boards that are waited for, by key; the hub's own for its daemon.
+    `awaited`: boards that are waited for, by key, for `patience_s` in all; the hub's own for its
+    daemon.
     """
 
     wait_s: float = 0.0
     awaited: frozenset[str] = frozenset()
     gives_up: bool = False
+    patience_s: float = PATIENCE_S
 
 
 GO, GIVE_UP = Decision(), Decision(gives_up=True)
@@ -151,6 +159,9 @@ class Recovery:
             case OwnDaemonGone():
                 self._settles_until_s = now_s + LOOK_S + SETTLE_S
                 return self._wait(frozenset((self.own,)), now_s)
+            case OwnDaemonSilent():
+                self._settles_until_s = now_s + LOOK_S + SETTLE_S
+                return self._wait(frozenset((self.own,)), now_s, SILENCE_S)
             case TooSmall():
                 return self._too_small(now_s)
         return GO
@@ -199,11 +210,13 @@ class Recovery:
             return GO
         return self._wait(self._absent, now_s) if self._absent else GIVE_UP
 
-    def _wait(self, awaited: frozenset[str], now_s: float) -> Decision:
+    def _wait(
+        self, awaited: frozenset[str], now_s: float, patience_s: float = PATIENCE_S
+    ) -> Decision:
         if not self._members:  # a session that never ran: what is wrong was so before
             return GIVE_UP
         if self._waits_since_s is None:
             self._waits_since_s = now_s
-        if now_s - self._waits_since_s >= PATIENCE_S:
+        if now_s - self._waits_since_s >= patience_s:
             return GIVE_UP
-        return Decision(LOOK_S, awaited)
+        return Decision(LOOK_S, awaited, patience_s=patience_s)

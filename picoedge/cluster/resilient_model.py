@@ -21,7 +21,6 @@ import zmq
 from picoedge.cluster.arrangement import Arrangement, Arranger
 from picoedge.cluster.recovery import (
     GO,
-    PATIENCE_S,
     Asked,
     Assembled,
     BoardLost,
@@ -31,6 +30,7 @@ from picoedge.cluster.recovery import (
     Found,
     HubPaused,
     OwnDaemonGone,
+    OwnDaemonSilent,
     Passed,
     Recovery,
     TooSmall,
@@ -166,6 +166,8 @@ class ClusterModel:
             return Decision(gives_up=True)
         if key == self._own and not self._directory.has_daemon(same=True):
             return self._decide(OwnDaemonGone())
+        if key == self._own and not self._directory.own_answers():
+            return self._decide(OwnDaemonSilent())
         unfit = isinstance(error, BoardRefusedError | BoardSilentError)
         decision = self._decide(BoardRefused(key) if unfit else BoardLost(key))
         self.failures.append({"board": self._names[key], "why": error.message, "time": time.time()})
@@ -182,7 +184,7 @@ class ClusterModel:
             what = f"{names}: the boards that are there cannot hold the model"
             if self._own in awaited:
                 what = "this board's daemon (picoedge run)"
-            self._tell(f"waiting up to {PATIENCE_S:.0f} s for {what}")
+            self._tell(f"waiting up to {decision.patience_s:.0f} s for {what}")
         self._awaited = awaited or self._awaited
         time.sleep(decision.wait_s)
 

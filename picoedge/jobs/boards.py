@@ -134,6 +134,18 @@ class BoardDirectory:
         daemon = find_local(self.identity.folder)
         return daemon is not None and (not same or daemon.incarnation == self._incarnation)
 
+    def own_answers(self) -> bool:
+        """Whether the daemon of this board answers: not one that is stopped."""
+        try:
+            client = self._own()
+            try:
+                client.ask_raw("ping", {"bytes": 0}, QUESTION_S)
+            finally:
+                client.close()
+        except MeshError:
+            return False
+        return True
+
     @property
     def own(self) -> BoardHandle:
         """This board."""

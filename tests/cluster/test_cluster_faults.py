@@ -54,6 +54,19 @@ def test_the_hubs_daemon_is_restarted_in_an_answer(
     assert session.out.text == undisturbed, session.err.text
 
 
+def test_the_hubs_daemon_is_waited_for_while_it_stands_still(
+    cluster: ClusterOf, smollm2_pack: Path, undisturbed: str
+) -> None:
+    session = begin(cluster, smollm2_pack)
+    cluster[1].daemon.signal(signal.SIGSTOP)
+    try:
+        session.err.wait(r"waiting up to 180 s for this board's daemon", 30.0)
+    finally:
+        cluster[1].daemon.signal(signal.SIGCONT)
+    assert session.wait() == 0, session.err.text
+    assert session.out.text == undisturbed, session.err.text
+
+
 def test_a_hub_that_stood_still_holds_it_against_nobody(
     cluster: ClusterOf, smollm2_pack: Path, undisturbed: str
 ) -> None:

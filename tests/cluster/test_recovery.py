@@ -13,6 +13,7 @@ from picoedge.cluster.recovery import (
     MOST_IN_A_ROW,
     PATIENCE_S,
     SETTLE_S,
+    SILENCE_S,
     Asked,
     Assembled,
     BoardLost,
@@ -21,6 +22,7 @@ from picoedge.cluster.recovery import (
     Found,
     HubPaused,
     OwnDaemonGone,
+    OwnDaemonSilent,
     Passed,
     Recovery,
     TooSmall,
@@ -31,7 +33,9 @@ ALL = frozenset((HUB, B2, B3))
 
 KEYS = st.sampled_from([HUB, B2, B3, B4])
 EVENTS = st.one_of(
-    st.sampled_from([Asked(), Passed(), HubPaused(), OwnDaemonGone(), TooSmall()]),
+    st.sampled_from(
+        [Asked(), Passed(), HubPaused(), OwnDaemonGone(), OwnDaemonSilent(), TooSmall()]
+    ),
     st.builds(BoardLost, KEYS),
     st.builds(BoardRefused, KEYS),
     st.builds(Assembled, st.frozensets(KEYS).map(lambda keys: keys | {HUB})),
@@ -171,6 +175,14 @@ def test_the_own_daemon_is_waited_for_and_then_given_up() -> None:
     assert first.awaited == {HUB}
     assert not recovery.on(OwnDaemonGone(), PATIENCE_S).gives_up
     assert recovery.on(OwnDaemonGone(), 1.0 + PATIENCE_S) == GIVE_UP
+
+
+def test_a_daemon_of_this_board_that_stands_still_is_waited_for_longer() -> None:
+    recovery = running()
+    first = recovery.on(OwnDaemonSilent(), 1.0)
+    assert (first.awaited, first.patience_s) == ({HUB}, SILENCE_S)
+    assert not recovery.on(OwnDaemonSilent(), 1.0 + 2 * PATIENCE_S).gives_up
+    assert recovery.on(OwnDaemonSilent(), 1.0 + SILENCE_S) == GIVE_UP
 
 
 def test_a_daemon_that_is_back_has_a_moment_to_hear_of_the_others() -> None:

@@ -211,8 +211,9 @@ class Recovery:
         return self._wait(self._absent, now_s) if self._absent else GIVE_UP
 
     def _wait(
-        self, awaited: frozenset[str], now_s: float, patience_s: float = PATIENCE_S
+        self, awaited: frozenset[str], now_s: float, patience_s: float | None = None
     ) -> Decision:
+        patience_s = PATIENCE_S if patience_s is None else patience_s
         if not self._members:  # a session that never ran: what is wrong was so before
             return GIVE_UP
         if self._waits_since_s is None:

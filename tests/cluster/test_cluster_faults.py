@@ -15,6 +15,7 @@ from cluster_answers import (
     LAST_REPORT,
     PROMPT,
     SOME_WORDS,
+    answer,
     begin,
     check_told_and_undisturbed,
 )
@@ -27,8 +28,8 @@ pytest_plugins = ["fault_cluster"]
 IMPATIENT = [
     sys.executable,
     "-c",
-    "import sys; from picoedge.cluster import recovery, resilient_model; from picoedge.cli.main "
-    "import main; recovery.PATIENCE_S = resilient_model.PATIENCE_S = 1.0; sys.exit(main())",
+    "import sys; from picoedge.cluster import recovery; from picoedge.cli.main import main; "
+    "recovery.PATIENCE_S = 1.0; sys.exit(main())",
 ]
 
 
@@ -104,7 +105,8 @@ def test_the_text_goes_on_without_the_board(
 
 
 def test_one_board_after_another(cluster: ClusterOf, smollm2_pack: Path, undisturbed: str) -> None:
-    session = begin(cluster, smollm2_pack)
+    session = answer(cluster[1], smollm2_pack, "--cluster", "--boards", "3", "-c", "512")
+    session.out.wait(SOME_WORDS)
     kill_board(cluster[3])
     session.err.wait(r"^2 boards:|, 2 boards:", 10)
     cluster[2].worker()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from cluster_boards import ROOT, BoardOf, ClusterOf, Running, last_json
+from cluster_boards import ROOT, BoardOf, ClusterOf, Running, last_json, until
 from shelf_models import packed_tiny
 
 # Every Python process of a board starts with this. A worker listens at an address of which the
@@ -77,8 +77,11 @@ def test_a_worker_is_lost_behind_a_relay(
     session = generate(cluster[1], COUNT, "--cluster", "-ts", "1,1")
     worker = cluster[2].worker()
     session.out.wait(r"(?s).{8}")
-    seen = cluster[1].seen()
-    assert [seen[name]["transport"] for name in ("b1", "b2", "b3")] == ["", "relay", ""]
+    names = ("b1", "b2", "b3")
+    until(
+        lambda: [cluster[1].seen()[name]["transport"] for name in names] == ["", "relay", ""],
+        "b2 tells of its relay",
+    )
     getattr(worker, harm)()
     session.err.wait(f"b2: {told}; going on", 8.0)
     assert session.wait() == 0, session.err.text

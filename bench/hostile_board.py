@@ -11,8 +11,7 @@ from bench.children import BenchError
 from bench.mesh_cluster import Cluster, Kind, cluster
 from bench.mesh_models import MeshModels
 from bench.recovery_answers import Answers
-from bench.recovery_hostile import daemons_mb, hangs
-from bench.recovery_pull import public_key
+from bench.recovery_hostile import daemons_mb, hangs, start_attack, targets_of
 from bench.report import Measured
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.store.pack.reader import Pack
@@ -71,22 +70,13 @@ def _harm(answers: Answers) -> str:
 
 def _start(boards: Cluster) -> subprocess.Popen[str]:
     attacker = boards.lab.boards[TARGETS]
-    process = attacker.start(
-        boards.command(attacker, "bench.hostile_guest"),
-        env=boards.environment(attacker), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
     request = {
-        "targets": [[board.address, 7433, public_key(board)] for board in boards.boards],
+        "targets": targets_of(boards),
         "secret": boards.guests[0].secret, "seconds": SECONDS,
         "roster": RosterFile(boards.hub.folder / "cluster").roster.to_json(),
         "pack": Pack.open(boards.pack_on(boards.hub)).identity,
     }  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.close()
-    process.stdin = None
-    return process
+    return start_attack(boards, attacker, "bench.hostile_guest", request)
 
 
 def _ended(process: subprocess.Popen[str]) -> dict[str, Any]:

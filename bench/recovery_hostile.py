@@ -50,16 +50,27 @@ def hostile_frames(models: MeshModels, rounds: int) -> list[Measured]:
 
 
 def _start(boards: Cluster, attacker: Board, way: str, rounds: int) -> subprocess.Popen[str]:
-    targets = [[board.address, 7433, public_key(board)] for board in boards.boards]
+    request = {
+        "way": way, "targets": targets_of(boards), "frames": FRAMES_A_ROUND * rounds // 2,
+        "secrets": [guest.secret for guest in boards.guests],
+    }  # fmt: skip
+    return start_attack(boards, attacker, "bench.recovery_attack", request)
+
+
+def targets_of(boards: Cluster) -> list[list[Any]]:
+    """Address, port and key of each board's daemon."""
+    return [[board.address, 7433, public_key(board)] for board in boards.boards]
+
+
+def start_attack(
+    boards: Cluster, attacker: Board, module: str, request: dict[str, Any]
+) -> subprocess.Popen[str]:
+    """Start `python -m module` on a board, which reads `request`, a line of JSON."""
     process = attacker.start(
-        boards.command(attacker, "bench.recovery_attack"),
+        boards.command(attacker, module),
         env=boards.environment(attacker), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    request = {
-        "way": way, "targets": targets, "frames": FRAMES_A_ROUND * rounds // 2,
-        "secrets": [guest.secret for guest in boards.guests],
-    }  # fmt: skip
     assert process.stdin is not None
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.close()

@@ -157,11 +157,9 @@ class Recovery:
             case BoardRefused(key):
                 return self._lost(key, 2.0, now_s)
             case OwnDaemonGone():
-                self._settles_until_s = now_s + LOOK_S + SETTLE_S
-                return self._wait(frozenset((self.own,)), now_s)
+                return self._wait_for_own_daemon(now_s, PATIENCE_S)
             case OwnDaemonSilent():
-                self._settles_until_s = now_s + LOOK_S + SETTLE_S
-                return self._wait(frozenset((self.own,)), now_s, SILENCE_S)
+                return self._wait_for_own_daemon(now_s, SILENCE_S)
             case TooSmall():
                 return self._too_small(now_s)
         return GO
@@ -208,12 +206,13 @@ class Recovery:
                 board.rests_until_s = float("-inf")
             self._in_a_row += 1
             return GO
-        return self._wait(self._absent, now_s) if self._absent else GIVE_UP
+        return self._wait(self._absent, now_s, PATIENCE_S) if self._absent else GIVE_UP
 
-    def _wait(
-        self, awaited: frozenset[str], now_s: float, patience_s: float | None = None
-    ) -> Decision:
-        patience_s = PATIENCE_S if patience_s is None else patience_s
+    def _wait_for_own_daemon(self, now_s: float, patience_s: float) -> Decision:
+        self._settles_until_s = now_s + LOOK_S + SETTLE_S
+        return self._wait(frozenset((self.own,)), now_s, patience_s)
+
+    def _wait(self, awaited: frozenset[str], now_s: float, patience_s: float) -> Decision:
         if not self._members:  # a session that never ran: what is wrong was so before
             return GIVE_UP
         if self._waits_since_s is None:

@@ -267,7 +267,7 @@ def test_memory_is_free_before_the_next_slice_is_loaded(
         loaded.append(anonymous_mb())
         model._recovery.on(HubPaused(), 0.0)  # each loss is the first
     assert max(loading) < loaded[0] - 30, (loading, loaded)
-    assert loading[-1] - loading[0] < GROWTH_MB, loading
+    assert loading[-1] - loading[1] < GROWTH_MB, loading  # the first leaves a constant
     assert loaded[-1] - loaded[1] < GROWTH_MB, loaded
 
 

@@ -16,10 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from types import FrameType
 
 from fuzz.target import EXTRA_BYTES, HANG_S, Target, make_input
@@ -205,10 +203,3 @@ def _watch(process: subprocess.Popen[bytes], page: Path) -> str:
             if code == 0
             else f"the process ended: {signal.Signals(-code).name if code < 0 else code}"
         )
-
-
-def shuffled(targets: Sequence[Target], seed: int) -> list[Target]:
-    """Targets in an order of the seed."""
-    order = list(targets)
-    Random(seed).shuffle(order)
-    return order

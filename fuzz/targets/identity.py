@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.board_messages import (
-    KEYS,
-)
 from fuzz.inputs import of_bytes, of_json
 from fuzz.mutate import mutate_text, mutate_value, to_json
 from fuzz.target import Run, Target
+from fuzz.targets.board_messages import (
+    KEYS,
+)
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import INVITE_PREFIX, Invites, found_cluster, parse_invite
 from picoedge.mesh.identity.identity import Identity, load_identity, load_signing_key

@@ -8,7 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.board_messages import (
+from fuzz.mutate import mutate_json, mutate_value, written
+from fuzz.target import Run, Target
+from fuzz.targets.board_messages import (
     BOOK,
     CHUNK,
     FACTS,
@@ -21,8 +23,6 @@ from fuzz.board_messages import (
     SPEC,
     STATE,
 )
-from fuzz.mutate import mutate_json, mutate_value, written
-from fuzz.target import Run, Target
 from picoedge.cluster.spec import spec_from_json
 from picoedge.daemon.board import BoardOptions, BoardService
 from picoedge.jobs.relay import read_chunk

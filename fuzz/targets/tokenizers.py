@@ -10,11 +10,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz import gguf_file
+from fuzz.gguf.file import Gguf
+from fuzz.gguf.models import ALPHABET, SAMPLES
+from fuzz.gguf.mutations import mutated_gguf_of
 from fuzz.inputs import of_values
 from fuzz.mutate import mutate_bytes, to_json
 from fuzz.target import Run, Target
-from fuzz.targets_files import CONFIG
+from fuzz.targets.files import CONFIG
 from picoedge.store.sources.gguf_source import GgufSource
 from picoedge.store.sources.huggingface import _sampling
 from picoedge.text.export.export import write_from_gguf, write_from_huggingface
@@ -57,14 +59,14 @@ def _gguf_text(folder: Path) -> Run:
 
 
 def _text_samples() -> list[bytes]:
-    return [sample.to_bytes() for sample in gguf_file.SAMPLES]
+    return [sample.to_bytes() for sample in SAMPLES]
 
 
 def _mutated_vocabulary(rng: Random, samples: Sequence[bytes]) -> bytes:
     """Only keys change: the weights do not matter."""
-    file = rng.choice(gguf_file.SAMPLES)
+    file = rng.choice(SAMPLES)
     keys = tuple((k, v) for k, v in file.keys if k.startswith(("tokenizer.", "general.")))
-    return gguf_file.mutated_gguf_of(rng, gguf_file.Gguf(keys, ()))
+    return mutated_gguf_of(rng, Gguf(keys, ()))
 
 
 # -- tokenizers ----------------------------------------------------------------------------------
@@ -120,9 +122,7 @@ TOKENIZER: dict[str, Any] = {
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "vocab": {
-            t: i for i, t in enumerate(["<|end|>", "<|start|>", *gguf_file.ALPHABET, "ab", "abc"])
-        },
+        "vocab": {t: i for i, t in enumerate(["<|end|>", "<|start|>", *ALPHABET, "ab", "abc"])},
         "merges": ["a b", "ab c"],
     },
 }
@@ -259,7 +259,7 @@ def _head(folder: Path) -> Run:
 def _sentencepiece_samples() -> list[bytes]:
     """A model as the exporter writes it from a GGUF's keys."""
     made = []
-    for sample in gguf_file.SAMPLES[:1]:
+    for sample in SAMPLES[:1]:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "m.gguf"
             path.write_bytes(sample.to_bytes())

@@ -9,13 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.board_messages import (
-    TOPOLOGIES,
-    TOPOLOGY,
-)
 from fuzz.inputs import of_json, of_texts, of_values
 from fuzz.mutate import mutate_bytes, mutate_text, mutate_value, to_json
 from fuzz.target import Run, Target
+from fuzz.targets.board_messages import (
+    TOPOLOGIES,
+    TOPOLOGY,
+)
 from picoedge.mesh.cluster_folder import read_json
 from picoedge.planner.topology import read_topology
 from picoedge.registry.catalogue import load_entry

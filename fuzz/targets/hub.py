@@ -12,8 +12,8 @@ from typing import Any
 from fuzz.inputs import of_values
 from fuzz.mutate import to_json
 from fuzz.target import Run, Target
-from fuzz.targets_text import TEMPLATES, mutated_template
-from fuzz.targets_tokenizers import TOKENIZER, TOKENIZER_CONFIG
+from fuzz.targets.text import TEMPLATES, mutated_template
+from fuzz.targets.tokenizers import TOKENIZER, TOKENIZER_CONFIG
 from picoedge.errors import DownloadError, UsageError
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.hub import choose, parse_hub_name, parse_listing

@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-from fuzz.board_messages import CHUNK, FACTS, HELLO, KEPT_SLICE, KEYS, MESH, REACHED, STATE
 from fuzz.mutate import any_value, mutate_bytes, mutate_value, written
 from fuzz.target import Run, Target
-from fuzz.targets_mesh import message, new_node
+from fuzz.targets.board_messages import CHUNK, FACTS, HELLO, KEPT_SLICE, KEYS, MESH, REACHED, STATE
+from fuzz.targets.mesh import message, new_node
 from picoedge.daemon.relay import Relays
 from picoedge.fields import Fields
 from picoedge.jobs.boards import _facts

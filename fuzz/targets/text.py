@@ -18,7 +18,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "Why?"},
 ]
-TEMPLATES = sorted((Path(__file__).parent / "samples").glob("*.jinja"))
+TEMPLATES = sorted((Path(__file__).parents[1] / "samples").glob("*.jinja"))
 PARTS = (
     "{% for i in range(1000000000) %}",
     "{% for x in messages %}",

@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz import gguf_file
+from fuzz.gguf.models import SAMPLES
+from fuzz.gguf.mutations import mutated_gguf
 from fuzz.inputs import of_values
 from fuzz.mutate import mutate_bytes, mutate_json, mutate_value, to_json
 from fuzz.target import Run, Target
@@ -116,7 +117,7 @@ def _gguf(folder: Path) -> Run:
     """One input in eight is the first part of two, by its length."""
     path = folder / "m.gguf"
     parts = [folder / f"p-0000{i}-of-00002.gguf" for i in (1, 2)]
-    parts[1].write_bytes(replace(gguf_file.SAMPLES[0], tensors=()).to_bytes())
+    parts[1].write_bytes(replace(SAMPLES[0], tensors=()).to_bytes())
 
     def run(data: bytes) -> None:
         target = path if len(data) % 8 else parts[0]
@@ -127,7 +128,7 @@ def _gguf(folder: Path) -> Run:
 
 
 def _text_samples() -> list[bytes]:
-    return [sample.to_bytes() for sample in gguf_file.SAMPLES]
+    return [sample.to_bytes() for sample in SAMPLES]
 
 
 # -- Hugging Face --------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def _pack_files() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "m.gguf", Path(name) / "m.pico"
-        path.write_bytes(gguf_file.SAMPLES[0].to_bytes())
+        path.write_bytes(SAMPLES[0].to_bytes())
         pack_source(GgufSource(path), out)
         return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
 
@@ -285,7 +286,7 @@ FILES = (
         "gguf",
         _gguf,
         _text_samples,
-        gguf_file.mutated_gguf,
+        mutated_gguf,
         (f"{_SOURCES}gguf.py", f"{_SOURCES}gguf_source.py"),
         weight=4,
     ),

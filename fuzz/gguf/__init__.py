@@ -1,0 +1,1 @@
+"""GGUF files to try on their readers."""

@@ -1,0 +1,16 @@
+"""All targets, by name."""
+
+from __future__ import annotations
+
+from fuzz.targets.answers import ANSWERS
+from fuzz.targets.files import FILES
+from fuzz.targets.frames import FRAMES
+from fuzz.targets.hub import HUB
+from fuzz.targets.identity import IDENTITY
+from fuzz.targets.kept import KEPT
+from fuzz.targets.mesh import MESSAGES_OF_BOARDS
+from fuzz.targets.text import TEXT
+from fuzz.targets.tokenizers import TOKENIZERS
+
+_ALL = (*FILES, *TOKENIZERS, *TEXT, *HUB, *MESSAGES_OF_BOARDS, *ANSWERS, *FRAMES, *IDENTITY, *KEPT)
+TARGETS = {target.name: target for target in _ALL}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.children import BenchError, clean_environment
-from bench.life.preload import Faults
+from bench.life.faults.preload import Faults
 from bench.mesh_cluster import lab_of
 from bench.recovery_answers import worker_of
 from hw.lab import Board, BoardLimits, Lab, LinkShape

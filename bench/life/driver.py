@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.life.boards import PICOEDGE, LifeBoards
-from bench.life.events import CHAT, Event
-from bench.life.judge import CUT, FAILED, WHOLE, Asked, judge
-from bench.life.reference import Reference
-from bench.life.session import ANSWER_S, N_TOKENS, OPTIONS, Heard, Session, question_of
-from bench.life.strikes import nothing, strike
+from bench.life.desk.session import ANSWER_S, N_TOKENS, OPTIONS, Heard, Session, question_of
+from bench.life.faults.events import CHAT, Event
+from bench.life.faults.strikes import nothing, strike
+from bench.life.verdict.judge import CUT, FAILED, WHOLE, Asked, judge
+from bench.life.verdict.reference import Reference
 
 STRENGTH_S, STRENGTH_LOOK_S, MOST_FAILED = 120.0, 1.0, 3
 QUEUED_S = 60.0  # for the second hub to say that it waits, or to answer

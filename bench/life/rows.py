@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.life.boards import LifeBoards, life_boards
+from bench.life.desk.session import N_CTX, OPEN_S, OPTIONS
 from bench.life.driver import Life
-from bench.life.events import BRIEF, SPARED, Bounds, life
-from bench.life.judge import answered_part, first_token_ratio, same_part
-from bench.life.preload import compiled
-from bench.life.reference import Reference
-from bench.life.remains import all_bad_words, left_behind, segments
-from bench.life.session import N_CTX, OPEN_S, OPTIONS
-from bench.life.watch import Watch, growths
+from bench.life.faults.events import BRIEF, SPARED, Bounds, life
+from bench.life.faults.preload import compiled
+from bench.life.verdict.judge import answered_part, first_token_ratio, same_part
+from bench.life.verdict.reference import Reference
+from bench.life.verdict.remains import all_bad_words, left_behind, segments
+from bench.life.verdict.watch import Watch, growths
 from bench.mesh_models import MeshModels
 from bench.report import Measured
 
@@ -78,7 +78,7 @@ def lived(settings: Settings, seed: int) -> Lived:
         settings.tell(f"{seed}: {line}")
 
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
-        library = compiled("life/faults.c", Path(scratch))
+        library = compiled("life/faults/faults.c", Path(scratch))
         with (
             life_boards(pack, folder, bounds.boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
@@ -162,7 +162,7 @@ def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
     """First-token time after ten idle minutes ÷ after ten seconds."""
     pack, folder = settings.pack(), settings.models.folder
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
-        library = compiled("life/faults.c", Path(scratch))
+        library = compiled("life/faults/faults.c", Path(scratch))
         with (
             life_boards(pack, folder, Bounds().boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,

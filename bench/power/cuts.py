@@ -17,11 +17,11 @@ from typing import Any
 
 from bench.children import BenchError
 from bench.life.boards import PICOEDGE, LifeBoard, LifeBoards, life_boards
-from bench.life.judge import WHOLE
-from bench.life.preload import compiled
-from bench.life.reference import Reference
+from bench.life.desk.session import N_CTX, Session
+from bench.life.faults.preload import compiled
 from bench.life.rows import Settings
-from bench.life.session import N_CTX, Session
+from bench.life.verdict.judge import WHOLE
+from bench.life.verdict.reference import Reference
 from bench.power.disk import Disk
 from bench.random_gguf import write_gguf
 from bench.random_models import Shape
@@ -248,7 +248,7 @@ def power_cut(settings: Settings, rounds: int) -> list[Measured]:
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         there = Path(scratch)
         write_gguf(there / "tiny.gguf", TINY)
-        faults, shadow = (compiled(f, there) for f in ("life/faults.c", "power/shadow.c"))
+        faults, shadow = (compiled(f, there) for f in ("life/faults/faults.c", "power/shadow.c"))
         with (
             life_boards(pack, folder, 3, faults) as boards,
             closing(Reference(pack, N_CTX, there)) as reference,

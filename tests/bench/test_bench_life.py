@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from bench.life.events import BRIEF, MAKERS, SPARED, WORKER, Bounds, life
-from bench.life.judge import Asked, answered_part, first_token_ratio, judge, same_part
-from bench.life.questions import TURNS, Conversation
-from bench.life.remains import bad_words
-from bench.life.transcript import shown
-from bench.life.watch import growth_bytes
+from bench.life.desk.questions import TURNS, Conversation
+from bench.life.desk.transcript import shown
+from bench.life.faults.events import BRIEF, MAKERS, SPARED, WORKER, Bounds, life
+from bench.life.verdict.judge import Asked, answered_part, first_token_ratio, judge, same_part
+from bench.life.verdict.remains import bad_words
+from bench.life.verdict.watch import growth_bytes
 
 
 def test_a_seed_gives_the_same_life_each_time() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.life.preload import compiled
+from bench.life.faults.preload import compiled
 from bench.power.disk import Disk, torn
 
 SEEDS = 8

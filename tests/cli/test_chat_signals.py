@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import shelf_models
@@ -17,23 +17,12 @@ from terminal import CTRL_C, ENTER, PASTE_BEGINS, PASTE_ENDS, ROOT, Terminal
 
 from picoedge.chats.chat_folder import ChatFolder
 
-CHILD = ROOT / "tests/support/chat_child.py"
+if TYPE_CHECKING:
+    from chat_fixtures import StartChat
+
+pytest_plugins = ["chat_fixtures"]
+
 ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
-Start = Callable[..., Terminal]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Begins chats that answer as told, and ends them."""
-    terminals: list[Terminal] = []
-
-    def start_one(*answers: str) -> Terminal:
-        terminals.append(Terminal(tmp_path, [CHILD, *answers]))
-        return terminals[-1]
-
-    yield start_one
-    for terminal in terminals:
-        terminal.close()
 
 
 @pytest.fixture
@@ -41,8 +30,8 @@ def folder(tmp_path: Path) -> ChatFolder:
     return ChatFolder(tmp_path / "picoedge" / "chats")
 
 
-def ask_forever(start: Start) -> Terminal:
-    terminal = start("x", "Yes.")
+def ask_forever(start_chat: StartChat) -> Terminal:
+    terminal = start_chat("x", "Yes.")
     terminal.until(">>> ")
     terminal.press("forever" + ENTER)
     terminal.until("xxx")
@@ -51,9 +40,9 @@ def ask_forever(start: Start) -> Terminal:
 
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_in_an_answer_keeps_the_answer_so_far(
-    start: Start, folder: ChatFolder, number: signal.Signals
+    start_chat: StartChat, folder: ChatFolder, number: signal.Signals
 ) -> None:
-    terminal = ask_forever(start)
+    terminal = ask_forever(start_chat)
     terminal.process.send_signal(number)
     assert terminal.exit_code() == ENDS[number]
     assert terminal.screen.strip("x\r\n") == ""
@@ -64,9 +53,9 @@ def test_a_signal_in_an_answer_keeps_the_answer_so_far(
 
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_at_the_prompt_leaves_the_terminal_as_it_was(
-    start: Start, folder: ChatFolder, number: signal.Signals
+    start_chat: StartChat, folder: ChatFolder, number: signal.Signals
 ) -> None:
-    terminal = start("Hi!")
+    terminal = start_chat("Hi!")
     before = terminal.settings()
     terminal.until(">>> ")
     terminal.press("hello" + ENTER)
@@ -82,15 +71,17 @@ def test_a_signal_at_the_prompt_leaves_the_terminal_as_it_was(
     assert len(folder.read(1).messages) == 2
 
 
-def test_a_closed_terminal_keeps_the_answer_so_far(start: Start, folder: ChatFolder) -> None:
-    terminal = ask_forever(start)
+def test_a_closed_terminal_keeps_the_answer_so_far(
+    start_chat: StartChat, folder: ChatFolder
+) -> None:
+    terminal = ask_forever(start_chat)
     terminal.hang_up()
     assert terminal.process.wait(30) in (1, 129)  # by the write that fails, or by the signal
     assert set(folder.read(1).messages[1]["content"]) == {"x"}
 
 
-def test_a_terminal_closed_at_the_prompt(start: Start, folder: ChatFolder) -> None:
-    terminal = start("Hi!")
+def test_a_terminal_closed_at_the_prompt(start_chat: StartChat, folder: ChatFolder) -> None:
+    terminal = start_chat("Hi!")
     terminal.until(">>> ")
     terminal.press("hello" + ENTER)
     terminal.until("Hi!")
@@ -100,8 +91,8 @@ def test_a_terminal_closed_at_the_prompt(start: Start, folder: ChatFolder) -> No
     assert len(folder.read(1).messages) == 2
 
 
-def test_ctrl_c_before_a_signal_changes_nothing(start: Start, folder: ChatFolder) -> None:
-    terminal = ask_forever(start)
+def test_ctrl_c_before_a_signal_changes_nothing(start_chat: StartChat, folder: ChatFolder) -> None:
+    terminal = ask_forever(start_chat)
     terminal.press(CTRL_C)
     terminal.until(">>> ")
     terminal.process.send_signal(signal.SIGTERM)
@@ -110,9 +101,9 @@ def test_ctrl_c_before_a_signal_changes_nothing(start: Start, folder: ChatFolder
 
 
 def test_pasted_control_characters_and_torn_characters_are_text(
-    start: Start, folder: ChatFolder
+    start_chat: StartChat, folder: ChatFolder
 ) -> None:
-    terminal = start("ok", "ok")
+    terminal = start_chat("ok", "ok")
     terminal.until(">>> ")
     terminal.press(f"{PASTE_BEGINS}a\x07b\x1b[31mc\x04d{PASTE_ENDS}")
     terminal.press(ENTER)
@@ -187,8 +178,8 @@ def test_closed_streams_are_no_defect(pack: Path, closed: tuple[int, ...]) -> No
     assert bool(out) is (1 not in closed)
 
 
-def test_several_signals_at_once_end_it_as_one(start: Start, folder: ChatFolder) -> None:
-    terminal = start("Hi!")
+def test_several_signals_at_once_end_it_as_one(start_chat: StartChat, folder: ChatFolder) -> None:
+    terminal = start_chat("Hi!")
     terminal.until(">>> ")
     terminal.press("hello" + ENTER)
     terminal.until("Hi!")

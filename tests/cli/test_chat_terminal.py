@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
-from terminal import CTRL_C, CTRL_D, ENTER, PASTE_BEGINS, PASTE_ENDS, ROOT, UP, Terminal
+from terminal import CTRL_C, CTRL_D, ENTER, PASTE_BEGINS, PASTE_ENDS, UP, Terminal
 
-CHILD = ROOT / "tests/support/chat_child.py"
-Start = Callable[..., Terminal]
+if TYPE_CHECKING:
+    from chat_fixtures import StartChat
 
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Begins chats that answer as told, and ends them; their history is in `tmp_path`."""
-    terminals: list[Terminal] = []
-
-    def start_one(*answers: str) -> Terminal:
-        terminals.append(Terminal(tmp_path, [CHILD, *answers]))
-        return terminals[-1]
-
-    yield start_one
-    for terminal in terminals:
-        terminal.close()
+pytest_plugins = ["chat_fixtures"]
 
 
-def test_a_conversation(start: Start) -> None:
-    terminal = start("Hi there!")
+def test_a_conversation(start_chat: StartChat) -> None:
+    terminal = start_chat("Hi there!")
     terminal.until("/? for help")
     terminal.until(">>> ")
     terminal.press("hello" + ENTER)
@@ -39,8 +26,8 @@ def test_a_conversation(start: Start) -> None:
     assert terminal.exit_code() == 0
 
 
-def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(start: Start) -> None:
-    terminal = start("x", "Yes.")
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(start_chat: StartChat) -> None:
+    terminal = start_chat("x", "Yes.")
     terminal.until(">>> ")
     terminal.press("forever" + ENTER)
     terminal.until("xxx")
@@ -53,8 +40,8 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(start: Start) -> None:
     assert terminal.exit_code() == 0
 
 
-def test_ctrl_c_again_leaves_with_130_and_no_traceback(start: Start) -> None:
-    terminal = start("x")
+def test_ctrl_c_again_leaves_with_130_and_no_traceback(start_chat: StartChat) -> None:
+    terminal = start_chat("x")
     terminal.until(">>> ")
     terminal.press("forever" + ENTER)
     terminal.until("xxx")
@@ -65,8 +52,8 @@ def test_ctrl_c_again_leaves_with_130_and_no_traceback(start: Start) -> None:
     assert "Traceback" not in terminal.screen
 
 
-def test_ctrl_c_twice_at_the_prompt_leaves_with_130(start: Start) -> None:
-    terminal = start()
+def test_ctrl_c_twice_at_the_prompt_leaves_with_130(start_chat: StartChat) -> None:
+    terminal = start_chat()
     terminal.until(">>> ")
     terminal.press(CTRL_C)
     terminal.until("Ctrl-C again leaves")
@@ -75,8 +62,8 @@ def test_ctrl_c_twice_at_the_prompt_leaves_with_130(start: Start) -> None:
     assert terminal.exit_code() == 130
 
 
-def test_ctrl_c_drops_a_line_half_typed(start: Start, tmp_path: Path) -> None:
-    terminal = start("Hi!")
+def test_ctrl_c_drops_a_line_half_typed(start_chat: StartChat, tmp_path: Path) -> None:
+    terminal = start_chat("Hi!")
     terminal.until(">>> ")
     terminal.press("never mind")
     terminal.until("never mind")
@@ -88,8 +75,8 @@ def test_ctrl_c_drops_a_line_half_typed(start: Start, tmp_path: Path) -> None:
     assert saved_questions(terminal, tmp_path) == ["hello"]
 
 
-def test_a_paste_of_several_lines_is_one_message(start: Start, tmp_path: Path) -> None:
-    terminal = start("ok")
+def test_a_paste_of_several_lines_is_one_message(start_chat: StartChat, tmp_path: Path) -> None:
+    terminal = start_chat("ok")
     terminal.until(">>> ")
     terminal.press(f"{PASTE_BEGINS}one\rtwo\r\rfour{PASTE_ENDS}")
     terminal.until("four")
@@ -99,8 +86,8 @@ def test_a_paste_of_several_lines_is_one_message(start: Start, tmp_path: Path) -
     assert saved_questions(terminal, tmp_path) == ["one\ntwo\n\nfour"]
 
 
-def test_three_quotes_ask_for_more_lines(start: Start, tmp_path: Path) -> None:
-    terminal = start("ok")
+def test_three_quotes_ask_for_more_lines(start_chat: StartChat, tmp_path: Path) -> None:
+    terminal = start_chat("ok")
     terminal.until(">>> ")
     terminal.press('"""one' + ENTER)
     terminal.until("... ")
@@ -110,8 +97,8 @@ def test_three_quotes_ask_for_more_lines(start: Start, tmp_path: Path) -> None:
     assert saved_questions(terminal, tmp_path) == ["one\ntwo"]
 
 
-def test_history_comes_back_in_the_next_conversation(start: Start, tmp_path: Path) -> None:
-    first = start("ok")
+def test_history_comes_back_in_the_next_conversation(start_chat: StartChat, tmp_path: Path) -> None:
+    first = start_chat("ok")
     first.until(">>> ")
     first.press("remember me" + ENTER)
     first.until("ok")
@@ -121,15 +108,15 @@ def test_history_comes_back_in_the_next_conversation(start: Start, tmp_path: Pat
     history = tmp_path / "picoedge" / "history"
     assert "remember me" in history.read_text().splitlines()
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
-    second = start("ok")
+    second = start_chat("ok")
     second.until(">>> ")
     second.press(UP)
     second.until("remember me")
 
 
-def test_a_history_that_cannot_be_kept_is_said_once(start: Start, tmp_path: Path) -> None:
+def test_a_history_that_cannot_be_kept_is_said_once(start_chat: StartChat, tmp_path: Path) -> None:
     (tmp_path / "picoedge").write_text("in the way")
-    terminal = start("Hi!")
+    terminal = start_chat("Hi!")
     terminal.until("no history is kept")
     terminal.until(">>> ")
     terminal.press("hello" + ENTER)

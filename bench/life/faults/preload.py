@@ -9,12 +9,12 @@ from pathlib import Path
 
 from bench.children import BenchError, Unready
 
-BENCH = Path(__file__).resolve().parents[1]
+BENCH = Path(__file__).resolve().parents[2]
 YEAR_S = 365 * 86400
 
 
 def compiled(source: str, folder: Path) -> Path:
-    """A C file, such as "life/faults.c", as a library in `folder`. Raises Unready, BenchError."""
+    """A C file, as "life/faults/faults.c", as a library in `folder`. Raises Unready, BenchError."""
     if shutil.which("gcc") is None:
         raise Unready("gcc is needed for what befalls boards: apt install gcc libc6-dev")
     library = (folder / source.replace("/", "-")).with_suffix(".so")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bench.life.boards import LINK
-from bench.life.events import DAEMON, HUB, Event
-from bench.life.preload import YEAR_S
+from bench.life.faults.events import DAEMON, HUB, Event
+from bench.life.faults.preload import YEAR_S
 from hw.lab import LinkShape
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _restart(event: Event, life: Life) -> Undo:
 
 def _oom(event: Event, life: Life) -> Undo:
     board = life.boards[event.board].board
-    hog = [sys.executable, "-m", "bench.life.hog", *map(str, board.pids())]
+    hog = [sys.executable, "-m", "bench.life.faults.hog", *map(str, board.pids())]
     board.run(hog, timeout_s=OOM_S)
     return nothing
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from bench.life.transcript import PROMPT, Shown, shown
+from bench.life.desk.transcript import PROMPT, Shown, shown
 from hw.lab import Board
 
 COLUMNS = 1000  # no line is wrapped: what is seen is what was written
@@ -89,7 +89,7 @@ class Terminal:
     ) -> None:
         self._question, self._asked_at, self.asked_s = question, 0, time.monotonic()
         self.out, self.err = Screen(), Screen()
-        words = [sys.executable, "-m", "bench.life.on_terminal", *command]
+        words = [sys.executable, "-m", "bench.life.desk.on_terminal", *command]
         self.process: subprocess.Popen[Any] = board.start(
             words, env={**env, "TERM": "dumb"}, stdin=self.out.slave, stdout=self.out.slave,
             stderr=self.err.slave,

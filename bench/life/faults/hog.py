@@ -1,4 +1,4 @@
-"""`python -m bench.life.hog PID...`: take memory until the kernel kills one of these processes.
+"""`python -m bench.life.faults.hog PID...`: take memory until the kernel kills one of these.
 
 It runs in their control group, and is the last that the kernel would choose there.
 """

@@ -1,7 +1,7 @@
 """The undisturbed text: a process on no board that answers the same conversation alone.
 
-`python -m bench.life.reference PACK N_CTX` reads {"messages": [...], "n": N} a line and writes
-{"text": ...} a line. Sums are exact, so one board says what many say.
+`python -m bench.life.verdict.reference PACK N_CTX` reads {"messages": [...], "n": N} a line and
+writes {"text": ...} a line. Sums are exact, so one board says what many say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Reference:
     """The process, asked from here."""
 
     def __init__(self, pack: Path, n_ctx: int, scratch: Path) -> None:
-        words = [sys.executable, "-m", "bench.life.reference", str(pack), str(n_ctx)]
+        words = [sys.executable, "-m", "bench.life.verdict.reference", str(pack), str(n_ctx)]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env=clean_environment(os.environ, scratch), start_new_session=True,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.life.boards import PICOEDGE, LifeBoard
-from bench.life.judge import judge
-from bench.life.questions import Conversation, Message
-from bench.life.reference import Reference
-from bench.life.terminal import Terminal
-from bench.life.transcript import Shown
+from bench.life.desk.questions import Conversation, Message
+from bench.life.desk.terminal import Terminal
+from bench.life.desk.transcript import Shown
+from bench.life.verdict.judge import judge
+from bench.life.verdict.reference import Reference
 from picoedge.chats.chat_folder import ChatFolder
 
 N_TOKENS, N_CTX = 16, 1024

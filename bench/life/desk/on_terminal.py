@@ -1,4 +1,4 @@
-"""`python -m bench.life.on_terminal COMMAND...`: run it with stdin as its controlling terminal.
+"""`python -m bench.life.desk.on_terminal COMMAND...`: run it on the terminal of stdin.
 
 Ctrl-C typed there then becomes SIGINT, and closing the terminal SIGHUP, as on a real one.
 """

@@ -1,0 +1,1 @@
+"""Who sits at a board: what is typed, and what is seen."""

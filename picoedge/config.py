@@ -22,7 +22,7 @@ class RopeScaling:
     """How rotary frequencies are stretched.
 
     `kind` is "none", "linear" (all divided by `factor`) or "llama3" (low frequencies divided
-    by `factor`, high ones kept, a ramp between; Llama 3.1's release code), or one that is given by
+    by `factor`, high ones kept, a ramp between; Llama 3.1's release code), or a kind given by
     its divisors alone: "yarn", "longrope".
     `freq_factors` holds explicit per-frequency divisors (of a GGUF's `rope_freqs.weight`, or
     computed from the source's config); they then replace the formula. `long_factors` replace them
@@ -179,7 +179,8 @@ _THEIR_NAMES = {
 def model_sampling(values: Mapping[str, Any]) -> dict[str, float]:
     """The sampling options among what a model says of itself, by our names.
 
-    What is no number in its range is left out: it is advice, and no reason to refuse a model.
+    Values out of range or of another type are left out: they are advice, no reason to refuse a
+    model.
     """
     found: dict[str, float] = {}
     for name, value in values.items():

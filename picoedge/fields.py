@@ -72,7 +72,7 @@ class Fields:
         return f"{self.where}: {inside}" if self.where and inside else f"{self.where or inside}"
 
     def fault(self, name: str, expected: str = "") -> PicoedgeError:
-        """The error for field `name`, which is missing, or not what is `expected`."""
+        """The error for field `name`, which is missing or not as `expected`."""
         if name.partition(" ")[0] not in self.values:
             return self.error(f"{self._place(name)} is missing", self.hint)
         what = f"is not {expected}" if expected else "is damaged"

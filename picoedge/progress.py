@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("packing"), how much is done, and of how much (0: unknown).
+"""Called with the stage ("packing"), the amount done, and the whole amount (0: unknown).
 
-With "" nothing is being done: before something else is told.
+With "" the stage is over.
 """
 
 

@@ -20,7 +20,7 @@ from picoedge.files import sync, take_lock
 
 MAX_BYTES = 64 << 20  # of one file: hundreds of times what a context holds
 _STEP_NS = 1000
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # what is no file does not keep us waiting
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a FIFO must not wait
 
 
 class ChatInUseError(Exception):

@@ -22,7 +22,7 @@ _NAME = re.compile(r"([1-9][0-9]{0,8})\.jsonl", re.ASCII)
 _HEAD_BYTES = 64 << 10  # of a file, for the list
 _FIRST_WORDS = 80
 _LIST = "picoedge chats lists them"
-_HINT = "check who may read and write there; XDG_STATE_HOME names another folder"
+_HINT = "check its owner and permissions; XDG_STATE_HOME names another folder"
 
 
 @dataclass(frozen=True)

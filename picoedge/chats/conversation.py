@@ -7,8 +7,8 @@
     {"kind": "regenerate"}                               the last question is asked again
     {"kind": "load", "system": …, "messages": […]}       replaces the messages
 
-A chat keeps no other state: what is read from its file is what was on the screen. Records come from
-files that anybody may have edited, so what makes no sense changes nothing.
+A chat keeps no other state: its file gives the conversation that was on the screen. Records come
+from files that a person may have edited, so a malformed record changes nothing.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _ask(before: Conversation, record: Record) -> Conversation:
 
 
 def _answer(before: Conversation, record: Record) -> Conversation:
-    """An empty answer takes the question back; of one that is asked again the old answer stays."""
+    """An empty answer takes the question back; a question asked again keeps its old answer."""
     text, turns = _text(record, "text"), before.messages
     if before.question is None:
         return before

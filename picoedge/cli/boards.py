@@ -331,7 +331,7 @@ def _cluster_checks() -> list[Check]:
 )  # fmt: skip
 @json_option
 def doctor(kernels: str | None, over_boards: bool, as_json: bool) -> int:
-    """Say what is wrong with this board and what to do, one line each.
+    """Check this board: a line for each fault, with its remedy.
 
     The exit code is 1 where something keeps picoedge from working as it should.
     """

@@ -84,7 +84,7 @@ def _converse(
 
 @click.command("generate")
 @options.model_argument()
-@options.prompt_options(256, "The text to complete [default: what is piped in].")
+@options.prompt_options(256, "The text to complete [default: standard input].")
 @click.option("--raw", is_flag=True, help="Complete the plain text, without the chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Continue past the end-of-text token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -49,7 +49,7 @@ def choose_model(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_log(values: dict[str, Any], model: str) -> ChatLog:
-    """The record of a new chat, or of the one that this process goes on with."""
+    """The log of a new chat, or of the chat that this process continues."""
     if not values["history"]:
         return ChatLog()
     folder, number = ChatFolder.from_environment(), values["continued"]

@@ -27,7 +27,7 @@ def converse(chat: Chat) -> int:
             chat.say("")
             return 0
         except Terminated:
-            with suppress(OSError):  # the terminal itself may be what is gone
+            with suppress(OSError):  # the terminal itself may be gone
                 chat.say("")
             raise
         except KeyboardInterrupt:

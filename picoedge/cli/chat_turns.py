@@ -74,7 +74,7 @@ class Chat:
         self.answer()
 
     def answer(self) -> None:
-        """Answer the question that has none; of what is interrupted the text so far is kept.
+        """Answer the open question; an interrupted answer keeps its text so far.
 
         Ctrl-C before the first word takes the question back; after an error `/regen` asks it again.
         """
@@ -112,7 +112,7 @@ class Chat:
         self._tell_end()
 
     def _tell_of_template(self, messages: list[Message]) -> None:
-        """Say once what the template does with such messages that somebody would not expect."""
+        """Print, once each, the template's surprises with such messages (see `Prompter.notes`)."""
         for note in self.prompter.notes(messages):
             if note not in self._told:
                 self._told.add(note)
@@ -161,7 +161,7 @@ class Chat:
         return messages
 
     def set(self, name: str, value: Any) -> None:
-        """Change a setting, for this chat and whoever goes on with it. Raises UsageError."""
+        """Change a setting, for this chat and for processes that continue it. Raises UsageError."""
         self.apply(name, value)
         if name not in ("verbose", "quiet", "chat_template"):  # which is kept with the pack
             self.log.add("set", name=name, value=value)

@@ -24,7 +24,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """List the conversations kept on this board, the one used last at the end.
 
     `picoedge chat --continue ID` goes on with one. They are files of JSON lines in
-    $XDG_STATE_HOME/picoedge/chats, which nobody else may read.
+    $XDG_STATE_HOME/picoedge/chats, which only their owner may read.
     """
     if ctx.invoked_subcommand is not None:
         return

@@ -77,7 +77,7 @@ def storage_error(error: OSError) -> StorageError:
     where = f": {error.filename}" if error.filename else ""
     hints = {
         errno.ENOSPC: "free some space on that disk",
-        errno.EACCES: "check who may read and write it",
+        errno.EACCES: "check its owner and permissions",
         errno.EROFS: "that disk is mounted read-only",
         errno.ENOMEM: _LESS_MEMORY,
     }

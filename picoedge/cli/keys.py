@@ -78,7 +78,7 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
         click.echo(f"picoedge keys allow {shlex.quote(identity.keys.public)} {board}")
     else:
         click.echo(one_line(f"made cluster {made.name} with this board, {board}, in {folder}"))
-        output.note("keep a copy of that folder safe: without it nobody is let in or out any more")
+        output.note("keep a copy of that folder safe: without it no board can be let in or revoked")
         output.note("next: picoedge run, and picoedge keys invite for each other board")
 
 

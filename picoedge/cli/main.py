@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("keys.command", "Make a cluster; decide which boards are in it."),
     "ps": ("boards.ps", "Show the boards of the mesh, and what each does."),
     "top": ("boards.top", "Watch the boards of the mesh work."),
-    "doctor": ("boards.doctor", "Say what is wrong with this board and what to do."),
+    "doctor": ("boards.doctor", "Check this board: faults, with their remedies."),
 }
 ALIASES = {"ls": "list"}
 PROGRAM = "picoedge"

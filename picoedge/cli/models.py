@@ -61,7 +61,7 @@ def open_pack(
 def open_session(
     values: Mapping[str, Any], opened: OpenPack, prompt: Prompt | None = None
 ) -> Session:
-    """The session of a command; `prompt` is the only one that it will answer."""
+    """The session of a command; `prompt`: the only prompt it will answer."""
     from picoedge.engine import open as opening
 
     with showing_progress() as progress:
@@ -151,7 +151,7 @@ def _decode_text(data: bytes, where: str, cut: bool = False) -> str:
 
 
 def chosen_prompt(prompt: str | None) -> str:
-    """`-p`, else what is piped in, less its last newline. Raises UsageError for neither."""
+    """`-p`, else standard input, less its last newline. Raises UsageError for neither."""
     if prompt is None and stdin_is_terminal():
         raise UsageError("no prompt", "give one with -p TEXT, or pipe it in")
     text = _read_stdin().removesuffix("\n") if prompt is None else prompt

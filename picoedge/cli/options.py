@@ -239,7 +239,7 @@ def chosen_variables(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def parse_variable(text: str) -> Any:
-    """A value as in JSON; what is none is text."""
+    """A value as in JSON; anything else is text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

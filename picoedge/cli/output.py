@@ -36,7 +36,7 @@ def tolerate_any_text() -> None:
 
 def open_closed_streams() -> None:
     """Put /dev/null where a standard stream was closed, so that no file of ours takes its number:
-    what is written to the stream, by a child or by C, would go into that file.
+    output of a child or of C to that stream would go into the file.
     """
     for number in range(3):
         try:
@@ -98,8 +98,8 @@ def _progress_text(what: str, done: int, total: int) -> str:
 class ProgressLine:
     """A line of the terminal `stream`, redrawn: the stage of the work, and its share done.
 
-    What is written after it starts on a clean line: it is erased once a stage is whole, and for an
-    empty stage. Loading may begin anew in an answer: then its first line is a new one.
+    Later output starts on a clean line: this one is erased once a stage is whole, and for an empty
+    stage. Loading may begin anew in an answer: then its first line is a new one.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:

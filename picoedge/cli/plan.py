@@ -39,9 +39,9 @@ NUMBERS = (
 @click.option("--hub", metavar="NAME", help="The board of the file where the command would run.")
 @options.split_options
 def command(**values: Any) -> None:
-    """Show how MODEL would run: what stays in memory, what is streamed, how fast.
+    """Show how MODEL would run: weights in memory, weights streamed, speed.
 
-    The plan is the one that generate and chat would make with the same options; with --cluster or
+    generate and chat make the same plan with the same options; with --cluster or
     --boards it shows seconds per token for each number of boards, and the shards of each board.
     No weights are loaded; a model that is not packed yet is fetched and packed.
     """

@@ -1,4 +1,4 @@
-"""A memory plan as a picture of characters: what is resident and what streamed, by layer."""
+"""A memory plan as a picture of characters: resident and streamed weights, by layer."""
 
 from __future__ import annotations
 

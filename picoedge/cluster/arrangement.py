@@ -33,7 +33,7 @@ class Arrangement:
 
     @property
     def shares(self) -> Sequence[Share]:
-        """What each board has of it, the hub first."""
+        """Each board's share of the model, the hub first."""
         return self.plan.chosen.shares
 
     @property

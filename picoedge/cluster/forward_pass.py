@@ -166,8 +166,8 @@ class ForwardPass:
     def begin(self, sums: F64) -> Callable[[], None]:
         """Send what this rank adds to some sums, f64 [n, hidden], of this stage.
 
-        Call what is returned, in the order in which sums were begun: it puts the group's sums in
-        their place. The rows of a stage may come in several sums; the next ones of the same rows
+        Call the returned function, in the order in which sums were begun: it puts the group's sums
+        in their place. The rows of a stage may come in several sums; the next ones of the same rows
         are begun once these are finished.
         """
         stages, channel, stage = self._stages, self.channel, self._stage

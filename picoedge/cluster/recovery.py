@@ -213,7 +213,7 @@ class Recovery:
         return self._wait(frozenset((self.own,)), now_s, patience_s)
 
     def _wait(self, awaited: frozenset[str], now_s: float, patience_s: float) -> Decision:
-        if not self._members:  # a session that never ran: what is wrong was so before
+        if not self._members:  # a session that never ran: waiting mends nothing
             return GIVE_UP
         if self._waits_since_s is None:
             self._waits_since_s = now_s

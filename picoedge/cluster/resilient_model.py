@@ -1,4 +1,4 @@
-"""A model over several boards that survives the failure of any, and of what is around it.
+"""A model over several boards that survives failures of boards, daemons and networks.
 
 The tokens in the cache are known. When a board dies, hangs or is cut off, the boards that are there
 are planned anew, the cache is recomputed from those tokens, and the interrupted pass is repeated:
@@ -155,7 +155,7 @@ class ClusterModel:
                 self._queues = True
                 return GO
             return self._decide(TooSmall())
-        if isinstance(error, UnlinkedError):  # nobody has failed
+        if isinstance(error, UnlinkedError):  # no board has failed
             self._directory.unlink(error.keys[0], error.keys[1:])
             self._tell(f"{error.message}; this board passes on their sums")
             return GO

@@ -144,7 +144,7 @@ def _say(line: Mapping[str, Any]) -> None:
 def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity, board: Board) -> None:
     """Connect to the group, load the slice, compute until the hub says goodbye.
 
-    `board.slice` is the slice from then on; one that is there is used if the group needs the same.
+    `board.slice` is the slice from then on; a loaded slice is used if the group needs the same.
     Raises PicoedgeError.
     """
     page, context = board.page, zmq.Context()

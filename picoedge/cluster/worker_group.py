@@ -291,7 +291,7 @@ class WorkerGroup:
     def _accused_by(self, handle: BoardHandle, body: dict[str, Any]) -> BoardHandle | None:
         """The worker that a board's worker says it has lost, if it exchanges messages with it.
 
-        Version 1 says only a name, which is the one that this group gave.
+        Version 1 sends only a name: the name that this group gave the board.
         """
         if self._spec.allreduce != "exchange":
             return None

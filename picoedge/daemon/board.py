@@ -9,8 +9,9 @@
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-`reservations` decides which job has the board, `memory_ledger` who has its memory. The daemon loads
-no weights; a worker whose group is over keeps its slice, until something else needs the memory.
+`reservations` decides which job has the board, `memory_ledger` which claims end for another. The
+daemon loads no weights; a worker whose group is over keeps its slice, until something else needs
+the memory.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class BoardService:
         reservation = self._users.get(str(run))
         own = self._node.identity.keys.public
         if reservation is None or str(sender) not in (str(reservation.sender), own):
-            raise AccessError("this board runs no such job of the one who asks", "picoedge ps")
+            raise AccessError("this board runs no such job of the board that asks", "picoedge ps")
         self._end_run(reservation)
 
     # -- reservations --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A board's memory as its daemon gives it: the budget, and the ledger of who has what of it."""
+"""A board's memory as its daemon gives it: the budget, and the ledger of its claims."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ class BoardMemory:
         return is_old or available_bytes() < self.limit // SPARE_PART
 
     def report(self) -> list[dict[str, Any]]:
-        """Who has what, for `picoedge ps`."""
+        """The claims, for `picoedge ps`."""
         return [claim.to_json(self._clock()) for claim in self._ledger.claims]

@@ -1,7 +1,7 @@
-"""The ledger of a board's memory: who has how much of it, since when and for whom. Pure.
+"""The ledger of a board's memory: claims, each with its bytes, start and board. Pure.
 
 An answer comes before a kept slice, and a kept slice before training. A claim ends the claims that
-come after it, as few of them as make room; it never ends one that comes before it or beside it.
+come after it, as few of them as make room; it never ends a claim of its own rank or before it.
 """
 
 from __future__ import annotations

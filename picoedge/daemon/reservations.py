@@ -5,9 +5,9 @@
 Two kinds of reservation. One in the foreground belongs to a connection: it has the board for
 itself, and the others queue in the order they asked. One in the background belongs to a run: its
 worker runs while no foreground job wants the board, is stopped for one, and is started again
-after it; of several runs, the earliest that has not ended. The board passes on
-only when every worker process of its last user has ended, or keeps its slice as nobody's: only then
-is its memory known.
+after it; of several runs, the earliest that has not ended. The board passes on only when every
+worker process of its last user has ended, or keeps its slice without a job: only then is its
+memory known.
 """
 
 from __future__ import annotations

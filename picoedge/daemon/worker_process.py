@@ -19,7 +19,7 @@ from picoedge.jobs.progress_page import ProgressPage, new_page
 from picoedge.jobs.spec import WorkerConfig
 
 LINE_BYTES = 64 << 10  # of one message: the longest is a failure of 4,000 characters
-EXIT_S = 2.0  # for a killed process to be reaped; one that waits for its disk takes longer
+EXIT_S = 2.0  # for a killed process to be reaped; a process that waits for its disk takes longer
 # A worker in the kernel's disk sleep that has read nothing for so long is stalled. A sound card
 # answers a read within tenths of a second; a worker that streams weights is in that sleep often.
 STALL_S = 2.0
@@ -62,7 +62,7 @@ class WorkerProcess:
             self.pidfd = os.pidfd_open(self._process.pid)
             stack.callback(os.close, self.pidfd)
             with suppress(BrokenPipeError):
-                # One that has ended already is no fault here: `why_ended` will say how.
+                # A worker that has ended already is no fault here: `why_ended` will say how.
                 self._write(config)
             os.set_blocking(self.stdout.fileno(), False)
             self._resources = stack.pop_all()

@@ -85,7 +85,7 @@ class WorkerEvents(Protocol):
 class Kept:
     """A worker process without a job that keeps its slice, which takes up to `nbytes`.
 
-    `of`: what is loaded; a job with an equal slice can go on with it.
+    `of`: the loaded slice; a job that needs an equal one can go on with it.
     """
 
     worker: WorkerProcess

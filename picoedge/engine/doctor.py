@@ -1,4 +1,4 @@
-"""The checks of `picoedge doctor`: each says what is wrong with this board and the remedy."""
+"""The checks of `picoedge doctor`: each returns faults of this board, with remedies."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def cache_bits(pack: Pack, options: OpenOptions) -> int:
 
 
 def choose_context(pack: Pack, options: OpenOptions) -> int:
-    """The context asked for, else one that suits this board's memory.
+    """The context asked for, else a context that suits this board's memory.
 
     Raises UsageError for more positions than the model was trained with.
     """
@@ -171,9 +171,9 @@ def choose_context(pack: Pack, options: OpenOptions) -> int:
 
 
 def budget_bytes(ceiling: int | None) -> int:
-    """Memory this process may take in all: what it has and what is free, at most `ceiling`.
+    """Memory this process may take in all: its own and the free memory, at most `ceiling`.
 
-    Without a ceiling a sixteenth of what is free is left to others.
+    Without a ceiling a sixteenth of the free memory is left to others.
     """
     available = resources.available_bytes()
     if ceiling is None:

@@ -108,7 +108,7 @@ class Prompter:
         return replace(self, variables=others if value is None else {**others, name: value})
 
     def notes(self, messages: list[dict[str, str]]) -> list[str]:
-        """What the template does with these messages that somebody would not expect, a sentence
+        """The template's surprises with these messages (a dropped system message …), a sentence
         each. Raises TextError where it drops the question.
         """
         return self.require_template().probe().notes(messages)
@@ -167,7 +167,7 @@ class LanguageModel(Protocol):
 
     @property
     def slice(self) -> LoadedModel:
-        """What this board runs of it at present: all, or a slice."""
+        """This board's part of the model at present: all, or a slice."""
 
     @property
     def boards(self) -> int:

@@ -32,7 +32,7 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-PROBE_TIMEOUT_S = 30.0  # a healthy card takes one second; one that hangs never answers
+PROBE_TIMEOUT_S = 30.0  # a healthy card takes one second; a hanging card never answers
 ENOUGH_S = 0.4
 LEAST_BYTES = 4 << 20  # less says more of how long one read takes than of speed
 MOST_BYTES = 96 << 20  # read each way

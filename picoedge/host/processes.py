@@ -1,4 +1,4 @@
-"""Ties between processes: a child that ends with its parent, and one that goes first."""
+"""Ends of processes: with the parent, or before others when memory is short."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GOES_FIRST = 900  # of 1000: before any program of the user's
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill this process when the thread that started it ends, however that ends.
+    """Have the kernel kill this process when the thread that started it ends, in any way.
 
     `parent` is its process: if it has ended by now, this one ends at once. 0: not known.
     """

@@ -44,8 +44,8 @@ def available_bytes(
 
 
 def board_bytes(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS, proc: Path = PROC) -> int:
-    """Bytes that all of picoedge may take on this board: what is available, and what its other
-    processes hold already.
+    """Bytes that all of picoedge may take on this board: available memory, and the memory that its
+    other processes hold already.
 
     A daemon that is started again beside a session must not take that session's memory for lost:
     it is what the session is to be lent.
@@ -213,7 +213,7 @@ class PauseDetector:
 
 
 class PauseWatch:
-    """A thread that looks at the clock, as the one that computes may be long about a token."""
+    """A thread that looks at the clock, as the computing thread may be long about a token."""
 
     def __init__(self) -> None:
         self._detector, self._closed = PauseDetector(clock_s()), threading.Event()

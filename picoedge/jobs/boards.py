@@ -130,12 +130,12 @@ class BoardDirectory:
         return reached, {board["key"] for board in new} - reached
 
     def has_daemon(self, *, same: bool = False) -> bool:
-        """Whether a daemon runs on this board; with `same`, still the one that was found first."""
+        """Whether a daemon runs on this board; with `same`, the same process as at first."""
         daemon = find_local(self.identity.folder)
         return daemon is not None and (not same or daemon.incarnation == self._incarnation)
 
     def own_answers(self) -> bool:
-        """Whether the daemon of this board answers: not one that is stopped."""
+        """Whether the daemon of this board answers: a stopped one does not."""
         try:
             client = self._own()
             try:

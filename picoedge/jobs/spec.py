@@ -48,10 +48,10 @@ class WorkerConfig:
     `spec` is what the hub sent, which the daemon has checked: plain values that only the worker of
     that job understands. `pack` is the model's folder; None: pull it to `shelf`. The worker listens
     on `host`, within `ports` (the first and the last), reports on the memory page at `page`, and
-    may take `memory_bytes` and `threads` (None: one per usable core). `daemons` says where this
-    board reaches those of other boards, by key: it holds where the hub's addresses do not. `keep`:
-    the worker stays with its weights when the job is over, for the next line on its stdin. It ends
-    with the process `daemon`.
+    may take `memory_bytes` and `threads` (None: one per usable core). `daemons` has addresses at
+    which this board reaches the other boards' daemons, by key: they hold where the hub's do not.
+    `keep`: the worker stays with its weights when the job is over, for the next line on its
+    stdin. It ends with the process `daemon`.
     """
 
     job: str

@@ -1,7 +1,7 @@
 """The state of the cluster as this board's daemon reports it, typed: for `ps`, `top`, the page.
 
 A daemon keeps of what another board reports of itself the fields that `read_report` knows, each
-within its bounds: a malformed field counts as one that was not sent.
+within its bounds: a malformed field counts as not sent.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class _Straggler:
         return self.since_s + REST_S * 2.0 ** (self.times - 1)
 
     def times_now(self, now_s: float) -> int:
-        """How often it was slow, less what is forgotten."""
+        """Times it was slow, less one for each FADE_S since."""
         return max(0, self.times - int((now_s - self.since_s) / FADE_S))
 
 
@@ -172,7 +172,7 @@ class SharedWork(Protocol):
 
     @property
     def shares(self) -> Sequence[Share]:
-        """What each board has of it, the hub first."""
+        """Each board's share of the model, the hub first."""
 
     @property
     def disk_wait_s(self) -> float:

@@ -14,4 +14,4 @@ I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
-Array = npt.NDArray[Any]  # elements of several types, or of one that depends on a format
+Array = npt.NDArray[Any]  # elements of several types, or of a type that depends on a format

@@ -219,7 +219,7 @@ enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS };
 
 typedef struct {
     const char *name;
-    int32_t bits, offset;    /* of a quant; what is subtracted from it */
+    int32_t bits, offset;    /* of a quant; offset is subtracted from it */
     int32_t has_min, super;  /* a minimum per block; integer scales under an f16 superscale */
     int32_t quant_bytes, high_bytes, scale_bytes; /* of each plane, per block and row */
 } format_t;

@@ -22,7 +22,7 @@ from picoedge.mesh.addresses import Address, parse_address
 
 MAX_BYTES = 1 << 20
 LOCK = "lock"
-LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; one that is suspended must not suspend all
+LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; a suspended holder must not suspend all
 DAEMON_FILE, DAEMON_LOCK = "daemon.json", "daemon.lock"
 DAEMON_LOCK_S = 0.2  # a process that looks whether a daemon runs holds the lock for a moment
 Stamp = tuple[int, int, int, int]
@@ -87,7 +87,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 def _as_storage_error(path: Path) -> AbstractContextManager[None]:
     return storage_errors(
-        path, "check who may read and write there; PICOEDGE_CLUSTER names another folder"
+        path, "check its owner and permissions; PICOEDGE_CLUSTER names another folder"
     )
 
 
@@ -113,9 +113,9 @@ def published_daemon(folder: Path, address: Address, incarnation: int) -> Iterat
     with open(fd, "rb"):
         if not take_lock(fd, DAEMON_LOCK_S):
             daemon = _read_daemon(folder)
-            who = f"process {daemon.pid}, at {daemon.address}" if daemon else "it is just starting"
+            where = f"process {daemon.pid}, at {daemon.address}" if daemon else "just starting"
             raise MeshError(
-                f"a daemon with this identity runs already: {who}",
+                f"a daemon with this identity runs already: {where}",
                 "stop that one, or name another cluster folder in PICOEDGE_CLUSTER",
             )
         said = {

@@ -22,7 +22,7 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
 
-_NEAR = 1.25  # times the least: estimates of what is read are not better than that
+_NEAR = 1.25  # times the least: estimates of bytes read are no better than that
 _LISTED = 8  # boards that an error names
 _REMEDY = (
     "allow more with --memory, take a smaller --ctx-size, --kv-bits 8 or a model of fewer bits, "

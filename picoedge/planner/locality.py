@@ -1,7 +1,7 @@
 """What boards have of a model: shards on their disks, and slices that are loaded still. Pure.
 
-An assignment of what is there is taken if it is at most 10 % slower: measured speeds differ by some
-per cent from one start to the next, and a large slice takes minutes to pull or to load.
+An assignment of shards already there is taken if it is at most 10 % slower: measured speeds differ
+by some per cent from one start to the next, and a large slice takes minutes to pull or to load.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from picoedge.planner.memory import Counts
 from picoedge.store.shards import HeldShards, Slice
 from picoedge.units import format_size
 
-KEEP = 1.1  # an assignment of what is there may be this much slower: estimates are no better
+KEEP = 1.1  # an assignment of shards already there may be this much slower: estimates are no better
 DISK_SPARE_BYTES = 16 << 20  # that a pull leaves free
 FILES_BESIDE = 16  # of a pack, beside one for each layer; and of its temporary ones
 Pair: TypeAlias = tuple[Candidate, Candidate]  # a candidate, and its exact plan
@@ -114,8 +114,8 @@ def loaded_slices(
 ) -> Iterator[tuple[list[int], list[Slice]]]:
     """Boards, the hub first, and slices that cover every shard once, of those that are loaded.
 
-    `loaded` is by the board's index. The hub has its own loaded slice or, without one, whatever
-    comes before those of the others.
+    `loaded` is by the board's index. The hub has its own loaded slice or, without one, the shards
+    before those of the other boards.
     """
     others = {i: part for i, part in loaded.items() if i != hub and any(map(len, _spans(part)))}
     own = [_ends(loaded[hub])] if hub in loaded and _starts(loaded[hub]) == (0, 0, 0) else []

@@ -122,7 +122,7 @@ _BOUNDS: dict[str, tuple[Callable[[Fields, str, int, int], float], int, int]] = 
 
 
 def board_from_json(values: object, where: str = "a board") -> BoardFacts:
-    """A board's facts, checked. Raises ProtocolError naming what is wrong."""
+    """A board's facts, checked. Raises ProtocolError naming the field."""
     return _board(Fields(values, where, hint=_REMEDY))
 
 
@@ -149,7 +149,7 @@ def _link(fields: Fields) -> LinkFacts:
 
 
 def topology_from_json(values: object) -> Topology:
-    """The boards and links of a file's JSON. Raises ProtocolError naming what is wrong."""
+    """The boards and links of a file's JSON. Raises ProtocolError naming the field."""
     fields = Fields(values, "the cluster", hint=_REMEDY).only(("hub", "link", "links", "boards"))
     boards = tuple(map(_board, fields.objects("boards", MOST_BOARDS)))
     names = {board.name: i for i, board in enumerate(boards)}

@@ -1,4 +1,4 @@
-"""One file over HTTP, with resume: what is on the disk already is not asked for again."""
+"""One file over HTTP, with resume: bytes on the disk already are not requested again."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class HttpFetch:
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_reason(error)) from error
         except ValueError as error:
-            what = f"{self.url} is not, or leads to what is not, a URL: {error}"
+            what = f"{self.url} is not, or redirects to something that is not, a URL: {error}"
             raise DownloadError(what) from error
         self._reached = True
         with response:

@@ -4,7 +4,7 @@
     choice = choose(name, parse_listing(page))     # the page is of /api/models/REPO/tree/main
 
 A hub lists each file with its size and a hash: large files with the SHA-256 of their content,
-others with their Git blob's SHA-1. What is fetched is checked by that, and a file that is listed
+others with their Git blob's SHA-1. A fetched file is checked by it, and a file that is listed
 without one is not fetched.
 """
 
@@ -76,7 +76,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubChoice:
-    """The files of one model: a GGUF (perhaps in parts), or those of a folder (`is_folder`)."""
+    """The files of one model: a GGUF (perhaps in parts), or all files of a folder (`is_folder`)."""
 
     name: HubName
     label: str  # "Q4_K_M", or FLOATS

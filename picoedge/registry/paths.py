@@ -1,4 +1,4 @@
-"""The shelf's folder: where it is, what is called how, what it takes, its locks and errors."""
+"""The shelf's folder: its place, names of its files, bytes it takes, its locks and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def source_name(path: Path) -> str:
 
 
 def is_pack(path: Path) -> bool:
-    """Whether `path` is meant as a pack: by its name, or by what is in it."""
+    """Whether `path` is meant as a pack: by its name, or by a manifest in it."""
     return path.suffix == ".pico" or (path / "picoedge.json").is_file()
 
 
@@ -72,7 +72,7 @@ def remove_left(path: Path) -> None:
 def as_storage_error(path: Path) -> AbstractContextManager[None]:
     """Turn what the operating system says about `path` into StorageError."""
     return storage_errors(
-        path, "free some space or check who may write there; PICOEDGE_HOME names another folder"
+        path, "free some space or check its permissions; PICOEDGE_HOME names another folder"
     )
 
 

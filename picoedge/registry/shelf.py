@@ -1,7 +1,7 @@
 """The model shelf: MODEL, as people name it, to a pack on this disk.
 
 A MODEL is a name of the catalogue, a `.gguf` file, a Hugging Face folder, a `.pico` folder, or
-`hf:OWNER/REPO[:QUANT]`, a model of a Hugging Face hub. What is not packed is packed into the
+`hf:OWNER/REPO[:QUANT]`, a model of a Hugging Face hub. An unpacked model is packed into the
 shelf's folder on first use: $PICOEDGE_HOME/models, else $XDG_CACHE_HOME/picoedge/models. There, all
 under one NAME:
 
@@ -164,7 +164,7 @@ class Shelf:
         return self._up_to_date(model, None, fetch, progress)
 
     def _open_of_hub(self, name: HubName, progress: Progress) -> Pack:
-        """The pack of a hub's model. What is here is taken as it is, without a network."""
+        """The pack of a hub's model. A pack on this disk is taken as it is, without a network."""
         from picoedge.registry.hub_download import look_up
 
         if (path := self._pack_of(name)) and (pack := _current(path, None)):
@@ -216,7 +216,7 @@ class Shelf:
         return target
 
     def items(self) -> list[ShelfItem]:
-        """What is on the shelf, then what could be pulled, what takes least memory first."""
+        """Packs on the shelf, then models to pull, least memory first."""
         packs = {path.stem: path for path in self._glob("*.pico")}
         fetched = {path.stem: path for path in self._glob("*.gguf") if path.stem not in packs}
         known = {*packs, *fetched}
@@ -352,7 +352,7 @@ def memory_of(entry: CatalogueEntry | None, n_bytes: int) -> MemoryOfModel:
 
 
 def _current(out: Path, source: Path | None) -> Pack | None:
-    """The pack at `out` if there is one that opens and was packed from `source` as it is now.
+    """The pack at `out` if it opens and was packed from `source` as it is now.
 
     Without `source` any pack that opens is current. Raises ModelError where `source` is no model.
     """

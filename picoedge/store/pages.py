@@ -98,7 +98,7 @@ def forget_cached(fd: int, start: int, end: int) -> None:
     """Drop a range of a file from the page cache.
 
     The cache drops only folios that lie wholly inside the range. So the range begins one folio
-    earlier, to include one that the previous call's end cut.
+    earlier, to include the folio that the previous call's end cut.
     """
     first = max(0, page_down(start) - _HUGE)
     with contextlib.suppress(OSError):  # a file system without a page cache

@@ -1,7 +1,7 @@
 """Allreduce: the sum of all ranks' values, on all ranks that need it, to the same bits.
 
     finish = reduce(channel, values, contributors, receivers, owners)
-    ...                             what is computed here hides the messages' way
+    ...                             computing here hides the messages' latency
     finish()                        now `values` holds the sum
 
 `owners` says where values are added:
@@ -62,9 +62,9 @@ def reduce(
 ) -> Callable[[], None]:
     """Begin a sum: send this rank's part, values f64 [rows, columns], where it must go.
 
-    Call what is returned, in the order in which sums were begun: it leaves the sum in `values` if
-    this rank is among the receivers. All ranks of the channel make the same call, with contributors
-    and receivers ascending. The values of a rank that is no contributor are not read.
+    Call the returned function, in the order in which sums were begun: it leaves the sum in `values`
+    if this rank is among the receivers. All ranks of the channel make the same call, with
+    contributors and receivers ascending. The values of a rank that is no contributor are not read.
     """
     if len(contributors) == 1 and (owners is None or len(owners) > 1):
         owners = contributors  # its part is the sum already

@@ -178,7 +178,7 @@ class Channel:
         self._send(ranks, header, len(body))
 
     def send_values(self, ranks: Sequence[int], header: bytes, values: F64, codec: Codec) -> None:
-        """Send values, f64 [n], encoded. A lossy codec leaves in `values` what is received."""
+        """Send values, f64 [n], encoded. After a lossy codec `values` are as received."""
         nbytes = codec.encode(values, self._body)
         if not codec.lossless:
             codec.decode(self._body[:nbytes], values)
@@ -240,7 +240,7 @@ class Channel:
         return bodies
 
     def _keep_early(self, rank: int, raw: bytes, body: memoryview, expected: bytes) -> None:
-        """Keep a part of the sum after the one that is due, whether it is begun here or not.
+        """Keep a part of the sum after the current one, whether it is begun here or not.
 
         Which of its sums a rank begins before it finishes others depends on what it computes.
         Raises if the message is anything else, or says that the group has ended.

@@ -95,7 +95,7 @@ class FloatCodec:
 
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
-        """A lossy codec turns what is too large into its largest number."""
+        """A lossy codec clips values to its largest number."""
         if not self.lossless:
             values = np.clip(values, -self._largest, self._largest)
         np.frombuffer(out, self._kind, len(values))[...] = values

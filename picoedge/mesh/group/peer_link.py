@@ -8,7 +8,7 @@
 Where both ends may carry messages over ZeroMQ (a bit beside the ciphers, a byte behind the ticket):
 
     PROBE, 16 KB                          ->  <-    the same               over either, in turn
-    CHOICE                                ->                               over what is kept
+    CHOICE                                ->                               over the chosen one
 
 The kind is HELLO throughout, and `sequence` says which step it is. A board of the first wire
 version knows neither the bit nor the byte: its messages travel over the stream.
@@ -103,7 +103,7 @@ class LinkSettings:
     def ciphers(self) -> Cipher:
         """The ciphers to offer, measured when the first board connects: that takes 7 MB.
 
-        Where ZeroMQ carries all messages, any board accepts the one that every board has.
+        Where ZeroMQ carries all messages, any board accepts the cipher that every board has.
         """
         unused = self.wish == "zeromq" and self.version > 1
         return Cipher.CHACHA20_POLY1305 if unused else ciphers()
@@ -273,7 +273,7 @@ class PeerLink:
         self._probed = None
 
     def _choose(self, proven: Connection) -> Steps[Connection]:
-        """Tell the other end what is kept, where no probe is on its way: it is no message."""
+        """Tell the other end the choice, over the transport without a probe in flight."""
         while True:
             stream_s, zeromq_s = (self._round_trips[each][1:] for each in ("stream", "zeromq"))
             is_open = self._stream is not None

@@ -73,7 +73,7 @@ class TicketListener:
     def _accept(self) -> None:
         for connection in self._handed or ():
             self._add(connection)
-        with suppress(OSError):  # no further connection, or one that has ended again
+        with suppress(OSError):  # no further connection, or a connection that has ended again
             while True:
                 self._add(self._listener.accept()[0])
 

@@ -160,7 +160,7 @@ def load_identity(folder: Path) -> Identity:
 
 
 def load_signing_key(folder: Path) -> SigningKey:
-    """The cluster's signing key. Raises AccessError on all boards but the one that founded it."""
+    """The cluster's signing key. Raises AccessError on all boards but its founder."""
     seed = _read(folder)["signing"]
     if seed is None:
         raise AccessError(

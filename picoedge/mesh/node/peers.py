@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.rpc import Rpc
     from picoedge.mesh.transport.dialer import OutgoingConnection
 
-# A board that was not connected for so long cannot be reached: one that has just started, or was
-# lost and found, is connected sooner.
+# A board that was not connected for so long cannot be reached: a board that has just started, or
+# was lost and found, is connected sooner.
 UNREACHED_S = 10.0
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
 MAX_DIGEST = 64
@@ -235,7 +235,7 @@ class Peers:
         if board is None or not self._is_daemon(peer):
             return
         if incarnation != board.incarnation:
-            raise ProtocolError("a heartbeat of another process than the one that said hello")
+            raise ProtocolError("a heartbeat of a process that did not say hello")
         board.digest = digest
         self.membership.heard(str(peer), incarnation, sequence, self.read_state(state))
         self._send_roster(str(peer), board)

@@ -4,8 +4,8 @@
                   which its workers would listen
     reach-port    open such a port for a few seconds; the answer names it
 
-Only boards that are let in may ask, and only ports of boards that are let in are tried: that of the
-daemon at addresses that this board knows, and the one that the other daemon has just named.
+Only boards that are let in may ask, and only ports of boards that are let in are tried: their
+daemon's, at addresses that this board knows, and the port that the daemon has just named.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reachability:
     def _opened_port(self) -> int:
         """The port of a listener that is open for a while; 0 where none of `ports` is free.
 
-        Nobody need accept: the system does.
+        No thread accepts: the kernel completes the connection.
         """
         if self._open is None:
             try:

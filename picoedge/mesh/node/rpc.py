@@ -227,7 +227,7 @@ class Rpc:
                 kind, body = dialect.read(frames)
                 self._authorize(sender, kind)
                 self._serve(sender, kind, body, dialect)
-            except VersionError as error:  # one that was not updated: not malformed
+            except VersionError as error:  # a board of an older version: not malformed
                 self._say_version(sender, error)
             except ProtocolError as error:
                 self._drop(sender, error)
@@ -293,7 +293,7 @@ class Rpc:
         elif number is not None:
             try:
                 self._write(peer, lambda to: to.write(REPLY, {**reply, "id": number}, asked=kind))
-            except TooLongError as error:  # our own fault, which the one who asked is told
+            except TooLongError as error:  # our own fault: the asking board is told
                 self.log(f"an answer to {kind!r} was not sent: {error.message}")
                 self._reply(peer, kind, body, error)
 

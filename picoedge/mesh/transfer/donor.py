@@ -119,7 +119,7 @@ def unpack_bits(text: str, count: int) -> list[bool]:
     except ValueError:
         data = b""
     if len(data) != size:
-        raise ProtocolError(f"a list of what is held that is not of {count} items")
+        raise ProtocolError(f"a list of held items that is not of {count} items")
     return [bool(data[i >> 3] >> (i & 7) & 1) for i in range(count)]
 
 

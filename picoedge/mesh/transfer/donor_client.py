@@ -91,7 +91,7 @@ class _PartialItem:
 class DonorClient:
     """Asks a board's daemon over a `socket` of its own, readable when answers may be there.
 
-    No method waits. `offered` is what it has of the pack, `refused` why it has nothing of it.
+    No method waits. `offered` are the pack's items that it has, `refused` why it has none.
     Close it.
     """
 

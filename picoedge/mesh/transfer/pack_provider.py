@@ -48,7 +48,7 @@ class PackProvider:
 
     @property
     def is_current(self) -> bool:
-        """Whether the manifest is still the one that was read."""
+        """Whether the manifest on the disk is unchanged since it was read."""
         return file_stamp(self.folder / MANIFEST) == self._stamp
 
     def refresh(self) -> None:

@@ -50,7 +50,7 @@ class PullOptions:
 
 @dataclass(frozen=True)
 class PullTarget:
-    """What is pulled: bytes by item, in the order they are best fetched.
+    """The items to pull: bytes by item, in the order they are best fetched.
 
     `offered_items` are the items that a donor has, by its offer. `accept` uses the bytes of an
     item; it returns False if they are wrong, and the donor is banned.
@@ -211,7 +211,7 @@ class Puller:
             return
         self.wrong.add(name)
         self._donors[name].reset()
-        self._options.warn(f"board {name} sent what is wrong and is not asked again: {why}")
+        self._options.warn(f"board {name} sent wrong bytes and is not asked again: {why}")
         self._do(self._schedule.failed(name, time.monotonic()))
 
     def _do(self, actions: Sequence[DonorAction]) -> None:
@@ -239,7 +239,7 @@ class Puller:
         lacking = sum(sizes[item] for item in missing)
         size = "" if MANIFEST in missing else f", {format_size(lacking)}"
         said = [f"{name}: {refusal or 'no answer'}" for name, refusal in refusals.items()]
-        said += [f"{name}: sent what is wrong" for name in sorted(self.wrong)]
+        said += [f"{name}: sent wrong bytes" for name in sorted(self.wrong)]
         raise BoardLostError(
             f"no board sends {missing[0]}: {len(missing)} of {len(sizes)} items lack{size}"
             f" ({'; '.join(said) or 'no boards'})",

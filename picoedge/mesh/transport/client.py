@@ -239,7 +239,7 @@ class Client:
                     "this key is not in its roster, or revoked: picoedge keys show there",
                 )
             elif event & _FAILED:
-                self._seen = f"who listens there is not {self.name}, or of another cluster"
+                self._seen = f"the board there is not {self.name}, or of another cluster"
             elif event == zmq.EVENT_DISCONNECTED and self._was_up and self._lost is None:
                 self._lost = self._board_lost("its connection ended")
 

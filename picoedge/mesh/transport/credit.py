@@ -1,7 +1,7 @@
 """Flow control of notifications that the next one of their kind replaces: reports, queue places.
 
 A client that acknowledges them is sent one of each kind at a time. While it does not read, as a
-hub at its prompt, the newest waits here and replaces the one before: nobody's queue fills, and an
+hub at its prompt, the newest waits here and replaces the one before: no queue fills, and an
 idle client costs no messages. A client of an earlier version acknowledges nothing. What it may
 have left unread is bounded by ever longer pauses, which start anew with each of its requests.
 """
@@ -21,7 +21,7 @@ FIRST_PAUSE_S = 0.25
 class PushCredit:
     """Of one connection; time is given in seconds, from any beginning.
 
-    Each method returns what is to be sent now: bodies by their kinds, at most one.
+    Each method returns the bodies to send now, by their kinds, at most one.
     """
 
     acknowledges: bool

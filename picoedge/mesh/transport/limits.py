@@ -79,7 +79,7 @@ class Limits:
 
     queued_jobs: int = 32  # more groups than a LAN has people; each costs a small daemon memory
     runs: int = 8  # background runs wait for hours: more of them are a mistake
-    runs_per_key: int = 2  # one that runs and the next: no board shuts the others out
+    runs_per_key: int = 2  # the running one and the next: no board shuts the others out
 
 
 DEFAULT_LIMITS = Limits()

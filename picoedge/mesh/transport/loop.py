@@ -61,7 +61,7 @@ class Loop:
             self.turn()
 
     def turn(self) -> None:
-        """Wait for one event, and call what is due."""
+        """Wait for one event, and call the handlers and timers due."""
         wait_ms = None
         if self._due:
             wait_ms = max(0, int((self._due[0][0] - self.clock()) * 1000) + 1)

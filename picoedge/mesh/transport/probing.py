@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from picoedge.mesh.addresses import Address
 
 PROBE_S = 1.0  # hundreds of round trips of a LAN; what drops packets says nothing at all
-SILENT = "no answer: is it off, or does a firewall drop what is sent there?"
+SILENT = "no answer: is it off, or does a firewall drop packets to it?"
 _WHY = {
     errno.ECONNREFUSED: "nothing listens there",
     errno.EHOSTUNREACH: "no way there",

@@ -105,7 +105,7 @@ def _remove_dead(folder: Path) -> int | None:
 
 
 def _remove(folder: Path) -> int:
-    """Remove a folder, its lock last: whoever is killed meanwhile leaves what is known as ours."""
+    """Remove a folder, its lock last: a process killed meanwhile leaves a folder known as ours."""
     freed = 0
     with suppress(OSError):
         for path in sorted(folder.iterdir(), key=lambda path: path.name == _LOCK):

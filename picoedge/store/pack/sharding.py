@@ -150,7 +150,7 @@ class FileLayout:
     tensors: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     """tensor -> (dtype, start, end), offsets from the start of the data"""
     kinds: list[UnitKind] = field(default_factory=list)
-    """those of its spans of shards"""
+    """of its spans of shards"""
 
     def add(self, tensor: str, dtype: str, nbytes: int) -> None:
         """Append a one-dimensional tensor."""

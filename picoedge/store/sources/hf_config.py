@@ -85,7 +85,7 @@ _HEADS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Model")
 def text_config(fields: Fields) -> Fields:
     """Fields of a `config.json` that describe the language model, with its family's defaults.
 
-    Of a model with images or sound they are those of the text. Raises UnsupportedError on another
+    A model with images or sound has its text model's. Raises UnsupportedError on another
     model type, and on quantized weights.
     """
     refuse_quantized(fields)

@@ -102,7 +102,7 @@ def refuse_other_kinds(metadata: Mapping[str, Any], path: Path) -> None:
                 f"{path} is {what} ({architecture}), not a language model", _TAKE_MODEL
             )
     if isinstance(architecture, str) and metadata.get(f"{architecture}.pooling_type") in _POOLED:
-        raise UnsupportedError(f"{path} is an embedding model, not one that writes", _TAKE_MODEL)
+        raise UnsupportedError(f"{path} is an embedding model: it writes no text", _TAKE_MODEL)
 
 
 _METHODS = {

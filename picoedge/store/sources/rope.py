@@ -1,6 +1,6 @@
 """Rope scalings of model files, turned into divisors of the rotary frequencies.
 
-The formulas are those of `transformers` (modeling_rope_utils) and llama.cpp (ggml_rope_yarn): YaRN,
+Formulas as in `transformers` (modeling_rope_utils) and llama.cpp (ggml_rope_yarn): YaRN,
 arXiv 2309.00071; LongRoPE, arXiv 2402.13753; "dynamic" NTK changes nothing within the trained
 context, which is the largest that a session has.
 """

@@ -153,7 +153,7 @@ class ModelSource:
         stored_name: Callable[[str], str],
         harmless: re.Pattern[str],
     ) -> None:
-        """`stored_name` maps canonical names to names in the files, which are those of `stored`.
+        """`stored_name` maps canonical names to names in the files, the keys of `stored`.
 
         Raises UnsupportedError on a tensor that the model would ignore and that is not `harmless`.
         """

@@ -67,7 +67,7 @@ class WindowIO(Protocol):
         """Close the files. Idempotent."""
 
     def free(self) -> None:
-        """After `close`: free what was read, though arrays of it may still be referred to."""
+        """After `close`: free the bytes read, though arrays may still refer to them."""
 
 
 class DirectIO(WindowIO):

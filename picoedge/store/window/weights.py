@@ -196,7 +196,7 @@ class StreamedWeights:
             self.replan(self.plan)
 
     def close(self) -> None:
-        """See `WeightStore.close`. Frees the weights, whoever still refers to their arrays."""
+        """See `WeightStore.close`. Frees the weights, though arrays may still refer to them."""
         self._spans = {}
         for array in self.resident.values():
             forget_anonymous(array)

@@ -111,7 +111,7 @@ def write_from_huggingface(source_folder: Path, folder: Path) -> None:
 
 
 def _write_template(folder: Path, template: str | None, settings: TextSettings) -> None:
-    """Write the template, and into the settings what should be known of it."""
+    """Write the template, and into the settings its warnings."""
     tokenizer = load_tokenizer(folder)
     if not template:
         return

@@ -16,7 +16,7 @@ _HEAD_BYTES = 8 << 20
 def read_head(path: Path) -> dict[str, Any]:
     """The top-level values that stand before the model, in the order of the file.
 
-    What is not JSON ends the head; nothing is raised for it.
+    Malformed JSON ends the head; nothing is raised for it.
     """
     with reading(path), path.open("rb") as file:
         text = file.read(_HEAD_BYTES).decode("utf-8", "replace")

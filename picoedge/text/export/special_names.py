@@ -40,7 +40,7 @@ class WrittenNames:
         """Whether a token of this name is no text: `<|im_end|>` and `<sep>`, not `<think>`."""
         if _CONTROL.fullmatch(name):
             return True
-        # What is opened and closed holds text of an answer or a prompt.
+        # A pair of opening and closing names encloses text of an answer or a prompt.
         paired = f"</{name[1:]}" if not name.startswith("</") else f"<{name[2:]}"
         written = self.turns | self.others
         return name in self.turns and paired not in written and "think" not in name

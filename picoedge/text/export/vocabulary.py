@@ -133,7 +133,7 @@ def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
     """A token id, None where it is missing or outside 0 .. size-1, as -1 is in old files.
 
-    Raises TextError for what is no integer.
+    Raises TextError for a value that is no integer.
     """
     value = metadata.get(f"{PREFIX}{key}_token_id")
     if value is None:

@@ -58,7 +58,7 @@ class TemplateFacts:
         return PARTS if "user" in self.parts else STRING
 
     def notes(self, messages: Iterable[Message]) -> list[str]:
-        """What becomes of these messages that somebody would not expect, a sentence each."""
+        """Surprises in the prompt of these messages (a dropped system message), a sentence each."""
         roles = [message.get("role") for message in messages]
         notes = []
         if "system" in roles and self.system == MERGED:

@@ -119,7 +119,7 @@ class ChatTemplate:
             return self._render(self._values(messages, variables, True))
 
     def _variables(self) -> frozenset[str]:
-        """Names that the template reads beyond those of every conversation."""
+        """Names that the template reads beyond the variables of every conversation."""
         from picoedge.text.template.sandbox import read_variables
 
         environment, _ = self._compile()

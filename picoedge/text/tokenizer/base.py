@@ -161,7 +161,7 @@ class Tokenizer(Vocabulary, Protocol):
     special_tokens: SpecialTokens
     """the control tokens, by text"""
     warnings: tuple[str, ...]
-    """what is doubtful about it, for whoever opens the model"""
+    """doubts about the tokenizer, shown when the model is opened"""
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of `text`, with BOS in front if the model wants one and the text has none.

@@ -144,7 +144,7 @@ def test_the_server_must_have_the_key_it_is_known_by(ada: Any, context: Any) -> 
     ada.key = KeyPair.new().public
     with (
         ada.client(context, ada.bob) as client,
-        pytest.raises(BoardLostError, match="who listens there is not ada"),
+        pytest.raises(BoardLostError, match="the board there is not ada"),
     ):
         client.ask("echo", {"text": ""}, timeout_s=0.3)
 

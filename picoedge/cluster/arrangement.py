@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,6 +102,14 @@ class Arranger:
         boards = min(wanted.boards, len(present)) if wanted.boards else None
         return dataclasses.replace(wanted, boards=boards, split=())  # it was for other boards
 
+    @contextmanager
+    def _clean_line_after(self) -> Iterator[None]:
+        try:
+            yield
+        finally:  # the last report of a board that loads need not be that of the end
+            if self._progress is not None:
+                self._progress("", 0, 0)
+
     def load(self, plan: ClusterPlan) -> Arrangement:
         """Load by the plan. This board is reserved too: its memory is for one job only.
 
@@ -110,7 +118,7 @@ class Arranger:
         directory, group = self._directory, None
         present = list(directory.handles)
         handles = [directory.handles[share.board.key] for share in plan.chosen.shares]
-        with ExitStack() as failing:
+        with ExitStack() as failing, self._clean_line_after():
             failing.callback(directory.close)  # frees the boards reserved so far
             memory = reserve_boards(handles, self._tell)
             memory = min(self._options.memory_bytes or memory, memory)

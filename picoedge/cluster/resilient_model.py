@@ -144,9 +144,15 @@ class ClusterModel:
         self._speeds.begin(arrangement)
 
     def _decide(self, event: Event) -> Decision:
-        if (paused_s := self._pauses.take()) is not None:
-            self._recovery.on(HubPaused(), paused_s)
+        self._has_paused()
         return self._recovery.on(event, clock_s())
+
+    def _has_paused(self) -> bool:
+        """Whether this board has stood still since it was last asked."""
+        paused_s = self._pauses.take()
+        if paused_s is not None:
+            self._recovery.on(HubPaused(), paused_s)
+        return paused_s is not None
 
     def _failed(self, error: PicoedgeError) -> Decision:
         """What to do after an error of a pass, or of an attempt to load the model."""
@@ -169,10 +175,13 @@ class ClusterModel:
         if key == self._own and not self._directory.own_answers():
             return self._decide(OwnDaemonSilent())
         unfit = isinstance(error, BoardRefusedError | BoardSilentError)
+        why = error.message
+        if self._has_paused() and not unfit:
+            why = f"this board stood still for a while ({why})"
         decision = self._decide(BoardRefused(key) if unfit else BoardLost(key))
         self.failures.append({"board": self._names[key], "why": error.message, "time": time.time()})
         without = " without it" if key in self._recovery.left_out(clock_s()) else ""
-        self._tell(f"{error.message}; going on{without}")
+        self._tell(f"{why}; going on{without}")
         if decision.gives_up:
             raise MeshError("boards are lost one after another", "check the network: picoedge ps")
         return decision

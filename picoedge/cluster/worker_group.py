@@ -309,7 +309,8 @@ class WorkerGroup:
     def _add_report(self, handle: BoardHandle, report: dict[str, Any]) -> None:
         key, now_s = handle.key, time.monotonic()
         self._reports[key] = report, now_s
-        if self._progress is not None and report.get("stage") in ("pulling", "loading"):
+        loads = not self._is_ready and report.get("stage") in ("pulling", "loading")
+        if loads and self._progress is not None:
             done, total = report.get("done"), report.get("total")
             if isinstance(done, int) and isinstance(total, int) and total:
                 self._progress(f"{handle.name}: {report['stage']}", done, total)

@@ -271,6 +271,27 @@ def test_memory_is_free_before_the_next_slice_is_loaded(
     assert loaded[-1] - loaded[1] < GROWTH_MB, loaded
 
 
+def test_an_answer_goes_on_on_a_clean_line_whatever_report_of_loading_was_the_last(
+    cluster: ClusterOf, smollm2_pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    options = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=2))
+
+    def progress(what: str, done: int, total: int) -> None:
+        drawn.append(what if done < total else "")
+
+    with closing(load_over_boards(Pack.open(smollm2_pack), options, progress)) as model:
+        model.forward(PROMPT, 0)
+        cluster[2].worker().send_signal(signal.SIGKILL)
+        model.forward([6, 7], len(PROMPT))
+        group = model._arrangement and model._arrangement.group
+        assert group is not None
+        assert drawn[-1] == ""
+        loading = {"stage": "loading", "done": 1, "total": 2}
+        group._add_report(group._handles[1], loading)  # comes late
+        assert drawn[-1] == ""
+
+
 def test_a_board_that_another_session_has_taken_meanwhile_is_not_queued_for(
     cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 `picoedge/kernels/native.c` and `vector.h` are compiled once per instruction-set level into a plain
 shared library (no Python.h) that ctypes loads. All of it is optional: without a compiler, or with
-one that does not know a level, the build warns and continues, and the NumPy backend runs.
+a compiler that does not know a level, the build warns and continues, and the NumPy backend runs.
 """
 
 from __future__ import annotations

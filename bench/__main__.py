@@ -1,4 +1,4 @@
-"""`python -m bench NAME`: measure what is claimed; `profile MODEL`: where the time goes."""
+"""`python -m bench NAME`: measure the claims; `profile MODEL`: where the time goes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class BenchError(Exception):
 
 
 class Unready(BenchError):
-    """Nothing can be measured here: what is missing."""
+    """Nothing can be measured here; the message names the missing thing."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def run(
 ) -> Finished:  # fmt: skip
     """Run one child to its end. Raises BenchError where it fails or takes too long.
 
-    `inside` makes of its command one that runs it under limits. `home` is where it keeps what it
-    finds out about the machine; without one it begins from nothing.
+    `inside` wraps its command in another that sets limits. `home` is the folder of its measurements
+    of the machine; without one it begins from nothing.
     """
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         out, err, given = (Path(scratch, name) for name in ("out", "err", "in"))

@@ -80,7 +80,7 @@ class Guest:
         }  # fmt: skip
 
     def peers(self, nbytes: int) -> Message:
-        """Wrong addresses of the others, and of keys that nobody has."""
+        """Wrong addresses of the others, and of unknown keys."""
         known = {key: [self._address() for _ in range(4)] for key in self.keys}
         invented = self.invented[: nbytes // 300]
         return "peers", {"boards": known | {key: [self._address()] * 8 for key in invented}}

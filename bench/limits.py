@@ -24,7 +24,7 @@ SWAPS = Path("/proc/swaps")
 
 
 class LimitsError(Unready):
-    """Limits cannot be set here: what is missing."""
+    """Limits cannot be set here; the message names the missing thing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def disk_of(folder: Path) -> str:
 
 @_unready()
 def drop_caches() -> None:
-    """What is read next comes from the disk. Raises LimitsError."""
+    """Drop the page cache: the next reads come from the disk. Raises LimitsError."""
     disks.drop_caches()
 
 
@@ -75,7 +75,7 @@ class Cage(cgroups.Group):
         super().make()
         if self._limits.memory_bytes is not None:
             self.limit_memory(self._limits.memory_bytes)
-        # Version 1 counts what is read only where a pace is set.
+        # Version 1 counts reads only where a pace is set.
         if self._limits.read_bytes_per_s is not None or self.version == 1:
             self.limit_reading(self._limits.read_bytes_per_s)
 
@@ -94,7 +94,7 @@ class Cage(cgroups.Group):
 def caged(folder: Path, limits: Limits) -> Iterator[Cage]:
     """Groups for one child that reads files in `folder`; caches are dropped before.
 
-    Raises LimitsError, which says what is missing.
+    Raises LimitsError, which names the missing thing.
     """
     cage = Cage(hierarchy(), disk_of(folder), limits)
     try:

@@ -24,7 +24,7 @@ OVER_ALL = ("--cluster", "--boards", "3")
 def apart(models: MeshModels, rounds: int) -> list[Measured]:
     """Seconds from a command to its first token, and boards used, two workers' link being cut.
 
-    It is cut just before the command, so that nobody knows of it. The worst of all rounds.
+    It is cut just before the command, so that no board knows of it. The worst of all rounds.
     """
     seconds, used = [], []
     with cluster(THREE, models.smollm2(), models.folder) as boards:

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def tell_port(port: int) -> None:
-    """To the one who asked."""
+    """Print the port, for the parent."""
     print(json.dumps({"port": port}), flush=True)
 
 

@@ -142,7 +142,7 @@ def job_speed(
 ) -> dict[str, list[float]]:
     """Tokens a second, each repetition: a prompt, then tokens one by one, each from nothing.
 
-    The tokens are those of `picoedge bench`, and so is the order of things: as in llama-bench.
+    Tokens and order as in `picoedge bench` and llama-bench.
     """
     import numpy as np
 
@@ -156,7 +156,7 @@ def job_speed(
 
 
 def _rates(peer: Peer, calls: list[list[int]], repeats: int) -> list[float]:
-    """Tokens a second of each repetition, after one that is not counted."""
+    """Tokens a second of each repetition, after an uncounted one."""
     rates = []
     for _ in range(repeats + 1):
         peer.forget()

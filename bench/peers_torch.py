@@ -67,7 +67,7 @@ class Gguf:
 
 
 def hugging_face_name(architecture: str, name: str) -> str | None:
-    """Where a GGUF's tensor goes in the state dict; None for what is not a weight."""
+    """The name of a GGUF's tensor in the state dict; None if it is no weight."""
     if name in _WHOLE:
         return _WHOLE[name]
     block, layer, rest = name.split(".", 2) if name.count(".") >= 2 else ("", "", "")

@@ -30,7 +30,7 @@ class Clock:
 
 
 def options() -> argparse.Namespace:
-    """What is varied, and what their script would set besides."""
+    """The varied options, and the settings of their script."""
     parser = argparse.ArgumentParser()
     for name in ("rank", "world_size", "master_port", "length"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -1,8 +1,8 @@
 """`python -m bench profile MODEL`: seconds per kernel operation, and Python's share.
 
 MODEL is a .pico folder. Prefill of 256 tokens, and a decode step after them: the kernels are
-handed to the model inside a shell that times each bound operation, so that what is left of a
-step is what Python does between operations. What the shell itself costs is taken off.
+handed to the model inside a shell that times each bound operation; the rest of a step is Python
+between operations. The cost of the shell itself is subtracted.
 """
 
 from __future__ import annotations

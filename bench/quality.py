@@ -1,4 +1,4 @@
-"""Whether what is computed is right: perplexity, and top-1 along a reference's texts."""
+"""Quality of the model as computed: perplexity, and top-1 along a reference's texts."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def pull_three(models: MeshModels, rounds: int) -> list[Measured]:
 
 
 def public_key(board: Board) -> str:
-    """Who it is."""
+    """The board's key."""
     return load_identity(board.folder / "cluster").keys.public
 
 

@@ -94,7 +94,7 @@ def stood_still(kind: str, told: Told, calm: Told) -> bool:
 
 
 def judge(kind: str, told: Told, same: bool, board: str) -> dict[str, Any]:
-    """Only who was stopped is lost, soon; whoever answers slowly is waited for."""
+    """A stopped board alone is lost, soon; a slow board is waited for."""
     losses = [loss for loss in told.losses if loss["board"] == board]
     if kind == "stopped":
         detect_s = float(losses[0]["time"]) - told.blow if losses else None

@@ -38,7 +38,7 @@ class Row:
 
 
 def meets(value: float, must: str) -> bool:
-    """Whether `value` is as `must` says; never for what is not a number."""
+    """Whether `value` is as `must` says; never if it is no number."""
     text = must.strip()
     for sign, compare in _SIGNS.items():
         if text.startswith(sign):

@@ -72,7 +72,7 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
 
 
 def chosen_rows(targets: Mapping[str, Target], text: str | None) -> list[str]:
-    """The rows named in `--rows`, or all. Raises ValueError naming one that is unknown."""
+    """The rows named in `--rows`, or all. Raises ValueError for an unknown name."""
     names = list(targets) if text is None else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in targets:

@@ -42,7 +42,7 @@ def short_mb(plan: dict[str, Any]) -> float:
 
 
 def short(models: WindowModels, rounds: int) -> list[Measured]:
-    """The most that any of our runs spent on what is not the model."""
+    """The most bytes that any of our runs spent beside the model."""
     plans = [run.report["plan"] for runs in _runs(models).values() for run in runs]
     values = tuple(short_mb(plan) for plan in plans)
     return [Measured("resident_mb_short", max(values), values, {"plans": plans}, "MB, the worst")]
@@ -60,7 +60,7 @@ def plan_error(models: WindowModels, rounds: int) -> list[Measured]:
 
 
 def bytes_per_token(models: WindowModels, rounds: int) -> list[Measured]:
-    """Bytes of the controller, of many tokens less those of few ÷ those that must be read."""
+    """Bytes of the controller, of many tokens less few ÷ the bytes that must be read."""
     limit = Limits(int(SHARES[0] * models.tensor_bytes), PACE)
     memory = ("--memory", str(limit.memory_bytes))
     with tempfile.TemporaryDirectory(dir=models.folder) as home:

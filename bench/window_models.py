@@ -20,7 +20,7 @@ def layers_of(pack: Path) -> int:
 
 
 class WindowModels:
-    """A folder of models: what is there is used, what is missing is made."""
+    """A folder of models: existing ones are used, missing ones are made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep(folder: Path, fault: Fault, known: list[Fault]) -> None:
-    """Write an input down, and say what is wrong, once for each kind of fault."""
+    """Write an input down, and report its fault, once for each kind of fault."""
     if any(kind_of(each.what) == kind_of(fault.what) for each in known):
         return
     known.append(fault)

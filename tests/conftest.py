@@ -44,7 +44,7 @@ SLOW = {
     *("test_chat_signals.py", "test_cli_chats.py"),
     *("test_chat_terminal.py", "test_link_faults.py", "test_standing_links.py"),
 }
-# The longest files, which begin first: a long one that began last would leave the other cores idle.
+# The longest files, which begin first: a long file at the end would leave the other cores idle.
 LONGEST = (
     *("test_cluster_faults.py", "test_cluster_golden.py", "test_cluster_life.py"),
     *("test_window_faults.py", "test_worker_faults.py", "test_model_transformers.py"),

@@ -1,4 +1,4 @@
-"""Every command line that a README shows is one that its program takes."""
+"""Every command line that a README shows is accepted by its program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCUMENTS = [
     *("README.md", "SECURITY.md", "ARCHITECTURE.md"),
     *("hw/README.md", "hw/lab/README.md", "firmware_scripts/README.md"),
 ]
-# What stands for a value, and one that is taken.
+# A placeholder for a value, and an accepted value.
 STANDS_FOR = {
     "SIZE": "400M", "N": "8", "ID": "1", "HOST:PORT": "10.0.0.1:7433", "TIME": "10m", "F": "file",
     "FILE": "file", "OWNER/REPO:QUANT": "owner/repo:Q8_0", "STRING": "picoedge-join:x",

@@ -1,4 +1,4 @@
-"""Checked look-ups in JSON: what is right is returned, all else is an error that says where."""
+"""Checked look-ups in JSON: sound values are returned, all else is an error that says where."""
 
 from __future__ import annotations
 

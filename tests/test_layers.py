@@ -51,7 +51,7 @@ INNER_FLOORS = {
 INNER_TOP = {"picoedge.kernels.loader", "picoedge.kernels.native"}  # they pick from `reference`
 MOST_FILES = 14
 IMPURE = {"os", "time", "socket", "zmq", "subprocess", "pathlib"}
-# What is still to be mended. Nothing may be added.
+# Still to be mended. Nothing may be added.
 NOT_YET: set[str] = set()
 CIRCLES_YET: set[str] = set()
 
@@ -76,7 +76,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Full names of what is imported anywhere in the tree."""
+    """Full names of the imports anywhere in the tree."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -115,7 +115,7 @@ def test_imports_form_no_circle() -> None:
 
 
 def circles(arrows: dict[str, set[str]]) -> set[str]:
-    """What is left when all that imports nothing left, or is imported by nothing left, is gone."""
+    """The modules in circles: those left after removing, again and again, the ends of chains."""
     left = dict(arrows)
     while True:
         imported = {name for out in left.values() for name in out}

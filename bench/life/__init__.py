@@ -1,1 +1,1 @@
-"""A life of boards on a desk: what happens to them, what is asked, and how it is judged."""
+"""A life of boards on a desk: faults, questions, and the verdict on both."""

@@ -157,7 +157,7 @@ class LifeBoards:
             time.sleep(LOOK_S)
 
     def link(self, one: int, other: int) -> Link:
-        """What is between two boards."""
+        """The connection between two boards."""
         return self._lab.link(one, other)
 
     def move(self, index: int) -> None:

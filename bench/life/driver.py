@@ -153,7 +153,7 @@ class Life:
             self.ask("during")
 
     def _second(self) -> None:
-        """Somebody asks from another board, and waits until the chat is left."""
+        """Ask from another board; the answer waits until the chat is left."""
         board = self.boards[1]
         words = ["chat", self.pack, "--cluster", *OPTIONS, "-p", SECOND_QUESTION]
         asked_s = time.monotonic()
@@ -188,7 +188,7 @@ class Life:
     # -- afterwards --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """What became of it."""
+        """The results of this life."""
         return {
             "asked": [one.to_json() for one in self.asked],
             "strengths": self.strengths,
@@ -205,7 +205,7 @@ class Life:
         return found + [(log.name, log.read_bytes()) for log in logs] + self.others
 
     def keep(self, folder: Path) -> None:
-        """Copy what was said, for whoever looks for a cause."""
+        """Copy logs and transcripts, for a search of causes."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.said():
             (folder / name).write_bytes(text)

@@ -107,7 +107,7 @@ class PowerLine:
             self._boards.await_all(time.monotonic() + BACK_S)
 
     def _join(self) -> None:
-        """Let the third board in, under a new name: one that was revoked is not used again."""
+        """Let the third board in, under a new name: a revoked name is not used again."""
         first, joiner = self._boards[0], self._boards[JOINER]
         first.type("keys", "revoke", self._joiner_name())
         self._joined += 1
@@ -165,7 +165,7 @@ class PowerLine:
             each.daemon = None
 
     def _power_on(self, kind: str) -> None:
-        """Each unit's command line; who had not joined yet types it again."""
+        """Run each unit's command line; on a board that had not joined yet, `--join` again."""
         for disk in self._disks:
             disk.begin()
         late = kind == "join" and not _is_member(self._boards[JOINER])
@@ -207,7 +207,7 @@ class PowerLine:
         _remove(pack)
 
     def _members(self, each: LifeBoard) -> str:
-        """Who is let in, as this board has it."""
+        """The boards let in, by this board's roster."""
         try:
             shown = json.loads(self._typed(each, "keys", "show", "--json"))
             return json.dumps(sorted([one["public"], one["name"]] for one in shown["members"]))
@@ -229,7 +229,7 @@ class PowerLine:
 
 
 def _is_member(each: LifeBoard) -> bool:
-    """Whether its unit could start: `run` takes what is kept, or says that nothing is."""
+    """Whether its unit could start: `run` needs the identity of a joined board."""
     return each.type("keys", "show").returncode == 0
 
 

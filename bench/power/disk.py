@@ -1,6 +1,6 @@
 """A board's folder after a power cut: what was synced is there, of the rest what the disk likes.
 
-A folder has either the names it was last synced with or those of now; a file's content is the
+A folder has either the names it was last synced with or its present ones; a file's content is the
 synced one, the one of now, or a torn one: the beginning of the new and zeros, or the old.
 """
 
@@ -70,7 +70,7 @@ class Disk:
         (self._shadow / (key + NAMES)).write_text("".join(lines))
 
     def _synced_names(self, key: str) -> Names:
-        """Those that a folder was last synced with; none of one that never was."""
+        """The names that a folder was last synced with; none if it never was."""
         try:
             lines = (self._shadow / (key + NAMES)).read_text().splitlines()
         except FileNotFoundError:
@@ -80,7 +80,7 @@ class Disk:
     # -- the cut -----------------------------------------------------------------------------------
 
     def cut(self, dice: random.Random) -> Lost:
-        """Make the folder what a power cut leaves of it; nothing may run there."""
+        """Put the folder in the state that a power cut leaves; no process may use it."""
         lost = Lost()
         self._cut_folder(self._root, self.key(self._root), dice, lost)
         return lost

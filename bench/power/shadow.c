@@ -3,7 +3,7 @@
  * BENCH_SHADOW is a folder. An fsync of a file beneath BENCH_SHADOW_OF leaves a copy of its content
  * there, an fsync of a folder the list of its names. Both are called by the file's number and time
  * of birth, so that a new file with an old number is another one. The copy is made after the real
- * fsync and put in place by a rename: one that a kill interrupts has never happened. Lists of names
+ * fsync and put in place by a rename: a copy that a kill interrupts never happened. Lists of names
  * are called KEY.names.
  */
 #define _GNU_SOURCE

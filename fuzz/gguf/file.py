@@ -25,7 +25,7 @@ ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class Value:
-    """A key's value: its type, for arrays the type of the items, and what is written."""
+    """A key's value: its type, for arrays the type of the items, and its bytes."""
 
     kind: int
     value: Any

@@ -46,7 +46,7 @@ LISTINGS = (
 
 
 def _listing(folder: Path) -> Run:
-    """A page of a listing, and what is chosen from it, up to the first byte to be fetched."""
+    """A page of a listing, and the choice of files from it, up to the first byte to be fetched."""
     names = [parse_hub_name(name) for name in ("a/b", "a/b:Q4_0")]
 
     def run(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Who belongs to a cluster: rosters, identities, invites, announcements."""
+"""Membership of a cluster: rosters, identities, invites, announcements."""
 
 from __future__ import annotations
 

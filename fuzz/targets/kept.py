@@ -20,7 +20,7 @@ from picoedge.mesh.cluster_folder import read_json
 from picoedge.planner.topology import read_topology
 from picoedge.registry.catalogue import load_entry
 
-# -- what is typed or kept -----------------------------------------------------------------------
+# -- typed or kept ---------------------------------------------------------------------------------
 
 
 def _config_toml(folder: Path) -> Run:

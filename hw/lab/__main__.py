@@ -27,7 +27,7 @@ LAB_ADDRESS and LAB_ADDRESSES in its environment. Without COMMAND: measure what 
 
 
 def _read(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """As argparse wants it: what is not understood is a usage error that says so."""
+    """`parse` as argparse wants it: its errors become usage errors."""
 
     def read(text: str) -> T:
         try:

@@ -162,7 +162,7 @@ class Board:
         disk_bytes_per_s: int | None = None,
         port_bytes_per_s: float | None = None,
     ) -> None:
-        """Change what is given, now; `unlimit` takes limits away. Raises LabError."""
+        """Change the given limits, now; `unlimit` takes limits away. Raises LabError."""
         if cpu is not None:
             self.group.limit_cpu(cpu)
         if memory_bytes is not None:
@@ -219,7 +219,7 @@ class Board:
     # -- links and files ---------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Cut all of its links: frames are lost, nobody is told."""
+        """Cut all of its links: frames are lost in silence."""
         self.port.cut()
 
     def heal(self) -> None:
@@ -240,7 +240,7 @@ class Board:
         return target
 
     def close(self) -> None:
-        """Reap what was started on it, once all of it was killed."""
+        """Reap the processes started on it, once all were killed."""
         for process in self._started:
             process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):

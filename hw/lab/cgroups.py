@@ -23,7 +23,7 @@ UNPACED = 1 << 40
 # With the usual 100 ms a group that used its share up stands still for tens of ms.
 CPU_PERIOD_US = 5000
 MIN_QUOTA_US = 1000  # the kernel's
-_END_S = 60.0  # one that waits for a slow disk, or for its share of the CPU, ends only then
+_END_S = 60.0  # a process that waits for a slow disk, or for its share of the CPU, ends only then
 _STILL_S = 5.0
 
 
@@ -86,7 +86,7 @@ class Group:
     def counter(self) -> Counter:
         """Where its bytes are counted; a worker inside may read it too. Raises LabError."""
         if self.disk is None:
-            raise LabError("what is read from no known disk is not counted")
+            raise LabError("reads from an unknown disk are not counted")
         name = "io.stat" if self.version == 2 else "blkio.throttle.io_service_bytes"
         return Counter(self.version, str(self.io / name), self.disk)
 
@@ -217,7 +217,7 @@ def _try_write(path: Path, text: str) -> None:
 
 
 def kill_all(folder: Path) -> None:
-    """SIGKILL to all in a group until none is left: one that was forking leaves a child."""
+    """SIGKILL to all in a group until none is left: a forking process leaves a child."""
     deadline = time.monotonic() + _END_S
     while pids := pids_in(folder):
         signal_all(pids, signal.SIGKILL)

@@ -42,7 +42,7 @@ def _mounted_device(folder: Path) -> str:
 
 
 def drop_caches() -> None:
-    """Write back what is dirty and forget what is clean: what is read next comes from the disk."""
+    """Write back dirty pages and drop clean ones: the next reads come from the disk."""
     os.sync()
     try:
         DROP_CACHES.write_text("3")

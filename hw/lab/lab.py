@@ -36,7 +36,7 @@ class Lab:
 
     `link` None: plain veth pairs. A LinkShape: TAP devices and a switch that shapes each link,
     changeable later by `link`. Folders are made beneath `folder` (the temporary one), which must
-    be on a disk for its rate to be limited. Raises LabError with what is missing and the remedy.
+    be on a disk for its rate to be limited. Raises LabError with the missing thing and the remedy.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What a lab has made, written down before it is made, so that whoever is left can undo it.
+"""Records of all that a lab makes, written before it is made, so that a later process can undo it.
 
-A record is a file that its lab and the lab's guardian hold locked. One that nobody holds any more
-was left behind (both were killed): the next lab sweeps it.
+A record is a file that its lab and the lab's guardian hold locked. An unlocked record was left
+behind (both were killed): the next lab sweeps it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Record:
             os.close(fd)  # swept by another lab before it was locked
 
     def add(self, kind: str, path: Path) -> None:
-        """Write down what is about to be made: a "group" or a "folder"."""
+        """Write down a thing about to be made: a "group" or a "folder"."""
         os.write(self.fd, f"{kind} {path}\n".encode())
 
     def undo(self) -> None:
@@ -62,7 +62,7 @@ class Record:
 
 
 def sweep(folder: Path = RECORDS) -> int:
-    """Undo the labs that nobody holds any more; how many there were."""
+    """Undo the labs whose records no process holds; return their number."""
     swept = 0
     for path in folder.glob("*"):
         try:

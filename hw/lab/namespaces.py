@@ -16,7 +16,7 @@ TOOLS = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 
 
 def check(with_switch: bool) -> None:
-    """Raises LabError with what is missing here for boards to be emulated."""
+    """Raises LabError naming a thing that emulated boards need and this machine lacks."""
     if os.geteuid() != 0:
         raise LabError("emulated boards need root (network namespaces, control groups)", "use sudo")
     for tool, package in TOOLS.items():

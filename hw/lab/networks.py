@@ -30,7 +30,7 @@ class Network(Protocol):
 
 
 class Link:
-    """What is between two boards: one way, or both."""
+    """The connection between two boards: one way, or both."""
 
     def __init__(self, network: Network, ways: Sequence[Way]) -> None:
         self._network, self._ways = network, ways
@@ -40,7 +40,7 @@ class Link:
         self._network.shape(self._ways, shape)
 
     def cut(self) -> None:
-        """Lose whatever is sent over it; nobody is told."""
+        """Lose all frames sent over it, in silence."""
         self._network.cut(self._ways, True)
 
     def heal(self) -> None:

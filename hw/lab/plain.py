@@ -74,12 +74,12 @@ class PlainNetwork:
         raise _plain()
 
     def cut(self, ways: Sequence[tuple[int, int]], cut: bool) -> None:
-        """Cut or heal ways from one board to another. What is sent to all (mDNS) still passes."""
-        verb, nobody = ("replace", f"lladdr {NOBODY} nud permanent") if cut else ("del", "")
+        """Cut or heal ways from one board to another. Packets to all (mDNS) still pass."""
+        verb, target_mac = ("replace", f"lladdr {NOBODY} nud permanent") if cut else ("del", "")
         for way in set(ways) - self._cut if cut else set(ways) & self._cut:
             source, target = way
             namespace, address = self._boards[source][0], self._boards[target][1]
-            namespace.ip([f"neigh {verb} {address} dev eth0 {nobody}".strip()])
+            namespace.ip([f"neigh {verb} {address} dev eth0 {target_mac}".strip()])
             self._cut ^= {way}
 
     def close(self) -> None:

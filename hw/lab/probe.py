@@ -112,7 +112,7 @@ def _take_in(connection: socket.socket, seconds: float) -> float:
 
 
 def ask(address: str, port: int) -> None:
-    """Print the ping in ms, then send until it is nobody's wish any more."""
+    """Print the ping in ms, then send until this process or the other end is killed."""
     print(1e3 * statistics.median(pings(address, port)[1:]), flush=True)
     with socket.create_connection((address, port), _TIMEOUT_S) as connection:
         while True:

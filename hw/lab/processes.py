@@ -21,7 +21,7 @@ def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a thread of it runs or could; one that waits for a disk stops before it does."""
+    """Whether a thread of it runs or could: none of a stopped process does, nor in disk sleep."""
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             state = stat.read_text().rpartition(")")[2].split()[0]

@@ -22,7 +22,7 @@ _END_S = 5.0
 
 
 class ShapedNetwork:
-    """The switch, and what is told to it."""
+    """The switch, and the orders sent to it."""
 
     def __init__(self, boards: Sequence[tuple[Namespace, str]], shape: LinkShape) -> None:
         namespaces = [namespace.fd for namespace, _ in boards]
@@ -65,7 +65,7 @@ class ShapedNetwork:
         self._order(ways=ways, shape=asdict(shape))
 
     def cut(self, ways: Sequence[tuple[int, int]], cut: bool) -> None:
-        """Cut or heal ways from one board to another; what is on its way is lost too."""
+        """Cut or heal ways from one board to another; frames on their way are lost too."""
         self._order(ways=ways, cut=cut)
 
     def limit_port(self, board: int, bytes_per_s: float | None) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the kernels' self-test at every level, runs each on a processor of its kind (aarch64 under
-# qemu) and compares the bits of all results with those of the portable build. Warnings are errors.
+# qemu) and compares the bits of all results with the portable build's. Warnings are errors.
 # Needs gcc, gcc-aarch64-linux-gnu and qemu-user-static.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,7 +14,7 @@ for tool in gcc aarch64-linux-gnu-gcc qemu-aarch64-static; do
     exit 3
 done
 
-# What setup.py compiles with, so that this tests what is shipped.
+# The flags of setup.py, so that the shipped build is tested.
 common=$(sed -n '/^COMMON = \[/,/^]/s/^ *"\(-[^"]*\)".*/\1/p' setup.py | grep -vxe -shared -e -fPIC)
 level_flags() { sed -n "s/^ *\"$1\": \"\(-[^\"]*\)\",\$/\1/p; s/^${1^^} = \"\(-[^\"]*\)\"\$/\1/p" setup.py; }
 

@@ -1,4 +1,4 @@
-"""Chats that are kept: what is read again is what was said, also after errors and full disks."""
+"""Kept chats: a conversation is read as it was written, also after errors and full disks."""
 
 from __future__ import annotations
 

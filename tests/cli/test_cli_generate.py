@@ -1,4 +1,4 @@
-"""`picoedge generate`: what is printed where, what fails first, and models that do not fit."""
+"""`picoedge generate`: output and error streams, order of failures, models that do not fit."""
 
 from __future__ import annotations
 

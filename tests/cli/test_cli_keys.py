@@ -1,4 +1,4 @@
-"""`picoedge keys`: what is printed where, what each role may do, and that no secret is shown."""
+"""`picoedge keys`: output and error streams, rights of each role, and no secret shown."""
 
 from __future__ import annotations
 

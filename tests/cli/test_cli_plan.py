@@ -1,4 +1,4 @@
-"""`picoedge plan`: the figures, the picture, and that they are those of what would run."""
+"""`picoedge plan`: the figures, the picture, the same as in a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`picoedge ps` and `top`: what is shown of the mesh, and of what other boards say."""
+"""`picoedge ps` and `top`: the mesh as shown, and words of other boards in it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WORKER = told(
 GONE = told("attic", "dead", does="free", rss_bytes=1, memory_bytes=2)
 
 
-# -- what is read ----------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_rows() -> None:

@@ -1,4 +1,4 @@
-"""What the commands say of a chat template and a tokenizer that do not do what somebody expects."""
+"""Notes of the commands on the surprises of a chat template and a tokenizer."""
 
 from __future__ import annotations
 

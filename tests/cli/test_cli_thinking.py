@@ -20,7 +20,7 @@ THINKS = (
 
 @pytest.fixture
 def packs(pack: Path, tmp_path: Path) -> Path:
-    """A folder of two packs of one model: one that thinks, one without a template."""
+    """A folder of two packs of one model: a thinking one, and one without a template."""
     for name, template in (("thinker", THINKS), ("bare", "")):
         shutil.copytree(pack, tmp_path / f"{name}.pico")
         (tmp_path / f"{name}.pico" / "chat_template.jinja").unlink()

@@ -11,7 +11,7 @@ from picoedge.cli.output import ProgressLine, showing_progress
 
 
 class Terminal(io.StringIO):
-    """What a terminal shows of what is written to it."""
+    """The screen of a terminal after some output."""
 
     def isatty(self) -> bool:
         return True

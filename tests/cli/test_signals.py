@@ -1,4 +1,4 @@
-"""Signals that arrive in a finalizer, where Python drops what is raised, are not lost."""
+"""Signals that arrive in a finalizer, where Python drops exceptions, are not lost."""
 
 from __future__ import annotations
 

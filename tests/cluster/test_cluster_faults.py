@@ -152,7 +152,7 @@ def test_the_report_after_a_loss_is_of_the_present_plan(
     assert [loss["board"] for loss in after["cluster"]["losses"]] == ["b2"]
     shards = {share["board"] for share in after["cluster"]["shares"]}
     assert "b2" not in shards
-    # Two boards stream what three hold in memory, or stream more of it.
+    # Two boards stream weights that three hold in memory, or stream more of them.
     streamed = [(report["plan"] or {}).get("streamed_units", 0) for report in (before, after)]
     assert streamed[0] < streamed[1], (before["plan"], after["plan"])
     assert after["resident_mb"] is not None

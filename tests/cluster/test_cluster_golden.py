@@ -1,4 +1,4 @@
-"""Real models over real boards: the bits of every logit are those of one board."""
+"""Real models over real boards: every logit has the same bits as on one board."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def cluster(smollm2_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 class Weather:
-    """What is seen of b2 is made up: how long it takes, and that all wait for it."""
+    """Measurements of b2 are made up: its time, and the others' waiting for it."""
 
     def __init__(self, patch: pytest.MonkeyPatch, key: str) -> None:
         self._key = key

@@ -25,7 +25,7 @@ def small_disk(stack: ExitStack, folder: Path, options: str) -> None:
 
 @pytest.fixture(scope="module", params=["full", "read-only"])
 def state(request: pytest.FixtureRequest) -> str:
-    """What is wrong with the disk of b2."""
+    """The fault of b2's disk."""
     return str(request.param)
 
 

@@ -1,4 +1,4 @@
-"""What a hub asks of a board is checked before anything is made of it."""
+"""A hub's spec is checked by the board before any use."""
 
 from __future__ import annotations
 

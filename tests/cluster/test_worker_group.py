@@ -116,7 +116,7 @@ def test_a_board_is_lost_whose_daemon_is_silent_after_an_accusation() -> None:
     assert group.explain(lost("b3")).message == "b2: it took the question and is silent"
 
 
-@pytest.mark.parametrize("accused", ["b2", "b3", "hub", "nobody"])
+@pytest.mark.parametrize("accused", ["b2", "b3", "hub", "stranger"])
 def test_only_a_worker_that_it_has_a_link_to_can_be_accused(accused: str) -> None:
     said = {"message": "lost", "hint": "", "board": accused}
     b3 = board("b3", ("job-ended", said))

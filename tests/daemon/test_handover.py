@@ -48,7 +48,7 @@ def test_a_marked_connection_is_the_workers(
             assert client.recv(5) == b"hello"
             client.sendall(b"and back")
             assert connection.recv(8) == b"and back"
-        assert client.recv(1) == b""  # nobody else holds it
+        assert client.recv(1) == b""  # no other process holds it
         ada.do(handover.close)
         ada.do(handover.close)
 

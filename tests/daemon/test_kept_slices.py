@@ -1,4 +1,4 @@
-"""Slices that stay loaded after their job: who goes on with one, and what ends it."""
+"""Slices that stay loaded after their job: their next users, and their ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
         yield Board(tmp_path, stack, keep_s=3600)
 
 
-def answer(board: Board, name: str, sliced: str = "s", *, who: Any = None, leave: bool = False):  # type: ignore[no-untyped-def]
+def answer(board: Board, name: str, sliced: str = "s", *, user: Any = None, leave: bool = False):  # type: ignore[no-untyped-def]
     """A job from its reservation to its worker's end; the connection, unless it is to `leave`."""
-    client = board.connect(who or board.hub)
+    client = board.connect(user or board.hub)
     client.ask("job-reserve", {"job": "tiny"})
-    spec = {**board.spec(name, who), "slice": sliced}
+    spec = {**board.spec(name, user), "slice": sliced}
     client.ask("job-start", {"job": "tiny", "spec": spec})
     assert pushed(client, "job-listens")["session"] == name
     pid = worker_pid(board)
@@ -63,7 +63,7 @@ def test_the_next_job_with_the_same_slice_has_the_same_process(board: Board, lea
     assert (state["uses"][0]["use"], state["uses"][0]["bytes"]) == ("kept", KEPT_BYTES)
     assert state["uses"][0]["for"] == "hub"
     assert kept_pid(board) == first
-    assert answer(board, "two", who=board.guest) == first
+    assert answer(board, "two", user=board.guest) == first
     assert board.wait(does="free")["uses"][0]["for"] == "guest"
 
 

@@ -1,4 +1,4 @@
-"""Prompts: what is refused before it is encoded, and what a model without a template says."""
+"""Prompts: refusals before encoding, and the prompt of a model without a template."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_zero_tokens_run_the_prompt_only() -> None:
 
 def test_the_full_context_ends_with_length_and_says_so() -> None:
     session = scripted_session("abcdefgh", n_ctx=6)
-    # 3 of prompt, 3 run of the answer, and the one that the last run gives
+    # 3 of prompt, 3 run of the answer, and the token of the last run
     assert "".join(session.generate(ids("yo"))) == "abcd"
     assert session.stats.finish_reason == "length"
     assert session.stats.context_full

@@ -1,4 +1,4 @@
-"""Speeds of storage that are kept: of which disk, for how long, and never those of a limit."""
+"""Kept speeds of storage: of which disk, for how long, and never of a limit."""
 
 from __future__ import annotations
 

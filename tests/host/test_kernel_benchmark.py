@@ -1,4 +1,4 @@
-"""The speed of computing: random matrices are sane, and what is measured is kept."""
+"""The speed of computing: random matrices are sane, and measurements are kept."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 class Daemon:
-    """Answers as told, or with what is raised."""
+    """Returns the given answers, or raises them."""
 
     def __init__(self, answer: dict[str, Any] | MeshError | Donor) -> None:
         self._answer = answer

@@ -84,7 +84,7 @@ def test_positions_never_written_take_no_memory(
         del cache
 
 
-# ---- What is held ----------------------------------------------------------------------------
+# ---- Contents --------------------------------------------------------------------------------
 
 
 def held(cache: KvCache, shape: AttentionShape, kernels: Kernels) -> tuple[list[F32], list[F32]]:

@@ -1,4 +1,4 @@
-"""The lab's parts: what the switch decides, controllers' files, records, and what is refused."""
+"""The lab's parts: the switch's decisions, controllers' files, records, and refusals."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_undone_twice_is_undone_once(tmp_path: Path) -> None:
     assert (tmp_path / "f").exists()
 
 
-# -- what is refused -------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def refusal(link: LinkShape | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Samplers: what is kept, what is drawn, what a seed promises."""
+"""Samplers: tokens kept, tokens drawn, and the promise of a seed."""
 
 from __future__ import annotations
 

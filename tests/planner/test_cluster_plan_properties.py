@@ -1,4 +1,4 @@
-"""What is true of any plan over many boards."""
+"""Properties of any plan over many boards."""
 
 from __future__ import annotations
 

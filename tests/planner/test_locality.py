@@ -1,4 +1,4 @@
-"""Plans over boards that have parts of the model already: what is there stays, if it may."""
+"""Plans over boards that have parts of the model already: shards stay in place where they may."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ noise = st.floats(1 - NOISE, 1 + NOISE)
 
 
 def having(plan: ClusterPlan, boards: Topology) -> dict[int, HeldShards]:
-    """What is on the disks after a first session by this plan; the hub has all."""
+    """Shards on the disks after a first session by this plan; the hub has all."""
     held = {i: NOTHING for i in range(len(boards.boards)) if i != boards.hub}
     for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True):
         if member != boards.hub:
@@ -84,7 +84,7 @@ def noisy(draw: st.DrawFn, boards: Topology) -> Topology:
     return dataclasses.replace(boards, boards=again, link=link)
 
 
-# -- what is true of any plan --------------------------------------------------------------------
+# -- properties of any plan ----------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)

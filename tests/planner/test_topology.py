@@ -1,4 +1,4 @@
-"""Facts of boards and links as JSON: what is written is read, and nothing else is believed."""
+"""Facts of boards and links as JSON: written facts are read back, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_board_without_a_needed_field_is_refused(key: str) -> None:
         {"boards": [LEAST] * 1000},
         {"boards": {}},
         {"boards": [LEAST | {"key": "k" * 40}, LEAST | {"name": "b", "key": "k" * 40}]},
-        {"hub": "nobody"},
+        {"hub": "stranger"},
         {"hub": 0},
         {"link": {"latency_s": 1e-3}},
         {"link": {"latency_s": -1, "bytes_per_s": 1e8}},

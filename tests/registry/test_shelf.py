@@ -1,4 +1,4 @@
-"""MODEL to pack: what is packed once, packed again, refused, and safe between processes."""
+"""MODEL to pack: packed once, packed again, refused, and safe between processes."""
 
 from __future__ import annotations
 

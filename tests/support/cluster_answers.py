@@ -1,4 +1,4 @@
-"""Answers over boards of which some are lost, and what is said of that."""
+"""Answers over boards of which some are lost, with the messages about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROMPT = "Once upon a time there was a board that"
 COUNT = 50  # tokens of an answer
 SOME_WORDS = r"\w+ \w+ \w+ \w+"
 HOW = ["--temperature", "0", "--raw", "--ignore-eos", "-t", "1"]
-# What is told of a board that is lost.
+# The message about a lost board.
 LAST_REPORT = r"; \d\.\d s ago it reported: (loading|computing|waiting for work), \w+; going on"
 
 

@@ -77,7 +77,7 @@ class ScriptedModel:
     """Answers the k-th prompt with the k-th of `answers`, then the end-of-text token.
 
     `runs` lists what was computed, as (position, tokens). A prompt is a run of several tokens, or
-    one that goes back; generation is runs of one, each after the last. Run `fails_at` (counted
+    one going back; generation is runs of one, each after the last. Run `fails_at` (counted
     from 0) raises StorageError instead.
     """
 

@@ -93,7 +93,7 @@ ssize_t read(int fd, void *data, size_t count)
 PREAD(pread, off_t)
 PREAD(pread64, off64_t)
 
-/* What is read comes in one piece; of several, the first is enough. */
+/* A read comes in one piece; of several, the first is enough. */
 static struct iovec some_of(const struct iovec *pieces, int part)
 {
     return (struct iovec){pieces[0].iov_base, some(pieces[0].iov_len, part)};

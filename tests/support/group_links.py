@@ -93,7 +93,7 @@ class FaultyWorker:
         self.entrance = TicketListener(LOOPBACK, ROWS.message_bytes + 200)
 
     def greet(self, *frames: bytes) -> None:
-        """Answer over the first connection with these instead of what is due."""
+        """Answer over the first connection with these instead of the expected messages."""
         self._router.send_multipart([self._who, *frames])
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ class HubSite:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: dict[str, str] = field(default_factory=dict)  # repository: the token that may read it
     listing: Any = None  # instead of the true one
-    altered: dict[str, bytes] = field(default_factory=dict)  # path: what is sent in its place
+    altered: dict[str, bytes] = field(default_factory=dict)  # path: bytes sent in its place
     cut_after: list[int] = field(default_factory=list)
     page: int = 1000
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)

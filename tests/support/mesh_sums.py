@@ -33,7 +33,7 @@ def name_of(rank: int) -> str:
 
 @dataclass
 class Boards:
-    """`ports` are those of the ranks that listen."""
+    """`ports` of the ranks that listen."""
 
     keys: list[KeyPair]
     contexts: list[zmq.Context[Any]]
@@ -110,7 +110,7 @@ def forward_pass(
 def part(rank: int, forward: int, stage: int, n: int, hidden: int) -> F64:
     """What a rank adds to a sum: numbers whose sum depends on the order of adding.
 
-    Those of odd ranks need all bits of an f64, those of even ones are f32, as nearly all are.
+    Parts of odd ranks need all bits of an f64, parts of even ones are f32, as nearly all are.
     """
     return _part(rank, forward, stage, n, hidden).copy()
 

@@ -26,7 +26,7 @@ JOIN_S = 20.0
 
 
 class Board(threading.Thread):
-    """A daemon that does nothing but give. Override `offer` or `read` for one that fails."""
+    """A daemon that does nothing but give. Override `offer` or `read` for a failing one."""
 
     def __init__(self, shelf: Path, clients: list[str], name: str = "board") -> None:
         super().__init__(name=name)

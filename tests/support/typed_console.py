@@ -1,4 +1,4 @@
-"""A console without a terminal: what is typed comes from a list."""
+"""A console without a terminal: the typed lines come from a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Incremental decoding and stop strings: what is shown never depends on how it arrives."""
+"""Incremental decoding and stop strings: the shown text never depends on how it arrives."""
 
 from __future__ import annotations
 

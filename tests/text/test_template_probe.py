@@ -128,7 +128,7 @@ def test_what_the_template_says_itself_is_told() -> None:
     ("source", "messages", "lost"),
     [
         (FIRST_ALONE, [user("A"), {"role": "assistant", "content": "B"}, user("C")], "question"),
-        # Both show in the probe; what happens depends on what is said.
+        # Both show in the probe; the outcome depends on the words.
         (
             "{% for m in messages if m.content | length < 50 %}{{ m.content }}{% endfor %}",
             [system("x" * 50), user("A")],

@@ -1,1 +1,1 @@
-"""Who sits at a board: what is typed, and what is seen."""
+"""The person at a board: words typed, and words seen."""

@@ -51,7 +51,7 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is somebody to ask."""
+        """Whether a chat runs to be asked."""
         return bool(self.terminals) and self.chat.is_running
 
     @property
@@ -140,7 +140,7 @@ class Session:
         self.chat.interrupt()
 
     def leave(self) -> None:
-        """/bye, as who wants to begin again."""
+        """/bye, to begin again."""
         code = self.chat.leave()
         if code != 0:
             self._fault(f"the chat ended with {code} after /bye")

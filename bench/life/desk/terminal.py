@@ -19,12 +19,12 @@ from typing import Any
 from bench.life.desk.transcript import PROMPT, Shown, shown
 from hw.lab import Board
 
-COLUMNS = 1000  # no line is wrapped: what is seen is what was written
+COLUMNS = 1000  # no line is wrapped: the screen shows lines as written
 LEAVE_S, JOIN_S = 10.0, 5.0
 
 
 class Screen:
-    """What is written to one terminal, with the time of each piece."""
+    """Output of one terminal, with the time of each piece."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()

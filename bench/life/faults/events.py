@@ -15,7 +15,7 @@ class Event:
     """One thing that happens.
 
     `board` and `other` count from 0, the chat's board; `seconds` is how long it lasts; `midway`
-    how long after a question it comes, None: while nobody asks.
+    how long after a question it comes, None: between questions.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Maker:
         return self._dice.choice([b for b in range(self._bounds.boards) if b != SPARED])
 
     def idle(self) -> Event:
-        """Nobody types."""
+        """A pause without typing."""
         return Event("idle", seconds=self._dice.uniform(*self._bounds.idle))
 
     def _stop(self, victim: str, board: int) -> Event:
@@ -184,7 +184,7 @@ class Maker:
         return Event("clock", board, board, midway=self._moment(), years=years)
 
     def second_hub(self) -> Event:
-        """Somebody asks from another board."""
+        """A question from another board."""
         return Event("second", 1, 1)
 
     def interrupt(self) -> Event:

@@ -1,1 +1,1 @@
-"""What a life is judged by: undisturbed texts, memory over time, what is left behind."""
+"""The verdict on a life: against undisturbed texts, memory over time, leftovers."""

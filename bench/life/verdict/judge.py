@@ -47,7 +47,7 @@ def judge(
 
 
 def answered_part(asked: Sequence[Asked]) -> float:
-    """Questions answered whole ÷ asked; one that a person cut is none.
+    """Questions answered whole ÷ asked; a question that a person cut is not counted.
 
     No event leaves fewer boards than can hold the model, so a refusal is a failure.
     """

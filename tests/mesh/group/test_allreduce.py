@@ -1,4 +1,4 @@
-"""Sums over boards are those of the ranks' parts, in their order, to the bit, on every board."""
+"""Sums over boards equal the ranks' parts added in their order, to the bit, on every board."""
 
 from __future__ import annotations
 

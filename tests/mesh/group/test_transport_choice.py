@@ -1,4 +1,4 @@
-"""The transport of a link: the quicker one, measured by both ends, and the one that is there."""
+"""The transport of a link: the quicker one, measured by both ends, or the only one."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Event = tuple[Any, ...]
 
 
 class History:
-    """A membership to which events happen; `changes` are those of the last event."""
+    """A membership to which events happen; `changes` come from the last event."""
 
     def __init__(self, beat_s: float = 60.0) -> None:  # a long one: this process never stands still
         self.now_s = 0.0
@@ -116,7 +116,7 @@ def test_a_revoked_key_is_gone_for_good(history: list[tuple[Event, float]]) -> N
 
 @given(st.lists(EVENTS, max_size=20), st.randoms())
 def test_boards_do_not_mind_each_others_order(events: list[Event], random: Any) -> None:
-    """Events of each board stay in order, those of different boards are mixed anew."""
+    """Events of each board stay in order; events of different boards are shuffled."""
     queues: dict[str, list[Event]] = {}
     for event in events:
         if event[0] != "check_timeouts":

@@ -1,4 +1,4 @@
-"""The daemon's network half: who is let in, what is answered, who is told."""
+"""The daemon's network half: admission, answers, notifications."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_client_that_never_reads_its_reports_keeps_its_connection(ada: Any, co
 
 
 def test_what_the_next_one_replaces_is_kept_once(ada: Any, context: Any) -> None:
-    """A client that asks, and does not look at what is pushed meanwhile."""
+    """A client that asks, and ignores pushed messages meanwhile."""
     with ada.client(context, ada.bob) as client:
         sender = sender_of(ada, client)
         for number in range(50):

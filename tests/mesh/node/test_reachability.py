@@ -56,10 +56,10 @@ def test_a_board_that_is_not_there_is_tried_where_it_was(tmp_path: Path) -> None
     Reachability(ada.node)
     with socket.socket() as silent, running(ada):
         silent.bind((LOOPBACK.host, 0))
-        nobody = Address(*silent.getsockname())
-        ada.do(lambda: ada.node.peers.hint(second.keys.public, nobody))
+        refusing = Address(*silent.getsockname())
+        ada.do(lambda: ada.node.peers.hint(second.keys.public, refusing))
         answer = reach(ada, second.keys.public)
-    assert answer["daemon"] == [{"address": str(nobody), "why": "nothing listens there"}]
+    assert answer["daemon"] == [{"address": str(refusing), "why": "nothing listens there"}]
     assert "worker" not in answer
 
 

@@ -57,7 +57,7 @@ class World:
         return plan
 
     def _send_until(self, end_s: float) -> None:
-        """Donors send at their rates, in order; what is finished is told at its moment."""
+        """Donors send at their rates, in order; a finished part is reported at its moment."""
         while not self.plan.is_done:
             soonest = min(((self._finish(d), name) for name, d in self.donors.items() if d.queue),
                           default=(float("inf"), ""))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A notification that the next one replaces is sent when the last one was read, and cuts nobody."""
+"""A replaceable notification is sent when the last one was read, and cuts no connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing that does not end well: what is left, and what is said."""
+"""Packing that does not end well: files left behind, and messages."""
 
 from __future__ import annotations
 

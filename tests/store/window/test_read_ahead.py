@@ -299,7 +299,7 @@ def test_a_slow_storage_is_waited_for() -> None:
     def open_one_by_one() -> None:
         for chunk, gate in enumerate(gates):
             streamed.io.wait_for((0, chunk))
-            time.sleep(0.1)  # what is tested: none takes too long, all together do
+            time.sleep(0.1)  # none takes too long, all together do
             gate.set()
 
     window = streamed.start(readers=1, stall_s=0.4)

@@ -83,7 +83,7 @@ def test_a_load_whose_reads_are_slow_is_waited_for(
     real: Read = os.preadv
 
     def slow(*args: Any) -> int:
-        threading.Event().wait(0.1)  # what is tested: none takes too long, all together do
+        threading.Event().wait(0.1)  # none takes too long, all together do
         return int(real(*args))
 
     monkeypatch.setattr(os, "preadv", slow)
@@ -290,7 +290,7 @@ def test_rows_that_are_slow_are_waited_for(
     width, real = Pack.open(tmp_path / "t.pico").config.hidden_size, os.preadv
 
     def slow(*args: Any) -> int:
-        threading.Event().wait(0.05)  # what is tested: none takes too long, all together do
+        threading.Event().wait(0.05)  # none takes too long, all together do
         return real(*args)
 
     monkeypatch.setattr(os, "preadv", slow)

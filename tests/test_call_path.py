@@ -26,7 +26,7 @@ from picoedge.cli.main import main
 
 PACKAGE = Path(picoedge.__file__).parent
 # When this was first counted (a8b77f2) it was 49 files to the first token and 100 to the first sum.
-TOKEN_MOST, SUM_MOST = 34, 73
+TOKEN_MOST, SUM_MOST = 34, 70
 
 
 class Visited(ABC):

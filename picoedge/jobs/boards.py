@@ -268,7 +268,8 @@ def _facts(client: Client) -> tuple[BoardFacts, frozenset[str], SliceKey | None]
         unreached = Fields({"unreached": [], **answer}, f"the facts of {client.name}")
         keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
         where = f"the facts of {client.name}"
-        return board_from_json(values, where), frozenset(keys), read_kept(answer, where)
+        kept = read_kept(answer["kept"], where) if answer.get("kept") else None
+        return board_from_json(values, where), frozenset(keys), kept
 
 
 # -- links ---------------------------------------------------------------------------------------
@@ -319,7 +320,9 @@ def _held_names(client: Client, identity: str, names: Sequence[str]) -> frozense
 
 def loaded_shards(directory: BoardDirectory, pack: Pack, options: OpenOptions) -> dict[int, Slice]:
     """The slices that boards have loaded still, by the board's index in `directory.cluster()`."""
-    return loaded_for((handle.kept for handle in directory.handles.values()), pack, options)
+    handles = enumerate(directory.handles.values())
+    kept = {index: handle.kept for index, handle in handles if handle.kept is not None}
+    return loaded_for(kept, pack, options) if kept else {}
 
 
 # -- reservation ---------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,12 +99,10 @@ class SliceKey:
         return {**dataclasses.asdict(self), "part": self.part.to_json()}
 
 
-def read_kept(answer: Mapping[str, Any], where: str) -> SliceKey | None:
-    """The slice that a daemon's answer says is kept; None if there is none, or it is malformed."""
-    if not isinstance(answer.get("kept"), dict):
-        return None
-    fields = Fields(answer["kept"], where)
+def read_kept(kept: object, where: str) -> SliceKey | None:
+    """The slice that a daemon says it keeps; None if that is malformed."""
     try:
+        fields = Fields(kept, where)
         part = fields.object("part")
         kinds = ("attention", "ffn", "vocabulary")
         attention, ffn, head = (part.span(kind, MAX_SHARDS) for kind in kinds)
@@ -120,15 +118,12 @@ def read_kept(answer: Mapping[str, Any], where: str) -> SliceKey | None:
         return None
 
 
-def loaded_for(
-    kept: Iterable[SliceKey | None], pack: Pack, options: OpenOptions
-) -> dict[int, Slice]:
+def loaded_for(kept: Mapping[int, SliceKey], pack: Pack, options: OpenOptions) -> dict[int, Slice]:
     """By the index of a board, the slice that it can go on with if the pack is opened like this."""
     wanted = (options.n_ctx, options.kv_bits, options.window_io, options.kernels or "")
     return {
         index: key.part
-        for index, key in enumerate(kept)
-        if key is not None
-        and key.pack_id == pack.identity
+        for index, key in kept.items()
+        if key.pack_id == pack.identity
         and (key.n_ctx, key.kv_bits, key.window_io, key.kernels) == wanted
     }

@@ -31,8 +31,8 @@ from picoedge.mesh.transport.messages import (
     Body,
     Dialect,
     Translation,
-    VersionError,
     error_of,
+    is_raw,
 )
 
 if TYPE_CHECKING:
@@ -184,14 +184,9 @@ class Client:
 
     def _answer(self, frames: list[bytes], number: int, asked: str) -> Body | list[bytes] | None:
         """The reply to request `number`. Notifications are kept, late replies dropped: None."""
-        try:
-            kind, body = self._dialect.read(frames)
-        except VersionError:
-            raise
-        except ProtocolError:
-            if number and len(frames) == 2:
-                return frames
-            raise
+        if number and is_raw(frames):
+            return frames
+        kind, body = self._dialect.read(frames)
         if kind not in (REPLY, ERROR):
             self._notified(kind, body)
             return None

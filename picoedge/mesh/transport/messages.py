@@ -159,6 +159,14 @@ def control(kind: str, body: Body, version: int = VERSION) -> list[bytes]:
     return [_HEADERS[version], raw]
 
 
+def is_raw(frames: Sequence[bytes | memoryview]) -> bool:
+    """Whether a message is a `RawReply`: a buffer behind a header of a kind that is not control."""
+    if len(frames) != 2 or len(frames[0]) != HEADER.size:
+        return False
+    magic, version, kind = frames[0][:2], frames[0][2], frames[0][3]
+    return magic == MAGIC and version in SPOKEN and kind != Kind.CONTROL
+
+
 def read_control(
     frames: Sequence[bytes | memoryview], board: str = "a board"
 ) -> tuple[int, str, Body]:

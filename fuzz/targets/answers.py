@@ -19,7 +19,7 @@ from fuzz.targets.mesh import message, new_node
 from picoedge.daemon.relay import Relays
 from picoedge.fields import Fields
 from picoedge.jobs.boards import _facts
-from picoedge.jobs.cluster_check import Member, _checked, _member
+from picoedge.jobs.cluster_check import CheckedBoard, _checked, _member
 from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import VERSION_1, read_kept
 from picoedge.jobs.status import ask_pages, read_mesh, read_report
@@ -59,8 +59,8 @@ def _pages(body: dict[str, Any]) -> None:
 
 
 def _reached(body: dict[str, Any]) -> None:
-    one = Member(KEYS[0].public, "b0", True, ())
-    other = Member(KEYS[1].public, "b1", len(body) % 2 == 0, ())
+    one = CheckedBoard(KEYS[0].public, "b0", True, ())
+    other = CheckedBoard(KEYS[1].public, "b1", len(body) % 2 == 0, ())
     _checked(cast(Client, _Daemon(body)), one, other, is_own=True)
 
 

@@ -16,7 +16,7 @@ from fuzz.targets.text import TEMPLATES, mutated_template
 from fuzz.targets.tokenizers import TOKENIZER, TOKENIZER_CONFIG
 from picoedge.errors import DownloadError, UsageError
 from picoedge.registry.catalogue import FetchSettings
-from picoedge.registry.hub import choose, parse_hub_name, parse_listing
+from picoedge.registry.hub import choose_files, parse_hub_name, parse_listing
 from picoedge.registry.hub_download import fetch_choice
 
 NOWHERE = FetchSettings(hf_endpoint="http://127.0.0.1:1", tries=1, pause=lambda seconds: None)
@@ -54,7 +54,7 @@ def _listing(folder: Path) -> Run:
             page = json.loads(data)
         except (ValueError, RecursionError):
             raise UsageError("no JSON") from None
-        choice = choose(names[len(data) % 2], parse_listing(page, "the listing of a/b"))
+        choice = choose_files(names[len(data) % 2], parse_listing(page, "the listing of a/b"))
         with suppress(DownloadError):  # nothing answers there
             fetch_choice(choice, folder / "out", lambda *told: None, NOWHERE)
 

@@ -54,11 +54,11 @@ def bench(**values: Any) -> None:
     n_prompt, n_tokens = values["n_prompt"], values["n_tokens"]
     if not n_prompt and not n_tokens:
         raise UsageError("nothing to measure", "give -p or -n")
-    opened = models.open_pack(values, text=False)
+    opened = models.open_named_pack(values, text=False)
     opened.suggest_context(max(n_prompt, n_tokens))
     pack = opened.pack
     models.check_length(opened, max(n_prompt, n_tokens), "fewer tokens")
-    with closing(models.load(values, opened, models.loader(opened))) as model:
+    with closing(models.load_alone(values, opened, models.loader(opened))) as model:
         began = time.perf_counter()
         measure = partial(_measure, model, pack.config.vocab_size, values)
         rows = measure(n_prompt, 0) + measure(0, n_tokens)
@@ -84,7 +84,7 @@ def _measure(
 
     waited, streamed, began = model.disk_wait_s, model.bytes_streamed, time.perf_counter()
     repeats = values["repeats"]
-    rows = benchmark.bench(
+    rows = benchmark.run_bench(
         model, vocabulary, n_prompt=n_prompt, n_generate=n_tokens, repeats=repeats
     )
     if rows and values["verbose"] and model.slice.memory_plan is not None:
@@ -140,14 +140,16 @@ def perplexity(**values: Any) -> None:
     from picoedge.model.transformer import LOGIT_ROWS
 
     models.read_text(values["file"], BYTES_PER_TOKEN)  # a file that is no text fails at once
-    opened = models.open_pack(values, template=False, logit_rows=LOGIT_ROWS)
+    opened = models.open_named_pack(values, template=False, logit_rows=LOGIT_ROWS)
     tokens = first_tokens(opened.take_tokenizer(), values["file"], values["n_tokens"])
     opened.suggest_context(len(tokens))
     models.check_length(opened, len(tokens), "fewer --tokens")
-    model = models.load(values, opened, load_model)
+    model = models.load_alone(values, opened, load_model)
     with closing(model), showing_progress() as progress:
         tell = progress or no_progress
-        value = benchmark.perplexity(model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0))
+        value = benchmark.measure_perplexity(
+            model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0)
+        )
     if values["as_json"]:
         click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))
     else:

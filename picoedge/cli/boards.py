@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from picoedge.jobs.status import BoardState, MeshState
     from picoedge.mesh.transport.client import Client
 
-    Sample = tuple[MeshState, list["Rates | None"]]
+    Sample = tuple[MeshState, list["TokenRates | None"]]
 
 PS_HEADER = (
     "board", "is", "address", "does", "model", "attention", "ffn", "head", "memory", "temperature",
@@ -198,7 +198,7 @@ def sampled(
 
 
 @dataclass(frozen=True)
-class Rates:
+class TokenRates:
     """A board's tokens per second between two samples, and the seconds of a token by kind."""
 
     tok_s: float
@@ -210,7 +210,7 @@ class Rates:
 
 def _rates(
     before: tuple[float, BoardState] | None, board: BoardState, now_s: float
-) -> Rates | None:
+) -> TokenRates | None:
     """None if the board ran no token in between, or tokens of another job."""
     was, work = (None if before is None else before[1].work), board.work
     if before is None or was is None or work is None:
@@ -220,10 +220,10 @@ def _rates(
         return None
     spent = (work.compute_s - was.compute_s, work.sync_s - was.sync_s, work.disk_s - was.disk_s)
     idle_s = max(0.0, elapsed_s - sum(spent))
-    return Rates(tokens / elapsed_s, *(seconds / tokens for seconds in (*spent, idle_s)))
+    return TokenRates(tokens / elapsed_s, *(seconds / tokens for seconds in (*spent, idle_s)))
 
 
-def _to_json(mesh: MeshState, rates: list[Rates | None]) -> dict[str, Any]:
+def _to_json(mesh: MeshState, rates: list[TokenRates | None]) -> dict[str, Any]:
     boards = [
         {**board.to_json(), "rates": rate and asdict(rate)}
         for board, rate in zip(mesh.boards, rates, strict=True)
@@ -231,7 +231,7 @@ def _to_json(mesh: MeshState, rates: list[Rates | None]) -> dict[str, Any]:
     return {"time": time.time(), "cluster": mesh.cluster, "boards": boards}
 
 
-def _print_lines(mesh: MeshState, rates: list[Rates | None]) -> None:
+def _print_lines(mesh: MeshState, rates: list[TokenRates | None]) -> None:
     """Print a sample as plain lines, each with its time and its board."""
     now = time.strftime("%H:%M:%S")
     for board, rate in zip(mesh.boards, rates, strict=True):
@@ -240,7 +240,7 @@ def _print_lines(mesh: MeshState, rates: list[Rates | None]) -> None:
         click.echo(one_line(f"{now}  {board.name}  {board.condition}  {cells}"))
 
 
-def top_row(board: BoardState, rate: Rates | None) -> tuple[str, ...]:
+def top_row(board: BoardState, rate: TokenRates | None) -> tuple[str, ...]:
     """The cells of one board under `TOP_HEADER`."""
     name, _, _, does, model, *_, memory, temperature = row(board)
     speeds: tuple[str, ...] = ("-",) * 5
@@ -259,7 +259,7 @@ def _live(taken: Iterator[Sample]) -> None:
             live.update(_table(mesh, rates), refresh=True)
 
 
-def _table(mesh: MeshState, rates: list[Rates | None]) -> Table:
+def _table(mesh: MeshState, rates: list[TokenRates | None]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -44,20 +44,20 @@ def chat(**values: Any) -> int:
     one_answer = values["prompt"] is not None or not models.stdin_is_terminal()
     text = models.chosen_prompt(values["prompt"]).strip() if one_answer else ""
     values = chat_history.choose_model(values)
-    opened = models.open_pack(values)
+    opened = models.open_named_pack(values)
     if one_answer and values["continued"] is None:
         return _answer_once(opened, values, text)
     prompter = models.chosen_prompter(opened, values)
     prompter.require_template()  # rather now than after the first question
     log = chat_history.open_log(values, opened.pack.name)
-    with closing(log), closing(models.open_session(values, opened)) as session:
+    with closing(log), closing(models.start_session(values, opened)) as session:
         return _converse(session, prompter, log, values, text)
 
 
 def _answer_once(opened: OpenPack, values: dict[str, Any], text: str) -> int:
     """One answer, of which nothing is kept."""
     prompt = models.chat_prompt(opened, values, text)
-    with closing(models.open_session(values, opened, prompt)) as session:
+    with closing(models.start_session(values, opened, prompt)) as session:
         limit = models.token_limit(values["n_tokens"])
         output.write_whole_answer(session.generate(prompt, max_tokens=limit, stop=values["stop"]))
         output.tell_end(session, values["verbose"])
@@ -101,12 +101,12 @@ def generate(**values: Any) -> None:
     folder or a .pico folder.
     """
     text = models.chosen_prompt(values["prompt"])
-    opened = models.open_pack(values, template=not values["raw"])
+    opened = models.open_named_pack(values, template=not values["raw"])
     if values["raw"] or (opened.prompter.template is None and not values["chat_template"]):
         prompt = opened.prompter.complete(text)
     else:
         prompt = models.chat_prompt(opened, values, text)
-    with closing(models.open_session(values, opened, prompt)) as session:
+    with closing(models.start_session(values, opened, prompt)) as session:
         pieces = session.generate(
             prompt,
             max_tokens=models.token_limit(values["n_tokens"]),

@@ -20,7 +20,7 @@ _ID = click.IntRange(1, 10**9 - 1)
 @click.group("chats", invoke_without_command=True)
 @json_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def chats(ctx: click.Context, as_json: bool) -> None:
     """List the conversations kept on this board, the one used last at the end.
 
     `picoedge chat --continue ID` goes on with one. They are files of JSON lines in
@@ -42,10 +42,10 @@ def command(ctx: click.Context, as_json: bool) -> None:
         output.note("no chat is kept on this board")
 
 
-@command.command("show")
+@chats.command("show")
 @click.argument("number", metavar="ID", type=_ID)
 @json_option
-def show(number: int, as_json: bool) -> None:
+def show_chat(number: int, as_json: bool) -> None:
     """Print a conversation; with --json as `/load` of another chat takes it."""
     conversation = ChatFolder.from_environment().read(number)
     if as_json:
@@ -78,12 +78,12 @@ def when(seconds: float) -> str:
         return "?"
 
 
-@command.command("rm")
+@chats.command("rm")
 @click.argument("numbers", metavar="[ID]...", nargs=-1, type=_ID)
 @click.option("--all", "everything", is_flag=True, help="Remove all of them.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def remove(numbers: tuple[int, ...], everything: bool, yes: bool, as_json: bool) -> None:
+def remove_chats(numbers: tuple[int, ...], everything: bool, yes: bool, as_json: bool) -> None:
     """Remove conversations for good."""
     folder = ChatFolder.from_environment()
     if bool(numbers) == everything:

@@ -26,7 +26,7 @@ _SHORTEST_S, _LONGEST_S = 60, 30 * 86400
 
 
 @click.group("keys", cls=Group, no_args_is_help=False)
-def command() -> None:
+def keys() -> None:
     """Make a cluster, and decide which boards are in it.
 
     The board where `init` is run keeps the cluster's signing key: invite, allow and revoke are
@@ -44,7 +44,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> int:
     return seconds
 
 
-@command.command("init")
+@keys.command("init")
 @click.option("--name", "cluster", default="home", show_default=True, help="Name of the cluster.")
 @click.option("--board", help="Name of this board [default: its host name].")
 @click.option(
@@ -82,7 +82,7 @@ def init(cluster: str, board: str | None, roster: str | None, as_json: bool) -> 
         output.note("next: picoedge run, and picoedge keys invite for each other board")
 
 
-@command.command("invite")
+@keys.command("invite")
 @click.option(
     "--ttl", "ttl_s", default="1h", show_default=True, callback=_seconds, metavar="TIME",
     help="How long it is valid: 30m, 1h, 2d.",
@@ -135,9 +135,9 @@ def _own_addresses(folder: Path) -> tuple[str, str]:
     return ",".join(usable), why
 
 
-@command.command("show")
+@keys.command("show")
 @json_option
-def show(as_json: bool) -> None:
+def show_keys(as_json: bool) -> None:
     """Show the boards of the cluster.
 
     This board, allowed and revoked boards, and open invites; no secrets.
@@ -163,7 +163,7 @@ def show(as_json: bool) -> None:
     output.print_table(("NAME", "STATE", "PUBLIC KEY"), rows)
 
 
-@command.command("allow")
+@keys.command("allow")
 @click.argument("public", metavar="PUBLIC")
 @click.argument("name", metavar="NAME")
 @json_option
@@ -183,7 +183,7 @@ def allow(public: str, name: str, as_json: bool) -> None:
     _report("allowed", public, name, as_json)
 
 
-@command.command("revoke")
+@keys.command("revoke")
 @click.argument("board", metavar="NAME|PUBLIC")
 @click.option("--force", is_flag=True, help="Also if it is this board.")
 @json_option

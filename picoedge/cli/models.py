@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_STDIN_BYTES = 16 << 20  # more than any context takes
 
 
-def open_pack(
+def open_named_pack(
     values: Mapping[str, Any], *, text: bool = True, template: bool = True, **changes: Any
 ) -> OpenPack:
     """The pack that MODEL names, opened; fetched and packed on first use.
@@ -58,7 +58,7 @@ def open_pack(
     return opened
 
 
-def open_session(
+def start_session(
     values: Mapping[str, Any], opened: OpenPack, prompt: Prompt | None = None
 ) -> Session:
     """The session of a command; `prompt`: the only prompt it will answer."""
@@ -81,7 +81,7 @@ def loader(opened: OpenPack) -> LoadModel:
     return load_model
 
 
-def load(
+def load_alone(
     values: Mapping[str, Any],
     opened: OpenPack,
     load_model: Callable[[Pack, OpenOptions, Progress | None], Model],

@@ -38,7 +38,7 @@ NUMBERS = (
 )  # fmt: skip
 @click.option("--hub", metavar="NAME", help="The board of the file where the command would run.")
 @options.split_options
-def command(**values: Any) -> None:
+def plan(**values: Any) -> None:
     """Show how MODEL would run: weights in memory, weights streamed, speed.
 
     generate and chat make the same plan with the same options; with --cluster or
@@ -51,7 +51,7 @@ def command(**values: Any) -> None:
         return _plan_cluster(values)
     from picoedge.engine.open import plan_session
 
-    planned = plan_session(models.open_pack(values))
+    planned = plan_session(models.open_named_pack(values))
     models.tell_of_numpy(planned.kernels, values["kernels"])
     if values["as_json"]:
         print_json(planned.to_json())
@@ -84,7 +84,7 @@ def _plan_cluster(values: dict[str, Any]) -> None:
 
     file = values["boards_file"]
     of_file = topology_of_file(file, values["hub"]) if file else None  # before a model is fetched
-    opened = models.open_pack({**values, "cluster": True}, text=not file)
+    opened = models.open_named_pack({**values, "cluster": True}, text=not file)
     there = MeshFacts(of_file) if of_file else topology_of_mesh(opened, warn)
     plan = plan_group(opened, there)
     if values["as_json"]:
@@ -155,14 +155,14 @@ def _print_cluster_plan(plan: ClusterPlan) -> None:
     from picoedge.planner.cluster_plan import TABLE_HEADER, plan_table
 
     click.echo(f"{plan.why}\n")
-    print_table(NUMBERS, numbers(plan))
+    print_table(NUMBERS, rows_by_count(plan))
     click.echo()
     print_table(TABLE_HEADER, plan_table(plan.chosen))
     if plan.idle:
         click.echo(f"\nleft out: {', '.join(plan.idle)}")
 
 
-def numbers(plan: ClusterPlan) -> list[tuple[str, ...]]:
+def rows_by_count(plan: ClusterPlan) -> list[tuple[str, ...]]:
     """Rows under `NUMBERS`; the chosen one has a star."""
     rows = [_row(count, one, plan) for count, one in enumerate(plan.predictions, 1)]
     if not any(row[0].endswith("*") for row in rows):  # a split that the user asked for

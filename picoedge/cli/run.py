@@ -67,7 +67,7 @@ def _ports(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )  # fmt: skip
 @options.threads_option
 @options.keep_option
-def command(**values: Any) -> None:
+def run(**values: Any) -> None:
     """Serve the mesh: hold shards of models, compute with them, pass them on to other boards.
 
     It needs an identity: `picoedge keys init` on the first board, `--join STRING` on the others.

@@ -40,7 +40,7 @@ from picoedge.units import format_size
     help="Bits per weight for models in floats [default: 8]; a quantized GGUF keeps its own.",
 )
 @json_option
-def pack(source: str, out: Path | None, bits: str | None, as_json: bool) -> None:
+def pack_command(source: str, out: Path | None, bits: str | None, as_json: bool) -> None:
     """Turn a GGUF file (also a split one), a Hugging Face folder or a hub's model into a pack.
 
     An existing pack is replaced once the new one is complete.
@@ -76,7 +76,7 @@ def pack(source: str, out: Path | None, bits: str | None, as_json: bool) -> None
 @click.command("pull")
 @source_argument("name", "NAME", required=False)
 @json_option
-def pull(name: str | None, as_json: bool) -> None:
+def pull_model(name: str | None, as_json: bool) -> None:
     """Fetch a model of the catalogue, or of a Hugging Face hub, and pack it.
 
     NAME is as in `picoedge list` [default: the default model], or hf:OWNER/REPO[:QUANT]. A model
@@ -152,7 +152,7 @@ def _tell_fit(name: str, memory: MemoryOfModel) -> None:
 @click.command("show")
 @model_argument(required=False)
 @json_option
-def show(model: str | None, as_json: bool) -> None:
+def show_model(model: str | None, as_json: bool) -> None:
     """Show facts about a model: architecture, shape, formats, shards, context, licence, tokenizer.
 
     Nothing is fetched or packed.
@@ -190,7 +190,7 @@ def _text(name: str, value: Any) -> str:
 @click.argument("name", metavar="NAME")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def remove(name: str, yes: bool, as_json: bool) -> None:
+def remove_model(name: str, yes: bool, as_json: bool) -> None:
     """Remove a packed model from this board.
 
     NAME is as in `picoedge list`. Nothing outside the shelf is removed: the GGUF file or folder
@@ -211,7 +211,7 @@ def remove(name: str, yes: bool, as_json: bool) -> None:
 @click.command("verify")
 @model_argument(required=False)
 @json_option
-def verify(model: str | None, as_json: bool) -> None:
+def verify_pack(model: str | None, as_json: bool) -> None:
     """Check every byte of a pack against its hashes; names the first file that differs."""
     from picoedge.store.pack.reader import Pack
 

@@ -56,8 +56,8 @@ JOIN_S = 24 * 3600.0
 
 
 @dataclass
-class Board:
-    """What lasts from one job of this process to the next: its page, and a slice that is kept."""
+class WorkerState:
+    """The state kept from one job of this process to the next: its page, and a loaded slice."""
 
     page: ProgressPage
     slice: KeptSlice | None = None
@@ -65,7 +65,7 @@ class Board:
 
 @dataclass(frozen=True)
 class KeptSlice:
-    """A loaded slice of a pack, and what it was loaded for."""
+    """A loaded slice of a pack, and the key of jobs that can use it."""
 
     of: SliceKey
     pack: Pack
@@ -81,12 +81,12 @@ class KeptSlice:
 def main() -> int:
     """Run a job for each line of stdin; exit code 1 if something but its hub ended the last one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon ends its worker itself
-    board: Board | None = None
+    board: WorkerState | None = None
     while line := sys.stdin.readline():
         config = WorkerConfig.from_json(json.loads(line))
         if board is None:
             end_with_parent(config.daemon)
-            board = Board(ProgressPage(config.page))
+            board = WorkerState(ProgressPage(config.page))
         board.page.clear()
         code = _run(config, board)
         if board.slice is None:
@@ -96,7 +96,7 @@ def main() -> int:
     return 0
 
 
-def _run(config: WorkerConfig, board: Board) -> int:
+def _run(config: WorkerConfig, board: WorkerState) -> int:
     """Run one job; its slice stays in `board` if it is to be kept, and is whole."""
     try:
         spec = spec_from_json(config.spec)
@@ -120,7 +120,7 @@ def _run(config: WorkerConfig, board: Board) -> int:
     return 0
 
 
-def _forget_group(board: Board, config: WorkerConfig) -> None:
+def _forget_group(board: WorkerState, config: WorkerConfig) -> None:
     """Keep the weights alone, if at all: no key or value, no activation of the group that ended."""
     kept, board.slice = board.slice, None
     if kept is not None and config.keep:
@@ -141,7 +141,9 @@ def _say(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def run_worker(config: WorkerConfig, spec: GroupSpec, identity: Identity, board: Board) -> None:
+def run_worker(
+    config: WorkerConfig, spec: GroupSpec, identity: Identity, board: WorkerState
+) -> None:
     """Connect to the group, load the slice, compute until the hub says goodbye.
 
     `board.slice` is the slice from then on; a loaded slice is used if the group needs the same.

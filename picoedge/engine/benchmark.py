@@ -38,7 +38,7 @@ class BenchRow:
         return statistics.stdev(self.runs) if len(self.runs) > 1 else 0.0
 
 
-def bench(
+def run_bench(
     model: LanguageModel,
     vocab_size: int,
     *,
@@ -77,7 +77,7 @@ def _repeat(run: Callable[[], object], repeats: int) -> list[float]:
     return seconds[1:]
 
 
-def perplexity(
+def measure_perplexity(
     model: Transformer, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 1 .. n-1, each given all before it.

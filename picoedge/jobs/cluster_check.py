@@ -31,7 +31,7 @@ MAX_ADDRESS, MAX_WHY = 80, 200  # characters
 
 
 @dataclass(frozen=True)
-class Member:
+class CheckedBoard:
     """A board of the cluster, with the addresses that this board's daemon knows of it."""
 
     key: str
@@ -62,9 +62,9 @@ def check_cluster(context: Context, identity: Identity) -> list[Check]:
         return [check for checks in found for check in checks]
 
 
-def _member(board: Fields) -> Member:
+def _member(board: Fields) -> CheckedBoard:
     texts = board.texts("addresses", MAX_ADDRESSES, MAX_ADDRESS)
-    return Member(
+    return CheckedBoard(
         board.text("key"),
         one_line(board.text("name")),
         board.values.get("condition") in PRESENT,
@@ -73,7 +73,11 @@ def _member(board: Fields) -> Member:
 
 
 def _checks_of(
-    context: Context, identity: Identity, one: Member, own: Member, others: Sequence[Member]
+    context: Context,
+    identity: Identity,
+    one: CheckedBoard,
+    own: CheckedBoard,
+    others: Sequence[CheckedBoard],
 ) -> list[Check]:
     """What a board says of its ways to the others."""
     if not one.is_present:
@@ -90,7 +94,7 @@ def _checks_of(
         ]
 
 
-def _checked(client: Client, one: Member, other: Member, *, is_own: bool) -> Check:
+def _checked(client: Client, one: CheckedBoard, other: CheckedBoard, *, is_own: bool) -> Check:
     name = f"{one.name} to {other.name}"
     try:
         answer = Fields(client.ask("reach-board", {"board": other.key}, ANSWER_S))
@@ -109,7 +113,7 @@ def _tried(fields: Fields) -> Tried:
 def judged(
     name: str,
     asker: str,
-    other: Member,
+    other: CheckedBoard,
     daemons: Sequence[Tried],
     worker: Tried | None,
     *,
@@ -138,7 +142,7 @@ def judged(
     return Check(name, "ok", f"{text}; {closed}: sums come by port {reached.port}")
 
 
-def _remedies(asker: str, other: Member, daemons: Sequence[Tried]) -> Iterator[str]:
+def _remedies(asker: str, other: CheckedBoard, daemons: Sequence[Tried]) -> Iterator[str]:
     ports = sorted({each.address.port for each in daemons})
     whys = {each.why for each in daemons}
     if SILENT in whys:

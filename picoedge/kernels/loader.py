@@ -32,7 +32,7 @@ def usable_levels(machine: str, cpu_flags: Iterable[str]) -> list[str]:
     return [level for level, needs in _LEVELS.get(machine, {}).items() if needs <= flags]
 
 
-def choose(kind: str | None, levels: list[str], folder: Path) -> tuple[Path | None, str]:
+def choose_library(kind: str | None, levels: list[str], folder: Path) -> tuple[Path | None, str]:
     """The library to load (None: the NumPy backend) and the reason, to be shown.
 
     `kind` is None (the best there is), "numpy", "native", or the name of a level. Raises UsageError
@@ -81,7 +81,7 @@ def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
     except OSError:
         text = ""
     levels = usable_levels(platform.machine(), cpu_flags(text))
-    path, reason = choose(kind, levels, Path(__file__).parent)
+    path, reason = choose_library(kind, levels, Path(__file__).parent)
     if path is None:
         return None, f"NumPy: {reason}"
     from picoedge.kernels.native import open_library

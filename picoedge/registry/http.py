@@ -193,7 +193,7 @@ def _refusal_hint(error: urllib.error.HTTPError, how: FetchSettings) -> str:
     return "it is gone, or was never there: check the name" if error.code == 404 else ""
 
 
-def read_json(url: str, how: FetchSettings) -> tuple[Any, str]:
+def fetch_json(url: str, how: FetchSettings) -> tuple[Any, str]:
     """A page of the hub's API, and the address of the next one ("": none). Raises DownloadError."""
     for attempt in range(1, how.tries + 1):
         try:

@@ -1,7 +1,7 @@
 """Models of a Hugging Face hub by repository, OWNER/REPO[:QUANT]: which files, and their hashes.
 
     name = parse_hub_name("hf:Qwen/Qwen3-4B-GGUF:Q4_K_M")
-    choice = choose(name, parse_listing(page))     # the page is of /api/models/REPO/tree/main
+    choice = choose_files(name, parse_listing(page))     # the page is of /api/models/REPO/tree/main
 
 A hub lists each file with its size and a hash: large files with the SHA-256 of their content,
 others with their Git blob's SHA-1. A fetched file is checked by it, and a file that is listed
@@ -131,7 +131,7 @@ def _file(entry: Fields, path: str) -> HubFile:
     return HubFile(path, size, git_sha1=str(blob) if known else "")
 
 
-def choose(name: HubName, files: Sequence[HubFile]) -> HubChoice:
+def choose_files(name: HubName, files: Sequence[HubFile]) -> HubChoice:
     """The files of the model that is wanted. Raises DownloadError naming what there is instead."""
     models = _ggufs(files)
     if not models:

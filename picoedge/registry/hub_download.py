@@ -16,8 +16,15 @@ from picoedge.files import make_folder
 from picoedge.progress import Progress
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.download import require_space
-from picoedge.registry.http import HttpFetch, read_json
-from picoedge.registry.hub import MAX_FILES, HubChoice, HubFile, HubName, choose, parse_listing
+from picoedge.registry.http import HttpFetch, fetch_json
+from picoedge.registry.hub import (
+    MAX_FILES,
+    HubChoice,
+    HubFile,
+    HubName,
+    choose_files,
+    parse_listing,
+)
 from picoedge.registry.paths import COPY_BYTES, as_storage_error, remove_tree
 
 _PAGES = 64
@@ -30,10 +37,10 @@ def look_up(name: HubName, how: FetchSettings) -> HubChoice:
     url = f"{base}/api/models/{name.repo}/tree/main?recursive=1"
     files: list[HubFile] = []
     for _ in range(_PAGES):
-        page, url = read_json(url, how)
+        page, url = fetch_json(url, how)
         files += parse_listing(page, f"the listing of {name.repo}")
         if not url or len(files) > MAX_FILES:
-            return choose(name, files)
+            return choose_files(name, files)
         if not url.startswith(f"{base}/"):
             raise DownloadError(f"the listing of {name.repo} goes on elsewhere: {url[:80]}")
     raise DownloadError(f"the listing of {name.repo} does not end")

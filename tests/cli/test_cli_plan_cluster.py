@@ -15,7 +15,7 @@ from cluster_boards import cluster_of
 from cluster_figures import board, cluster, load_of
 
 from picoedge.cli.main import main
-from picoedge.cli.plan import NUMBERS, numbers
+from picoedge.cli.plan import NUMBERS, rows_by_count
 from picoedge.planner.cluster_plan import ClusterOptions, plan_cluster
 from picoedge.planner.topology import LinkFacts, Topology
 
@@ -169,7 +169,7 @@ def test_a_file_that_is_not_there_and_a_hub_whose_links_are_not_known(
 
 
 def rows_of(boards: Topology, wishes: ClusterOptions | None = None) -> list[tuple[str, ...]]:
-    rows = numbers(plan_cluster(load_of(), boards, wishes))
+    rows = rows_by_count(plan_cluster(load_of(), boards, wishes))
     assert all(len(row) == len(NUMBERS) for row in rows)
     return rows
 

@@ -11,7 +11,7 @@ import pytest
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels import loader, native
 from picoedge.kernels.loader import (
-    choose,
+    choose_library,
     cpu_flags,
     default_threads,
     describe_kernels,
@@ -107,7 +107,7 @@ def built(tmp_path: Path) -> Path:
 def test_the_best_level_that_is_built_is_chosen(
     built: Path, kind: str | None, levels: list[str], name: str
 ) -> None:
-    path, reason = choose(kind, levels, built)
+    path, reason = choose_library(kind, levels, built)
     assert path == built / name
     assert path.stem.removeprefix("_native_") in reason
 
@@ -123,7 +123,7 @@ def test_the_best_level_that_is_built_is_chosen(
 def test_numpy_runs_otherwise_and_says_why(
     built: Path, kind: str | None, levels: list[str], reason: str
 ) -> None:
-    path, why = choose(kind, levels, built)
+    path, why = choose_library(kind, levels, built)
     assert path is None
     assert reason in why
 
@@ -143,7 +143,7 @@ def test_what_was_asked_for_and_cannot_be_is_an_error(
     built: Path, kind: str, levels: list[str], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        choose(kind, levels, built)
+        choose_library(kind, levels, built)
     assert message in caught.value.message
     assert "numpy" in (caught.value.hint or "")
 
@@ -167,7 +167,7 @@ def test_a_library_that_cannot_be_loaded_is_not_fatal(
     broken = tmp_path / "_native_avx2.so"
     broken.write_bytes(b"\x7fELF, but no more than that")
     choice = broken, "best level built that this processor has (avx2)"
-    monkeypatch.setattr(loader, "choose", lambda kind, levels, folder: choice)
+    monkeypatch.setattr(loader, "choose_library", lambda kind, levels, folder: choice)
     kernels = load_kernels(None, threads=1)
     assert kernels.name.lower().startswith("numpy")
     kernels.close()

@@ -9,12 +9,12 @@ from hub_site import entry_of
 
 from picoedge.errors import DownloadError, PicoedgeError, UsageError
 from picoedge.registry.catalogue import is_model_name
-from picoedge.registry.hub import HubName, choose, parse_hub_name, parse_listing
+from picoedge.registry.hub import HubName, choose_files, parse_hub_name, parse_listing
 
 
 def chosen(text: str, *paths: str) -> list[str]:
     files = parse_listing([entry_of(path, path.encode()) for path in paths], "here")
-    return [file.path for file in choose(parse_hub_name(text), files).files]
+    return [file.path for file in choose_files(parse_hub_name(text), files).files]
 
 
 BARTOWSKI = [f"M-{quant}.gguf" for quant in ("IQ2_M", "Q2_K", "Q4_0", "Q4_K_S", "Q4_K_M", "Q8_0")]
@@ -95,6 +95,6 @@ HOSTILE: dict[str, Any] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_listings(case: str) -> None:
     with pytest.raises(DownloadError) as caught:
-        choose(HubName("o/r"), parse_listing(HOSTILE[case], "the listing"))
+        choose_files(HubName("o/r"), parse_listing(HOSTILE[case], "the listing"))
     assert isinstance(caught.value, PicoedgeError)
     assert "\x1b" not in caught.value.message

@@ -24,8 +24,8 @@ def main(answers: Sequence[str]) -> int:
     session = scripted_session(*(a * ENDLESS if a == "x" else a for a in answers), n_ctx=10**6)
     opened = SimpleNamespace(prompter=prompter_for(session), pack=SimpleNamespace(name="parrot"))
     made: dict[str, Any] = {
-        "open_pack": lambda values, **changes: opened,
-        "open_session": lambda values, opened, prompt=None: session,
+        "open_named_pack": lambda values, **changes: opened,
+        "start_session": lambda values, opened, prompt=None: session,
     }
     for name, function in made.items():
         setattr(models, name, function)

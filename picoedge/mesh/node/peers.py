@@ -66,7 +66,7 @@ def read_hello(body: Body) -> Hello:
 
 
 @dataclass
-class Board:
+class PeerBoard:
     """A board whose daemon has said hello."""
 
     incarnation: int
@@ -87,7 +87,7 @@ class Peers:
         timing: Timing,
     ) -> None:
         self.incarnation = secrets.randbits(63)
-        self.boards: dict[str, Board] = {}
+        self.boards: dict[str, PeerBoard] = {}
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
         self.state: Callable[[], Body] = dict  # this board's report, for its heartbeats
         # Of another board's report: the fields that are kept, each within its bounds.
@@ -206,7 +206,7 @@ class Peers:
         return self._own_hello()
 
     def _met(self, key: str, hello: Hello, addresses: tuple[Address, ...]) -> None:
-        self.boards[key] = Board(hello.incarnation, hello.digest, addresses[0])
+        self.boards[key] = PeerBoard(hello.incarnation, hello.digest, addresses[0])
         self.book.add_seen(key, addresses)
         self.membership.heard(key, hello.incarnation)
         # It has not received what was sent to all before it came.
@@ -264,7 +264,7 @@ class Peers:
         for key, board in list(self.boards.items()):
             self._send_roster(key, board)
 
-    def _send_roster(self, key: str, board: Board) -> None:
+    def _send_roster(self, key: str, board: PeerBoard) -> None:
         """Once for each pair of rosters: a board that cannot take ours is not sent it again."""
         ours = self._roster_file.roster.digest
         if ours != board.digest and board.sent_roster != (ours, board.digest):

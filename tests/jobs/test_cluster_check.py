@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from picoedge.jobs.cluster_check import Member, Tried, judged
+from picoedge.jobs.cluster_check import CheckedBoard, Tried, judged
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.transport.probing import SILENT
 
 AT = Address("10.0.0.3", 7433)
 WORKER = Address("10.0.0.3", 7434)
-B3 = Member("key", "b3", True, (AT,))
-GONE = Member("key", "b3", False, (AT,))
+B3 = CheckedBoard("key", "b3", True, (AT,))
+GONE = CheckedBoard("key", "b3", False, (AT,))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ GONE = Member("key", "b3", False, (AT,))
 def test_a_way_and_what_to_do_about_it(
     daemons: list[Tried],
     worker: Tried | None,
-    other: Member,
+    other: CheckedBoard,
     is_own: bool,
     status: str,
     said: str,

@@ -1,10 +1,11 @@
-"""A let-in board that lies in every message it can send, while sessions of others run."""
+"""Let-in boards that lie in every message they can send, while sessions of others run."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import unicodedata
+from collections import Counter
 from typing import Any
 
 from bench.children import BenchError
@@ -17,25 +18,31 @@ from picoedge.mesh.identity.roster import RosterFile
 from picoedge.store.pack.reader import Pack
 
 TARGETS = 2  # the boards of the sessions; the third is the hostile one, without a daemon
-KIND = Kind(TARGETS, (512 << 20,), guests=1)
+PATIENCE = (False, True)  # of each of the two that lie: see `hostile_guest.py`
+KIND = Kind(TARGETS, (512 << 20,), guests=len(PATIENCE))
 SECONDS, ATTACK_S = 60.0, 900.0
 SETTLED_S = 5.0  # for what was sent last to be read, and for its memory to be given back
 LOG_BYTES = 64 << 10  # of a minute: what a hostile board may have a daemon write
 
 
 def hostile_board(models: MeshModels, rounds: int) -> list[Measured]:
-    """Sessions harmed (a log with raw characters or too long counts as one), and growth in MB."""
+    """Sessions harmed (a log with raw characters or too long counts as one), and growth in MB.
+
+    Growth is of anonymous memory, from after the first answer: daemons have done all of their work.
+    """
     with cluster(KIND, models.smollm2(), models.folder, beside=1) as boards:
         answers = Answers(boards, tokens=64)
+        answers.answer()
+        boards.hub.run(["sleep", str(SETTLED_S)])
         before = daemons_mb(boards)
-        attack = _start(boards)
+        attacks = [_start(boards, number) for number in range(len(PATIENCE))]
         harmed = done = 0
         why: list[str] = []
-        while done == 0 or attack.poll() is None:
+        while done == 0 or any(attack.poll() is None for attack in attacks):
             done += 1
             told = _harm(answers)
             harmed, why = harmed + bool(told), [*why, told] if told else why
-        sent = _ended(attack)
+        sent = sum(map(_ended, attacks), Counter[str]())
         crashed = sum(process.poll() is not None for process in boards.daemons)
         if crashed:
             why.insert(0, f"{[p.poll() for p in boards.daemons]} {boards.logs()}")
@@ -68,23 +75,22 @@ def _harm(answers: Answers) -> str:
     return "" if answers.is_same(told) else "another text"
 
 
-def _start(boards: Cluster) -> subprocess.Popen[str]:
+def _start(boards: Cluster, number: int) -> subprocess.Popen[str]:
     attacker = boards.lab.boards[TARGETS]
     request = {
         "targets": targets_of(boards),
-        "secret": boards.guests[0].secret, "seconds": SECONDS,
+        "secret": boards.guests[number].secret, "seconds": SECONDS, "patient": PATIENCE[number],
         "roster": RosterFile(boards.hub.folder / "cluster").roster.to_json(),
         "pack": Pack.open(boards.pack_on(boards.hub)).identity,
     }  # fmt: skip
     return start_attack(boards, attacker, "bench.hostile_guest", request)
 
 
-def _ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+def _ended(process: subprocess.Popen[str]) -> Counter[str]:
     out, err = process.communicate(timeout=ATTACK_S)
     if process.returncode:
         raise BenchError(f"the hostile board ended with {process.returncode}: {err[-400:]}")
-    sent: dict[str, Any] = json.loads(out.splitlines()[-1])["sent"]
-    return sent
+    return Counter(json.loads(out.splitlines()[-1])["sent"])
 
 
 def is_harmed(board: Any) -> bool:

@@ -2,7 +2,8 @@
 
 The request is on stdin. With its own key it says hello to each daemon, and then sends every kind of
 message, of all sizes up to the limit: sound ones that lie about other boards, ones with escape
-sequences in every text, ones that are malformed. The last line is how many of each were sent.
+sequences in every text, ones that are malformed. A patient board sends only what nobody cuts it
+off for, and slowly enough. The last line is how many of each were sent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from picoedge.mesh.transport.messages import control
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\r\nerror: b1 is lost\u202e"
 SIZES = (0, 1000, 64 << 10, CONTROL_BYTES - 2000)
-PACE_BYTES_PER_S = 8 << 20  # half of what a daemon believes of a board
+PACE_BYTES_PER_S = 8 << 20  # more than a daemon believes of a board: it is cut off now and then
+PATIENT_BYTES_PER_S = 1 << 20  # half of what it believes
+# Sound whatever their texts are; a patient board asks nothing else.
+SOUND = (
+    "mesh-state", "board-facts", "ping", "roster", "shards-offer", "shards-read", "pack-offer",
+    "job-release", "unheard-of",
+)  # fmt: skip
 ANSWERS_MS, RECONNECT_S = 1, 0.05
 Message = tuple[str, dict[str, Any]]
 
@@ -37,15 +44,18 @@ class Guest:
         self.keys: list[str] = [key for _, _, key in request["targets"]]
         self.addresses = [f"{host}:{port}" for host, port, _ in request["targets"]]
         self.roster, self.pack = request["roster"], request["pack"]
+        self.is_patient: bool = request["patient"]
         self.invented = [KeyPair.new().public for _ in range(900)]
         self.incarnation, self.sequence = 1, 0
 
     def hello(self) -> Message:
         """That it listens where others do; another process each time."""
-        self.incarnation, self.sequence = self.dice.getrandbits(62), 0
+        if not self.is_patient:
+            self.incarnation, self.sequence = self.dice.getrandbits(62), 0
         addresses = [*self.addresses, *(self._address() for _ in range(6))]
         return "hello", {
-            "name": self.dice.choice(["guest", "b1", ESCAPE[:32]]), "incarnation": self.incarnation,
+            "name": self.dice.choice(["guest", "b1", *([] if self.is_patient else [ESCAPE[:32]])]),
+            "incarnation": self.incarnation,
             "port": 7433, "addresses": addresses[:8], "digest": "x", "epoch": 0,
         }  # fmt: skip
 
@@ -88,7 +98,8 @@ class Guest:
     def gossip(self, nbytes: int) -> Message:
         """The roster as it is, or with entries that the cluster did not sign."""
         entry = self.roster["entries"][0]
-        forged = [{**entry, "public": key} for key in self.invented[: nbytes // 500]]
+        count = 0 if self.is_patient else nbytes // 500
+        forged = [{**entry, "public": key} for key in self.invented[:count]]
         entries = sorted([*self.roster["entries"], *forged], key=lambda each: each["public"])
         return "gossip", {"roster": {**self.roster, "entries": entries}}
 
@@ -121,17 +132,20 @@ class Guest:
             nbytes = self.dice.choice(SIZES)
             yield self.beat(nbytes)
             yield self.dice.choice((self.peers, self.gossip))(nbytes)
-            yield self.dice.choice(self.requests(nbytes))
+            requests = self.requests(nbytes)
+            if self.is_patient:
+                requests = [each for each in requests if each[0] in SOUND]
+            yield self.dice.choice(requests)
             if self.dice.random() < 0.05:
                 yield self.hello()
 
 
-def frames_of(message: Message, dice: random.Random) -> list[bytes]:
+def frames_of(message: Message, guest: Guest) -> list[bytes]:
     """A message with an `id` mostly; one in fifty is malformed."""
-    kind, body = message
+    (kind, body), dice = message, guest.dice
     is_told = kind in ("beat", "peers", "gossip", "acknowledge", "reply", "error")
     frames = control(kind, body if is_told else {**body, "id": dice.randint(1, 1 << 20)}, 1)
-    if dice.random() < 0.02:
+    if dice.random() < 0.02 and not guest.is_patient:
         return [frames[0], frames[1][: len(frames[1]) // 2]]
     return frames
 
@@ -149,7 +163,7 @@ def attack(
         configure_client(made, KeyPair.of_secret(secret), key, bounds)
         made.connect(f"tcp://{host}:{port}")
         for message in guest.messages():
-            frames = frames_of(message, guest.dice)
+            frames = frames_of(message, guest)
             if time.monotonic() > end_s or not made.poll(1000, zmq.POLLOUT):
                 break
             while made.poll(ANSWERS_MS, zmq.POLLIN):
@@ -161,7 +175,8 @@ def attack(
                 break
             sent[message[0]] += 1
             sent["bytes"] += len(frames[1])
-            time.sleep(len(frames[1]) / PACE_BYTES_PER_S)
+            rate = PATIENT_BYTES_PER_S if guest.is_patient else PACE_BYTES_PER_S
+            time.sleep(len(frames[1]) / rate)
     return sent
 
 

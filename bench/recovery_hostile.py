@@ -144,14 +144,14 @@ def hangs(boards: Cluster) -> int:
 
 
 def daemons_mb(boards: Cluster) -> list[float]:
-    """Resident memory of every daemon."""
-    return [resident_mb(process.pid) for process in boards.daemons]
+    """Anonymous memory of every daemon; pages of files come and go."""
+    return [anonymous_mb(process.pid) for process in boards.daemons]
 
 
-def resident_mb(pid: int) -> float:
-    """MB of memory that a process has; 0 where it is gone."""
+def anonymous_mb(pid: int) -> float:
+    """MB of anonymous memory that a process has; 0 where it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    return next((int(s.split()[1]) / 1000 for s in lines if s.startswith("VmRSS")), 0.0)
+    return next((int(s.split()[1]) * 1024 / 1e6 for s in lines if s.startswith("RssAnon")), 0.0)

@@ -135,12 +135,14 @@ def _serve(
 
     from picoedge.daemon.service import Daemon
     from picoedge.daemon.systemd import notify, watchdog_s
+    from picoedge.host.resources import return_large_blocks
     from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.roster import RosterFile
     from picoedge.mesh.node.announce import announced
     from picoedge.mesh.node.node import Node
     from picoedge.units import format_size
 
+    return_large_blocks()
     with ExitStack() as stack:
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)

@@ -31,6 +31,10 @@ TICK_S = 0.25
 PAUSE_S = 0.75  # beyond a tick: others give up a board that is silent for a second
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+# Parameters of mallopt (malloc.h): blocks from M_MMAP_THRESHOLD on are mappings of their own, a
+# heap whose end is free for M_TRIM_THRESHOLD shrinks, and all threads share M_ARENA_MAX heaps.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_MALLOC = {_M_MMAP_THRESHOLD: 64 << 10, _M_TRIM_THRESHOLD: 128 << 10, _M_ARENA_MAX: 1}
 
 
 def available_bytes(
@@ -248,3 +252,16 @@ def give_back() -> None:
     gc.collect()
     with suppress(AttributeError, OSError):  # where the C library cannot
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_large_blocks() -> None:
+    """Have malloc give each large block back to the system when it is freed.
+
+    glibc raises its bounds with the largest block freed, up to 32 MB, and gives each thread a heap
+    of its own, whose end `give_back` cannot release: after one message of 1 MB, libzmq's thread
+    keeps up to 2 MB. To be called before there are other threads.
+    """
+    with suppress(AttributeError, OSError):  # where the C library cannot
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in _MALLOC.items():
+            mallopt(parameter, value)

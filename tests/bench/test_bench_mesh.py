@@ -25,7 +25,7 @@ from bench.mesh_peer_files import write_distributed_llama, write_hugging_face
 from bench.random_models import Shape
 from bench.random_pack import write_pack
 from bench.recovery_answers import Told
-from bench.recovery_hostile import resident_mb
+from bench.recovery_hostile import anonymous_mb
 from bench.recovery_stalls import judge, stood_still
 from bench.report import Measured
 from bench.suite import Suite, Target
@@ -234,7 +234,7 @@ def test_the_attacker_sends_sound_and_unsound_messages() -> None:
 def test_memory_of_a_process_that_is_gone_is_none() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    assert resident_mb(process.pid) == 0.0
+    assert anonymous_mb(process.pid) == 0.0
 
 
 # -- a cluster -------------------------------------------------------------------------------------

@@ -144,6 +144,8 @@ def measure(
             failed.update(dict.fromkeys(wanted, error))
             continue
         measured += new
+        for one in new:
+            print(f"{one.name}: {one.value:.4g} {one.note}", file=sys.stderr, flush=True)
         if options.into is not None:
             merge(suite, new, options.into)
     return sorted(measured, key=lambda one: list(suite.targets).index(one.name)), failed

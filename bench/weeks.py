@@ -40,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     mesh_models.add_options(parser)
     parser.add_argument(
         "--minutes", type=float, default=5.0,
-        help="of a life; of 25 or more, growth is measured [default: %(default)s]",
+        help="of a life; in the last 25 nothing ends its hub, for growth [default: %(default)s]",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, action="append", metavar="S",

@@ -15,10 +15,10 @@ from typing import Any
 
 from bench.children import BenchError, clean_environment
 from bench.life.faults.preload import Faults
+from bench.life.faults.reach import Reach
 from bench.mesh_cluster import lab_of
 from bench.recovery_answers import worker_of
 from hw.lab import Board, BoardLimits, Lab, LinkShape
-from hw.lab.networks import Link
 
 PICOEDGE = [sys.executable, "-m", "picoedge"]
 # One board streams SmolLM2 at two seconds a token, two at a fifth of one, three hold all of it.
@@ -122,6 +122,7 @@ class LifeBoards:
     def __init__(self, lab: Lab, pack: Path, library: Path) -> None:
         self.all = [LifeBoard(board, library) for board in lab.boards]
         self._lab, self._pack, self._moves = lab, pack, 0
+        self.reach = Reach(len(self.all))
 
     def __getitem__(self, index: int) -> LifeBoard:
         return self.all[index]
@@ -156,9 +157,37 @@ class LifeBoards:
                 raise BenchError(f"{at.board.name} is not in the cluster: {self.logs()}")
             time.sleep(LOOK_S)
 
-    def link(self, one: int, other: int) -> Link:
-        """The connection between two boards."""
-        return self._lab.link(one, other)
+    def part(self, one: int, other: int) -> None:
+        """Cut the link of two boards."""
+        self.reach.part(one, other)
+        self._lab.link(one, other).cut()
+
+    def join(self, one: int, other: int) -> None:
+        """Heal it."""
+        self._lab.link(one, other).heal()
+        self.reach.join(one, other)
+
+    def cut(self, index: int) -> None:
+        """Pull a board's cable."""
+        self.reach.cut(index)
+        self.all[index].board.cut()
+
+    def heal(self, index: int) -> None:
+        """Put it back."""
+        self.all[index].board.heal()
+        self.reach.heal(index)
+
+    def turn_off(self, index: int) -> None:
+        """End all that runs on a board, and start nothing."""
+        self.reach.turn_off(index)
+        self.all[index].is_off = True
+        self.all[index].board.kill()
+
+    def turn_on(self, index: int) -> None:
+        """Boot it: its unit starts."""
+        self.all[index].is_off = False
+        self.all[index].start()
+        self.reach.turn_on(index)
 
     def move(self, index: int) -> None:
         """Give a board another address, in place of the one it has."""

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.life.boards import PICOEDGE, LifeBoards
-from bench.life.desk.session import ANSWER_S, N_TOKENS, OPTIONS, Heard, Session, question_of
+from bench.life.boards import LifeBoards
+from bench.life.desk.beside import OTHER, Beside, Single, Wanting
+from bench.life.desk.questions import SINGLE
+from bench.life.desk.session import N_TOKENS, Heard, Session, question_of
+from bench.life.desk.transcript import ERROR
 from bench.life.faults.events import CHAT, Event
 from bench.life.faults.strikes import nothing, strike
-from bench.life.verdict.judge import CUT, FAILED, WHOLE, Asked, judge
+from bench.life.verdict.holding import Holding
+from bench.life.verdict.judge import CUT, FAILED, REFUSED, Asked, judge
 from bench.life.verdict.reference import Reference
+from bench.life.verdict.strength import Strength
 
 STRENGTH_S, STRENGTH_LOOK_S, MOST_FAILED = 120.0, 1.0, 3
-QUEUED_S = 60.0  # for the second hub to say that it waits, or to answer
+MOST_CHATS = 3  # that are begun until boards are no longer waited for
 FEW_S = 0.02  # of computing, two ticks: a worker that took part in an answer took more
-SECOND_QUESTION = "What is the largest planet?"
+CALM_QUESTIONS = 2  # after each event, once an answer has come over all boards
+SECOND = Single(OTHER, SINGLE[0], ("chat",), queues=True, after_s=0.0)
 
 
 @dataclass
@@ -30,8 +35,10 @@ class Life:
 
     boards: LifeBoards
     reference: Reference
+    holding: Holding
     pack: str
     tell: Callable[[str], None]
+    wanting: Wanting
     asked: list[Asked] = field(default_factory=list)
     strengths: list[tuple[str, float]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -40,7 +47,7 @@ class Life:
     def __post_init__(self) -> None:
         self.began = time.monotonic()
         self.session = Session(self.boards[CHAT], self.reference, self.pack, self.fault)
-        self._event = "start"
+        self._event, self._strength = "start", Strength(self.began)
 
     def fault(self, what: str) -> None:
         """Write down what should not be."""
@@ -73,9 +80,17 @@ class Life:
         one = Asked(
             time.monotonic() - self.began, self._event, moment, heard.outcome, heard.same, boards,
             seen.first_s, seen.total_s, calm, seen.text, heard.expected, seen.error,
+            self._is_held(heard.outcome, CHAT),
         )  # fmt: skip
+        now = time.monotonic()
+        self._strength.answered(now - seen.total_s, now, by_all=boards == len(self.boards.all))
         self._note(one, heard.question)
         return one
+
+    def _is_held(self, outcome: str, hub: int) -> bool:
+        """Whether a plan over the boards that the network lets through now holds the model."""
+        reached = self.boards.reach.of(hub)
+        return outcome != REFUSED or self.holding.is_held_by(reached, hub)
 
     def _note(self, one: Asked, question: str) -> None:
         self.asked.append(one)
@@ -84,63 +99,85 @@ class Life:
             f"  {one.moment}: {one.outcome}{'' if one.same else ' OTHER TEXT'}, {one.boards} boards"
             f", {first}all {one.total_s:.2f} s {one.error}"
         )
-        if one.outcome not in (WHOLE, CUT) or not one.same:
+        if not (one.is_good or one.outcome == CUT) or not one.same:
             wrong = f"{one.text!r}, not {one.expected!r}"
             self.fault(f"{question!r}: {one.outcome}, {wrong}; {one.error}")
 
     def await_strength(self) -> None:
-        """Ask until an answer comes over all boards; note how long that took.
+        """Ask until an answer comes over all boards; note how long that took since all was well.
 
         Where it takes too long, or answers fail again and again, the chat is left and begun anew,
         as a person would do: what comes next is to befall boards that are well.
         """
-        began, failed = time.monotonic(), 0
-        while True:
-            one = self.ask("strength")
-            took = time.monotonic() - began
-            if one is not None and one.boards == len(self.boards.all):
-                return self.strengths.append((self._event, took))
-            failed += one is not None and one.outcome == FAILED
+        for _ in range(MOST_CHATS):
+            if self._ask_until_strong():
+                break
+            self.session.leave()
+        self._strength.answered(float("inf"), time.monotonic(), by_all=True)
+        self.strengths.append((self._event, self._strength.took_s or 0.0))
+
+    def _ask_until_strong(self) -> bool:
+        """In the chat of now; whether an answer came over all boards."""
+        began, failed, took = time.monotonic(), 0, 0.0
+        while self._strength.took_s is None:
             if took > STRENGTH_S or failed == MOST_FAILED:
-                self.strengths.append((self._event, max(took, STRENGTH_S)))
                 self.fault(f"not over all boards after {took:.0f} s, {failed} answers failed")
-                self.session.leave()
-                began, failed = time.monotonic(), 0
+                return False
+            one = self.ask("strength")
+            failed += one is not None and one.outcome in (FAILED, REFUSED)
+            took = time.monotonic() - began
             time.sleep(STRENGTH_LOOK_S)
+        return True
 
     # -- events ------------------------------------------------------------------------------------
 
-    def live(self, events: Iterator[Event], until: float) -> None:
-        """Let it happen until then (monotonic)."""
+    def live(self, events: Iterator[Event], until: float, spared: float) -> None:
+        """Let it happen until then; from `spared` on nothing ends the hub (both monotonic)."""
         self.await_strength()
         for event in events:
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            if now >= until:
                 return
+            if event.ends_hub and now >= spared:
+                continue
             self._event = str(event)
-            self.tell(f"{time.monotonic() - self.began:.0f} s: {event}")
-            if event.kind == "second":
-                self._second()
-            else:
-                self._suffer(event)
+            self.tell(f"{now - self.began:.0f} s: {event}")
+            single = SECOND if event.kind == "second" else self.wanting.next(now < spared)
+            beside = None if single is None else Beside(single, self.boards, self.pack)
+            try:
+                self._suffer(event, is_alone=beside is None)
+            finally:
+                if beside is not None:
+                    self._end_beside(beside, event)
             self.await_strength()
-            self.ask("calm", calm=True)
+            for _ in range(CALM_QUESTIONS):
+                self.ask("calm", calm=True)
 
-    def _suffer(self, event: Event) -> None:
+    def _suffer(self, event: Event, *, is_alone: bool) -> None:
         """What lasts ends by the clock, also in the middle of an answer."""
         healing: list[threading.Timer] = []
 
         def fall() -> None:
             undo = strike(event, self)
             if undo is not nothing:
-                healing.append(threading.Timer(event.seconds, undo))
+                healing.append(threading.Timer(event.seconds, partial(self._heal, undo)))
                 healing[-1].start()
+            self._well()
 
         try:
             self._ask_while(event, fall)
         finally:
             for timer in healing:
                 timer.join()
-        self.ask("after", calm=event.kind == "idle")
+        self.ask("after", calm=is_alone and event.kind == "idle")
+
+    def _heal(self, undo: Callable[[], None]) -> None:
+        undo()
+        self._well()
+
+    def _well(self) -> None:
+        """From now on all is well."""
+        self._strength.well(time.monotonic())
 
     def _ask_while(self, event: Event, fall: Callable[[], None]) -> None:
         if event.midway is not None:
@@ -149,41 +186,31 @@ class Life:
         fall()
         if event.kind == "idle":
             time.sleep(event.seconds)
+            self._well()
         elif not (event.kind == "reboot" and event.board == CHAT):  # whose person waits for it
             self.ask("during")
 
-    def _second(self) -> None:
-        """Ask from another board; the answer waits until the chat is left."""
-        board = self.boards[1]
-        words = ["chat", self.pack, "--cluster", *OPTIONS, "-p", SECOND_QUESTION]
-        asked_s = time.monotonic()
-        second = board.board.start(
-            [*PICOEDGE, *words], env=board.environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    def _end_beside(self, beside: Beside, event: Event) -> None:
+        """Wait for a single answer; the chat is left if that is what it waits for."""
+        beside.end(self.session.leave)
+        self._well()
+        single, code = beside.single, beside.code
+        self.others.append((f"single{len(self.others):03}", (beside.out + beside.err).encode()))
+        if code is None or (beside.was_killed and event.ends_all_on(single.board)):
+            return self.tell(f"  single: {single}: ended with its board")
+        expected = self.reference.answer(question_of(single.question), N_TOKENS)
+        said = f"{beside.err.strip()[-300:]}"
+        error = "" if code == 0 else said if ERROR in said else f"exit code {code}: {said}"
+        error = error[error.find(ERROR) :] if ERROR in error else error
+        outcome, same = judge(
+            beside.out.removesuffix("\n"), expected, error, code is not None, is_cut=False
+        )
+        one = Asked(
+            time.monotonic() - self.began, self._event, f"single, {single}", outcome, same, 0, None,
+            beside.total_s, False, beside.out, expected, error,
+            self._is_held(outcome, single.board),
         )  # fmt: skip
-        with suppress(subprocess.TimeoutExpired):
-            second.wait(5.0)
-        self.ask("during")
-        if second.poll() is None:
-            self.session.leave()
-        try:
-            out, err = second.communicate(timeout=ANSWER_S)
-        except subprocess.TimeoutExpired:
-            second.kill()
-            out, err = second.communicate()
-        self.others.append((f"second{len(self.others):03}", (out + err).encode()))
-        expected = self.reference.answer(question_of(SECOND_QUESTION), N_TOKENS)
-        text, code = out.removesuffix("\n"), second.returncode
-        error = "" if code == 0 else f"exit code {code}: {err[-300:]}"
-        outcome, same = judge(text, expected, error, code == 0, is_cut=False)
-        now = time.monotonic()
-        self._note(
-            Asked(
-                now - self.began, self._event, "second", outcome, same, 0, None, now - asked_s,
-                False, text, expected, error,
-            ),
-            SECOND_QUESTION,
-        )  # fmt: skip
+        self._note(one, single.question)
 
     # -- afterwards --------------------------------------------------------------------------------
 

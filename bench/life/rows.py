@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import random
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.children import BenchError
 from bench.life.boards import LifeBoards, life_boards
+from bench.life.desk.beside import Wanting
 from bench.life.desk.session import N_CTX, OPEN_S, OPTIONS
 from bench.life.driver import Life
-from bench.life.faults.events import BRIEF, SPARED, Bounds, life
+from bench.life.faults.events import BRIEF, SPARED, Bounds, Event, life
 from bench.life.faults.preload import compiled
-from bench.life.verdict.judge import answered_part, first_token_ratio, same_part
+from bench.life.figures import Lived, rows
+from bench.life.verdict.holding import holding_of
 from bench.life.verdict.reference import Reference
-from bench.life.verdict.remains import all_bad_words, left_behind, segments
-from bench.life.verdict.watch import Watch, growths
+from bench.life.verdict.remains import Spaces, left_on, segments, segments_left
+from bench.life.verdict.said import all_bad_words
+from bench.life.verdict.watch import Watch
 from bench.mesh_models import MeshModels
 from bench.report import Measured
+from hw.lab import LabError
 
 BRIEF_MINUTES = 15.0  # shorter lives have shorter waits, so that much happens in them
-SPARED_EVENTS = 20  # half an hour, about
-MB = 1 << 20
+SPARED_MINUTES = 25.0  # the last ones of a life, in which nothing ends the hub: it is to grow old
 MORE_DESCRIPTORS = 4  # of a daemon that is idle again: another peer's connection may be under way
 SHORT_S, LONG_S, CALM_ROUNDS = 10.0, 600.0, 5
 
@@ -46,17 +52,6 @@ class Settings:
         return self.models.random_smollm2() if self.is_random else self.models.smollm2()
 
 
-@dataclass(frozen=True)
-class Lived:
-    """A life that is over: its own account, growth by process, what it left, what it said."""
-
-    seed: int
-    life: Life
-    growths: list[tuple[str, int]]
-    leaks: list[str]
-    bad_words: list[str]
-
-
 def lives(settings: Settings, rounds: int) -> list[Measured]:
     """The rows of all seeds' lives, which run side by side."""
     settings.pack()  # made once, if it must be
@@ -66,7 +61,7 @@ def lives(settings: Settings, rounds: int) -> list[Measured]:
 
 def bounds_of(minutes: float) -> Bounds:
     """How long things last in a life of so many minutes."""
-    return BRIEF if minutes < BRIEF_MINUTES else Bounds(spared=SPARED_EVENTS)
+    return BRIEF if minutes < BRIEF_MINUTES else Bounds()
 
 
 def lived(settings: Settings, seed: int) -> Lived:
@@ -83,19 +78,36 @@ def lived(settings: Settings, seed: int) -> Lived:
             life_boards(pack, folder, bounds.boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
-            one, watch = Life(boards, reference, pack.stem, tell), Watch(boards.all)
-            spared = _descriptors_after_an_answer(boards, pack.stem)
+            spaces = Spaces.of(boards.all)
+            holding = holding_of(boards, pack, N_CTX)
+            wanting = Wanting(random.Random(seed))
+            one = Life(boards, reference, holding, pack.stem, tell, wanting)
+            watch, spared = Watch(boards.all), _descriptors_after_an_answer(boards, pack.stem)
             try:
                 with boards.units():
-                    one.live(life(seed, bounds), time.monotonic() + 60 * settings.minutes)
-                leaks = _end(one, boards, spared) + left_behind(boards.all, before)
+                    broken = _live(one, life(seed, bounds), 60 * settings.minutes)
+                watch.stop()
+                grown = watch.grown()
+                leaks = _end(one, boards, spared) + left_on(boards.all)
             finally:
                 watch.stop()
                 one.session.close()
                 if settings.keep is not None:
                     one.keep(settings.keep / f"seed{seed}")
-            grown = growths(list(watch.processes.values()))
-            return Lived(seed, one, grown, leaks, all_bad_words(one.said()))
+            bad = all_bad_words(one.said())
+    return Lived(seed, one, grown, leaks + segments_left(before) + spaces.left(), bad, broken)
+
+
+def _live(one: Life, events: Iterator[Event], seconds: float) -> str:
+    """Let it happen; why it was broken off, "" where it was not."""
+    until = time.monotonic() + seconds
+    is_long = seconds >= 60 * SPARED_MINUTES
+    try:
+        one.live(events, until, until - 60 * SPARED_MINUTES if is_long else until)
+    except (BenchError, LabError, OSError, subprocess.SubprocessError) as error:
+        one.fault(f"the bench broke off: {error!r}")
+        return repr(error)[:500]
+    return ""
 
 
 def _descriptors_after_an_answer(boards: LifeBoards, pack: str) -> int:
@@ -118,46 +130,6 @@ def _end(one: Life, boards: LifeBoards, spared: int) -> list[str]:
     return leaks if now > spared + MORE_DESCRIPTORS else []
 
 
-def rows(all_of: Sequence[Lived]) -> list[Measured]:
-    """The figures of lives: all questions together, the worst of the rest."""
-    asked = [one for each in all_of for one in each.life.asked]
-    strengths = tuple(seconds for each in all_of for _, seconds in each.life.strengths)
-    ratios = [first_token_ratio(each.life.asked) for each in all_of]
-    leaks = [leak for each in all_of for leak in each.leaks]
-    bad = [words for each in all_of for words in each.bad_words]
-    raw = {str(each.seed): each.life.to_json() for each in all_of}
-    parts = tuple(answered_part(each.life.asked) for each in all_of)
-    measured = [
-        Measured(
-            "weeks_answers", answered_part(asked), parts, raw,
-            f"{len(asked)} questions of {len(strengths)} events",
-        ),
-        Measured("weeks_same_text", same_part(asked), ()),
-        Measured("weeks_full_strength_s", max(strengths), strengths),
-        Measured(
-            "weeks_first_token_ratio", max(r for r, _ in ratios), tuple(r for r, _ in ratios), {},
-            f"worst ÷ median {max(w for _, w in ratios):.2f}",
-        ),
-        Measured("weeks_leaks", len(leaks), (), {"leaks": leaks}, "; ".join(leaks)),
-        Measured("weeks_tracebacks", len(bad), (), {"bad": bad}, "; ".join(bad)[:500]),
-    ]  # fmt: skip
-    return measured + _growth(all_of)
-
-
-def _growth(all_of: Sequence[Lived]) -> list[Measured]:
-    """None where no process has lived long enough."""
-    grown = sorted(
-        ((each.seed, name, n / MB) for each in all_of for name, n in each.growths),
-        key=lambda one: -one[2],
-    )
-    if not grown:
-        return []
-    seed, name, worst = grown[0]
-    note = f"{len(grown)} processes; the worst: {name}, seed {seed}"
-    values = tuple(mb for _, _, mb in grown)
-    return [Measured("weeks_growth_mb", worst, values, {"growths": grown}, note)]
-
-
 def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
     """First-token time after ten idle minutes ÷ after ten seconds."""
     pack, folder = settings.pack(), settings.models.folder
@@ -167,7 +139,9 @@ def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
             life_boards(pack, folder, Bounds().boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
-            one = Life(boards, reference, pack.stem, settings.tell)
+            holding = holding_of(boards, pack, N_CTX)
+            wanting = Wanting(random.Random(0))
+            one = Life(boards, reference, holding, pack.stem, settings.tell, wanting)
             with closing(one.session):
                 one.await_strength()
                 short = [_after(one, SHORT_S) for _ in range(CALM_ROUNDS)]

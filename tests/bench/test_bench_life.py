@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
+from bench.life.desk.beside import Wanting
 from bench.life.desk.questions import TURNS, Conversation
 from bench.life.desk.transcript import shown
-from bench.life.faults.events import BRIEF, MAKERS, SPARED, WORKER, Bounds, life
+from bench.life.faults.events import BRIEF, CHAT, MAKERS, SPARED, WORKER, Bounds, Event, life
 from bench.life.verdict.judge import Asked, answered_part, first_token_ratio, judge, same_part
-from bench.life.verdict.remains import bad_words
-from bench.life.verdict.watch import growth_bytes
+from bench.life.verdict.said import bad_words
 
 
 def test_a_seed_gives_the_same_life_each_time() -> None:
@@ -30,13 +31,32 @@ def test_each_kind_comes_once_before_any_comes_again(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_hub_lives_for_a_while_and_one_daemon_for_good(seed: int) -> None:
-    events = list(itertools.islice(life(seed, Bounds(spared=30)), 200))
-    assert not any(event.ends_hub for event in events[:30])
-    assert any(event.ends_hub for event in events)
+def test_one_daemon_lives_for_good(seed: int) -> None:
+    events = list(itertools.islice(life(seed, Bounds()), 200))
     daemons = [e for e in events if e.board == SPARED and e.kind in ("kill", "hup", "oom")]
     assert all(event.victim == WORKER for event in daemons)
     assert not any(e.board == SPARED for e in events if e.kind in ("reboot", "restart"))
+    assert any(event.ends_hub for event in events)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_single_answers_come_from_another_board_all_along(seed: int) -> None:
+    first, again, late = (Wanting(random.Random(seed)) for _ in range(3))
+    wanted = [first.next(may_queue=True) for _ in range(100)]
+    assert wanted == [again.next(may_queue=True) for _ in range(100)]
+    singles = [one for one in wanted if one is not None]
+    assert 30 < len(singles) < 70
+    assert CHAT not in {one.board for one in singles}
+    assert {one.queues for one in singles} == {False, True}
+    assert {one.command for one in singles} == {("generate",), ("chat",)}
+    last = [late.next(may_queue=False) for _ in range(100)]
+    assert not any(one.queues for one in last if one is not None)  # none waits for the chat
+
+
+def test_what_ends_all_of_a_board_ends_its_commands() -> None:
+    assert Event("reboot", 1, 1).ends_all_on(1)
+    assert not Event("reboot", 1, 1).ends_all_on(2)
+    assert not Event("kill", 1, 1, "daemon").ends_all_on(1)
 
 
 ASKED = "What is a river?"
@@ -123,11 +143,3 @@ def test_a_conversation_is_what_was_said() -> None:
 )
 def test_what_no_terminal_and_no_log_may_show(text: bytes, is_bad: bool) -> None:
     assert bool(bad_words("chat", text)) == is_bad
-
-
-def test_growth_is_from_the_tenth_minute_to_the_last() -> None:
-    steady = [(30.0 * i, 100) for i in range(50)]
-    assert growth_bytes(steady[:30]) is None  # too young
-    assert growth_bytes(steady) == 0
-    assert growth_bytes([(at, int(at)) for at, _ in steady]) == 1440 - 630
-    assert growth_bytes([(at, 900 if at < 600 else 100) for at, _ in steady]) == 0

@@ -20,6 +20,12 @@ QUESTIONS = (
     "Go on.",
     "Describe a morning in the mountains.",
 )
+SINGLE = (
+    "What is the largest planet?",
+    "Who wrote Hamlet?",
+    "What do bees eat?",
+    "Name a river in Africa.",
+)
 TURNS = 10  # a conversation is cleared then: its context is short
 
 

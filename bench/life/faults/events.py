@@ -44,15 +44,21 @@ class Event:
 
     @property
     def ends_hub(self) -> bool:
-        """Whether the chat's process ends by it."""
-        return (self.kind in ("kill", "hup") and self.victim == HUB) or (
-            self.kind in ("reboot", "oom") and self.board == CHAT
+        """Whether the chat's process ends by it: who waits for boards gets them when it is left."""
+        return (
+            self.kind == "second"
+            or (self.kind in ("kill", "hup") and self.victim == HUB)
+            or (self.kind in ("reboot", "oom") and self.board == CHAT)
         )
+
+    def ends_all_on(self, board: int) -> bool:
+        """Whether any process of a board may end by it."""
+        return self.kind in ("reboot", "oom") and self.board == board
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How long things last, in seconds; `spared` events pass before one ends the hub."""
+    """How long things last, in seconds."""
 
     idle: tuple[float, float] = (60.0, 360.0)
     stop: tuple[float, float] = (5.0, 120.0)
@@ -61,7 +67,6 @@ class Bounds:
     midway: tuple[float, float] = (0.02, 1.5)
     years: tuple[float, float] = (-30.0, 12.0)
     off_s: float = 20.0
-    spared: int = 0
     boards: int = 3
 
 
@@ -206,18 +211,10 @@ MAKERS: tuple[Make, ...] = (
 
 
 def life(seed: int, bounds: Bounds, makers: Sequence[Make] = MAKERS) -> Iterator[Event]:
-    """Events without end: each kind comes once before any comes again.
-
-    Those that end the hub are passed over until `bounds.spared` others have come.
-    """
-    dice, passed = random.Random(seed), 0
+    """Events without end: each kind comes once before any comes again."""
+    dice = random.Random(seed)
     maker = Maker(dice, bounds)
     while True:
         deck = list(makers)
         dice.shuffle(deck)
-        for make in deck:
-            event = make(maker)
-            if event.ends_hub and passed < bounds.spared:
-                continue
-            passed += 1
-            yield event
+        yield from (make(maker) for make in deck)

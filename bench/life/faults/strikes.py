@@ -84,27 +84,18 @@ def _oom(event: Event, life: Life) -> Undo:
 
 
 def _reboot(event: Event, life: Life) -> Undo:
-    board = life.boards[event.board]
-    board.is_off = True
-    board.board.kill()
-
-    def boot() -> None:
-        board.is_off = False
-        board.start()
-
-    return boot
+    life.boards.turn_off(event.board)
+    return lambda: life.boards.turn_on(event.board)
 
 
 def _cut_board(event: Event, life: Life) -> Undo:
-    board = life.boards[event.board].board
-    board.cut()
-    return board.heal
+    life.boards.cut(event.board)
+    return lambda: life.boards.heal(event.board)
 
 
 def _part(event: Event, life: Life) -> Undo:
-    link = life.boards.link(event.board, event.other)
-    link.cut()
-    return link.heal
+    life.boards.part(event.board, event.other)
+    return lambda: life.boards.join(event.board, event.other)
 
 
 def _lose(event: Event, life: Life) -> Undo:
@@ -142,7 +133,8 @@ def _interrupt(event: Event, life: Life) -> Undo:
 
 
 STRIKES: dict[str, Callable[[Event, Life], Undo]] = {
-    "idle": _idle, "kill": _kill, "stop": _stop, "hup": _hang_up, "restart": _restart, "oom": _oom,
+    "idle": _idle, "second": _idle, "kill": _kill, "stop": _stop, "hup": _hang_up,
+    "restart": _restart, "oom": _oom,
     "reboot": _reboot, "cut": _cut_board, "part": _part, "lose": _lose, "move": _move,
     "fill": _fill, "slow": _slow, "clock": _clock, "interrupt": _interrupt,
 }  # fmt: skip

@@ -1,39 +1,118 @@
-"""What a life leaves behind when all has ended, and what it said that it should not have."""
+"""What a life leaves behind on its machine when all has ended."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.life.boards import LifeBoard
 
-SEGMENTS = Path("/dev/shm")
-# What a terminal is asked for on purpose: an emptied line, marks around pasted text.
-_WANTED = re.compile(rb"\x1b\[K|\x1b\[\?2004[hl]")
-_CONTROL = re.compile(rb"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f]")
-_BAD = (
-    b"Traceback (most recent",
-    b"defect of picoedge",
-    b"Segmentation fault",
-    b"Exception ignored",
-)
+SEGMENTS, PROC = Path("/dev/shm"), Path("/proc")
+LISTENING, ESTABLISHED = "0A", "01"  # of a TCP socket; what only ends by itself is the kernel's
+_PARTIAL, _UNFINISHED = ".partial-", (".new", ".tmp")
 
 
 def segments() -> set[str]:
-    """Segments of shared memory on this machine."""
-    return {path.name for path in SEGMENTS.glob("*")} if SEGMENTS.is_dir() else set()
+    """Segments of shared memory on this machine: POSIX ones by name, System V ones by id."""
+    posix = {path.name for path in SEGMENTS.glob("*")} if SEGMENTS.is_dir() else set()
+    return posix | {f"System V {line.split()[1]}" for line in _lines(PROC / "sysvipc/shm")[1:]}
 
 
-def left_behind(boards: Sequence[LifeBoard], before: set[str]) -> list[str]:
-    """Processes, sockets, segments and partial files, once daemons and chats have ended."""
-    found = [f"segment {name}" for name in sorted(segments() - before) if "picoedge" in name]
+def segments_left(before: set[str]) -> list[str]:
+    """New ones that no living process has: others' lives on this machine go on."""
+    new = segments() - before
+    if not new:
+        return []
+    held = {line.split("/dev/shm/", 1)[1].split(" ")[0] for line in _maps() if "/dev/shm/" in line}
+    attached = {
+        f"System V {parts[1]}"
+        for parts in map(str.split, _lines(PROC / "sysvipc/shm")[1:])
+        if int(parts[6]) > 0
+    }
+    return [f"segment {name}" for name in sorted(new - held - attached)]
+
+
+def left_on(boards: Sequence[LifeBoard]) -> list[str]:
+    """Processes, sockets and partial files of boards, once daemons and chats have ended."""
+    found: list[str] = []
     for each in boards:
-        found += [f"{each.board.name}: process {_words(pid)}" for pid in each.board.pids()]
+        name = each.board.name
+        found += [f"{name}: process {_words(pid)}" for pid in each.board.pids()]
+        found += [f"{name}: socket {socket}" for socket in _sockets(each)]
         for path in sorted(each.board.folder.rglob("*")):
-            if path.name.startswith(".partial-") or path.is_socket() or path.suffix == ".new":
-                found.append(f"{each.board.name}: {path.relative_to(each.board.folder)}")
+            is_partial = path.name.startswith(_PARTIAL) or path.suffix in _UNFINISHED
+            if is_partial or path.is_socket() or path.is_fifo():
+                found.append(f"{name}: {path.relative_to(each.board.folder)}")
     return found
+
+
+def _sockets(each: LifeBoard) -> Iterator[str]:
+    """Of the board's own network, that somebody still has."""
+    names = ("tcp", "tcp6", "udp", "udp6", "unix")
+    script = "; ".join(f"echo {name}; cat /proc/net/{name}" for name in names)
+    done = each.board.run(["sh", "-c", script])
+    kind = ""
+    for line in done.stdout.splitlines():
+        parts = line.split()
+        if line in names:
+            kind = line
+        elif parts and parts[0].endswith(":") and is_held(kind, parts):
+            yield f"{kind} {' '.join(parts[1:4])}"
+
+
+def is_held(kind: str, parts: Sequence[str]) -> bool:
+    """Whether a line of /proc/net/KIND is of a socket that a process could have."""
+    return kind in ("udp", "udp6", "unix") or parts[3] in (LISTENING, ESTABLISHED)
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The network namespaces of a lab, by their numbers."""
+
+    numbers: frozenset[int]
+
+    @classmethod
+    def of(cls, boards: Sequence[LifeBoard]) -> Spaces:
+        """While the lab is open."""
+        return cls(frozenset(os.fstat(each.board.namespace.fd).st_ino for each in boards))
+
+    def left(self) -> list[str]:
+        """Those that a process is in, or holds open, after the lab was closed."""
+        found = []
+        for folder in PROC.glob("[0-9]*"):
+            for link in (folder / "ns/net", *_open_files(folder)):
+                with suppress(OSError):
+                    number = _number(os.readlink(link))
+                    if number in self.numbers:
+                        found.append(f"namespace {number}, of {_words(int(folder.name))}")
+        return sorted(set(found))
+
+
+def _number(target: str) -> int:
+    """`net:[4026532000]` → 4026532000; 0 for another file."""
+    return int(target[5:-1]) if target.startswith("net:[") else 0
+
+
+def _open_files(folder: Path) -> list[Path]:
+    try:
+        return list((folder / "fd").iterdir())
+    except OSError:
+        return []
+
+
+def _maps() -> Iterator[str]:
+    for path in PROC.glob("[0-9]*/maps"):
+        yield from _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _words(pid: int) -> str:
@@ -42,22 +121,3 @@ def _words(pid: int) -> str:
     except OSError:
         return str(pid)
     return b" ".join(words[:6]).decode(errors="replace")
-
-
-def bad_words(name: str, text: bytes) -> list[str]:
-    """Tracebacks, defects and raw control characters in what was said."""
-    found = [f"{name}: {_around(text, text.index(bad))}" for bad in _BAD if bad in text]
-    plain = _WANTED.sub(b"", text)
-    control = _CONTROL.search(plain)
-    if control is not None:
-        found.append(f"{name}: control character: {_around(plain, control.start())}")
-    return found
-
-
-def _around(text: bytes, at: int) -> str:
-    return repr(text[max(0, at - 80) : at + 400].decode(errors="replace"))
-
-
-def all_bad_words(texts: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Of all that was said, by name."""
-    return [bad for name, text in texts for bad in bad_words(name, text)]

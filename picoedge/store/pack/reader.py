@@ -124,7 +124,7 @@ class Pack:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ModelError(
                 f"{self.path} holds only a part of {self.name}: {missing[0]}{more} not here",
-                "run it with --cluster, or pack or pull the whole model on this board",
+                "pack or pull the whole model on this board, or ask on a board that has it",
             )
 
     def norms(self, layer: int) -> dict[str, F32]:

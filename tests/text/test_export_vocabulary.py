@@ -17,6 +17,7 @@ from text_models import (
     sentencepiece_metadata,
 )
 
+from picoedge.errors import TextError
 from picoedge.text.export.export import write_from_gguf
 from picoedge.text.export.pretokenizers import _FAMILIES, find_pretokenizer
 from picoedge.text.export.recognition import recognise
@@ -219,12 +220,16 @@ CUTS = {
     "poro-chat": ["Don't", " aB1234", ",", "中文", "\n\n"],
     "bloom": ["Don't", " aB1234", ",", "中文", "\n\n"],
     "superbpe": ["Don't aB", "1", "234", ",中文\n\n"],
+    "qwen35": ["Don", "'t", " aB", "1", "2", "3", "4", ",中文", "\n\n"],
+    "kimi-k2": ["Don't", " a", "B", "123", "4", ",", "中文", "\n\n"],
+    "afmoe": ["Don", "'t", " aB", "1", "234", ",", "中文", "\n\n"],
+    "chameleon": ["Don", "'", "t", " aB", "1", "2", "3", "4", ",", "中文", "\n", "\n"],
     "minicpm5": ["Don", "'t", " aB", "123", "4", ",中文", "\n\n"],
 }
 
 
-@pytest.mark.parametrize("name", CUTS)
-def test_cuts(name: str) -> None:
+def cut_by(name: str, text: str) -> list[str]:
+    """The words that a pre-tokenizer makes of a text."""
     import json
 
     from tokenizers import Tokenizer, models
@@ -233,8 +238,36 @@ def test_cuts(name: str) -> None:
     splits = find_pretokenizer(name).to_json()["pretokenizers"][:-1]  # without the byte alphabet
     made["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splits}
     tokenizer = Tokenizer.from_str(json.dumps(made))
-    cut = tokenizer.pre_tokenizer.pre_tokenize_str("Don't aB1234,中文\n\n")
-    assert [word for word, _ in cut] == CUTS[name]
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_cuts(name: str) -> None:
+    assert cut_by(name, "Don't aB1234,中文\n\n") == CUTS[name]
+
+
+MIXED = "aकी漢b'S 漢, 12345/\n"  # marks of Devanagari, Han letters beside Latin ones
+MIXED_CUTS = {
+    "qwen2": ["aक", "ी漢b", "'S", " 漢", ",", " ", *"12345", "/\n"],
+    "qwen35": ["aकी漢b", "'S", " 漢", ",", " ", *"12345", "/\n"],
+    "kimi-k2": ["aकी", "漢", "b'S", " ", "漢", ",", " ", "123", "45", "/\n"],
+    "afmoe": ["aकी", "漢", "b", "'S", " ", "漢", ",", " ", "12", "345", "/\n"],
+}
+
+
+@pytest.mark.parametrize("name", MIXED_CUTS)
+def test_cuts_of_scripts(name: str) -> None:
+    assert cut_by(name, MIXED) == MIXED_CUTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("jina-v2-code", "embeddings"), ("gemma4", "merges characters"), ("gpt-9", "is not known")],
+)
+def test_a_pretokenizer_is_refused_for_its_reason(name: str, reason: str) -> None:
+    with pytest.raises(TextError, match=reason) as caught:
+        find_pretokenizer(name)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", [names.split()[0] for names, _ in _FAMILIES])

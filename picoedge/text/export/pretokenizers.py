@@ -31,6 +31,11 @@ _CASED_LETTERS = """
     A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F
     104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
 """
+# Scripts without spaces between words, as AFMoE lists them.
+_ASIAN_SCRIPTS = """
+    4E00-9FFF 3400-4DBF F900-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF
+    1000-109F AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF
+"""
 
 
 def _code_points(ranges: str) -> str:
@@ -43,19 +48,33 @@ def _cl100k(digits: str, spaces: str = _SPACES) -> str:
     return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_OTHERS}|{spaces}"
 
 
-def _deepseek(line_ends: str) -> tuple[str, ...]:
-    """DeepSeek 3's; `line_ends`: what follows the marks of a word."""
+def _deepseek(
+    line_ends: str, digits: str = r"\p{N}{1,3}", ideographs: str = _KANA
+) -> tuple[str, ...]:
+    """DeepSeek 3's; `line_ends`: expression after the marks of a word."""
     words = (
         rf"{_ASCII_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
         rf"| ?[\p{{P}}\p{{S}}]+{line_ends}|\s+(?!\S)|\s+"
     )
-    return r"\p{N}{1,3}", _KANA, words
+    return digits, ideographs, words
 
 
 def _cased(ending: str, digits: str) -> str:
+    return (
+        rf"{_cased_words(ending, _UPPER, _LOWER)}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+    )
+
+
+def _cased_words(ending: str, upper: str, lower: str) -> str:
     lead = r"[^\r\n\p{L}\p{N}]?"
-    words = rf"{lead}{_UPPER}*{_LOWER}+{ending}|{lead}{_UPPER}+{_LOWER}*{ending}"
-    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+    return rf"{lead}{upper}*{lower}+{ending}|{lead}{upper}+{lower}*{ending}"
+
+
+def _kimi() -> str:
+    """Kimi K2's: runs of Han characters, then words of all other letters."""
+    upper, lower = (letters[:-1] + r"&&[^\p{Han}]]" for letters in (_UPPER, _LOWER))
+    words = _cased_words(f"{_CONTRACTION}?", upper, lower)
+    return rf"\p{{Han}}+|{words}|\p{{N}}{{1,3}}|{_OTHERS}|{_SPACES}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,16 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("qwen2", PreTokenizer((_cl100k(r"\p{N}"),), normalizer="NFC")),
     (
+        "qwen35",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+                rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}",
+            ),
+            normalizer="NFC",
+        ),
+    ),
+    (
         "stablelm2 megrez hunyuan grok-2 solar-open deepseek-r1-qwen kormo f2llmv2",
         PreTokenizer((_cl100k(r"\p{N}"),)),
     ),
@@ -146,6 +175,21 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "gpt-4o llama4 kanana2 talkie minimax-m2",
         PreTokenizer((_cased(f"{_CONTRACTION}?", r"\p{N}{1,3}"),)),
+    ),
+    ("kimi-k2", PreTokenizer((_kimi(),))),
+    (
+        "chameleon",
+        PreTokenizer(
+            (
+                "<sentinel:[0-9]+>",
+                "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",  # an image's tokens
+                r"([\t\n]|    |  )",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                _GPT2,
+            ),
+            add_bos=True,
+        ),
     ),
     (
         "tiny_aya cohere2moe",
@@ -182,12 +226,32 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
         "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
         PreTokenizer(_deepseek(_LINE_ENDS)),
     ),
+    # Digits by threes from the right, as in superbpe.
+    (
+        "afmoe",
+        PreTokenizer(_deepseek(
+            _LINE_ENDS,
+            r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+            f"[{_code_points(_ASIAN_SCRIPTS)}]+",
+        )),
+    ),
     ("spark2_5", PreTokenizer((*_deepseek(r"|[\r\n]"), r"\p{N}"))),
     ("poro-chat bloom gpt3-finnish", PreTokenizer((_NO_SPACES,))),
     ("viking", PreTokenizer((_NO_SPACES, r"\p{N}"))),
     # Digits by threes from the right: the second expression matches the places between them.
     ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
 )  # fmt: skip
+
+
+# Known, and of no use here: the reason, and the names.
+_REFUSED = (
+    (
+        "is of models that write no text: embeddings",
+        "jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code jina-v5-nano roberta-bpe "
+        "modern-bert whitespace granite-embed-multi-97m granite-embed-multi-311m",
+    ),
+    ("merges characters; only merges of bytes are supported", "gemma4 sarvam-moe"),
+)
 
 
 def find_pretokenizer(name: str) -> PreTokenizer:
@@ -198,5 +262,8 @@ def find_pretokenizer(name: str) -> PreTokenizer:
     for names, pretokenizer in _FAMILIES:
         if name in names.split():
             return pretokenizer
+    for reason, names in _REFUSED:
+        if name in names.split():
+            raise TextError(f"pre-tokenizer {name!r} {reason}", "take a model of `picoedge list`")
     known = " ".join(names for names, _ in _FAMILIES)
     raise TextError(f"pre-tokenizer {name!r} is not known", f"known: {known}")

@@ -98,6 +98,9 @@ def _show(chat: Chat, rest: str) -> None:
 def _set(chat: Chat, rest: str) -> None:
     """`/set NAME VALUE`, or as in Ollama `/set parameter NAME VALUE`."""
     name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
+    if not name:
+        _show(chat, rest)
+        return
     name, value = name.replace("-", "_"), value.strip()
     if name == "var":
         name, _, value = (part.strip() for part in value.partition("=" if "=" in value else " "))

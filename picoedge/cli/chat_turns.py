@@ -175,7 +175,12 @@ class Chat:
             changed = dataclasses.replace(self.session.sampling, **{name: number})
             self.session.set_sampling(changed)
         elif name == "n":
-            self.settings.n_tokens = max(-1, int(_number(name, value)))
+            n_tokens = int(_number(name, value))
+            if n_tokens < -1:
+                raise UsageError(
+                    f"n {n_tokens} is no number of tokens", "-1 is as many as there are"
+                )
+            self.settings.n_tokens = n_tokens
         elif name == "stop":
             texts = value if isinstance(value, list) else [value]
             self.settings.stop = [str(text) for text in texts if text]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,15 +12,19 @@ from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.fit import LoadedModel, load_of
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
+from picoedge.errors import MemoryBudgetError
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
+from picoedge.planner.memory import SMALLEST_DEFAULT_CONTEXT
 
 if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
     from picoedge.planner.cost_model import Share
+    from picoedge.planner.topology import Topology
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
+    from picoedge.store.shards import HeldShards, Slice
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,28 @@ class Arrangement:
             self.slice.close()
 
 
+def plan_over(
+    cluster: Topology,
+    pack: Pack,
+    options: OpenOptions,
+    held: Mapping[int, HeldShards] | None,
+    loaded: Mapping[int, Slice] | None,
+) -> ClusterPlan:
+    """The best plan for the pack over these boards; `held` and `loaded` as in `plan_cluster`.
+
+    A default context that the boards have no room for is halved until they have. Raises what
+    planning raises.
+    """
+    while True:
+        load = load_of(pack, pack.all_shards, options)
+        try:
+            return plan_cluster(load, cluster, options.cluster, held=held, loaded=loaded)
+        except MemoryBudgetError:
+            if not options.is_default_context or load.n_ctx <= SMALLEST_DEFAULT_CONTEXT:
+                raise
+        options = dataclasses.replace(options, n_ctx=load.n_ctx // 2)
+
+
 class Arranger:
     """Plans and loads a model over the boards of a directory.
 
@@ -85,13 +111,15 @@ class Arranger:
 
     def plan(self) -> ClusterPlan:
         """The best plan over the boards of the directory. Raises what planning raises."""
-        load = load_of(self._pack, self._pack.all_shards, self._options)
         held = locate_shards(self._directory, self._pack)
         cluster = self._directory.cluster()
         present = [board.compute_bytes_per_s * self._speed(board.key) for board in cluster.boards]
         cluster = cluster.with_speeds(present)
         loaded = loaded_shards(self._directory, self._pack, self._options)
-        return plan_cluster(load, cluster, self._wanted(), held=held, loaded=loaded)
+        options = dataclasses.replace(self._options, cluster=self._wanted())
+        plan = plan_over(cluster, self._pack, options, held, loaded)
+        self._options = dataclasses.replace(self._options, n_ctx=plan.load.n_ctx)
+        return plan
 
     def _wanted(self) -> ClusterOptions:
         """The user's options; after the start, only what the boards that are there can satisfy."""
@@ -131,4 +159,5 @@ class Arranger:
                 loaded = group.slice
             failing.pop_all()
         self._first = self._first or present
+        self._options = dataclasses.replace(self._options, is_default_context=False)  # kept
         return Arrangement(plan, loaded, group)

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import zmq
 
-from picoedge.engine.fit import load_of
+from picoedge.cluster.arrangement import plan_over
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards
 from picoedge.mesh.identity.identity import cluster_folder, load_identity
-from picoedge.planner.cluster_plan import ClusterPlan, plan_cluster
+from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.planner.topology import Topology, read_topology
 from picoedge.store.shards import HeldShards, Slice
 
@@ -36,9 +36,8 @@ def plan_group(opened: OpenPack, there: MeshFacts) -> ClusterPlan:
     MemoryBudgetError or StorageError if the boards cannot hold the model.
     """
     pack, options = opened.pack, opened.options
-    load = load_of(pack, pack.all_shards, options)
     limited = _limited(there.cluster, options.memory_bytes)
-    return plan_cluster(load, limited, options.cluster, held=there.held, loaded=there.loaded)
+    return plan_over(limited, pack, options, there.held, there.loaded)
 
 
 def topology_of_file(file: Path, hub: str | None) -> Topology:

@@ -140,6 +140,7 @@ class ClusterModel:
     def _open(self, arrangement: Arrangement) -> None:
         self._arrangement, self._valid, self._queues = arrangement, 0, False
         self.plan, self.slice = arrangement.plan, arrangement.slice
+        self.n_ctx = self.plan.load.n_ctx
         self._decide(Assembled(arrangement.members))
         self._speeds.begin(arrangement)
 

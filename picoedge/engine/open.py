@@ -69,7 +69,9 @@ class OpenPack:
         """The options with the context chosen. Raises UsageError for too large a context."""
         from picoedge.engine.fit import choose_context
 
-        return dataclasses.replace(self._options, n_ctx=choose_context(self.pack, self._options))
+        asked, n_ctx = self._options, choose_context(self.pack, self._options)
+        chosen = asked.is_default_context or asked.n_ctx is None
+        return dataclasses.replace(asked, n_ctx=n_ctx, is_default_context=chosen)
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -24,6 +24,7 @@ class OpenOptions:
     verify: bool = False  # compare streamed weights with their hashes
     logit_rows: int = 1  # tokens whose logits are computed at once
     n_ctx: int | None = None
+    is_default_context: bool = False  # `n_ctx` was chosen: boards without room take a smaller one
     kernels: str | None = None  # "numpy", "native"
     cluster: ClusterOptions | None = None  # None: this board alone
     sampling: Mapping[str, float | None] = field(default_factory=dict)  # before the model's own

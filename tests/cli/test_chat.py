@@ -209,7 +209,7 @@ def test_set_changes_sampling_and_the_length_of_answers() -> None:
         ("/set temperature", "temperature '' is not a number"),
         ("/set top_p 2", "top_p is 2"),
         ("/set temprature 1", "nothing to set by the name 'temprature' (did you mean"),
-        ("/set", "nothing to set by the name ''"),
+        ("/set n -5", "n -5 is no number of tokens"),
         ("/set think maybe", "think 'maybe' is neither on nor off"),
         ("/set var moood=1", "the chat template of parrot reads no variable 'moood' (did you mean"),
         ("/save", "no file was named"),

@@ -175,6 +175,8 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{path} ({digest})" for path, digest in value.items())
     if name == "sampling":
         return ", ".join(f"{key} {number:g}" for key, number in value.items())
+    if name == "notes":
+        return "; ".join(value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ from picoedge.registry.shelf import Shelf
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.text.template.template import ChatTemplate, chosen_path
+from picoedge.text.tokenizer.base import TextSettings
 
 _MOST_VARIABLES = 100
 
@@ -112,10 +113,21 @@ def describe_pack(pack: Pack) -> dict[str, Any]:
         },
         "tokenizer": next((kinds[name] for name in kinds if (folder / name).is_file()), None),
         **_template(folder),
+        **_notes(folder),
         **_sampling(pack.sampling),
         **_text_alone(pack.source.get("passed_over")),
         "source": pack.source,
     }
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    """Remarks of the packing on the model's text, and doubts about its tokenizer."""
+    try:
+        text = TextSettings.read(folder)
+    except TextError as error:
+        return {"notes": [str(error)]}
+    notes = [*text.notes, *text.warnings]
+    return {"notes": notes} if notes else {}
 
 
 def _template(folder: Path) -> dict[str, Any]:

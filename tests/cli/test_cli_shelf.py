@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shelf_models
@@ -150,6 +151,27 @@ def test_what_a_file_says_cannot_steer_a_terminal(models: Path, capsys: Capture)
     assert next(line for line in shown.splitlines() if line.startswith("licence")).endswith(
         "  MIT name  other[31m"
     )
+
+
+def test_show_has_the_notes_of_packing(models: Path, gguf: Path, capsys: Capture) -> None:
+    assert main(["pack", str(gguf), "-o", "x.pico"]) == 0
+    settings = Path("x.pico/tokenizer_config.json")
+    values = json.loads(settings.read_text())
+    assert "notes" not in shown("x.pico", capsys)
+    settings.write_text(json.dumps({**values, "notes": ["n\x1b[1m1"], "warnings": ["w"]}))
+    assert shown("x.pico", capsys)["notes"] == ["n\x1b[1m1", "w"]
+    assert main(["show", "x.pico"]) == 0
+    assert re.search(r"^notes +n\[1m1; w$", capsys.readouterr().out, re.M)
+    settings.write_text("{}")
+    assert "damaged" in shown("x.pico", capsys)["notes"][0]
+
+
+def shown(model: str, capsys: Capture) -> dict[str, Any]:
+    """The facts of `show`."""
+    capsys.readouterr()
+    assert main(["show", model, "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
 
 
 def test_show_without_a_name_is_the_default_model(models: Path, capsys: Capture) -> None:

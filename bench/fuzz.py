@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench import suite
 from bench.children import BenchError
@@ -30,15 +31,15 @@ class Settings:
     inputs: int
     covering: int
     seed: int
+    found: Path
 
 
 def tried(settings: Settings, rounds: int) -> list[Measured]:
     """One run of all fuzzers; the coverage is that of the parser reached worst."""
     command = [sys.executable, "-m", "fuzz", "--json", "--jobs", str(os.cpu_count() or 1)]
     command += ["--inputs", str(settings.inputs), "--coverage", str(settings.covering)]
-    done = subprocess.run(
-        [*command, "--seed", str(settings.seed)], stdout=subprocess.PIPE, check=False, text=True
-    )
+    command += ["--seed", str(settings.seed), "--found", str(settings.found)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
     if done.returncode not in (0, 1) or not done.stdout:
         raise BenchError(f"python -m fuzz ended with {done.returncode}")
     raw = json.loads(done.stdout.splitlines()[-1])
@@ -63,11 +64,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--covering", type=int, default=3000, help="inputs whose lines count [default: %(default)s]"
     )
     parser.add_argument("--seed", type=int, default=1, help="[default: %(default)s]")
+    parser.add_argument(
+        "--found", type=Path, default=Path("fuzz-found"), help="a folder for inputs that are faults"
+    )
 
 
 @contextmanager
 def _prepared(options: argparse.Namespace) -> Iterator[Settings]:
-    yield Settings(options.inputs, options.covering, options.seed)
+    yield Settings(options.inputs, options.covering, options.seed, options.found)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import picoedge
-from fuzz.run import try_input
 from fuzz.target import make_input
 from fuzz.targets import TARGETS
+from fuzz.trial import try_input
 
 PACKAGE = Path(picoedge.__file__).parent
 
@@ -31,13 +31,8 @@ def lines_run(name: str, inputs: int, seed: int) -> dict[str, float]:
 
 
 def _measure(name: str, inputs: int, seed: int) -> dict[str, float]:
-    import signal
-
     import coverage
 
-    from fuzz.run import _on_alarm
-
-    signal.signal(signal.SIGALRM, _on_alarm)
     target = TARGETS[name]
     paths = {module: PACKAGE / module.partition(":")[0] for module in target.modules}
     watch = coverage.Coverage(data_file=None, include=list(map(str, paths.values())))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.run import Fault, try_input
 from fuzz.target import Target, make_input
 from fuzz.targets import TARGETS
+from fuzz.trial import Fault, try_input
 from picoedge.errors import PicoedgeError
 
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus"

@@ -31,9 +31,11 @@ VERSION_1 = Translation(
         "job-revoked": "session-revoked",
     },
     fields={
-        "beat": {"state": {"queue_length": "waiting"}},
+        # In another board's beat it takes any `waiting` for a stalled disk, and the board for slow.
+        "beat": {"state": {"stalled_on": "waiting"}},
         "mesh-state": {"boards.*.report": {"queue_length": "waiting"}},
     },
+    told={"beat": {"state": {"queue_length": "waiting"}}},
 )
 MAX_SHARDS = 1 << 20  # of one kind in one layer
 PACK_ID = re.compile(r"[0-9a-f]{16,128}")

@@ -263,12 +263,15 @@ class RosterFile:
             self._stamp = stamp_of(self.path)
         return self._hold(changed)
 
-    def take(self, value: object) -> bool:
-        """Merge a roster (JSON) from a peer; whether it had anything new.
+    def read(self, value: object) -> Roster:
+        """A roster (JSON) from a peer, verified.
 
         Raises ProtocolError or AccessError if it is malformed, another cluster's or forged.
         """
-        theirs = Roster.from_json(value, self.roster)
+        return Roster.from_json(value, self.roster)
+
+    def take(self, theirs: Roster) -> bool:
+        """Merge a roster of this cluster; whether it had anything new. Raises as `update`."""
         if self.roster.merge(theirs) == self.roster:
             return False
         return self.update(lambda roster: roster.merge(theirs))

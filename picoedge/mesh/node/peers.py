@@ -245,11 +245,14 @@ class Peers:
 
     def _gossip(self, peer: str, body: Body) -> None:
         try:
-            news = self._roster_file.take(body.get("roster"))
+            theirs = self._roster_file.read(body.get("roster"))
         except AccessError as error:
             raise ProtocolError(error.message, error.hint) from None
-        if news:
-            self.roster_changed()
+        try:
+            if self._roster_file.take(theirs):
+                self.roster_changed()
+        except PicoedgeError as error:  # of this board's own file: no fault of the peer
+            self._rpc.log(f"the roster of {self._rpc.name_of(peer)} was not taken: {error}")
 
     def _book_reported(self, peer: str, body: Body) -> None:
         for key, addresses in read_addresses(body, self._is_other).items():

@@ -60,10 +60,13 @@ class Translation:
     `kinds` maps kinds of messages, new to old. `fields` maps a kind (for a reply: the kind of its
     request) to paths of objects in its body, and those to the names in them, new to old; "*" in a
     path stands for each item of a list: `{"beat": {"state": {"queue_length": "waiting"}}}`.
+    `told` is in place of `fields` for what the older board sends, where it reads a name in another
+    sense than it writes it.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    told: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
     def to_old(self, kind: str, body: Body, asked: str = "") -> tuple[str, Body]:
         """A message as the previous version names it; `asked`: the request that a reply answers."""
@@ -74,7 +77,7 @@ class Translation:
     def to_new(self, kind: str, body: Body) -> tuple[str, Body]:
         """A message of the previous version, with this version's names."""
         kind = next((new for new, old in self.kinds.items() if old == kind), kind)
-        for path, names in self.fields.get(kind, {}).items():
+        for path, names in {**self.fields, **self.told}.get(kind, {}).items():
             body = _renamed(body, path.split("."), {old: new for new, old in names.items()})
         return kind, body
 

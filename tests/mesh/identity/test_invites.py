@@ -239,7 +239,7 @@ def test_a_board_can_be_allowed_by_a_key_that_was_carried(home: Path, tmp_path: 
     assert not there.roster.is_allowed(identity.keys.public)
     here, signing = RosterFile(home), load_signing_key(home)
     here.update(lambda roster: roster.with_allow(signing, identity.keys.public, "pi1"))
-    assert there.take(here.roster.to_json())
+    assert there.take(there.read(here.roster.to_json()))
     assert there.roster.is_allowed(identity.keys.public)
 
 

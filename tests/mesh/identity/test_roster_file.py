@@ -54,17 +54,17 @@ def test_a_bad_file_is_told_once_and_what_was_known_stays(home: Path) -> None:
 def test_gossip_is_merged_saved_and_told_once(home: Path, tmp_path: Path) -> None:
     join(home, tmp_path / "pi1")
     here, there = RosterFile(home), RosterFile(tmp_path / "pi1")
-    assert not there.take(here.roster.to_json())
+    assert not there.take(there.read(here.roster.to_json()))
     signing, newcomer = load_signing_key(home), KeyPair.new().public
     here.update(lambda roster: roster.with_allow(signing, newcomer, "pi2"))
-    assert there.take(here.roster.to_json())
-    assert not there.take(here.roster.to_json())
+    assert there.take(there.read(here.roster.to_json()))
+    assert not there.take(there.read(here.roster.to_json()))
     assert RosterFile(tmp_path / "pi1").roster == here.roster
     found_cluster(tmp_path / "other", "home", "pi0")
     before = (tmp_path / "pi1" / "roster.json").read_bytes()
     for hostile in (RosterFile(tmp_path / "other").roster.to_json(), {}, None):
         with pytest.raises((AccessError, ProtocolError)):
-            there.take(hostile)
+            there.read(hostile)
     assert (tmp_path / "pi1" / "roster.json").read_bytes() == before
 
 

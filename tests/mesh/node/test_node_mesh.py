@@ -119,6 +119,22 @@ def test_addresses_and_the_roster_spread_from_board_to_board(tmp_path: Path) -> 
         ada.wait_for(bob, Change.REVOKED)
 
 
+def test_a_damaged_roster_of_our_own_is_no_fault_of_who_gossips(tmp_path: Path) -> None:
+    first, second = found(tmp_path, "ada", "bob")
+    ada, bob = Running(first), Running(second)
+    with running(ada, bob):
+        bob.do(lambda: bob.node.peers.hint(ada.key, ada.address))
+        bob.wait_for(ada, Change.JOINED)
+        (second.folder / "roster.json").write_text("{")
+        bob.wait(lambda: any("roster.json: damaged" in line for line in bob.lines))
+        signing, newcomer = load_signing_key(first.folder), KeyPair.new().public
+        ada.node.roster_file.update(lambda roster: roster.with_allow(signing, newcomer, "cyd"))
+        bob.wait(lambda: any("the roster of ada was not taken" in line for line in bob.lines))
+        assert not any("dropped" in line for line in bob.lines)
+        assert ada.key in bob.do(bob.node.rpc.connected)
+        assert not bob.saw(ada.key, Change.DIED)
+
+
 def test_boards_are_found_where_they_were(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada, bob = Running(first), None

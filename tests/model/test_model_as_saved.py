@@ -11,6 +11,7 @@ import pytest
 from saved_models import VOCAB, edit_config, our_logits, save_random
 from transformers_models import reference_logits, reference_model, relative_error
 
+from picoedge.errors import UnsupportedError
 from picoedge.store.sources.source import open_source
 
 ROPE = {"rope_theta": 10000.0}
@@ -68,6 +69,49 @@ def compare(folder: Path, length: int = 60) -> None:
 def test_a_saved_model_computes_what_transformers_does(case: str, tmp_path: Path) -> None:
     folder = save_random(tmp_path / "m", *CASES[case])
     compare(folder)
+
+
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+def save_biased(folder: Path, model_type: str, kept: str, zeros: str = "") -> Path:
+    """A model of biases; those in `zeros` are zero, and those in neither are not in the file."""
+    from safetensors.numpy import load_file, save_file
+
+    save_random(folder, model_type, BIASED)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(".bias")]:
+        matrix = name.split(".")[-2]
+        if matrix in zeros.split():
+            tensors[name] = np.zeros_like(tensors[name])
+        elif matrix not in kept.split():
+            del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+QKV = "q_proj k_proj v_proj"
+BIASES = {
+    "zeros beside": ("llama", QKV, "o_proj gate_proj up_proj down_proj"),
+    "alone": ("llama", QKV, ""),
+    "all zero": ("llama", "", f"{QKV} o_proj"),
+    "none in the file": ("llama", "", ""),
+    "with norms": ("qwen3", QKV, "o_proj"),
+    "gemma": ("gemma3_text", QKV, "o_proj"),
+}
+
+
+@pytest.mark.parametrize("case", BIASES)
+def test_biases_of_attention(case: str, tmp_path: Path) -> None:
+    compare(save_biased(tmp_path / "m", *BIASES[case]))
+
+
+@pytest.mark.parametrize("matrix", ["o_proj", "gate_proj", "up_proj", "down_proj"])
+def test_other_biases_are_refused_unless_they_are_zero(matrix: str, tmp_path: Path) -> None:
+    folder = save_biased(tmp_path / "m", "llama", f"{QKV} {matrix}")
+    with pytest.raises(UnsupportedError, match=rf"{matrix}\.bias is a bias .* not zero") as caught:
+        open_source(folder)
+    assert "q, k and v" in (caught.value.hint or "")
 
 
 def test_longrope_takes_its_short_divisors_in_a_short_context(tmp_path: Path) -> None:

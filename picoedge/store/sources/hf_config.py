@@ -69,11 +69,9 @@ _MINISTRAL3: dict[str, Any] = {
 _MISTRAL_WINDOW = 4096
 # The forward pass ignores these fields, so a value would make it silently wrong.
 _REFUSED = ("use_bidirectional_attention", "num_local_experts", "num_experts")
-_REFUSED_OF = {
-    "llama": ("attention_bias", "mlp_bias"),
-    "qwen3": ("attention_bias",),
-    "gemma3": ("attention_bias", "attn_logit_softcapping", "final_logit_softcapping"),
-}
+_REFUSED_OF = {"gemma3": ("attn_logit_softcapping", "final_logit_softcapping")}
+# Families whose `attention_bias` gives q, k, v and o biases; o's is refused unless it is zero.
+_MAY_HAVE_BIASES = ("llama", "qwen3", "gemma3")
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logits_scaling",
                 "attention_multiplier")  # fmt: skip
 _ACTIVATIONS = {
@@ -113,6 +111,12 @@ def ties_within(fields: Fields) -> bool:
     return isinstance(inner, dict) and inner.get("tie_word_embeddings") is True
 
 
+def may_have_biases(fields: Fields) -> bool:
+    """Whether the model has biases of q, k and v if its files have them: absent ones are zero."""
+    family = _FAMILIES[fields.get("model_type", str)]
+    return family in _MAY_HAVE_BIASES and bool(fields.values.get("attention_bias"))
+
+
 def huggingface_config(fields: Fields) -> ModelConfig:
     """Config of the fields that `text_config` returned.
 
@@ -149,7 +153,7 @@ def huggingface_config(fields: Fields) -> ModelConfig:
         rope_scaling=scaling,
         tie_word_embeddings=fields.get("tie_word_embeddings", bool, False),
         hidden_act=_activation(fields, architecture),
-        qkv_bias=architecture == "qwen2",
+        qkv_bias=architecture == "qwen2" or may_have_biases(fields),
         qk_norm=architecture in ("qwen3", "gemma3"),
         sliding_window=window,
         windowed_layers=windowed,

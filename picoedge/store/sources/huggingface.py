@@ -24,7 +24,12 @@ from picoedge.files import (
     source_fingerprint,
 )
 from picoedge.store.encodings import ENCODINGS, Encoding
-from picoedge.store.sources.hf_config import huggingface_config, text_config, ties_within
+from picoedge.store.sources.hf_config import (
+    huggingface_config,
+    may_have_biases,
+    text_config,
+    ties_within,
+)
 from picoedge.store.sources.refusals import no_weights, refuse_folder
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
@@ -45,6 +50,7 @@ _LAYER_NAMES = {
     "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
     "input_norm": "input_layernorm.weight",
 }  # fmt: skip
+_Q_BIAS = f".{_LAYER_NAMES['q_bias']}"
 _FUSED = {
     **dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj.weight"),
     **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
@@ -83,11 +89,14 @@ class FolderSource(ModelSource):
         refuse_folder(path)
         with naming(path):
             fields = _load_config(path)
-            config = huggingface_config(text_config(fields))
+            text = text_config(fields)
+            config = huggingface_config(text)
         tensors = _raw_tensors(path)
         raw = {t.name: t for t in tensors if not _OTHER_SENSES.fullmatch(t.name)}
         self.passed_over = len(tensors) - len(raw)
         self._prefix, self._head = _prefix(raw, path), _head_name(raw)
+        if may_have_biases(text) and not any(name.endswith(_Q_BIAS) for name in raw):
+            config = replace(config, qkv_bias=False)
         if self._head not in raw and ties_within(fields):
             config = replace(config, tie_word_embeddings=True)
         if self._head not in raw and not config.tie_word_embeddings:

@@ -23,6 +23,8 @@ from picoedge.kernels.blocks import Quants
 from picoedge.store.encodings import Encoding
 from picoedge.store.sources.rope import turned_order
 
+_MAX_BIAS = 1 << 20  # values: more than any layer is wide
+
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Canonical tensors of a model with this config: (rows, cols); a vector is (n, 1)."""
@@ -135,6 +137,20 @@ class SourceTensor:
             )
 
 
+def _refuse_unless_zero(path: Path, tensor: SourceTensor) -> None:
+    """Pass over a bias of zeros; raise UnsupportedError on any other tensor."""
+    if not tensor.name.endswith(".bias") or len(tensor.shape) != 1:
+        raise UnsupportedError(
+            f"{path}: tensor {tensor.name} is not part of the models that are supported",
+            "supported: dense models without experts or adapters",
+        )
+    if tensor.rows > _MAX_BIAS or tensor.vector().any():
+        raise UnsupportedError(
+            f"{path}: tensor {tensor.name} is a bias that is not zero, and is not supported",
+            "supported: biases of q, k and v; take a model of `picoedge list`",
+        )
+
+
 class ModelSource:
     """A model that can be packed: its config, and its tensors by canonical name."""
 
@@ -155,7 +171,8 @@ class ModelSource:
     ) -> None:
         """`stored_name` maps canonical names to names in the files, the keys of `stored`.
 
-        Raises UnsupportedError on a tensor that the model would ignore and that is not `harmless`.
+        Raises UnsupportedError on a tensor that the model would ignore and that is not `harmless`;
+        a bias of zeros is.
         """
         self.path, self.config = path, config
         self._stored, self._stored_name = stored, stored_name
@@ -167,12 +184,9 @@ class ModelSource:
         self._shapes = tensor_shapes(config)
         self.tensor_bytes = sum(tensor.nbytes for tensor in stored.values())
         known = {stored_name(name) for name in self._shapes}
-        for name in stored:
+        for name, tensor in stored.items():
             if name not in known and not harmless.fullmatch(name):
-                raise UnsupportedError(
-                    f"{path}: tensor {name} is not part of the models that are supported",
-                    "supported: dense models without experts, adapters or extra biases",
-                )
+                _refuse_unless_zero(path, tensor)
 
     def tensor(self, name: str) -> SourceTensor:
         """The tensor of a canonical name, its shape checked against the config.

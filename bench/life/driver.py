@@ -19,13 +19,15 @@ from bench.life.faults.events import CHAT, Event
 from bench.life.faults.strikes import nothing, strike
 from bench.life.verdict.holding import Holding
 from bench.life.verdict.judge import CUT, FAILED, REFUSED, Asked, judge
+from bench.life.verdict.neighbours import Neighbours
 from bench.life.verdict.reference import Reference
 from bench.life.verdict.strength import Strength
 
 STRENGTH_S, STRENGTH_LOOK_S, MOST_FAILED = 120.0, 1.0, 3
 MOST_CHATS = 3  # that are begun until boards are no longer waited for
 FEW_S = 0.02  # of computing, two ticks: a worker that took part in an answer took more
-CALM_QUESTIONS = 2  # after each event, once an answer has come over all boards
+QUIET_S = 15.0  # that a calm question waits for other lives' questions to end
+CALM_QUESTIONS = 3  # after each event, once an answer has come over all boards
 SECOND = Single(OTHER, SINGLE[0], ("chat",), queues=True, after_s=0.0)
 
 
@@ -39,6 +41,8 @@ class Life:
     pack: str
     tell: Callable[[str], None]
     wanting: Wanting
+    neighbours: Neighbours
+    seed: int
     asked: list[Asked] = field(default_factory=list)
     strengths: list[tuple[str, float]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -66,10 +70,17 @@ class Life:
 
     def ask(self, moment: str, *, calm: bool = False, midway: Callable[[], None] | None = None,
             midway_s: float = 0.0) -> Asked | None:  # fmt: skip
-        """Ask the next question; `midway` falls after so many seconds. None: the hub is dead."""
-        self.ensure_chat()
-        before = self.boards.computed()
-        heard = self.session.ask(midway, midway_s)
+        """Ask the next question; `midway` falls after so many seconds. None: the hub is dead.
+
+        It is not `calm` if other lives on this machine asked meanwhile.
+        """
+        if calm:
+            self.neighbours.await_quiet(self.seed, QUIET_S)
+        with self.neighbours.busy(self.seed) as is_alone:
+            self.ensure_chat()
+            before = self.boards.computed()
+            heard = self.session.ask(midway, midway_s)
+            calm = calm and is_alone()
         return None if heard is None else self._add(moment, heard, before, calm)
 
     def _add(
@@ -133,6 +144,7 @@ class Life:
 
     def live(self, events: Iterator[Event], until: float, spared: float) -> None:
         """Let it happen until then; from `spared` on nothing ends the hub (both monotonic)."""
+        self._well()
         self.await_strength()
         for event in events:
             now = time.monotonic()
@@ -142,10 +154,10 @@ class Life:
                 continue
             self._event = str(event)
             self.tell(f"{now - self.began:.0f} s: {event}")
-            single = SECOND if event.kind == "second" else self.wanting.next(now < spared)
-            beside = None if single is None else Beside(single, self.boards, self.pack)
+            single = self._wanted(event, may_queue=now < spared)
+            beside = None if single is None else self._begin(single)
             try:
-                self._suffer(event, is_alone=beside is None)
+                self._suffer(event)
             finally:
                 if beside is not None:
                     self._end_beside(beside, event)
@@ -153,7 +165,7 @@ class Life:
             for _ in range(CALM_QUESTIONS):
                 self.ask("calm", calm=True)
 
-    def _suffer(self, event: Event, *, is_alone: bool) -> None:
+    def _suffer(self, event: Event) -> None:
         """What lasts ends by the clock, also in the middle of an answer."""
         healing: list[threading.Timer] = []
 
@@ -169,7 +181,7 @@ class Life:
         finally:
             for timer in healing:
                 timer.join()
-        self.ask("after", calm=is_alone and event.kind == "idle")
+        self.ask("after", calm=event.kind == "idle")
 
     def _heal(self, undo: Callable[[], None]) -> None:
         undo()
@@ -189,6 +201,17 @@ class Life:
             self._well()
         elif not (event.kind == "reboot" and event.board == CHAT):  # whose person waits for it
             self.ask("during")
+
+    def _wanted(self, event: Event, *, may_queue: bool) -> Single | None:
+        """What somebody asks beside this event; an idle desk stays idle."""
+        if event.kind == "second":
+            return SECOND
+        single = self.wanting.next(may_queue)
+        return None if event.kind == "idle" else single
+
+    def _begin(self, single: Single) -> Beside:
+        busy = partial(self.neighbours.busy, self.seed)
+        return Beside(single, self.boards, self.pack, busy)
 
     def _end_beside(self, beside: Beside, event: Event) -> None:
         """Wait for a single answer; the chat is left if that is what it waits for."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from bench.life.driver import Life
 from bench.life.verdict.judge import (
     CUT,
     Asked,
@@ -24,16 +24,18 @@ TOLD = 10  # faults that a note names; the others are in the folder of --keep
 
 @dataclass(frozen=True)
 class Lived:
-    """A life that is over: its own account, growth by process, what it left, what it said.
+    """A life that is over: its own account, growth by process, what it left, what it said badly.
 
     `broken`: why the bench itself could not go on with it, "" where it could.
     """
 
     seed: int
-    life: Life
-    grown: list[Grown]
-    leaks: list[str]
-    bad_words: list[str]
+    asked: Sequence[Asked] = ()
+    strengths: Sequence[tuple[str, float]] = ()
+    account: Mapping[str, Any] = field(default_factory=dict)
+    grown: Sequence[Grown] = ()
+    leaks: Sequence[str] = ()
+    bad_words: Sequence[str] = ()
     broken: str = ""
 
 
@@ -47,10 +49,10 @@ def rows(all_of: Sequence[Lived]) -> list[Measured]:
 
 def _answers(all_of: Sequence[Lived]) -> Measured:
     """No number where a life was broken off: then the bench itself has failed."""
-    asked = [one for each in all_of for one in each.life.asked]
-    parts = tuple(answered_part(each.life.asked) for each in all_of)
-    raw = {str(each.seed): each.life.to_json() for each in all_of}
-    events = sum(len(each.life.strengths) for each in all_of)
+    asked = [one for each in all_of for one in each.asked]
+    parts = tuple(answered_part(each.asked) for each in all_of)
+    raw = {str(each.seed): dict(each.account) for each in all_of}
+    events = sum(len(each.strengths) for each in all_of)
     broken = [f"seed {each.seed} broke off: {each.broken}" for each in all_of if each.broken]
     bad = [_question(seed, one) for seed, one in _asked(all_of) if not _is_well(one)]
     note = (
@@ -67,7 +69,7 @@ def _is_well(one: Asked) -> bool:
 
 def _asked(all_of: Sequence[Lived]) -> Iterator[tuple[int, Asked]]:
     for each in all_of:
-        for one in each.life.asked:
+        for one in each.asked:
             yield each.seed, one
 
 
@@ -82,7 +84,7 @@ def _note(parts: Sequence[str]) -> str:
 
 
 def _same_text(all_of: Sequence[Lived]) -> Measured:
-    asked = [one for each in all_of for one in each.life.asked]
+    asked = [one for each in all_of for one in each.asked]
     other = [
         f"{_question(seed, one)}: {one.text!r}, not {one.expected!r}"
         for seed, one in _asked(all_of)
@@ -93,7 +95,7 @@ def _same_text(all_of: Sequence[Lived]) -> Measured:
 
 def _strength(all_of: Sequence[Lived]) -> Measured:
     seen = sorted(
-        ((took, each.seed, event) for each in all_of for event, took in each.life.strengths),
+        ((took, each.seed, event) for each in all_of for event, took in each.strengths),
         reverse=True,
     )
     if not seen:
@@ -105,7 +107,7 @@ def _strength(all_of: Sequence[Lived]) -> Measured:
 
 def _first_token(all_of: Sequence[Lived]) -> Measured:
     ratio, worst = first_token_ratio([one for _, one in _asked(all_of)])
-    parts = tuple(first_token_ratio(each.life.asked)[0] for each in all_of)
+    parts = tuple(first_token_ratio(each.asked)[0] for each in all_of)
     calm = [(one.first_s or 0.0, seed, one) for seed, one in _asked(all_of) if one.is_calm]
     slowest = [
         f"{first:.2f} s: seed {seed}, {one.at_s:.0f} s, {one.event}"

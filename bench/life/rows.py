@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import BenchError
+from bench.children import BenchError, Unready
 from bench.life.boards import LifeBoards, life_boards
 from bench.life.desk.beside import Wanting
 from bench.life.desk.session import N_CTX, OPEN_S, OPTIONS
@@ -22,6 +22,7 @@ from bench.life.faults.events import BRIEF, SPARED, Bounds, Event, life
 from bench.life.faults.preload import compiled
 from bench.life.figures import Lived, rows
 from bench.life.verdict.holding import holding_of
+from bench.life.verdict.neighbours import Neighbours
 from bench.life.verdict.reference import Reference
 from bench.life.verdict.remains import Spaces, left_on, segments, segments_left
 from bench.life.verdict.said import all_bad_words
@@ -33,6 +34,7 @@ from hw.lab import LabError
 BRIEF_MINUTES = 15.0  # shorter lives have shorter waits, so that much happens in them
 SPARED_MINUTES = 25.0  # the last ones of a life, in which nothing ends the hub: it is to grow old
 MORE_DESCRIPTORS = 4  # of a daemon that is idle again: another peer's connection may be under way
+BROKEN, MOST_CHARS = (BenchError, LabError, OSError, subprocess.SubprocessError), 500
 SHORT_S, LONG_S, CALM_ROUNDS = 10.0, 600.0, 5
 
 
@@ -55,8 +57,9 @@ class Settings:
 def lives(settings: Settings, rounds: int) -> list[Measured]:
     """The rows of all seeds' lives, which run side by side."""
     settings.pack()  # made once, if it must be
+    neighbours = Neighbours()
     with ThreadPoolExecutor(len(settings.seeds)) as pool:
-        return rows(list(pool.map(lambda seed: lived(settings, seed), settings.seeds)))
+        return rows(list(pool.map(lambda seed: lived(settings, seed, neighbours), settings.seeds)))
 
 
 def bounds_of(minutes: float) -> Bounds:
@@ -64,13 +67,20 @@ def bounds_of(minutes: float) -> Bounds:
     return BRIEF if minutes < BRIEF_MINUTES else Bounds()
 
 
-def lived(settings: Settings, seed: int) -> Lived:
-    """One life."""
+def lived(settings: Settings, seed: int, neighbours: Neighbours) -> Lived:
+    """One life, whatever becomes of it: the others' are worth their time. Raises Unready."""
+    try:
+        return _lived(settings, seed, neighbours)
+    except Unready:
+        raise
+    except BROKEN as error:
+        settings.tell(f"{seed}: broke off: {error!r}")
+        return Lived(seed, broken=repr(error)[-MOST_CHARS:])
+
+
+def _lived(settings: Settings, seed: int, neighbours: Neighbours) -> Lived:
     pack, folder = settings.pack(), settings.models.folder
     bounds, before = bounds_of(settings.minutes), segments()
-
-    def tell(line: str) -> None:
-        settings.tell(f"{seed}: {line}")
 
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         library = compiled("life/faults/faults.c", Path(scratch))
@@ -79,23 +89,35 @@ def lived(settings: Settings, seed: int) -> Lived:
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
             spaces = Spaces.of(boards.all)
-            holding = holding_of(boards, pack, N_CTX)
-            wanting = Wanting(random.Random(seed))
-            one = Life(boards, reference, holding, pack.stem, tell, wanting)
+            one = _life(settings, boards, reference, seed, neighbours)
             watch, spared = Watch(boards.all), _descriptors_after_an_answer(boards, pack.stem)
             try:
                 with boards.units():
                     broken = _live(one, life(seed, bounds), 60 * settings.minutes)
                 watch.stop()
-                grown = watch.grown()
-                leaks = _end(one, boards, spared) + left_on(boards.all)
+                grown, leaks = watch.grown(), _end(one, boards, spared)
             finally:
                 watch.stop()
                 one.session.close()
                 if settings.keep is not None:
                     one.keep(settings.keep / f"seed{seed}")
             bad = all_bad_words(one.said())
-    return Lived(seed, one, grown, leaks + segments_left(before) + spaces.left(), bad, broken)
+    leaks += segments_left(before) + spaces.left()
+    return Lived(seed, one.asked, one.strengths, one.to_json(), grown, leaks, bad, broken)
+
+
+def _life(
+    settings: Settings, boards: LifeBoards, reference: Reference, seed: int, neighbours: Neighbours
+) -> Life:
+    pack = settings.pack()
+
+    def tell(line: str) -> None:
+        settings.tell(f"{seed}: {line}")
+
+    return Life(
+        boards, reference, holding_of(boards, pack, N_CTX), pack.stem, tell,
+        Wanting(random.Random(seed)), neighbours, seed,
+    )  # fmt: skip
 
 
 def _live(one: Life, events: Iterator[Event], seconds: float) -> str:
@@ -104,9 +126,9 @@ def _live(one: Life, events: Iterator[Event], seconds: float) -> str:
     is_long = seconds >= 60 * SPARED_MINUTES
     try:
         one.live(events, until, until - 60 * SPARED_MINUTES if is_long else until)
-    except (BenchError, LabError, OSError, subprocess.SubprocessError) as error:
+    except BROKEN as error:
         one.fault(f"the bench broke off: {error!r}")
-        return repr(error)[:500]
+        return repr(error)[-MOST_CHARS:]
     return ""
 
 
@@ -118,16 +140,16 @@ def _descriptors_after_an_answer(boards: LifeBoards, pack: str) -> int:
 
 
 def _end(one: Life, boards: LifeBoards, spared: int) -> list[str]:
-    """Leave the chat, end the daemons; descriptors that the longest-lived one has left open."""
+    """Leave the chat, end the daemons; what is left of them then."""
     if one.session.is_open:
         one.session.leave()
     time.sleep(1.0)  # links of the chat end
     now = boards[SPARED].descriptors()
-    leaks = [f"descriptors of a daemon: {spared}, then {now}"]
+    leaks = [f"descriptors of a daemon: {spared}, then {now}"] * (now > spared + MORE_DESCRIPTORS)
     for code in boards.stop():
         if code != 0:
             one.fault(f"a daemon ended with {code}")
-    return leaks if now > spared + MORE_DESCRIPTORS else []
+    return leaks + left_on(boards.all)
 
 
 def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
@@ -139,9 +161,7 @@ def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
             life_boards(pack, folder, Bounds().boards, library) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
-            holding = holding_of(boards, pack, N_CTX)
-            wanting = Wanting(random.Random(0))
-            one = Life(boards, reference, holding, pack.stem, settings.tell, wanting)
+            one = _life(settings, boards, reference, settings.seeds[0], Neighbours())
             with closing(one.session):
                 one.await_strength()
                 short = [_after(one, SHORT_S) for _ in range(CALM_ROUNDS)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from bench.life.faults.reach import Reach
 from bench.life.figures import Lived, rows
 from bench.life.verdict.holding import Holding, among
 from bench.life.verdict.judge import MOST_REFUSED, REFUSED, WHOLE, Asked, answered_part, judge
+from bench.life.verdict.neighbours import Neighbours
 from bench.life.verdict.remains import SEGMENTS, Spaces, is_held, segments, segments_left
 from bench.life.verdict.strength import Strength
 from bench.life.verdict.watch import Grown, Living, growth_bytes, growths, why_too_few
@@ -95,6 +97,36 @@ def test_strength_is_counted_from_when_all_is_well() -> None:
     assert strength.took_s is None
 
 
+def test_a_question_is_calm_while_no_other_life_asks() -> None:
+    neighbours = Neighbours()
+    with neighbours.busy(1) as is_alone:
+        with neighbours.busy(1):
+            assert is_alone()
+        with neighbours.busy(2) as other_is_alone:
+            assert not is_alone()
+            assert not other_is_alone()
+        assert not is_alone()  # it was disturbed
+    with neighbours.busy(1) as is_alone:
+        assert is_alone()
+
+
+def test_a_calm_question_waits_for_other_lives() -> None:
+    neighbours, asked = Neighbours(), threading.Event()
+
+    def ask() -> None:
+        neighbours.await_quiet(1, 30.0)
+        asked.set()
+
+    with neighbours.busy(2):
+        neighbours.await_quiet(2, 30.0)  # its own does not count
+        neighbours.await_quiet(1, 0.01)  # no longer than it was told
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        assert not asked.wait(0.05)
+    waiting.join()
+    assert asked.is_set()
+
+
 def test_growth_is_from_the_tenth_minute_to_the_last() -> None:
     steady = [(30.0 * i, 100) for i in range(50)]
     assert growth_bytes(steady[:30]) is None  # too young
@@ -129,19 +161,9 @@ def test_a_life_too_short_for_growth_is_no_measurement(
     assert (why in why_too_few(lives)) if why else (why_too_few(lives) == "")
 
 
-class NoLife:
-    """A life of these questions."""
-
-    def __init__(self, *asked: Asked) -> None:
-        self.asked, self.faults = asked, list[str]()
-        self.strengths = [("kill hub b1", 12.0)] if asked else []
-
-    def to_json(self) -> dict[str, object]:
-        return {}
-
-
 def figures(*asked: Asked, broken: str = "") -> dict[str, tuple[float, str]]:
-    lived = Lived(7, NoLife(*asked), [], ["b1: process 9"], [], broken)  # type: ignore[arg-type]
+    strengths = [("kill hub b1", 12.0)] if asked else []
+    lived = Lived(7, asked, strengths, leaks=["b1: process 9"], broken=broken)
     return {one.name: (one.value, one.note) for one in rows([lived])}
 
 

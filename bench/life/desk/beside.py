@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,11 @@ class Wanting:
 class Beside:
     """One single answer, from when it is typed to its end."""
 
-    def __init__(self, single: Single, boards: LifeBoards, pack: str) -> None:
-        self.single = single
+    def __init__(
+        self, single: Single, boards: LifeBoards, pack: str,
+        busy: Callable[[], AbstractContextManager[object]],
+    ) -> None:  # fmt: skip
+        self.single, self._busy = single, busy
         self._board: LifeBoard = boards[single.board]
         words = [*single.command, pack, *OPTIONS, "-p", single.question]
         self._words = [*PICOEDGE, *words, *["--cluster"] * single.queues]
@@ -71,8 +74,11 @@ class Beside:
 
     def _run(self) -> None:
         """Type it, unless the board is off: then nobody can."""
-        if self._board.is_off:
-            return
+        if not self._board.is_off:
+            with self._busy():
+                self._communicate()
+
+    def _communicate(self) -> None:
         began = time.monotonic()
         self._process = self._board.board.start(
             self._words, env=self._board.environment(), text=True,

@@ -14,9 +14,12 @@ from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import MemoryBudgetError
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
+from picoedge.jobs.kept_memory import take_slice
+from picoedge.jobs.spec import SliceKey
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
 from picoedge.planner.memory import SMALLEST_DEFAULT_CONTEXT
+from picoedge.store.window.set_aside import SetAside
 
 if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
@@ -61,6 +64,7 @@ class Arrangement:
     def close(self) -> None:
         """Free the memory, and all boards. Idempotent."""
         if self.group is not None:
+            self.group.leave_slice()
             self.group.close()
         else:
             self.slice.close()
@@ -148,16 +152,36 @@ class Arranger:
         handles = [directory.handles[share.board.key] for share in plan.chosen.shares]
         with ExitStack() as failing, self._clean_line_after():
             failing.callback(directory.close)  # frees the boards reserved so far
-            memory = reserve_boards(handles, self._tell)
+            wanted = self._slice_of(plan)
+            memory = reserve_boards(handles, self._tell, wanted)
+            aside = self._fetch(wanted)
+            failing.callback(aside.close)
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)
             if len(handles) == 1:
                 loaded = load_model(self._pack, options, self._progress)
             else:
                 group = WorkerGroup(directory, handles, plan.chosen, self._tell, self._progress)
-                group.start(self._pack, options)
+                group.start(self._pack, options, aside)
                 loaded = group.slice
             failing.pop_all()
+        aside.close()
         self._first = self._first or present
         self._options = dataclasses.replace(self._options, is_default_context=False)  # kept
         return Arrangement(plan, loaded, group)
+
+    def _slice_of(self, plan: ClusterPlan) -> SliceKey | None:
+        """What this board loads; None: the whole model, which is read in another way."""
+        options, shares = self._options, plan.chosen.shares
+        if len(shares) == 1:
+            return None
+        assert options.n_ctx is not None
+        io, kernels = options.window_io, options.kernels or ""
+        parts = self._pack.identity, shares[0].part, options.n_ctx, options.kv_bits
+        return SliceKey(*parts, io, kernels)
+
+    def _fetch(self, wanted: SliceKey | None) -> SetAside:
+        """The weights that this board's daemon has kept of the slice; perhaps none."""
+        folder = self._directory.identity.folder
+        fd = take_slice(folder, wanted.to_json()) if wanted else None
+        return SetAside(-1 if fd is None else fd)

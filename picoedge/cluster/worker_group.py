@@ -28,11 +28,13 @@ from picoedge.errors import (
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, refusals
 from picoedge.jobs.group_links import connect, receive_note
+from picoedge.jobs.kept_memory import keep_slice
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, near_host, parse_address
 from picoedge.mesh.transport.frames import HUB
 from picoedge.sanitize import one_line
+from picoedge.store.window.weights import StreamedWeights
 
 if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from picoedge.planner.cost_model import Candidate
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
+    from picoedge.store.window.set_aside import SetAside
 
 WORKER_START_S = 20.0  # silence of a starting worker: Python's start on a slow card takes ten
 CONNECT_S = 20.0  # for links to workers that listen already: a handshake on a busy board
@@ -82,11 +85,12 @@ class WorkerGroup:
         self._relays: dict[int, Relay] = {}
         self._is_ready = False
 
-    def start(self, pack: Pack, options: OpenOptions) -> None:
+    def start(self, pack: Pack, options: OpenOptions, aside: SetAside) -> None:
         """Start the group; returns when all slices are loaded.
 
-        That takes as long as pulling shards takes. Raises BoardLostError if a board fails
-        meanwhile, BoardRefusedError if one reports that it cannot do it.
+        That takes as long as pulling shards takes. Weights set `aside` are not read.
+        Raises BoardLostError if a board fails meanwhile, BoardRefusedError if one reports that it
+        cannot do it.
         """
         directory = self._directory
         with ExitStack() as stack:
@@ -109,6 +113,7 @@ class WorkerGroup:
                 reduce=self.forward_pass.begin,
                 broadcast_input=self.forward_pass.input,
                 gather_logits=self.forward_pass.gather,
+                aside=aside,
             )
             stack.callback(self.slice.close)
             self._await_ready()
@@ -378,6 +383,13 @@ class WorkerGroup:
 
     def _of(self, error: BoardLostError) -> BoardHandle | None:
         return next((handle for handle in self._handles if handle.key == error.key), None)
+
+    def leave_slice(self) -> None:
+        """Have this board's daemon keep the slice, if it does that; `close` must follow."""
+        weights, folder = self.slice.holding, self._directory.identity.folder
+        if isinstance(weights, StreamedWeights):
+            key = self._spec.slice_key.to_json()
+            keep_slice(folder, key, self._spec.pack_name, weights.set_aside)
 
     def close(self) -> None:
         """Say goodbye to the workers, and free all boards. Idempotent."""

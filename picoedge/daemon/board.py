@@ -17,21 +17,21 @@ the memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory
+from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory, BoardOptions
+from picoedge.daemon.board_report import BoardReport
 from picoedge.daemon.handover import Handover
-from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, JobSpec, kind_of
+from picoedge.daemon.hub_slice import Answer, HubSlice, wanted_slice
+from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, check_members, kind_of
 from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import Kept, Reservation, Workers, work_of
+from picoedge.daemon.workers import Kept, Reservation, Workers
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import disk_room, rss_bytes
-from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import SliceKey, WorkerConfig
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.messages import Pending
@@ -42,17 +42,6 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.messages import Body
 
 REPORT_S = 0.25  # a hub gives up a stopped worker after a second: four reports
-
-
-@dataclass(frozen=True)
-class BoardOptions:
-    """What this board offers: bytes of memory for all of picoedge, its shelf of packs, threads."""
-
-    memory_bytes: int
-    shelf: Path
-    threads: int | None = None
-    keep_s: float = 0.0  # for which the last group's slice stays loaded
-    ports: tuple[int, int] | None = None  # the first and the last at which workers listen
 
 
 class BoardService:
@@ -75,27 +64,29 @@ class BoardService:
         self._reservations = Reservations()
         self._users: dict[User, Reservation] = {}
         self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
+        self._hub_slice, self._freed = HubSlice(), list[Answer]()
         self._memory = BoardMemory(options.memory_bytes, node.rpc.loop.clock, node.name_of)
         self._waiting: list[Reservation] = []  # to start their workers when a kept slice is gone
-        node.rpc.on("board-facts", lambda peer, body: self._board_facts())
+        node.rpc.on("board-facts", self._board_facts)
         node.rpc.on("job-reserve", self._reserve)
         node.rpc.on("job-start", self._start)
         node.rpc.on("job-release", self._release)
         node.rpc.on_gone(lambda sender: self._gone(sender.route))
         node.peers.membership.on_change(self._changed)
-        self._relays = Relays(node.rpc, self._relay_endpoint)
-        self._handover = Handover(node.rpc, self._worker_endpoint)
-        self._thermometer = Thermometer()
+        self._relays = Relays(node.rpc, self._endpoint)
+        self._handover = Handover(node.rpc, self._endpoint)
+        self._reports = BoardReport(node.identity.keys.public, node.name_of)
         node.peers.state = self.state
         node.rpc.loop.after(REPORT_S, self._report)
 
     # -- requests ------------------------------------------------------------------------------
 
-    def _board_facts(self) -> Body:
+    def _board_facts(self, peer: str, body: Body) -> Body:
         facts = self._facts()
         if facts is None:
             raise MeshError("this board is still being measured", "ask again in a few seconds")
-        kept = self._workers.kept
+        own = self._hub_slice.kept if str(peer) == self._node.identity.keys.public else None
+        kept = own or self._workers.kept
         return {
             "facts": dict(facts),
             "memory_bytes": self._memory.job_bytes,
@@ -116,7 +107,9 @@ class BoardService:
         reservation = Reservation(sender.route, sender, Pending(), name, kind.module)
         self._users[sender.route] = reservation
         if self._is_own(reservation):
-            self._end_kept()  # the hub's process takes this board's memory when it is granted
+            reservation.wanted, kept = wanted_slice(body), self._hub_slice.kept
+            if kept is None or kept.of != reservation.wanted:
+                self._end_kept()  # the hub's process takes this board's memory when it is granted
         self._do(self._reservations.reserve(sender.route))
         return reservation.granted
 
@@ -126,7 +119,7 @@ class BoardService:
         if not kind.background and self._reservations.holder != sender.route:
             raise ProtocolError("a session on a board that it has not taken")
         spec = kind.read_spec(body.get("spec"))
-        self._check(sender, spec)
+        check_members(spec, str(sender), self._node.identity.keys.public, self._node.roster)
         if kind.background:
             return self._add_run(Reservation(spec.id, sender, Pending(), name, kind.module, spec))
         reservation = self._users[sender.route]
@@ -145,14 +138,6 @@ class BoardService:
         assert isinstance(reservation.user, str)
         self._users[reservation.user] = reservation
         self._do(self._reservations.add_run(reservation.user))
-
-    def _check(self, sender: Sender, spec: JobSpec) -> None:
-        ranks = {key: rank for rank, (key, _) in enumerate(spec.members)}
-        if ranks.get(str(sender)) != 0 or ranks.get(self._node.identity.keys.public) != spec.rank:
-            raise ProtocolError("a session whose hub does not ask, or not for this board")
-        refused = [name for key, name in spec.members if not self._node.roster.is_allowed(key)]
-        if refused:
-            raise AccessError(f"{refused[0]} is not let in here", "picoedge keys show")
 
     def _release(self, peer: str, body: Body) -> None:
         sender, run = _sender(peer), body.get("run")
@@ -204,9 +189,18 @@ class BoardService:
         """Free what a connection had reserved or queued for; runs go on without theirs."""
         if route in self._users:
             if route not in self._reservations.workers:
-                self._memory.release(route)
+                self._leave_memory(self._users[route])
             self._do(self._reservations.release(route))
             del self._users[route]
+
+    def _leave_memory(self, reservation: Reservation) -> None:
+        """A job without a worker is over: this board's own session may have left its slice."""
+        is_own = reservation is self._holder and self._is_own(reservation)
+        left = self._hub_slice.settle() if is_own else None
+        if left is None:
+            return self._memory.release(reservation.user)
+        self._memory.keep(reservation, left.nbytes, left.model)
+        self._do(self._reservations.let_runs_wait(True))
 
     def _end_run(self, reservation: Reservation) -> None:
         assert isinstance(reservation.user, str)
@@ -301,11 +295,18 @@ class BoardService:
         self._do(self._reservations.worker_ended(reservation.user))
 
     def _give_memory(self, reservation: Reservation, use: Use) -> None:
-        if self._memory.give_all(reservation, use):
+        if not self._memory.give_all(reservation, use):
+            return
+        wanted = reservation.wanted if self._is_own(reservation) else None
+        if self._hub_slice.lend(wanted):
+            self._do(self._reservations.let_runs_wait(False))
+        else:
             self._end_kept()
 
     def _end_kept(self) -> None:
         """End the kept slice, if there is one; `kept_ended` is called when its memory is free."""
+        if self._hub_slice.end():
+            self.kept_ended()
         if self._workers.kept is not None:
             self._do(self._reservations.worker_started(KEPT))
             self._workers.end_kept()
@@ -318,6 +319,18 @@ class BoardService:
             self._start_late(reservation)
         self._do(self._reservations.let_runs_wait(False))
         self._do(self._reservations.worker_ended(KEPT))
+        freed, self._freed = self._freed, []
+        for answer in freed:
+            answer(True, None)
+
+    def on_request(self, body: Mapping[str, Any], fd: int | None, answer: Answer) -> None:
+        """See `hub_slice.Handler`: a program of this board asks."""
+        if body.get("do") == "free" and self._memory.kept_bytes:
+            self._freed.append(answer)
+            return self._end_kept()
+        holder = self._holder
+        is_own = holder is not None and self._is_own(holder) and self._options.keep_s > 0
+        self._hub_slice.on_request(body, fd, answer, is_own=is_own)
 
     def _start_late(self, reservation: Reservation) -> None:
         """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""
@@ -328,17 +341,12 @@ class BoardService:
             self._push(reservation, "ended", **WorkerProcess.why_failed(vars(error)))
         self._node.rpc.loop.soon(lambda: self.worker_ended(reservation))
 
-    def _worker_endpoint(self) -> str:
-        """The socket of the worker that runs; "" if none does."""
-        holder = self._holder
-        return "" if holder is None or holder.worker is None else holder.relay
-
-    def _relay_endpoint(self, key: str) -> str:
-        """The socket of the worker that runs for a group with that board in it; "" if none."""
+    def _endpoint(self, key: str = "") -> str:
+        """The socket of the worker that runs, for a group with that board in it; "" if none."""
         holder = self._holder
         if holder is None or holder.worker is None or holder.spec is None:
             return ""
-        return holder.relay if key in dict(holder.spec.members) else ""
+        return holder.relay if not key or key in dict(holder.spec.members) else ""
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -359,25 +367,16 @@ class BoardService:
 
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""
-        holder, heat = self._holder, self._thermometer.read()
+        kept_bytes = self._workers.kept_rss_bytes + self._hub_slice.nbytes
         state: Body = {
             "memory_bytes": self._options.memory_bytes,
-            "rss_bytes": rss_bytes() + self._workers.kept_rss_bytes,
+            "rss_bytes": rss_bytes() + kept_bytes,
             "uses": self._memory.report(),
             "queue_length": len(self._reservations.queue),
-            "stalled_on": "",
-            "temperature_c": heat.temperature_c,
-            "throttled": heat.throttled,
             "relayed": bool(self._relays),
-            "transport": "",
         }
-        if holder is None:
-            return {**state, "does": "ending" if self._reservations.workers else "free"}
-        state["for"] = self._node.name_of(str(holder.sender))
-        if holder.worker is None or holder.spec is None:
-            return {**state, "does": "hub" if self._is_own(holder) else "taken"}
-        state["rss_bytes"] += holder.worker.report()["rss_bytes"]
-        return {**state, **work_of(holder, is_relayed=bool(self._relays))}
+        is_ending = bool(self._reservations.workers)
+        return self._reports.of(self._holder, state, is_ending=is_ending)
 
     def close(self) -> None:
         """End all workers."""
@@ -387,6 +386,7 @@ class BoardService:
             self._workers.stop(reservation)
         self._users.clear()
         self._reservations = Reservations()
+        self._hub_slice.close()
         self._workers.close()
 
 

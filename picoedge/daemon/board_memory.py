@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is given up
+
+
+@dataclass(frozen=True)
+class BoardOptions:
+    """What this board offers: bytes of memory for all of picoedge, its shelf of packs, threads."""
+
+    memory_bytes: int
+    shelf: Path
+    threads: int | None = None
+    keep_s: float = 0.0  # for which the last group's slice stays loaded
+    ports: tuple[int, int] | None = None  # the first and the last at which workers listen
 
 
 class BoardMemory:
@@ -38,17 +51,19 @@ class BoardMemory:
         assert ended is not None, "a job of the board beside another"
         return any(claim.user == KEPT for claim in ended)
 
-    def keep(self, reservation: Reservation, nbytes: int) -> None:
+    def keep(self, reservation: Reservation, nbytes: int, model: str = "") -> None:
         """What a job had is from now on its kept slice's."""
-        self._ledger.turn(reservation.user, self._of(reservation, KEPT, Use.KEPT, nbytes))
+        self._ledger.turn(reservation.user, self._of(reservation, KEPT, Use.KEPT, nbytes, model))
 
     def release(self, user: User) -> None:
         """What that user had is free."""
         self._ledger.release(user)
 
-    def _of(self, reservation: Reservation, user: User, use: Use, nbytes: int) -> Claim:
+    def _of(
+        self, reservation: Reservation, user: User, use: Use, nbytes: int, model: str = ""
+    ) -> Claim:
         spec, sender = reservation.spec, str(reservation.sender)
-        model = str(spec.describe().get("model", "")) if spec else ""
+        model = str(spec.describe().get("model", "")) if spec else model
         return Claim(user, use, nbytes, self._clock(), self._name_of(sender), model)
 
     def must_free(self, keep_s: float) -> bool:
@@ -58,6 +73,12 @@ class BoardMemory:
             return False
         is_old = self._clock() - kept.since_s >= keep_s
         return is_old or available_bytes() < self.limit // SPARE_PART
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept, as nobody's."""
+        kept = self._ledger.of(KEPT)
+        return kept.nbytes if kept else 0
 
     def report(self) -> list[dict[str, Any]]:
         """The claims, for `picoedge ps`."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from picoedge.cluster.spec import spec_from_json
-from picoedge.errors import ProtocolError
+from picoedge.errors import AccessError, ProtocolError
 from picoedge.jobs.spec import INFERENCE
+
+if TYPE_CHECKING:
+    from picoedge.mesh.identity.roster import Roster
 
 
 class JobSpec(Protocol):
@@ -65,3 +68,16 @@ def kind_of(kinds: JobKinds, body: Mapping[str, Any]) -> tuple[str, JobKind]:
     if not isinstance(name, str) or name not in kinds:
         raise ProtocolError(f"a job of an unknown kind; this board knows {', '.join(kinds)}")
     return name, kinds[name]
+
+
+def check_members(spec: JobSpec, hub: str, own: str, roster: Roster) -> None:
+    """Check that the board `hub` asks for its own job, over boards that are let in.
+
+    Raises ProtocolError, AccessError.
+    """
+    ranks = {key: rank for rank, (key, _) in enumerate(spec.members)}
+    if ranks.get(hub) != 0 or ranks.get(own) != spec.rank:
+        raise ProtocolError("a session whose hub does not ask, or not for this board")
+    refused = [name for key, name in spec.members if not roster.is_allowed(key)]
+    if refused:
+        raise AccessError(f"{refused[0]} is not let in here", "picoedge keys show")

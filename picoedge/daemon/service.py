@@ -19,7 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.daemon.board import BoardOptions, BoardService
+from picoedge.daemon.board import BoardService
+from picoedge.daemon.board_memory import BoardOptions
+from picoedge.daemon.hub_slice import MemorySocket
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
@@ -64,6 +66,11 @@ class Daemon:
         self._resources = ExitStack()
         folder, incarnation = node.identity.folder, node.peers.incarnation
         self._resources.enter_context(published_daemon(folder, node.address, incarnation))
+        try:
+            socket = MemorySocket(folder, node.rpc.loop, self.board.on_request)
+            self._resources.callback(socket.close)
+        except OSError as error:  # a file system without sockets
+            node.rpc.log(f"no slice of this board's own sessions is kept: {error.strerror}")
         self._probe = self._start_probe()
         self._settled_bytes = rss_bytes()
         node.rpc.loop.after(GIVE_BACK_S, self._give_back)

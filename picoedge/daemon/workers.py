@@ -23,7 +23,7 @@ _MAY_KEEP = ("waiting for work", "computing", "kept")  # stages of a worker whos
 if TYPE_CHECKING:
     from picoedge.daemon.job_kinds import JobSpec
     from picoedge.daemon.reservations import User
-    from picoedge.jobs.spec import WorkerConfig
+    from picoedge.jobs.spec import SliceKey, WorkerConfig
     from picoedge.mesh.transport.loop import Loop
     from picoedge.mesh.transport.messages import Pending
     from picoedge.mesh.transport.server import Sender
@@ -45,21 +45,7 @@ class Reservation:
     relay: str = ""  # its worker's Unix socket, for a relay
     transport: str = ""  # of messages between its worker and the hub, once they are linked
     worker: WorkerProcess | None = None
-
-
-def work_of(reservation: Reservation, *, is_relayed: bool) -> dict[str, Any]:
-    """What the worker of a reservation does, for heartbeats."""
-    assert reservation.spec is not None
-    assert reservation.worker is not None
-    report, via_zeromq = reservation.worker.report(), reservation.transport == "zeromq"
-    return {
-        "stalled_on": report["stalled_on"],
-        "does": report["stage"],
-        "how": report["state"],
-        "transport": "relay" if is_relayed and via_zeromq else reservation.transport,
-        **reservation.spec.describe(),
-        "work": report["work"],
-    }
+    wanted: SliceKey | None = None  # what this board's own session will load
 
 
 class WorkerEvents(Protocol):

@@ -76,18 +76,23 @@ class MemoryFit:
 
 
 def fit_model(
-    pack: Pack, kernels: Kernels, options: OpenOptions, part: Slice | None = None
+    pack: Pack,
+    kernels: Kernels,
+    options: OpenOptions,
+    part: Slice | None = None,
+    lent_bytes: int = 0,
 ) -> MemoryFit:
     """Plan a model's memory before anything large is allocated.
 
     A whole model that fits is mapped. A slice never is: the kernel reads ahead, into shards of
     other boards, and would take as much memory again. Where a plan is needed, storage and kernels
-    are measured if they have not been yet. Raises MemoryBudgetError, StorageError, UsageError.
+    are measured if they have not been yet. `lent_bytes` of memory are this process's, though not in
+    it yet. Raises MemoryBudgetError, StorageError, UsageError.
     """
     load = load_of(pack, part or pack.all_shards, options)
     if kernels.name == "numpy" or load.kv_bits == 32:  # NumPy multiplies f32 matrices
         load = dataclasses.replace(load, numpy=True)
-    total = budget_bytes(options.memory_bytes)
+    total = budget_bytes(options.memory_bytes, lent_bytes)
     budget = Budget(total, fixed_bytes())
     if load.part == pack.all_shards and fits_resident(pack, load, budget):
         return MemoryFit(pack, load, budget, None)
@@ -170,15 +175,16 @@ def choose_context(pack: Pack, options: OpenOptions) -> int:
     return options.n_ctx
 
 
-def budget_bytes(ceiling: int | None) -> int:
+def budget_bytes(ceiling: int | None, lent_bytes: int = 0) -> int:
     """Memory this process may take in all: its own and the free memory, at most `ceiling`.
 
     Without a ceiling a sixteenth of the free memory is left to others.
     """
     available = resources.available_bytes()
+    owned = rss_bytes() + lent_bytes
     if ceiling is None:
-        return rss_bytes() + available - available // 16
-    return min(ceiling, rss_bytes() + available)
+        return owned + available - available // 16
+    return min(ceiling, owned + available)
 
 
 def fixed_bytes() -> int:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
     from picoedge.store.shards import Slice, Unit
+    from picoedge.store.window.set_aside import SetAside
     from picoedge.text.template.template import ChatTemplate
     from picoedge.text.tokenizer.base import Tokenizer
     from picoedge.text.tokenizer.stream_decoder import Vocabulary
@@ -184,20 +185,22 @@ def load_model(
     reduce: Reduce | None = None,
     broadcast_input: BroadcastInput | None = None,
     gather_logits: GatherLogits | None = None,
+    aside: SetAside | None = None,
 ) -> LoadedModel:
     """Load a model, or the slice `part` of one; what does not fit in memory will be streamed.
 
     `reduce`, `broadcast_input` and `gather_logits` join a slice to the others: see
-    `model.transformer`. `progress` reports the weights that are read before the first token. Raises
-    MemoryBudgetError before anything large is allocated, UsageError, StorageError.
+    `model.transformer`. Weights set `aside` are taken from there. `progress` reports the
+    weights that are read before the first token. Raises MemoryBudgetError before anything large is
+    allocated, UsageError, StorageError.
     """
     from picoedge.engine.fit import WHOLE_BATCH, Adapter, LoadedModel, fit_model
 
     with ExitStack() as failing:
         kernels = start_kernels(options)
         failing.callback(kernels.close)
-        fit = fit_model(pack, kernels, options, part)
-        weights = _hold(fit, options, progress)
+        fit = fit_model(pack, kernels, options, part, lent_bytes=aside.nbytes if aside else 0)
+        weights = _hold(fit, options, progress, aside)
         failing.callback(weights.close)
         model = LoadedModel(
             pack,
@@ -224,7 +227,9 @@ def start_kernels(options: OpenOptions) -> Kernels:
     return load_kernels(options.kernels, options.threads or resources.usable_cores())
 
 
-def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> WeightStore:
+def _hold(
+    fit: MemoryFit, options: OpenOptions, progress: Progress | None, aside: SetAside | None
+) -> WeightStore:
     """The weights, mapped or held by the plan, checked against their hashes where asked for."""
     pack, part, plan = fit.pack, fit.load.part, fit.plan
     if plan is None:
@@ -247,6 +252,7 @@ def _hold(fit: MemoryFit, options: OpenOptions, progress: Progress | None) -> We
         read_ahead=plan.reading.reserve,
         verify=options.verify,
         progress=count,
+        aside=aside,
     )
 
 

@@ -328,8 +328,12 @@ def loaded_shards(directory: BoardDirectory, pack: Pack, options: OpenOptions) -
 # -- reservation ---------------------------------------------------------------------------------
 
 
-def reserve_boards(handles: Sequence[BoardHandle], tell: Tell) -> int:
+def reserve_boards(
+    handles: Sequence[BoardHandle], tell: Tell, wanted: SliceKey | None = None
+) -> int:
     """Reserve these boards, queueing for the busy ones; return bytes of memory on the first.
+
+    `wanted` is what this process will load: the first board's daemon may have kept it.
 
     Boards are reserved in the order of their keys, as every group does, so that two groups never
     wait for each other. Raises MeshError.
@@ -337,7 +341,9 @@ def reserve_boards(handles: Sequence[BoardHandle], tell: Tell) -> int:
     memory = 0
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
-        body = {"job": INFERENCE}
+        body: dict[str, Any] = {"job": INFERENCE}
+        if wanted is not None and handle is handles[0]:
+            body["slice"] = wanted.to_json()
         with refusals(handle):
             answer = handle.client.ask("job-reserve", body, timeout_s=QUEUE_S, on_push=told)
         if handle is handles[0]:

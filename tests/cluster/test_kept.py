@@ -41,6 +41,11 @@ def answered(hub: BoardOf, *extra: str) -> dict[str, Any]:
     return last_json(running)
 
 
+def uses(board: BoardOf) -> list[str]:
+    """What the memory of a board is used for."""
+    return [use["use"] for use in board.seen()[board.name]["uses"]]
+
+
 def kept_on(board: BoardOf) -> int:
     """The process that keeps a slice on a board, once it does."""
 
@@ -62,6 +67,15 @@ def test_the_next_session_goes_on_with_the_slices_of_the_last(cluster: ClusterOf
     shown = cluster[1].run("ps")
     assert shown.wait() == 0
     assert "keeps tiny" in shown.out.text
+
+
+def test_the_hubs_own_slice_is_kept_by_its_daemon(cluster: ClusterOf) -> None:
+    first = answered(cluster[1])
+    until(lambda: uses(cluster[1]) == ["kept"], "the hub's daemon keeps its slice")
+    assert cluster[1].workers() == []
+    again = answered(cluster[1])
+    assert again["tokens"] == first["tokens"]
+    until(lambda: uses(cluster[1]) == ["kept"], "it is kept again")
 
 
 def test_a_session_that_needs_another_slice_ends_the_kept_one(cluster: ClusterOf) -> None:

@@ -19,6 +19,7 @@ from picoedge.store.shards import Slice, Unit, UnitKind
 from picoedge.store.window.io import READERS, DirectIO, MappedIO, WindowIO
 from picoedge.store.window.plan import Forecast, Ring, WindowPlan, page_bytes
 from picoedge.store.window.read_ahead import CheckUnit, Usage, Window
+from picoedge.store.window.set_aside import SetAside, set_aside
 
 if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
@@ -114,19 +115,36 @@ class StreamedWeights:
         read_ahead: int = 0,
         verify: bool = False,
         progress: OnBytes | None = None,
+        aside: SetAside | None = None,
     ) -> None:
         """Read the resident units; `progress` is called for each.
 
-        `io`: "direct" or "mmap". Raises StorageError, and with `verify` ModelError on a wrong hash.
+        `aside` has units that need not be read. `io`: "direct" or "mmap". Raises
+        StorageError, and with `verify` ModelError on a wrong hash.
         """
         self._pack, self.part, self.plan = pack, part, plan
         self._mode, self._read_ahead = io, read_ahead
         self._check = self._compare if verify else None
-        self.resident: dict[Unit, U8] = {}
+        self.resident: dict[Unit, U8] = self._taken(aside) if aside else {}
         self._spans: dict[tuple[UnitKind, int], list[BoundSpan]] = {}
         self._window: Window | None = None
         self._past = Usage()  # of replaced windows
         self.replan(plan, progress)
+
+    def _taken(self, aside: SetAside) -> dict[Unit, U8]:
+        taken = aside.take(self.plan.resident)
+        if self._check is not None:
+            for unit, array in taken.items():
+                self._check(unit, array)
+        return taken
+
+    def set_aside(self) -> int:
+        """Move the resident units into a file of memory, whose descriptor this returns.
+
+        Nothing but `close` may follow. Raises OSError.
+        """
+        self._spans = {}
+        return set_aside(self.resident)
 
     def replan(self, plan: WindowPlan, progress: OnBytes | None = None) -> None:
         """Change to another plan of the same shards; units resident in both stay in place.

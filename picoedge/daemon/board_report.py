@@ -1,0 +1,52 @@
+"""What a board says of itself in its heartbeats: its heat, and what its holder's worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from picoedge.host.thermal import Thermometer
+
+if TYPE_CHECKING:
+    from picoedge.daemon.workers import Reservation
+    from picoedge.mesh.transport.messages import Body
+
+
+class BoardReport:
+    """Reports of the board with that key; `name_of` a board, by its key."""
+
+    def __init__(self, key: str, name_of: Callable[[str], str]) -> None:
+        self._key, self._name_of = key, name_of
+        self._thermometer = Thermometer()
+
+    def of(self, holder: Reservation | None, state: Body, *, is_ending: bool) -> Body:
+        """`state`, which has what is known without a holder, with what the holder does."""
+        heat = self._thermometer.read()
+        state = {
+            **state,
+            "stalled_on": "",
+            "temperature_c": heat.temperature_c,
+            "throttled": heat.throttled,
+            "transport": "",
+        }
+        if holder is None:
+            return {**state, "does": "ending" if is_ending else "free"}
+        state["for"] = self._name_of(str(holder.sender))
+        if holder.worker is None or holder.spec is None:
+            return {**state, "does": "hub" if str(holder.sender) == self._key else "taken"}
+        state["rss_bytes"] += holder.worker.report()["rss_bytes"]
+        return {**state, **_work_of(holder, is_relayed=state["relayed"])}
+
+
+def _work_of(holder: Reservation, *, is_relayed: bool) -> dict[str, Any]:
+    assert holder.spec is not None
+    assert holder.worker is not None
+    report, via_zeromq = holder.worker.report(), holder.transport == "zeromq"
+    return {
+        "stalled_on": report["stalled_on"],
+        "does": report["stage"],
+        "how": report["state"],
+        "transport": "relay" if is_relayed and via_zeromq else holder.transport,
+        **holder.spec.describe(),
+        "work": report["work"],
+    }

@@ -1,0 +1,206 @@
+"""The slice of this board's own last session, which the daemon keeps: memory without a process.
+
+The session's process hands it over at its end, as a file of memory, and the next one's fetches it:
+each byte has one owner, and a killed owner's bytes are free. What is kept is freed by closing it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from picoedge.jobs.kept_memory import SOCKET, receive_message, send_message, short_path
+from picoedge.jobs.spec import SliceKey, read_kept
+from picoedge.sanitize import one_line
+
+if TYPE_CHECKING:
+    from picoedge.mesh.transport.loop import Loop
+
+MOST_CONNECTIONS = 8
+_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for what is no file of memory
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A slice in a file of memory."""
+
+    of: SliceKey
+    model: str
+    fd: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory it takes."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Let go of it: this process's bytes of it are free."""
+        os.close(self.fd)
+
+
+Answer = Callable[[bool, int | None], None]
+Handler = Callable[[Mapping[str, Any], int | None, Answer], None]
+"""called with a request, and a file that it then owns; answers now or later"""
+
+
+class HubSlice:
+    """The slice that this board's last session left, or none.
+
+    While a session has the board, the slice is that session's memory, whoever has the file still:
+    it was given for later, or waits to be fetched. Otherwise it is `kept`.
+    """
+
+    def __init__(self) -> None:
+        self._held: Held | None = None
+        self._is_kept = False
+
+    @property
+    def kept(self) -> Held | None:
+        """What is kept, as nobody's."""
+        return self._held if self._is_kept else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this process has of it."""
+        return self._held.nbytes if self._held else 0
+
+    def give(self, held: Held) -> None:
+        """The session that has the board leaves this."""
+        self._drop()
+        self._held = held
+
+    def settle(self) -> Held | None:
+        """The session has left: what it gave, or has not fetched, is kept from now on."""
+        self._is_kept = self._held is not None
+        return self._held
+
+    def lend(self, wanted: SliceKey | None) -> bool:
+        """A session that wants this slice has the board; False if it is not kept."""
+        if not self._is_kept or wanted is None or self._held is None or self._held.of != wanted:
+            return False
+        self._is_kept = False
+        return True
+
+    def fetch(self, wanted: SliceKey | None) -> Held | None:
+        """What was lent, for the session's process, which owns it when it has it."""
+        if self._is_kept or self._held is None or self._held.of != wanted:
+            return None
+        held, self._held = self._held, None
+        return held
+
+    def on_request(
+        self, body: Mapping[str, Any], fd: int | None, answer: Answer, *, is_own: bool
+    ) -> None:
+        """Answer `keep` and `take`; `is_own`: a session of this board has it, and may keep."""
+        held = None if fd is None else held_of(body, fd)
+        if body.get("do") == "keep" and is_own and (fd is None or held):
+            if held is not None:
+                self.give(held)
+            return answer(True, None)
+        if held is not None:
+            held.close()
+        lent = self.fetch(wanted_slice(body)) if body.get("do") == "take" and is_own else None
+        answer(lent is not None, lent.fd if lent else None)
+        if lent is not None:
+            lent.close()
+
+    def end(self) -> bool:
+        """Free what is kept; whether there was something."""
+        was_kept = self._is_kept
+        if was_kept:
+            self._drop()
+        return was_kept
+
+    def _drop(self) -> None:
+        held, self._held, self._is_kept = self._held, None, False
+        if held is not None:
+            held.close()
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        self._drop()
+
+
+class MemorySocket:
+    """Takes the requests of `jobs.kept_memory` on `loop`, from programs of this user."""
+
+    def __init__(self, folder: Path, loop: Loop, handler: Handler) -> None:
+        """The caller is the folder's only daemon. Raises OSError."""
+        self._path, self._loop, self._handler = folder / SOCKET, loop, handler
+        self._open: set[socket.socket] = set()
+        self._path.unlink(missing_ok=True)  # of a daemon that was killed
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._listener.setblocking(False)
+            with short_path(folder) as path:
+                self._listener.bind(path)
+            self._path.chmod(0o600)
+            self._listener.listen(MOST_CONNECTIONS)
+        except OSError:
+            self._listener.close()
+            raise
+        loop.add(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # it has ended again
+            return
+        if len(self._open) >= MOST_CONNECTIONS:
+            return connection.close()
+        connection.setblocking(False)
+        self._open.add(connection)
+        self._loop.add(connection.fileno(), lambda: self._read(connection))
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            body, files = receive_message(connection)
+        except (OSError, ValueError):  # it has left, or is none of ours
+            return self._end(connection)
+
+        def answer(ok: bool, fd: int | None) -> None:
+            with suppress(OSError):
+                if connection in self._open:
+                    send_message(connection, {"ok": ok}, fd)
+
+        self._handler(body, files[0] if files else None, answer)
+
+    def _end(self, connection: socket.socket) -> None:
+        if connection in self._open:
+            self._open.remove(connection)
+            self._loop.remove(connection.fileno())
+            connection.close()
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+        if self._listener.fileno() < 0:
+            return
+        self._loop.remove(self._listener.fileno())
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for connection in list(self._open):
+            self._end(connection)
+
+
+def wanted_slice(body: Mapping[str, Any]) -> SliceKey | None:
+    """The slice that a request is about; None where it names none, or a malformed one."""
+    return read_kept(body.get("slice"), "a request")
+
+
+def held_of(body: Mapping[str, Any], fd: int) -> Held | None:
+    """What a session's process gives to be kept; None, and closed, where it is no such thing."""
+    of = wanted_slice(body)
+    try:
+        fcntl.fcntl(fd, _F_GET_SEALS)
+        if of is not None:
+            return Held(of, one_line(str(body.get("model", "")), 64), fd)
+    except OSError:
+        pass
+    os.close(fd)
+    return None

@@ -1,0 +1,115 @@
+"""What a program of this board says to its daemon about memory, over a socket in their folder.
+
+    keep    may this slice be kept? With a file of memory: keep it, once the board is free
+    take    the slice that was kept for the session that has the board now: its file of memory
+    free    give up the kept slice, of whatever kind; the answer comes when its memory is free
+
+A request is one JSON object, and so is its answer. The socket is a file in the cluster's folder,
+which only this user can enter. No libzmq: a small board's own chat asks this before it loads.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+SOCKET = "memory.sock"
+MESSAGE_BYTES = 8 << 10
+ANSWER_S = 5.0  # for a daemon that is busy
+_GONE_S = 15.0  # for a kept slice to end: in a disk read a process ends when the disk answers
+
+
+@contextmanager
+def short_path(folder: Path) -> Iterator[str]:
+    """A path of the socket that is short enough for the system, wherever its folder is."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def keep_slice(folder: Path, slice_: Mapping[str, Any], model: str, make: Any) -> bool:
+    """Have the daemon keep a slice; `make` returns the file of memory, which is closed here.
+
+    It is called only if the daemon will keep it. False, without a word, if it does not.
+    """
+    request = {"do": "keep", "slice": slice_, "model": model}
+    with suppress(OSError, ValueError), _connected(folder) as connection:
+        if not _ask(connection, request)[0]:
+            return False
+        fd = make()
+        try:
+            return _ask(connection, request, fd)[0]
+        finally:
+            os.close(fd)
+    return False
+
+
+def take_slice(folder: Path, slice_: Mapping[str, Any]) -> int | None:
+    """The file of memory of the slice that the daemon kept; the caller owns it. None: none."""
+    with suppress(OSError, ValueError), _connected(folder) as connection:
+        return _ask(connection, {"do": "take", "slice": slice_})[1]
+    return None
+
+
+def free_kept(folder: Path) -> bool:
+    """Have the daemon give up what it keeps; whether there was something, and it is gone."""
+    with suppress(OSError, ValueError), _connected(folder) as connection:
+        connection.settimeout(_GONE_S)
+        return _ask(connection, {"do": "free"})[0]
+    return False
+
+
+@contextmanager
+def _connected(folder: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(ANSWER_S)
+        with short_path(folder) as path:
+            connection.connect(path)
+        yield connection
+
+
+def _ask(
+    connection: socket.socket, request: Mapping[str, Any], fd: int | None = None
+) -> tuple[bool, int | None]:
+    send_message(connection, request, fd)
+    answer, files = receive_message(connection)
+    for extra in files[1:]:
+        os.close(extra)
+    return answer.get("ok") is True, files[0] if files else None
+
+
+# -- messages, of both ends ------------------------------------------------------------------------
+
+
+def send_message(connection: socket.socket, body: Mapping[str, Any], fd: int | None = None) -> None:
+    """Send one object, with a file or without. Raises OSError."""
+    rights = [] if fd is None else [fd]
+    level = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rights))
+    connection.sendmsg([json.dumps(body).encode()], [level] if rights else [])
+
+
+def receive_message(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """One object, and the files with it, which the caller owns. Raises OSError, ValueError."""
+    room = socket.CMSG_SPACE(array.array("i").itemsize)
+    data, rights, _, _ = connection.recvmsg(MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    files = array.array("i")
+    for level, kind, part in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            files.frombytes(part[: len(part) - len(part) % files.itemsize])
+    try:
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        for file in files:
+            os.close(file)
+        raise ValueError("not a message") from error
+    return body, list(files)

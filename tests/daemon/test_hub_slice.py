@@ -1,0 +1,162 @@
+"""The slice of a board's own session: given to its daemon, kept, fetched, given up."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_boards import SUPPORT, Board, pushed
+
+from picoedge.daemon.hub_slice import MemorySocket
+from picoedge.jobs import kept_memory
+from picoedge.jobs.kept_memory import free_kept, keep_slice, take_slice
+from picoedge.mesh.transport.client import Client
+
+KEY: dict[str, Any] = {
+    "pack_id": "ab" * 16,
+    "part": {"attention": [0, 1], "ffn": [0, 2], "vocabulary": [0, 3]},
+    "n_ctx": 64,
+    "kv_bits": 16,
+    "window_io": "auto",
+    "kernels": "",
+}
+OTHER = {**KEY, "n_ctx": 32}
+NBYTES = 1 << 20
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=":")
+    with ExitStack() as stack:
+        board = Board(tmp_path, stack, keep_s=3600)
+        running = board.running
+        made = running.do(
+            lambda: MemorySocket(tmp_path, running.node.rpc.loop, board.service.on_request)
+        )
+        stack.callback(lambda: running.do(made.close))
+        yield board
+
+
+def memory() -> int:
+    fd = os.memfd_create("slice", os.MFD_CLOEXEC)
+    os.write(fd, b"w" * NBYTES)
+    return fd
+
+
+def session(board: Board, wanted: dict[str, Any] | None = None) -> Client:
+    """This board's own session, which has the board."""
+    client = board.connect(board.running.identity)
+    client.ask("job-reserve", {"job": "tiny", **({"slice": wanted} if wanted else {})})
+    return client
+
+
+def leave(board: Board, client: Client, key: dict[str, Any] = KEY) -> None:
+    assert keep_slice(board.folder, key, "tiny", memory)
+    client.close()
+    board.wait(does="free")
+
+
+def uses(board: Board) -> list[tuple[str, int]]:
+    return [(str(use["use"]), int(use["bytes"])) for use in board.state()["uses"]]
+
+
+def left_by_a_session(board: Board) -> None:
+    leave(board, session(board))
+    assert uses(board) == [("kept", NBYTES)]
+    assert board.state()["uses"][0]["model"] == "tiny"
+
+
+def test_the_next_session_fetches_what_the_last_one_left(board: Board) -> None:
+    left_by_a_session(board)
+    client = session(board, KEY)
+    assert [use for use, _ in uses(board)] == ["answer"]
+    assert take_slice(board.folder, OTHER) is None
+    fd = take_slice(board.folder, KEY)
+    assert fd is not None
+    assert os.fstat(fd).st_size == NBYTES
+    assert board.service._hub_slice.nbytes == 0  # the session owns it now
+    assert take_slice(board.folder, KEY) is None
+    os.close(fd)
+    client.close()
+    assert board.wait(does="free")["uses"] == []
+
+
+def test_what_is_not_fetched_is_kept_again(board: Board) -> None:
+    left_by_a_session(board)
+    session(board, KEY).close()  # killed before it could
+    board.wait(does="free")
+    assert uses(board) == [("kept", NBYTES)]
+
+
+@pytest.mark.parametrize("wanted", [None, OTHER, {"pack_id": 1}])
+def test_a_session_that_needs_another_slice_has_its_memory(board: Board, wanted: Any) -> None:
+    left_by_a_session(board)
+    session(board, wanted)
+    assert [use for use, _ in uses(board)] == ["answer"]
+    assert board.service._hub_slice.nbytes == 0
+    assert take_slice(board.folder, KEY) is None
+
+
+def test_an_answer_for_another_board_has_its_memory(board: Board) -> None:
+    left_by_a_session(board)
+    client = board.connect(board.hub)
+    client.ask("job-reserve", {"job": "tiny", "slice": KEY})
+    client.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    pushed(client, "job-listens")
+    assert [use for use, _ in uses(board)] == ["answer"]
+    assert board.service._hub_slice.nbytes == 0
+
+
+def test_a_program_of_this_board_has_it_given_up(board: Board) -> None:
+    assert not free_kept(board.folder)
+    left_by_a_session(board)
+    assert free_kept(board.folder)
+    assert uses(board) == []
+    assert board.service._hub_slice.nbytes == 0
+
+
+def test_training_waits_for_its_end(board: Board) -> None:
+    left_by_a_session(board)
+    board.connect(board.hub).ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
+    assert board.state()["does"] == "free"
+    assert free_kept(board.folder)
+    board.wait(does="computing", model="tiny run")
+
+
+def test_only_a_session_that_has_the_board_is_asked_for_its_slice(board: Board) -> None:
+    assert not keep_slice(board.folder, KEY, "tiny", lambda: pytest.fail("it is not wanted"))
+    session(board)
+    with open("/proc/self/exe", "rb") as file:  # a file, but none of memory
+        assert not keep_slice(board.folder, KEY, "tiny", lambda: os.dup(file.fileno()))
+    assert board.service._hub_slice.nbytes == 0
+
+
+def test_a_board_that_keeps_nothing_asks_for_nothing(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board.service, "_options", board.options(keep_s=0.0))
+    session(board)
+    assert not keep_slice(board.folder, KEY, "tiny", lambda: pytest.fail("it is not wanted"))
+
+
+@pytest.mark.parametrize("message", [b"", b"[", b"[]", b"{}", b'{"do": "take", "slice": []}'])
+def test_what_is_no_request_harms_nobody(board: Board, message: bytes) -> None:
+    left_by_a_session(board)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
+        with kept_memory.short_path(board.folder) as path:
+            bad.connect(path)
+        bad.send(message)
+        bad.settimeout(5)
+        bad.recv(100)
+    assert uses(board) == [("kept", NBYTES)]
+
+
+def test_without_a_daemon_nothing_is_kept(tmp_path: Path) -> None:
+    assert not keep_slice(tmp_path, KEY, "tiny", lambda: pytest.fail("nobody asks"))
+    assert take_slice(tmp_path, KEY) is None
+    assert not free_kept(tmp_path / "nowhere")

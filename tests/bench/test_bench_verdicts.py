@@ -195,8 +195,9 @@ def test_sockets_that_end_by_themselves_are_the_kernels(kind: str, state: str, h
     assert is_held(kind, ["0:", "0100007F:1F90", "00000000:0000", state]) == held
 
 
-def test_a_segment_that_nobody_has_is_left_behind() -> None:
-    before, name = segments(), f"picoedge-test-{os.getpid()}"
+@pytest.mark.parametrize("kind", ["picoedge-test", "psm_"])
+def test_a_segment_that_nobody_has_is_left_behind(kind: str) -> None:
+    before, name = segments(), f"{kind}{os.getpid()}"
     path = SEGMENTS / name
     path.write_bytes(b"x")
     try:

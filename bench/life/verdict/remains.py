@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from pathlib import Path
 from bench.life.boards import LifeBoard
 
 SEGMENTS, PROC = Path("/dev/shm"), Path("/proc")
+OURS = re.compile("picoedge|^psm_|^sem\\.")  # by its name or by Python's: other programs have some
 LISTENING, ESTABLISHED = "0A", "01"  # of a TCP socket; what only ends by itself is the kernel's
 _PARTIAL, _UNFINISHED = ".partial-", (".new", ".tmp")
 
 
 def segments() -> set[str]:
     """Segments of shared memory on this machine: POSIX ones by name, System V ones by id."""
-    posix = {path.name for path in SEGMENTS.glob("*")} if SEGMENTS.is_dir() else set()
+    named = [path.name for path in SEGMENTS.glob("*")] if SEGMENTS.is_dir() else []
+    posix = {name for name in named if OURS.search(name)}
     return posix | {f"System V {line.split()[1]}" for line in _lines(PROC / "sysvipc/shm")[1:]}
 
 

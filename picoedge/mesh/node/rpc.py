@@ -107,6 +107,7 @@ class Rpc:
         self._credits: dict[bytes, PushCredit] = {}  # by route
         self._pending: Counter[bytes] = Counter()  # requests without a reply, by route
         self._strikes = Strikes()
+        self._counted_s = 0.0
         self._on_gone: list[Callable[[Sender], None]] = []
         self.on(ACKNOWLEDGE, self._acknowledged)
         try:
@@ -144,10 +145,9 @@ class Rpc:
         return self._send(to, lambda dialect: dialect.write(kind, body))
 
     def push_newest(self, to: Sender, kind: str, body: Body) -> None:
-        """Send a notification that the next one of its kind replaces.
+        """Send a notification that the next one of its kind replaces: see `credit.py`.
 
-        It is sent once the client has read the last one; a client that does not read is not cut
-        off for it. See `credit.py`.
+        It is sent once the client has read the last one; who does not read is not cut off for it.
         """
         dialect, now_s = self._dialects.get(to.route), self.loop.clock()
         if dialect is None:
@@ -180,10 +180,15 @@ class Rpc:
     def enforce_limits(self) -> None:
         """Close connections over the limits; to be called once per heartbeat."""
         self._journal.look()
-        for sender in self.server.enforce_limits(self.loop.clock(), self.is_daemon):
-            self.log(f"dropped {self.name_of(sender)}: it sends more than is believed")
-            self.server.disconnect(sender, self.limits.flood_s)
+        self.server.enforce_limits(self.loop.clock(), self.is_daemon)
+        self._end_floods()
         self.take_gone()
+
+    def _end_floods(self, every_s: float = 0.0) -> None:
+        if (now_s := self.loop.clock()) - self._counted_s >= every_s:
+            self._counted_s = now_s
+            for key in (*self.server.end_floods(now_s), *self.dialer.end_floods(now_s)):
+                self.log(f"dropped {self.name_of(key)}: it sends more than is believed")
 
     def is_daemon(self, sender: Sender) -> bool:
         """Whether a connection is that of a board's daemon: its sessions have the same key."""
@@ -211,11 +216,11 @@ class Rpc:
     # -- reading -------------------------------------------------------------------------------
 
     def _new_dialect(self, key: str) -> Dialect:
-        return Dialect(self._translation, f"board {self.name_of(key)}")
+        board = f"board {self.name_of(key)}"
+        return Dialect(self._translation, board, most_values=self.limits.values)
 
     def _read_server(self) -> None:
-        limits = self.limits
-        for _ in turns(limits.requests_per_turn, limits.turn_s):
+        for _ in turns(self.limits.requests_per_turn, self.limits.turn_s):
             request = self.server.receive()
             if request is None:
                 break
@@ -231,34 +236,33 @@ class Rpc:
                 self._say_version(sender, error)
             except ProtocolError as error:
                 self._drop(sender, error)
+        self._end_floods(self.limits.count_s)
         self.take_gone()
 
     def _read_connection(self, connection: OutgoingConnection) -> None:
-        limits = self.limits
-        for _ in turns(limits.requests_per_turn, limits.turn_s):
+        for _ in turns(self.limits.requests_per_turn, self.limits.turn_s):
             frames = connection.receive()
             if frames is None:
-                return
+                break
             try:
                 kind, body = connection.dialect.read(frames)
                 self._serve(connection.key, kind, body, connection.dialect)
             except ProtocolError as error:
                 self._log_dropped(connection.key, error)
                 self.dialer.fail(connection)
+        self._end_floods(self.limits.count_s)
 
     def _serve(self, peer: str, kind: str, body: Body, dialect: Dialect) -> None:
         """Handle one message. Raises ProtocolError if it is malformed."""
         if kind in (REPLY, ERROR):
             return self._replied(peer, kind, body, dialect)
-        number = number_of(body)
-        route = peer.route if isinstance(peer, Sender) else b""
+        number, route = number_of(body), peer.route if isinstance(peer, Sender) else b""
         if number is not None and route in self._credits:
             self._credits[route].heard(self.loop.clock())
         most = self.limits.pending_per_connection
         if route and self._pending[route] >= most:
             raise ProtocolError(f"more than {most} requests wait for an answer")
-        reply = self._handle(peer, kind, body)
-        if not isinstance(reply, Pending):
+        if not isinstance(reply := self._handle(peer, kind, body), Pending):
             return self._reply(peer, kind, body, reply)
         if route and number is not None and reply.reply is None:
             self._pending[route] += 1
@@ -329,8 +333,8 @@ class Rpc:
     ) -> bool:
         """Send the frames that `write` makes in the dialect of the connection to `to`.
 
-        A connection that does not read is ended, but for a message that `is_droppable`. A message
-        that is too long is not sent.
+        One that does not read is ended, but for a message that `is_droppable`. A message that is
+        too long is not sent.
         """
         try:
             return self._write(to, write, is_droppable)
@@ -361,8 +365,7 @@ class Rpc:
 
     def _expect(self, key: str, kind: str, answered: Answered, timeout_s: float) -> int:
         assert len(self._asks) < self.limits.asks, "asked without waiting for answers"
-        number = next(self._numbers)
-        name = self.name_of(key)
+        number, name = next(self._numbers), self.name_of(key)
         lost = BoardLostError(f"board {name} does not answer", board=name)
         cancel = self.loop.after(timeout_s, lambda: self._finish(number, lost))
         self._asks[number] = _Ask(str(key), kind, answered, cancel)
@@ -380,12 +383,11 @@ class Rpc:
         """Close the connection of a malformed message; after several, refuse its key for a time."""
         key, limits = str(sender), self.limits
         self._log_dropped(key, error)
-        is_refused = self._strikes.add(key, self.loop.clock()) > limits.strikes
-        if is_refused:
-            self.log(
-                f"{self.name_of(key)} goes on: it is kept out {limits.refused_s:.0f} s each time"
-            )
-        self.server.disconnect(sender, limits.refused_s if is_refused else 0.0)
+        refuse_s = 0.0
+        if self._strikes.add(key, self.loop.clock()) > limits.strikes:
+            refuse_s = limits.refused_s
+            self.log(f"{self.name_of(key)} goes on: it is kept out {refuse_s:.0f} s each time")
+        self.server.disconnect(sender, refuse_s)
 
     def _say_version(self, sender: Sender, error: VersionError) -> None:
         """Answer in the version of this board, which the other one then names to its user."""
@@ -393,6 +395,5 @@ class Rpc:
         self.server.send(sender, control(ERROR, {**failure_body(error), "id": 0}), True)
 
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
-        about = f"dropped {self.name_of(key)}"
-        says_who = isinstance(error, VersionError)
-        self.log(str(error) if says_who else f"{about}: {error}", about)
+        about = f"dropped {self.name_of(key)}"  # a VersionError says who
+        self.log(str(error) if isinstance(error, VersionError) else f"{about}: {error}", about)

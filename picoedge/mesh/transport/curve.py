@@ -49,6 +49,8 @@ DOWN: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "its connection ended during the handshake",
 }
 _EVENT = struct.Struct("=Hi")
+# tcpi_last_data_recv (ms ago) and tcpi_bytes_received in Linux' tcp_info
+_RECEIVED = struct.Struct("=52xI72xQ")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,13 @@ class SocketBounds:
 
     frame_bytes: int = 1 << 20
     messages: int = 256
-    # libzmq 4.3.5 aborts the process if a heartbeat falls due on a connection that its peer has
-    # filled and then ended, before the queue was read. Any board could end a daemon so: it sends no
-    # heartbeats. Its server cuts clients whose own do not come.
+    # libzmq 4.3.5 stops reading a connection whose messages fill the queue. If its peer then ends
+    # it, libzmq drops it from its poll, and aborts the process (`!_io_error`, stream_engine_base)
+    # with the next heartbeat it would send: one of its own, or an answer to one of the peer's among
+    # the bytes it has read already. A socket of which any board could fill the queue bounds it not:
+    # its program counts what comes over each connection (`Ration`), and ends it.
+    bounds_received: bool = True
+    # A daemon sends no heartbeats, and cuts clients whose own do not come.
     heartbeats: bool = True
 
 
@@ -89,7 +95,8 @@ def configure_client(socket: Socket, keys: KeyPair, server: str, bounds: SocketB
 
 def _configure(socket: Socket, bounds: SocketBounds) -> None:
     socket.linger = 0
-    socket.set_hwm(bounds.messages)
+    socket.sndhwm = bounds.messages
+    socket.rcvhwm = bounds.messages if bounds.bounds_received else 0
     socket.setsockopt(zmq.MAXMSGSIZE, bounds.frame_bytes)
     if bounds.heartbeats:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
@@ -118,6 +125,20 @@ def receive_frames(socket: Socket) -> list[bytes] | None:
 def sender_of(frame: zmq.Frame) -> str:
     """The public key (Z85) that was proven on the connection a frame came over."""
     return str(frame.get("User-Id"))
+
+
+def received(descriptor: int) -> tuple[int, float]:
+    """Bytes that a connection has received so far, and seconds since the last of them.
+
+    Zeros if the system does not say.
+    """
+    try:
+        with borrowed(descriptor) as connection:
+            info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size)
+        silent_ms, nbytes = _RECEIVED.unpack(info)
+        return nbytes, silent_ms / 1000
+    except (OSError, struct.error):
+        return 0, 0.0
 
 
 class Authenticator:

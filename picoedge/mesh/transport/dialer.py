@@ -15,9 +15,11 @@ from picoedge.mesh.transport.curve import (
     configure_client,
     events,
     receive_frames,
+    received,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Dialect
+from picoedge.mesh.transport.strikes import Ration
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
@@ -32,7 +34,7 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
+_WATCHED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 
 Pair = tuple[Address, str]
 
@@ -47,6 +49,8 @@ class OutgoingConnection:
     monitor: Any
     dialect: Dialect
     is_established: bool = False  # the board has answered our hello
+    file: int = -1  # descriptor, while it is connected
+    received_bytes: int = 0
 
     def receive(self) -> list[bytes] | None:
         """The next message; None if there is none."""
@@ -82,6 +86,7 @@ class Dialer:
         self._new_dialect = new_dialect
         self._limits = limits
         self._connections: dict[Pair, OutgoingConnection] = {}
+        self._ration: Ration[Pair] = Ration(limits.burst_bytes)
         self._retries: dict[Pair, tuple[float, float]] = {}  # time of the next try, wait after it
         self.up: Callable[[OutgoingConnection], None] = lambda each: None
         self.down: Callable[[OutgoingConnection], None] = lambda each: None
@@ -118,10 +123,26 @@ class Dialer:
         close_monitored(each.socket, each.monitor)
         self._lost(each)
 
-    def fail(self, each: OutgoingConnection) -> None:
-        """Close a connection that failed; the wait until it is retried doubles each time."""
+    def end_floods(self, now_s: float) -> list[str]:
+        """Close connections over which more comes than is believed; return their keys."""
+        counted: dict[Pair, tuple[int, int]] = {}
+        for pair, each in self._connections.items():
+            if each.file >= 0:
+                nbytes, _ = received(each.file)
+                counted[pair] = nbytes - each.received_bytes, self._limits.bytes_per_s
+                each.received_bytes = nbytes
+        over = self._ration.over(counted, now_s)
+        for pair in over:
+            self.fail(self._connections[pair], self._limits.flood_s)
+        return [key for _, key in over]
+
+    def fail(self, each: OutgoingConnection, least_s: float = 0.0) -> None:
+        """Close a connection that failed; the wait until it is retried doubles each time.
+
+        `least_s`: the shortest that it may be.
+        """
         pair = each.address, each.key
-        wait_s = self._retries.get(pair, (0.0, self._limits.first_retry_s))[1]
+        wait_s = max(least_s, self._retries.get(pair, (0.0, self._limits.first_retry_s))[1])
         longer_s = min(2 * wait_s, self._limits.longest_retry_s)
         self._retries[pair] = self._loop.clock() + wait_s, longer_s
         self.close(each)
@@ -146,7 +167,10 @@ class Dialer:
         address, key = pair
         socket: Socket = self._context.socket(zmq.DEALER)
         bounds = SocketBounds(
-            self._limits.frame_bytes, self._limits.queued_messages, heartbeats=False
+            self._limits.frame_bytes,
+            self._limits.queued_messages,
+            bounds_received=False,
+            heartbeats=False,
         )
         configure_client(socket, self._keys, key, bounds)
         socket.immediate = True  # no message is queued for a board that is not connected
@@ -161,8 +185,10 @@ class Dialer:
 
     def read_monitor(self, each: OutgoingConnection) -> None:
         """Read the events of a connection."""
-        for event, _ in events(each.monitor):
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for event, value in events(each.monitor):
+            if event == zmq.EVENT_CONNECTED:
+                each.file, each.received_bytes = value, 0
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 each.dialect = self._new_dialect(each.key)  # it may have been updated meanwhile
                 self.up(each)
             elif event & _REFUSED:
@@ -172,6 +198,7 @@ class Dialer:
                 self._lost(each)
 
     def _lost(self, each: OutgoingConnection) -> None:
+        each.file = -1
         was_established = each.is_established
         each.is_established = False
         if was_established:

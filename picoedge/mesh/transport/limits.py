@@ -27,12 +27,15 @@ class Limits:
     # A board's daemon, and one connection for each of its sessions, downloads and commands.
     connections_per_key: int = 32
     # Routes of closed connections whose queued messages are ignored. libzmq numbers routes, so
-    # none returns soon; 512 is eight times the messages that a socket queues.
+    # none returns soon, and a key that floods is refused for a while.
     closed_routes: int = 512
     outgoing_connections: int = 256  # attempts included: keys times addresses while searching
 
     frame_bytes: int = CONTROL_BYTES
-    # Per connection: a peer whose queue is full is cut off. What a daemon sends is paced (4
+    # Values of one message to a daemon, each of which takes 60 bytes and more while it is read: the
+    # address book of 1024 boards has 10,000.
+    values: int = 1 << 14
+    # To one connection: a peer whose queue is full is cut off. What a daemon sends is paced (4
     # heartbeats a second to daemons, 8 relayed chunks, a reply a request; reports wait until the
     # last one was read, see `credit.py`) and the system's buffers come first, so a peer is cut off
     # for seconds without reading, not for a moment.
@@ -51,6 +54,7 @@ class Limits:
     # send is parsed by the one thread of the daemon.
     bytes_per_s: int = 2 << 20
     burst_bytes: int = 4 << 20
+    count_s: float = 0.05  # between two counts while messages come: what is queued until a cut
     bulk_bytes_per_s: int = 16 << 20  # over a connection that has a relay
     # Since the last heartbeat of a client, which sends 4 a second; libzmq's own limit is a second.
     client_silence_s: float = 1.25

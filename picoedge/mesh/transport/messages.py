@@ -107,12 +107,14 @@ class Dialect:
         translation: Translation = NO_TRANSLATION,
         board: str = "a board",
         acknowledges: bool = False,
+        most_values: int = MOST_VALUES,
     ) -> None:
         self.version = SPOKEN[0]  # until the other side has said that it knows a newer one
         self._translation = translation
         self._board = board
         self._is_opening = True
         self._acknowledges = acknowledges
+        self._most_values = most_values
         self.is_acknowledged = False  # whether the other side acknowledges
 
     def write(self, kind: str, body: Body, asked: str = "") -> list[bytes]:
@@ -137,7 +139,7 @@ class Dialect:
 
         Raises ProtocolError for anything malformed, VersionError for a version not spoken here.
         """
-        version, kind, body = read_control(frames, self._board)
+        version, kind, body = read_control(frames, self._board, self._most_values)
         known = body.pop("speaks", version)
         if type(known) is not int or known < version:
             raise ProtocolError("speaks is not a version")
@@ -171,7 +173,7 @@ def is_raw(frames: Sequence[bytes | memoryview]) -> bool:
 
 
 def read_control(
-    frames: Sequence[bytes | memoryview], board: str = "a board"
+    frames: Sequence[bytes | memoryview], board: str = "a board", most_values: int = MOST_VALUES
 ) -> tuple[int, str, Body]:
     """Version, kind and body of a control message of `board`. Raises ProtocolError."""
     if len(frames) != 2:
@@ -179,7 +181,7 @@ def read_control(
     version = _version_of(bytes(frames[0]), board)
     if len(frames[1]) > CONTROL_BYTES:
         raise ProtocolError(f"a control message of {len(frames[1])} bytes")
-    message = _parse(bytes(frames[1]))
+    message = _parse(bytes(frames[1]), most_values)
     if not isinstance(message, dict) or set(message) != {"kind", "body"}:
         raise ProtocolError("a control message that is not a kind and a body")
     kind, body = message["kind"], message["body"]
@@ -199,10 +201,10 @@ def _version_of(header: bytes, board: str) -> int:
     return version
 
 
-def _parse(raw: bytes) -> Any:
+def _parse(raw: bytes, most_values: int) -> Any:
     # Each value of a list is 60 bytes and more where it took two: counted before it is made.
-    if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
-        raise ProtocolError(f"a control message of more than {MOST_VALUES} values")
+    if sum(map(raw.count, (b",", b"[", b"{"))) > most_values:
+        raise ProtocolError(f"a control message of more than {most_values} values")
     try:
         value = _DECODER.decode(raw.decode())
         if _depth(value) > CONTROL_DEPTH:

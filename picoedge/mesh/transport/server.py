@@ -11,9 +11,8 @@ import contextlib
 import errno
 import math
 import socket as sockets
-import struct
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +28,18 @@ from picoedge.mesh.transport.curve import (
     close_monitored,
     configure_server,
     events,
+    received,
     sender_of,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.listening import bind_to, listen_twice
+from picoedge.mesh.transport.strikes import Ration
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-# tcpi_last_data_recv (ms ago) and tcpi_bytes_received in Linux' tcp_info
-_RECEIVED = struct.Struct("=52xI72xQ")
-
 PAUSE_S = 0.6  # between two calls of `enforce_limits`: this process has stood still
 
 Frames = list[Any]  # bytes, or objects with the buffer protocol
@@ -93,19 +91,18 @@ class Server:
         self._gone: list[Sender] = []
         self._closed: deque[bytes] = deque(maxlen=limits.closed_routes)
         self._refused: dict[str, float] = {}  # key to the end of its refusal
-        # Of each key and kind of connection, where it is less than a whole burst.
-        self._allowed_bytes: dict[tuple[str, bool], float] = {}
+        # Of each key and kind of connection.
+        self._ration: Ration[tuple[str, bool]] = Ration(limits.burst_bytes)
         self._allowed = allowed
-        self._now_s = self._counted_s = 0.0
+        self._now_s = self._enforced_s = 0.0
         self.marked: sockets.socket | None = None  # of this port, for connections that are marked
         self.authenticator = Authenticator(context, self._admits)
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.router_mandatory = True
-        configure_server(
-            self.socket,
-            keys,
-            SocketBounds(limits.frame_bytes, limits.queued_messages, heartbeats=False),
+        bounds = SocketBounds(
+            limits.frame_bytes, limits.queued_messages, bounds_received=False, heartbeats=False
         )
+        configure_server(self.socket, keys, bounds)
         self.monitor = self.socket.get_monitor_socket(_WATCHED)
         try:
             listener, self.marked = listen_twice(address.host, address.port, LISTEN_BACKLOG)
@@ -171,49 +168,48 @@ class Server:
         if file is not None:
             self._accepted[file].is_bulk = True
 
-    def enforce_limits(self, now_s: float, is_daemon: Callable[[Sender], bool]) -> list[Sender]:
-        """Close connections that never spoke, are too many, or whose heartbeats ended; return
-        senders over the byte limit.
+    def enforce_limits(self, now_s: float, is_daemon: Callable[[Sender], bool]) -> None:
+        """Close connections that never spoke, are too many, or whose heartbeats ended.
 
         `is_daemon`: whether a connection is that of a board's daemon, whose heartbeats are judged
         elsewhere. To be called once per heartbeat, at the time `now_s`; late calls allow for the
         delay.
         """
-        passed_s, self._counted_s = now_s - self._counted_s, now_s
+        passed_s, self._enforced_s = now_s - self._enforced_s, now_s
         self._refused = {key: end_s for key, end_s in self._refused.items() if end_s > now_s}
         # After a pause of this process or board, its clients have not been silent.
         longest_s = math.inf if passed_s > PAUSE_S else self._limits.client_silence_s
-        received: Counter[tuple[str, bool]] = Counter()
         closed = self._excess()
         for file, each in self._accepted.items():
-            nbytes, silent_s = _received(file)
-            more, each.received_bytes = nbytes - each.received_bytes, nbytes
+            nbytes, silent_s = received(file)
             if each.sender is None:
-                closed |= {file} if self._is_idle(each) else set()
-                continue
-            received[str(each.sender), each.is_bulk] += more
-            if silent_s > longest_s and not is_daemon(each.sender):
+                closed |= {file} if self._is_idle(each, nbytes) else set()
+            elif silent_s > longest_s and not is_daemon(each.sender):
                 closed.add(file)
         for file in closed:
             self._shut_down(file)
-        flooding = self._over_the_rate(received, passed_s)
-        senders = (each.sender for each in self._accepted.values())
-        return [sender for sender in senders if sender is not None and str(sender) in flooding]
 
-    def _over_the_rate(self, received: Mapping[tuple[str, bool], int], passed_s: float) -> set[str]:
-        """Keys that have sent more than their share: a burst, which grows again with time."""
-        limits, before, over = self._limits, self._allowed_bytes, set()
-        self._allowed_bytes = {}
-        for (key, is_bulk), nbytes in received.items():
-            rate = limits.bulk_bytes_per_s if is_bulk else limits.bytes_per_s
-            burst = max(limits.burst_bytes, rate * passed_s)
-            had = before.get((key, is_bulk), burst)
-            left = min(burst, had + rate * passed_s) - nbytes
-            if left < 0:
-                over.add(key)
-            elif left < burst:
-                self._allowed_bytes[key, is_bulk] = left
-        return over
+    def end_floods(self, now_s: float) -> list[Sender]:
+        """Close connections of keys that send more than is believed, refuse these for a while, and
+        return their senders; to be called often while messages come.
+
+        Bytes are counted as they arrive: nothing else bounds what is queued.
+        """
+        limits = self._limits
+        counted: dict[tuple[str, bool], tuple[int, int]] = {}
+        for file, each in self._accepted.items():
+            if each.sender is not None:
+                nbytes, _ = received(file)
+                more, each.received_bytes = nbytes - each.received_bytes, nbytes
+                kind = str(each.sender), each.is_bulk
+                rate = limits.bulk_bytes_per_s if each.is_bulk else limits.bytes_per_s
+                counted[kind] = counted.get(kind, (0, 0))[0] + more, rate
+        over = {key for key, _ in self._ration.over(counted, now_s)}
+        found = [each.sender for each in self._accepted.values() if each.sender in over]
+        senders = [sender for sender in found if sender is not None]
+        for sender in senders:
+            self.disconnect(sender, limits.flood_s)
+        return senders
 
     def close(self) -> None:
         """Close all sockets. Idempotent."""
@@ -262,10 +258,10 @@ class Server:
                 excess.add(file)
         return excess
 
-    def _is_idle(self, connection: _Accepted) -> bool:
+    def _is_idle(self, connection: _Accepted, nbytes: int) -> bool:
         """Whether a silent connection is over its time, or over the bytes of a handshake."""
         late = self._now_s - connection.since_s > self._limits.silent_s
-        return late or connection.received_bytes > self._limits.silent_bytes
+        return late or nbytes > self._limits.silent_bytes
 
     def _shut_down(self, file: int) -> None:
         """Shut down a connection of this server."""
@@ -273,20 +269,6 @@ class Server:
             # By now the descriptor may be another file's: it must be one of this server's port.
             if connection.getsockname()[1] == self.address.port and connection.getpeername():
                 connection.shutdown(sockets.SHUT_RDWR)
-
-
-def _received(file: int) -> tuple[int, float]:
-    """Bytes that a connection has received so far, and seconds since the last of them.
-
-    Zeros if the system does not say.
-    """
-    try:
-        with borrowed(file) as connection:
-            info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size)
-        silent_ms, received = _RECEIVED.unpack(info)
-        return received, silent_ms / 1000
-    except (OSError, struct.error):
-        return 0, 0.0
 
 
 def _bind_error(address: Address, error: OSError | zmq.ZMQError) -> MeshError:

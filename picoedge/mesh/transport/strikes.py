@@ -1,6 +1,15 @@
-"""Malformed messages of each key, counted for a while: a bug of one night is not held for ever."""
+"""What a key may do: some malformed messages, and so many bytes.
+
+Strikes are counted for a while: a bug of one night is not held for ever. A ration is a burst that
+grows again with time.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 FADED_S = 600.0  # since the last one of a key
 
@@ -25,3 +34,27 @@ class Strikes:
             if now_s - last_s < FADED_S:
                 return
             del self._counts[key]
+
+
+class Ration(Generic[K]):
+    """Of each peer, `burst_bytes` and then so many bytes a second as `over` is told."""
+
+    def __init__(self, burst_bytes: int) -> None:
+        self._burst_bytes = burst_bytes
+        self._left: dict[K, float] = {}  # where it is less than a whole burst
+        self._counted_s = 0.0
+
+    def over(self, received: Mapping[K, tuple[int, int]], now_s: float) -> set[K]:
+        """Peers that sent more than their ration.
+
+        `received`: bytes since the last call, and bytes a second allowed. A call that comes late
+        allows for the delay.
+        """
+        passed_s, self._counted_s = now_s - self._counted_s, now_s
+        before, self._left = self._left, {}
+        for peer, (nbytes, rate) in received.items():
+            burst = max(self._burst_bytes, rate * passed_s)
+            left = min(burst, before.get(peer, burst) + rate * passed_s) - nbytes
+            if left < burst:
+                self._left[peer] = left
+        return {peer for peer, left in self._left.items() if left < 0}

@@ -20,10 +20,9 @@ from mesh_nodes import PATIENCE_S, QUICK, Running, found, fresh_context, running
 
 from picoedge.errors import MeshError
 from picoedge.mesh.identity.identity import KeyPair
-from picoedge.mesh.transport.curve import SocketBounds, configure_client
+from picoedge.mesh.transport.curve import SocketBounds, configure_client, received
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import Body, control
-from picoedge.mesh.transport.server import _received
 
 FRAMES = 3000
 CONTROL_HEADER = control("x", {})[0]
@@ -268,7 +267,7 @@ def test_a_daemon_that_is_late_takes_no_board_for_a_flood(tmp_path: Path) -> Non
                 client.push("echo", {"text": "x" * 500_000})
             accepted = ada.node.rpc.server._accepted
             while (
-                sum(_received(each)[0] for each in accepted) < 1_500_000 or time.monotonic() < end_s
+                sum(received(each)[0] for each in accepted) < 1_500_000 or time.monotonic() < end_s
             ):
                 pass
             return ada.node.peers._sequence

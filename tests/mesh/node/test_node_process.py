@@ -18,6 +18,7 @@ from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
 from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local, published_daemon
+from picoedge.mesh.identity.identity import Identity
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.mesh.transport.server import Sender
@@ -206,33 +207,80 @@ def cut(peer, body):
     time.sleep(1.0)  # a heartbeat would fall due
 
 node.rpc.on("cut", cut)
+node.rpc.on("pause", lambda peer, body: time.sleep(2.0))
 print(node.address, flush=True)
 node.run()
 """
 
 
-def test_a_board_that_fills_a_queue_and_is_cut_does_not_end_the_daemon(
-    tmp_path: Path, context: Any
-) -> None:
-    """libzmq aborts where a heartbeat falls due on such a connection."""
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[tuple[Identity, Identity, Address, subprocess.Popen[str]]]:
+    """A daemon that can be kept from reading, another board's identity, and where it listens."""
     first, second = found(tmp_path, "ada", "bob")
     ada = subprocess.Popen(
         [sys.executable, "-c", BUSY, str(first.folder)], stdout=subprocess.PIPE, text=True
     )
+    assert ada.stdout is not None
     try:
-        assert ada.stdout is not None
-        address, key = parse_address(ada.stdout.readline().strip()), first.keys.public
-        with Client(context, second.keys, address, key, "ada") as client:
-            client.ask("roster")
-            client.push("cut", {})
-            for _ in range(500):
-                client.push("nothing", {"text": "x" * 20_000})
-            with pytest.raises(MeshError, match="its connection ended"):
-                client.ask("roster", timeout_s=PATIENCE_S)
-        with Client(context, second.keys, address, key, "ada") as client:
-            assert "roster" in client.ask("roster", timeout_s=PATIENCE_S)
-        assert ada.poll() is None
+        yield first, second, parse_address(ada.stdout.readline().strip()), ada
     finally:
         ada.kill()
         ada.wait()
         ada.stdout.close()
+
+
+PINGS = """
+import os, socket, struct, sys, time, zmq
+from picoedge.mesh.identity.identity import KeyPair
+from picoedge.mesh.transport.curve import SocketBounds, borrowed, configure_client, events
+from picoedge.mesh.transport.messages import control
+secret, server, endpoint = sys.argv[1:]
+made = zmq.Context().socket(zmq.DEALER)
+configure_client(made, KeyPair.of_secret(secret), server, SocketBounds(messages=1000))
+made.setsockopt(zmq.HEARTBEAT_IVL, 1)
+monitor = made.get_monitor_socket(zmq.EVENT_CONNECTED)
+made.connect(endpoint)
+monitor.poll()
+_, file = next(events(monitor))
+made.send_multipart(control("roster", {"id": 1}, 1))
+made.recv_multipart()
+made.send_multipart(control("pause", {}, 1))
+for _ in range(100):
+    made.send_multipart(control("x", {}, 1))
+    time.sleep(0.003)
+time.sleep(0.3)
+with borrowed(file) as connection:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_heartbeats_in_a_queue_that_ended_do_not_end_the_daemon(
+    busy: tuple[Identity, Identity, Address, subprocess.Popen[str]], context: Any
+) -> None:
+    """libzmq aborts where it answers a heartbeat it had read before the connection was reset."""
+    first, second, address, ada = busy
+    words = [second.keys.secret, first.keys.public, address.endpoint]
+    subprocess.run([sys.executable, "-c", PINGS, *words], check=True, timeout=PATIENCE_S)
+    with Client(context, second.keys, address, first.keys.public, "ada") as client:
+        assert "roster" in client.ask("roster", timeout_s=PATIENCE_S)
+    assert ada.poll() is None
+
+
+def test_a_board_that_fills_a_queue_and_is_cut_does_not_end_the_daemon(
+    busy: tuple[Identity, Identity, Address, subprocess.Popen[str]], context: Any
+) -> None:
+    """libzmq aborts where a heartbeat falls due on such a connection."""
+    first, second, address, ada = busy
+    key = first.keys.public
+    with Client(context, second.keys, address, key, "ada") as client:
+        client.ask("roster")
+        client.push("cut", {})
+        for _ in range(500):
+            client.push("nothing", {"text": "x" * 20_000})
+        with pytest.raises(MeshError, match="its connection ended"):
+            client.ask("roster", timeout_s=PATIENCE_S)
+    with Client(context, second.keys, address, key, "ada") as client:
+        assert "roster" in client.ask("roster", timeout_s=PATIENCE_S)
+    assert ada.poll() is None

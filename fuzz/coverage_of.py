@@ -54,19 +54,27 @@ def _measure(name: str, inputs: int, seed: int) -> dict[str, float]:
 
 
 def _lines(watch: Any, path: Path, names: str) -> tuple[set[int], set[int]]:
-    """Lines of the functions `names` ("f" or "Class.f"), or of all, and those that were not run.
+    """Lines of the functions `names`, or of all where it is "", and those that were not run.
 
     Lines outside functions ran at the import, before.
     """
-    chosen = set(names.split(",")) - {""}
-    inside: set[int] = set()
+    inside = lines_of(path, names)
+    _, lines, _, missing, _ = watch.analysis2(str(path))
+    return inside & set(lines), inside & set(missing)
+
+
+def lines_of(path: Path, names: str) -> set[int]:
+    """The lines of the functions `names`: "f,Class.f". Raises ValueError for one not there."""
+    chosen, known, inside = set(names.split(",")) - {""}, set[str](), set[int]()
     for top in ast.parse(path.read_text()).body:
         outer = f"{top.name}." if isinstance(top, ast.ClassDef) else ""
         for node in ast.walk(top):
             if isinstance(node, ast.FunctionDef) and (not chosen or outer + node.name in chosen):
                 inside |= set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
-    _, lines, _, missing, _ = watch.analysis2(str(path))
-    return inside & set(lines), inside & set(missing)
+                known.add(outer + node.name)
+    if chosen - known:
+        raise ValueError(f"{path.name} has no function {', '.join(sorted(chosen - known))}")
+    return inside
 
 
 if __name__ == "__main__":

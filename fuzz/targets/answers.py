@@ -8,15 +8,27 @@ import json
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, cast
 
 from fuzz.mutate import any_value, mutate_bytes, mutate_value, written
 from fuzz.target import Run, Target
-from fuzz.targets.board_messages import CHUNK, FACTS, HELLO, KEPT_SLICE, KEYS, MESH, REACHED, STATE
+from fuzz.targets.board_messages import (
+    CHUNK,
+    FACTS,
+    HELLO,
+    KEPT_SLICE,
+    KEYS,
+    MESH,
+    NOT_REACHED,
+    REACHED,
+    STATE,
+)
 from fuzz.targets.mesh import message, new_node
 from picoedge.daemon.relay import Relays
+from picoedge.errors import PicoedgeError
 from picoedge.fields import Fields
 from picoedge.jobs.boards import _facts
 from picoedge.jobs.cluster_check import CheckedBoard, _checked, _member
@@ -73,10 +85,24 @@ def sequence(
     messages: Sequence[tuple[str, Any]],
     modules: tuple[str, ...],
 ) -> Target:
-    """A target whose input is a list of [kind, body], handed over one after the other."""
+    """A target whose input is a list of [kind, body], handed over one after the other.
+
+    `messages`, in this order, are sound; most of an input keeps their order.
+    """
 
     def mutate(rng: Random, given: Sequence[bytes]) -> bytes:
-        chosen = [rng.choice(messages) for _ in range(rng.choice((2, 5, 12, MOST_MESSAGES)))]
+        chosen = list(messages)
+        for _ in range(rng.choice((1, 2, 4, 12, MOST_MESSAGES))):
+            at, to = rng.randrange(len(chosen)), rng.randrange(len(chosen))
+            what = rng.randrange(4)
+            if what == 0:
+                chosen.insert(at, rng.choice(messages))
+            elif what == 1 and len(chosen) > 1:
+                del chosen[at]
+            elif what == 2:
+                chosen[at], chosen[to] = chosen[to], chosen[at]
+            else:
+                chosen[at:at] = chosen[to : to + rng.choice((1, 2, 5))]
         for at in range(len(chosen)):
             if rng.randrange(6) == 0:
                 kind, body = chosen[at]
@@ -105,40 +131,69 @@ def _messages_of(data: bytes) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _relay_daemon(folder: Path) -> Run:
-    """The daemon's side of a relay, with a socket in the worker's place that is read now and then.
+class _Worker:
+    """Listens in a worker's place, and is one of three: there, gone, or of another's job."""
 
-    Bytes arrive as they were sent, and no more of them than the window has.
+    def __init__(self) -> None:
+        self.endpoint = self._own = new_endpoint()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"\0{self._own}")
+        self._listener.listen(8)
+        self._listener.setblocking(False)
+        self._accepted: list[socket.socket] = []
+        atexit.register(self._listener.close)
+
+    def does(self, kind: str) -> None:
+        """What the message `kind` makes it do."""
+        with suppress(BlockingIOError):
+            while kind != "waits":
+                self._accepted.append(self._listener.accept()[0])
+        last = self._accepted[-1] if self._accepted else None
+        if kind in ("comes", "goes", "is-none"):
+            self.endpoint = {"comes": self._own, "goes": "nowhere", "is-none": ""}[kind]
+        elif last is not None and kind == "says":
+            with suppress(OSError):  # the daemon has closed its end
+                last.send(b"x" * 100)
+        elif last is not None and kind == "ends":
+            self._accepted.pop().close()
+
+    def close(self) -> None:
+        """As before the first input."""
+        self.does("comes")
+        while self._accepted:
+            self._accepted.pop().close()
+
+
+def _relay_daemon(folder: Path) -> Run:
+    """The daemon's side of a relay, for a board with two connections, and its worker.
+
+    As with a network, a message that is refused does not keep the next from being read.
     """
-    node = new_node(folder)
-    endpoint = new_endpoint()
-    worker = socket.socket(socket.AF_UNIX)
-    worker.bind(f"\0{endpoint}")
-    worker.listen(8)
-    worker.setblocking(False)
-    atexit.register(worker.close)
-    relays = Relays(node.rpc, lambda key: endpoint)
-    handlers = node.rpc._handlers
-    sender = Sender(KEYS[1].public, b"\0aaaa", "10.0.0.3")
+    node, worker = new_node(folder), _Worker()
+    relays = Relays(node.rpc, lambda key: worker.endpoint)
+    handlers, loop = node.rpc._handlers, node.rpc.loop
+    senders = [Sender(KEYS[1].public, route, "10.0.0.3") for route in (b"\0aaaa", b"\0bbbb")]
 
     def run(data: bytes) -> None:
-        relays.close()
-        accepted: list[socket.socket] = []
+        refused, sender = list[PicoedgeError](), senders[0]
         try:
             for kind, body in _messages_of(data):
-                if kind == "turn":
-                    node.rpc.loop.soon(lambda: None)
-                    node.rpc.loop.turn()
-                elif kind == "said" and accepted:
-                    accepted[-1].send(b"x" * 100)
-                elif kind in ("relay-open", "relay-send"):
-                    handlers[kind](sender, body)
-                    if kind == "relay-open":
-                        accepted.append(worker.accept()[0])
-                        accepted[-1].setblocking(False)
+                if kind in ("relay-open", "relay-send"):
+                    try:
+                        handlers[kind](sender, body)
+                    except PicoedgeError as error:
+                        refused.append(error)
+                elif kind == "other":
+                    sender = senders[sender is senders[0]]
+                worker.does(kind)
+                if kind != "relay-send":  # several may come in one turn
+                    loop.soon(lambda: None)
+                    loop.turn()
         finally:
-            for each in accepted:
-                each.close()
+            relays.close()
+            worker.close()
+        if refused:
+            raise refused[0]
 
     return run
 
@@ -249,18 +304,31 @@ ANSWERS = (
     ),
     message("mesh-pages", _pages, {**MESH, "next": 1}, ()),
     message("member", lambda body: _member(Fields(body)), MESH["boards"][0], ()),
-    message("reach-board", _reached, REACHED, ("jobs/cluster_check.py:_checked,_tried,judged",)),
+    message(
+        "reach-board",
+        _reached,
+        REACHED,
+        ("jobs/cluster_check.py:_checked,_tried,judged",),
+        *NOT_REACHED,
+    ),
     sequence(
         "relay-daemon",
         _relay_daemon,
         [
             ("relay-open", {}),
             ("relay-send", {**CHUNK, "taken": 0}),
-            ("turn", {}),
-            ("said", {}),
-            ("turn", {}),
+            ("says", {}),
+            ("waits", {}),
             ("relay-send", {"data": "", "taken": 1}),
-            ("turn", {}),
+            ("relay-send", {**CHUNK, "taken": 1}),
+            ("waits", {}),
+            ("other", {}),
+            ("relay-open", {}),
+            ("ends", {}),
+            ("goes", {}),
+            ("is-none", {}),
+            ("comes", {}),
+            ("relay-open", {}),
         ],
         ("daemon/relay.py:Relays._open,Relays._send,Relays._write,Relays._read,Relays._taken",),
     ),

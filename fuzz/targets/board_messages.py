@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 from picoedge.mesh.identity.identity import KeyPair
+from picoedge.mesh.transport.probing import SILENT
 
 KEYS = [KeyPair.of_secret(secret) for secret in ("0" * 39 + "1", "0" * 39 + "2")]
 HASH = "ab" * 32
@@ -118,9 +119,22 @@ KEPT_SLICE = {
     "kernels": "",
 }
 REACHED = {
-    "daemon": [{"address": "10.0.0.3:7433", "why": "nothing answers"}],
+    "daemon": [
+        {"address": "10.0.0.3:7433", "why": "nothing listens there"},
+        {"address": "[::1]:7433", "why": ""},
+    ],
     "worker": {"address": "[fe80::1%eth0]:9", "why": ""},
 }
+NOT_REACHED: tuple[dict[str, Any], ...] = (
+    {"daemon": [{"address": "10.0.0.3:7433", "why": ""}]},
+    {
+        "daemon": [{"address": "10.0.0.3:7433", "why": ""}],
+        "worker": {"address": "[fe80::1%eth0]:9", "why": "nothing listens there"},
+    },
+    {"daemon": [{"address": "10.0.0.3:7433", "why": SILENT}]},
+    {"daemon": [{"address": "10.0.0.3:7433", "why": "no way there"}]},
+    {"daemon": []},
+)
 READ = {
     "id": 3,
     "pack": HASH,

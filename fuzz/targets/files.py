@@ -10,13 +10,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fuzz.gguf.file import Gguf
 from fuzz.gguf.models import SAMPLES
 from fuzz.gguf.mutations import mutated_gguf
 from fuzz.inputs import of_values
 from fuzz.mutate import mutate_bytes, mutate_json, mutate_value, to_json
 from fuzz.target import Run, Target
 from picoedge.errors import PicoedgeError
+from picoedge.store.pack.manifest import parse_manifest
 from picoedge.store.pack.reader import Pack
+from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.gguf_source import GgufSource
 from picoedge.store.sources.huggingface import FolderSource
 from picoedge.store.sources.tensors import ModelSource
@@ -78,6 +81,48 @@ CONFIGS = (
         "vision_config": {},
     },
     {**CONFIG, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+    {
+        **CONFIG,
+        "model_type": "phi3",
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+        },
+    },
+    {**CONFIG, "model_type": "ministral3", "sliding_window": 16},
+    {
+        "model_type": "mistral3",
+        "tie_word_embeddings": True,
+        "text_config": {
+            **CONFIG,
+            "model_type": "ministral3",
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    },
+    {
+        **CONFIG,
+        "model_type": "gemma3_text",
+        "sliding_window": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "linear", "factor": 2.0},
+        },
+    },
+    {
+        **CONFIG,
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 0,
+    },
 )
 CONFIG_NAMES = (
     "rope_scaling",
@@ -95,8 +140,23 @@ CONFIG_NAMES = (
     "attn_logit_softcapping",
     "eos_token_id",
     "mlp_bias",
+    "text_config",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "llama_4_scaling_beta",
+    "short_factor",
+    "long_factor",
     "head_dim",
     "dtype",
+)
+
+MANIFEST_NAMES = (
+    "../a",
+    "freq_factors",
+    "long_factors",
+    "attention_factor",
+    "windowed_layers",
+    "x",
 )
 
 
@@ -237,24 +297,26 @@ def _config(folder: Path) -> Run:
 # -- packs ---------------------------------------------------------------------------------------
 
 
-def _pack_files() -> dict[str, bytes]:
+def _pack_files(sample: Gguf = SAMPLES[0]) -> dict[str, bytes]:
     from picoedge.store.pack.packer import pack_source
 
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "m.gguf", Path(name) / "m.pico"
-        path.write_bytes(SAMPLES[0].to_bytes())
+        path.write_bytes(sample.to_bytes())
         pack_source(GgufSource(path), out)
         return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
 
 
 def _manifest(folder: Path) -> Run:
+    """The manifest of a pack on a disk, and as a peer offers it."""
     pack = folder / "m.pico"
     pack.mkdir()
     for name, data in _pack_files().items():
         (pack / name).write_bytes(data)
 
     def run(data: bytes) -> None:
-        (pack / "picoedge.json").write_bytes(data)
+        (pack / MANIFEST).write_bytes(data)
+        parse_manifest(data, folder / "offered")
         opened = Pack.open(pack)
         for item in opened.items()[:8]:
             assert item.name
@@ -271,7 +333,8 @@ def _manifest(folder: Path) -> Run:
 
 
 def _manifest_samples() -> list[bytes]:
-    return [_pack_files()["picoedge.json"]]
+    """Of tied and untied models, with scalings of several kinds."""
+    return [_pack_files(SAMPLES[i])[MANIFEST] for i in (0, 7, 8, 10, 11, 12)]
 
 
 _SOURCES = "store/sources/"
@@ -311,7 +374,7 @@ FILES = (
         "manifest",
         _manifest,
         _manifest_samples,
-        lambda rng, given: mutate_json(rng, rng.choice(given)),
+        lambda rng, given: mutate_json(rng, rng.choice(given), MANIFEST_NAMES),
         (
             "store/pack/manifest.py:parse_manifest,_manifest,_config,_layout,_geometry,_shard,_items",
             "store/shards.py:inventory,_item,is_file_name,is_count",

@@ -12,7 +12,7 @@ from typing import Any
 from fuzz.inputs import of_values
 from fuzz.mutate import to_json
 from fuzz.target import Run, Target
-from fuzz.targets.text import TEMPLATES, mutated_template
+from fuzz.targets.text import MESSAGES, TEMPLATES, mutated_template
 from fuzz.targets.tokenizers import TOKENIZER, TOKENIZER_CONFIG
 from picoedge.errors import DownloadError, UsageError
 from picoedge.registry.catalogue import FetchSettings
@@ -62,10 +62,10 @@ def _listing(folder: Path) -> Run:
 
 
 def _chosen(folder: Path) -> Run:
-    """A file that a user chose, up to the end of an answer."""
+    """A file that a user chose: kept, a conversation's ids, what ends an answer, forgotten."""
     from picoedge.text.export.export import write_from_huggingface
     from picoedge.text.template.chosen import choose_template, end_answers, keep_template
-    from picoedge.text.template.template import ChatTemplate
+    from picoedge.text.template.template import ChatTemplate, encode_chat
     from picoedge.text.tokenizer.load import load_tokenizer
 
     source, pack, path = folder / "source", folder / "pack", folder / "t.jinja"
@@ -89,14 +89,48 @@ def _chosen(folder: Path) -> Run:
         kept = ChatTemplate.load(pack)
         assert kept is not None
         end_answers(kept, tokenizer)
+        facts, talk = kept.probe(), TALKS[len(data) % len(TALKS)]
+        assert all(isinstance(note, str) for note in facts.notes(talk))
+        assert facts.content in ("string", "parts")
+        try:
+            assert encode_chat(kept, tokenizer, talk)
+        finally:
+            keep_template(pack, None)
 
     return run
+
+
+TALKS: tuple[list[dict[str, Any]], ...] = (
+    MESSAGES,
+    [{"role": "user", "content": [{"type": "text", "text": "Hi"}, "there"]}],
+    [{"role": "user", "content": [{"type": "image"}]}],
+    [{"role": "user", "content": "a"}, {"role": "system", "content": "b <|end|>"}],
+    [{"role": "user", "content": None}, {"role": "assistant", "content": "\U000f0000"}],
+    [{"role": "user", "content": 7}],
+)
+_PRINT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+FORMS = (  # what a template may do with a conversation
+    "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+    "{{ messages[-1].content }}",
+    "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + _PRINT,
+    _PRINT + "{% if enable_thinking %}<think>{% endif %}",
+    _PRINT + "{% if thinking is not defined or thinking %}<think>{% endif %}",
+    "{% for m in messages %}{{ m.content if m.role == 'user' else m.content[0].text }}{% endfor %}",
+    "{% for m in messages[:3] %}{{ m.content }}{% endfor %}",
+    "{{ tools }}" + _PRINT + "{% if messages | length > 2 %}{{ 1 // 0 }}{% endif %}",
+    "{{ messages[0].content }}{{ messages[-1].content | replace('H', '') }}",
+    _PRINT + "{{ eos_token }}<|im_end|>",
+)
 
 
 def _samples() -> Sequence[bytes]:
     from picoedge.text.template.named import TEMPLATES as NAMED
 
-    return [*(path.read_bytes() for path in TEMPLATES), *(text.encode() for text in NAMED.values())]
+    return [
+        *(path.read_bytes() for path in TEMPLATES),
+        *(text.encode() for text in (*NAMED.values(), *FORMS)),
+    ]
 
 
 def _mutated(rng: Random, given: Sequence[bytes]) -> bytes:
@@ -110,7 +144,9 @@ HUB = (
         "hub-listing",
         _listing,
         **of_values(LISTINGS, ("lfs", "path", "size", "oid", "type")),
-        modules=("registry/hub.py:parse_listing,_file,choose,_ggufs,_has,_label,_folder,_checked",),
+        modules=(
+            "registry/hub.py:parse_listing,_file,choose_files,_ggufs,_has,_label,_folder,_checked",
+        ),
         weight=2,
     ),
     Target(

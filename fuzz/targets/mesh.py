@@ -68,17 +68,19 @@ def message(
     read: Callable[[dict[str, Any]], object],
     body: Any,
     modules: tuple[str, ...],
-    weight: int = 4,
+    *others: Any,
 ) -> Target:
-    """A kind of control message, and what reads its body."""
-    samples = [control("message", body)[1]]
+    """A kind of control message, and what reads its body. `others`: bodies as sound."""
+    bodies = (body, *others)
+    samples = [control("message", each)[1] for each in bodies]
 
     def mutate(rng: Random, given: Sequence[bytes]) -> bytes:
         if rng.randrange(8) == 0:
-            return mutate_json(rng, given[0])
-        return written(rng, {"kind": "message", "body": mutate_value(rng, body, NAMES)})
+            return mutate_json(rng, rng.choice(given))
+        changed = mutate_value(rng, rng.choice(bodies), NAMES)
+        return written(rng, {"kind": "message", "body": changed})
 
-    return Target(name, reader(read), lambda: samples, mutate, modules, weight)
+    return Target(name, reader(read), lambda: samples, mutate, modules, weight=4)
 
 
 # -- a whole daemon ------------------------------------------------------------------------------

@@ -179,6 +179,7 @@ TOKENIZER_NAMES = (
     "legacy",
     "chat_template",
     "eos_token",
+    "add_prefix_space",
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fuzz.coverage_of import PACKAGE, lines_of
 from fuzz.target import Target, make_input
 from fuzz.targets import TARGETS
 from fuzz.trial import Fault, try_input
@@ -46,6 +47,15 @@ def _is_taken(target: Target, folder: Path) -> list[bool]:
         else:
             taken.append(True)
     return taken
+
+
+def test_lines_that_count_are_of_functions_that_exist() -> None:
+    for target in TARGETS.values():
+        for module in target.modules:
+            path, _, names = module.partition(":")
+            assert lines_of(PACKAGE / path, names)
+    with pytest.raises(ValueError, match=r"hub\.py has no function no_such"):
+        lines_of(PACKAGE / "registry/hub.py", "choose_files,no_such")
 
 
 def test_an_error_that_is_not_ours_is_a_fault() -> None:

@@ -17,7 +17,8 @@ import zmq
 
 from picoedge.errors import MeshError
 from picoedge.jobs.boards import BoardDirectory
-from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.mesh.cluster_folder import cluster_folder
+from picoedge.mesh.identity.identity import load_identity
 from picoedge.planner.topology import Topology
 
 LOOK_S = 0.2

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from typing import Any
 
 from bench.children import BenchError
 from bench.mesh_cluster import Cluster, Kind, cluster
 from bench.mesh_models import MeshModels
 from bench.report import Measured
-from bench.speed import by_turns
+from bench.speed import by_turns, ratio_of_seconds, seconds_of
 from hw.lab import Board, LinkShape
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.store.pack.reader import Pack
@@ -38,11 +37,9 @@ def pull_three(models: MeshModels, rounds: int) -> list[Measured]:
             max(1, rounds // 2),
         )
         models.keep("pull_three", boards.peaks())
-    one, three = ([float(each["seconds"]) for each in taken[name]] for name in ("one", "three"))
-    value = statistics.median(one) / statistics.median(three)
-    runs = tuple(a / b for a, b in zip(one, three, strict=True))
-    note = f"{taken['one'][0]['bytes'] / 1e6:.0f} MB: {one[0]:.1f} s from one, {three[0]:.1f} s"
-    return [Measured("pull_three", value, runs, taken, note)]
+    one, three = (seconds_of(taken[name]) for name in ("one", "three"))
+    note = f"{taken['one'][0]['bytes'] / 1e6:.0f} MB: {one:.1f} s from one, {three:.1f} s"
+    return [ratio_of_seconds("pull_three", taken, "one", "three", note)]
 
 
 def public_key(board: Board) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import zmq
 
 from picoedge.mesh.addresses import parse_address
-from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.mesh.cluster_folder import cluster_folder
+from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import PullOptions, pull
 from picoedge.store.shards import Slice, Wanted

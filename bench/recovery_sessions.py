@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from bench.mesh_cluster import Cluster, Kind, cluster
 from bench.mesh_models import MeshModels
 from bench.recovery_answers import PROMPT, worker_of
 from bench.report import Measured
-from bench.speed import by_turns
+from bench.speed import by_turns, ratio_of_seconds, seconds_of
 from hw.lab import BoardLimits
+from picoedge.jobs.kept_memory import free_kept
 
 CARD = 10 << 20  # bytes a second: a slow card
 KIND = Kind(3, (512 << 20,), limits=BoardLimits(disk_bytes_per_s=CARD), n_ctx=512, keep="1h")
@@ -37,16 +37,16 @@ def second_session(models: MeshModels, rounds: int) -> list[Measured]:
             max(1, rounds // 2),
         )
         models.keep("second_session_ratio", boards.peaks())
-    kept, none = ([float(each["seconds"]) for each in taken[name]] for name in ("kept", "none"))
-    value = statistics.median(kept) / statistics.median(none)
-    runs = tuple(a / b for a, b in zip(kept, none, strict=True))
-    note = f"{statistics.median(kept):.1f} s, without {statistics.median(none):.1f} s"
-    return [Measured("second_session_ratio", value, runs, taken, note)]
+    kept, none = (seconds_of(taken[name]) for name in ("kept", "none"))
+    note = f"{kept:.1f} s, without {none:.1f} s"
+    return [ratio_of_seconds("second_session_ratio", taken, "kept", "none", note)]
 
 
 def _first_token(boards: Cluster, *, keep: bool = True) -> dict[str, Any]:
     workers = [_kept(boards, index) for index in range(1, len(boards.boards))]
+    hub = boards.hub.folder / "cluster"
     if not keep:
+        _await(lambda: free_kept(hub))
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         _await(lambda: not any(worker_of(board) for board in boards.boards))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,20 @@ def by_turns(sides: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T
         for name in list(sides)[:: -1 if i % 2 else 1]:
             taken[name].append(sides[name]())
     return taken
+
+
+def seconds_of(rounds: Sequence[Mapping[str, Any]]) -> float:
+    """The median of a side's seconds."""
+    return statistics.median(float(each["seconds"]) for each in rounds)
+
+
+def ratio_of_seconds(
+    name: str, taken: dict[str, list[dict[str, Any]]], one: str, other: str, note: str
+) -> Measured:
+    """The median seconds of one side ÷ those of the other, by turns."""
+    pairs = zip(taken[one], taken[other], strict=True)
+    runs = tuple(float(a["seconds"]) / float(b["seconds"]) for a, b in pairs)
+    return Measured(name, seconds_of(taken[one]) / seconds_of(taken[other]), runs, taken, note)
 
 
 def ratio_row(name: str, kind: str, taken: dict[str, list[Rates]]) -> Measured:

@@ -59,7 +59,7 @@ def ps(as_json: bool) -> None:
 
 def cluster_budgets() -> list[int]:
     """Memory for jobs of each board that is there; [] where this board's daemon does not run."""
-    from picoedge.mesh.identity.identity import cluster_folder
+    from picoedge.mesh.cluster_folder import cluster_folder
 
     if not cluster_folder(os.environ).is_dir():
         return []  # in no cluster: nothing to load for that
@@ -80,7 +80,7 @@ def _daemon() -> Iterator[Client]:
     import zmq
 
     from picoedge.jobs.spec import VERSION_1
-    from picoedge.mesh.identity.identity import cluster_folder
+    from picoedge.mesh.cluster_folder import cluster_folder
     from picoedge.mesh.transport.client import connect_local
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -314,7 +314,8 @@ def _cluster_checks() -> list[Check]:
     import zmq
 
     from picoedge.jobs.cluster_check import check_cluster
-    from picoedge.mesh.identity.identity import cluster_folder, load_identity
+    from picoedge.mesh.cluster_folder import cluster_folder
+    from picoedge.mesh.identity.identity import load_identity
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

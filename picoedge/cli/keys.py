@@ -245,7 +245,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _folder() -> Path:
-    from picoedge.mesh.identity.identity import cluster_folder
+    from picoedge.mesh.cluster_folder import cluster_folder
 
     return cluster_folder(os.environ)
 

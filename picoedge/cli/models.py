@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,11 +27,17 @@ MAX_STDIN_BYTES = 16 << 20  # more than any context takes
 
 
 def open_named_pack(
-    values: Mapping[str, Any], *, text: bool = True, template: bool = True, **changes: Any
+    values: Mapping[str, Any],
+    *,
+    text: bool = True,
+    template: bool = True,
+    loads: bool = True,
+    **changes: Any,
 ) -> OpenPack:
     """The pack that MODEL names, opened; fetched and packed on first use.
 
-    With the options that every command with a model takes, and `changes`.
+    With the options that every command with a model takes, and `changes`. Where the command `loads`
+    the model on this board alone, and memory is short, the board's daemon gives up what it keeps.
     """
     from picoedge.engine import open as opening
     from picoedge.engine.options import OpenOptions
@@ -55,7 +62,20 @@ def open_named_pack(
     end_where_pages_are_lost(error_line(lost, hint))
     for warning in opened.tokenizer.warnings if text else ():
         warn(warning)
+    if loads and options.cluster is None:
+        _make_room(opened.pack, options)
     return opened
+
+
+def _make_room(pack: Pack, options: OpenOptions) -> None:
+    """An answer comes before a kept slice: also one that needs no daemon."""
+    from picoedge.engine.fit import is_pressed
+
+    if is_pressed(pack, options):
+        from picoedge.jobs.kept_memory import free_kept
+        from picoedge.mesh.cluster_folder import cluster_folder
+
+        free_kept(cluster_folder(os.environ))
 
 
 def start_session(

@@ -51,7 +51,7 @@ def plan(**values: Any) -> None:
         return _plan_cluster(values)
     from picoedge.engine.open import plan_session
 
-    planned = plan_session(models.open_named_pack(values))
+    planned = plan_session(models.open_named_pack(values, loads=False))
     models.tell_of_numpy(planned.kernels, values["kernels"])
     if values["as_json"]:
         print_json(planned.to_json())

@@ -102,7 +102,8 @@ def _board_options(values: dict[str, Any]) -> BoardOptions:
 
 
 def _identity(join: str | None, name: str | None) -> Identity:
-    from picoedge.mesh.identity.identity import board_name_of, cluster_folder, load_identity
+    from picoedge.mesh.cluster_folder import cluster_folder
+    from picoedge.mesh.identity.identity import board_name_of, load_identity
 
     folder = cluster_folder(os.environ)
     if join is None:

@@ -15,7 +15,8 @@ from picoedge.cluster.arrangement import plan_over
 from picoedge.engine.open import OpenPack
 from picoedge.errors import StorageError, UsageError
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards
-from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.mesh.cluster_folder import cluster_folder
+from picoedge.mesh.identity.identity import load_identity
 from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.planner.topology import Topology, read_topology
 from picoedge.store.shards import HeldShards, Slice

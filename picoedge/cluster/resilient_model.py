@@ -51,8 +51,9 @@ from picoedge.host.resources import PauseWatch, clock_s
 from picoedge.jobs.boards import BoardDirectory
 from picoedge.jobs.stragglers import SpeedWatch
 from picoedge.kernels.arrays import F32
+from picoedge.mesh.cluster_folder import cluster_folder
 from picoedge.mesh.group.channel import SyncUsage
-from picoedge.mesh.identity.identity import cluster_folder, load_identity
+from picoedge.mesh.identity.identity import load_identity
 from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.sanitize import one_line
 from picoedge.units import MB

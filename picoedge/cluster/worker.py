@@ -41,7 +41,8 @@ from picoedge.jobs.group_links import connect, send_note
 from picoedge.jobs.progress_page import ProgressPage, Work
 from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import SliceKey, WorkerConfig
-from picoedge.mesh.identity.identity import Identity, KeyPair, cluster_folder, load_identity
+from picoedge.mesh.cluster_folder import cluster_folder
+from picoedge.mesh.identity.identity import Identity, KeyPair, load_identity
 from picoedge.mesh.transport.frames import HUB
 from picoedge.mesh.transport.listening import ANY_PORT
 from picoedge.store.pack.reader import Pack

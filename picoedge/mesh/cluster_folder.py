@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from picoedge.errors import AccessError, MeshError, StorageError, UsageError
 from picoedge.fields import Fields, parse_json
-from picoedge.files import make_folder, replace_file, storage_errors, take_lock
+from picoedge.files import make_folder, replace_file, storage_errors, take_lock, xdg_folder
 from picoedge.mesh.addresses import Address, parse_address
 
 MAX_BYTES = 1 << 20
@@ -26,6 +26,13 @@ LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; a suspended holder must
 DAEMON_FILE, DAEMON_LOCK = "daemon.json", "daemon.lock"
 DAEMON_LOCK_S = 0.2  # a process that looks whether a daemon runs holds the lock for a moment
 Stamp = tuple[int, int, int, int]
+
+
+def cluster_folder(environ: Mapping[str, str]) -> Path:
+    """$PICOEDGE_CLUSTER, or `picoedge/cluster` in the user's configuration."""
+    if environ.get("PICOEDGE_CLUSTER"):
+        return Path(environ["PICOEDGE_CLUSTER"])
+    return xdg_folder("CONFIG", environ) / "cluster"
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any] | None:

@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 from daemon_boards import SUPPORT, Board, pushed
+from shelf_models import packed_tiny
 
+from picoedge.cli import models
 from picoedge.daemon.hub_slice import MemorySocket
+from picoedge.engine.options import OpenOptions
+from picoedge.host import resources
 from picoedge.jobs import kept_memory
 from picoedge.jobs.kept_memory import free_kept, keep_slice, take_slice
 from picoedge.mesh.transport.client import Client
+from picoedge.store.pack.reader import Pack
 
 KEY: dict[str, Any] = {
     "pack_id": "ab" * 16,
@@ -160,3 +165,19 @@ def test_without_a_daemon_nothing_is_kept(tmp_path: Path) -> None:
     assert not keep_slice(tmp_path, KEY, "tiny", lambda: pytest.fail("nobody asks"))
     assert take_slice(tmp_path, KEY) is None
     assert not free_kept(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("available", "memory_bytes", "left"),
+    [(1 << 34, None, [("kept", NBYTES)]), (1 << 20, None, []), (1 << 34, 1 << 27, None)],
+)
+def test_a_command_without_boards_has_the_memory_where_it_is_short(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    available: int, memory_bytes: int | None, left: Any,
+) -> None:  # fmt: skip
+    pack = Pack.open(packed_tiny(tmp_path / "models"))
+    left_by_a_session(board)
+    monkeypatch.setenv("PICOEDGE_CLUSTER", str(board.folder))
+    monkeypatch.setattr(resources, "available_bytes", lambda: available)
+    models._make_room(pack, OpenOptions(memory_bytes=memory_bytes))
+    assert uses(board) == ([("kept", NBYTES)] if left is None else left)

@@ -20,7 +20,6 @@ from zmq.utils import z85
 
 from picoedge.errors import AccessError, UsageError
 from picoedge.fields import Fields
-from picoedge.files import xdg_folder
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 
 IDENTITY_FILE, ROSTER_FILE = "board.json", "roster.json"
@@ -144,13 +143,6 @@ class Identity:
     name: str
     keys: KeyPair
     folder: Path
-
-
-def cluster_folder(environ: Mapping[str, str]) -> Path:
-    """$PICOEDGE_CLUSTER, or `picoedge/cluster` in the user's configuration."""
-    if environ.get("PICOEDGE_CLUSTER"):
-        return Path(environ["PICOEDGE_CLUSTER"])
-    return xdg_folder("CONFIG", environ) / "cluster"
 
 
 def load_identity(folder: Path) -> Identity:

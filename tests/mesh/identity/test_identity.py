@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from identity_homes import issue, mode
 
 from picoedge.errors import AccessError
+from picoedge.mesh.cluster_folder import cluster_folder
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import (
     KeyPair,
     SigningKey,
     board_name_of,
-    cluster_folder,
     decode_z85,
     is_key,
     load_identity,

@@ -18,7 +18,7 @@ from fuzz.targets.board_messages import (
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import INVITE_PREFIX, Invites, found_cluster, parse_invite
 from picoedge.mesh.identity.identity import Identity, load_identity, load_signing_key
-from picoedge.mesh.identity.roster import RosterFile
+from picoedge.mesh.identity.roster import Roster, RosterFile
 from picoedge.mesh.node.announce import read_announcement
 
 # -- identity ------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def _roster(folder: Path) -> Run:
             RosterFile(identity.folder)
         finally:
             path.write_bytes(good)
-        rosters.take(json.loads(changed))
+        rosters.take(Roster.from_json(json.loads(changed), rosters.roster))
 
     return run
 

@@ -41,9 +41,15 @@ def test_what_a_forward_pass_would_get_wrong_is_refused(tmp_path: Path, case: st
 
 
 def test_a_tensor_nothing_reads_is_refused_by_name(tmp_path: Path) -> None:
-    bias = np.zeros(HIDDEN, np.float32)
-    write_gguf(tmp_path / "m.gguf", tensors={"blk.0.attn_output.bias": bias})
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_output\.bias"):
+    name, bias = "blk.0.attn_output.bias", np.zeros(HIDDEN, np.float32)
+    write_gguf(tmp_path / "m.gguf", tensors={name: bias})
+    assert open_source(tmp_path / "m.gguf").name == "m"  # a bias of zeros changes nothing
+    bias[-1] = 1e-9
+    write_gguf(tmp_path / "m.gguf", tensors={name: bias})
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_output\.bias is a bias"):
+        open_source(tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", tensors={"blk.0.attn_gate.weight": bias})
+    with pytest.raises(UnsupportedError, match=r"attn_gate\.weight is not part"):
         open_source(tmp_path / "m.gguf")
 
 

@@ -78,7 +78,8 @@ def check_python(version: tuple[int, ...], maxsize: int) -> Check:
 def check_libraries(missing: list[str]) -> Check:
     """All libraries that picoedge imports are installed."""
     if missing:
-        return Check("libraries", "fail", f"missing: {', '.join(missing)}", "pip install picoedge")
+        remedy = f"pip install {' '.join(missing)}"
+        return Check("libraries", "fail", f"missing: {', '.join(missing)}", remedy)
     return Check("libraries", "ok", "all there")
 
 

@@ -290,7 +290,7 @@ def test_without_multicast(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with announce.announced(node, True, said.append):
         pass
-    assert said.pop().endswith("(pip install picoedge[mdns])")
+    assert said.pop().endswith("(pip install zeroconf)")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -108,7 +108,7 @@ def _discovery(
     node: Node, addresses: tuple[Address, ...], tell: Callable[[str], None]
 ) -> Discovery | None:
     if importlib.util.find_spec("zeroconf") is None:
-        tell("no multicast DNS: other boards need --peers (pip install picoedge[mdns])")
+        tell("no multicast DNS: other boards need --peers (pip install zeroconf)")
         return None
     import zeroconf
 

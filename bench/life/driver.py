@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ MOST_CHATS = 3  # that are begun until boards are no longer waited for
 FEW_S = 0.02  # of computing, two ticks: a worker that took part in an answer took more
 QUIET_S = 15.0  # that a calm question waits for other lives' questions to end
 CALM_QUESTIONS = 3  # after each event, once an answer has come over all boards
+ERROR_CHARS = 500  # of what a command says at its end
+_LINE_ENDS = re.compile("\r\n?")
 SECOND = Single(OTHER, SINGLE[0], ("chat",), queues=True, after_s=0.0)
 
 
@@ -91,17 +94,16 @@ class Life:
         one = Asked(
             time.monotonic() - self.began, self._event, moment, heard.outcome, heard.same, boards,
             seen.first_s, seen.total_s, calm, seen.text, heard.expected, seen.error,
-            self._is_held(heard.outcome, CHAT),
+            self._is_held(heard.outcome, CHAT, self.boards.reach.of(CHAT)),
         )  # fmt: skip
         now = time.monotonic()
         self._strength.answered(now - seen.total_s, now, by_all=boards == len(self.boards.all))
         self._note(one, heard.question)
         return one
 
-    def _is_held(self, outcome: str, hub: int) -> bool:
-        """Whether a plan over the boards that the network lets through now holds the model."""
-        reached = self.boards.reach.of(hub)
-        return outcome != REFUSED or self.holding.is_held_by(reached, hub)
+    def _is_held(self, outcome: str, hub: int, boards: Collection[int]) -> bool:
+        """Whether a plan over these boards, as the network lets them through now, has room."""
+        return outcome != REFUSED or self.holding.is_held_by(boards, hub)
 
     def _note(self, one: Asked, question: str) -> None:
         self.asked.append(one)
@@ -123,7 +125,7 @@ class Life:
         for _ in range(MOST_CHATS):
             if self._ask_until_strong():
                 break
-            self.session.leave()
+            self._leave()
         self._strength.answered(float("inf"), time.monotonic(), by_all=True)
         self.strengths.append((self._event, self._strength.took_s or 0.0))
 
@@ -209,29 +211,34 @@ class Life:
         single = self.wanting.next(may_queue)
         return None if event.kind == "idle" else single
 
+    def _leave(self) -> None:
+        if self.session.is_open:
+            self.session.leave()
+
     def _begin(self, single: Single) -> Beside:
         busy = partial(self.neighbours.busy, self.seed)
         return Beside(single, self.boards, self.pack, busy)
 
     def _end_beside(self, beside: Beside, event: Event) -> None:
         """Wait for a single answer; the chat is left if that is what it waits for."""
-        beside.end(self.session.leave)
+        beside.end(self._leave)
         self._well()
         single, code = beside.single, beside.code
         self.others.append((f"single{len(self.others):03}", (beside.out + beside.err).encode()))
         if code is None or (beside.was_killed and event.ends_all_on(single.board)):
             return self.tell(f"  single: {single}: ended with its board")
         expected = self.reference.answer(question_of(single.question), N_TOKENS)
-        said = f"{beside.err.strip()[-300:]}"
-        error = "" if code == 0 else said if ERROR in said else f"exit code {code}: {said}"
-        error = error[error.find(ERROR) :] if ERROR in error else error
-        outcome, same = judge(
-            beside.out.removesuffix("\n"), expected, error, code is not None, is_cut=False
-        )
+        expected = _LINE_ENDS.sub("\n", expected)  # as a pipe that is read as text has them
+        said = beside.err.strip()[-ERROR_CHARS:]
+        error = "" if code == 0 else f"exit code {code}: {said}"
+        error = error[error.find(ERROR) :].splitlines()[0] if ERROR in error else error
+        text = beside.out.removesuffix("\n")
+        outcome, same = judge(text, expected, error, is_complete=True, is_cut=False)
+        reached = self.boards.reach.of(single.board) if single.queues else {single.board}
         one = Asked(
             time.monotonic() - self.began, self._event, f"single, {single}", outcome, same, 0, None,
-            beside.total_s, False, beside.out, expected, error,
-            self._is_held(outcome, single.board),
+            beside.total_s, False, text, expected, error,
+            self._is_held(outcome, single.board, reached),
         )  # fmt: skip
         self._note(one, single.question)
 

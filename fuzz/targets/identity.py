@@ -18,6 +18,7 @@ from fuzz.targets.board_messages import (
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import INVITE_PREFIX, Invites, found_cluster, parse_invite
 from picoedge.mesh.identity.identity import Identity, load_identity, load_signing_key
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import Roster, RosterFile
 from picoedge.mesh.node.announce import read_announcement
 
@@ -99,7 +100,7 @@ def _invites_file(folder: Path) -> Run:
 
     def run(data: bytes) -> None:
         invites.path.write_bytes(data)
-        invites.is_open(KEYS[0].public, 1.0)
+        invites.is_open(KEYS[0].public, Moment(1.0, 1.0, "a boot"))
 
     return run
 

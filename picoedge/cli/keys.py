@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import socket
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +95,14 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
     must be running on this board when the other one joins.
     """
     from picoedge.mesh.identity.admission import Invites, parse_invite
+    from picoedge.mesh.identity.lifetime import Moment
 
     folder = _folder()
     cluster = _roster_file(folder).roster.cluster
     if address is None:
         address, why = _own_addresses(folder)
         output.warn(f"at {address.replace(',', ', ')}: {why}; --address names another")
-    string = Invites(folder).issue(address, cluster.key, ttl_s, time.time())
+    string = Invites(folder).issue(address, cluster.key, ttl_s, Moment.now())
     if as_json:
         issued = parse_invite(string)
         addresses = issued.addresses
@@ -226,6 +226,7 @@ def _key_and_name(roster: Roster, board: str) -> tuple[str, str]:
 def _facts(folder: Path) -> dict[str, Any]:
     from picoedge.mesh.identity.admission import Invites
     from picoedge.mesh.identity.identity import has_signing_key, load_identity
+    from picoedge.mesh.identity.lifetime import Moment
 
     identity, roster = load_identity(folder), _roster_file(folder).roster
     public, cluster = identity.keys.public, roster.cluster
@@ -240,7 +241,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "members": [{"name": name, "public": key} for key, name in roster.members.items()],
         "revoked": [{"name": name, "public": key} for key, name in roster.revoked.items()],
-        "invites": [{"expires": at} for at in Invites(folder).open_until(time.time())],
+        "invites": [{"expires": at} for at in Invites(folder).open_until(Moment.now())],
     }
 
 

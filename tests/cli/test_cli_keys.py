@@ -18,6 +18,7 @@ from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import published_daemon
 from picoedge.mesh.identity.admission import accept, admit, parse_invite
 from picoedge.mesh.identity.identity import KeyPair, load_identity, load_signing_key
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.interfaces import Interface
 
@@ -60,7 +61,7 @@ def join(home: Path, folder: Path, string: str, name: str) -> str:
     invitation, keys = parse_invite(string), KeyPair.new()
     roster = admit(
         RosterFile(home), load_signing_key(home), invitation.keys.public, keys.public, name,
-        time.time(),
+        Moment.now(),
     )  # fmt: skip
     accept(folder, invitation, roster.to_json(), keys)
     return keys.public

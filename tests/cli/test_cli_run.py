@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.admission import Invites, found_cluster
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node import announce
 
@@ -94,7 +94,7 @@ def test_what_a_killed_one_left_is_no_daemon(board: BoardOf) -> None:
 def test_a_board_joins_with_an_invite_from_stdin(board: BoardOf, tmp_path: Path) -> None:
     board.start()
     key = RosterFile(board.keys).roster.cluster.key
-    invite = Invites(board.keys).issue(board.address, key, 60, time.time())
+    invite = Invites(board.keys).issue(board.address, key, 60, Moment.now())
     other = BoardOf("bob", tmp_path / "bob")
     words = [*PICOEDGE, "run", "--join", "-", "--name", "bob", "--listen", "127.0.0.1:0"]
     with process(words, other) as joining:

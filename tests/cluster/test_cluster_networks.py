@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cluster_boards import ClusterOf, Running, last_json, until
 
 from hw.lab import Board, Lab
 from picoedge.mesh.identity.admission import Invites
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 
 pytest_plugins = ["lab_fixtures"]
@@ -52,7 +52,7 @@ def test_a_hub_on_two_networks_has_a_worker_on_each_and_one_moves(
         key = RosterFile(cluster[1].keys).roster.cluster.key
         cluster[3].address = f"0.0.0.0:{PORT}"
         for board, at in ((cluster[2], one.address), (cluster[3], f"{OTHER}.1")):
-            invite = Invites(cluster[1].keys).issue(f"{at}:{PORT}", key, 3600, time.time())
+            invite = Invites(cluster[1].keys).issue(f"{at}:{PORT}", key, 3600, Moment.now())
             board.start("--memory", "2G", "--join", invite, "--name", board.name)
         cluster.wait()
         cluster.shelve(smollm2_pack, [0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from version1_code import unpack_version1
 from picoedge.cluster.spec import spec_from_json
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.identity.admission import Invites
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 
 HOW = ("-p", "The", "--raw", "-n", "6", "--temperature", "0", "--ignore-eos", "-t", "1")
@@ -51,7 +51,7 @@ def mixed(tmp_path: Path) -> Iterator[ClusterOf]:
         first, second = cluster.boards
         first.start("--memory", "1G")
         key = RosterFile(first.keys).roster.cluster.key
-        invite = Invites(first.keys).issue(first.address, key, 3600, time.time())
+        invite = Invites(first.keys).issue(first.address, key, 3600, Moment.now())
         second.code = before
         second.start("--memory", "1G", "--join", invite, "--name", "b2")
         cluster.wait()

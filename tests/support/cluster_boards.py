@@ -30,6 +30,7 @@ from picoedge.jobs.boards import BoardDirectory
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.admission import Invites, found_cluster
 from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.transport.client import Client
 from picoedge.planner.topology import LinkFacts, Topology
@@ -305,7 +306,7 @@ class ClusterOf:
         invites, key = Invites(first.keys), RosterFile(first.keys).roster.cluster.key
         running = []
         for board, its in zip(others, each[1:], strict=True):
-            invite = invites.issue(first.address, key, 3600, time.time())
+            invite = invites.issue(first.address, key, 3600, Moment.now())
             words = ("--memory", its, "--join", invite, "--name", board.name)
             starting = threading.Thread(
                 target=board.start, args=(*words, *options.get(board.name, ()))

@@ -10,9 +10,11 @@ from typing import Any
 
 from picoedge.mesh.identity.admission import Invites, accept, admit, joining_keys, parse_invite
 from picoedge.mesh.identity.identity import Identity, load_signing_key
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 
-NOW = 1_000_000.0
+UNIX = 1_800_000_000
+NOW = Moment(UNIX, 1000.0, "a boot")
 ADDRESS = "192.0.2.7:7433"
 
 

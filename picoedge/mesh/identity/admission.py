@@ -2,7 +2,7 @@
 
 An invite is a string that admits one board, once, within a limited time. It contains the secret
 half of a one-time key pair. The board that issued it keeps the public half in `invites.json` until
-it is used or expires, by that board's clock: a new board may not know the time yet.
+it is used or expires: a new board may not know the time yet.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,12 @@ from picoedge.mesh.identity.identity import (
     require_board_name,
     require_no_identity,
 )
+from picoedge.mesh.identity.lifetime import MAX_TIME, Lifetime, Moment
 from picoedge.mesh.identity.roster import Cluster, Roster, RosterFile
 
 INVITE_PREFIX = "picoedge-join:"
 MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in one go
 MAX_CHARACTERS = 1024  # an invite has about 300
-MAX_TIME = (1 << 53) - 1  # unix seconds
 INVITES_FILE, JOINING = "invites.json", "joining.json"
 MAX_ADDRESSES = 8  # of the board that invites: a few interfaces, IPv4 and IPv6
 _FIELDS = ("address", "more", "server", "secret", "expires", "cluster")
@@ -114,15 +115,15 @@ def _decoded(text: str) -> Invitation | None:
 
 
 class Invites:
-    """The open invites of this board, kept on disk. Times are unix seconds of this board."""
+    """The open invites of this board, kept on disk: one-time keys, and how long each is open."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / INVITES_FILE
         self._seen: Stamp | None = None
-        self._seen_open: dict[str, int] = {}
+        self._seen_open: dict[str, Lifetime] = {}
 
-    def issue(self, address: str, cluster: str, ttl_s: float, now: float) -> str:
+    def issue(self, address: str, cluster: str, ttl_s: float, now: Moment) -> str:
         """A new invite for the board at `address` (HOST:PORT,…), valid for `ttl_s`, as a string.
 
         `cluster` is the cluster's public key. Raises AccessError if this board cannot admit
@@ -130,16 +131,16 @@ class Invites:
         """
         asked = dialled_addresses(address)
         load_signing_key(self.folder)
-        server = load_identity(self.folder).keys.public
-        invitation = Invitation(asked, server, KeyPair.new(), math.ceil(now + ttl_s), cluster)
+        server, life = load_identity(self.folder).keys.public, Lifetime.of(ttl_s, now)
+        invitation = Invitation(asked, server, KeyPair.new(), life.expires, cluster)
         with folder_lock(self.folder):
             opened = self._open(now)
             if len(opened) >= MAX_OPEN:
                 raise AccessError(f"{MAX_OPEN} invites are open", "use them, or wait for their end")
-            write_json(self.path, {**opened, invitation.keys.public: invitation.expires})
+            self._write({**opened, invitation.keys.public: life})
         return invitation.to_string()
 
-    def is_open(self, public: str, now: float) -> bool:
+    def is_open(self, public: str, now: Moment) -> bool:
         """Whether the one-time key `public` may still ask to join; False if the file is damaged.
 
         Any client can make a daemon call this, so an unchanged file is not read again.
@@ -149,29 +150,51 @@ class Invites:
             self._seen, self._seen_open = stamp, {}
             with suppress(PicoedgeError):
                 self._seen_open = self._open(now)
-        return now < self._seen_open.get(public, 0)
+        life = self._seen_open.get(public)
+        return life is not None and life.left_s(now) > 0
 
-    def spend(self, public: str, now: float) -> bool:
+    def settle(self, now: Moment) -> None:
+        """Forget invites that are over, and note that this boot has seen the others.
+
+        To be called by a daemon when it starts, and now and then: what is over must not be open
+        again after a restart with another clock. Raises AccessError, StorageError.
+        """
+        if self._open(now) != self._read():
+            with folder_lock(self.folder):
+                self._write(self._open(now))
+
+    def spend(self, public: str, now: Moment) -> bool:
         """Use up an invite, on disk before this returns; True for the first caller only."""
         with folder_lock(self.folder):
             opened = self._open(now)
             if public not in opened:
                 return False
             del opened[public]
-            write_json(self.path, opened)
+            self._write(opened)
         return True
 
-    def open_until(self, now: float) -> list[int]:
-        """Expiry times of the open invites (unix seconds), ascending."""
-        return sorted(self._open(now).values())
+    def open_until(self, now: Moment) -> list[int]:
+        """When the open invites expire (unix seconds of a clock that is as now), ascending."""
+        left = (life.left_s(now) for life in self._open(now).values())
+        return sorted(math.ceil(now.unix_s + left_s) for left_s in left)
 
-    def _open(self, now: float) -> dict[str, int]:
+    def _open(self, now: Moment) -> dict[str, Lifetime]:
+        """Those that are open, counted by this boot."""
+        found = self._read().items()
+        return {key: life.in_boot(now) for key, life in found if life.left_s(now) > 0}
+
+    def _read(self) -> dict[str, Lifetime]:
         remedy = f"remove {self.path}: open invites are then forgotten"
         listed = read_json(self.path, remedy) or {}
-        for key, expires in listed.items():
-            if not is_key(key) or type(expires) is not int or not 0 <= expires <= MAX_TIME:
-                raise AccessError(f"{self.path}: damaged", remedy)
-        return {key: expires for key, expires in listed.items() if now < expires}
+        try:
+            if all(map(is_key, listed)):
+                return {key: Lifetime.read(value) for key, value in listed.items()}
+        except ProtocolError:
+            pass
+        raise AccessError(f"{self.path}: damaged", remedy)
+
+    def _write(self, opened: Mapping[str, Lifetime]) -> None:
+        write_json(self.path, {key: life.to_json() for key, life in opened.items()})
 
 
 def found_cluster(folder: Path, cluster: str, board: str) -> Identity:
@@ -199,7 +222,7 @@ def await_allow(folder: Path, roster_json: object, board: str) -> Identity:
 
 
 def admit(
-    roster_file: RosterFile, signing: SigningKey, invite: str, public: str, name: str, now: float
+    roster_file: RosterFile, signing: SigningKey, invite: str, public: str, name: str, now: Moment
 ) -> Roster:
     """Admit the board `public` and spend the invite with the one-time key `invite`.
 

@@ -60,8 +60,8 @@ def ask_to_join(
             if isinstance(error, BoardLostError):
                 raise error from None
             raise AccessError(
-                "the invite is used up or too old, by the clock of the board that gave it",
-                "picoedge keys invite there; if it is new, that board's clock was set since: date",
+                "the invite is used up or too old",
+                "a new one: picoedge keys invite, on the board that gave it",
             ) from None
     return dict(Fields(answer).object("roster").values)
 

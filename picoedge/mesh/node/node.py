@@ -9,15 +9,15 @@ It knows nothing of models.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from picoedge.errors import AccessError, ProtocolError
+from picoedge.errors import AccessError, PicoedgeError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import Invites, admit
 from picoedge.mesh.identity.identity import MAX_NAME, Identity, load_signing_key
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import Roster, RosterFile
 from picoedge.mesh.node.membership import Timing
 from picoedge.mesh.node.peers import Peers
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.server import Sender
 
 JOIN = "join"
+SETTLE_S = 60.0  # between looks for invites that are over
 JOINED_S = 1.0  # for the reply to leave the board, before the one-time key is disconnected
 
 
@@ -37,7 +38,7 @@ class Node:
     """One board's place in the mesh. Raises MeshError if `listen` cannot be bound.
 
     `peers` are addresses at which to look for boards. `log` is given lines for people;
-    `translation` is for boards of the previous wire version.
+    `translation` is for boards of the previous wire version, `moment` tells the time.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Node:
         log: Callable[[str], None] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         translation: Translation = NO_TRANSLATION,
+        moment: Callable[[], Moment] = Moment.now,
     ) -> None:
+        self._moment = moment
         self.identity = identity
         self.roster_file = roster_file
         self.invites = Invites(identity.folder)
@@ -70,6 +73,7 @@ class Node:
         self.peers = Peers(self.rpc, identity, roster_file, tuple(peers), timing or Timing())
         self.rpc.on(JOIN, self._join)
         self.rpc.on("roster", lambda peer, body: {"roster": self.roster.to_json()})
+        self._settle_invites()
 
     @property
     def address(self) -> Address:
@@ -98,8 +102,15 @@ class Node:
         """Close all sockets. Idempotent."""
         self.rpc.close()
 
+    def _settle_invites(self) -> None:
+        try:
+            self.invites.settle(self._moment())
+        except PicoedgeError as error:
+            self.rpc.log(str(error))
+        self.rpc.loop.after(SETTLE_S, self._settle_invites)
+
     def _is_invited(self, key: str) -> bool:
-        return self.invites.is_open(key, time.time())
+        return self.invites.is_open(key, self._moment())
 
     def _authorize(self, sender: Sender, kind: str) -> None:
         """Members may send anything, the one-time key of an invite a single `join`."""
@@ -115,7 +126,7 @@ class Node:
         if self.roster.is_allowed(peer):
             raise AccessError("this key is in the cluster already", "picoedge run")
         signing = load_signing_key(self.identity.folder)
-        admit(self.roster_file, signing, str(peer), public, name, time.time())
+        admit(self.roster_file, signing, str(peer), public, name, self._moment())
         self.rpc.log(f"{self.name_of(public)} joined the cluster")
         self.peers.roster_changed()
         return {"roster": self.roster.to_json()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from identity_homes import ADDRESS, NOW, issue, join, mode, run_at_once
+from identity_homes import ADDRESS, NOW, UNIX, issue, join, mode, run_at_once
 
 from picoedge.errors import AccessError, ProtocolError, UsageError
 from picoedge.mesh.identity.admission import (
@@ -33,7 +33,7 @@ def test_an_invite_names_the_host_to_ask(home: Path) -> None:
     assert invitation.addresses == (ADDRESS,)
     assert invitation.server == load_identity(home).keys.public
     assert invitation.cluster == RosterFile(home).roster.cluster.key
-    assert invitation.expires == NOW + 60
+    assert invitation.expires == UNIX + 60
     assert Invites(home).is_open(invitation.keys.public, NOW)
     assert invitation.keys.secret not in repr(invitation)
     kept = "".join(path.read_text() for path in home.iterdir())
@@ -54,11 +54,11 @@ def test_invites_end_and_are_forgotten(home: Path) -> None:
     first = parse_invite(issue(home, 60)).keys.public
     second = parse_invite(issue(home, 600)).keys.public
     invites = Invites(home)
-    assert invites.open_until(NOW) == [NOW + 60, NOW + 600]
-    assert invites.is_open(first, NOW + 59)
-    assert not invites.is_open(first, NOW + 60)
-    assert not invites.spend(first, NOW + 60)
-    assert invites.spend(second, NOW + 60)
+    assert invites.open_until(NOW) == [UNIX + 60, UNIX + 600]
+    assert invites.is_open(first, NOW.after(59))
+    assert not invites.is_open(first, NOW.after(60))
+    assert not invites.spend(first, NOW.after(60))
+    assert invites.spend(second, NOW.after(60))
     assert first not in (home / "invites.json").read_text()
 
 
@@ -98,11 +98,11 @@ def test_a_daemon_notices_invites_and_their_end(home: Path) -> None:
 
 def test_open_invites_are_bounded(home: Path) -> None:
     (home / "invites.json").write_text(
-        json.dumps({KeyPair.new().public: int(NOW) + 9 for _ in range(MAX_OPEN)})
+        json.dumps({KeyPair.new().public: UNIX + 9 for _ in range(MAX_OPEN)})
     )
     with pytest.raises(AccessError, match="invites are open"):
         issue(home)
-    assert Invites(home).open_until(NOW + 9) == []
+    assert Invites(home).open_until(NOW.after(9)) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"x": 1}', f'{{"{"a" * 40}": "x"}}'])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import Invitation, Invites, joining_keys, parse_invite
 from picoedge.mesh.identity.identity import KeyPair, load_signing_key
+from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.node.join import ask_to_join, join
 from picoedge.mesh.node.membership import Change
 
@@ -218,7 +218,7 @@ def host(tmp_path: Path) -> Iterator[Running]:
 def invitation(host: Running) -> Invitation:
     cluster = host.node.roster.cluster.key
     invites = Invites(host.identity.folder)
-    return parse_invite(invites.issue(str(host.address), cluster, 60, time.time()))
+    return parse_invite(invites.issue(str(host.address), cluster, 60, Moment.now()))
 
 
 def test_an_invite_lets_one_board_in(host: Running, tmp_path: Path, context: Any) -> None:
@@ -231,6 +231,21 @@ def test_an_invite_lets_one_board_in(host: Running, tmp_path: Path, context: Any
         host.wait_for(new, Change.JOINED)
     with pytest.raises(AccessError, match="used up or too old"):
         join(context, tmp_path / "other", invite, "eve")
+
+
+def test_a_clock_that_is_set_meanwhile_ends_no_invite(tmp_path: Path, context: Any) -> None:
+    step_s = [0.0]
+
+    def moment() -> Moment:
+        now = Moment.now()
+        return Moment(now.unix_s + step_s[0], now.boot_s, now.boot)
+
+    host = Running(found(tmp_path, "ada")[0], moment=moment)
+    with running(host):
+        for number, years in enumerate((56, -56)):
+            invite = invitation(host)
+            step_s[0] = years * 365 * 86_400
+            assert join(context, tmp_path / f"new{number}", invite, f"pi{number}").name
 
 
 def test_a_join_that_was_cut_off_can_be_repeated(

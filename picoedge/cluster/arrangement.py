@@ -153,7 +153,7 @@ class Arranger:
         with ExitStack() as failing, self._clean_line_after():
             failing.callback(directory.close)  # frees the boards reserved so far
             wanted = self._slice_of(plan)
-            memory = reserve_boards(handles, self._tell, wanted)
+            memory = reserve_boards(handles, directory.session, self._tell, wanted)
             aside = self._fetch(wanted)
             failing.callback(aside.close)
             memory = min(self._options.memory_bytes or memory, memory)

@@ -309,8 +309,9 @@ class ClusterModel:
     def _take_in_others(self) -> None:
         """Assemble anew over boards that have come back, if the plan is better with them."""
         out = self._recovery.left_out(clock_s())
+        members = self._arrangement.members if self._arrangement else frozenset()
         try:
-            added, unreachable = self._directory.look(out)
+            added, unreachable = self._directory.look(out | members)
             for key in unreachable:
                 self._decide(BoardLost(key))
             chosen = self._arranger.plan().chosen.shares if added else ()

@@ -2,7 +2,9 @@
 
     board-facts    what it can do, measured here
     job-reserve    reserve this board in the foreground; the answer comes when it is free. A group's
-                   hub reserves its own board like any other: its memory is lent, no worker starts
+                   hub reserves its own board like any other: its memory is lent, no worker starts.
+                   What the same "session" (a number of a process) of the same key had reserved over
+                   an earlier connection is freed: that connection may not know yet that it is dead
     job-start      start a worker with its slice, again: in place of the last one. A job of a
                    background kind needs no reservation: it is a run, and waits for its turn
     job-release    free the board, as the end of the connection does; with a "run", end that run
@@ -32,7 +34,7 @@ from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.daemon.workers import Kept, Reservation, Workers
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import disk_room, rss_bytes
-from picoedge.jobs.spec import SliceKey, WorkerConfig
+from picoedge.jobs.spec import SliceKey, WorkerConfig, read_session
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.messages import Pending
 from picoedge.mesh.transport.server import Sender
@@ -99,12 +101,15 @@ class BoardService:
         sender = _sender(peer)
         if sender.route in self._users:
             raise ProtocolError("a board taken twice over one connection")
+        self._end_earlier(sender, session := read_session(body))
         if len(self._reservations.queue) >= self._node.rpc.limits.queued_jobs:
             raise MeshError("too many sessions wait for this board", "try again later")
         name, kind = kind_of(self._kinds, body)
         if kind.background:
             raise ProtocolError(f"a job of kind {name} runs in the background: start it")
-        reservation = Reservation(sender.route, sender, Pending(), name, kind.module)
+        reservation = Reservation(
+            sender.route, sender, Pending(), name, kind.module, session=session
+        )
         self._users[sender.route] = reservation
         if self._is_own(reservation):
             reservation.wanted, kept = wanted_slice(body), self._hub_slice.kept
@@ -112,6 +117,14 @@ class BoardService:
                 self._end_kept()  # the hub's process takes this board's memory when it is granted
         self._do(self._reservations.reserve(sender.route))
         return reservation.granted
+
+    def _end_earlier(self, sender: Sender, session: str) -> None:
+        """End what that session of that key has over another connection. "" is no session."""
+        for other in list(self._users.values()):
+            is_earlier = isinstance(other.user, bytes) and str(other.sender) == str(sender)
+            if is_earlier and session and other.session == session:
+                self._node.rpc.server.disconnect(other.sender)
+                self._gone(other.sender.route)
 
     def _start(self, peer: str, body: Body) -> None:
         sender = _sender(peer)
@@ -224,18 +237,8 @@ class BoardService:
 
     def _config(self, reservation: Reservation) -> WorkerConfig:
         assert reservation.spec is not None
-        return WorkerConfig(
-            job=reservation.job,
-            spec=reservation.spec.to_json(),
-            pack=self._find_pack(reservation.spec.pack_id),
-            shelf=self._options.shelf,
-            host=self._node.address.host,
-            ports=self._options.ports,
-            page=Path(),
-            memory_bytes=self._memory.job_bytes,
-            threads=self._options.threads,
-            daemons=self._node.peers.reached(key for key, _ in reservation.spec.members),
-        )
+        pack, nbytes = self._find_pack(reservation.spec.pack_id), self._memory.job_bytes
+        return self._options.worker_config(reservation, self._node, pack, nbytes)
 
     def _start_worker(self, reservation: Reservation) -> None:
         """Go on with a kept slice, or start a worker as soon as the memory of one is free."""
@@ -351,11 +354,10 @@ class BoardService:
     # -- reports -------------------------------------------------------------------------------
 
     def _push(self, reservation: Reservation, what: str, **body: Any) -> None:
-        self._node.rpc.push(reservation.sender, f"job-{what}", _with_job(reservation, body))
+        self._node.rpc.push(reservation.sender, f"job-{what}", reservation.about(body))
 
     def _push_newest(self, reservation: Reservation, what: str, **body: Any) -> None:
-        body = _with_job(reservation, body)
-        self._node.rpc.push_newest(reservation.sender, f"job-{what}", body)
+        self._node.rpc.push_newest(reservation.sender, f"job-{what}", reservation.about(body))
 
     def _report(self) -> None:
         self._node.rpc.loop.after(REPORT_S, self._report)
@@ -388,11 +390,6 @@ class BoardService:
         self._reservations = Reservations()
         self._hub_slice.close()
         self._workers.close()
-
-
-def _with_job(reservation: Reservation, body: Body) -> Body:
-    spec = reservation.spec
-    return body if spec is None else {"session": spec.id, **body}
 
 
 def _sender(peer: str) -> Sender:

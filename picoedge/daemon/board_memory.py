@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
 from picoedge.host.resources import available_bytes, rss_bytes
+from picoedge.jobs.spec import WorkerConfig
 
 if TYPE_CHECKING:
     from picoedge.daemon.reservations import User
     from picoedge.daemon.workers import Reservation
+    from picoedge.mesh.node.node import Node
 
 KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
@@ -28,6 +30,24 @@ class BoardOptions:
     threads: int | None = None
     keep_s: float = 0.0  # for which the last group's slice stays loaded
     ports: tuple[int, int] | None = None  # the first and the last at which workers listen
+
+    def worker_config(
+        self, reservation: Reservation, node: Node, pack: Path | None, memory_bytes: int
+    ) -> WorkerConfig:
+        """A worker's means for a job; `pack`: the folder of its model, if it is here."""
+        assert reservation.spec is not None
+        return WorkerConfig(
+            job=reservation.job,
+            spec=reservation.spec.to_json(),
+            pack=pack,
+            shelf=self.shelf,
+            host=node.address.host,
+            ports=self.ports,
+            page=Path(),
+            memory_bytes=memory_bytes,
+            threads=self.threads,
+            daemons=node.peers.reached(key for key, _ in reservation.spec.members),
+        )
 
 
 class BoardMemory:

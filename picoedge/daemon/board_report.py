@@ -31,9 +31,12 @@ class BoardReport:
         }
         if holder is None:
             return {**state, "does": "ending" if is_ending else "free"}
-        state["for"] = self._name_of(str(holder.sender))
+        key = str(holder.sender)
+        state |= {"for": self._name_of(key), "for_key": key}
+        if holder.session:
+            state["for_session"] = holder.session
         if holder.worker is None or holder.spec is None:
-            return {**state, "does": "hub" if str(holder.sender) == self._key else "taken"}
+            return {**state, "does": "hub" if key == self._key else "taken"}
         state["rss_bytes"] += holder.worker.report()["rss_bytes"]
         return {**state, **_work_of(holder, is_relayed=state["relayed"])}
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from picoedge.daemon.reservations import User
     from picoedge.jobs.spec import SliceKey, WorkerConfig
     from picoedge.mesh.transport.loop import Loop
-    from picoedge.mesh.transport.messages import Pending
+    from picoedge.mesh.transport.messages import Body, Pending
     from picoedge.mesh.transport.server import Sender
 
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Reservation:
     """A user of this board, in the queue or at work: a connection, or a background run.
 
-    `sender` is the hub's connection; the one of a run may have ended.
+    `sender` is the hub's connection; the one of a run may have ended. `session` tells sessions of
+    one key apart; "" if the hub does not say.
     """
 
     user: User
@@ -46,6 +47,11 @@ class Reservation:
     transport: str = ""  # of messages between its worker and the hub, once they are linked
     worker: WorkerProcess | None = None
     wanted: SliceKey | None = None  # what this board's own session will load
+    session: str = ""
+
+    def about(self, body: Body) -> Body:
+        """A message about its job."""
+        return body if self.spec is None else {"session": self.spec.id, **body}
 
 
 class WorkerEvents(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, Protoc
 from picoedge.fields import Fields
 from picoedge.jobs.spec import INFERENCE, VERSION_1, SliceKey, loaded_for, read_kept
 from picoedge.jobs.status import PRESENT, ask_pages
+from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.roster import MAX_ENTRIES
@@ -82,10 +84,12 @@ class BoardDirectory:
         from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell
+        self.session = secrets.token_hex(8)  # by which boards know that it is this one
         self.handles: dict[str, BoardHandle] = {}
         self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
         self._incarnation = 0  # of this board's daemon
         self.has_taken = False
+        self._looks = Looks()
         self._left_out: set[str] = set()  # keys of boards that the user was told are left out
         if transport != "zeromq":
             ciphers()  # loads what seals streams, so that it is counted
@@ -104,13 +108,14 @@ class BoardDirectory:
         Raises BoardLostError, which names this board, if no daemon runs here.
         """
         self.close()
+        self._looks = Looks()
         own = self._own()
         self._own_ping_s = min(_pings_s(own, 0, PINGS))
         boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
         self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
         others = _others(boards, {own.key, *excluded})
-        taken = [] if also_taken else [board for board in others if _is_taken(board, own.name)]
+        taken = [] if also_taken else [each for each in others if self._is_taken(each, own.name)]
         self.has_taken = bool(taken)
         for board in others:
             if board not in taken:
@@ -120,14 +125,37 @@ class BoardDirectory:
     def look(self, excluded: frozenset[str]) -> tuple[set[str], set[str]]:
         """Connect to boards that have come since and are free, but for the excluded keys.
 
-        Returns the keys of those that answer, which have handles now, and of those that do not.
-        Takes milliseconds where there are none. Raises MeshError if this board's daemon is silent.
+        Those that had answered before, and are not excluded, are measured again once in a while,
+        by `Looks`. Returns the keys of those that answer, which have handles now, and of those that
+        do not. Takes milliseconds where there are none. Raises MeshError if this board's daemon is
+        silent.
         """
         boards = ask_pages(self.own.client, QUESTION_S)["boards"]
-        others = _others(boards, excluded | self.handles.keys())
-        new = [board for board in others if not _is_taken(board, "")]
-        reached = {board["key"] for board in new if self._try(board, LOOK_S)}
-        return reached, {board["key"] for board in new} - reached
+        now_s, own = time.monotonic(), self.identity.keys.public
+        due = [
+            board
+            for board in _others(boards, {own, *excluded})
+            if not self._is_taken(board) and self._looks.is_due(board["key"], now_s)
+        ]
+        reached = {board["key"] for board in due if self._try(board, LOOK_S)}
+        lost = {board["key"] for board in due} - reached
+        for key in lost & self.handles.keys():
+            self.handles.pop(key).client.close()
+        return reached, lost
+
+    def _is_taken(self, board: dict[str, Any], name: str = "") -> bool:
+        """Whether a board runs another session than this one, as it says.
+
+        What it holds for this one is of an earlier connection, and freed when this one asks. Boards
+        of the previous version tell the hub's name alone: `name` is that of this one.
+        """
+        report = board.get("report", {})
+        if report.get("does", "free") in ("free", "ending"):
+            return False
+        if "for_key" not in report:
+            return bool(report.get("for") != name)
+        holder = report["for_key"], report.get("for_session")
+        return holder != (self.identity.keys.public, self.session)
 
     def has_daemon(self, *, same: bool = False) -> bool:
         """Whether a daemon runs on this board; with `same`, the same process as at first."""
@@ -220,6 +248,9 @@ class BoardDirectory:
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
+        if (before := self.handles.get(key)) is not None:
+            before.client.close()
+        self._looks.looked(key, time.monotonic())
         self.handles[key] = BoardHandle(
             key, client.name, address, facts, link, client, unreached, kept
         )
@@ -229,12 +260,6 @@ class BoardDirectory:
         for handle in self.handles.values():
             handle.client.close()
         self.handles.clear()
-
-
-def _is_taken(board: dict[str, Any], hub: str) -> bool:
-    """Whether a board runs a session of another hub than the one of that name, as it says."""
-    report = board.get("report", {})
-    return report.get("does", "free") not in ("free", "ending") and report.get("for") != hub
 
 
 def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[dict[str, Any]]:
@@ -329,11 +354,12 @@ def loaded_shards(directory: BoardDirectory, pack: Pack, options: OpenOptions) -
 
 
 def reserve_boards(
-    handles: Sequence[BoardHandle], tell: Tell, wanted: SliceKey | None = None
+    handles: Sequence[BoardHandle], session: str, tell: Tell, wanted: SliceKey | None = None
 ) -> int:
     """Reserve these boards, queueing for the busy ones; return bytes of memory on the first.
 
-    `wanted` is what this process will load: the first board's daemon may have kept it.
+    What an earlier connection of the same `session` has reserved is freed for it. `wanted` is what
+    this process will load: the first board's daemon may have kept it.
 
     Boards are reserved in the order of their keys, as every group does, so that two groups never
     wait for each other. Raises MeshError.
@@ -341,7 +367,7 @@ def reserve_boards(
     memory = 0
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
-        body: dict[str, Any] = {"job": INFERENCE}
+        body: dict[str, Any] = {"job": INFERENCE, "session": session}
         if wanted is not None and handle is handles[0]:
             body["slice"] = wanted.to_json()
         with refusals(handle):

@@ -38,6 +38,7 @@ VERSION_1 = Translation(
     told={"beat": {"state": {"queue_length": "waiting"}}},
 )
 MAX_SHARDS = 1 << 20  # of one kind in one layer
+SESSION = re.compile(r"[0-9a-f]{16}")  # of a process that reserves boards: random
 PACK_ID = re.compile(r"[0-9a-f]{16,128}")
 _MAX_CONTEXT = 1 << 22
 INFERENCE = "inference"  # also the job of a message that names none: one of version 1
@@ -80,6 +81,11 @@ class WorkerConfig:
         """Plain values."""
         values = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def read_session(body: Mapping[str, Any]) -> str:
+    """The session of a process that reserves a board; "" if it is of the previous version."""
+    return Fields(body).text("session", pattern=SESSION) if "session" in body else ""
 
 
 # -- kept slices ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
+from picoedge.jobs.spec import SESSION
 from picoedge.mesh.node.finder import MAX_BOARDS
 from picoedge.sanitize import one_line
 
@@ -31,7 +32,7 @@ _MAX_WORD = 48  # characters of a stage, a condition, a board's name
 _MAX_MODEL = 128
 _MAX_USES = 8  # a daemon gives its memory to three at most
 _SPANS = ("attention", "ffn", "vocabulary")
-_WORDS = ("does", "how", "for", "stalled_on", "transport")
+_WORDS = ("does", "how", "for", "for_key", "stalled_on", "transport")
 _COUNTS = ("rss_bytes", "memory_bytes", "queue_length")
 _FLAGS = ("throttled", "relayed")
 _WORK_TIMES = ("compute_s", "sync_s", "disk_s")
@@ -197,6 +198,7 @@ def _use(use: Fields) -> MemoryUse:
 _REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
     **dict.fromkeys(_WORDS, _word),
     "model": lambda fields, name: one_line(fields.get(name, str), _MAX_MODEL),
+    "for_session": lambda fields, name: fields.text(name, pattern=SESSION),
     **dict.fromkeys(_SPANS, _ends),
     **dict.fromkeys(_COUNTS, lambda fields, name: fields.integer(name, 0, _MAX_COUNT)),
     **dict.fromkeys(_FLAGS, lambda fields, name: fields.get(name, bool)),

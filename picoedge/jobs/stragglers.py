@@ -24,6 +24,8 @@ CONFIRMATIONS = 2  # samples in a row that must agree: a busy moment is only one
 RECOVERED = 0.6  # of its usual speed, from which on a slow board gets all its shards back
 MAX_RELAPSES = 4  # counted per board: confirmations and rests then double no further
 REST_S = 60.0  # until an excluded slow board is tried again, the first time
+# Until a board that the plan does without is measured again, the first time and at most.
+LOOK_S, LONGEST_LOOK_S = 5.0, 40.0
 FADE_S = 600.0  # after which one relapse is forgotten: no board is held against its past
 
 
@@ -165,6 +167,27 @@ class SpeedFactors:
         for key in due:
             self._stragglers[key].factor = 1.0
         return due
+
+
+class Looks:
+    """When boards that the plan does without are measured again, by key; the caller gives the time.
+
+    A board that has just woken answers slowly, and a plan without it is the better one then. To
+    look costs milliseconds, and each time that nothing has changed the next look comes later.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[str, tuple[float, float]] = {}  # when, and how long after the last one
+
+    def is_due(self, key: str, now_s: float) -> bool:
+        """Whether to measure a board now; one that was never measured is due at once."""
+        return key not in self._next or self._next[key][0] <= now_s
+
+    def looked(self, key: str, now_s: float) -> None:
+        """A board was measured."""
+        _, last_s = self._next.get(key, (0.0, LOOK_S / 2))
+        wait_s = min(2 * last_s, LONGEST_LOOK_S)
+        self._next[key] = now_s + wait_s, wait_s
 
 
 class SharedWork(Protocol):

@@ -197,6 +197,61 @@ def test_the_relay_of_a_worker_is_forgotten_with_it(board: Board) -> None:
     assert holder.relay == ""
 
 
+# -- sessions of one key -------------------------------------------------------------------------
+
+SESSION = {"job": "tiny", "session": "0123456789abcdef"}
+OTHERS = [{"job": "tiny", "session": "fedcba9876543210"}, {"job": "tiny"}]
+
+
+def test_what_a_session_had_over_an_earlier_connection_is_freed_for_it(board: Board) -> None:
+    earlier, later = board.connect(board.hub), board.connect(board.hub)
+    earlier.ask("job-reserve", SESSION)
+    earlier.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    state = board.wait(does="computing", for_session=SESSION["session"])
+    assert state["for_key"] == board.hub.keys.public
+    assert later.ask("job-reserve", SESSION)["memory_bytes"] > 0
+    assert board.wait(does="taken", queue_length=0)
+    with pytest.raises(BoardLostError, match="its connection ended"):
+        earlier.ask("board-facts")
+    assert board.state()["does"] == "taken"
+
+
+def test_a_session_has_one_place_in_the_queue(board: Board) -> None:
+    guest, earlier, later = map(board.connect, (board.guest, board.hub, board.hub))
+    guest.ask("job-reserve", OTHERS[0])
+    for client in (earlier, later):
+        with pytest.raises(BoardLostError, match="is silent"):
+            client.ask("job-reserve", SESSION, timeout_s=0.2)
+        assert board.wait(queue_length=1)
+
+
+@pytest.mark.parametrize(("first", "second"), [(SESSION, OTHERS[0]), (SESSION, OTHERS[1]), OTHERS])
+def test_two_sessions_of_one_key_take_turns(
+    board: Board, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    one, other = board.connect(board.hub), board.connect(board.hub)
+    one.ask("job-reserve", first)
+    with pytest.raises(BoardLostError, match="is silent"):
+        other.ask("job-reserve", second, timeout_s=0.2)
+    one.ask("job-release")
+    assert board.wait(does="taken", queue_length=0).get("for_session") == second.get("session")
+
+
+def test_no_key_frees_what_another_has(board: Board) -> None:
+    hub, guest = board.connect(board.hub), board.connect(board.guest)
+    hub.ask("job-reserve", SESSION)
+    with pytest.raises(BoardLostError, match="is silent"):
+        guest.ask("job-reserve", SESSION, timeout_s=0.2)
+    assert board.wait(queue_length=1)["for"] == "hub"
+
+
+@pytest.mark.parametrize("session", ["", "short", "0123456789ABCDEF", 7, None, ["0" * 16]])
+def test_what_is_no_session_is_refused(board: Board, session: Any) -> None:
+    hub = board.connect(board.hub)
+    with pytest.raises(BoardLostError, match="its connection ended"):
+        hub.ask("job-reserve", {"job": "tiny", "session": session})
+
+
 # -- its heartbeats, as the other boards read them -----------------------------------------------
 
 
@@ -214,7 +269,7 @@ def test_whatever_a_board_says_of_itself_is_kept_by_the_others(board: Board) -> 
 
     hub = board.connect(board.hub)
     assert is_kept()
-    hub.ask("job-reserve", {"job": "tiny"})
+    hub.ask("job-reserve", SESSION)
     assert is_kept()
     hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
     board.wait(does="computing", how="running")

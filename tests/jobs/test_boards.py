@@ -13,6 +13,7 @@ from tiny_model import write_tiny_model
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError
 from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
+from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.store.pack.packer import pack_source
@@ -146,6 +147,48 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
         assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}
 
 
+# -- who has a board -----------------------------------------------------------------------------
+
+OWN, OTHER, SESSION = "h" * 40, "b" * 40, "0123456789abcdef"
+TAKEN = {"does": "computing", "for": "desk"}
+
+
+@pytest.mark.parametrize(
+    ("report", "is_taken"),
+    [
+        ({}, False),
+        ({"does": "free"}, False),
+        ({"does": "ending"}, False),
+        ({**TAKEN, "for_key": OWN, "for_session": SESSION}, False),
+        ({**TAKEN, "for_key": OWN, "for_session": "f" * 16}, True),  # another of this board
+        ({**TAKEN, "for_key": OWN}, True),  # one of the previous version
+        ({**TAKEN, "for_key": OTHER, "for_session": SESSION}, True),
+        ({**TAKEN, "for_key": OTHER}, True),  # a board that has taken this one's name
+        (TAKEN, False),  # as the previous version tells it
+        ({**TAKEN, "for": "pi2"}, True),
+    ],
+)
+def test_a_board_is_taken_by_other_sessions(report: dict[str, Any], is_taken: bool) -> None:
+    directory = BoardDirectory.__new__(BoardDirectory)
+    directory.session = SESSION
+    directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public=OWN)))
+    assert directory._is_taken({"report": report}, "desk") == is_taken
+
+
+def test_looks_at_a_board_become_rare() -> None:
+    looks, now_s, waits = Looks(), 100.0, []
+    assert looks.is_due("a", now_s)
+    for _ in range(6):
+        looks.looked("a", now_s)
+        assert not looks.is_due("a", now_s)
+        before_s = now_s
+        while not looks.is_due("a", now_s):
+            now_s += 1.0
+        waits.append(now_s - before_s)
+    assert waits == [5, 10, 20, 40, 40, 40]
+    assert looks.is_due("b", now_s)
+
+
 # -- names ---------------------------------------------------------------------------------------
 
 
@@ -178,7 +221,7 @@ def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
 
     directory = BoardDirectory.__new__(BoardDirectory)
     directory.__dict__.update(
-        handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=print
+        handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=print, _looks=Looks()
     )
     directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public="h" * 40)))
     monkeypatch.setattr(directory, "_client", Board)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from picoedge.errors import DownloadError, StorageError
-from picoedge.files import free_bytes, make_folder
+from picoedge.files import free_bytes, make_folder, sync
 from picoedge.progress import Progress, no_progress
 from picoedge.registry.catalogue import CatalogueEntry, FetchSettings, SourcePart, SourceParts
 from picoedge.registry.http import HttpFetch
@@ -50,8 +50,9 @@ def fetch(
     )
 
 
-def _sha256(path: Path, what: str, progress: Progress) -> str:
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+def hash_file(digest: hashlib._Hash, path: Path, what: str, progress: Progress) -> str:
+    """The hexadecimal digest of a file, after the bytes that `digest` has already."""
+    done, total = 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(COPY_BYTES):
             digest.update(chunk)
@@ -60,10 +61,14 @@ def _sha256(path: Path, what: str, progress: Progress) -> str:
     return digest.hexdigest()
 
 
+def _sha256(entry: CatalogueEntry, path: Path, progress: Progress) -> str:
+    return hash_file(hashlib.sha256(), path, f"checking {entry.name}", progress)
+
+
 def _check_present(entry: CatalogueEntry, target: Path, progress: Progress) -> None:
     with as_storage_error(target):
         same = target.stat().st_size == entry.n_bytes
-        same = same and _sha256(target, f"checking {entry.name}", progress) == entry.sha256
+        same = same and _sha256(entry, target, progress) == entry.sha256
     if not same:
         raise DownloadError(
             f"{target} is not {entry.name}: its SHA-256 differs from {entry.sha256}",
@@ -120,7 +125,7 @@ def _check_arrived(entry: CatalogueEntry, part: Path, progress: Progress) -> Non
     size = part.stat().st_size
     arrived = f"{size} bytes"
     if size == entry.n_bytes:
-        arrived = _sha256(part, f"checking {entry.name}", progress)
+        arrived = _sha256(entry, part, progress)
     if arrived != entry.sha256:
         part.unlink()
         raise DownloadError(
@@ -128,5 +133,4 @@ def _check_arrived(entry: CatalogueEntry, part: Path, progress: Progress) -> Non
             f"over {entry.n_bytes} bytes",
             "its source has changed, or something on the way alters files",
         )
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(part)

@@ -12,10 +12,10 @@ import urllib.parse
 from pathlib import Path
 
 from picoedge.errors import DownloadError
-from picoedge.files import make_folder
+from picoedge.files import make_folder, sync
 from picoedge.progress import Progress
 from picoedge.registry.catalogue import FetchSettings
-from picoedge.registry.download import require_space
+from picoedge.registry.download import hash_file, require_space
 from picoedge.registry.http import HttpFetch, fetch_json
 from picoedge.registry.hub import (
     MAX_FILES,
@@ -25,7 +25,7 @@ from picoedge.registry.hub import (
     choose_files,
     parse_listing,
 )
-from picoedge.registry.paths import COPY_BYTES, as_storage_error, remove_tree
+from picoedge.registry.paths import as_storage_error, remove_tree
 
 _PAGES = 64
 _PACK_SHARE = {True: 0.6, False: 1.1}  # of a pack, in its source's bytes; True: floats become q8
@@ -103,17 +103,12 @@ def _fetch_file(
                 f"over {file.n_bytes}",
                 "pull again; if that does not help, something on the way alters files",
             )
-        with part.open("rb") as arrived_file:
-            os.fsync(arrived_file.fileno())
+        sync(part)
 
 
 def _digest(path: Path, file: HubFile, what: str, progress: Progress) -> str:
-    size, done = path.stat().st_size, 0
-    # SHA-1 is what Git names its objects by; files that matter have a SHA-256.
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as source:
-        while chunk := source.read(COPY_BYTES):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(what, done, size)
-    return digest.hexdigest()
+    # Git names its objects by SHA-1; files that matter have a SHA-256.
+    git_head = f"blob {path.stat().st_size}\0".encode()
+    return hash_file(
+        hashlib.sha256() if file.sha256 else hashlib.sha1(git_head), path, what, progress
+    )

@@ -41,13 +41,13 @@ class Cancel:
 
 
 @dataclass(frozen=True)
-class SetAside:
+class PauseDonor:
     """`donor` has been silent and is asked nothing until it joins again."""
 
     donor: str
 
 
-DonorAction = Ask | Cancel | SetAside
+DonorAction = Ask | Cancel | PauseDonor
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Schedule:
             del self._donors[name]
         if silent:
             self._requeue()
-        return [SetAside(name) for name in silent] + self._next(now_s)
+        return [PauseDonor(name) for name in silent] + self._next(now_s)
 
     # -- actions -----------------------------------------------------------------------------------
 

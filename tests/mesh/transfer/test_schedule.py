@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.mesh.transfer.schedule import WINDOW, Ask, Cancel, DonorAction, Schedule, SetAside
+from picoedge.mesh.transfer.schedule import WINDOW, Ask, Cancel, DonorAction, PauseDonor, Schedule
 
 STEP_S = 0.25
 
@@ -106,7 +106,7 @@ class World:
             elif isinstance(action, Cancel):
                 donor.queue = [e for e in donor.queue if e[0] != action.item]
             else:
-                assert isinstance(action, SetAside)
+                assert isinstance(action, PauseDonor)
                 assert self.now_s >= donor.dies_s or donor.rate < 1
                 donor.queue.clear()
 
@@ -192,7 +192,7 @@ def test_a_donor_that_is_not_asked_is_not_silent() -> None:
     assert plan.tick(100.0) == []
     assert plan.joined("b", ["item-0"], 100.0) == [Ask("b", "item-0")]
     assert plan.tick(102.0) == []
-    assert plan.tick(104.0) == [SetAside("b")]
+    assert plan.tick(104.0) == [PauseDonor("b")]
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 The request is on stdin. With its own key it says hello to each daemon, and then sends every kind of
 message, of all sizes up to the limit: sound ones that lie about other boards, ones with escape
-sequences in every text, ones that are malformed. A patient board sends only what nobody cuts it
+sequences in every text, malformed ones. A patient board sends only what no daemon cuts it
 off for, and slowly enough. The last line is how many of each were sent.
 """
 

@@ -60,7 +60,7 @@ def seconds_of(rounds: Sequence[Mapping[str, Any]]) -> float:
 def ratio_of_seconds(
     name: str, taken: dict[str, list[dict[str, Any]]], one: str, other: str, note: str
 ) -> Measured:
-    """The median seconds of one side ÷ those of the other, by turns."""
+    """Median seconds of one side ÷ the other side's, by turns."""
     pairs = zip(taken[one], taken[other], strict=True)
     runs = tuple(float(a["seconds"]) / float(b["seconds"]) for a, b in pairs)
     return Measured(name, seconds_of(taken[one]) / seconds_of(taken[other]), runs, taken, note)

@@ -70,7 +70,7 @@ class Child:
         return 0 if number == NONE_YET else number - self.part.numbers.start
 
     def has_ended(self) -> bool:
-        """Whether the process has; one that hangs is ended."""
+        """Whether the process has; a hanging process is ended."""
         if self._status is None:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:

@@ -69,7 +69,7 @@ def run_parts(
     """
     tally = Tally(dict.fromkeys((part.target.name for part in parts), 0))
     waiting, running, end_s = deque(parts), list[Child](), time.monotonic() + seconds
-    gc.freeze()  # the children share what is loaded
+    gc.freeze()  # the children share loaded modules
 
     def close(child: Child, *, is_stopped: bool = False) -> None:
         running.remove(child)

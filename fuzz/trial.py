@@ -1,4 +1,4 @@
-"""One input on its parser, and what counts as a fault of it."""
+"""One input on its parser, and the faults that count."""
 
 from __future__ import annotations
 

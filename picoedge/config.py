@@ -169,7 +169,7 @@ class SamplingOptions:
                 raise UsageError(f"{name} is {value!r:.24}", f"it must be from {low:g} to {high:g}")
 
 
-# What other programs call these: `generation_config.json`, and `general.sampling.*` of a GGUF.
+# Other programs' names for these: `generation_config.json`, and `general.sampling.*` of a GGUF.
 _THEIR_NAMES = {
     "repetition_penalty": "repeat_penalty", "temp": "temperature",
     "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",

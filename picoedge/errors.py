@@ -24,7 +24,7 @@ from __future__ import annotations
 
 
 class PicoedgeError(Exception):
-    """What went wrong and where (`message`), and what to do about it (`hint`)."""
+    """A fault and its place (`message`), and the remedy (`hint`)."""
 
     exit_code = 1
 
@@ -60,7 +60,7 @@ class ContextError(PicoedgeError):
 
 
 class MemoryBudgetError(PicoedgeError):
-    """What was asked for does not fit the memory there is."""
+    """The model or context does not fit the memory."""
 
 
 class StorageError(PicoedgeError):

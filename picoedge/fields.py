@@ -171,7 +171,7 @@ class Fields:
         return Fields(values, self.where, self.error, self.hint, f"{self.prefix}{name}.")
 
     def build(self, name: str, make: Callable[[], _T]) -> _T:
-        """What `make` returns; its ModelError is reported as a fault of field `name`."""
+        """The result of `make`; its ModelError is reported as a fault of field `name`."""
         try:
             return make()
         except UnsupportedError as error:

@@ -20,7 +20,7 @@ from picoedge.errors import MemoryBudgetError, ModelError, PicoedgeError, Storag
 from picoedge.fields import Fields, parse_json
 from picoedge.units import format_size
 
-_LOCK_POLL_S = 0.005  # far below what anybody notices, and no load while a lock is held for long
+_LOCK_POLL_S = 0.005  # far below a noticeable delay, and no load while a lock is held for long
 _WINDOW = 1 << 20
 _XDG = {"CONFIG": ".config", "STATE": ".local/state", "CACHE": ".cache"}
 _TEXT_BYTES = 64 << 20

@@ -205,7 +205,7 @@ class Life:
             self.ask("during")
 
     def _wanted(self, event: Event, *, may_queue: bool) -> Single | None:
-        """What somebody asks beside this event; an idle desk stays idle."""
+        """Single answers beside this event; an idle desk stays idle."""
         if event.kind == "second":
             return SECOND
         single = self.wanting.next(may_queue)

@@ -140,7 +140,7 @@ def _descriptors_after_an_answer(boards: LifeBoards, pack: str) -> int:
 
 
 def _end(one: Life, boards: LifeBoards, spared: int) -> list[str]:
-    """Leave the chat, end the daemons; what is left of them then."""
+    """Leave the chat, end the daemons; return their leftovers."""
     if one.session.is_open:
         one.session.leave()
     time.sleep(1.0)  # links of the chat end

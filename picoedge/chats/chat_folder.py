@@ -106,7 +106,7 @@ class ChatFolder:
                 raise _no_chat(number) from None
 
     def summary(self, number: int) -> ChatSummary | None:
-        """What the list shows of a chat; None where it cannot be read."""
+        """A chat's line of the list; None where it cannot be read."""
         try:
             used_at = self.file(number).stat().st_mtime
             records = read_records(self.file(number), _HEAD_BYTES)

@@ -31,8 +31,8 @@ _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, 
 
 @dataclass
 class ChatSettings:
-    """What `/set` changes, apart from the sampling options, which are the session's, and the
-    system message, which is the conversation's.
+    """Settings that `/set` changes, apart from the sampling options, which are the session's, and
+    the system message, which is the conversation's.
     """
 
     n_tokens: int = -1

@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str], state: dict[str, bool]) -> int:
-    """What click's `main` does, except for its reports of errors and its exits."""
+    """Run as click's `main` does, without its reports of errors and its exits."""
     group = build_group()
     instruction = os.environ.get(COMPLETION_VARIABLE)
     if instruction:

@@ -68,7 +68,7 @@ def open_named_pack(
 
 
 def _make_room(pack: Pack, options: OpenOptions) -> None:
-    """An answer comes before a kept slice: also one that needs no daemon."""
+    """Free a kept slice for an answer, also for one without a daemon."""
     from picoedge.engine.fit import is_pressed
 
     if is_pressed(pack, options):

@@ -161,7 +161,7 @@ def print_json(value: Any) -> None:
 
 
 def print_result(as_json: bool, facts: Mapping[str, Any], line: str) -> None:
-    """What a command did: as a JSON document, or as a line."""
+    """Print a command's result: as a JSON document, or as a line."""
     if as_json:
         print_json(facts)
     else:

@@ -54,11 +54,11 @@ class Arrangement:
         return self.slice.disk_wait_s
 
     def work_since(self, time_s: float) -> dict[str, Work]:
-        """What each worker has done, by key, if it has reported since `time_s` (monotonic)."""
+        """Work done by each worker, by key, if it has reported since `time_s` (monotonic)."""
         return self.group.work_since(time_s) if self.group else {}
 
     def sync_usage(self) -> SyncUsage:
-        """What sums have cost so far."""
+        """The cost of sums so far."""
         return self.group.forward_pass.channel.usage() if self.group else SyncUsage()
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Arranger:
         return Arrangement(plan, loaded, group)
 
     def _slice_of(self, plan: ClusterPlan) -> SliceKey | None:
-        """What this board loads; None: the whole model, which is read in another way."""
+        """This board's slice; None: the whole model, which is read in another way."""
         options, shares = self._options, plan.chosen.shares
         if len(shares) == 1:
             return None

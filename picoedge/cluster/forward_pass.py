@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Tag(IntEnum):
-    """What an array is; the numbers were kinds of their own in version 1 of the frames."""
+    """The role of an array; the numbers were kinds of their own in version 1 of the frames."""
 
     INPUT = 2  # rows of a pass; extra: position of the first one
     INPUT_LAST = 8  # as INPUT, and logits of its last row are wanted

@@ -1,4 +1,4 @@
-"""What to do when boards of a session fail: a state machine. Pure: the time comes with each event.
+"""Recovery of a session whose boards fail: a state machine. Pure: each event comes with the time.
 
     recovery.on(BoardLost("b2's key"), now_s)    -> GO: plan and load anew
     recovery.left_out(now_s)                     -> boards to plan without, at present
@@ -141,7 +141,7 @@ class Recovery:
     _paused_s: float = float("-inf")
 
     def on(self, event: Event, now_s: float) -> Decision:
-        """What to do after `event`."""
+        """The decision after `event`."""
         match event:
             case Asked() | Passed():
                 self._in_a_row, self._waits_since_s = 0, None

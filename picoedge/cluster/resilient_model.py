@@ -157,7 +157,7 @@ class ClusterModel:
         return paused_s is not None
 
     def _failed(self, error: PicoedgeError) -> Decision:
-        """What to do after an error of a pass, or of an attempt to load the model."""
+        """The decision after an error of a pass, or of an attempt to load the model."""
         if isinstance(error, MemoryBudgetError):
             if self._directory.has_taken and not self._queues:
                 self._queues = True

@@ -84,7 +84,7 @@ class GroupSpec:
     wire: str = "f64"
     window_io: str = "auto"
     kernels: str = ""  # "": those that the board chooses
-    # What carries messages; "auto": the quicker one of each pair.
+    # Transport of messages; "auto": the quicker one of each pair.
     transport: TransportChoice = "stream"
     version: int = 1  # of the frames: the lowest that all ranks know
 
@@ -95,7 +95,7 @@ class GroupSpec:
 
     @property
     def slice_key(self) -> SliceKey:
-        """What this board has to load."""
+        """The slice that this board has to load."""
         return SliceKey(
             self.pack_id, self.part, self.n_ctx, self.kv_bits, self.window_io, self.kernels
         )

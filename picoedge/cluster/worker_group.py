@@ -126,7 +126,7 @@ class WorkerGroup:
 
     @property
     def transports(self) -> dict[str, str]:
-        """What carries this board's messages to each of the others, by their names."""
+        """The transport of this board's messages to each of the others, by their names."""
         used = self._links.transports()
         return {
             self.names[rank]: "relay" if rank in self._relays and each == "zeromq" else each
@@ -263,7 +263,7 @@ class WorkerGroup:
             self.read_notifications(handle)
 
     def work_since(self, time_s: float) -> dict[str, Work]:
-        """What each worker has done, by key, if it has reported since `time_s` (monotonic).
+        """Work done by each worker, by key, if it has reported since `time_s` (monotonic).
 
         Raises BoardLostError as `read_notifications` does.
         """

@@ -23,7 +23,7 @@ SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is give
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """What this board offers: bytes of memory for all of picoedge, its shelf of packs, threads."""
+    """This board's offer: bytes of memory for all of picoedge, its shelf of packs, threads."""
 
     memory_bytes: int
     shelf: Path
@@ -61,7 +61,7 @@ class BoardMemory:
 
     @property
     def job_bytes(self) -> int:
-        """What a job may take."""
+        """Bytes that a job may take."""
         return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES)
 
     def give_all(self, reservation: Reservation, use: Use) -> bool:
@@ -72,11 +72,11 @@ class BoardMemory:
         return any(claim.user == KEPT for claim in ended)
 
     def keep(self, reservation: Reservation, nbytes: int, model: str = "") -> None:
-        """What a job had is from now on its kept slice's."""
+        """Turn a job's claim into one of its kept slice."""
         self._ledger.turn(reservation.user, self._of(reservation, KEPT, Use.KEPT, nbytes, model))
 
     def release(self, user: User) -> None:
-        """What that user had is free."""
+        """End that user's claim."""
         self._ledger.release(user)
 
     def _of(
@@ -96,7 +96,7 @@ class BoardMemory:
 
     @property
     def kept_bytes(self) -> int:
-        """What is kept, as nobody's."""
+        """The kept slice, while no session has it."""
         kept = self._ledger.of(KEPT)
         return kept.nbytes if kept else 0
 

@@ -1,4 +1,4 @@
-"""What a board says of itself in its heartbeats: its heat, and what its holder's worker does."""
+"""A board's report of itself for heartbeats: its heat, and the work of its holder's worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BoardReport:
         self._thermometer = Thermometer()
 
     def of(self, holder: Reservation | None, state: Body, *, is_ending: bool) -> Body:
-        """`state`, which has what is known without a holder, with what the holder does."""
+        """`state`, with the holder's work added."""
         heat = self._thermometer.read()
         state = {
             **state,

@@ -1,7 +1,7 @@
 """The slice of this board's own last session, which the daemon keeps: memory without a process.
 
 The session's process hands it over at its end, as a file of memory, and the next one's fetches it:
-each byte has one owner, and a killed owner's bytes are free. What is kept is freed by closing it.
+each byte has one owner, and a killed owner's bytes are free. A kept slice is freed by closing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.loop import Loop
 
 MOST_CONNECTIONS = 8
-_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for what is no file of memory
+_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for a file that is not of memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ Handler = Callable[[Mapping[str, Any], int | None, Answer], None]
 class HubSlice:
     """The slice that this board's last session left, or none.
 
-    While a session has the board, the slice is that session's memory, whoever has the file still:
-    it was given for later, or waits to be fetched. Otherwise it is `kept`.
+    While a session has the board, the slice is that session's memory, wherever its file is open: it
+    was given for later, or waits to be fetched. Otherwise it is `kept`.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class HubSlice:
 
     @property
     def kept(self) -> Held | None:
-        """What is kept, as nobody's."""
+        """The kept slice, while no session has it."""
         return self._held if self._is_kept else None
 
     @property
@@ -88,7 +88,7 @@ class HubSlice:
         return True
 
     def fetch(self, wanted: SliceKey | None) -> Held | None:
-        """What was lent, for the session's process, which owns it when it has it."""
+        """The lent slice, for the session's process, which owns it when it has it."""
         if self._is_kept or self._held is None or self._held.of != wanted:
             return None
         held, self._held = self._held, None
@@ -111,7 +111,7 @@ class HubSlice:
             lent.close()
 
     def end(self) -> bool:
-        """Free what is kept; whether there was something."""
+        """Free the kept slice; whether there was one."""
         was_kept = self._is_kept
         if was_kept:
             self._drop()
@@ -194,7 +194,7 @@ def wanted_slice(body: Mapping[str, Any]) -> SliceKey | None:
 
 
 def held_of(body: Mapping[str, Any], fd: int) -> Held | None:
-    """What a session's process gives to be kept; None, and closed, where it is no such thing."""
+    """The slice that a session's process gives to be kept; None, and closed, where it is none."""
     of = wanted_slice(body)
     try:
         fcntl.fcntl(fd, _F_GET_SEALS)

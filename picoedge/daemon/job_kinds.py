@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class JobSpec(Protocol):
-    """What the daemon itself reads of a job's specification."""
+    """Fields of a job's specification that the daemon itself reads."""
 
     @property
     def id(self) -> str:
@@ -35,13 +35,13 @@ class JobSpec(Protocol):
 
     @property
     def slice_key(self) -> object:
-        """What stays loaded when the job is over, for a job with an equal one; None: nothing."""
+        """Key of the slice that stays loaded for a later job with an equal key; None: none."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the worker."""
 
     def describe(self) -> dict[str, Any]:
-        """What this board does, for `picoedge ps`."""
+        """This board's work, for `picoedge ps`."""
 
 
 @dataclass(frozen=True)

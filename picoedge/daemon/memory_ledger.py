@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Use(Enum):
-    """What memory is used for, in the order in which it is given."""
+    """Uses of memory, first served first."""
 
     ANSWER = "answer"
     KEPT = "kept"

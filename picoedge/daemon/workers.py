@@ -55,7 +55,7 @@ class Reservation:
 
 
 class WorkerEvents(Protocol):
-    """What becomes of a reservation's worker."""
+    """Events of a reservation's worker."""
 
     def worker_said(self, reservation: Reservation, line: Mapping[str, Any]) -> None:
         """It printed a line."""
@@ -97,7 +97,7 @@ class Workers:
 
     @property
     def kept_rss_bytes(self) -> int:
-        """What the worker that keeps a slice takes now; 0 if none does."""
+        """Memory of the worker that keeps a slice; 0 if none does."""
         return rss_bytes_of(self.kept.worker.pid) if self.kept else 0
 
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:

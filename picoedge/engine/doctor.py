@@ -142,7 +142,7 @@ def check_disk(folder: Path) -> Check:
 
 
 def check_leftovers(shelf: Shelf) -> Check:
-    """What killed commands left is removed; downloads that can go on are told of."""
+    """Remove leftovers of killed commands; name downloads that can go on."""
     freed = shelf.sweep()
     begun = [item.name for item in shelf.items() if item.state == "begun"]
     text = f"removed {format_size(freed)} that ended commands left" if freed else "none"
@@ -191,7 +191,7 @@ def check_model(shelf: Shelf) -> Check:
 
 
 def check_power(sys: Path) -> Iterator[Check]:
-    """What a Raspberry Pi's firmware reports of its power and clock, where there is one."""
+    """Power and clock as a Raspberry Pi's firmware reports them, where there is one."""
     flags = firmware_flags(sys)
     if flags is None:
         return

@@ -137,7 +137,7 @@ def _warm_up(pack: Pack, kernels: Kernels, part: Slice) -> None:
 
 
 def load_of(pack: Pack, part: Slice, options: OpenOptions) -> Load:
-    """What will run: the shards of `part`, and the context to make room for."""
+    """The load: the shards of `part`, and the context to make room for."""
     return Load(
         pack.config,
         part,

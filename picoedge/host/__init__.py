@@ -1,1 +1,1 @@
-"""What this machine is and can do: memory, cores, disks, speeds, heat. No model, no network."""
+"""This machine: memory, cores, disks, speeds, heat. No model, no network."""

@@ -1,4 +1,4 @@
-"""What of this machine the process has: memory, cores, time, and what the kernel counts for it.
+"""The process's part of this machine: memory, cores, time, and the kernel's counters for it.
 
 Within the limits of its cgroups (v1 and v2, and their parents).
 """

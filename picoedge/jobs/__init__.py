@@ -1,1 +1,1 @@
-"""What every kind of job over several boards needs."""
+"""Parts common to every kind of job over several boards."""

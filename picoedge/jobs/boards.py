@@ -270,7 +270,7 @@ def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[di
 
 
 def _facts(client: Client) -> tuple[BoardFacts, frozenset[str], SliceKey | None]:
-    """What a board can do, the keys of the boards that it cannot reach, and its kept slice."""
+    """A board's facts, the keys of the boards that it cannot reach, and its kept slice."""
     deadline = time.monotonic() + MEASURING_S
     while True:
         try:

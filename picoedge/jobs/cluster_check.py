@@ -42,7 +42,7 @@ class CheckedBoard:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a connection to an address: `why` it failed, or ""."""
+    """The outcome of a connection to an address: `why` it failed, or ""."""
 
     address: Address
     why: str
@@ -79,7 +79,7 @@ def _checks_of(
     own: CheckedBoard,
     others: Sequence[CheckedBoard],
 ) -> list[Check]:
-    """What a board says of its ways to the others."""
+    """Checks of a board's ways to the others, as it reports them."""
     if not one.is_present:
         return []
     closed = probe(one.addresses)

@@ -1,4 +1,4 @@
-"""What a program of this board says to its daemon about memory, over a socket in their folder.
+"""Messages about memory from a program of this board to its daemon, over a socket of its folder.
 
     keep    may this slice be kept? With a file of memory: keep it, once the board is free
     take    the slice that was kept for the session that has the board now: its file of memory

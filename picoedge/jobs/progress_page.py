@@ -21,7 +21,7 @@ _WORK = struct.Struct("<Qddd")  # tokens; seconds of computing, of waiting for s
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker has done since it started."""
+    """Work done by a worker since it started."""
 
     tokens: int = 0
     compute_s: float = 0.0

@@ -1,4 +1,4 @@
-"""What a daemon tells a worker process it starts, and what it says of the slice that one keeps."""
+"""The configuration that a daemon gives a worker process, and the key of the slice it keeps."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def read_session(body: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class SliceKey:
-    """What a board has loaded for a group: a group with an equal one can go on with it."""
+    """Key of a slice loaded for a group: a group with an equal key can go on with the slice."""
 
     pack_id: str
     part: Slice

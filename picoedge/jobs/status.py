@@ -209,7 +209,7 @@ _REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
 
 
 def read_work(report: Mapping[str, Any]) -> Work | None:
-    """What a worker has done, from its daemon's report; None if the report does not say."""
+    """Work done by a worker, from its daemon's report; None if the report does not say."""
 
     def read() -> Work:
         work = Fields(report).object("work")

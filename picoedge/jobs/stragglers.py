@@ -180,7 +180,7 @@ class Looks:
         self._next: dict[str, tuple[float, float]] = {}  # when, and how long after the last one
 
     def is_due(self, key: str, now_s: float) -> bool:
-        """Whether to measure a board now; one that was never measured is due at once."""
+        """Whether to measure a board now; an unmeasured board is due at once."""
         return key not in self._next or self._next[key][0] <= now_s
 
     def looked(self, key: str, now_s: float) -> None:
@@ -202,10 +202,10 @@ class SharedWork(Protocol):
         """Seconds that this board has waited for its storage."""
 
     def sync_usage(self) -> SyncUsage:
-        """What sums have cost so far."""
+        """The cost of sums so far."""
 
     def work_since(self, time_s: float) -> Mapping[str, Work]:
-        """What each worker has done, by key, if it has reported since `time_s` (monotonic)."""
+        """Work done by each worker, by key, if it has reported since `time_s` (monotonic)."""
 
 
 class SpeedWatch:

@@ -119,7 +119,7 @@ def _candidates(
     options: ClusterOptions,
     predictions: Sequence[Candidate | None],
 ) -> list[Candidate]:
-    """What the options leave to choose from; nothing where the boards cannot hold the model."""
+    """Candidates that the options allow; none where the boards cannot hold the model."""
     if not options.split and not options.boards:
         return _near(predictions)
     asked = _split(planner, cluster, options) if options.split else None

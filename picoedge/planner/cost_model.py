@@ -233,7 +233,7 @@ class Candidate:
 
     @property
     def clock(self) -> str:
-        """What sets the pace: "disk", "network" or "compute"."""
+        """The bottleneck: "disk", "network" or "compute"."""
         if self.disk_s > self.compute_s + self.comm_s:
             return "disk"
         return "network" if self.comm_s > self.compute_s else "compute"

@@ -1,4 +1,4 @@
-"""What boards have of a model: shards on their disks, and slices that are loaded still. Pure.
+"""Parts of a model that boards have: shards on their disks, and slices loaded still. Pure.
 
 An assignment of shards already there is taken if it is at most 10 % slower: measured speeds differ
 by some per cent from one start to the next, and a large slice takes minutes to pull or to load.
@@ -155,7 +155,7 @@ def _ends(part: Slice) -> Ends:
 
 
 class OnBoards:
-    """What the boards have of the model, and room for, against the quickest plan.
+    """The boards' shards and room on disks, against the quickest plan.
 
     `order`: all boards, the hub first, then those that gain more; `boards`: exactly so many.
     """
@@ -223,7 +223,7 @@ class OnBoards:
         return best, self._planner.exact(best)
 
     def prefer(self, quickest: Pair) -> Pair:
-        """What to take instead of the quickest plan: loaded slices, else local shards, else it."""
+        """The plan to take: with loaded slices, else with local shards, else the quickest."""
         if (pair := self._loaded_one(quickest)) is not None:
             same = [s.part for s in pair[0].shares] == [s.part for s in quickest[0].shares]
             return quickest if same else pair

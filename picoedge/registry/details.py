@@ -1,4 +1,4 @@
-"""What `picoedge show` says of a model, packed or not: facts in plain values."""
+"""Facts of a model for `picoedge show`, packed or not, in plain values."""
 
 from __future__ import annotations
 

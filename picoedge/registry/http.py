@@ -179,7 +179,7 @@ def _open(url: str, how: FetchSettings, start: int = 0, *, to_hub: bool) -> HTTP
 
 
 def _refusal_hint(error: urllib.error.HTTPError, how: FetchSettings) -> str:
-    """What to do where a server refuses; the hub says by a header of its own why."""
+    """The remedy where a server refuses; the hub gives the reason in a header of its own."""
     why = error.headers.get("X-Error-Code", "")
     if error.code in (401, 403):
         if why == "GatedRepo":

@@ -1,4 +1,4 @@
-"""How a life is judged: refusals, strength, growth, and what is left behind."""
+"""Verdicts on a life: refusals, strength, growth, leftovers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_cut_reaches_as_far_as_the_network_does() -> None:
     [
         (CLEAR, True, REFUSED),
         (CLEAR, False, "failed"),
-        ("error: no", True, "failed"),  # what is to be done?
+        ("error: no", True, "failed"),  # without a remedy
     ],
 )
 def test_a_refusal_is_clear(error: str, is_complete: bool, outcome: str) -> None:

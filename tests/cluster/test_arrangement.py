@@ -1,4 +1,4 @@
-"""The context of a plan over boards, where nobody asked for one."""
+"""The default context of a plan over boards."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_what_is_no_request_harms_nobody(board: Board, message: bytes) -> None:
 
 
 def test_without_a_daemon_nothing_is_kept(tmp_path: Path) -> None:
-    assert not keep_slice(tmp_path, KEY, "tiny", lambda: pytest.fail("nobody asks"))
+    assert not keep_slice(tmp_path, KEY, "tiny", lambda: pytest.fail("unasked"))
     assert take_slice(tmp_path, KEY) is None
     assert not free_kept(tmp_path / "nowhere")
 

@@ -147,7 +147,7 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
         assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}
 
 
-# -- who has a board -----------------------------------------------------------------------------
+# -- users of a board ----------------------------------------------------------------------------
 
 OWN, OTHER, SESSION = "h" * 40, "b" * 40, "0123456789abcdef"
 TAKEN = {"does": "computing", "for": "desk"}

@@ -24,7 +24,7 @@ SAID_S = 5.0  # for the command to end, once it was killed
 
 @dataclass(frozen=True)
 class Single:
-    """One answer that somebody wants: where, how, and how long after an event began."""
+    """A single answer beside the chat: board, command, and seconds after an event began."""
 
     board: int
     question: str
@@ -44,7 +44,7 @@ class Wanting:
         self._dice = dice
 
     def next(self, may_queue: bool) -> Single | None:
-        """What is wanted beside the next event. Without `may_queue` nothing waits for the chat."""
+        """Single answers beside the next event. Without `may_queue` none waits for the chat."""
         dice = self._dice
         wanted, queues = dice.random() < 0.5, dice.random() < QUEUES
         question = dice.choice(SINGLE)
@@ -73,7 +73,7 @@ class Beside:
         self._thread.start()
 
     def _run(self) -> None:
-        """Type it, unless the board is off: then nobody can."""
+        """Type it, unless the board is off."""
         if not self._board.is_off:
             with self._busy():
                 self._communicate()

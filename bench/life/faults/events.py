@@ -44,7 +44,7 @@ class Event:
 
     @property
     def ends_hub(self) -> bool:
-        """Whether the chat's process ends by it: who waits for boards gets them when it is left."""
+        """Whether the chat's process ends by it: waiting commands then get the boards."""
         return (
             self.kind == "second"
             or (self.kind in ("kill", "hup") and self.victim == HUB)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Reach:
-    """Of so many boards, counted from 0: what is cut, and which of them are off."""
+    """Cut links and boards that are off, of so many boards counted from 0."""
 
     boards: int
     _cut: set[frozenset[int]] = field(default_factory=set)

@@ -42,7 +42,7 @@ class Holding:
 def among(cluster: Topology, boards: Collection[int], hub: int) -> Topology:
     """The same with these boards only, `hub` being one of them.
 
-    As a hub a board is as large as the one that was asked first: a tokenizer is in it.
+    As a hub a board is as large as the first hub: a tokenizer is in it.
     """
     kept = sorted(boards)
     fixed = max(board.fixed_bytes for board in cluster.boards)

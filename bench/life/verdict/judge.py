@@ -10,7 +10,7 @@ from typing import Any
 
 WHOLE, FAILED, CUT, REFUSED = "whole", "failed", "cut", "refused"
 MOST_REFUSED = 0.05  # of the questions: more refusals than that are failures
-_CLEAR = re.compile(r"error: .+ \(.+\)")  # what is wrong, and what to do about it
+_CLEAR = re.compile(r"error: .+ \(.+\)")  # the fault, and the remedy
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def judge(
 
 
 def answered_part(asked: Sequence[Asked]) -> float:
-    """Questions answered whole ÷ asked; one that a person cut is none.
+    """Questions answered whole ÷ asked; a question that a person cut is not counted.
 
     A clear refusal counts where no plan over the boards that the network let through held the
     model, up to MOST_REFUSED of the questions.

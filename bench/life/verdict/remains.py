@@ -53,7 +53,7 @@ def left_on(boards: Sequence[LifeBoard]) -> list[str]:
 
 
 def _sockets(each: LifeBoard) -> Iterator[str]:
-    """Of the board's own network, that somebody still has."""
+    """Of the board's own network, still held by a process."""
     names = ("tcp", "tcp6", "udp", "udp6", "unix")
     script = "; ".join(f"echo {name}; cat /proc/net/{name}" for name in names)
     done = each.board.run(["sh", "-c", script])

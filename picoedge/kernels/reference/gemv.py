@@ -33,7 +33,7 @@ Layout = tuple[int, ...]
 
 
 class BatchShape(NamedTuple):
-    """What tiles must have in common to be multiplied in one batch.
+    """Properties that tiles must share to be multiplied in one batch.
 
     `blocks` and `superblocks` of a row in one shard; `stacked` shards side by side, by columns: a
     row's blocks in all of them make one long row.

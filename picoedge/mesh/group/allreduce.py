@@ -27,7 +27,7 @@ from picoedge.mesh.group.channel import Channel, message_pieces
 from picoedge.mesh.group.codecs import BLOCK, QUIET, SUM_VALUE_BYTES, part_bytes
 from picoedge.mesh.transport.frames import Kind
 
-# What the messages of a second hop cost, in bytes that the link could carry meanwhile (measured).
+# Cost of a second hop's messages, in bytes that the link could carry meanwhile (measured).
 HOP_BYTES = 24 << 10
 
 
@@ -97,7 +97,7 @@ class _Sum:
         n, width = self._shape
         return self._channel.header(kind, codec.dtype, (n, width), piece.start, self._sequence)
 
-    # -- everybody adds ------------------------------------------------------------------------
+    # -- every rank adds -----------------------------------------------------------------------
 
     def send_to_receivers(self) -> None:
         """Send this rank's part to every other receiver."""

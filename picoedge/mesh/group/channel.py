@@ -72,13 +72,13 @@ class ArrayLimits:
         return message_pieces(slice(0, n), max(1, F32_PIECE_VALUES // self.width))
 
     def socket_bounds(self) -> curve.SocketBounds:
-        """What a link accepts: bytes of a message, and messages that came early."""
+        """Bounds of a link: bytes of a message, and messages that came early."""
         gathered = self.gathered[0] * -(-self.gathered[1] // F32_PIECE_VALUES)
         longest = max(self.most_pieces, len(self.row_pieces(self.rows)), gathered)
         return curve.SocketBounds(self.message_bytes, SUMS_IN_FLIGHT * longest + MESSAGES_BESIDE)
 
     def shape_bounds(self) -> ShapeBounds:
-        """What a header may describe."""
+        """Bounds of the shapes in headers."""
         elements = max(self.rows * self.width, self.gathered[0] * self.gathered[1])
         return ShapeBounds(max(self.rows, self.width, *self.gathered), elements)
 
@@ -91,7 +91,7 @@ def message_pieces(span: slice, step: int = PIECE_VALUES) -> list[slice]:
 
 @dataclass
 class SyncUsage:
-    """What sums have cost since the group began.
+    """The cost of sums since the group began.
 
     `wait_s`: seconds this rank waited for others. `late_s`, by rank: seconds from when this rank
     began to wait until that rank's message was here; the slowest rank has the most.
@@ -274,7 +274,7 @@ class Channel:
         return self._links.fault(rank, what)
 
     def usage(self) -> SyncUsage:
-        """What sums have cost so far; the object is the caller's."""
+        """The cost of sums so far; the object is the caller's."""
         links, late_s = self._links, dict(self._usage.late_s)
         sent, received = links.bytes_sent, links.bytes_received
         return replace(self._usage, bytes_sent=sent, bytes_received=received, late_s=late_s)

@@ -89,7 +89,7 @@ def choose_transport(
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """What this board's end of every link has in common."""
+    """This board's settings, common to its end of every link."""
 
     rank: int
     epoch: int
@@ -167,7 +167,7 @@ class PeerLink:
         return self._handshake is not None and self.state in (LinkState.EXPECTED, LinkState.GREETED)
 
     def items(self) -> Items:
-        """What to poll while the handshake is under way."""
+        """Sockets to poll while the handshake is under way."""
         both = (self.proven, self._stream)
         return [item for each in both if each is not None for item in each.items()]
 

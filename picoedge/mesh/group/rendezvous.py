@@ -113,7 +113,7 @@ class Rendezvous:
         return self._links[rank].state
 
     def transports(self) -> dict[int, Transport]:
-        """What carries the messages of each open link, by rank."""
+        """The transport of each open link, by rank."""
         return {rank: each.transport for rank, each in sorted(self._connections.items())}
 
     def unreachable(self) -> dict[int, str]:
@@ -181,7 +181,7 @@ class Rendezvous:
     # -- opening -------------------------------------------------------------------------------
 
     def _joining(self) -> tuple[list[tuple[Any, int]], float | None]:
-        """What to poll now, and when (time.monotonic) `_advance` is due at the latest."""
+        """Sockets to poll now, and when (time.monotonic) `_advance` is due at the latest."""
         files: list[Any] = self._tickets.files if self._tickets is not None else []
         if self._router is not None and self._authenticator is not None:
             files = [*files, self._router]

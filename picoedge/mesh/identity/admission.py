@@ -156,7 +156,7 @@ class Invites:
     def settle(self, now: Moment) -> None:
         """Forget invites that are over, and note that this boot has seen the others.
 
-        To be called by a daemon when it starts, and now and then: what is over must not be open
+        For a daemon to call at its start, and now and then: an expired invite must not be open
         again after a restart with another clock. Raises AccessError, StorageError.
         """
         if self._open(now) != self._read():

@@ -17,7 +17,7 @@ from picoedge.fields import Fields
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CLOCK_IS_SET = 1_735_689_600  # 2025: a clock that shows less was never set
-MOST_BOOTS = 4  # one that is always restarted in time ends, too
+MOST_BOOTS = 4  # an invite outlives no more restarts, however soon
 MAX_TIME = (1 << 53) - 1  # seconds
 _LONGEST_BEFORE_S = 86_400  # believed of an invite of an earlier version, which tells its end alone
 _FIELDS = ("issued", "expires", "boot", "since", "seen", "boots")

@@ -142,7 +142,7 @@ class Membership:
 
 
 def _change(before: Member | None, after: Member) -> Change | None:
-    """What a hello or a heartbeat changed."""
+    """The change made by a hello or a heartbeat."""
     if before is None:
         return Change.JOINED
     if after.incarnation != before.incarnation:

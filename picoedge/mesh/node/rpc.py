@@ -147,7 +147,7 @@ class Rpc:
     def push_newest(self, to: Sender, kind: str, body: Body) -> None:
         """Send a notification that the next one of its kind replaces: see `credit.py`.
 
-        It is sent once the client has read the last one; who does not read is not cut off for it.
+        It is sent once the client has read the last one; no client is cut off for not reading it.
         """
         dialect, now_s = self._dialects.get(to.route), self.loop.clock()
         if dialect is None:
@@ -333,8 +333,8 @@ class Rpc:
     ) -> bool:
         """Send the frames that `write` makes in the dialect of the connection to `to`.
 
-        One that does not read is ended, but for a message that `is_droppable`. A message that is
-        too long is not sent.
+        A connection that does not read is ended, but for a message that `is_droppable`. Too long a
+        message is not sent.
         """
         try:
             return self._write(to, write, is_droppable)
@@ -395,5 +395,5 @@ class Rpc:
         self.server.send(sender, control(ERROR, {**failure_body(error), "id": 0}), True)
 
     def _log_dropped(self, key: str, error: PicoedgeError) -> None:
-        about = f"dropped {self.name_of(key)}"  # a VersionError says who
+        about = f"dropped {self.name_of(key)}"  # a VersionError names the board
         self.log(str(error) if isinstance(error, VersionError) else f"{about}: {error}", about)

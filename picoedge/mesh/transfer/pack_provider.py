@@ -126,7 +126,7 @@ class PackShelf:
 
 
 def file_stamp(path: Path) -> FileStamp | None:
-    """What changes when a file does; None if there is no regular file."""
+    """Figures that change when a file does; None if there is no regular file."""
     try:
         status = path.lstat()
     except OSError:

@@ -30,7 +30,7 @@ PULL_STALL_S = 10.0  # a daemon that restarts is back by then
 
 @dataclass(frozen=True)
 class PullReport:
-    """What a pull did. `already`: wanted bytes that were here before. `wrong`: banned donors."""
+    """Result of a pull. `already`: wanted bytes that were here before. `wrong`: banned donors."""
 
     nbytes: int
     already: int

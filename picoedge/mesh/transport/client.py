@@ -144,7 +144,7 @@ class Client:
         self._send(self._dialect.write(kind, body), time.monotonic())
 
     def notifications(self) -> list[tuple[str, Body]]:
-        """What the daemon pushed since the last call, oldest first; does not wait.
+        """Messages that the daemon pushed since the last call, oldest first; does not wait.
 
         Raises BoardLostError if the connection ended, once all of them were returned.
         """

@@ -54,7 +54,7 @@ class Connection(Protocol):
         """The next message, valid until the one after it is taken; None: it is not here yet."""
 
     def items(self) -> Items:
-        """What to poll for the next message and, where one is sent in part, for room."""
+        """Sockets to poll for the next message and, where one is sent in part, for room."""
 
     def close(self) -> None:
         """End the connection; what was sent still goes out. Idempotent."""

@@ -55,7 +55,7 @@ _RECEIVED = struct.Struct("=52xI72xQ")
 
 @dataclass(frozen=True)
 class SocketBounds:
-    """What a socket buffers: bytes of one frame, and messages queued in each direction.
+    """Bounds of a socket's buffers: bytes of one frame, and messages queued in each direction.
 
     Where messages fill the queue of a program that does not read, libzmq reads no heartbeats
     either, and the connection ends: a sender must know how many may be on their way.

@@ -1,4 +1,4 @@
-"""What passes between boards, byte by byte: a header of fixed size, then one raw buffer or JSON.
+"""Frames between boards, byte by byte: a header of fixed size, then one raw buffer or JSON.
 
     magic b"PE", version u8, kind u8, epoch u32, sequence u32, dtype u8, dimensions u8,
     shape 3 x u32, extra u32                                              little-endian, 30 bytes
@@ -30,7 +30,7 @@ HUB = 0  # the rank of the board where the text was typed
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """Kinds of messages."""
 
     CONTROL = 1  # JSON
     SUM_PART = 3  # what one rank adds to a sum; extra: its first value

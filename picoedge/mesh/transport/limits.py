@@ -54,7 +54,7 @@ class Limits:
     # send is parsed by the one thread of the daemon.
     bytes_per_s: int = 2 << 20
     burst_bytes: int = 4 << 20
-    count_s: float = 0.05  # between two counts while messages come: what is queued until a cut
+    count_s: float = 0.05  # between two counts while messages come: so many are queued until a cut
     bulk_bytes_per_s: int = 16 << 20  # over a connection that has a relay
     # Since the last heartbeat of a client, which sends 4 a second; libzmq's own limit is a second.
     client_silence_s: float = 1.25

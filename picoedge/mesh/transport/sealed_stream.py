@@ -225,7 +225,7 @@ def _ended(error: OSError) -> ConnectionEnded:
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a client needs to connect. It holds keys, so it is never written to disk or logs."""
+    """Name and keys that a client needs to connect: never written to disk or logs."""
 
     port: int
     cipher: Cipher

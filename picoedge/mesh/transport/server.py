@@ -193,7 +193,7 @@ class Server:
         """Close connections of keys that send more than is believed, refuse these for a while, and
         return their senders; to be called often while messages come.
 
-        Bytes are counted as they arrive: nothing else bounds what is queued.
+        Bytes are counted as they arrive: nothing else bounds the queue.
         """
         limits = self._limits
         counted: dict[tuple[str, bool], tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""What a key may do: some malformed messages, and so many bytes.
+"""Rations of a key: some malformed messages, and so many bytes.
 
 Strikes are counted for a while: a bug of one night is not held for ever. A ration is a burst that
 grows again with time.

@@ -28,7 +28,7 @@ _TEXT_OF = {
     "llava": "llama", "llava_next": "llama", "llava_next_video": "llama", "vipllava": "llama",
     "llava_onevision": "qwen2", "internvl": "qwen2", "qwen2_audio": "qwen2", "voxtral": "llama",
 }  # fmt: skip
-# What `transformers` takes where a field is missing: its configuration classes.
+# Defaults of missing fields, from the configuration classes of `transformers`.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,

@@ -191,7 +191,7 @@ def _indexed_files(path: Path) -> list[Path]:
 
 
 def _prefix(names: Mapping[str, SourceTensor], path: Path) -> str:
-    """What stands before the decoder's names: "model.", "language_model.model.", nothing …"""
+    """The prefix of the decoder's names: "model.", "language_model.model.", nothing …"""
     found = [name.removesuffix(_EMBED) for name in names if name.endswith(_EMBED)]
     whole = [prefix for prefix in found if f"{prefix}norm.weight" in names]
     if not found:

@@ -1,7 +1,7 @@
 """Resident weights in memory of no process: a file without a name, which can be handed on.
 
-It begins with a page that says which units follow. A unit is either here or in a process: what is
-written is freed there at once, and what is read is cut off here, from the end.
+It begins with a page that says which units follow. A unit is either here or in a process: a
+written one is freed there at once, and a read one is cut off here, from the end.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SetAside:
         return os.fstat(self.fd).st_blocks * 512 if self.fd >= 0 else 0
 
     def take(self, wanted: Iterable[Unit]) -> dict[Unit, U8]:
-        """Those of these units that are here, moved into memory of this process, in one block.
+        """Move the wanted units, as far as they are here, into this process's memory, in one block.
 
         Nothing is left here. What the file says of itself is not trusted: a unit is taken if it is
         the very same one, and wholly there. Raises MemoryBudgetError.

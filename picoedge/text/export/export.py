@@ -151,7 +151,7 @@ def _ends_by_template(
 
 
 def _notes(cut: list[str]) -> list[str]:
-    """What the template writes that is not what it looks like."""
+    """Notes on names in the template that look like tokens and are none."""
     if not cut:
         return []
     what = ", ".join(cut[:8])

@@ -27,7 +27,7 @@ _TALK = [
 
 @dataclass(frozen=True)
 class WrittenNames:
-    """What looks like a token's name: `turns` in a rendered conversation, `others` elsewhere.
+    """Words that look like tokens' names: `turns` in a rendered conversation, `others` elsewhere.
 
     `after_answer`: those that follow an answer, in order.
     """

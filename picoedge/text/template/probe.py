@@ -1,4 +1,4 @@
-"""What a chat template does with a conversation, found by rendering marked messages.
+"""Behaviour of a chat template, found by rendering marked messages.
 
 A template may want contents as texts or as lists of parts, may refuse a system message, drop it, or
 print the last message alone. Jinja prints nothing for what it cannot find, so a wrong guess loses

@@ -95,7 +95,7 @@ class ChatTemplate:
             return self._render(values)
 
     def probe(self) -> TemplateFacts:
-        """What the template does with a conversation; found at the first call, within the bounds
+        """The template's behaviour with a conversation; found at the first call, within the bounds
         of one rendering. Raises TextError where it drops the question, or refuses it.
         """
         with self._lock, _template_errors():

@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 class _PackTokenizer(Tokenizer):
-    """What both kinds have in common. `special`: control tokens by text."""
+    """Parts common to both kinds. `special`: control tokens by text."""
 
     def __init__(
         self, settings: TextSettings, special: dict[str, int], size: int, drops_first_space: bool

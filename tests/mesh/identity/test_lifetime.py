@@ -28,7 +28,7 @@ def restarted(unix_s: float, boot_s: float = 30.0, boot: str = "another") -> Mom
 def test_a_clock_that_steps_changes_nothing_within_a_boot(home: Path, step_s: float) -> None:
     public, invites = parse_invite(issue(home, 600)).keys.public, Invites(home)
     assert invites.is_open(public, NOW)
-    for each in (invites, Invites(home)):  # the daemon, and one that starts now
+    for each in (invites, Invites(home)):  # the daemon, and a new one
         assert each.is_open(public, stepped(NOW.after(599), step_s))
         assert not each.is_open(public, stepped(NOW.after(600), step_s))
     assert invites.open_until(stepped(NOW.after(100), step_s)) == [UNIX + 600 + step_s]

@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 900.0
 
 # OpenBLAS must choose by itself; our own settings come as flags.
-_UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_UNSET = (
+    "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS",
+    "PYTHONDONTWRITEBYTECODE",  # an installed package is compiled
+)  # fmt: skip
 
 
 class BenchError(Exception):

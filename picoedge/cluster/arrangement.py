@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,8 @@ class Arrangement:
     def close(self) -> None:
         """Free the memory, and all boards. Idempotent."""
         if self.group is not None:
-            self.group.leave_slice()
-            self.group.close()
+            with closing(self.group):  # also where Ctrl-C interrupts what is left to the daemon
+                self.group.leave_slice()
         else:
             self.slice.close()
 

@@ -93,6 +93,7 @@ def test_a_hub_that_is_killed_leaves_its_slices_loaded(cluster: ClusterOf) -> No
     pid = cluster[2].worker().pid
     running.kill()
     assert kept_on(cluster[2]) == pid
+    until(lambda: uses(cluster[1]) == [], "the killed hub's memory is free")
     assert answered(cluster[1])["tokens"] == calm["tokens"]
     assert kept_on(cluster[2]) == pid
 

@@ -19,7 +19,7 @@ from picoedge.store.shards import Unit
 from picoedge.store.window.plan import page_bytes
 
 _HEAD_BYTES = 1 << 22  # of the list of units: that of a model of 405 billion parameters has 60 KB
-_CHUNK = 32 << 20  # bytes that are in both places for a moment
+_CHUNK = 2 << 20  # a huge page: bytes that are in both places for a moment
 
 
 def set_aside(resident: Mapping[Unit, U8]) -> int:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
-GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 512 << 10
+GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 128 << 10
 PROBE = "picoedge.daemon.board_probe"
 
 

@@ -34,7 +34,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Parameters of mallopt (malloc.h): blocks from M_MMAP_THRESHOLD on are mappings of their own, a
 # heap whose end is free for M_TRIM_THRESHOLD shrinks, and all threads share M_ARENA_MAX heaps.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_MALLOC = {_M_MMAP_THRESHOLD: 64 << 10, _M_TRIM_THRESHOLD: 128 << 10, _M_ARENA_MAX: 1}
+_MALLOC = {_M_MMAP_THRESHOLD: 32 << 10, _M_TRIM_THRESHOLD: 128 << 10, _M_ARENA_MAX: 1}
 
 
 def available_bytes(

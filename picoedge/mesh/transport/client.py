@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import os
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,8 @@ from picoedge.mesh.transport.curve import (
     configure_client,
     events,
     receive_frames,
+    received,
+    shut_down,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
@@ -43,15 +48,71 @@ if TYPE_CHECKING:
 
 OnPush = Callable[[str, Body], None]
 
-_RECONNECT_MS = 100
+_LOOK_S, _BESIDE_BYTES = 0.25, 256
+_RETRY_S = 0.1  # until a daemon that does not listen yet is tried again
+_NEVER = -1  # libzmq does not connect again by itself: who floods would only begin anew
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = (
     zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | _FAILED
 )
+
+
+class _InboxGuard:
+    """Ends a connection over which more has come than its program reads, from a thread.
+
+    libzmq's own bound would let the other side abort this process: see `SocketBounds`. A hub that
+    waits for its user reads nothing for hours.
+    """
+
+    def __init__(self, queued_bytes: int) -> None:
+        self._file = self._inode = -1  # of the connection; its descriptor may be reused
+        self.taken_bytes = 0
+        self.was_emptied = False  # all that had come was read
+        self._queued_bytes = queued_bytes
+        self._base = self._looks = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+
+    def start(self, file: int) -> None:
+        """Guard the connection with this descriptor."""
+        self._file, self._inode = file, _inode(file)
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def look(self) -> None:
+        """Count, and shut the connection down if too much is queued; to be called now and then."""
+        if _inode(self._file) != self._inode:
+            return
+        nbytes, _ = received(self._file)
+        self._looks += 1
+        if self.was_emptied:
+            self._base, self.taken_bytes, self._looks, self.was_emptied = nbytes, 0, 0, False
+        # What is no message, answers to heartbeats, is below so much.
+        beside = self._looks * _BESIDE_BYTES
+        if nbytes - self._base - self.taken_bytes > self._queued_bytes + beside:
+            shut_down(self._file)
+
+    def _run(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            self.look()
+
+    def close(self) -> None:
+        """To be called before the connection's socket is closed. Idempotent."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+
+def _inode(file: int) -> int:
+    try:
+        return os.fstat(file).st_ino
+    except OSError:
+        return 0
 
 
 class Client:
@@ -78,9 +139,9 @@ class Client:
         self._limits = limits
         self._dialect = Dialect(translation, f"board {name}", acknowledges=True)
         self.socket: Socket = context.socket(zmq.DEALER)
-        bounds = SocketBounds(limits.frame_bytes, limits.client_messages)
+        bounds = SocketBounds(limits.frame_bytes, limits.client_messages, bounds_received=False)
         configure_client(self.socket, keys, server_key, bounds)
-        self.socket.reconnect_ivl = _RECONNECT_MS
+        self.socket.reconnect_ivl = _NEVER
         self.socket.immediate = True
         self.monitor: Any = self.socket.get_monitor_socket(_WATCHED)
         self._numbers = itertools.count(1)
@@ -89,6 +150,8 @@ class Client:
         self._seen = "nothing listens there"
         self._was_up = False
         self._lost: MeshError | None = None
+        self._guard = _InboxGuard(limits.client_bytes)
+        self._retry_s = math.inf
         self.socket.connect(address.endpoint)
 
     @property
@@ -150,7 +213,7 @@ class Client:
         """
         self._read_monitor()
         while len(self._notifications) < self._limits.notifications:
-            if (frames := receive_frames(self.socket)) is None:
+            if (frames := self._take()) is None:
                 break
             self._answer(frames, 0, "")
         notifications, self._notifications = self._notifications, []
@@ -160,6 +223,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
+        self._guard.close()
         close_monitored(self.socket, self.monitor)
 
     def _send(self, frames: list[bytes], deadline_s: float) -> None:
@@ -171,9 +235,18 @@ class Client:
             self._wait(zmq.POLLOUT, deadline_s)
 
     def _receive(self, deadline_s: float) -> list[bytes]:
-        while (frames := receive_frames(self.socket)) is None:
+        while (frames := self._take()) is None:
             self._check()
             self._wait(zmq.POLLIN, deadline_s)
+        return frames
+
+    def _take(self) -> list[bytes] | None:
+        """The next message, if it is there."""
+        frames = receive_frames(self.socket)
+        if frames is None:
+            self._guard.was_emptied = True
+        else:
+            self._guard.taken_bytes += sum(map(len, frames))
         return frames
 
     def _check(self) -> None:
@@ -215,17 +288,24 @@ class Client:
                 self._unacknowledged.discard(kind)
 
     def _wait(self, flags: int, deadline_s: float) -> None:
-        wait_s = deadline_s - time.monotonic()
-        if wait_s <= 0:
+        now_s = time.monotonic()
+        if deadline_s <= now_s:
             raise self._board_lost(self._seen)
+        if self._retry_s <= now_s:
+            self._retry_s = math.inf
+            self.socket.connect(self.address.endpoint)
         poller = zmq.Poller()
         poller.register(self.socket, flags)
         poller.register(self.monitor, zmq.POLLIN)
-        poller.poll(max(1, int(wait_s * 1000)))
+        poller.poll(max(1, int((min(deadline_s, self._retry_s) - now_s) * 1000)))
 
     def _read_monitor(self) -> None:
-        for event, _ in events(self.monitor):
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for event, value in events(self.monitor):
+            if event in (zmq.EVENT_CLOSED, zmq.EVENT_DISCONNECTED) and not self._was_up:
+                self._retry_s = time.monotonic() + _RETRY_S
+            if event == zmq.EVENT_CONNECTED:
+                self._guard.start(value)
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._was_up = True
                 self._seen = "it took the question and is silent"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

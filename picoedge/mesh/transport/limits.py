@@ -32,9 +32,9 @@ class Limits:
     outgoing_connections: int = 256  # attempts included: keys times addresses while searching
 
     frame_bytes: int = CONTROL_BYTES
-    # Values of one message to a daemon, each of which takes 60 bytes and more while it is read: the
-    # address book of 1024 boards has 10,000.
-    values: int = 1 << 14
+    # Values of one message to a daemon, each of which takes 60 bytes and more while it is read: a
+    # roster of 1024 entries, the largest message, has 6,200.
+    values: int = 1 << 13
     # To one connection: a peer whose queue is full is cut off. What a daemon sends is paced (4
     # heartbeats a second to daemons, 8 relayed chunks, a reply a request; reports wait until the
     # last one was read, see `credit.py`) and the system's buffers come first, so a peer is cut off
@@ -45,9 +45,11 @@ class Limits:
     requests_per_turn: int = 32
     turn_s: float = 0.02
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
-    # In the queue of a client that computes, or waits for its user: a report, and what a job brings
-    # about. A full one ends its connection (see SocketBounds).
+    # From a client that waits for its daemon.
     client_messages: int = 1024
+    # In the queue of a client that computes, or waits for its user: a report, and what a job brings
+    # about. A relay's window of chunks is the most. What is more ends the connection.
+    client_bytes: int = 16 << 20
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them
     # Of one key: honest boards send KB; the largest cluster's address book has 400 KB. What boards

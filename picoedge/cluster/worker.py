@@ -178,6 +178,7 @@ def run_worker(
         plan = kept.model.memory_plan.to_json() if kept.model.memory_plan else None
         send_note(links, HUB, {"ready": True, "batch": kept.model.batch, "plan": plan})
         _follow(kept.model, forward_pass, page)
+        links.leave()
 
 
 def _close_all(relays: Mapping[int, Relay]) -> None:

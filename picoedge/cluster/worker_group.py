@@ -395,6 +395,7 @@ class WorkerGroup:
         """Say goodbye to the workers, and free all boards. Idempotent."""
         with self._stack:  # also where Ctrl-C interrupts a goodbye
             self._links.bye()
+            self._links.leave(0.0)
 
 
 def _lost(handle: BoardHandle, why: str, hint: str = "") -> BoardLostError:

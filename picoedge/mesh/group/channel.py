@@ -23,7 +23,7 @@ import numpy as np
 from picoedge.errors import BoardLostError, ProtocolError
 from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.codecs import Codec, Codecs
-from picoedge.mesh.group.links import SEND_STALL_S, Links
+from picoedge.mesh.group.links import LEAVE_S, SEND_STALL_S, Links
 from picoedge.mesh.group.peer_link import BoardFaultError
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import (
@@ -283,4 +283,5 @@ class Channel:
         """Close the links; the hub says goodbye first. Idempotent."""
         if self.rank == HUB:
             self._links.bye()
+        self._links.leave(0.0 if self.rank == HUB else LEAVE_S)
         self._links.close()

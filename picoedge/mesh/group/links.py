@@ -38,6 +38,7 @@ SEND_STALL_S = 30.0
 # Sockets are polled that often while messages never stop coming: a lost board is then noticed in a
 # tenth of the second that heartbeats take.
 LOOK_S = 0.1
+LEAVE_S = 0.5  # for the others to leave, too, when a group's work is over: they know it by then
 
 
 class Links(Rendezvous):
@@ -200,6 +201,19 @@ class Links(Rendezvous):
                 connection.send(goodbye)
                 self.bytes_sent += len(goodbye)
 
+    def leave(self, within_s: float = LEAVE_S) -> None:
+        """Send nothing more, and take what comes until the others have left or the time is over.
+
+        Another board may still send what this one does not need, and need what this one has sent.
+        """
+        deadline = time.monotonic() + within_s
+        leaving = [each for each in self._connections.values() if each.finish()]
+        while leaving := [each for each in leaving if not _taken_to_end(each, deadline)]:
+            wait_s = deadline - time.monotonic()
+            if wait_s <= 0:
+                return
+            zmq.zmq_poll([item for each in leaving for item in each.items()], int(wait_s * 1000))
+
     # -- receiving -----------------------------------------------------------------------------
 
     def receive(self, ranks: Collection[int], timeout_s: float | None = SEND_STALL_S) -> Received:
@@ -268,3 +282,13 @@ class Links(Rendezvous):
 
 def _closed() -> MeshError:
     return MeshError("the session's links are closed")
+
+
+def _taken_to_end(connection: Connection, deadline: float) -> bool:
+    """Drop what has come over a connection; whether it has ended."""
+    try:
+        while connection.take() is not None and time.monotonic() < deadline:
+            pass
+    except (ConnectionEnded, ProtocolError):
+        return True
+    return False

@@ -56,6 +56,9 @@ class Connection(Protocol):
     def items(self) -> Items:
         """Sockets to poll for the next message and, where one is sent in part, for room."""
 
+    def finish(self) -> bool:
+        """Send nothing more; whether the other end's bytes are to be taken before `close`."""
+
     def close(self) -> None:
         """End the connection; what was sent still goes out. Idempotent."""
 
@@ -120,6 +123,10 @@ class DealerConnection:
     def items(self) -> Items:
         """Room comes with a credit."""
         return [(self._socket, zmq.POLLIN)]
+
+    def finish(self) -> bool:
+        """libzmq sends on after the close, whatever was not read."""
+        return False
 
     def close(self) -> None:
         self._socket.close()

@@ -213,9 +213,16 @@ class SealedStream:
         self._end += got
         return True
 
-    def close(self) -> None:
+    def finish(self) -> bool:
+        """The system resets a connection that is closed with bytes unread: what is still on its way
+        to the other end is lost, and its next send fails."""
+        self._unsent = memoryview(b"")
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
+        return True
+
+    def close(self) -> None:
+        self.finish()
         self._socket.close()
 
 

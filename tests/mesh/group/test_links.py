@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -295,3 +297,61 @@ def test_a_board_that_computes_for_seconds_is_not_lost_and_its_sender_waits(
             return sum(len(team.links[1].receive((HUB,), 5)[2]) == nbytes for _ in range(count))
 
         assert team.each(outcome) == [count, count]
+
+
+# -- the end of a group's work -------------------------------------------------------------------
+
+
+def test_a_board_that_leaves_takes_nothing_from_those_that_work_on(
+    transport: TransportChoice,
+) -> None:
+    """Rank 1 has bytes of rank 2 unread, and rank 2 of rank 1; both still send."""
+    with boards(3, "exchange", ROWS, transport=transport) as team:
+        opened(team)
+        _, one, two = team.links
+        for number in range(3):
+            one.send(2, note(b"needed %d" % number))
+            two.send(1, note(b"not needed"))
+        has_left, connection = threading.Event(), one._connections[2]
+        finish = connection.finish
+
+        def finished() -> bool:
+            awaited = finish()
+            has_left.set()
+            return awaited
+
+        with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(connection, "finish", finished)
+            leaving = pool.submit(lambda: (one.leave(10.0), one.close()))
+            has_left.wait(5.0)
+            wait([leaving], 5.0 if transport == "zeromq" else 0.2)  # it must not close yet
+            for _ in range(20 if transport == "stream" else 0):
+                two.send(1, note(b"not needed"))
+            texts = [bytes(two.receive((1,), 5.0)[2]) for _ in range(3)]
+            two.leave()
+            team.links[HUB].close()
+            leaving.result(5.0)
+        assert texts == [b"needed 0", b"needed 1", b"needed 2"]
+
+
+@pytest.mark.parametrize("floods", [False, True])
+def test_to_leave_takes_no_longer_than_it_may(floods: bool) -> None:
+    with boards(2, "star", ROWS) as team:
+        opened(team)
+        hub, worker = team.links
+        over = threading.Event()
+
+        def pour() -> None:
+            with suppress(BoardLostError):
+                while floods and not over.is_set():
+                    hub.send(1, note(bytes(200)))
+
+        with ThreadPoolExecutor(1) as pool:
+            flooding = pool.submit(pour)
+            began = time.monotonic()
+            worker.leave(0.1)
+            took_s = time.monotonic() - began
+            over.set()
+            worker.close()
+            flooding.result(5.0)
+        assert took_s < 2.0

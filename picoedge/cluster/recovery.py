@@ -5,8 +5,8 @@
     recovery.on(OwnDaemonGone(), now_s)          -> wait a moment, then look again
     recovery.on(Asked(), now_s)                  the next question begins with all its attempts
 
-No board is held against its past. A loss counts half after FADE_S. A board that is lost again
-meanwhile rests, each time for twice as long, up to LONGEST_REST_S. Losses of all boards at once,
+No board is held against its past. A failure counts half after FADE_S. A board that is lost again
+meanwhile rests, each time for twice as long, up to LONGEST_REST_S. Failures of all boards at once,
 and those after a pause of the hub itself (a closed laptop, a stopped process), count against none.
 """
 
@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-FADE_S = 120.0  # after which a loss counts half
-TOLERATED = 1.5  # losses, faded, up to which a board is tried again at once: one is an accident
+FADE_S = 120.0  # after which a failure counts half
+TOLERATED = 1.5  # failures, faded, up to which a board is tried again at once: one is an accident
 REST_S, LONGEST_REST_S = 5.0, 30.0  # of a board that is left out, the first time and at most
-SHARED_S = 5.0  # losses of all boards within it have one cause: this board, or its network
+SHARED_S = 5.0  # failures of all boards within it have one cause: this board, or its network
 PAUSE_GRACE_S = 20.0  # after a pause of the hub: Wi-Fi needs seconds to be back
 SETTLE_S = 3.0  # for a daemon that has just started to hear of the others
-PATIENCE_S = 30.0  # to wait for a board, or this one's daemon: most start again within it
+RETURN_S = 30.0  # to wait for a board, or this one's daemon: most start again within it
 SILENCE_S = 180.0  # for a daemon of this board that is there, but stands still
 LOOK_S = 0.5  # between two looks for them
-MOST_IN_A_ROW = 12  # losses without one finished pass: then the network itself must be at fault
+MOST_IN_A_ROW = 12  # failures without one finished pass: then the network itself must be at fault
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,21 @@ Event = (
 class Decision:
     """Go on after `wait_s` seconds; or, with `gives_up`, tell the user that this question failed.
 
-    `awaited`: boards that are waited for, by key, for `patience_s` in all; the hub's own for its
+    `awaited`: boards that are waited for, by key, for `limit_s` in all; the hub's own for its
     daemon.
     """
 
     wait_s: float = 0.0
     awaited: frozenset[str] = frozenset()
     gives_up: bool = False
-    patience_s: float = PATIENCE_S
+    limit_s: float = RETURN_S
 
 
 GO, GIVE_UP = Decision(), Decision(gives_up=True)
 
 
 @dataclass
-class _Losses:
+class _Failures:
     """Of one board: how many, faded until `counted_s`, and until when it rests."""
 
     count: float = 0.0
@@ -131,11 +131,11 @@ class Recovery:
     """The state of one session on the board whose key is `own`. `on` takes events."""
 
     own: str
-    _losses: dict[str, _Losses] = field(default_factory=dict)
+    _failures: dict[str, _Failures] = field(default_factory=dict)
     _recent: dict[str, float] = field(default_factory=dict)  # when each board was lost last
     _members: frozenset[str] = frozenset()  # of the last group; none before the first
     _present: frozenset[str] = frozenset()
-    _in_a_row: int = 0  # losses since the last pass or question
+    _in_a_row: int = 0  # failures since the last pass or question
     _waits_since_s: float | None = None
     _settles_until_s: float = float("-inf")
     _paused_s: float = float("-inf")
@@ -149,7 +149,7 @@ class Recovery:
                 self._members = self._present = members
             case HubPaused():
                 self._paused_s, self._settles_until_s = now_s, now_s + SETTLE_S
-                self._losses.clear()
+                self._failures.clear()
             case Found(present):
                 return self._found(present, now_s)
             case BoardLost(key):
@@ -157,7 +157,7 @@ class Recovery:
             case BoardRefused(key):
                 return self._lost(key, 2.0, now_s)
             case OwnDaemonGone():
-                return self._wait_for_own_daemon(now_s, PATIENCE_S)
+                return self._wait_for_own_daemon(now_s, RETURN_S)
             case OwnDaemonSilent():
                 return self._wait_for_own_daemon(now_s, SILENCE_S)
             case TooSmall():
@@ -166,8 +166,8 @@ class Recovery:
 
     def left_out(self, now_s: float) -> frozenset[str]:
         """Boards that rest at present, by key."""
-        losses = self._losses.items()
-        return frozenset(key for key, board in losses if board.rests_until_s > now_s)
+        failures = self._failures.items()
+        return frozenset(key for key, board in failures if board.rests_until_s > now_s)
 
     @property
     def _absent(self) -> frozenset[str]:
@@ -186,7 +186,7 @@ class Recovery:
     def _lost(self, key: str, weight: float, now_s: float) -> Decision:
         self._in_a_row += 1
         if key != self.own and now_s >= self._paused_s + PAUSE_GRACE_S:
-            self._losses.setdefault(key, _Losses()).add(weight, now_s)
+            self._failures.setdefault(key, _Failures()).add(weight, now_s)
         self._recent[key] = now_s
         others = self._members - {self.own}
         if len(others) > 1 and others <= self._recent.keys():
@@ -198,25 +198,25 @@ class Recovery:
         times = [at for key, at in self._recent.items() if key in others]
         if times and now_s - min(times) <= SHARED_S:
             for key in others:
-                self._losses.pop(key, None)
+                self._failures.pop(key, None)
 
     def _too_small(self, now_s: float) -> Decision:
         if self.left_out(now_s) and self._in_a_row <= MOST_IN_A_ROW:
-            for board in self._losses.values():  # they are needed: no time for a rest
+            for board in self._failures.values():  # they are needed: no time for a rest
                 board.rests_until_s = float("-inf")
             self._in_a_row += 1
             return GO
-        return self._wait(self._absent, now_s, PATIENCE_S) if self._absent else GIVE_UP
+        return self._wait(self._absent, now_s, RETURN_S) if self._absent else GIVE_UP
 
-    def _wait_for_own_daemon(self, now_s: float, patience_s: float) -> Decision:
+    def _wait_for_own_daemon(self, now_s: float, limit_s: float) -> Decision:
         self._settles_until_s = now_s + LOOK_S + SETTLE_S
-        return self._wait(frozenset((self.own,)), now_s, patience_s)
+        return self._wait(frozenset((self.own,)), now_s, limit_s)
 
-    def _wait(self, awaited: frozenset[str], now_s: float, patience_s: float) -> Decision:
+    def _wait(self, awaited: frozenset[str], now_s: float, limit_s: float) -> Decision:
         if not self._members:  # a session that never ran: waiting mends nothing
             return GIVE_UP
         if self._waits_since_s is None:
             self._waits_since_s = now_s
-        if now_s - self._waits_since_s >= patience_s:
+        if now_s - self._waits_since_s >= limit_s:
             return GIVE_UP
-        return Decision(LOOK_S, awaited, patience_s=patience_s)
+        return Decision(LOOK_S, awaited, limit_s=limit_s)

@@ -195,7 +195,7 @@ class ClusterModel:
             what = f"{names}: the boards that are there cannot hold the model"
             if self._own in awaited:
                 what = "this board's daemon (picoedge run)"
-            self._tell(f"waiting up to {decision.patience_s:.0f} s for {what}")
+            self._tell(f"waiting up to {decision.limit_s:.0f} s for {what}")
         self._awaited = awaited or self._awaited
         time.sleep(decision.wait_s)
 

@@ -29,7 +29,7 @@ IMPATIENT = [
     sys.executable,
     "-c",
     "import sys; from picoedge.cluster import recovery; from picoedge.cli.main import main; "
-    "recovery.PATIENCE_S = 1.0; sys.exit(main())",
+    "recovery.RETURN_S = 1.0; sys.exit(main())",
 ]
 
 

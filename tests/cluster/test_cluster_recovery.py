@@ -180,7 +180,7 @@ def test_the_hubs_own_daemon_is_waited_for(
 def test_a_daemon_that_stays_away_is_a_clear_error_of_this_question(
     cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("picoedge.cluster.recovery.PATIENCE_S", 1.0)
+    monkeypatch.setattr("picoedge.cluster.recovery.RETURN_S", 1.0)
     model.forward(PROMPT, 0)
     cluster[1].stop()
     with pytest.raises(MeshError, match="its daemon does not run"):

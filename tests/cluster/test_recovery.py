@@ -11,7 +11,7 @@ from picoedge.cluster.recovery import (
     GO,
     LONGEST_REST_S,
     MOST_IN_A_ROW,
-    PATIENCE_S,
+    RETURN_S,
     SETTLE_S,
     SILENCE_S,
     Asked,
@@ -173,15 +173,15 @@ def test_the_own_daemon_is_waited_for_and_then_given_up() -> None:
     first = recovery.on(OwnDaemonGone(), 1.0)
     assert first.wait_s > 0
     assert first.awaited == {HUB}
-    assert not recovery.on(OwnDaemonGone(), PATIENCE_S).gives_up
-    assert recovery.on(OwnDaemonGone(), 1.0 + PATIENCE_S) == GIVE_UP
+    assert not recovery.on(OwnDaemonGone(), RETURN_S).gives_up
+    assert recovery.on(OwnDaemonGone(), 1.0 + RETURN_S) == GIVE_UP
 
 
 def test_a_daemon_of_this_board_that_stands_still_is_waited_for_longer() -> None:
     recovery = running()
     first = recovery.on(OwnDaemonSilent(), 1.0)
-    assert (first.awaited, first.patience_s) == ({HUB}, SILENCE_S)
-    assert not recovery.on(OwnDaemonSilent(), 1.0 + 2 * PATIENCE_S).gives_up
+    assert (first.awaited, first.limit_s) == ({HUB}, SILENCE_S)
+    assert not recovery.on(OwnDaemonSilent(), 1.0 + 2 * RETURN_S).gives_up
     assert recovery.on(OwnDaemonSilent(), 1.0 + SILENCE_S) == GIVE_UP
 
 

@@ -28,6 +28,7 @@ START_S = 120.0  # until the first input: samples are made, and others may keep 
 EACH = 32  # inputs between two looks at the memory
 MOST_BYTES = 6 << 30  # of address space: an allocation beyond it fails at once
 NONE_YET = (1 << 64) - 1
+OWN_FAULT = 90  # the exit code
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,13 @@ class Child:
         faults = [self._fault(**json.loads(line)) for line in lines if line.endswith("}")]
         if status == 0 or is_stopped:
             return faults, None
-        if number == NONE_YET or os.waitstatus_to_exitcode(status) == 1:
+        if number == NONE_YET:
             raise RuntimeError(f"the fuzzer of {self.part.target.name} failed: {log[-2000:]}")
-        faults.append(self._fault(_ending(status), number))
+        if os.waitstatus_to_exitcode(status) == OWN_FAULT:  # no input can be made of that number
+            what = f"the fuzzer itself failed: {log.strip()[-200:]}"
+            faults.append(Fault(self.part.target.name, what, log.encode(), number))
+        else:
+            faults.append(self._fault(_ending(status), number))
         return faults, self.part.after(number)
 
     def _fault(self, what: str, number: int) -> Fault:
@@ -132,8 +137,9 @@ def _memory_folder() -> str | None:
 
 def _be_child(part: Part, page: mmap.mmap, folder: Path, found: Path, log: Path) -> None:
     """Never returns: what the parent left open is not the child's to close."""
-    code = 1
+    code = OWN_FAULT
     try:
+        os.environ["RUST_BACKTRACE"] = "0"  # to write one takes 50 MB
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         file = os.open(log, os.O_CREAT | os.O_WRONLY, 0o600)

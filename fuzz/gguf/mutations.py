@@ -69,7 +69,7 @@ def _mutate_keys(rng: Random, keys: list[tuple[str, Value]]) -> tuple[tuple[str,
         keys.append(keys[at])
     elif what == 3:
         keys[at] = key, replace(value, kind=rng.choice((*range(14), 255)))
-    elif what == 4 and value.kind == ARRAY:
+    elif what == 4 and isinstance(value.value, list):
         count = rng.choice((0, 1, len(value.value) + 1, 1 << 20, 1 << 40, (1 << 64) - 1))
         keys[at] = key, replace(value, count=count)
     elif what == 5 and value.kind == ARRAY:

@@ -8,9 +8,21 @@ from fuzz.targets.frames import FRAMES
 from fuzz.targets.hub import HUB
 from fuzz.targets.identity import IDENTITY
 from fuzz.targets.kept import KEPT
+from fuzz.targets.local import LOCAL
 from fuzz.targets.mesh import MESSAGES_OF_BOARDS
 from fuzz.targets.text import TEXT
 from fuzz.targets.tokenizers import TOKENIZERS
 
-_ALL = (*FILES, *TOKENIZERS, *TEXT, *HUB, *MESSAGES_OF_BOARDS, *ANSWERS, *FRAMES, *IDENTITY, *KEPT)
+_ALL = (
+    *FILES,
+    *TOKENIZERS,
+    *TEXT,
+    *HUB,
+    *MESSAGES_OF_BOARDS,
+    *ANSWERS,
+    *FRAMES,
+    *IDENTITY,
+    *KEPT,
+    *LOCAL,
+)
 TARGETS = {target.name: target for target in _ALL}

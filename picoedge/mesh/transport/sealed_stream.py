@@ -214,8 +214,8 @@ class SealedStream:
         return True
 
     def finish(self) -> bool:
-        """The system resets a connection that is closed with bytes unread: what is still on its way
-        to the other end is lost, and its next send fails."""
+        """End the sending half; closed with bytes unread, the system resets the connection: bytes
+        still on their way to the other end are lost, and its next send fails."""
         self._unsent = memoryview(b"")
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

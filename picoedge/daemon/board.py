@@ -67,7 +67,8 @@ class BoardService:
         self._users: dict[User, Reservation] = {}
         self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
         self._hub_slice, self._freed = HubSlice(), list[Answer]()
-        self._memory = BoardMemory(options.memory_bytes, node.rpc.loop.clock, node.name_of)
+        clock, folder = node.rpc.loop.clock, node.identity.folder
+        self._memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
         self._waiting: list[Reservation] = []  # to start their workers when a kept slice is gone
         node.rpc.on("board-facts", self._board_facts)
         node.rpc.on("job-reserve", self._reserve)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
-from picoedge.host.resources import available_bytes, rss_bytes
+from picoedge.host.resources import available_bytes, own_bytes, picoedge_pids, rss_bytes
+from picoedge.host.sysfs import PROC, file_text
 from picoedge.jobs.spec import WorkerConfig
+from picoedge.mesh.cluster_folder import cluster_folder
 
 if TYPE_CHECKING:
     from picoedge.daemon.reservations import User
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
+_ALONE = {"chat", "generate"}
 SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is given up
 
 
@@ -50,19 +53,49 @@ class BoardOptions:
         )
 
 
+def alone_bytes(folder: Path, proc: Path = PROC) -> int:
+    """Bytes of chats and answers on this board alone, by who uses the cluster's `folder`.
+
+    They ask no daemon for memory. One over boards is lent its memory with the reservation.
+    """
+    return sum(own_bytes(pid, proc) for pid in picoedge_pids(proc) if _is_alone(pid, folder, proc))
+
+
+def _is_alone(pid: int, folder: Path, proc: Path) -> bool:
+    words = file_text(proc / str(pid) / "cmdline").split("\0")
+    if "--cluster" in words or _command(words) not in _ALONE:
+        return False
+    pairs = (each.partition("=") for each in file_text(proc / str(pid) / "environ").split("\0"))
+    return cluster_folder({name: value for name, _, value in pairs}) == folder
+
+
+def _command(words: list[str]) -> str:
+    """The command of `python -m picoedge --debug chat`, and of the program's other forms."""
+    names = [word.rpartition("/")[2] for word in words]
+    after = words[names.index("picoedge") + 1 :] if "picoedge" in names else []
+    return next((word for word in after if not word.startswith("-")), "")
+
+
 class BoardMemory:
-    """`limit`: bytes for all of picoedge on this board; `name_of` a board, by its key."""
+    """`limit`: bytes for all of picoedge on this board; `name_of` a board, by its key.
+
+    `folder` is the cluster's: its other programs, which ask no daemon, leave less.
+    """
 
     def __init__(
-        self, limit: int, clock: Callable[[], float], name_of: Callable[[str], str]
+        self,
+        limit: int,
+        clock: Callable[[], float],
+        name_of: Callable[[str], str],
+        folder: Path,
     ) -> None:
-        self.limit, self._clock, self._name_of = limit, clock, name_of
+        self.limit, self._clock, self._name_of, self._folder = limit, clock, name_of, folder
         self._ledger = MemoryLedger()
 
     @property
     def job_bytes(self) -> int:
         """Bytes that a job may take."""
-        return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES)
+        return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES - alone_bytes(self._folder))
 
     def give_all(self, reservation: Reservation, use: Use) -> bool:
         """Give a job all there is; returns whether the kept slice must end for it."""

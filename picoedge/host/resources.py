@@ -54,7 +54,7 @@ def board_bytes(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS, proc: Path
     A daemon that is started again beside a session must not take that session's memory for lost:
     it is what the session is to be lent.
     """
-    held = {pid: _own_bytes(pid, proc) for pid in _picoedge_pids(proc)}
+    held = {pid: own_bytes(pid, proc) for pid in picoedge_pids(proc)}
     kilobytes = _number(proc / "meminfo", "MemAvailable")
     if kilobytes is None:
         return available_bytes(root, groups, proc / "meminfo")
@@ -65,7 +65,7 @@ def board_bytes(root: Path = CGROUP_ROOT, groups: Path = OWN_CGROUPS, proc: Path
     return min([kilobytes * 1024 + sum(held.values()), *rooms])
 
 
-def _picoedge_pids(proc: Path) -> Iterator[int]:
+def picoedge_pids(proc: Path) -> Iterator[int]:
     """Other processes that run one of our modules or our command."""
     for folder in proc.glob("[0-9]*"):
         words = file_text(folder / "cmdline").split("\0")[:4]
@@ -75,7 +75,7 @@ def _picoedge_pids(proc: Path) -> Iterator[int]:
             yield int(folder.name)
 
 
-def _own_bytes(pid: int, proc: Path) -> int:
+def own_bytes(pid: int, proc: Path) -> int:
     """Memory that is the process's own: pages of files are given back on demand."""
     status = proc / str(pid) / "status"
     return sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))

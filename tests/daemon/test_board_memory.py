@@ -1,0 +1,49 @@
+"""A board's memory as its daemon gives it: programs that ask no daemon leave less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from picoedge.daemon import board_memory
+from picoedge.daemon.board_memory import BoardMemory, alone_bytes
+
+MB = 1 << 20
+STATUS = "Name:\tpython\nRssAnon:\t  100 kB\nRssFile:\t 5000 kB\nRssShmem:\t  20 kB\n"
+
+
+def process(proc: Path, pid: int, command: str, folder: Path) -> None:
+    there = proc / str(pid)
+    there.mkdir(parents=True)
+    (there / "cmdline").write_text(command.replace(" ", "\0") + "\0")
+    (there / "environ").write_text(f"HOME=/root\0PICOEDGE_CLUSTER={folder}\0")
+    (there / "status").write_text(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("command", "counts"),
+    [
+        ("python -m picoedge chat smollm2", True),
+        ("/usr/bin/picoedge --debug generate smollm2 -p hi", True),
+        ("python -m picoedge chat smollm2 --cluster", False),  # its memory is lent to it
+        ("python -m picoedge run", False),
+        ("python -m picoedge.cluster.worker chat", False),
+        ("vim chat", False),
+    ],
+)
+def test_a_chat_on_this_board_alone_has_memory(tmp_path: Path, command: str, counts: bool) -> None:
+    process(tmp_path, 77, command, tmp_path / "cluster")
+    assert alone_bytes(tmp_path / "cluster", tmp_path) == (120 << 10) * counts
+    assert alone_bytes(tmp_path / "other", tmp_path) == 0  # another board on this machine
+
+
+def test_a_job_gets_what_others_leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    memory = BoardMemory(200 * MB, lambda: 0.0, str, tmp_path)
+    monkeypatch.setattr(board_memory, "rss_bytes", lambda: 20 * MB)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 0)
+    free = memory.job_bytes
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 90 * MB)
+    assert memory.job_bytes == free - 90 * MB
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 900 * MB)
+    assert memory.job_bytes == 0

@@ -150,12 +150,11 @@ class Arranger:
         directory, group = self._directory, None
         present = list(directory.handles)
         handles = [directory.handles[share.board.key] for share in plan.chosen.shares]
-        with ExitStack() as failing, self._clean_line_after():
+        with ExitStack() as failing, ExitStack() as fetched, self._clean_line_after():
             failing.callback(directory.close)  # frees the boards reserved so far
             wanted = self._slice_of(plan)
             memory = reserve_boards(handles, directory.session, self._tell, wanted)
-            aside = self._fetch(wanted)
-            failing.callback(aside.close)
+            aside = fetched.enter_context(self._fetch(wanted)) if wanted else None
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)
             if len(handles) == 1:
@@ -165,23 +164,23 @@ class Arranger:
                 group.start(self._pack, options, aside)
                 loaded = group.slice
             failing.pop_all()
-        aside.close()
         self._first = self._first or present
         self._options = dataclasses.replace(self._options, is_default_context=False)  # kept
         return Arrangement(plan, loaded, group)
 
     def _slice_of(self, plan: ClusterPlan) -> SliceKey | None:
-        """This board's slice; None: the whole model, which is read in another way."""
+        """This board's slice, which its daemon may have kept. None: it keeps none, or all is loaded
+        here, which is read in another way.
+        """
         options, shares = self._options, plan.chosen.shares
-        if len(shares) == 1:
+        if len(shares) == 1 or self._directory.own.kept is None:
             return None
         assert options.n_ctx is not None
         io, kernels = options.window_io, options.kernels or ""
         parts = self._pack.identity, shares[0].part, options.n_ctx, options.kv_bits
         return SliceKey(*parts, io, kernels)
 
-    def _fetch(self, wanted: SliceKey | None) -> SetAside:
+    def _fetch(self, wanted: SliceKey) -> closing[SetAside]:
         """The weights that this board's daemon has kept of the slice; perhaps none."""
-        folder = self._directory.identity.folder
-        fd = take_slice(folder, wanted.to_json()) if wanted else None
-        return SetAside(-1 if fd is None else fd)
+        fd = take_slice(self._directory.identity.folder, wanted.to_json())
+        return closing(SetAside(-1 if fd is None else fd))

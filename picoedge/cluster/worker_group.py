@@ -85,7 +85,7 @@ class WorkerGroup:
         self._relays: dict[int, Relay] = {}
         self._is_ready = False
 
-    def start(self, pack: Pack, options: OpenOptions, aside: SetAside) -> None:
+    def start(self, pack: Pack, options: OpenOptions, aside: SetAside | None) -> None:
         """Start the group; returns when all slices are loaded.
 
         That takes as long as pulling shards takes. Weights set `aside` are not read.

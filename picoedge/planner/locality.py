@@ -16,6 +16,7 @@ from picoedge.store.shards import HeldShards, Slice
 from picoedge.units import format_size
 
 KEEP = 1.1  # an assignment of shards already there may be this much slower: estimates are no better
+KEEP_LOADED = 1.25  # the same of loaded slices: loading takes as long as hundreds of tokens
 DISK_SPARE_BYTES = 16 << 20  # that a pull leaves free
 FILES_BESIDE = 16  # of a pack, beside one for each layer; and of its temporary ones
 Pair: TypeAlias = tuple[Candidate, Candidate]  # a candidate, and its exact plan
@@ -252,7 +253,7 @@ class OnBoards:
             if one is not None and self._boards in (None, one.boards):
                 pairs.append((one, self._planner.exact(one)))
         best = min(pairs, key=lambda pair: pair[1].s_per_token, default=None)
-        return best if best is not None and self._is_near(best, quickest) else None
+        return best if best is not None and self._is_near(best, quickest, KEEP_LOADED) else None
 
-    def _is_near(self, pair: Pair, quickest: Pair) -> bool:
-        return pair[1].s_per_token <= KEEP * quickest[1].s_per_token
+    def _is_near(self, pair: Pair, quickest: Pair, factor: float = KEEP) -> bool:
+        return pair[1].s_per_token <= factor * quickest[1].s_per_token

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from picoedge.errors import StorageError
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
-from picoedge.planner.locality import DISK_SPARE_BYTES, KEEP, loaded_slices
+from picoedge.planner.locality import DISK_SPARE_BYTES, KEEP_LOADED, loaded_slices
 from picoedge.planner.memory import Counts
 from picoedge.planner.topology import Topology
 from picoedge.store.shards import HeldShards, Slice
@@ -50,7 +50,7 @@ def test_slices_that_are_loaded_are_taken_where_that_costs_little(
     warm = plan_cluster(SMALL, again, THREE, loaded=loaded_by(first, hub))
     if warm.chosen.s_per_token > cold.chosen.s_per_token:
         assert parts_of(warm) == parts_of(first)
-        assert warm.chosen.s_per_token <= KEEP * cold.chosen.s_per_token
+        assert warm.chosen.s_per_token <= KEEP_LOADED * cold.chosen.s_per_token
         assert "loaded still" in warm.why
     else:
         assert parts_of(warm) in (parts_of(first), parts_of(cold))

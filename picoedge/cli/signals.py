@@ -7,9 +7,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+Printer = Callable[[Any], None]
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # asked to end; the terminal, or its connection, is closed
 _LATER_S = 0.01
 
@@ -47,15 +49,22 @@ class _Ending:
             assert self._raised is not None
             raise self._raised
 
-    def redeliver(self, lost: Any, print_it: Any = sys.__unraisablehook__) -> None:
+    def redeliver(self, lost: Any, print_it: Printer = sys.__unraisablehook__) -> None:
         """Repeat a signal whose exception came to nothing because it was raised in a finalizer."""
-        if isinstance(lost.exc_value, KeyboardInterrupt):
-            _later(signal.SIGINT)
-        elif isinstance(lost.exc_value, Terminated):
-            self.has_begun = False
-            _later(signal.SIGTERM)
-        else:
-            print_it(lost)
+        error = lost.exc_value
+        if not isinstance(error, KeyboardInterrupt | Terminated):
+            return print_it(lost)
+        while error is not None:  # on a busy machine the repetition may come within this call
+            error = self._repeat(error)
+
+    def _repeat(self, error: BaseException) -> BaseException | None:
+        try:
+            if isinstance(error, Terminated):
+                self.has_begun = False
+            _later(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        except (KeyboardInterrupt, Terminated) as again:
+            return again
+        return None
 
 
 def raise_on_signals() -> None:

@@ -28,12 +28,24 @@ except (KeyboardInterrupt, signals.Terminated) as error:
 """
 
 
+# The repetition comes at once, while the finalizer's exception is still being handled.
+AT_ONCE = """
+import threading, types
+real = threading.Thread
+def first(target, daemon):
+    threading.Thread = real
+    return types.SimpleNamespace(start=target)
+threading.Thread = first
+"""
+
+
+@pytest.mark.parametrize("before", ["", AT_ONCE], ids=["later", "at once"])
 @pytest.mark.parametrize(
     ("number", "raised"), [(2, "KeyboardInterrupt"), (15, "Terminated"), (1, "Terminated")]
 )
-def test_a_signal_in_a_finalizer_is_not_lost(number: int, raised: str) -> None:
+def test_a_signal_in_a_finalizer_is_not_lost(number: int, raised: str, before: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FINALIZER, str(number)], cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", before + FINALIZER, str(number)], cwd=Path(__file__).parents[2],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{raised}\n", "")

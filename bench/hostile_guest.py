@@ -79,7 +79,7 @@ class Guest:
             "queue_length": -9,
         }
         if nbytes > 1000 and self.dice.random() < 0.5:
-            most = 5000 if self.is_patient else nbytes // 5
+            most = 3000 if self.is_patient else nbytes // 5
             state = {"work": {"tokens": [[]] * min(most, nbytes // 5)}}
         if self.dice.random() < 0.3:
             state |= {f"field {number}": 1 for number in range(40)}

@@ -53,7 +53,9 @@ class Life:
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
-        self.session = Session(self.boards[CHAT], self.reference, self.pack, self.fault)
+        self.session = Session(
+            self.boards[CHAT], self.reference, self.pack, self.fault, len(self.boards.all)
+        )
         self._event, self._strength = "start", Strength(self.began)
 
     def fault(self, what: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bench.life.boards import PICOEDGE, LifeBoard
@@ -33,12 +35,20 @@ class Heard:
 
 
 class Session:
-    """A person at one board's terminal. `fault` hears what should not be."""
+    """A person at one board's terminal. `fault` hears what should not be.
+
+    `boards`: how many its chats are over while all are there; 0: as the plan finds.
+    """
 
     def __init__(
-        self, board: LifeBoard, reference: Reference, pack: str, fault: Callable[[str], None]
+        self,
+        board: LifeBoard,
+        reference: Reference,
+        pack: str,
+        fault: Callable[[str], None],
+        boards: int = 0,
     ) -> None:
-        self._board, self._reference, self._pack = board, reference, pack
+        self._board, self._reference, self._pack, self._boards = board, reference, pack, boards
         self._fault = fault
         self.talk = Conversation()
         self.terminals: list[Terminal] = []
@@ -69,7 +79,8 @@ class Session:
         while time.monotonic() < deadline and tries > 0:
             tries -= 1
             goes_on = ["--continue"] * bool(self.talk.messages)
-            words = [*PICOEDGE, "chat", self._pack, "--cluster", *OPTIONS, *goes_on]
+            over = ["--cluster", *self._over_all()]
+            words = [*PICOEDGE, "chat", self._pack, *over, *OPTIONS, *goes_on]
             self.terminals.append(
                 Terminal(self._board.board, words, self._board.environment(), waiting or "")
             )
@@ -81,6 +92,13 @@ class Session:
             self.chat.close()
             time.sleep(RETRY_S)
         return None
+
+    def _over_all(self) -> list[str]:
+        """Ask for all boards, if all are there: on a busy machine a plan may do without one."""
+        with suppress(subprocess.TimeoutExpired):
+            if self._boards and self._board.type("ps").stdout.count(" alive ") == self._boards:
+                return ["--boards", str(self._boards)]
+        return []
 
     def _recall(self) -> str | None:
         """Compare what was kept with what was said; the question that waits for its answer."""

@@ -152,7 +152,7 @@ def _number(rng: Random) -> Any:
 
 
 def _changed(rng: Random, value: Value) -> Value:
-    if value.kind == ARRAY and value.value:
+    if isinstance(value.value, list) and value.value:
         items = list(value.value)
         at = rng.randrange(len(items))
         items[at] = mutate_text(rng, items[at]) if isinstance(items[at], str) else _number(rng)

@@ -109,7 +109,7 @@ FRAMES = (
         _header,
         **of_bytes(_header_samples),
         modules=("mesh/transport/frames.py:unpack",),
-        weight=8,
+        weight=12,
     ),
     Target(
         "ticket",
@@ -123,7 +123,7 @@ FRAMES = (
         _codec,
         **of_bytes(_codec_samples),
         modules=("mesh/group/codecs.py:F48Codec.decode,FloatCodec.decode,Q8Codec.decode,_check",),
-        weight=2,
+        weight=4,
     ),
     Target(
         "stream",

@@ -80,7 +80,7 @@ def message(
         changed = mutate_value(rng, rng.choice(bodies), NAMES)
         return written(rng, {"kind": "message", "body": changed})
 
-    return Target(name, reader(read), lambda: samples, mutate, modules, weight=4)
+    return Target(name, reader(read), lambda: samples, mutate, modules, weight=6)
 
 
 # -- a whole daemon ------------------------------------------------------------------------------
@@ -174,5 +174,5 @@ MESSAGES_OF_BOARDS = (
     message("offer", _bits, OFFERED, ()),
     message("relay", lambda body: read_chunk(body, DEFAULT_LIMITS), CHUNK, ()),
     message("error", lambda body: error_of(body, "b1"), MESSAGES["error"], ()),
-    Target("daemon", _daemon, _daemon_samples, _mutated_message, (), weight=6),
+    Target("daemon", _daemon, _daemon_samples, _mutated_message, (), weight=16),
 )

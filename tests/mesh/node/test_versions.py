@@ -270,8 +270,8 @@ def test_a_daemon_of_version_1_is_a_member(
 ) -> None:
     old = pair[1]
     ada = Running(pair[0], translation=VERSION_1)
-    state: dict[str, Any] = {"does": "free", "queue_length": 2, "stalled_on": ""}
-    ada.node.peers.state = lambda: state
+    its: dict[str, Any] = {"does": "free", "queue_length": 2, "stalled_on": ""}
+    ada.node.peers.state = lambda: its
     dials = [ada.address] if dialer == "old" else []
     with running(ada), daemon_1(code_1, old.folder, shelf, *dials) as address:
         if dialer == "new":
@@ -288,7 +288,7 @@ def test_a_daemon_of_version_1_is_a_member(
             while "queue_length" not in seen.get(ada.key, {"report": {}})["report"]:
                 seen = client.ask("seen")["boards"]
             assert seen[ada.key]["condition"] == "alive", "a queue is no stalled disk"
-            state["stalled_on"] = "disk"
+            its["stalled_on"] = "disk"
             while seen[ada.key]["condition"] != "slow":
                 seen = client.ask("seen")["boards"]
             ada.do(lambda: allow(ada, "cyd"))  # the roster spreads to the older board

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -63,19 +64,33 @@ def open_named_pack(
     for warning in opened.tokenizer.warnings if text else ():
         warn(warning)
     if loads and options.cluster is None:
-        _make_room(opened.pack, options)
+        opened.limit(_make_room(opened.pack, options))
     return opened
 
 
-def _make_room(pack: Pack, options: OpenOptions) -> None:
-    """Free a kept slice for an answer, also for one without a daemon."""
-    from picoedge.engine.fit import is_pressed
+_SHORT = 0.5  # of the free memory: a session's worker may be about to take the rest
 
+
+def _make_room(pack: Pack, options: OpenOptions) -> int | None:
+    """Have a kept slice freed where memory is short, and leave a session's worker what it needs.
+
+    Returns the bytes that this process may take; None: as the options say.
+    """
+    from picoedge.engine.fit import budget_bytes, is_pressed
+
+    if not is_pressed(pack, options, _SHORT):
+        return None
+    from picoedge.jobs.kept_memory import free_kept, hold_memory
+    from picoedge.mesh.cluster_folder import cluster_folder
+
+    folder = cluster_folder(os.environ)
     if is_pressed(pack, options):
-        from picoedge.jobs.kept_memory import free_kept
-        from picoedge.mesh.cluster_folder import cluster_folder
-
-        free_kept(cluster_folder(os.environ))
+        free_kept(folder)
+    leave = hold_memory(folder, 0)
+    room = max(1, budget_bytes(options.memory_bytes) - leave)
+    if is_pressed(pack, dataclasses.replace(options, memory_bytes=None), room / budget_bytes(None)):
+        hold_memory(folder, room)  # it will be streamed through all there is
+    return room if leave else None
 
 
 def start_session(

@@ -175,6 +175,7 @@ def run_worker(
             board.slice = kept = KeptSlice(spec.slice_key, pack, model)
         else:
             kept.model.renew(forward_pass.begin, forward_pass.gather)
+        _say({"memory": kept.planned_bytes})
         plan = kept.model.memory_plan.to_json() if kept.model.memory_plan else None
         send_note(links, HUB, {"ready": True, "batch": kept.model.batch, "plan": plan})
         _follow(kept.model, forward_pass, page)

@@ -31,7 +31,7 @@ from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import Kept, Reservation, Workers
+from picoedge.daemon.workers import Kept, Reservation, Workers, untaken_bytes
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.host.resources import disk_room, rss_bytes
 from picoedge.jobs.spec import SliceKey, WorkerConfig, read_session
@@ -264,6 +264,8 @@ class BoardService:
         if "port" in line:
             reservation.relay, reservation.transport = str(line.get("relay", "")), ""
             self._push(reservation, "listens", port=line["port"])
+        if type(line.get("memory")) is int:
+            reservation.planned_bytes = line["memory"]
         reservation.transport = str(line.get("transport", reservation.transport))
         if isinstance(line.get("failed"), dict):
             # At once: a process that reads from a disk which does not answer cannot end.
@@ -325,13 +327,17 @@ class BoardService:
         self._do(self._reservations.worker_ended(KEPT))
         freed, self._freed = self._freed, []
         for answer in freed:
-            answer(True, None)
+            answer(True)
 
     def on_request(self, body: Mapping[str, Any], fd: int | None, answer: Answer) -> None:
         """See `hub_slice.Handler`: a program of this board asks."""
         if body.get("do") == "free" and self._memory.kept_bytes:
             self._freed.append(answer)
             return self._end_kept()
+        if body.get("do") == "hold":
+            held = body.get("bytes")
+            self._memory.hold(body["pid"], held if type(held) is int else 0)
+            return answer(True, leave=untaken_bytes(self._holder))
         holder = self._holder
         is_own = holder is not None and self._is_own(holder) and self._options.keep_s > 0
         self._hub_slice.on_request(body, fd, answer, is_own=is_own)

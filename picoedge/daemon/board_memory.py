@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,12 +53,14 @@ class BoardOptions:
         )
 
 
-def alone_bytes(folder: Path, proc: Path = PROC) -> int:
-    """Bytes of chats and answers on this board alone, by who uses the cluster's `folder`.
+def alone_bytes(folder: Path, held: Mapping[int, int], proc: Path = PROC) -> int:
+    """Bytes of chats and answers on this board alone that use the cluster's `folder`.
 
-    They ask no daemon for memory. One over boards is lent its memory with the reservation.
+    One that has just started counts with what it said that it holds, by its process in `held`.
+    One over boards is lent its memory with the reservation.
     """
-    return sum(own_bytes(pid, proc) for pid in picoedge_pids(proc) if _is_alone(pid, folder, proc))
+    pids = (pid for pid in picoedge_pids(proc) if _is_alone(pid, folder, proc))
+    return sum(max(own_bytes(pid, proc), held.get(pid, 0)) for pid in pids)
 
 
 def _is_alone(pid: int, folder: Path, proc: Path) -> bool:
@@ -91,11 +93,18 @@ class BoardMemory:
     ) -> None:
         self.limit, self._clock, self._name_of, self._folder = limit, clock, name_of, folder
         self._ledger = MemoryLedger()
+        self._held: dict[int, int] = {}  # bytes that programs on this board alone hold, by process
+
+    def hold(self, pid: int, nbytes: int) -> None:
+        """A program on this board alone is about to take so much, until it ends."""
+        self._held = {p: held for p, held in self._held.items() if (PROC / str(p)).exists()}
+        self._held[pid] = nbytes
 
     @property
     def job_bytes(self) -> int:
         """Bytes that a job may take."""
-        return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES - alone_bytes(self._folder))
+        alone = alone_bytes(self._folder, self._held)
+        return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES - alone)
 
     def give_all(self, reservation: Reservation, use: Use) -> bool:
         """Give a job all there is; returns whether the kept slice must end for it."""

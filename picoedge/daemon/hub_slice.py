@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from picoedge.jobs.kept_memory import SOCKET, receive_message, send_message, short_path
 from picoedge.jobs.spec import SliceKey, read_kept
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.loop import Loop
 
 MOST_CONNECTIONS = 8
+_CREDENTIALS = struct.Struct("3i")  # pid, user, group
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for a file that is not of memory
 
 
@@ -44,7 +46,13 @@ class Held:
         os.close(self.fd)
 
 
-Answer = Callable[[bool, int | None], None]
+class Answer(Protocol):
+    """Answers a request of a program of this board, once."""
+
+    def __call__(self, ok: bool, fd: int | None = None, leave: int | None = 0) -> None:
+        """With a file, and for `hold` the bytes to leave to others; None: not known yet."""
+
+
 Handler = Callable[[Mapping[str, Any], int | None, Answer], None]
 """called with a request, and a file that it then owns; answers now or later"""
 
@@ -102,7 +110,7 @@ class HubSlice:
         if body.get("do") == "keep" and is_own and (fd is None or held):
             if held is not None:
                 self.give(held)
-            return answer(True, None)
+            return answer(True)
         if held is not None:
             held.close()
         lent = self.fetch(wanted_slice(body)) if body.get("do") == "take" and is_own else None
@@ -164,12 +172,13 @@ class MemorySocket:
         except (OSError, ValueError):  # it has left, or is none of ours
             return self._end(connection)
 
-        def answer(ok: bool, fd: int | None) -> None:
+        def answer(ok: bool, fd: int | None = None, leave: int | None = 0) -> None:
             with suppress(OSError):
                 if connection in self._open:
-                    send_message(connection, {"ok": ok}, fd)
+                    send_message(connection, {"ok": ok, "leave": leave}, fd)
 
-        self._handler(body, files[0] if files else None, answer)
+        sender = {"pid": _peer_pid(connection)}
+        self._handler({**body, **sender}, files[0] if files else None, answer)
 
     def _end(self, connection: socket.socket) -> None:
         if connection in self._open:
@@ -186,6 +195,13 @@ class MemorySocket:
         self._path.unlink(missing_ok=True)
         for connection in list(self._open):
             self._end(connection)
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    pid, _, _ = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(pid)
 
 
 def wanted_slice(body: Mapping[str, Any]) -> SliceKey | None:

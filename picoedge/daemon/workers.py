@@ -48,10 +48,23 @@ class Reservation:
     worker: WorkerProcess | None = None
     wanted: SliceKey | None = None  # what this board's own session will load
     session: str = ""
+    planned_bytes: int = 0  # of its worker's process, once its slice is loaded
 
     def about(self, body: Body) -> Body:
         """A message about its job."""
         return body if self.spec is None else {"session": self.spec.id, **body}
+
+
+def untaken_bytes(holder: Reservation | None) -> int | None:
+    """Bytes that a board's worker is still to take; None while it does not know itself."""
+    if holder is None or holder.worker is None:
+        return 0
+    report = holder.worker.report()
+    if holder.planned_bytes:
+        return max(0, holder.planned_bytes - int(report["rss_bytes"]))
+    if report["stage"] == "loading":
+        return max(0, int(report["total"]) - int(report["done"]))
+    return None if report["stage"] in ("starting", "pulling") else 0
 
 
 class WorkerEvents(Protocol):

@@ -193,12 +193,15 @@ def fixed_bytes() -> int:
     return rss_bytes() + GROWTH_BYTES
 
 
-def is_pressed(pack: Pack, options: OpenOptions) -> bool:
-    """Whether the model would be held in another way if others left more memory on this board."""
+def is_pressed(pack: Pack, options: OpenOptions, share: float = 1.0) -> bool:
+    """Whether the model would be held in another way if others left more memory on this board.
+
+    `share` of the memory that is free now counts as free.
+    """
     n_ctx, bits = options.n_ctx, cache_bits(pack, options)
     n_ctx = n_ctx or default_context(pack.config, _UNLIMITED, kv_bits=bits)
     load = load_of(pack, pack.all_shards, dataclasses.replace(options, n_ctx=n_ctx))
-    total = budget_bytes(options.memory_bytes)
+    total = round(share * budget_bytes(options.memory_bytes))
     is_all = total == options.memory_bytes  # what this process may take is there
     return not is_all and not fits_resident(pack, load, Budget(total, fixed_bytes()))
 

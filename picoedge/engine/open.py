@@ -65,6 +65,12 @@ class OpenPack:
         assert "options" not in self.__dict__, "the context has been chosen"
         self._options = dataclasses.replace(self._options, n_ctx=self._options.n_ctx or n_ctx)
 
+    def limit(self, nbytes: int | None) -> None:
+        """Take at most `nbytes` of memory; None: as the options say."""
+        assert "options" not in self.__dict__, "the context has been chosen"
+        if nbytes is not None:
+            self._options = dataclasses.replace(self._options, memory_bytes=nbytes)
+
     @cached_property
     def options(self) -> OpenOptions:
         """The options with the context chosen. Raises UsageError for too large a context."""

@@ -3,6 +3,8 @@
     keep    may this slice be kept? With a file of memory: keep it, once the board is free
     take    the slice that was kept for the session that has the board now: its file of memory
     free    give up the kept slice, of whatever kind; the answer comes when its memory is free
+    hold    this program is about to take so many bytes; the answer has the bytes that a session's
+            worker here is still to take ("leave"), null while that worker does not know yet
 
 A request is one JSON object, and so is its answer. The socket is a file in the cluster's folder,
 which only this user can enter. No libzmq: a small board's own chat asks this before it loads.
@@ -14,6 +16,7 @@ import array
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +25,8 @@ from typing import Any
 SOCKET = "memory.sock"
 MESSAGE_BYTES = 8 << 10
 ANSWER_S = 5.0  # for a daemon that is busy
+PLANNING_S = 10.0  # of a worker that has just started
+_LOOK_S = 0.2
 _GONE_S = 15.0  # for a kept slice to end: in a disk read a process ends when the disk answers
 
 
@@ -65,6 +70,26 @@ def free_kept(folder: Path) -> bool:
         connection.settimeout(_GONE_S)
         return _ask(connection, {"do": "free"})[0]
     return False
+
+
+def hold_memory(folder: Path, nbytes: int) -> int:
+    """Tell the daemon what this program is about to take, until it ends.
+
+    Returns the bytes that a session's worker on this board is still to take; 0 without a daemon.
+    A worker that has just started is waited for, for PLANNING_S.
+    """
+    deadline = time.monotonic() + PLANNING_S
+    with suppress(OSError, ValueError), _connected(folder) as connection:
+        while time.monotonic() < deadline:
+            send_message(connection, {"do": "hold", "bytes": nbytes})
+            answer, files = receive_message(connection)
+            for file in files:
+                os.close(file)
+            leave = answer.get("leave", 0)
+            if type(leave) is int:
+                return max(0, leave)
+            time.sleep(_LOOK_S)
+    return 0
 
 
 @contextmanager

@@ -34,16 +34,18 @@ def process(proc: Path, pid: int, command: str, folder: Path) -> None:
 )
 def test_a_chat_on_this_board_alone_has_memory(tmp_path: Path, command: str, counts: bool) -> None:
     process(tmp_path, 77, command, tmp_path / "cluster")
-    assert alone_bytes(tmp_path / "cluster", tmp_path) == (120 << 10) * counts
-    assert alone_bytes(tmp_path / "other", tmp_path) == 0  # another board on this machine
+    assert alone_bytes(tmp_path / "cluster", {}, tmp_path) == (120 << 10) * counts
+    held = {77: 50 * MB, 78: 900 * MB}  # 78 has ended, or is no chat
+    assert alone_bytes(tmp_path / "cluster", held, tmp_path) == 50 * MB * counts
+    assert alone_bytes(tmp_path / "other", {}, tmp_path) == 0  # another board on this machine
 
 
 def test_a_job_gets_what_others_leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     memory = BoardMemory(200 * MB, lambda: 0.0, str, tmp_path)
     monkeypatch.setattr(board_memory, "rss_bytes", lambda: 20 * MB)
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 0)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 0)
     free = memory.job_bytes
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 90 * MB)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 90 * MB)
     assert memory.job_bytes == free - 90 * MB
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder: 900 * MB)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 900 * MB)
     assert memory.job_bytes == 0

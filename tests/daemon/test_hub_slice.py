@@ -14,11 +14,12 @@ from daemon_boards import SUPPORT, Board, pushed
 from shelf_models import packed_tiny
 
 from picoedge.cli import models
+from picoedge.daemon import board_memory
 from picoedge.daemon.hub_slice import MemorySocket
 from picoedge.engine.options import OpenOptions
 from picoedge.host import resources
 from picoedge.jobs import kept_memory
-from picoedge.jobs.kept_memory import free_kept, keep_slice, take_slice
+from picoedge.jobs.kept_memory import free_kept, hold_memory, keep_slice, take_slice
 from picoedge.mesh.transport.client import Client
 from picoedge.store.pack.reader import Pack
 
@@ -123,6 +124,43 @@ def test_a_program_of_this_board_has_it_given_up(board: Board) -> None:
     assert free_kept(board.folder)
     assert uses(board) == []
     assert board.service._hub_slice.nbytes == 0
+
+
+def test_an_answer_without_boards_leaves_a_worker_what_it_is_still_to_take(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hold_memory(board.folder, 0) == 0
+    client = board.connect(board.hub)
+    client.ask("job-reserve", {"job": "tiny"})
+    client.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
+    pushed(client, "job-listens")
+    holder = board.service._holder
+    assert holder is not None
+    assert holder.worker is not None
+    whole, report = holder.worker.report(), {"stage": "loading", "done": 3, "total": 10}
+    report["rss_bytes"] = 100
+    monkeypatch.setattr(holder.worker, "report", lambda: {**whole, **report})
+    assert hold_memory(board.folder, 0) == 7
+    report["stage"] = "waiting for work"
+    assert hold_memory(board.folder, 0) == 0
+    holder.planned_bytes = 150  # its cache grows until then
+    assert hold_memory(board.folder, 0) == 50
+    report.update(stage="pulling")
+    holder.planned_bytes = 0
+    monkeypatch.setattr(kept_memory, "PLANNING_S", 0.5)
+    assert hold_memory(board.folder, 0) == 0  # it does not know: it was waited for
+
+
+def test_a_job_gets_what_a_starting_answer_has_said_that_it_takes(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_memory, "_is_alone", lambda *_: True)
+    monkeypatch.setattr(board_memory, "picoedge_pids", lambda proc: [os.getpid()])
+    monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 1000)
+    before = board.service._memory.job_bytes
+    hold_memory(board.folder, 64 << 20)
+    assert board.service._memory.job_bytes < before - (32 << 20)
+    hold_memory(board.folder, 0)
 
 
 def test_training_waits_for_its_end(board: Board) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.errors import TextError
+from picoedge.errors import PicoedgeError, TextError
 from picoedge.files import read_text_file
 from picoedge.text.template.probe import TemplateFacts, check_kept, probe_template
 from picoedge.text.tokenizer.base import TextSettings, Tokenizer
@@ -24,10 +24,6 @@ TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_CHARACTERS = 100_000
 _MAX_DATE_FORMAT = 100
 _REMEDY = "try the prompt without a template"
-_TEMPLATE_ERRORS = (  # RuntimeError: also RecursionError
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
 _RESERVED = frozenset({"messages", "add_generation_prompt"})
 _FIRST_MARK, _LAST_MARK = 0xF0000, 0x10FFFF  # the private-use planes of Unicode
 _MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
@@ -178,7 +174,9 @@ def _template_errors() -> Iterator[None]:
         yield
     except jinja2.TemplateError as error:
         raise TextError(f"the chat template failed: {error.message}", _REMEDY) from error
-    except _TEMPLATE_ERRORS as error:
+    except PicoedgeError:
+        raise
+    except Exception as error:  # a stranger's program may raise any: "1e999" is a NameError
         what = f"{type(error).__name__}: {error}"
         raise TextError(f"the chat template failed: {what}", _REMEDY) from error
 

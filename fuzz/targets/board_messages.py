@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from picoedge.mesh.addresses import SILENT
 from picoedge.mesh.identity.identity import KeyPair
-from picoedge.mesh.transport.probing import SILENT
 
 KEYS = [KeyPair.of_secret(secret) for secret in ("0" * 39 + "1", "0" * 39 + "2")]
 HASH = "ab" * 32

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, ProtocolError
 from picoedge.fields import Fields
+from picoedge.jobs.measured_links import MeasuredLinks
 from picoedge.jobs.spec import INFERENCE, VERSION_1, SliceKey, loaded_for, read_kept
 from picoedge.jobs.status import PRESENT, ask_pages
 from picoedge.jobs.stragglers import Looks
@@ -23,7 +24,6 @@ from picoedge.mesh.identity.roster import MAX_ENTRIES
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
 from picoedge.mesh.transport.client import Client
-from picoedge.mesh.transport.messages import PING_BYTES
 from picoedge.planner.topology import KEY_CHARS, BoardFacts, LinkFacts, Topology, board_from_json
 from picoedge.sanitize import one_line
 from picoedge.store.shards import HeldShards, Slice, held_shards
@@ -46,7 +46,6 @@ MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
 _ROOM = ("disk_free_bytes", "disk_free_files")
-PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
 
 
 _FACTS = dataclasses.fields(BoardFacts)
@@ -89,6 +88,7 @@ class BoardDirectory:
         self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
         self._incarnation = 0  # of this board's daemon
         self.has_taken = False
+        self._links = MeasuredLinks(identity.folder)
         self._looks = Looks()
         self._left_out: set[str] = set()  # keys of boards that the user was told are left out
         if transport != "zeromq":
@@ -110,7 +110,7 @@ class BoardDirectory:
         self.close()
         self._looks = Looks()
         own = self._own()
-        self._own_ping_s = min(_pings_s(own, 0, PINGS))
+        self._links.begin(own, QUESTION_S)
         boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
         self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
@@ -120,6 +120,7 @@ class BoardDirectory:
         for board in others:
             if board not in taken:
                 self._try(board, QUESTION_S)
+        self._links.save()
         return self.cluster()
 
     def look(self, excluded: frozenset[str]) -> tuple[set[str], set[str]]:
@@ -226,10 +227,7 @@ class BoardDirectory:
             address = parse_address(text)
             client = self._client(address, board["key"], board["name"])
             try:
-                small_s = _pings_s(client, 0, PINGS, timeout_s)
-                large_s = _pings_s(client, PING_BYTES, 2, timeout_s)
-                link = link_of(small_s, large_s, self._own_ping_s)
-                self._add(client, board["key"], text, link)
+                self._add(client, board["key"], text, self._links.measure(client, timeout_s))
             except MeshError as error:
                 client.close()
                 why = error.message
@@ -295,28 +293,6 @@ def _facts(client: Client) -> tuple[BoardFacts, frozenset[str], SliceKey | None]
         where = f"the facts of {client.name}"
         kept = read_kept(answer["kept"], where) if answer.get("kept") else None
         return board_from_json(values, where), frozenset(keys), kept
-
-
-# -- links ---------------------------------------------------------------------------------------
-
-
-def link_of(small_s: Sequence[float], large_s: Sequence[float], own_s: float) -> LinkFacts:
-    """Latency and rate of a link, from round trips of 0 and of PING_BYTES bytes, in seconds.
-
-    `own_s` is a round trip to this board's own daemon: what a daemon itself takes. The latency
-    comes from the lower quartile: pauses of a board under a CPU quota are longer than any link.
-    """
-    small = sorted(small_s)[len(small_s) // 4]
-    latency = min(max(0.0, small - own_s) / 2, 60.0)
-    return LinkFacts(latency, PING_BYTES / max(min(large_s) - small, 1e-6))
-
-
-def _pings_s(client: Client, nbytes: int, count: int, timeout_s: float = QUESTION_S) -> list[float]:
-    times = [time.perf_counter()]
-    for _ in range(count):
-        client.ask_raw("ping", {"bytes": nbytes}, timeout_s)
-        times.append(time.perf_counter())
-    return [after - before for before, after in pairwise(times)]
 
 
 # -- shards on disk ------------------------------------------------------------------------------

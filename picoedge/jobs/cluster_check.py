@@ -15,10 +15,9 @@ from picoedge.errors import PicoedgeError
 from picoedge.fields import Fields
 from picoedge.jobs.spec import VERSION_1
 from picoedge.jobs.status import PRESENT, STATE_S, ask_pages
-from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.addresses import SILENT, Address, parse_address, probe
 from picoedge.mesh.node.finder import MAX_ADDRESSES
 from picoedge.mesh.transport.client import Client, connect_local
-from picoedge.mesh.transport.probing import SILENT, probe
 from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:

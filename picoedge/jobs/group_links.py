@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
 from picoedge.fields import parse_json
 from picoedge.jobs.relay import Relay
-from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.addresses import Address, parse_address, probe
 from picoedge.mesh.group.peer_link import FailureRule
 from picoedge.mesh.transport.frames import HUB, Header, Kind, pack_prefix, unpack
-from picoedge.mesh.transport.probing import probe
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.links import Links

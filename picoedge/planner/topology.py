@@ -11,6 +11,9 @@ A file of boards, for `picoedge plan --boards FILE`, is one JSON object:
 
 Further keys of a board, and their defaults, are the fields of `BoardFacts`; reports of boards over
 the network have the same keys. Unknown keys, wrong types and impossible figures are refused.
+
+What a session measures of a link outlasts it (`remembered`): others disturb a measurement, and no
+round trip is shorter than its link.
 """
 
 from __future__ import annotations
@@ -65,6 +68,63 @@ class LinkFacts:
 
     latency_s: float  # one way, of a small message
     bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class RoundTrips:
+    """Seconds to a board and back, as one session measured them: of nothing, and of many bytes."""
+
+    at_s: float  # when, by the clock on the wall
+    small_s: float
+    large_s: float
+
+
+TRIPS_KEPT_S = 3600.0  # a network that got quicker is known as such at once, one that got slower …
+TRIPS_CHANGED = 3.0  # … when the last ones are all so many times longer than the best before,
+TRIPS_LAST = 3  # which are so many, or when the best is that old
+TRIPS_MOST = 16  # of one link
+
+
+def remembered(before: Sequence[RoundTrips], new: RoundTrips) -> list[RoundTrips]:
+    """What to keep of a link's round trips when a `new` one was measured, the oldest first."""
+    recent = [one for one in before if 0 <= new.at_s - one.at_s <= TRIPS_KEPT_S][1 - TRIPS_MOST :]
+    earlier, last = [*recent, new][:-TRIPS_LAST], [*recent, new][-TRIPS_LAST:]
+    if earlier:
+        (small_s, large_s), (small_now_s, large_now_s) = shortest(earlier), shortest(last)
+        is_slower = small_now_s > TRIPS_CHANGED * small_s or large_now_s > TRIPS_CHANGED * large_s
+        return last if is_slower else [*earlier, *last]
+    return last
+
+
+def shortest(trips: Sequence[RoundTrips]) -> tuple[float, float]:
+    """The shortest round trips of nothing, and of many bytes: the least disturbed ones."""
+    return min(one.small_s for one in trips), min(one.large_s for one in trips)
+
+
+def link_of(small_s: float, large_s: float, own_s: float, nbytes: int) -> LinkFacts:
+    """Latency and rate of a link, from round trips of nothing and of `nbytes`, in seconds.
+
+    `own_s` is a round trip to this board's own daemon: what a daemon itself takes.
+    """
+    latency_s = min(max(0.0, small_s - own_s) / 2, 60.0)
+    return LinkFacts(latency_s, nbytes / max(large_s - small_s, 1e-6))
+
+
+def trips_to_json(trips: Sequence[RoundTrips]) -> list[dict[str, float]]:
+    """Round trips as JSON, for `trips_from_json`."""
+    return [dataclasses.asdict(one) for one in trips]
+
+
+def trips_from_json(fields: Fields, name: str) -> list[RoundTrips]:
+    """Round trips, checked. Raises ProtocolError naming the field."""
+    return [
+        RoundTrips(
+            each.number("at_s", 0, 1e12),
+            each.number("small_s", 0, 1e3),
+            each.number("large_s", 0, 1e3),
+        )
+        for each in fields.objects(name, TRIPS_MOST)
+    ]
 
 
 @dataclass(frozen=True)

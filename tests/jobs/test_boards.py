@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError
-from picoedge.jobs.boards import PING_BYTES, BoardDirectory, link_of, locate_shards
+from picoedge.jobs.boards import BoardDirectory, locate_shards
+from picoedge.jobs.measured_links import MeasuredLinks
 from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
 from picoedge.mesh.transfer.pack_provider import PackShelf
@@ -22,23 +23,6 @@ from picoedge.store.shards import HELD, HeldShards, held_shards, record_head
 from picoedge.store.sources.source import open_source
 
 NOTHING = HeldShards()
-QUICK, STOPPED = [0.0021, 0.0020, 0.0024, 0.0022], [0.080, 0.081, 0.079, 0.090]
-
-
-def test_a_link_is_what_it_adds_to_a_question_each_way() -> None:
-    link = link_of(QUICK, [0.0121, 0.0131], own_s=0.0001)
-    assert link.latency_s == pytest.approx(0.001)
-    assert link.bytes_per_s == pytest.approx(PING_BYTES / 0.01)
-
-
-def test_a_board_that_is_stopped_now_and_then_makes_no_link_longer() -> None:
-    assert link_of(QUICK + STOPPED, [0.0121], 0.0001).latency_s == pytest.approx(0.001, rel=0.1)
-
-
-def test_no_link_is_shorter_than_nothing() -> None:
-    link = link_of([0.001], [0.0005], own_s=0.002)
-    assert link.latency_s == 0
-    assert link.bytes_per_s > 0
 
 
 # -- shards on disk ------------------------------------------------------------------------------
@@ -193,6 +177,7 @@ def test_looks_at_a_board_become_rare() -> None:
 
 
 def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two boards that call themselves raspberrypi, let in as pi2 and pi3, of a later version."""
@@ -223,6 +208,7 @@ def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
     directory.__dict__.update(
         handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=print, _looks=Looks()
     )
+    directory._links = MeasuredLinks(tmp_path)
     directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public="h" * 40)))
     monkeypatch.setattr(directory, "_client", Board)
     monkeypatch.setattr(directory, "_own", lambda: Board("127.0.0.1:1", "h" * 40, "raspberrypi"))

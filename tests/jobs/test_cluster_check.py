@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from picoedge.jobs.cluster_check import CheckedBoard, Tried, judged
-from picoedge.mesh.addresses import Address
-from picoedge.mesh.transport.probing import SILENT
+from picoedge.mesh.addresses import SILENT, Address
 
 AT = Address("10.0.0.3", 7433)
 WORKER = Address("10.0.0.3", 7434)

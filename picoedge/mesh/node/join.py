@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import AccessError, BoardLostError
 from picoedge.fields import Fields
-from picoedge.mesh.addresses import Address, parse_address
+from picoedge.mesh.addresses import Address, parse_address, probe
 from picoedge.mesh.identity.admission import Invitation, accept, joining_keys
 from picoedge.mesh.identity.identity import Identity, KeyPair
 from picoedge.mesh.interfaces import scoped
 from picoedge.mesh.node.finder import AddressBook
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.messages import Body
-from picoedge.mesh.transport.probing import probe
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 from picoedge.errors import MeshError, ProtocolError
 from picoedge.fields import Fields
-from picoedge.mesh.addresses import Address
+from picoedge.mesh.addresses import Address, probe
 from picoedge.mesh.identity.identity import read_key
 from picoedge.mesh.interfaces import scoped
 from picoedge.mesh.transport.listening import ANY_PORT, listen
 from picoedge.mesh.transport.messages import Body, Pending
-from picoedge.mesh.transport.probing import probe
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node

@@ -11,11 +11,10 @@ import pytest
 import zmq
 from mesh_nodes import fresh_context
 
-from picoedge.mesh.addresses import Address
+from picoedge.mesh.addresses import SILENT, Address, probe
 from picoedge.mesh.interfaces import everywhere
 from picoedge.mesh.transport import listening
 from picoedge.mesh.transport.listening import bind_to, listen, listen_twice, mark
-from picoedge.mesh.transport.probing import SILENT, probe
 
 LOOPBACK = "127.0.0.1"
 

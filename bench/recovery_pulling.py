@@ -20,6 +20,7 @@ from picoedge.mesh.cluster_folder import cluster_folder
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import PullOptions, pull
+from picoedge.mesh.transport.strikes import InboxGuard
 from picoedge.store.shards import Slice, Wanted
 
 
@@ -29,11 +30,12 @@ def main() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with ExitStack() as stack:
-            sources = []
+            sources, guard = [], InboxGuard()
             for name, address, key in request["donors"]:
-                link = DonorClient(context, identity.keys, parse_address(address), key)
+                link = DonorClient(context, identity.keys, parse_address(address), key, guard)
                 stack.callback(link.close)
                 sources.append((name, link))
+            stack.callback(guard.close)
             print(json.dumps(timed(request, sources)))
     finally:
         context.destroy(linger=0)

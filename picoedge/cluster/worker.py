@@ -243,18 +243,20 @@ def pull_missing(
     from picoedge.mesh.addresses import parse_address  # below, as it takes 2 MB
     from picoedge.mesh.transfer.donor_client import DonorClient
     from picoedge.mesh.transfer.puller import PullOptions, pull
+    from picoedge.mesh.transport.strikes import InboxGuard
 
     def on_progress(done: int, total: int) -> None:
         page.write("pulling", done=done, total=total)
 
     page.write("pulling")
     with ExitStack() as stack:
-        donors = []
+        donors, guard = [], InboxGuard()
         for number, rank in enumerate(spec.ranks):
             if number != spec.rank and rank.daemon:
-                donor = DonorClient(context, keys, parse_address(rank.daemon), rank.key)
+                donor = DonorClient(context, keys, parse_address(rank.daemon), rank.key, guard)
                 stack.callback(donor.close)
                 donors.append((rank.name, donor))
+        stack.callback(guard.close)
         pull(path, spec.pack_id, wanted, donors, PullOptions(progress=on_progress))
     return path
 

@@ -20,6 +20,7 @@ from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.messages import ERROR, REPLY, control, failure_body, read_control
+from picoedge.mesh.transport.strikes import InboxGuard
 
 Frames = list[Any]
 JOIN_S = 20.0
@@ -138,10 +139,11 @@ def links(client: KeyPair, *boards: Board) -> Iterator[list[tuple[str, DonorClie
     with ExitStack() as stack:
         context: Any = zmq.Context()
         stack.callback(context.destroy, 0)
-        made = []
+        made, guard = [], InboxGuard()
+        stack.callback(guard.close)
         for board in boards:
             board.start()
             stack.callback(board.end)
-            link = DonorClient(context, client, board.address, board.keys.public)
+            link = DonorClient(context, client, board.address, board.keys.public, guard)
             made.append((board.name, link))
         yield made

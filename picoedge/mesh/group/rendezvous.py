@@ -40,13 +40,14 @@ from picoedge.mesh.transport.connection import (
 )
 from picoedge.mesh.transport.curve import LinkMonitor
 from picoedge.mesh.transport.listening import ANY_PORT, bind_to, listen
+from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, Socket
 
 # Where the stream alone carries messages, a CURVE connection has the handshake to carry.
-HANDSHAKE = curve.SocketBounds(1024, QUEUED_MESSAGES)
+HANDSHAKE = curve.SocketBounds(1024, QUEUED_MESSAGES, bounds_received=False)
 CURVE_BYTES = 33  # of a message: command name, flags, nonce and tag (RFC 26)
 
 
@@ -84,6 +85,8 @@ class Rendezvous:
         self._authenticator: curve.Authenticator | None = None
         self._tickets: TicketListener | None = None
         self._dealers: dict[PeerLink, tuple[Socket, LinkMonitor[PeerLink]]] = {}
+        self._guard = InboxGuard()
+        self._inboxes: dict[int, Inbox] = {}  # of the ROUTER's connections, by descriptor
 
     # -- links ---------------------------------------------------------------------------------
 
@@ -133,12 +136,15 @@ class Rendezvous:
         handed = handed_name(relay) if relay else ""
         assert self._router is None
         self._authenticator = curve.Authenticator(self._context, self._is_expected)
-        self._watched[self._authenticator.socket] = self._authenticator.answer
+        self._watched[self._authenticator.socket] = self._admit
         self._router = socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         curve.configure_server(socket, self._keys, self._bounds)
         self._router_monitor = LinkMonitor(
-            socket, self._lost, most_silent=self._own.limits.silent_connections
+            socket,
+            self._lost,
+            most_silent=self._own.limits.silent_connections,
+            up=self._accepted,
         )
         self._watched[self._router_monitor.socket] = self._router_monitor.look
         try:
@@ -155,6 +161,20 @@ class Rendezvous:
                 socket.bind(f"ipc://@{relay}")
         return port
 
+    def _admit(self) -> None:
+        """Let a key in once its connection is guarded."""
+        assert self._authenticator is not None
+        assert self._router_monitor is not None
+        self._router_monitor.look()
+        self._authenticator.answer()
+
+    def _accepted(self, file: int) -> None:
+        self._inboxes[file] = self._inbox()
+        self._guard.watch(self._inboxes[file], file)
+
+    def _inbox(self) -> Inbox:
+        return Inbox(self._bounds.messages * self._bounds.frame_bytes)
+
     def _is_expected(self, key: str) -> bool:
         link = self._by_key.get(key)
         return link is not None and link.proven is None
@@ -169,14 +189,15 @@ class Rendezvous:
         socket = self._context.socket(zmq.DEALER)
         curve.configure_client(socket, self._keys, link.key, self._bounds)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        monitor = LinkMonitor(socket, self._lost, link)
+        inbox = self._inbox()
+        monitor = LinkMonitor(socket, self._lost, link, up=partial(self._guard.watch, inbox))
         self._dealers[link] = socket, monitor
         self._watched[monitor.socket] = monitor.look
         try:
             socket.connect(relay or to.endpoint)
         except zmq.ZMQError as error:
             raise MeshError(f"cannot connect to {address}: {error.strerror}") from None
-        link.connects(DealerConnection(socket), to.host, to.port if relay else 0)
+        link.connects(DealerConnection(socket, inbox), to.host, to.port if relay else 0)
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -232,6 +253,8 @@ class Rendezvous:
             try:
                 routing_id = self._router.recv(zmq.NOBLOCK)
             except zmq.Again:
+                for inbox in self._inboxes.values():
+                    inbox.emptied()
                 return
             frames = [self._router.recv(copy=False)]
             while frames[-1].more:
@@ -248,13 +271,15 @@ class Rendezvous:
         proven = link.proven
         if proven is None:
             assert self._router is not None
-            most = self._most_early
-            proven = RouterConnection(self._router, routing_id, self._pump, most)
+            assert self._router_monitor is not None
+            self._router_monitor.look()
+            file, most = int(frames[0].get(zmq.SRCFD)), self._most_early
+            inbox = self._inboxes.get(file) or self._inbox()  # of one that has ended
+            proven = RouterConnection(self._router, routing_id, self._pump, most, inbox)
             tickets = self._tickets
             hello = dataclasses.replace(self._own, rank=link.rank).message(HELLO)
             link.listens(proven, partial(tickets.ticket, link.rank, hello) if tickets else None)
-            assert self._router_monitor is not None
-            self._router_monitor.bind(int(frames[0].get(zmq.SRCFD)), link)
+            self._router_monitor.bind(file, link)
         if not isinstance(proven, RouterConnection) or proven.routing_id != routing_id:
             self._fail(link.rank, self.fault(link.rank, "connected twice"))
             return self._end(link)
@@ -311,6 +336,7 @@ class Rendezvous:
 
     def close(self) -> None:
         """End all connections, which the other ends notice. Idempotent."""
+        self._guard.close()
         for link in self._links.values():
             self._end(link)
         self._ending.clear()

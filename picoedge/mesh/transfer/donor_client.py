@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -16,6 +18,7 @@ from picoedge.mesh.transfer.donor import MAX_ITEM_NAME, OFFER, PART_BYTES, READ,
 from picoedge.mesh.transport import curve
 from picoedge.mesh.transport.frames import HEADER, Header, Kind, unpack
 from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, Dialect
+from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 
 PARTS_AHEAD = 8  # in flight: what a link of 1 Gbit/s takes in 8 ms
 _MAX_ITEMS = 1 << 20  # above any pack: 100 layers of 1000 shards
+# Unread while a disk is slow: parts that are asked for, some twice, and an offer. More ends it.
+_INBOX_BYTES = 8 * PARTS_AHEAD * PART_BYTES
+_RETRY_S = 0.1  # until a donor that does not listen is tried again
+_NEVER = -1  # libzmq does not connect again by itself: a flood would only begin anew
+_UP, _DOWN = zmq.EVENT_CONNECTED, (zmq.EVENT_CLOSED, zmq.EVENT_DISCONNECTED)
 
 
 @dataclass(frozen=True)
@@ -92,14 +100,26 @@ class DonorClient:
     """Asks a board's daemon over a `socket` of its own, readable when answers may be there.
 
     No method waits. `offered` are the pack's items that it has, `refused` why it has none.
-    Close it.
+    Close it, after its guard.
     """
 
-    def __init__(self, context: Context, keys: KeyPair, address: Address, server_key: str) -> None:
+    def __init__(
+        self,
+        context: Context,
+        keys: KeyPair,
+        address: Address,
+        server_key: str,
+        guard: InboxGuard,
+    ) -> None:
         """`server_key`: the board's public key in Z85."""
         self.socket: Socket = context.socket(zmq.DEALER)
-        curve.configure_client(self.socket, keys, server_key, curve.SocketBounds())
-        self.socket.connect(address.endpoint)
+        bounds = curve.SocketBounds(bounds_received=False)
+        curve.configure_client(self.socket, keys, server_key, bounds)
+        self.socket.reconnect_ivl = _NEVER
+        self._monitor: Any = self.socket.get_monitor_socket(_UP | sum(_DOWN))
+        self._guard, self._inbox, self._endpoint = guard, Inbox(_INBOX_BYTES), address.endpoint
+        self._retry_s = math.inf
+        self.socket.connect(self._endpoint)
         self._dialect = Dialect()
         self._numbers = itertools.count(1)
         self._items: dict[str, _PartialItem] = {}
@@ -122,6 +142,7 @@ class DonorClient:
 
     def ask_offer(self, pack: str, now_s: float) -> None:
         """Ask which items of a pack it has; an earlier question is forgotten."""
+        self._reconnect()
         self.offer_s, self._pack = now_s, pack
         self._offer = self._send(OFFER, {"pack": pack})
 
@@ -158,11 +179,16 @@ class DonorClient:
 
     def receive(self) -> Iterator[DonorAnswer]:
         """The answers that are there. Raises ProtocolError if one fits no question."""
+        self._reconnect()
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._inbox.emptied()
+                if self._inbox.is_over:
+                    raise ProtocolError("more than it was asked for") from None
                 return
+            self._inbox.took(sum(map(len, frames)))
             answer = self._answer([frame.buffer for frame in frames])
             if answer is not None:
                 yield answer
@@ -199,9 +225,21 @@ class DonorClient:
         del self._items[item]
         return Part(item, nbytes, memoryview(partial.buffer), version)
 
+    def _reconnect(self) -> None:
+        """Connect again where the connection has ended, unless too much came over it."""
+        now_s = time.monotonic()
+        for event, descriptor in curve.events(self._monitor):
+            if event == _UP:
+                self._guard.watch(self._inbox, descriptor)
+            elif event in _DOWN:
+                self._retry_s = now_s + _RETRY_S
+        if self._retry_s <= now_s and not self._inbox.is_over:
+            self._retry_s = math.inf
+            self.socket.connect(self._endpoint)
+
     def close(self) -> None:
         """Close the socket. Idempotent."""
-        self.socket.close(linger=0)
+        curve.close_monitored(self.socket, self._monitor)
 
 
 def read_offer(body: Body) -> Offered:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,8 +21,6 @@ from picoedge.mesh.transport.curve import (
     configure_client,
     events,
     receive_frames,
-    received,
-    shut_down,
 )
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.messages import (
@@ -39,6 +35,7 @@ from picoedge.mesh.transport.messages import (
     error_of,
     is_raw,
 )
+from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
 
 OnPush = Callable[[str, Body], None]
 
-_LOOK_S, _BESIDE_BYTES = 0.25, 256
 _RETRY_S = 0.1  # until a daemon that does not listen yet is tried again
 _NEVER = -1  # libzmq does not connect again by itself: a flood would only begin anew
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -60,59 +56,6 @@ _WATCHED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | _FAILED
 )
-
-
-class _InboxGuard:
-    """Ends a connection over which more has come than its program reads, from a thread.
-
-    libzmq's own bound would let the other side abort this process: see `SocketBounds`. A hub that
-    waits for its user reads nothing for hours.
-    """
-
-    def __init__(self, queued_bytes: int) -> None:
-        self._file = self._inode = -1  # of the connection; its descriptor may be reused
-        self.taken_bytes = 0
-        self.was_emptied = False  # all that had come was read
-        self._queued_bytes = queued_bytes
-        self._base = self._looks = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
-
-    def start(self, file: int) -> None:
-        """Guard the connection with this descriptor."""
-        self._file, self._inode = file, _inode(file)
-        if self._thread.ident is None:
-            self._thread.start()
-
-    def look(self) -> None:
-        """Count, and shut the connection down if too much is queued; to be called now and then."""
-        if _inode(self._file) != self._inode:
-            return
-        nbytes, _ = received(self._file)
-        self._looks += 1
-        if self.was_emptied:
-            self._base, self.taken_bytes, self._looks, self.was_emptied = nbytes, 0, 0, False
-        # Bytes beside messages, as answers to heartbeats, are fewer than this.
-        beside = self._looks * _BESIDE_BYTES
-        if nbytes - self._base - self.taken_bytes > self._queued_bytes + beside:
-            shut_down(self._file)
-
-    def _run(self) -> None:
-        while not self._ended.wait(_LOOK_S):
-            self.look()
-
-    def close(self) -> None:
-        """To be called before the connection's socket is closed. Idempotent."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-
-def _inode(file: int) -> int:
-    try:
-        return os.fstat(file).st_ino
-    except OSError:
-        return 0
 
 
 class Client:
@@ -150,7 +93,7 @@ class Client:
         self._seen = "nothing listens there"
         self._was_up = False
         self._lost: MeshError | None = None
-        self._guard = _InboxGuard(limits.client_bytes)
+        self._guard, self._inbox = InboxGuard(), Inbox(limits.client_bytes)
         self._retry_s = math.inf
         self.socket.connect(address.endpoint)
 
@@ -244,9 +187,9 @@ class Client:
         """The next message, if it is there."""
         frames = receive_frames(self.socket)
         if frames is None:
-            self._guard.was_emptied = True
+            self._inbox.emptied()
         else:
-            self._guard.taken_bytes += sum(map(len, frames))
+            self._inbox.took(sum(map(len, frames)))
         return frames
 
     def _check(self) -> None:
@@ -304,7 +247,7 @@ class Client:
             if event in (zmq.EVENT_CLOSED, zmq.EVENT_DISCONNECTED) and not self._was_up:
                 self._retry_s = time.monotonic() + _RETRY_S
             if event == zmq.EVENT_CONNECTED:
-                self._guard.start(value)
+                self._guard.watch(self._inbox, value)
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._was_up = True
                 self._seen = "it took the question and is silent"

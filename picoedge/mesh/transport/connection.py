@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import zmq
 
 from picoedge.errors import ProtocolError
+from picoedge.mesh.transport.strikes import Inbox
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Socket
@@ -64,12 +65,13 @@ class Connection(Protocol):
 
 
 class DealerConnection:
-    """The connecting end, on a DEALER socket of its own. `window`: see WINDOW."""
+    """The connecting end, on a DEALER socket of its own. `window`: see WINDOW; `inbox` counts."""
 
     transport: Transport = "zeromq"
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: Socket, inbox: Inbox) -> None:
         self._socket, self._unsent, self.window = socket, b"", WINDOW
+        self.inbox = inbox
         self._ahead = self._uncredited = 0  # messages sent, and taken, without a credit yet
         self._route: tuple[bytes, ...] = ()  # frames before each message
         self._taken: zmq.Frame | None = None  # keeps the memory of the message handed out
@@ -114,11 +116,15 @@ class DealerConnection:
 
     def _receive(self) -> list[zmq.Frame] | None:
         try:
-            return self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            self.inbox.emptied()
             return None
         except zmq.ZMQError as error:
             raise ConnectionEnded(f"its connection ended: {error.strerror}") from None
+        for frame in frames:
+            self.inbox.took(len(frame))
+        return frames
 
     def items(self) -> Items:
         """Room comes with a credit."""
@@ -140,33 +146,40 @@ class RouterConnection(DealerConnection):
     """
 
     def __init__(
-        self, socket: Socket, routing_id: bytes, pump: Callable[[], None], most: int
+        self,
+        socket: Socket,
+        routing_id: bytes,
+        pump: Callable[[], None],
+        most: int,
+        inbox: Inbox,
     ) -> None:
-        super().__init__(socket)
+        super().__init__(socket, inbox)
         self._route = (routing_id,)
         self.routing_id, self._pump, self._most = routing_id, pump, most
-        self._inbox: deque[list[zmq.Frame]] = deque()
+        self._waiting: deque[list[zmq.Frame]] = deque()
         self._dropped = 0
 
     def put(self, frames: list[zmq.Frame]) -> None:
         """One message of this peer."""
-        if len(self._inbox) < self._most and not self._dropped:
-            self._inbox.append(frames)
+        for frame in frames:
+            self.inbox.took(len(frame))
+        if len(self._waiting) < self._most and not self._dropped:
+            self._waiting.append(frames)
         else:
             self._dropped += 1
 
     def _receive(self) -> list[zmq.Frame] | None:
-        if not self._inbox:
+        if not self._waiting:
             if self._dropped:
                 raise ProtocolError(f"{self._most + self._dropped} messages before their time")
             self._pump()
-        return self._inbox.popleft() if self._inbox else None
+        return self._waiting.popleft() if self._waiting else None
 
     def items(self) -> Items:
         """A read for another peer may have left a message here: do not sleep."""
-        return [(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._inbox else 0))]
+        return [(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._waiting else 0))]
 
     def close(self) -> None:
         """The socket stays, for its other peers."""
-        self._inbox.clear()
+        self._waiting.clear()
         self._dropped = 1  # keep nothing that still comes

@@ -40,7 +40,7 @@ KEEPALIVE_S, KEEPALIVES = 1, 3
 HANDSHAKE_MS = 5000  # for the CURVE handshake: several round trips on the worst Wi-Fi
 LISTEN_BACKLOG = 64  # connections the system accepts ahead of us: a cluster that starts at once
 
-UP = zmq.EVENT_ACCEPTED
+UP = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED
 DOWN: dict[int, str] = {
     zmq.EVENT_DISCONNECTED: "its connection ended",
     zmq.EVENT_CLOSED: "nothing listens at its address",
@@ -67,7 +67,7 @@ class SocketBounds:
     # it, libzmq drops it from its poll, and aborts the process (`!_io_error`, stream_engine_base)
     # with the next heartbeat it would send: one of its own, or an answer to one of the peer's among
     # the bytes it has read already. A socket of which any board could fill the queue bounds it not:
-    # its program counts what comes over each connection (`Ration`), and ends it.
+    # its program counts what comes over each connection (`Ration`, `InboxGuard`), and ends it.
     bounds_received: bool = True
     # A daemon sends no heartbeats, and cuts clients whose own do not come.
     heartbeats: bool = True
@@ -213,7 +213,8 @@ class LinkMonitor(Generic[T]):
     A socket that connects has one connection, that of `link`. A socket that listens has several,
     told apart by their file descriptors (`bind`). The kernel reuses descriptors, so events are
     followed in order. At most `most_silent` of these may belong to no link yet; the oldest makes
-    room. Poll `socket`, and call `look` when it is readable.
+    room. `up(descriptor)` is called for each that begins. Poll `socket`, and call `look` when it is
+    readable.
     """
 
     def __init__(
@@ -222,8 +223,9 @@ class LinkMonitor(Generic[T]):
         lost: Callable[[T, str], None],
         link: T | None = None,
         most_silent: int = 0,
+        up: Callable[[int], None] = lambda descriptor: None,
     ) -> None:
-        self._watched, self._lost, self._link = watched, lost, link
+        self._watched, self._lost, self._link, self._up = watched, lost, link, up
         self._most_silent = most_silent
         self._links: dict[int, T] = {}  # by descriptor
         self._silent: dict[int, None] = {}  # descriptors of no link, oldest first
@@ -241,10 +243,12 @@ class LinkMonitor(Generic[T]):
     def look(self) -> None:
         """Read the events that are there; passes on what `lost` raises."""
         for event, descriptor in events(self.socket):
+            if event & UP:
+                self._up(descriptor)
             if self._link is not None:
                 if event in DOWN:
                     self._lost(self._link, DOWN[event])
-            elif event == UP:
+            elif event & UP:
                 self._silent[descriptor] = None
                 if len(self._silent) > self._most_silent:
                     shut_down(next(iter(self._silent)))

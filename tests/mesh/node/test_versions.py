@@ -41,6 +41,7 @@ from picoedge.mesh.transport.curve import (
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.limits import Limits
 from picoedge.mesh.transport.messages import Dialect, RawReply, Translation, read_control
+from picoedge.mesh.transport.strikes import InboxGuard
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Wanted
@@ -295,8 +296,10 @@ def test_a_daemon_of_version_1_is_a_member(
             while client.ask("seen")["roster"] != ada.node.roster.digest:
                 pass
         sound, target = Pack.open(shelf / "m.pico"), tmp_path / "mine" / "m.pico"
-        link = DonorClient(context, pair[0].keys, address, old.keys.public)
+        guard = InboxGuard()
+        link = DonorClient(context, pair[0].keys, address, old.keys.public, guard)
         pull(target, sound.identity, Wanted(sound.all_shards, embed=True), [("old", link)])
+        guard.close()
         link.close()
         Pack.open(target).verify()
         assert not ada.saw(old.keys.public, Change.SLOWED)

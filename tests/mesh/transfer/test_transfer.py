@@ -21,6 +21,7 @@ from picoedge.mesh.transfer.donor import OFFER, Donor
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transfer.puller import PullOptions, pull
+from picoedge.mesh.transport.strikes import InboxGuard
 from picoedge.store.pack.partial import PartialPack, create_partial
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HELD, MANIFEST, Slice, Wanted
@@ -190,13 +191,15 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.puller import pull
+from picoedge.mesh.transport.strikes import InboxGuard
 from picoedge.store.pack import partial
 from picoedge.store.shards import Wanted
 from picoedge.store.shards import Slice
 target, identity, port, server, public, secret = sys.argv[1:]
 partial._SYNC_BYTES = 1
 partial.PartialPack.__init__.__kwdefaults__["at_once"] = 1
-link = DonorClient(zmq.Context(), KeyPair(public, secret), Address("127.0.0.1", int(port)), server)
+keys, at = KeyPair(public, secret), Address("127.0.0.1", int(port))
+link = DonorClient(zmq.Context(), keys, at, server, InboxGuard())
 wanted = Wanted(Slice(range(2), range(2)), embed=True)
 pull(Path(target), identity, wanted, [("board", link)])
 """
@@ -231,10 +234,12 @@ def test_the_real_daemon_gives(shelf: Path, sound: Pack, target: Path, tmp_path:
     for kind, handler in Donor(PackShelf([shelf]).find).handlers().items():
         ada.node.rpc.on(kind, handler)
     context: Any = zmq.Context()
+    guard = InboxGuard()
     try:
         with running(ada):
-            link = DonorClient(context, second.keys, ada.address, ada.key)
+            link = DonorClient(context, second.keys, ada.address, ada.key, guard)
             pull(target, sound.identity, everything(sound), [("ada", link)], QUICK)
     finally:
+        guard.close()
         context.destroy(0)
     check_whole(target, sound)

@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from picoedge.mesh.transport.connection import DealerConnection, RouterConnection
+from picoedge.mesh.transport.strikes import Inbox
 
 Ends = tuple[dict[bytes, RouterConnection], dict[bytes, DealerConnection]]
 POLL_MS = 5000  # far longer than a poll that finds something
@@ -32,8 +33,8 @@ def ends() -> Iterator[Ends]:
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.ROUTING_ID, name)
         dealer.connect("inproc://ends")
-        dealers[name] = DealerConnection(dealer)
-        peers[name] = RouterConnection(router, name, pump, 16)
+        dealers[name] = DealerConnection(dealer, Inbox(0))
+        peers[name] = RouterConnection(router, name, pump, 16, Inbox(0))
     yield peers, dealers
     context.destroy(linger=0)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory, BoardOptions
-from picoedge.daemon.board_report import BoardReport
+from picoedge.daemon.board_report import BoardReport, facts_answer
 from picoedge.daemon.handover import Handover
 from picoedge.daemon.hub_slice import Answer, HubSlice, wanted_slice
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, check_members, kind_of
@@ -33,8 +33,7 @@ from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, St
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.daemon.workers import Kept, Reservation, Workers, untaken_bytes
 from picoedge.errors import AccessError, MeshError, ProtocolError
-from picoedge.host.resources import disk_room, rss_bytes
-from picoedge.jobs.spec import SliceKey, WorkerConfig, read_session
+from picoedge.jobs.spec import WorkerConfig, read_session
 from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transport.messages import Pending
 from picoedge.mesh.transport.server import Sender
@@ -85,18 +84,10 @@ class BoardService:
     # -- requests ------------------------------------------------------------------------------
 
     def _board_facts(self, peer: str, body: Body) -> Body:
-        facts = self._facts()
-        if facts is None:
-            raise MeshError("this board is still being measured", "ask again in a few seconds")
         own = self._hub_slice.kept if str(peer) == self._node.identity.keys.public else None
-        kept = own or self._workers.kept
-        return {
-            "facts": dict(facts),
-            "memory_bytes": self._memory.job_bytes,
-            "unreached": self._node.peers.unreached(),
-            **disk_room(self._options.shelf),
-            "kept": kept.of.to_json() if kept and isinstance(kept.of, SliceKey) else None,
-        }
+        kept, unreached = own or self._workers.kept, self._node.peers.unreached()
+        answer = facts_answer(self._facts(), kept.of if kept else None, self._options.shelf)
+        return {**answer, "memory_bytes": self._memory.job_bytes, "unreached": unreached}
 
     def _reserve(self, peer: str, body: Body) -> Pending:
         sender = _sender(peer)
@@ -377,15 +368,10 @@ class BoardService:
     def state(self) -> Body:
         """This board in a few words, for its heartbeats."""
         kept_bytes = self._workers.kept_rss_bytes + self._hub_slice.nbytes
-        state: Body = {
-            "memory_bytes": self._options.memory_bytes,
-            "rss_bytes": rss_bytes() + kept_bytes,
-            "uses": self._memory.report(),
-            "queue_length": len(self._reservations.queue),
-            "relayed": bool(self._relays),
-        }
-        is_ending = bool(self._reservations.workers)
-        return self._reports.of(self._holder, state, is_ending=is_ending)
+        relayed = bool(self._relays)
+        return self._reports.of(
+            self._holder, self._memory, self._reservations, kept_bytes, relayed=relayed
+        )
 
     def close(self) -> None:
         """End all workers."""

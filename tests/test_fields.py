@@ -27,6 +27,12 @@ json_values = st.recursive(
 )
 
 
+def test_integers_that_no_float_can_hold_are_refused() -> None:
+    for value in (10**320, -(10**320), 1 << 65):
+        with pytest.raises(ProtocolError, match="is not an integer of at most"):
+            Fields({"size": value}).get("size", int)
+
+
 def test_values_that_are_right_are_returned() -> None:
     fields = Fields(VALUES, "the session")
     assert (fields.text("name", 3), fields.integer("rank", 3, 3)) == ("ada", 3)

@@ -31,11 +31,11 @@ def main() -> None:
     try:
         with ExitStack() as stack:
             sources, guard = [], InboxGuard()
+            stack.callback(guard.close)
             for name, address, key in request["donors"]:
                 link = DonorClient(context, identity.keys, parse_address(address), key, guard)
                 stack.callback(link.close)
                 sources.append((name, link))
-            stack.callback(guard.close)
             print(json.dumps(timed(request, sources)))
     finally:
         context.destroy(linger=0)

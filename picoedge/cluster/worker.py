@@ -251,12 +251,12 @@ def pull_missing(
     page.write("pulling")
     with ExitStack() as stack:
         donors, guard = [], InboxGuard()
+        stack.callback(guard.close)
         for number, rank in enumerate(spec.ranks):
             if number != spec.rank and rank.daemon:
                 donor = DonorClient(context, keys, parse_address(rank.daemon), rank.key, guard)
                 stack.callback(donor.close)
                 donors.append((rank.name, donor))
-        stack.callback(guard.close)
         pull(path, spec.pack_id, wanted, donors, PullOptions(progress=on_progress))
     return path
 

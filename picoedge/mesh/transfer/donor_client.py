@@ -100,7 +100,7 @@ class DonorClient:
     """Asks a board's daemon over a `socket` of its own, readable when answers may be there.
 
     No method waits. `offered` are the pack's items that it has, `refused` why it has none.
-    Close it, after its guard.
+    Close it, and its guard.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class DonorClient:
         self._guard, self._inbox, self._endpoint = guard, Inbox(_INBOX_BYTES), address.endpoint
         self._retry_s = math.inf
         self.socket.connect(self._endpoint)
+        guard.find_by(self._read_monitor)
         self._dialect = Dialect()
         self._numbers = itertools.count(1)
         self._items: dict[str, _PartialItem] = {}
@@ -227,19 +228,22 @@ class DonorClient:
 
     def _reconnect(self) -> None:
         """Connect again where the connection has ended, unless too much came over it."""
-        now_s = time.monotonic()
+        self._guard.find(self._read_monitor)
+        if self._retry_s <= time.monotonic() and not self._inbox.is_over:
+            self._retry_s = math.inf
+            curve.connect_again(self.socket, self._endpoint)
+
+    def _read_monitor(self) -> None:
+        """Also called by the guard's thread: a write may have begun before the connection has."""
         for event, descriptor in curve.events(self._monitor):
             if event == _UP:
                 self._guard.watch(self._inbox, descriptor)
             elif event in _DOWN:
-                self._retry_s = now_s + _RETRY_S
-        if self._retry_s <= now_s and not self._inbox.is_over:
-            self._retry_s = math.inf
-            self.socket.connect(self._endpoint)
+                self._retry_s = time.monotonic() + _RETRY_S
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
-        curve.close_monitored(self.socket, self._monitor)
+        self._guard.find(lambda: curve.close_monitored(self.socket, self._monitor))
 
 
 def read_offer(body: Body) -> Offered:

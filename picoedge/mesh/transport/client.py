@@ -19,6 +19,7 @@ from picoedge.mesh.transport.curve import (
     SocketBounds,
     close_monitored,
     configure_client,
+    connect_again,
     events,
     receive_frames,
 )
@@ -236,7 +237,7 @@ class Client:
             raise self._board_lost(self._seen)
         if self._retry_s <= now_s:
             self._retry_s = math.inf
-            self.socket.connect(self.address.endpoint)
+            connect_again(self.socket, self.address.endpoint)
         poller = zmq.Poller()
         poller.register(self.socket, flags)
         poller.register(self.monitor, zmq.POLLIN)

@@ -110,6 +110,16 @@ def _configure(socket: Socket, bounds: SocketBounds) -> None:
     socket.setsockopt(zmq.IPV6, 1)
 
 
+def connect_again(socket: Socket, endpoint: str) -> None:
+    """Connect a socket whose connection failed, and that does not connect again by itself.
+
+    libzmq 4.3.5 ignores a second `connect` to an endpoint that refused the first.
+    """
+    with suppress(zmq.ZMQError):
+        socket.disconnect(endpoint)
+    socket.connect(endpoint)
+
+
 def receive_frames(socket: Socket) -> list[bytes] | None:
     """The next message of a client's socket; None if there is none.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 from picoedge.mesh.transport.curve import received, shut_down
@@ -119,7 +119,8 @@ class InboxGuard:
 
     def __init__(self) -> None:
         self._inboxes: list[Inbox] = []
-        self._lock = threading.Lock()
+        self._finding: list[Callable[[], None]] = []
+        self._lock = threading.RLock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
 
@@ -129,12 +130,28 @@ class InboxGuard:
             inbox.opened(file)
             if inbox not in self._inboxes:
                 self._inboxes.append(inbox)
+            self._start()
+
+    def find_by(self, find: Callable[[], None]) -> None:
+        """Call this, which watches connections that are new, from now on: see `find`."""
+        with self._lock:
+            self._finding.append(find)
+            self._start()
+
+    def find(self, find: Callable[[], None]) -> None:
+        """Call such a function now, while the thread does not."""
+        with self._lock:
+            find()
+
+    def _start(self) -> None:
         if self._thread.ident is None:
             self._thread.start()
 
     def _run(self) -> None:
         while not self._ended.wait(_LOOK_S):
             with self._lock:
+                for find in self._finding:
+                    find()
                 now_s = time.monotonic()
                 self._inboxes = [each for each in self._inboxes if each.look(now_s)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import zmq
 from hostile_floods import Hostile, check, line_of, victim
 
+from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.identity import KeyPair
+from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transport import curve
+from picoedge.mesh.transport.strikes import InboxGuard
 
 PULLING = """
 import zmq
@@ -26,9 +30,8 @@ guard = InboxGuard()
 donor = DonorClient(
     zmq.Context(), KeyPair.of_secret(secret), parse_address(address), server, guard
 )
-while not donor.socket.poll(10):
-    donor.ask_offer("0" * 64, 0.0)
 donor.ask_offer("0" * 64, 0.0)
+assert donor.socket.poll(20_000)
 grown = idle()
 try:
     list(donor.receive())
@@ -76,3 +79,31 @@ def test_a_flood_ends_the_connection_and_not_the_memory_of_a_board() -> None:
     with hostile() as (peer, pulling, _):
         peer.flood(bytes(100_000))
         check(pulling, "an answer of 1 frames")
+
+
+def test_a_donor_that_was_not_there_or_restarts_is_asked_again() -> None:
+    context: Any = zmq.Context()
+    keys, guard = KeyPair.new(), InboxGuard()
+    gate = curve.Authenticator(context, lambda key: True)
+    probe = context.socket(zmq.ROUTER)
+    port = probe.bind_to_random_port("tcp://127.0.0.1")
+    probe.unbind(f"tcp://127.0.0.1:{port}")
+    probe.close(0)
+    donor = DonorClient(context, KeyPair.new(), Address("127.0.0.1", port), keys.public, guard)
+    try:
+        for _ in range(2):
+            threading.Event().wait(0.3)  # refused by now, more than once
+            list(donor.receive())
+            with context.socket(zmq.ROUTER) as daemon:
+                curve.configure_server(daemon, keys, curve.SocketBounds())
+                daemon.bind(f"tcp://127.0.0.1:{port}")
+                while not daemon.poll(20):
+                    donor.ask_offer("0" * 64, 0.0)
+                    if gate.socket.poll(0):
+                        gate.answer()
+                daemon.unbind(f"tcp://127.0.0.1:{port}")
+    finally:
+        guard.close()
+        donor.close()
+        gate.close()
+        context.destroy(linger=0)

@@ -180,7 +180,6 @@ class DonorClient:
 
     def receive(self) -> Iterator[DonorAnswer]:
         """The answers that are there. Raises ProtocolError if one fits no question."""
-        self._reconnect()
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -188,6 +187,7 @@ class DonorClient:
                 self._inbox.emptied()
                 if self._inbox.is_over:
                     raise ProtocolError("more than it was asked for") from None
+                self._reconnect()  # it drops what was not read
                 return
             self._inbox.took(sum(map(len, frames)))
             answer = self._answer([frame.buffer for frame in frames])

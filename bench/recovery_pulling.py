@@ -20,7 +20,7 @@ from picoedge.mesh.cluster_folder import cluster_folder
 from picoedge.mesh.identity.identity import load_identity
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import PullOptions, pull
-from picoedge.mesh.transport.strikes import InboxGuard
+from picoedge.mesh.transport.connection import InboxGuard
 from picoedge.store.shards import Slice, Wanted
 
 

@@ -80,13 +80,13 @@ def _make_room(pack: Pack, options: OpenOptions) -> int | None:
 
     if not is_pressed(pack, options, _SHORT):
         return None
-    from picoedge.jobs.kept_memory import free_kept, hold_memory
+    from picoedge.jobs.kept_memory import STARTING_BYTES, free_kept, hold_memory
     from picoedge.mesh.cluster_folder import cluster_folder
 
     folder = cluster_folder(os.environ)
     if is_pressed(pack, options):
         free_kept(folder)
-    leave = hold_memory(folder, 0)
+    leave = hold_memory(folder, STARTING_BYTES)
     room = max(1, budget_bytes(options.memory_bytes) - leave)
     if is_pressed(pack, dataclasses.replace(options, memory_bytes=None), room / budget_bytes(None)):
         hold_memory(folder, room)  # it will be streamed through all there is

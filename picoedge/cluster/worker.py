@@ -243,7 +243,7 @@ def pull_missing(
     from picoedge.mesh.addresses import parse_address  # below, as it takes 2 MB
     from picoedge.mesh.transfer.donor_client import DonorClient
     from picoedge.mesh.transfer.puller import PullOptions, pull
-    from picoedge.mesh.transport.strikes import InboxGuard
+    from picoedge.mesh.transport.connection import InboxGuard
 
     def on_progress(done: int, total: int) -> None:
         page.write("pulling", done=done, total=total)
@@ -284,6 +284,7 @@ def _load(
         part=spec.part,
         reduce=forward_pass.begin,
         gather_logits=forward_pass.gather,
+        on_plan=lambda nbytes: _say({"memory": nbytes}),
     )
 
 

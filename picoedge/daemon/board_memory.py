@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
 from picoedge.host.resources import available_bytes, own_bytes, picoedge_pids, rss_bytes
 from picoedge.host.sysfs import PROC, file_text
+from picoedge.jobs.kept_memory import STARTING_BYTES
 from picoedge.jobs.spec import WorkerConfig
 from picoedge.mesh.cluster_folder import cluster_folder
 
@@ -56,11 +57,11 @@ class BoardOptions:
 def alone_bytes(folder: Path, held: Mapping[int, int], proc: Path = PROC) -> int:
     """Bytes of chats and answers on this board alone that use the cluster's `folder`.
 
-    One that has just started counts with what it said that it holds, by its process in `held`.
+    One counts at least with what it said that it holds, by its process in `held`.
     One over boards is lent its memory with the reservation.
     """
     pids = (pid for pid in picoedge_pids(proc) if _is_alone(pid, folder, proc))
-    return sum(max(own_bytes(pid, proc), held.get(pid, 0)) for pid in pids)
+    return sum(max(own_bytes(pid, proc), held.get(pid, STARTING_BYTES)) for pid in pids)
 
 
 def _is_alone(pid: int, folder: Path, proc: Path) -> bool:

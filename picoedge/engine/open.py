@@ -192,13 +192,15 @@ def load_model(
     broadcast_input: BroadcastInput | None = None,
     gather_logits: GatherLogits | None = None,
     aside: SetAside | None = None,
+    on_plan: Callable[[int], None] | None = None,
 ) -> LoadedModel:
     """Load a model, or the slice `part` of one; what does not fit in memory will be streamed.
 
     `reduce`, `broadcast_input` and `gather_logits` join a slice to the others: see
-    `model.transformer`. Weights set `aside` are taken from there. `progress` reports the
-    weights that are read before the first token. Raises MemoryBudgetError before anything large is
-    allocated, UsageError, StorageError.
+    `model.transformer`. Weights set `aside` are taken from there. Before weights are read
+    `on_plan` is called with the bytes that this process will take, where planned. `progress` reports
+    the weights that are read before the first token. Raises MemoryBudgetError before anything large
+    is allocated, UsageError, StorageError.
     """
     from picoedge.engine.fit import WHOLE_BATCH, Adapter, LoadedModel, fit_model
 
@@ -206,6 +208,8 @@ def load_model(
         kernels = start_kernels(options)
         failing.callback(kernels.close)
         fit = fit_model(pack, kernels, options, part, lent_bytes=aside.nbytes if aside else 0)
+        if fit.plan is not None and on_plan is not None:
+            on_plan(fit.plan.total)
         weights = _hold(fit, options, progress, aside)
         failing.callback(weights.close)
         model = LoadedModel(

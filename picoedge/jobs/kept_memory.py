@@ -27,6 +27,7 @@ MESSAGE_BYTES = 8 << 10
 ANSWER_S = 5.0  # for a daemon that is busy
 PLANNING_S = 10.0  # of a worker that has just started
 _LOOK_S = 0.2
+STARTING_BYTES = 64 << 20  # of a program before its plan: Python, tokenizer, a small window
 _GONE_S = 15.0  # for a kept slice to end: in a disk read a process ends when the disk answers
 
 

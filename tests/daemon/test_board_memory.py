@@ -34,7 +34,8 @@ def process(proc: Path, pid: int, command: str, folder: Path) -> None:
 )
 def test_a_chat_on_this_board_alone_has_memory(tmp_path: Path, command: str, counts: bool) -> None:
     process(tmp_path, 77, command, tmp_path / "cluster")
-    assert alone_bytes(tmp_path / "cluster", {}, tmp_path) == (120 << 10) * counts
+    assert alone_bytes(tmp_path / "cluster", {77: 0}, tmp_path) == (120 << 10) * counts
+    assert alone_bytes(tmp_path / "cluster", {}, tmp_path) == (64 << 20) * counts  # it starts
     held = {77: 50 * MB, 78: 900 * MB}  # 78 has ended, or is no chat
     assert alone_bytes(tmp_path / "cluster", held, tmp_path) == 50 * MB * counts
     assert alone_bytes(tmp_path / "other", {}, tmp_path) == 0  # another board on this machine

@@ -157,10 +157,11 @@ def test_a_job_gets_what_a_starting_answer_has_said_that_it_takes(
     monkeypatch.setattr(board_memory, "_is_alone", lambda *_: True)
     monkeypatch.setattr(board_memory, "picoedge_pids", lambda proc: [os.getpid()])
     monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 1000)
-    before = board.service._memory.job_bytes
-    hold_memory(board.folder, 64 << 20)
-    assert board.service._memory.job_bytes < before - (32 << 20)
+    starting = board.service._memory.job_bytes
+    hold_memory(board.folder, 128 << 20)
+    assert board.service._memory.job_bytes < starting - (32 << 20)
     hold_memory(board.folder, 0)
+    assert board.service._memory.job_bytes > starting + (32 << 20)
 
 
 def test_training_waits_for_its_end(board: Board) -> None:

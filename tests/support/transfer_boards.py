@@ -18,9 +18,9 @@ from picoedge.mesh.transfer.donor import OFFER, READ, Donor
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transport import curve
+from picoedge.mesh.transport.connection import InboxGuard
 from picoedge.mesh.transport.frames import pack
 from picoedge.mesh.transport.messages import ERROR, REPLY, control, failure_body, read_control
-from picoedge.mesh.transport.strikes import InboxGuard
 
 Frames = list[Any]
 JOIN_S = 20.0

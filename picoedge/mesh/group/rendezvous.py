@@ -35,12 +35,13 @@ from picoedge.mesh.transport.connection import (
     Connection,
     ConnectionEnded,
     DealerConnection,
+    Inbox,
+    InboxGuard,
     RouterConnection,
     Transport,
 )
 from picoedge.mesh.transport.curve import LinkMonitor
 from picoedge.mesh.transport.listening import ANY_PORT, bind_to, listen
-from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair

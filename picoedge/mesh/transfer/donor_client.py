@@ -16,9 +16,9 @@ from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
 from picoedge.mesh.transfer.donor import MAX_ITEM_NAME, OFFER, PART_BYTES, READ, unpack_bits
 from picoedge.mesh.transport import curve
+from picoedge.mesh.transport.connection import Inbox, InboxGuard
 from picoedge.mesh.transport.frames import HEADER, Header, Kind, unpack
 from picoedge.mesh.transport.messages import ERROR, MAX_ID, REPLY, Body, Dialect
-from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address

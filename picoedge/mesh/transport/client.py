@@ -15,6 +15,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolErro
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.identity import load_identity
+from picoedge.mesh.transport.connection import Inbox, InboxGuard
 from picoedge.mesh.transport.curve import (
     SocketBounds,
     close_monitored,
@@ -36,7 +37,6 @@ from picoedge.mesh.transport.messages import (
     error_of,
     is_raw,
 )
-from picoedge.mesh.transport.strikes import Inbox, InboxGuard
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,6 +32,7 @@ from picoedge.mesh.node.membership import Change
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import pull
 from picoedge.mesh.transport.client import Client
+from picoedge.mesh.transport.connection import InboxGuard
 from picoedge.mesh.transport.curve import (
     Authenticator,
     SocketBounds,
@@ -41,7 +42,6 @@ from picoedge.mesh.transport.curve import (
 from picoedge.mesh.transport.frames import Header, Kind
 from picoedge.mesh.transport.limits import Limits
 from picoedge.mesh.transport.messages import Dialect, RawReply, Translation, read_control
-from picoedge.mesh.transport.strikes import InboxGuard
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Wanted

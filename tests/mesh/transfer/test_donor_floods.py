@@ -15,7 +15,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transport import curve
-from picoedge.mesh.transport.strikes import InboxGuard
+from picoedge.mesh.transport.connection import InboxGuard
 
 PULLING = """
 import zmq
@@ -23,7 +23,7 @@ from picoedge.errors import ProtocolError
 from picoedge.mesh.addresses import parse_address
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.donor_client import DonorClient
-from picoedge.mesh.transport.strikes import InboxGuard
+from picoedge.mesh.transport.connection import InboxGuard
 
 secret, server, address = sys.argv[1:]
 guard = InboxGuard()

@@ -21,7 +21,7 @@ from picoedge.mesh.transfer.donor import OFFER, Donor
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transfer.puller import PullOptions, pull
-from picoedge.mesh.transport.strikes import InboxGuard
+from picoedge.mesh.transport.connection import InboxGuard
 from picoedge.store.pack.partial import PartialPack, create_partial
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import HELD, MANIFEST, Slice, Wanted
@@ -191,7 +191,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.identity.identity import KeyPair
 from picoedge.mesh.transfer.puller import pull
-from picoedge.mesh.transport.strikes import InboxGuard
+from picoedge.mesh.transport.connection import InboxGuard
 from picoedge.store.pack import partial
 from picoedge.store.shards import Wanted
 from picoedge.store.shards import Slice

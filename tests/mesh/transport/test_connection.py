@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from picoedge.mesh.transport.connection import DealerConnection, RouterConnection
-from picoedge.mesh.transport.strikes import Inbox
+from picoedge.mesh.transport.connection import DealerConnection, Inbox, RouterConnection
 
 Ends = tuple[dict[bytes, RouterConnection], dict[bytes, DealerConnection]]
 POLL_MS = 5000  # far longer than a poll that finds something

@@ -198,7 +198,7 @@ def load_model(
 
     `reduce`, `broadcast_input` and `gather_logits` join a slice to the others: see
     `model.transformer`. Weights set `aside` are taken from there. Before weights are read
-    `on_plan` is called with the bytes that this process will take, where planned. `progress` reports
+    `on_plan` is called with the bytes that this process will take, if planned. `progress` reports
     the weights that are read before the first token. Raises MemoryBudgetError before anything large
     is allocated, UsageError, StorageError.
     """

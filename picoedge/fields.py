@@ -92,6 +92,8 @@ class Fields:
             return default
         if type(value) is not kind:
             raise self.fault(name, _WORDS[kind])
+        if kind is int and abs(self.values[name]) > MAX_INTEGER:  # larger ones overflow in products
+            raise self.fault(name, f"an integer of at most {MAX_INTEGER}")
         return value
 
     def text(

@@ -18,7 +18,7 @@ from picoedge.errors import StorageError, UsageError
 from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute
-from picoedge.host.reclaim import REFAULT_BYTES, STARTING_BYTES, release_pages
+from picoedge.host.reclaim import REFAULT_BYTES, release_pages
 from picoedge.host.resources import rss_bytes
 from picoedge.kernels.api import Project, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
@@ -96,10 +96,6 @@ def fit_model(
     budget = Budget(total, fixed_bytes())
     if load.part == pack.all_shards and fits_resident(pack, load, budget):
         return MemoryFit(pack, load, budget, None)
-    if load.part != pack.all_shards:  # to read again what starting left takes seconds on a card
-        budget = Budget(total, fixed_bytes() + STARTING_BYTES)
-        if (plan := resident_plan(load, budget)).total <= total:
-            return MemoryFit(pack, load, budget, plan)
     budget = _lean_budget(pack, kernels, total, load.part)
     if load.part != pack.all_shards and (plan := resident_plan(load, budget)).total <= total:
         return MemoryFit(pack, load, budget, plan)

@@ -19,7 +19,6 @@ from picoedge.host.resources import give_back
 from picoedge.host.sysfs import PROC, file_text
 from picoedge.store.pages import advise_range
 
-STARTING_BYTES = 96 << 20  # more than starting leaves: where there is room for it, it may stay
 REFAULT_BYTES = 7 << 20  # measured: libraries that are read again, and file-system metadata
 
 

@@ -86,7 +86,7 @@ def test_an_input_that_hangs_is_found(
 def test_an_input_that_takes_memory_is_found() -> None:
     def swells(data: bytes) -> None:
         if data == b"\7":
-            b"x" * (60 << 20)
+            b"x" * (90 << 20)
 
     [fault] = run(target(swells)).faults["one"]
     assert fault.what.startswith("memory: ")

@@ -15,7 +15,7 @@ import zmq
 from picoedge.mesh.transport.curve import events, shut_down
 
 PATIENCE_S = 20.0
-GROWN_BYTES = 64 << 20
+GROWN_BYTES = 256 << 20  # where loopback floods by the gigabyte between two looks
 # The victim reads nothing until a line comes; `grown` is printed and bounded by the test.
 VICTIM = """
 def anonymous():

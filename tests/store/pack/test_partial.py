@@ -139,7 +139,9 @@ def test_a_slice_that_is_held_runs_and_the_rest_cannot(sound: Path, empty: Path)
         held.embedding,
         opened.row_reader,
     ):
-        with pytest.raises(ModelError, match=r"(attention|ffn|head|embed)\.\d+.*--cluster"):
+        with pytest.raises(
+            ModelError, match=r"(attention|ffn|head|embed)\.\d+.*a board that has it"
+        ):
             touch()
 
 

@@ -7,7 +7,6 @@ bidirectional override would show a text in another order than it has (Trojan So
 from __future__ import annotations
 
 import re
-import unicodedata
 
 MOST_CHARACTERS = 2000  # of one line: longer than any message of ours, shorter than a flood
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
@@ -35,6 +34,8 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def _shown(character: str) -> str:
+    import unicodedata  # a megabyte: for words beyond ASCII alone
+
     if character in _LINE_ENDS:
         return " "
     if unicodedata.category(character) in _UNSEEN and character not in _JOINERS:

@@ -80,13 +80,10 @@ def _make_room(pack: Pack, options: OpenOptions) -> int | None:
 
     if not is_pressed(pack, options, _SHORT):
         return None
-    from picoedge.mesh.cluster_folder import cluster_folder, find_local
+    from picoedge.jobs.kept_memory import STARTING_BYTES, free_kept, hold_memory
+    from picoedge.mesh.cluster_folder import cluster_folder
 
     folder = cluster_folder(os.environ)
-    if find_local(folder) is None:
-        return None
-    from picoedge.jobs.kept_memory import STARTING_BYTES, free_kept, hold_memory
-
     if is_pressed(pack, options):
         free_kept(folder)
     leave = hold_memory(folder, STARTING_BYTES)

@@ -24,9 +24,9 @@ from picoedge.host.resources import is_rationed
 from picoedge.jobs.group_links import WORKER_SILENCE_S, hub_rule
 from picoedge.kernels.arrays import F32, F64
 from picoedge.kernels.loader import load_f48
-from picoedge.mesh.group.allreduce import is_cut, reduce
+from picoedge.mesh.group.allreduce import reduce
 from picoedge.mesh.group.channel import F32_PIECE_VALUES, ArrayLimits, Channel, message_pieces
-from picoedge.mesh.group.codecs import codecs_for
+from picoedge.mesh.group.codecs import codecs_for, is_cut
 from picoedge.mesh.group.links import SPIN_S, Links
 from picoedge.mesh.transport.frames import HUB, U32, Dtype, Header, Kind
 from picoedge.model.transformer import LOGIT_ROWS

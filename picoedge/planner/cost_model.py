@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from picoedge.mesh.group.allreduce import is_cut
-from picoedge.mesh.group.codecs import SUM_VALUE_BYTES, part_bytes
+from picoedge.mesh.group.codecs import SUM_VALUE_BYTES, is_cut, part_bytes
 from picoedge.planner.assignment import Assigner, slices_of
 from picoedge.planner.memory import (
     MemoryNeeds,

@@ -220,7 +220,7 @@ def test_a_board_does_not_revoke_itself_by_mistake(run: Run, home: Path) -> None
         (["allow"], "PUBLIC"),
         (["nope"], "no such command"),
         (["show", "--jason"], "--json"),
-        (["init", "--roster", "/no/such/file"], "--roster"),
+        (["init", "--roster", "no-such-folder/file"], "--roster"),
     ],
 )
 def test_wrong_command_lines_exit_2(run: Run, home: Path, args: list[str], said: str) -> None:

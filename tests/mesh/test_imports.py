@@ -32,6 +32,11 @@ def test_a_worker_and_a_hub_load_no_asyncio() -> None:
     assert "cryptography" not in loaded  # before a stream is sealed
 
 
+def test_a_planner_loads_no_socket() -> None:
+    loaded = modules_after("import picoedge.planner.cluster_plan, picoedge.planner.locality")
+    assert not loaded & {"zmq", "socket", "subprocess", "picoedge.mesh.group.links"}
+
+
 @pytest.mark.parametrize("module", ["picoedge.daemon.service", "picoedge.mesh.node.node"])
 def test_a_daemon_loads_neither_numpy_nor_asyncio(module: str) -> None:
     loaded = modules_after(f"import {module}")

@@ -13,7 +13,7 @@
 Parts are added in f64 in the order of ranks, so that the bits do not depend on the owners.
 
 An exchange is one hop. With chunks there are two, and fewer bytes the more ranks there are
-(Thakur, Rabenseifner, Gropp 2005): `is_cut` says where that is worth it.
+(Thakur, Rabenseifner, Gropp 2005): `codecs.is_cut` says where that is worth it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,8 @@ import numpy as np
 
 from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.channel import Channel, message_pieces
-from picoedge.mesh.group.codecs import BLOCK, QUIET, SUM_VALUE_BYTES, part_bytes
+from picoedge.mesh.group.codecs import BLOCK, QUIET
 from picoedge.mesh.transport.frames import Kind
-
-# Cost of a second hop's messages, in bytes that the link could carry meanwhile (measured).
-HOP_BYTES = 24 << 10
-
-
-def is_cut(values: int, contributors: int) -> bool:
-    """Whether that many ranks, each linked to all others, cut a sum of `values` into chunks.
-
-    Always with a single contributor: it owns all, and its part is sent as the sum.
-    """
-    uncut = part_bytes(values)
-    saved = uncut - (uncut + SUM_VALUE_BYTES) / contributors
-    return contributors == 1 or values * saved > HOP_BYTES
 
 
 def chunks(values: int, owners: Sequence[int]) -> dict[int, slice]:

@@ -18,11 +18,23 @@ _F64 = np.dtype("<f8")
 SUM_VALUE_BYTES = 4  # of one value of a lossless sum: f32, as its readers convert it anyway
 F48_FROM = 8192  # values: of shorter parts f48 costs more time than encrypting all 8 bytes
 BLOCK = 32  # values that are never cut apart: they share a scale in q8
+# Cost of a second hop's messages, in bytes that the link could carry meanwhile (measured).
+HOP_BYTES = 24 << 10
 
 
 def part_bytes(values: int) -> int:
     """Bytes of one value of a lossless part of `values` values."""
     return F48_BYTES if values >= F48_FROM else _F64.itemsize
+
+
+def is_cut(values: int, contributors: int) -> bool:
+    """Whether that many ranks, each linked to all others, cut a sum of `values` into chunks.
+
+    Always with a single contributor: it owns all, and its part is sent as the sum.
+    """
+    uncut = part_bytes(values)
+    saved = uncut - (uncut + SUM_VALUE_BYTES) / contributors
+    return contributors == 1 or values * saved > HOP_BYTES
 
 
 class Codec(Protocol):

@@ -14,8 +14,8 @@ from picoedge.errors import ProtocolError
 from picoedge.kernels.arrays import F64
 from picoedge.kernels.f48 import EXCEPTION, F48_BYTES
 from picoedge.kernels.loader import load_f48, load_kernels
-from picoedge.mesh.group.allreduce import chunks, is_cut
-from picoedge.mesh.group.codecs import F48_FROM, F48Codec
+from picoedge.mesh.group.allreduce import chunks
+from picoedge.mesh.group.codecs import F48_FROM, F48Codec, is_cut
 from picoedge.model.lanes import Reduce
 from picoedge.model.transformer import Transformer
 

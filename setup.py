@@ -1,6 +1,6 @@
 """The part of the build that pyproject.toml cannot say: native kernels and the catalogue.
 
-`picoedge/kernels/native.c` and `vector.h` are compiled once per instruction-set level into a plain
+`picoedge/kernels/*.c` are compiled once per instruction-set level into a plain
 shared library (no Python.h) that ctypes loads. All of it is optional: without a compiler, or with
 a compiler that does not know a level, the build warns and continues, and the NumPy backend runs.
 """
@@ -20,7 +20,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCE, VECTOR = "picoedge/kernels/native.c", "picoedge/kernels/vector.h"
+SOURCES = [f"picoedge/kernels/{name}.c" for name in ("native", "training")]
+HEADERS = [f"picoedge/kernels/{name}.h" for name in ("vector", "sgemm")]
 COMMON = [
     "-std=c11",
     "-O3",
@@ -62,11 +63,11 @@ def compiler() -> list[str]:
 
 def native_extensions() -> list[Extension]:
     """An extension a level; none without sources or a compiler, so that the wheel is pure."""
-    if not Path(SOURCE).is_file() or not compiler():
+    if not Path(SOURCES[0]).is_file() or not compiler():
         print("warning: no C compiler: the NumPy backend of the kernels will run", file=sys.stderr)
         return []
     return [
-        Extension(f"picoedge.kernels._native_{level}", [SOURCE], depends=[VECTOR], optional=True)
+        Extension(f"picoedge.kernels._native_{level}", SOURCES, depends=HEADERS, optional=True)
         for level in LEVELS.get(machine(), {})
     ]
 
@@ -83,7 +84,7 @@ class BuildNative(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [
             *compiler(), *COMMON, *LEVELS[machine()][level].split(),
-            f'-DPICOEDGE_LEVEL="{level}"', SOURCE, "-o", str(target), "-lm",
+            f'-DPICOEDGE_LEVEL="{level}"', *SOURCES, "-o", str(target), "-lm",
         ]  # fmt: skip
         try:
             result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)

@@ -7,10 +7,14 @@ import platform
 from collections.abc import Iterable
 from ctypes import CDLL
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.kernels.api import Kernels
 from picoedge.kernels.f48 import F48, NativeF48
+
+if TYPE_CHECKING:
+    from picoedge.kernels.training import TrainingKernels
 
 # level -> the flags of /proc/cpuinfo it needs, best first. A Pi 4's A72 has no asimddp.
 _X86 = {
@@ -114,6 +118,29 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
     from picoedge.kernels.native import NativeKernels
 
     return NativeKernels(library, count)
+
+
+def load_training_library(kind: str | None = None) -> CDLL | None:
+    """The C library that `load_training_kernels` computes with; None: NumPy."""
+    return _open_here(kind)[0]
+
+
+def load_training_kernels(kind: str | None = None, *, fast: bool = False) -> TrainingKernels:
+    """One thread's kernels of training; `fast`: with BLAS. Raises as `load_kernels` does."""
+    from picoedge.kernels.reference.training import NumpyTrainingKernels
+    from picoedge.kernels.training import BlasTrainingKernels, NativeTrainingKernels
+
+    library = load_training_library(kind)
+    if library is None:
+        return NumpyTrainingKernels()
+    level = library.pe_level().decode()
+    try:
+        return (BlasTrainingKernels if fast else NativeTrainingKernels)(library, level)
+    except AttributeError as error:  # a function that an older library lacks
+        raise PicoedgeError(
+            f"the C kernels were built from other sources ({error})",
+            "build the kernels again: make setup, or install picoedge again",
+        ) from error
 
 
 def load_f48(kind: str | None = None) -> F48:

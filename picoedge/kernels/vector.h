@@ -25,7 +25,9 @@ INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
 INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -76,7 +78,9 @@ INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
@@ -163,7 +167,9 @@ INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
 INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
 INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 INLINE vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
 INLINE vf vf_min(vf a, vf b) { return vminq_f32(a, b); }
@@ -306,7 +312,9 @@ INLINE vf vf_set1(float x) { EACH(vf, x); }
 INLINE vf vf_load(const float *p) { EACH(vf, p[i]); }
 INLINE void vf_store(float *p, vf x) { memcpy(p, x.a, sizeof x.a); }
 INLINE vf vf_add(vf x, vf y) { EACH(vf, x.a[i] + y.a[i]); }
+INLINE vf vf_sub(vf x, vf y) { EACH(vf, x.a[i] - y.a[i]); }
 INLINE vf vf_mul(vf x, vf y) { EACH(vf, x.a[i] * y.a[i]); }
+INLINE vf vf_sqrt(vf x) { EACH(vf, sqrtf(x.a[i])); }
 INLINE vf vf_div(vf x, vf y) { EACH(vf, x.a[i] / y.a[i]); }
 INLINE vf vf_max(vf x, vf y) { EACH(vf, x.a[i] > y.a[i] ? x.a[i] : y.a[i]); }
 INLINE vf vf_min(vf x, vf y) { EACH(vf, x.a[i] < y.a[i] ? x.a[i] : y.a[i]); }

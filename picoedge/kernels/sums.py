@@ -1,0 +1,92 @@
+"""Sums of gradients whose bits depend on no order: integers of one unit.
+
+A micro-batch's gradient g becomes rint(g / unit), to nearest even; integers are added, and the sum
+is rounded to f32 once. The unit is 2^-36 = 1.5e-11: beside AdamW's epsilon of 1e-8 an error of half
+a unit is lost in the noise. Which thread or board had which micro-batch changes no bit.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+from ctypes import c_int32, c_int64, c_void_p
+
+import numpy as np
+
+from picoedge.errors import PicoedgeError
+from picoedge.kernels.arrays import F32
+
+BLOCK = 256  # values that are narrow or wide together
+EXPONENT = 36  # the unit is 2^-36
+MICRO_BATCHES = 64  # of a step, at most
+_FIRST_ROWS = 64
+
+
+class NotFiniteError(PicoedgeError):
+    """A gradient with a value that is infinite, no number, or beyond 2^56 units."""
+
+
+class _Record(ct.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("plane", "rows", "wide")),
+        *((name, c_int64) for name in ("count", "capacity")),
+        *((name, c_int32) for name in ("exponent", "narrow")),
+    ]
+
+
+def padded(count: int) -> int:
+    """`count` values in whole blocks."""
+    return -(-count // BLOCK) * BLOCK
+
+
+class GradientSums:
+    """The sum of up to `micro_batches` gradients of `n` values, a multiple of BLOCK."""
+
+    def __init__(self, library: ct.CDLL, n: int, micro_batches: int) -> None:
+        assert n % BLOCK == 0
+        assert 0 < micro_batches <= MICRO_BATCHES
+        self._lib = library
+        library.pe_sums_add.restype = c_int64
+        library.pe_sums_add.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p)
+        library.pe_sums_take.restype = None
+        library.pe_sums_take.argtypes = (c_void_p, c_void_p, c_int64)
+        self._plane, self._rows = np.zeros(n, np.int32), np.full(n // BLOCK, -1, np.int32)
+        self._wide = np.empty((_FIRST_ROWS, BLOCK), np.int64)
+        narrow = 31 - (micro_batches - 1).bit_length()
+        self._record = _Record(exponent=EXPONENT, narrow=narrow)
+        self._bind()
+
+    def _bind(self) -> None:
+        record = self._record
+        record.plane, record.rows = self._plane.ctypes.data, self._rows.ctypes.data
+        record.wide, record.capacity = self._wide.ctypes.data, len(self._wide)
+
+    def add(self, gradient: F32) -> None:
+        """Add a micro-batch's gradient. Raises NotFiniteError; the sum is then of no use."""
+        assert gradient.shape == self._plane.shape
+        at, bad = 0, c_int32()
+        while at < len(self._rows):
+            at = self._lib.pe_sums_add(
+                ct.byref(self._record), gradient.ctypes.data, len(gradient), at, ct.byref(bad)
+            )
+            if bad.value:
+                raise NotFiniteError(f"the gradient is infinite near value {at * BLOCK}")
+            if at < len(self._rows):
+                self._wide = np.concatenate([self._wide, np.empty_like(self._wide)])
+                self._bind()
+
+    def take(self, out: F32) -> None:
+        """out = the sum, rounded to f32; the next sum begins at zero."""
+        assert out.shape == self._plane.shape
+        self._lib.pe_sums_take(ct.byref(self._record), out.ctypes.data, len(out))
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a sum at zero."""
+        self._plane.fill(0)
+        self._rows.fill(-1)
+        self._record.count = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes now."""
+        return self._plane.nbytes + self._rows.nbytes + self._wide.nbytes

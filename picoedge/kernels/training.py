@@ -1,0 +1,324 @@
+"""The operations of training, forward and vector-Jacobian products (vjp), in f32.
+
+A backend works on whole micro-batches: one object a thread, with scratch of its own. The C kernels
+have the same bits on every board; the NumPy twin (`reference.training`) agrees to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.arrays import F32, F64, I32
+
+QUERIES = 64  # rows of scores at once; belongs to the format of a run
+SEGMENT = 65_536  # values whose squares have a sum of their own; belongs to the format of a run
+_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2}
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """The numbers of one step of AdamW (Loshchilov and Hutter 2019, algorithm 2), for `adamw`."""
+
+    gradient_scale: float
+    beta1: float
+    rest1: float
+    beta2: float
+    rest2: float
+    decay: float  # 1 - rate * weight decay
+    rate: float  # divided by the first moment's bias correction
+    correction: float  # 1 / sqrt of the second moment's
+    epsilon: float
+
+
+def adam_step(
+    step: int,
+    rate: float,
+    *,
+    gradient_scale: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> AdamStep:
+    """The numbers of step `step`, which counts from 1."""
+    beta1, beta2 = betas
+    return AdamStep(
+        gradient_scale,
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        1 - rate * weight_decay,
+        rate / (1 - beta1**step),
+        1 / (1 - beta2**step) ** 0.5,
+        epsilon,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Causal attention within one sequence of T tokens, for `attention` and `attention_vjp`.
+
+    qkv and its gradient dqkv f32 [T, (q + 2 kv heads) * head_dim], rotated; out and its gradient
+    d_out f32 [T, q heads * head_dim]; tops and scales f32 [q heads, T] are what the vjp needs of
+    the softmax: each row's largest score, and 1 / the sum of exponentials.
+    """
+
+    shape: AttentionShape
+    qkv: F32
+    out: F32
+    tops: F32
+    scales: F32
+
+
+class TrainingKernels(Protocol):
+    """One thread's kernels. Arrays are contiguous f32 unless said otherwise; widths in 16s."""
+
+    name: str
+    is_exact: bool  # the same bits on every board
+
+    def multiply(self, a: F32, b: F32, out: F32, *, accumulate: bool = False) -> None:
+        """out [m, n] = or += a [m, k] b [k, n]; a and b may be transposed views."""
+        ...
+
+    def norm(self, x: F32, gain: F32, out: F32, scale: F32, eps: float) -> None:
+        """out = x * scale * gain, where scale [n] = 1 / sqrt(mean(x^2) + eps); x [n, width]."""
+        ...
+
+    def norm_vjp(self, x: F32, gain: F32, scale: F32, dy: F32, dx: F32, dgain: F32 | None) -> None:
+        """dx += and dgain [width] += the vjp of `norm` at dy; no dgain where gain is frozen."""
+        ...
+
+    def rotate(
+        self, x: F32, rope: tuple[F32, F32], heads: int, head_dim: int, *, back: bool = False
+    ) -> None:
+        """Rotate the first `heads` heads of each row of x; row i has position i % length.
+
+        rope: (cos, sin), f32 [length, head_dim / 2] each. `back`: the vjp.
+        """
+        ...
+
+    def attention(self, op: Attention) -> None:
+        """op.out = softmax(q k^T * scale) v, and op.tops, op.scales."""
+        ...
+
+    def attention_vjp(self, op: Attention, d_out: F32, dqkv: F32) -> None:
+        """dqkv = the vjp at d_out."""
+        ...
+
+    def gated(self, gate_up: F32, out: F32, activation: str) -> None:
+        """out [n, width] = activation(gate) * up; gate_up [n, 2 * width]."""
+        ...
+
+    def gated_vjp(self, gate_up: F32, d: F32, activation: str) -> None:
+        """The vjp at d [n, width], in place of gate_up."""
+        ...
+
+    def cross_entropy(self, logits: F32, targets: I32, losses: F64, weight: float) -> None:
+        """losses [n] of targets (none below 0); weight * their gradient in place of the logits."""
+        ...
+
+    def add_rows(self, dx: F32, tokens: I32, table: F32) -> None:
+        """table[tokens[i]] += dx[i], in the order of i; dx [n, width]."""
+        ...
+
+    def adamw(self, step: AdamStep, weights: F32, m: F32, v: F32, gradient: F32) -> None:
+        """One step in place of weights and both moments."""
+        ...
+
+    def squares(self, gradient: F32, sums: F64) -> None:
+        """sums[s] = the sum of squares of the s-th SEGMENT of values, in f64."""
+        ...
+
+
+class _AttentionRecord(ct.Structure):
+    _fields_ = [
+        *(
+            (name, c_void_p)
+            for name in ("q", "k", "v", "o", "tops", "scales", "d_o", "dq", "dk", "dv", "scratch")
+        ),
+        *((name, c_int64) for name in ("length", "stride", "o_stride")),
+        *((name, c_int32) for name in ("q_heads", "kv_heads", "head_dim", "window")),
+        ("scale", c_float),
+    ]
+
+
+class _AdamRecord(ct.Structure):
+    _fields_ = [(name, c_float) for name in AdamStep.__dataclass_fields__]
+
+
+_MATRIX = (c_void_p, c_int64, c_int64)
+# function -> its result and its arguments
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "pe_sgemm_scratch": (c_int64,),
+    "pe_sgemm": (
+        None, c_int64, c_int64, c_int64, *_MATRIX, *_MATRIX, c_void_p, c_int64, c_int32, c_void_p,
+    ),
+    "pe_norm": (None, *(c_void_p,) * 4, c_int64, c_int64, c_float),
+    "pe_norm_vjp": (None, *(c_void_p,) * 6, c_int64, c_int64),
+    "pe_rotate": (None, *(c_void_p,) * 3, *(c_int64,) * 5, c_float),
+    "pe_attention": (None, c_void_p),
+    "pe_attention_vjp": (None, c_void_p),
+    "pe_gated": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
+    "pe_gated_vjp": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
+    "pe_cross_entropy": (None, *(c_void_p,) * 3, c_int64, c_int64, c_float),
+    "pe_add_rows": (None, *(c_void_p,) * 3, c_int64, c_int64),
+    "pe_adamw": (None, *(c_void_p,) * 5, c_int64),
+    "pe_squares": (None, c_void_p, c_void_p, c_int64, c_int64),
+}  # fmt: skip
+
+
+def declare(library: ct.CDLL) -> None:
+    """Tell ctypes the types of the library's functions. Raises AttributeError: it lacks one."""
+    for name, (result, *arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
+def _at(array: F32 | F64 | I32) -> int:
+    assert array.flags.c_contiguous, "the C file takes contiguous arrays"
+    return int(array.ctypes.data)
+
+
+def _matrix(array: F32) -> tuple[int, int, int]:
+    """Address and strides in elements of a view of two dimensions."""
+    assert array.dtype == np.float32
+    assert array.ndim == 2
+    return int(array.ctypes.data), array.strides[0] // 4, array.strides[1] // 4
+
+
+class NativeTrainingKernels:
+    """`TrainingKernels` in C: the same bits on every board."""
+
+    is_exact = True
+
+    def __init__(self, library: ct.CDLL, level: str) -> None:
+        declare(library)
+        self.name = f"native {level}"
+        self._lib = library
+        self._scratch = np.empty(library.pe_sgemm_scratch(), np.float32)
+
+    def multiply(self, a: F32, b: F32, out: F32, *, accumulate: bool = False) -> None:
+        """See `TrainingKernels`."""
+        (m, k), n = a.shape, b.shape[1]
+        assert b.shape[0] == k
+        assert out.shape == (m, n)
+        at, row, column = _matrix(out)
+        assert column == 1 or n == 1, "rows of the output have gaps"
+        self._lib.pe_sgemm(
+            m, n, k, *_matrix(a), *_matrix(b), at, row, accumulate, _at(self._scratch)
+        )
+
+    def norm(self, x: F32, gain: F32, out: F32, scale: F32, eps: float) -> None:
+        """See `TrainingKernels`."""
+        n, width = x.shape
+        assert out.shape == x.shape
+        assert scale.shape == (n,)
+        assert gain.shape == (width,)
+        self._lib.pe_norm(_at(x), _at(gain), _at(out), _at(scale), n, width, eps)
+
+    def norm_vjp(self, x: F32, gain: F32, scale: F32, dy: F32, dx: F32, dgain: F32 | None) -> None:
+        """See `TrainingKernels`."""
+        assert dy.shape == dx.shape == x.shape
+        assert dgain is None or dgain.shape == gain.shape
+        into = None if dgain is None else _at(dgain)
+        self._lib.pe_norm_vjp(_at(x), _at(gain), _at(scale), _at(dy), _at(dx), into, *x.shape)
+
+    def rotate(
+        self, x: F32, rope: tuple[F32, F32], heads: int, head_dim: int, *, back: bool = False
+    ) -> None:
+        """See `TrainingKernels`."""
+        n, stride = x.shape
+        cos, sin = rope
+        assert cos.shape == sin.shape == (len(cos), head_dim // 2)
+        assert heads * head_dim <= stride
+        sign = -1.0 if back else 1.0
+        self._lib.pe_rotate(_at(x), _at(cos), _at(sin), n, len(cos), heads, head_dim, stride, sign)
+
+    def attention(self, op: Attention) -> None:
+        """See `TrainingKernels`."""
+        self._lib.pe_attention(ct.byref(self._record(op, op.out, op.qkv)))
+
+    def attention_vjp(self, op: Attention, d_out: F32, dqkv: F32) -> None:
+        """See `TrainingKernels`."""
+        assert d_out.shape == op.out.shape
+        assert dqkv.shape == op.qkv.shape
+        self._lib.pe_attention_vjp(ct.byref(self._record(op, d_out, dqkv)))
+
+    def _record(self, op: Attention, d_out: F32, dqkv: F32) -> _AttentionRecord:
+        shape, (length, stride) = op.shape, op.qkv.shape
+        heads, kv_heads = shape.q_heads, shape.kv_heads
+        assert stride == (heads + 2 * kv_heads) * shape.head_dim
+        assert op.out.shape == (length, heads * shape.head_dim)
+        assert op.tops.shape == op.scales.shape == (heads, length)
+        columns = [4 * shape.head_dim * head for head in (0, heads, heads + kv_heads)]
+        self._reserve(2 * QUERIES * (length + 16))
+        return _AttentionRecord(
+            *(_at(op.qkv) + column for column in columns),
+            _at(op.out), _at(op.tops), _at(op.scales), _at(d_out),
+            *(_at(dqkv) + column for column in columns),
+            _at(self._scratch), length, stride, op.out.shape[1],
+            heads, kv_heads, shape.head_dim, shape.window, shape.scale,
+        )  # fmt: skip
+
+    def _reserve(self, more: int) -> None:
+        """Scratch for products, and for `more` floats."""
+        need = self._lib.pe_sgemm_scratch() + more
+        if len(self._scratch) < need:
+            self._scratch = np.empty(need, np.float32)
+
+    def gated(self, gate_up: F32, out: F32, activation: str) -> None:
+        """See `TrainingKernels`."""
+        n, width = out.shape
+        assert gate_up.shape == (n, 2 * width)
+        self._lib.pe_gated(_at(gate_up), _at(out), n, width, _ACTIVATIONS[activation])
+
+    def gated_vjp(self, gate_up: F32, d: F32, activation: str) -> None:
+        """See `TrainingKernels`."""
+        n, width = d.shape
+        assert gate_up.shape == (n, 2 * width)
+        self._lib.pe_gated_vjp(_at(gate_up), _at(d), n, width, _ACTIVATIONS[activation])
+
+    def cross_entropy(self, logits: F32, targets: I32, losses: F64, weight: float) -> None:
+        """See `TrainingKernels`."""
+        n, vocabulary = logits.shape
+        assert targets.shape == losses.shape == (n,)
+        assert targets.dtype == np.int32
+        self._lib.pe_cross_entropy(_at(logits), _at(targets), _at(losses), n, vocabulary, weight)
+
+    def add_rows(self, dx: F32, tokens: I32, table: F32) -> None:
+        """See `TrainingKernels`."""
+        assert dx.shape == (len(tokens), table.shape[1])
+        assert tokens.dtype == np.int32
+        self._lib.pe_add_rows(_at(dx), _at(tokens), _at(table), *dx.shape)
+
+    def adamw(self, step: AdamStep, weights: F32, m: F32, v: F32, gradient: F32) -> None:
+        """See `TrainingKernels`."""
+        assert weights.shape == m.shape == v.shape == gradient.shape == (len(weights),)
+        record = _AdamRecord(*vars(step).values())
+        self._lib.pe_adamw(
+            ct.byref(record), _at(weights), _at(m), _at(v), _at(gradient), len(weights)
+        )
+
+    def squares(self, gradient: F32, sums: F64) -> None:
+        """See `TrainingKernels`."""
+        assert sums.shape == (-(-len(gradient) // SEGMENT),)
+        self._lib.pe_squares(_at(gradient), _at(sums), len(gradient), SEGMENT)
+
+
+class BlasTrainingKernels(NativeTrainingKernels):
+    """The C kernels with NumPy's BLAS for products: quicker, other bits on each board."""
+
+    is_exact = False
+
+    def multiply(self, a: F32, b: F32, out: F32, *, accumulate: bool = False) -> None:
+        """See `TrainingKernels`."""
+        if accumulate:
+            out += a @ b
+        else:
+            np.matmul(a, b, out=out)

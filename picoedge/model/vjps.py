@@ -1,0 +1,364 @@
+"""A model's forward pass that remembers, and its vector-Jacobian products (vjp), side by side.
+
+    x = embedding[tokens]                               f32 [N, hidden], N = sequences * length
+    for each layer:
+        x = x + attention(norm(x))
+        x = x + ffn(norm(x))
+    losses = cross_entropy(head(norm(x)), targets)
+
+A `MicroBatch` is the memory of one thread. What is cheap to compute anew is not kept: outputs of
+norms, weights of the softmax, products of gates. Per token and layer 2 hidden + qkv + heads +
+gate_up floats are kept; with `recompute` only hidden, and each layer's forward pass runs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from picoedge.config import ModelConfig
+from picoedge.kernels.api import AttentionShape
+from picoedge.kernels.arrays import F32, F64, I32
+from picoedge.kernels.training import Attention, TrainingKernels
+from picoedge.model.layers import rope_tables
+
+HEAD_ROWS = 256  # tokens whose logits are in memory at once: a block of the products' order
+
+
+class Linear(Protocol):
+    """A matrix [rows, cols]: trained, or frozen with an adapter."""
+
+    def forward(self, kernels: TrainingKernels, x: F32, out: F32) -> None:
+        """out [n, rows] = x [n, cols] times the matrix, transposed."""
+        ...
+
+    def vjp(
+        self, kernels: TrainingKernels, x: F32, dy: F32, dx: F32, *, accumulate: bool = False
+    ) -> None:
+        """dx = dy times the matrix; its own gradients = or, with `accumulate`, += theirs."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A trained matrix and its gradient, f32 [rows, cols] each."""
+
+    weight: F32
+    gradient: F32
+
+    def forward(self, kernels: TrainingKernels, x: F32, out: F32) -> None:
+        """See `Linear`."""
+        kernels.multiply(x, self.weight.T, out)
+
+    def vjp(
+        self, kernels: TrainingKernels, x: F32, dy: F32, dx: F32, *, accumulate: bool = False
+    ) -> None:
+        """See `Linear`."""
+        kernels.multiply(dy.T, x, self.gradient, accumulate=accumulate)
+        kernels.multiply(dy, self.weight, dx)
+
+
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """A norm's weights, f32 [width], and their gradient; None: they are frozen."""
+
+    weight: F32
+    gradient: F32 | None = None
+
+
+class Embedding(Protocol):
+    """The rows of the vocabulary at the input."""
+
+    def gather(self, tokens: I32, out: F32) -> None:
+        """out [n, hidden] = the tokens' rows."""
+        ...
+
+    def scatter(self, kernels: TrainingKernels, tokens: I32, dx: F32) -> None:
+        """Add dx [n, hidden] to the gradients of the tokens' rows, in the order of the tokens."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TiedEmbedding:
+    """An embedding that is the head's matrix too: the head's vjp sets its gradient first."""
+
+    table: Dense
+
+    def gather(self, tokens: I32, out: F32) -> None:
+        """See `Embedding`."""
+        np.take(self.table.weight, tokens, axis=0, out=out)
+
+    def scatter(self, kernels: TrainingKernels, tokens: I32, dx: F32) -> None:
+        """See `Embedding`."""
+        kernels.add_rows(dx, tokens, self.table.gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of one layer, and gradients of one thread."""
+
+    input_norm: Gain
+    qkv: Linear
+    o: Linear
+    pre_ffn_norm: Gain
+    gate_up: Linear
+    down: Linear
+    qkv_bias: Gain | None = None
+    head_norms: tuple[Gain, Gain] | None = None  # of q and of k
+    post_attention_norm: Gain | None = None
+    post_ffn_norm: Gain | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """The weights of a model, and gradients of one thread."""
+
+    embedding: Embedding
+    layers: Sequence[Layer]
+    final_norm: Gain
+    head: Linear
+
+
+class _Kept:
+    """Values of one layer's forward pass that its vjp reads."""
+
+    def __init__(self, config: ModelConfig, sequences: int, length: int) -> None:
+        n, hidden, dim = sequences * length, config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.middle = np.empty((n, hidden), np.float32)
+        self.qkv = np.empty((n, (heads + 2 * kv_heads) * dim), np.float32)
+        self.heads = np.empty((n, heads * dim), np.float32)
+        self.gate_up = np.empty((n, 2 * config.intermediate_size), np.float32)
+        self.tops, self.scales = (
+            np.empty((sequences, heads, length), np.float32) for _ in range(2)
+        )
+        self.norm_scales = np.empty((2, n), np.float32)
+        # Inputs of the norms that some architectures have besides.
+        both = heads + kv_heads
+        self.raw_heads = [
+            np.empty((n * count, dim), np.float32) if config.qk_norm else None
+            for count in (heads, kv_heads)
+        ]
+        self.raw_scales = np.empty(n * both if config.qk_norm else 0, np.float32)
+        sandwich = 2 * n if config.sandwich_norm else 0
+        self.raw_sums = np.empty((2, n, hidden) if sandwich else (2, 0, hidden), np.float32)
+        self.sum_scales = np.empty((2, n if sandwich else 0), np.float32)
+
+
+class MicroBatch:
+    """`sequences` sequences of `length` tokens through a model, forward and back.
+
+    Gradients are of the sum of `weight` times each token's loss. Widths are multiples of 16.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: TrainingKernels,
+        parameters: Parameters,
+        sequences: int,
+        length: int,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        self._config, self._kernels, self._parameters = config, kernels, parameters
+        self._sequences, self._length, self._recompute = sequences, length, recompute
+        n, hidden, layers = sequences * length, config.hidden_size, config.num_hidden_layers
+        self._xs = np.empty((layers + 1, n, hidden), np.float32)  # the residual before each layer
+        self._kept = [_Kept(config, sequences, length) for _ in range(1 if recompute else layers)]
+        self._normed, self._sums, self._dx, self._d = (
+            np.empty((n, hidden), np.float32) for _ in range(4)
+        )
+        self._product = np.empty((n, config.intermediate_size), np.float32)
+        self._d_product = np.empty_like(self._product)
+        self._dqkv, self._d_heads = (
+            np.empty_like(each) for each in (self._kept[0].qkv, self._kept[0].heads)
+        )
+        self._final_scales = np.empty(n, np.float32)
+        self._logits = np.empty((min(n, HEAD_ROWS), config.vocab_size), np.float32)
+        self._ropes = {
+            windowed: rope_tables(config, length, windowed=windowed) for windowed in (False, True)
+        }
+
+    def losses_and_gradients(self, tokens: I32, targets: I32, weight: float) -> F64:
+        """Losses f64 [N] of the targets (none where below 0), all [N]; sets all gradients."""
+        self._forward(tokens)
+        losses = self._head(targets, weight)
+        for i in reversed(range(self._config.num_hidden_layers)):
+            kept = self._kept[-1] if self._recompute else self._kept[i]
+            if self._recompute:
+                self._layer(i, kept)
+            self._layer_vjp(i, kept)
+        if self._config.embed_scale != 1.0:
+            self._dx *= np.float32(self._config.embed_scale)
+        self._parameters.embedding.scatter(self._kernels, tokens, self._dx)
+        return losses
+
+    def losses(self, tokens: I32, targets: I32) -> F64:
+        """Losses alone, f64 [N]."""
+        self._forward(tokens)
+        losses = np.empty(len(targets))
+        for rows in self._head_rows(targets):
+            self._kernels.cross_entropy(*self._logits_of(rows, targets), losses[rows], 0.0)
+        return losses
+
+    def logits(self, tokens: I32) -> F32:
+        """Logits of the last row of the micro-batch, f32 [vocabulary]: for tests."""
+        self._forward(tokens)
+        last = slice(len(tokens) - 1, len(tokens))
+        row: F32 = self._logits_of(last, tokens)[0][0].copy()
+        return row
+
+    # -- the head ------------------------------------------------------------------------------
+
+    def _head_rows(self, targets: I32) -> list[slice]:
+        return [slice(at, at + HEAD_ROWS) for at in range(0, len(targets), HEAD_ROWS)]
+
+    def _logits_of(self, rows: slice, targets: I32) -> tuple[F32, I32]:
+        x, logits = self._normed[rows], self._logits[: len(targets[rows])]
+        self._parameters.head.forward(self._kernels, x, logits)
+        return logits, targets[rows]
+
+    def _head(self, targets: I32, weight: float) -> F64:
+        """The losses, and the gradient of the last residual in `_dx`."""
+        losses, kernels, parameters = np.empty(len(targets)), self._kernels, self._parameters
+        for rows in self._head_rows(targets):
+            logits, wanted = self._logits_of(rows, targets)
+            kernels.cross_entropy(logits, wanted, losses[rows], weight)
+            x, d = self._normed[rows], self._d[rows]
+            parameters.head.vjp(kernels, x, logits, d, accumulate=rows.start > 0)
+        self._dx.fill(0)
+        self._norm_vjp(self._xs[-1], parameters.final_norm, self._final_scales, self._d, self._dx)
+        return losses
+
+    def _norm_vjp(self, x: F32, gain: Gain, scales: F32, dy: F32, dx: F32) -> None:
+        if gain.gradient is not None:
+            gain.gradient.fill(0)
+        self._kernels.norm_vjp(x, gain.weight, scales, dy, dx, gain.gradient)
+
+    # -- forward -------------------------------------------------------------------------------
+
+    def _forward(self, tokens: I32) -> None:
+        self._parameters.embedding.gather(tokens, self._xs[0])
+        if self._config.embed_scale != 1.0:
+            self._xs[0] *= np.float32(self._config.embed_scale)
+        for i in range(self._config.num_hidden_layers):
+            self._layer(i, self._kept[0 if self._recompute else i])
+        self._norm(self._xs[-1], self._parameters.final_norm, self._normed, self._final_scales)
+
+    def _norm(self, x: F32, gain: Gain, out: F32, scales: F32) -> None:
+        self._kernels.norm(x, gain.weight, out, scales, self._config.rms_norm_eps)
+
+    def _layer(self, i: int, kept: _Kept) -> None:
+        layer, kernels = self._parameters.layers[i], self._kernels
+        self._norm(self._xs[i], layer.input_norm, self._normed, kept.norm_scales[0])
+        self._project(layer, kept)
+        self._rotate(i, kept.qkv)
+        for op in self._attentions(i, kept):
+            kernels.attention(op)
+        layer.o.forward(kernels, kept.heads, self._sums)
+        self._add(self._xs[i], 0, layer.post_attention_norm, kept, kept.middle)
+        self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
+        layer.gate_up.forward(kernels, self._normed, kept.gate_up)
+        kernels.gated(kept.gate_up, self._product, self._config.hidden_act)
+        layer.down.forward(kernels, self._product, self._sums)
+        self._add(kept.middle, 1, layer.post_ffn_norm, kept, self._xs[i + 1])
+
+    def _project(self, layer: Layer, kept: _Kept) -> None:
+        layer.qkv.forward(self._kernels, self._normed, kept.qkv)
+        if layer.qkv_bias is not None:
+            kept.qkv += layer.qkv_bias.weight
+        if layer.head_norms is None:
+            return
+        for raw, columns, gain, scales in self._raw_heads(layer, kept):
+            raw[...] = kept.qkv[:, columns].reshape(raw.shape)
+            out = np.empty_like(raw)
+            self._norm(raw, gain, out, scales)
+            kept.qkv[:, columns] = out.reshape(len(kept.qkv), -1)
+
+    def _raw_heads(self, layer: Layer, kept: _Kept) -> list[tuple[F32, slice, Gain, F32]]:
+        """Of q and of k: the norm's input, columns of qkv, gain, and scales."""
+        assert layer.head_norms is not None
+        found, column, scale = [], 0, 0
+        for raw, gain in zip(kept.raw_heads, layer.head_norms, strict=True):
+            assert raw is not None
+            width = raw.size // len(kept.qkv)
+            scales = kept.raw_scales[scale : scale + len(raw)]
+            found.append((raw, slice(column, column + width), gain, scales))
+            column, scale = column + width, scale + len(raw)
+        return found
+
+    def _rotate(self, i: int, qkv: F32, *, back: bool = False) -> None:
+        config = self._config
+        heads = config.num_attention_heads + config.num_key_value_heads
+        rope = self._ropes[i in config.windowed_layers]
+        self._kernels.rotate(qkv, rope, heads, config.head_dim, back=back)
+
+    def _attentions(self, i: int, kept: _Kept) -> list[Attention]:
+        """One for each sequence."""
+        config = self._config
+        shape = AttentionShape(
+            q_heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            scale=config.attention_scale or config.head_dim**-0.5,
+            window=config.sliding_window if i in config.windowed_layers else 0,
+        )
+        return [
+            Attention(shape, kept.qkv[rows], kept.heads[rows], kept.tops[s], kept.scales[s])
+            for s, rows in enumerate(self._rows())
+        ]
+
+    def _rows(self) -> list[slice]:
+        return [slice(s * self._length, (s + 1) * self._length) for s in range(self._sequences)]
+
+    def _add(self, x: F32, which: int, norm: Gain | None, kept: _Kept, out: F32) -> None:
+        """out = x + the sublayer's sums, normed where the architecture does so."""
+        if norm is not None:
+            kept.raw_sums[which] = self._sums
+            self._norm(kept.raw_sums[which], norm, self._sums, kept.sum_scales[which])
+        np.add(x, self._sums, out=out)
+
+    # -- back ----------------------------------------------------------------------------------
+
+    def _layer_vjp(self, i: int, kept: _Kept) -> None:
+        """`_dx`: the gradient after the layer, then the one before it."""
+        layer, kernels, x = self._parameters.layers[i], self._kernels, self._xs[i]
+        act = self._config.hidden_act
+        d = self._sums_vjp(1, layer.post_ffn_norm, kept)
+        kernels.gated(kept.gate_up, self._product, act)
+        layer.down.vjp(kernels, self._product, d, self._d_product)
+        kernels.gated_vjp(kept.gate_up, self._d_product, act)
+        self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
+        layer.gate_up.vjp(kernels, self._normed, kept.gate_up, self._d)
+        self._norm_vjp(kept.middle, layer.pre_ffn_norm, kept.norm_scales[1], self._d, self._dx)
+        d = self._sums_vjp(0, layer.post_attention_norm, kept)
+        layer.o.vjp(kernels, kept.heads, d, self._d_heads)
+        for op, rows in zip(self._attentions(i, kept), self._rows(), strict=True):
+            kernels.attention_vjp(op, self._d_heads[rows], self._dqkv[rows])
+        self._rotate(i, self._dqkv, back=True)
+        self._project_vjp(layer, kept)
+        self._norm(x, layer.input_norm, self._normed, kept.norm_scales[0])
+        layer.qkv.vjp(kernels, self._normed, self._dqkv, self._d)
+        self._norm_vjp(x, layer.input_norm, kept.norm_scales[0], self._d, self._dx)
+
+    def _sums_vjp(self, which: int, norm: Gain | None, kept: _Kept) -> F32:
+        """The gradient of a sublayer's sums."""
+        if norm is None:
+            return self._dx
+        self._d.fill(0)
+        scales = kept.sum_scales[which]
+        self._norm_vjp(kept.raw_sums[which], norm, scales, self._dx, self._d)
+        return self._d
+
+    def _project_vjp(self, layer: Layer, kept: _Kept) -> None:
+        if layer.head_norms is not None:
+            for raw, columns, gain, scales in self._raw_heads(layer, kept):
+                d, dx = self._dqkv[:, columns].reshape(raw.shape), np.zeros_like(raw)
+                self._norm_vjp(raw, gain, scales, np.ascontiguousarray(d), dx)
+                self._dqkv[:, columns] = dx.reshape(len(kept.qkv), -1)
+        if layer.qkv_bias is not None and layer.qkv_bias.gradient is not None:
+            np.sum(self._dqkv, axis=0, out=layer.qkv_bias.gradient)

@@ -1,0 +1,1 @@
+"""One step of training: gradients of micro-batches, their sum, the optimizer."""

@@ -1,0 +1,253 @@
+"""Training on one board: threads are whole micro-batches, and no thread changes a bit.
+
+gradient of each micro-batch  -> their sum, in any order  -> clipped by its norm  -> AdamW
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from picoedge.kernels.arrays import F32, I32
+from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
+from picoedge.model.vjps import MicroBatch
+from picoedge.train.state.layout import Layout
+from picoedge.train.step.schedule import Schedule
+
+_SPAN = 1 << 16  # values of the optimizer that a thread takes at once
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What decides a step's result: all of it belongs to the run.
+
+    A step is `micro_batches` micro-batches of `sequences` sequences of `length` tokens each.
+    """
+
+    micro_batches: int
+    sequences: int
+    length: int
+    schedule: Schedule
+    clip: float = 1.0  # the largest norm of a gradient; 0: any
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.micro_batches * self.sequences * self.length
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that is done: its number, mean loss, the gradient's norm, the learning rate."""
+
+    step: int
+    loss: float
+    norm: float
+    rate: float
+
+
+class Sums(Protocol):
+    """The sum of a step's gradients."""
+
+    def add(self, gradient: F32) -> None:
+        """Add one, from one thread at a time. Raises NotFiniteError."""
+        ...
+
+    def take(self, out: F32) -> None:
+        """Put the sum into `out`, and begin at zero."""
+        ...
+
+    def clear(self) -> None:
+        """Begin at zero."""
+        ...
+
+
+class PlainSums:
+    """Sums in f32, whose bits depend on the order of micro-batches: of `--fast`, and of NumPy."""
+
+    def __init__(self, length: int) -> None:
+        self._sum = np.zeros(length, np.float32)
+
+    def add(self, gradient: F32) -> None:
+        """See `Sums`."""
+        self._sum += gradient
+
+    def take(self, out: F32) -> None:
+        """See `Sums`."""
+        out[:] = self._sum
+        self.clear()
+
+    def clear(self) -> None:
+        """See `Sums`."""
+        self._sum.fill(0)
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """Weights and AdamW's moments, f32 [layout.length] each, after `step` steps."""
+
+    weights: F32
+    m: F32
+    v: F32
+    step: int = 0
+
+    @classmethod
+    def initial(cls, layout: Layout, seed: int) -> TrainingState:
+        """Of a run that begins."""
+        weights = layout.initial(seed)
+        return cls(weights, np.zeros_like(weights), np.zeros_like(weights))
+
+
+class Trainer:
+    """Steps of one model. `make_kernels` makes the kernels of one thread. Close it after use."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        state: TrainingState,
+        settings: StepSettings,
+        sums: Sums,
+        make_kernels: Callable[[], TrainingKernels],
+        threads: int,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        self.layout, self.state, self.settings = layout, state, settings
+        self._sums, self._lock = sums, threading.Lock()
+        threads = max(1, min(threads, settings.micro_batches))
+        self._kernels = [make_kernels() for _ in range(threads)]
+        self._gradients = [np.zeros_like(state.weights) for _ in range(threads)]
+        self._works = [
+            MicroBatch(
+                layout.config,
+                kernels,
+                layout.bind(state.weights, gradient),
+                settings.sequences,
+                settings.length,
+                recompute=recompute,
+            )
+            for kernels, gradient in zip(self._kernels, self._gradients, strict=True)
+        ]
+        self._pool = ThreadPoolExecutor(threads, "training")
+
+    def step(self, batch: I32) -> StepResult:
+        """One step on tokens [micro-batches, sequences, length + 1].
+
+        Raises NotFiniteError, and the state is that of the step before.
+        """
+        settings, total = self.settings, np.zeros(self.settings.micro_batches)
+        waiting = iter(range(settings.micro_batches))
+
+        def work(thread: int) -> None:
+            while True:
+                with self._lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                total[number] = self._losses(thread, batch[number])
+                with self._lock:
+                    self._sums.add(self._gradients[thread])
+
+        try:
+            self._each_thread(work)
+        except BaseException:
+            self._sums.clear()
+            raise
+        gradient = self._gradients[0]
+        self._sums.take(gradient)
+        norm = self._norm(gradient)
+        return self._adopt(gradient, norm, float(total.sum()) / settings.tokens)
+
+    def losses(self, batch: I32) -> float:
+        """The mean loss of tokens [., sequences, length + 1], without a step."""
+        total = np.zeros(len(batch))
+        waiting = iter(range(len(batch)))
+
+        def work(thread: int) -> None:
+            while True:
+                with self._lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                tokens, targets = _split(batch[number])
+                total[number] = self._works[thread].losses(tokens, targets).sum()
+
+        self._each_thread(work)
+        tokens = len(batch) * batch.shape[1] * (batch.shape[2] - 1)
+        mean: float = float(total.sum()) / tokens
+        return mean
+
+    def _losses(self, thread: int, tokens: I32) -> float:
+        """The sum of a micro-batch's losses; its gradient is in the thread's."""
+        inputs, targets = _split(tokens)
+        weight = 1.0 / self.settings.tokens
+        return float(self._works[thread].losses_and_gradients(inputs, targets, weight).sum())
+
+    def _each_thread(self, work: Callable[[int], None]) -> None:
+        jobs = [self._pool.submit(work, thread) for thread in range(len(self._works))]
+        errors = [error for job in jobs if (error := job.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    def _norm(self, gradient: F32) -> float:
+        sums = np.empty(-(-len(gradient) // SEGMENT))
+        self._kernels[0].squares(gradient, sums)
+        total = 0.0
+        for segment in sums:  # by index
+            total += float(segment)
+        return math.sqrt(total)
+
+    def _adopt(self, gradient: F32, norm: float, loss: float) -> StepResult:
+        settings, state = self.settings, self.state
+        step = state.step + 1
+        rate = settings.schedule.rate(step)
+        scale = min(1.0, settings.clip / norm) if settings.clip and norm else 1.0
+        decays = settings.weight_decay, 0.0
+        moves = [
+            adam_step(
+                step, rate, gradient_scale=scale, betas=settings.betas,
+                epsilon=settings.epsilon, weight_decay=decay,
+            )
+            for decay in decays
+        ]  # fmt: skip
+        spans = [
+            (part, move)
+            for move, (start, stop) in zip(moves, self._decays(), strict=True)
+            for part in _spans(start, stop)
+        ]
+
+        def work(thread: int) -> None:
+            for part, move in spans[thread :: len(self._works)]:
+                self._kernels[thread].adamw(
+                    move, state.weights[part], state.m[part], state.v[part], gradient[part]
+                )
+
+        self._each_thread(work)
+        state.step = step
+        return StepResult(step, loss, norm, rate)
+
+    def _decays(self) -> list[tuple[int, int]]:
+        return [(0, self.layout.decayed), (self.layout.decayed, self.layout.length)]
+
+    def close(self) -> None:
+        """End the threads. Idempotent."""
+        self._pool.shutdown()
+
+
+def _split(tokens: I32) -> tuple[I32, I32]:
+    """Inputs and targets, [sequences * length] each, of tokens [sequences, length + 1]."""
+    inputs, targets = tokens[:, :-1].ravel(), tokens[:, 1:].ravel()
+    return np.ascontiguousarray(inputs), np.ascontiguousarray(targets)
+
+
+def _spans(start: int, stop: int) -> Sequence[slice]:
+    return [slice(at, min(at + _SPAN, stop)) for at in range(start, stop, _SPAN)]

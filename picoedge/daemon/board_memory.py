@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 _ALONE = {"chat", "generate"}
+THIS_BOARD = "this board alone"
 SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is given up
 
 
@@ -54,14 +55,22 @@ class BoardOptions:
         )
 
 
-def alone_bytes(folder: Path, held: Mapping[int, int], proc: Path = PROC) -> int:
-    """Bytes of chats and answers on this board alone that use the cluster's `folder`.
+@dataclass(frozen=True)
+class Alone:
+    """A user in the ledger: a chat or an answer on this board alone, by its process."""
 
-    One counts at least with what it said that it holds, by its process in `held`.
-    One over boards is lent its memory with the reservation.
+    pid: int
+
+
+def alone_bytes(folder: Path, said: Mapping[int, int], proc: Path = PROC) -> dict[int, int]:
+    """Bytes of each chat and answer on this board alone that uses the cluster's `folder`.
+
+    They are found, not asked: one may be older than its daemon. One counts at least with what it
+    said that it takes, by its process in `said`. One over boards is lent its memory with the
+    reservation.
     """
     pids = (pid for pid in picoedge_pids(proc) if _is_alone(pid, folder, proc))
-    return sum(max(own_bytes(pid, proc), held.get(pid, STARTING_BYTES)) for pid in pids)
+    return {pid: max(own_bytes(pid, proc), said.get(pid, STARTING_BYTES)) for pid in pids}
 
 
 def _is_alone(pid: int, folder: Path, proc: Path) -> bool:
@@ -94,23 +103,38 @@ class BoardMemory:
     ) -> None:
         self.limit, self._clock, self._name_of, self._folder = limit, clock, name_of, folder
         self._ledger = MemoryLedger()
-        self._held: dict[int, int] = {}  # bytes that programs on this board alone hold, by process
+        self._said: dict[int, int] = {}  # what programs on this board alone take, by process
 
     def hold(self, pid: int, nbytes: int) -> None:
         """A program on this board alone is about to take so much, until it ends."""
-        self._held = {p: held for p, held in self._held.items() if (PROC / str(p)).exists()}
-        self._held[pid] = nbytes
+        self._said = {p: said for p, said in self._said.items() if (PROC / str(p)).exists()}
+        self._said[pid] = nbytes
 
     @property
     def job_bytes(self) -> int:
         """Bytes that a job may take."""
-        alone = alone_bytes(self._folder, self._held)
+        alone = self._enter_alone()
         return max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES - alone)
+
+    def _enter_alone(self) -> int:
+        """Enter a claim for each program on this board alone; returns their bytes."""
+        found = alone_bytes(self._folder, self._said)
+        since = {each.user: each.since_s for each in self._ledger.claims}
+        now = self._clock()
+        self._ledger.replace(
+            Alone,
+            (
+                Claim(user, Use.ANSWER, nbytes, since.get(user, now), THIS_BOARD)
+                for user, nbytes in ((Alone(pid), nbytes) for pid, nbytes in found.items())
+            ),
+        )
+        return sum(found.values())
 
     def give_all(self, reservation: Reservation, use: Use) -> bool:
         """Give a job all there is; returns whether the kept slice must end for it."""
-        nbytes = self.job_bytes
-        ended = self._ledger.claim(self._of(reservation, reservation.user, use, nbytes), nbytes)
+        nbytes, alone = self.job_bytes, self._ledger.nbytes_of(Alone)
+        claim = self._of(reservation, reservation.user, use, nbytes)
+        ended = self._ledger.claim(claim, nbytes + alone)
         assert ended is not None, "a job of the board beside another"
         return any(claim.user == KEPT for claim in ended)
 
@@ -145,4 +169,5 @@ class BoardMemory:
 
     def report(self) -> list[dict[str, Any]]:
         """The claims, for `picoedge ps`."""
+        self._enter_alone()
         return [claim.to_json(self._clock()) for claim in self._ledger.claims]

@@ -6,6 +6,7 @@ come after it, as few of them as make room; it never ends a claim of its own ran
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -80,6 +81,15 @@ class MemoryLedger:
             ended.append(last)
         self.claims = [*before, new]
         return ended
+
+    def replace(self, kind: type, found: Iterable[Claim]) -> None:
+        """Enter the claims found of users of that kind, for all that were: none is refused."""
+        self.claims = [claim for claim in self.claims if not isinstance(claim.user, kind)]
+        self.claims.extend(found)
+
+    def nbytes_of(self, kind: type) -> int:
+        """Bytes of all claims of users of that kind."""
+        return sum(claim.nbytes for claim in self.claims if isinstance(claim.user, kind))
 
     def turn(self, user: object, new: Claim) -> None:
         """A claim becomes another, of no more bytes: what it does not need is free."""

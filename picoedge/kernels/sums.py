@@ -14,6 +14,7 @@ import numpy as np
 
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import F32
+from picoedge.kernels.training import declare
 
 BLOCK = 256  # values that are narrow or wide together
 EXPONENT = 36  # the unit is 2^-36
@@ -45,10 +46,7 @@ class GradientSums:
         assert n % BLOCK == 0
         assert 0 < micro_batches <= MICRO_BATCHES
         self._lib = library
-        library.pe_sums_add.restype = c_int64
-        library.pe_sums_add.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p)
-        library.pe_sums_take.restype = None
-        library.pe_sums_take.argtypes = (c_void_p, c_void_p, c_int64)
+        declare(library)
         self._plane, self._rows = np.zeros(n, np.int32), np.full(n // BLOCK, -1, np.int32)
         self._wide = np.empty((_FIRST_ROWS, BLOCK), np.int64)
         narrow = 31 - (micro_batches - 1).bit_length()

@@ -166,6 +166,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pe_attention_vjp": (None, c_void_p),
     "pe_gated": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
     "pe_gated_vjp": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
+    "pe_sums_add": (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
+    "pe_sums_take": (None, c_void_p, c_void_p, c_int64),
     "pe_cross_entropy": (None, *(c_void_p,) * 3, c_int64, c_int64, c_float),
     "pe_add_rows": (None, *(c_void_p,) * 3, c_int64, c_int64),
     "pe_adamw": (None, *(c_void_p,) * 5, c_int64),

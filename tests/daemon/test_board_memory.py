@@ -34,19 +34,36 @@ def process(proc: Path, pid: int, command: str, folder: Path) -> None:
 )
 def test_a_chat_on_this_board_alone_has_memory(tmp_path: Path, command: str, counts: bool) -> None:
     process(tmp_path, 77, command, tmp_path / "cluster")
-    assert alone_bytes(tmp_path / "cluster", {77: 0}, tmp_path) == (120 << 10) * counts
-    assert alone_bytes(tmp_path / "cluster", {}, tmp_path) == (64 << 20) * counts  # it starts
-    held = {77: 50 * MB, 78: 900 * MB}  # 78 has ended, or is no chat
-    assert alone_bytes(tmp_path / "cluster", held, tmp_path) == 50 * MB * counts
-    assert alone_bytes(tmp_path / "other", {}, tmp_path) == 0  # another board on this machine
+    folder = tmp_path / "cluster"
+    found = alone_bytes(folder, {77: 0}, tmp_path)
+    assert found == ({77: 120 << 10} if counts else {})
+    starting = alone_bytes(folder, {}, tmp_path)
+    assert starting == ({77: 64 << 20} if counts else {})
+    said = {77: 50 * MB, 78: 900 * MB}  # 78 has ended, or is no chat
+    assert alone_bytes(folder, said, tmp_path) == ({77: 50 * MB} if counts else {})
+    assert alone_bytes(tmp_path / "other", {}, tmp_path) == {}  # another board on this machine
 
 
 def test_a_job_gets_what_others_leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone: dict[int, int] = {}
     memory = BoardMemory(200 * MB, lambda: 0.0, str, tmp_path)
     monkeypatch.setattr(board_memory, "rss_bytes", lambda: 20 * MB)
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 0)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, said: alone)
     free = memory.job_bytes
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 90 * MB)
+    alone[77] = 90 * MB
     assert memory.job_bytes == free - 90 * MB
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, held: 900 * MB)
+    alone[78] = 900 * MB
     assert memory.job_bytes == 0
+
+
+def test_the_ledger_shows_chats_on_this_board_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, alone = [10.0], {77: 90 * MB}
+    memory = BoardMemory(200 * MB, lambda: now[0], str, tmp_path)
+    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, said: alone)
+    assert [(use["use"], use["bytes"]) for use in memory.report()] == [("answer", 90 * MB)]
+    now[0] = 15.0
+    assert [use["age_s"] for use in memory.report()] == [5]  # as old as the first look at it
+    alone.clear()
+    assert memory.report() == []

@@ -145,20 +145,14 @@ class Trainer:
         Raises NotFiniteError, and the state is that of the step before.
         """
         settings, total = self.settings, np.zeros(self.settings.micro_batches)
-        waiting = iter(range(settings.micro_batches))
 
-        def work(thread: int) -> None:
-            while True:
-                with self._lock:
-                    number = next(waiting, None)
-                if number is None:
-                    return
-                total[number] = self._losses(thread, batch[number])
-                with self._lock:
-                    self._sums.add(self._gradients[thread])
+        def work(thread: int, number: int) -> None:
+            total[number] = self._losses(thread, batch[number])
+            with self._lock:
+                self._sums.add(self._gradients[thread])
 
         try:
-            self._each_thread(work)
+            self._deal(settings.micro_batches, work)
         except BaseException:
             self._sums.clear()
             raise
@@ -170,18 +164,12 @@ class Trainer:
     def losses(self, batch: I32) -> float:
         """The mean loss of tokens [., sequences, length + 1], without a step."""
         total = np.zeros(len(batch))
-        waiting = iter(range(len(batch)))
 
-        def work(thread: int) -> None:
-            while True:
-                with self._lock:
-                    number = next(waiting, None)
-                if number is None:
-                    return
-                tokens, targets = _split(batch[number])
-                total[number] = self._works[thread].losses(tokens, targets).sum()
+        def work(thread: int, number: int) -> None:
+            tokens, targets = _split(batch[number])
+            total[number] = self._works[thread].losses(tokens, targets).sum()
 
-        self._each_thread(work)
+        self._deal(len(batch), work)
         tokens = len(batch) * batch.shape[1] * (batch.shape[2] - 1)
         mean: float = float(total.sum()) / tokens
         return mean
@@ -192,8 +180,19 @@ class Trainer:
         weight = 1.0 / self.settings.tokens
         return float(self._works[thread].losses_and_gradients(inputs, targets, weight).sum())
 
-    def _each_thread(self, work: Callable[[int], None]) -> None:
-        jobs = [self._pool.submit(work, thread) for thread in range(len(self._works))]
+    def _deal(self, count: int, work: Callable[[int, int], None]) -> None:
+        """Call work(thread, number) for each number below `count`: a thread takes the next."""
+        waiting = iter(range(count))
+
+        def take(thread: int) -> None:
+            while True:
+                with self._lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                work(thread, number)
+
+        jobs = [self._pool.submit(take, thread) for thread in range(len(self._works))]
         errors = [error for job in jobs if (error := job.exception()) is not None]
         if errors:
             raise errors[0]
@@ -225,13 +224,13 @@ class Trainer:
             for part in _spans(start, stop)
         ]
 
-        def work(thread: int) -> None:
-            for part, move in spans[thread :: len(self._works)]:
-                self._kernels[thread].adamw(
-                    move, state.weights[part], state.m[part], state.v[part], gradient[part]
-                )
+        def work(thread: int, number: int) -> None:
+            part, move = spans[number]
+            self._kernels[thread].adamw(
+                move, state.weights[part], state.m[part], state.v[part], gradient[part]
+            )
 
-        self._each_thread(work)
+        self._deal(len(spans), work)
         state.step = step
         return StepResult(step, loss, norm, rate)
 

@@ -14,10 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from picoedge.kernels.arrays import F32, I32
+from picoedge.kernels.arrays import F32
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
 from picoedge.model.vjps import MicroBatch
 from picoedge.train.state.layout import Layout
+from picoedge.train.step.batch import Batch
 from picoedge.train.step.schedule import Schedule
 
 _SPAN = 1 << 16  # values of the optimizer that a thread takes at once
@@ -139,46 +140,45 @@ class Trainer:
         ]
         self._pool = ThreadPoolExecutor(threads, "training")
 
-    def step(self, batch: I32) -> StepResult:
-        """One step on tokens [micro-batches, sequences, length + 1].
+    def step(self, batch: Batch) -> StepResult:
+        """One step. Its loss is the mean over all targets of the step.
 
         Raises NotFiniteError, and the state is that of the step before.
         """
-        settings, total = self.settings, np.zeros(self.settings.micro_batches)
+        assert len(batch.tokens) == self.settings.micro_batches
+        total, targets = np.zeros(len(batch.tokens)), max(1, batch.targets_counted)
 
         def work(thread: int, number: int) -> None:
-            total[number] = self._losses(thread, batch[number])
+            total[number] = self._losses_and_gradients(thread, batch, number, 1 / targets)
             with self._lock:
                 self._sums.add(self._gradients[thread])
 
         try:
-            self._deal(settings.micro_batches, work)
+            self._deal(len(total), work)
         except BaseException:
             self._sums.clear()
             raise
         gradient = self._gradients[0]
         self._sums.take(gradient)
         norm = self._norm(gradient)
-        return self._adopt(gradient, norm, float(total.sum()) / settings.tokens)
+        return self._adopt(gradient, norm, float(total.sum()) / targets)
 
-    def losses(self, batch: I32) -> float:
-        """The mean loss of tokens [., sequences, length + 1], without a step."""
-        total = np.zeros(len(batch))
+    def loss(self, batch: Batch) -> float:
+        """The mean loss of a batch of any number of micro-batches, without a step."""
+        total = np.zeros(len(batch.tokens))
 
         def work(thread: int, number: int) -> None:
-            tokens, targets = _split(batch[number])
+            tokens, targets = batch.tokens[number].ravel(), batch.targets[number].ravel()
             total[number] = self._works[thread].losses(tokens, targets).sum()
 
-        self._deal(len(batch), work)
-        tokens = len(batch) * batch.shape[1] * (batch.shape[2] - 1)
-        mean: float = float(total.sum()) / tokens
+        self._deal(len(total), work)
+        mean: float = float(total.sum()) / max(1, batch.targets_counted)
         return mean
 
-    def _losses(self, thread: int, tokens: I32) -> float:
+    def _losses_and_gradients(self, thread: int, batch: Batch, number: int, weight: float) -> float:
         """The sum of a micro-batch's losses; its gradient is in the thread's."""
-        inputs, targets = _split(tokens)
-        weight = 1.0 / self.settings.tokens
-        return float(self._works[thread].losses_and_gradients(inputs, targets, weight).sum())
+        tokens, targets = batch.tokens[number].ravel(), batch.targets[number].ravel()
+        return float(self._works[thread].losses_and_gradients(tokens, targets, weight).sum())
 
     def _deal(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call work(thread, number) for each number below `count`: a thread takes the next."""
@@ -240,12 +240,6 @@ class Trainer:
     def close(self) -> None:
         """End the threads. Idempotent."""
         self._pool.shutdown()
-
-
-def _split(tokens: I32) -> tuple[I32, I32]:
-    """Inputs and targets, [sequences * length] each, of tokens [sequences, length + 1]."""
-    inputs, targets = tokens[:, :-1].ravel(), tokens[:, 1:].ravel()
-    return np.ascontiguousarray(inputs), np.ascontiguousarray(targets)
 
 
 def _spans(start: int, stop: int) -> Sequence[slice]:

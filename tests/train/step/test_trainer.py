@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from training_material import tiny_config
 
-from picoedge.kernels.arrays import I32
 from picoedge.kernels.loader import load_training_kernels, load_training_library
 from picoedge.kernels.sums import GradientSums, NotFiniteError
 from picoedge.train.state.layout import EMBEDDING, FINAL_NORM, Layout
+from picoedge.train.step.batch import NO_TARGET, Batch
 from picoedge.train.step.schedule import Schedule
 from picoedge.train.step.trainer import PlainSums, StepSettings, Trainer, TrainingState
 
@@ -21,13 +21,13 @@ SETTINGS = StepSettings(4, 2, 24, Schedule(3e-3, 3, STEPS))
 LAYOUT = Layout.of(tiny_config("llama"))
 
 
-def batches() -> list[I32]:
+def batches() -> list[Batch]:
     """Text of a period of seven tokens, which is soon known."""
     text = np.arange(10_000, dtype=np.int32) % 7 + 3
     random = np.random.default_rng(1)
     starts = random.integers(0, 5000, (STEPS, 4, 2))
     return [
-        np.stack([[text[at : at + 25] for at in row] for row in step]).astype(np.int32)
+        Batch.of_windows(np.array([[text[at : at + 25] for at in row] for row in step], np.int32))
         for step in starts
     ]
 
@@ -64,7 +64,7 @@ def test_a_loss_without_a_step_changes_nothing() -> None:
     with closing(trainer(2)) as made:
         before = made.state.weights.tobytes()
         first = batches()[0]
-        loss = made.losses(first)
+        loss = made.loss(first)
         assert made.state.weights.tobytes() == before
         assert made.step(first).loss == pytest.approx(loss, rel=1e-6)
 
@@ -78,6 +78,22 @@ def test_a_gradient_that_is_no_number_leaves_the_state() -> None:
         assert (made.state.weights.tobytes(), made.state.step) == (before, 0)
         LAYOUT.tensors["1.down"].of(made.state.weights)[0, 0] = 0
         assert made.step(batches()[0]).step == 1
+
+
+def test_what_has_no_target_counts_nothing() -> None:
+    """Half of the targets left out: the loss is the mean over the others."""
+    whole = batches()[0]
+    odd = np.arange(whole.targets.shape[-1]) % 2 == 1
+    halves = [
+        Batch(whole.tokens, np.where(odd == left, NO_TARGET, whole.targets).astype(np.int32))
+        for left in (True, False)
+    ]
+    with closing(trainer(2)) as made:
+        losses = [made.loss(batch) for batch in (whole, *halves)]
+        assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-6)
+        nothing = Batch(whole.tokens, np.full_like(whole.targets, NO_TARGET))
+        assert made.loss(nothing) == 0
+        assert made.step(halves[0]).loss == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_the_layout_has_every_tensor_once() -> None:

@@ -1,0 +1,34 @@
+"""The tokens of a step, and what each has to be followed by. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from picoedge.kernels.arrays import I32
+
+NO_TARGET = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Micro-batches: tokens and targets i32 [micro-batches, sequences, length].
+
+    A target is the token that follows. One below 0 counts nothing: it lies outside the answers, or
+    behind the end of a sequence.
+    """
+
+    tokens: I32
+    targets: I32
+
+    @classmethod
+    def of_windows(cls, windows: I32) -> Batch:
+        """Each token has a target: windows i32 [micro-batches, sequences, length + 1]."""
+        tokens, targets = windows[..., :-1], windows[..., 1:]
+        return cls(np.ascontiguousarray(tokens), np.ascontiguousarray(targets))
+
+    @property
+    def targets_counted(self) -> int:
+        """Targets that have a loss."""
+        return int(np.count_nonzero(self.targets >= 0))

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from picoedge.kernels.arrays import F32
+from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
 from picoedge.model.vjps import MicroBatch
 from picoedge.train.state.layout import Layout
@@ -80,6 +81,8 @@ class PlainSums:
 
     def add(self, gradient: F32) -> None:
         """See `Sums`."""
+        if not np.isfinite(gradient).all():
+            raise NotFiniteError("the gradient is infinite or no number")
         self._sum += gradient
 
     def take(self, out: F32) -> None:

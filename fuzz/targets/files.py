@@ -359,7 +359,8 @@ FILES = (
         _safetensors_samples,
         _mutated_safetensors,
         (
-            f"{_SOURCES}huggingface.py:_raw_tensors,_read_header,_entry,_readable,_prefix,_head_name",
+            f"{_SOURCES}huggingface.py:_raw_tensors,_readable,_prefix,_head_name",
+            "store/safetensors.py:read_header,_entry,require_floats",
         ),
         weight=4,
     ),

@@ -1,12 +1,7 @@
-"""Hugging Face source: the safetensors files of a model folder under canonical names.
-
-Headers (https://github.com/huggingface/safetensors, section Format) are read here, because the
-safetensors library maps a file before it checks the header.
-"""
+"""Hugging Face source: the safetensors files of a model folder under canonical names."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,13 +12,12 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import (
     naming,
-    parse_object,
-    read_at,
     read_object,
     reading,
     source_fingerprint,
 )
 from picoedge.store.encodings import ENCODINGS, Encoding
+from picoedge.store.safetensors import TensorEntry, read_header, require_floats
 from picoedge.store.sources.hf_config import (
     huggingface_config,
     may_have_biases,
@@ -33,10 +27,6 @@ from picoedge.store.sources.hf_config import (
 from picoedge.store.sources.refusals import no_weights, refuse_folder
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
-_MAX_HEADER = 1 << 25
-_MAX_DIMS = 8
-_REMEDY = "the file is truncated or damaged: get it again"
-_FLOATS = ("F32", "F16", "BF16")
 _MAX_CONFIG, _MAX_INDEX = 1 << 24, 1 << 26
 _HINT = "the folder is incomplete or damaged: get it again"
 _INDEX = "model.safetensors.index.json"
@@ -153,7 +143,8 @@ def _raw_tensors(path: Path) -> list[SourceTensor]:
     """Tensors of all files of the model. Raises ModelError on a duplicate name."""
     tensors: dict[str, SourceTensor] = {}
     for file in _weight_files(path):
-        for tensor in _read_header(file):
+        for entry in read_header(file):
+            tensor = _source_tensor(entry)
             if tensor.name in tensors:
                 raise ModelError(
                     f"tensor {tensor.name} is in both {tensors[tensor.name].path.name} and "
@@ -220,35 +211,11 @@ def _relevant_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda f: f.name != "config.json")
 
 
-def _read_header(path: Path) -> list[SourceTensor]:
-    """Every tensor of a file, of any dtype. Raises ModelError where header and file disagree."""
-    with reading(path):
-        size = path.stat().st_size
-    length = int.from_bytes(read_at(path, 0, 8), "little") if size >= 8 else size
-    if length > min(_MAX_HEADER, size - 8):
-        raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _REMEDY)
-    fields = parse_object(read_at(path, 8, length), path, _REMEDY)
-    names = [name for name in fields.values if name != "__metadata__"]
-    return [_entry(path, fields, name, 8 + length, size) for name in names]
-
-
-def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) -> SourceTensor:
-    entry = fields.object(name)
-    shape, offsets = entry.get("shape", list), entry.get("data_offsets", list)
-    if not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or len(shape) > _MAX_DIMS:
-        raise fields.fault(name)
-    if len(offsets) != 2 or not offsets[0] <= offsets[1]:
-        raise fields.fault(name)
-    if data_start + offsets[1] > size:
-        raise ModelError(
-            f"{path}: tensor {name} would end at byte {data_start + offsets[1]}, "
-            f"the file at {size}",
-            _REMEDY,
-        )
-    dtype = entry.get("dtype", str)
-    encoding = ENCODINGS.get(dtype) or Encoding(dtype, 1, 0)
-    start, end = (data_start + offset for offset in offsets)
-    return SourceTensor(name, tuple(shape), encoding, path, start, end - start)
+def _source_tensor(entry: TensorEntry) -> SourceTensor:
+    encoding = ENCODINGS.get(entry.dtype) or Encoding(entry.dtype, 1, 0)
+    return SourceTensor(
+        entry.name, entry.shape, encoding, entry.path, entry.offset, entry.nbytes
+    )  # fmt: skip
 
 
 def _readable(tensor: SourceTensor) -> SourceTensor:
@@ -260,14 +227,7 @@ def _readable(tensor: SourceTensor) -> SourceTensor:
             f"{' (FP8)' if dtype in _FP8 else ''}, which are not supported",
             "supported: f32, f16 and bf16 weights; take those, or a GGUF of the model",
         )
-    if dtype not in _FLOATS:
-        raise UnsupportedError(
-            f"{tensor.path}: tensor {tensor.name} has dtype {dtype}, which is not supported",
-            f"supported: {', '.join(_FLOATS)}",
-        )
-    if math.prod(tensor.shape) * tensor.encoding.nbytes != tensor.nbytes:
-        raise ModelError(
-            f"{tensor.path}: tensor {tensor.name} has {tensor.nbytes} bytes for {tensor.shape}",
-            _REMEDY,
-        )
+    require_floats(
+        TensorEntry(tensor.path, tensor.name, dtype, tensor.shape, tensor.offset, tensor.nbytes)
+    )
     return tensor

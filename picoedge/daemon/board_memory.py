@@ -23,6 +23,7 @@ KEPT = b"kept slice"  # its user in the ledger; also of its process, while that 
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 _ALONE = {"chat", "generate"}
 THIS_BOARD = "this board alone"
+ALONE_LOOK_S = 10.0  # between looks for the report alone: each reads all of /proc
 SPARE_PART = 32  # of a board's memory: where less is free, a kept slice is given up
 
 
@@ -104,6 +105,7 @@ class BoardMemory:
         self.limit, self._clock, self._name_of, self._folder = limit, clock, name_of, folder
         self._ledger = MemoryLedger()
         self._said: dict[int, int] = {}  # what programs on this board alone take, by process
+        self._looked_s = -ALONE_LOOK_S
 
     def hold(self, pid: int, nbytes: int) -> None:
         """A program on this board alone is about to take so much, until it ends."""
@@ -120,7 +122,7 @@ class BoardMemory:
         """Enter a claim for each program on this board alone; returns their bytes."""
         found = alone_bytes(self._folder, self._said)
         since = {each.user: each.since_s for each in self._ledger.claims}
-        now = self._clock()
+        now = self._looked_s = self._clock()
         self._ledger.replace(
             Alone,
             (
@@ -169,5 +171,6 @@ class BoardMemory:
 
     def report(self) -> list[dict[str, Any]]:
         """The claims, for `picoedge ps`."""
-        self._enter_alone()
+        if self._clock() - self._looked_s >= ALONE_LOOK_S:
+            self._enter_alone()
         return [claim.to_json(self._clock()) for claim in self._ledger.claims]

@@ -59,11 +59,20 @@ def test_a_job_gets_what_others_leave(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_the_ledger_shows_chats_on_this_board_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    now, alone = [10.0], {77: 90 * MB}
+    now, alone, looks = [0.0], {77: 90 * MB}, [0]
+
+    def look(folder: Path, said: dict[int, int]) -> dict[int, int]:
+        looks[0] += 1
+        return alone
+
     memory = BoardMemory(200 * MB, lambda: now[0], str, tmp_path)
-    monkeypatch.setattr(board_memory, "alone_bytes", lambda folder, said: alone)
+    monkeypatch.setattr(board_memory, "alone_bytes", look)
     assert [(use["use"], use["bytes"]) for use in memory.report()] == [("answer", 90 * MB)]
-    now[0] = 15.0
-    assert [use["age_s"] for use in memory.report()] == [5]  # as old as the first look at it
+    for now[0] in range(1, 10):  # beats ask for it four times a second
+        memory.report()
+    assert looks == [1]
+    now[0] = board_memory.ALONE_LOOK_S + 5
+    assert [use["age_s"] for use in memory.report()] == [15]  # as old as the first look at it
     alone.clear()
+    assert memory.job_bytes > 0
     assert memory.report() == []

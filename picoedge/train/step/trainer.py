@@ -14,11 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
+from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
-from picoedge.model.vjps import MicroBatch
-from picoedge.train.state.layout import Layout
+from picoedge.model.vjps import MicroBatch, Parameters
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.schedule import Schedule
 
@@ -55,6 +55,33 @@ class StepResult:
     loss: float
     norm: float
     rate: float
+
+
+class TrainedLayout(Protocol):
+    """What is trained of a model, as one flat vector: all of it, or adapters on frozen weights."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Values of the vector, a multiple of `sums.BLOCK`."""
+        ...
+
+    @property
+    def decayed(self) -> int:
+        """Values, from the first on, that have weight decay."""
+        ...
+
+    def initial(self, seed: int) -> F32:
+        """Values to begin with, f32 [length]."""
+        ...
+
+    def bind(self, weights: F32, gradient: F32) -> Parameters:
+        """The model on `weights`, with the gradient of one thread; f32 [length] each."""
+        ...
 
 
 class Sums(Protocol):
@@ -105,7 +132,7 @@ class TrainingState:
     step: int = 0
 
     @classmethod
-    def initial(cls, layout: Layout, seed: int) -> TrainingState:
+    def initial(cls, layout: TrainedLayout, seed: int) -> TrainingState:
         """Of a run that begins."""
         weights = layout.initial(seed)
         return cls(weights, np.zeros_like(weights), np.zeros_like(weights))
@@ -116,7 +143,7 @@ class Trainer:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: TrainedLayout,
         state: TrainingState,
         settings: StepSettings,
         sums: Sums,

@@ -109,6 +109,8 @@ keep_option = _setting(
     help="How long a session's part of a model stays loaded after it; 0: not at all.",
 )  # fmt: skip
 
+kernels_option = _setting("--kernels", help="numpy or native [default: native where it runs].")
+
 model_options = _together(
     threads_option,
     memory_option,
@@ -128,7 +130,7 @@ model_options = _together(
         "--verify", is_flag=True, envvar="PICOEDGE_VERIFY",
         help="Compare weights with their hashes while they are streamed.",
     ),
-    _setting("--kernels", help="numpy or native [default: native where it runs]."),
+    kernels_option,
 )  # fmt: skip
 
 split_options = _together(

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -79,6 +80,44 @@ def raise_on_signals() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.unraisablehook = ending.redeliver
+
+
+class StopRequest:
+    """While the block runs, a signal asks for an end, and work ends where that is right.
+
+    The number of the first signal is in `number`. Ctrl-C after it ends the process at once; further
+    signals of ENDING, which shell and kernel may both send, do not. Ignored signals stay so.
+    """
+
+    def __init__(self, message: str) -> None:
+        """`message` is written to stderr with the first signal."""
+        self.number: int | None = None
+        self._message = f"\n{message}\n".encode()
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether an end was asked for."""
+        return self.number is not None
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, *ENDING):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.number = number
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, self._message)  # a print may have been interrupted
 
 
 def _later(number: int) -> None:

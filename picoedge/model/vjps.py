@@ -205,11 +205,11 @@ class MicroBatch:
             self._kernels.cross_entropy(*self._logits_of(rows, targets), losses[rows], 0.0)
         return losses
 
-    def logits(self, tokens: I32) -> F32:
-        """Logits of the last row of the micro-batch, f32 [vocabulary]: for tests."""
+    def logits(self, tokens: I32, at: int = -1) -> F32:
+        """Logits f32 [vocabulary] of one row of the micro-batch, by default the last."""
         self._forward(tokens)
-        last = slice(len(tokens) - 1, len(tokens))
-        row: F32 = self._logits_of(last, tokens)[0][0].copy()
+        at %= len(tokens)
+        row: F32 = self._logits_of(slice(at, at + 1), tokens)[0][0].copy()
         return row
 
     # -- the head ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from picoedge.units import format_size
 
 _REDRAW_S = 0.2
 _LINE_S = 30.0  # between two lines where nothing can be redrawn
-_SMOOTH = 0.9  # of the shown loss and speed: the share of what they were before
+_SMOOTH = 0.8  # of the shown loss and speed: the share of what they were before
 
 
 class ProgressReport(RunWatcher):

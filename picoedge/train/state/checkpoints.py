@@ -159,6 +159,12 @@ def read_saved(path: Path) -> Saved:
     return Saved(arrays, facts.values)
 
 
+def data_start(path: Path) -> int:
+    """Where the first array of a sound file begins. Raises ModelError."""
+    with reading(path), open(path, "rb") as file:
+        return len(_read_header(file, path, os.fstat(file.fileno()).st_size)[0])
+
+
 def _hasher() -> Any:
     import hashlib
 

@@ -1,0 +1,55 @@
+"""Samples of text from a model while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from picoedge.config import ModelConfig, SamplingOptions
+from picoedge.kernels.training import TrainingKernels
+from picoedge.model.sampling import Sampler
+from picoedge.model.vjps import MicroBatch, Parameters
+from picoedge.train.run.loop import RunWatcher
+
+TOKENS = 64
+
+
+class TextSampler:
+    """Writes texts of up to TOKENS tokens, the prompt's included, with the weights as they are.
+
+    Each token is computed with all before it, as training has no cache: a sample costs about as
+    much as a step of a few thousand tokens. The same weights and seed give the same text.
+    """
+
+    def __init__(
+        self, config: ModelConfig, kernels: TrainingKernels, parameters: Parameters,
+        prompt: Sequence[int], ends: frozenset[int],
+    ) -> None:  # fmt: skip
+        self._prompt, self._ends = list(prompt)[: TOKENS // 2] or [0], ends
+        self._work = MicroBatch(config, kernels, parameters, 1, TOKENS, recompute=True)
+
+    def sample(self, seed: int) -> list[int]:
+        """Ids of the prompt and what follows."""
+        tokens, sampler = list(self._prompt), Sampler(SamplingOptions(seed=seed, temperature=0.7))
+        padded = np.zeros(TOKENS, np.int32)
+        while len(tokens) < TOKENS:
+            padded[: len(tokens)] = tokens
+            token = sampler.pick(self._work.logits(padded, len(tokens) - 1), tokens)
+            if token in self._ends:
+                break
+            tokens.append(token)
+        return tokens
+
+
+class Samples(RunWatcher):
+    """Has a text made after each evaluation, and tells it."""
+
+    def __init__(self, make: Callable[[int], str], tell: Callable[[int, str], None]) -> None:
+        """`make(step)` writes one; `tell(step, text)` shows it."""
+        self._make, self._tell = make, tell
+
+    def evaluated(self, step: int, loss: float, *, is_best: bool) -> None:
+        """See `RunWatcher`."""
+        if step:
+            self._tell(step, self._make(step))

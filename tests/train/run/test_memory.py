@@ -1,0 +1,73 @@
+"""Memory of a run: as its arrays take it, and made to fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from training_material import ARCHITECTURES, bound, random_weights, tiny_config
+
+from picoedge.errors import MemoryBudgetError
+from picoedge.kernels.loader import load_training_kernels
+from picoedge.model.vjps import MicroBatch
+from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory, micro_batch_bytes
+
+MB = 1 << 20
+
+
+def bytes_in(found: Any, seen: set[int]) -> int:
+    """Bytes of all arrays below an object, parameters and kernels left out."""
+    if id(found) in seen:
+        return 0
+    seen.add(id(found))
+    if isinstance(found, np.ndarray):
+        return 0 if found.base is not None else found.nbytes
+    if isinstance(found, dict):
+        return sum(bytes_in(each, seen) for each in found.values())
+    if isinstance(found, (list, tuple)):
+        return sum(bytes_in(each, seen) for each in found)
+    skipped = ("_parameters", "_kernels", "_config")
+    values = vars(found) if hasattr(found, "__dict__") else {}
+    return sum(bytes_in(each, seen) for name, each in values.items() if name not in skipped)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_micro_batch_takes_what_was_estimated(architecture: str, recompute: bool) -> None:
+    config = tiny_config(architecture)
+    _, parameters = bound(config, random_weights(config))
+    kernels = load_training_kernels()
+    work = MicroBatch(config, kernels, parameters, 3, 128, recompute=recompute)
+    estimate = micro_batch_bytes(config, 3, 128, recompute=recompute)
+    assert bytes_in(work, set()) == pytest.approx(estimate, rel=0.02)
+
+
+def needs(size: int, threads: int, *, recompute: bool) -> int:
+    return 100 + threads * size * (10 if recompute else 40)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (1000, MemoryFit(4, False, 4, 740)),
+        (739, MemoryFit(3, False, 4, 580)),
+        (420, MemoryFit(2, False, 4, 420)),
+        (419, MemoryFit(1, False, 4, 260)),
+        (259, MemoryFit(3, True, 4, 220)),
+        (150, MemoryFit(1, True, 4, 140)),
+        (139, MemoryFit(1, True, 2, 120)),
+        (119, MemoryFit(1, True, 1, 110)),
+    ],
+)
+def test_first_the_micro_batch_then_activations_then_threads(
+    budget: int, expected: MemoryFit
+) -> None:
+    assert fit_memory(needs, [4, 3, 2, 1], 4, budget) == expected
+
+
+def test_too_little_memory_is_told_with_the_figures() -> None:
+    config = tiny_config("llama")
+    real = MemoryNeeds(config, 60_000, 256, 50 * MB)
+    with pytest.raises(MemoryBudgetError, match=r"at least 58\.8 MB .* 40 MB may be taken"):
+        fit_memory(real, [4, 2, 1], 4, 40 * MB)

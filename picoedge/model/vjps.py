@@ -13,6 +13,7 @@ gate_up floats are kept; with `recompute` only hidden, and each layer's forward 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -125,16 +126,14 @@ class Parameters:
 class _Kept:
     """Values of one layer's forward pass that its vjp reads."""
 
-    def __init__(self, config: ModelConfig, sequences: int, length: int) -> None:
-        n, hidden, dim = sequences * length, config.hidden_size, config.head_dim
+    def __init__(self, config: ModelConfig, n: int) -> None:
+        hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.middle = np.empty((n, hidden), np.float32)
         self.qkv = np.empty((n, (heads + 2 * kv_heads) * dim), np.float32)
         self.heads = np.empty((n, heads * dim), np.float32)
         self.gate_up = np.empty((n, 2 * config.intermediate_size), np.float32)
-        self.tops, self.scales = (
-            np.empty((sequences, heads, length), np.float32) for _ in range(2)
-        )
+        self.tops, self.scales = (np.empty(n * heads, np.float32) for _ in range(2))
         self.norm_scales = np.empty((2, n), np.float32)
         # Inputs of the norms that some architectures have besides.
         both = heads + kv_heads
@@ -148,10 +147,23 @@ class _Kept:
         self.sum_scales = np.empty((2, n if sandwich else 0), np.float32)
 
 
+def text_rows(n: int, length: int, documents: I32 | None) -> list[slice]:
+    """Rows of each text: sequences of `length`, cut where `documents` i32 [n] changes."""
+    starts = np.zeros(n, bool)
+    starts[::length] = True
+    if documents is not None:
+        starts[1:] |= documents[1:] != documents[:-1]
+    bounds = [*np.flatnonzero(starts).tolist(), n]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
 class MicroBatch:
     """`sequences` sequences of `length` tokens through a model, forward and back.
 
     Gradients are of the sum of `weight` times each token's loss. Widths are multiples of 16.
+    `documents` i32 [N], where given, says which text of its sequence a token belongs to: several
+    short texts share a sequence, and each token attends to its own text alone. Positions go on over
+    them, as rope sees differences alone.
     """
 
     def __init__(
@@ -165,10 +177,11 @@ class MicroBatch:
         recompute: bool = False,
     ) -> None:
         self._config, self._kernels, self._parameters = config, kernels, parameters
-        self._sequences, self._length, self._recompute = sequences, length, recompute
+        self._length, self._recompute = length, recompute
         n, hidden, layers = sequences * length, config.hidden_size, config.num_hidden_layers
         self._xs = np.empty((layers + 1, n, hidden), np.float32)  # the residual before each layer
-        self._kept = [_Kept(config, sequences, length) for _ in range(1 if recompute else layers)]
+        self._kept = [_Kept(config, n) for _ in range(1 if recompute else layers)]
+        self._texts: list[slice] = []  # rows whose tokens attend to each other
         self._normed, self._sums, self._dx, self._d = (
             np.empty((n, hidden), np.float32) for _ in range(4)
         )
@@ -183,9 +196,11 @@ class MicroBatch:
             windowed: rope_tables(config, length, windowed=windowed) for windowed in (False, True)
         }
 
-    def losses_and_gradients(self, tokens: I32, targets: I32, weight: float) -> F64:
+    def losses_and_gradients(
+        self, tokens: I32, targets: I32, weight: float, documents: I32 | None = None
+    ) -> F64:
         """Losses f64 [N] of the targets (none where below 0), all [N]; sets all gradients."""
-        self._forward(tokens)
+        self._forward(tokens, documents)
         losses = self._head(targets, weight)
         for i in reversed(range(self._config.num_hidden_layers)):
             kept = self._kept[-1] if self._recompute else self._kept[i]
@@ -197,9 +212,9 @@ class MicroBatch:
         self._parameters.embedding.scatter(self._kernels, tokens, self._dx)
         return losses
 
-    def losses(self, tokens: I32, targets: I32) -> F64:
+    def losses(self, tokens: I32, targets: I32, documents: I32 | None = None) -> F64:
         """Losses alone, f64 [N]."""
-        self._forward(tokens)
+        self._forward(tokens, documents)
         losses = np.empty(len(targets))
         for rows in self._head_rows(targets):
             self._kernels.cross_entropy(*self._logits_of(rows, targets), losses[rows], 0.0)
@@ -241,7 +256,8 @@ class MicroBatch:
 
     # -- forward -------------------------------------------------------------------------------
 
-    def _forward(self, tokens: I32) -> None:
+    def _forward(self, tokens: I32, documents: I32 | None = None) -> None:
+        self._texts = text_rows(len(tokens), self._length, documents)
         self._parameters.embedding.gather(tokens, self._xs[0])
         if self._config.embed_scale != 1.0:
             self._xs[0] *= np.float32(self._config.embed_scale)
@@ -298,8 +314,8 @@ class MicroBatch:
         self._kernels.rotate(qkv, rope, heads, config.head_dim, back=back)
 
     def _attentions(self, i: int, kept: _Kept) -> list[Attention]:
-        """One for each sequence."""
-        config = self._config
+        """One for each text."""
+        config, heads = self._config, self._config.num_attention_heads
         shape = AttentionShape(
             q_heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -308,12 +324,15 @@ class MicroBatch:
             window=config.sliding_window if i in config.windowed_layers else 0,
         )
         return [
-            Attention(shape, kept.qkv[rows], kept.heads[rows], kept.tops[s], kept.scales[s])
-            for s, rows in enumerate(self._rows())
-        ]
-
-    def _rows(self) -> list[slice]:
-        return [slice(s * self._length, (s + 1) * self._length) for s in range(self._sequences)]
+            Attention(
+                shape, kept.qkv[rows], kept.heads[rows],
+                *(
+                    each[heads * rows.start : heads * rows.stop].reshape(heads, -1)
+                    for each in (kept.tops, kept.scales)
+                ),
+            )
+            for rows in self._texts
+        ]  # fmt: skip
 
     def _add(self, x: F32, which: int, norm: Gain | None, kept: _Kept, out: F32) -> None:
         """out = x + the sublayer's sums, normed where the architecture does so."""
@@ -337,7 +356,7 @@ class MicroBatch:
         self._norm_vjp(kept.middle, layer.pre_ffn_norm, kept.norm_scales[1], self._d, self._dx)
         d = self._sums_vjp(0, layer.post_attention_norm, kept)
         layer.o.vjp(kernels, kept.heads, d, self._d_heads)
-        for op, rows in zip(self._attentions(i, kept), self._rows(), strict=True):
+        for op, rows in zip(self._attentions(i, kept), self._texts, strict=True):
             kernels.attention_vjp(op, self._d_heads[rows], self._dqkv[rows])
         self._rotate(i, self._dqkv, back=True)
         self._project_vjp(layer, kept)

@@ -84,3 +84,30 @@ def test_a_forward_pass_that_is_repeated_changes_no_bit(
     assert losses.tobytes() == again.tobytes()
     for name, gradient in gradients.items():
         assert gradient.tobytes() == repeated[name].tobytes(), name
+
+
+def test_texts_in_one_sequence_do_not_see_each_other(
+    config: ModelConfig, batch: tuple[I32, I32]
+) -> None:
+    lengths = [1, 2, 66, 1, 25, 45]  # the sequences are 70 long
+    documents = np.repeat(np.arange(6, dtype=np.int32), lengths)
+    kernels, weights = load_training_kernels(), random_weights(config)
+    gradients, parameters = bound(config, weights)
+    work = MicroBatch(config, kernels, parameters, SEQUENCES, LENGTH)
+    losses = work.losses_and_gradients(*batch, 1 / N, documents)
+    alone, parameters = bound(config, weights)
+    sums = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    for number, length in enumerate(lengths):
+        rows = documents == number
+        one = MicroBatch(config, kernels, parameters, 1, length)
+        theirs = one.losses_and_gradients(batch[0][rows], batch[1][rows], 1 / N)
+        np.testing.assert_allclose(losses[rows], theirs, rtol=2e-5)
+        for name, gradient in alone.items():
+            sums[name] += gradient
+    for name, gradient in gradients.items():
+        error = np.linalg.norm(gradient - sums[name]) / np.linalg.norm(sums[name])
+        assert error < 1e-4, name
+    others = batch[0].copy()
+    others[documents != 2] = 7
+    again = work.losses(others, batch[1], documents)
+    assert again[documents == 2].tobytes() == losses[documents == 2].tobytes()

@@ -16,17 +16,24 @@ class Batch:
     """Micro-batches: tokens and targets i32 [micro-batches, sequences, length].
 
     A target is the token that follows. One below 0 counts nothing: it lies outside the answers, or
-    behind the end of a sequence.
+    behind the end of a sequence. Where short texts share a sequence, `documents`, of the same
+    shape, has another number for each of them: no token attends to another text.
     """
 
     tokens: I32
     targets: I32
+    documents: I32 | None = None
 
     @classmethod
     def of_windows(cls, windows: I32) -> Batch:
         """Each token has a target: windows i32 [micro-batches, sequences, length + 1]."""
         tokens, targets = windows[..., :-1], windows[..., 1:]
         return cls(np.ascontiguousarray(tokens), np.ascontiguousarray(targets))
+
+    def micro_batch(self, number: int) -> tuple[I32, I32, I32 | None]:
+        """Tokens, targets and documents of a micro-batch, [sequences * length] each."""
+        documents = None if self.documents is None else self.documents[number].ravel()
+        return self.tokens[number].ravel(), self.targets[number].ravel(), documents
 
     @property
     def targets_counted(self) -> int:

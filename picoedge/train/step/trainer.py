@@ -198,8 +198,8 @@ class Trainer:
         total = np.zeros(len(batch.tokens))
 
         def work(thread: int, number: int) -> None:
-            tokens, targets = batch.tokens[number].ravel(), batch.targets[number].ravel()
-            total[number] = self._works[thread].losses(tokens, targets).sum()
+            tokens, targets, documents = batch.micro_batch(number)
+            total[number] = self._works[thread].losses(tokens, targets, documents).sum()
 
         self._deal(len(total), work)
         mean: float = float(total.sum()) / max(1, batch.targets_counted)
@@ -207,8 +207,9 @@ class Trainer:
 
     def _losses_and_gradients(self, thread: int, batch: Batch, number: int, weight: float) -> float:
         """The sum of a micro-batch's losses; its gradient is in the thread's."""
-        tokens, targets = batch.tokens[number].ravel(), batch.targets[number].ravel()
-        return float(self._works[thread].losses_and_gradients(tokens, targets, weight).sum())
+        tokens, targets, documents = batch.micro_batch(number)
+        losses = self._works[thread].losses_and_gradients(tokens, targets, weight, documents)
+        return float(losses.sum())
 
     def _deal(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call work(thread, number) for each number below `count`: a thread takes the next."""

@@ -5,6 +5,7 @@
     |- ModelError                     a model's files are missing, damaged or of an unknown kind
     |  |- UnsupportedError            sound, but an architecture or tensor type we do not run
     |- TextError                      tokenizer or chat template missing, damaged or misbehaving
+    |- DataError                      text or examples to train on are missing, broken or too few
     |- ContextError                   the prompt does not fit the context
     |- MemoryBudgetError              what was asked for does not fit the memory there is
     |- StorageError                   a disk or a cache folder fails us (full, unwritable, broken)
@@ -53,6 +54,10 @@ class UnsupportedError(ModelError):
 
 class TextError(PicoedgeError):
     """A tokenizer or chat template is missing, damaged or misbehaving."""
+
+
+class DataError(PicoedgeError):
+    """Text or examples to train on are missing, broken or too few."""
 
 
 class ContextError(PicoedgeError):

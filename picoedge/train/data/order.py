@@ -10,7 +10,8 @@ from __future__ import annotations
 _ROUNDS, _MASK = 6, (1 << 64) - 1
 
 
-def _mix(value: int) -> int:
+def mix(value: int) -> int:
+    """SplitMix64's mixer: 64 bits that depend on all bits of `value`."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
@@ -34,8 +35,8 @@ class SampleOrder:
                 return at
 
     def _permuted(self, at: int, epoch: int) -> int:
-        mask, key = (1 << self._half) - 1, _mix(_mix(self._seed & _MASK) ^ epoch)
+        mask, key = (1 << self._half) - 1, mix(mix(self._seed & _MASK) ^ epoch)
         left, right = at >> self._half, at & mask
         for number in range(_ROUNDS):
-            left, right = right, left ^ (_mix(key ^ (number << 56) ^ right) & mask)
+            left, right = right, left ^ (mix(key ^ (number << 56) ^ right) & mask)
         return left << self._half | right

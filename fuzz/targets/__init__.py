@@ -12,6 +12,7 @@ from fuzz.targets.local import LOCAL
 from fuzz.targets.mesh import MESSAGES_OF_BOARDS
 from fuzz.targets.text import TEXT
 from fuzz.targets.tokenizers import TOKENIZERS
+from fuzz.targets.training import TRAINING
 
 _ALL = (
     *FILES,
@@ -24,5 +25,6 @@ _ALL = (
     *IDENTITY,
     *KEPT,
     *LOCAL,
+    *TRAINING,
 )
 TARGETS = {target.name: target for target in _ALL}

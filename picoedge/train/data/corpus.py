@@ -56,8 +56,9 @@ _MORE = "give more text, or train on shorter sequences"
 class CorpusSettings:
     """How a text becomes a corpus: all of it belongs to the run.
 
-    `length`: tokens of a sequence, of which both parts must fill one. `held_out`: the share of the
-    text that no step trains on, 0: none; of a long text less, `MOST_HELD_OUT` tokens.
+    `length`: tokens of a sequence; there must be text for one, and for half a one to hold out.
+    `held_out`: the share of the text that no step trains on, 0: none; of a long text less,
+    `MOST_HELD_OUT` tokens.
     """
 
     length: int
@@ -106,10 +107,13 @@ class Corpus:
         fields = read_object(folder / CORPUS_FILE, _MOST_BYTES, _DAMAGED)
         fields.one_of("format", (_FORMAT,))
         fields.one_of("version", (_VERSION,))
+        train = read_files(fields, "train")
+        if not train:
+            raise fields.fault("train", "a list of files")
         return cls(
             folder,
             fields.integer("vocab_size", 1, 1 << 31),
-            tuple(read_files(fields, "train")),
+            tuple(train),
             tuple(read_files(fields, "held_out")),
             fields.text("tokenizer", 64),
             fields.integer("documents"),
@@ -216,16 +220,16 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def _require_enough(train: int, held_out: int, settings: CorpusSettings) -> None:
-    least = settings.length + 1
-    if train < least:
+    if train <= settings.length:
         raise DataError(
             f"too little text: {train} tokens to train on, sequences are {settings.length} long",
             _MORE,
         )
-    if settings.held_out and held_out < least:
+    least = settings.length // 2
+    if settings.held_out and held_out <= least:
         raise DataError(
             f"too little text for a part that is held out: {held_out} of {train + held_out} "
-            f"tokens, a sequence takes {least}",
+            f"tokens, half a sequence takes {least}",
             _MORE,
         )
 

@@ -9,6 +9,7 @@ source = ExampleSource(train, held_out, micro_batches, sequences, length, seed)
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from picoedge.text.tokenizer.base import TextSettings, Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.train.data.answers import ExampleEncoder, TokenizedText
 from picoedge.train.data.corpus import tokenizer_hash
+from picoedge.train.data.decoding import open_regular
 from picoedge.train.data.order import SampleOrder
 from picoedge.train.data.packing import pack_lengths
 from picoedge.train.data.records import read_records
@@ -170,20 +172,35 @@ def read_examples(paths: Sequence[Path], model: Path, progress: Progress = no_pr
     and where there is no example; TextError, StorageError.
     """
     encoder = encoder_of(model)
-    texts, line = _Builder(tokenizer_hash(model)), 0
-    for done, path in enumerate(paths):
-        if path.suffix.lower() != EXAMPLES_SUFFIX:
-            raise DataError(f"{path} is not a file {EXAMPLES_SUFFIX}", _FORM)
-        for found in read_records(path, encoder.encode):
+    texts, line, done, total = _Builder(tokenizer_hash(model)), 0, 0, _size_of(paths)
+
+    def on_read(characters: int) -> None:
+        nonlocal done
+        done += characters
+        progress("reading examples", min(done, total), total)
+
+    for path in paths:
+        for found in read_records(path, encoder.encode, on_read):
             for text in found:
                 texts.add(text, line)
             line += 1
-            progress("reading examples", done, len(paths))
     progress("", 0, 0)
     if not line:
         where = ", ".join(map(str, paths))
         raise DataError(f"no example in {where}", _FORM)
     return texts.build()
+
+
+def _size_of(paths: Sequence[Path]) -> int:
+    """Bytes of the files. Raises DataError where one cannot be a file of examples."""
+    for path in paths:
+        if path.suffix.lower() != EXAMPLES_SUFFIX:
+            raise DataError(f"{path} is not a file {EXAMPLES_SUFFIX}", _FORM)
+    total = 0
+    for path in paths:
+        with open_regular(path) as file:
+            total += os.fstat(file.fileno()).st_size
+    return total
 
 
 def encoder_of(model: Path) -> ExampleEncoder:

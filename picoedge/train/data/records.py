@@ -81,14 +81,18 @@ def _joined(fields: Fields) -> str:
     return "\n".join(texts)
 
 
-def read_records(path: Path, take: Callable[[Record], _T]) -> Iterator[_T]:
+def read_records(
+    path: Path, take: Callable[[Record], _T], on_read: Callable[[int], None] | None = None
+) -> Iterator[_T]:
     """`take` of each record of a JSONL file, in their order; blank lines count as lines.
 
-    Raises DataError at the end with every line that is broken, or of which `take` raises DataError
-    or TextError; StorageError at once.
+    `on_read` is called with the characters of each line. Raises DataError at the end with every
+    line that is broken, or of which `take` raises DataError or TextError; StorageError at once.
     """
     faults = LineFaults()
     for number, line in text_lines(path, MAX_LINE):
+        if on_read is not None:
+            on_read(len(line or "") + 1)
         if line is not None and not line.strip():
             continue
         try:

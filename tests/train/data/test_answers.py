@@ -21,6 +21,7 @@ from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.train.data.answers import ExampleEncoder, TokenizedText
 from picoedge.train.data.records import Message, Record
 
+SENTENCEPIECES = ("plain", "legacy", "first")  # where each puts a space
 TALK = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What is 中文?"},
@@ -99,11 +100,16 @@ def learned(text: TokenizedText) -> list[list[int]]:
     return [run for run in runs if run]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "bpe") for name in sorted(TEMPLATES)),
+        *((name, kind) for name in ("gemma", "llama2", "alpaca") for kind in SENTENCEPIECES),
+    ],
+)
 @pytest.mark.parametrize("talk", [TALK, JOINED], ids=["talk", "joined"])
-@pytest.mark.parametrize("kind", ["bpe", "plain", "legacy", "first"])
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_what_is_learned_is_what_a_chat_writes(
-    name: str, kind: str, talk: Sequence[Message]
+    talk: Sequence[Message], name: str, kind: str
 ) -> None:
     made, template, known = encoder(kind, TEMPLATES[name])
     [text] = made.encode(Record(messages=tuple(talk)))

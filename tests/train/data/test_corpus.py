@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from picoedge.train.data.corpus import (
 from picoedge.train.data.source import TokenSource
 from picoedge.train.data.survey import survey_texts
 from picoedge.train.data.texts import Texts, find_texts
+from picoedge.train.data.token_files import TokenWriter
 from picoedge.train.data.tokenizer import TokenizerModel, train_tokenizer
 from picoedge.train.data.windows import CorpusSource
 
@@ -219,3 +221,14 @@ def test_text_becomes_a_corpus_in_one_call(site: Site) -> None:
     assert load_tokenizer(pack).vocab_size == corpus.vocab_size
     again, _ = prepare_corpus([site.folder / "text"], site.folder / "again", 16384, SETTINGS)
     assert again.facts() == corpus.facts()
+
+
+def test_a_full_disk_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: TokenWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(path.name for path in site.folder.iterdir())
+    monkeypatch.setattr(TokenWriter, "_write", full)
+    with pytest.raises(StorageError, match="no room in"):
+        site.corpus()
+    assert sorted(path.name for path in site.folder.iterdir()) == before

@@ -1,0 +1,102 @@
+"""Text and examples to train on, and a run's corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fuzz.inputs import of_bytes, of_values
+from fuzz.mutate import mutate_bytes, mutate_value, to_json
+from fuzz.target import Run, Target
+from picoedge.train.data.corpus import Corpus
+from picoedge.train.data.texts import find_texts
+
+LONGEST = 40  # characters of a passage
+RECORDS: list[dict[str, Any]] = [
+    {"text": "A text of some words.\n\nAnd more of them, so that it is cut."},
+    {"prompt": "What?", "completion": "That."},
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "What?"}, "and"]},
+            {"role": "assistant", "content": "That."},
+        ]
+    },
+]
+CORPUS = {
+    "format": "picoedge-corpus",
+    "version": 1,
+    "vocab_size": 512,
+    "tokenizer": "ab" * 32,
+    "documents": 2,
+    "characters": 100,
+    "train": [{"name": "train-00000.u16", "tokens": 4, "blake2b": "ab" * 32}],
+    "held_out": [],
+}
+
+
+def _text(name: str) -> Any:
+    def open_target(folder: Path) -> Run:
+        def run(data: bytes) -> None:
+            (folder / name).write_bytes(data)
+            for passage in find_texts([folder / name]).passages(LONGEST):
+                assert len(passage.text) <= LONGEST
+
+        return run
+
+    return open_target
+
+
+def _corpus(folder: Path) -> Run:
+    (folder / "train-00000.u16").write_bytes(bytes(8))
+
+    def run(data: bytes) -> None:
+        (folder / "corpus.json").write_bytes(data)
+        with Corpus.open(folder).reader(verify=False) as reader:
+            reader.read(0, 3)
+
+    return run
+
+
+def _lines(records: Sequence[Any]) -> bytes:
+    return b"".join(to_json(record) + b"\n" for record in records)
+
+
+def _mutated_lines(rng: Random, given: Sequence[bytes]) -> bytes:
+    if rng.randrange(3) == 0:
+        return mutate_bytes(rng, given[0])
+    return _lines([mutate_value(rng, record) for record in rng.sample(RECORDS, 2)])
+
+
+def _texts() -> list[bytes]:
+    text = "Zwölf Boxkämpfer jagen\r\nViktor quer\n\nüber den großen Sylter Deich 🙂 " * 3
+    return [text.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")]
+
+
+TRAINING = (
+    Target(
+        "training-text",
+        _text("a.txt"),
+        **of_bytes(_texts),
+        modules=("train/data/decoding.py", "train/data/texts.py:cut_passages,_cut"),
+    ),
+    Target(
+        "training-lines",
+        _text("a.jsonl"),
+        lambda: [_lines(RECORDS)],
+        _mutated_lines,
+        ("train/data/records.py",),
+        weight=2,
+    ),
+    Target(
+        "corpus.json",
+        _corpus,
+        **of_values([CORPUS], ("train", "held_out", "version")),
+        modules=(
+            "train/data/corpus.py:Corpus.open",
+            "train/data/token_files.py:TokenFile.read,read_files",
+        ),
+    ),
+)

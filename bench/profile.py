@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Kernels, Project, ProjectSum
+from picoedge.kernels.api import (
+    Attend,
+    BoundAttend,
+    BoundProduct,
+    Kernels,
+    LowRank,
+    Project,
+    ProjectSum,
+)
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
@@ -80,6 +88,11 @@ class TimedKernels:
         self.bound += 1
         name = "project_down" if op.activation else "project_attention"
         return TimedProduct(name, self._kernels.project_sum(op), self.spent)
+
+    def low_rank(self, op: LowRank) -> BoundProduct:
+        """As the kernels do, timed."""
+        self.bound += 1
+        return TimedProduct("adapter", self._kernels.low_rank(op), self.spent)
 
     def close(self) -> None:
         """As the kernels do."""

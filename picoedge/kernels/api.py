@@ -135,8 +135,50 @@ class ProjectSum:
     accumulate: bool = False
 
 
+LOW_RANK_STEP = 16  # ranks are padded to a multiple
+SUM_STEP = 2.0**-30  # of what is added to f64 sums
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankPart:
+    """Some columns of the input times a low-rank matrix B A, added to some columns of the output.
+
+    `a` f32 [columns, padded rank], A transposed, zeros beyond the rank; `b` f32 [rank, rows], B
+    transposed, its rows contiguous. `column`: the first one of the input; `out_offset`: of the
+    output.
+    """
+
+    a: F32
+    b: F32
+    column: int
+    out_offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """What an adapter adds to the `Project` or the `ProjectSum` that was called before it, in f32.
+
+    After a project `source` is that project's, whose sums have been added to x, and `out` its
+    output: out += B (A norm(x)). After a project_sum `x`, `activation` and `sums` are its own:
+    each part, one shard's columns, adds an f32 partial, rounded to a multiple of SUM_STEP so that
+    f64 sums stay exact. Sums of a product run in one order, whatever n is and the other parts are.
+    """
+
+    parts: Sequence[LowRankPart]
+    x: F32
+    out: F32 | None = None
+    sums: F64 | None = None
+    source: Residual | None = None
+    activation: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns of the input."""
+        return int(self.x.shape[1]) // (1 if self.activation is None else 2)
+
+
 class BoundProduct(Protocol):
-    """A bound `Project` or `ProjectSum`."""
+    """A bound `Project`, `ProjectSum` or `LowRank`."""
 
     def __call__(self, n: int, first: int = 0) -> None:
         """Compute tokens first .. n-1; row i of a project's `out`, or a sum's x, is first + i."""
@@ -166,6 +208,9 @@ class Kernels(Protocol):
 
     def project_sum(self, op: ProjectSum) -> BoundProduct:
         """Bind a summed projection."""
+
+    def low_rank(self, op: LowRank) -> BoundProduct:
+        """Bind what an adapter adds."""
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""

@@ -10,6 +10,7 @@
  *   Tile product  one tile of 16 rows times 1, 2, 4 or 8 tokens
  *   project       residual, RMS norm, quantize, rows of each matrix (q, k, v; gate, up; head)
  *   project_sum   activation, quantize, columns shard by shard, added in f64 (o; down)
+ *   low_rank      what an adapter adds to a project or a project_sum, in f32
  *   attend        rotary embedding, key-value cache in f16 or int8, causal attention
  *   f48           f64 values without their low 16 bits: sums on their way between boards
  *   ABI           struct layouts and formats, which native.py checks before the first call
@@ -656,6 +657,160 @@ API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n, int32_
     pool_run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
 
+/* ---- low_rank: what an adapter adds to a product -------------------------------------------------- */
+
+enum { LR_TOKENS = 16, LR_TILE = 64, LR_CHAINS = 4, LR_ALONE = 1 << 16 };
+/* tokens at once; outputs of an item; sums of a product, by column % LR_CHAINS; multiplications
+ * below which other threads are not woken */
+
+typedef struct {
+    const float *a; /* [width, padded]: columns `column` and on of the input times these */
+    const float *b; /* [rank, b_stride]: rows of the output, from `out_offset` on */
+    int64_t b_stride;
+    int32_t column, width, rank, padded, rows, out_offset; /* padded: rank in 16s */
+} low_rank_part_t;
+
+typedef struct {
+    const float *x;    /* [N, width] or, with an activation, [N, 2 * width] */
+    const float *norm; /* [width] of the residual stream's input, or NULL */
+    float *scratch;    /* [LR_TOKENS, width + sum of padded] */
+    float *out;        /* [N, out_stride] to be added to, or NULL: then */
+    double *sums;      /* [N, out_stride] */
+    const low_rank_part_t *parts;
+    int64_t out_stride;
+    int32_t n_parts, width, activation, padded, columns; /* padded: of all parts; columns of the output */
+    float eps;
+} low_rank_t;
+
+/* Tokens first .. first + n - 1; `from`: the first one of the call, whose row of x or out is row 0 */
+typedef struct { const low_rank_t *op; int32_t first, n, from; } low_rank_call;
+
+static void low_rank_input_task(void *arg, int64_t from, int64_t to, int thread) {
+    const low_rank_call *call = arg;
+    const low_rank_t *op = call->op;
+    const int width = op->width;
+    (void)thread;
+    for (int64_t i = from; i < to; i++) {
+        const int64_t token = call->first + i, row = token - call->from;
+        float *in = op->scratch + i * width;
+        if (op->norm) rms_norm(op->x + token * width, op->norm, width, op->eps, in);
+        else if (op->activation) activate(op->activation, op->x + 2 * row * width, op->x + (2 * row + 1) * width, width, in);
+        else memcpy(in, op->x + row * width, (size_t)width * sizeof *in);
+    }
+}
+
+/* 16 values of A x: LR_CHAINS sums of columns, added in pairs. */
+INLINE void shrink(const low_rank_part_t *p, const float *x, int at, float *out) {
+    const float *a = p->a + at;
+    vf sum[LR_CHAINS][PARTS];
+    for (int c = 0; c < LR_CHAINS; c++)
+        for (int v = 0; v < PARTS; v++) sum[c][v] = vf_set1(0.0f);
+    for (int k = 0; k < p->width; k += LR_CHAINS) {
+#pragma GCC unroll 4
+        for (int c = 0; c < LR_CHAINS; c++) {
+            if (k + c >= p->width) break;
+            const vf left = vf_set1(x[k + c]);
+            for (int v = 0; v < PARTS; v++)
+                sum[c][v] = vf_fma(left, vf_load(a + (int64_t)(k + c) * p->padded + v * LANES), sum[c][v]);
+        }
+    }
+    for (int v = 0; v < PARTS; v++)
+        vf_store(out + v * LANES, vf_add(vf_add(sum[0][v], sum[1][v]), vf_add(sum[2][v], sum[3][v])));
+}
+
+/* Item: a part of a token. */
+static void low_rank_shrink_task(void *arg, int64_t from, int64_t to, int thread) {
+    const low_rank_call *call = arg;
+    const low_rank_t *op = call->op;
+    (void)thread;
+    for (int64_t i = from; i < to; i++) {
+        const int64_t token = i / op->n_parts;
+        const int part = (int)(i % op->n_parts);
+        float *out = op->scratch + (int64_t)LR_TOKENS * op->width + token * op->padded;
+        for (int before = 0; before < part; before++) out += op->parts[before].padded;
+        const low_rank_part_t *p = op->parts + part;
+        const float *x = op->scratch + token * op->width + p->column;
+        for (int at = 0; at < p->padded; at += TILE) shrink(p, x, at, out + at);
+    }
+}
+
+/* Rows `row` .. `row + count` - 1 of B times the A x of one token: out, room for LR_TILE. */
+INLINE void grow(const low_rank_part_t *p, const float *shrunk, int row, int count, float *out) {
+    const float *b = p->b + row;
+    int i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES) {
+        vf sum[4];
+        for (int v = 0; v < 4; v++) sum[v] = vf_set1(0.0f);
+        for (int r = 0; r < p->rank; r++) {
+            const vf left = vf_set1(shrunk[r]);
+            for (int v = 0; v < 4; v++) sum[v] = vf_fma(left, vf_load(b + r * p->b_stride + i + v * LANES), sum[v]);
+        }
+        for (int v = 0; v < 4; v++) vf_store(out + i + v * LANES, sum[v]);
+    }
+    for (; i + LANES <= count; i += LANES) {
+        vf sum = vf_set1(0.0f);
+        for (int r = 0; r < p->rank; r++) sum = vf_fma(vf_set1(shrunk[r]), vf_load(b + r * p->b_stride + i), sum);
+        vf_store(out + i, sum);
+    }
+    for (; i < count; i++) {
+        float sum = 0.0f;
+        for (int r = 0; r < p->rank; r++) sum = fmaf(shrunk[r], b[r * p->b_stride + i], sum);
+        out[i] = sum;
+    }
+}
+
+/* A multiple of 2^-30: sums of such values, and of f32 partials, stay exact in f64 in any order. */
+INLINE double on_grid(float value) { return rint((double)value * 0x1p30) * 0x1p-30; }
+
+/* Item: LR_TILE columns of the output of a token, of all parts that have some there. */
+static void low_rank_grow_task(void *arg, int64_t from, int64_t to, int thread) {
+    const low_rank_call *call = arg;
+    const low_rank_t *op = call->op;
+    const int tiles = (op->columns + LR_TILE - 1) / LR_TILE;
+    float added[LR_TILE];
+    (void)thread;
+    for (int64_t i = from; i < to; i++) {
+        const int64_t token = i / tiles;
+        const int begin = (int)(i % tiles) * LR_TILE;
+        const int end = begin + LR_TILE < op->columns ? begin + LR_TILE : op->columns;
+        const float *shrunk = op->scratch + (int64_t)LR_TOKENS * op->width + token * op->padded;
+        for (int j = 0; j < op->n_parts; shrunk += op->parts[j].padded, j++) {
+            const low_rank_part_t *p = op->parts + j;
+            const int lo = begin > p->out_offset ? begin : p->out_offset;
+            const int hi = end < p->out_offset + p->rows ? end : p->out_offset + p->rows;
+            if (lo >= hi) continue;
+            grow(p, shrunk, lo - p->out_offset, hi - lo, added);
+            if (op->out) {
+                float *out = op->out + (call->first + token - call->from) * op->out_stride + lo;
+                for (int c = 0; c < hi - lo; c++) out[c] += added[c];
+            } else {
+                double *out = op->sums + (call->first + token) * op->out_stride + lo;
+                for (int c = 0; c < hi - lo; c++) out[c] += on_grid(added[c]);
+            }
+        }
+    }
+}
+
+API void pe_low_rank(pool_t *pool, const low_rank_t *op, int32_t n, int32_t first) {
+    int64_t work = 0;
+    for (int i = 0; i < op->n_parts; i++)
+        work += (int64_t)op->parts[i].padded * op->parts[i].width + (int64_t)op->parts[i].rank * op->parts[i].rows;
+    const int tiles = (op->columns + LR_TILE - 1) / LR_TILE;
+    for (int32_t at = first; at < n; at += LR_TOKENS) {
+        low_rank_call call = {op, at, n - at < LR_TOKENS ? n - at : LR_TOKENS, first};
+        const int64_t inputs = call.n, shrunk = (int64_t)call.n * op->n_parts, grown = (int64_t)call.n * tiles;
+        if (work * call.n < LR_ALONE) {
+            low_rank_input_task(&call, 0, inputs, 0);
+            low_rank_shrink_task(&call, 0, shrunk, 0);
+            low_rank_grow_task(&call, 0, grown, 0);
+            continue;
+        }
+        pool_run(pool, low_rank_input_task, &call, inputs);
+        pool_run(pool, low_rank_shrink_task, &call, shrunk);
+        pool_run(pool, low_rank_grow_task, &call, grown);
+    }
+}
+
 /* ---- attend ---------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -992,6 +1147,14 @@ static const field_t layout[] = {
 #define F(NAME) FIELD(project_sum_t, NAME)
     STRUCT(project_sum_t), F(x), F(blocks), F(scratch), F(sums), F(weights), F(activation), F(width),
     F(rows), F(accumulate),
+#undef F
+#define F(NAME) FIELD(low_rank_part_t, NAME)
+    STRUCT(low_rank_part_t), F(a), F(b), F(b_stride), F(column), F(width), F(rank), F(padded), F(rows),
+    F(out_offset),
+#undef F
+#define F(NAME) FIELD(low_rank_t, NAME)
+    STRUCT(low_rank_t), F(x), F(norm), F(scratch), F(out), F(sums), F(parts), F(out_stride), F(n_parts),
+    F(width), F(activation), F(padded), F(columns), F(eps),
 #undef F
 #define F(NAME) FIELD(attend_t, NAME)
     STRUCT(attend_t), F(qkv), F(cos), F(sin), F(q_norm), F(k_norm), F(keys), F(values), F(key_scales),

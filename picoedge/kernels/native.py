@@ -18,9 +18,23 @@ from typing import Any
 import numpy as np
 
 from picoedge.errors import MemoryBudgetError, PicoedgeError
-from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Project, ProjectSum
+from picoedge.kernels.api import (
+    LOW_RANK_STEP,
+    Attend,
+    BoundAttend,
+    BoundProduct,
+    LowRank,
+    Project,
+    ProjectSum,
+)
 from picoedge.kernels.arrays import F32, F64, Array
 from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
+from picoedge.kernels.low_rank import (
+    LOW_RANK_TOKENS,
+    LowRankPartRecord,
+    LowRankRecord,
+    low_rank_record,
+)
 from picoedge.kernels.reference.backend import NumpyKernels
 
 _ABI = 1  # of native.c
@@ -95,6 +109,8 @@ _STRUCTS: dict[str, type[ct.Structure]] = {
     "weights_t": _Weights,
     "project_t": _Project,
     "project_sum_t": _ProjectSum,
+    "low_rank_part_t": LowRankPartRecord,
+    "low_rank_t": LowRankRecord,
     "attend_t": _Attend,
 }
 # function -> its result and its arguments
@@ -107,6 +123,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pe_project": (None, c_void_p, c_void_p, c_int32, c_int32),
     "pe_attend": (c_int, c_void_p, c_void_p, c_int32, c_int32),
     "pe_project_sum": (None, c_void_p, c_void_p, c_int32, c_int32),
+    "pe_low_rank": (None, c_void_p, c_void_p, c_int32, c_int32),
     "pe_f48_encode": (c_int64, c_void_p, c_int64, c_void_p, c_int64),
     "pe_f48_decode": (c_int, c_void_p, c_int64, c_int64, c_void_p),
 }
@@ -268,6 +285,17 @@ class NativeKernels:
         )
         keep = (record, op, matrices)
         return self._bound(self._lib.pe_project_sum, keep, n, n)
+
+    def low_rank(self, op: LowRank) -> BoundProduct:
+        """See `Kernels.low_rank`."""
+        if op.width % LOW_RANK_STEP:
+            return self._reference.low_rank(op)
+        record, most = low_rank_record(op), len(op.x)
+        key = "low_rank", LOW_RANK_TOKENS, int(record.width + record.padded)
+        if key not in self._scratch:
+            self._scratch[key] = {"scratch": np.empty(key[1:], np.float32)}
+        record.scratch = _address(self._scratch[key]["scratch"])
+        return self._bound(self._lib.pe_low_rank, (record, op), most, most)
 
     def _bound(self, call: Any, keep: tuple[Any, ...], most: int, rows: int) -> BoundProduct:
         """`call` with keep[0], a record that points into the others."""

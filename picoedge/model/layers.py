@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from picoedge.config import UNTURNED, ModelConfig, RopeScaling
-from picoedge.kernels.api import Attend, BoundProduct, Kernels, Project, ProjectSum
+from picoedge.kernels.api import (
+    Attend,
+    BoundProduct,
+    Kernels,
+    LowRank,
+    LowRankPart,
+    Project,
+    ProjectSum,
+)
 from picoedge.kernels.arrays import F32, F64
 from picoedge.model.lanes import Lane
 from picoedge.store.window.weights import BoundSpan
@@ -32,6 +41,34 @@ class SpanKernels:
         if self.attend is not None:
             self.attend(lane.n, lane.position)
         self.project_sum(lane.end, lane.first)
+
+
+class AdaptedSpanKernels(SpanKernels):
+    """A span of shards, and what an adapter adds to its two products."""
+
+    def __init__(
+        self, kernels: Kernels, held: BoundSpan, project: Project, attend: Attend | None,
+        project_sum: ProjectSum, project_parts: Sequence[LowRankPart],
+        sum_parts: Sequence[LowRankPart],
+    ) -> None:  # fmt: skip
+        super().__init__(kernels, held, project, attend, project_sum)
+        source, x, sums = project.source, project_sum.x, project_sum.sums
+        act = project_sum.activation
+        rows = LowRank(project_parts, source.x, out=project.out, source=source)
+        columns = LowRank(sum_parts, x, sums=sums, activation=act)
+        self.add_rows = kernels.low_rank(rows) if project_parts else None
+        self.add_columns = kernels.low_rank(columns) if sum_parts else None
+
+    def __call__(self, lane: Lane) -> None:
+        """Compute the partial sums of the lane's tokens over these shards."""
+        self.project(lane.end, lane.first)
+        if self.add_rows is not None:
+            self.add_rows(lane.end, lane.first)
+        if self.attend is not None:
+            self.attend(lane.n, lane.position)
+        self.project_sum(lane.end, lane.first)
+        if self.add_columns is not None:
+            self.add_columns(lane.end, lane.first)
 
 
 @dataclass(frozen=True, eq=False)

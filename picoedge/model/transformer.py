@@ -35,11 +35,18 @@ from picoedge.kernels.api import (
 )
 from picoedge.kernels.arrays import F32
 from picoedge.model.lanes import Lane, Reduce, lanes_of
-from picoedge.model.layers import HeadKernel, SpanKernels, Workspace, rope_tables
-from picoedge.store.shards import Slice
+from picoedge.model.layers import (
+    AdaptedSpanKernels,
+    HeadKernel,
+    SpanKernels,
+    Workspace,
+    rope_tables,
+)
+from picoedge.store.shards import Slice, UnitKind
 from picoedge.store.window.weights import BoundSpan, MappedWeights, WeightStore
 
 if TYPE_CHECKING:
+    from picoedge.model.adapter import AdapterSlice
     from picoedge.store.pack.reader import Pack
 
 BroadcastInput = Callable[[F32, int, int], None]
@@ -59,6 +66,7 @@ class Transformer:
     whose logits are needed (0, 1 or n); `reduce(sums)` twice a layer and lane, f64 [n, hidden],
     in place once the function it returns has been called; `gather_logits(logits)`, f32
     [wanted, columns]: the whole vocabulary where the slice has the head, else its own part.
+    `adapter`: added to the products; it has the shards of `part`, or more.
     """
 
     boards = 1
@@ -76,12 +84,13 @@ class Transformer:
         gather_logits: GatherLogits | None = None,
         part: Slice | None = None,
         holding: WeightStore | None = None,
+        adapter: AdapterSlice | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
         self.holding = holding or MappedWeights(pack, part)
         self._reduce, self._broadcast_input = reduce, broadcast_input
         self._gather_logits = gather_logits
-        self._pack, self._kv_bits = pack, kv_bits
+        self._pack, self._kv_bits, self._adapter = pack, kv_bits, adapter
         self.batch = max(1, min(batch, n_ctx))
         self._caches: dict[tuple[int, int], KvCache] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
@@ -172,7 +181,7 @@ class Transformer:
             project = Project(source, into, added, qkv, reuse_input=bool(bound))
             attend = self._attend(i, held, shape, qkv, heads) if weights else None
             sums = ProjectSum(heads, None, weights.get("o"), space.sums, accumulate=bool(bound))
-            bound.append(SpanKernels(self.kernels, held, project, attend, sums))
+            bound.append(self._span(i, "attention", held, project, attend, sums))
         return bound
 
     def _attend(
@@ -197,8 +206,20 @@ class Transformer:
             x = space.rows(space.gate_up, sum(w.total_rows for w in into))
             project = Project(source, into, [None] * len(into), x, reuse_input=bool(bound))
             sums = ProjectSum(x, act, down, space.sums, accumulate=bool(bound))
-            bound.append(SpanKernels(self.kernels, held, project, None, sums))
+            bound.append(self._span(i, "ffn", held, project, None, sums))
         return bound
+
+    def _span(
+        self, i: int, kind: UnitKind, held: BoundSpan, project: Project, attend: Attend | None,
+        project_sum: ProjectSum,
+    ) -> SpanKernels:  # fmt: skip
+        if self._adapter is None:
+            return SpanKernels(self.kernels, held, project, attend, project_sum)
+        rows = self._adapter.project_parts(i, kind, held.shards)
+        columns = self._adapter.sum_parts(i, kind, held.shards)
+        return AdaptedSpanKernels(
+            self.kernels, held, project, attend, project_sum, rows, columns
+        )  # fmt: skip
 
     def _bind_head(self, out: F32) -> list[HeadKernel]:
         layers = self.config.num_hidden_layers
@@ -342,8 +363,10 @@ class Transformer:
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights, the full cache, and the activations."""
+        adapter = {"adapter": self._adapter.nbytes} if self._adapter else {}
         return {
             "weights": self._pack.nbytes,
+            **adapter,
             "kv_cache": sum(int(cache.nbytes) for cache in self._caches.values()),
             "activations": self._space.nbytes + self._logits.nbytes,
         }
@@ -354,7 +377,7 @@ class Transformer:
         What describes the model, and what it has counted, can still be read.
         """
         self.unbind()
-        self._caches, self._ropes, self._embedding = {}, {}, None
+        self._caches, self._ropes, self._embedding, self._adapter = {}, {}, None, None
         self._space = Workspace(0, 0, 0, 0, 0)
         self.after_forward = None
         self.holding.close()

@@ -34,7 +34,18 @@ from kernels_material import (
 )
 
 from picoedge.kernels import loader
-from picoedge.kernels.api import Attend, AttentionShape, KvCache, Project, ProjectSum, Residual
+from picoedge.kernels.api import (
+    Attend,
+    AttentionShape,
+    Kernels,
+    KvCache,
+    LowRank,
+    LowRankPart,
+    Project,
+    ProjectSum,
+    Residual,
+)
+from picoedge.kernels.arrays import Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.kernels.native import NativeKernels, open_library
 from picoedge.kernels.reference.backend import NumpyKernels
@@ -225,6 +236,73 @@ def test_activations_that_fit_their_blocks_leave_only_f32_rounding(
     want = summed(backends.numpy, x, None, weights)
     for kernels in (backends.portable, *backends.native):
         assert_close(summed(kernels, x, None, weights), want, 1e-6)
+
+
+# ---- low_rank --------------------------------------------------------------------------------
+
+
+def low_rank_parts(rng: np.random.Generator, width: int, rows: int, rank: int) -> list[LowRankPart]:
+    """Two parts: of all columns, and of some; their outputs overlap."""
+    parts = []
+    for column, cols, offset in ((0, width, 0), (width // 2, width // 4, 3)):
+        a = np.zeros((cols, -(-rank // 16) * 16), np.float32)
+        a[:, :rank] = rng.standard_normal((cols, rank))
+        wide = rng.standard_normal((rank, rows + 5), np.float32)
+        parts.append(LowRankPart(a, wide[:, 2 : rows - 1], column, offset))
+    return parts
+
+
+def low_rank_added(
+    kernels: Kernels, seed: int, shape: tuple[int, int, int, int], use: str, chunk: int
+) -> Array:
+    """What is in the output of a project, or in the sums, `chunk` tokens at a time."""
+    n, width, rows, rank = shape
+    rng = np.random.default_rng(seed)
+    parts = low_rank_parts(rng, width, rows, rank)
+    columns = 2 * width if use == "gelu_tanh" else width
+    x, norm = rng.standard_normal((n, columns), np.float32), rng.standard_normal(width, np.float32)
+    out, sums = rng.standard_normal((n, rows), np.float32), rng.standard_normal((n, rows))
+    for first in range(0, n, chunk):
+        end = min(first + chunk, n)
+        if use == "project":
+            source, into = Residual(x, None, None, norm, 1e-5), np.zeros((n, rows), np.float32)
+            into[: end - first] = out[first:end]
+            kernels.low_rank(LowRank(parts, x, into, source=source))(end, first)
+            out[first:end] = into[: end - first]
+        else:
+            part = np.zeros_like(x)
+            part[: end - first] = x[first:end]
+            act = None if use == "plain" else use
+            kernels.low_rank(LowRank(parts, part, sums=sums, activation=act))(end, first)
+    return out if use == "project" else sums
+
+
+@pytest.mark.parametrize("use", ["project", "plain", "gelu_tanh"])
+@pytest.mark.parametrize("shape", [(3, 32, 40, 2), (35, 128, 200, 16), (18, 64, 97, 19)])
+def test_low_rank(backends: Backends, shape: tuple[int, int, int, int], use: str) -> None:
+    want = low_rank_added(backends.portable, 5, shape, use, chunk=shape[0])
+    for kernels in backends.native:
+        for chunk in (1, 2, shape[0]):
+            got = low_rank_added(kernels, 5, shape, use, chunk)
+            np.testing.assert_array_equal(got, want, kernels.name)
+    near = low_rank_added(backends.numpy, 5, shape, use, chunk=2)
+    assert_close(near.astype(np.float32), want.astype(np.float32))
+
+
+def test_a_row_of_a_low_rank_product_does_not_depend_on_those_beside_it(
+    backends: Backends,
+) -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((64, 16), np.float32), rng.standard_normal((9, 80), np.float32)
+    x = rng.standard_normal((2, 64), np.float32)
+    whole, some = np.zeros((2, 80), np.float32), np.zeros((2, 24), np.float32)
+    for kernels in backends.native:
+        whole[...] = some[...] = 0
+        source = Residual(x, None, None, np.ones(64, np.float32), 1e-5)
+        kernels.low_rank(LowRank([LowRankPart(a, b, 0, 0)], x, whole, source=source))(2)
+        cut = LowRankPart(a, b[:, 33:57], 0, 0)
+        kernels.low_rank(LowRank([cut], x, some, source=source))(2)
+        np.testing.assert_array_equal(some, whole[:, 33:57])
 
 
 # ---- attend ----------------------------------------------------------------------------------

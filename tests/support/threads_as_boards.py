@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from picoedge.kernels.loader import load_kernels
+from picoedge.model.adapter import AdapterSlice
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
@@ -82,6 +83,7 @@ def with_hub(
     slices: list[Slice],
     run: Callable[[Transformer], T],
     batch: int = 8,
+    adapter: Callable[[Slice], AdapterSlice | None] = lambda part: None,
 ) -> T:
     """What `run` gives on the first board; the others follow it."""
     meeting, results = HeadMeeting(packed, slices), list[T]()
@@ -92,7 +94,8 @@ def with_hub(
         if not rank:
             hooks["broadcast_input"] = meeting.announce
         kernels = load_kernels("native", 1)
-        model = Transformer(packed, kernels, 64, batch=batch, part=part, **hooks)
+        own = adapter(part)
+        model = Transformer(packed, kernels, 64, batch=batch, part=part, adapter=own, **hooks)
         try:
             if rank:
                 meeting.follow(rank, model)
@@ -112,14 +115,19 @@ def with_hub(
 
 
 def on_boards(
-    packed: Pack, slices: list[Slice], run: Callable[[Transformer], T], n_ctx: int = 64
+    packed: Pack,
+    slices: list[Slice],
+    run: Callable[[Transformer], T],
+    n_ctx: int = 64,
+    adapter: Callable[[Slice], AdapterSlice | None] = lambda part: None,
 ) -> list[T]:
     """What `run` gives on each board, every board holding one slice on the native backend."""
     meeting, results = Meeting(len(slices)), dict[int, T]()
 
     def board(rank: int) -> None:
         kernels, reduce = load_kernels("native", 1), meeting.reducer(rank)
-        model = Transformer(packed, kernels, n_ctx, batch=8, reduce=reduce, part=slices[rank])
+        part, own = slices[rank], adapter(slices[rank])
+        model = Transformer(packed, kernels, n_ctx, batch=8, reduce=reduce, part=part, adapter=own)
         try:
             results[rank] = run(model)
         finally:

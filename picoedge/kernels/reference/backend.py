@@ -8,12 +8,20 @@ from functools import cached_property
 
 import numpy as np
 
-from picoedge.kernels.api import Attend, BoundAttend, BoundProduct, Project, ProjectSum
+from picoedge.kernels.api import (
+    SUM_STEP,
+    Attend,
+    BoundAttend,
+    BoundProduct,
+    LowRank,
+    Project,
+    ProjectSum,
+)
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.reference.activations import Operand
 from picoedge.kernels.reference.attention import NumpyAttend
 from picoedge.kernels.reference.matmul import Projection, Summed
-from picoedge.kernels.reference.operations import gated, norm_row, rms_norm
+from picoedge.kernels.reference.operations import gated, multiply, norm_row, rms_norm
 from picoedge.kernels.reference.threads import Program, ThreadPool
 
 
@@ -50,6 +58,10 @@ class NumpyKernels:
             assert op.x.shape[1] == weights.total_cols * (1 if op.activation is None else 2)
             matrix = Summed(weights, accumulate=op.accumulate)
         return NumpyProjectSum(self, self._pool, op, matrix)
+
+    def low_rank(self, op: LowRank) -> BoundProduct:
+        """See `Kernels.low_rank`."""
+        return NumpyLowRank(op)
 
     def close(self) -> None:
         """Stop the threads. Idempotent."""
@@ -160,3 +172,37 @@ class NumpyProjectSum:
             program.add(gated, self.op.activation, self.op.x[0, :cols], self.op.x[0, cols:], plain)
         self._operand.prepare(program, {self.matrix.width})
         return program
+
+
+@dataclass(frozen=True, eq=False)
+class NumpyLowRank:
+    """A bound `LowRank`, on the calling thread: both products are small."""
+
+    op: LowRank
+
+    def __call__(self, n: int, first: int = 0) -> None:
+        assert 0 <= first < n <= len(self.op.x), "more tokens than the buffers hold"
+        op, x = self.op, self._input(first, n)
+        for part in op.parts:
+            (cols, _), (rank, rows) = part.a.shape, part.b.shape
+            shrunk = np.empty((len(x), rank), np.float32)
+            multiply(x[:, part.column : part.column + cols], part.a[:, :rank], shrunk)
+            added = np.empty((len(x), rows), np.float32)
+            multiply(shrunk, part.b, added)
+            columns = slice(part.out_offset, part.out_offset + rows)
+            if op.out is not None:
+                op.out[: n - first, columns] += added
+            else:
+                assert op.sums is not None
+                op.sums[first:n, columns] += np.rint(added / SUM_STEP, dtype=np.float64) * SUM_STEP
+
+    def _input(self, first: int, n: int) -> F32:
+        """The input of the product, f32 [n - first, width]."""
+        op = self.op
+        if op.source is not None:
+            return rms_norm(op.x[first:n], op.source.norm, op.source.eps)
+        x = op.x[: n - first]
+        if op.activation is None:
+            return x
+        gate, up = np.split(x, 2, axis=1)
+        return gated(op.activation, gate, up, np.empty(up.shape, np.float32))

@@ -22,7 +22,7 @@ _FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRankMatrix:
     """What is added to a matrix W [out, in]: W + B A. A f32 [r, in], B f32 [out, r], scaled."""
 
     a: F32
@@ -35,13 +35,15 @@ class LowRank:
         return product
 
 
-def canonical_matrices(adapter: Adapter, config: ModelConfig) -> dict[tuple[int, str], LowRank]:
+def canonical_matrices(
+    adapter: Adapter, config: ModelConfig
+) -> dict[tuple[int, str], LowRankMatrix]:
     """By layer and kind (q k v o gate up down), rows in the order of packs.
 
     Raises ModelError where the adapter is for a model of another shape.
     """
     shapes = tensor_shapes(replace(config, num_hidden_layers=1))
-    found: dict[tuple[int, str], LowRank] = {}
+    found: dict[tuple[int, str], LowRankMatrix] = {}
     for (layer, name), (a, b) in adapter.matrices.items():
         kinds = _kinds(name, config)
         rows = [shapes[f"layers.0.{kind}"][0] for kind in kinds]
@@ -57,7 +59,7 @@ def canonical_matrices(adapter: Adapter, config: ModelConfig) -> dict[tuple[int,
             )
         scaled = b * np.float32(adapter.scale(layer, name))
         for kind, part in zip(kinds, np.split(scaled, np.cumsum(rows)[:-1]), strict=True):
-            found[layer, kind] = LowRank(a, _in_order(part, kind, config, to_pack=True))
+            found[layer, kind] = LowRankMatrix(a, _in_order(part, kind, config, to_pack=True))
     return found
 
 

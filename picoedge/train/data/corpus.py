@@ -43,7 +43,7 @@ from picoedge.train.data.tokenizer import TokenizerModel, train_tokenizer, write
 
 CORPUS_FILE = "corpus.json"
 HELD_OUT_SHARE = 0.05
-MOST_HELD_OUT = 1 << 15  # tokens: a held-out loss is computed often
+MOST_HELD_OUT = 1 << 14  # tokens: a held-out loss is computed often
 _FORMAT, _VERSION = "picoedge-corpus", 1
 _MOST_BYTES = 4 << 20
 _DAMAGED = "begin the run anew from its text"

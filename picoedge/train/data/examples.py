@@ -31,7 +31,7 @@ from picoedge.train.data.corpus import tokenizer_hash
 from picoedge.train.data.decoding import open_regular
 from picoedge.train.data.order import SampleOrder
 from picoedge.train.data.packing import pack_lengths
-from picoedge.train.data.records import read_records
+from picoedge.train.data.records import FileFaults, read_records
 from picoedge.train.step.batch import NO_TARGET, Batch
 
 EXAMPLES_SUFFIX = ".jsonl"
@@ -179,11 +179,14 @@ def read_examples(paths: Sequence[Path], model: Path, progress: Progress = no_pr
         done += characters
         progress("reading examples", min(done, total), total)
 
+    faults = FileFaults()
     for path in paths:
-        for found in read_records(path, encoder.encode, on_read):
-            for text in found:
-                texts.add(text, line)
-            line += 1
+        with faults.collected():
+            for found in read_records(path, encoder.encode, on_read):
+                for text in found:
+                    texts.add(text, line)
+                line += 1
+    faults.raise_if_any()
     progress("", 0, 0)
     if not line:
         where = ", ".join(map(str, paths))

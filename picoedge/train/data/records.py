@@ -1,8 +1,9 @@
-"""Lines of a JSONL file: each is a text, or a conversation."""
+"""Lines of JSONL files: each is a text, or a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ _T = TypeVar("_T")
 ROLES = ("system", "user", "assistant")
 MAX_LINE = 16 << 20  # characters: a book is one of 1 million
 _FORMS = '"messages", "prompt" and "completion", or "text"'
+_MOST_FILES = 5  # in a message, as all that follow
 _MOST_REASONS = 10
 _MOST_RUNS = 400  # of line numbers in a message
 _SHOWN = 40  # characters of a word of the file's
@@ -104,6 +106,33 @@ def read_records(
     if faults:
         hint = "correct them or take them out; the file was not changed"
         raise DataError(f"{path}: {faults}", hint)
+
+
+class FileFaults:
+    """Files that cannot be used: all of them are named at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[DataError] = []
+        self._more = 0  # files that are counted alone
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the DataError of one file for later."""
+        try:
+            yield
+        except DataError as error:
+            if len(self._errors) < _MOST_FILES:
+                self._errors.append(error)
+            else:
+                self._more += 1
+
+    def raise_if_any(self) -> None:
+        """Raise them as one."""
+        if not self._errors:
+            return
+        told = [error.message for error in self._errors]
+        told += [f"and {self._more} more files"] * bool(self._more)
+        raise DataError("; ".join(told), self._errors[0].hint)
 
 
 class LineFaults:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from picoedge.errors import DataError
 from picoedge.train.data.decoding import reading_text, text_chunks
-from picoedge.train.data.records import Message, read_records
+from picoedge.train.data.records import FileFaults, Message, read_records
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 _JSONL = ".jsonl"
@@ -28,7 +28,8 @@ _REMEDIES = {
     **dict.fromkeys((".pdf", ".docx", ".odt", ".epub", ".html"), "save its text as a file .txt"),
 }
 _MOST_FILES = 1 << 20
-_MOST_TOLD = 5  # files with faults
+_MOST_TOLD = 5  # paths in a message
+_OURS = (".pico", ".run")  # folders of packs and runs, whose logs are no text
 
 OnRead = Callable[[int, int], None]
 """(bytes read, bytes in all)"""
@@ -68,30 +69,21 @@ class Texts:
         A file is read as it is needed, 1 MB at a time. Raises DataError, once all files were read,
         with each file that cannot be used and each line that is broken; StorageError at once.
         """
-        faults, more, done = list[DataError](), 0, 0
+        faults, done = FileFaults(), 0
         for file in self.files:
-            try:
+            with faults.collected():
                 yield from _passages_of(file.path, longest)
-            except DataError as error:
-                if len(faults) < _MOST_TOLD:
-                    faults.append(error)
-                else:
-                    more += 1
             done += file.size
             if on_read is not None:
                 on_read(done, self.size)
-        if len(faults) == 1:
-            raise faults[0]
-        if faults:
-            told = [error.message for error in faults]
-            rest = [f"and {more} more files"] * bool(more)
-            raise DataError("; ".join([*told, *rest]), faults[0].hint)
+        faults.raise_if_any()
 
 
 def find_texts(paths: Sequence[Path]) -> Texts:
     """The files of text at `paths`, each once: as given, and below a folder by name.
 
-    Hidden files and other kinds are passed over below a folder; links are followed. Raises
+    Below a folder, hidden files, other kinds, packs and runs are passed over; links are followed.
+    Raises
     DataError where a path is missing, cannot be read, or is of another kind, and where there is no
     text.
     """
@@ -110,7 +102,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.files: list[TextFile] = []
-        self.empty = self._others = self._again = 0
+        self.empty = self._others = self._again = self._results = 0
         self._seen: set[tuple[int, int]] = set()
 
     def add(self, path: Path) -> None:
@@ -155,7 +147,9 @@ class _Finder:
                     if each.suffix.lower() in SUFFIXES or not each.is_symlink():
                         raise
                     continue  # a link that leads nowhere, and is no text
-                if stat.S_ISDIR(status.st_mode):
+                if stat.S_ISDIR(status.st_mode) and each.suffix in _OURS:
+                    self._results += 1
+                elif stat.S_ISDIR(status.st_mode):
                     inner.append((each, status))
                 elif each.suffix.lower() in SUFFIXES:
                     self._add_file(each, status)
@@ -173,13 +167,14 @@ class _Finder:
     def notes(self) -> list[str]:
         """What was passed over, a sentence each."""
         counts = (
-            (self.empty, "empty"),
-            (self._others, f"of another kind than {', '.join(SUFFIXES)}"),
-            (self._again, "the same file under another name"),
+            (self.empty, "file", "empty"),
+            (self._others, "file", f"of another kind than {', '.join(SUFFIXES)}"),
+            (self._again, "file", "under another name as well"),
+            (self._results, "folder", "a pack or a run of picoedge"),
         )
         return [
-            f"passed over: {count} {'file' if count == 1 else 'files'}, {what}"
-            for count, what in counts
+            f"passed over: {count} {noun if count == 1 else f'{noun}s'}, {what}"
+            for count, noun, what in counts
             if count
         ]
 

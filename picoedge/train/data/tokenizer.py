@@ -10,13 +10,13 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import DataError
-from picoedge.files import storing
+from picoedge.files import start_thread, storing
 from picoedge.store.pack.atomic_folder import scratch_folder
 from picoedge.text.export.export import write_from_huggingface
 from picoedge.text.template.named import TEMPLATES, TurnFormat
@@ -27,6 +27,7 @@ _RESERVED = 5 + 256  # <unk>, those above, and the bytes
 SMALLEST_VOCABULARY = 320
 _STEP = 16  # kernels take widths of so many
 _LONGEST_LINE = 4096  # characters; the library leaves out longer ones, and counts bytes
+_LOOK_S = 0.1  # between looks for Ctrl-C
 _COVERAGE = 0.9995  # of all characters, whose kinds get a piece of their own
 
 # A model that saw text alone knows where a document begins and ends, and no marks of turns.
@@ -56,7 +57,7 @@ def train_tokenizer(sample: Iterable[str], vocabulary: int) -> TokenizerModel:
         raise DataError(f"a vocabulary of {vocabulary} is not possible", f"choose {what}")
     lines = list(_lines(sample))
     lines = _common_characters(lines, (vocabulary - _RESERVED) // 2)
-    data = _train(lines, vocabulary)
+    data = _interruptible(lambda: _train(lines, vocabulary))
     size = _size(data)
     if size == vocabulary:
         return TokenizerModel(data, size)
@@ -132,6 +133,26 @@ def _train(lines: Sequence[str], vocabulary: int) -> bytes:
     except (RuntimeError, ValueError, OSError) as error:  # no line that it takes
         raise DataError("the text is too small for a tokenizer", "give more text") from error
     return file.getvalue()
+
+
+def _interruptible(work: Callable[[], bytes]) -> bytes:
+    """The result of `work`, done in a thread: the library, busy for a minute, hears no Ctrl-C."""
+    results: list[bytes | DataError] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except DataError as error:
+            results.append(error)
+
+    thread = start_thread(run, "tokenizer")
+    while thread.is_alive():
+        thread.join(_LOOK_S)
+    if not results:  # the thread has told why
+        raise DataError("training a tokenizer was broken off", "try again")
+    if isinstance(results[0], DataError):
+        raise results[0]
+    return results[0]
 
 
 def _size(model: bytes) -> int:

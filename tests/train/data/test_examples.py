@@ -169,3 +169,11 @@ def test_other_data_has_another_record(tmp_path: Path, pack: Path) -> None:
     one = record([answer(1), answer(2)])
     assert one == record([answer(1), answer(2)])
     assert one["data"] != record([answer(1), answer(3)])["data"]
+
+
+def test_all_files_with_faults_are_told_at_once(tmp_path: Path, pack: Path) -> None:
+    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    for path, text in zip(paths, ("{", json.dumps(answer(1)), "\n\n[]"), strict=True):
+        path.write_text(text)
+    with pytest.raises(DataError, match=r"a\.jsonl: line 1: not valid JSON; .*c\.jsonl: line 3: "):
+        read_examples(paths, pack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_folders_are_read_by_name_and_hidden_files_passed_over(tmp_path: Path) -
         {
             "b.txt": "b", "a.md": "a", "Z.TXT": "z", "sub/2.txt": "2", "sub/1.jsonl": "{}",
             "sub/deep/x.txt": "x", ".git/c.txt": "c", ".d.txt": "d", "p.py": "p", "e.txt": "",
+            "m.run/log.jsonl": "{", "m.pico/a.txt": "{",
         },
     )  # fmt: skip
     found = ["Z.TXT", "a.md", "b.txt", "sub/1.jsonl", "sub/2.txt", "sub/deep/x.txt"]
@@ -43,6 +45,7 @@ def test_folders_are_read_by_name_and_hidden_files_passed_over(tmp_path: Path) -
     notes = find_texts([tmp_path]).notes
     assert any("1 file, empty" in note for note in notes)
     assert any("1 file, of another kind" in note for note in notes)
+    assert any("2 folders, a pack or a run" in note for note in notes)
 
 
 def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
@@ -179,3 +182,15 @@ def test_a_line_without_end_takes_no_memory(
     assert MAX_LINE > 1000
     with pytest.raises(DataError, match="line 1: longer than 1000 characters"):
         passages(tmp_path / "a.jsonl")
+
+
+def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some words of a line.\n" * 600_000)
+    tracemalloc.start()
+    try:
+        characters = sum(len(each.text) for each in find_texts([tmp_path]).passages(16_000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert characters == 22 * 600_000 - 1
+    assert peak < 8 << 20

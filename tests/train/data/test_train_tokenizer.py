@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,19 @@ def test_a_pack_can_chat_at_once(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "chat_template.jinja", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
+
+
+def test_an_interrupt_ends_a_training_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def train(lines: object, vocabulary: int) -> bytes:
+        _thread.interrupt_main()
+        over.wait(60)
+        return b""
+
+    monkeypatch.setattr("picoedge.train.data.tokenizer._train", train)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer([english(10)], 512)
+    finally:
+        over.set()

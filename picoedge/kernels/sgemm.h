@@ -37,24 +37,77 @@ typedef struct {
     int64_t row, col;
 } matrix_t;
 
+typedef float four_t __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t pick_t __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (pick_t){i, j, k, l})
+#endif
+
+INLINE four_t load_four(const float *at) {
+    four_t v;
+    memcpy(&v, at, sizeof v);
+    return v;
+}
+
+/* out[x * tile + r] = from[r * row + x], for r and x below 4. */
+INLINE void turn_four(const float *from, int64_t row, float *restrict out, int tile) {
+    const four_t a = load_four(from), b = load_four(from + row);
+    const four_t c = load_four(from + 2 * row), d = load_four(from + 3 * row);
+    const four_t low = SHUFFLE(a, b, 0, 4, 1, 5), low2 = SHUFFLE(c, d, 0, 4, 1, 5);
+    const four_t high = SHUFFLE(a, b, 2, 6, 3, 7), high2 = SHUFFLE(c, d, 2, 6, 3, 7);
+    const four_t turned[4] = {SHUFFLE(low, low2, 0, 1, 4, 5), SHUFFLE(low, low2, 2, 3, 6, 7),
+                              SHUFFLE(high, high2, 0, 1, 4, 5), SHUFFLE(high, high2, 2, 3, 6, 7)};
+    for (int x = 0; x < 4; x++) memcpy(out + x * tile, &turned[x], sizeof turned[x]);
+}
+
+/* A whole tile of rows whose columns lie side by side. Each line of the cache is read once: rows may
+ * be 4096 bytes apart, where only eight of them have a place in the first cache. */
+INLINE void pack_contiguous(const float *from, int64_t row, int depth, int tile, float *restrict out) {
+    int x = 0;
+    for (; x + 4 <= depth; x += 16)
+        for (int r = 0; r < tile; r += 4)
+            for (int y = x; y < x + 16 && y + 4 <= depth; y += 4) {
+                const int at = r < tile - 4 ? r : tile - 4; /* the last four may be some of before */
+                turn_four(from + at * row + y, row, out + y * tile + at, tile);
+            }
+    for (x = depth / 4 * 4; x < depth; x++)
+        for (int r = 0; r < tile; r++) out[x * tile + r] = from[r * row + x];
+}
+
+/* `tiles` tiles of rows that lie side by side: a few columns of all of them at once. */
+INLINE void pack_side_by_side(const float *from, int64_t col, int64_t tiles, int depth, int tile,
+                              float *restrict out) {
+    for (int x = 0; x < depth; x += 4)
+        for (int64_t i = 0; i < tiles; i++)
+            for (int y = x; y < x + 4 && y < depth; y++)
+                memcpy(out + (i * depth + y) * tile, from + i * tile + y * col, (size_t)tile * 4);
+}
+
 /* `rows` rows from `row` on and `depth` columns from `k` on, as [row / TILE][k][row % TILE], with
  * zeros for the rows beyond. */
 INLINE void pack_rows(const matrix_t *m, int64_t row, int64_t rows, int64_t k, int depth, int tile,
                       float *restrict out) {
-    for (int64_t i = 0; i < rows; i += tile, out += (int64_t)depth * tile) {
-        const int count = rows - i < tile ? (int)(rows - i) : tile;
-        const float *from = m->at + (row + i) * m->row + k * m->col;
-        if (m->row == 1 && count == tile) {
-            for (int x = 0; x < depth; x++) memcpy(out + x * tile, from + x * m->col, (size_t)tile * 4);
-            continue;
-        }
-        for (int r = 0; r < tile; r++) {
-            if (r >= count)
-                for (int x = 0; x < depth; x++) out[x * tile + r] = 0;
+    const int64_t tiles = rows / tile, whole = tiles * tile;
+    const float *from = m->at + row * m->row + k * m->col;
+    if (m->row == 1)
+        pack_side_by_side(from, m->col, tiles, depth, tile, out);
+    else
+        for (int64_t i = 0; i < tiles; i++) {
+            const float *at = from + i * tile * m->row;
+            float *into = out + i * depth * tile;
+            if (m->col == 1)
+                pack_contiguous(at, m->row, depth, tile, into);
             else
-                for (int x = 0; x < depth; x++) out[x * tile + r] = from[r * m->row + x * m->col];
+                for (int r = 0; r < tile; r++)
+                    for (int x = 0; x < depth; x++) into[x * tile + r] = at[r * m->row + x * m->col];
         }
-    }
+    if (whole == rows) return;
+    from += whole * m->row;
+    out += whole * depth;
+    for (int r = 0; r < tile; r++)
+        for (int x = 0; x < depth; x++) out[x * tile + r] = r < rows - whole ? from[r * m->row + x * m->col] : 0;
 }
 
 /* C[rows, cols] = or += the product of a packed panel of each: a [depth][TILE_M], b [depth][TILE_N]. */

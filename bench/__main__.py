@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 NOT_BUILT = ("join", "events")
-BENCHES = ("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "fuzz", "profile")
+BENCHES = ("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "fuzz", "train", "profile")
 USAGE = (
-    "usage: python -m bench decode|window|seventy_b|mesh|recovery|weeks|fuzz [--json] [--rounds N]"
-    " [--row NAME]... [--into FILE] | profile MODEL"
+    "usage: python -m bench decode|window|seventy_b|mesh|recovery|weeks|fuzz|train [--json]"
+    " [--rounds N] [--row NAME]... [--into FILE] | profile MODEL"
 )
 
 

@@ -1,0 +1,63 @@
+"""`python -m bench train`: training on one board beside PyTorch, eager, in f32."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from bench import suite, train_runs, train_turns
+from bench.suite import Groups, Suite, Target
+
+TORCH = ("torch",)
+
+TARGETS = {
+    "fast_5m_1t": Target(">= 1.15", 1.3, TORCH),
+    "fast_15m_1t": Target(">= 1.15", 1.3, TORCH),
+    "fast_5m_2t": Target(">= 1.3", 1.5, TORCH),
+    "fast_15m_2t": Target(">= 1.3", 1.5, TORCH),
+    "exact_5m_1t": Target(">= 1.05", 1.25, TORCH),
+    "exact_15m_1t": Target(">= 1.05", 1.25, TORCH),
+    "exact_5m_2t": Target(">= 1.1", 1.4, TORCH),
+    "exact_15m_2t": Target(">= 1.1", 1.4, TORCH),
+    "numpy_train_5m": Target(">= 1.0", 1.1, TORCH),
+    "train_memory_15m": Target("<= 0.6", 0.4, TORCH),
+    "compile_5m_1t": Target(">= 0", None, TORCH),  # to be seen beside the others
+    "gradient_error": Target("<= 1e-5", 2e-6, TORCH),
+    "same_bits": Target("== 1", None),
+    "loss_follows": Target("<= 1e-5", 1e-6, TORCH),
+    "loss_curve": Target("<= 0.02", 0.01, TORCH),
+}
+
+# What one measurement answers, in the order they run.
+GROUPS: Groups = (
+    (("exact_5m_1t", "fast_5m_1t"), train_turns.against_torch("5m", 1)),
+    (("exact_5m_2t", "fast_5m_2t"), train_turns.against_torch("5m", 2)),
+    (
+        ("exact_15m_1t", "fast_15m_1t", "train_memory_15m"),
+        train_turns.against_torch("15m", 1),
+    ),
+    (("exact_15m_2t", "fast_15m_2t"), train_turns.against_torch("15m", 2)),
+    (("numpy_train_5m",), train_turns.against_torch("5m", 1, ("numpy",))),
+    (("compile_5m_1t",), train_turns.compiled("5m", 1)),
+    (("gradient_error",), train_runs.gradient_error),
+    (("same_bits",), train_runs.same_bits),
+    (("loss_follows",), train_runs.loss_follows),
+    (("loss_curve",), train_runs.loss_curve),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: everything measured; 1: a measurement failed; 2: usage; 3: a peer is missing."""
+    return suite.run(Suite("train", __doc__ or "", TARGETS, GROUPS, _options, _prepare), argv)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--curve-tokens", type=int, metavar="N", help="of `loss_curve`, instead of two million"
+    )
+
+
+@contextmanager
+def _prepare(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    yield options

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("benchmark.bench", "Measure prompt and generation speed."),
     "perplexity": ("benchmark.perplexity", "Measure how well a model predicts a text."),
     "pack": ("shelf.pack_command", "Turn a GGUF file or Hugging Face folder into a pack."),
+    "train": ("train.train", "Train a small model on your own text."),
     "pull": ("shelf.pull_model", "Fetch a model of the catalogue and pack it."),
     "list": ("shelf.list_models", "List the models on this board (also: ls)."),
     "show": ("shelf.show_model", "Show what a model is."),

@@ -22,10 +22,16 @@ from picoedge.kernels.sums import EXPONENT, GradientSums
 from picoedge.kernels.training import QUERIES, SEGMENT, TrainingKernels
 from picoedge.model.vjps import HEAD_ROWS
 from picoedge.train.run.memory import MemoryFit
-from picoedge.train.state.layout import Layout
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.blas import hold_blas_to_one_thread
-from picoedge.train.step.trainer import PlainSums, StepSettings, Sums, Trainer, TrainingState
+from picoedge.train.step.trainer import (
+    PlainSums,
+    StepSettings,
+    Sums,
+    TrainedLayout,
+    Trainer,
+    TrainingState,
+)
 
 _MEASURED_S = 2.0
 _MOST_MEASURED = 8
@@ -60,7 +66,7 @@ class Arithmetic:
         return PlainSums(length)
 
     def trainer(
-        self, layout: Layout, state: TrainingState, settings: StepSettings, fit: MemoryFit
+        self, layout: TrainedLayout, state: TrainingState, settings: StepSettings, fit: MemoryFit
     ) -> Trainer:
         """Close it after use."""
         sums = self.sums(layout.length, settings.micro_batches)
@@ -71,7 +77,7 @@ class Arithmetic:
 
 def measure_step(
     arithmetic: Arithmetic,
-    layout: Layout,
+    layout: TrainedLayout,
     settings: StepSettings,
     fit: MemoryFit,
     clock: Callable[[], float] = time.perf_counter,

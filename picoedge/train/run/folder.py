@@ -9,6 +9,7 @@ lock               held by the process that trains
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,7 @@ class RunFolder:
         """Raises StorageError where it cannot be made, PicoedgeError where another run has it."""
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
+        self._is_new = not path.exists()
         with writing(path):
             make_folder(path)
             self._lock: BinaryIO | None = open(path / _LOCK, "ab")  # noqa: SIM115
@@ -73,6 +75,12 @@ class RunFolder:
         with suppress(PicoedgeError):
             return read_saved(self.best)
         return None
+
+    def discard(self) -> None:
+        """Remove a folder that was made just now, for a run that could not begin; close it."""
+        if self._is_new:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
 
     def close(self) -> None:
         """Give up the lock. Idempotent."""

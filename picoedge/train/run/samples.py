@@ -12,7 +12,7 @@ from picoedge.model.sampling import Sampler
 from picoedge.model.vjps import MicroBatch, Parameters
 from picoedge.train.run.loop import RunWatcher
 
-TOKENS = 64
+TOKENS, MOST = 64, 6
 
 
 class TextSampler:
@@ -43,13 +43,18 @@ class TextSampler:
 
 
 class Samples(RunWatcher):
-    """Has a text made after each evaluation, and tells it."""
+    """Has a text made after evaluations, MOST in a run, and tells it."""
 
-    def __init__(self, make: Callable[[int], str], tell: Callable[[int, str], None]) -> None:
-        """`make(step)` writes one; `tell(step, text)` shows it."""
-        self._make, self._tell = make, tell
+    def __init__(
+        self, steps: int, make: Callable[[int], str], tell: Callable[[int, str], None]
+    ) -> None:
+        """`make(step)` writes one in a run of `steps`; `tell(step, text)` shows it."""
+        self._steps, self._make, self._tell = steps, make, tell
+        self._part = 0
 
     def evaluated(self, step: int, loss: float, *, is_best: bool) -> None:
         """See `RunWatcher`."""
-        if step:
+        part = step * MOST // self._steps
+        if part > self._part:
+            self._part = part
             self._tell(step, self._make(step))

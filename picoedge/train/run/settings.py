@@ -13,6 +13,7 @@ from picoedge.fields import Fields
 from picoedge.files import parse_toml
 from picoedge.kernels.sums import MICRO_BATCHES
 from picoedge.suggest import did_you_mean
+from picoedge.train.data.corpus import HELD_OUT_SHARE
 from picoedge.train.presets import PRESETS
 from picoedge.train.run.loop import RunPlan
 from picoedge.train.step.schedule import Schedule
@@ -51,7 +52,7 @@ assert tuple(DEFAULTS) == PRESETS
 class TrainSettings:
     """All that decides what a run ends with, besides the text. 0: not chosen yet.
 
-    `corpus` is the hash of the text's tokens, and `tokenizer` of the tokenizer, once they are made.
+    `data` is the hash of the text's tokens and tokenizer, once there are some.
     """
 
     text: tuple[str, ...] = ()
@@ -67,10 +68,10 @@ class TrainSettings:
     clip: float = 1.0
     evaluate_every: int = 0
     patience: int = PATIENCE
+    held_out: float = HELD_OUT_SHARE  # of the text
     save_every: int = 0
     fast: bool = False
-    corpus: str = ""
-    tokenizer: str = ""
+    data: str = ""
 
     def with_sizes(self) -> TrainSettings:
         """Those of the preset for what was not chosen; the micro-batch is left."""
@@ -173,6 +174,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "micro_batch": (0, 4096), "length": (0, 1 << 16), "warmup": (-1, 10_000_000),
     "evaluate_every": (0, 10_000_000), "patience": (0, 1_000_000), "save_every": (0, 10_000_000),
     "learning_rate": (0, 1), "weight_decay": (0, 10), "clip": (0, 1e6),
+    "held_out": (0, 0.5),
 }  # fmt: skip
 
 

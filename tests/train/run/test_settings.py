@@ -34,7 +34,7 @@ def test_each_preset_has_defaults_that_go_together(name: str) -> None:
 def test_a_config_file_gives_the_settings_again(tmp_path: Path) -> None:
     chosen = TrainSettings(
         text=('/home/ä "b"/x.txt', "/y\\z"), preset="1m", seed=7, learning_rate=1e-05, fast=True,
-        micro_batch=2, corpus="ab12",
+        micro_batch=2, data="ab12",
     ).with_sizes().with_steps(50, 0.1)  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(chosen.to_toml(), encoding="utf-8")

@@ -1,0 +1,318 @@
+"""A run of `picoedge train`: prepared from its settings or from its folder, trained, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from picoedge.config import ModelConfig
+from picoedge.errors import ModelError, PicoedgeError, UsageError
+from picoedge.fields import Fields
+from picoedge.files import replace_file, writing
+from picoedge.host.resources import available_bytes, rss_bytes
+from picoedge.progress import Progress, one_stage
+from picoedge.store.pack.packer import pack_source
+from picoedge.train.data.windows import CorpusSource
+from picoedge.train.presets import preset
+from picoedge.train.run.assembly import (
+    Arithmetic,
+    check_facts,
+    hash_of_run,
+    measure_step,
+    run_facts,
+)
+from picoedge.train.run.folder import RunFolder
+from picoedge.train.run.loop import Outcome, RunRecord, RunWatcher, restored, run_loop
+from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory
+from picoedge.train.run.samples import TextSampler
+from picoedge.train.run.settings import (
+    DEFAULTS,
+    EVALUATIONS,
+    MINUTES,
+    TrainSettings,
+    check_settings,
+    default_steps,
+    micro_batch_sizes,
+    read_settings,
+)
+from picoedge.train.run.source import TrainedSource
+from picoedge.train.run.text_data import TextData
+from picoedge.train.state.checkpoints import Saved, data_start, write_saved
+from picoedge.train.state.layout import Layout
+from picoedge.train.step.trainer import Trainer, TrainingState
+
+_FORWARD = 1 / 3  # of a step's work
+_SPARE = 0.9  # of the free memory
+_LAST = "last.safetensors"
+_FLAGS = {"batch": "batch-size"}  # of settings that are called otherwise
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not decide the result, but where and how it is computed."""
+
+    out: Path
+    threads: int
+    memory_bytes: int | None = None
+    kernels: str | None = None
+    minutes: float | None = None
+    prompt: str = ""
+
+
+@dataclass(eq=False)
+class TextRun:
+    """A run that is ready to train."""
+
+    options: RunOptions
+    folder: RunFolder
+    settings: TrainSettings
+    data: TextData
+    source: CorpusSource
+    config: ModelConfig
+    arithmetic: Arithmetic
+    fit: MemoryFit
+    step_s: float  # 0: not measured
+    why: str  # it has so many steps
+    saved: Saved | None = None  # the checkpoint to go on from
+    state: TrainingState | None = None  # after training
+    done: int = 0  # steps, before this session
+    faults: Sequence[PicoedgeError] = ()  # of newer checkpoints, which are passed over
+
+    @property
+    def layout(self) -> Layout:
+        """Of the model."""
+        return Layout.of(self.config)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        record = {} if self.saved is None else self.saved.facts.get("record", {})
+        return bool(record.get("ended")) or self.done >= self.settings.steps
+
+    @property
+    def total_s(self) -> float:
+        """About as long as the whole run takes."""
+        return self.settings.steps * self.step_s + EVALUATIONS * self.evaluation_s
+
+    @property
+    def evaluation_s(self) -> float:
+        """About as long as an evaluation takes."""
+        held_out = sum(batch.tokens.size for batch in self.source.held_out)
+        return held_out / self.settings.tokens * self.step_s * _FORWARD
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides its bits."""
+        return run_facts(
+            self.arithmetic, self.config.to_json(), self.settings.deciding(),
+            self.source.describe(),
+        )  # fmt: skip
+
+    def train(
+        self, watchers: Callable[[Trainer], Sequence[RunWatcher]], stop: Callable[[], bool]
+    ) -> Outcome:
+        """Train until the end, or until `stop` says so. Raises as `run_loop`."""
+        facts, record = self.facts, None
+        if self.saved is None:
+            state = TrainingState.initial(self.layout, self.settings.seed)
+        else:
+            where = self.folder.checkpoints.folder
+            state, record = restored(self.saved, self.layout.length, where)
+            self.saved = None  # its arrays are the state's
+        self.state, settings = state, self.settings.step_settings()
+        with closing(self.arithmetic.trainer(self.layout, state, settings, self.fit)) as trainer:
+            return run_loop(
+                trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
+                stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
+            )  # fmt: skip
+
+    def sampler(self, trainer: Trainer) -> Callable[[int], str]:
+        """Writes a text with the weights as they are, its seed the step."""
+        weights = trainer.state.weights  # as gradients too, which a forward pass leaves alone
+        sampler = TextSampler(
+            self.config, self.arithmetic.make_kernels(), self.layout.bind(weights, weights),
+            self.data.encode(self.options.prompt), self.data.ends,
+        )  # fmt: skip
+        return lambda step: self.data.decode(sampler.sample(self.settings.seed + step))
+
+
+def begin_run(
+    options: RunOptions, settings: TrainSettings, folder: RunFolder, progress: Progress | None
+) -> TextRun:
+    """Read the text, choose what was not chosen, measure a step; writes the run's config file.
+
+    Raises UsageError, MemoryBudgetError, TextError, StorageError, and leaves no run behind.
+    """
+    settings = settings.with_sizes()
+    check_settings(settings)
+    arithmetic = Arithmetic.choose(options.kernels, fast=settings.fast)
+    _fit(options, settings, preset(settings.preset, settings.length))  # before the text is read
+    data = TextData.prepare(settings, folder.path, options.threads, progress)
+    data.check(settings)
+    config = model_config(settings, data)
+    fit = _fit(options, settings, config)
+    settings = replace(settings, micro_batch=fit.micro_batch, data=data.hash)
+    if progress is not None:
+        progress("measuring a step on this board", 0, 0)
+    probe = replace(settings, steps=1, warmup=0).step_settings()
+    step_s = measure_step(arithmetic, Layout.of(config), probe, fit)
+    if progress is not None:
+        progress("", 0, 0)
+    run = TextRun(
+        options,
+        folder,
+        settings,
+        data,
+        data.source(settings),
+        config,
+        arithmetic,
+        fit,
+        step_s,
+        "",
+    )
+    steps, run.why = _steps(run)
+    run.settings = settings.with_steps(steps, step_s)
+    check_settings(run.settings)
+    with writing(folder.path):
+        replace_file(folder.config, run.settings.to_toml().encode())
+    return run
+
+
+def resume_run(
+    options: RunOptions, given: TrainSettings, typed: Sequence[str], folder: RunFolder,
+    progress: Progress | None,
+) -> TextRun:  # fmt: skip
+    """Go on with the run of a folder. `typed` names those of the `given` settings that were typed.
+
+    Raises UsageError where one of them is not the run's, ModelError for checkpoints of another run
+    or none that is sound, and as `begin_run`.
+    """
+    if not folder.config.exists():
+        raise UsageError(f"there is no run to resume in {folder.path}", "leave out --resume")
+    settings = read_settings(folder.config)
+    if not settings.steps or not settings.micro_batch or settings.warmup < 0:
+        raise UsageError(f"{folder.config} is not of a run that has begun", "begin it anew")
+    for name in typed:
+        asked, has = getattr(given, name), getattr(settings, name)
+        if asked != has:
+            flag = f"--{_FLAGS.get(name, name.replace('_', '-'))}"
+            if isinstance(asked, bool):
+                what = f"the run was begun without {flag}"
+            else:
+                what = f"{flag} {_shown(asked)} is not the run's, which has {_shown(has)}"
+            raise UsageError(what, f"leave out {flag}, or begin anew with another --out")
+    check_settings(settings)
+    arithmetic = Arithmetic.choose(options.kernels, fast=settings.fast)
+    found = folder.checkpoints.newest()
+    data = TextData.open(folder.path)
+    data.check(settings)
+    config = model_config(settings, data)
+    fit = _fit(options, settings, config)
+    run = TextRun(
+        options,
+        folder,
+        settings,
+        data,
+        data.source(settings),
+        config,
+        arithmetic,
+        fit,
+        0.0,
+        "",
+    )
+    run.saved = None if found is None else found[1]
+    if found is not None:
+        run.faults = found[2]
+        facts = Fields(dict(found[1].facts), folder.checkpoints.folder, ModelError)
+        check_facts(facts, run.facts)
+        run.done = facts.integer("step")
+    return run
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def model_config(settings: TrainSettings, data: TextData) -> ModelConfig:
+    """The preset with the vocabulary that the text gave."""
+    return replace(preset(settings.preset, settings.length), vocab_size=data.corpus.vocab_size)
+
+
+def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> MemoryFit:
+    """How it fits the memory; where the micro-batch is chosen already, with that."""
+    usual = min(DEFAULTS[settings.preset].micro_batch, settings.batch)
+    sizes = [settings.micro_batch] if settings.micro_batch else []
+    sizes = sizes or micro_batch_sizes(settings.batch, usual)
+    if not sizes:
+        raise UsageError(
+            f"a batch of {settings.batch} sequences cannot be cut into equal micro-batches",
+            "choose a --batch-size that is a power of two",
+        )
+    base = rss_bytes()
+    budget = options.memory_bytes or base + int(_SPARE * available_bytes())
+    trained = Layout.of(config).length
+    needs = MemoryNeeds(config, trained, settings.length, base, settings.fast)
+    threads = min(options.threads, settings.batch // sizes[-1])
+    return fit_memory(needs, sizes, threads, budget)
+
+
+def _steps(run: TextRun) -> tuple[int, str]:
+    """How many, and why."""
+    settings, minutes = run.settings, run.options.minutes
+    if settings.steps:
+        return settings.steps, "as asked for"
+    work_s = 60 * (minutes or MINUTES) - EVALUATIONS * run.evaluation_s
+    in_time = max(1, int(work_s / run.step_s))
+    if minutes:
+        return in_time, f"{minutes:g} minutes"
+    epoch = run.source.tokens_per_epoch
+    usual, why = default_steps(run.layout.parameters, settings.tokens, epoch)
+    return (usual, why) if usual <= in_time else (in_time, f"{MINUTES:g} minutes")
+
+
+# -- the pack --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The pack that was made: of which step's weights, and a note for people."""
+
+    path: Path
+    step: int
+    held_out: float | None
+    note: str
+
+
+def make_pack(run: TextRun, outcome: Outcome, progress: Progress | None = None) -> Packed:
+    """Pack the weights of the lowest held-out loss, or the last. Raises StorageError."""
+    record, folder = outcome.record, run.folder
+    path, step, note = _chosen(run, outcome, record)
+    source = TrainedSource(path, data_start(path), run.layout, run.options.out.name)
+    told = one_stage(progress, f"packing {run.options.out.name}")
+    pack_source(source, run.options.out, bits=32, write_text=run.data.write_text, progress=told)
+    (folder.path / _LAST).unlink(missing_ok=True)
+    held_out = record.best if step == record.best_step else record.held_out
+    return Packed(run.options.out, step, held_out, note)
+
+
+def _chosen(run: TextRun, outcome: Outcome, record: RunRecord) -> tuple[Path, int, str]:
+    """The file of the weights to pack, their step, and why these."""
+    folder, missing = run.folder, ""
+    if record.best is not None and record.best_step < outcome.step:
+        best = folder.read_best()
+        step = -1 if best is None else Fields(dict(best.facts), folder.best).integer("step")
+        if step == record.best_step:
+            return folder.best, step, f"the best by held-out loss, of step {step}"
+        missing = f" (those of step {record.best_step} were better, but could not be kept)"
+    note = f"the last, of step {outcome.step}{missing}"
+    if record.best_step == outcome.step and record.best is not None:
+        note = f"the last, of step {outcome.step}, which are the best by held-out loss too"
+    path = folder.checkpoints.path(outcome.step)
+    if not outcome.is_saved:
+        assert run.state is not None
+        path = folder.path / _LAST
+        write_saved(path, Saved({"weights": run.state.weights}, {"step": outcome.step}))
+    return path, outcome.step, note

@@ -57,10 +57,16 @@ class ChatTemplate:
         self.stops: tuple[str, ...] = ()  # texts that end an answer, where no token does
 
     @classmethod
-    def load(cls, folder: Path, *, chosen: bool = True) -> ChatTemplate | None:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        chosen: bool = True,
+        now: Callable[[], datetime.datetime] = datetime.datetime.now,
+    ) -> ChatTemplate | None:
         """The template of a pack, None where it has none; the one chosen for it where `chosen`.
 
-        Raises TextError.
+        `now`: the day that it may write into a prompt. Raises TextError.
         """
         paths = [chosen_path(folder)] * chosen + [folder / TEMPLATE_FILE]
         path = next((path for path in paths if path.exists()), None)
@@ -68,7 +74,7 @@ class ChatTemplate:
             return None
         settings = TextSettings.read(folder)
         source = read_text_file(path, 4 * MAX_TEMPLATE_CHARACTERS)
-        template = cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token)
+        template = cls(source, bos_token=settings.bos_token, eos_token=settings.eos_token, now=now)
         template.chosen = path.name != TEMPLATE_FILE
         return template
 

@@ -1,13 +1,17 @@
 """Examples to fine-tune on: read, cut to the context, split, and served in batches.
 
-examples = read_examples([Path("questions.jsonl")], pack_folder)
-fitted = examples.fitted(length)            # fitted.notes: what is too long
-train, held_out = fitted.split(0.05, seed)
-source = ExampleSource(train, held_out, micro_batches, sequences, length, seed)
+    examples = read_examples([Path("questions.jsonl")], pack_folder)
+    length = examples.sequence_length(context)
+    fitted = examples.fitted(length)            # fitted.notes: what is too long
+    train, held_out = fitted.split(0.05, seed)
+    source = ExampleSource(train, held_out, micro_batches, sequences, length, seed)
+
+Which tokens are learned is found in `answers`.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 from array import array
@@ -35,6 +39,8 @@ from picoedge.train.data.records import FileFaults, read_records
 from picoedge.train.step.batch import NO_TARGET, Batch
 
 EXAMPLES_SUFFIX = ".jsonl"
+_DAY = datetime.datetime(2025, 1, 1)  # that templates write: a run goes on tomorrow as it began
+_SHORTEST, _STEP = 256, 64  # tokens of a sequence, and of what it is a multiple
 FEWEST_TO_SPLIT = 40  # of fewer, none is spared to be held out
 _FORM = 'a file of examples has one JSON object a line: {"messages": [...]}, '
 _FORM += '{"prompt": "...", "completion": "..."} or {"text": "..."}'
@@ -72,6 +78,14 @@ class Examples:
         """Tokens of an example, and which are learned."""
         rows = slice(*self.starts[number : number + 2].tolist())
         return self.tokens[rows], self.counted[rows]
+
+    def sequence_length(self, most: int) -> int:
+        """Tokens of a sequence that holds the longest example, at most `most`.
+
+        It is 256 at least, where `most` allows, so that short examples fill it.
+        """
+        longest = int(self.lengths.max(initial=1))
+        return min(most, max(_SHORTEST, -(-longest // _STEP) * _STEP))
 
     def digest(self) -> str:
         """blake2b (32 bytes, in hex) of tokens, and of which are learned."""
@@ -211,7 +225,7 @@ def encoder_of(model: Path) -> ExampleEncoder:
 
     Raises TextError.
     """
-    tokenizer, template = load_tokenizer(model), ChatTemplate.load(model)
+    tokenizer, template = load_tokenizer(model), ChatTemplate.load(model, now=lambda: _DAY)
     if template is not None and template.chosen:
         end_answers(template, tokenizer)
     return ExampleEncoder(tokenizer, template, _end_of_text(tokenizer, TextSettings.read(model)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,22 @@ def test_all_files_with_faults_are_told_at_once(tmp_path: Path, pack: Path) -> N
         path.write_text(text)
     with pytest.raises(DataError, match=r"a\.jsonl: line 1: not valid JSON; .*c\.jsonl: line 3: "):
         read_examples(paths, pack)
+
+
+def test_a_sequence_holds_the_longest_example(tmp_path: Path, pack: Path) -> None:
+    short, long = (read(tmp_path, pack, [answer(1), {"text": "word " * n}]) for n in (5, 300))
+    assert short.sequence_length(1024) == 256
+    assert short.sequence_length(100) == 100
+    assert long.sequence_length(4096) % 64 == 0
+    assert 0 <= long.sequence_length(4096) - long.lengths.max() < 64
+
+
+def test_a_template_that_writes_the_day_gives_the_same_tokens_tomorrow(
+    tmp_path: Path, pack: Path
+) -> None:
+    dated = tmp_path / "dated"
+    shutil.copytree(pack, dated)
+    template = dated / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %B %Y') }} " + template.read_text())
+    tokens, _ = read(tmp_path, dated, [answer(1)]).example(0)
+    assert "01 January 2025" in load_tokenizer(dated).decode(tokens.tolist())

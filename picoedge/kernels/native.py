@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cached_property, partial
 from itertools import count, takewhile, zip_longest
@@ -28,7 +28,7 @@ from picoedge.kernels.api import (
     ProjectSum,
 )
 from picoedge.kernels.arrays import F32, F64, Array
-from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS
 from picoedge.kernels.low_rank import (
     LOW_RANK_TOKENS,
     LowRankPartRecord,
@@ -36,6 +36,7 @@ from picoedge.kernels.low_rank import (
     low_rank_record,
 )
 from picoedge.kernels.reference.backend import NumpyKernels
+from picoedge.kernels.stacked import WeightsRecord, weight_records
 
 _ABI = 1  # of native.c
 _XBLOCK_BYTES = 48
@@ -47,19 +48,10 @@ def _fields(*kinds: tuple[type[Any], str]) -> list[tuple[str, type[Any]]]:
     return [(name, kind) for kind, names in kinds for name in names.split()]
 
 
-class _Weights(ct.Structure):
-    _fields_ = _fields(
-        (c_void_p, "data"),
-        (c_int64, "stride quants highs scales mins superscales supermins"),
-        (c_void_p, "bias"),
-        (c_int32, "count rows cols format superblock out_offset"),
-    )
-
-
 class _Project(ct.Structure):
     _fields_ = _fields(
         (c_void_p, "x sums post_norm norm blocks scratch out"),
-        (POINTER(_Weights), "weights"),
+        (POINTER(WeightsRecord), "weights"),
         (c_int64, "out_stride"),
         (c_int32, "n_weights width reuse_input"),
         (c_float, "eps"),
@@ -69,7 +61,7 @@ class _Project(ct.Structure):
 class _ProjectSum(ct.Structure):
     _fields_ = _fields(
         (c_void_p, "x blocks scratch sums"),
-        (POINTER(_Weights), "weights"),
+        (POINTER(WeightsRecord), "weights"),
         (c_int32, "activation width rows accumulate"),
     )
 
@@ -106,7 +98,7 @@ def _addresses(owner: object, *names: str) -> dict[str, int | None]:
 
 
 _STRUCTS: dict[str, type[ct.Structure]] = {
-    "weights_t": _Weights,
+    "weights_t": WeightsRecord,
     "project_t": _Project,
     "project_sum_t": _ProjectSum,
     "low_rank_part_t": LowRankPartRecord,
@@ -215,7 +207,7 @@ class NativeKernels:
         assert all(w.spec.cols == width for w in weights)
         assert not weights or out.shape[1] == sum(w.total_rows for w in weights)
         assert not out.size or out.strides[1] == out.itemsize, "rows of the output have gaps"
-        matrices = _matrices(weights, op.biases)
+        matrices = weight_records(weights, op.biases)
         record = _Project(
             **_addresses(source, "x", "sums", "post_norm", "norm"),
             **self._scratch_for("project", n, width),
@@ -273,7 +265,7 @@ class NativeKernels:
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if op.activation is None else 2 * width)
         assert op.sums.shape == (n, weights.spec.rows)
-        matrices = _matrices([weights], [None])
+        matrices = weight_records([weights], [None])
         record = _ProjectSum(
             **_addresses(op, "x", "sums"),
             **self._scratch_for("project_sum", n, width),
@@ -331,26 +323,6 @@ class NativeKernels:
 
 def _check_lengths(length: int, *vectors: F32 | None) -> None:
     assert all(vector is None or vector.shape == (length,) for vector in vectors)
-
-
-def _matrices(weights: Sequence[Weights], biases: Sequence[F32 | None]) -> ct.Array[_Weights]:
-    """A weights_t for each matrix; the rows of all are stacked in `out`."""
-    records, column = (_Weights * len(weights))(), 0
-    for record, w, bias in zip(records, weights, biases, strict=True):
-        planes = w.spec.planes
-        last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
-        assert w.data.nbytes >= last, "a span of shards ends beyond its bytes"
-        assert bias is None or bias.shape == (w.total_rows,)
-        for name in ("quants", "highs", "scales", "mins", "superscales", "supermins"):
-            setattr(record, name, planes[name][0] if name in planes else 0)
-        record.data = _address(w.data)
-        record.stride = w.stride
-        record.bias = _address(bias)
-        record.count, record.rows, record.cols = w.count, w.spec.rows, w.spec.cols
-        record.format, record.superblock = w.spec.format.code, w.spec.superblock
-        record.out_offset = column
-        column += w.total_rows
-    return records
 
 
 def _no_sums(sums: F64, n: int, first: int = 0) -> None:

@@ -152,19 +152,25 @@ INLINE void multiply_tile(int depth, const float *restrict a, const float *restr
         }
 }
 
-/* C [m, n] = or += A [m, k] B [k, n]; C's rows are contiguous, c_row elements apart.
- * `scratch`: SGEMM_SCRATCH floats of this thread. */
-static void sgemm(int64_t m, int64_t n, int64_t k, matrix_t a, matrix_t b, float *c, int64_t c_row,
-                  int accumulate, float *scratch) {
+/* Columns of B from `j` on, and `depth` of its rows from `k` on, as [column / TILE_N][k][column % TILE_N]. */
+typedef void pack_panel(const void *b, int64_t j, int64_t cols, int64_t k, int depth, float *restrict out);
+
+static void pack_columns(const void *b, int64_t j, int64_t cols, int64_t k, int depth, float *restrict out) {
+    pack_rows(b, j, cols, k, depth, TILE_N, out);
+}
+
+/* C [m, n] = or += A [m, k] B [k, n], where `pack` makes panels of B; C's rows are contiguous, c_row
+ * elements apart. `scratch`: SGEMM_SCRATCH floats of this thread. */
+static void multiply_panels(int64_t m, int64_t n, int64_t k, matrix_t a, pack_panel *pack, const void *b, float *c,
+                            int64_t c_row, int accumulate, float *scratch) {
     float *const left = scratch, *const right = scratch + DEPTH * PANEL_M;
-    const matrix_t columns = {b.at, b.col, b.row}; /* rows of the transposed are columns */
     if (k == 0 && !accumulate)
         for (int64_t i = 0; i < m; i++) memset(c + i * c_row, 0, (size_t)n * 4);
     for (int64_t j = 0; j < n; j += PANEL_N) {
         const int64_t cols = n - j < PANEL_N ? n - j : PANEL_N;
         for (int64_t x = 0; x < k; x += DEPTH) {
             const int depth = k - x < DEPTH ? (int)(k - x) : DEPTH;
-            pack_rows(&columns, j, cols, x, depth, TILE_N, right);
+            pack(b, j, cols, x, depth, right);
             for (int64_t i = 0; i < m; i += PANEL_M) {
                 const int64_t rows = m - i < PANEL_M ? m - i : PANEL_M;
                 pack_rows(&a, i, rows, x, depth, TILE_M, left);
@@ -177,6 +183,13 @@ static void sgemm(int64_t m, int64_t n, int64_t k, matrix_t a, matrix_t b, float
             }
         }
     }
+}
+
+/* The same of a matrix B in f32. */
+static void sgemm(int64_t m, int64_t n, int64_t k, matrix_t a, matrix_t b, float *c, int64_t c_row,
+                  int accumulate, float *scratch) {
+    const matrix_t columns = {b.at, b.col, b.row}; /* rows of the transposed are columns */
+    multiply_panels(m, n, k, a, pack_columns, &columns, c, c_row, accumulate, scratch);
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* The kernels of training: forward and vector-Jacobian products in f32, and the optimizer.
  *
  *   sgemm.h       matrix products of one fixed order
+ *   stacked.h     the same of packed matrices, which become floats panel by panel
  *   Rounding      every call sets round to nearest and no flush to zero, and restores what was
  *   Norm          RMS norm with the residual's sum, and its vjp
  *   Rotary        in place; the vjp is the rotation back
@@ -21,6 +22,7 @@
 #include <string.h>
 
 #include "sgemm.h"
+#include "stacked.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -66,6 +68,16 @@ API void pe_sgemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row
                   float *scratch) {
     const matrix_t left = {a, a_row, a_col}, right = {b, b_row, b_col};
     ROUNDED(sgemm(m, n, k, left, right, c, c_row, accumulate, scratch));
+}
+
+/* C [m, n] = A [m, k] times the transpose of a packed matrix [n, k], or with `back` times one [k, n]: the
+ * bits of pe_sgemm on its values. */
+API void pe_multiply_stacked(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col,
+                             const weights_t *parts, int32_t count, int32_t by_columns, int32_t back, float *c,
+                             int64_t c_row, float *scratch) {
+    const matrix_t left = {a, a_row, a_col};
+    const stacked_t right = {parts, count, by_columns, back};
+    ROUNDED(multiply_panels(m, n, k, left, pack_stacked, &right, c, c_row, 0, scratch));
 }
 
 /* ---- Norm -------------------------------------------------------------------------------------- */

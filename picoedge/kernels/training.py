@@ -10,11 +10,13 @@ import ctypes as ct
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, F64, I32
+from picoedge.kernels.stacked import StackedWeights, WeightsRecord, weight_records
 
 QUERIES = 64  # rows of scores at once; belongs to the format of a run
 SEGMENT = 65_536  # values whose squares have a sum of their own; belongs to the format of a run
@@ -84,6 +86,15 @@ class TrainingKernels(Protocol):
 
     def multiply(self, a: F32, b: F32, out: F32, *, accumulate: bool = False) -> None:
         """out [m, n] = or += a [m, k] b [k, n]; a and b may be transposed views."""
+        ...
+
+    def multiply_stacked(
+        self, a: F32, matrix: StackedWeights, out: F32, *, back: bool = False
+    ) -> None:
+        """out [n, rows] = a [n, cols] times the matrix's transpose, as `multiply` on its values.
+
+        `back`: out [n, cols] = a [n, rows] times the matrix. Only panels of it become f32.
+        """
         ...
 
     def norm(self, x: F32, gain: F32, out: F32, scale: F32, eps: float) -> None:
@@ -159,6 +170,10 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pe_sgemm": (
         None, c_int64, c_int64, c_int64, *_MATRIX, *_MATRIX, c_void_p, c_int64, c_int32, c_void_p,
     ),
+    "pe_multiply_stacked": (
+        None, c_int64, c_int64, c_int64, *_MATRIX, c_void_p, c_int32, c_int32, c_int32, c_void_p,
+        c_int64, c_void_p,
+    ),
     "pe_norm": (None, *(c_void_p,) * 4, c_int64, c_int64, c_float),
     "pe_norm_vjp": (None, *(c_void_p,) * 6, c_int64, c_int64),
     "pe_rotate": (None, *(c_void_p,) * 3, *(c_int64,) * 5, c_float),
@@ -204,6 +219,8 @@ class NativeTrainingKernels:
         self.name = f"native {level}"
         self._lib = library
         self._scratch = np.empty(library.pe_sgemm_scratch(), np.float32)
+        self._records: WeakKeyDictionary[StackedWeights, ct.Array[WeightsRecord]]
+        self._records = WeakKeyDictionary()
 
     def multiply(self, a: F32, b: F32, out: F32, *, accumulate: bool = False) -> None:
         """See `TrainingKernels`."""
@@ -215,6 +232,23 @@ class NativeTrainingKernels:
         self._lib.pe_sgemm(
             m, n, k, *_matrix(a), *_matrix(b), at, row, accumulate, _at(self._scratch)
         )
+
+    def multiply_stacked(
+        self, a: F32, matrix: StackedWeights, out: F32, *, back: bool = False
+    ) -> None:
+        """See `TrainingKernels`."""
+        n, k = (matrix.cols, matrix.rows) if back else (matrix.rows, matrix.cols)
+        assert a.shape == (len(out), k)
+        assert out.shape[1] == n
+        records = self._records.get(matrix)
+        if records is None:
+            records = self._records[matrix] = weight_records(matrix.parts)
+        at, row, column = _matrix(out)
+        assert column == 1 or n == 1, "rows of the output have gaps"
+        self._lib.pe_multiply_stacked(
+            len(out), n, k, *_matrix(a), ct.addressof(records), len(records),
+            matrix.by_columns, back, at, row, _at(self._scratch),
+        )  # fmt: skip
 
     def norm(self, x: F32, gain: F32, out: F32, scale: F32, eps: float) -> None:
         """See `TrainingKernels`."""

@@ -44,6 +44,10 @@ INLINE vf vf_from_u8(const uint8_t *p) {
 INLINE vf vf_from_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
+INLINE vf vf_from_byte(wv a, int j, int is_signed) { /* byte j of each row */
+    return _mm512_cvtepi32_ps(is_signed ? _mm512_srai_epi32(_mm512_slli_epi32(a, (unsigned)(24 - 8 * j)), 24)
+                                        : _mm512_and_si512(_mm512_srli_epi32(a, (unsigned)(8 * j)), _mm512_set1_epi32(255)));
+}
 INLINE vf vf_from_vi(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }
 INLINE int32_t vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
@@ -100,6 +104,10 @@ INLINE vf vf_from_u8(const uint8_t *p) {
 }
 INLINE vf vf_from_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+INLINE vf vf_from_byte(wv a, int j, int is_signed) {
+    return _mm256_cvtepi32_ps(is_signed ? _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * j), 24)
+                                        : _mm256_and_si256(_mm256_srli_epi32(a, 8 * j), _mm256_set1_epi32(255)));
 }
 INLINE vf vf_from_vi(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vi vi_round(vf a) { return _mm256_cvtps_epi32(a); }
@@ -191,6 +199,10 @@ INLINE vf vf_from_u8(const uint8_t *p) {
 }
 INLINE vf vf_from_i8(const int8_t *p) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p))))));
+}
+INLINE vf vf_from_byte(wv a, int j, int is_signed) {
+    const int32x4_t top = vreinterpretq_s32_u8(a) << vdupq_n_s32(24 - 8 * j);
+    return is_signed ? vcvtq_f32_s32(vshrq_n_s32(top, 24)) : vcvtq_f32_u32(vshrq_n_u32(vreinterpretq_u32_s32(top), 24));
 }
 INLINE vf vf_from_vi(vi a) { return vcvtq_f32_s32(a); }
 INLINE vi vi_round(vf a) { return vcvtnq_s32_f32(a); }
@@ -327,6 +339,9 @@ INLINE void vf_to_f16(uint16_t *p, vf x) { for (int i = 0; i < LANES; i++) p[i] 
 INLINE vf vf_set1_f16(uint16_t x) { return vf_set1(f16_to_f32(x)); }
 INLINE vf vf_from_u8(const uint8_t *p) { EACH(vf, (float)p[i]); }
 INLINE vf vf_from_i8(const int8_t *p) { EACH(vf, (float)p[i]); }
+INLINE vf vf_from_byte(wv x, int j, int is_signed) {
+    EACH(vf, is_signed ? (float)(int8_t)x.a[4 * i + j] : (float)x.a[4 * i + j]);
+}
 INLINE vf vf_from_vi(vi x) { EACH(vf, (float)x.a[i]); }
 INLINE vi vi_round(vf x) { EACH(vi, (int32_t)rintf(x.a[i])); }
 INLINE int32_t vi_sum(vi x) { int32_t s = 0; for (int i = 0; i < LANES; i++) s += x.a[i]; return s; }

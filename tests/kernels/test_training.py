@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes as ct
-import os
 import platform
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picoedge.kernels import loader
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.loader import load_training_kernels
@@ -28,21 +25,7 @@ from picoedge.kernels.training import (
     adam_step,
 )
 
-KERNELS = Path(loader.__file__).parent
 Op = Callable[[TrainingKernels], list[Array]]
-
-
-@pytest.fixture(scope="module")
-def levels(tmp_path_factory: pytest.TempPathFactory) -> list[NativeTrainingKernels]:
-    """A build for no processor in particular, then every level that this processor can run."""
-    target = tmp_path_factory.mktemp("kernels") / "_native_portable.so"
-    words = [*shlex.split(os.environ.get("CC") or "gcc"), "-std=c11", "-O1"]
-    words += ["-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
-    subprocess.run([*words, str(KERNELS / "training.c"), "-o", str(target), "-lm"], check=True)
-    flags = loader.cpu_flags(Path("/proc/cpuinfo").read_text())
-    names = loader.usable_levels(platform.machine(), flags)
-    built = [target, *(KERNELS / f"_native_{name}.so" for name in names)]
-    return [NativeTrainingKernels(ct.CDLL(str(path)), path.stem) for path in built]
 
 
 def check(levels: list[NativeTrainingKernels], op: Op, *, tolerance: float = 1e-5) -> list[Array]:

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 
 from picoedge.kernels.arrays import F32, F64, I32
+from picoedge.kernels.stacked import StackedWeights
 from picoedge.kernels.training import QUERIES, SEGMENT, AdamStep, Attention
 
 _SPAN = 1 << 16  # values of the optimizer at a time, which stay in the cache
@@ -28,6 +29,17 @@ class NumpyTrainingKernels:
             out += a @ b
         else:
             np.matmul(a, b, out=out)
+
+    def multiply_stacked(
+        self, a: F32, matrix: StackedWeights, out: F32, *, back: bool = False
+    ) -> None:
+        """See `TrainingKernels`."""
+        out.fill(0)
+        for rows, cols, values in matrix.dense_shards():
+            if back:
+                out[:, cols] += a[:, rows] @ values
+            else:
+                out[:, rows] += a[:, cols] @ values.T
 
     def norm(self, x: F32, gain: F32, out: F32, scale: F32, eps: float) -> None:
         """See `TrainingKernels`."""

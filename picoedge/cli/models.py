@@ -99,8 +99,9 @@ def start_session(
     """The session of a command; `prompt`: the only prompt it will answer."""
     from picoedge.engine import open as opening
 
+    max_tokens = token_limit(values["n_tokens"]) if prompt else None
     with showing_progress() as progress:
-        session = opening.open_session(opened, loader(opened), prompt, progress)
+        session = opening.open_session(opened, loader(opened), prompt, progress, max_tokens)
     _tell_of(session.model, values, session.describe())
     return session
 

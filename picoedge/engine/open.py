@@ -156,11 +156,13 @@ def open_session(
     load: LoadModel,
     prompt: Prompt | None = None,
     progress: Progress | None = None,
+    max_tokens: int | None = None,
 ) -> Session:
     """Load the model with `load`; the session for it.
 
-    `prompt`: the only one this session will answer. Where memory is short the tokenizer is then
-    dropped before the memory is planned, so the caller must not keep it, nor a Prompter.
+    `prompt`: the only one this session will answer, with at most `max_tokens` tokens. Where memory
+    is short its context is then no larger than both (on one board), and the tokenizer is dropped
+    before the memory is planned, so the caller must not keep it, nor a Prompter.
     Raises MemoryBudgetError before anything large is allocated, StorageError, MeshError.
     """
     from picoedge.engine.session import Session
@@ -171,6 +173,8 @@ def open_session(
     if prompt is not None and short:
         from picoedge.text.tokenizer.piece_table import PieceTable
 
+        if max_tokens is not None and options.cluster is None:
+            options = _for_one_answer(options, len(prompt.ids) + max_tokens)
         vocabulary = PieceTable(vocabulary, pack.config.vocab_size)
     if options.memory_bytes is not None:
         trim()
@@ -180,6 +184,16 @@ def open_session(
         session = Session(model, vocabulary, opened.sampling, name=pack.name)
         failing.pop_all()
     return session
+
+
+_CONTEXT_STEP = 64
+
+
+def _for_one_answer(options: OpenOptions, tokens: int) -> OpenOptions:
+    """A context for so many tokens, at most the one chosen."""
+    assert options.n_ctx is not None
+    needed = -(-(tokens + 1) // _CONTEXT_STEP) * _CONTEXT_STEP
+    return dataclasses.replace(options, n_ctx=min(options.n_ctx, needed))
 
 
 def load_model(

@@ -210,7 +210,7 @@ def test_a_context_larger_than_memory_is_refused_before_it_is_allocated(
 ) -> None:
     monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
     monkeypatch.setattr(Transformer, "__init__", must_not_run)
-    ran = run("generate", pack, "-p", "x", "-c", "512")
+    ran = run("generate", pack, "-p", "x", "-c", "512", "-n", "-1")
     assert ran.code == 1
     assert "40.9 MB of memory cannot hold the smallest window: " in ran.err
     assert "context of 512 tokens" in ran.err
@@ -220,22 +220,32 @@ def test_less_than_the_smallest_window_is_refused_with_figures(
     run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
     monkeypatch.setattr(Transformer, "__init__", must_not_run)
-    ran = run("generate", pack, "-p", "x", "--memory", "30M")
+    ran = run("generate", pack, "-p", "x", "-n", "-1", "--memory", "30M")
     assert ran.code == 1
     assert f"interpreter and tokenizer {small} MB + context of 512 tokens" in ran.err
     assert "(allow more with --memory, or take " in ran.err
     assert run("plan", pack, "--memory", "30M") == ran
 
 
+def test_one_answer_needs_room_for_its_own_tokens_alone(
+    run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """Where a conversation of the context asked for does not fit, a short answer does."""
+    monkeypatch.setattr(Transformer, "__init__", must_not_run)
+    answer = ["generate", pack, "-p", "x", "--raw", "-c", "512", "--memory", "30M"]
+    for n_tokens, context in (("-1", 512), ("40", 64), ("300", 320)):
+        assert f"+ context of {context} tokens " in run(*answer, "-n", n_tokens).err
+
+
 def test_what_does_not_fit_is_streamed_and_says_the_same(run: Run, pack: Path, small: int) -> None:
     args = ["generate", pack, "-p", "AB", "-n", "6", "--raw", "--json", *GREEDY]
     whole = json.loads(run(*args).out)
-    ran = run(*args, "--memory", f"{small + 2}M", "-v")
+    ran = run(*args, "--memory", f"{small + 1.5}M", "-v")
     report = json.loads(ran.out)
     assert report["tokens"] == whole["tokens"]
     assert whole["plan"] is None
     plan = report["plan"]
-    assert plan["total_mb"] <= plan["budget_mb"] == small + 2
+    assert plan["total_mb"] <= plan["budget_mb"] == small + 1.5
     assert plan["resident_mb"] == report["resident_mb"]
     assert plan["window_depth"] == report["window_depth"] >= 1
     assert plan["streamed_bytes_per_token"] > 0

@@ -157,6 +157,13 @@ class Session:
         self._interrupted = True
         self.chat.interrupt()
 
+    def interrupt_idle(self) -> None:
+        """Ctrl-C at the prompt; a person types on when the next prompt is there."""
+        since = len(self.chat.out.raw)
+        self.chat.interrupt()
+        if not self.chat.await_prompt(time.monotonic() + ANSWER_S, since):
+            self._fault("no prompt after Ctrl-C")
+
     def leave(self) -> None:
         """/bye, to begin again."""
         code = self.chat.leave()

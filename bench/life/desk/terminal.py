@@ -107,13 +107,15 @@ class Terminal:
         """Whether it has asked for a message."""
         return PROMPT.encode() in self.out.raw
 
-    def await_prompt(self, deadline: float) -> bool:
-        """Whether it asks for a message in time; False as well where it has ended."""
+    def await_prompt(self, deadline: float, since: int = 0) -> bool:
+        """Whether it asks for a message in time, after so many bytes of output; False as well
+        where it has ended.
+        """
 
         def shows(text: str) -> bool:
             return text.endswith(PROMPT) or not self.is_running
 
-        ready = self.out.wait(0, shows, deadline)
+        ready = self.out.wait(since, shows, deadline)
         return ready and self.is_running
 
     def first_answer(self) -> Shown:

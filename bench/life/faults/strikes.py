@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -127,8 +126,10 @@ def _clock(event: Event, life: Life) -> Undo:
 
 
 def _interrupt(event: Event, life: Life) -> Undo:
-    life.session.interrupt()
-    time.sleep(0.05)
+    if event.midway is None:
+        life.session.interrupt_idle()
+    else:
+        life.session.interrupt()
     return nothing
 
 

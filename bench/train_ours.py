@@ -28,6 +28,7 @@ from picoedge.kernels.sums import GradientSums
 from picoedge.kernels.training import NativeTrainingKernels, TrainingKernels
 from picoedge.train.state.layout import Layout
 from picoedge.train.step.batch import Batch
+from picoedge.train.step.blas import hold_blas_to_one_thread
 from picoedge.train.step.schedule import Schedule
 from picoedge.train.step.trainer import PlainSums, StepSettings, Sums, Trainer, TrainingState
 
@@ -44,6 +45,7 @@ def trainer_of(
     settings = StepSettings(
         *shape, schedule, clip=CLIP, betas=BETAS, epsilon=EPSILON, weight_decay=WEIGHT_DECAY
     )
+    hold_blas_to_one_thread()
     kind = "numpy" if mode == "numpy" else kernels
     built = load_training_library(kind) if library is None else ct.CDLL(library)
     sums: Sums = PlainSums(layout.length)

@@ -7,8 +7,8 @@
     losses = cross_entropy(head(norm(x)), targets)
 
 A `MicroBatch` is the memory of one thread. What is cheap to compute anew is not kept: outputs of
-norms, weights of the softmax, products of gates. Per token and layer 2 hidden + qkv + heads +
-gate_up floats are kept; with `recompute` only hidden, and each layer's forward pass runs twice.
+norms, weights of the softmax. Per token and layer 2 hidden + qkv + heads + gate_up + FFN floats
+are kept; with `recompute` only hidden, and each layer's forward pass runs twice.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class _Kept:
         self.qkv = np.empty((n, (heads + 2 * kv_heads) * dim), np.float32)
         self.heads = np.empty((n, heads * dim), np.float32)
         self.gate_up = np.empty((n, 2 * config.intermediate_size), np.float32)
+        self.product = np.empty((n, config.intermediate_size), np.float32)
         self.tops, self.scales = (np.empty(n * heads, np.float32) for _ in range(2))
         self.norm_scales = np.empty((2, n), np.float32)
         # Inputs of the norms that some architectures have besides.
@@ -185,10 +186,9 @@ class MicroBatch:
         self._normed, self._sums, self._dx, self._d = (
             np.empty((n, hidden), np.float32) for _ in range(4)
         )
-        self._product = np.empty((n, config.intermediate_size), np.float32)
-        self._d_product = np.empty_like(self._product)
-        self._dqkv, self._d_heads = (
-            np.empty_like(each) for each in (self._kept[0].qkv, self._kept[0].heads)
+        self._d_product, self._dqkv, self._d_heads = (
+            np.empty_like(each)
+            for each in (self._kept[0].product, self._kept[0].qkv, self._kept[0].heads)
         )
         self._final_scales = np.empty(n, np.float32)
         self._logits = np.empty((min(n, HEAD_ROWS), config.vocab_size), np.float32)
@@ -279,8 +279,8 @@ class MicroBatch:
         self._add(self._xs[i], 0, layer.post_attention_norm, kept, kept.middle)
         self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
         layer.gate_up.forward(kernels, self._normed, kept.gate_up)
-        kernels.gated(kept.gate_up, self._product, self._config.hidden_act)
-        layer.down.forward(kernels, self._product, self._sums)
+        kernels.gated(kept.gate_up, kept.product, self._config.hidden_act)
+        layer.down.forward(kernels, kept.product, self._sums)
         self._add(kept.middle, 1, layer.post_ffn_norm, kept, self._xs[i + 1])
 
     def _project(self, layer: Layer, kept: _Kept) -> None:
@@ -346,11 +346,9 @@ class MicroBatch:
     def _layer_vjp(self, i: int, kept: _Kept) -> None:
         """`_dx`: the gradient after the layer, then the one before it."""
         layer, kernels, x = self._parameters.layers[i], self._kernels, self._xs[i]
-        act = self._config.hidden_act
         d = self._sums_vjp(1, layer.post_ffn_norm, kept)
-        kernels.gated(kept.gate_up, self._product, act)
-        layer.down.vjp(kernels, self._product, d, self._d_product)
-        kernels.gated_vjp(kept.gate_up, self._d_product, act)
+        layer.down.vjp(kernels, kept.product, d, self._d_product)
+        kernels.gated_vjp(kept.gate_up, self._d_product, self._config.hidden_act)
         self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
         layer.gate_up.vjp(kernels, self._normed, kept.gate_up, self._d)
         self._norm_vjp(kept.middle, layer.pre_ffn_norm, kept.norm_scales[1], self._d, self._dx)

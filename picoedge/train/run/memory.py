@@ -60,7 +60,7 @@ def micro_batch_bytes(
     n, hidden, dim = sequences * length, config.hidden_size, config.head_dim
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     qkv, inner, layers = (heads + 2 * kv_heads) * dim, config.intermediate_size, 1
-    kept = hidden + qkv + heads * dim + 2 * inner + 2 * heads + 2  # values a token
+    kept = hidden + qkv + heads * dim + 3 * inner + 2 * heads + 2  # values a token
     if config.qk_norm:
         kept += (heads + kv_heads) * (dim + 1)
     if config.sandwich_norm:
@@ -68,7 +68,7 @@ def micro_batch_bytes(
     if not recompute:
         layers = config.num_hidden_layers
     residuals = (config.num_hidden_layers + 1) * hidden
-    scratch = 4 * hidden + 2 * inner + qkv + heads * dim + 1
+    scratch = 4 * hidden + inner + qkv + heads * dim + 1
     rope = 2 * length * dim  # two tables, cos and sin
     logits = min(n, HEAD_ROWS) * config.vocab_size
     return 4 * (n * (layers * kept + residuals + scratch) + rope + logits)

@@ -203,7 +203,7 @@ def _entropy(logits: F32, targets: I32, losses: F64, weight: np.float32) -> None
 
 def _sigmoid(gate: F32, activation: str) -> F32:
     """silu(x) = x sigmoid(x); the tanh form of gelu is x sigmoid(2 sqrt(2 / pi) (x + c x^3))."""
-    z = gate if activation == "silu" else gate * _GELU * (1 + _CUBE * gate * gate)
+    z: F32 = gate if activation == "silu" else gate * _GELU * (1 + _CUBE * gate * gate)
     out = np.negative(z)
     with np.errstate(over="ignore"):  # of infinity the result is 0, as it should be
         np.exp(out, out=out)
@@ -244,7 +244,7 @@ def _blocks(op: Attention) -> list[tuple[slice, slice]]:
 
 def _scores(op: Attention, q: F32, k: F32, rows: slice, seen: slice) -> F32:
     """Scaled scores [kv heads, group, rows, keys]; what is not seen has the least one."""
-    scores: F32 = (q * np.float32(op.shape.scale)) @ k.swapaxes(-1, -2)
+    scores: F32 = np.matmul(q * np.float32(op.shape.scale), k.swapaxes(-1, -2), dtype=np.float32)
     start = seen.start if op.shape.window else rows.start  # before it, all is seen
     query, key = np.arange(rows.start, rows.stop)[:, None], np.arange(start, seen.stop)
     hidden = key > query

@@ -21,7 +21,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = [f"picoedge/kernels/{name}.c" for name in ("native", "training")]
-HEADERS = [f"picoedge/kernels/{name}.h" for name in ("vector", "weights", "sgemm", "stacked")]
+HEADERS = [
+    f"picoedge/kernels/{name}.h"
+    for name in ("vector", "rounding", "weights", "sgemm", "stacked", "dense")
+]
 COMMON = [
     "-std=c11",
     "-O3",

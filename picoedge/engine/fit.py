@@ -90,7 +90,7 @@ def fit_model(
     it yet. Raises MemoryBudgetError, StorageError, UsageError.
     """
     load = load_of(pack, part or pack.all_shards, options)
-    if kernels.name == "numpy" or load.kv_bits == 32:  # NumPy multiplies f32 matrices
+    if kernels.name == "numpy" or load.kv_bits == 32:  # f32 inputs take more than int8 blocks
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes, lent_bytes)
     budget = Budget(total, fixed_bytes())

@@ -86,9 +86,9 @@ class Project:
     """out [N, sum of total_rows] = the source times each matrix (rows stacked), plus biases.
 
     A bias is f32 [total_rows]. Quantized matrices take activations in int8 blocks of 32 (scale
-    amax/127, rounded half to even); f32 matrices take f32. `out` may be some columns of a wider
-    array. `reuse_input`: the project before this one had the same tokens and source; its input is
-    reused, and x is not changed.
+    amax/127, rounded half to even); f32 matrices take f32, in the order of `sgemm.h`. `out` may be
+    some columns of a wider array. `reuse_input`: the project before this one had the same tokens
+    and source; its input is reused, and x is not changed.
     """
 
     source: Residual

@@ -5,6 +5,8 @@
  *
  *   vector.h      vectors of LANES floats, block dot products, exp: one implementation per level
  *   weights.h     formats, tiles, unpacking
+ *   dense.h       f32 matrices, in the order of sgemm.h
+ *   rounding.h    every task rounds to nearest, without flush to zero
  *   Threads       a pool that runs one task at a time
  *   Activations   rows of f32 quantized to int8 blocks of 32
  *   Tile product  one tile of 16 rows times 1, 2, 4 or 8 tokens
@@ -19,7 +21,7 @@
  * one output row (products) or one key (scores) or one dimension (values), and each lane's sums run
  * in one fixed order with explicit fused multiply-adds (-ffp-contract=off), so a result depends
  * neither on the level, nor on the number of threads, nor on how many tokens are computed together.
- * head_dim is a multiple of 16, widths are multiples of 32: native.py sees to that.
+ * head_dim is a multiple of 16, widths are multiples of 32 (f32: of 16): native.py sees to that.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -32,6 +34,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "dense.h"
+#include "rounding.h"
 #include "weights.h"
 
 #ifndef PICOEDGE_LEVEL
@@ -108,6 +112,7 @@ static unsigned await_round(pool_t *pool, unsigned seen) {
 static void *worker_main(void *arg) {
     const worker_t me = *(worker_t *)arg;
     free(arg);
+    round_nearest(); /* for good: the thread is ours */
     for (unsigned seen = 0;;) {
         seen = await_round(me.pool, seen);
         if (atomic_load(&me.pool->stop)) return NULL;
@@ -125,11 +130,7 @@ static void start_round(pool_t *pool) {
     }
 }
 
-static void pool_run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
-    if (pool->threads == 1 || total <= 1) {
-        if (total > 0) task(arg, 0, total, 0);
-        return;
-    }
+static void pool_run_all(pool_t *pool, task_fn *task, void *arg, int64_t total) {
     pool->task = task;
     pool->arg = arg;
     pool->total = total;
@@ -144,6 +145,13 @@ static void pool_run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
         if (i < 1000) relax();
         else sched_yield(); /* the other thread has lost its core: do not burn ours */
     }
+}
+
+static void pool_run(pool_t *pool, task_fn *task, void *arg, int64_t total) {
+    const rounding_t mode = round_nearest();
+    if (pool->threads > 1 && total > 1) pool_run_all(pool, task, arg, total);
+    else if (total > 0) task(arg, 0, total, 0);
+    round_as_before(mode);
 }
 
 API void pe_pool_close(pool_t *pool) {
@@ -183,6 +191,9 @@ API pool_t *pe_pool_open(int threads) {
 }
 
 API const char *pe_level(void) { return PICOEDGE_LEVEL; }
+
+/* Floats of a thread that products with f32 matrices need. */
+API int64_t pe_dense_scratch(void) { return DENSE_SCRATCH; }
 
 /* ---- Activations: int8 blocks of 32 ------------------------------------------------------------- */
 
@@ -353,13 +364,15 @@ typedef struct {
     const double *sums;    /* [N, width] to be added to it, or NULL */
     const float *post_norm; /* [width] norm of the sums first, or NULL */
     const float *norm;     /* [width] */
-    xblock *blocks;        /* [N, width / 32] scratch */
+    xblock *blocks;        /* [N, width / 32] scratch; NULL: no matrix is quantized */
+    float *plain;          /* [N, width] scratch; NULL: no matrix is F32 */
     float *scratch;        /* [threads, width] */
+    float *products;       /* [threads, DENSE_SCRATCH]; NULL: no matrix is F32 */
     float *out;            /* [N, out_stride] */
     const weights_t *weights;
     int64_t out_stride;
     int32_t n_weights, width;
-    int32_t reuse_input; /* `blocks` as the project before this one left them; x and sums are not read */
+    int32_t reuse_input; /* `blocks` and `plain` as the project before left them; x and sums are not read */
     float eps;
 } project_t;
 
@@ -390,8 +403,9 @@ static void norm_quantize_tokens(const project_t *op, int64_t from, int64_t to, 
             if (op->post_norm) rms_norm(scratch, op->post_norm, width, op->eps, scratch);
             for (int i = 0; i < width; i++) x[i] += scratch[i];
         }
-        rms_norm(x, op->norm, width, op->eps, scratch);
-        quantize(scratch, width / BLOCK, op->blocks + t * (width / BLOCK));
+        float *normed = op->plain ? op->plain + t * width : scratch;
+        rms_norm(x, op->norm, width, op->eps, normed);
+        if (op->blocks) quantize(normed, width / BLOCK, op->blocks + t * (width / BLOCK));
     }
 }
 
@@ -428,15 +442,36 @@ static void project_tiles(const project_call *call, const weights_t *w, int64_t 
     }
 }
 
+INLINE const float *dense_rows(const weights_t *w, int64_t shard, int64_t row) {
+    return (const float *)(w->data + shard * w->stride + w->quants) + row * w->cols;
+}
+
+static void project_dense(const project_call *call, const weights_t *w, int64_t from, int64_t to, int thread) {
+    const project_t *op = call->op;
+    const int64_t tiles = (w->rows + TILE - 1) / TILE, n = call->n - call->first;
+    while (from < to) {
+        const int64_t shard = from / tiles, row = from % tiles * TILE; /* then the rest of the shard at once */
+        const int64_t end = (shard + 1) * tiles < to ? (shard + 1) * tiles : to;
+        const int64_t last = (end - shard * tiles) * TILE, rows = (last < w->rows ? last : w->rows) - row;
+        float *out = op->out + w->out_offset + shard * w->rows + row;
+        dense_product(dense_rows(w, shard, row), rows, w->cols, op->plain + (int64_t)call->first * op->width, n,
+                      op->width, out, op->out_stride, op->products + (int64_t)thread * DENSE_SCRATCH);
+        const float *bias = w->bias ? w->bias + shard * w->rows + row : NULL;
+        for (int64_t t = 0; t < n && bias; t++)
+            for (int64_t r = 0; r < rows; r++) out[t * op->out_stride + r] += bias[r];
+        from = end;
+    }
+}
+
 INLINE int64_t tiles_of(const weights_t *w) { return (int64_t)w->count * ((w->rows + TILE - 1) / TILE); }
 
 static void project_task(void *arg, int64_t from, int64_t to, int thread) {
     const project_call *call = arg;
-    (void)thread;
     for (int i = 0; i < call->op->n_weights && to > 0; i++) {
         const weights_t *w = call->op->weights + i;
-        const int64_t tiles = tiles_of(w);
-        if (from < tiles) project_tiles(call, w, from, to < tiles ? to : tiles);
+        const int64_t tiles = tiles_of(w), end = to < tiles ? to : tiles;
+        if (from < tiles && w->format == F32) project_dense(call, w, from, end, thread);
+        else if (from < tiles) project_tiles(call, w, from, end);
         from = from > tiles ? from - tiles : 0;
         to -= tiles;
     }
@@ -449,7 +484,7 @@ API void pe_project(pool_t *pool, const project_t *op, int32_t n, int32_t first)
     const int blocks = op->width / BLOCK;
     if (!op->reuse_input) {
         pool_run(pool, norm_quantize_task, &call, n - first);
-        pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
+        if (op->blocks) pair_tokens(pool, op->blocks + (int64_t)first * blocks, n - first, blocks);
     }
     pool_run(pool, project_task, &call, tiles);
 }
@@ -460,8 +495,10 @@ enum { NO_ACTIVATION, SILU, GELU_TANH };
 
 typedef struct {
     const float *x;   /* [N, width] or, with an activation, [N, 2 * width] */
-    xblock *blocks;   /* [N, width / 32] scratch */
+    xblock *blocks;   /* [N, width / 32] scratch; NULL: the matrix is F32 */
+    float *plain;     /* [N, width] scratch; NULL: it is quantized */
     float *scratch;   /* [threads, width] */
+    float *products;  /* [threads, DENSE_SCRATCH]; NULL: it is quantized */
     double *sums;     /* [N, rows] */
     const weights_t *weights;
     int32_t activation, width, rows;
@@ -486,15 +523,15 @@ static void activate_quantize_task(void *arg, int64_t from, int64_t to, int thre
     const sum_call *call = arg;
     const project_sum_t *op = call->op;
     const int width = op->width, blocks = width / BLOCK;
-    float *scratch = op->scratch + (int64_t)thread * width;
     for (int64_t t = from; t < to; t++) {
         const float *x = op->x + t * width;
         if (op->activation) {
+            float *activated = op->plain ? op->plain + t * width : op->scratch + (int64_t)thread * width;
             x = op->x + 2 * t * width;
-            activate(op->activation, x, x + width, width, scratch);
-            x = scratch;
+            activate(op->activation, x, x + width, width, activated);
+            x = activated;
         }
-        quantize(x, blocks, op->blocks + t * blocks);
+        if (op->blocks) quantize(x, blocks, op->blocks + t * blocks);
     }
 }
 
@@ -527,9 +564,42 @@ static void sum_task(void *arg, int64_t from, int64_t to, int thread) {
     }
 }
 
+/* Rows from `row` on, DENSE_ROWS at most, of n tokens from `token` on, DENSE_TOKENS at most. */
+static void sum_dense(const sum_call *call, int64_t row, int64_t rows, int64_t token, int64_t n, float *scratch) {
+    const project_sum_t *op = call->op;
+    const weights_t *w = op->weights;
+    const float *x = (op->activation ? op->plain : op->x) + token * op->width;
+    float *partial = scratch + SGEMM_SCRATCH;
+    double *sums = op->sums + (call->first + token) * op->rows + row;
+    for (int64_t shard = 0; shard < w->count; shard++) {
+        dense_product(dense_rows(w, shard, row), rows, w->cols, x + shard * w->cols, n, op->width, partial,
+                      DENSE_ROWS, scratch);
+        for (int64_t t = 0; t < n; t++) {
+            if (!shard && !op->accumulate) memset(sums + t * op->rows, 0, (size_t)rows * sizeof(double));
+            add_rows(partial + t * DENSE_ROWS, (int)rows, sums + t * op->rows);
+        }
+    }
+}
+
+static void sum_dense_task(void *arg, int64_t from, int64_t to, int thread) {
+    const sum_call *call = arg;
+    const project_sum_t *op = call->op;
+    const int64_t end = to * TILE < op->rows ? to * TILE : op->rows;
+    float *scratch = op->products + (int64_t)thread * DENSE_SCRATCH;
+    for (int64_t token = 0; token < call->n; token += DENSE_TOKENS) {
+        const int64_t n = call->n - token < DENSE_TOKENS ? call->n - token : DENSE_TOKENS;
+        for (int64_t row = from * TILE; row < end; row += DENSE_ROWS)
+            sum_dense(call, row, end - row < DENSE_ROWS ? end - row : DENSE_ROWS, token, n, scratch);
+    }
+}
+
 API void pe_project_sum(pool_t *pool, const project_sum_t *op, int32_t n, int32_t first) {
     sum_call call = {op, first, n - first};
-    pool_run(pool, activate_quantize_task, &call, n - first);
+    if (op->activation || op->blocks) pool_run(pool, activate_quantize_task, &call, n - first);
+    if (op->weights->format == F32) {
+        pool_run(pool, sum_dense_task, &call, (op->rows + TILE - 1) / TILE);
+        return;
+    }
     pair_tokens(pool, op->blocks, n - first, op->width / BLOCK);
     pool_run(pool, sum_task, &call, (op->rows + TILE - 1) / TILE);
 }
@@ -673,6 +743,7 @@ API void pe_low_rank(pool_t *pool, const low_rank_t *op, int32_t n, int32_t firs
     for (int i = 0; i < op->n_parts; i++)
         work += (int64_t)op->parts[i].padded * op->parts[i].width + (int64_t)op->parts[i].rank * op->parts[i].rows;
     const int tiles = (op->columns + LR_TILE - 1) / LR_TILE;
+    const rounding_t mode = round_nearest(); /* of what is done without a task */
     for (int32_t at = first; at < n; at += LR_TOKENS) {
         low_rank_call call = {op, at, n - at < LR_TOKENS ? n - at : LR_TOKENS, first};
         const int64_t inputs = call.n, shrunk = (int64_t)call.n * op->n_parts, grown = (int64_t)call.n * tiles;
@@ -686,6 +757,7 @@ API void pe_low_rank(pool_t *pool, const low_rank_t *op, int32_t n, int32_t firs
         pool_run(pool, low_rank_shrink_task, &call, shrunk);
         pool_run(pool, low_rank_grow_task, &call, grown);
     }
+    round_as_before(mode);
 }
 
 /* ---- attend ---------------------------------------------------------------------------------------- */
@@ -694,13 +766,14 @@ typedef struct {
     float *qkv;             /* [N, (q_heads + 2 kv_heads) * head_dim]; q is rotated in place */
     const float *cos, *sin; /* [n_ctx, head_dim / 2] */
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
-    void *keys;             /* f16 or int8 [kv_heads, n_ctx / 16, head_dim, 16]: 16 keys side by side */
-    void *values;           /* f16 or int8 [kv_heads, n_ctx, head_dim] */
+    void *keys;             /* f32, f16 or int8 [kv_heads, n_ctx / 16, head_dim, 16]: 16 keys side by side */
+    void *values;           /* f32, f16 or int8 [kv_heads, n_ctx, head_dim] */
     uint16_t *key_scales;   /* of int8, B = ceil(head_dim / 32): f16 [kv_heads, n_ctx / 16, B, 16], or NULL */
     uint16_t *value_scales; /* f16 [kv_heads, n_ctx, B], or NULL */
     float *out;             /* [N, q_heads * head_dim] */
     int32_t q_heads, kv_heads, head_dim, n_ctx, window;
     float scale, eps;
+    int32_t bits;           /* of the cache: 32, 16 or 8 */
 } attend_t;
 
 typedef struct { const attend_t *op; int32_t n, position; float *scores; int64_t scores_stride; } attend_call;
@@ -765,6 +838,18 @@ static void append_f16(const attend_t *op, int head, int position, const float *
     }
 }
 
+static void append_f32(const attend_t *op, int head, int position, const float *k, const float *v) {
+    const int d = op->head_dim;
+    const vf most = vf_set1(3.4e38f), least = vf_set1(-3.4e38f); /* no infinity: see to_f16 */
+    float *key = (float *)op->keys + ((int64_t)head * op->n_ctx + position / KEYS * KEYS) * d + position % KEYS;
+    float *value = (float *)op->values + ((int64_t)head * op->n_ctx + position) * d, lane[LANES];
+    for (int i = 0; i < d; i += LANES) {
+        vf_store(lane, vf_min(vf_max(vf_load(k + i), least), most));
+        for (int j = 0; j < LANES; j++) key[(i + j) * KEYS] = lane[j];
+        vf_store(value + i, vf_min(vf_max(vf_load(v + i), least), most));
+    }
+}
+
 static void append_i8(const attend_t *op, int head, int position, const float *k, const float *v) {
     const int d = op->head_dim, blocks = scales_of(op), tile = position / KEYS * KEYS;
     int8_t *key = (int8_t *)op->keys + ((int64_t)head * op->n_ctx + tile) * d + position % KEYS;
@@ -784,6 +869,8 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
     const attend_call *call = arg;
     const attend_t *op = call->op;
     const int d = op->head_dim;
+    void (*append)(const attend_t *, int, int, const float *, const float *) =
+        op->bits == 32 ? append_f32 : op->bits == 8 ? append_i8 : append_f16;
     (void)thread;
     for (int64_t t = from; t < to; t++) {
         const int position = call->position + (int)t;
@@ -792,7 +879,7 @@ static void append_task(void *arg, int64_t from, int64_t to, int thread) {
         for (int h = 0; h < op->q_heads; h++) rotate(op, op->q_norm, position, op->scale, q + h * d);
         for (int h = 0; h < op->kv_heads; h++) {
             rotate(op, op->k_norm, position, 1.0f, k + h * d);
-            (op->key_scales ? append_i8 : append_f16)(op, h, position, k + h * d, v + h * d);
+            append(op, h, position, k + h * d, v + h * d);
         }
     }
 }
@@ -802,6 +889,7 @@ typedef struct { const void *at; const uint16_t *scales; int blocks; } stored_t;
 
 /* LANES elements from `i` on, as f32; 8-bit ones not yet multiplied by their scale. */
 INLINE vf stored_at(int bits, const stored_t *stored, int64_t i) {
+    if (bits == 32) return vf_load((const float *)stored->at + i);
     return bits == 16 ? vf_from_f16((const uint16_t *)stored->at + i) : vf_from_i8((const int8_t *)stored->at + i);
 }
 
@@ -928,6 +1016,7 @@ INLINE void attend_groups(int bits, const attend_call *call, int64_t from, int64
     }
 }
 
+static void attend_f32_task(void *arg, int64_t from, int64_t to, int thread) { attend_groups(32, arg, from, to, thread); }
 static void attend_f16_task(void *arg, int64_t from, int64_t to, int thread) { attend_groups(16, arg, from, to, thread); }
 static void attend_i8_task(void *arg, int64_t from, int64_t to, int thread) { attend_groups(8, arg, from, to, thread); }
 
@@ -945,7 +1034,8 @@ API int pe_attend(pool_t *pool, const attend_t *op, int32_t n, int32_t position)
     attend_call call = {op, n, position, pool->scores, stride};
     const int64_t pairs = (int64_t)n * (op->q_heads / op->kv_heads);
     pool_run(pool, append_task, &call, n);
-    pool_run(pool, op->key_scales ? attend_i8_task : attend_f16_task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
+    task_fn *task = op->bits == 32 ? attend_f32_task : op->bits == 8 ? attend_i8_task : attend_f16_task;
+    pool_run(pool, task, &call, op->kv_heads * ((pairs + QUERIES - 1) / QUERIES));
     return 0;
 }
 
@@ -1006,7 +1096,7 @@ API int pe_f48_decode(const uint8_t *body, int64_t count, int64_t exceptions, ui
 /* ---- ABI: what native.py checks ---------------------------------------------------------------------- */
 
 /* Raise it when the meaning of a field or function changes, but no layout does. */
-enum { ABI = 1 };
+enum { ABI = 2 };
 
 typedef struct { const char *name; int32_t offset, bytes; } field_t;
 #define STRUCT(S) {#S, 0, sizeof(S)}
@@ -1018,12 +1108,12 @@ static const field_t layout[] = {
     F(supermins), F(bias), F(count), F(rows), F(cols), F(format), F(superblock), F(out_offset),
 #undef F
 #define F(NAME) FIELD(project_t, NAME)
-    STRUCT(project_t), F(x), F(sums), F(post_norm), F(norm), F(blocks), F(scratch), F(out), F(weights),
-    F(out_stride), F(n_weights), F(width), F(reuse_input), F(eps),
+    STRUCT(project_t), F(x), F(sums), F(post_norm), F(norm), F(blocks), F(plain), F(scratch), F(products),
+    F(out), F(weights), F(out_stride), F(n_weights), F(width), F(reuse_input), F(eps),
 #undef F
 #define F(NAME) FIELD(project_sum_t, NAME)
-    STRUCT(project_sum_t), F(x), F(blocks), F(scratch), F(sums), F(weights), F(activation), F(width),
-    F(rows), F(accumulate),
+    STRUCT(project_sum_t), F(x), F(blocks), F(plain), F(scratch), F(products), F(sums), F(weights),
+    F(activation), F(width), F(rows), F(accumulate),
 #undef F
 #define F(NAME) FIELD(low_rank_part_t, NAME)
     STRUCT(low_rank_part_t), F(a), F(b), F(b_stride), F(column), F(width), F(rank), F(padded), F(rows),
@@ -1035,7 +1125,7 @@ static const field_t layout[] = {
 #undef F
 #define F(NAME) FIELD(attend_t, NAME)
     STRUCT(attend_t), F(qkv), F(cos), F(sin), F(q_norm), F(k_norm), F(keys), F(values), F(key_scales),
-    F(value_scales), F(out), F(q_heads), F(kv_heads), F(head_dim), F(n_ctx), F(window), F(scale), F(eps),
+    F(value_scales), F(out), F(q_heads), F(kv_heads), F(head_dim), F(n_ctx), F(window), F(scale), F(eps), F(bits),
 #undef F
 };
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cached_property, partial
 from itertools import count, takewhile, zip_longest
@@ -28,7 +28,7 @@ from picoedge.kernels.api import (
     ProjectSum,
 )
 from picoedge.kernels.arrays import F32, F64, Array
-from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS
+from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
 from picoedge.kernels.low_rank import (
     LOW_RANK_TOKENS,
     LowRankPartRecord,
@@ -38,7 +38,7 @@ from picoedge.kernels.low_rank import (
 from picoedge.kernels.reference.backend import NumpyKernels
 from picoedge.kernels.stacked import WeightsRecord, weight_records
 
-_ABI = 1  # of native.c
+_ABI = 2  # of native.c
 _XBLOCK_BYTES = 48
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 
@@ -50,7 +50,7 @@ def _fields(*kinds: tuple[type[Any], str]) -> list[tuple[str, type[Any]]]:
 
 class _Project(ct.Structure):
     _fields_ = _fields(
-        (c_void_p, "x sums post_norm norm blocks scratch out"),
+        (c_void_p, "x sums post_norm norm blocks plain scratch products out"),
         (POINTER(WeightsRecord), "weights"),
         (c_int64, "out_stride"),
         (c_int32, "n_weights width reuse_input"),
@@ -60,7 +60,7 @@ class _Project(ct.Structure):
 
 class _ProjectSum(ct.Structure):
     _fields_ = _fields(
-        (c_void_p, "x blocks scratch sums"),
+        (c_void_p, "x blocks plain scratch products sums"),
         (POINTER(WeightsRecord), "weights"),
         (c_int32, "activation width rows accumulate"),
     )
@@ -71,6 +71,7 @@ class _Attend(ct.Structure):
         (c_void_p, "qkv cos sin q_norm k_norm keys values key_scales value_scales out"),
         (c_int32, "q_heads kv_heads head_dim n_ctx window"),
         (c_float, "scale eps"),
+        (c_int32, "bits"),
     )
 
 
@@ -108,6 +109,7 @@ _STRUCTS: dict[str, type[ct.Structure]] = {
 # function -> its result and its arguments
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pe_level": (c_char_p,),
+    "pe_dense_scratch": (c_int64,),
     "pe_field": (POINTER(_Field), c_int),
     "pe_format": (POINTER(_Format), c_int),
     "pe_pool_open": (c_void_p, c_int),
@@ -173,14 +175,14 @@ def _records(function: Any) -> Iterator[Any]:
 class NativeKernels:
     """The `Kernels` protocol in C.
 
-    f32 matrices and caches, and head sizes not in 16s, go to the reference, which has a BLAS.
+    f32 matrices whose columns are not in 16s, and heads that are not, go to the reference.
     """
 
     def __init__(self, library: ct.CDLL, threads: int) -> None:
         self.threads = max(1, threads)
         self.name = f"native {library.pe_level().decode()}"
         self._lib = library
-        self._scratch: dict[tuple[str, int, int], dict[str, Array]] = {}
+        self._scratch: dict[tuple[str, int, int], Array] = {}
         self._pool: int | None = library.pe_pool_open(self.threads)
         if not self._pool:
             raise MemoryBudgetError(f"cannot start {threads} threads", "use fewer: -t 1")
@@ -198,10 +200,10 @@ class NativeKernels:
 
     def project(self, op: Project) -> BoundProduct:
         """See `Kernels.project`."""
-        if any(w.spec.format.bits == 32 for w in op.weights):
-            return self._reference.project(op)
         source, weights, out = op.source, op.weights, op.out
         n, width = source.x.shape
+        if width % TILE_ROWS:
+            return self._reference.project(op)
         _check_lengths(width, source.norm, source.post_norm)
         assert source.sums is None or source.sums.shape == source.x.shape
         assert all(w.spec.cols == width for w in weights)
@@ -210,7 +212,7 @@ class NativeKernels:
         matrices = weight_records(weights, op.biases)
         record = _Project(
             **_addresses(source, "x", "sums", "post_norm", "norm"),
-            **self._scratch_for("project", n, width),
+            **self._scratch_for("project", n, width, weights),
             out=out.ctypes.data,
             weights=matrices,
             out_stride=out.strides[0] // out.itemsize,
@@ -225,7 +227,7 @@ class NativeKernels:
     def attend(self, op: Attend) -> BoundAttend:
         """See `Kernels.attend`."""
         shape, cache, (cos, sin) = op.shape, op.cache, op.rope
-        if cache.keys.dtype == np.float32 or shape.head_dim % TILE_ROWS:
+        if shape.head_dim % TILE_ROWS:
             return self._reference.attend(op)
         q_norm, k_norm = op.norms if op.norms is not None else (None, None)
         _check_lengths(shape.head_dim, q_norm, k_norm)
@@ -242,6 +244,7 @@ class NativeKernels:
             k_norm=_address(k_norm),
             n_ctx=cache.n_ctx,
             eps=op.eps,
+            bits=8 * cache.keys.itemsize,
         )
         call, address, kernels = self._lib.pe_attend, ct.addressof(record), self
 
@@ -260,7 +263,7 @@ class NativeKernels:
         x, weights = op.x, op.weights
         if weights is None:
             return partial(_no_sums, op.sums)
-        if weights.spec.format.bits == 32:
+        if weights.spec.cols % TILE_ROWS:
             return self._reference.project_sum(op)
         n, width = x.shape[0], weights.total_cols
         assert x.shape[1] == (width if op.activation is None else 2 * width)
@@ -268,7 +271,7 @@ class NativeKernels:
         matrices = weight_records([weights], [None])
         record = _ProjectSum(
             **_addresses(op, "x", "sums"),
-            **self._scratch_for("project_sum", n, width),
+            **self._scratch_for("project_sum", n, width, [weights]),
             weights=matrices,
             activation=_ACTIVATIONS[op.activation],
             width=width,
@@ -283,10 +286,8 @@ class NativeKernels:
         if op.width % LOW_RANK_STEP:
             return self._reference.low_rank(op)
         record, most = low_rank_record(op), len(op.x)
-        key = "low_rank", LOW_RANK_TOKENS, int(record.width + record.padded)
-        if key not in self._scratch:
-            self._scratch[key] = {"scratch": np.empty(key[1:], np.float32)}
-        record.scratch = _address(self._scratch[key]["scratch"])
+        width = int(record.width + record.padded)
+        record.scratch = self._buffer("low_rank", LOW_RANK_TOKENS, width, np.float32)
         return self._bound(self._lib.pe_low_rank, (record, op), most, most)
 
     def _bound(self, call: Any, keep: tuple[Any, ...], most: int, rows: int) -> BoundProduct:
@@ -300,18 +301,36 @@ class NativeKernels:
 
         return product
 
-    def _scratch_for(self, use: str, n: int, width: int) -> dict[str, int | None]:
-        """Addresses of int8 blocks for n rows, and of one f32 row a thread; kept by these kernels.
+    def _scratch_for(
+        self, use: str, n: int, width: int, weights: Sequence[Weights]
+    ) -> dict[str, int | None]:
+        """Addresses of the buffers for n rows of input, of which these kernels keep one each.
 
-        Shared, as operations run one at a time. `project` and `project_sum` have blocks of their
-        own: several projects may reuse one input.
+        `blocks`: int8 blocks, for quantized matrices, and `plain`: f32 rows, for f32 ones;
+        `scratch`: one f32 row a thread, and `products`: a thread's own, for f32 matrices. Shared,
+        as operations run one at a time. `project` and `project_sum` have inputs of their own:
+        several projects may reuse one.
         """
-        if (use, n, width) not in self._scratch:
-            self._scratch[use, n, width] = {
-                "blocks": np.empty(n * (width // BLOCK_COLS) * _XBLOCK_BYTES, np.uint8),
-                "scratch": np.empty((self.threads, width), np.float32),
-            }
-        return {name: _address(array) for name, array in self._scratch[use, n, width].items()}
+        is_dense = any(w.spec.format.bits == 32 for w in weights)
+        is_quantized = any(w.spec.format.bits < 32 for w in weights)
+        room = self._buffer
+        return {
+            "scratch": room("scratch", self.threads, width, np.float32),
+            "blocks": room(use, n, width // BLOCK_COLS * _XBLOCK_BYTES, np.uint8)
+            if is_quantized
+            else None,
+            "plain": room(f"{use} f32", n, width, np.float32) if is_dense else None,
+            "products": room("products", self.threads, self._lib.pe_dense_scratch(), np.float32)
+            if is_dense
+            else None,
+        }
+
+    def _buffer(self, use: str, rows: int, width: int, dtype: type[np.generic]) -> int | None:
+        """Address of a buffer [rows, width] for this use; its pages take memory when written to."""
+        key = use, rows, width
+        if key not in self._scratch:
+            self._scratch[key] = np.empty((rows, width), dtype)
+        return _address(self._scratch[key])
 
     def close(self) -> None:
         """Stop the threads. Operations bound before must not be called after it."""

@@ -2,7 +2,7 @@
  *
  *   sgemm.h       matrix products of one fixed order
  *   stacked.h     the same of packed matrices, which become floats panel by panel
- *   Rounding      every call sets round to nearest and no flush to zero, and restores what was
+ *   rounding.h    every call rounds to nearest, without flush to zero, and restores what was
  *   Norm          RMS norm with the residual's sum, and its vjp
  *   Rotary        in place; the vjp is the rotation back
  *   Attention     causal, grouped queries, sliding window: blocks of 64 queries against earlier keys
@@ -21,38 +21,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "rounding.h"
 #include "sgemm.h"
 #include "stacked.h"
 
 #define API __attribute__((visibility("default")))
-
-/* ---- Rounding ---------------------------------------------------------------------------------- */
-
-/* A library built with -ffast-math sets flush-to-zero for its whole process. */
-#if defined(__SSE__) || defined(__x86_64__)
-#include <xmmintrin.h>
-typedef unsigned rounding_t;
-INLINE rounding_t round_nearest(void) {
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* all exceptions masked, to nearest, subnormals kept */
-    return before;
-}
-INLINE void round_as_before(rounding_t before) { _mm_setcsr(before); }
-#elif defined(__aarch64__)
-typedef uint64_t rounding_t;
-INLINE rounding_t round_nearest(void) {
-    uint64_t before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
-    return before;
-}
-INLINE void round_as_before(rounding_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
-#else
-typedef int rounding_t;
-INLINE rounding_t round_nearest(void) { return 0; }
-INLINE void round_as_before(rounding_t before) { (void)before; }
-#endif
-#define ROUNDED(statement) do { const rounding_t mode = round_nearest(); statement; round_as_before(mode); } while (0)
 
 /* Sixteen lanes from element `j` on. */
 #define EACH_PART(p) for (int p = 0; p < PARTS; p++)

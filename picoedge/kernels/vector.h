@@ -24,6 +24,22 @@ typedef __m512i vi, wv;
 INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
 INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+/* Four columns from `at` on of LANES rows, `row` floats apart: out[c] has a lane a row. */
+INLINE void vf_columns4(const float *at, int64_t row, vf out[4]) {
+    vf quad[4]; /* of rows r, r + 4, r + 8, r + 12 */
+    for (int r = 0; r < 4; r++, at += row) {
+        quad[r] = _mm512_castps128_ps512(_mm_loadu_ps(at));
+        quad[r] = _mm512_insertf32x4(quad[r], _mm_loadu_ps(at + 4 * row), 1);
+        quad[r] = _mm512_insertf32x4(quad[r], _mm_loadu_ps(at + 8 * row), 2);
+        quad[r] = _mm512_insertf32x4(quad[r], _mm_loadu_ps(at + 12 * row), 3);
+    }
+    const vf a = _mm512_unpacklo_ps(quad[0], quad[1]), b = _mm512_unpackhi_ps(quad[0], quad[1]);
+    const vf c = _mm512_unpacklo_ps(quad[2], quad[3]), d = _mm512_unpackhi_ps(quad[2], quad[3]);
+    out[0] = _mm512_shuffle_ps(a, c, 0x44);
+    out[1] = _mm512_shuffle_ps(a, c, 0xee);
+    out[2] = _mm512_shuffle_ps(b, d, 0x44);
+    out[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -81,6 +97,17 @@ typedef __m256i vi, wv;
 INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE void vf_columns4(const float *at, int64_t row, vf out[4]) {
+    vf quad[4]; /* of rows r and r + 4 */
+    for (int r = 0; r < 4; r++, at += row)
+        quad[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), _mm_loadu_ps(at + 4 * row), 1);
+    const vf a = _mm256_unpacklo_ps(quad[0], quad[1]), b = _mm256_unpackhi_ps(quad[0], quad[1]);
+    const vf c = _mm256_unpacklo_ps(quad[2], quad[3]), d = _mm256_unpackhi_ps(quad[2], quad[3]);
+    out[0] = _mm256_shuffle_ps(a, c, 0x44);
+    out[1] = _mm256_shuffle_ps(a, c, 0xee);
+    out[2] = _mm256_shuffle_ps(b, d, 0x44);
+    out[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -174,6 +201,18 @@ typedef uint8x16_t wv;
 INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
 INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
+INLINE vf pair64(float32x4_t a, float32x4_t b, int high) {
+    const float64x2_t x = vreinterpretq_f64_f32(a), y = vreinterpretq_f64_f32(b);
+    return vreinterpretq_f32_f64(high ? vzip2q_f64(x, y) : vzip1q_f64(x, y));
+}
+INLINE void vf_columns4(const float *at, int64_t row, vf out[4]) {
+    const vf r0 = vf_load(at), r1 = vf_load(at + row), r2 = vf_load(at + 2 * row), r3 = vf_load(at + 3 * row);
+    const vf a = vzip1q_f32(r0, r1), b = vzip2q_f32(r0, r1), c = vzip1q_f32(r2, r3), d = vzip2q_f32(r2, r3);
+    out[0] = pair64(a, c, 0);
+    out[1] = pair64(a, c, 1);
+    out[2] = pair64(b, d, 0);
+    out[3] = pair64(b, d, 1);
+}
 INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
@@ -323,6 +362,10 @@ INLINE uint16_t f32_to_f16(float f) { /* round half to even */
 INLINE vf vf_set1(float x) { EACH(vf, x); }
 INLINE vf vf_load(const float *p) { EACH(vf, p[i]); }
 INLINE void vf_store(float *p, vf x) { memcpy(p, x.a, sizeof x.a); }
+INLINE void vf_columns4(const float *at, int64_t row, vf out[4]) {
+    for (int c = 0; c < 4; c++)
+        for (int i = 0; i < LANES; i++) out[c].a[i] = at[i * row + c];
+}
 INLINE vf vf_add(vf x, vf y) { EACH(vf, x.a[i] + y.a[i]); }
 INLINE vf vf_sub(vf x, vf y) { EACH(vf, x.a[i] - y.a[i]); }
 INLINE vf vf_mul(vf x, vf y) { EACH(vf, x.a[i] * y.a[i]); }

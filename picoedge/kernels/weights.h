@@ -8,7 +8,7 @@
 #include "vector.h"
 
 /* The formats of kernels/blocks.py, by Format.code (checked when the library is loaded). */
-enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS };
+enum { Q4, Q4M, Q4K, Q5, Q5M, Q5K, Q6, Q6K, Q8, N_FORMATS, F32 = N_FORMATS };
 
 typedef struct {
     const char *name;
@@ -32,7 +32,7 @@ static const format_t formats[N_FORMATS] = {
 typedef struct {
     const uint8_t *data; /* shard i starts at data + i * stride */
     int64_t stride;
-    int64_t quants, highs, scales, mins, superscales, supermins; /* planes, from a shard's start */
+    int64_t quants, highs, scales, mins, superscales, supermins; /* planes, from a shard's start; F32: values */
     const float *bias;                                           /* [count * rows], or NULL */
     int32_t count, rows, cols, format, superblock, out_offset;
 } weights_t;

@@ -4,6 +4,7 @@ enum { POSITIONS = 45, CONTEXT = 48 };
 typedef struct { const char *name; int bits, q_heads, kv_heads, head_dim, window, norms; } heads_t;
 static const heads_t shapes[] = {
     {"9/3x64", 16, 9, 3, 64, 0, 0}, {"4/1x96w20", 16, 4, 1, 96, 20, 1}, {"5/5x16", 16, 5, 5, 16, 0, 1},
+    {"9/3x64-f32", 32, 9, 3, 64, 0, 0}, {"4/1x96w20-f32", 32, 4, 1, 96, 20, 1}, {"5/5x16-f32", 32, 5, 5, 16, 0, 1},
     {"9/3x64-8bit", 8, 9, 3, 64, 0, 0}, {"4/1x96w20-8bit", 8, 4, 1, 96, 20, 1},
     {"5/5x16-8bit", 8, 5, 5, 16, 0, 1}, {"7/1x48-8bit", 8, 7, 1, 48, 0, 0},
 };
@@ -13,7 +14,7 @@ static int row_of(const attend_t *op) { return (op->q_heads + 2 * op->kv_heads) 
 static void attend_chunks(report_t *report, pool_t *pool, const attend_t *op, const float *qkv, int chunk,
                           float *out) {
     const int row = row_of(op);
-    memset(op->keys, 0, (op->key_scales ? 1 : 2) * (size_t)(op->kv_heads * CONTEXT * op->head_dim));
+    memset(op->keys, 0, (size_t)(op->bits / 8 * op->kv_heads * CONTEXT * op->head_dim));
     memcpy(op->qkv, qkv, sizeof(float) * (size_t)(POSITIONS * row));
     for (int t = 0; t < POSITIONS; t += chunk) {
         attend_t part = *op;
@@ -23,10 +24,11 @@ static void attend_chunks(report_t *report, pool_t *pool, const attend_t *op, co
     }
 }
 
-/* One head's numbers in the cache are within half a step; `scales` 0: in f16. */
-static void check_stored(report_t *report, const double *got, const double *want, const double *scales, int d) {
+/* One head's numbers in the cache are within half a step; `scales` 0: in f16 or f32. */
+static void check_stored(report_t *report, const double *got, const double *want, const double *scales, int d, int bits) {
     for (int i = 0; i < d; i++) {
-        const double error = scales[i] ? scales[i] * (0.5 + 1e-5) : 0x1p-25 + fabs(want[i]) * 0x1.01p-11;
+        const double half = bits == 32 ? 0 : 0x1p-25 + fabs(want[i]) * 0x1.01p-11;
+        const double error = scales[i] ? scales[i] * (0.5 + 1e-5) : half;
         expect_close(report, got[i], want[i], 1e-6 + error, "cache");
     }
     for (int first = 0; scales[0] && first < d; first += BLOCK) {
@@ -48,8 +50,8 @@ static void check_cache(report_t *report, const attend_t *op, const float *k, in
             key_scales[i] = key_scale_at(op, kv, position, i);
             value_scales[i] = value_scale_at(op, kv, position, i);
         }
-        check_stored(report, stored_key, key, key_scales, d);
-        check_stored(report, stored_value, value, value_scales, d);
+        check_stored(report, stored_key, key, key_scales, d, op->bits);
+        check_stored(report, stored_value, value, value_scales, d, op->bits);
     }
 }
 
@@ -84,11 +86,12 @@ static void test_attend(report_t *report, pool_t *const *pools, const heads_t *s
     float *norms = draw_rows(2, d, 12);
     attend_t op = {
         .cos = rope, .sin = rope + CONTEXT * d / 2, .q_norm = shape->norms ? norms : NULL,
-        .k_norm = shape->norms ? norms + d : NULL, .keys = room(2 * (size_t)kv), .values = room(2 * (size_t)kv),
+        .k_norm = shape->norms ? norms + d : NULL, .keys = room(4 * (size_t)kv), .values = room(4 * (size_t)kv),
         .key_scales = shape->bits == 8 ? room(2 * (size_t)kv) : NULL,
         .value_scales = shape->bits == 8 ? room(2 * (size_t)kv) : NULL,
         .out = room(sizeof(float) * (size_t)outs), .q_heads = shape->q_heads, .kv_heads = shape->kv_heads,
         .head_dim = d, .n_ctx = CONTEXT, .window = shape->window, .scale = 0.125f, .eps = 1e-6f,
+        .bits = shape->bits,
     };
     op.qkv = room(sizeof(float) * (size_t)(POSITIONS * row_of(&op)));
     float *qkv = room(sizeof(float) * (size_t)(POSITIONS * row_of(&op)));
@@ -102,6 +105,8 @@ static void test_attend(report_t *report, pool_t *const *pools, const heads_t *s
             attend_chunks(report, pools[p], &op, qkv, sizes[c], again);
             expect_same(report, again, op.out, sizeof(float) * (size_t)outs, "attend, other threads and chunks");
         }
+        DISTURBED(attend_chunks(report, pools[p], &op, qkv, 7, again));
+        expect_same(report, again, op.out, sizeof(float) * (size_t)outs, "attend, in another mode");
     }
     void *owned[] = {rope, again, norms, op.keys, op.values, op.key_scales, op.value_scales, op.out, op.qkv, qkv};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);

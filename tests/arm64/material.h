@@ -1,30 +1,10 @@
-/* What the self-test works on: numbers from one integer generator, so that every machine has the same. */
+/* What the self-test of inference works on. */
+#include "numbers.h"
 
-typedef struct { uint64_t hash; long failures; } report_t;
-
-static uint32_t draw(uint32_t *seed) { /* xorshift */
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 17;
-    *seed ^= *seed << 5;
-    return *seed;
-}
-
-/* Uniform in -1 .. 1, the same bits everywhere. */
-static float draw_float(uint32_t *seed) { return (float)((int32_t)draw(seed) >> 8) * 0x1p-23f; }
-
-/* Mostly 2^-11 .. 2^-6 and either sign; one in sixteen is subnormal or zero. */
-static uint16_t draw_f16(uint32_t *seed) {
-    const uint32_t bits = draw(seed);
-    const uint32_t exponent = bits % 16 ? 4 + (bits >> 4) % 6 : 0;
-    const uint32_t mantissa = bits % 64 ? bits >> 8 & 0x3ff : 0;
-    return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)(exponent << 10 | mantissa);
-}
-
-static void *room(size_t bytes) {
-    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!memory) abort();
-    memset(memory, 0, (bytes + 63) / 64 * 64);
-    return memory;
+static void expect_close(report_t *report, double got, double want, double tolerance, const char *what) {
+    char detail[96];
+    snprintf(detail, sizeof detail, "%.9g, not %.9g +- %.3g", got, want, tolerance);
+    expect(report, fabs(got - want) <= tolerance, what, detail);
 }
 
 /* Rows of `width` floats; a block of zeros, one of tiny and one of large numbers in each row. */
@@ -38,6 +18,14 @@ static float *draw_rows(int rows, int width, uint32_t seed) {
         }
     }
     return x;
+}
+
+/* Mostly 2^-11 .. 2^-6 and either sign; one in sixteen is subnormal or zero. */
+static uint16_t draw_f16(uint32_t *seed) {
+    const uint32_t bits = draw(seed);
+    const uint32_t exponent = bits % 16 ? 4 + (bits >> 4) % 6 : 0;
+    const uint32_t mantissa = bits % 64 ? bits >> 8 & 0x3ff : 0;
+    return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)(exponent << 10 | mantissa);
 }
 
 static double *draw_sums(int rows, int width, uint32_t seed) {
@@ -89,25 +77,4 @@ static weights_t draw_weights(int format, int rows, int cols, int count, uint32_
     }
     w.data = data;
     return w;
-}
-
-/* ---- Reports --------------------------------------------------------------------------------------- */
-
-static void add_to_hash(report_t *report, const void *bytes, size_t size) { /* FNV-1a */
-    for (const uint8_t *p = bytes; size--; p++) report->hash = (report->hash ^ *p) * 0x100000001b3u;
-}
-
-static void expect(report_t *report, int good, const char *what, const char *detail) {
-    if (good) return;
-    if (report->failures++ < 5) fprintf(stderr, "%s: %s\n", what, detail);
-}
-
-static void expect_same(report_t *report, const void *a, const void *b, size_t size, const char *what) {
-    expect(report, !memcmp(a, b, size), what, "other bits");
-}
-
-static void expect_close(report_t *report, double got, double want, double tolerance, const char *what) {
-    char detail[96];
-    snprintf(detail, sizeof detail, "%.9g, not %.9g +- %.3g", got, want, tolerance);
-    expect(report, fabs(got - want) <= tolerance, what, detail);
 }

@@ -72,6 +72,8 @@ static void vary_project(report_t *report, pool_t *const *pools, const project_t
             project_chunks(pools[p], &again, x, chunks[c]);
             expect_same(report, out, op->out, sizeof out, "project, other threads and chunks");
         }
+        DISTURBED(project_chunks(pools[p], &again, x, TOKENS));
+        expect_same(report, out, op->out, sizeof out, "project, in another mode");
         const int first = 5;
         memcpy(op->x, x, sizeof(float) * TOKENS * HIDDEN);
         pe_project(pools[p], &again, TOKENS, first);
@@ -178,6 +180,8 @@ static void test_project_sum(report_t *report, pool_t *const *pools, int format,
             sum_chunks(pools[p], &other, chunks[c]);
             expect_same(report, again, op.sums, sizeof again, "project_sum, other threads and chunks");
         }
+        DISTURBED(sum_chunks(pools[p], &other, TOKENS));
+        expect_same(report, again, op.sums, sizeof again, "project_sum, in another mode");
     }
     sum_shards(report, pools[2], &op);
     const void *owned[] = {w.data, op.x, op.blocks, op.scratch, op.sums};

@@ -125,13 +125,13 @@ static double value_scale_at(const attend_t *op, int kv, int t, int i) {
 static double key_at(const attend_t *op, int kv, int t, int i) {
     const int64_t at = ((int64_t)kv * op->n_ctx + t / KEYS * KEYS) * op->head_dim + i * KEYS + t % KEYS;
     if (op->key_scales) return ((const int8_t *)op->keys)[at] * key_scale_at(op, kv, t, i);
-    return f16_value(op->keys, at);
+    return op->bits == 32 ? ((const float *)op->keys)[at] : f16_value(op->keys, at);
 }
 
 static double value_at(const attend_t *op, int kv, int t, int i) {
     const int64_t at = ((int64_t)kv * op->n_ctx + t) * op->head_dim + i;
     if (op->value_scales) return ((const int8_t *)op->values)[at] * value_scale_at(op, kv, t, i);
-    return f16_value(op->values, at);
+    return op->bits == 32 ? ((const float *)op->values)[at] : f16_value(op->values, at);
 }
 
 /* One head of one token over the cache as it is. */

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the kernels' self-test at every level, runs each on a processor of its kind (aarch64 under
-# qemu) and compares the bits of all results with the portable build's. Warnings are errors.
+# Builds the kernels' self-tests, of inference and of training, at every level, runs each on a processor
+# of its kind (aarch64 under qemu) and compares the bits of all results with the portable build's.
+# Warnings are errors.
 # Needs gcc, gcc-aarch64-linux-gnu and qemu-user-static.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,12 +19,13 @@ done
 common=$(sed -n '/^COMMON = \[/,/^]/s/^ *"\(-[^"]*\)".*/\1/p' setup.py | grep -vxe -shared -e -fPIC)
 level_flags() { sed -n "s/^ *\"$1\": \"\(-[^\"]*\)\",\$/\1/p; s/^${1^^} = \"\(-[^\"]*\)\"\$/\1/p" setup.py; }
 
-# build NAME COMPILER FLAGS...
+# build NAME COMPILER FLAGS...: names that begin with training- are of the kernels of training
 build() {
-    local name=$1 compiler=$2
+    local name=$1 compiler=$2 program=selftest
     shift 2
+    [[ $name != training-* ]] || program=training
     # shellcheck disable=SC2086
-    "$compiler" $common -Wall -Wextra -Werror "$@" tests/arm64/selftest.c -o "$work/$name" -lm
+    "$compiler" $common -Wall -Wextra -Werror "$@" "tests/arm64/$program.c" -o "$work/$name" -lm
 }
 
 # check NAME RUNNER COMPILER FLAGS...: builds and runs, two at a time; RUNNER "-" only builds
@@ -42,7 +44,7 @@ check() {
 check_level() {
     local name=$1 runner=$2 flags
     shift 2
-    flags=$(level_flags "$name")
+    flags=$(level_flags "${name#training-}")
     [ -n "$flags" ] || { echo "setup.py has no flags for $name" >&2; exit 3; }
     # shellcheck disable=SC2086
     check "$name" "$runner" "$@" $flags
@@ -64,8 +66,15 @@ check portable-sanitized "$still" gcc $calls $sanitize=address,undefined
 check_level neon "qemu-aarch64-static -cpu cortex-a72" aarch64-linux-gnu-gcc -static
 check_level dotprod "qemu-aarch64-static -cpu neoverse-n1" aarch64-linux-gnu-gcc -static
 check_level i8mm "qemu-aarch64-static -cpu max" aarch64-linux-gnu-gcc -static
+# f32 has no level of its own beyond neon, which the other two compile to the same instructions.
+names+=(training-portable training-portable-sanitized training-neon training-i8mm)
+check training-portable env gcc
+# shellcheck disable=SC2086
+check training-portable-sanitized "$still" gcc $calls $sanitize=address,undefined
+check_level training-neon "qemu-aarch64-static -cpu cortex-a72" aarch64-linux-gnu-gcc -static
+check_level training-i8mm "qemu-aarch64-static -cpu max" aarch64-linux-gnu-gcc -static
 if [ "$(uname -m)" = x86_64 ]; then
-    names+=(avx2 avx2-sanitized avx2-threads avxvnni avx512)
+    names+=(avx2 avx2-sanitized avx2-threads avxvnni avx512 training-avx2 training-avx512)
     check_level avx2 "$(has avx2 env)" gcc
     # shellcheck disable=SC2046,SC2086
     check avx2-sanitized "$(has avx2 "$still")" gcc $(level_flags avx2) -O1 $sanitize=address,undefined
@@ -73,16 +82,19 @@ if [ "$(uname -m)" = x86_64 ]; then
     check avx2-threads "$(has avx2 "$still")" gcc $(level_flags avx2) -O1 $sanitize=thread
     check_level avxvnni "$(has avx_vnni env)" gcc
     check_level avx512 "$(has avx512_vnni env)" gcc
+    check_level training-avx2 "$(has avx2 env)" gcc
+    check_level training-avx512 "$(has avx512f env)" gcc
 fi
 wait
 
 passed=0 failed=0
 for name in "${names[@]}"; do
-    verdict=FAILED
+    verdict=FAILED measure=portable
+    [[ $name != training-* ]] || measure=training-portable
     if [ -e "$work/$name.good" ]; then
         if [ ! -e "$work/$name.out" ]; then
             verdict="compiles (this processor cannot run it)"
-        elif cmp -s "$work/portable.out" "$work/$name.out"; then
+        elif cmp -s "$work/$measure.out" "$work/$name.out"; then
             verdict="$(wc -l <"$work/$name.out") results, the same bits"
         fi
     fi
@@ -90,7 +102,7 @@ for name in "${names[@]}"; do
     if [ "$verdict" = FAILED ]; then
         failed=$((failed + 1))
         head -n 20 "$work/$name.err" >&2
-        [ ! -e "$work/$name.out" ] || diff "$work/portable.out" "$work/$name.out" >&2 || true
+        [ ! -e "$work/$name.out" ] || diff "$work/$measure.out" "$work/$name.out" >&2 || true
     else
         passed=$((passed + 1))
     fi

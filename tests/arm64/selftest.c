@@ -3,8 +3,6 @@
  * bits for each, which must be that of every other level: tests/arm64/run.sh compares them. */
 #include "../../picoedge/kernels/native.c"
 
-#include <stdio.h>
-
 enum { POOLS = 3 };
 static int least(int a, int b) { return a < b ? a : b; }
 
@@ -14,6 +12,7 @@ static int least(int a, int b) { return a < b ? a : b; }
 #include "attention.h"
 #include "layer.h"
 #include "projections.h"
+#include "dense.h"
 
 static long finish(const char *operation, const char *name, report_t report) {
     printf("%s %s %016llx\n", operation, name, (unsigned long long)report.hash);
@@ -35,6 +34,11 @@ int main(void) {
         failures += finish("project", formats[format].name, project);
         failures += finish("project_sum", formats[format].name, sum);
     }
+    report_t project = empty, sum = empty;
+    test_dense_project(&project, pools);
+    test_dense_sum(&sum, pools);
+    failures += finish("project", "f32", project);
+    failures += finish("project_sum", "f32", sum);
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         report_t attend = empty;
         test_attend(&attend, pools, shapes + s);

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import shelf_models
 from cluster_boards import ClusterOf, cluster_of, last_json
+from trained_packs import trained_pack
 
 from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
 from picoedge.engine.open import load_model
@@ -35,8 +36,14 @@ Run = tuple[list[int], np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def packs(smollm2_pack: Path, gemma_pack: Path) -> dict[str, Pack]:
-    return {"smollm2": Pack.open(smollm2_pack), "gemma": Pack.open(gemma_pack)}
+def packs(
+    smollm2_pack: Path, gemma_pack: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Pack]:
+    """Real models, and one in f32 as training begins with it."""
+    trained = trained_pack(tmp_path_factory.mktemp("trained"))
+    return {
+        "smollm2": Pack.open(smollm2_pack), "gemma": Pack.open(gemma_pack), "trained": trained
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def as_hub(cluster: ClusterOf, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def greedy(model: Transformer | ClusterModel, pack: Pack) -> Run:
     """STEPS greedy tokens after PROMPT, and the logits of each step."""
-    ids = load_tokenizer(pack.path).encode(PROMPT)
+    ids = load_tokenizer(pack.path).encode(PROMPT)[:100]
     tokens, seen = list[int](), []
     logits = model.forward(ids, 0)
     for step in range(STEPS):
@@ -123,6 +130,9 @@ CASES = [
     ("smollm2", "five", "exchange", "stream"),
     ("gemma", "five", "star", "zeromq"),
     ("smollm2", "three", "exchange", "auto"),
+    ("trained", "two uneven", "star", "zeromq"),
+    ("trained", "three uneven", "exchange", "stream"),
+    ("trained", "hub has nothing", "star", "stream"),
 ]
 
 
@@ -186,6 +196,7 @@ SHARED_HEADS = [
     ("gemma", "hub has nothing", "exchange"),
     ("gemma", "three", "star"),
     ("gemma", "little memory", "exchange"),
+    ("trained", "three", "star"),
 ]
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes as ct
-import platform
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,35 +265,6 @@ def test_squares_by_segment(levels: list[NativeTrainingKernels]) -> None:
 
     sums = check(levels, squares, tolerance=1e-12)[0]
     assert sums[2] == pytest.approx(float((gradient[-5:].astype(np.float64) ** 2).sum()), rel=1e-14)
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="sets x86's control register")
-def test_a_library_that_flushes_to_zero_changes_no_bit(
-    levels: list[NativeTrainingKernels], tmp_path: Path
-) -> None:
-    source, library = tmp_path / "flush.c", tmp_path / "flush.so"
-    source.write_text(
-        "#include <xmmintrin.h>\n"
-        "void set(unsigned mode) { _mm_setcsr(mode); }\n"
-        "unsigned get(void) { return _mm_getcsr(); }\n"
-    )
-    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
-    flush = ct.CDLL(str(library))
-    tiny = np.full(64, 1e-20, np.float32)  # its square is subnormal
-
-    def moment() -> bytes:
-        weights, m, v = np.ones(64, np.float32), np.zeros(64, np.float32), np.zeros(64, np.float32)
-        levels[-1].adamw(adam_step(1, 1e-3), weights, m, v, tiny)
-        assert v.view(np.int32).any()
-        return v.tobytes()
-
-    expected, before = moment(), flush.get()
-    try:
-        flush.set(0x1F80 | 0x8040 | 0x6000)  # to zero, and rounding toward zero
-        assert moment() == expected
-        assert flush.get() & 0xE040 == 0xE040  # and it is given back
-    finally:
-        flush.set(before)
 
 
 def test_fast_kernels_differ_by_rounding_alone(levels: list[NativeTrainingKernels]) -> None:

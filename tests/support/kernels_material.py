@@ -20,6 +20,8 @@ from picoedge.kernels.api import (
 from picoedge.kernels.arrays import F16, F32, F64, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Quants, Weights, pack_planes
 
+EPS = 2.0**-18  # exact in f32
+
 
 def random_quants(name: str, rows: int, cols: int, superblock: int, seed: int) -> Quants:
     rng, fmt, blocks = np.random.default_rng(seed), FORMATS[name], cols // 32
@@ -116,7 +118,7 @@ class Input:
             x = self.x[start:end].copy()
             sums = None if self.sums is None else self.sums[start:end].copy()
             out = np.full((len(x), sum(w.total_rows for w in weights)), np.nan, np.float32)
-            source = Residual(x, sums, self.post_norm, self.norm, 1e-5)
+            source = Residual(x, sums, self.post_norm, self.norm, EPS)
             kernels.project(Project(source, weights, biases or [None] * len(weights), out))(len(x))
             outs.append(out)
             xs.append(x)
@@ -163,7 +165,7 @@ class Conversation:
         cache = KvCache(n, self.shape, self.bits)
         buffer = np.empty_like(self.qkv)
         out = np.full((n, self.shape.q_heads * self.shape.head_dim), np.nan, np.float32)
-        op = kernels.attend(Attend(buffer, self.shape, self.rope, self.norms, 1e-6, cache, out))
+        op = kernels.attend(Attend(buffer, self.shape, self.rope, self.norms, EPS, cache, out))
         for start, end in chunks or [(0, n)]:
             buffer[: end - start] = self.qkv[start:end]
             op(end - start, start)

@@ -6,12 +6,14 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.children import ROOT, BenchError, worker
+from bench import train_arm64
+from bench.children import ROOT, BenchError, Unready, worker
 
 # Levels of the build, by the processor's kind: what cannot be run is told.
 LEVELS = {"x86_64": ("avx2", "avxvnni", "avx512"), "aarch64": ("neon", "dotprod", "i8mm")}
@@ -27,7 +29,12 @@ def hashes(bits: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     here = worker("train_levels")
     for level in here:
         found[level] = worker("train_ours", job="bits", threads=1, kernels=level, **bits)
-    left_out = [level for levels in LEVELS.values() for level in levels if level not in here]
+    if platform.machine() != "aarch64":
+        try:
+            found |= train_arm64.hashes(bits)
+        except Unready as missing:
+            print(f"aarch64 is not run: {missing}", file=sys.stderr)
+    left_out = [level for levels in LEVELS.values() for level in levels if level not in found]
     return found, left_out
 
 

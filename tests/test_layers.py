@@ -45,7 +45,7 @@ FLOORS = {
 # Floors of the rooms inside a room; files that lie beside them are on its ground floor.
 INNER_FLOORS = {
     "kernels": {"reference": 1},
-    "store": {"sources": 1, "pack": 2, "window": 3},
+    "store": {"sources": 1, "pack": 2, "export": 3, "window": 3},
     "mesh": {"identity": 1, "transport": 2, "node": 3, "group": 3, "transfer": 3},
 }
 INNER_TOP = {"picoedge.kernels.loader", "picoedge.kernels.native"}  # they pick from `reference`

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pack": ("shelf.pack_command", "Turn a GGUF file or Hugging Face folder into a pack."),
     "train": ("train.train", "Train a small model on your own text."),
     "pull": ("shelf.pull_model", "Fetch a model of the catalogue and pack it."),
+    "export": ("export.export_model", "Write a model for transformers or llama.cpp."),
     "list": ("shelf.list_models", "List the models on this board (also: ls)."),
     "show": ("shelf.show_model", "Show what a model is."),
     "rm": ("shelf.remove_model", "Remove a packed model."),

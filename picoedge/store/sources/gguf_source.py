@@ -37,7 +37,7 @@ _REFUSED = (
     "embedding_scale", "residual_scale", "attention.max_alibi_bias", "attention.clamp_kqv",
     "attention.q_lora_rank", "attention.kv_lora_rank", "ssm.state_size",
 )  # fmt: skip
-_LAYER_NAMES = {
+GGUF_LAYER_NAMES = {
     "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",
     "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
     "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
@@ -46,13 +46,17 @@ _LAYER_NAMES = {
     "post_ffn_norm": "post_ffw_norm.weight",
     "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight",
 }  # fmt: skip
-_NAMES = {"embed": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
+GGUF_NAMES = {
+    "embed": "token_embd.weight",
+    "head": "output.weight",
+    "final_norm": "output_norm.weight",
+}
 _FUSED = {
     **dict.fromkeys(("q", "k", "v"), "attn_qkv.weight"),
     **dict.fromkeys(("gate", "up"), "ffn_up.weight"),
 }
-_PAIRED = ("q", "k", "q_bias", "k_bias")
-_ROPE_FREQS, _LONG, _SHORT = (
+GGUF_PAIRED = ("q", "k", "q_bias", "k_bias")
+ROPE_FREQS, _LONG, _SHORT = (
     "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
 )  # fmt: skip
 _SAMPLING = "general.sampling."
@@ -230,7 +234,7 @@ def _windowed(keys: _Keys, layers: int) -> tuple[int, ...]:
 def _rope_scaling(
     keys: _Keys, divisors: Mapping[str, tuple[float, ...]], theta: float, head_dim: int, path: str
 ) -> RopeScaling:
-    kind, freqs = keys.get("rope.scaling.type"), divisors.get(_ROPE_FREQS, ())
+    kind, freqs = keys.get("rope.scaling.type"), divisors.get(ROPE_FREQS, ())
     context = keys.size("context_length")
     if kind is None and not keys.get("rope.scaling.factor") and _is_stretched_gemma(keys, context):
         return RopeScaling(kind="linear", factor=8.0)
@@ -290,7 +294,7 @@ class GgufSource(ModelSource):
         stored = {n: t for n, t in file.tensors.items() if not _OTHER_SENSES.fullmatch(n)}
         self.passed_over = len(file.tensors) - len(stored)
         shapes = {t.name: t.shape for t in stored.values()}
-        freqs = {n: _divisors(stored[n]) for n in (_ROPE_FREQS, _LONG, _SHORT) if n in stored}
+        freqs = {n: _divisors(stored[n]) for n in (ROPE_FREQS, _LONG, _SHORT) if n in stored}
         with naming(path):
             config = gguf_config(file.metadata, shapes, freqs, str(path))
         self._names_of_fused = _FUSED if config.architecture == "phi3" else {}
@@ -304,14 +308,14 @@ class GgufSource(ModelSource):
         )
 
     def _name_in_file(self, name: str) -> str:
-        if name in _NAMES:
-            return _NAMES[name]
+        if name in GGUF_NAMES:
+            return GGUF_NAMES[name]
         _, layer, kind = name.split(".")
-        return f"blk.{layer}.{(_LAYER_NAMES | self._names_of_fused)[kind]}"
+        return f"blk.{layer}.{(GGUF_LAYER_NAMES | self._names_of_fused)[kind]}"
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`."""
-        paired = self.config.architecture == "llama" and name.rpartition(".")[2] in _PAIRED
+        paired = self.config.architecture == "llama" and name.rpartition(".")[2] in GGUF_PAIRED
         return replace(super().tensor(name), paired_head=self.config.head_dim if paired else 0)
 
 

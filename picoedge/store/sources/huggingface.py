@@ -31,7 +31,7 @@ _MAX_CONFIG, _MAX_INDEX = 1 << 24, 1 << 26
 _HINT = "the folder is incomplete or damaged: get it again"
 _INDEX = "model.safetensors.index.json"
 _KEPT_SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
-_LAYER_NAMES = {
+HF_LAYER_NAMES = {
     "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight",
     "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight",
     "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
@@ -40,14 +40,14 @@ _LAYER_NAMES = {
     "q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight",
     "input_norm": "input_layernorm.weight",
 }  # fmt: skip
-_Q_BIAS = f".{_LAYER_NAMES['q_bias']}"
+_Q_BIAS = f".{HF_LAYER_NAMES['q_bias']}"
 _FUSED = {
     **dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj.weight"),
     **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
 }
 # `post_attention_layernorm` precedes the FFN in most families, but follows attention in Gemma.
-_PLAIN_NORMS = {"pre_ffn_norm": "post_attention_layernorm.weight"}
-_SANDWICH_NORMS = {
+HF_PLAIN_NORMS = {"pre_ffn_norm": "post_attention_layernorm.weight"}
+HF_SANDWICH_NORMS = {
     "post_attention_norm": "post_attention_layernorm.weight",
     "pre_ffn_norm": "pre_feedforward_layernorm.weight",
     "post_ffn_norm": "post_feedforward_layernorm.weight",
@@ -94,7 +94,7 @@ class FolderSource(ModelSource):
         harmless = _LEFT_OVER_IF_TIED if config.tie_word_embeddings else _LEFT_OVER
         stored = {t.name: _readable(t) for t in raw.values() if not harmless.fullmatch(t.name)}
         self._is_fused = config.architecture == "phi3"
-        self._norms = _SANDWICH_NORMS if config.sandwich_norm else _PLAIN_NORMS
+        self._norms = HF_SANDWICH_NORMS if config.sandwich_norm else HF_PLAIN_NORMS
         super().__init__(path, config, stored, self._name_in_files, harmless)
         self.fingerprint = source_fingerprint(_relevant_files(path))
         self.sampling = _sampling(path)
@@ -115,7 +115,7 @@ class FolderSource(ModelSource):
             return whole[name]
         _, layer, kind = name.split(".")
         fused = _FUSED if self._is_fused else {}
-        return f"{self._prefix}layers.{layer}.{(_LAYER_NAMES | self._norms | fused)[kind]}"
+        return f"{self._prefix}layers.{layer}.{(HF_LAYER_NAMES | self._norms | fused)[kind]}"
 
 
 def _load_config(path: Path) -> Fields:

@@ -6,6 +6,7 @@ applied one after another: each match is a word, and so is the text between two 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,3 +268,30 @@ def find_pretokenizer(name: str) -> PreTokenizer:
             raise TextError(f"pre-tokenizer {name!r} {reason}", "take a model of `picoedge list`")
     known = " ".join(names for names, _ in _FAMILIES)
     raise TextError(f"pre-tokenizer {name!r} is not known", f"known: {known}")
+
+
+def pretokenizer_name(pre_tokenizer: Any, normalizer: Any) -> str | None:
+    """The first name whose rules are those of a `tokenizer.json`; None where there is none."""
+    form = normalizer.get("type") if isinstance(normalizer, Mapping) else normalizer
+    digits = {"type": "Digits", "individual_digits": True}
+    for names, known in _FAMILIES:
+        if form == known.normalizer and _plain(pre_tokenizer, digits) == known.patterns:
+            return names.split()[0]
+    return None
+
+
+def _plain(pre_tokenizer: Any, digits: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The expressions of byte-level rules, in their order; None for any other rules."""
+    if not isinstance(pre_tokenizer, Mapping):
+        return None
+    steps, patterns = pre_tokenizer.get("pretokenizers", [pre_tokenizer]), list[str]()
+    for step in steps if isinstance(steps, list) else ():
+        if step == digits:
+            patterns.append(r"\p{N}")
+        elif step.get("type") == "Split" and step.get("behavior") == "Isolated":
+            patterns.append(str(step.get("pattern", {}).get("Regex")))
+        elif step.get("type") == "ByteLevel" and not step.get("add_prefix_space"):
+            patterns += [_GPT2] if step.get("use_regex", True) else []
+        else:
+            return None
+    return tuple(patterns)

@@ -1,0 +1,1 @@
+"""A pack as files of other programs: Hugging Face folders and GGUF files."""

@@ -49,6 +49,9 @@ class ExampleEncoder:
     def encode(self, record: Record) -> list[TokenizedText]:
         """A record's tokens: one text, or several where the template renders an earlier answer
         otherwise than the last. Raises DataError, TextError with the reason.
+
+        Names of special tokens are text in a message, but tokens in a plain text, which may have
+        been rendered by the template before.
         """
         if record.messages:
             return [text.without_rest() for text in self._conversation(record.messages)]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bench import suite, train_runs, train_turns
+from bench import suite, train_kills, train_runs, train_turns
 from bench.suite import Groups, Suite, Target
 
 TORCH = ("torch",)
@@ -25,6 +25,7 @@ TARGETS = {
     "compile_5m_1t": Target(">= 0", None, TORCH),  # to be seen beside the others
     "gradient_error": Target("<= 1e-5", 2e-6, TORCH),
     "same_bits": Target("== 1", None),
+    "resume_bits": Target("== 5", None),
     "loss_follows": Target("<= 1e-5", 1e-6, TORCH),
     "loss_curve": Target("<= 0.02", 0.01, TORCH),
 }
@@ -42,6 +43,7 @@ GROUPS: Groups = (
     (("compile_5m_1t",), train_turns.compiled("5m", 1)),
     (("gradient_error",), train_runs.gradient_error),
     (("same_bits",), train_runs.same_bits),
+    (("resume_bits",), train_kills.resume_bits),
     (("loss_follows",), train_runs.loss_follows),
     (("loss_curve",), train_runs.loss_curve),
 )

@@ -22,13 +22,13 @@ CURVE_TOKENS, CURVE_IDS, CURVE_SEEDS = 2_000_000, 2_600_000, (0, 1, 2)
 
 def gradient_error(prepared: Any, rounds: int) -> list[Measured]:
     """The worst tensor of all presets and architectures, in f32 against autograd in f64."""
-    worst: dict[str, tuple[str, float]] = {}
-    for model in GRADIENTS:
-        found: dict[str, float] = worker(
-            "train_torch", job="gradient_error", model=model, rows=GRADIENT_ROWS,
-            length=GRADIENT_LENGTH,
-        )  # fmt: skip
-        worst[model] = max(found.items(), key=lambda each: each[1])
+    found: dict[str, dict[str, float]] = worker(
+        "train_torch", job="gradient_error", models=GRADIENTS, rows=GRADIENT_ROWS,
+        length=GRADIENT_LENGTH,
+    )  # fmt: skip
+    worst = {
+        model: max(errors.items(), key=lambda each: each[1]) for model, errors in found.items()
+    }
     model = max(worst, key=lambda each: worst[each][1])
     note = f"{worst[model][0]} of {model}"
     runs = tuple(error for _, error in worst.values())

@@ -109,15 +109,18 @@ def job_course(ids: str, threads: int, course: dict[str, Any]) -> float:
     return train_worker.go_through(plan, tokens, run.step, run.loss)
 
 
-def job_gradient_error(
-    model: str, rows: int, length: int, kernels: str | None = None
-) -> dict[str, float]:
+def job_gradient_error(models: list[str], rows: int, length: int) -> dict[str, dict[str, float]]:
+    """By model, and by tensor of it: see `gradient_errors`."""
+    return {model: gradient_errors(model, rows, length) for model in models}
+
+
+def gradient_errors(model: str, rows: int, length: int) -> dict[str, float]:
     """‖g - g64‖ ÷ ‖g64‖ by tensor, ours against autograd in f64."""
     config = config_named(model)
     weights = random_weights(config) if model in _SMALL_MODELS else _initial(config)
     windows = random_windows(config, 1, 0, rows, length)
     gradients, parameters = bound(config, weights)
-    work = MicroBatch(config, load_training_kernels(kernels), parameters, rows, length)
+    work = MicroBatch(config, load_training_kernels(), parameters, rows, length)
     tokens, targets = (np.ascontiguousarray(windows[:, cut]) for cut in _CUTS)
     work.losses_and_gradients(tokens.ravel(), targets.ravel(), 1 / targets.size)
     reference = TorchModel(config, weights, length, torch.float64)

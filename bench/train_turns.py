@@ -22,7 +22,7 @@ from bench.report import Measured
 from bench.suite import Measure
 
 LENGTH, ROWS = 256, {1: 4, 2: 8}  # tokens of a sequence; sequences of a step, by threads
-MICRO_BATCHES = {1: 2, 2: 4}  # ours: two sequences each
+MICRO_BATCHES = {1: 2, 2: 4}  # ours: two sequences each, as `picoedge train` takes
 TURN_STEPS = {"5m": 3, "15m": 2}
 ANSWER_S = 300.0
 AGREE = 1e-4  # losses of the first steps differ by rounding alone

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import report, train, train_text, train_turns
+from bench import report, train, train_kills, train_text, train_turns
 from bench.children import BenchError
 from bench.train_shapes import SMALL, Course, config_named, random_weights, random_windows
 from bench.train_turns import Side, Taken
@@ -101,3 +101,17 @@ def test_the_text_is_of_modules_without_tests_in_the_order_of_names(tmp_path: Pa
         path.write_bytes(text)
     assert train_text.library_text(tmp_path) == b"one\ntwo"
     assert train_text.byte_ids(b"abc", 2).tolist() == [97, 98]
+
+
+def test_the_hash_of_a_pack_is_of_its_weights_alone(tmp_path: Path) -> None:
+    packs = [tmp_path / name for name in ("a.pico", "b.pico")]
+    for pack in packs:
+        pack.mkdir()
+        (pack / "head.safetensors").write_bytes(b"weights")
+        (pack / "picoedge.json").write_text(pack.name)
+    assert train_kills.weights_hash(packs[0]) == train_kills.weights_hash(packs[1])
+    (packs[1] / "head.safetensors").write_bytes(b"others")
+    assert train_kills.weights_hash(packs[0]) != train_kills.weights_hash(packs[1])
+    (packs[1] / "head.safetensors").unlink()
+    with pytest.raises(BenchError, match=r"b\.pico has no weights"):
+        train_kills.weights_hash(packs[1])

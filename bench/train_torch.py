@@ -111,6 +111,7 @@ def job_course(ids: str, threads: int, course: dict[str, Any]) -> float:
 
 def job_gradient_error(models: list[str], rows: int, length: int) -> dict[str, dict[str, float]]:
     """By model, and by tensor of it: see `gradient_errors`."""
+    torch.set_num_threads(1)
     return {model: gradient_errors(model, rows, length) for model in models}
 
 

@@ -43,10 +43,11 @@ from picoedge.units import format_size
 def pack_command(source: str, out: Path | None, bits: str | None, as_json: bool) -> None:
     """Turn a GGUF file (also a split one), a Hugging Face folder or a hub's model into a pack.
 
+    A pack in f32, as `picoedge train` makes, becomes one of fewer bits: NAME-4bit.pico.
+
     An existing pack is replaced once the new one is complete.
     """
-    from picoedge.registry.packing import pack_model
-    from picoedge.store.sources.source import open_source
+    from picoedge.registry.packing import open_any_source, pack_model
     from picoedge.text.tokenizer.base import TextSettings
 
     n_bits = int(bits) if bits else None
@@ -59,8 +60,12 @@ def pack_command(source: str, out: Path | None, bits: str | None, as_json: bool)
         print_result(as_json, facts, f"{target}: {format_size(size)}")
         return
     with showing_progress() as progress:
-        opened = open_source(Path(source))
-        target = out or Path(f"{opened.name}.pico")
+        opened = open_any_source(Path(source))
+        # A pack must not replace the one that it is made from.
+        bits_of = f"-{n_bits or 8}bit" if opened.kind == "pack" else ""
+        target = out or Path(f"{opened.name}{bits_of}.pico")
+        if bits_of and target.exists() and target.samefile(source):
+            raise UsageError(f"{target} would replace the pack that it is made from", "give -o OUT")
         pack_model(Path(source), target, bits=n_bits, progress=progress)
     text = TextSettings.read(target)
     for line in (*text.notes, *text.warnings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,16 @@ from picoedge.cli.options import (
     threads_option,
 )
 from picoedge.cli.output import print_result, showing_progress, warn
-from picoedge.cli.signals import StopRequest
-from picoedge.errors import UsageError
+from picoedge.cli.training import (
+    EXIT_SIGNAL,
+    draw_curves,
+    hold_memory,
+    say,
+    tell_stopped,
+    watch_run,
+)
+from picoedge.errors import StorageError, UsageError
+from picoedge.files import free_bytes
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
@@ -30,7 +38,6 @@ if TYPE_CHECKING:
     from picoedge.train.run.text_run import Packed, RunOptions, TextRun
 
 _PRESETS = ("1m", "5m", "15m", "40m")
-_EXIT_SIGNAL = 128
 # parameter of the command -> setting of the run
 _SETTINGS = {
     "preset": "preset", "steps": "steps", "train_seed": "seed", "batch_size": "batch",
@@ -236,15 +243,29 @@ def _run(
             if values["minutes"] is not None:
                 given = replace(given, steps=0)
             run = _begun(options, given, folder, progress)
+    try:
+        return _train(run, values)
+    finally:
+        run.source.close()
+
+
+def _train(run: TextRun, values: Mapping[str, Any]) -> int:
+    from picoedge.train.run.loop import STOPPED
+
     if run.is_over:
-        _say(f"this run is finished, after step {run.done:,}")
+        say(f"this run is finished, after step {run.done:,}")
     else:
         _tell_plan(run)
-        _hold_memory(run)
-    outcome, number = _train(run)
-    _plot(run, values["plot"])
-    if outcome.reason == "stopped":
-        return _tell_stopped(run, outcome, number)
+        hold_memory(run.fit.nbytes)
+    outcome, number = watch_run(run.folder, run.settings.steps, run.done, run.sampler, run.train)
+    if number == signal.SIGHUP:  # the terminal is gone
+        return EXIT_SIGNAL + number
+    draw_curves(run.folder, run.options.out.name, values["plot"])
+    if outcome.reason == STOPPED:
+        tell_stopped(
+            run.folder, outcome, run.settings.steps, f"train --resume --out {run.options.out}"
+        )
+        return EXIT_SIGNAL + number
     return _finish(run, outcome, values["as_json"])
 
 
@@ -260,10 +281,6 @@ def _begun(
         raise
 
 
-def _say(line: str) -> None:
-    warn(line, "picoedge")
-
-
 def _tell_plan(run: TextRun) -> None:
     from picoedge.train.run.progress import format_time
 
@@ -271,7 +288,7 @@ def _tell_plan(run: TextRun) -> None:
     source = run.source
     for fault in run.faults:
         warn(f"{fault}: an older checkpoint is taken")
-    _say(
+    say(
         f"{run.layout.parameters / 1e6:.3g} M parameters ({config.num_hidden_layers} layers of "
         f"{config.hidden_size}, {config.vocab_size} tokens of vocabulary), "
         f"{source.tokens_per_epoch:,} tokens of text"
@@ -279,21 +296,25 @@ def _tell_plan(run: TextRun) -> None:
     for line in run.data.notes:
         warn(line)
     if run.done:
-        _say(f"going on after step {run.done:,} of {settings.steps:,}")
+        say(f"going on after step {run.done:,} of {settings.steps:,}")
     else:
         passes = settings.steps * settings.tokens / max(1, source.tokens_per_epoch)
-        _say(
+        say(
             f"{settings.steps:,} steps of {settings.tokens:,} tokens ({run.why}; {passes:.3g} "
             f"times through the text)"
         )
     kernels = {"exact": "exact", "blas": "BLAS", "numpy": "NumPy"}[run.arithmetic.name]
     again = ", activations computed twice" if fit.recompute else ""
     time = f"about {format_time(run.total_s)}" if run.step_s else "the rest"
-    _say(
+    say(
         f"{time} on this board with {fit.threads} thread{'s' if fit.threads > 1 else ''} "
         f"({kernels}), "
         f"{format_size(fit.nbytes)} of memory{again}; Ctrl-C saves and ends"
     )
+    need, free = run.disk_bytes, free_bytes(run.folder.path)
+    if free < need:
+        warn(f"checkpoints and the pack take {format_size(need)} of the disk, {format_size(free)} "
+             "are free: some checkpoints may not be kept")  # fmt: skip
     if run.arithmetic.name == "numpy" and run.arithmetic.kind is None:
         from picoedge.kernels.loader import describe_kernels
 
@@ -301,79 +322,18 @@ def _tell_plan(run: TextRun) -> None:
              "on the board")  # fmt: skip
 
 
-def _hold_memory(run: TextRun) -> None:
-    """Tell the board's daemon, if there is one, what this program takes."""
-    from picoedge.host.resources import available_bytes
-    from picoedge.jobs.kept_memory import free_kept, hold_memory
-    from picoedge.mesh.cluster_folder import cluster_folder
-
-    folder = cluster_folder(os.environ)
-    if run.fit.nbytes > available_bytes():
-        free_kept(folder)
-    hold_memory(folder, run.fit.nbytes)
-
-
-def _train(run: TextRun) -> tuple[Outcome, int]:
-    """Train; how that ended, and the number of the signal that stopped it."""
-    from picoedge.train.run.log import LogFile
-    from picoedge.train.run.progress import ProgressReport
-    from picoedge.train.run.samples import Samples
-    from picoedge.train.step.trainer import Trainer
-
-    report = ProgressReport(sys.stderr, run.settings.steps)
-    log = LogFile(run.folder.log, on_fault=lambda error: report.say(f"note: the log: {error}"))
-
-    def tell_sample(step: int, text: str) -> None:
-        log.write({"step": step, "sample": text})
-        report.say(f"step {step}: {text}")
-
-    def watchers(trainer: Trainer) -> list[Any]:
-        return [report, log, Samples(run.settings.steps, run.sampler(trainer), tell_sample)]
-
-    log.begin(run.done)
-    try:
-        with StopRequest("saving after this step; Ctrl-C again ends at once") as stop:
-            return run.train(watchers, stop), stop.number or 0
-    finally:
-        report.erase()
-        log.close()
-
-
-def _plot(run: TextRun, plot: str | None) -> None:
-    """The curve in the terminal, and as a picture if one was asked for."""
-    from picoedge.train.run.curve import curves_of, draw_curve
-    from picoedge.train.run.log import read_log
-
-    curves = curves_of(read_log(run.folder.log))
-    for line in draw_curve(*curves):
-        click.echo(line, err=True)
-    if plot is not None and curves[0]:
-        from picoedge.train.run.plot import save_plot
-
-        save_plot(Path(plot), *curves, title=run.options.out.name)
-
-
-def _tell_stopped(run: TextRun, outcome: Outcome, number: int) -> int:
-    steps = f"step {outcome.step} of {run.settings.steps}"
-    last = run.folder.checkpoints.steps()
-    if outcome.is_saved:
-        state = f"stopped and saved after {steps}"
-    elif last:
-        state = f"stopped after {steps}, which could not be saved; step {last[-1]} is"
-    else:
-        state = f"stopped after {steps}; nothing could be saved"
-    _say(f"{state}. Go on with: picoedge train --resume --out {run.options.out}")
-    return _EXIT_SIGNAL + number
-
-
 def _finish(run: TextRun, outcome: Outcome, as_json: bool) -> int:
     from picoedge.train.run.text_run import make_pack
 
     if outcome.reason == "early":
-        _say(f"ended early, after step {outcome.step}: the held-out loss had not fallen for "
+        say(f"ended early, after step {outcome.step}: the held-out loss had not fallen for "
              f"{run.settings.patience} evaluations")  # fmt: skip
-    with showing_progress() as progress:
-        packed = make_pack(run, outcome, progress)
+    try:
+        with showing_progress() as progress:
+            packed = make_pack(run, outcome, progress)
+    except StorageError as error:
+        again = f"then: picoedge train --resume --out {run.options.out}"
+        raise StorageError(f"the weights are kept, but {error.message}", again) from error
     _tell_result(run, outcome, packed, as_json)
     return 0
 
@@ -388,5 +348,5 @@ def _tell_result(run: TextRun, outcome: Outcome, packed: Packed, as_json: bool) 
         "held_out_loss": packed.held_out, "run": str(folder),
     }  # fmt: skip
     print_result(as_json, facts, f"{out}: {format_size(nbytes)}, {packed.note}{loss}")
-    _say(f"talk with it: picoedge chat {out}; make it smaller: picoedge pack {out} --bits 4; "
+    say(f"talk with it: picoedge chat {out}; make it smaller: picoedge pack {out} --bits 4; "
          f"{folder} is needed no more")  # fmt: skip

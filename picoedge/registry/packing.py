@@ -7,6 +7,9 @@ from pathlib import Path
 from picoedge.errors import ModelError
 from picoedge.progress import Progress, one_stage
 from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.reader import Pack
+from picoedge.store.pack.repack import PackSource
+from picoedge.store.shards import MANIFEST
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.text.export import export
 from picoedge.text.tokenizer.load import load_tokenizer
@@ -15,13 +18,21 @@ from picoedge.text.tokenizer.load import load_tokenizer
 def pack_model(
     path: Path, out: Path, *, bits: int | None = None, progress: Progress | None = None
 ) -> None:
-    """Pack the GGUF file or Hugging Face folder at `path` as `out`; a pack there is replaced.
+    """Pack the GGUF file, Hugging Face folder or f32 pack at `path` as `out`; a pack there is
+    replaced.
 
     Raises ModelError, UnsupportedError, TextError, StorageError, UsageError.
     """
-    source = open_source(path)
+    source = open_any_source(path)
     told = one_stage(progress, f"packing {source.name}")
     pack_source(source, out, bits=bits, write_text=write_text, progress=told)
+
+
+def open_any_source(path: Path) -> ModelSource:
+    """As `open_source`; also a pack whose matrices are in f32, which `train` makes."""
+    if (path / MANIFEST).is_file():
+        return PackSource(Pack.open(path))
+    return open_source(path)
 
 
 def write_text(source: ModelSource, folder: Path) -> None:
@@ -29,6 +40,8 @@ def write_text(source: ModelSource, folder: Path) -> None:
 
     Raises TextError, and ModelError where the tokenizer cannot be the model's.
     """
+    if isinstance(source, PackSource):
+        return source.write_text(folder)
     if source.kind == "gguf":
         export.write_from_gguf(source.metadata, folder)
     else:

@@ -20,10 +20,11 @@ from typing import Any, TextIO
 
 from picoedge.errors import PicoedgeError
 from picoedge.fields import parse_json
-from picoedge.files import replace_file, writing
+from picoedge.files import replace_file, storage_errors, writing
 from picoedge.train.run.loop import RunWatcher
 from picoedge.train.step.trainer import StepResult
 
+_REMEDY = "lines are missing until there is room"
 _MAX_LINE = 1 << 16  # characters: a sample is shorter
 
 
@@ -38,6 +39,7 @@ class LogFile(RunWatcher):
         self._file: TextIO | None = None
         self._began_s = clock()
         self._is_faulty = False
+        self._is_torn = False  # the last line may have been written in part
 
     def begin(self, step: int) -> None:
         """Keep the lines up to `step`, and append from there. Raises StorageError."""
@@ -55,13 +57,14 @@ class LogFile(RunWatcher):
         if self._file is None:
             return
         try:
-            with writing(self._path.parent):
-                self._file.write(_text(values))
+            with storage_errors(self._path, _REMEDY):
+                self._file.write(("\n" if self._is_torn else "") + _text(values))
                 self._file.flush()
+            self._is_torn = False
         except PicoedgeError as error:
             if not self._is_faulty:
                 self._on_fault(error)
-            self._is_faulty = True
+            self._is_faulty = self._is_torn = True
             self._reopen()
 
     def _reopen(self) -> None:

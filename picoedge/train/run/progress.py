@@ -71,7 +71,7 @@ class ProgressReport(RunWatcher):
 
     def not_saved(self, step: int, error: PicoedgeError) -> None:
         """See `RunWatcher`."""
-        self.say(f"note: no checkpoint at step {step}: {error}; training goes on")
+        self.say(f"note: step {step} could not be kept: {error}; training goes on")
         self._stepped_s = self._clock()
 
     def say(self, text: str) -> None:

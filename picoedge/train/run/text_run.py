@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from picoedge.train.run.settings import (
 )
 from picoedge.train.run.source import TrainedSource
 from picoedge.train.run.text_data import TextData
-from picoedge.train.state.checkpoints import Saved, data_start, write_saved
+from picoedge.train.state.checkpoints import KEPT, Saved, data_start, write_saved
 from picoedge.train.state.layout import Layout
 from picoedge.train.step.trainer import Trainer, TrainingState
 
@@ -96,6 +96,12 @@ class TextRun:
     def total_s(self) -> float:
         """About as long as the whole run takes."""
         return self.settings.steps * self.step_s + EVALUATIONS * self.evaluation_s
+
+    @property
+    def disk_bytes(self) -> int:
+        """What checkpoints and the pack take of the disk, at the most."""
+        weights = 4 * self.layout.length
+        return (KEPT + 1) * 3 * weights + 2 * weights + weights
 
     @property
     def evaluation_s(self) -> float:
@@ -173,11 +179,14 @@ def begin_run(
         step_s,
         "",
     )
-    steps, run.why = _steps(run)
-    run.settings = settings.with_steps(steps, step_s)
-    check_settings(run.settings)
-    with writing(folder.path):
-        replace_file(folder.config, run.settings.to_toml().encode())
+    with ExitStack() as failing:
+        failing.callback(run.source.close)
+        steps, run.why = _steps(run)
+        run.settings = settings.with_steps(steps, step_s)
+        check_settings(run.settings)
+        with writing(folder.path):
+            replace_file(folder.config, run.settings.to_toml().encode())
+        failing.pop_all()
     return run
 
 
@@ -224,11 +233,14 @@ def resume_run(
         "",
     )
     run.saved = None if found is None else found[1]
-    if found is not None:
-        run.faults = found[2]
-        facts = Fields(dict(found[1].facts), folder.checkpoints.folder, ModelError)
-        check_facts(facts, run.facts)
-        run.done = facts.integer("step")
+    with ExitStack() as failing:
+        failing.callback(run.source.close)
+        if found is not None:
+            run.faults = found[2]
+            facts = Fields(dict(found[1].facts), folder.checkpoints.folder, ModelError)
+            check_facts(facts, run.facts)
+            run.done = facts.integer("step")
+        failing.pop_all()
     return run
 
 

@@ -78,7 +78,7 @@ def test_what_is_said_leaves_the_line() -> None:
     report.say("a\x1b[2Jb\nc")
     said = stream.getvalue().rpartition("\r\x1b[K")[2].splitlines()
     assert said == [
-        "note: no checkpoint at step 1: no room in /x (free some space); training goes on",
+        "note: step 1 could not be kept: no room in /x (free some space); training goes on",
         "a[2Jb c",
     ]
 
@@ -135,4 +135,4 @@ def test_a_full_disk_is_told_once_and_the_log_goes_on(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.stepped(result(step), 10)
     log.close()
-    assert [fault.message.startswith("no room in /dev") for fault in faults] == [True]
+    assert [fault.message == "/dev/full: no space left on device" for fault in faults] == [True]

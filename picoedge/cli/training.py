@@ -1,0 +1,100 @@
+"""What commands that train have in common: reports while a run goes on, its end, its curve."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from picoedge.cli.output import warn
+from picoedge.cli.signals import StopRequest
+
+if TYPE_CHECKING:
+    from picoedge.train.run.folder import RunFolder
+    from picoedge.train.run.loop import Outcome, RunWatcher
+    from picoedge.train.step.trainer import Trainer
+
+    MakeSampler = Callable[[Trainer], Callable[[int], str]]
+    Train = Callable[[Callable[[Trainer], Sequence[RunWatcher]], Callable[[], bool]], Outcome]
+
+EXIT_SIGNAL = 128  # and the signal's number
+
+
+def say(line: str) -> None:
+    """A line on stderr about the run."""
+    warn(line, "picoedge")
+
+
+def hold_memory(nbytes: int) -> None:
+    """Tell the board's daemon, if there is one, what this program is about to take."""
+    from picoedge.host.resources import available_bytes
+    from picoedge.jobs import kept_memory
+    from picoedge.mesh.cluster_folder import cluster_folder
+
+    folder = cluster_folder(os.environ)
+    if nbytes > available_bytes():
+        kept_memory.free_kept(folder)
+    kept_memory.hold_memory(folder, nbytes)
+
+
+def watch_run(
+    folder: RunFolder, steps: int, done: int, make_sampler: MakeSampler | None, train: Train
+) -> tuple[Outcome, int]:
+    """Train from step `done` on with progress, log and samples; a signal ends it, saved.
+
+    `train(watchers, stop)` runs the loop. Returns its outcome, and the signal's number or 0.
+    """
+    from picoedge.train.run.log import LogFile
+    from picoedge.train.run.progress import ProgressReport
+    from picoedge.train.run.samples import Samples
+
+    report = ProgressReport(sys.stderr, steps)
+    log = LogFile(folder.log, on_fault=lambda error: report.say(f"note: the log: {error}"))
+
+    def tell_sample(step: int, text: str) -> None:
+        log.write({"step": step, "sample": text})
+        report.say(f"step {step}: {text}")
+
+    def watchers(trainer: Trainer) -> list[Any]:
+        samples = (
+            [] if make_sampler is None else [Samples(steps, make_sampler(trainer), tell_sample)]
+        )
+        return [report, log, *samples]
+
+    log.begin(done)
+    try:
+        with StopRequest("saving after this step; Ctrl-C again ends at once") as stop:
+            return train(watchers, stop), stop.number or 0
+    finally:
+        report.erase()
+        log.close()
+
+
+def draw_curves(folder: RunFolder, title: str, plot: str | None) -> None:
+    """The losses of the log in the terminal, and as a picture if one was asked for."""
+    from picoedge.train.run.curve import curves_of, draw_curve
+    from picoedge.train.run.log import read_log
+
+    training, held_out = curves_of(read_log(folder.log))
+    for line in draw_curve(training, held_out):
+        click.echo(line, err=True)
+    if plot is not None and training:
+        from picoedge.train.run.plot import save_plot
+
+        save_plot(Path(plot), training, held_out, title)
+
+
+def tell_stopped(folder: RunFolder, outcome: Outcome, steps: int, again: str) -> None:
+    """Say what was saved of a run that was stopped; `picoedge {again}` goes on with it."""
+    where, last = f"step {outcome.step} of {steps}", folder.checkpoints.steps()
+    if outcome.is_saved:
+        state = f"stopped and saved after {where}"
+    elif last:
+        state = f"stopped after {where}, which could not be saved; step {last[-1]} is"
+    else:
+        state = f"stopped after {where}; nothing could be saved"
+    say(f"{state}. Go on with: picoedge {again}")

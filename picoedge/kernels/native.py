@@ -28,7 +28,14 @@ from picoedge.kernels.api import (
     ProjectSum,
 )
 from picoedge.kernels.arrays import F32, F64, Array
-from picoedge.kernels.blocks import BLOCK_COLS, FORMATS, TILE_ROWS, Weights
+from picoedge.kernels.blocks import (
+    BLOCK_COLS,
+    FORMATS,
+    TILE_ROWS,
+    Weights,
+    WeightsRecord,
+    weight_records,
+)
 from picoedge.kernels.low_rank import (
     LOW_RANK_TOKENS,
     LowRankPartRecord,
@@ -36,7 +43,6 @@ from picoedge.kernels.low_rank import (
     low_rank_record,
 )
 from picoedge.kernels.reference.backend import NumpyKernels
-from picoedge.kernels.stacked import WeightsRecord, weight_records
 
 _ABI = 2  # of native.c
 _XBLOCK_BYTES = 48

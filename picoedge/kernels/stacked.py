@@ -2,58 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes as ct
-from collections.abc import Iterator, Sequence
-from ctypes import c_int32, c_int64, c_void_p
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.blocks import RowGather, Weights
-
-_PLANES = ("quants", "highs", "scales", "mins", "superscales", "supermins")
-
-
-class WeightsRecord(ct.Structure):
-    """weights_t of weights.h."""
-
-    _fields_ = [
-        ("data", c_void_p),
-        *((name, c_int64) for name in ("stride", *_PLANES)),
-        ("bias", c_void_p),
-        *(
-            (name, c_int32)
-            for name in ("count", "rows", "cols", "format", "superblock", "out_offset")
-        ),
-    ]
-
-
-def weight_records(
-    weights: Sequence[Weights], biases: Sequence[F32 | None] = ()
-) -> ct.Array[WeightsRecord]:
-    """A weights_t for each matrix; the rows of all are stacked in the output.
-
-    They hold addresses alone: keep `weights` and `biases` while they are in use.
-    """
-    records, column = (WeightsRecord * len(weights))(), 0
-    for record, w, bias in zip(records, weights, biases or [None] * len(weights), strict=True):
-        planes = w.spec.planes
-        last = (w.count - 1) * w.stride + w.spec.offset + w.spec.nbytes
-        assert w.data.nbytes >= last, "a span of shards ends beyond its bytes"
-        assert bias is None or bias.shape == (w.total_rows,)
-        for name in _PLANES:
-            setattr(record, name, planes[name][0] if name in planes else 0)
-        if "values" in planes:
-            record.quants = planes["values"][0]
-        record.data = w.data.ctypes.data
-        record.stride = w.stride
-        record.bias = None if bias is None else bias.ctypes.data
-        record.count, record.rows, record.cols = w.count, w.spec.rows, w.spec.cols
-        record.format, record.superblock = w.spec.format.code, w.spec.superblock
-        record.out_offset = column
-        column += w.total_rows
-    return records
 
 
 @dataclass(frozen=True, eq=False)

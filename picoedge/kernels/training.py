@@ -16,7 +16,8 @@ import numpy as np
 
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, F64, I32
-from picoedge.kernels.stacked import StackedWeights, WeightsRecord, weight_records
+from picoedge.kernels.blocks import WeightsRecord, weight_records
+from picoedge.kernels.stacked import StackedWeights
 
 QUERIES = 64  # rows of scores at once; belongs to the format of a run
 SEGMENT = 65_536  # values whose squares have a sum of their own; belongs to the format of a run

@@ -1,6 +1,6 @@
 /* Packed matrices: formats, tiles of shards, and blocks of them as bytes or as floats.
  *
- * kernels/blocks.py defines every format. weights_t mirrors kernels/stacked.py.
+ * kernels/blocks.py defines every format, and mirrors weights_t.
  */
 #ifndef PICOEDGE_WEIGHTS_H
 #define PICOEDGE_WEIGHTS_H

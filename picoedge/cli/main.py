@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("benchmark.bench", "Measure prompt and generation speed."),
     "perplexity": ("benchmark.perplexity", "Measure how well a model predicts a text."),
     "pack": ("shelf.pack_command", "Turn a GGUF file or Hugging Face folder into a pack."),
+    "finetune": ("finetune.finetune", "Teach a model from your own examples, as an adapter."),
     "train": ("train.train", "Train a small model on your own text."),
     "pull": ("shelf.pull_model", "Fetch a model of the catalogue and pack it."),
     "export": ("export.export_model", "Write a model for transformers or llama.cpp."),

@@ -14,7 +14,8 @@
  *
  * One call works on the micro-batch of one thread: threads are whole micro-batches. Every result has
  * the same bits on each level: sums run over 16 lanes whatever the width of a vector is, in one
- * order, with explicit fused multiply-adds (-ffp-contract=off). Widths are multiples of 16.
+ * order, with explicit fused multiply-adds (-ffp-contract=off). Widths are multiples of 16,
+ * but for the vocabulary.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -332,19 +333,31 @@ API void pe_gated_vjp(float *gate_up, const float *d, int64_t n, int64_t width, 
 
 static double entropy_row(float *logits, int64_t vocabulary, int32_t target, float weight) {
     vf most = vf_set1(-INFINITY), part[PARTS];
+    float last[TILE]; /* logits beyond the last whole tile, and some that add nothing */
+    const int64_t whole = vocabulary / TILE * TILE;
+    for (int i = 0; i < TILE; i++) last[i] = whole + i < vocabulary ? logits[whole + i] : -INFINITY;
+#define TILE_OF(j) ((j) < whole ? logits + (j) : last)
     EACH_PART(p) part[p] = vf_set1(0);
-    for (int64_t j = 0; j < vocabulary; j += LANES) most = vf_max(most, vf_load(logits + j));
+    for (int64_t j = 0; j < vocabulary; j += TILE)
+        EACH_PART(p) most = vf_max(most, vf_load(TILE_OF(j) + AT(p)));
     const float top = vf_hmax(most), wanted = logits[target];
     const vf least = vf_set1(top);
     for (int64_t j = 0; j < vocabulary; j += TILE)
         EACH_PART(p) {
-            const vf e = vf_exp(vf_sub(vf_load(logits + j + AT(p)), least));
+            float *at = TILE_OF(j) + AT(p);
+            const vf e = vf_exp(vf_sub(vf_load(at), least));
             part[p] = vf_add(part[p], e);
-            vf_store(logits + j + AT(p), e);
+            vf_store(at, e);
         }
     const float sum = sum16(part);
     const vf by = vf_set1(weight / sum);
-    for (int64_t j = 0; j < vocabulary; j += LANES) vf_store(logits + j, vf_mul(vf_load(logits + j), by));
+    for (int64_t j = 0; j < vocabulary; j += TILE)
+        EACH_PART(p) {
+            float *at = TILE_OF(j) + AT(p);
+            vf_store(at, vf_mul(vf_load(at), by));
+        }
+#undef TILE_OF
+    for (int64_t j = whole; j < vocabulary; j++) logits[j] = last[j - whole];
     logits[target] -= weight;
     return (log((double)sum) + (double)top) - (double)wanted;
 }

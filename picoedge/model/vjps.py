@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from picoedge.config import ModelConfig
 from picoedge.kernels.api import AttentionShape
@@ -31,6 +32,11 @@ HEAD_ROWS = 256  # tokens whose logits are in memory at once: a block of the pro
 
 class Linear(Protocol):
     """A matrix [rows, cols]: trained, or frozen with an adapter."""
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether `vjp` reads x; otherwise x may hold anything then."""
+        ...
 
     def forward(self, kernels: TrainingKernels, x: F32, out: F32) -> None:
         """out [n, rows] = x [n, cols] times the matrix, transposed."""
@@ -49,6 +55,7 @@ class Dense:
 
     weight: F32
     gradient: F32
+    reads_input = True
 
     def forward(self, kernels: TrainingKernels, x: F32, out: F32) -> None:
         """See `Linear`."""
@@ -126,21 +133,26 @@ class Parameters:
 class _Kept:
     """Values of one layer's forward pass that its vjp reads."""
 
-    def __init__(self, config: ModelConfig, n: int) -> None:
+    def __init__(
+        self, config: ModelConfig, n: int, heads: F32 | None = None, product: F32 | None = None
+    ) -> None:
+        """`heads`, `product`: memory for outputs of heads and gates, where they are not kept."""
         hidden, dim = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        q_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.middle = np.empty((n, hidden), np.float32)
-        self.qkv = np.empty((n, (heads + 2 * kv_heads) * dim), np.float32)
-        self.heads = np.empty((n, heads * dim), np.float32)
+        self.qkv = np.empty((n, (q_heads + 2 * kv_heads) * dim), np.float32)
+        self.heads = np.empty((n, q_heads * dim), np.float32) if heads is None else heads
         self.gate_up = np.empty((n, 2 * config.intermediate_size), np.float32)
-        self.product = np.empty((n, config.intermediate_size), np.float32)
-        self.tops, self.scales = (np.empty(n * heads, np.float32) for _ in range(2))
+        if product is None:
+            product = np.empty((n, config.intermediate_size), np.float32)
+        self.product = product
+        self.tops, self.scales = (np.empty(n * q_heads, np.float32) for _ in range(2))
         self.norm_scales = np.empty((2, n), np.float32)
         # Inputs of the norms that some architectures have besides.
-        both = heads + kv_heads
+        both = q_heads + kv_heads
         self.raw_heads = [
             np.empty((n * count, dim), np.float32) if config.qk_norm else None
-            for count in (heads, kv_heads)
+            for count in (q_heads, kv_heads)
         ]
         self.raw_scales = np.empty(n * both if config.qk_norm else 0, np.float32)
         sandwich = 2 * n if config.sandwich_norm else 0
@@ -162,6 +174,9 @@ class MicroBatch:
     """`sequences` sequences of `length` tokens through a model, forward and back.
 
     Gradients are of the sum of `weight` times each token's loss. Widths are multiples of 16.
+    With `recompute` only the last `kept_layers` layers keep their values, the others compute them
+    again; `head_rows` tokens have their logits in memory at once. Neither changes a bit where no
+    matrix of the head is trained; without `kept_layers` and `head_rows` nor where it is.
     `documents` i32 [N], where given, says which text of its sequence a token belongs to: several
     short texts share a sequence, and each token attends to its own text alone. Positions go on over
     them, as rope sees differences alone.
@@ -176,12 +191,15 @@ class MicroBatch:
         length: int,
         *,
         recompute: bool = False,
+        kept_layers: int = 0,
+        head_rows: int = HEAD_ROWS,
     ) -> None:
         self._config, self._kernels, self._parameters = config, kernels, parameters
-        self._length, self._recompute = length, recompute
+        self._length = length
         n, hidden, layers = sequences * length, config.hidden_size, config.num_hidden_layers
         self._xs = np.empty((layers + 1, n, hidden), np.float32)  # the residual before each layer
-        self._kept = [_Kept(config, n) for _ in range(1 if recompute else layers)]
+        self._repeated = max(0, layers - kept_layers) if recompute else 0
+        self._kept = self._make_kept(n, layers)
         self._texts: list[slice] = []  # rows whose tokens attend to each other
         self._normed, self._sums, self._dx, self._d = (
             np.empty((n, hidden), np.float32) for _ in range(4)
@@ -191,10 +209,21 @@ class MicroBatch:
             for each in (self._kept[0].product, self._kept[0].qkv, self._kept[0].heads)
         )
         self._final_scales = np.empty(n, np.float32)
-        self._logits = np.empty((min(n, HEAD_ROWS), config.vocab_size), np.float32)
+        self._logits = np.empty((min(n, head_rows), config.vocab_size), np.float32)
         self._ropes = {
             windowed: rope_tables(config, length, windowed=windowed) for windowed in (False, True)
         }
+
+    def _make_kept(self, n: int, layers: int) -> list[_Kept]:
+        """For each layer, and one for all that are repeated."""
+        first, all_layers = _Kept(self._config, n), self._parameters.layers
+        heads = None if any(each.o.reads_input for each in all_layers) else first.heads
+        product = None if any(each.down.reads_input for each in all_layers) else first.product
+        count = layers - self._repeated if self._repeated else layers - 1
+        return [first, *(_Kept(self._config, n, heads, product) for _ in range(count))]
+
+    def _kept_of(self, i: int) -> _Kept:
+        return self._kept[max(0, i - self._repeated + 1) if self._repeated else i]
 
     def losses_and_gradients(
         self, tokens: I32, targets: I32, weight: float, documents: I32 | None = None
@@ -203,9 +232,9 @@ class MicroBatch:
         self._forward(tokens, documents)
         losses = self._head(targets, weight)
         for i in reversed(range(self._config.num_hidden_layers)):
-            kept = self._kept[-1] if self._recompute else self._kept[i]
-            if self._recompute:
-                self._layer(i, kept)
+            kept = self._kept_of(i)
+            if i < self._repeated - 1:  # the values of the last repeated one are still there
+                self._layer(i, kept, again=True)
             self._layer_vjp(i, kept)
         if self._config.embed_scale != 1.0:
             self._dx *= np.float32(self._config.embed_scale)
@@ -215,36 +244,43 @@ class MicroBatch:
     def losses(self, tokens: I32, targets: I32, documents: I32 | None = None) -> F64:
         """Losses alone, f64 [N]."""
         self._forward(tokens, documents)
-        losses = np.empty(len(targets))
+        losses = np.zeros(len(targets))
         for rows in self._head_rows(targets):
-            self._kernels.cross_entropy(*self._logits_of(rows, targets), losses[rows], 0.0)
+            losses[rows] = self._entropy(self._normed[rows], targets[rows], 0.0)[1]
         return losses
 
     def logits(self, tokens: I32, at: int = -1) -> F32:
         """Logits f32 [vocabulary] of one row of the micro-batch, by default the last."""
         self._forward(tokens)
         at %= len(tokens)
-        row: F32 = self._logits_of(slice(at, at + 1), tokens)[0][0].copy()
+        self._parameters.head.forward(self._kernels, self._normed[at : at + 1], self._logits[:1])
+        row: F32 = self._logits[0].copy()
         return row
 
     # -- the head ------------------------------------------------------------------------------
 
-    def _head_rows(self, targets: I32) -> list[slice]:
-        return [slice(at, at + HEAD_ROWS) for at in range(0, len(targets), HEAD_ROWS)]
+    def _head_rows(self, targets: I32) -> list[NDArray[np.intp]]:
+        """Rows that have a target, as many at once as there is room for logits; never none."""
+        rows, most = np.flatnonzero(targets >= 0), len(self._logits)
+        return [rows[at : at + most] for at in range(0, max(1, len(rows)), most)]
 
-    def _logits_of(self, rows: slice, targets: I32) -> tuple[F32, I32]:
-        x, logits = self._normed[rows], self._logits[: len(targets[rows])]
+    def _entropy(self, x: F32, targets: I32, weight: float) -> tuple[F32, F64]:
+        """The gradient of the logits of x, and the losses."""
+        logits, losses = self._logits[: len(x)], np.empty(len(x))
         self._parameters.head.forward(self._kernels, x, logits)
-        return logits, targets[rows]
+        self._kernels.cross_entropy(logits, targets, losses, weight)
+        return logits, losses
 
     def _head(self, targets: I32, weight: float) -> F64:
         """The losses, and the gradient of the last residual in `_dx`."""
-        losses, kernels, parameters = np.empty(len(targets)), self._kernels, self._parameters
-        for rows in self._head_rows(targets):
-            logits, wanted = self._logits_of(rows, targets)
-            kernels.cross_entropy(logits, wanted, losses[rows], weight)
-            x, d = self._normed[rows], self._d[rows]
-            parameters.head.vjp(kernels, x, logits, d, accumulate=rows.start > 0)
+        losses, parameters = np.zeros(len(targets)), self._parameters
+        self._d.fill(0)
+        for number, rows in enumerate(self._head_rows(targets)):
+            x = self._normed[rows]
+            d_logits, losses[rows] = self._entropy(x, targets[rows], weight)
+            d = np.empty_like(x)
+            parameters.head.vjp(self._kernels, x, d_logits, d, accumulate=number > 0)
+            self._d[rows] = d
         self._dx.fill(0)
         self._norm_vjp(self._xs[-1], parameters.final_norm, self._final_scales, self._d, self._dx)
         return losses
@@ -262,13 +298,14 @@ class MicroBatch:
         if self._config.embed_scale != 1.0:
             self._xs[0] *= np.float32(self._config.embed_scale)
         for i in range(self._config.num_hidden_layers):
-            self._layer(i, self._kept[0 if self._recompute else i])
+            self._layer(i, self._kept_of(i))
         self._norm(self._xs[-1], self._parameters.final_norm, self._normed, self._final_scales)
 
     def _norm(self, x: F32, gain: Gain, out: F32, scales: F32) -> None:
         self._kernels.norm(x, gain.weight, out, scales, self._config.rms_norm_eps)
 
-    def _layer(self, i: int, kept: _Kept) -> None:
+    def _layer(self, i: int, kept: _Kept, *, again: bool = False) -> None:
+        """The residual after a layer; `again`: it is there, and only `kept` is wanted."""
         layer, kernels = self._parameters.layers[i], self._kernels
         self._norm(self._xs[i], layer.input_norm, self._normed, kept.norm_scales[0])
         self._project(layer, kept)
@@ -279,7 +316,10 @@ class MicroBatch:
         self._add(self._xs[i], 0, layer.post_attention_norm, kept, kept.middle)
         self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
         layer.gate_up.forward(kernels, self._normed, kept.gate_up)
-        kernels.gated(kept.gate_up, kept.product, self._config.hidden_act)
+        if not again or layer.down.reads_input or layer.post_ffn_norm is not None:
+            kernels.gated(kept.gate_up, kept.product, self._config.hidden_act)
+        if again and layer.post_ffn_norm is None:
+            return
         layer.down.forward(kernels, kept.product, self._sums)
         self._add(kept.middle, 1, layer.post_ffn_norm, kept, self._xs[i + 1])
 
@@ -349,7 +389,8 @@ class MicroBatch:
         d = self._sums_vjp(1, layer.post_ffn_norm, kept)
         layer.down.vjp(kernels, kept.product, d, self._d_product)
         kernels.gated_vjp(kept.gate_up, self._d_product, self._config.hidden_act)
-        self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
+        if layer.gate_up.reads_input:
+            self._norm(kept.middle, layer.pre_ffn_norm, self._normed, kept.norm_scales[1])
         layer.gate_up.vjp(kernels, self._normed, kept.gate_up, self._d)
         self._norm_vjp(kept.middle, layer.pre_ffn_norm, kept.norm_scales[1], self._d, self._dx)
         d = self._sums_vjp(0, layer.post_attention_norm, kept)
@@ -358,7 +399,8 @@ class MicroBatch:
             kernels.attention_vjp(op, self._d_heads[rows], self._dqkv[rows])
         self._rotate(i, self._dqkv, back=True)
         self._project_vjp(layer, kept)
-        self._norm(x, layer.input_norm, self._normed, kept.norm_scales[0])
+        if layer.qkv.reads_input:
+            self._norm(x, layer.input_norm, self._normed, kept.norm_scales[0])
         layer.qkv.vjp(kernels, self._normed, self._dqkv, self._d)
         self._norm_vjp(x, layer.input_norm, kept.norm_scales[0], self._d, self._dx)
 

@@ -18,7 +18,7 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
-from picoedge.model.vjps import MicroBatch, Parameters
+from picoedge.model.vjps import HEAD_ROWS, MicroBatch, Parameters
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.schedule import Schedule
 
@@ -151,7 +151,10 @@ class Trainer:
         threads: int,
         *,
         recompute: bool = False,
+        kept_layers: int = 0,
+        head_rows: int = HEAD_ROWS,
     ) -> None:
+        """`recompute`, `kept_layers`, `head_rows`: of `MicroBatch`."""
         self.layout, self.state, self.settings = layout, state, settings
         self._sums, self._lock = sums, threading.Lock()
         threads = max(1, min(threads, settings.micro_batches))
@@ -165,6 +168,8 @@ class Trainer:
                 settings.sequences,
                 settings.length,
                 recompute=recompute,
+                kept_layers=kept_layers,
+                head_rows=head_rows,
             )
             for kernels, gradient in zip(self._kernels, self._gradients, strict=True)
         ]

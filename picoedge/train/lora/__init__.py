@@ -1,0 +1,1 @@
+"""LoRA: low-rank adapters trained on the frozen, quantized weights of a pack (arXiv 2106.09685)."""

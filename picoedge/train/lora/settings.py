@@ -1,0 +1,188 @@
+"""The settings of `picoedge finetune`: defaults, and the file from which a run is resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from picoedge.errors import ModelError, StorageError, UsageError
+from picoedge.fields import Fields
+from picoedge.files import parse_toml
+from picoedge.kernels.sums import MICRO_BATCHES
+from picoedge.store.adapters import MAX_ALPHA, MAX_RANK
+from picoedge.train.lora.layout import TARGETS, LoraShape
+from picoedge.train.run.loop import RunPlan
+from picoedge.train.step.schedule import Schedule
+from picoedge.train.step.trainer import StepSettings
+
+CONTEXT = 512  # tokens of a sequence, at most
+EPOCHS = 40.0
+_STEPS_AN_EPOCH = 8  # at least, so that a small file is not learned in too few steps
+_MOST_SEQUENCES, _MICRO_BATCH_TOKENS = 16, 512
+_LENGTH_STEP = 16
+_EVALUATIONS = 20
+_HELD_OUT, _MANY = 0.05, 200  # a share, and of how many examples
+_WARMUP = 0.05  # a part of the steps
+_SAVED_S = 120.0  # of work that a power cut may cost, about
+_MAX_BYTES = 1 << 20
+_HINT = "begin anew with another --out"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """All that decides what a run ends with, besides model and data. 0: not chosen yet.
+
+    `model` is the pack's identity; `batch` and `micro_batch` are in sequences of `length` tokens.
+    """
+
+    model: str = ""
+    data: tuple[str, ...] = ()
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+    steps: int = 0
+    seed: int = 0
+    length: int = 0
+    batch: int = 0
+    micro_batch: int = 0
+    learning_rate: float = 1e-3
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    held_out: float = -1.0  # share of the examples; -1: not chosen yet
+    evaluate_every: int = 1
+    save_every: int = 1
+    patience: int = 0
+
+    @property
+    def shape(self) -> LoraShape:
+        """Raises UsageError for a rank, alpha or targets that are not possible."""
+        return LoraShape(self.rank, self.alpha, self.targets)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step."""
+        return self.batch // self.micro_batch
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch * self.length
+
+    def with_held_out(self, examples: int) -> LoraSettings:
+        """With the share that is held out: of few examples none, each is wanted."""
+        if self.held_out >= 0:
+            return self
+        return replace(self, held_out=_HELD_OUT if examples >= _MANY else 0.0)
+
+    def with_sequences(self, longest: int, tokens: int) -> LoraSettings:
+        """With the sizes for examples of `tokens` tokens together, the longest of `longest`.
+
+        Sequences are as short as the longest example allows, so that a small file has several
+        steps an epoch.
+        """
+        most = self.length or CONTEXT
+        length = min(most, -(-max(longest, 128) // _LENGTH_STEP) * _LENGTH_STEP)
+        sequences = max(1, tokens // length)
+        usual = max(2, min(_MOST_SEQUENCES, sequences // _STEPS_AN_EPOCH))
+        batch = self.batch or usual // 2 * 2
+        size = max(1, min(_MICRO_BATCH_TOKENS // length, batch // 2))
+        size = next(
+            each
+            for each in range(size, batch + 1)
+            if batch % each == 0 and batch // each <= MICRO_BATCHES
+        )
+        return replace(self, length=length, batch=batch, micro_batch=size)
+
+    def with_steps(self, steps: int, step_s: float) -> LoraSettings:
+        """With what follows from the number of steps, and from a step's seconds."""
+        often = max(1, round(_SAVED_S / step_s)) if step_s > 0 else steps
+        return replace(
+            self,
+            steps=steps,
+            warmup=min(steps // 2, max(1, round(_WARMUP * steps))),
+            evaluate_every=max(1, steps // _EVALUATIONS),
+            save_every=max(1, min(often, steps)),
+        )
+
+    def step_settings(self) -> StepSettings:
+        """What the trainer takes."""
+        schedule = Schedule(self.learning_rate, self.warmup, max(1, self.steps))
+        return StepSettings(
+            self.micro_batches, self.micro_batch, self.length, schedule,
+            clip=self.clip, betas=(0.9, 0.999), weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+    def plan(self) -> RunPlan:
+        """What the loop takes."""
+        return RunPlan(self.steps, self.evaluate_every, self.save_every, self.patience)
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the bits of the result, as in JSON."""
+        left_out = ("data", "save_every")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+
+    def to_toml(self) -> str:
+        """A file from which `read_lora_settings` makes these settings again."""
+        lines = ["# picoedge finetune --resume goes on by this file."]
+        lines += [f"{field.name} = {_toml(getattr(self, field.name))}" for field in fields(self)]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
+_INTEGERS = {
+    "rank": (1, MAX_RANK), "steps": (1, 10_000_000), "seed": (0, (1 << 63) - 1),
+    "length": (16, 1 << 16), "batch": (1, 4096), "micro_batch": (1, 4096),
+    "warmup": (0, 10_000_000), "evaluate_every": (1, 10_000_000), "save_every": (1, 10_000_000),
+    "patience": (0, 1_000_000),
+}  # fmt: skip
+_NUMBERS = {
+    "alpha": (0.0, MAX_ALPHA), "learning_rate": (0.0, 1.0), "weight_decay": (0.0, 10.0),
+    "clip": (0.0, 1e6), "held_out": (0.0, 0.9),
+}  # fmt: skip
+
+
+def read_lora_settings(path: Path) -> LoraSettings:
+    """Settings of a run that was begun. Raises ModelError, StorageError."""
+    try:
+        with path.open("rb") as file:
+            values = parse_toml(file.read(_MAX_BYTES).decode("utf-8"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{path}: {reason}", _HINT) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}", _HINT) from error
+    given = Fields(values, path, ModelError, _HINT)
+    chosen: dict[str, Any] = {name: given.integer(name, *span) for name, span in _INTEGERS.items()}
+    chosen |= {name: given.number(name, *span) for name, span in _NUMBERS.items()}
+    chosen |= {"model": given.text("model", 128), "data": given.texts("data", 4096)}
+    chosen["targets"] = given.texts("targets", len(TARGETS))
+    settings = LoraSettings(**chosen)
+    if settings.length % _LENGTH_STEP or settings.batch % settings.micro_batch:
+        raise ModelError(f"{path} is damaged: its sizes do not go together", _HINT)
+    return settings
+
+
+def read_targets(text: str) -> tuple[str, ...]:
+    """Targets by name, with commas between: `q,v`, `q_proj,v_proj`, `attention`, `all`.
+
+    Raises UsageError for none, or one that is not known.
+    """
+    groups = {"all": TARGETS, "attention": TARGETS[:4], "ffn": TARGETS[4:]}
+    chosen: set[str] = set()
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        short = {name.removesuffix("_proj"): (name,) for name in TARGETS}
+        names = groups.get(word) or short.get(word) or (word,)
+        chosen |= set(names)
+    unknown = [name for name in sorted(chosen) if name not in TARGETS]
+    if unknown or not chosen:
+        what = f"no target named {unknown[0][:64]!r}" if unknown else "no targets are named"
+        raise UsageError(what, f"known: all, attention, ffn, {', '.join(TARGETS)}")
+    return tuple(name for name in TARGETS if name in chosen)

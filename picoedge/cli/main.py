@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pack": ("shelf.pack_command", "Turn a GGUF file or Hugging Face folder into a pack."),
     "finetune": ("finetune.finetune", "Teach a model from your own examples, as an adapter."),
     "train": ("train.train", "Train a small model on your own text."),
+    "merge": ("merge.merge", "Add an adapter to a model's weights, as a new pack."),
     "pull": ("shelf.pull_model", "Fetch a model of the catalogue and pack it."),
     "export": ("export.export_model", "Write a model for transformers or llama.cpp."),
     "list": ("shelf.list_models", "List the models on this board (also: ls)."),

@@ -58,6 +58,8 @@ def open_named_pack(
     )
     with showing_progress() as progress:
         opened = opening.open_pack(values["model"], options, progress, text=text, template=template)
+    if values.get("adapter"):
+        opened.adapt(Path(values["adapter"]))
     lost = f"a file of {opened.pack.path} that is in use can no longer be read"
     hint = "it was cut, or the card is gone or failing: picoedge verify checks it"
     end_where_pages_are_lost(error_line(lost, hint))

@@ -131,6 +131,8 @@ model_options = _together(
         help="Compare weights with their hashes while they are streamed.",
     ),
     kernels_option,
+    click.option("--adapter", metavar="FOLDER",
+        help="Add a LoRA adapter in PEFT's format, as `picoedge finetune` writes it."),
 )  # fmt: skip
 
 split_options = _together(

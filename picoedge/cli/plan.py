@@ -100,7 +100,8 @@ def facts(planned: SessionPlan) -> list[tuple[str, str]]:
     return [
         ("model", planned.model),
         ("budget", format_size(plan.budget.total)),
-        ("interpreter", f"{format_size(plan.budget.fixed)} with the tokenizer"),
+        ("interpreter", f"{format_size(plan.budget.fixed - planned.adapter)} with the tokenizer"),
+        *([("adapter", format_size(planned.adapter))] if planned.adapter else []),
         ("context", f"{format_size(plan.kv_cache)} for {plan.n_ctx} tokens, {plan.kv_bits} bits"),
         ("buffers", f"{format_size(plan.activations)} for {plan.batch} tokens of a prompt at once"),
         *(_whole_facts(planned) if planned.whole else _streamed_facts(planned)),

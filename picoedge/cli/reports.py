@@ -17,9 +17,9 @@ def window(model: LanguageModel, waited_s: float, elapsed_s: float) -> dict[str,
 
     `resident_mb` and `window_depth` are the present ones: the plan adapts to measured speeds.
     """
-    plan, adapter = model.slice.memory_plan, model.slice.adapter
-    now = adapter.plan.window if adapter else None
-    usage = adapter.usage if adapter else None
+    plan, tuner = model.slice.memory_plan, model.slice.tuner
+    now = tuner.plan.window if tuner else None
+    usage = tuner.usage if tuner else None
     return {
         "disk_wait_s": waited_s,
         "compute_s": elapsed_s - waited_s,

@@ -84,6 +84,8 @@ def plan_over(
     """
     while True:
         load = load_of(pack, pack.all_shards, options)
+        if options.adapter is not None:
+            load = dataclasses.replace(load, adapter_bytes=options.adapter.nbytes)
         try:
             return plan_cluster(load, cluster, options.cluster, held=held, loaded=loaded)
         except MemoryBudgetError:
@@ -177,8 +179,9 @@ class Arranger:
             return None
         assert options.n_ctx is not None
         io, kernels = options.window_io, options.kernels or ""
+        adapter = options.adapter.shape.identity if options.adapter else ""
         parts = self._pack.identity, shares[0].part, options.n_ctx, options.kv_bits
-        return SliceKey(*parts, io, kernels)
+        return SliceKey(*parts, io, kernels, adapter)
 
     def _fetch(self, wanted: SliceKey) -> closing[SetAside]:
         """The weights that this board's daemon has kept of the slice; perhaps none."""

@@ -22,6 +22,7 @@ from picoedge.fields import Fields
 from picoedge.jobs.spec import MAX_SHARDS, PACK_ID, SliceKey
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.frames import VERSION
+from picoedge.store.adapter_shape import AdapterShape, read_shape
 from picoedge.store.shards import Slice
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class GroupSpec:
     # Transport of messages; "auto": the quicker one of each pair.
     transport: TransportChoice = "stream"
     version: int = 1  # of the frames: the lowest that all ranks know
+    adapter: AdapterShape | None = None  # that the hub sends once the links are open
 
     @property
     def part(self) -> Slice:
@@ -96,9 +98,9 @@ class GroupSpec:
     @property
     def slice_key(self) -> SliceKey:
         """The slice that this board has to load."""
-        return SliceKey(
-            self.pack_id, self.part, self.n_ctx, self.kv_bits, self.window_io, self.kernels
-        )
+        adapter = self.adapter.identity if self.adapter else ""
+        how = self.n_ctx, self.kv_bits, self.window_io, self.kernels, adapter
+        return SliceKey(self.pack_id, self.part, *how)
 
     @property
     def members(self) -> Sequence[tuple[str, str]]:
@@ -136,8 +138,10 @@ class GroupSpec:
         values = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("id", "pack_id", "pack_name", "ranks")
+            if field.name not in ("id", "pack_id", "pack_name", "ranks", "adapter")
         }
+        if self.adapter is not None:
+            values["adapter"] = self.adapter.to_json()
         pack = {"id": self.pack_id, "name": self.pack_name}
         seats = [rank.to_json() for rank in self.ranks]
         return {"session": self.id, "pack": pack, "seats": seats, **values}
@@ -170,6 +174,7 @@ def spec_from_json(values: object) -> GroupSpec:
         kernels=fields.one_of("kernels", ("", "native", "numpy")),
         transport=fields.one_of("transport", TRANSPORT_CHOICES),
         version=fields.integer("version", 1, VERSION),
+        adapter=read_shape(fields.object("adapter")) if fields.values.get("adapter") else None,
     )
     if len({rank.key for rank in spec.ranks}) < len(seats):
         raise ProtocolError("two ranks of the session have one key")

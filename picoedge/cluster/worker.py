@@ -51,6 +51,7 @@ from picoedge.store.shards import Wanted
 if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel
     from picoedge.mesh.group.links import Links
+    from picoedge.model.adapter import AdapterSlice
 
 # For all ranks to connect: some may pull gigabytes first. If the hub fails, the daemon ends this.
 JOIN_S = 24 * 3600.0
@@ -171,9 +172,11 @@ def run_worker(
         links.open(JOIN_S)
         _say({"transport": links.transports()[HUB]})
         if kept is None:
-            model = _load(config, spec, pack, forward_pass, page)
+            adapter = _receive_adapter(links, spec, pack, config.memory_bytes)
+            model = _load(config, spec, pack, adapter, forward_pass, page)
             board.slice = kept = KeptSlice(spec.slice_key, pack, model)
         else:
+            _keep_adapter(links, spec, pack)
             kept.model.renew(forward_pass.begin, forward_pass.gather)
         _say({"memory": kept.planned_bytes})
         plan = kept.model.memory_plan.to_json() if kept.model.memory_plan else None
@@ -261,8 +264,31 @@ def pull_missing(
     return path
 
 
+def _receive_adapter(
+    links: Links, spec: GroupSpec, pack: Pack, memory_bytes: int
+) -> AdapterSlice | None:
+    if spec.adapter is None:
+        return None
+    from picoedge.cluster.adapter_transfer import receive_adapter
+
+    return receive_adapter(links, spec.adapter, spec.part, pack, memory_bytes)
+
+
+def _keep_adapter(links: Links, spec: GroupSpec, pack: Pack) -> None:
+    """Tell the hub that the kept slice has its part of the group's adapter, if there is one."""
+    if spec.adapter is not None:
+        from picoedge.cluster.adapter_transfer import refuse_adapter
+
+        refuse_adapter(links, spec.adapter, spec.part, pack)
+
+
 def _load(
-    config: WorkerConfig, spec: GroupSpec, pack: Pack, forward_pass: ForwardPass, page: ProgressPage
+    config: WorkerConfig,
+    spec: GroupSpec,
+    pack: Pack,
+    adapter: AdapterSlice | None,
+    forward_pass: ForwardPass,
+    page: ProgressPage,
 ) -> LoadedModel:
     options = OpenOptions(
         threads=config.threads,
@@ -271,6 +297,7 @@ def _load(
         kv_bits=spec.kv_bits,
         window_io=spec.window_io,
         kernels=spec.kernels or None,
+        adapter=adapter,
     )
     page.write("loading")
 

@@ -32,7 +32,7 @@ from picoedge.jobs.kept_memory import keep_slice
 from picoedge.jobs.spec import INFERENCE
 from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, near_host, parse_address
-from picoedge.mesh.transport.frames import HUB
+from picoedge.mesh.transport.frames import HUB, VERSION
 from picoedge.sanitize import one_line
 from picoedge.store.window.weights import StreamedWeights
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
     from picoedge.jobs.relay import Relay
     from picoedge.mesh.group.links import Links
+    from picoedge.model.adapter import AdapterSlice
     from picoedge.planner.cost_model import Candidate
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
@@ -105,6 +106,7 @@ class WorkerGroup:
             stack.callback(self._close_relays)
             stack.callback(self._links.close)
             self._connect()
+            self._send_adapter(options.adapter)
             self.slice = load_model(
                 pack,
                 options,
@@ -154,6 +156,8 @@ class WorkerGroup:
             for handle, share, daemon in zip(self._handles, prediction.shares, daemons, strict=True)
         )
         version = min(handle.client.version for handle in self._handles)
+        if options.adapter is not None and version < VERSION:
+            raise self._outdated()
         return GroupSpec(
             id=os.urandom(8).hex(),
             epoch=int.from_bytes(os.urandom(3), "big"),
@@ -170,7 +174,14 @@ class WorkerGroup:
             version=version,
             window_io=options.window_io,
             kernels=options.kernels or "",
+            adapter=options.adapter.shape if options.adapter else None,
         )
+
+    def _outdated(self) -> BoardRefusedError:
+        from picoedge.cluster.adapter_transfer import outdated
+
+        handle = min(self._handles, key=lambda handle: handle.client.version)
+        return outdated(handle.name, handle.key)
 
     def _spec_for(self, rank: int) -> GroupSpec:
         """The specification as that rank's board is sent it, with where it reaches this board."""
@@ -231,6 +242,15 @@ class WorkerGroup:
         self._links.open(CONNECT_S)
         for rank, why in self._links.unreachable().items():
             self._tell(f"{self.names[rank]}: its stream cannot be reached ({why}): using ZeroMQ")
+
+    def _send_adapter(self, adapter: AdapterSlice | None) -> None:
+        """Send each worker its part, if there is an adapter."""
+        if adapter is None:
+            return
+        from picoedge.cluster.adapter_transfer import send_adapter
+
+        for rank in range(1, self.boards):
+            send_adapter(self._links, rank, adapter.of(self._spec.ranks[rank].part))
 
     def _await_ready(self) -> None:
         """Wait for all workers to load their slices; the group's batch is the smallest of all."""

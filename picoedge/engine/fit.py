@@ -273,7 +273,7 @@ class LoadedModel(Transformer):
     """A model that runs on this board; a `session.LanguageModel`."""
 
     memory_plan: MemoryPlan | None = None  # None: all weights are mapped
-    adapter: Adapter | None = None  # of the plan, to measured speeds while decoding
+    tuner: WindowTuner | None = None  # adapts the plan to measured speeds while decoding
 
     @property
     def slice(self) -> LoadedModel:
@@ -281,7 +281,7 @@ class LoadedModel(Transformer):
         return self
 
 
-class Adapter:
+class WindowTuner:
     """Called after each pass of a model; moves units where that makes decoding quicker.
 
     Measures passes of one token only, not prompts. `plan` is the present plan.

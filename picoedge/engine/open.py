@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.config import SamplingOptions
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import PicoedgeError
+from picoedge.files import naming
 from picoedge.host import resources
 from picoedge.host.reclaim import trim
 from picoedge.kernels.loader import describe_kernels, load_kernels
@@ -70,6 +71,20 @@ class OpenPack:
         assert "options" not in self.__dict__, "the context has been chosen"
         if nbytes is not None:
             self._options = dataclasses.replace(self._options, memory_bytes=nbytes)
+
+    def adapt(self, folder: Path) -> None:
+        """Run the model with the LoRA adapter in `folder`.
+
+        Raises ModelError where it is damaged or another model's, UnsupportedError.
+        """
+        from picoedge.model.adapter import AdapterSlice
+        from picoedge.store.adapters import read_adapter
+
+        assert "options" not in self.__dict__, "the context has been chosen"
+        pack, adapter = self.pack, read_adapter(folder)
+        with naming(folder):
+            prepared = AdapterSlice.prepare(adapter, pack.config, pack.ffn_shard_cols)
+        self._options = dataclasses.replace(self._options, adapter=prepared)
 
     @cached_property
     def options(self) -> OpenOptions:
@@ -216,7 +231,7 @@ def load_model(
     the weights that are read before the first token. Raises MemoryBudgetError before anything large
     is allocated, UsageError, StorageError.
     """
-    from picoedge.engine.fit import WHOLE_BATCH, Adapter, LoadedModel, fit_model
+    from picoedge.engine.fit import WHOLE_BATCH, LoadedModel, WindowTuner, fit_model
 
     with ExitStack() as failing:
         kernels = start_kernels(options)
@@ -236,11 +251,12 @@ def load_model(
             broadcast_input=broadcast_input,
             gather_logits=gather_logits,
             holding=weights,
+            adapter=options.adapter.of(fit.load.part) if options.adapter else None,
         )
         if fit.plan is not None:
             assert isinstance(weights, StreamedWeights)
-            model.memory_plan, model.adapter = fit.plan, Adapter(model, weights, fit.plan)
-            model.after_forward = model.adapter
+            model.memory_plan, model.tuner = fit.plan, WindowTuner(model, weights, fit.plan)
+            model.after_forward = model.tuner
             trim(path for path in pack.path.iterdir() if path.is_file())
         failing.pop_all()
     return model
@@ -290,6 +306,7 @@ class SessionPlan:
     model: str
     plan: MemoryPlan
     apart: int  # bytes mapped beyond the plan's; 0 with streaming
+    adapter: int  # bytes of an adapter, which the plan counts with the process itself
     speeds: Speeds
     kernels: str
     threads: int
@@ -313,6 +330,7 @@ class SessionPlan:
             **self.plan.to_json(),
             "apart_mb": self.apart / MB,
             "total_mb": self.total / MB,
+            "adapter_mb": self.adapter / MB,
             "resident": _by_layer(window.units, window.resident),
             "streamed": _by_layer(window.units, frozenset(window.streamed)),
             "storage": {
@@ -345,7 +363,8 @@ def plan_session(opened: OpenPack) -> SessionPlan:
         if plan is None:
             rates = Rates(speeds.storage.effective_mapped, speeds.compute)
             plan, apart = resident_plan(fit.load, fit.budget, rates), bytes_apart(pack)
-        return SessionPlan(pack.name, plan, apart, speeds, kernels.name, kernels.threads)
+        adapter = opened.options.adapter.nbytes if opened.options.adapter else 0
+        return SessionPlan(pack.name, plan, apart, adapter, speeds, kernels.name, kernels.threads)
 
 
 def _by_layer(units: tuple[Unit, ...], chosen: frozenset[Unit]) -> list[dict[str, int]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
+    from picoedge.model.adapter import AdapterSlice
     from picoedge.planner.cluster_plan import ClusterOptions
 
 TRANSPORT_CHOICES: tuple[TransportChoice, ...] = ("auto", "zeromq", "stream")
@@ -28,3 +29,4 @@ class OpenOptions:
     kernels: str | None = None  # "numpy", "native"
     cluster: ClusterOptions | None = None  # None: this board alone
     sampling: Mapping[str, float | None] = field(default_factory=dict)  # before the model's own
+    adapter: AdapterSlice | None = None  # added to the model's products

@@ -101,6 +101,7 @@ class SliceKey:
     kv_bits: int
     window_io: str
     kernels: str
+    adapter: str = ""  # its hash; "": none
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `read_kept` reads them."""
@@ -121,6 +122,7 @@ def read_kept(kept: object, where: str) -> SliceKey | None:
             fields.integer("kv_bits", 8, 16),
             fields.text("window_io", 16),
             fields.text("kernels", 16),
+            fields.text("adapter", pattern=PACK_ID) if fields.values.get("adapter") else "",
         )
     except ProtocolError:
         return None
@@ -128,10 +130,12 @@ def read_kept(kept: object, where: str) -> SliceKey | None:
 
 def loaded_for(kept: Mapping[int, SliceKey], pack: Pack, options: OpenOptions) -> dict[int, Slice]:
     """By the index of a board, the slice that it can go on with if the pack is opened like this."""
-    wanted = (options.n_ctx, options.kv_bits, options.window_io, options.kernels or "")
+    adapter = options.adapter.shape.identity if options.adapter else ""
+    kernels = options.kernels or ""
+    wanted = (options.n_ctx, options.kv_bits, options.window_io, kernels, adapter)
     return {
         index: key.part
         for index, key in kept.items()
         if key.pack_id == pack.identity
-        and (key.n_ctx, key.kv_bits, key.window_io, key.kernels) == wanted
+        and (key.n_ctx, key.kv_bits, key.window_io, key.kernels, key.adapter) == wanted
     }

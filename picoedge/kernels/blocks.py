@@ -322,11 +322,17 @@ class RowGather:
 
     def gather(self, ids: Sequence[int], out: F32) -> None:
         """out[i] = row ids[i], counted over all shards stacked by rows; out f32 [>= n, cols]."""
+        if self._spec.format.bits == 32:
+            shard, row = np.divmod(np.asarray(ids, dtype=np.intp), self._spec.rows)
+            out[: len(shard)] = self._planes["values"][shard, row]
+            return
+        spec = MatrixSpec(self._spec.format, len(ids), self._spec.cols, 0, self._spec.superblock)
+        out[: len(ids)] = dequantize(spec, self.quants(ids))
+
+    def quants(self, ids: Sequence[int]) -> Quants:
+        """Rows `ids` of a quantized matrix as they are stored, row-major."""
         rows = np.asarray(ids, dtype=np.intp)
         shard, row = np.divmod(rows, self._spec.rows)
-        if self._spec.format.bits == 32:
-            out[: len(rows)] = self._planes["values"][shard, row]
-            return
         tile, lane = np.divmod(row, TILE_ROWS)
         picked = {
             name: np.ascontiguousarray(plane[shard, tile, ..., lane, :])
@@ -334,9 +340,9 @@ class RowGather:
             else plane[shard, tile, ..., lane].reshape(len(rows), -1)
             for name, plane in self._planes.items()
         }
-        spec = MatrixSpec(self._spec.format, len(rows), self._spec.cols, 0, self._spec.superblock)
-        q = join_quants(spec.format, picked.pop("quants"), picked.pop("highs", None))  # n, B, 8, 4
-        out[: len(rows)] = dequantize(spec, Quants(q.reshape(spec.rows, spec.cols), **picked))
+        highs = picked.pop("highs", None)
+        q = join_quants(self._spec.format, picked.pop("quants"), highs)  # n, B, 8, 4
+        return Quants(q.reshape(len(rows), self._spec.cols), **picked)
 
 
 def _plane_of_all(weights: Weights, name: str) -> Array:

@@ -7,7 +7,7 @@ shard, what one board would have added.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 from picoedge.errors import ProtocolError
 from picoedge.kernels.api import LOW_RANK_STEP, LowRankPart
 from picoedge.kernels.arrays import F32
+from picoedge.store.adapter_shape import ADAPTED, AdapterShape
 from picoedge.store.shards import Slice, UnitKind
 from picoedge.store.sources.adapter_matrices import LowRankMatrix, canonical_matrices
 
@@ -24,26 +25,7 @@ if TYPE_CHECKING:
     from picoedge.config import ModelConfig
     from picoedge.store.adapters import Adapter
 
-ADAPTED: dict[str, UnitKind] = {
-    **dict.fromkeys(("q", "k", "v", "o"), "attention"),
-    **dict.fromkeys(("gate", "up", "down"), "ffn"),
-}  # the matrices that an adapter may have, and the kind of their shards
 _COLUMNS_CUT = ("o", "down")
-
-
-@dataclass(frozen=True)
-class AdapterShape:
-    """What an adapter has: ranks by layer for each matrix name, 0 for none; and its hash."""
-
-    identity: str
-    ranks: Mapping[str, tuple[int, ...]]
-
-    def matrices(self) -> Iterator[tuple[int, str, int]]:
-        """(layer, name, rank) of each matrix it has, in the order in which they are sent."""
-        for name in ADAPTED:
-            for layer, rank in enumerate(self.ranks.get(name, ())):
-                if rank:
-                    yield layer, name, rank
 
 
 @dataclass(frozen=True)

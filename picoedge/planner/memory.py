@@ -63,6 +63,7 @@ class Load:
     head_shard_rows: int = 0
     logit_rows: int = 1  # whose logits are held at once
     numpy: bool = False  # the NumPy backend computes, with temporaries of its own
+    adapter_bytes: int = 0  # of an adapter that each board will be sent, at most
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def activation_bytes(load: Load, most: int, batch: int) -> int:
         logits += 16 * config.vocab_size  # one row in f64, and its exponentials
     units = sum(unit_count(run, len(run.shards), most) for run in load.runs)
     bound = _UNIT_BYTES * max(0, units - _FEW_UNITS)  # matters where there are thousands
-    rest = scores + logits + bound
+    rest = scores + logits + bound + load.adapter_bytes
     if load.numpy:
         return _NUMPY_COPIES * batch * per_token + _NUMPY_SCRATCH + rest
     return batch * per_token + rest

@@ -24,12 +24,13 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import make_folder, read_object, replace_file, sync, writing
 from picoedge.kernels.arrays import F32
+from picoedge.store.adapter_shape import MAX_LAYERS, MAX_RANK
 from picoedge.store.safetensors import TensorEntry, read_header, read_matrix, safetensors_parts
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 FFN_NAMES = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
-MAX_RANK, MAX_LAYERS, MAX_ALPHA = 4096, 1 << 12, 1e6
+MAX_ALPHA = 1e6
 
 _MAX_CONFIG, _MAX_HEADER = 1 << 20, 1 << 24
 _HINT = "the adapter is damaged or incomplete: get it again, or train it again"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.engine.fit import TOKENS, Adapter
+from picoedge.engine.fit import TOKENS, WindowTuner
 from picoedge.kernels.loader import load_kernels
 from picoedge.model.transformer import Transformer
 from picoedge.planner.memory import Budget, Load, MemoryPlan, Reading, plan_memory
@@ -85,13 +85,13 @@ def test_decoding_goes_on_as_it_would_have(small: Pack, misjudged: MemoryPlan) -
     holding = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
-        adapter = Adapter(model, holding, misjudged)
-        model.after_forward = adapter
+        tuner = WindowTuner(model, holding, misjudged)
+        model.after_forward = tuner
         for logits, wanted in zip(decoded(model, tokens), expected, strict=True):
             np.testing.assert_array_equal(logits, wanted)
-    assert adapter.plan.reading.rates.disk < 1e12
-    assert adapter.plan.window == holding.plan
-    assert adapter.plan.total <= misjudged.total
+    assert tuner.plan.reading.rates.disk < 1e12
+    assert tuner.plan.window == holding.plan
+    assert tuner.plan.total <= misjudged.total
 
 
 def decoded(model: Transformer, tokens: list[int]) -> Iterator[np.ndarray]:
@@ -111,8 +111,8 @@ def test_a_prompt_tells_nothing(small: Pack, misjudged: MemoryPlan) -> None:
     holding = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
     with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
-        adapter = Adapter(model, holding, misjudged)
-        model.after_forward = adapter
+        tuner = WindowTuner(model, holding, misjudged)
+        model.after_forward = tuner
         for _ in range(TOKENS + 2):
             model.forward((1, 2, 3), 0)
-        assert adapter.plan is misjudged
+        assert tuner.plan is misjudged

@@ -18,7 +18,11 @@ NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def random_adapter(
-    config: ModelConfig, names: Sequence[str] = NAMES, rank: int = 4, seed: int = 3
+    config: ModelConfig,
+    names: Sequence[str] = NAMES,
+    rank: int = 4,
+    seed: int = 3,
+    strength: float = 2.0,
 ) -> Adapter:
     """An adapter that adds about half of what the base's matrices are, as PEFT has it."""
     rng = np.random.default_rng(seed)
@@ -30,7 +34,7 @@ def random_adapter(
             a = rng.standard_normal((rank, cols), np.float32) / np.float32(cols**0.5)
             b = rng.standard_normal((rows, rank), np.float32) / np.float32(4 * rank**0.5)
             matrices[layer, name] = a, b
-    adapter = Adapter("random", rank, 2.0 * rank, False, tuple(names), matrices)
+    adapter = Adapter("random", rank, strength * rank, False, tuple(names), matrices)
     return as_stored(adapter, config)
 
 

@@ -84,7 +84,7 @@ class ScriptedModel:
     fails_at: int | None = None
     boards = 1
     memory_plan: MemoryPlan | None = None
-    adapter = None
+    tuner = None
 
     def __init__(self, *answers: str | Sequence[int], n_ctx: int = 1000) -> None:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()

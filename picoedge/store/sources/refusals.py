@@ -167,7 +167,7 @@ def _adapter(path: Path) -> UnsupportedError:
     onto = f" onto {name}" if isinstance(name, str) and _REPO.fullmatch(name) else ""
     return UnsupportedError(
         f"{path} is a LoRA adapter{onto}, not a whole model",
-        "merge it once with peft (merge_and_unload, save_pretrained), or take a merged model",
+        "run it beside its model (--adapter), or make a pack of both with picoedge merge",
     )
 
 

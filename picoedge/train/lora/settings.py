@@ -11,7 +11,8 @@ from picoedge.errors import ModelError, StorageError, UsageError
 from picoedge.fields import Fields
 from picoedge.files import parse_toml
 from picoedge.kernels.sums import MICRO_BATCHES
-from picoedge.store.adapters import MAX_ALPHA, MAX_RANK
+from picoedge.store.adapter_shape import MAX_RANK
+from picoedge.store.adapters import MAX_ALPHA
 from picoedge.train.lora.layout import TARGETS, LoraShape
 from picoedge.train.run.loop import RunPlan
 from picoedge.train.step.schedule import Schedule

@@ -51,8 +51,8 @@ def touch(model: Transformer) -> int:
 def _buffers(model: Transformer) -> Iterator[np.ndarray[Any, Any]]:
     """Activations, then what the kernels quantize them into."""
     yield from (a for a in vars(model._space).values() if isinstance(a, np.ndarray))
-    for arrays in getattr(model.kernels, "_scratch", {}).values():
-        yield from arrays.values()
+    for scratch in getattr(model.kernels, "_scratch", {}).values():
+        yield from (scratch,) if isinstance(scratch, np.ndarray) else scratch.values()
 
 
 def opened(pack: Path, options: OpenOptions, part: Slice | None) -> tuple[Transformer, Any]:

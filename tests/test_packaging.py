@@ -14,6 +14,7 @@ import pytest
 from picoedge.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.timeout(330)  # three libraries are compiled, each of two files
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
 
 
@@ -31,7 +32,7 @@ def build_wheel(folder: Path, **environment: str) -> Path:
         env={**os.environ, **environment},
         check=True,
         capture_output=True,
-        timeout=100,
+        timeout=300,
     )
     (wheel,) = folder.glob("*.whl")
     return wheel

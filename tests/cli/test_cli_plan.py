@@ -92,9 +92,10 @@ def test_the_figures_and_the_picture(run: Run, pack: Path) -> None:
 
 
 def test_the_plan_is_the_one_that_generate_makes(run: Run, pack: Path) -> None:
-    generated = run("generate", pack, "-p", "A", "-n", "2", "--raw", "--json", *SMALL)
+    same = [*SMALL, "-c", "64"]  # one answer's context, too: it takes no more than it needs
+    generated = run("generate", pack, "-p", "A", "-n", "2", "--raw", "--json", *same)
     made = json.loads(generated.out)["plan"]
-    planned = json.loads(run("plan", pack, "--json", *SMALL).out)
+    planned = json.loads(run("plan", pack, "--json", *same).out)
     assert {name: planned[name] for name in made if name != "resident_mb"} == {
         name: value for name, value in made.items() if name != "resident_mb"
     }

@@ -66,6 +66,7 @@ def test_the_ledger_shows_chats_on_this_board_alone(
         return alone
 
     memory = BoardMemory(200 * MB, lambda: now[0], str, tmp_path)
+    monkeypatch.setattr(board_memory, "rss_bytes", lambda: 20 * MB)
     monkeypatch.setattr(board_memory, "alone_bytes", look)
     assert [(use["use"], use["bytes"]) for use in memory.report()] == [("answer", 90 * MB)]
     for now[0] in range(1, 10):  # beats ask for it four times a second

@@ -139,7 +139,7 @@ def test_the_rest_cannot_hold_the_model(smollm2_pack: Path, tmp_path: Path) -> N
 def test_the_report_after_a_loss_is_of_the_present_plan(
     cluster: ClusterOf, smollm2_pack: Path
 ) -> None:
-    how = ["-c", "256", "-ts", "1,1,1", "--memory", "130M", "--json"]
+    how = ["-c", "256", "-ts", "1,1,1", "--memory", "120M", "--json"]
     command = ["generate", smollm2_pack, "-p", PROMPT, "-n", str(COUNT), *HOW, *how]
     undisturbed = cluster[1].run(*command, "--cluster")
     assert undisturbed.wait() == 0, undisturbed.err.text

@@ -74,8 +74,8 @@ class TextRun:
     config: ModelConfig
     arithmetic: Arithmetic
     fit: MemoryFit
-    step_s: float  # 0: not measured
-    why: str  # it has so many steps
+    step_s: float = 0.0  # 0: not measured
+    why: str = ""  # it has so many steps
     saved: Saved | None = None  # the checkpoint to go on from
     state: TrainingState | None = None  # after training
     done: int = 0  # steps, before this session
@@ -168,16 +168,7 @@ def begin_run(
     if progress is not None:
         progress("", 0, 0)
     run = TextRun(
-        options,
-        folder,
-        settings,
-        data,
-        data.source(settings),
-        config,
-        arithmetic,
-        fit,
-        step_s,
-        "",
+        options, folder, settings, data, data.source(settings), config, arithmetic, fit, step_s
     )
     with ExitStack() as failing:
         failing.callback(run.source.close)
@@ -220,18 +211,7 @@ def resume_run(
     data.check(settings)
     config = model_config(settings, data)
     fit = _fit(options, settings, config)
-    run = TextRun(
-        options,
-        folder,
-        settings,
-        data,
-        data.source(settings),
-        config,
-        arithmetic,
-        fit,
-        0.0,
-        "",
-    )
+    run = TextRun(options, folder, settings, data, data.source(settings), config, arithmetic, fit)
     run.saved = None if found is None else found[1]
     with ExitStack() as failing:
         failing.callback(run.source.close)

@@ -92,11 +92,17 @@ def want(board: Board) -> str:
 
 @pytest.fixture(scope="module")
 def reads(board: Board, want: str, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """How often a sound run reads."""
+    """How often a sound run reads, without what a run reads that measures the storage.
+
+    A run does that at first, and again if the board was busy meanwhile.
+    """
     count = tmp_path_factory.mktemp("count") / "reads"
-    board.generate(*STREAM, "direct")  # measures the storage, which later runs need not
-    assert board.generate(*STREAM, "direct", count=count) == (0, want, "")
-    return int(count.read_text())
+
+    def counted() -> int:
+        assert board.generate(*STREAM, "direct", count=count) == (0, want, "")
+        return int(count.read_text())
+
+    return min(counted() for _ in range(3))
 
 
 def one_line(err: str) -> str:

@@ -23,6 +23,8 @@ Raised for what users, files and peers do; `assert` is for our own invariants.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class PicoedgeError(Exception):
     """A fault and its place (`message`), and the remedy (`hint`)."""
@@ -110,3 +112,16 @@ class UnlinkedError(MeshError):
 
 class ProtocolError(MeshError):
     """A peer sent what makes no sense. What it asked for is not done, and it is dropped."""
+
+
+Failure = TypeVar("Failure", bound=PicoedgeError)
+
+
+def without_frames(error: Failure) -> Failure:
+    """The error without the frames it came through, whose variables refer to a model's memory."""
+    link: BaseException | None = error
+    while link is not None:
+        before, link.__traceback__ = link.__context__, None
+        link.__cause__ = link.__context__ = None
+        link = before
+    return error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from picoedge.chats.conversation import encodable
+from picoedge.cli.await_typing import Attend, await_typing
 from picoedge.cli.output import warn, write_answer
 from picoedge.cli.thinking import ThinkingStyle
 from picoedge.files import make_folder, xdg_folder
@@ -25,8 +26,11 @@ HISTORY_LINES = 1000
 class Console(Protocol):
     """Where a chat takes place."""
 
-    def read(self) -> str:
-        """The next message. Raises EOFError or KeyboardInterrupt."""
+    def read(self, attend: Attend | None) -> str:
+        """The next message; `attend` is called now and then until it is typed.
+
+        Raises EOFError or KeyboardInterrupt, and what `attend` raises.
+        """
 
     def write(self, text: str) -> None:
         """Show text at once."""
@@ -49,11 +53,13 @@ class TerminalConsole:
         self._history = History(kept)
         self._style: ThinkingStyle | None = None
 
-    def read(self) -> str:
+    def read(self, attend: Attend | None) -> str:
         """The next message, of one line or several; a pasted text is one message.
 
-        Raises EOFError or KeyboardInterrupt.
+        Raises EOFError or KeyboardInterrupt, and what `attend` raises.
         """
+        if attend is not None:
+            await_typing(PROMPT, attend)
         with self._history.kept():
             return encodable(read_message(input))
 
@@ -90,7 +96,7 @@ class TerminalConsole:
 class PipeConsole:
     """Standard output for one answer of a conversation; other lines go to stderr."""
 
-    def read(self) -> str:
+    def read(self, attend: Attend | None) -> str:
         """Nothing is asked."""
         raise EOFError
 

@@ -53,7 +53,7 @@ def _recall(chat: Chat) -> None:
 
 def _next_message(chat: Chat) -> bool:
     """Read one message and answer it; False where it ends the conversation."""
-    message = chat.console.read()
+    message = chat.console.read(chat.session.model.attend)
     chat.interrupted = False
     if is_command(message):
         return run_command(chat, message)

@@ -111,7 +111,7 @@ def start_session(
 def loader(opened: OpenPack) -> LoadModel:
     """Loads the model on this board, or with --cluster over several."""
     if opened.options.cluster is not None:
-        from picoedge.cluster.resilient_model import load_over_boards
+        from picoedge.cluster.load import load_over_boards
 
         return load_over_boards
     from picoedge.engine.open import load_model

@@ -8,15 +8,10 @@ in recovery.py. Where a question cannot be answered, the next one starts anew.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import zmq
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.arrangement import Arrangement, Arranger
 from picoedge.cluster.recovery import (
@@ -35,6 +30,7 @@ from picoedge.cluster.recovery import (
     Recovery,
     TooSmall,
 )
+from picoedge.cluster.telling import Teller
 from picoedge.engine.fit import LoadedModel
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import (
@@ -46,32 +42,29 @@ from picoedge.errors import (
     PicoedgeError,
     UnlinkedError,
     UsageError,
+    without_frames,
 )
 from picoedge.host.resources import PauseWatch, clock_s
 from picoedge.jobs.boards import BoardDirectory
 from picoedge.jobs.stragglers import SpeedWatch
 from picoedge.kernels.arrays import F32
-from picoedge.mesh.cluster_folder import cluster_folder
 from picoedge.mesh.group.channel import SyncUsage
-from picoedge.mesh.identity.identity import load_identity
 from picoedge.planner.cluster_plan import ClusterPlan
-from picoedge.sanitize import one_line
 from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
-Failure = TypeVar("Failure", bound=PicoedgeError)
-
+# Between attempts that fail while no question is asked, the first time and at most.
+REST_S, LONGEST_REST_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
 
 
 class ClusterModel:
-    """A `session.LanguageModel` over boards; `load_over_boards` makes one.
+    """A `session.LanguageModel` over boards; `load.load_over_boards` makes one.
 
-    `tell` receives lines for the user. Until `assemble`, and after an error, no model is loaded:
-    then `forward` assembles it anew.
+    Until `assemble`, and after an error, no model is loaded: then `forward` assembles it anew.
     """
 
     plan: ClusterPlan
@@ -82,7 +75,7 @@ class ClusterModel:
         directory: BoardDirectory,
         pack: Pack,
         options: OpenOptions,
-        tell: Callable[[str], None],
+        tell: Teller,
         progress: Progress | None,
     ) -> None:
         assert options.cluster is not None
@@ -101,6 +94,8 @@ class ClusterModel:
         self._waited_s, self._streamed = 0.0, 0  # of slices that are closed
         self._awaited: frozenset[str] = frozenset()  # boards that the user was told are awaited
         self._looked_s = clock_s()
+        self._served: set[str] = set()  # boards that ever ran a part of it, by key
+        self._rest_s, self._rests_until_s = REST_S, 0.0  # see `attend`
         self._queues = True  # for boards that are taken: a recovery does without, if it can
 
     # -- assembling ----------------------------------------------------------------------------
@@ -114,7 +109,7 @@ class ClusterModel:
         refusal: PicoedgeError | None = None
         while self._arrangement is None:
             try:
-                decision, error = self._attempt(), None
+                decision, error = self._attempt(queues=self._queues), None
             except PicoedgeError as failure:
                 error = without_frames(failure)
                 decision = self._failed(error)
@@ -125,9 +120,9 @@ class ClusterModel:
             self._wait(decision)
         self._awaited = frozenset()
 
-    def _attempt(self) -> Decision:
+    def _attempt(self, *, queues: bool) -> Decision:
         left_out = self._recovery.left_out(clock_s())
-        self._directory.refresh(left_out, also_taken=self._queues)
+        self._directory.refresh(left_out, also_taken=queues)
         handles = self._directory.handles
         self._names.update((key, handle.name) for key, handle in handles.items())
         decision = self._decide(Found(frozenset(handles)))
@@ -142,6 +137,7 @@ class ClusterModel:
         self._arrangement, self._valid, self._queues = arrangement, 0, False
         self.plan, self.slice = arrangement.plan, arrangement.slice
         self.n_ctx = self.plan.load.n_ctx
+        self._served |= arrangement.members
         self._decide(Assembled(arrangement.members))
         self._speeds.begin(arrangement)
 
@@ -251,6 +247,7 @@ class ClusterModel:
         self._tokens += tokens
         self._valid = min(self._valid, position)
         if len(tokens) > 1:
+            self._rest_s, self._rests_until_s = REST_S, 0.0
             self._before_answer()
         while True:
             self.assemble()
@@ -295,7 +292,7 @@ class ClusterModel:
         if self._arrangement is not None and self._arrangement.group is not None:
             self._close_arrangement()
 
-    # -- before an answer ----------------------------------------------------------------------
+    # -- between answers -----------------------------------------------------------------------
 
     def _before_answer(self) -> None:
         self._decide(Asked())
@@ -306,12 +303,54 @@ class ClusterModel:
             self._looked_s = now_s
             self._take_in_others()
 
-    def _take_in_others(self) -> None:
-        """Assemble anew over boards that have come back, if the plan is better with them."""
+    def attend(self, clear: Callable[[], None]) -> None:
+        """Find boards that are lost or back while nothing is asked, and load anew at once.
+
+        `clear` is called before lines for the user. Errors are left to the next question. Of other
+        boards only those are taken that this model had before: the rest may be wanted by sessions
+        that are in use.
+        """
+        if clock_s() < self._rests_until_s:
+            return
+        with self._tell.clearing(clear):
+            try:
+                if (lost := self._loss()) is not None:
+                    self._failed(lost)
+                if self._arrangement is not None and (rested := self._speeds.rested()):
+                    self._redistribute(*rested)
+                if self._arrangement is not None:
+                    self._take_in_others(self._served)
+                if self._arrangement is None:
+                    self._attempt(queues=False)  # for no board that others use
+            except PicoedgeError as error:
+                self._rests_until_s = clock_s() + self._rest_s
+                self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+                with suppress(PicoedgeError):  # the next question meets it again
+                    self._failed(without_frames(error))
+
+    def _loss(self) -> MeshError | None:
+        """The loss of a board since the last look, which ends the group."""
+        at = self._arrangement
+        if at is None or at.group is None:
+            return None
+        with ExitStack() as failing:
+            failing.callback(self._end_group)
+            try:
+                at.group.check()
+            except (BoardLostError, UnlinkedError) as error:
+                return without_frames(self._explained(error))
+            failing.pop_all()
+        return None
+
+    def _take_in_others(self, wanted: Collection[str] | None = None) -> None:
+        """Assemble anew over boards that have come back, if the plan is better with them.
+
+        Of others only those `wanted`, if it is given.
+        """
         out = self._recovery.left_out(clock_s())
         members = self._arrangement.members if self._arrangement else frozenset()
         try:
-            added, unreachable = self._directory.look(out | members)
+            added, unreachable = self._directory.look(out | members, wanted)
             for key in unreachable:
                 self._decide(BoardLost(key))
             chosen = self._arranger.plan().chosen.shares if added else ()
@@ -357,41 +396,3 @@ class ClusterModel:
         self._pauses.close()
         self._close_arrangement()
         self._directory.context.destroy(linger=0)  # goodbyes have a linger of their own
-
-
-def without_frames(error: Failure) -> Failure:
-    """The error without the frames it came through, whose variables refer to a model's memory."""
-    link: BaseException | None = error
-    while link is not None:
-        before, link.__traceback__ = link.__context__, None
-        link.__cause__ = link.__context__ = None
-        link = before
-    return error
-
-
-def load_over_boards(
-    pack: Pack, options: OpenOptions, progress: Progress | None = None
-) -> ClusterModel:
-    """The model over the boards that are the quickest together.
-
-    Raises AccessError where this board is in no cluster, MeshError where its daemon does not run,
-    and what `ClusterModel` raises.
-    """
-    assert options.cluster is not None
-    identity = load_identity(cluster_folder(os.environ))
-    with ExitStack() as failing:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        failing.callback(context.destroy, linger=0)
-        tell = partial(_to_stderr, progress)
-        directory = BoardDirectory(context, identity, tell, options.cluster.transport)
-        failing.callback(directory.close)
-        model = ClusterModel(directory, pack, options, tell, progress)
-        model.assemble()
-        failing.pop_all()
-    return model
-
-
-def _to_stderr(progress: Progress | None, line: str) -> None:
-    if progress is not None:
-        progress("", 0, 0)
-    print(one_line(line), file=sys.stderr, flush=True)

@@ -275,6 +275,8 @@ class LoadedModel(Transformer):
     memory_plan: MemoryPlan | None = None  # None: all weights are mapped
     tuner: WindowTuner | None = None  # adapts the plan to measured speeds while decoding
 
+    attend: None = None  # nothing happens to it between questions
+
     @property
     def slice(self) -> LoadedModel:
         """Itself: what this board runs of the model."""

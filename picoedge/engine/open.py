@@ -5,7 +5,7 @@
     session = open_session(opened, load_model, prompt)             # memory, kernels, weights
     print(*session.generate(prompt), sep="")
 
-`load_model` runs the model on this board, `load_over_boards` (cluster.resilient_model) over
+`load_model` runs the model on this board, `load_over_boards` (cluster.load) over
 several. `plan_session` is the second step as a dry run: it plans, and loads nothing.
 """
 

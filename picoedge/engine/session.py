@@ -184,6 +184,13 @@ class LanguageModel(Protocol):
     def bytes_streamed(self) -> int:
         """Bytes of weights streamed from storage so far."""
 
+    @property
+    def attend(self) -> Callable[[Callable[[], None]], None] | None:
+        """Keeps the model whole between questions, if that takes anything.
+
+        It calls its argument before it writes lines.
+        """
+
     def close(self) -> None:
         """Free threads and memory."""
 

@@ -123,8 +123,12 @@ class BoardDirectory:
         self._links.save()
         return self.cluster()
 
-    def look(self, excluded: frozenset[str]) -> tuple[set[str], set[str]]:
+    def look(
+        self, excluded: frozenset[str], wanted: Collection[str] | None = None
+    ) -> tuple[set[str], set[str]]:
         """Connect to boards that have come since and are free, but for the excluded keys.
+
+        To those `wanted` alone, if it is given.
 
         Those that had answered before, and are not excluded, are measured again once in a while,
         by `Looks`. Returns the keys of those that answer, which have handles now, and of those that
@@ -136,7 +140,9 @@ class BoardDirectory:
         due = [
             board
             for board in _others(boards, {own, *excluded})
-            if not self._is_taken(board) and self._looks.is_due(board["key"], now_s)
+            if (wanted is None or board["key"] in wanted)
+            and not self._is_taken(board)
+            and self._looks.is_due(board["key"], now_s)
         ]
         reached = {board["key"] for board in due if self._try(board, LOOK_S)}
         lost = {board["key"] for board in due} - reached

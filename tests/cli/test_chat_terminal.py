@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from terminal import CTRL_C, CTRL_D, ENTER, PASTE_BEGINS, PASTE_ENDS, UP, Terminal
 
 if TYPE_CHECKING:
@@ -131,3 +132,25 @@ def saved_questions(terminal: Terminal, folder: Path) -> list[str]:
     terminal.until(">>> ")
     messages = json.loads((folder / "talk.json").read_text())["messages"]
     return [m["content"] for m in messages if m["role"] == "user"]
+
+
+@pytest.mark.parametrize("start_chat", ["b2 is back: loading"], indirect=True)
+def test_lines_at_the_prompt_and_keys_that_are_pressed_meanwhile(start_chat: StartChat) -> None:
+    terminal = start_chat("Hi!")
+    terminal.until(">>> ")
+    assert terminal.until("b2 is back: loading\r\n") == "\r\x1b[K"
+    terminal.press("hello" + ENTER)
+    terminal.until(">>> hello")
+    terminal.until("Hi!")
+    terminal.until(">>> ")
+    terminal.press(CTRL_D)
+    assert terminal.exit_code() == 0
+
+
+def test_the_terminal_is_left_as_it_was_found(start_chat: StartChat) -> None:
+    terminal = start_chat()
+    before = terminal.settings()
+    terminal.until(">>> ")
+    terminal.press(CTRL_D)
+    assert terminal.exit_code() == 0
+    assert terminal.settings() == before

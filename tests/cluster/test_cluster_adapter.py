@@ -18,7 +18,7 @@ from mesh_sums import EPOCH, boards
 from shelf_models import packed_tiny
 
 from picoedge.cluster.adapter_transfer import TAG, receive_adapter, refuse_adapter, send_adapter
-from picoedge.cluster.resilient_model import load_over_boards
+from picoedge.cluster.load import load_over_boards
 from picoedge.cluster.spec import GroupSpec, RankSpec, spec_from_json
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions

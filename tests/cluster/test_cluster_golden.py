@@ -14,7 +14,8 @@ import shelf_models
 from cluster_boards import ClusterOf, cluster_of, last_json
 from trained_packs import trained_pack
 
-from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
+from picoedge.cluster.load import load_over_boards
+from picoedge.cluster.resilient_model import ClusterModel
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.jobs import group_links

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster_boards import BoardOf, ClusterOf, Running, cluster_of, measured_as, until
 
-from picoedge.cluster.resilient_model import load_over_boards
+from picoedge.cluster.load import load_over_boards
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import BoardLostError, MeshError

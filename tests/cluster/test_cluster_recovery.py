@@ -17,8 +17,9 @@ from cluster_boards import ClusterOf, cluster_of, until
 
 from picoedge.cluster import arrangement, resilient_model, worker_group
 from picoedge.cluster.arrangement import Arranger
+from picoedge.cluster.load import load_over_boards
 from picoedge.cluster.recovery import HubPaused
-from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
+from picoedge.cluster.resilient_model import ClusterModel
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import MemoryBudgetError, MeshError, StorageError
@@ -211,6 +212,54 @@ def test_a_board_that_is_back_takes_part_in_the_next_answer(
     text.ask()
     assert model._arrangement is at  # and not again and again
     assert text.tokens == expected
+
+
+def test_boards_that_are_lost_and_back_while_nothing_is_asked(
+    cluster: ClusterOf, model: ClusterModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cleared: list[str] = []
+
+    def attend() -> int:
+        model.attend(lambda: cleared.append(""))
+        return model.boards if model._arrangement is not None else 0
+
+    expected = undisturbed(model, 2)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    capfd.readouterr()
+    cluster[2].signal_all(signal.SIGKILL)
+    until(lambda: attend() == 1, "it goes on without b2")
+    assert "b2" in capfd.readouterr().err
+    assert cleared
+    cluster[2].start("--memory", "2G")
+    cluster.wait()
+    until(lambda: attend() == 2, "b2 is used again")
+    at = model._arrangement
+    capfd.readouterr()
+    attend()
+    text.ask()
+    assert model._arrangement is at
+    assert capfd.readouterr().err == ""  # it was ready when it was asked
+    assert text.tokens == expected
+
+
+def test_failures_while_nothing_is_asked_are_left_to_the_next_question(
+    cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **how: object) -> None:
+        tried.append(args)
+        raise MeshError("no board answers")
+
+    tried: list[object] = []
+    model._close_arrangement()
+    with monkeypatch.context() as changed:
+        changed.setattr(BoardDirectory, "refresh", fails)
+        for _ in range(3):
+            model.attend(lambda: None)
+    assert len(tried) == 1  # and the next time after a rest
+    model.forward(PROMPT, 0)
+    assert model.boards == 2
 
 
 def test_a_board_that_would_not_be_chosen_is_no_reason_to_load_again(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cluster_boards import ClusterOf, cluster_of, measured_as, until
 
-from picoedge.cluster.resilient_model import ClusterModel, load_over_boards
+from picoedge.cluster.load import load_over_boards
+from picoedge.cluster.resilient_model import ClusterModel
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions

@@ -12,9 +12,15 @@ CHILD = ROOT / "tests/support/chat_child.py"
 StartChat = Callable[..., Terminal]
 
 
-@pytest.fixture
-def start_chat(tmp_path: Path) -> Iterator[StartChat]:
-    """Begins chats that answer as told, and ends them; what they keep is in `tmp_path`."""
+@pytest.fixture(params=["", "1"], ids=["", "attended"])
+def start_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[StartChat]:
+    """Begins chats that answer as told, and ends them; what they keep is in `tmp_path`.
+
+    On this board alone, and over boards, which are attended to while the prompt waits.
+    """
+    monkeypatch.setenv("CHAT_ATTENDS", request.param)
     terminals: list[Terminal] = []
 
     def start_one(*answers: str) -> Terminal:

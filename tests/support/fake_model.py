@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from picoedge.cli.await_typing import Attend
 from picoedge.config import SamplingOptions
 from picoedge.engine.session import Prompter, Session
 from picoedge.errors import StorageError
@@ -90,6 +91,7 @@ class ScriptedModel:
         self.n_ctx, self.kernels = n_ctx, FakeKernels()
         self.runs: list[tuple[int, list[int]]] = []
         self.closed = False
+        self.attend: Attend | None = None
         self.disk_wait_s, self.bytes_streamed, self.batch = 0.0, 0, 16
         self._next = -1
         self._answers = iter(answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from picoedge.cli.await_typing import Attend
 from picoedge.cli.chat_console import read_message
 
 Typed = str | type[BaseException]
@@ -19,7 +20,7 @@ class TypedConsole:
         self._interrupt_at = interrupt_at  # Ctrl-C when this piece of an answer appears
         self._interrupt: Callable[[], None] = lambda: None
 
-    def read(self) -> str:
+    def read(self, attend: Attend | None) -> str:
         return read_message(self._ask)
 
     def _ask(self, prompt: str) -> str:

@@ -279,8 +279,8 @@ class ClusterModel:
         single = self._valid == len(self._tokens) - 1
         self._valid = len(self._tokens)
         changed = self._speeds.add(time.perf_counter() - began if single else None)
-        if changed:
-            self._redistribute(*changed)
+        if changed and self._redistribute(*changed):
+            self.assemble()
         return logits
 
     def _explained(self, error: MeshError) -> MeshError:
@@ -304,7 +304,7 @@ class ClusterModel:
             self._take_in_others()
 
     def attend(self, clear: Callable[[], None]) -> None:
-        """Find boards that are lost or back while nothing is asked, and load anew at once.
+        """Find boards that are lost or back while nothing is asked, and be ready for a question.
 
         `clear` is called before lines for the user. Errors are left to the next question. Of other
         boards only those are taken that this model had before: the rest may be wanted by sessions
@@ -314,19 +314,26 @@ class ClusterModel:
             return
         with self._tell.clearing(clear):
             try:
-                if (lost := self._loss()) is not None:
-                    self._failed(lost)
-                if self._arrangement is not None and (rested := self._speeds.rested()):
-                    self._redistribute(*rested)
-                if self._arrangement is not None:
-                    self._take_in_others(self._served)
-                if self._arrangement is None:
-                    self._attempt(queues=False)  # for no board that others use
+                self._be_ready()
             except PicoedgeError as error:
                 self._rests_until_s = clock_s() + self._rest_s
                 self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
                 with suppress(PicoedgeError):  # the next question meets it again
                     self._failed(without_frames(error))
+
+    def _be_ready(self) -> None:
+        if (lost := self._loss()) is not None:
+            self._failed(lost)
+        if self._arrangement is not None and (rested := self._speeds.rested()):
+            self._redistribute(*rested)
+        if self._arrangement is not None:
+            self._take_in_others(self._served)
+        if self._arrangement is None:
+            self._attempt(queues=False)  # for no board that others use
+        if self._arrangement is not None and self._valid < len(self._tokens):
+            logits = self._try_pass(is_prompt=True)  # whose cache the next question needs
+            if isinstance(logits, MeshError):
+                raise logits
 
     def _loss(self) -> MeshError | None:
         """The loss of a board since the last look, which ends the group."""
@@ -365,20 +372,23 @@ class ClusterModel:
             self._tell(f"{', '.join(names)} can take part: the shards are redistributed")
             self._close_arrangement()
 
-    def _redistribute(self, how: str, keys: Collection[str]) -> None:
-        """Load by another plan, if there is a better one, as some boards' speeds have changed."""
+    def _redistribute(self, how: str, keys: Collection[str]) -> bool:
+        """End the present plan, as some boards' speeds have changed; whether there is a better one.
+
+        Logits stay valid; the cache is recomputed with the next token.
+        """
         plan = self._arranger.plan()
         before, after = (
             [(share.board.key, share.part) for share in each.chosen.shares]
             for each in (self.plan, plan)
         )
         if before == after:
-            return self._speeds.accept()
+            self._speeds.accept()
+            return False
         names = ", ".join(name for key, name in self._names.items() if key in keys)
         self._tell(f"{names} {how}: the shards are redistributed")
-        # Logits stay valid; the cache is recomputed with the next token.
         self._close_arrangement()
-        self.assemble()
+        return True
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -235,6 +235,7 @@ def test_boards_that_are_lost_and_back_while_nothing_is_asked(
     cluster[2].start("--memory", "2G")
     cluster.wait()
     until(lambda: attend() == 2, "b2 is used again")
+    assert model._valid == len(model._tokens) > 0
     at = model._arrangement
     capfd.readouterr()
     attend()

@@ -7,6 +7,8 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 try:
     import termios
@@ -40,8 +42,7 @@ def await_typing(prompt: str, attend: Attend) -> None:
                 _write("\r" if is_dumb else "\r" + _CLEARED)
             cleared = True
 
-        while True:
-            set_mode()  # a shell sets its own while a job is stopped
+        while set_mode():  # each time, as a shell sets its own while a job is stopped
             if cleared:
                 _write(shown)
                 cleared = False
@@ -51,18 +52,27 @@ def await_typing(prompt: str, attend: Attend) -> None:
 
 
 @contextmanager
-def _unread_keys(stdin: int) -> Iterator[Callable[[], None] | None]:
-    """Keys are not shown, and can be waited for one by one; a function that sets this again."""
+def _unread_keys(stdin: int) -> Iterator[Callable[[], bool] | None]:
+    """Keys are not shown, and can be waited for one by one, once the yielded function is called.
+
+    It returns False where the terminal is gone.
+    """
     if termios is None or not os.isatty(stdin):
         yield None
         return
     before = termios.tcgetattr(stdin)
     during = [*before[:3], before[3] & ~(termios.ICANON | termios.ECHO), *before[4:]]
+
+    def set_mode(mode: list[Any]) -> bool:
+        with suppress(termios.error):
+            termios.tcsetattr(stdin, termios.TCSANOW, mode)
+            return True
+        return False
+
     try:
-        yield lambda: termios.tcsetattr(stdin, termios.TCSANOW, during)
+        yield partial(set_mode, during)
     finally:
-        with suppress(termios.error):  # the terminal itself may be gone
-            termios.tcsetattr(stdin, termios.TCSANOW, before)
+        set_mode(before)
 
 
 def _write(text: str) -> None:

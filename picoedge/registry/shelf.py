@@ -378,6 +378,8 @@ def _token(environ: Mapping[str, str]) -> str:
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
-    near = closest(name, known)
-    hint = f"did you mean {near}?" if near else "picoedge list shows the names"
+    names = list(known)
+    begun = [each for each in names if name and each.startswith(name)]
+    near = begun or [*filter(None, [closest(name, names)])]
+    hint = f"did you mean {' or '.join(near)}?" if near else "picoedge list shows the names"
     return UsageError(f"{name!r} is not {where}", hint)

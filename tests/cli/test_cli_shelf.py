@@ -228,6 +228,7 @@ def test_damaged_models_are_told(
     ("argv", "said"),
     [
         (["pull", "tinny"], "did you mean tiny?"),
+        (["pull", "ti"], "did you mean tiny?"),
         (["pull", "../tiny"], "is not in the catalogue"),
         (["show", "nothing-like-it"], "picoedge list shows the names"),
         (["pack"], "SOURCE"),

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,10 +89,15 @@ def _make_room(pack: Pack, options: OpenOptions) -> int | None:
     folder = cluster_folder(os.environ)
     if is_pressed(pack, options):
         free_kept(folder)
-    leave = hold_memory(folder, STARTING_BYTES)
-    room = max(1, budget_bytes(options.memory_bytes) - leave)
-    if is_pressed(pack, dataclasses.replace(options, memory_bytes=None), room / budget_bytes(None)):
-        hold_memory(folder, room)  # it will be streamed through all there is
+    leave, more = hold_memory(folder, STARTING_BYTES), True
+    unbounded = dataclasses.replace(options, memory_bytes=None)
+    while more:
+        room = max(1, budget_bytes(options.memory_bytes) - leave)
+        if not is_pressed(pack, unbounded, room / budget_bytes(None)):
+            break
+        # It will be streamed through all there is; others may have been promised some meanwhile.
+        before, leave = leave, max(leave, hold_memory(folder, room))
+        more = leave > before
     return room if leave else None
 
 
@@ -115,8 +121,10 @@ def loader(opened: OpenPack) -> LoadModel:
 
         return load_over_boards
     from picoedge.engine.open import load_model
+    from picoedge.jobs.kept_memory import tell_memory
+    from picoedge.mesh.cluster_folder import cluster_folder
 
-    return load_model
+    return partial(load_model, on_plan=partial(tell_memory, cluster_folder(os.environ)))
 
 
 def load_alone(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from picoedge.cluster.worker_group import WorkerGroup
@@ -14,7 +15,7 @@ from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import MemoryBudgetError
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
-from picoedge.jobs.kept_memory import take_slice
+from picoedge.jobs.kept_memory import take_slice, tell_memory
 from picoedge.jobs.spec import SliceKey
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
@@ -159,11 +160,13 @@ class Arranger:
             aside = fetched.enter_context(self._fetch(wanted)) if wanted else None
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)
+            folder, session = directory.identity.folder, directory.session
+            on_plan = partial(tell_memory, folder, session=session)
             if len(handles) == 1:
-                loaded = load_model(self._pack, options, self._progress)
+                loaded = load_model(self._pack, options, self._progress, on_plan=on_plan)
             else:
                 group = WorkerGroup(directory, handles, plan.chosen, self._tell, self._progress)
-                group.start(self._pack, options, aside)
+                group.start(self._pack, options, aside, on_plan)
                 loaded = group.slice
             failing.pop_all()
         self._first = self._first or present

@@ -86,10 +86,17 @@ class WorkerGroup:
         self._relays: dict[int, Relay] = {}
         self._is_ready = False
 
-    def start(self, pack: Pack, options: OpenOptions, aside: SetAside | None) -> None:
+    def start(
+        self,
+        pack: Pack,
+        options: OpenOptions,
+        aside: SetAside | None,
+        on_plan: Callable[[int], None],
+    ) -> None:
         """Start the group; returns when all slices are loaded.
 
-        That takes as long as pulling shards takes. Weights set `aside` are not read.
+        That takes as long as pulling shards takes. Weights set `aside` are not read. `on_plan` is
+        called with the bytes that this process will take.
         Raises BoardLostError if a board fails meanwhile, BoardRefusedError if one reports that it
         cannot do it.
         """
@@ -116,6 +123,7 @@ class WorkerGroup:
                 broadcast_input=self.forward_pass.input,
                 gather_logits=self.forward_pass.gather,
                 aside=aside,
+                on_plan=on_plan,
             )
             stack.callback(self.slice.close)
             self._await_ready()

@@ -184,6 +184,7 @@ class BoardService:
     def _grant(self, reservation: Reservation) -> None:
         if self._is_own(reservation):
             self._give_memory(reservation, Use.ANSWER)
+        reservation.granted_s = self._memory.now_s
         reservation.granted.answer({"memory_bytes": self._memory.job_bytes})
 
     def _name_of(self, user: bytes | None) -> str:
@@ -326,12 +327,22 @@ class BoardService:
             self._freed.append(answer)
             return self._end_kept()
         if body.get("do") == "hold":
-            held = body.get("bytes")
-            self._memory.hold(body["pid"], held if type(held) is int else 0)
-            return answer(True, leave=untaken_bytes(self._holder))
+            return answer(True, leave=self._hold(body))
         holder = self._holder
         is_own = holder is not None and self._is_own(holder) and self._options.keep_s > 0
         self._hub_slice.on_request(body, fd, answer, is_own=is_own)
+
+    def _hold(self, body: Mapping[str, Any]) -> int | None:
+        """Note what a program of this board takes; returns what others are still to take."""
+        pid, nbytes, holder = int(body["pid"]), body.get("bytes"), self._holder
+        held = nbytes if type(nbytes) is int else 0
+        session = body.get("session")
+        if session and holder and self._is_own(holder) and holder.session == session:
+            holder.hub_pid, holder.planned_bytes = pid, held
+            return 0
+        self._memory.hold(pid, held)
+        theirs = untaken_bytes(holder, self._memory.now_s)
+        return None if theirs is None else theirs + self._memory.untaken_bytes(pid)
 
     def _start_late(self, reservation: Reservation) -> None:
         """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""

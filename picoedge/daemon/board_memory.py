@@ -89,6 +89,10 @@ def _command(words: list[str]) -> str:
     return next((word for word in after if not word.startswith("-")), "")
 
 
+def _runs(pid: int) -> bool:
+    return (PROC / str(pid)).exists()
+
+
 class BoardMemory:
     """`limit`: bytes for all of picoedge on this board; `name_of` a board, by its key.
 
@@ -109,8 +113,18 @@ class BoardMemory:
 
     def hold(self, pid: int, nbytes: int) -> None:
         """A program on this board alone is about to take so much, until it ends."""
-        self._said = {p: said for p, said in self._said.items() if (PROC / str(p)).exists()}
+        self._said = {each: said for each, said in self._said.items() if _runs(each)}
         self._said[pid] = nbytes
+
+    def untaken_bytes(self, but: int) -> int:
+        """Bytes that programs on this board alone are still to take, without the process `but`."""
+        others = (each for each in self._said.items() if each[0] != but)
+        return sum(max(0, said - own_bytes(pid, PROC)) for pid, said in others if _runs(pid))
+
+    @property
+    def now_s(self) -> float:
+        """The time by its clock."""
+        return self._clock()
 
     @property
     def job_bytes(self) -> int:

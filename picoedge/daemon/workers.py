@@ -14,6 +14,7 @@ from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import MeshError
 from picoedge.host.processes import set_goes_first
 from picoedge.host.resources import rss_bytes_of
+from picoedge.jobs.kept_memory import PLANNING_S
 
 # From a group's end until its worker must have let go of it: a lost link is noticed within a
 # second, and a kernel call on a slow board takes another.
@@ -48,17 +49,26 @@ class Reservation:
     worker: WorkerProcess | None = None
     wanted: SliceKey | None = None  # what this board's own session will load
     session: str = ""
-    planned_bytes: int = 0  # of its worker's process, once its slice is loaded
+    granted_s: float = float("-inf")  # when it was given the board
+    planned_bytes: int = 0  # of its worker's process, or its hub's, once its slice is loaded
+    hub_pid: int = 0  # of a session of this board, which has said what it plans
 
     def about(self, body: Body) -> Body:
         """A message about its job."""
         return body if self.spec is None else {"session": self.spec.id, **body}
 
 
-def untaken_bytes(holder: Reservation | None) -> int | None:
-    """Bytes that a board's worker is still to take; None while it does not know itself."""
-    if holder is None or holder.worker is None:
+def untaken_bytes(holder: Reservation | None, now_s: float) -> int | None:
+    """Bytes that a board's session is still to take; None while it does not know itself.
+
+    A session that has no worker here yet may be about to start one, or to load in its hub.
+    """
+    if holder is None:
         return 0
+    if holder.worker is None:
+        if holder.hub_pid:
+            return max(0, holder.planned_bytes - rss_bytes_of(holder.hub_pid))
+        return None if now_s - holder.granted_s < PLANNING_S else 0
     report = holder.worker.report()
     if holder.planned_bytes:
         return max(0, holder.planned_bytes - int(report["rss_bytes"]))
@@ -116,6 +126,7 @@ class Workers:
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:
         """Start the worker of a reservation. Raises MeshError."""
         config = replace(config, keep=self._keep)
+        reservation.planned_bytes = 0  # of a worker before
         try:
             worker = WorkerProcess(reservation.module, config, self._listener(reservation))
         except OSError as error:
@@ -188,7 +199,7 @@ class Workers:
             kept.worker.hand(replace(config, keep=True), self._listener(reservation))
         except OSError:  # it has just been killed
             return False
-        self.kept = None
+        self.kept, reservation.planned_bytes = None, kept.nbytes
         set_goes_first(kept.worker.pid, first=False)
         self._watch(reservation, kept.worker)
         return True

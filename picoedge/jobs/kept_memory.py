@@ -3,8 +3,9 @@
     keep    may this slice be kept? With a file of memory: keep it, once the board is free
     take    the slice that was kept for the session that has the board now: its file of memory
     free    give up the kept slice, of whatever kind; the answer comes when its memory is free
-    hold    this program is about to take so many bytes; the answer has the bytes that a session's
-            worker here is still to take ("leave"), null while that worker does not know yet
+    hold    this program is about to take so many bytes; the answer has the bytes that others here
+            are still to take of what they were promised ("leave"): a session's worker or hub, and
+            other programs; null while the session does not know yet. With "session": the hub itself
 
 A request is one JSON object, and so is its answer. The socket is a file in the cluster's folder,
 which only this user can enter. No libzmq: a small board's own chat asks this before it loads.
@@ -25,7 +26,7 @@ from typing import Any
 SOCKET = "memory.sock"
 MESSAGE_BYTES = 8 << 10
 ANSWER_S = 5.0  # for a daemon that is busy
-PLANNING_S = 10.0  # of a worker that has just started
+PLANNING_S = 10.0  # of a session that has just been given the board
 _LOOK_S = 0.2
 STARTING_BYTES = 64 << 20  # of a program before its plan: Python, tokenizer, a small window
 _GONE_S = 15.0  # for a kept slice to end: in a disk read a process ends when the disk answers
@@ -76,21 +77,32 @@ def free_kept(folder: Path) -> bool:
 def hold_memory(folder: Path, nbytes: int) -> int:
     """Tell the daemon what this program is about to take, until it ends.
 
-    Returns the bytes that a session's worker on this board is still to take; 0 without a daemon.
-    A worker that has just started is waited for, for PLANNING_S.
+    Returns the bytes that others on this board are still to take; 0 without a daemon. A session
+    that has just been given the board is waited for, for PLANNING_S, until it has its plan.
     """
     deadline = time.monotonic() + PLANNING_S
     with suppress(OSError, ValueError), _connected(folder) as connection:
         while time.monotonic() < deadline:
-            send_message(connection, {"do": "hold", "bytes": nbytes})
-            answer, files = receive_message(connection)
-            for file in files:
-                os.close(file)
-            leave = answer.get("leave", 0)
-            if type(leave) is int:
-                return max(0, leave)
+            leave = _hold(connection, {"bytes": nbytes})
+            if leave is not None:
+                return leave
             time.sleep(_LOOK_S)
     return 0
+
+
+def tell_memory(folder: Path, nbytes: int, *, session: str = "") -> None:
+    """Tell the daemon what this program takes by its plan; the hub of a session says of which."""
+    with suppress(OSError, ValueError), _connected(folder) as connection:
+        _hold(connection, {"bytes": nbytes, "session": session})
+
+
+def _hold(connection: socket.socket, request: Mapping[str, Any]) -> int | None:
+    send_message(connection, {"do": "hold", **request})
+    answer, files = receive_message(connection)
+    for file in files:
+        os.close(file)
+    leave = answer.get("leave", 0)
+    return max(0, leave) if type(leave) is int else None
 
 
 @contextmanager

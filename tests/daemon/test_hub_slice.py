@@ -14,12 +14,18 @@ from daemon_boards import SUPPORT, Board, pushed
 from shelf_models import packed_tiny
 
 from picoedge.cli import models
-from picoedge.daemon import board_memory
+from picoedge.daemon import board_memory, workers
 from picoedge.daemon.hub_slice import MemorySocket
 from picoedge.engine.options import OpenOptions
 from picoedge.host import resources
 from picoedge.jobs import kept_memory
-from picoedge.jobs.kept_memory import free_kept, hold_memory, keep_slice, take_slice
+from picoedge.jobs.kept_memory import (
+    free_kept,
+    hold_memory,
+    keep_slice,
+    take_slice,
+    tell_memory,
+)
 from picoedge.mesh.transport.client import Client
 from picoedge.store.pack.reader import Pack
 
@@ -32,7 +38,7 @@ KEY: dict[str, Any] = {
     "kernels": "",
 }
 OTHER = {**KEY, "n_ctx": 32}
-NBYTES = 1 << 20
+NBYTES, SESSION = 1 << 20, "ab" * 8
 
 
 @pytest.fixture
@@ -149,6 +155,51 @@ def test_an_answer_without_boards_leaves_a_worker_what_it_is_still_to_take(
     holder.planned_bytes = 0
     monkeypatch.setattr(kept_memory, "PLANNING_S", 0.5)
     assert hold_memory(board.folder, 0) == 0  # it does not know: it was waited for
+
+
+def still_to_take(board: Board) -> int | None:
+    """What others are still to take, by the first answer."""
+    with kept_memory._connected(board.folder) as connection:
+        return kept_memory._hold(connection, {"bytes": 0})
+
+
+def test_a_session_that_has_just_been_given_the_board_is_waited_for(board: Board) -> None:
+    client = board.connect(board.hub)
+    client.ask("job-reserve", {"job": "tiny"})
+    assert still_to_take(board) is None
+    client.close()
+    board.wait(does="free")
+    assert still_to_take(board) == 0
+
+
+def test_a_session_without_a_worker_is_not_waited_for_for_long(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "PLANNING_S", 0.0)
+    board.connect(board.hub).ask("job-reserve", {"job": "tiny"})
+    assert still_to_take(board) == 0
+
+
+def test_the_hub_of_this_board_is_left_what_it_has_planned(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "rss_bytes_of", lambda pid: 100 * (pid == os.getpid()))
+    client = board.connect(board.running.identity)
+    client.ask("job-reserve", {"job": "tiny", "session": SESSION})
+    tell_memory(board.folder, 150, session="cd" * 8)
+    assert still_to_take(board) is None
+    tell_memory(board.folder, 150, session=SESSION)
+    assert still_to_take(board) == 50
+
+
+def test_two_answers_without_boards_leave_each_other_what_they_have_said(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 1000)
+    board.service._memory.hold(os.getppid(), 5000)
+    assert hold_memory(board.folder, 0) == 4000
+    board.service._memory.hold(os.getppid(), 500)  # its plan took less
+    assert hold_memory(board.folder, 0) == 0
 
 
 def test_a_job_gets_what_a_starting_answer_has_said_that_it_takes(

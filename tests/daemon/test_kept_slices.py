@@ -67,6 +67,18 @@ def test_the_next_job_with_the_same_slice_has_the_same_process(board: Board, lea
     assert board.wait(does="free")["uses"][0]["for"] == "guest"
 
 
+def test_a_kept_slice_takes_again_what_it_had_planned(board: Board) -> None:
+    """Its cache was given up meanwhile: others must leave it the memory for one."""
+    answer(board, "one")
+    board.wait(does="free")
+    client = board.connect(board.hub)
+    client.ask("job-reserve", {"job": "tiny"})
+    client.ask("job-start", {"job": "tiny", "spec": {**board.spec("two"), "slice": "s"}})
+    holder = board.service._holder
+    assert holder is not None
+    assert holder.planned_bytes == KEPT_BYTES
+
+
 def test_another_slice_begins_when_the_kept_one_is_gone(board: Board) -> None:
     first = answer(board, "one")
     board.wait(does="free")

@@ -89,16 +89,18 @@ def _make_room(pack: Pack, options: OpenOptions) -> int | None:
     folder = cluster_folder(os.environ)
     if is_pressed(pack, options):
         free_kept(folder)
-    leave, more = hold_memory(folder, STARTING_BYTES), True
+    leave = hold_memory(folder, STARTING_BYTES)
+    if leave is None:
+        return None
     unbounded = dataclasses.replace(options, memory_bytes=None)
-    while more:
+    while True:
         room = max(1, budget_bytes(options.memory_bytes) - leave)
         if not is_pressed(pack, unbounded, room / budget_bytes(None)):
-            break
+            return room
         # It will be streamed through all there is; others may have been promised some meanwhile.
-        before, leave = leave, max(leave, hold_memory(folder, room))
-        more = leave > before
-    return room if leave else None
+        before, leave = leave, max(leave, hold_memory(folder, room) or 0)
+        if leave == before:
+            return room
 
 
 def start_session(

@@ -341,8 +341,8 @@ class BoardService:
             holder.hub_pid, holder.planned_bytes = pid, held
             return 0
         self._memory.hold(pid, held)
-        theirs = untaken_bytes(holder, self._memory.now_s)
-        return None if theirs is None else theirs + self._memory.untaken_bytes(pid)
+        theirs, kept = untaken_bytes(holder, self._memory.now_s), self._workers.kept_untaken_bytes
+        return None if theirs is None else theirs + kept + self._memory.untaken_bytes(pid)
 
     def _start_late(self, reservation: Reservation) -> None:
         """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""

@@ -123,6 +123,11 @@ class Workers:
         """Memory of the worker that keeps a slice; 0 if none does."""
         return rss_bytes_of(self.kept.worker.pid) if self.kept else 0
 
+    @property
+    def kept_untaken_bytes(self) -> int:
+        """Bytes that the worker that keeps a slice takes in the next group, if it is used there."""
+        return max(0, self.kept.nbytes - self.kept_rss_bytes) if self.kept else 0
+
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:
         """Start the worker of a reservation. Raises MeshError."""
         config = replace(config, keep=self._keep)

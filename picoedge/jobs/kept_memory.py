@@ -74,10 +74,10 @@ def free_kept(folder: Path) -> bool:
     return False
 
 
-def hold_memory(folder: Path, nbytes: int) -> int:
+def hold_memory(folder: Path, nbytes: int) -> int | None:
     """Tell the daemon what this program is about to take, until it ends.
 
-    Returns the bytes that others on this board are still to take; 0 without a daemon. A session
+    Returns the bytes that others on this board are still to take; None without a daemon. A session
     that has just been given the board is waited for, for PLANNING_S, until it has its plan.
     """
     deadline = time.monotonic() + PLANNING_S
@@ -87,7 +87,8 @@ def hold_memory(folder: Path, nbytes: int) -> int:
             if leave is not None:
                 return leave
             time.sleep(_LOOK_S)
-    return 0
+        return 0
+    return None
 
 
 def tell_memory(folder: Path, nbytes: int, *, session: str = "") -> None:

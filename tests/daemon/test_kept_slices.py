@@ -13,7 +13,7 @@ import pytest
 from daemon_boards import SUPPORT, Board, pushed
 from tiny_worker import KEPT_BYTES
 
-from picoedge.daemon import board_memory
+from picoedge.daemon import board_memory, workers
 
 
 @pytest.fixture
@@ -67,10 +67,14 @@ def test_the_next_job_with_the_same_slice_has_the_same_process(board: Board, lea
     assert board.wait(does="free")["uses"][0]["for"] == "guest"
 
 
-def test_a_kept_slice_takes_again_what_it_had_planned(board: Board) -> None:
+def test_a_kept_slice_takes_again_what_it_had_planned(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its cache was given up meanwhile: others must leave it the memory for one."""
     answer(board, "one")
     board.wait(does="free")
+    monkeypatch.setattr(workers, "rss_bytes_of", lambda pid: 100)
+    assert board.service._hold({"pid": os.getpid(), "bytes": 0}) == KEPT_BYTES - 100
     client = board.connect(board.hub)
     client.ask("job-reserve", {"job": "tiny"})
     client.ask("job-start", {"job": "tiny", "spec": {**board.spec("two"), "slice": "s"}})

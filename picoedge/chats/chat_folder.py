@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.chats.chat_file import ChatFile, ChatInUseError, in_use, read_records
-from picoedge.chats.conversation import Conversation, Record, apply, fold
+from picoedge.chats.conversation import ChatAdapter, Conversation, Record, apply, fold
 from picoedge.errors import UsageError
 from picoedge.files import make_folder, storage_errors, sync, xdg_folder
 
@@ -34,6 +34,7 @@ class ChatSummary:
     used_at: float  # by the file; in the order of use, also where the clock has gone back
     model: str
     first_words: str
+    adapter: ChatAdapter | None = None  # with which it began
 
     def to_json(self) -> dict[str, Any]:
         """Its fields by name, the number as `id`."""
@@ -43,6 +44,7 @@ class ChatSummary:
             "began_at": self.began_at,
             "used_at": self.used_at,
             "first_words": self.first_words,
+            "adapter": self.adapter and self.adapter.to_json(),
         }
 
 
@@ -119,7 +121,9 @@ class ChatFolder:
                 break
         words = conversation.prompt[0]["content"] if conversation.prompt else ""
         words = " ".join(words[: 10 * _FIRST_WORDS].split())[:_FIRST_WORDS]
-        return ChatSummary(number, conversation.began_at, used_at, conversation.model, words)
+        return ChatSummary(
+            number, conversation.began_at, used_at, conversation.model, words, conversation.adapter
+        )
 
     def summaries(self) -> list[ChatSummary]:
         """The list of chats, in the order of their use."""

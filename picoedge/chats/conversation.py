@@ -1,6 +1,7 @@
 """Conversation: the state of a chat as a fold over its records. Pure.
 
     {"kind": "chat", "version": 1, "at": 1.7e9, "model": NAME, "source": PATH}
+    {"kind": "adapter", "path": PATH, "identity": HASH}  the model's adapter; "path": "": none
     {"kind": "set", "name": "system", "value": "Be brief."}
     {"kind": "question", "text": …}
     {"kind": "answer", "text": …, "end": "stop" | "length" | "cancelled" | "error" | "left"}
@@ -13,6 +14,7 @@ from files that a person may have edited, so a malformed record changes nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,9 +23,28 @@ VERSION = 1
 MOST_SETTINGS = 100
 _LONGEST_NAME = 1000
 _END_OF_TIME = 1e11  # seconds since 1970: the year 5138
+_LONGEST_PATH = 4096
+_IDENTITY = re.compile(r"[0-9a-f]{32}")
 
 Record = Mapping[str, Any]
 Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class ChatAdapter:
+    """The adapter that a conversation is held with: its folder, and the hash of its values."""
+
+    path: str  # absolute
+    identity: str
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def to_json(self) -> dict[str, str]:
+        """Its fields by name."""
+        return {"path": self.path, "identity": self.identity}
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,7 @@ class Conversation:
     messages: tuple[Message, ...] = ()
     question: str | None = None  # asked last, without an answer so far
     regenerating: bool = False  # the question of the last turn is asked again
+    adapter: ChatAdapter | None = None
 
     @property
     def unanswered(self) -> str | None:
@@ -81,6 +103,8 @@ def snapshot(conversation: Conversation) -> list[Record]:
             "source": here.source,
         }
     ]
+    if here.adapter is not None:
+        records.append({"kind": "adapter", **here.adapter.to_json()})
     records += [{"kind": "set", "name": k, "value": v} for k, v in here.settings.items()]
     if here.messages:
         records.append({"kind": "load", "messages": list(here.messages)})
@@ -106,6 +130,15 @@ def _begin(before: Conversation, record: Record) -> Conversation:
         source=_text(record, "source")[: 4 * _LONGEST_NAME],
         began_at=float(at) if type(at) in (int, float) and 0 <= at < _END_OF_TIME else 0.0,
     )
+
+
+def _adapt(before: Conversation, record: Record) -> Conversation:
+    path, identity = _text(record, "path"), _text(record, "identity")
+    if record.get("path") == "":
+        return replace(before, adapter=None)
+    if not 0 < len(path) <= _LONGEST_PATH or not _IDENTITY.fullmatch(identity):
+        return before
+    return replace(before, adapter=ChatAdapter(path, identity))
 
 
 def _set(before: Conversation, record: Record) -> Conversation:
@@ -179,6 +212,7 @@ def _text(record: Record, name: str) -> str:
 
 _STEPS = {
     "chat": _begin,
+    "adapter": _adapt,
     "set": _set,
     "question": _ask,
     "answer": _answer,

@@ -64,6 +64,7 @@ def bench(**values: Any) -> None:
         rows = measure(n_prompt, 0) + measure(0, n_tokens)
         about = {
             "model": pack.name,
+            **reports.adapter(opened),
             "size_mb": round(pack.nbytes / MB, 1),
             "kernels": model.slice.kernels.name,
             "threads": model.slice.kernels.threads,
@@ -110,11 +111,14 @@ def _print(about: dict[str, Any], rows: list[BenchRow], as_json: bool) -> None:
         ]  # fmt: skip
         click.echo(json.dumps(about))
         return
+    name = one_line(about["model"])
+    if "adapter" in about:
+        name += f" + {one_line(about['adapter']['name'])}"
     click.echo("| model | size | kernels | threads | test | t/s |")
     click.echo("| --- | ---: | --- | ---: | --- | ---: |")
     for row in rows:
         click.echo(
-            f"| {one_line(about['model'])} | {about['size_mb']} MB | {about['kernels']} "
+            f"| {name} | {about['size_mb']} MB | {about['kernels']} "
             f"| {about['threads']} | {row.name} | {row.mean:.2f} ± {row.sd:.2f} |"
         )
 
@@ -151,7 +155,8 @@ def perplexity(**values: Any) -> None:
             model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0)
         )
     if values["as_json"]:
-        click.echo(json.dumps({"perplexity": value, "tokens": len(tokens)}))
+        facts = {"perplexity": value, "tokens": len(tokens), **reports.adapter(opened)}
+        click.echo(json.dumps(facts))
     else:
         click.echo(f"perplexity {value:.4f} over {len(tokens)} tokens")
 

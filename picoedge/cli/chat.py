@@ -47,11 +47,12 @@ def chat(**values: Any) -> int:
     opened = models.open_named_pack(values)
     if one_answer and values["continued"] is None:
         return _answer_once(opened, values, text)
-    prompter = models.chosen_prompter(opened, values)
-    prompter.require_template()  # rather now than after the first question
-    log = chat_history.open_log(values, opened.pack.name)
-    with closing(log), closing(models.start_session(values, opened)) as session:
-        return _converse(session, prompter, log, values, text)
+    with closing(chat_history.open_log(values, opened)) as log:
+        prompter = models.chosen_prompter(opened, values)
+        prompter.require_template()  # rather now than after the first question
+        chat_history.record_model(log, values, opened)
+        with closing(models.start_session(values, opened)) as session:
+            return _converse(session, prompter, log, values, text)
 
 
 def _answer_once(opened: OpenPack, values: dict[str, Any], text: str) -> int:
@@ -114,22 +115,23 @@ def generate(**values: Any) -> None:
             ignore_eos=values["ignore_eos"],
         )
         if values["as_json"]:
-            _print_report(session, pieces)
+            _print_report(session, pieces, reports.adapter(opened))
         else:
             output.write_whole_answer(pieces)
         output.tell_end(session, values["verbose"])
 
 
-def _print_report(session: Session, pieces: Iterator[str]) -> None:
+def _print_report(session: Session, pieces: Iterator[str], adapter: dict[str, Any]) -> None:
     """Print the JSON object, also of an answer that an error interrupts, and raise the error."""
     text = ""
     try:
         for piece in pieces:
             text += piece
     except PicoedgeError as error:
-        click.echo(json.dumps({**_report(session, text), **reports.failure(error)}))
+        failed = {**_report(session, text), **adapter, **reports.failure(error)}
+        click.echo(json.dumps(failed))
         raise
-    click.echo(json.dumps(_report(session, text)))
+    click.echo(json.dumps({**_report(session, text), **adapter}))
 
 
 def _report(session: Session, text: str) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def _show(chat: Chat, rest: str) -> None:
     session, settings, number = chat.session, chat.settings, chat.log.number
     values = {**dataclasses.asdict(session.sampling), "n": settings.n_tokens}
     chat.say(one_line(session.describe()))
+    if adapter := chat.log.conversation.adapter:
+        chat.say(f"{'adapter'.ljust(15)} {one_line(adapter.path)}")
     for name, value in values.items():
         chat.say(f"{name.ljust(15)} {'none' if value is None else value}")
     chat.say(f"{'stop'.ljust(15)} {', '.join(map(repr, settings.stop)) or 'none'}")
@@ -116,7 +118,13 @@ def _set(chat: Chat, rest: str) -> None:
 def _save(chat: Chat, rest: str) -> None:
     """`/save FILE`; an error leaves no partial file."""
     path = _path(rest, "/save FILE")
-    value = {"model": chat.session.name, "system": chat.system, "messages": chat.messages}
+    adapter = chat.log.conversation.adapter
+    value = {
+        "model": chat.session.name,
+        "adapter": adapter and adapter.to_json(),
+        "system": chat.system,
+        "messages": chat.messages,
+    }
     text = json.dumps(value, indent=1, ensure_ascii=False)
     try:
         replace_file(path, text.encode("utf-8", "replace"), 0o600)

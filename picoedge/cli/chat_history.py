@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.chats.chat_folder import ChatFolder
+from picoedge.chats.conversation import ChatAdapter
 from picoedge.cli.chat_log import ChatLog
 from picoedge.cli.chat_turns import VARIABLE
 from picoedge.cli.options import chosen_variables, is_typed
 from picoedge.cli.output import warn
-from picoedge.errors import PicoedgeError, UsageError
+from picoedge.errors import ModelError, PicoedgeError, UsageError
 
 if TYPE_CHECKING:
     from picoedge.cli.chat_turns import Chat
+    from picoedge.engine.open import OpenPack
 
 _SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop",
@@ -48,24 +51,82 @@ def choose_model(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "model": model, "continued": number}
 
 
-def open_log(values: dict[str, Any], model: str) -> ChatLog:
-    """The log of a new chat, or of the chat that this process continues."""
+def open_log(values: dict[str, Any], opened: OpenPack) -> ChatLog:
+    """The log of a new chat, or of the chat that this process continues.
+
+    That chat's adapter is then the model's, unless --adapter or another MODEL was given. Nothing is
+    written. Raises UsageError, StorageError; ModelError where its adapter is not as it was.
+    """
+    model = opened.pack.name
     if not values["history"]:
-        return ChatLog()
+        log = ChatLog()
+        log.begin(model, _source(values["model"]), _adapter_of(opened))
+        return log
     folder, number = ChatFolder.from_environment(), values["continued"]
     log = ChatLog(folder, warn)
     if number is None:
-        log.begin(model, _source(values["model"]))
+        log.begin(model, _source(values["model"]), _adapter_of(opened))
         return log
     number = number or folder.last(model)
     if number is None:
         raise UsageError(f"no chat with {model} is kept", f"--continue ID of another: {_LIST}")
     log.resume(number)
-    before = log.conversation.model
-    if before not in (model, ""):
-        warn(f"chat {number} was with {before}: {model} goes on with it")
-        log.add("chat", model=model, source=_source(values["model"]))
+    try:
+        if _is_same_model(log, model) and values["adapter"] is None:
+            _adapt(opened, log.conversation.adapter, number)
+    except BaseException:
+        log.close()
+        raise
     return log
+
+
+def _adapt(opened: OpenPack, kept: ChatAdapter | None, number: int) -> None:
+    """Run the model with the adapter that chat `number` was held with."""
+    if kept is None:
+        return
+    again = f"picoedge chat --continue {number} --adapter"
+    try:
+        opened.adapt(Path(kept.path))
+    except PicoedgeError as error:
+        raise type(error)(
+            f"chat {number} was held with an adapter: {error.message}",
+            f"put it back, or go on without it: {again} none",
+        ) from error
+    assert opened.adapter is not None
+    if opened.adapter.identity != kept.identity:
+        raise ModelError(
+            f"{kept.path} is no longer the adapter that chat {number} was held with",
+            f"to go on with what it is now: {again} {shlex.quote(kept.path)}; "
+            f"without it: {again} none",
+        )
+
+
+def _is_same_model(log: ChatLog, model: str) -> bool:
+    return log.conversation.model in (model, "")
+
+
+def _adapter_of(opened: OpenPack) -> ChatAdapter | None:
+    facts = opened.adapter
+    return None if facts is None else ChatAdapter(str(facts.path), facts.identity)
+
+
+def record_model(log: ChatLog, values: dict[str, Any], opened: OpenPack) -> None:
+    """Say and record what a chat goes on with, where that is another model or adapter."""
+    before, model, number = log.conversation, opened.pack.name, log.number
+    if number is None:
+        return
+    if not _is_same_model(log, model):
+        warn(f"chat {number} was with {before.model}: {model} goes on with it")
+        log.add("chat", model=model, source=_source(values["model"]))
+    now = _adapter_of(opened)
+    if now == before.adapter:
+        return
+    if before.adapter is not None:
+        what = f"the adapter {now.path} goes on" if now else "it goes on without"
+        warn(f"chat {number} was with the adapter {before.adapter.path}: {what}")
+    elif now is not None:
+        warn(f"chat {number} was without an adapter: {now.path} goes on with it")
+    log.add("adapter", **(now.to_json() if now else {"path": ""}))
 
 
 def _source(model: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from picoedge.chats.chat_file import ChatFile
 from picoedge.chats.chat_folder import ChatFolder
-from picoedge.chats.conversation import Conversation, Record, apply, fold, snapshot
+from picoedge.chats.conversation import ChatAdapter, Conversation, Record, apply, fold, snapshot
 
 _KEPT = ("question", "answer", "load")  # what makes a file of a chat
 
@@ -33,14 +33,18 @@ class ChatLog:
         self._waiting: list[Record] = []
         self._told = False
 
-    def begin(self, model: str, source: str) -> None:
+    def begin(self, model: str, source: str, adapter: ChatAdapter | None = None) -> None:
         """Begin a new chat."""
-        self._restart(Conversation(model, source, self._clock()))
+        self._restart(Conversation(model, source, self._clock(), adapter=adapter))
 
     def clear(self) -> None:
         """Begin a new chat with the settings of this one, whose file stays as it is."""
         here = self.conversation
-        self._restart(Conversation(here.model, here.source, self._clock(), here.settings))
+        self._restart(
+            Conversation(
+                here.model, here.source, self._clock(), here.settings, adapter=here.adapter
+            )
+        )
 
     def _restart(self, conversation: Conversation) -> None:
         self.close()

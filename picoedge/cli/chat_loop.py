@@ -16,7 +16,9 @@ from picoedge.sanitize import one_line
 
 def converse(chat: Chat) -> int:
     """Talk until /bye or Ctrl-D (exit code 0) or Ctrl-C twice (130)."""
-    chat.say(f"{one_line(chat.session.describe())} · /? for help")
+    adapter = chat.log.conversation.adapter
+    beside = f" · adapter {adapter.name}" if adapter else ""
+    chat.say(f"{one_line(chat.session.describe() + beside)} · /? for help")
     _recall(chat)
     step = _next_message if chat.log.conversation.unanswered is None else _answer_the_last
     while True:

@@ -13,6 +13,7 @@ from picoedge.cli.chat_console import PROMPT
 from picoedge.cli.models import stdin_is_terminal
 from picoedge.cli.options import json_option
 from picoedge.errors import UsageError
+from picoedge.sanitize import one_line
 
 _ID = click.IntRange(1, 10**9 - 1)
 
@@ -32,12 +33,20 @@ def chats(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         output.print_json([chat.to_json() for chat in chats])
         return
+    adapted = any(chat.adapter for chat in chats)
     rows = [
-        (str(chat.number), when(chat.used_at), chat.model, chat.first_words or "…")
+        (
+            str(chat.number),
+            when(chat.used_at),
+            chat.model,
+            *((chat.adapter.name if chat.adapter else "",) if adapted else ()),
+            chat.first_words or "…",
+        )
         for chat in chats
     ]
     if rows:
-        output.print_table(("ID", "WHEN", "MODEL", ""), rows)
+        header = ("ID", "WHEN", "MODEL", *(("ADAPTER",) if adapted else ()), "")
+        output.print_table(header, rows)
     else:
         output.note("no chat is kept on this board")
 
@@ -53,6 +62,7 @@ def show_chat(number: int, as_json: bool) -> None:
             {
                 "id": number,
                 "model": conversation.model,
+                "adapter": conversation.adapter and conversation.adapter.to_json(),
                 "system": conversation.system,
                 "messages": list(conversation.messages),
                 "unanswered": conversation.unanswered,
@@ -64,7 +74,9 @@ def show_chat(number: int, as_json: bool) -> None:
 
 def _text(conversation: Conversation) -> str:
     """A conversation as it stood on the screen."""
-    lines = [f"[system] {conversation.system}"] * bool(conversation.system)
+    adapter = conversation.adapter
+    lines = [] if adapter is None else [f"[adapter] {one_line(adapter.path)}"]
+    lines += [f"[system] {conversation.system}"] * bool(conversation.system)
     for message in [*conversation.messages, *conversation.prompt[len(conversation.settled) :]]:
         lines.append((PROMPT if message["role"] == "user" else "") + message["content"])
     return "".join(line + "\n" for line in lines)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options
+from picoedge.cli import models, options, reports
 from picoedge.cli.benchmark import first_tokens
 from picoedge.cli.output import print_facts, print_json, print_table, showing_progress
 from picoedge.errors import UsageError
@@ -83,6 +83,7 @@ def merge(**values: Any) -> None:
     before, after, count = _perplexities(values, opened, out)
     facts = {
         "path": str(out),
+        **reports.adapter(opened),
         "bytes": sum(file.stat().st_size for file in out.iterdir()),
         "added": {name: powers.relative_added for name, powers in cost.items()},
         "error": {name: powers.relative_error for name, powers in cost.items()},

@@ -68,6 +68,13 @@ def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
         raise click.BadParameter(f"{error.message}: {error.hint}", ctx, param) from None
 
 
+def _adapter(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A folder; "" for none, also where a chat was held with one."""
+    if value == "":
+        raise click.BadParameter("a folder is needed, or none", ctx, param)
+    return "" if value == "none" else value
+
+
 def _stops(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     if "" in value:
         raise click.BadParameter("an empty text would stop before the first word", ctx, param)
@@ -131,8 +138,9 @@ model_options = _together(
         help="Compare weights with their hashes while they are streamed.",
     ),
     kernels_option,
-    click.option("--adapter", metavar="FOLDER",
-        help="Add a LoRA adapter in PEFT's format, as `picoedge finetune` writes it."),
+    click.option("--adapter", metavar="FOLDER", callback=_adapter,
+        help="Add a LoRA adapter in PEFT's format, as `picoedge finetune` writes it; none: without "
+        "the one that a chat was held with."),
 )  # fmt: skip
 
 split_options = _together(

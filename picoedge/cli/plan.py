@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli import models, options
+from picoedge.cli import models, options, reports
 from picoedge.cli.output import print_facts, print_json, print_table, warn
 from picoedge.errors import UsageError
 from picoedge.units import format_size
@@ -51,10 +51,11 @@ def plan(**values: Any) -> None:
         return _plan_cluster(values)
     from picoedge.engine.open import plan_session
 
-    planned = plan_session(models.open_named_pack(values, loads=False))
+    opened = models.open_named_pack(values, loads=False)
+    planned = plan_session(opened)
     models.tell_of_numpy(planned.kernels, values["kernels"])
     if values["as_json"]:
-        print_json(planned.to_json())
+        print_json({**planned.to_json(), **reports.adapter(opened)})
         return
     print_facts(facts(planned))
     if not planned.whole:
@@ -88,7 +89,7 @@ def _plan_cluster(values: dict[str, Any]) -> None:
     there = MeshFacts(of_file) if of_file else topology_of_mesh(opened, warn)
     plan = plan_group(opened, there)
     if values["as_json"]:
-        print_json({"model": opened.pack.name, **plan.to_json()})
+        print_json({"model": opened.pack.name, **reports.adapter(opened), **plan.to_json()})
     else:
         _print_cluster_plan(plan)
 

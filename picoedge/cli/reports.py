@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.units import MB, format_size
 
 if TYPE_CHECKING:
+    from picoedge.engine.open import OpenPack
     from picoedge.engine.session import LanguageModel, Session, Stats
     from picoedge.errors import PicoedgeError
     from picoedge.planner.memory import MemoryPlan
@@ -38,6 +39,11 @@ def cluster(model: object) -> dict[str, Any]:
     """JSON fields of a model over several boards; none of a model on this board."""
     report = getattr(model, "report", None)
     return {"cluster": report()} if report is not None else {}
+
+
+def adapter(opened: OpenPack) -> dict[str, Any]:
+    """JSON fields of the adapter that a model runs with; none without one."""
+    return {} if opened.adapter is None else {"adapter": opened.adapter.to_json()}
 
 
 def failure(error: PicoedgeError) -> dict[str, Any]:

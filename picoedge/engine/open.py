@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from picoedge.model.transformer import BroadcastInput, GatherLogits
     from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress
+    from picoedge.store.adapters import AdapterFacts
     from picoedge.store.shards import Slice, Unit
     from picoedge.store.window.set_aside import SetAside
     from picoedge.text.template.template import ChatTemplate
@@ -60,6 +61,7 @@ class OpenPack:
     ) -> None:
         self.pack, self._options = pack, options
         self._tokenizer, self._template = tokenizer, template
+        self.adapter: AdapterFacts | None = None  # what the model runs with
 
     def suggest_context(self, n_ctx: int) -> None:
         """Take a context of `n_ctx` tokens, unless the options ask for another."""
@@ -78,13 +80,14 @@ class OpenPack:
         Raises ModelError where it is damaged or another model's, UnsupportedError.
         """
         from picoedge.model.adapter import AdapterSlice
-        from picoedge.store.adapters import read_adapter
+        from picoedge.store.adapters import AdapterFacts, read_adapter
 
         assert "options" not in self.__dict__, "the context has been chosen"
         pack, adapter = self.pack, read_adapter(folder)
         with naming(folder):
             prepared = AdapterSlice.prepare(adapter, pack.config, pack.ffn_shard_cols)
         self._options = dataclasses.replace(self._options, adapter=prepared)
+        self.adapter = AdapterFacts.of(folder, adapter)
 
     @cached_property
     def options(self) -> OpenOptions:

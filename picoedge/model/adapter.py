@@ -19,7 +19,7 @@ from picoedge.kernels.api import LOW_RANK_STEP, LowRankPart
 from picoedge.kernels.arrays import F32
 from picoedge.store.adapter_shape import ADAPTED, AdapterShape
 from picoedge.store.shards import Slice, UnitKind
-from picoedge.store.sources.adapter_matrices import LowRankMatrix, canonical_matrices
+from picoedge.store.sources.adapter_matrices import canonical_matrices
 
 if TYPE_CHECKING:
     from picoedge.config import ModelConfig
@@ -74,7 +74,7 @@ class AdapterSlice:
             name: tuple(len(m.a) if (m := matrices.get((i, name))) else 0 for i in layers)
             for name in ADAPTED
         }
-        shape = AdapterShape(_hash(matrices), ranks)
+        shape = AdapterShape(adapter.identity, ranks)
         whole = Slice(range(config.num_key_value_heads), range(config.intermediate_size // cols))
         factors = {key: Factors(_padded(m.a.T), _flat(m.b.T)) for key, m in matrices.items()}
         return cls(shape, cut, whole, factors)
@@ -170,14 +170,3 @@ def _padded(a: F32) -> F32:
 
 def _flat(b: F32) -> F32:
     return np.ascontiguousarray(b)
-
-
-def _hash(matrices: Mapping[tuple[int, str], LowRankMatrix]) -> str:
-    import hashlib  # loads OpenSSL, 4 MB that most runs never need
-
-    hasher = hashlib.blake2b(digest_size=16)
-    for (layer, name), m in sorted(matrices.items()):
-        hasher.update(f"{layer} {name} {m.a.shape} {m.b.shape}\0".encode())
-        hasher.update(np.ascontiguousarray(m.a).data)
-        hasher.update(np.ascontiguousarray(m.b).data)
-    return hasher.hexdigest()

@@ -17,25 +17,33 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
-from picoedge.files import make_folder, read_object, replace_file, sync, writing
+from picoedge.files import make_folder, read_object, reading, replace_file, sync, writing
 from picoedge.kernels.arrays import F32
+from picoedge.store.adapter_refusals import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    no_adapter,
+    refuse_kinds,
+    refuse_pickle,
+    refused_tensor,
+)
 from picoedge.store.adapter_shape import MAX_LAYERS, MAX_RANK
 from picoedge.store.safetensors import TensorEntry, read_header, read_matrix, safetensors_parts
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 FFN_NAMES = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 MAX_ALPHA = 1e6
 
 _MAX_CONFIG, _MAX_HEADER = 1 << 20, 1 << 24
 _HINT = "the adapter is damaged or incomplete: get it again, or train it again"
-_TAKE = "take a LoRA adapter of the projections q, k, v, o, gate, up and down alone"
-_NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>(?:model\.|language_model\.){0,3}layers\."
     r"(?P<layer>0|[1-9]\d{0,3})\.(?P<part>self_attn|mlp)\.(?P<name>\w{1,32}))"
@@ -43,42 +51,6 @@ _KEY = re.compile(
     re.ASCII,
 )
 _PATTERN = re.compile(r"\^?[\w.]{1,200}", re.ASCII)  # a name or its end: no other expression
-
-# Fields that say how an adapter was trained, or what is in it already by its tensors' names.
-_OF_TRAINING = frozenset({
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-    "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules",
-    "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern",
-    "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "velora_config", "monteclora_config", "qalora_group_size", "runtime_config",
-    "ensure_weight_tying", "init_lora_weights", "bias", "merge_weights", "enable_lora",
-})  # fmt: skip
-# Fields that change what is computed, where they are set.
-_REFUSED = {
-    "use_dora": ("DoRA (weights divided by their length)", "train it with use_dora=False"),
-    "modules_to_save": (
-        "whole matrices beside its low-rank ones (modules_to_save)",
-        "merge it once with peft (merge_and_unload, save_pretrained) and pack that model",
-    ),
-    "fan_in_fan_out": ("transposed matrices (fan_in_fan_out)", "they are GPT-2's; " + _TAKE),
-    "lora_bias": ("biases (lora_bias)", "train it with lora_bias=False"),
-    "layer_replication": (
-        "layers that are used twice (layer_replication)",
-        "merge it once with peft (merge_and_unload, save_pretrained) and pack that model",
-    ),
-    "trainable_token_indices": (
-        "rows of the embedding (trainable_token_indices)",
-        "merge it once with peft (merge_and_unload, save_pretrained) and pack that model",
-    ),
-    "target_parameters": ("matrices of experts (target_parameters)", _TAKE),
-    "alora_invocation_tokens": ("an activation by certain tokens (aLoRA)", "train a plain LoRA"),
-    "use_qalora": ("pooled inputs (QA-LoRA)", "train a plain LoRA"),
-    "use_bdlora": ("block-diagonal matrices (BD-LoRA)", "train a plain LoRA"),
-    "arrow_config": ("a router over adapters (Arrow)", "give one of its adapters"),
-    "kasa_config": ("singular values (KaSA)", "train a plain LoRA"),
-}  # fmt: skip
-# Initialisations that move a part of the base's weights into the adapter.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +78,67 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of its matrices."""
-        return sum(a.nbytes + b.nbytes for a, b in self.matrices.values())
+    def parameters(self) -> int:
+        """Values in its matrices."""
+        return sum(a.size + b.size for a, b in self.matrices.values())
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of all that it adds: of every A and B, and what their products are scaled by.
+
+        It is the same whatever the folder, the format of its values and its base's name.
+        """
+        import hashlib  # loads OpenSSL, 4 MB that most runs never need
+
+        hasher = hashlib.blake2b(digest_size=16)
+        for (layer, name), (a, b) in sorted(self.matrices.items()):
+            scale = float(np.float32(self.scale(layer, name))).hex()
+            hasher.update(f"{layer} {name} {a.shape} {b.shape} {scale}\0".encode())
+            hasher.update(np.ascontiguousarray(a).data)
+            hasher.update(np.ascontiguousarray(b).data)
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What is said of an adapter. `path`: absolute; `nbytes`: of its two files."""
+
+    path: Path
+    base: str
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    parameters: int
+    nbytes: int
+    identity: str
+
+    @classmethod
+    def of(cls, folder: Path, adapter: Adapter) -> AdapterFacts:
+        """Facts of `adapter`, which was read from `folder`. Raises ModelError."""
+        with reading(folder):
+            files = (folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+            nbytes = sum(file.stat().st_size for file in files)
+        return cls(
+            folder.absolute(), adapter.base, adapter.rank, adapter.alpha, adapter.targets,
+            adapter.parameters, nbytes, adapter.identity,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return os.path.basename(os.path.abspath(self.path))
+
+    def to_json(self) -> dict[str, Any]:
+        """What reports of a model that runs with it say."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "rank": self.rank,
+            "alpha": _number(self.alpha),
+            "targets": list(self.targets),
+            "bytes": self.nbytes,
+            "identity": self.identity,
+        }
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -118,12 +148,13 @@ def read_adapter(folder: Path) -> Adapter:
     it is missing, damaged or incomplete, UnsupportedError where it is another kind of adapter.
     """
     fields = _read_config(folder)
-    _refuse_kinds(fields)
+    refuse_kinds(fields)
     rank = fields.integer("r", 1, MAX_RANK)
     alpha = fields.number("lora_alpha", 0.0, MAX_ALPHA)
     base = fields.get("base_model_name_or_path", str, "")[:200]
-    path = _weights_file(folder)
-    modules = _modules(path, fields)
+    refuse_pickle(folder)
+    path = folder / ADAPTER_WEIGHTS
+    modules = _modules(path)
     alphas, ranks = _patterned(fields, "alpha_pattern"), _patterned(fields, "rank_pattern")
     matrices: dict[tuple[int, str], tuple[F32, F32]] = {}
     own_alphas: dict[tuple[int, str], float] = {}
@@ -179,57 +210,14 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 
 def _read_config(folder: Path) -> Fields:
     if not (folder / ADAPTER_CONFIG).is_file():
-        if folder.is_dir() and not folder.name.endswith(".pico"):
-            hint = f"a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as PEFT and `picoedge "
-            raise ModelError(f"{folder} holds no adapter", f"{hint}finetune` write it")
-        what = "is no adapter" if folder.exists() else "does not exist"
-        raise ModelError(f"{folder} {what}", f"an adapter is a folder with {ADAPTER_CONFIG}")
+        raise no_adapter(folder)
     return read_object(folder / ADAPTER_CONFIG, _MAX_CONFIG, _HINT)
-
-
-def _refuse_kinds(fields: Fields) -> None:
-    where, values = fields.where, fields.values
-    kind = fields.text("peft_type", 64)
-    if kind != "LORA":
-        shown = kind if _NAME.fullmatch(kind) else "another kind"
-        raise UnsupportedError(f"{where}: this is a PEFT adapter of kind {shown}, not LORA", _TAKE)
-    for name, (what, remedy) in _REFUSED.items():
-        if values.get(name):
-            raise UnsupportedError(f"{where}: the adapter has {what}, not supported", remedy)
-    if values.get("bias", "none") not in ("none", None):
-        raise UnsupportedError(
-            f"{where}: the adapter has trained biases (bias), not supported",
-            'train it with bias="none"',
-        )
-    start = values.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise UnsupportedError(
-            f"{where}: the adapter is for weights that its start has changed (init_lora_weights)",
-            "save it once more with peft's path_initial_model_for_weight_conversion",
-        )
-    known = _OF_TRAINING | _REFUSED.keys()
-    unknown = next((name for name, value in values.items() if value and name not in known), None)
-    if unknown is not None:
-        raise UnsupportedError(
-            f"{where}: {unknown[:64]!r} is set, and what it changes is not known",
-            "is the adapter of a newer PEFT? take the field out if it changes nothing",
-        )
-
-
-def _weights_file(folder: Path) -> Path:
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file() and (folder / "adapter_model.bin").exists():
-        raise UnsupportedError(
-            f"{folder} holds the adapter as a PyTorch pickle, which can run code and is not read",
-            "load it once with peft and save_pretrained() it, which writes safetensors",
-        )
-    return path
 
 
 _Modules = dict[tuple[int, str], tuple[str, dict[str, TensorEntry]]]
 
 
-def _modules(path: Path, fields: Fields) -> _Modules:
+def _modules(path: Path) -> _Modules:
     """The entries of A and B by layer and name, with the name of the module in the base."""
     entries = read_header(path, _MAX_HEADER)
     if sum(entry.nbytes for entry in entries) > path.stat().st_size:
@@ -239,9 +227,7 @@ def _modules(path: Path, fields: Fields) -> _Modules:
         match = _KEY.fullmatch(entry.name)
         names = ATTENTION_NAMES if match and match["part"] == "self_attn" else FFN_NAMES
         if match is None or match["name"] not in names:
-            raise UnsupportedError(
-                f"{path}: tensor {entry.name[:200]!r} belongs to nothing that is supported", _TAKE
-            )
+            raise refused_tensor(path, entry.name)
         if int(match["layer"]) >= MAX_LAYERS:
             raise ModelError(f"{path}: tensor {entry.name} is of layer {match['layer']}", _HINT)
         key = int(match["layer"]), match["name"]

@@ -27,7 +27,8 @@ def main(answers: Sequence[str]) -> int:
     if told := os.environ.get("CHAT_ATTENDS"):
         await_typing.ATTEND_S = 0.02
         session.model.attend = attending(told)
-    opened = SimpleNamespace(prompter=prompter_for(session), pack=SimpleNamespace(name="parrot"))
+    pack = SimpleNamespace(name="parrot")
+    opened = SimpleNamespace(prompter=prompter_for(session), pack=pack, adapter=None)
     made: dict[str, Any] = {
         "open_named_pack": lambda values, **changes: opened,
         "start_session": lambda values, opened, prompt=None: session,

@@ -42,25 +42,34 @@ def canonical_matrices(
 
     Raises ModelError where the adapter is for a model of another shape.
     """
+    check_shapes(adapter, config)
     shapes = tensor_shapes(replace(config, num_hidden_layers=1))
     found: dict[tuple[int, str], LowRankMatrix] = {}
     for (layer, name), (a, b) in adapter.matrices.items():
         kinds = _kinds(name, config)
         rows = [shapes[f"layers.0.{kind}"][0] for kind in kinds]
-        cols = shapes[f"layers.0.{kinds[0]}"][1] if kinds else 0
-        if not kinds:
-            raise _another_model(f"no {name} in a model of the kind {config.architecture}")
-        if layer >= config.num_hidden_layers:
-            raise _another_model(f"layer {layer} of {config.num_hidden_layers} (0 is the first)")
-        if (len(b), a.shape[1]) != (sum(rows), cols):
-            raise _another_model(
-                f"{name} of layer {layer} is {len(b)} x {a.shape[1]} in the adapter, "
-                f"{sum(rows)} x {cols} in the model"
-            )
         scaled = b * np.float32(adapter.scale(layer, name))
         for kind, part in zip(kinds, np.split(scaled, np.cumsum(rows)[:-1]), strict=True):
             found[layer, kind] = LowRankMatrix(a, _in_order(part, kind, config, to_pack=True))
     return found
+
+
+def check_shapes(adapter: Adapter, config: ModelConfig) -> None:
+    """Raises ModelError where the adapter is for a model of another shape."""
+    shapes = tensor_shapes(replace(config, num_hidden_layers=1))
+    for (layer, name), (a, b) in adapter.matrices.items():
+        kinds = _kinds(name, config)
+        if not kinds:
+            raise _another_model(f"no {name} in a model of the kind {config.architecture}")
+        if layer >= config.num_hidden_layers:
+            raise _another_model(f"layer {layer} of {config.num_hidden_layers} (0 is the first)")
+        rows = sum(shapes[f"layers.0.{kind}"][0] for kind in kinds)
+        cols = shapes[f"layers.0.{kinds[0]}"][1]
+        if (len(b), a.shape[1]) != (rows, cols):
+            raise _another_model(
+                f"{name} of layer {layer} is {len(b)} x {a.shape[1]} in the adapter, "
+                f"{rows} x {cols} in the model"
+            )
 
 
 def as_stored(adapter: Adapter, config: ModelConfig) -> Adapter:

@@ -160,7 +160,8 @@ def _tell_fit(name: str, memory: MemoryOfModel) -> None:
 def show_model(model: str | None, as_json: bool) -> None:
     """Show facts about a model: architecture, shape, formats, shards, context, licence, tokenizer.
 
-    Nothing is fetched or packed.
+    Of a LoRA adapter's folder: its base, rank and targets, and which packs here it fits by their
+    shapes. Nothing is fetched or packed.
     """
     from picoedge.registry.details import describe
 
@@ -182,6 +183,8 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{key} {number:g}" for key, number in value.items())
     if name == "notes":
         return "; ".join(value)
+    if name == "does_not_fit":
+        return "; ".join(f"{pack}: {why}" for pack, why in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):

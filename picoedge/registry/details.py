@@ -10,11 +10,13 @@ from typing import Any
 from picoedge.config import ModelConfig
 from picoedge.errors import ModelError, TextError
 from picoedge.kernels.blocks import Weights
+from picoedge.registry.adapter_details import describe_adapter
 from picoedge.registry.catalogue import CatalogueEntry
 from picoedge.registry.hub import HubChoice, is_hub_name, parse_hub_name
 from picoedge.registry.hub_download import look_up
 from picoedge.registry.paths import is_pack
 from picoedge.registry.shelf import Shelf
+from picoedge.store.adapter_refusals import is_adapter
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.text.template.template import ChatTemplate, chosen_path
@@ -24,7 +26,7 @@ _MOST_VARIABLES = 100
 
 
 def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
-    """Facts of MODEL, by name; `packed` says whether they are of a pack.
+    """Facts of MODEL, by name, or of an adapter; `packed` says whether they are of a pack.
 
     Raises UsageError where there is no such model, ModelError where it is damaged.
     """
@@ -47,6 +49,8 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
             }
         if not Path(model).exists():
             raise
+        if is_adapter(Path(model)):
+            return describe_adapter(shelf, Path(model))
         source = open_source(Path(model))
         return {
             "name": source.name,

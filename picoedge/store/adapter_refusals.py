@@ -48,7 +48,7 @@ _TENSORS = (
      "train it with use_dora=False"),
     ("modules_to_save", "whole matrices beside its low-rank ones", _MERGE),
     ("lora_embedding_", "low-rank matrices of the embedding", _MERGE),
-    ("embed_tokens", "the embedding, as PEFT saves it where tokens were added", _MERGE),
+    ("embed_tokens", "the embedding, which PEFT saves where tokens were added", _MERGE),
     ("lm_head", "the head", _MERGE),
     ("vision", "the half that sees images", _TAKE),
     ("visual", "the half that sees images", _TAKE),
@@ -106,6 +106,11 @@ def refuse_pickle(folder: Path) -> None:
             f"{folder} holds the adapter as a PyTorch pickle, which can run code and is not read",
             "load it once with peft and save_pretrained() it, which writes safetensors",
         )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter, and no model that has one beside it."""
+    return (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("model*.safetensors"))
 
 
 def no_adapter(path: Path) -> ModelError:

@@ -104,11 +104,9 @@ class AdapterFacts:
     """What is said of an adapter. `path`: absolute; `nbytes`: of its two files."""
 
     path: Path
-    base: str
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    parameters: int
     nbytes: int
     identity: str
 
@@ -119,8 +117,8 @@ class AdapterFacts:
             files = (folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
             nbytes = sum(file.stat().st_size for file in files)
         return cls(
-            folder.absolute(), adapter.base, adapter.rank, adapter.alpha, adapter.targets,
-            adapter.parameters, nbytes, adapter.identity,
+            folder.absolute(), adapter.rank, adapter.alpha, adapter.targets, nbytes,
+            adapter.identity,
         )  # fmt: skip
 
     @property

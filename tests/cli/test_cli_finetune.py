@@ -11,7 +11,8 @@ import shelf_models
 from cli_runs import Run
 
 from picoedge.cli import finetune
-from picoedge.store.adapters import ADAPTER_WEIGHTS, read_adapter
+from picoedge.store.adapter_refusals import ADAPTER_WEIGHTS
+from picoedge.store.adapters import read_adapter
 from picoedge.train.run.log import read_log
 
 SHORT = ("--steps", "6", "--context", "64", "--batch-size", "4", "--rank", "4")

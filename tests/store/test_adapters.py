@@ -13,13 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from picoedge.errors import ModelError, StorageError, UnsupportedError
 from picoedge.kernels.arrays import F32, Array
-from picoedge.store.adapters import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    Adapter,
-    read_adapter,
-    write_adapter,
-)
+from picoedge.store.adapter_refusals import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from picoedge.store.adapters import Adapter, read_adapter, write_adapter
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -163,12 +158,21 @@ ONE = np.ones((2, 2), np.float32)
         ({f"{Q}.lora_B.weight": np.full((8, 2), np.nan, np.float32)}, "holds NaN or infinity"),
         ({f"{Q}.lora_B.weight": np.full((8, 2), np.inf, np.float16)}, "holds NaN or infinity"),
         ({f"{Q}.lora_B.weight": np.ones((8, 2), np.int8)}, "has dtype I8"),
-        ({f"{Q}.lora_magnitude_vector": np.ones(8, np.float32)}, "belongs to nothing"),
-        ({"base_model.model.lm_head.lora_A.weight": ONE}, "belongs to nothing"),
+        ({f"{Q}.lora_magnitude_vector": np.ones(8, np.float32)}, "the adapter has DoRA"),
+        ({"base_model.model.lm_head.lora_A.weight": ONE}, "the adapter has the head"),
+        ({"base_model.model.lm_head.modules_to_save.weight": ONE}, "has whole matrices"),
+        ({"base_model.model.model.embed_tokens.lora_embedding_A": ONE}, "matrices of the embed"),
+        ({"base_model.model.model.embed_tokens.weight": ONE}, "where tokens were added"),
+        ({f"{Q}.bias": ONE}, "trained biases"),
+        (
+            {Q.replace("self_attn.q_proj", "mlp.experts.0.up_proj") + ".lora_A.weight": ONE},
+            "the adapter has experts",
+        ),
         ({Q.replace("q_proj", "gate_proj") + ".lora_A.weight": ONE}, "belongs to nothing"),
         ({Q.replace(".0.", ".9999.") + ".lora_A.weight": ONE}, "is of layer 9999"),
         ({f"{Q}.lora_A.default.weight": ONE}, "is there twice"),
-        ({"model.vision_tower.layers.0.mlp.up_proj.lora_A.weight": ONE}, "belongs to nothing"),
+        ({"model.vision_tower.layers.0.mlp.up_proj.lora_A.weight": ONE}, "that sees images"),
+        ({f"{Q}.lora_A.adapter_two.weight": ONE}, "belongs to nothing"),
     ],
 )
 def test_tensors_that_are_refused(tmp_path: Path, tensors: dict[str, Array], message: str) -> None:
@@ -243,3 +247,49 @@ def test_what_is_no_adapter_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="is no adapter"):
         read_adapter(tmp_path / "file")
+    (tmp_path / "m.gguf").write_text("")
+    with pytest.raises(UnsupportedError, match="is no adapter in PEFT's format"):
+        read_adapter(tmp_path / "m.gguf")
+
+
+def test_what_was_probably_meant_is_said(tmp_path: Path) -> None:
+    for steps in (500, 1000):
+        write_adapter(tmp_path / "out" / f"checkpoint-{steps}", sample())
+    with pytest.raises(ModelError) as raised:
+        read_adapter(tmp_path / "out")
+    newest = tmp_path / "out" / "checkpoint-1000"
+    assert raised.value.hint == f"did you mean {newest}?"
+    with pytest.raises(ModelError) as raised:
+        read_adapter(newest / ADAPTER_WEIGHTS)
+    assert raised.value.hint == f"give its folder: {newest}"
+
+
+def test_the_identity_is_that_of_what_it_adds(tmp_path: Path) -> None:
+    def identity(adapter: Adapter) -> str:
+        write_adapter(tmp_path / "a", adapter)
+        return read_adapter(tmp_path / "a").identity
+
+    first = sample()
+    assert identity(first) == first.identity
+    assert identity(sample(base="another/name")) == first.identity
+    changed = dict(first.matrices) | {(0, "q_proj"): low_rank(8, 6, 2, 99)}
+    others = [sample(alpha=5.0), sample(use_rslora=True), sample(matrices=changed)]
+    others.append(sample(alphas={(1, "down_proj"): 1.0}))
+    assert len({first.identity, *map(identity, others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r"model\.layers\.\d+\.(self_attn|mlp)\.(q|down)_proj"},
+        {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"base_model_name_or_path": "/home/someone/models/llama", "revision": "main"},
+        {"base_model_name_or_path": None, "task_type": None, "peft_version": "0.19.0"},
+        {"modules_to_save": [], "lora_dropout": 0.1, "init_lora_weights": "gaussian"},
+    ],
+)
+def test_how_it_was_trained_changes_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    adapter = read_adapter(rewritten(tmp_path, changes, {}))
+    assert adapter.identity == sample().identity
+    assert adapter.base == (changes.get("base_model_name_or_path", "some/model") or "")

@@ -10,6 +10,7 @@ from typing import Any
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import naming, read_object
+from picoedge.store.adapter_refusals import ADAPTER_CONFIG, is_adapter
 
 _MAX_JSON = 1 << 24
 _REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -149,7 +150,7 @@ _FOLDERS = (
 
 def refuse_folder(path: Path) -> None:
     """Raise where a folder without config.json, or beside it, is plainly something else."""
-    if (path / "adapter_config.json").is_file() and not any(path.glob("model*.safetensors")):
+    if is_adapter(path):
         raise _adapter(path)
     if (path / "config.json").is_file():
         return
@@ -162,7 +163,7 @@ def refuse_folder(path: Path) -> None:
 
 def _adapter(path: Path) -> UnsupportedError:
     with naming(path):
-        base = read_object(path / "adapter_config.json", _MAX_JSON, "").values
+        base = read_object(path / ADAPTER_CONFIG, _MAX_JSON, "").values
     name = base.get("base_model_name_or_path")
     onto = f" onto {name}" if isinstance(name, str) and _REPO.fullmatch(name) else ""
     return UnsupportedError(

@@ -155,8 +155,8 @@ def slice_values(shape: AdapterShape, cut: Cut, part: Slice) -> int:
         if len(ranks) != cut.config.num_hidden_layers:
             raise ProtocolError("an adapter of another number of layers than the model's")
         inputs, outputs = cut.sizes(name, part)
-        if max(ranks) > min(Cut(cut.config, 1).sizes(name, whole)):
-            raise ProtocolError("an adapter whose rank is above that of the model's matrices")
+        if max(ranks) > max(Cut(cut.config, 1).sizes(name, whole)):  # above the lesser is usual
+            raise ProtocolError("an adapter whose rank is above both sides of the model's matrices")
         total += sum(ranks) * (inputs + outputs)
     return total
 

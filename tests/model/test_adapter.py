@@ -144,7 +144,17 @@ def another_layer(adapter: AdapterSlice) -> dict[str, tuple[int, ...]]:
 
 
 def above_the_width(adapter: AdapterSlice) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(500 for _ in ranks) for name, ranks in adapter.shape.ranks.items()}
+    return {name: tuple(600 for _ in ranks) for name, ranks in adapter.shape.ranks.items()}
+
+
+def test_a_rank_between_the_sides_of_a_matrix_is_sent_whole(packed: Pack) -> None:
+    wide = prepared(packed, random_adapter(packed.config, ("k_proj",), rank=120))  # 96 x 256
+    part = packed.all_shards
+    values = wide.of(part).values()
+    assert len(values) == slice_values(wide.shape, wide.cut, part)
+    sent = AdapterSlice.from_values(wide.shape, wide.cut, part, values)
+    native = load_kernels("native", 1), load_kernels("native", 1)
+    np.testing.assert_array_equal(run(packed, native[0], sent), run(packed, native[1], wide))
 
 
 @pytest.mark.parametrize("ranks", [another_layer, above_the_width])

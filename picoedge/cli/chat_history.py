@@ -121,11 +121,8 @@ def record_model(log: ChatLog, values: dict[str, Any], opened: OpenPack) -> None
     now = _adapter_of(opened)
     if now == before.adapter:
         return
-    if before.adapter is not None:
-        what = f"the adapter {now.path} goes on" if now else "it goes on without"
-        warn(f"chat {number} was with the adapter {before.adapter.path}: {what}")
-    elif now is not None:
-        warn(f"chat {number} was without an adapter: {now.path} goes on with it")
+    was = f"with the adapter {before.adapter.path}" if before.adapter else "without an adapter"
+    warn(f"chat {number} was {was}: it goes on {f'with {now.path}' if now else 'without'}")
     log.add("adapter", **(now.to_json() if now else {"path": ""}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fuzz.targets.adapters import ADAPTERS
 from fuzz.targets.answers import ANSWERS
 from fuzz.targets.files import FILES
 from fuzz.targets.frames import FRAMES
@@ -26,5 +27,6 @@ _ALL = (
     *KEPT,
     *LOCAL,
     *TRAINING,
+    *ADAPTERS,
 )
 TARGETS = {target.name: target for target in _ALL}

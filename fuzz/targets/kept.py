@@ -126,12 +126,14 @@ def _chat_log(folder: Path) -> Run:
         again = fold(parse_records(lines))
         assert again.messages == conversation.messages
         assert again.prompt == conversation.prompt
+        assert again.adapter == conversation.adapter
 
     return run
 
 
 RECORDS: list[dict[str, Any]] = [
     {"kind": "chat", "version": 1, "at": 1.7e9, "model": "m", "source": "m"},
+    {"kind": "adapter", "path": "/a", "identity": "ab" * 16},
     {"kind": "set", "name": "system", "value": "Be brief."},
     {"kind": "question", "text": "a"},
     {"kind": "answer", "text": "b", "end": "stop"},
@@ -207,7 +209,7 @@ KEPT = (
         lambda: [_chat_lines(RECORDS)],
         _mutated_chat,
         (
-            "chats/conversation.py:fold,apply,_begin,_set,_ask,_answer,_regenerate,_load,whole_turns",
+            "chats/conversation.py:fold,apply,_begin,_adapt,_set,_ask,_answer,_regenerate,_load,whole_turns",
         ),
         weight=4,
     ),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.chats.conversation import Conversation, apply, fold, snapshot, turn
+from picoedge.chats.conversation import ChatAdapter, Conversation, apply, fold, snapshot, turn
 
 BEGAN = {"kind": "chat", "version": 1, "at": 1e9, "model": "parrot", "source": "/parrot.gguf"}
 
@@ -64,6 +65,37 @@ def test_a_load_replaces_the_messages_and_the_system_message() -> None:
     assert (after.system, after.messages, after.question) == ("Rhyme.", turn("x", "y"), None)
 
 
+ADAPTER = {"kind": "adapter", "path": "/my/adapter", "identity": "0a" * 16}
+
+
+def test_the_last_adapter_counts_and_may_be_none() -> None:
+    after = fold([BEGAN, ADAPTER, asked("a"), answered("b")])
+    assert after.adapter == ChatAdapter("/my/adapter", "0a" * 16)
+    assert after.adapter.name == "adapter"
+    other = apply(after, {**ADAPTER, "path": "/your/other/"})
+    assert other.adapter is not None
+    assert other.adapter.name == "other"
+    assert apply(other, {"kind": "adapter", "path": ""}).adapter is None
+    assert apply(after, BEGAN).adapter == after.adapter
+    assert fold(snapshot(after)) == after
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"identity": "0a"},
+        {"identity": "0A" * 16},
+        {"identity": ["0a" * 16]},
+        {"path": None},
+        {"path": ["/my"]},
+        {"path": "a" * 5000},
+    ],
+)
+def test_an_adapter_that_makes_no_sense_changes_nothing(wrong: dict[str, Any]) -> None:
+    before = fold([BEGAN, ADAPTER])
+    assert apply(before, {**ADAPTER, **wrong}) == before
+
+
 texts = st.text(max_size=6) | st.sampled_from(["a", "b", "\ud800"])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
@@ -78,11 +110,15 @@ sensible = (
     | st.builds(answered, texts)
     | st.just(REGENERATE)
     | st.builds(lambda name, value: {"kind": "set", "name": name, "value": value}, texts, texts)
+    | st.sampled_from([ADAPTER, {**ADAPTER, "path": "/b"}, {**ADAPTER, "path": ""}])
     | st.builds(lambda m, s: {"kind": "load", "messages": m, "system": s}, messages, texts)
 )
 nonsense = st.dictionaries(
-    st.sampled_from(["kind", "text", "name", "value", "messages", "system", "at", "model"]),
-    values | st.sampled_from(["chat", "question", "answer", "load", "set", "regenerate"]),
+    st.sampled_from(
+        ["kind", "text", "name", "value", "messages", "system", "at", "model", "path", "identity"]
+    ),
+    values
+    | st.sampled_from(["chat", "question", "answer", "load", "set", "regenerate", "adapter"]),
 )
 records = st.lists(sensible | nonsense, max_size=12)
 

@@ -172,6 +172,14 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, packed: Pack) ->
         prepared(packed, random_adapter(other.config))
 
 
+def test_values_that_grow_beyond_f32_are_refused(packed: Pack) -> None:
+    adapter = random_adapter(packed.config, ("q_proj",))
+    huge = {key: (a, b * np.float32(1e34)) for key, (a, b) in adapter.matrices.items()}
+    diverged = type(adapter)(**{**vars(adapter), "matrices": huge, "alpha": 1e6})
+    with pytest.raises(ModelError, match="q_proj of layer 0 is beyond what f32 holds"):
+        prepared(packed, diverged)
+
+
 def test_its_hash_is_that_of_what_it_adds(packed: Pack, adapter: AdapterSlice) -> None:
     same = prepared(packed, random_adapter(packed.config, rank=5))
     other = prepared(packed, random_adapter(packed.config, rank=5, seed=4))

@@ -40,7 +40,8 @@ def canonical_matrices(
 ) -> dict[tuple[int, str], LowRankMatrix]:
     """By layer and kind (q k v o gate up down), rows in the order of packs.
 
-    Raises ModelError where the adapter is for a model of another shape.
+    Raises ModelError where the adapter is for a model of another shape, or its scaled values are
+    not finite.
     """
     check_shapes(adapter, config)
     shapes = tensor_shapes(replace(config, num_hidden_layers=1))
@@ -48,7 +49,13 @@ def canonical_matrices(
     for (layer, name), (a, b) in adapter.matrices.items():
         kinds = _kinds(name, config)
         rows = [shapes[f"layers.0.{kind}"][0] for kind in kinds]
-        scaled = b * np.float32(adapter.scale(layer, name))
+        with np.errstate(over="ignore"):
+            scaled = b * np.float32(adapter.scale(layer, name))
+        if not np.isfinite(scaled).all():
+            raise ModelError(
+                f"{name} of layer {layer} is beyond what f32 holds in the adapter",
+                "the adapter is damaged, or its training has diverged: get it or train it again",
+            )
         for kind, part in zip(kinds, np.split(scaled, np.cumsum(rows)[:-1]), strict=True):
             found[layer, kind] = LowRankMatrix(a, _in_order(part, kind, config, to_pack=True))
     return found

@@ -92,7 +92,7 @@ class Adapter:
 
         hasher = hashlib.blake2b(digest_size=16)
         for (layer, name), (a, b) in sorted(self.matrices.items()):
-            scale = float(np.float32(self.scale(layer, name))).hex()
+            scale = (float(np.float32(self.scale(layer, name))) + 0.0).hex()  # -0.0 is 0.0
             hasher.update(f"{layer} {name} {a.shape} {b.shape} {scale}\0".encode())
             hasher.update(np.ascontiguousarray(a).data)
             hasher.update(np.ascontiguousarray(b).data)

@@ -60,7 +60,7 @@ LAYERS = ("layers.1.", "layers.2.", "layers.01.", "layers.4095.", "layers.4096."
 
 def _pairs(names: dict[str, tuple[int, int, int]], layers: int = 2) -> dict[str, list[int]]:
     """Shapes by tensor name; `names`: rows, columns and rank by module."""
-    found = {}
+    found = dict[str, list[int]]()
     for layer in range(layers):
         for module, (rows, cols, rank) in names.items():
             stem = f"base_model.model.model.layers.{layer}.{module}.lora_"
@@ -109,7 +109,8 @@ def _kinds() -> tuple[tuple[dict[str, Any], dict[str, Any]], ...]:
 
 
 def _end(header: dict[str, Any]) -> int:
-    return max(row["data_offsets"][1] for name, row in header.items() if name != "__metadata__")
+    ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+    return int(max(ends))
 
 
 def _samples() -> list[bytes]:

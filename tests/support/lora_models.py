@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.stacked import StackedWeights
@@ -79,3 +80,59 @@ def torch_gradients(
     loss.backward()
     found = {key: (a.grad.numpy(), b.grad.numpy()) for key, (a, b) in pairs.items()}
     return float(loss.detach()), found
+
+
+_STORED = {
+    "self_attn.q_proj": ("q_proj",), "self_attn.k_proj": ("k_proj",),
+    "self_attn.v_proj": ("v_proj",), "self_attn.o_proj": ("o_proj",),
+    "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "mlp.gate_proj": ("gate_proj",), "mlp.up_proj": ("up_proj",), "mlp.down_proj": ("down_proj",),
+    "mlp.gate_up_proj": ("gate_proj", "up_proj"),
+}  # fmt: skip
+
+
+def saved_gradients(
+    folder: Path, layout: AdapterLayout, weights: F32, tokens: I32, targets: I32
+) -> tuple[float, dict[tuple[int, str], tuple[F64, F64]]]:
+    """As `torch_gradients`, of a model of any type whose pack is in f32.
+
+    Where its rows lie in the files is found by their values: Phi's matrices are fused, and rows of
+    heads that are rotated in part have another order in packs.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    pairs = {
+        key: tuple(
+            torch.tensor(side.of(weights), dtype=torch.float64, requires_grad=True) for side in both
+        )
+        for key, both in layout.tensors.items()
+    }
+    frozen, values = frozen_values(layout.model), {}
+    for name, parameter in model.named_parameters():
+        layer, _, stored = name.removesuffix(".weight").partition("layers.")[2].partition(".")
+        if stored not in _STORED or not name.endswith(".weight"):
+            continue
+        packed = [frozen[module(int(layer), target)] for target in _STORED[stored]]
+        added = [
+            pairs[int(layer), target][1] @ pairs[int(layer), target][0]
+            for target in _STORED[stored]
+        ]
+        order = _places(np.concatenate(packed), parameter.detach().numpy().astype(np.float32))
+        delta = torch.cat(added)[torch.from_numpy(order)]
+        values[name] = parameter.detach() + layout.shape.scale * delta
+    arguments = {"input_ids": torch.from_numpy(tokens.astype(np.int64)), "use_cache": False}
+    logits = torch.func.functional_call(model, values, kwargs=arguments).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(targets.astype(np.int64)).flatten(), ignore_index=-1
+    )
+    loss.backward()
+    found = {key: (a.grad.numpy(), b.grad.numpy()) for key, (a, b) in pairs.items()}
+    return float(loss.detach()), found
+
+
+def _places(packed: F32, stored: F32) -> NDArray[np.int64]:
+    """The row of `packed` that each row of `stored` is."""
+    rows = {row.tobytes(): i for i, row in enumerate(packed)}
+    return np.array([rows[row.tobytes()] for row in stored])

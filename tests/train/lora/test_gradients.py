@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from lora_models import torch_gradients
+from lora_models import saved_gradients, torch_gradients
 from random_models import CASES, VOCAB, packed_model
+from safetensors.numpy import load_file, save_file
+from saved_models import save_random
 
-from picoedge.kernels.arrays import F32, I32
+from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.loader import load_training_kernels
 from picoedge.model.vjps import MicroBatch
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.source import open_source
 from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.layout import TARGETS, AdapterLayout, LoraShape
 
@@ -34,25 +40,84 @@ def drawn(layout: AdapterLayout) -> F32:
     return weights
 
 
-def tokens_and_targets() -> tuple[I32, I32]:
+def tokens_and_targets(vocabulary: int, length: int = LENGTH) -> tuple[I32, I32]:
     random = np.random.default_rng(3)
-    tokens = random.integers(0, VOCAB, (SEQUENCES, LENGTH + 1)).astype(np.int32)
+    tokens = random.integers(0, vocabulary, (SEQUENCES, length + 1)).astype(np.int32)
     targets = tokens[:, 1:].copy()
     targets[:, :30] = -1  # a prompt
     targets[1, 50:] = -1
     return np.ascontiguousarray(tokens[:, :-1]), targets
 
 
+Gradients = dict[tuple[int, str], tuple[F64, F64]]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_autograd(name: str, tmp_path: Path) -> None:
     layout = layout_of(tmp_path, name)
     weights = drawn(layout)
-    tokens, targets = tokens_and_targets()
+    tokens, targets = tokens_and_targets(VOCAB)
     loss, wanted = torch_gradients(tmp_path / "hf", layout, weights, tokens, targets)
+    assert_right(layout, weights, tokens, targets, loss, wanted, TOLERANCES.get(name, 1e-5))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+        "rope_theta": 1e4}  # fmt: skip
+PARTIAL = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
+           "original_max_position_embeddings": 32, "partial_rotary_factor": 0.75,
+           "short_factor": [1.0 + 0.1 * i for i in range(6)],
+           "long_factor": [1.5 + 0.5 * i for i in range(6)]}  # fmt: skip
+# Of each architecture what the models above lack; the vocabulary is a prime number.
+SAVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, biases": ("llama", {"attention_bias": True, "tie_word_embeddings": True}),
+    "mistral, tied": ("mistral", {"sliding_window": 7, "tie_word_embeddings": True}),
+    "ministral3": ("ministral3", {"max_position_embeddings": 262144}),
+    "qwen2, untied, windowed": (
+        "qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 7}),
+    "qwen3, tied, yarn": ("qwen3", {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}),
+    "gemma3, biases, untied": (
+        "gemma3_text",
+        {"sliding_window": 7, "attention_bias": True, "tie_word_embeddings": False}),
+    "phi3, tied, windowed": (
+        "phi3", {"tie_word_embeddings": True, "sliding_window": 7, "pad_token_id": 0}),
+    "phi3, partial longrope": (
+        "phi3", {"rope_parameters": PARTIAL, "original_max_position_embeddings": 32,
+                 "pad_token_id": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_gradients_of_a_saved_model_are_those_of_autograd(name: str, tmp_path: Path) -> None:
+    folder, vocabulary = tmp_path / "hf", 97
+    model_type, options = SAVED[name]
+    save_random(folder, model_type, {**options, "vocab_size": vocabulary})
+    without_other_biases(folder)
+    pack_source(open_source(folder), tmp_path / "m.pico", bits=32)
+    frozen = FrozenModel.of(Pack.open(tmp_path / "m.pico"))
+    layout = AdapterLayout.of(frozen, LoraShape(4, 8.0, TARGETS))
+    weights = drawn(layout)
+    tokens, targets = tokens_and_targets(vocabulary, 60)
+    loss, wanted = saved_gradients(folder, layout, weights, tokens, targets)
+    assert_right(layout, weights, tokens, targets, loss, wanted, 1e-5)
+
+
+def without_other_biases(folder: Path) -> None:
+    """Zeros for biases of o, which is what models with attention_bias have."""
+    tensors = load_file(folder / "model.safetensors")
+    zeros = {name: 0 * each for name, each in tensors.items() if name.endswith("o_proj.bias")}
+    save_file({**tensors, **zeros}, folder / "model.safetensors", {"format": "pt"})
+
+
+def assert_right(
+    layout: AdapterLayout, weights: F32, tokens: I32, targets: I32, loss: float,
+    wanted: Gradients, tolerance: float,
+) -> None:  # fmt: skip
+    """Loss and gradients of one step are those that were computed in f64."""
     gradient = np.full(layout.length, np.nan, np.float32)
     parameters = layout.bind(weights, gradient)
     work = MicroBatch(
-        layout.config, load_training_kernels(), parameters, SEQUENCES, LENGTH, recompute=True,
+        layout.config, load_training_kernels(), parameters, *tokens.shape, recompute=True,
         kept_layers=1, head_rows=64,
     )  # fmt: skip
     count = int(np.count_nonzero(targets >= 0))
@@ -61,4 +126,4 @@ def test_gradients_are_those_of_autograd(name: str, tmp_path: Path) -> None:
     for key, both in layout.tensors.items():
         for side, right in zip(both, wanted[key], strict=True):
             error = np.linalg.norm(side.of(gradient) - right) / np.linalg.norm(right)
-            assert error < TOLERANCES.get(name, 1e-5), (key, side.name)
+            assert error < tolerance, (key, side.name)

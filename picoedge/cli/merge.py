@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.engine.open import OpenPack
+    from picoedge.engine.options import OpenOptions
     from picoedge.store.pack.merged import MergeCost
     from picoedge.store.pack.reader import Pack
 
@@ -79,8 +81,11 @@ def merge(**values: Any) -> None:
     pack = opened.pack
     if out.exists() and out.resolve() == pack.path.resolve():
         raise UsageError("the merged pack would replace the model", "give --out another name")
+    tokens = _tokens(values, opened)
+    before = _perplexity(opened.pack, opened.options, tokens)  # what fails has written nothing
     cost = _merge(values, opened, out)
-    before, after, count = _perplexities(values, opened, out)
+    plain = dataclasses.replace(opened.options, adapter=None)
+    after = _perplexity(_reopened(out), plain, tokens)
     facts = {
         "path": str(out),
         **reports.adapter(opened),
@@ -89,7 +94,7 @@ def merge(**values: Any) -> None:
         "error": {name: powers.relative_error for name, powers in cost.items()},
         "perplexity_before": before,
         "perplexity_after": after,
-        "tokens": count,
+        "tokens": len(tokens),
     }
     if values["as_json"]:
         print_json(facts)
@@ -115,34 +120,35 @@ def _merge(values: dict[str, Any], opened: OpenPack, out: Path) -> MergeCost:
         return merge_adapter(pack, matrices, out, bits=int(bits) if bits else None, progress=told)
 
 
-def _perplexities(values: dict[str, Any], opened: OpenPack, out: Path) -> tuple[float, float, int]:
-    """Of the model with the adapter beside it, of the merged one, and over how many tokens."""
-    import dataclasses
-
-    from picoedge.engine.benchmark import measure_perplexity
-    from picoedge.engine.open import load_model
-    from picoedge.store.pack.reader import Pack
-
+def _tokens(values: dict[str, Any], opened: OpenPack) -> list[int]:
+    """The tokens to compare perplexities on; by default no more than the model's context has."""
     tokenizer, count = opened.take_tokenizer(), values["n_tokens"]
-    tokens = (
-        first_tokens(tokenizer, values["file"], count)
-        if values["file"]
-        else tokenizer.encode(SAMPLE)[:count]
-    )
+    if not options.is_typed("n_tokens"):
+        most = opened.pack.config.max_position_embeddings
+        count = min(count, values["ctx_size"] or most, most)
+    if values["file"]:
+        tokens = first_tokens(tokenizer, values["file"], count)
+    else:
+        tokens = tokenizer.encode(SAMPLE)[:count]
     opened.suggest_context(len(tokens))
     models.check_length(opened, len(tokens), "fewer --tokens")
-    plain = dataclasses.replace(opened.options, adapter=None)
+    return tokens
 
-    def measured(pack: Pack, with_options: Any) -> float:
-        with showing_progress() as progress:
-            tell = progress or no_progress
-            with closing(load_model(pack, with_options, progress)) as model:
-                return measure_perplexity(
-                    model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0)
-                )
 
-    before = measured(opened.pack, opened.options)
-    return before, measured(Pack.open(out), plain), len(tokens)
+def _perplexity(pack: Pack, how: OpenOptions, tokens: list[int]) -> float:
+    from picoedge.engine.benchmark import measure_perplexity
+    from picoedge.engine.open import load_model
+
+    with showing_progress() as progress:
+        tell = progress or no_progress
+        with closing(load_model(pack, how, progress)) as model:
+            return measure_perplexity(model, tokens, lambda n, of: tell(f"token {n} of {of}", 0, 0))
+
+
+def _reopened(out: Path) -> Pack:
+    from picoedge.store.pack.reader import Pack
+
+    return Pack.open(out)
 
 
 def _print(facts: dict[str, Any], cost: MergeCost) -> None:

@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import shelf_models
 from adapters_material import random_adapter
 from cli_runs import GREEDY, Run, process
 
 from picoedge.errors import StorageError
+from picoedge.registry.packing import pack_model
 from picoedge.store.adapters import write_adapter
 from picoedge.store.pack import merged
 from picoedge.store.pack.reader import Pack
@@ -130,6 +132,34 @@ def test_a_text_that_is_none_is_refused_before_anything_is_written(
         assert (ran.code != 0, ran.out, ran.err.count("\n")) == (True, "", 1)
         assert name in ran.err
     assert not out.exists()
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(
+    run: Run, pack: Path, adapter: Path, out: Path
+) -> None:
+    most = Pack.open(pack).config.max_position_embeddings
+    for words, told in (
+        (["--tokens", str(most + 1)], f"the model knows {most}"),
+        (["--tokens", "64", "-c", "32"], "64 tokens, a context of 32"),
+        (["--memory", "2M"], "2 MB"),
+    ):
+        ran = run("merge", pack, "--adapter", adapter, "-o", out, *words)
+        assert (ran.code in (1, 2), ran.out, ran.err.count("\n")) == (True, "", 1)
+        assert told in ran.err
+    assert not out.exists()
+
+
+def test_a_small_context_takes_fewer_tokens_by_default(
+    run: Run, adapter: Path, out: Path, tmp_path: Path
+) -> None:
+    shelf_models.write_gguf(tmp_path / "short.gguf")  # of 128 tokens
+    pack_model(tmp_path / "short.gguf", tmp_path / "short.pico")
+    write_adapter(adapter, random_adapter(Pack.open(tmp_path / "short.pico").config))
+    words = ["merge", tmp_path / "short.pico", "--adapter", adapter, "-o", out, "--json"]
+    for more, count in (([], 128), (["-c", "96"], 96)):
+        ran = run(*words, *more)
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["tokens"] == count
 
 
 def test_a_full_disk_leaves_nothing(pack: Path, adapter: Path, out: Path) -> None:

@@ -60,6 +60,11 @@ _TENSORS = (
 def refuse_kinds(fields: Fields) -> None:
     """Raise UnsupportedError where an `adapter_config.json` sets what is not supported."""
     where, values = fields.where, fields.values
+    if "peft_type" not in values and "fine_tune_type" in values:
+        raise UnsupportedError(
+            f"{where}: this is an adapter of MLX, not of PEFT",
+            "make one model of both with mlx_lm.fuse --dequantize, and pack that",
+        )
     kind = fields.text("peft_type", 64)
     if kind != "LORA":
         shown = kind if _KIND.fullmatch(kind) else "another kind"

@@ -21,6 +21,11 @@ from picoedge.kernels.arrays import F32
 from picoedge.store.encodings import ENCODINGS
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
+LFS_POINTER = (
+    b"version https://git-lfs",
+    "a Git LFS pointer, not the file itself",
+    "run git lfs pull in its folder, or download the file",
+)  # first bytes, what it is, the remedy
 DAMAGED = "the file is truncated or damaged: get it again"
 _MAX_HEADER = 1 << 25
 _MAX_DIMS = 8
@@ -45,6 +50,9 @@ def read_header(path: Path, max_bytes: int = _MAX_HEADER) -> list[TensorEntry]:
         size = path.stat().st_size
     length = int.from_bytes(read_at(path, 0, 8), "little") if size >= 8 else size
     if length > min(max_bytes, size - 8):
+        magic, what, remedy = LFS_POINTER
+        if size >= len(magic) and read_at(path, 0, len(magic)) == magic:
+            raise ModelError(f"{path} is {what}", remedy)
         raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", DAMAGED)
     fields = parse_object(read_at(path, 8, length), path, DAMAGED)
     names = [name for name in fields.values if name != "__metadata__"]

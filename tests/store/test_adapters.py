@@ -115,6 +115,7 @@ def test_patterns_of_ranks_and_alphas_are_those_of_peft(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "of kind IA3"),
         ({"peft_type": 7}, "peft_type is not text"),
         ({"peft_type": ...}, "peft_type is missing"),
+        ({"peft_type": ..., "fine_tune_type": "lora", "num_layers": 16}, "an adapter of MLX"),
         ({"use_dora": True}, "DoRA"),
         ({"bias": "all"}, "trained biases"),
         ({"lora_bias": True}, "lora_bias"),
@@ -210,6 +211,10 @@ def _offsets(*offsets: int) -> Callable[[Path], None]:
     [
         (lambda path: path.unlink(), "does not exist"),
         (lambda path: path.write_bytes(b""), "claims"),
+        (
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid 1\n"),
+            "is a Git LFS pointer",
+        ),
         (lambda path: path.write_bytes(b"\xff" * 64), "claims"),
         (lambda path: path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}"), "claims"),
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "would end at byte"),

@@ -11,6 +11,7 @@ from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import naming, read_object
 from picoedge.store.adapter_refusals import ADAPTER_CONFIG, is_adapter
+from picoedge.store.safetensors import LFS_POINTER
 
 _MAX_JSON = 1 << 24
 _REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -23,8 +24,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"fmgg", "a GGMF file of 2023, before GGUF", "take a GGUF of the model"),
     (b"lmgg", "a GGML file of 2023, before GGUF", "take a GGUF of the model"),
     (b"algg", "a LoRA adapter in GGLA form", "take a model that it was merged into"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself",
-     "run git lfs pull in its folder, or download the file"),
+    LFS_POINTER,
     (b"PK\x03\x04", "a zip archive, as PyTorch's pickles are: they can run code and are not read",
      "take the model as safetensors, or its GGUF"),
     (b"\x80\x02", "a Python pickle, which can run code and is not read",

@@ -6,18 +6,29 @@ PEFT, transformers and torch take seconds to import: only these tests do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from adapters_material import random_adapter
+from adapters_material import prepared, random_adapter
 from random_models import packed_model
+from saved_models import save_random
+from transformers_models import reference_logits, relative_error
 
 from picoedge.config import ModelConfig
 from picoedge.errors import UnsupportedError
+from picoedge.kernels.loader import load_kernels, load_training_kernels
+from picoedge.model.transformer import Transformer
+from picoedge.model.vjps import MicroBatch
 from picoedge.store.adapters import Adapter, read_adapter, write_adapter
-from picoedge.store.sources.adapter_matrices import canonical_matrices
+from picoedge.store.pack.packer import pack_source
+from picoedge.store.pack.reader import Pack
+from picoedge.store.sources.adapter_matrices import as_stored, canonical_matrices
+from picoedge.store.sources.source import open_source
+from picoedge.train.lora.frozen import FrozenModel
+from picoedge.train.lora.layout import AdapterLayout, LoraShape
 
 # What the libraries say of each other, and of a model that is nowhere on a hub.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,3 +171,49 @@ def test_peft_reads_what_is_written_here(tmp_path: Path, base: Base, config: Mod
         write_adapter(tmp_path, own)
         wrapped = PeftModel.from_pretrained(base(), tmp_path)
         assert_same(own, config, deltas_of(wrapped))
+
+
+PHI: dict[str, dict[str, Any]] = {
+    "whole heads": {"tie_word_embeddings": True},
+    "a part of each head": {
+        "rope_parameters": {"partial_rotary_factor": 0.75, "rope_theta": 1e4},
+    },
+}
+TOKENS = [3, 41, 59, 26, 53, 58, 96, 93, 23, 84, 62, 64, 33, 83, 27, 95]
+
+
+def phi(folder: Path, options: dict[str, Any]) -> tuple[Pack, Any]:
+    """A model whose projections are fused: its pack in f32, and it in transformers."""
+    from transformers import AutoModelForCausalLM
+
+    save_random(folder / "hf", "phi3", {"pad_token_id": 0, **options})
+    pack_source(open_source(folder / "hf"), folder / "m.pico", bits=32)
+    return Pack.open(folder / "m.pico"), AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
+
+
+@pytest.mark.parametrize("case", PHI)
+def test_fused_matrices_compute_what_they_do_in_peft(tmp_path: Path, case: str) -> None:
+    pack, base = phi(tmp_path, PHI[case])
+    wrapped = adapted(base).eval()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    adapter = prepared(pack, read_adapter(tmp_path / "adapter"))
+    with closing(Transformer(pack, load_kernels("numpy", 1), 64, adapter=adapter)) as model:
+        ours = np.concatenate([rows.copy() for rows in model.forward_all(TOKENS, 0)])
+    assert relative_error(ours, reference_logits(wrapped, TOKENS)) < 1e-4
+
+
+@pytest.mark.parametrize("case", PHI)
+def test_peft_computes_what_was_trained_here(tmp_path: Path, case: str) -> None:
+    from peft import PeftModel
+
+    pack, base = phi(tmp_path, PHI[case])
+    shape = LoraShape(4, 8.0, ("q_proj", "v_proj", "up_proj"))
+    layout = AdapterLayout.of(FrozenModel.of(pack), shape)
+    weights = np.random.default_rng(5).standard_normal(layout.length).astype(np.float32) * 0.2
+    trained = as_stored(layout.adapter(weights, "some/phi"), pack.config)
+    write_adapter(tmp_path / "adapter", trained)
+    wrapped = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    parameters = layout.bind(weights, np.zeros_like(weights))
+    work = MicroBatch(pack.config, load_training_kernels(), parameters, 1, len(TOKENS))
+    ours = work.logits(np.asarray(TOKENS, np.int32))
+    assert relative_error(ours, reference_logits(wrapped, TOKENS)[-1]) < 1e-4

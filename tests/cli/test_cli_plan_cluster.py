@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import shelf_models
+from adapters_material import random_adapter
 from cluster_boards import cluster_of
 from cluster_figures import board, cluster, load_of
 
@@ -18,6 +19,8 @@ from picoedge.cli.main import main
 from picoedge.cli.plan import NUMBERS, rows_by_count
 from picoedge.planner.cluster_plan import ClusterOptions, plan_cluster
 from picoedge.planner.topology import LinkFacts, Topology
+from picoedge.store.adapters import write_adapter
+from picoedge.store.pack.reader import Pack
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -53,6 +56,15 @@ def write_boards(path: Path, count: int = 3, **more: Any) -> Path:
 
 
 # -- a file ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_with_an_adapter_names_it(run: Run, pack: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "mine", random_adapter(Pack.open(pack).config))
+    words = ["plan", pack, "--boards", write_boards(tmp_path / "boards.json"), "--json"]
+    code, out, err = run(*words, "--adapter", tmp_path / "mine")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["adapter"]["name"] == "mine"
+    assert "adapter" not in json.loads(run(*words)[1])
 
 
 def test_a_table_for_each_number_of_boards_and_one_of_shares(

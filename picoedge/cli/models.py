@@ -123,10 +123,16 @@ def loader(opened: OpenPack) -> LoadModel:
 
         return load_over_boards
     from picoedge.engine.open import load_model
+
+    return partial(load_model, on_plan=_tell_plan)
+
+
+def _tell_plan(nbytes: int) -> None:
+    """Tell this board's daemon what this process will take."""
     from picoedge.jobs.kept_memory import tell_memory
     from picoedge.mesh.cluster_folder import cluster_folder
 
-    return partial(load_model, on_plan=partial(tell_memory, cluster_folder(os.environ)))
+    tell_memory(cluster_folder(os.environ), nbytes)
 
 
 def load_alone(

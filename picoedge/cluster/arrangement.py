@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from picoedge.cluster.worker_group import WorkerGroup
@@ -14,6 +13,7 @@ from picoedge.engine.fit import LoadedModel, load_of
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import MemoryBudgetError
+from picoedge.host.resources import available_bytes
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
 from picoedge.jobs.kept_memory import take_slice, tell_memory
 from picoedge.jobs.spec import SliceKey
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import HeldShards, Slice
+
+_SHORT = 0.5  # of the free memory: where a plan takes less, answers beside it find enough
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,7 @@ class Arranger:
             aside = fetched.enter_context(self._fetch(wanted)) if wanted else None
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)
-            folder, session = directory.identity.folder, directory.session
-            on_plan = partial(tell_memory, folder, session=session)
+            on_plan = self._tell_plan
             if len(handles) == 1:
                 loaded = load_model(self._pack, options, self._progress, on_plan=on_plan)
             else:
@@ -172,6 +173,11 @@ class Arranger:
         self._first = self._first or present
         self._options = dataclasses.replace(self._options, is_default_context=False)  # kept
         return Arrangement(plan, loaded, group)
+
+    def _tell_plan(self, nbytes: int) -> None:
+        """Tell this board's daemon what this process will take, where others may want it."""
+        if nbytes > _SHORT * available_bytes():
+            tell_memory(self._directory.identity.folder, nbytes, session=self._directory.session)
 
     def _slice_of(self, plan: ClusterPlan) -> SliceKey | None:
         """This board's slice, which its daemon may have kept. None: it keeps none, or all is loaded

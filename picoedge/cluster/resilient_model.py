@@ -30,7 +30,6 @@ from picoedge.cluster.recovery import (
     Recovery,
     TooSmall,
 )
-from picoedge.cluster.telling import Teller
 from picoedge.engine.fit import LoadedModel
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import (
@@ -53,6 +52,7 @@ from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.units import MB
 
 if TYPE_CHECKING:
+    from picoedge.cluster.load import Teller
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 

@@ -34,12 +34,14 @@ from picoedge.kernels.api import (
     Residual,
 )
 from picoedge.kernels.arrays import F32
-from picoedge.model.lanes import Lane, Reduce, lanes_of
 from picoedge.model.layers import (
     AdaptedSpanKernels,
     HeadKernel,
+    Lane,
+    Reduce,
     SpanKernels,
     Workspace,
+    lanes_of,
     rope_tables,
 )
 from picoedge.store.shards import Slice, UnitKind

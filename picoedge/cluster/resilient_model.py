@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
 from picoedge.cluster.arrangement import Arrangement, Arranger
 from picoedge.cluster.recovery import (
@@ -52,13 +52,22 @@ from picoedge.planner.cluster_plan import ClusterPlan
 from picoedge.units import MB
 
 if TYPE_CHECKING:
-    from picoedge.cluster.load import Teller
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
 
 # Between attempts that fail while no question is asked, the first time and at most.
 REST_S, LONGEST_REST_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
+
+
+class Tell(Protocol):
+    """Writes lines for the user."""
+
+    def __call__(self, line: str) -> None:
+        """Write a line."""
+
+    def clearing(self, clear: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, `clear` is called before each line."""
 
 
 class ClusterModel:
@@ -75,7 +84,7 @@ class ClusterModel:
         directory: BoardDirectory,
         pack: Pack,
         options: OpenOptions,
-        tell: Teller,
+        tell: Tell,
         progress: Progress | None,
     ) -> None:
         assert options.cluster is not None

@@ -134,6 +134,7 @@ def finetune(**values: Any) -> int:
 def _given(values: Mapping[str, Any]) -> tuple[LoraSettings, list[str]]:
     """Settings by the flags, and which of them were typed."""
     from picoedge.train.lora.settings import LoraSettings, read_targets
+    from picoedge.train.run.settings import check_length
 
     lengths = [name for name in ("steps", "epochs", "minutes") if values[name] is not None]
     if len(lengths) > 1:
@@ -152,10 +153,7 @@ def _given(values: Mapping[str, Any]) -> tuple[LoraSettings, list[str]]:
     data = tuple(os.path.abspath(path) for path in values["data"])
     settings = replace(LoraSettings(), data=data, **chosen)
     assert settings.shape  # refuses what is not possible
-    if settings.length % 16:
-        raise UsageError(
-            f"sequences of {settings.length} tokens are not possible", "a multiple of 16 is"
-        )
+    check_length(settings.length)
     return settings, list(chosen)
 
 

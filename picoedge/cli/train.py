@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.train.run.folder import RunFolder
     from picoedge.train.run.loop import Outcome
-    from picoedge.train.run.settings import TrainSettings
-    from picoedge.train.run.text_run import Packed, RunOptions, TextRun
+    from picoedge.train.run.text_run import Packed, TextOptions, TextRun
+    from picoedge.train.run.text_settings import TrainSettings
 
 _PRESETS = ("1m", "5m", "15m", "40m")
 # parameter of the command -> setting of the run
@@ -189,7 +189,7 @@ def _out(name: str) -> Path:
 
 def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
     """Settings of the flags over those of --config, and which of them were typed."""
-    from picoedge.train.run.settings import TrainSettings, read_settings
+    from picoedge.train.run.text_settings import TrainSettings, read_settings
 
     config = values["config"]
     if config is not None and values["resume"]:
@@ -216,18 +216,18 @@ def _check_new(given: TrainSettings, values: Mapping[str, Any]) -> None:
         raise UsageError("--steps and --minutes are both given", "one of them says how long")
 
 
-def _options(out: Path, values: Mapping[str, Any]) -> RunOptions:
+def _options(out: Path, values: Mapping[str, Any]) -> TextOptions:
     from picoedge.host.resources import usable_cores
-    from picoedge.train.run.text_run import RunOptions
+    from picoedge.train.run.text_run import TextOptions
 
-    return RunOptions(
+    return TextOptions(
         out, values["threads"] or usable_cores(), values["memory"], values["kernels"],
         values["minutes"], values["prompt"],
     )  # fmt: skip
 
 
 def _run(
-    folder: RunFolder, options: RunOptions, given: TrainSettings, typed: Sequence[str],
+    folder: RunFolder, options: TextOptions, given: TrainSettings, typed: Sequence[str],
     values: Mapping[str, Any],
 ) -> int:  # fmt: skip
     from picoedge.train.run.text_run import resume_run
@@ -270,7 +270,7 @@ def _train(run: TextRun, values: Mapping[str, Any]) -> int:
 
 
 def _begun(
-    options: RunOptions, given: TrainSettings, folder: RunFolder, progress: Progress | None
+    options: TextOptions, given: TrainSettings, folder: RunFolder, progress: Progress | None
 ) -> TextRun:
     from picoedge.train.run.text_run import begin_run
 

@@ -29,24 +29,19 @@ from picoedge.train.lora.settings import CONTEXT, EPOCHS, LoraSettings, read_lor
 from picoedge.train.run.assembly import Arithmetic, check_facts, hash_of_run, run_facts
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunWatcher, restored, run_loop
+from picoedge.train.run.settings import RunOptions
 from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.trainer import StepSettings, Trainer, TrainingState
 
 _FORWARD = 0.4  # of a step's work
 _SPARE = 0.9  # of the free memory
-_FLAGS = {"learning_rate": "rate", "length": "context", "shape": "rank"}
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """What does not decide the result, but where and how it is computed, and for how long."""
+class LoraOptions(RunOptions):
+    """Options of a run of `picoedge finetune`; `epochs`: times through the examples."""
 
-    out: Path
-    threads: int
-    memory_bytes: int | None = None
-    kernels: str | None = None
-    minutes: float | None = None
     epochs: float | None = None
 
 
@@ -175,14 +170,7 @@ def resume_lora(
             f"the run of {folder.path} is of another model than {pack.path}",
             "resume with the model it was begun with, or begin anew with another --out",
         )
-    for name in typed:
-        asked, has = getattr(given, name), getattr(settings, name)
-        if asked != has:
-            flag = _FLAGS.get(name, name.replace("_", "-"))
-            raise UsageError(
-                f"--{flag} {_shown(asked)} is not the run's, which has {_shown(has)}",
-                f"leave out --{flag}, or begin anew with another --out",
-            )
+    settings.check_typed(given, typed)
     found = folder.checkpoints.newest()
     layout = AdapterLayout.of(FrozenModel.of(pack), settings.shape)
     examples = _read(settings, pack, progress).fitted(settings.length)
@@ -191,10 +179,6 @@ def resume_lora(
     run.faults = [] if found is None else found[2]
     run.step_s = _measured(run, progress)
     return run
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _read(settings: LoraSettings, pack: Pack, progress: Progress | None) -> Examples:

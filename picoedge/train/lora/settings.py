@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from picoedge.errors import ModelError, StorageError, UsageError
 from picoedge.fields import Fields
@@ -14,15 +14,12 @@ from picoedge.kernels.sums import MICRO_BATCHES
 from picoedge.store.adapter_shape import MAX_RANK
 from picoedge.store.adapters import MAX_ALPHA
 from picoedge.train.lora.layout import TARGETS, LoraShape
-from picoedge.train.run.loop import RunPlan
-from picoedge.train.step.schedule import Schedule
-from picoedge.train.step.trainer import StepSettings
+from picoedge.train.run.settings import LENGTH_STEP, RunSettings
 
 CONTEXT = 512  # tokens of a sequence, at most
 EPOCHS = 40.0
 _STEPS_AN_EPOCH = 8  # at least, so that a small file is not learned in too few steps
 _MOST_SEQUENCES, _MICRO_BATCH_TOKENS = 16, 512
-_LENGTH_STEP = 16
 _EVALUATIONS = 20
 _HELD_OUT, _MANY = 0.05, 200  # a share, and of how many examples
 _WARMUP = 0.05  # a part of the steps
@@ -32,11 +29,17 @@ _HINT = "begin anew with another --out"
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(RunSettings):
     """All that decides what a run ends with, besides model and data. 0: not chosen yet.
 
     `model` is the pack's identity; `batch` and `micro_batch` are in sequences of `length` tokens.
     """
+
+    header = "# picoedge finetune --resume goes on by this file."
+    undeciding = ("data", "save_every")
+    flags: ClassVar[Mapping[str, str]] = {"learning_rate": "rate", "length": "context"}
+    separator = ","
+    betas = (0.9, 0.999)
 
     model: str = ""
     data: tuple[str, ...] = ()
@@ -62,16 +65,6 @@ class LoraSettings:
         """Raises UsageError for a rank, alpha or targets that are not possible."""
         return LoraShape(self.rank, self.alpha, self.targets)
 
-    @property
-    def micro_batches(self) -> int:
-        """Of a step."""
-        return self.batch // self.micro_batch
-
-    @property
-    def tokens(self) -> int:
-        """Of a step."""
-        return self.batch * self.length
-
     def with_held_out(self, examples: int) -> LoraSettings:
         """With the share that is held out: of few examples none, each is wanted."""
         if self.held_out >= 0:
@@ -85,7 +78,7 @@ class LoraSettings:
         steps an epoch.
         """
         most = self.length or CONTEXT
-        length = min(most, -(-max(longest, 128) // _LENGTH_STEP) * _LENGTH_STEP)
+        length = min(most, -(-max(longest, 128) // LENGTH_STEP) * LENGTH_STEP)
         sequences = max(1, tokens // length)
         usual = max(2, min(_MOST_SEQUENCES, sequences // _STEPS_AN_EPOCH))
         batch = self.batch or usual // 2 * 2
@@ -107,35 +100,6 @@ class LoraSettings:
             evaluate_every=max(1, steps // _EVALUATIONS),
             save_every=max(1, min(often, steps)),
         )
-
-    def step_settings(self) -> StepSettings:
-        """What the trainer takes."""
-        schedule = Schedule(self.learning_rate, self.warmup, max(1, self.steps))
-        return StepSettings(
-            self.micro_batches, self.micro_batch, self.length, schedule,
-            clip=self.clip, betas=(0.9, 0.999), weight_decay=self.weight_decay,
-        )  # fmt: skip
-
-    def plan(self) -> RunPlan:
-        """What the loop takes."""
-        return RunPlan(self.steps, self.evaluate_every, self.save_every, self.patience)
-
-    def deciding(self) -> dict[str, Any]:
-        """What decides the bits of the result, as in JSON."""
-        left_out = ("data", "save_every")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-
-    def to_toml(self) -> str:
-        """A file from which `read_lora_settings` makes these settings again."""
-        lines = ["# picoedge finetune --resume goes on by this file."]
-        lines += [f"{field.name} = {_toml(getattr(self, field.name))}" for field in fields(self)]
-        return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 _INTEGERS = {
@@ -166,7 +130,7 @@ def read_lora_settings(path: Path) -> LoraSettings:
     chosen |= {"model": given.text("model", 128), "data": given.texts("data", 4096)}
     chosen["targets"] = given.texts("targets", len(TARGETS))
     settings = LoraSettings(**chosen)
-    if settings.length % _LENGTH_STEP or settings.batch % settings.micro_batch:
+    if settings.length % LENGTH_STEP or settings.batch % settings.micro_batch:
         raise ModelError(f"{path} is damaged: its sizes do not go together", _HINT)
     return settings
 

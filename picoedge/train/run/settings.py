@@ -1,99 +1,55 @@
-"""The settings of `picoedge train`: defaults by preset, and the file that repeats a run."""
+"""Settings that every run of training has, whatever is trained, and their TOML file."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from picoedge.errors import UsageError
-from picoedge.fields import Fields
-from picoedge.files import parse_toml
-from picoedge.kernels.sums import MICRO_BATCHES
-from picoedge.suggest import did_you_mean
-from picoedge.train.data.corpus import HELD_OUT_SHARE
-from picoedge.train.presets import PRESETS
 from picoedge.train.run.loop import RunPlan
 from picoedge.train.step.schedule import Schedule
 from picoedge.train.step.trainer import StepSettings
 
-TOKENS_A_PARAMETER = 20  # as many are enough for a model's size (Hoffmann et al. 2022)
-EPOCHS = 40  # passes over a small text, at most
-MINUTES = 60.0  # of a run whose length nothing else says
-LEAST_STEPS = 100
-EVALUATIONS, PATIENCE = 20, 5
-_WARMUP, _SHORTEST_WARMUP, _LONGEST_WARMUP = 0.05, 10, 200  # a part of the steps, and steps
-_SAVED_S = 300.0  # of work that a power cut may cost, about
-_MAX_BYTES, _MAX_PATHS = 1 << 20, 4096
+LENGTH_STEP = 16  # tokens: a block of the products' order
 
 
 @dataclass(frozen=True)
-class PresetDefaults:
-    """Sequences of a step and of a micro-batch, tokens of a sequence, and the peak rate."""
+class RunOptions:
+    """Where and how a run is computed: nothing that decides the result, but the minutes."""
 
-    batch: int
-    micro_batch: int
-    length: int
-    learning_rate: float
-
-
-DEFAULTS = {
-    "1m": PresetDefaults(16, 4, 256, 3e-3),
-    "5m": PresetDefaults(32, 4, 256, 2e-3),
-    "15m": PresetDefaults(32, 2, 512, 1e-3),
-    "40m": PresetDefaults(64, 2, 512, 6e-4),
-}
-assert tuple(DEFAULTS) == PRESETS
+    out: Path
+    threads: int
+    memory_bytes: int | None = None
+    kernels: str | None = None
+    minutes: float | None = None
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """All that decides what a run ends with, besides the text. 0: not chosen yet.
+class RunSettings:
+    """Base of the frozen dataclasses of settings, which have all of these fields.
 
-    `data` is the hash of the text's tokens and tokenizer, once there are some.
+    A subclass declares them itself: their order there is that of the lines of its file.
     """
 
-    text: tuple[str, ...] = ()
-    preset: str = "5m"
-    steps: int = 0
-    seed: int = 0
-    batch: int = 0
-    micro_batch: int = 0
-    length: int = 0
-    learning_rate: float = 0.0
-    warmup: int = -1  # steps; -1: not chosen yet
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    evaluate_every: int = 0
-    patience: int = PATIENCE
-    held_out: float = HELD_OUT_SHARE  # of the text
-    save_every: int = 0
-    fast: bool = False
-    data: str = ""
+    header: ClassVar[str]  # the first line of the file
+    undeciding: ClassVar[tuple[str, ...]]  # settings that decide no bit of the result
+    flags: ClassVar[Mapping[str, str]] = {}  # of settings whose flag has another name
+    separator: ClassVar[str] = " "  # between several values in a message
+    betas: ClassVar[tuple[float, float]]  # AdamW's
 
-    def with_sizes(self) -> TrainSettings:
-        """Those of the preset for what was not chosen; the micro-batch is left."""
-        usual = DEFAULTS[self.preset]
-        return replace(
-            self,
-            batch=self.batch or usual.batch,
-            length=self.length or usual.length,
-            learning_rate=self.learning_rate or usual.learning_rate,
-        )
-
-    def with_steps(self, steps: int, step_s: float) -> TrainSettings:
-        """With what follows from the number of steps, and from a step's seconds."""
-        every = self.evaluate_every or max(1, steps // EVALUATIONS)
-        often = max(1, round(_SAVED_S / step_s)) if step_s > 0 else every
-        return replace(
-            self,
-            steps=steps,
-            warmup=_warmup(steps) if self.warmup < 0 else self.warmup,
-            evaluate_every=every,
-            save_every=self.save_every or min(often, steps),
-        )
+    steps: int
+    length: int
+    batch: int
+    micro_batch: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    clip: float
+    evaluate_every: int
+    save_every: int
+    patience: int
 
     @property
     def micro_batches(self) -> int:
@@ -106,34 +62,41 @@ class TrainSettings:
         return self.batch * self.length
 
     def step_settings(self) -> StepSettings:
-        """What the trainer takes."""
-        schedule = Schedule(self.learning_rate, self.warmup, self.steps)
+        """Settings of the trainer."""
+        schedule = Schedule(self.learning_rate, self.warmup, max(1, self.steps))
         return StepSettings(
             self.micro_batches, self.micro_batch, self.length, schedule,
-            clip=self.clip, weight_decay=self.weight_decay,
+            clip=self.clip, betas=self.betas, weight_decay=self.weight_decay,
         )  # fmt: skip
 
     def plan(self) -> RunPlan:
-        """What the loop takes."""
+        """Settings of the loop."""
         return RunPlan(self.steps, self.evaluate_every, self.save_every, self.patience)
 
     def deciding(self) -> dict[str, Any]:
         """What decides the bits of the result, as in JSON: of one run it never changes."""
-        left_out = ("text", "save_every")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        return {name: value for name, value in vars(self).items() if name not in self.undeciding}
 
     def to_toml(self) -> str:
-        """A file from which `read_settings` makes these settings again."""
-        lines = ["# picoedge train --config THIS --out OTHER.pico repeats the run."]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            lines.append(f"{field.name} = {_toml(value)}")
+        """The text of the file that gives these settings again."""
+        lines = [self.header, *(f"{name} = {_toml(value)}" for name, value in vars(self).items())]
         return "\n".join(lines) + "\n"
 
+    def check_typed(self, given: RunSettings, typed: Sequence[str]) -> None:
+        """Raises UsageError where a setting that was typed, by name, is not that of this run."""
+        for name in typed:
+            asked, has = getattr(given, name), getattr(self, name)
+            if asked == has:
+                continue
+            flag = f"--{self.flags.get(name, name.replace('_', '-'))}"
+            if isinstance(asked, bool):
+                what = f"the run was begun without {flag}"
+            else:
+                what = f"{flag} {self._shown(asked)} is not the run's, which has {self._shown(has)}"
+            raise UsageError(what, f"leave out {flag}, or begin anew with another --out")
 
-def _warmup(steps: int) -> int:
-    usual = min(_LONGEST_WARMUP, max(_SHORTEST_WARMUP, round(steps * _WARMUP)))
-    return min(usual, steps // 4)
+    def _shown(self, value: Any) -> str:
+        return self.separator.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _toml(value: Any) -> str:
@@ -144,95 +107,9 @@ def _toml(value: Any) -> str:
     return json.dumps(value)  # its texts are TOML's basic strings
 
 
-def read_settings(path: Path) -> TrainSettings:
-    """Settings of a file; what it does not name is as `TrainSettings` has it.
-
-    Raises UsageError that names the file and the setting.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise UsageError(f"{path} is too large for a config file", "choose another file")
-        values = parse_toml(data.decode("utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"{path}: {reason}", "check the path of --config") from error
-    except ValueError as error:
-        reason = "not utf-8 text" if isinstance(error, UnicodeError) else str(error)
-        raise UsageError(f"{path}: {reason}", "correct or remove it") from error
-    known = [field.name for field in fields(TrainSettings)]
-    for name in values:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
-            raise UsageError(f"{path}: no setting named {name[:64]!r}", hint)
-    return _checked(Fields(values, path, UsageError, "correct it, or leave it out"))
-
-
-_LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (0, 10_000_000), "seed": (0, (1 << 63) - 1), "batch": (0, 4096),
-    "micro_batch": (0, 4096), "length": (0, 1 << 16), "warmup": (-1, 10_000_000),
-    "evaluate_every": (0, 10_000_000), "patience": (0, 1_000_000), "save_every": (0, 10_000_000),
-    "learning_rate": (0, 1), "weight_decay": (0, 10), "clip": (0, 1e6),
-    "held_out": (0, 0.5),
-}  # fmt: skip
-
-
-def _checked(given: Fields) -> TrainSettings:
-    chosen: dict[str, Any] = {}
-    for name in given.values:
-        usual = getattr(TrainSettings, name)
-        if isinstance(usual, bool):
-            chosen[name] = given.get(name, bool)
-        elif isinstance(usual, int):
-            least, most = _LIMITS[name]
-            chosen[name] = given.integer(name, int(least), int(most))
-        elif isinstance(usual, float):
-            chosen[name] = given.number(name, *_LIMITS[name])
-        elif name == "text":
-            chosen[name] = given.texts(name, _MAX_PATHS)
-        elif name == "preset":
-            chosen[name] = given.one_of(name, PRESETS)
-        else:
-            chosen[name] = given.text(name, 128)
-    return TrainSettings(**chosen)
-
-
-def check_settings(settings: TrainSettings) -> None:
-    """Raises UsageError where settings do not go together. They have their sizes."""
-    if settings.length % 16:
+def check_length(length: int) -> None:
+    """Raises UsageError for tokens of a sequence that are no multiple of `LENGTH_STEP`."""
+    if length % LENGTH_STEP:
         raise UsageError(
-            f"sequences of {settings.length} tokens are not possible", "a multiple of 16 is"
+            f"sequences of {length} tokens are not possible", f"a multiple of {LENGTH_STEP} is"
         )
-    size, batch = settings.micro_batch, settings.batch
-    if size and (batch % size or batch // size > MICRO_BATCHES):
-        raise UsageError(
-            f"a batch of {batch} sequences cannot be cut into micro-batches of {size}",
-            f"at most {MICRO_BATCHES} equal ones are possible",
-        )
-    if settings.steps and settings.warmup > settings.steps:
-        raise UsageError(
-            f"a warm-up of {settings.warmup} steps is longer than the run of {settings.steps}",
-            "choose a shorter one",
-        )
-
-
-def default_steps(parameters: int, tokens: int, epoch: int) -> tuple[int, str]:
-    """Steps of a run whose length was not chosen, and why so many, for people.
-
-    `tokens`: of a step; `epoch`: of one pass over the text.
-    """
-    enough = math.ceil(TOKENS_A_PARAMETER * parameters / tokens)
-    passes = math.ceil(EPOCHS * epoch / tokens)
-    if passes < enough:
-        return max(LEAST_STEPS, passes), f"{EPOCHS} passes over the text"
-    return max(LEAST_STEPS, enough), f"{TOKENS_A_PARAMETER} tokens a parameter"
-
-
-def micro_batch_sizes(batch: int, most: int) -> list[int]:
-    """Sequences that a micro-batch may have, the largest first."""
-    return [
-        size
-        for size in range(min(most, batch), 0, -1)
-        if batch % size == 0 and batch // size <= MICRO_BATCHES
-    ]

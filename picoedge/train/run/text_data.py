@@ -19,7 +19,7 @@ from picoedge.train.data.corpus import (
 )
 from picoedge.train.data.windows import CorpusSource
 from picoedge.train.presets import preset
-from picoedge.train.run.settings import TrainSettings
+from picoedge.train.run.text_settings import TrainSettings
 
 _FOLDER = "corpus"
 

@@ -28,7 +28,10 @@ from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunRecord, RunWatcher, restored, run_loop
 from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory
 from picoedge.train.run.samples import TextSampler
-from picoedge.train.run.settings import (
+from picoedge.train.run.settings import RunOptions
+from picoedge.train.run.source import TrainedSource
+from picoedge.train.run.text_data import TextData
+from picoedge.train.run.text_settings import (
     DEFAULTS,
     EVALUATIONS,
     MINUTES,
@@ -38,8 +41,6 @@ from picoedge.train.run.settings import (
     micro_batch_sizes,
     read_settings,
 )
-from picoedge.train.run.source import TrainedSource
-from picoedge.train.run.text_data import TextData
 from picoedge.train.state.checkpoints import KEPT, Saved, data_start, write_saved
 from picoedge.train.state.layout import Layout
 from picoedge.train.step.trainer import Trainer, TrainingState
@@ -47,18 +48,12 @@ from picoedge.train.step.trainer import Trainer, TrainingState
 _FORWARD = 1 / 3  # of a step's work
 _SPARE = 0.9  # of the free memory
 _LAST = "last.safetensors"
-_FLAGS = {"batch": "batch-size"}  # of settings that are called otherwise
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What does not decide the result, but where and how it is computed."""
+class TextOptions(RunOptions):
+    """Options of a run of `picoedge train`."""
 
-    out: Path
-    threads: int
-    memory_bytes: int | None = None
-    kernels: str | None = None
-    minutes: float | None = None
     prompt: str = ""
 
 
@@ -66,7 +61,7 @@ class RunOptions:
 class TextRun:
     """A run that is ready to train."""
 
-    options: RunOptions
+    options: TextOptions
     folder: RunFolder
     settings: TrainSettings
     data: TextData
@@ -146,7 +141,7 @@ class TextRun:
 
 
 def begin_run(
-    options: RunOptions, settings: TrainSettings, folder: RunFolder, progress: Progress | None
+    options: TextOptions, settings: TrainSettings, folder: RunFolder, progress: Progress | None
 ) -> TextRun:
     """Read the text, choose what was not chosen, measure a step; writes the run's config file.
 
@@ -182,7 +177,7 @@ def begin_run(
 
 
 def resume_run(
-    options: RunOptions, given: TrainSettings, typed: Sequence[str], folder: RunFolder,
+    options: TextOptions, given: TrainSettings, typed: Sequence[str], folder: RunFolder,
     progress: Progress | None,
 ) -> TextRun:  # fmt: skip
     """Go on with the run of a folder. `typed` names those of the `given` settings that were typed.
@@ -195,15 +190,7 @@ def resume_run(
     settings = read_settings(folder.config)
     if not settings.steps or not settings.micro_batch or settings.warmup < 0:
         raise UsageError(f"{folder.config} is not of a run that has begun", "begin it anew")
-    for name in typed:
-        asked, has = getattr(given, name), getattr(settings, name)
-        if asked != has:
-            flag = f"--{_FLAGS.get(name, name.replace('_', '-'))}"
-            if isinstance(asked, bool):
-                what = f"the run was begun without {flag}"
-            else:
-                what = f"{flag} {_shown(asked)} is not the run's, which has {_shown(has)}"
-            raise UsageError(what, f"leave out {flag}, or begin anew with another --out")
+    settings.check_typed(given, typed)
     check_settings(settings)
     arithmetic = Arithmetic.choose(options.kernels, fast=settings.fast)
     found = folder.checkpoints.newest()
@@ -222,10 +209,6 @@ def resume_run(
             run.done = facts.integer("step")
         failing.pop_all()
     return run
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def model_config(settings: TrainSettings, data: TextData) -> ModelConfig:

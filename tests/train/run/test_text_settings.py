@@ -9,7 +9,7 @@ import pytest
 
 from picoedge.errors import UsageError
 from picoedge.train.presets import PRESETS, preset
-from picoedge.train.run.settings import (
+from picoedge.train.run.text_settings import (
     DEFAULTS,
     TrainSettings,
     check_settings,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,27 @@ from picoedge.cli.options import (
     threads_option,
 )
 from picoedge.cli.output import print_result, showing_progress, warn
-from picoedge.cli.signals import StopRequest
+from picoedge.cli.training import (
+    EXIT_SIGNAL,
+    draw_curves,
+    hold_memory,
+    say,
+    tell_stopped,
+    watch_run,
+)
+from picoedge.cli.training_options import (
+    chosen_settings,
+    integer,
+    learning_rate_option,
+    no_run,
+    number,
+    out_option,
+    refuse_second_run,
+    refuse_several,
+    resume_option,
+    run_length_options,
+    seed_option,
+)
 from picoedge.errors import UsageError
 from picoedge.units import format_size
 
@@ -31,7 +49,6 @@ if TYPE_CHECKING:
     from picoedge.train.run.folder import RunFolder
     from picoedge.train.run.loop import Outcome
 
-_EXIT_SIGNAL = 128
 # parameter of the command -> setting of the run
 _SETTINGS = {
     "rank": "rank", "alpha": "alpha", "steps": "steps", "train_seed": "seed",
@@ -49,7 +66,7 @@ _SETTINGS = {
     help='Examples, one JSON object a line: {"messages": […]}, {"prompt", "completion"} or '
     '{"text"}. May be given several times.',
 )
-@click.option("--out", metavar="ADAPTER", required=True, help="The folder of the adapter.")
+@out_option("ADAPTER", "The folder of the adapter.")
 @click.option("--rank", type=int, help="Of the adapter's matrices [default: 8].")
 @click.option("--alpha", type=float, help="Its weight is alpha / rank [default: twice the rank].")
 @click.option(
@@ -57,43 +74,24 @@ _SETTINGS = {
     metavar="NAMES",
     help="Matrices that get one: all, attention, ffn, or q,k,v,o,gate,up,down [default: all].",
 )
-@click.option(
-    "--epochs", type=click.FloatRange(0.01, 1e6), help="Times through the examples [default: 40]."
+@number("--epochs", 0.01, 1e6, "Times through the examples [default: 40].")
+@run_length_options(
+    "In place of --epochs: steps.",
+    "In place of --epochs: as many steps as this board does in this time.",
 )
-@click.option("--steps", type=click.IntRange(1, 10_000_000), help="In place of --epochs: steps.")
-@click.option(
-    "--minutes",
-    type=click.FloatRange(0.01, 1e6),
-    help="In place of --epochs: as many steps as this board does in this time.",
-)
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Learning rate at its peak [default: 0.001].",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(16, 1 << 16),
-    help="Tokens of a sequence, at most: longer examples are cut [default: 512].",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(2, 4096),
-    help="Sequences of a step [default: by the data, 2 to 16].",
-)
-@click.option(
-    "--held-out",
-    type=click.FloatRange(0, 0.9),
-    help="Share of the examples that is only measured; the adapter with the lowest loss on it is "
+@learning_rate_option("--rate", "Learning rate at its peak [default: 0.001].")
+@integer(
+    "--context", 16, 1 << 16,
+    "Tokens of a sequence, at most: longer examples are cut [default: 512].",
+)  # fmt: skip
+@integer("--batch-size", 2, 4096, "Sequences of a step [default: by the data, 2 to 16].")
+@number(
+    "--held-out", 0, 0.9,
+    "Share of the examples that is only measured; the adapter with the lowest loss on it is "
     "written [default: none of fewer than 200 examples, else 0.05].",
-)
-@click.option(
-    "--seed",
-    "train_seed",
-    type=click.IntRange(0, (1 << 63) - 1),
-    help="Of the adapter's start and the order [default: 0].",
-)
-@click.option("--resume", is_flag=True, help="Go on with the run of ADAPTER, to the same bits.")
+)  # fmt: skip
+@seed_option("the adapter's start and the order")
+@resume_option("ADAPTER")
 @memory_option
 @threads_option
 @kernels_option
@@ -109,20 +107,15 @@ def finetune(**values: Any) -> int:
     picoedge finetune smollm2 --data questions.jsonl --out mine
     picoedge chat smollm2 --adapter mine
     """  # fmt: skip
-    from picoedge.train.run.folder import RunFolder, folder_of, has_run, refuse_unwritable
+    from picoedge.train.run.folder import RunFolder, folder_of
 
     out = Path(values["out"])
     given, typed = _given(values)
     path = folder_of(out)
     if not values["resume"]:
-        refuse_unwritable(out)
-        if has_run(path):
-            raise UsageError(
-                f"{path} holds a run already",
-                f"--resume goes on with it; another --out, or rm -r {path}, begins anew",
-            )
+        refuse_second_run(out)
     elif not (path / "config.toml").is_file():
-        raise UsageError(f"there is no run to resume: no {path}", "leave out --resume")
+        raise no_run(path)
     pack = _open_pack(values)  # a model that is not there leaves no folder behind
     folder = RunFolder(path)
     try:
@@ -136,16 +129,8 @@ def _given(values: Mapping[str, Any]) -> tuple[LoraSettings, list[str]]:
     from picoedge.train.lora.settings import LoraSettings, read_targets
     from picoedge.train.run.settings import check_length
 
-    lengths = [name for name in ("steps", "epochs", "minutes") if values[name] is not None]
-    if len(lengths) > 1:
-        raise UsageError(
-            f"--{lengths[0]} and --{lengths[1]} are both given", "one of them says how long"
-        )
-    chosen = {
-        setting: values[parameter]
-        for parameter, setting in _SETTINGS.items()
-        if values[parameter] is not None
-    }
+    refuse_several(values, "steps", "epochs", "minutes")
+    chosen = chosen_settings(values, _SETTINGS)
     if values["targets"] is not None:
         chosen["targets"] = read_targets(values["targets"])
     if "rank" in chosen and "alpha" not in chosen:
@@ -171,6 +156,7 @@ def _run(
     values: Mapping[str, Any],
 ) -> int:  # fmt: skip
     from picoedge.train.lora.run import begin_lora, resume_lora
+    from picoedge.train.run.loop import STOPPED
 
     options = _options(values)
     with showing_progress() as progress:
@@ -185,27 +171,20 @@ def _run(
             try:
                 run = begin_lora(options, given, pack, folder, progress)
             except BaseException:  # also Ctrl-C
-                discard(folder)
+                folder.discard()
                 raise
     _tell_plan(run)
-    _hold_memory(run)
-    outcome, number = _train(run)
-    _show_curve(run)
-    if outcome.reason == "stopped":
-        return _tell_stopped(run, outcome, number)
+    hold_memory(run.fit.nbytes)
+    outcome, stopped_by = watch_run(folder, run.settings.steps, run.done, None, run.train)
+    draw_curves(folder, run.options.out.name, None)
+    if outcome.reason == STOPPED:
+        data = " ".join(f"--data {path}" for path in run.settings.data)
+        again = f"finetune {pack.path} {data} --out {run.options.out} --resume"
+        tell_stopped(folder, outcome, run.settings.steps, again)
+        return EXIT_SIGNAL + stopped_by
     step = run.write(outcome)
     _tell_result(run, outcome, step, values["as_json"])
     return 0
-
-
-def discard(folder: RunFolder) -> None:
-    """Remove the folder of a run that did not begin."""
-    folder.close()
-    for name in ("config.toml", "lock"):
-        with suppress(OSError):
-            (folder.path / name).unlink()
-    with suppress(OSError):
-        folder.path.rmdir()
 
 
 def _options(values: Mapping[str, Any]) -> LoraOptions:
@@ -218,10 +197,6 @@ def _options(values: Mapping[str, Any]) -> LoraOptions:
     )  # fmt: skip
 
 
-def _say(line: str) -> None:
-    warn(line, "picoedge")
-
-
 def _tell_plan(run: LoraRun) -> None:
     from picoedge.train.run.progress import format_time
 
@@ -232,23 +207,22 @@ def _tell_plan(run: LoraRun) -> None:
         warn(line)
     facts = source.describe()
     held_out = f", {facts['held_out_examples']} held out" if facts["held_out_examples"] else ""
-    _say(
+    say(
         f"{facts['examples']} examples{held_out}, {source.tokens_per_epoch:,} tokens of answers; "
         f"an adapter of {run.layout.parameters / 1e6:.2g} M parameters (rank {settings.rank}: "
         f"{', '.join(name.removesuffix('_proj') for name in settings.targets)})"
     )
-    step = 0 if run.saved is None else run.saved.facts["step"]
-    if step:
-        _say(f"going on after step {step} of {settings.steps}")
+    if run.done:
+        say(f"going on after step {run.done} of {settings.steps}")
     else:
-        _say(
+        say(
             f"{settings.steps:,} steps of {settings.batch} sequences of {settings.length} tokens: "
             f"{run.epochs:.3g} times through the examples"
         )
-    left = 1 - step / settings.steps
+    left = 1 - run.done / settings.steps
     repeated = run.layout.config.num_hidden_layers - fit.kept_layers
     again = f", {repeated} layers computed twice" if repeated else ""
-    _say(
+    say(
         f"about {format_time(run.total_s * left)} on this board with {fit.threads} "
         f"thread{'s' if fit.threads > 1 else ''}, {format_size(fit.nbytes)} of memory{again}; "
         "Ctrl-C saves and ends"
@@ -258,58 +232,6 @@ def _tell_plan(run: LoraRun) -> None:
 
         warn(f"training with {describe_kernels()}: many times slower, and its bits depend on the "
              "board")  # fmt: skip
-
-
-def _hold_memory(run: LoraRun) -> None:
-    """Tell the board's daemon, if there is one, what this program takes."""
-    from picoedge.host.resources import available_bytes
-    from picoedge.jobs.kept_memory import free_kept, hold_memory
-    from picoedge.mesh.cluster_folder import cluster_folder
-
-    folder = cluster_folder(os.environ)
-    if run.fit.nbytes > available_bytes():
-        free_kept(folder)
-    hold_memory(folder, run.fit.nbytes)
-
-
-def _train(run: LoraRun) -> tuple[Outcome, int]:
-    """Train; how that ended, and the number of the signal that stopped it."""
-    from picoedge.train.run.log import LogFile
-    from picoedge.train.run.progress import ProgressReport
-
-    step = 0 if run.saved is None else run.saved.facts["step"]
-    report = ProgressReport(sys.stderr, run.settings.steps)
-    log = LogFile(run.folder.log, on_fault=lambda error: report.say(f"note: the log: {error}"))
-    log.begin(step)
-    try:
-        with StopRequest("saving after this step; Ctrl-C again ends at once") as stop:
-            return run.train([report, log], stop), stop.number or 0
-    finally:
-        report.erase()
-        log.close()
-
-
-def _show_curve(run: LoraRun) -> None:
-    from picoedge.train.run.curve import curves_of, draw_curve
-    from picoedge.train.run.log import read_log
-
-    for line in draw_curve(*curves_of(read_log(run.folder.log))):
-        click.echo(line, err=True)
-
-
-def _tell_stopped(run: LoraRun, outcome: Outcome, number: int) -> int:
-    steps = f"step {outcome.step} of {run.settings.steps}"
-    state = f"stopped and saved after {steps}"
-    if not outcome.is_saved:
-        last = run.folder.checkpoints.steps()
-        state = f"stopped after {steps}, which could not be saved; "
-        state += f"step {last[-1]} is" if last else "nothing could be"
-    data = " ".join(f"--data {path}" for path in run.settings.data)
-    _say(
-        f"{state}. Go on with: picoedge finetune {run.pack.path} {data} --out {run.options.out} "
-        "--resume"
-    )
-    return _EXIT_SIGNAL + number
 
 
 def _tell_result(run: LoraRun, outcome: Outcome, step: int, as_json: bool) -> None:
@@ -323,5 +245,5 @@ def _tell_result(run: LoraRun, outcome: Outcome, step: int, as_json: bool) -> No
         "held_out_loss": held_out, "run": str(run.folder.path),
     }  # fmt: skip
     print_result(as_json, facts, f"{out}: {format_size(nbytes)}, of step {step}{loss}")
-    _say(f"talk with it: picoedge chat {run.pack.path} --adapter {out}; {run.folder.path} is "
+    say(f"talk with it: picoedge chat {run.pack.path} --adapter {out}; {run.folder.path} is "
          "needed no more")  # fmt: skip

@@ -92,7 +92,7 @@ def _number(flag: str, kind: type, text: str) -> Decorator:
     return _setting(flag, type=kind, help=f"{text} [default: {its_own}{default:g}]")
 
 
-def _together(*options: Decorator) -> Decorator:
+def together(*options: Decorator) -> Decorator:
     """A decorator that adds all of these options, in their order."""
 
     def decorate(command: Any) -> Any:
@@ -118,7 +118,7 @@ keep_option = _setting(
 
 kernels_option = _setting("--kernels", help="numpy or native [default: native where it runs].")
 
-model_options = _together(
+model_options = together(
     threads_option,
     memory_option,
     _setting(
@@ -143,7 +143,7 @@ model_options = _together(
         "the one that a chat was held with."),
 )  # fmt: skip
 
-split_options = _together(
+split_options = together(
     click.option("-ts", "--tensor-split", metavar="3,1",
         help="Shares of the boards, the hub's (this board's) first [default: by their speed]."),
     click.option("--allreduce", type=click.Choice(["auto", "star", "exchange"]), default="auto",
@@ -152,7 +152,7 @@ split_options = _together(
         help="Split the vocabulary head as well; other boards then see the likely next tokens."),
 )  # fmt: skip
 
-cluster_options = _together(
+cluster_options = together(
     click.option("--cluster", is_flag=True, envvar="PICOEDGE_USE_CLUSTER",
         help="Run over the boards of the mesh; this one's daemon must run."),
     click.option("--boards", type=click.IntRange(1, 64),
@@ -164,7 +164,7 @@ cluster_options = _together(
         show_default=True, help="Format of sums on the network: f64 is exact, others are smaller."),
 )  # fmt: skip
 
-sampling_options = _together(
+sampling_options = together(
     _number("--temperature", float, "0 always takes the likeliest token."),
     _number("--top-k", int, "Choose among the K likeliest; 0: all."),
     _number("--top-p", float, "… and among those that make up this probability."),
@@ -185,13 +185,13 @@ CONFIG_KEYS = (
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, envvar="PICOEDGE_VERBOSE", help="Report on stderr."
 )
-continue_options = _together(
+continue_options = together(
     click.option("--continue", "continued", is_flag=False, flag_value="", metavar="[ID]",
         help="Go on with a chat: the last one [of MODEL], or ID of `picoedge chats`."),
     click.option("--history/--no-history", default=True, envvar="PICOEDGE_HISTORY",
         help="Keep conversations and typed lines on this board's disk [default: keep]."),
 )  # fmt: skip
-template_options = _together(
+template_options = together(
     click.option("--think/--no-think", "think", default=None, envvar="PICOEDGE_THINK",
         help="Have a model think before it answers, or not, if its chat template has a switch."),
     click.option("--template-var", "template_vars", multiple=True, metavar="NAME=VALUE",
@@ -207,7 +207,7 @@ system_option = _setting("--system", help="The system message of the conversatio
 
 def prompt_options(default_tokens: int, help_text: str) -> Decorator:
     """--prompt, with this help, and --n-tokens."""
-    return _together(
+    return together(
         click.option("-p", "--prompt", help=help_text),
         click.option("-n", "--n-tokens", type=click.IntRange(-1), default=default_tokens,
             show_default=True, help="Tokens of an answer at most; -1: until the context is full."),

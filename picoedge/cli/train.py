@@ -16,6 +16,7 @@ from picoedge.cli.options import (
     kernels_option,
     memory_option,
     threads_option,
+    together,
 )
 from picoedge.cli.output import print_result, showing_progress, warn
 from picoedge.cli.training import (
@@ -25,6 +26,20 @@ from picoedge.cli.training import (
     say,
     tell_stopped,
     watch_run,
+)
+from picoedge.cli.training_options import (
+    MOST_STEPS,
+    chosen_settings,
+    integer,
+    learning_rate_option,
+    no_run,
+    number,
+    out_option,
+    refuse_second_run,
+    refuse_several,
+    resume_option,
+    run_length_options,
+    seed_option,
 )
 from picoedge.errors import StorageError, UsageError
 from picoedge.files import free_bytes
@@ -48,6 +63,28 @@ _SETTINGS = {
 }  # fmt: skip
 
 
+_step_options = together(
+    integer("--batch-size", 1, 4096, "Sequences of a step [default: 16 to 64, by preset]."),
+    integer("--micro-batch", 1, 4096,
+        "Sequences that a thread works on at once [default: 2 or 4; fewer if memory is short]."),
+    integer("--length", 16, 1 << 16,
+        "Tokens of a sequence, and of the model's context [default: 256 or 512, by preset]."),
+    learning_rate_option("--learning-rate", "At its peak [default: 0.003 to 0.0006, by preset]."),
+    integer("--warmup", 0, MOST_STEPS,
+        "Steps until the peak [default: a twentieth, at most 200]."),
+    number("--weight-decay", 0, 10, "Of matrices [default: 0.1]."),
+    number("--clip", 0, 1e6, "The largest norm of a gradient; 0: any [default: 1]."),
+    integer("--evaluate-every", 1, MOST_STEPS,
+        "Steps from one held-out loss to the next [default: a twentieth of all]."),
+    integer("--patience", 0, 1_000_000,
+        "End after so many evaluations without a lower held-out loss; 0: never [default: 5]."),
+    number("--held-out", 0, 0.5,
+        "The share of the text to measure with, and not to train on [default: 0.05]."),
+    integer("--save-every", 1, MOST_STEPS,
+        "Steps from one checkpoint to the next [default: about 5 minutes]."),
+)  # fmt: skip
+
+
 @click.command("train")
 @click.argument("more", nargs=-1, metavar="[FILE]...")
 @click.option(
@@ -56,19 +93,13 @@ _SETTINGS = {
     metavar="FILE",
     help="Text to learn from: .txt, .md, .jsonl files, or folders of them; several may follow.",
 )
-@click.option("--out", metavar="NAME.pico", required=True, help="The pack that is made.")
+@out_option("NAME.pico", "The pack that is made.")
 @click.option("--preset", type=click.Choice(_PRESETS), help="Size in parameters [default: 5m].")
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 10_000_000),
-    help="Steps [default: 20 tokens a parameter, at most 40 passes over the text or an hour].",
+@run_length_options(
+    "Steps [default: 20 tokens a parameter, at most 40 passes over the text or an hour].",
+    "In place of --steps: as many as this board does in this time.",
 )
-@click.option(
-    "--minutes",
-    type=click.FloatRange(0.01, 1e6),
-    help="In place of --steps: as many as this board does in this time.",
-)
-@click.option("--resume", is_flag=True, help="Go on with the run of NAME.pico, to the same bits.")
+@resume_option("NAME.pico")
 @click.option(
     "--config",
     metavar="FILE",
@@ -76,69 +107,14 @@ _SETTINGS = {
 )
 @memory_option
 @threads_option
-@click.option(
-    "--seed",
-    "train_seed",
-    type=click.IntRange(0, (1 << 63) - 1),
-    help="Of the first weights and the order of the text [default: 0].",
-)
+@seed_option("the first weights and the order of the text")
 @click.option(
     "--fast",
     is_flag=True,
     default=None,
     help="Use BLAS: quicker, and the bits depend on the board.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, 4096),
-    help="Sequences of a step [default: 16 to 64, by preset].",
-)
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(1, 4096),
-    help="Sequences that a thread works on at once [default: 2 or 4; fewer if memory is short].",
-)
-@click.option(
-    "--length",
-    type=click.IntRange(16, 1 << 16),
-    help="Tokens of a sequence, and of the model's context [default: 256 or 512, by preset].",
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="At its peak [default: 0.003 to 0.0006, by preset].",
-)
-@click.option(
-    "--warmup",
-    type=click.IntRange(0, 10_000_000),
-    help="Steps until the peak [default: a twentieth, at most 200].",
-)
-@click.option("--weight-decay", type=click.FloatRange(0, 10), help="Of matrices [default: 0.1].")
-@click.option(
-    "--clip",
-    type=click.FloatRange(0, 1e6),
-    help="The largest norm of a gradient; 0: any [default: 1].",
-)
-@click.option(
-    "--evaluate-every",
-    type=click.IntRange(1, 10_000_000),
-    help="Steps from one held-out loss to the next [default: a twentieth of all].",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(0, 1_000_000),
-    help="End after so many evaluations without a lower held-out loss; 0: never [default: 5].",
-)
-@click.option(
-    "--held-out",
-    type=click.FloatRange(0, 0.5),
-    help="The share of the text to measure with, and not to train on [default: 0.05].",
-)
-@click.option(
-    "--save-every",
-    type=click.IntRange(1, 10_000_000),
-    help="Steps from one checkpoint to the next [default: about 5 minutes].",
-)
+@_step_options
 @click.option("--prompt", default="", help="How samples of text begin.")
 @click.option("--plot", metavar="FILE", help="Draw the curve as .png or .svg (needs matplotlib).")
 @kernels_option
@@ -154,7 +130,7 @@ def train(more: tuple[str, ...], **values: Any) -> int:
     picoedge train --text tales/ --out tales.pico --preset 1m --minutes 20
     picoedge chat tales.pico -p "Once upon a time"
     """  # fmt: skip
-    from picoedge.train.run.folder import RunFolder, folder_of, has_run, refuse_unwritable
+    from picoedge.train.run.folder import RunFolder, folder_of
 
     values["text"] = (*values["text"], *more)
     out, plot = _out(values["out"]), values["plot"]
@@ -166,14 +142,9 @@ def train(more: tuple[str, ...], **values: Any) -> int:
     path = folder_of(out)
     if not values["resume"]:
         _check_new(given, values)
-        refuse_unwritable(out)
-        if has_run(path):
-            raise UsageError(
-                f"{path} holds a run already",
-                f"--resume goes on with it; another --out, or rm -r {path}, begins anew",
-            )
+        refuse_second_run(out)
     elif not path.is_dir():
-        raise UsageError(f"there is no run to resume: no {path}", "leave out --resume")
+        raise no_run(path)
     folder = RunFolder(path)
     try:
         return _run(folder, _options(out, values), given, typed, values)
@@ -195,11 +166,7 @@ def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
     if config is not None and values["resume"]:
         raise UsageError("--config and --resume are both given", "--resume has its run's settings")
     settings = TrainSettings() if config is None else read_settings(Path(config))
-    chosen = {
-        setting: values[parameter]
-        for parameter, setting in _SETTINGS.items()
-        if values[parameter] is not None
-    }
+    chosen = chosen_settings(values, _SETTINGS)
     if values["fast"]:
         chosen["fast"] = True
     if values["text"]:
@@ -212,8 +179,7 @@ def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
 def _check_new(given: TrainSettings, values: Mapping[str, Any]) -> None:
     if not given.text:
         raise UsageError("there is no text to learn from", "name it with --text FILE")
-    if values["steps"] is not None and values["minutes"] is not None:
-        raise UsageError("--steps and --minutes are both given", "one of them says how long")
+    refuse_several(values, "steps", "minutes")
 
 
 def _options(out: Path, values: Mapping[str, Any]) -> TextOptions:

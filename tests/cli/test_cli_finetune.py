@@ -10,7 +10,7 @@ import pytest
 import shelf_models
 from cli_runs import Run
 
-from picoedge.cli import finetune
+from picoedge.cli import training
 from picoedge.store.adapter_refusals import ADAPTER_WEIGHTS
 from picoedge.store.adapters import read_adapter
 from picoedge.train.run.log import read_log
@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     more = ("--data", data, *SHORT, "--targets", "q,v")
     assert run("finetune", pack, *more, "--out", whole).code == 0
     with monkeypatch.context() as patched:
-        patched.setattr(finetune, "StopRequest", StopAfter)
+        patched.setattr(training, "StopRequest", StopAfter)
         ran = run("finetune", pack, *more, "--out", out)
     assert ran.code == 130
     assert "saved after step 3 of 6" in ran.err

@@ -84,7 +84,14 @@ class LoraRun:
             self.source.describe(),
         )  # fmt: skip
 
-    def train(self, watchers: Sequence[RunWatcher], stop: Callable[[], bool]) -> Outcome:
+    @property
+    def done(self) -> int:
+        """Steps, before this session."""
+        return 0 if self.saved is None else int(self.saved.facts["step"])
+
+    def train(
+        self, watchers: Callable[[Trainer], Sequence[RunWatcher]], stop: Callable[[], bool]
+    ) -> Outcome:
         """Train until the end, or until `stop` says so. Raises as `run_loop`."""
         facts, record = self.facts, None
         if self.saved is None:
@@ -97,8 +104,8 @@ class LoraRun:
         self.weights, settings = state.weights, self.settings.step_settings()
         with closing(make_trainer(self, state, settings)) as trainer:
             return run_loop(
-                trainer, self.source, self.settings.plan(), self.folder, watchers, stop,
-                record=record, facts={"run": facts, "hash": hash_of_run(facts)},
+                trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
+                stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
             )  # fmt: skip
 
     def write(self, outcome: Outcome) -> int:

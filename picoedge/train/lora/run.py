@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from picoedge.errors import ModelError, PicoedgeError, UsageError
-from picoedge.fields import Fields
+from picoedge.errors import PicoedgeError, UsageError
 from picoedge.files import replace_file, writing
 from picoedge.host.resources import available_bytes, give_back, rss_bytes
-from picoedge.kernels.arrays import F32
 from picoedge.progress import Progress, no_progress
 from picoedge.store.adapters import write_adapter
 from picoedge.store.pack.reader import Pack
@@ -26,15 +23,14 @@ from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.layout import AdapterLayout
 from picoedge.train.lora.memory import LoraFit, LoraNeeds
 from picoedge.train.lora.settings import CONTEXT, EPOCHS, LoraSettings, read_lora_settings
-from picoedge.train.run.assembly import Arithmetic, check_facts, hash_of_run, run_facts
+from picoedge.train.run.assembly import Arithmetic, Run
 from picoedge.train.run.folder import RunFolder
-from picoedge.train.run.loop import Outcome, RunWatcher, restored, run_loop
+from picoedge.train.run.loop import Outcome
 from picoedge.train.run.settings import RunOptions
 from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.trainer import StepSettings, Trainer, TrainingState
 
-_FORWARD = 0.4  # of a step's work
 _SPARE = 0.9  # of the free memory
 
 
@@ -46,8 +42,10 @@ class LoraOptions(RunOptions):
 
 
 @dataclass(eq=False)
-class LoraRun:
-    """A run that is ready to train."""
+class LoraRun(Run):
+    """A run of `picoedge finetune`."""
+
+    forward_share = 0.4
 
     options: LoraOptions
     folder: RunFolder
@@ -61,7 +59,8 @@ class LoraRun:
     step_s: float = 0.0  # 0: not measured
     saved: Saved | None = None  # the checkpoint to go on from
     faults: Sequence[PicoedgeError] = ()  # of newer checkpoints, which are passed over
-    weights: F32 | None = None  # after training
+    state: TrainingState | None = None  # after training
+    done: int = 0  # steps, before this session
 
     @property
     def epochs(self) -> float:
@@ -71,55 +70,29 @@ class LoraRun:
     @property
     def total_s(self) -> float:
         """About as long as the whole run takes."""
-        held_out = sum(batch.tokens.size for batch in self.source.held_out)
-        evaluations = self.settings.steps / self.settings.evaluate_every * bool(held_out)
-        share = held_out / self.settings.tokens * _FORWARD
-        return (self.settings.steps + evaluations * share) * self.step_s
+        evaluations = self.settings.steps / self.settings.evaluate_every
+        return self.settings.steps * self.step_s + evaluations * self.evaluation_s
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All that decides its bits."""
-        return run_facts(
-            self.arithmetic, self.pack.config.to_json(), self.settings.deciding(),
-            self.source.describe(),
+    def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
+        """See `Run`."""
+        sums = self.arithmetic.sums(self.layout.length, settings.micro_batches)
+        return Trainer(
+            self.layout, state, settings, sums, self.arithmetic.make_kernels, self.fit.threads,
+            recompute=True, kept_layers=self.fit.kept_layers, head_rows=self.fit.head_rows,
         )  # fmt: skip
-
-    @property
-    def done(self) -> int:
-        """Steps, before this session."""
-        return 0 if self.saved is None else int(self.saved.facts["step"])
-
-    def train(
-        self, watchers: Callable[[Trainer], Sequence[RunWatcher]], stop: Callable[[], bool]
-    ) -> Outcome:
-        """Train until the end, or until `stop` says so. Raises as `run_loop`."""
-        facts, record = self.facts, None
-        if self.saved is None:
-            state = TrainingState.initial(self.layout, self.settings.seed)
-        else:
-            where = self.folder.checkpoints.folder
-            check_facts(Fields(dict(self.saved.facts), where, ModelError), facts)
-            state, record = restored(self.saved, self.layout.length, where)
-            self.saved = None  # its arrays are the state's
-        self.weights, settings = state.weights, self.settings.step_settings()
-        with closing(make_trainer(self, state, settings)) as trainer:
-            return run_loop(
-                trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
-                stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
-            )  # fmt: skip
 
     def write(self, outcome: Outcome) -> int:
         """Write the adapter of the lowest held-out loss, or the last; returns its step.
 
         Raises StorageError.
         """
-        record, weights, step = outcome.record, self.weights, outcome.step
+        assert self.state is not None
+        record, weights, step = outcome.record, self.state.weights, outcome.step
         if record.best is not None and record.best_step < outcome.step:
             best = self.folder.read_best()
             found = None if best is None else best.arrays.get("weights")
             if best is not None and found is not None and len(found) == self.layout.length:
                 weights, step = found, record.best_step
-        assert weights is not None
         adapter = as_stored(self.layout.adapter(weights, base_name(self.pack)), self.pack.config)
         write_adapter(self.options.out, adapter)
         return step
@@ -128,16 +101,6 @@ class LoraRun:
 def base_name(pack: Pack) -> str:
     """What an adapter says it is for: the source that the pack was made from."""
     return str(pack.source.get("name") or pack.name)
-
-
-def make_trainer(run: LoraRun, state: TrainingState, settings: StepSettings) -> Trainer:
-    """Close it after use."""
-    arithmetic, fit = run.arithmetic, run.fit
-    sums = arithmetic.sums(run.layout.length, settings.micro_batches)
-    return Trainer(
-        run.layout, state, settings, sums, arithmetic.make_kernels, fit.threads,
-        recompute=True, kept_layers=fit.kept_layers, head_rows=fit.head_rows,
-    )  # fmt: skip
 
 
 def begin_lora(
@@ -182,8 +145,9 @@ def resume_lora(
     layout = AdapterLayout.of(FrozenModel.of(pack), settings.shape)
     examples = _read(settings, pack, progress).fitted(settings.length)
     run = _assembled(options, settings, pack, layout, examples, folder)
-    run.saved = None if found is None else found[1]
-    run.faults = [] if found is None else found[2]
+    if found is not None:
+        _, run.saved, run.faults = found
+    run.done = run.check_saved()
     run.step_s = _measured(run, progress)
     return run
 
@@ -236,7 +200,7 @@ def _measured(run: LoraRun, progress: Progress | None) -> float:
         None if batch.documents is None else batch.documents[:count],
     )  # fmt: skip
     small = replace(settings.step_settings(), micro_batches=count)
-    with closing(make_trainer(run, TrainingState.initial(run.layout, 0), small)) as trainer:
+    with closing(run.make_trainer(TrainingState.initial(run.layout, 0), small)) as trainer:
         trainer.step(some)  # touches all memory
         began = time.perf_counter()
         trainer.step(some)

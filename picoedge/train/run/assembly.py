@@ -1,15 +1,19 @@
-"""The parts of a run put together: kernels, trainer, a dry run, facts that decide its bits."""
+"""The parts of a run put together: kernels, trainer, a dry run, facts that decide its bits.
+
+`Run` is the base of what `picoedge train` and `picoedge finetune` do.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from ctypes import CDLL
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +25,12 @@ from picoedge.kernels.loader import load_training_kernels, load_training_library
 from picoedge.kernels.sums import EXPONENT, GradientSums
 from picoedge.kernels.training import QUERIES, SEGMENT, TrainingKernels
 from picoedge.model.vjps import HEAD_ROWS
+from picoedge.train.data.source import TokenSource
+from picoedge.train.run.folder import RunFolder
+from picoedge.train.run.loop import Outcome, RunWatcher, restored, run_loop
 from picoedge.train.run.memory import MemoryFit
+from picoedge.train.run.settings import RunSettings
+from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.blas import hold_blas_to_one_thread
 from picoedge.train.step.trainer import (
@@ -73,6 +82,68 @@ class Arithmetic:
         return Trainer(
             layout, state, settings, sums, self.make_kernels, fit.threads, recompute=fit.recompute
         )
+
+
+class Run(ABC):
+    """A run that is ready to train; subclasses are dataclasses that have all of these fields."""
+
+    forward_share: ClassVar[float]  # the forward pass's part of a step's work
+
+    folder: RunFolder
+    settings: RunSettings
+    source: TokenSource
+    layout: TrainedLayout
+    arithmetic: Arithmetic
+    step_s: float  # 0: not measured
+    saved: Saved | None  # the checkpoint to go on from
+    state: TrainingState | None  # after training
+
+    @abstractmethod
+    def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
+        """A trainer as the run fits the memory. Close it after use."""
+
+    @property
+    def evaluation_s(self) -> float:
+        """Seconds of an evaluation, about."""
+        held_out = sum(batch.tokens.size for batch in self.source.held_out)
+        return held_out / self.settings.tokens * self.step_s * self.forward_share
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides its bits."""
+        return run_facts(
+            self.arithmetic, self.layout.config.to_json(), self.settings.deciding(),
+            self.source.describe(),
+        )  # fmt: skip
+
+    def train(
+        self, watchers: Callable[[Trainer], Sequence[RunWatcher]], stop: Callable[[], bool]
+    ) -> Outcome:
+        """Train until the end, or until `stop` says so. Raises as `run_loop`."""
+        facts, record = self.facts, None
+        if self.saved is None:
+            state = TrainingState.initial(self.layout, self.settings.seed)
+        else:
+            where = self.folder.checkpoints.folder
+            state, record = restored(self.saved, self.layout.length, where)
+            self.saved = None  # its arrays are the state's
+        self.state = state
+        with closing(self.make_trainer(state, self.settings.step_settings())) as trainer:
+            return run_loop(
+                trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
+                stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
+            )  # fmt: skip
+
+    def check_saved(self) -> int:
+        """The step of the checkpoint to go on from, 0 without one.
+
+        Raises ModelError where it belongs to another run.
+        """
+        if self.saved is None:
+            return 0
+        found = Fields(dict(self.saved.facts), self.folder.checkpoints.folder, ModelError)
+        check_facts(found, self.facts)
+        return found.integer("step")
 
 
 def measure_step(

@@ -40,6 +40,7 @@ class RunSettings:
     betas: ClassVar[tuple[float, float]]  # AdamW's
 
     steps: int
+    seed: int
     length: int
     batch: int
     micro_batch: int

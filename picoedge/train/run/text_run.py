@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from picoedge.config import ModelConfig
-from picoedge.errors import ModelError, PicoedgeError, UsageError
+from picoedge.errors import PicoedgeError, UsageError
 from picoedge.fields import Fields
 from picoedge.files import replace_file, writing
 from picoedge.host.resources import available_bytes, rss_bytes
@@ -19,13 +18,11 @@ from picoedge.train.data.windows import CorpusSource
 from picoedge.train.presets import preset
 from picoedge.train.run.assembly import (
     Arithmetic,
-    check_facts,
-    hash_of_run,
+    Run,
     measure_step,
-    run_facts,
 )
 from picoedge.train.run.folder import RunFolder
-from picoedge.train.run.loop import Outcome, RunRecord, RunWatcher, restored, run_loop
+from picoedge.train.run.loop import Outcome, RunRecord
 from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory
 from picoedge.train.run.samples import TextSampler
 from picoedge.train.run.settings import RunOptions
@@ -43,9 +40,8 @@ from picoedge.train.run.text_settings import (
 )
 from picoedge.train.state.checkpoints import KEPT, Saved, data_start, write_saved
 from picoedge.train.state.layout import Layout
-from picoedge.train.step.trainer import Trainer, TrainingState
+from picoedge.train.step.trainer import StepSettings, Trainer, TrainingState
 
-_FORWARD = 1 / 3  # of a step's work
 _SPARE = 0.9  # of the free memory
 _LAST = "last.safetensors"
 
@@ -58,15 +54,17 @@ class TextOptions(RunOptions):
 
 
 @dataclass(eq=False)
-class TextRun:
-    """A run that is ready to train."""
+class TextRun(Run):
+    """A run of `picoedge train`."""
+
+    forward_share = 1 / 3
 
     options: TextOptions
     folder: RunFolder
     settings: TrainSettings
     data: TextData
     source: CorpusSource
-    config: ModelConfig
+    layout: Layout
     arithmetic: Arithmetic
     fit: MemoryFit
     step_s: float = 0.0  # 0: not measured
@@ -77,9 +75,9 @@ class TextRun:
     faults: Sequence[PicoedgeError] = ()  # of newer checkpoints, which are passed over
 
     @property
-    def layout(self) -> Layout:
-        """Of the model."""
-        return Layout.of(self.config)
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.layout.config
 
     @property
     def is_over(self) -> bool:
@@ -98,37 +96,9 @@ class TextRun:
         weights = 4 * self.layout.length
         return (KEPT + 1) * 3 * weights + 2 * weights + weights
 
-    @property
-    def evaluation_s(self) -> float:
-        """About as long as an evaluation takes."""
-        held_out = sum(batch.tokens.size for batch in self.source.held_out)
-        return held_out / self.settings.tokens * self.step_s * _FORWARD
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All that decides its bits."""
-        return run_facts(
-            self.arithmetic, self.config.to_json(), self.settings.deciding(),
-            self.source.describe(),
-        )  # fmt: skip
-
-    def train(
-        self, watchers: Callable[[Trainer], Sequence[RunWatcher]], stop: Callable[[], bool]
-    ) -> Outcome:
-        """Train until the end, or until `stop` says so. Raises as `run_loop`."""
-        facts, record = self.facts, None
-        if self.saved is None:
-            state = TrainingState.initial(self.layout, self.settings.seed)
-        else:
-            where = self.folder.checkpoints.folder
-            state, record = restored(self.saved, self.layout.length, where)
-            self.saved = None  # its arrays are the state's
-        self.state, settings = state, self.settings.step_settings()
-        with closing(self.arithmetic.trainer(self.layout, state, settings, self.fit)) as trainer:
-            return run_loop(
-                trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
-                stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
-            )  # fmt: skip
+    def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
+        """See `Run`."""
+        return self.arithmetic.trainer(self.layout, state, settings, self.fit)
 
     def sampler(self, trainer: Trainer) -> Callable[[int], str]:
         """Writes a text with the weights as they are, its seed the step."""
@@ -159,11 +129,12 @@ def begin_run(
     if progress is not None:
         progress("measuring a step on this board", 0, 0)
     probe = replace(settings, steps=1, warmup=0).step_settings()
-    step_s = measure_step(arithmetic, Layout.of(config), probe, fit)
+    layout = Layout.of(config)
+    step_s = measure_step(arithmetic, layout, probe, fit)
     if progress is not None:
         progress("", 0, 0)
     run = TextRun(
-        options, folder, settings, data, data.source(settings), config, arithmetic, fit, step_s
+        options, folder, settings, data, data.source(settings), layout, arithmetic, fit, step_s
     )
     with ExitStack() as failing:
         failing.callback(run.source.close)
@@ -198,15 +169,13 @@ def resume_run(
     data.check(settings)
     config = model_config(settings, data)
     fit = _fit(options, settings, config)
-    run = TextRun(options, folder, settings, data, data.source(settings), config, arithmetic, fit)
-    run.saved = None if found is None else found[1]
+    source, layout = data.source(settings), Layout.of(config)
+    run = TextRun(options, folder, settings, data, source, layout, arithmetic, fit)
     with ExitStack() as failing:
         failing.callback(run.source.close)
         if found is not None:
-            run.faults = found[2]
-            facts = Fields(dict(found[1].facts), folder.checkpoints.folder, ModelError)
-            check_facts(facts, run.facts)
-            run.done = facts.integer("step")
+            _, run.saved, run.faults = found
+        run.done = run.check_saved()
         failing.pop_all()
     return run
 

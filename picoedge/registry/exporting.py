@@ -18,8 +18,8 @@ from picoedge.progress import Progress, no_progress
 from picoedge.store.export.floats import FloatType
 from picoedge.store.export.gguf_export import GgufExport
 from picoedge.store.export.huggingface_folder import HuggingFaceExport
-from picoedge.store.export.pack_tensors import PackTensors
 from picoedge.store.pack.atomic_folder import new_folder, scratch_folder, sweep
+from picoedge.store.pack.pack_tensors import PackTensors
 from picoedge.store.pack.reader import Pack
 from picoedge.text.export.to_gguf import gguf_text_values
 from picoedge.text.export.to_huggingface import write_huggingface_text

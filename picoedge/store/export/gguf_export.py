@@ -13,7 +13,7 @@ from picoedge.kernels.arrays import F32
 from picoedge.store.export.floats import FloatType, float_bytes
 from picoedge.store.export.gguf_file import GgufTensor, gguf_header, padding
 from picoedge.store.export.huggingface_config import check_exportable
-from picoedge.store.export.pack_tensors import PackTensors
+from picoedge.store.pack.pack_tensors import PackTensors
 from picoedge.store.sources.gguf_source import (
     GGUF_LAYER_NAMES,
     GGUF_NAMES,

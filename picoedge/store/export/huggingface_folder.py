@@ -13,7 +13,7 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.store.export.floats import FLOAT_BYTES, FloatType, float_bytes
 from picoedge.store.export.huggingface_config import has_output_bias, huggingface_values
-from picoedge.store.export.pack_tensors import PackTensors
+from picoedge.store.pack.pack_tensors import PackTensors
 from picoedge.store.sources.huggingface import (
     HF_LAYER_NAMES,
     HF_PLAIN_NORMS,

@@ -7,7 +7,6 @@ many bits without. What that costs is counted on the way.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,27 +18,21 @@ from picoedge.kernels.arrays import F32, U8
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
     FORMATS,
-    SUPERBLOCK_COLS,
     MatrixSpec,
     Quants,
-    RowGather,
-    Weights,
     dequantize,
 )
 from picoedge.store.encodings import ENCODINGS, Encoding, RowEmbedding
+from picoedge.store.pack.pack_tensors import PackTensors, StoredRows, copy_text
 from picoedge.store.pack.packer import OnWritten, pack_source
 from picoedge.store.pack.quantize import FORMAT_OF_BITS, quantize
 from picoedge.store.pack.reader import Pack
-from picoedge.store.pack.sharding import BIASES, MATRICES
-from picoedge.store.shards import LAYER_KINDS
-from picoedge.store.sources.tensors import ModelSource, SourceTensor, tensor_shapes
+from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
 if TYPE_CHECKING:
     from picoedge.store.sources.adapter_matrices import LowRankMatrix
 
 _WITHOUT_SUPERBLOCKS = {"q4k": "q4m", "q5k": "q5m", "q6k": "q6"}
-_COLUMN_CUT = ("o", "down")
-_KINDS = {name: kind for kind in LAYER_KINDS for name in MATRICES[kind]}
 
 
 @dataclass
@@ -78,14 +71,11 @@ def merge_adapter(
     `bits` None: each matrix keeps its bits. Raises as `pack_source` does.
     """
     source = MergedSource(pack, matrices, bits)
-
-    def write_text(_: ModelSource, folder: Path) -> None:
-        for item in pack.items():
-            if item.is_text:
-                shutil.copyfile(pack.path / item.file, folder / item.file)
-
     # Without `bits` floats stay floats, and each other matrix says its own format.
-    pack_source(source, out, bits=bits or 32, write_text=write_text, progress=progress)
+    pack_source(
+        source, out, bits=bits or 32, progress=progress,
+        write_text=lambda _, folder: copy_text(pack, folder),
+    )  # fmt: skip
     return source.cost
 
 
@@ -100,41 +90,35 @@ class MergedSource(ModelSource):
         matrices: Mapping[tuple[int, str], LowRankMatrix],
         bits: int | None,
     ) -> None:
-        pack.check_held(pack.all_shards, embed=True)
+        self._tensors = PackTensors(pack)
         self.path, self.config, self.name = pack.path, pack.config, pack.name
         self.metadata: dict[str, Any] = {}
         self.sampling, self.fingerprint = dict(pack.sampling), pack.identity[:32]
         self.tensor_bytes = pack.nbytes
         self.cost: MergeCost = {}
-        self._pack, self._matrices = pack, matrices
+        self._matrices = matrices
         self._format = FORMAT_OF_BITS.get(bits) if bits else None
-        self._shapes = tensor_shapes(pack.config)
+        self._shapes = self._tensors.shapes
 
     def tensor(self, name: str) -> SourceTensor:
         """See `ModelSource.tensor`; `cost` grows as merged matrices are read."""
         shape, path = self._shapes[name], self.path
         kind = name.rpartition(".")[2]
         if shape[1] == 1:
-            vector = self._vector(name)
+            vector = self._tensors.vector(name)
             place = (shape[0],), ENCODINGS["F32"], path, 0, vector.nbytes
             return VectorTensor(name, *place, values=vector)
-        if name == "embed" and isinstance(table := self._pack.embedding, RowEmbedding):
+        if name == "embed" and isinstance(table := self._tensors.pack.embedding, RowEmbedding):
             rows = table.rows[: shape[0]]
             return RowTensor(name, shape, table.encoding, path, 0, rows.nbytes, table=rows)
         layer = int(name.split(".")[1]) if "." in name else 0
         added = self._matrices.get((layer, kind)) if "." in name else None
-        weights = self._weights(name, layer, kind)
+        stored = self._tensors.matrix(name)
         cost = self.cost.setdefault(kind, Powers()) if added is not None else Powers()
-        encoding = self._encoding(weights.spec, is_merged=added is not None)
+        encoding = self._encoding(stored.spec, is_merged=added is not None)
         return PackedMatrix(
-            name, shape, encoding, path, 0, weights.data.nbytes,
-            stored=StoredRows(weights, is_cut=kind in _COLUMN_CUT), update=added, cost=cost,
+            name, shape, encoding, path, 0, stored.nbytes, stored=stored, update=added, cost=cost
         )  # fmt: skip
-
-    def _weights(self, name: str, layer: int, kind: str) -> Weights:
-        if "." not in name:
-            return self._pack.head()
-        return self._pack.mapped(_KINDS[kind], layer)[kind]
 
     def _encoding(self, spec: MatrixSpec, *, is_merged: bool) -> Encoding:
         """An encoding whose quants the packer takes as they are."""
@@ -143,50 +127,6 @@ class MergedSource(ModelSource):
             return ENCODINGS["F32"]
         new = self._format or (_WITHOUT_SUPERBLOCKS.get(own, own) if is_merged else own)
         return Encoding(f"packed {new}", BLOCK_COLS, 0, new)
-
-    def _vector(self, name: str) -> F32:
-        if name == "final_norm":
-            return self._pack.final_norm
-        _, layer, kind = name.split(".")
-        pack = self._pack
-        return (pack.biases(int(layer)) if kind in BIASES else pack.norms(int(layer)))[kind]
-
-
-class StoredRows:
-    """Rows of a matrix in a pack; of o and down, which are cut by columns, all shards' together."""
-
-    def __init__(self, weights: Weights, *, is_cut: bool) -> None:
-        self.spec = weights.spec
-        shards = range(weights.count if is_cut else 1)
-        self._parts = [
-            RowGather(Weights(weights.spec, weights.data[i * weights.stride :], weights.stride, 1))
-            if is_cut
-            else RowGather(weights)
-            for i in shards
-        ]
-
-    def floats(self, first: int, last: int) -> F32:
-        """Rows [first, last), f32 [n, C]."""
-        parts = []
-        for part in self._parts:
-            parts.append(np.empty((last - first, self.spec.cols), np.float32))
-            part.gather(range(first, last), parts[-1])
-        return np.concatenate(parts, axis=1)
-
-    def quants(self, first: int, last: int) -> Quants:
-        """Rows [first, last) as they are stored."""
-        parts = [part.quants(range(first, last)) for part in self._parts]
-        if len(parts) == 1:
-            return parts[0]
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in parts], axis=1)
-            for name in ("q", "scales", "mins", "superscales", "supermins")
-            if getattr(parts[0], name) is not None
-        }
-        for name in ("superscales", "supermins"):  # narrower shards have a copy each
-            if name in joined:
-                joined[name] = joined[name][:, :: SUPERBLOCK_COLS // self.spec.superblock]
-        return Quants(**joined)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from picoedge.store.export.floats import FloatType, float_bytes
 from picoedge.store.export.gguf_export import GgufExport
 from picoedge.store.export.huggingface_config import huggingface_values
 from picoedge.store.export.huggingface_folder import HuggingFaceExport
-from picoedge.store.export.pack_tensors import PackTensors
+from picoedge.store.pack.pack_tensors import PackTensors
 from picoedge.store.pack.reader import Pack
 from picoedge.store.sources.source import ModelSource, open_source
 

@@ -12,7 +12,8 @@ from random_models import packed_model
 from store_models import write_gguf
 
 from picoedge.errors import StorageError
-from picoedge.store.pack.merged import MergeCost, StoredRows, merge_adapter
+from picoedge.store.pack.merged import MergeCost, merge_adapter
+from picoedge.store.pack.pack_tensors import PackTensors
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import MANIFEST
@@ -60,9 +61,7 @@ def test_f32_weights_are_merged_exactly(tmp_path: Path) -> None:
     matrices = canonical_matrices(random_adapter(pack.config), pack.config)
     cost = merge_adapter(pack, matrices, tmp_path / "new.pico")
     new = Pack.open(tmp_path / "new.pico")
-    before, values = (
-        StoredRows(p.mapped("ffn", 1)["gate"], is_cut=False).floats(0, 160) for p in (pack, new)
-    )
+    before, values = (PackTensors(p).matrix("layers.1.gate").floats(0, 160) for p in (pack, new))
     added = matrices[1, "gate"].delta
     np.testing.assert_allclose(values, before + added, rtol=1e-6, atol=1e-7)
     assert set(cost) == {"q", "k", "v", "o", "gate", "up", "down"}

@@ -150,16 +150,18 @@ def source_fingerprint(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn a failed read into ModelError (missing, no permission) or StorageError."""
+def reading(path: Path, error: type[PicoedgeError] = ModelError) -> Iterator[None]:
+    """Turn a failed read into `error` (missing, no permission, no file) or StorageError."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} does not exist", "check the path") from error
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except OSError as error:
-        raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
+    except FileNotFoundError as cause:
+        raise error(f"{path} does not exist", "check the path") from cause
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as cause:
+        raise error(f"cannot read {path}: {(cause.strerror or '').lower()}") from cause
+    except OSError as cause:
+        if cause.errno == errno.ELOOP:
+            raise error(f"{path} is a link that leads in a circle") from cause
+        raise StorageError(f"reading {path} failed: {cause.strerror or cause}") from cause
 
 
 @contextmanager

@@ -7,7 +7,6 @@ refused: a wrong guess would train on other characters than those that were writ
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import os
 import stat
@@ -16,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from picoedge.errors import DataError, StorageError
+from picoedge.errors import DataError
+from picoedge.files import reading
 
 CHUNK_BYTES = 1 << 20
 _Decode = Callable[[bytes, str, bool], tuple[str, int]]
@@ -37,27 +37,12 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
     A pipe that stands in its place is not waited for. What reading raises is translated too.
     """
-    with reading_text(path):
+    with reading(path, DataError):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise DataError(f"{path} is no regular file", "give files and folders of text")
             yield file
-
-
-@contextmanager
-def reading_text(path: Path) -> Iterator[None]:
-    """Turn a failed read into DataError (missing, no permission) or StorageError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist", "check the path") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise DataError(f"cannot read {path}: {(error.strerror or '').lower()}") from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DataError(f"{path} is a link that leads in a circle") from error
-        raise StorageError(f"reading {path} failed: {error.strerror or error}") from error
 
 
 def text_chunks(path: Path) -> Iterator[str]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picoedge.errors import DataError
-from picoedge.train.data.decoding import reading_text, text_chunks
+from picoedge.files import reading
+from picoedge.train.data.decoding import text_chunks
 from picoedge.train.data.records import FileFaults, Message, read_records
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -107,7 +108,7 @@ class _Finder:
 
     def add(self, path: Path) -> None:
         """Add a file or folder that the user named."""
-        with reading_text(path):
+        with reading(path, DataError):
             status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             self._add_folder(path, status)
@@ -136,12 +137,12 @@ class _Finder:
             path, status = folders.pop()
             if self._known(status):  # also where a link leads back up
                 continue
-            with reading_text(path):
+            with reading(path, DataError):
                 names = sorted(os.listdir(path))
             inner = []
             for each in (path / name for name in names if not name.startswith(".")):
                 try:
-                    with reading_text(each):
+                    with reading(each, DataError):
                         status = each.stat()
                 except DataError:
                     if each.suffix.lower() in SUFFIXES or not each.is_symlink():

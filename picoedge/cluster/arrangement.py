@@ -58,7 +58,7 @@ class Arrangement:
 
     def work_since(self, time_s: float) -> dict[str, Work]:
         """Work done by each worker, by key, if it has reported since `time_s` (monotonic)."""
-        return self.group.work_since(time_s) if self.group else {}
+        return self.group.daemons.work_since(time_s) if self.group else {}
 
     def sync_usage(self) -> SyncUsage:
         """The cost of sums so far."""

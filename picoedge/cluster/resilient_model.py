@@ -282,7 +282,7 @@ class ClusterModel:
     def _pass(self, is_prompt: bool) -> F32:
         at = self._arrangement
         if is_prompt and at is not None and at.group is not None:
-            at.group.check()  # a pass may not need all that was lost meanwhile: the own daemon
+            at.group.daemons.check()  # a pass may not need all that was lost: the own daemon
         began = time.perf_counter()
         logits = self.slice.forward(self._tokens[self._valid :], self._valid)
         single = self._valid == len(self._tokens) - 1
@@ -293,8 +293,8 @@ class ClusterModel:
         return logits
 
     def _explained(self, error: MeshError) -> MeshError:
-        group = self._arrangement.group if self._arrangement else None
-        return group.explain(error) if group and isinstance(error, BoardLostError) else error
+        at = self._arrangement
+        return at.group.daemons.explain(error) if at and at.group else error
 
     def _end_group(self) -> None:
         """A pass was interrupted, by an error or Ctrl-C: the boards of a group are out of step."""
@@ -352,7 +352,7 @@ class ClusterModel:
         with ExitStack() as failing:
             failing.callback(self._end_group)
             try:
-                at.group.check()
+                at.group.daemons.check()
             except (BoardLostError, UnlinkedError) as error:
                 return without_frames(self._explained(error))
             failing.pop_all()

@@ -11,35 +11,27 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import zmq
 
+from picoedge.cluster.daemon_reports import POLL_S, DaemonReports, lost_board
 from picoedge.cluster.forward_pass import ForwardPass, join_group
 from picoedge.cluster.spec import GroupSpec, RankSpec
 from picoedge.engine.open import load_model
-from picoedge.errors import (
-    BoardLostError,
-    BoardRefusedError,
-    BoardSilentError,
-    MeshError,
-    UnlinkedError,
-)
+from picoedge.errors import BoardRefusedError
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, refusals
 from picoedge.jobs.group_links import connect, receive_note
 from picoedge.jobs.kept_memory import keep_slice
 from picoedge.jobs.spec import INFERENCE
-from picoedge.jobs.status import read_work
 from picoedge.mesh.addresses import Address, near_host, parse_address
 from picoedge.mesh.transport.frames import HUB, VERSION
-from picoedge.sanitize import one_line
 from picoedge.store.window.weights import StreamedWeights
 
 if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel
     from picoedge.engine.options import OpenOptions
-    from picoedge.jobs.progress_page import Work
     from picoedge.jobs.relay import Relay
     from picoedge.mesh.group.links import Links
     from picoedge.model.adapter import AdapterSlice
@@ -50,9 +42,6 @@ if TYPE_CHECKING:
 
 WORKER_START_S = 20.0  # silence of a starting worker: Python's start on a slow card takes ten
 CONNECT_S = 20.0  # for links to workers that listen already: a handshake on a busy board
-STOPPED_S = 1.0  # for which a worker may be stopped (SIGSTOP, a frozen cgroup) until it has failed
-LAST_WORDS_S = 1.0  # for a daemon to report why its worker ended: at once, where it is not busy
-POLL_S = 0.05
 
 
 class WorkerGroup:
@@ -78,13 +67,9 @@ class WorkerGroup:
     ) -> None:
         self._directory, self._tell, self._progress = directory, tell, progress
         self._handles, self._prediction = handles, prediction
-        self._reports: dict[str, tuple[dict[str, Any], float]] = {}  # the last by key, and when
-        self._reasons: dict[str, MeshError] = {}  # why workers ended, as their daemons said; by key
-        self._accused: dict[str, BoardHandle] = {}  # whom a worker has lost, as it says; by its key
-        self._stopped_since: dict[str, float] = {}
-        self._ports: dict[str, int] = {}
         self._relays: dict[int, Relay] = {}
-        self._is_ready = False
+        exchanges = prediction.allreduce == "exchange"
+        self.daemons = DaemonReports(handles, directory.unlink, progress, exchanges=exchanges)
 
     def start(
         self,
@@ -216,19 +201,19 @@ class WorkerGroup:
 
     def _await_ports(self, ranks: Sequence[int]) -> None:
         heard_s = time.monotonic()
-        while missing := [r for r in ranks if self._handles[r].key not in self._ports]:
+        while missing := [r for r in ranks if self._handles[r].key not in self.daemons.ports]:
             sockets = [(self._handles[r].client.socket, zmq.POLLIN) for r in missing]
             if zmq.zmq_poll(sockets, int(POLL_S * 1000)):
                 heard_s = time.monotonic()
             if time.monotonic() - heard_s > WORKER_START_S:
                 name = self._handles[missing[0]].name
-                raise _lost(self._handles[missing[0]], f"{name} started no worker")
+                raise lost_board(self._handles[missing[0]], f"{name} started no worker")
             for rank in missing:
-                self.read_notifications(self._handles[rank])
+                self.daemons.read(self._handles[rank])
         specs = list(self._spec.ranks)
         for rank in ranks:
             handle = self._handles[rank]
-            address = Address(parse_address(handle.address).host, self._ports[handle.key])
+            address = Address(parse_address(handle.address).host, self.daemons.ports[handle.key])
             specs[rank] = dataclasses.replace(specs[rank], address=str(address))
         self._spec = dataclasses.replace(self._spec, ranks=tuple(specs))
 
@@ -246,7 +231,7 @@ class WorkerGroup:
             )
         for handle in self._handles:
             socket = handle.client.socket
-            self._links.poll_also(socket, lambda handle=handle: self.read_notifications(handle))  # type: ignore[misc]
+            self._links.poll_also(socket, lambda handle=handle: self.daemons.read(handle))  # type: ignore[misc]
         self._links.open(CONNECT_S)
         for rank, why in self._links.unreachable().items():
             self._tell(f"{self.names[rank]}: its stream cannot be reached ({why}): using ZeroMQ")
@@ -267,150 +252,7 @@ class WorkerGroup:
             note = Fields(receive_note(self._links, rank, None), self._handles[rank].name)
             batches.append(note.integer("batch", 1))
         self.slice.batch = min(batches)
-        self._is_ready = True
-
-    # -- notifications of daemons --------------------------------------------------------------
-
-    def read_notifications(self, handle: BoardHandle) -> None:
-        """Read what a board's daemon pushed. Raises BoardLostError if the board has failed."""
-        for kind, body in handle.client.notifications():
-            if kind == "job-listens":
-                port = Fields(body, f"{handle.name}'s worker").integer("port", 1, (1 << 16) - 1)
-                self._ports[handle.key] = port
-            elif kind == "job-ended":
-                self._reasons[handle.key] = reason = self._end_of(handle, body)
-                raise reason
-            elif kind == "job-report":
-                self._add_report(handle, body)
-            elif kind == "job-revoked" and handle is self._handles[HUB]:
-                self._check_revoked(body)
-
-    def check(self) -> None:
-        """Raises BoardLostError if a board's daemon has ended, or says that its worker has."""
-        for handle in self._handles:
-            self.read_notifications(handle)
-
-    def work_since(self, time_s: float) -> dict[str, Work]:
-        """Work done by each worker, by key, if it has reported since `time_s` (monotonic).
-
-        Raises BoardLostError as `read_notifications` does.
-        """
-        self.check()
-        recent = {key: report for key, (report, at_s) in self._reports.items() if at_s >= time_s}
-        works = {key: read_work(report) for key, report in recent.items()}
-        return {key: work for key, work in works.items() if work is not None}
-
-    def _check_revoked(self, body: dict[str, Any]) -> None:
-        for handle in self._handles:
-            if handle.key == body.get("key"):
-                raise _lost(handle, f"{handle.name} was revoked")
-
-    def _end_of(self, handle: BoardHandle, body: dict[str, Any]) -> MeshError:
-        """The error for a worker that has ended.
-
-        BoardRefusedError if the worker reported that it cannot start: it would fail again.
-        """
-        why, hint = (one_line(str(body.get(name, "")), 500) for name in ("message", "hint"))
-        if unreached := self._unreached(handle, body):
-            return UnlinkedError(f"{handle.name}: {why}", hint, keys=(handle.key, *unreached))
-        if accused := self._accused_by(handle, body):
-            self._accused[handle.key] = accused
-            return _lost(handle, f"{handle.name}: {why}", hint)
-        if body.get("failed") and not self._is_ready:
-            message = f"{handle.name}: {why}"
-            return BoardRefusedError(message, hint, board=handle.name, key=handle.key)
-        return _lost(handle, f"{handle.name}: {why}", hint)
-
-    def _accused_by(self, handle: BoardHandle, body: dict[str, Any]) -> BoardHandle | None:
-        """The worker that a board's worker says it has lost, if it exchanges messages with it.
-
-        Version 1 sends only a name: the name that this group gave the board.
-        """
-        if self._spec.allreduce != "exchange":
-            return None
-        said = body.get("key") or body.get("board")
-        workers = [other for other in self._handles[1:] if other is not handle]
-        return next((other for other in workers if said in (other.key, other.name)), None)
-
-    def _unreached(self, handle: BoardHandle, body: dict[str, Any]) -> list[str]:
-        """Keys of other workers that this one cannot reach, as it says, where it is to."""
-        said, workers = body.get("unreached"), self._handles[1:]
-        if not isinstance(said, list) or self._spec.allreduce != "exchange":
-            return []
-        return [other.key for other in workers if other is not handle and other.key in said]
-
-    def _add_report(self, handle: BoardHandle, report: dict[str, Any]) -> None:
-        key, now_s = handle.key, time.monotonic()
-        self._reports[key] = report, now_s
-        loads = not self._is_ready and report.get("stage") in ("pulling", "loading")
-        if loads and self._progress is not None:
-            done, total = report.get("done"), report.get("total")
-            if isinstance(done, int) and isinstance(total, int) and total:
-                self._progress(f"{handle.name}: {report['stage']}", done, total)
-        if report.get("state") != "stopped":
-            self._stopped_since.pop(key, None)
-        elif now_s - self._stopped_since.setdefault(key, now_s) > STOPPED_S:
-            raise _lost(handle, f"{handle.name}: its worker is stopped")
-
-    def explain(self, error: BoardLostError) -> BoardLostError:
-        """The error with the reason and the last report of the failed board's daemon, if known.
-
-        A board that another one says it has lost has failed only if its own daemon says so, or
-        nothing; else it was the link between the two, which is not used for a while.
-        """
-        reason = self._last_words(error)
-        if accused := self._accused.get(reason.key):
-            confirmed = self._check(accused)
-            if confirmed is None:
-                self._directory.unlink(reason.key, [accused.key])
-            reason = confirmed or reason
-        message = reason.message + self._last_report(reason.key)
-        is_silent = type(reason) is BoardLostError and reason.key not in self._reasons
-        kind = BoardSilentError if is_silent else type(reason)
-        return kind(message, reason.hint, board=reason.board, key=reason.key)
-
-    def _last_report(self, key: str) -> str:
-        if key not in self._reports:
-            return ""
-        report, at_s = self._reports[key]
-        stage, state = (str(report.get(name, "?"))[:40] for name in ("stage", "state"))
-        return f"; {time.monotonic() - at_s:.1f} s ago it reported: {stage}, {state}"
-
-    def _check(self, handle: BoardHandle) -> BoardLostError | None:
-        """The failure of a board that another one accuses; None where it runs as it should."""
-        unknown = _lost(handle, f"{handle.name} is lost")
-        reason = self._last_words(unknown)
-        if reason is not unknown:
-            return reason
-        try:
-            handle.client.ask_raw("ping", {"bytes": 0}, LAST_WORDS_S)
-        except BoardLostError as error:
-            return error
-        except MeshError:
-            pass  # it answers
-        report, _ = self._reports.get(handle.key, ({}, 0.0))
-        return unknown if report.get("state") in ("stopped", "ended") else None
-
-    def _last_words(self, error: BoardLostError) -> BoardLostError:
-        """Why the failed board's worker ended, as its daemon says; the error, if it does not."""
-        handle = self._of(error)
-        if handle is None:
-            return error
-        deadline = time.monotonic() + LAST_WORDS_S
-        try:
-            if handle.key in self._reasons:  # read before the error was raised
-                raise self._reasons[handle.key]
-            while time.monotonic() < deadline:
-                self.read_notifications(handle)
-                time.sleep(POLL_S)
-        except BoardLostError as reason:
-            return reason
-        except MeshError:
-            pass
-        return error
-
-    def _of(self, error: BoardLostError) -> BoardHandle | None:
-        return next((handle for handle in self._handles if handle.key == error.key), None)
+        self.daemons.is_ready = True
 
     def leave_slice(self) -> None:
         """Have this board's daemon keep the slice, if it does that; `close` must follow."""
@@ -424,7 +266,3 @@ class WorkerGroup:
         with self._stack:  # also where Ctrl-C interrupts a goodbye
             self._links.bye()
             self._links.leave(0.0)
-
-
-def _lost(handle: BoardHandle, why: str, hint: str = "") -> BoardLostError:
-    return BoardLostError(why, hint, board=handle.name, key=handle.key)

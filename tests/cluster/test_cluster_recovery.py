@@ -17,6 +17,7 @@ from cluster_boards import ClusterOf, cluster_of, until
 
 from picoedge.cluster import arrangement, resilient_model, worker_group
 from picoedge.cluster.arrangement import Arranger
+from picoedge.cluster.daemon_reports import DaemonReports
 from picoedge.cluster.load import load_over_boards
 from picoedge.cluster.recovery import HubPaused
 from picoedge.cluster.resilient_model import ClusterModel
@@ -85,7 +86,7 @@ def undisturbed(model: ClusterModel, count: int) -> list[int]:
 
 
 STEPS: list[tuple[Any, str]] = [
-    (WorkerGroup, "explain"),
+    (DaemonReports, "explain"),
     (BoardDirectory, "refresh"),
     (Arranger, "plan"),
     (arrangement, "reserve_boards"),
@@ -392,7 +393,7 @@ def test_an_answer_goes_on_on_a_clean_line_whatever_report_of_loading_was_the_la
         assert group is not None
         assert drawn[-1] == ""
         loading = {"stage": "loading", "done": 1, "total": 2}
-        group._add_report(group._handles[1], loading)  # comes late
+        group.daemons._add_report(group._handles[1], loading)  # comes late
         assert drawn[-1] == ""
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cluster_boards import ClusterOf, cluster_of, measured_as, until
 
+from picoedge.cluster.daemon_reports import DaemonReports
 from picoedge.cluster.load import load_over_boards
 from picoedge.cluster.resilient_model import ClusterModel
-from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.jobs import stragglers
@@ -41,7 +41,7 @@ class Weather:
         self.took_s, self.left = QUICK_S, 1.0  # of its speed, as waiting for it tells
         self._work = Work()
         patch.setattr(StragglerDetector, "add", self._slower)
-        patch.setattr(WorkerGroup, "work_since", self._work_since)
+        patch.setattr(DaemonReports, "work_since", self._work_since)
 
     def _slower(self, sample: Sample, planned_s: object) -> dict[int, float]:
         left, self.left = self.left, 1.0
@@ -156,11 +156,11 @@ def test_a_group_knows_what_its_workers_have_done(
         group = at.group
         assert group is not None
         since_s = time.monotonic()
-        assert group.work_since(since_s + 1e6) == {}
+        assert group.daemons.work_since(since_s + 1e6) == {}
 
         def worked(tokens: int) -> list[Work]:
             # A report may be older than the pass: it comes, but not with these tokens.
-            return [w for w in group.work_since(since_s).values() if w.tokens == tokens]
+            return [w for w in group.daemons.work_since(since_s).values() if w.tokens == tokens]
 
         (first,) = until(lambda: worked(len(PROMPT)), "b2 has computed the prompt")
         text.go_on(2)

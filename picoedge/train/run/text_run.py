@@ -16,11 +16,7 @@ from picoedge.progress import Progress, one_stage
 from picoedge.store.pack.packer import pack_source
 from picoedge.train.data.windows import CorpusSource
 from picoedge.train.presets import preset
-from picoedge.train.run.assembly import (
-    Arithmetic,
-    Run,
-    measure_step,
-)
+from picoedge.train.run.assembly import Arithmetic, Run, measure_step
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunRecord
 from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory

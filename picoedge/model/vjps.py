@@ -25,6 +25,7 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.training import Attention, TrainingKernels
+from picoedge.model.activations import Activations
 from picoedge.model.layers import rope_tables
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at once: a block of the products' order
@@ -130,36 +131,6 @@ class Parameters:
     head: Linear
 
 
-class _Kept:
-    """Values of one layer's forward pass that its vjp reads."""
-
-    def __init__(
-        self, config: ModelConfig, n: int, heads: F32 | None = None, product: F32 | None = None
-    ) -> None:
-        """`heads`, `product`: memory for outputs of heads and gates, where they are not kept."""
-        hidden, dim = config.hidden_size, config.head_dim
-        q_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.middle = np.empty((n, hidden), np.float32)
-        self.qkv = np.empty((n, (q_heads + 2 * kv_heads) * dim), np.float32)
-        self.heads = np.empty((n, q_heads * dim), np.float32) if heads is None else heads
-        self.gate_up = np.empty((n, 2 * config.intermediate_size), np.float32)
-        if product is None:
-            product = np.empty((n, config.intermediate_size), np.float32)
-        self.product = product
-        self.tops, self.scales = (np.empty(n * q_heads, np.float32) for _ in range(2))
-        self.norm_scales = np.empty((2, n), np.float32)
-        # Inputs of the norms that some architectures have besides.
-        both = q_heads + kv_heads
-        self.raw_heads = [
-            np.empty((n * count, dim), np.float32) if config.qk_norm else None
-            for count in (q_heads, kv_heads)
-        ]
-        self.raw_scales = np.empty(n * both if config.qk_norm else 0, np.float32)
-        sandwich = 2 * n if config.sandwich_norm else 0
-        self.raw_sums = np.empty((2, n, hidden) if sandwich else (2, 0, hidden), np.float32)
-        self.sum_scales = np.empty((2, n if sandwich else 0), np.float32)
-
-
 def text_rows(n: int, length: int, documents: I32 | None) -> list[slice]:
     """Rows of each text: sequences of `length`, cut where `documents` i32 [n] changes."""
     starts = np.zeros(n, bool)
@@ -214,15 +185,15 @@ class MicroBatch:
             windowed: rope_tables(config, length, windowed=windowed) for windowed in (False, True)
         }
 
-    def _make_kept(self, n: int, layers: int) -> list[_Kept]:
+    def _make_kept(self, n: int, layers: int) -> list[Activations]:
         """For each layer, and one for all that are repeated."""
-        first, all_layers = _Kept(self._config, n), self._parameters.layers
+        first, all_layers = Activations(self._config, n), self._parameters.layers
         heads = None if any(each.o.reads_input for each in all_layers) else first.heads
         product = None if any(each.down.reads_input for each in all_layers) else first.product
         count = layers - self._repeated if self._repeated else layers - 1
-        return [first, *(_Kept(self._config, n, heads, product) for _ in range(count))]
+        return [first, *(Activations(self._config, n, heads, product) for _ in range(count))]
 
-    def _kept_of(self, i: int) -> _Kept:
+    def _kept_of(self, i: int) -> Activations:
         return self._kept[max(0, i - self._repeated + 1) if self._repeated else i]
 
     def losses_and_gradients(
@@ -304,7 +275,7 @@ class MicroBatch:
     def _norm(self, x: F32, gain: Gain, out: F32, scales: F32) -> None:
         self._kernels.norm(x, gain.weight, out, scales, self._config.rms_norm_eps)
 
-    def _layer(self, i: int, kept: _Kept, *, again: bool = False) -> None:
+    def _layer(self, i: int, kept: Activations, *, again: bool = False) -> None:
         """The residual after a layer; `again`: it is there, and only `kept` is wanted."""
         layer, kernels = self._parameters.layers[i], self._kernels
         self._norm(self._xs[i], layer.input_norm, self._normed, kept.norm_scales[0])
@@ -323,7 +294,7 @@ class MicroBatch:
         layer.down.forward(kernels, kept.product, self._sums)
         self._add(kept.middle, 1, layer.post_ffn_norm, kept, self._xs[i + 1])
 
-    def _project(self, layer: Layer, kept: _Kept) -> None:
+    def _project(self, layer: Layer, kept: Activations) -> None:
         layer.qkv.forward(self._kernels, self._normed, kept.qkv)
         if layer.qkv_bias is not None:
             kept.qkv += layer.qkv_bias.weight
@@ -335,7 +306,7 @@ class MicroBatch:
             self._norm(raw, gain, out, scales)
             kept.qkv[:, columns] = out.reshape(len(kept.qkv), -1)
 
-    def _raw_heads(self, layer: Layer, kept: _Kept) -> list[tuple[F32, slice, Gain, F32]]:
+    def _raw_heads(self, layer: Layer, kept: Activations) -> list[tuple[F32, slice, Gain, F32]]:
         """Of q and of k: the norm's input, columns of qkv, gain, and scales."""
         assert layer.head_norms is not None
         found, column, scale = [], 0, 0
@@ -353,7 +324,7 @@ class MicroBatch:
         rope = self._ropes[i in config.windowed_layers]
         self._kernels.rotate(qkv, rope, heads, config.head_dim, back=back)
 
-    def _attentions(self, i: int, kept: _Kept) -> list[Attention]:
+    def _attentions(self, i: int, kept: Activations) -> list[Attention]:
         """One for each text."""
         config, heads = self._config, self._config.num_attention_heads
         shape = AttentionShape(
@@ -374,7 +345,7 @@ class MicroBatch:
             for rows in self._texts
         ]  # fmt: skip
 
-    def _add(self, x: F32, which: int, norm: Gain | None, kept: _Kept, out: F32) -> None:
+    def _add(self, x: F32, which: int, norm: Gain | None, kept: Activations, out: F32) -> None:
         """out = x + the sublayer's sums, normed where the architecture does so."""
         if norm is not None:
             kept.raw_sums[which] = self._sums
@@ -383,7 +354,7 @@ class MicroBatch:
 
     # -- back ----------------------------------------------------------------------------------
 
-    def _layer_vjp(self, i: int, kept: _Kept) -> None:
+    def _layer_vjp(self, i: int, kept: Activations) -> None:
         """`_dx`: the gradient after the layer, then the one before it."""
         layer, kernels, x = self._parameters.layers[i], self._kernels, self._xs[i]
         d = self._sums_vjp(1, layer.post_ffn_norm, kept)
@@ -404,7 +375,7 @@ class MicroBatch:
         layer.qkv.vjp(kernels, self._normed, self._dqkv, self._d)
         self._norm_vjp(x, layer.input_norm, kept.norm_scales[0], self._d, self._dx)
 
-    def _sums_vjp(self, which: int, norm: Gain | None, kept: _Kept) -> F32:
+    def _sums_vjp(self, which: int, norm: Gain | None, kept: Activations) -> F32:
         """The gradient of a sublayer's sums."""
         if norm is None:
             return self._dx
@@ -413,7 +384,7 @@ class MicroBatch:
         self._norm_vjp(kept.raw_sums[which], norm, scales, self._dx, self._d)
         return self._d
 
-    def _project_vjp(self, layer: Layer, kept: _Kept) -> None:
+    def _project_vjp(self, layer: Layer, kept: Activations) -> None:
         if layer.head_norms is not None:
             for raw, columns, gain, scales in self._raw_heads(layer, kept):
                 d, dx = self._dqkv[:, columns].reshape(raw.shape), np.zeros_like(raw)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import zmq
 from mesh_nodes import PATIENCE_S, Running, found, fresh_context, running
-from packed_gguf import write_text
+from packed_source import write_text
 from store_models import write_gguf
 from version1_code import unpack_version1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from packed_gguf import write_text
+from packed_source import write_text
 from store_models import write_gguf
 
 from picoedge.store.pack.packer import pack_source

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packed_gguf import write_text
+from packed_source import write_text
 from store_models import write_gguf
 
 from picoedge.cli.main import main

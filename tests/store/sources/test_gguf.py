@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_gguf import packed
+from packed_source import packed
 from store_models import (
     EXACT,
     HEAD_DIM,

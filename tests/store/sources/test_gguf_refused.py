@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packed_gguf import packed
+from packed_source import packed
 from store_models import HIDDEN, write_gguf
 
 from picoedge.errors import ModelError, PicoedgeError, UnsupportedError

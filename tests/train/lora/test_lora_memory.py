@@ -26,7 +26,7 @@ def arrays_of(value: object) -> dict[int, Array]:
         return {id(value): value}
     if isinstance(value, list):
         return {key: each for item in value for key, each in arrays_of(item).items()}
-    if type(value).__name__ in ("MicroBatch", "_Kept"):
+    if type(value).__name__ in ("MicroBatch", "Activations"):
         return arrays_of(list(vars(value).values()))
     return {}
 

@@ -1,4 +1,4 @@
-"""A GGUF file, packed beside it."""
+"""A source of weights, packed beside it."""
 
 from __future__ import annotations
 

@@ -161,9 +161,23 @@ static void sum_shards(report_t *report, pool_t *pool, const project_sum_t *op) 
     expect_same(report, total, op->sums, sizeof total, "project_sum, shard by shard");
 }
 
+static void vary_sum(report_t *report, pool_t *const *pools, const project_sum_t *op) {
+    static double sums[TOKENS * ROWS];
+    project_sum_t again = *op;
+    again.sums = sums;
+    for (int p = 0; p < POOLS; p++) {
+        for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+            memset(sums, 255, sizeof sums);
+            sum_chunks(pools[p], &again, chunks[c]);
+            expect_same(report, sums, op->sums, sizeof sums, "project_sum, other threads and chunks");
+        }
+        DISTURBED(sum_chunks(pools[p], &again, TOKENS));
+        expect_same(report, sums, op->sums, sizeof sums, "project_sum, in another mode");
+    }
+}
+
 static void test_project_sum(report_t *report, pool_t *const *pools, int format, int activation) {
     const weights_t w = draw_weights(format, ROWS, COLS, SHARDS, 7 + (uint32_t)format);
-    static double again[TOKENS * ROWS];
     const project_sum_t op = {
         .x = draw_rows(TOKENS, 2 * WIDTH, 8), .blocks = room(sizeof(xblock) * TOKENS * (WIDTH / BLOCK)),
         .scratch = room(sizeof(float) * POOLS * WIDTH), .sums = room(sizeof(double) * TOKENS * ROWS),
@@ -171,18 +185,8 @@ static void test_project_sum(report_t *report, pool_t *const *pools, int format,
     };
     sum_chunks(pools[0], &op, TOKENS);
     check_sum(report, &op);
-    add_to_hash(report, op.sums, sizeof again);
-    project_sum_t other = op;
-    other.sums = again;
-    for (int p = 0; p < POOLS; p++) {
-        for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
-            memset(again, 255, sizeof again);
-            sum_chunks(pools[p], &other, chunks[c]);
-            expect_same(report, again, op.sums, sizeof again, "project_sum, other threads and chunks");
-        }
-        DISTURBED(sum_chunks(pools[p], &other, TOKENS));
-        expect_same(report, again, op.sums, sizeof again, "project_sum, in another mode");
-    }
+    add_to_hash(report, op.sums, sizeof(double) * TOKENS * ROWS);
+    vary_sum(report, pools, &op);
     sum_shards(report, pools[2], &op);
     const void *owned[] = {w.data, op.x, op.blocks, op.scratch, op.sums};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free((void *)owned[i]);

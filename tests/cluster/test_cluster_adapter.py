@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters_material import prepared, random_adapter
-from cluster_boards import BoardOf, ClusterOf, last_json, until
+from cluster_boards import ClusterOf
 from group_links import ROWS, TRANSPORTS, opened
+from kept_slices import answered, keeping_cluster, kept_on
 from mesh_sums import EPOCH, boards
 from shelf_models import packed_tiny
 
@@ -48,15 +49,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(scope="module")
 def cluster(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOf]:
-    made = ClusterOf(tmp_path_factory.mktemp("adapted") / "cluster", 2)
-    made.shelve(pack.path)
-    for board in made.boards:
-        board.keep = "10m"
-    try:
-        made.start()
+    with keeping_cluster(tmp_path_factory.mktemp("adapted"), pack.path) as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_boards_do_not_change_a_bit(
@@ -71,28 +65,6 @@ def test_boards_do_not_change_a_bit(
         assert model.boards == 2
         np.testing.assert_array_equal(model.forward([3, 141, 59], 0), want)
     assert np.abs(want - unlike).max() > 0.01 * np.abs(unlike).max()
-
-
-def answered(hub: BoardOf, *extra: str) -> dict[str, Any]:
-    (pack,) = hub.shelf.glob("*.pico")
-    running = hub.run(
-        "generate", pack, "--raw", "-p", "the quick", "-n", "6", "--temperature", "0", "--json",
-        "--ignore-eos", "--cluster", "--boards", "2", *extra,
-    )  # fmt: skip
-    assert running.wait() == 0, running.err.text
-    return last_json(running)
-
-
-def kept_on(board: BoardOf) -> int:
-    """The process that keeps a slice on a board, once it does."""
-
-    def is_kept() -> bool:
-        seen = board.seen()[board.name]
-        return seen["does"] == "free" and [use["use"] for use in seen["uses"]] == ["kept"]
-
-    until(is_kept, f"{board.name} keeps its slice")
-    (worker,) = board.workers()
-    return worker.pid
 
 
 def test_a_kept_slice_is_for_its_adapter_alone(

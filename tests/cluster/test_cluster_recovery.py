@@ -85,6 +85,15 @@ def undisturbed(model: ClusterModel, count: int) -> list[int]:
     return text.tokens
 
 
+def begun(model: ClusterModel, count: int) -> tuple[Text, list[int]]:
+    """An answer of one token so far, and the first `count` of one that nothing disturbs."""
+    expected = undisturbed(model, count)
+    model.forward(PROMPT, 0)
+    text = Text(model)
+    text.ask()
+    return text, expected
+
+
 STEPS: list[tuple[Any, str]] = [
     (DaemonReports, "explain"),
     (BoardDirectory, "refresh"),
@@ -108,10 +117,7 @@ ERRORS: list[Callable[[], BaseException]] = [
 def test_whatever_is_raised_in_a_recovery_the_next_question_is_answered(
     cluster: ClusterOf, model: ClusterModel, first: int
 ) -> None:
-    expected = undisturbed(model, 8)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 8)
     for number, (owner, name) in enumerate(STEPS[first : first + 3], first):
         error = ERRORS[number % len(ERRORS)]()
 
@@ -134,10 +140,7 @@ def test_whatever_is_raised_in_a_recovery_the_next_question_is_answered(
 def test_an_interrupt_in_a_pass_leaves_no_group_out_of_step(
     model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = undisturbed(model, 3)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 3)
     sums = 0
 
     def interrupted(*args: object) -> Any:
@@ -160,10 +163,7 @@ def test_an_interrupt_in_a_pass_leaves_no_group_out_of_step(
 def test_the_hubs_own_daemon_is_waited_for(
     cluster: ClusterOf, model: ClusterModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    expected = undisturbed(model, 12)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 12)
     assert cluster[1].daemon is not None
     cluster[1].daemon.kill()
     starting = threading.Timer(1.0, lambda: cluster[1].start("--memory", "2G"))
@@ -197,10 +197,7 @@ def test_a_board_that_is_back_takes_part_in_the_next_answer(
     cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
-    expected = undisturbed(model, 4)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 4)
     cluster[2].signal_all(signal.SIGKILL)
     text.ask()
     assert model.boards == 1
@@ -224,10 +221,7 @@ def test_boards_that_are_lost_and_back_while_nothing_is_asked(
         model.attend(lambda: cleared.append(""))
         return model.boards if model._arrangement is not None else 0
 
-    expected = undisturbed(model, 2)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 2)
     capfd.readouterr()
     cluster[2].signal_all(signal.SIGKILL)
     until(lambda: attend() == 1, "it goes on without b2")
@@ -309,10 +303,7 @@ def test_what_a_board_holds_for_an_earlier_connection_is_taken_back(
     cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)
-    expected = undisturbed(model, 4)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
+    text, expected = begun(model, 4)
     keys, context = load_identity(cluster[1].keys).keys, zmq.Context()
     to = parse_address(cluster[2].address), load_identity(cluster[2].keys).keys.public
     try:

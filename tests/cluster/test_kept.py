@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from cluster_boards import BoardOf, ClusterOf, Running, last_json, until
+from cluster_boards import ClusterOf, until
+from kept_slices import answered, ask, keeping_cluster, kept_on, uses
 from shelf_models import packed_tiny
 
 pytestmark = pytest.mark.slow
@@ -16,46 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOf]:
     folder = tmp_path_factory.mktemp("kept")
-    made = ClusterOf(folder / "cluster", 2)
-    made.shelve(packed_tiny(folder))
-    for board in made.boards:
-        board.keep = "10m"
-    try:
-        made.start()
+    with keeping_cluster(folder, packed_tiny(folder)) as made:
         yield made
-    finally:
-        made.end()
-
-
-def ask(hub: BoardOf, *extra: str) -> Running:
-    (pack,) = hub.shelf.glob("*.pico")
-    return hub.run(
-        "generate", pack, "--raw", "-p", "the quick", "-n", "6", "--temperature", "0", "--json",
-        "--ignore-eos", "--cluster", "--boards", "2", *extra,
-    )  # fmt: skip
-
-
-def answered(hub: BoardOf, *extra: str) -> dict[str, Any]:
-    running = ask(hub, *extra)
-    assert running.wait() == 0, running.err.text
-    return last_json(running)
-
-
-def uses(board: BoardOf) -> list[str]:
-    """What the memory of a board is used for."""
-    return [use["use"] for use in board.seen()[board.name]["uses"]]
-
-
-def kept_on(board: BoardOf) -> int:
-    """The process that keeps a slice on a board, once it does."""
-
-    def is_kept() -> bool:
-        seen = board.seen()[board.name]
-        return seen["does"] == "free" and [use["use"] for use in seen["uses"]] == ["kept"]
-
-    until(is_kept, f"{board.name} keeps its slice")
-    (worker,) = board.workers()
-    return worker.pid
 
 
 def test_the_next_session_goes_on_with_the_slices_of_the_last(cluster: ClusterOf) -> None:

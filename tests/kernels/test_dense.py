@@ -7,7 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_levels import Backends
-from kernels_material import Input, assert_close, chunks_of, draw_shards, pack, random_f32, summed
+from kernels_material import (
+    Input,
+    assert_close,
+    draw_shards,
+    pack,
+    projected_alike,
+    random_f32,
+    summed,
+    summed_alike,
+)
 
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
@@ -49,12 +58,7 @@ def test_rows_of_a_product(
     if columns % 2 == 0:
         weights.append(pack("q8", draw_shards("q8", 5, 16 * columns, 1, seed)))
     biases = [random_f32(seed, rows * count), *[None] * (len(weights) - 1)]
-    want = source.project(backends.portable, weights, biases)
-    for kernels in backends.native:
-        for chunks in ([], list(chunks_of(n, cuts))):
-            got = source.project(kernels, weights, biases, chunks)
-            np.testing.assert_array_equal(got[0], want[0], kernels.name)
-            np.testing.assert_array_equal(got[1], want[1], kernels.name)
+    want = projected_alike(backends, source, weights, biases, cuts)
     numpy = source.project(backends.numpy, weights, biases)
     assert_close(want[0][:, : rows * count], numpy[0][:, : rows * count], 1e-5)
     cut = 1 + seed % rows
@@ -72,18 +76,9 @@ def test_sums_over_shards(
     cols, halves = 16 * columns, 2 if activation else 1
     matrices, x = random_f32(rows, count, rows, cols), random_f32(n, n, halves * cols * count)
     weights = dense(matrices)
-    want = summed(backends.portable, x, activation, weights)
-    for kernels in backends.native:
-        for chunks in ([], list(chunks_of(n, cuts))):
-            got = summed(kernels, x, activation, weights, chunks)
-            np.testing.assert_array_equal(got, want, kernels.name)
+    shards = [dense(matrices[i : i + 1]) for i in range(count)]
+    want = summed_alike(backends, x, activation, shards, weights, cuts)
     assert_close(want, summed(backends.numpy, x, activation, weights), 1e-5)
-    shards = x.reshape(n, halves, count, cols)
-    boards = np.zeros_like(want)
-    for i in range(count):
-        part = np.ascontiguousarray(shards[:, :, i]).reshape(n, -1)
-        boards += summed(backends.native[-1], part, activation, dense(matrices[i : i + 1]))
-    np.testing.assert_array_equal(boards, want)
 
 
 def test_many_tokens_and_rows(backends: Backends) -> None:

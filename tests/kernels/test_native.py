@@ -23,9 +23,11 @@ from kernels_material import (
     chunks_of,
     draw_shards,
     pack,
+    projected_alike,
     random_f32,
     rows_of,
     summed,
+    summed_alike,
 )
 
 from picoedge.kernels.api import (
@@ -77,12 +79,7 @@ def test_project(backends: Backends, shape: dict[str, Any], cuts: list[int]) -> 
     weights = [pack(name, shards), other]
     biases = [random_f32(seed, weights[0].total_rows), None]
     source = Input.draw(n, cols, seed)
-    want = source.project(backends.portable, weights, biases)
-    for kernels in backends.native:
-        for chunks in ([], list(chunks_of(n, cuts))):
-            got = source.project(kernels, weights, biases, chunks)
-            np.testing.assert_array_equal(got[0], want[0], kernels.name)
-            np.testing.assert_array_equal(got[1], want[1], kernels.name)
+    want = projected_alike(backends, source, weights, biases, cuts)
     numpy = source.project(backends.numpy, weights, biases)
     assert_close(want[1], numpy[1], 1e-6)
     assert_close(want[0], numpy[0], 5e-3)  # an int8 step of an activation may differ
@@ -157,18 +154,9 @@ def test_project_sum(
     shards = draw_shards(name, shape["rows"], cols, count, shape["seed"])
     weights, halves = pack(name, shards), 2 if activation else 1
     x = random_f32(shape["seed"], n, halves * cols * count)
-    want = summed(backends.portable, x, activation, weights)
-    for kernels in backends.native:
-        for chunks in ([], list(chunks_of(n, cuts))):
-            got = summed(kernels, x, activation, weights, chunks)
-            np.testing.assert_array_equal(got, want, kernels.name)
+    alone = [pack(name, [quants]) for quants in shards]
+    want = summed_alike(backends, x, activation, alone, weights, cuts)
     assert_close(want, summed(backends.numpy, x, activation, weights), 5e-3)
-    columns = x.reshape(n, halves, count, cols)
-    boards = np.zeros_like(want)
-    for i, quants in enumerate(shards):
-        part = np.ascontiguousarray(columns[:, :, i]).reshape(n, halves * cols)
-        boards += summed(backends.native[-1], part, activation, pack(name, [quants]))
-    np.testing.assert_array_equal(boards, want)
 
 
 @fuzz

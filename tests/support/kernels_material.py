@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from kernel_levels import Backends
 
 from picoedge.kernels.api import (
     Attend,
@@ -139,6 +140,49 @@ def summed(
         op(end - start)
         parts.append(sums)
     return np.concatenate(parts)
+
+
+def projected_alike(
+    backends: Backends,
+    source: Input,
+    weights: Sequence[Weights],
+    biases: Sequence[F32 | None],
+    cuts: Sequence[int],
+) -> tuple[F32, F32]:
+    """out and x of the portable build, which all levels give to the bit, also of cut tokens."""
+    want = source.project(backends.portable, weights, biases)
+    for kernels in backends.native:
+        for chunks in ([], list(chunks_of(len(source.x), cuts))):
+            got = source.project(kernels, weights, biases, chunks)
+            np.testing.assert_array_equal(got[0], want[0], kernels.name)
+            np.testing.assert_array_equal(got[1], want[1], kernels.name)
+    return want
+
+
+def summed_alike(
+    backends: Backends,
+    x: F32,
+    activation: str | None,
+    shards: Sequence[Weights],
+    weights: Weights,
+    cuts: Sequence[int],
+) -> F64:
+    """Sums of the portable build, which all levels give to the bit, also of cut tokens.
+
+    So do the `shards` of `weights`, one by one, as boards add them.
+    """
+    want = summed(backends.portable, x, activation, weights)
+    for kernels in backends.native:
+        for chunks in ([], list(chunks_of(len(x), cuts))):
+            got = summed(kernels, x, activation, weights, chunks)
+            np.testing.assert_array_equal(got, want, kernels.name)
+    columns = x.reshape(len(x), 2 if activation else 1, len(shards), -1)
+    boards = np.zeros_like(want)
+    for i, shard in enumerate(shards):
+        part = np.ascontiguousarray(columns[:, :, i]).reshape(len(x), -1)
+        boards += summed(backends.native[-1], part, activation, shard)
+    np.testing.assert_array_equal(boards, want)
+    return want
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from picoedge.cli import training
+from picoedge.cli import training_options as flags
 from picoedge.cli.options import (
     json_option,
     kernels_option,
@@ -17,28 +19,8 @@ from picoedge.cli.options import (
     model_argument,
     threads_option,
 )
-from picoedge.cli.output import print_result, showing_progress, warn
-from picoedge.cli.training import (
-    EXIT_SIGNAL,
-    draw_curves,
-    hold_memory,
-    say,
-    tell_stopped,
-    watch_run,
-)
-from picoedge.cli.training_options import (
-    chosen_settings,
-    integer,
-    learning_rate_option,
-    no_run,
-    number,
-    out_option,
-    refuse_second_run,
-    refuse_several,
-    resume_option,
-    run_length_options,
-    seed_option,
-)
+from picoedge.cli.output import showing_progress, warn
+from picoedge.cli.training import say
 from picoedge.errors import UsageError
 from picoedge.units import format_size
 
@@ -66,7 +48,7 @@ _SETTINGS = {
     help='Examples, one JSON object a line: {"messages": […]}, {"prompt", "completion"} or '
     '{"text"}. May be given several times.',
 )
-@out_option("ADAPTER", "The folder of the adapter.")
+@flags.out_option("ADAPTER", "The folder of the adapter.")
 @click.option("--rank", type=int, help="Of the adapter's matrices [default: 8].")
 @click.option("--alpha", type=float, help="Its weight is alpha / rank [default: twice the rank].")
 @click.option(
@@ -74,24 +56,24 @@ _SETTINGS = {
     metavar="NAMES",
     help="Matrices that get one: all, attention, ffn, or q,k,v,o,gate,up,down [default: all].",
 )
-@number("--epochs", 0.01, 1e6, "Times through the examples [default: 40].")
-@run_length_options(
+@flags.number("--epochs", 0.01, 1e6, "Times through the examples [default: 40].")
+@flags.run_length_options(
     "In place of --epochs: steps.",
     "In place of --epochs: as many steps as this board does in this time.",
 )
-@learning_rate_option("--rate", "Learning rate at its peak [default: 0.001].")
-@integer(
+@flags.learning_rate_option("--rate", "Learning rate at its peak [default: 0.001].")
+@flags.integer(
     "--context", 16, 1 << 16,
     "Tokens of a sequence, at most: longer examples are cut [default: 512].",
 )  # fmt: skip
-@integer("--batch-size", 2, 4096, "Sequences of a step [default: by the data, 2 to 16].")
-@number(
+@flags.integer("--batch-size", 2, 4096, "Sequences of a step [default: by the data, 2 to 16].")
+@flags.number(
     "--held-out", 0, 0.9,
     "Share of the examples that is only measured; the adapter with the lowest loss on it is "
     "written [default: none of fewer than 200 examples, else 0.05].",
 )  # fmt: skip
-@seed_option("the adapter's start and the order")
-@resume_option("ADAPTER")
+@flags.seed_option("the adapter's start and the order")
+@flags.resume_option("ADAPTER")
 @memory_option
 @threads_option
 @kernels_option
@@ -113,9 +95,9 @@ def finetune(**values: Any) -> int:
     given, typed = _given(values)
     path = folder_of(out)
     if not values["resume"]:
-        refuse_second_run(out)
+        flags.refuse_second_run(out)
     elif not (path / "config.toml").is_file():
-        raise no_run(path)
+        raise flags.no_run(path)
     pack = _open_pack(values)  # a model that is not there leaves no folder behind
     folder = RunFolder(path)
     try:
@@ -129,8 +111,8 @@ def _given(values: Mapping[str, Any]) -> tuple[LoraSettings, list[str]]:
     from picoedge.train.lora.settings import LoraSettings, read_targets
     from picoedge.train.run.settings import check_length
 
-    refuse_several(values, "steps", "epochs", "minutes")
-    chosen = chosen_settings(values, _SETTINGS)
+    flags.refuse_several(values, "steps", "epochs", "minutes")
+    chosen = flags.chosen_settings(values, _SETTINGS)
     if values["targets"] is not None:
         chosen["targets"] = read_targets(values["targets"])
     if "rank" in chosen and "alpha" not in chosen:
@@ -168,20 +150,17 @@ def _run(
                 )
             run = resume_lora(options, given, typed, pack, folder, progress)
         else:
-            try:
+            with training.beginning(folder):
                 run = begin_lora(options, given, pack, folder, progress)
-            except BaseException:  # also Ctrl-C
-                folder.discard()
-                raise
     _tell_plan(run)
-    hold_memory(run.fit.nbytes)
-    outcome, stopped_by = watch_run(folder, run.settings.steps, run.done, None, run.train)
-    draw_curves(folder, run.options.out.name, None)
+    training.hold_memory(run.fit.nbytes)
+    outcome, stopped_by = training.watch_run(folder, run.settings.steps, run.done, None, run.train)
+    training.draw_curves(folder, run.options.out.name, None)
     if outcome.reason == STOPPED:
         data = " ".join(f"--data {path}" for path in run.settings.data)
         again = f"finetune {pack.path} {data} --out {run.options.out} --resume"
-        tell_stopped(folder, outcome, run.settings.steps, again)
-        return EXIT_SIGNAL + stopped_by
+        training.tell_stopped(folder, outcome, run.settings.steps, again)
+        return training.EXIT_SIGNAL + stopped_by
     step = run.write(outcome)
     _tell_result(run, outcome, step, values["as_json"])
     return 0
@@ -201,8 +180,7 @@ def _tell_plan(run: LoraRun) -> None:
     from picoedge.train.run.progress import format_time
 
     settings, fit, source = run.settings, run.fit, run.source
-    for fault in run.faults:
-        warn(f"{fault}: an older checkpoint is taken")
+    training.tell_faults(run)
     for line in run.examples.notes:
         warn(line)
     facts = source.describe()
@@ -227,23 +205,13 @@ def _tell_plan(run: LoraRun) -> None:
         f"thread{'s' if fit.threads > 1 else ''}, {format_size(fit.nbytes)} of memory{again}; "
         "Ctrl-C saves and ends"
     )
-    if run.arithmetic.name == "numpy" and run.arithmetic.kind is None:
-        from picoedge.kernels.loader import describe_kernels
-
-        warn(f"training with {describe_kernels()}: many times slower, and its bits depend on the "
-             "board")  # fmt: skip
+    training.tell_slow_kernels(run, "many times")
 
 
 def _tell_result(run: LoraRun, outcome: Outcome, step: int, as_json: bool) -> None:
     out, record = run.options.out, outcome.record
-    nbytes = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     held_out = record.best if step == record.best_step else record.held_out
-    loss = "" if held_out is None else f", held-out loss {held_out:.3f}"
-    facts = {
-        "path": str(out), "bytes": nbytes, "parameters": run.layout.parameters,
-        "steps": outcome.step, "ended": outcome.reason, "written_step": step,
-        "held_out_loss": held_out, "run": str(run.folder.path),
-    }  # fmt: skip
-    print_result(as_json, facts, f"{out}: {format_size(nbytes)}, of step {step}{loss}")
+    written = training.Written("written_step", step, f"of step {step}", held_out)
+    training.print_run(run, outcome, written, as_json=as_json)
     say(f"talk with it: picoedge chat {run.pack.path} --adapter {out}; {run.folder.path} is "
          "needed no more")  # fmt: skip

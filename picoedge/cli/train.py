@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from picoedge.cli import training
+from picoedge.cli import training_options as flags
 from picoedge.cli.options import (
     json_option,
     kernels_option,
@@ -18,35 +20,13 @@ from picoedge.cli.options import (
     threads_option,
     together,
 )
-from picoedge.cli.output import print_result, showing_progress, warn
-from picoedge.cli.training import (
-    EXIT_SIGNAL,
-    draw_curves,
-    hold_memory,
-    say,
-    tell_stopped,
-    watch_run,
-)
-from picoedge.cli.training_options import (
-    MOST_STEPS,
-    chosen_settings,
-    integer,
-    learning_rate_option,
-    no_run,
-    number,
-    out_option,
-    refuse_second_run,
-    refuse_several,
-    resume_option,
-    run_length_options,
-    seed_option,
-)
+from picoedge.cli.output import showing_progress, warn
+from picoedge.cli.training import say
 from picoedge.errors import StorageError, UsageError
 from picoedge.files import free_bytes
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
-    from picoedge.progress import Progress
     from picoedge.train.run.folder import RunFolder
     from picoedge.train.run.loop import Outcome
     from picoedge.train.run.text_run import Packed, TextOptions, TextRun
@@ -64,23 +44,24 @@ _SETTINGS = {
 
 
 _step_options = together(
-    integer("--batch-size", 1, 4096, "Sequences of a step [default: 16 to 64, by preset]."),
-    integer("--micro-batch", 1, 4096,
+    flags.integer("--batch-size", 1, 4096, "Sequences of a step [default: 16 to 64, by preset]."),
+    flags.integer("--micro-batch", 1, 4096,
         "Sequences that a thread works on at once [default: 2 or 4; fewer if memory is short]."),
-    integer("--length", 16, 1 << 16,
+    flags.integer("--length", 16, 1 << 16,
         "Tokens of a sequence, and of the model's context [default: 256 or 512, by preset]."),
-    learning_rate_option("--learning-rate", "At its peak [default: 0.003 to 0.0006, by preset]."),
-    integer("--warmup", 0, MOST_STEPS,
+    flags.learning_rate_option("--learning-rate",
+        "At its peak [default: 0.003 to 0.0006, by preset]."),
+    flags.integer("--warmup", 0, flags.MOST_STEPS,
         "Steps until the peak [default: a twentieth, at most 200]."),
-    number("--weight-decay", 0, 10, "Of matrices [default: 0.1]."),
-    number("--clip", 0, 1e6, "The largest norm of a gradient; 0: any [default: 1]."),
-    integer("--evaluate-every", 1, MOST_STEPS,
+    flags.number("--weight-decay", 0, 10, "Of matrices [default: 0.1]."),
+    flags.number("--clip", 0, 1e6, "The largest norm of a gradient; 0: any [default: 1]."),
+    flags.integer("--evaluate-every", 1, flags.MOST_STEPS,
         "Steps from one held-out loss to the next [default: a twentieth of all]."),
-    integer("--patience", 0, 1_000_000,
+    flags.integer("--patience", 0, 1_000_000,
         "End after so many evaluations without a lower held-out loss; 0: never [default: 5]."),
-    number("--held-out", 0, 0.5,
+    flags.number("--held-out", 0, 0.5,
         "The share of the text to measure with, and not to train on [default: 0.05]."),
-    integer("--save-every", 1, MOST_STEPS,
+    flags.integer("--save-every", 1, flags.MOST_STEPS,
         "Steps from one checkpoint to the next [default: about 5 minutes]."),
 )  # fmt: skip
 
@@ -93,13 +74,13 @@ _step_options = together(
     metavar="FILE",
     help="Text to learn from: .txt, .md, .jsonl files, or folders of them; several may follow.",
 )
-@out_option("NAME.pico", "The pack that is made.")
+@flags.out_option("NAME.pico", "The pack that is made.")
 @click.option("--preset", type=click.Choice(_PRESETS), help="Size in parameters [default: 5m].")
-@run_length_options(
+@flags.run_length_options(
     "Steps [default: 20 tokens a parameter, at most 40 passes over the text or an hour].",
     "In place of --steps: as many as this board does in this time.",
 )
-@resume_option("NAME.pico")
+@flags.resume_option("NAME.pico")
 @click.option(
     "--config",
     metavar="FILE",
@@ -107,7 +88,7 @@ _step_options = together(
 )
 @memory_option
 @threads_option
-@seed_option("the first weights and the order of the text")
+@flags.seed_option("the first weights and the order of the text")
 @click.option(
     "--fast",
     is_flag=True,
@@ -142,9 +123,9 @@ def train(more: tuple[str, ...], **values: Any) -> int:
     path = folder_of(out)
     if not values["resume"]:
         _check_new(given, values)
-        refuse_second_run(out)
+        flags.refuse_second_run(out)
     elif not path.is_dir():
-        raise no_run(path)
+        raise flags.no_run(path)
     folder = RunFolder(path)
     try:
         return _run(folder, _options(out, values), given, typed, values)
@@ -166,7 +147,7 @@ def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
     if config is not None and values["resume"]:
         raise UsageError("--config and --resume are both given", "--resume has its run's settings")
     settings = TrainSettings() if config is None else read_settings(Path(config))
-    chosen = chosen_settings(values, _SETTINGS)
+    chosen = flags.chosen_settings(values, _SETTINGS)
     if values["fast"]:
         chosen["fast"] = True
     if values["text"]:
@@ -179,7 +160,7 @@ def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
 def _check_new(given: TrainSettings, values: Mapping[str, Any]) -> None:
     if not given.text:
         raise UsageError("there is no text to learn from", "name it with --text FILE")
-    refuse_several(values, "steps", "minutes")
+    flags.refuse_several(values, "steps", "minutes")
 
 
 def _options(out: Path, values: Mapping[str, Any]) -> TextOptions:
@@ -196,7 +177,7 @@ def _run(
     folder: RunFolder, options: TextOptions, given: TrainSettings, typed: Sequence[str],
     values: Mapping[str, Any],
 ) -> int:  # fmt: skip
-    from picoedge.train.run.text_run import resume_run
+    from picoedge.train.run.text_run import begin_run, resume_run
 
     with showing_progress() as progress:
         if values["resume"]:
@@ -208,7 +189,8 @@ def _run(
         else:
             if values["minutes"] is not None:
                 given = replace(given, steps=0)
-            run = _begun(options, given, folder, progress)
+            with training.beginning(folder):
+                run = begin_run(options, given, folder, progress)
     try:
         return _train(run, values)
     finally:
@@ -222,29 +204,19 @@ def _train(run: TextRun, values: Mapping[str, Any]) -> int:
         say(f"this run is finished, after step {run.done:,}")
     else:
         _tell_plan(run)
-        hold_memory(run.fit.nbytes)
-    outcome, number = watch_run(run.folder, run.settings.steps, run.done, run.sampler, run.train)
-    if number == signal.SIGHUP:  # the terminal is gone
-        return EXIT_SIGNAL + number
-    draw_curves(run.folder, run.options.out.name, values["plot"])
+        training.hold_memory(run.fit.nbytes)
+    outcome, stopped_by = training.watch_run(
+        run.folder, run.settings.steps, run.done, run.sampler, run.train
+    )
+    if stopped_by == signal.SIGHUP:  # the terminal is gone
+        return training.EXIT_SIGNAL + stopped_by
+    training.draw_curves(run.folder, run.options.out.name, values["plot"])
     if outcome.reason == STOPPED:
-        tell_stopped(
+        training.tell_stopped(
             run.folder, outcome, run.settings.steps, f"train --resume --out {run.options.out}"
         )
-        return EXIT_SIGNAL + number
+        return training.EXIT_SIGNAL + stopped_by
     return _finish(run, outcome, values["as_json"])
-
-
-def _begun(
-    options: TextOptions, given: TrainSettings, folder: RunFolder, progress: Progress | None
-) -> TextRun:
-    from picoedge.train.run.text_run import begin_run
-
-    try:
-        return begin_run(options, given, folder, progress)
-    except BaseException:  # also Ctrl-C
-        folder.discard()
-        raise
 
 
 def _tell_plan(run: TextRun) -> None:
@@ -252,8 +224,7 @@ def _tell_plan(run: TextRun) -> None:
 
     settings, config, fit = run.settings, run.config, run.fit
     source = run.source
-    for fault in run.faults:
-        warn(f"{fault}: an older checkpoint is taken")
+    training.tell_faults(run)
     say(
         f"{run.layout.parameters / 1e6:.3g} M parameters ({config.num_hidden_layers} layers of "
         f"{config.hidden_size}, {config.vocab_size} tokens of vocabulary), "
@@ -281,11 +252,7 @@ def _tell_plan(run: TextRun) -> None:
     if free < need:
         warn(f"checkpoints and the pack take {format_size(need)} of the disk, {format_size(free)} "
              "are free: some checkpoints may not be kept")  # fmt: skip
-    if run.arithmetic.name == "numpy" and run.arithmetic.kind is None:
-        from picoedge.kernels.loader import describe_kernels
-
-        warn(f"training with {describe_kernels()}: several times slower, and its bits depend "
-             "on the board")  # fmt: skip
+    training.tell_slow_kernels(run, "several times")
 
 
 def _finish(run: TextRun, outcome: Outcome, as_json: bool) -> int:
@@ -306,13 +273,7 @@ def _finish(run: TextRun, outcome: Outcome, as_json: bool) -> int:
 
 def _tell_result(run: TextRun, outcome: Outcome, packed: Packed, as_json: bool) -> None:
     out, folder = run.options.out, run.folder.path
-    nbytes = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
-    loss = "" if packed.held_out is None else f", held-out loss {packed.held_out:.3f}"
-    facts = {
-        "path": str(out), "bytes": nbytes, "parameters": run.layout.parameters,
-        "steps": outcome.step, "ended": outcome.reason, "packed_step": packed.step,
-        "held_out_loss": packed.held_out, "run": str(folder),
-    }  # fmt: skip
-    print_result(as_json, facts, f"{out}: {format_size(nbytes)}, {packed.note}{loss}")
+    written = training.Written("packed_step", packed.step, packed.note, packed.held_out)
+    training.print_run(run, outcome, written, as_json=as_json)
     say(f"talk with it: picoedge chat {out}; make it smaller: picoedge pack {out} --bits 4; "
          f"{folder} is needed no more")  # fmt: skip

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from picoedge.cli.output import warn
+from picoedge.cli.output import print_result, warn
 from picoedge.cli.signals import StopRequest
+from picoedge.units import format_size
 
 if TYPE_CHECKING:
+    from picoedge.train.run.assembly import Run
     from picoedge.train.run.folder import RunFolder
     from picoedge.train.run.loop import Outcome, RunWatcher
     from picoedge.train.step.trainer import Trainer
@@ -27,6 +31,31 @@ EXIT_SIGNAL = 128  # and the signal's number
 def say(line: str) -> None:
     """A line on stderr about the run."""
     warn(line, "picoedge")
+
+
+@contextmanager
+def beginning(folder: RunFolder) -> Iterator[None]:
+    """Remove the folder of a run that does not begin, also by Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        folder.discard()
+        raise
+
+
+def tell_faults(run: Run) -> None:
+    """Tell which checkpoints are passed over."""
+    for fault in run.faults:
+        warn(f"{fault}: an older checkpoint is taken")
+
+
+def tell_slow_kernels(run: Run, much: str) -> None:
+    """Tell that NumPy trains, `much` slower, where it was not asked for."""
+    if run.arithmetic.name != "numpy" or run.arithmetic.kind is not None:
+        return
+    from picoedge.kernels.loader import describe_kernels
+
+    warn(f"training with {describe_kernels()}: {much} slower, and its bits depend on the board")
 
 
 def hold_memory(nbytes: int) -> None:
@@ -98,3 +127,26 @@ def tell_stopped(folder: RunFolder, outcome: Outcome, steps: int, again: str) ->
     else:
         state = f"stopped after {where}; nothing could be saved"
     say(f"{state}. Go on with: picoedge {again}")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The result of a run: the weights of a step, named `key` in JSON, and a note on them."""
+
+    key: str
+    step: int
+    note: str
+    held_out: float | None  # the loss of that step, if it was measured
+
+
+def print_run(run: Run, outcome: Outcome, written: Written, *, as_json: bool) -> None:
+    """Print the facts of a result that lies at the run's --out."""
+    out = run.options.out
+    nbytes = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    loss = "" if written.held_out is None else f", held-out loss {written.held_out:.3f}"
+    facts = {
+        "path": str(out), "bytes": nbytes, "parameters": run.layout.parameters,
+        "steps": outcome.step, "ended": outcome.reason, written.key: written.step,
+        "held_out_loss": written.held_out, "run": str(run.folder.path),
+    }  # fmt: skip
+    print_result(as_json, facts, f"{out}: {format_size(nbytes)}, {written.note}{loss}")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from picoedge.errors import ModelError
+from picoedge.errors import ModelError, PicoedgeError
 from picoedge.fields import Fields
 from picoedge.host.resources import give_back
 from picoedge.kernels.arrays import I32
@@ -29,7 +29,7 @@ from picoedge.train.data.source import TokenSource
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunWatcher, restored, run_loop
 from picoedge.train.run.memory import MemoryFit
-from picoedge.train.run.settings import RunSettings
+from picoedge.train.run.settings import RunOptions, RunSettings
 from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.blas import hold_blas_to_one_thread
@@ -89,6 +89,7 @@ class Run(ABC):
 
     forward_share: ClassVar[float]  # the forward pass's part of a step's work
 
+    options: RunOptions
     folder: RunFolder
     settings: RunSettings
     source: TokenSource
@@ -97,6 +98,7 @@ class Run(ABC):
     step_s: float  # 0: not measured
     saved: Saved | None  # the checkpoint to go on from
     state: TrainingState | None  # after training
+    faults: Sequence[PicoedgeError]  # of newer checkpoints, which are passed over
 
     @abstractmethod
     def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:

@@ -71,6 +71,11 @@ class TrainedLayout(Protocol):
         ...
 
     @property
+    def parameters(self) -> int:
+        """Values that are trained, without those between tensors."""
+        ...
+
+    @property
     def decayed(self) -> int:
         """Values, from the first on, that have weight decay."""
         ...

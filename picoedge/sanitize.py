@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-MOST_CHARACTERS = 2000  # of one line: longer than any message of ours, shorter than a flood
+_MOST_CHARACTERS = 2000  # of one line: longer than any message of ours, shorter than a flood
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 _LINE_ENDS = frozenset("\n\r\t\v\f\x85\u2028\u2029")
 _JOINERS = "\u200c\u200d"  # words of many languages, and emoji, are written with them
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+def one_line(text: str, most: int = _MOST_CHARACTERS) -> str:
     """`text` as one printable line of at most `most` characters; a longer one ends in "…"."""
     cut = text if len(text) <= most else text[: most - 1] + "…"
     if cut.isascii() and cut.isprintable():

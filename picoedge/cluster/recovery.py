@@ -5,9 +5,10 @@
     recovery.on(OwnDaemonGone(), now_s)          -> wait a moment, then look again
     recovery.on(Asked(), now_s)                  the next question begins with all its attempts
 
-No board is held against its past. A failure counts half after FADE_S. A board that is lost again
-meanwhile rests, each time for twice as long, up to LONGEST_REST_S. Failures of all boards at once,
-and those after a pause of the hub itself (a closed laptop, a stopped process), count against none.
+No board is held against its past. A failure counts half after HALF_LIFE_S. A board that is lost
+again meanwhile rests, each time for twice as long, up to LONGEST_REST_S. Failures of all boards at
+once, and those after a pause of the hub itself (a closed laptop, a stopped process), count against
+none.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-FADE_S = 120.0  # after which a failure counts half
+HALF_LIFE_S = 120.0  # after which a failure counts half
 TOLERATED = 1.5  # failures, faded, up to which a board is tried again at once: one is an accident
-REST_S, LONGEST_REST_S = 5.0, 30.0  # of a board that is left out, the first time and at most
+_REST_S, LONGEST_REST_S = 5.0, 30.0  # of a board that is left out, the first time and at most
 SHARED_S = 5.0  # failures of all boards within it have one cause: this board, or its network
 PAUSE_GRACE_S = 20.0  # after a pause of the hub: Wi-Fi needs seconds to be back
 SETTLE_S = 3.0  # for a daemon that has just started to hear of the others
 RETURN_S = 30.0  # to wait for a board, or this one's daemon: most start again within it
 SILENCE_S = 180.0  # for a daemon of this board that is there, but stands still
-LOOK_S = 0.5  # between two looks for them
+_LOOK_S = 0.5  # between two looks for them
 MOST_IN_A_ROW = 12  # failures without one finished pass: then the network itself must be at fault
 
 
@@ -117,13 +118,13 @@ class _Failures:
     rests_until_s: float = float("-inf")
 
     def faded(self, now_s: float) -> float:
-        return self.count * math.pow(0.5, max(0.0, now_s - self.counted_s) / FADE_S)
+        return self.count * math.pow(0.5, max(0.0, now_s - self.counted_s) / HALF_LIFE_S)
 
     def add(self, weight: float, now_s: float) -> None:
         self.count, self.counted_s = self.faded(now_s) + weight, now_s
         if self.count > TOLERATED:
             doublings = self.count - TOLERATED - 0.5
-            self.rests_until_s = now_s + min(REST_S * 2.0**doublings, LONGEST_REST_S)
+            self.rests_until_s = now_s + min(_REST_S * 2.0**doublings, LONGEST_REST_S)
 
 
 @dataclass
@@ -180,7 +181,7 @@ class Recovery:
         if len(others) > 1 and not others & present:
             self._forgive(others, now_s)
         if now_s < self._settles_until_s and self._absent - self.left_out(now_s):
-            return Decision(LOOK_S / 2, self._absent)
+            return Decision(_LOOK_S / 2, self._absent)
         return GO
 
     def _lost(self, key: str, weight: float, now_s: float) -> Decision:
@@ -209,7 +210,7 @@ class Recovery:
         return self._wait(self._absent, now_s, RETURN_S) if self._absent else GIVE_UP
 
     def _wait_for_own_daemon(self, now_s: float, limit_s: float) -> Decision:
-        self._settles_until_s = now_s + LOOK_S + SETTLE_S
+        self._settles_until_s = now_s + _LOOK_S + SETTLE_S
         return self._wait(frozenset((self.own,)), now_s, limit_s)
 
     def _wait(self, awaited: frozenset[str], now_s: float, limit_s: float) -> Decision:
@@ -219,4 +220,4 @@ class Recovery:
             self._waits_since_s = now_s
         if now_s - self._waits_since_s >= limit_s:
             return GIVE_UP
-        return Decision(LOOK_S, awaited, limit_s=limit_s)
+        return Decision(_LOOK_S, awaited, limit_s=limit_s)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
 # Between attempts that fail while no question is asked, the first time and at most.
-REST_S, LONGEST_REST_S = 5.0, 300.0
+_REST_S, _LONGEST_REST_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
 
 
@@ -104,7 +104,7 @@ class ClusterModel:
         self._awaited: frozenset[str] = frozenset()  # boards that the user was told are awaited
         self._looked_s = clock_s()
         self._served: set[str] = set()  # boards that ever ran a part of it, by key
-        self._rest_s, self._rests_until_s = REST_S, 0.0  # see `attend`
+        self._rest_s, self._rests_until_s = _REST_S, 0.0  # see `attend`
         self._queues = True  # for boards that are taken: a recovery does without, if it can
 
     # -- assembling ----------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class ClusterModel:
         self._tokens += tokens
         self._valid = min(self._valid, position)
         if len(tokens) > 1:
-            self._rest_s, self._rests_until_s = REST_S, 0.0
+            self._rest_s, self._rests_until_s = _REST_S, 0.0
             self._before_answer()
         while True:
             self.assemble()
@@ -326,7 +326,7 @@ class ClusterModel:
                 self._be_ready()
             except PicoedgeError as error:
                 self._rests_until_s = clock_s() + self._rest_s
-                self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
+                self._rest_s = min(2 * self._rest_s, _LONGEST_REST_S)
                 with suppress(PicoedgeError):  # the next question meets it again
                     self._failed(without_frames(error))
 

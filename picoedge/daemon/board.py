@@ -322,7 +322,7 @@ class BoardService:
             answer(True)
 
     def on_request(self, body: Mapping[str, Any], fd: int | None, answer: Answer) -> None:
-        """See `hub_slice.Handler`: a program of this board asks."""
+        """See `hub_slice.LocalHandler`: a program of this board asks."""
         if body.get("do") == "free" and self._memory.kept_bytes:
             self._freed.append(answer)
             return self._end_kept()

@@ -53,7 +53,7 @@ class Answer(Protocol):
         """With a file, and for `hold` the bytes to leave to others; None: not known yet."""
 
 
-Handler = Callable[[Mapping[str, Any], int | None, Answer], None]
+LocalHandler = Callable[[Mapping[str, Any], int | None, Answer], None]
 """called with a request, and a file that it then owns; answers now or later"""
 
 
@@ -138,7 +138,7 @@ class HubSlice:
 class MemorySocket:
     """Takes the requests of `jobs.kept_memory` on `loop`, from programs of this user."""
 
-    def __init__(self, folder: Path, loop: Loop, handler: Handler) -> None:
+    def __init__(self, folder: Path, loop: Loop, handler: LocalHandler) -> None:
         """The caller is the folder's only daemon. Raises OSError."""
         self._path, self._loop, self._handler = folder / SOCKET, loop, handler
         self._open: set[socket.socket] = set()

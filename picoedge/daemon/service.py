@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.messages import Body
 
 GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 128 << 10
-PROBE = "picoedge.daemon.board_probe"
+_PROBE = "picoedge.daemon.board_probe"
 
 
 class Daemon:
@@ -99,7 +99,7 @@ class Daemon:
     def _start_probe(self) -> subprocess.Popen[bytes]:
         threads = [] if self._options.threads is None else [str(self._options.threads)]
         probe = subprocess.Popen(
-            [sys.executable, "-m", PROBE, str(self._options.shelf), *threads],
+            [sys.executable, "-m", _PROBE, str(self._options.shelf), *threads],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # A pair of boards that could not reach each other is not tried again for so long.
 UNLINKED_S = 600.0
 QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
-LOOK_S = 0.5  # as a look for boards comes before an answer
+_LOOK_S = 0.5  # as a look for boards comes before an answer
 OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 MEASURING_S = 180.0  # a board that has just started measures itself first
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
@@ -144,7 +144,7 @@ class BoardDirectory:
             and not self._is_taken(board)
             and self._looks.is_due(board["key"], now_s)
         ]
-        reached = {board["key"] for board in due if self._try(board, LOOK_S)}
+        reached = {board["key"] for board in due if self._try(board, _LOOK_S)}
         lost = {board["key"] for board in due} - reached
         for key in lost & self.handles.keys():
             self.handles.pop(key).client.close()

@@ -16,7 +16,7 @@ from picoedge.fields import Fields
 from picoedge.jobs.spec import VERSION_1
 from picoedge.jobs.status import PRESENT, STATE_S, ask_pages
 from picoedge.mesh.addresses import SILENT, Address, parse_address, probe
-from picoedge.mesh.node.finder import MAX_ADDRESSES
+from picoedge.mesh.node.finder import MAX_ADDRESS, MAX_ADDRESSES
 from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.sanitize import one_line
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.transport.curve import Context
 
-ANSWER_S = 12.0  # of a daemon that asks another one first, and then tries its ports for seconds
+_ANSWER_S = 12.0  # of a daemon that asks another one first, and then tries its ports for seconds
 MOST_THREADS = 8
-MAX_ADDRESS, MAX_WHY = 80, 200  # characters
+MAX_WHY = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _checks_of(
 def _checked(client: Client, one: CheckedBoard, other: CheckedBoard, *, is_own: bool) -> Check:
     name = f"{one.name} to {other.name}"
     try:
-        answer = Fields(client.ask("reach-board", {"board": other.key}, ANSWER_S))
+        answer = Fields(client.ask("reach-board", {"board": other.key}, _ANSWER_S))
         daemons = [_tried(each) for each in answer.objects("daemon", MAX_ADDRESSES)]
         worker = _tried(answer.object("worker")) if "worker" in answer.values else None
     except PicoedgeError as error:

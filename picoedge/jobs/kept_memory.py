@@ -25,7 +25,7 @@ from typing import Any
 
 SOCKET = "memory.sock"
 MESSAGE_BYTES = 8 << 10
-ANSWER_S = 5.0  # for a daemon that is busy
+_ANSWER_S = 5.0  # for a daemon that is busy
 PLANNING_S = 10.0  # of a session that has just been given the board
 _LOOK_S = 0.2
 STARTING_BYTES = 64 << 20  # of a program before its plan: Python, tokenizer, a small window
@@ -109,7 +109,7 @@ def _hold(connection: socket.socket, request: Mapping[str, Any]) -> int | None:
 @contextmanager
 def _connected(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(_ANSWER_S)
         with short_path(folder) as path:
             connection.connect(path)
         yield connection

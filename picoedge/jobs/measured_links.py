@@ -29,7 +29,7 @@ from picoedge.planner.topology import (
 
 LINKS_FILE, MOST_LINKS = "links.json", 128  # of the cluster folder; the links measured last
 PINGS = 8  # of each size-0 latency measurement: enough for a lower quartile
-OWN = "own"  # the daemon of this board
+_OWN = "own"  # the daemon of this board
 
 
 class MeasuredLinks:
@@ -49,7 +49,7 @@ class MeasuredLinks:
             for link in list(fields.values)[:MOST_LINKS]:
                 self._links.setdefault(link, trips_from_json(fields, link))
         least_s = min(_pings_s(own, 0, PINGS, timeout_s))
-        self._own_s, _ = self._add(OWN, RoundTrips(time.time(), least_s, least_s))
+        self._own_s, _ = self._add(_OWN, RoundTrips(time.time(), least_s, least_s))
 
     def measure(self, client: Client, timeout_s: float) -> LinkFacts:
         """Measure the link to a board. Raises MeshError if a ping is not answered in time."""

@@ -20,7 +20,7 @@ from picoedge.fields import Fields, parse_json
 from picoedge.files import make_folder, replace_file, storage_errors, take_lock, xdg_folder
 from picoedge.mesh.addresses import Address, parse_address
 
-MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 LOCK = "lock"
 LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; a suspended holder must not suspend all
 DAEMON_FILE, DAEMON_LOCK = "daemon.json", "daemon.lock"
@@ -43,10 +43,10 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     with _as_storage_error(path):
         try:
             with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                data = file.read(_MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
-    if len(data) > MAX_BYTES:
+    if len(data) > _MAX_BYTES:
         raise AccessError(f"{path}: damaged: too large", remedy)
     try:
         value = parse_json(data)

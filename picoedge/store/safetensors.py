@@ -26,7 +26,7 @@ LFS_POINTER = (
     "a Git LFS pointer, not the file itself",
     "run git lfs pull in its folder, or download the file",
 )  # first bytes, what it is, the remedy
-DAMAGED = "the file is truncated or damaged: get it again"
+_DAMAGED = "the file is truncated or damaged: get it again"
 _MAX_HEADER = 1 << 25
 _MAX_DIMS = 8
 _ALIGNED = 8  # bytes: the format's own rule for the end of a header
@@ -53,8 +53,8 @@ def read_header(path: Path, max_bytes: int = _MAX_HEADER) -> list[TensorEntry]:
         magic, what, remedy = LFS_POINTER
         if size >= len(magic) and read_at(path, 0, len(magic)) == magic:
             raise ModelError(f"{path} is {what}", remedy)
-        raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", DAMAGED)
-    fields = parse_object(read_at(path, 8, length), path, DAMAGED)
+        raise ModelError(f"{path}: its header claims {length} bytes, the file has {size}", _DAMAGED)
+    fields = parse_object(read_at(path, 8, length), path, _DAMAGED)
     names = [name for name in fields.values if name != "__metadata__"]
     return [_entry(path, fields, name, 8 + length, size) for name in names]
 
@@ -70,7 +70,7 @@ def _entry(path: Path, fields: Fields, name: str, data_start: int, size: int) ->
         raise ModelError(
             f"{path}: tensor {name} would end at byte {data_start + offsets[1]}, "
             f"the file at {size}",
-            DAMAGED,
+            _DAMAGED,
         )
     start, end = (data_start + offset for offset in offsets)
     return TensorEntry(path, name, entry.get("dtype", str), tuple(shape), start, end - start)
@@ -87,7 +87,7 @@ def require_floats(entry: TensorEntry) -> None:
     if math.prod(entry.shape) * ENCODINGS[entry.dtype].nbytes != entry.nbytes:
         raise ModelError(
             f"{entry.path}: tensor {entry.name[:200]} has {entry.nbytes} bytes for {entry.shape}",
-            DAMAGED,
+            _DAMAGED,
         )
 
 
@@ -101,7 +101,7 @@ def read_matrix(entry: TensorEntry) -> F32:
     if len(entry.shape) != 2 or not entry.nbytes:
         raise ModelError(
             f"{entry.path}: tensor {entry.name[:200]} has shape {entry.shape}, a matrix is needed",
-            DAMAGED,
+            _DAMAGED,
         )
     raw = np.frombuffer(read_at(entry.path, entry.offset, entry.nbytes), np.uint8)
     values = ENCODINGS[entry.dtype].floats(raw.reshape(entry.shape[0], -1))

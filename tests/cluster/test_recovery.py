@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.cluster.recovery import (
-    FADE_S,
     GIVE_UP,
     GO,
+    HALF_LIFE_S,
     LONGEST_REST_S,
     MOST_IN_A_ROW,
     RETURN_S,
@@ -81,7 +81,7 @@ def test_whatever_happened_the_next_question_starts_anew(life: list[tuple[Event,
 @given(LIVES)
 def test_a_board_that_was_well_for_long_is_as_good_as_new(life: list[tuple[Event, float]]) -> None:
     recovery, now_s = lived(life)
-    recovery.on(Asked(), now_s := now_s + 20 * FADE_S)
+    recovery.on(Asked(), now_s := now_s + 20 * HALF_LIFE_S)
     recovery.on(Assembled(ALL), now_s)
     recovery.on(BoardLost(B2), now_s)
     assert recovery.left_out(now_s) == frozenset()
@@ -123,7 +123,7 @@ def test_rests_grow_and_losses_fade() -> None:
 
     assert 0.0 < rest_after(2, 5.0) < rest_after(3, 5.0) < rest_after(5, 5.0)
     assert rest_after(12, 1.0) <= LONGEST_REST_S + 0.1
-    assert rest_after(20, 5 * FADE_S) == 0.0
+    assert rest_after(20, 5 * HALF_LIFE_S) == 0.0
 
 
 def test_who_refuses_rests_at_once() -> None:
@@ -222,7 +222,7 @@ def test_nothing_is_absent_that_would_help() -> None:
 def test_losses_without_a_pass_between_them_end_the_question() -> None:
     recovery = running()
     for i in range(MOST_IN_A_ROW):
-        assert recovery.on(BoardLost(B2), i * FADE_S) == GO
-    assert recovery.on(BoardLost(B2), MOST_IN_A_ROW * FADE_S) == GIVE_UP
-    recovery.on(Asked(), MOST_IN_A_ROW * FADE_S)
-    assert recovery.on(BoardLost(B2), MOST_IN_A_ROW * FADE_S) == GO
+        assert recovery.on(BoardLost(B2), i * HALF_LIFE_S) == GO
+    assert recovery.on(BoardLost(B2), MOST_IN_A_ROW * HALF_LIFE_S) == GIVE_UP
+    recovery.on(Asked(), MOST_IN_A_ROW * HALF_LIFE_S)
+    assert recovery.on(BoardLost(B2), MOST_IN_A_ROW * HALF_LIFE_S) == GO

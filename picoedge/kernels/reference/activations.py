@@ -28,7 +28,7 @@ _TOP = np.float32(127)
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class QuantFactors:
     """Factors for one width of quants, k shifts of h halves (6 bits: 2) of a block.
 
     `words` u16 (8 bits: u32) [h, k, B*128] for the quants plane, `highs` u16 [k, B*32*h] for
@@ -53,9 +53,9 @@ class Operand:
         self.beside_rows = np.empty((3, blocks, TILE_ROWS), np.float32)
         self._whole = np.empty((blocks, BLOCK_COLS), np.float32)  # -127 .. 127
         self._combined = np.empty(4 * cols, np.float32)
-        self._factors: dict[int, tuple[Factors, Program]] = {}
+        self._factors: dict[int, tuple[QuantFactors, Program]] = {}
 
-    def factors(self, bits: int) -> Factors:
+    def factors(self, bits: int) -> QuantFactors:
         """The buffers that `prepare` fills with factors for quants of 4, 5, 6 or 8 bits."""
         return self._made(bits)[0]
 
@@ -78,15 +78,15 @@ class Operand:
         for bits in sorted(widths):
             program.steps += self._made(bits)[1].steps
 
-    def _made(self, bits: int) -> tuple[Factors, Program]:
+    def _made(self, bits: int) -> tuple[QuantFactors, Program]:
         if bits not in self._factors:
             program = Program()
             self._factors[bits] = self._make(bits, program), program
         return self._factors[bits]
 
-    def _make(self, bits: int, program: Program) -> Factors:
+    def _make(self, bits: int, program: Program) -> QuantFactors:
         halves, (words, *others) = 2 if bits == 6 else 1, _matrices(bits)
-        factors = Factors(self._repeat(program, words, bits).reshape(halves, 4 // halves, -1))
+        factors = QuantFactors(self._repeat(program, words, bits).reshape(halves, 4 // halves, -1))
         if not others:
             return factors
         highs, offsets = (self._repeat(program, matrix, bits) for matrix in others)

@@ -28,7 +28,7 @@ _BY_NIBBLE = np.array([4, 8, 12], np.uint16).reshape(3, 1, 1)
 _BY_BYTE = np.array([8, 16, 24], np.uint32).reshape(3, 1, 1)
 
 
-Layout = tuple[int, ...]
+TileLayout = tuple[int, ...]
 """of a group of tiles: (shards, tiles) where shards are stacked by rows, else (tiles, shards)"""
 
 
@@ -86,7 +86,7 @@ class BatchScratch:
     or the scales of both halves: 2).
     """
 
-    def __init__(self, key: tuple[BatchShape, tuple[Layout, ...]], scratch: Scratch) -> None:
+    def __init__(self, key: tuple[BatchShape, tuple[TileLayout, ...]], scratch: Scratch) -> None:
         shape, layouts = key
         fmt, g = FORMATS[shape.format], shape.stacked
         sizes = [math.prod(layout) // g for layout in layouts]
@@ -160,7 +160,7 @@ class GroupScratch:
     """Scratch for one group of a batch: its words, and its part of the batch's sums and scales."""
 
     def __init__(
-        self, fmt: Format, layout: Layout, sums: Array, scales: F32,
+        self, fmt: Format, layout: TileLayout, sums: Array, scales: F32,
         supers: F32 | None, scratch: Scratch,
     ) -> None:  # fmt: skip
         (p, t, b, _), (h, _, lanes), word = scales.shape, sums.shape, _word(fmt)

@@ -24,7 +24,7 @@ import numpy as np
 
 from picoedge.kernels.arrays import F64
 from picoedge.mesh.group.channel import Channel, message_pieces
-from picoedge.mesh.group.codecs import BLOCK, QUIET
+from picoedge.mesh.group.codecs import Q8_BLOCK, QUIET
 from picoedge.mesh.transport.frames import Kind
 
 
@@ -34,8 +34,8 @@ def chunks(values: int, owners: Sequence[int]) -> dict[int, slice]:
     >>> chunks(100, (0, 2, 5))
     {0: slice(0, 32, None), 2: slice(32, 64, None), 5: slice(64, 100, None)}
     """
-    blocks = -(-values // BLOCK)
-    ends = [min(values, blocks * i // len(owners) * BLOCK) for i in range(len(owners) + 1)]
+    blocks = -(-values // Q8_BLOCK)
+    ends = [min(values, blocks * i // len(owners) * Q8_BLOCK) for i in range(len(owners) + 1)]
     ends[-1] = values
     return {owner: slice(ends[i], ends[i + 1]) for i, owner in enumerate(owners)}
 

@@ -17,7 +17,7 @@ QUIET = np.errstate(over="ignore", invalid="ignore")
 _F64 = np.dtype("<f8")
 SUM_VALUE_BYTES = 4  # of one value of a lossless sum: f32, as its readers convert it anyway
 F48_FROM = 8192  # values: of shorter parts f48 costs more time than encrypting all 8 bytes
-BLOCK = 32  # values that are never cut apart: they share a scale in q8
+Q8_BLOCK = 32  # values that are never cut apart: they share a scale in q8
 # Cost of a second hop's messages, in bytes that the link could carry meanwhile (measured).
 HOP_BYTES = 24 << 10
 
@@ -127,7 +127,7 @@ class Q8Codec:
 
     @QUIET
     def encode(self, values: F64, out: memoryview) -> int:
-        blocks = values.reshape(-1, BLOCK)  # [count / 32, 32]
+        blocks = values.reshape(-1, Q8_BLOCK)  # [count / 32, 32]
         scales = (np.abs(blocks).max(axis=1) / 127).astype("<f4")
         steps = scales.astype(np.float64)
         inverse = np.divide(1.0, steps, out=np.zeros(len(steps)), where=steps > 0)
@@ -139,11 +139,11 @@ class Q8Codec:
 
     @QUIET
     def decode(self, body: memoryview, out: F64) -> F64:
-        blocks = len(out) // BLOCK
+        blocks = len(out) // Q8_BLOCK
         _check(body, len(out) + 4 * blocks, len(out))
         scales = np.frombuffer(body, "<f4", blocks)
-        values = np.frombuffer(body, np.int8, offset=4 * blocks).reshape(-1, BLOCK)
-        np.multiply(values, scales[:, None], out=out.reshape(-1, BLOCK), dtype=np.float64)
+        values = np.frombuffer(body, np.int8, offset=4 * blocks).reshape(-1, Q8_BLOCK)
+        np.multiply(values, scales[:, None], out=out.reshape(-1, Q8_BLOCK), dtype=np.float64)
         return out
 
 
@@ -161,8 +161,8 @@ def codecs_for(wire: str, width: int, f48: F48 | None = None) -> Codecs:
     if wire == "f64":
         return Codecs(F48Codec(f48 or F48()), FloatCodec(Dtype.F32, "<f4", lossless=True))
     if wire == "q8":
-        if width % BLOCK:
-            raise UsageError(f"--wire q8 needs a width in {BLOCK}s, this model's is {width}")
+        if width % Q8_BLOCK:
+            raise UsageError(f"--wire q8 needs a width in {Q8_BLOCK}s, this model's is {width}")
         return Codecs(Q8Codec(), Q8Codec())
     kinds = {"f32": (Dtype.F32, "<f4"), "f16": (Dtype.F16, "<f2")}
     if wire not in kinds:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.identity.identity import KeyPair
     from picoedge.mesh.transport.curve import Context, SocketBounds
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Received = tuple[int, bytes, memoryview]  # rank, prefix, buffer
 
 # A receiver asks that long without sleeping: to be woken takes some 50 us, longer than most sums
@@ -37,7 +37,7 @@ SPIN_S = 500e-6
 SEND_STALL_S = 30.0
 # Sockets are polled that often while messages never stop coming: a lost board is then noticed in a
 # tenth of the second that heartbeats take.
-LOOK_S = 0.1
+_LOOK_S = 0.1
 LEAVE_S = 0.5  # for the others to leave, too, when a group's work is over: they know it by then
 
 
@@ -116,11 +116,11 @@ class Links(Rendezvous):
 
     def _wait(
         self,
-        attempt: Callable[[], T | None],
+        attempt: Callable[[], _T | None],
         items: Callable[[], Items],
         timeout_s: float | None,
         ranks: Collection[int],
-    ) -> T | None:
+    ) -> _T | None:
         """The first result of `attempt` that is not None; None at the time limit.
 
         For `spin_s` it tries without sleeping, and yields the core between two attempts; then
@@ -128,7 +128,7 @@ class Links(Rendezvous):
         """
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + LOOK_S
+            self._look_at = now + _LOOK_S
             self._poll((), 0)
         deadline = None if timeout_s is None else now + timeout_s
         while (result := attempt()) is None and time.monotonic() < now + self._spin_s:

@@ -47,8 +47,8 @@ HELLO, PROBE, CHOICE = range(3)  # steps, in `sequence`
 ZEROMQ_BIT = 0x80  # beside the ciphers: messages may travel over ZeroMQ
 PROBE_BYTES = 16 << 10  # the sum of one token, of 2,048 values in f64
 ROUNDS = 5  # timed; one more before them, which finds the other board asleep
-T = TypeVar("T")
-Steps = Generator[None, None, T]  # of the handshake: it yields until more has come
+_T = TypeVar("_T")
+Steps = Generator[None, None, _T]  # of the handshake: it yields until more has come
 GiveTicket = Callable[[Cipher], Ticket]
 # Does the failure of this rank concern a board that waits for these ranks?
 FailureRule = Callable[[int, Collection[int]], bool]
@@ -290,7 +290,7 @@ class PeerLink:
                 self.unreachable = str(error)
                 self._close_stream()
 
-    def _until(self, attempt: Callable[[], T | None]) -> Steps[T]:
+    def _until(self, attempt: Callable[[], _T | None]) -> Steps[_T]:
         """The first result of `attempt` that is not None. Raises TimeoutError at the deadline."""
         while (result := attempt()) is None:
             if self._deadline is not None and time.monotonic() >= self._deadline:

@@ -17,7 +17,7 @@ from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits
 from picoedge.mesh.transport.listening import ANY_PORT, listen
 from picoedge.mesh.transport.sealed_stream import TICKET_NAME_BYTES, Cipher, SealedStream, Ticket
 
-Reading = Generator[None, None, tuple[int, SealedStream]]
+_Reading = Generator[None, None, tuple[int, SealedStream]]
 
 
 class TicketListener:
@@ -40,7 +40,7 @@ class TicketListener:
         self.port: int = self._listener.getsockname()[1]
         self._most_bytes = most_bytes
         self._tickets: dict[bytes, tuple[int, bytes, Ticket]] = {}  # by name: rank, first message
-        self._pending: dict[socket.socket, Reading] = {}  # oldest first
+        self._pending: dict[socket.socket, _Reading] = {}  # oldest first
 
     def ticket(self, rank: int, first: bytes, cipher: Cipher) -> Ticket:
         """A new ticket for the board of that rank; `first` must come first on its stream."""
@@ -83,7 +83,7 @@ class TicketListener:
         if len(self._pending) > self._most_pending:
             self._close(next(iter(self._pending)))
 
-    def _read(self, connection: socket.socket) -> Reading:
+    def _read(self, connection: socket.socket) -> _Reading:
         """The rank and the stream of a connection; yields until more has come.
 
         Raises OSError, ProtocolError, ConnectionEnded for a connection to be closed.

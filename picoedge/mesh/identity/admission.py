@@ -39,7 +39,7 @@ INVITE_PREFIX = "picoedge-join:"
 MAX_OPEN = 64  # each is a key that may connect: enough to set up a cluster in one go
 MAX_CHARACTERS = 1024  # an invite has about 300
 INVITES_FILE, JOINING = "invites.json", "joining.json"
-MAX_ADDRESSES = 8  # of the board that invites: a few interfaces, IPv4 and IPv6
+_MAX_ADDRESSES = 8  # of the board that invites: a few interfaces, IPv4 and IPv6
 _FIELDS = ("address", "more", "server", "secret", "expires", "cluster")
 
 
@@ -49,8 +49,8 @@ def dialled_addresses(text: str) -> tuple[str, ...]:
     for address in addresses:
         if address.is_everywhere or not address.port:
             raise UsageError(f"no board can be asked at {address}", "name addresses of this board")
-    if not 0 < len(addresses) <= MAX_ADDRESSES:
-        raise UsageError(f"an invite has 1 to {MAX_ADDRESSES} addresses, not {len(addresses)}")
+    if not 0 < len(addresses) <= _MAX_ADDRESSES:
+        raise UsageError(f"an invite has 1 to {_MAX_ADDRESSES} addresses, not {len(addresses)}")
     return tuple(map(str, addresses))
 
 

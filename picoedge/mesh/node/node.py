@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.server import Sender
 
 JOIN = "join"
-SETTLE_S = 60.0  # between looks for invites that are over
+_SETTLE_S = 60.0  # between looks for invites that are over
 JOINED_S = 1.0  # for the reply to leave the board, before the one-time key is disconnected
 
 
@@ -107,7 +107,7 @@ class Node:
             self.invites.settle(self._moment())
         except PicoedgeError as error:
             self.rpc.log(str(error))
-        self.rpc.loop.after(SETTLE_S, self._settle_invites)
+        self.rpc.loop.after(_SETTLE_S, self._settle_invites)
 
     def _is_invited(self, key: str) -> bool:
         return self.invites.is_open(key, self._moment())

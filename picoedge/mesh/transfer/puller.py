@@ -16,14 +16,20 @@ import zmq
 
 from picoedge.errors import BoardLostError, ModelError, ProtocolError, StorageError
 from picoedge.mesh.transfer.donor_client import DonorAnswer, DonorClient, Offered, Part
-from picoedge.mesh.transfer.schedule import DONOR_SILENCE_S, Ask, Cancel, DonorAction, Schedule
+from picoedge.mesh.transfer.schedule import (
+    DONOR_SILENCE_S,
+    Ask,
+    Cancel,
+    DonorAction,
+    TransferSchedule,
+)
 from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, Wanted, pack_id
 from picoedge.units import format_size
 
 if TYPE_CHECKING:
     from picoedge.store.pack.partial import PartialPack
 
-TICK_S = 0.1
+_TICK_S = 0.1
 OFFER_AGAIN_S = 1.0  # for donors that are silent, and those that are pulling the pack themselves
 PULL_STALL_S = 10.0  # a daemon that restarts is back by then
 
@@ -142,7 +148,7 @@ class Puller:
     def run(self, target: PullTarget) -> None:
         """Pull until all items are accepted. Raises BoardLostError if no donor sends the rest."""
         self._target = target
-        self._schedule = Schedule(target.items, silence_s=self._options.silence_s)
+        self._schedule = TransferSchedule(target.items, silence_s=self._options.silence_s)
         for name in self.wrong:
             self._schedule.failed(name, 0.0)
         self.by_donor = dict.fromkeys(self._donors, 0)
@@ -153,7 +159,7 @@ class Puller:
             poller.register(donor.socket, zmq.POLLIN)
         while not self._schedule.is_done:
             self._ask_offers()
-            poller.poll(int(TICK_S * 1000))
+            poller.poll(int(_TICK_S * 1000))
             # All donors are read before one counts as silent: a write may have taken long.
             for name in self._donors:
                 self._receive(name)
@@ -250,7 +256,7 @@ class Puller:
         now_s = time.monotonic()
         if MANIFEST in self._target.items:
             return
-        if self._schedule.is_done or now_s - self._told_s >= TICK_S:
+        if self._schedule.is_done or now_s - self._told_s >= _TICK_S:
             self._told_s = now_s
             total = sum(self._target.items.values())
             self._options.progress(sum(self.by_donor.values()), total)

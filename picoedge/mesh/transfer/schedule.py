@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-WINDOW = 2  # one in flight, one waiting
+QUEUE_DEPTH = 2  # one in flight, one waiting
 COPIES = 2  # of one item, asked for at a time
 # A donor that is asked and sends nothing for so long is set aside: its disk may take a second.
 DONOR_SILENCE_S = 3.0
@@ -89,7 +89,7 @@ class _Donor:
         return max(ahead / bytes_per_s, stalled) if bytes_per_s else math.inf
 
 
-class Schedule:
+class TransferSchedule:
     """The state of one transfer. Each method takes one event and returns the actions it calls for.
 
     Check `is_wanted` before an item that came is used: each is used once.
@@ -206,7 +206,7 @@ class Schedule:
     def _fill(self, choose: Callable[[str, float], str | None], now_s: float) -> list[DonorAction]:
         """Ask for items in turn: for a donor's second one when all donors have a first."""
         actions: list[DonorAction] = []
-        for depth in range(WINDOW):
+        for depth in range(QUEUE_DEPTH):
             for name, donor in self._donors.items():
                 if len(donor.asked) > depth:
                     continue

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Context = zmq.Context[zmq.Socket[bytes]]
     Socket = zmq.Socket[bytes]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
@@ -217,7 +217,7 @@ def close_monitored(socket: Socket, monitor: Socket) -> None:
         socket.close()
 
 
-class LinkMonitor(Generic[T]):
+class LinkMonitor(Generic[_T]):
     """Watches a socket's connections and calls `lost(link, why)` for each that ends.
 
     A socket that connects has one connection, that of `link`. A socket that listens has several,
@@ -230,18 +230,18 @@ class LinkMonitor(Generic[T]):
     def __init__(
         self,
         watched: Socket,
-        lost: Callable[[T, str], None],
-        link: T | None = None,
+        lost: Callable[[_T, str], None],
+        link: _T | None = None,
         most_silent: int = 0,
         up: Callable[[int], None] = lambda descriptor: None,
     ) -> None:
         self._watched, self._lost, self._link, self._up = watched, lost, link, up
         self._most_silent = most_silent
-        self._links: dict[int, T] = {}  # by descriptor
+        self._links: dict[int, _T] = {}  # by descriptor
         self._silent: dict[int, None] = {}  # descriptors of no link, oldest first
         self.socket: Socket = watched.get_monitor_socket(UP | sum(DOWN))
 
-    def bind(self, descriptor: int, link: T) -> None:
+    def bind(self, descriptor: int, link: _T) -> None:
         """Say that the connection with this file descriptor is that of `link`."""
         self.look()
         if descriptor in self._silent:
@@ -267,7 +267,7 @@ class LinkMonitor(Generic[T]):
                 if (link := self._links.pop(descriptor, None)) is not None:
                     self._lost(link, DOWN[event])
 
-    def disconnect(self, link: T) -> None:
+    def disconnect(self, link: _T) -> None:
         """Shut down the connection of a link, if it still stands."""
         self.look()
         for descriptor, each in self._links.items():

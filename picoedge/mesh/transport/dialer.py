@@ -36,7 +36,7 @@ _REFUSED = (
 )
 _WATCHED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
 
-Pair = tuple[Address, str]
+DialTarget = tuple[Address, str]
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Dialer:
         self._loop = loop
         self._new_dialect = new_dialect
         self._limits = limits
-        self._connections: dict[Pair, OutgoingConnection] = {}
-        self._ration: Ration[Pair] = Ration(limits.burst_bytes)
-        self._retries: dict[Pair, tuple[float, float]] = {}  # time of the next try, wait after it
+        self._connections: dict[DialTarget, OutgoingConnection] = {}
+        self._ration: Ration[DialTarget] = Ration(limits.burst_bytes)
+        self._retries: dict[DialTarget, tuple[float, float]] = {}  # next try, wait after it
         self.up: Callable[[OutgoingConnection], None] = lambda each: None
         self.down: Callable[[OutgoingConnection], None] = lambda each: None
         self.read: Callable[[OutgoingConnection], None] = lambda each: None
@@ -102,7 +102,7 @@ class Dialer:
         """The established connection to a board, if there is one."""
         return next((each for each in self.established if each.key == key), None)
 
-    def dial(self, pairs: set[Pair]) -> None:
+    def dial(self, pairs: set[DialTarget]) -> None:
         """Connect to these, and give up attempts to others; established connections are kept."""
         for pair, each in list(self._connections.items()):
             if pair not in pairs and not each.is_established:
@@ -125,7 +125,7 @@ class Dialer:
 
     def end_floods(self, now_s: float) -> list[str]:
         """Close connections over which more comes than is believed; return their keys."""
-        counted: dict[Pair, tuple[int, int]] = {}
+        counted: dict[DialTarget, tuple[int, int]] = {}
         for pair, each in self._connections.items():
             if each.file >= 0:
                 nbytes, _ = received(each.file)
@@ -163,7 +163,7 @@ class Dialer:
         for each in list(self._connections.values()):
             self.close(each)
 
-    def _open(self, pair: Pair) -> None:
+    def _open(self, pair: DialTarget) -> None:
         address, key = pair
         socket: Socket = self._context.socket(zmq.DEALER)
         bounds = SocketBounds(

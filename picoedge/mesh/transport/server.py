@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context, Socket
 
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-PAUSE_S = 0.6  # between two calls of `enforce_limits`: this process has stood still
+_PAUSE_S = 0.6  # between two calls of `enforce_limits`: this process has stood still
 
 Frames = list[Any]  # bytes, or objects with the buffer protocol
 
@@ -178,7 +178,7 @@ class Server:
         passed_s, self._enforced_s = now_s - self._enforced_s, now_s
         self._refused = {key: end_s for key, end_s in self._refused.items() if end_s > now_s}
         # After a pause of this process or board, its clients have not been silent.
-        longest_s = math.inf if passed_s > PAUSE_S else self._limits.client_silence_s
+        longest_s = math.inf if passed_s > _PAUSE_S else self._limits.client_silence_s
         closed = self._excess()
         for file, each in self._accepted.items():
             nbytes, silent_s = received(file)

@@ -11,7 +11,6 @@ from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32
 
 FloatType = Literal["f32", "f16"]
-FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16")
 FLOAT_BYTES: dict[FloatType, int] = {"f32": 4, "f16": 2}
 _LARGEST = np.float32(65504)  # that an f16 holds
 

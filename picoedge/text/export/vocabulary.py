@@ -20,8 +20,8 @@ from picoedge.text.export.sentencepiece_proto import (
 from picoedge.text.export.special_names import WrittenNames, looks_like_control
 from picoedge.text.tokenizer.base import END_OF_TURN, AddedToken
 
-DAMAGED = "the file is damaged: get it again"
-PREFIX = "tokenizer.ggml."
+_DAMAGED = "the file is damaged: get it again"
+_PREFIX = "tokenizer.ggml."
 _ID_KEYS = (
     "bos", "eos", "eot", "eom", "unknown", "seperator", "separator", "padding", "mask", "cls",
 )  # fmt: skip
@@ -50,7 +50,7 @@ def read_vocabulary(
     """
     tokens, aliases = _distinct(texts(metadata, "tokens"))
     types = array("b", bytes([NORMAL])) * len(tokens)
-    if PREFIX + "token_type" in metadata:
+    if _PREFIX + "token_type" in metadata:
         types = numbers(metadata, "token_type", "b", len(tokens))
     _correct_types(types, tokens, metadata, names or WrittenNames())
     for i in aliases:
@@ -108,7 +108,7 @@ def _correct_types(
 
 def texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     """A non-empty list of strings. Raises TextError."""
-    values = metadata.get(PREFIX + key)
+    values = metadata.get(_PREFIX + key)
     if not isinstance(values, Collection) or isinstance(values, str) or not len(values):
         raise damaged(key, "missing or empty")
     if not all(isinstance(text, str) for text in values):
@@ -120,13 +120,13 @@ def text_value(metadata: Mapping[str, Any], key: str) -> str | None:
     """A string, None where it is missing. Raises TextError."""
     value = metadata.get(key)
     if value is not None and not isinstance(value, str):
-        raise damaged(key.removeprefix(PREFIX), "not a text")
+        raise damaged(key.removeprefix(_PREFIX), "not a text")
     return value
 
 
 def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     """A boolean, `default` where it is missing."""
-    value = metadata.get(PREFIX + key)
+    value = metadata.get(_PREFIX + key)
     return default if value is None else bool(value)
 
 
@@ -135,7 +135,7 @@ def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
 
     Raises TextError for a value that is no integer.
     """
-    value = metadata.get(f"{PREFIX}{key}_token_id")
+    value = metadata.get(f"{_PREFIX}{key}_token_id")
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
@@ -146,13 +146,13 @@ def token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
 def lost_ids(metadata: Mapping[str, Any], size: int) -> list[str]:
     """Names of the tokens that begin or end texts and that the vocabulary has not."""
     keys = [f"{key}_token_id" for key in ("bos", "eos", "eot", "eom")]
-    values = {key: metadata.get(PREFIX + key) for key in keys}
+    values = {key: metadata.get(_PREFIX + key) for key in keys}
     return [key for key, value in values.items() if value is not None and not 0 <= value < size]
 
 
 def numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> array[Any]:
     """The first `count` numbers of a list. Raises TextError."""
-    values = metadata.get(PREFIX + key)
+    values = metadata.get(_PREFIX + key)
     if not isinstance(values, Collection) or isinstance(values, str) or len(values) < count:
         raise damaged(key, f"not {count} values")
     try:
@@ -163,4 +163,4 @@ def numbers(metadata: Mapping[str, Any], key: str, code: str, count: int) -> arr
 
 def damaged(key: str, what: str) -> TextError:
     """The error for a key-value that makes no sense."""
-    return TextError(f"{PREFIX}{key}: {what}", DAMAGED)
+    return TextError(f"{_PREFIX}{key}: {what}", _DAMAGED)

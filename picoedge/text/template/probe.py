@@ -13,10 +13,10 @@ from typing import Any
 
 from picoedge.errors import TextError
 
-Message = Mapping[str, Any]
-Render = Callable[[Sequence[Message], Mapping[str, Any]], str]
+TemplateMessage = Mapping[str, Any]
+Render = Callable[[Sequence[TemplateMessage], Mapping[str, Any]], str]
 
-OWN, MERGED = "own", "merged"
+OWN_SYSTEM, MERGED = "own", "merged"
 STRING, PARTS = "string", "parts"
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 # Letters and digits alone, and compared without regard to case: templates trim and capitalize.
@@ -45,7 +45,7 @@ class TemplateFacts:
     """
 
     parts: frozenset[str] = frozenset()
-    system: str = OWN
+    system: str = OWN_SYSTEM
     history: bool = True
     tools: bool = False
     thinking: str = ""
@@ -57,7 +57,7 @@ class TemplateFacts:
         """How a question is given: "string" or "parts"."""
         return PARTS if "user" in self.parts else STRING
 
-    def notes(self, messages: Iterable[Message]) -> list[str]:
+    def notes(self, messages: Iterable[TemplateMessage]) -> list[str]:
         """Surprises in the prompt of these messages (a dropped system message), a sentence each."""
         roles = [message.get("role") for message in messages]
         notes = []
@@ -70,7 +70,7 @@ class TemplateFacts:
             notes.append(f"{_DROPS} earlier questions and answers: the model sees the last alone")
         return notes
 
-    def arrange(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def arrange(self, messages: Sequence[TemplateMessage]) -> list[dict[str, Any]]:
         """`messages` as the template takes them."""
         arranged = [dict(message) for message in messages]
         if self.system == MERGED:
@@ -107,7 +107,10 @@ def probe_template(render: Render, variables: Iterable[str]) -> TemplateFacts:
 
 
 def check_kept(
-    messages: Sequence[Message], text: str, render: Callable[[Sequence[Message]], str], all_of: bool
+    messages: Sequence[TemplateMessage],
+    text: str,
+    render: Callable[[Sequence[TemplateMessage]], str],
+    all_of: bool,
 ) -> None:
     """Refuse a rendering `text` that lacks a question or the system message.
 
@@ -193,7 +196,7 @@ class _Probe:
         longer = [*talk, ("assistant", _ANSWER), ("user", _LAST)]
         for form in _forms(parts, "system"):
             if self.shows(talk, form) and (not history or self.shows(longer, form)):
-                return form, OWN
+                return form, OWN_SYSTEM
         return parts, MERGED
 
     def thinking(self, parts: frozenset[str], variables: frozenset[str]) -> tuple[str, bool | None]:

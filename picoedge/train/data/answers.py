@@ -14,7 +14,7 @@ from itertools import accumulate
 from picoedge.errors import DataError
 from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.base import Tokenizer
-from picoedge.train.data.records import Message, Record
+from picoedge.train.data.records import ChatMessage, JsonlRecord
 
 
 @dataclass
@@ -46,7 +46,7 @@ class ExampleEncoder:
         self._tokenizer, self._template, self._eos = tokenizer, template, eos
         self._pieces: dict[bytes, int] | None = None
 
-    def encode(self, record: Record) -> list[TokenizedText]:
+    def encode(self, record: JsonlRecord) -> list[TokenizedText]:
         """A record's tokens: one text, or several where the template renders an earlier answer
         otherwise than the last. Raises DataError, TextError with the reason.
 
@@ -62,7 +62,7 @@ class ExampleEncoder:
             ids = [*ids, self._eos]
         return [TokenizedText(ids, [i > 0 for i in range(len(ids))])]
 
-    def _conversation(self, messages: Sequence[Message]) -> list[TokenizedText]:
+    def _conversation(self, messages: Sequence[ChatMessage]) -> list[TokenizedText]:
         turns = _answers_in(messages)
         messages = messages[: turns[-1] + 1]
         whole = self._chat(messages)
@@ -76,7 +76,7 @@ class ExampleEncoder:
             return others
         return [text, *others]
 
-    def _chat(self, messages: Sequence[Message], *, asks: bool = False) -> list[int]:
+    def _chat(self, messages: Sequence[ChatMessage], *, asks: bool = False) -> list[int]:
         if self._template is None:
             raise DataError("the model has no chat template: give texts", "or choose a template")
         return encode_chat(self._template, self._tokenizer, messages, add_generation_prompt=asks)
@@ -165,7 +165,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
-def _answers_in(messages: Sequence[Message]) -> list[int]:
+def _answers_in(messages: Sequence[ChatMessage]) -> list[int]:
     """Which messages are answers. Raises DataError where there is none, or one without text."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:

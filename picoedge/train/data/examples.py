@@ -35,7 +35,7 @@ from picoedge.train.data.corpus import tokenizer_hash
 from picoedge.train.data.decoding import open_regular
 from picoedge.train.data.order import SampleOrder
 from picoedge.train.data.packing import pack_lengths
-from picoedge.train.data.records import FileFaults, read_records
+from picoedge.train.data.records import FileFaults, read_jsonl
 from picoedge.train.step.batch import NO_TARGET, Batch
 
 EXAMPLES_SUFFIX = ".jsonl"
@@ -196,7 +196,7 @@ def read_examples(paths: Sequence[Path], model: Path, progress: Progress = no_pr
     faults = FileFaults()
     for path in paths:
         with faults.collected():
-            for found in read_records(path, encoder.encode, on_read):
+            for found in read_jsonl(path, encoder.encode, on_read):
                 for text in found:
                     texts.add(text, line)
                 line += 1

@@ -23,19 +23,19 @@ _MOST_REASONS = 10
 _MOST_RUNS = 400  # of line numbers in a message
 _SHOWN = 40  # characters of a word of the file's
 
-Message = Mapping[str, str]
+ChatMessage = Mapping[str, str]
 """With `role` and `content`."""
 
 
 @dataclass(frozen=True)
-class Record:
+class JsonlRecord:
     """A text (then `messages` is empty), or a conversation in messages."""
 
     text: str = ""
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
 
 
-def parse_record(line: str | None) -> Record:
+def parse_record(line: str | None) -> JsonlRecord:
     """The record in a line; other fields are ignored. Raises DataError with the reason alone."""
     if line is None:
         raise DataError(f"longer than {MAX_LINE} characters")
@@ -44,27 +44,27 @@ def parse_record(line: str | None) -> Record:
     except (ValueError, RecursionError) as error:
         raise DataError("not valid JSON") from error
     if "messages" in fields.values:
-        return Record(messages=_messages(fields))
+        return JsonlRecord(messages=_messages(fields))
     if "prompt" in fields.values or "completion" in fields.values:
         question, answer = fields.get("prompt", str), fields.get("completion", str)
-        return Record(messages=(_message("user", question), _message("assistant", answer)))
+        return JsonlRecord(messages=(_message("user", question), _message("assistant", answer)))
     if "text" in fields.values:
-        return Record(text=fields.get("text", str))
+        return JsonlRecord(text=fields.get("text", str))
     raise DataError(f"none of {_FORMS} is in it")
 
 
-def _message(role: str, content: str) -> Message:
+def _message(role: str, content: str) -> ChatMessage:
     return {"role": role, "content": content}
 
 
-def _messages(fields: Fields) -> tuple[Message, ...]:
+def _messages(fields: Fields) -> tuple[ChatMessage, ...]:
     found = tuple(_read_message(each) for each in fields.objects("messages"))
     if not found:
         raise DataError("no message in it")
     return found
 
 
-def _read_message(fields: Fields) -> Message:
+def _read_message(fields: Fields) -> ChatMessage:
     role = fields.get("role", str)
     if role not in ROLES:
         known = ", ".join(ROLES)
@@ -83,8 +83,8 @@ def _joined(fields: Fields) -> str:
     return "\n".join(texts)
 
 
-def read_records(
-    path: Path, take: Callable[[Record], _T], on_read: Callable[[int], None] | None = None
+def read_jsonl(
+    path: Path, take: Callable[[JsonlRecord], _T], on_read: Callable[[int], None] | None = None
 ) -> Iterator[_T]:
     """`take` of each record of a JSONL file, in their order; blank lines count as lines.
 

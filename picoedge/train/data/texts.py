@@ -18,7 +18,7 @@ from pathlib import Path
 from picoedge.errors import DataError
 from picoedge.files import reading
 from picoedge.train.data.decoding import text_chunks
-from picoedge.train.data.records import FileFaults, Message, read_records
+from picoedge.train.data.records import ChatMessage, FileFaults, read_jsonl
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 _JSONL = ".jsonl"
@@ -52,7 +52,7 @@ class Passage:
     """
 
     text: str
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     begins: bool = True
     ends: bool = True
 
@@ -184,7 +184,7 @@ def _passages_of(path: Path, longest: int) -> Iterator[Passage]:
     if path.suffix.lower() != _JSONL:
         yield from cut_passages(text_chunks(path), longest)
         return
-    for record in read_records(path, lambda record: record):
+    for record in read_jsonl(path, lambda record: record):
         if record.messages:
             yield Passage("", record.messages)
         else:

@@ -28,7 +28,7 @@ from picoedge.model.vjps import HEAD_ROWS
 from picoedge.train.data.source import TokenSource
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunWatcher, restored, run_loop
-from picoedge.train.run.memory import MemoryFit
+from picoedge.train.run.memory import TrainingFit
 from picoedge.train.run.settings import RunOptions, RunSettings
 from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
@@ -75,7 +75,7 @@ class Arithmetic:
         return PlainSums(length)
 
     def trainer(
-        self, layout: TrainedLayout, state: TrainingState, settings: StepSettings, fit: MemoryFit
+        self, layout: TrainedLayout, state: TrainingState, settings: StepSettings, fit: TrainingFit
     ) -> Trainer:
         """Close it after use."""
         sums = self.sums(layout.length, settings.micro_batches)
@@ -152,7 +152,7 @@ def measure_step(
     arithmetic: Arithmetic,
     layout: TrainedLayout,
     settings: StepSettings,
-    fit: MemoryFit,
+    fit: TrainingFit,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds of a step, by steps of one micro-batch a thread that train weights of no use.

@@ -25,7 +25,7 @@ from picoedge.train.step.trainer import StepResult, TrainingState
 FINISHED, EARLY, STOPPED = "finished", "early", "stopped"
 
 
-class Steps(Protocol):
+class Stepper(Protocol):
     """What is trained: a `Trainer`."""
 
     @property
@@ -134,7 +134,7 @@ class RunWatcher:
 
 @dataclass(eq=False)
 class _Loop:
-    trainer: Steps
+    trainer: Stepper
     source: Batches
     plan: RunPlan
     store: RunStore
@@ -223,7 +223,7 @@ def _not_finite(step: int, where: str) -> PicoedgeError:
 
 
 def run_loop(
-    trainer: Steps,
+    trainer: Stepper,
     source: Batches,
     plan: RunPlan,
     store: RunStore,

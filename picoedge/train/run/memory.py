@@ -24,7 +24,7 @@ _BLAS_SCRATCH = 24 << 20  # OpenBLAS's buffers
 
 
 @dataclass(frozen=True)
-class MemoryFit:
+class TrainingFit:
     """How a run is made to fit: sequences of a micro-batch, threads, bytes at the peak."""
 
     micro_batch: int
@@ -34,7 +34,7 @@ class MemoryFit:
 
 
 @dataclass(frozen=True)
-class MemoryNeeds:
+class TrainingNeeds:
     """Bytes of a run. `base`: of the process before it; `trained`: values that have a gradient."""
 
     config: ModelConfig
@@ -76,7 +76,7 @@ def micro_batch_bytes(
 
 def fit_memory(
     needs: Callable[..., int], sizes: Sequence[int], threads: int, budget: int
-) -> MemoryFit:
+) -> TrainingFit:
     """The first way that fits `budget` bytes; `sizes` of a micro-batch, the preferred first.
 
     Raises MemoryBudgetError with the figures where none does.
@@ -86,7 +86,7 @@ def fit_memory(
             for size in sizes:
                 nbytes = needs(size, count, recompute=recompute)
                 if nbytes <= budget:
-                    return MemoryFit(size, recompute, count, nbytes)
+                    return TrainingFit(size, recompute, count, nbytes)
     least = needs(sizes[-1], 1, recompute=True)
     raise MemoryBudgetError(
         f"training takes at least {format_size(least)} (micro-batches of {sizes[-1]} on one "

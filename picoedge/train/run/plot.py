@@ -10,13 +10,13 @@ from picoedge.errors import UsageError
 from picoedge.files import replace_file, writing
 from picoedge.train.run.curve import Points
 
-KINDS = (".png", ".svg")
+_KINDS = (".png", ".svg")
 _WINDOWS = 200  # of the smooth line: a window is this part of the run
 
 
 def check_plot(path: Path) -> None:
     """Find out before hours of training that a plot cannot be made. Raises UsageError."""
-    if path.suffix.lower() not in KINDS:
+    if path.suffix.lower() not in _KINDS:
         raise UsageError(
             f"--plot {path}: unknown kind of picture", "its name has to end in .png or .svg"
         )

@@ -12,11 +12,11 @@ from picoedge.model.sampling import Sampler
 from picoedge.model.vjps import MicroBatch, Parameters
 from picoedge.train.run.loop import RunWatcher
 
-TOKENS, MOST = 64, 6
+LONGEST_SAMPLE, MOST = 64, 6
 
 
 class TextSampler:
-    """Writes texts of up to TOKENS tokens, the prompt's included, with the weights as they are.
+    """Texts of up to LONGEST_SAMPLE tokens, the prompt's included, by the weights as they are.
 
     Each token is computed with all before it, as training has no cache: a sample costs about as
     much as a step of a few thousand tokens. The same weights and seed give the same text.
@@ -26,14 +26,14 @@ class TextSampler:
         self, config: ModelConfig, kernels: TrainingKernels, parameters: Parameters,
         prompt: Sequence[int], ends: frozenset[int],
     ) -> None:  # fmt: skip
-        self._prompt, self._ends = list(prompt)[: TOKENS // 2] or [0], ends
-        self._work = MicroBatch(config, kernels, parameters, 1, TOKENS, recompute=True)
+        self._prompt, self._ends = list(prompt)[: LONGEST_SAMPLE // 2] or [0], ends
+        self._work = MicroBatch(config, kernels, parameters, 1, LONGEST_SAMPLE, recompute=True)
 
     def sample(self, seed: int) -> list[int]:
         """Ids of the prompt and what follows."""
         tokens, sampler = list(self._prompt), Sampler(SamplingOptions(seed=seed, temperature=0.7))
-        padded = np.zeros(TOKENS, np.int32)
-        while len(tokens) < TOKENS:
+        padded = np.zeros(LONGEST_SAMPLE, np.int32)
+        while len(tokens) < LONGEST_SAMPLE:
             padded[: len(tokens)] = tokens
             token = sampler.pick(self._work.logits(padded, len(tokens) - 1), tokens)
             if token in self._ends:

@@ -19,7 +19,7 @@ from picoedge.train.presets import preset
 from picoedge.train.run.assembly import Arithmetic, Run, measure_step
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunRecord
-from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory
+from picoedge.train.run.memory import TrainingFit, TrainingNeeds, fit_memory
 from picoedge.train.run.samples import TextSampler
 from picoedge.train.run.settings import RunOptions
 from picoedge.train.run.source import TrainedSource
@@ -34,7 +34,7 @@ from picoedge.train.run.text_settings import (
     micro_batch_sizes,
     read_settings,
 )
-from picoedge.train.state.checkpoints import KEPT, Saved, data_start, write_saved
+from picoedge.train.state.checkpoints import KEPT_CHECKPOINTS, Saved, data_start, write_saved
 from picoedge.train.state.layout import Layout
 from picoedge.train.step.trainer import StepSettings, Trainer, TrainingState
 
@@ -62,7 +62,7 @@ class TextRun(Run):
     source: CorpusSource
     layout: Layout
     arithmetic: Arithmetic
-    fit: MemoryFit
+    fit: TrainingFit
     step_s: float = 0.0  # 0: not measured
     why: str = ""  # it has so many steps
     saved: Saved | None = None  # the checkpoint to go on from
@@ -90,7 +90,7 @@ class TextRun(Run):
     def disk_bytes(self) -> int:
         """What checkpoints and the pack take of the disk, at the most."""
         weights = 4 * self.layout.length
-        return (KEPT + 1) * 3 * weights + 2 * weights + weights
+        return (KEPT_CHECKPOINTS + 1) * 3 * weights + 2 * weights + weights
 
     def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
         """See `Run`."""
@@ -181,7 +181,7 @@ def model_config(settings: TrainSettings, data: TextData) -> ModelConfig:
     return replace(preset(settings.preset, settings.length), vocab_size=data.corpus.vocab_size)
 
 
-def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> MemoryFit:
+def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> TrainingFit:
     """How it fits the memory; where the micro-batch is chosen already, with that."""
     usual = min(DEFAULTS[settings.preset].micro_batch, settings.batch)
     sizes = [settings.micro_batch] if settings.micro_batch else []
@@ -194,7 +194,7 @@ def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> M
     base = rss_bytes()
     budget = options.memory_bytes or base + int(_SPARE * available_bytes())
     trained = Layout.of(config).length
-    needs = MemoryNeeds(config, trained, settings.length, base, settings.fast)
+    needs = TrainingNeeds(config, trained, settings.length, base, settings.fast)
     threads = min(options.threads, settings.batch // sizes[-1])
     return fit_memory(needs, sizes, threads, budget)
 

@@ -18,7 +18,7 @@ from picoedge.train.presets import PRESETS
 from picoedge.train.run.settings import RunSettings, check_length
 
 TOKENS_A_PARAMETER = 20  # as many are enough for a model's size (Hoffmann et al. 2022)
-EPOCHS = 40  # passes over a small text, at most
+_EPOCHS = 40  # passes over a small text, at most
 MINUTES = 60.0  # of a run whose length nothing else says
 LEAST_STEPS = 100
 EVALUATIONS, PATIENCE = 20, 5
@@ -180,9 +180,9 @@ def default_steps(parameters: int, tokens: int, epoch: int) -> tuple[int, str]:
     `tokens`: of a step; `epoch`: of one pass over the text.
     """
     enough = math.ceil(TOKENS_A_PARAMETER * parameters / tokens)
-    passes = math.ceil(EPOCHS * epoch / tokens)
+    passes = math.ceil(_EPOCHS * epoch / tokens)
     if passes < enough:
-        return max(LEAST_STEPS, passes), f"{EPOCHS} passes over the text"
+        return max(LEAST_STEPS, passes), f"{_EPOCHS} passes over the text"
     return max(LEAST_STEPS, enough), f"{TOKENS_A_PARAMETER} tokens a parameter"
 
 

@@ -26,8 +26,8 @@ from picoedge.fields import Fields
 from picoedge.files import make_folder, parse_object, reading, sync, writing
 from picoedge.kernels.arrays import F32
 
-KEPT = 2
-VERSION = 1
+KEPT_CHECKPOINTS = 2
+_VERSION = 1
 _FORMAT = "picoedge-checkpoint"
 _NAME = re.compile(r"step-(\d{8,12})\.safetensors")
 _NO_HASH = "0" * 64
@@ -47,7 +47,7 @@ class Saved:
 class Checkpoints:
     """The checkpoints in a folder, which one process uses at a time."""
 
-    def __init__(self, folder: Path, keep: int = KEPT) -> None:
+    def __init__(self, folder: Path, keep: int = KEPT_CHECKPOINTS) -> None:
         self.folder, self._keep = folder, keep
 
     def steps(self) -> list[int]:
@@ -196,7 +196,7 @@ def _header(saved: Saved) -> bytes:
 
 
 def _header_with(saved: Saved, facts: str, hashed: str) -> bytes:
-    metadata = {"format": _FORMAT, "version": str(VERSION), "blake2b": hashed, "facts": facts}
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "blake2b": hashed, "facts": facts}
     values: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, array in saved.arrays.items():
@@ -224,9 +224,10 @@ def _checked(values: Fields, path: Path, data: int) -> tuple[Fields, list[tuple[
     if metadata.get("format", str, "") != _FORMAT:
         raise ModelError(f"{path} is no checkpoint of picoedge", _DAMAGED)
     version = metadata.get("version", str)
-    if version != str(VERSION):
+    if version != str(_VERSION):
         raise UnsupportedError(
-            f"{path} is a checkpoint of version {version[:8]}; this picoedge has version {VERSION}",
+            f"{path} is a checkpoint of version {version[:8]}; this picoedge has version "
+            f"{_VERSION}",
             "go on with the picoedge that began the run, or begin anew in another folder",
         )
     names = [name for name in values.values if name != "__metadata__"]

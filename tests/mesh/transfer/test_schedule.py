@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.mesh.transfer.schedule import WINDOW, Ask, Cancel, DonorAction, PauseDonor, Schedule
+from picoedge.mesh.transfer.schedule import (
+    QUEUE_DEPTH,
+    Ask,
+    Cancel,
+    DonorAction,
+    PauseDonor,
+    TransferSchedule,
+)
 
 STEP_S = 0.25
 
@@ -37,8 +44,8 @@ class World:
     used: Counter[str] = field(default_factory=Counter)
     asks: Counter[str] = field(default_factory=Counter)
 
-    def run(self, most_s: float = 100.0) -> Schedule:
-        plan = self.plan = Schedule(self.items)
+    def run(self, most_s: float = 100.0) -> TransferSchedule:
+        plan = self.plan = TransferSchedule(self.items)
         events = [(d.joins_s, 0, name) for name, d in self.donors.items()]
         events += [(STEP_S * (i + 1), 1, "") for i in range(int(most_s / STEP_S))]
         heapq.heapify(events)
@@ -101,7 +108,7 @@ class World:
                 assert not is_banned(self.plan, action.donor)
                 self.asks[action.item] += 1
                 donor.queue.append((action.item, self.items[action.item]))
-                assert len(donor.queue) <= WINDOW
+                assert len(donor.queue) <= QUEUE_DEPTH
                 assert len({item for item, _ in donor.queue}) == len(donor.queue)
             elif isinstance(action, Cancel):
                 donor.queue = [e for e in donor.queue if e[0] != action.item]
@@ -111,13 +118,13 @@ class World:
                 donor.queue.clear()
 
 
-def impossible(plan: Schedule) -> list[str]:
+def impossible(plan: TransferSchedule) -> list[str]:
     """Items that no present donor has."""
     held = frozenset[str]().union(*(donor.has for donor in plan._donors.values()))
     return [item for item in plan.missing if item not in held]
 
 
-def is_banned(plan: Schedule, donor: str) -> bool:
+def is_banned(plan: TransferSchedule, donor: str) -> bool:
     return donor in plan._banned
 
 
@@ -167,11 +174,11 @@ def test_a_liar_is_asked_for_two_items_and_no_more() -> None:
     assert world.run().is_done
     assert is_banned(world.plan, "liar")
     assert world.plan.joined("liar", items, world.now_s) == []
-    assert sum(world.asks.values()) <= len(items) + WINDOW
+    assert sum(world.asks.values()) <= len(items) + QUEUE_DEPTH
 
 
 def test_missing_shards_are_told() -> None:
-    plan = Schedule(names(3))
+    plan = TransferSchedule(names(3))
     plan.joined("a", ["item-0", "item-2", "item-9"], 0.0)
     assert impossible(plan) == ["item-1"]
     plan.failed("a", 1.0)
@@ -180,14 +187,14 @@ def test_missing_shards_are_told() -> None:
 
 
 def test_a_donor_that_lacks_what_it_offered_is_not_asked_for_it_again() -> None:
-    plan = Schedule(names(1))
+    plan = TransferSchedule(names(1))
     assert plan.joined("a", ["item-0"], 0.0) == [Ask("a", "item-0")]
     assert plan.refused("a", "item-0", 0.1) == []
     assert impossible(plan) == ["item-0"]
 
 
 def test_a_donor_that_is_not_asked_is_not_silent() -> None:
-    plan = Schedule(names(1))
+    plan = TransferSchedule(names(1))
     plan.joined("a", [], 0.0)
     assert plan.tick(100.0) == []
     assert plan.joined("b", ["item-0"], 100.0) == [Ask("b", "item-0")]
@@ -236,7 +243,7 @@ def test_the_end_is_near_the_best_possible(rates: list[float], count: int) -> No
 @given(st.data())
 def test_any_order_of_events_keeps_the_window(data: st.DataObject) -> None:
     items = names(6)
-    plan, asked, now_s = Schedule(items), {name: set() for name in "abc"}, 0.0
+    plan, asked, now_s = TransferSchedule(items), {name: set() for name in "abc"}, 0.0
     for _ in range(data.draw(st.integers(0, 60))):
         now_s += data.draw(st.floats(0, 2))
         donor, what = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from(sorted(items)))
@@ -265,7 +272,7 @@ def test_any_order_of_events_keeps_the_window(data: st.DataObject) -> None:
                 asked[action.donor].discard(action.item)
             else:
                 asked[action.donor].clear()
-        assert all(len(each) <= WINDOW for each in asked.values())
+        assert all(len(each) <= QUEUE_DEPTH for each in asked.values())
         assert (
             max(Counter(item for each in asked.values() for item in each).values(), default=0) <= 2
         )

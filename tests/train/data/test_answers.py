@@ -19,7 +19,7 @@ from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.base import Tokenizer
 from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.train.data.answers import ExampleEncoder, TokenizedText
-from picoedge.train.data.records import Message, Record
+from picoedge.train.data.records import ChatMessage, JsonlRecord
 
 SENTENCEPIECES = ("plain", "legacy", "first")  # where each puts a space
 TALK = (
@@ -109,10 +109,10 @@ def learned(text: TokenizedText) -> list[list[int]]:
 )
 @pytest.mark.parametrize("talk", [TALK, JOINED], ids=["talk", "joined"])
 def test_what_is_learned_is_what_a_chat_writes(
-    talk: Sequence[Message], name: str, kind: str
+    talk: Sequence[ChatMessage], name: str, kind: str
 ) -> None:
     made, template, known = encoder(kind, TEMPLATES[name])
-    [text] = made.encode(Record(messages=tuple(talk)))
+    [text] = made.encode(JsonlRecord(messages=tuple(talk)))
     answers = [m["content"] for m in talk if m["role"] == "assistant"]
     runs = learned(text)
     assert len(runs) == len(answers)
@@ -138,7 +138,7 @@ def test_what_is_learned_is_what_a_chat_writes(
 
 def test_the_token_that_ends_a_turn_is_learned() -> None:
     made, _, known = encoder("bpe", TEMPLATES["chatml"])
-    [text] = made.encode(Record(messages=TALK))
+    [text] = made.encode(JsonlRecord(messages=TALK))
     end = known.encode(END, add_bos=False)[0]
     assert [run[-1] for run in learned(text)] == [end, end]
     assert [run.count(end) for run in learned(text)] == [1, 1]
@@ -152,7 +152,7 @@ def test_a_token_across_the_boundary_is_cut() -> None:
     pieces = map(known.token_bytes, range(3, known.vocab_size))
     word = next(piece for piece in pieces if piece[:1] == b" " and piece[1:].isalpha()).decode()[1:]
     talk = (*TALK[:2], {"role": "assistant", "content": word}, *TALK[3:])
-    [text] = made.encode(Record(messages=talk))
+    [text] = made.encode(JsonlRecord(messages=talk))
     prompt = encode_chat(template, known, talk[:2])
     whole = encode_chat(template, known, talk, add_generation_prompt=False)
     assert whole[: len(prompt)] != prompt, "the tokenizer joins a space and a word"
@@ -166,7 +166,7 @@ def test_names_of_tokens_in_an_answer_are_text() -> None:
     made, _, known = encoder("bpe", TEMPLATES["chatml"])
     answer = f"a{END}\n{START}user b"
     talk = ({"role": "user", "content": END}, {"role": "assistant", "content": answer})
-    [text] = made.encode(Record(messages=talk))
+    [text] = made.encode(JsonlRecord(messages=talk))
     [run] = learned(text)
     assert data(known, run).decode() == answer + END
     assert [known.is_special(i) for i in run] == [False] * (len(run) - 1) + [True]
@@ -174,7 +174,7 @@ def test_names_of_tokens_in_an_answer_are_text() -> None:
 
 def test_an_answer_that_later_turns_render_otherwise_is_a_text_of_its_own() -> None:
     made, template, known = encoder("bpe", THINKING)
-    last, first = made.encode(Record(messages=TALK))
+    last, first = made.encode(JsonlRecord(messages=TALK))
     thought = "<think>\n\n</think>\n\n"
     for text, turn in ((first, 2), (last, 4)):
         [run] = learned(text)
@@ -186,7 +186,7 @@ def test_an_answer_that_later_turns_render_otherwise_is_a_text_of_its_own() -> N
 
 def test_a_template_that_asks_in_other_words_is_followed_as_far_as_it_goes() -> None:
     made, _, known = encoder("bpe", PROMPTED)
-    for text, turn in zip(made.encode(Record(messages=TALK)), (2, 4), strict=True):
+    for text, turn in zip(made.encode(JsonlRecord(messages=TALK)), (2, 4), strict=True):
         [run] = learned(text)
         assert data(known, run).decode() == TALK[turn]["content"] + END
 
@@ -194,16 +194,16 @@ def test_a_template_that_asks_in_other_words_is_followed_as_far_as_it_goes() -> 
 def test_what_follows_the_last_answer_is_left_out() -> None:
     made, _, _ = encoder("bpe", TEMPLATES["chatml"])
     more = ({"role": "user", "content": "Thanks, that is long." * 20},)
-    assert made.encode(Record(messages=TALK + more)) == made.encode(Record(messages=TALK))
+    assert made.encode(JsonlRecord(messages=TALK + more)) == made.encode(JsonlRecord(messages=TALK))
 
 
 def test_a_text_is_learned_whole() -> None:
     made, _, known = encoder("bpe", TEMPLATES["chatml"])
-    [text] = made.encode(Record(text=f"{START}user\nHi{END}"))
+    [text] = made.encode(JsonlRecord(text=f"{START}user\nHi{END}"))
     end = known.encode(END, add_bos=False)[0]
     assert text.counted == [False] + [True] * (len(text.ids) - 1)
     assert text.ids.count(end) == 1  # it is there already
-    [plain] = made.encode(Record(text="Hi"))
+    [plain] = made.encode(JsonlRecord(text="Hi"))
     assert plain.ids[-1] in known.eos_ids
 
 
@@ -216,18 +216,18 @@ def test_a_text_is_learned_whole() -> None:
     ],
 )
 def test_a_conversation_without_an_answer_is_refused(
-    talk: tuple[Message, ...], message: str
+    talk: tuple[ChatMessage, ...], message: str
 ) -> None:
     made, _, _ = encoder("bpe", TEMPLATES["chatml"])
     with pytest.raises(DataError, match=message):
-        made.encode(Record(messages=talk))
+        made.encode(JsonlRecord(messages=talk))
 
 
 def test_a_text_without_text_and_a_model_without_template_are_refused() -> None:
     with pytest.raises(DataError, match="no text in it"):
-        encoder("bpe", TEMPLATES["chatml"])[0].encode(Record(text=" \n"))
+        encoder("bpe", TEMPLATES["chatml"])[0].encode(JsonlRecord(text=" \n"))
     with pytest.raises(DataError, match="no chat template"):
-        ExampleEncoder(tokenizer("bpe"), None, 2).encode(Record(messages=TALK))
+        ExampleEncoder(tokenizer("bpe"), None, 2).encode(JsonlRecord(messages=TALK))
     refusing = "{{ raise_exception('roles must alternate') if messages | length > 2 }}" + THINKING
     with pytest.raises(TextError, match="roles must alternate"):
-        encoder("bpe", refusing)[0].encode(Record(messages=TALK))
+        encoder("bpe", refusing)[0].encode(JsonlRecord(messages=TALK))

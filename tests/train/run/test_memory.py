@@ -11,7 +11,7 @@ from training_material import ARCHITECTURES, bound, random_weights, tiny_config
 from picoedge.errors import MemoryBudgetError
 from picoedge.kernels.loader import load_training_kernels
 from picoedge.model.vjps import MicroBatch
-from picoedge.train.run.memory import MemoryFit, MemoryNeeds, fit_memory, micro_batch_bytes
+from picoedge.train.run.memory import TrainingFit, TrainingNeeds, fit_memory, micro_batch_bytes
 
 MB = 1 << 20
 
@@ -50,24 +50,24 @@ def needs(size: int, threads: int, *, recompute: bool) -> int:
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (1000, MemoryFit(4, False, 4, 740)),
-        (739, MemoryFit(3, False, 4, 580)),
-        (420, MemoryFit(2, False, 4, 420)),
-        (419, MemoryFit(1, False, 4, 260)),
-        (259, MemoryFit(3, True, 4, 220)),
-        (150, MemoryFit(1, True, 4, 140)),
-        (139, MemoryFit(1, True, 2, 120)),
-        (119, MemoryFit(1, True, 1, 110)),
+        (1000, TrainingFit(4, False, 4, 740)),
+        (739, TrainingFit(3, False, 4, 580)),
+        (420, TrainingFit(2, False, 4, 420)),
+        (419, TrainingFit(1, False, 4, 260)),
+        (259, TrainingFit(3, True, 4, 220)),
+        (150, TrainingFit(1, True, 4, 140)),
+        (139, TrainingFit(1, True, 2, 120)),
+        (119, TrainingFit(1, True, 1, 110)),
     ],
 )
 def test_first_the_micro_batch_then_activations_then_threads(
-    budget: int, expected: MemoryFit
+    budget: int, expected: TrainingFit
 ) -> None:
     assert fit_memory(needs, [4, 3, 2, 1], 4, budget) == expected
 
 
 def test_too_little_memory_is_told_with_the_figures() -> None:
     config = tiny_config("llama")
-    real = MemoryNeeds(config, 60_000, 256, 50 * MB)
+    real = TrainingNeeds(config, 60_000, 256, 50 * MB)
     with pytest.raises(MemoryBudgetError, match=r"at least 58\.8 MB .* 40 MB may be taken"):
         fit_memory(real, [4, 2, 1], 4, 40 * MB)

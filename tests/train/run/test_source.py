@@ -14,7 +14,7 @@ from picoedge.kernels.loader import load_training_kernels
 from picoedge.model.vjps import MicroBatch
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
-from picoedge.train.run.samples import TOKENS, TextSampler
+from picoedge.train.run.samples import LONGEST_SAMPLE, TextSampler
 from picoedge.train.run.source import TrainedSource
 from picoedge.train.state.checkpoints import Saved, data_start, write_saved
 from picoedge.train.state.layout import Layout
@@ -50,7 +50,7 @@ def test_a_sample_begins_with_the_prompt_and_is_the_same_again() -> None:
     sampler = TextSampler(CONFIG, load_training_kernels(), bound, [5, 6], frozenset())
     first = sampler.sample(1)
     assert first[:2] == [5, 6]
-    assert len(first) == TOKENS
+    assert len(first) == LONGEST_SAMPLE
     assert sampler.sample(1) == first != sampler.sample(2)
     assert weights.tobytes() == before
     every = TextSampler(CONFIG, load_training_kernels(), bound, [5], frozenset(range(160)))

@@ -83,7 +83,7 @@ def test_another_version_is_not_passed_over(
 ) -> None:
     kept = Checkpoints(tmp_path)
     kept.save(1, saved(1, 100))
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "_VERSION", 2)
     kept.save(2, saved(2, 100))
     monkeypatch.undo()
     with pytest.raises(UnsupportedError, match="version 2; this picoedge has version 1"):

@@ -140,7 +140,7 @@ def _out(name: str) -> Path:
 
 
 def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
-    """Settings of the flags over those of --config, and which of them were typed."""
+    """Settings of the flags over the file of --config, and names of the typed ones."""
     from picoedge.train.run.text_settings import TrainSettings, read_settings
 
     config = values["config"]

@@ -63,7 +63,7 @@ class MeasuredLinks:
         return shortest(trips)
 
     def save(self) -> None:
-        """Keep those of the links that were measured last."""
+        """Keep the links that were measured last."""
         newest = list(self._links.items())[-MOST_LINKS:]
         with suppress(PicoedgeError), folder_lock(self._path.parent):
             write_json(self._path, {link: trips_to_json(trips) for link, trips in newest})

@@ -5,8 +5,8 @@
  * is added to C. So an element's bits do not depend on the shape of a tile, on how many rows are
  * multiplied at once, nor on threads. DEPTH belongs to the format of a training run.
  *
- * The loops are those of Goto and van de Geijn (2008): panels of B that stay in the last cache,
- * panels of A that stay in the second one, and a tile of C in registers.
+ * Loops as in Goto and van de Geijn (2008): panels of B that stay in the last cache, panels of A that
+ * stay in the second one, and a tile of C in registers.
  */
 #ifndef PICOEDGE_SGEMM_H
 #define PICOEDGE_SGEMM_H

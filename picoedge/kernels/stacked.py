@@ -15,7 +15,7 @@ from picoedge.kernels.blocks import RowGather, Weights
 class StackedWeights:
     """A matrix [rows, cols]: the shards of its parts below each other.
 
-    `by_columns`: those of its only part beside each other, as of a summed projection.
+    `by_columns`: shards of its only part beside each other, as of a summed projection.
     `limit`: rows beyond it are not the matrix's; 0: none (the vocabulary's last shard ends in
     rows of zeros).
     """

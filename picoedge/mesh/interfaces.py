@@ -41,9 +41,9 @@ class Interface:
 def choose_hosts(interfaces: Iterable[Interface]) -> tuple[tuple[str, ...], str]:
     """The addresses to announce, the best first, and in words why that one.
 
-    The interface with the default route is preferred, then wired ones over wireless ones; those
-    of containers and tunnels are the last resort, and link-local addresses where there are no
-    others. Raises MeshError if there is no address.
+    The interface with the default route is preferred, then wired ones over wireless ones;
+    containers' and tunnels' interfaces are the last resort, and link-local addresses where there
+    are no others. Raises MeshError if there is no address.
     """
     usable = [each for each in interfaces if each.addresses and each.is_up]
     if not usable:

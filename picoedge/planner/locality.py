@@ -113,10 +113,10 @@ def _shards_of(part: Slice) -> HeldShards:
 def loaded_slices(
     counts: Counts, loaded: Mapping[int, Slice], hub: int
 ) -> Iterator[tuple[list[int], list[Slice]]]:
-    """Boards, the hub first, and slices that cover every shard once, of those that are loaded.
+    """Boards, the hub first, and their loaded slices, which cover every shard once.
 
     `loaded` is by the board's index. The hub has its own loaded slice or, without one, the shards
-    before those of the other boards.
+    before the other boards' first.
     """
     others = {i: part for i, part in loaded.items() if i != hub and any(map(len, _spans(part)))}
     own = [_ends(loaded[hub])] if hub in loaded and _starts(loaded[hub]) == (0, 0, 0) else []

@@ -88,7 +88,7 @@ class PackTensors:
 
 
 class StoredRows:
-    """Rows of a matrix in a pack; where shards cut it by columns, those of all shards together."""
+    """Rows of a matrix in a pack; where shards cut it by columns, all shards' side by side."""
 
     def __init__(self, weights: Weights, *, is_cut: bool = False) -> None:
         self.spec, self.nbytes = weights.spec, weights.data.nbytes

@@ -271,7 +271,7 @@ def find_pretokenizer(name: str) -> PreTokenizer:
 
 
 def pretokenizer_name(pre_tokenizer: Any, normalizer: Any) -> str | None:
-    """The first name whose rules are those of a `tokenizer.json`; None where there is none."""
+    """The first name with the rules of a `tokenizer.json`; None where there is none."""
     form = normalizer.get("type") if isinstance(normalizer, Mapping) else normalizer
     digits = {"type": "Digits", "individual_digits": True}
     for names, known in _FAMILIES:

@@ -89,7 +89,7 @@ def _bpe(pieces: Pieces) -> dict[str, Any]:
 
 
 def _merges(pieces: Pieces, vocabulary: Mapping[str, int]) -> list[list[str]]:
-    """Pairs of pieces that make a piece, those of the highest score first.
+    """Pairs of pieces that make a piece, the highest score first.
 
     SentencePiece merges the two neighbours whose whole has the highest score, whatever they are.
     """

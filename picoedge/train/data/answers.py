@@ -29,7 +29,7 @@ class TokenizedText:
         self.counted[start:stop] = [True] * (stop - start)
 
     def without_rest(self) -> TokenizedText:
-        """Without what follows the last token that is learned: nothing comes of it."""
+        """Tokens up to the last one that is learned: the rest has no effect."""
         end = max((i + 1 for i, counted in enumerate(self.counted) if counted), default=0)
         return TokenizedText(self.ids[:end], self.counted[:end])
 

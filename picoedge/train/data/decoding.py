@@ -1,4 +1,4 @@
-"""Text of one file, in pieces: what its encoding is, and the byte that is none of it.
+"""Text of one file, in pieces: its encoding, and the first byte that is not text.
 
 Read are UTF-8, with or without a byte-order mark, and UTF-16 and UTF-32 with one. Anything else is
 refused: a wrong guess would train on other characters than those that were written.

@@ -1,4 +1,4 @@
-"""The first reading of a run's text: what there is, what is wrong with it, and a sample of it."""
+"""The first reading of a run's text: its size, its faults, and a sample."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class LoraNeeds:
     length: int
     base: int
     keeps_heads: bool  # whether an adapter of o reads the outputs of heads
-    keeps_product: bool  # whether one of down reads those of gates
+    keeps_product: bool  # whether an adapter of down reads the outputs of gates
 
     @property
     def layer(self) -> int:

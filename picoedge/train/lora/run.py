@@ -129,7 +129,7 @@ def resume_lora(
     options: LoraOptions, given: LoraSettings, typed: Sequence[str], pack: Pack, folder: RunFolder,
     progress: Progress | None,
 ) -> LoraRun:  # fmt: skip
-    """Go on with the run of a folder. `typed` names those of the `given` settings that were typed.
+    """Go on with the run of a folder. `typed`: names of the `given` settings that were typed.
 
     Raises UsageError where one of them, or the model, is not the run's; ModelError for checkpoints
     of another run or none that is sound; and as `begin_lora`.

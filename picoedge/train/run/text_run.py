@@ -147,7 +147,7 @@ def resume_run(
     options: TextOptions, given: TrainSettings, typed: Sequence[str], folder: RunFolder,
     progress: Progress | None,
 ) -> TextRun:  # fmt: skip
-    """Go on with the run of a folder. `typed` names those of the `given` settings that were typed.
+    """Go on with the run of a folder. `typed`: names of the `given` settings that were typed.
 
     Raises UsageError where one of them is not the run's, ModelError for checkpoints of another run
     or none that is sound, and as `begin_run`.

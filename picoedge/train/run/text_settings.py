@@ -77,7 +77,7 @@ class TrainSettings(RunSettings):
     data: str = ""
 
     def with_sizes(self) -> TrainSettings:
-        """Those of the preset for what was not chosen; the micro-batch is left."""
+        """Sizes of the preset where none were chosen; the micro-batch is left."""
         usual = DEFAULTS[self.preset]
         return replace(
             self,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.worker_group import WorkerGroup
 from picoedge.engine.fit import LoadedModel, load_of
@@ -21,6 +21,7 @@ from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
 from picoedge.planner.memory import SMALLEST_DEFAULT_CONTEXT
 from picoedge.store.window.set_aside import SetAside
+from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.jobs.progress_page import Work
@@ -95,6 +96,32 @@ def plan_over(
             if not options.is_default_context or load.n_ctx <= SMALLEST_DEFAULT_CONTEXT:
                 raise
         options = dataclasses.replace(options, n_ctx=load.n_ctx // 2)
+
+
+def report_of(plan: ClusterPlan, at: Arrangement | None) -> dict[str, Any]:
+    """The assignment, the predicted time per token, and what sums have cost, as in JSON.
+
+    `at`: the plan's arrangement, while it is loaded.
+    """
+    chosen, usage = plan.chosen, at.sync_usage() if at else SyncUsage()
+    return {
+        "why": plan.why,
+        "allreduce": chosen.allreduce,
+        "transports": at.group.transports if at and at.group else {},
+        "predicted_s_per_token": chosen.s_per_token,
+        "shares": [
+            {
+                "board": share.board.name,
+                **share.part.to_json(),
+                "weights_mb": share.weights_bytes / MB,
+            }
+            for share in chosen.shares
+        ],
+        "sums": usage.sums,
+        "sync_wait_s": usage.wait_s,
+        "bytes_sent": usage.bytes_sent,
+        "bytes_received": usage.bytes_received,
+    }
 
 
 class Arranger:

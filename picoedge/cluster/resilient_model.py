@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from picoedge.cluster.arrangement import Arrangement, Arranger
+from picoedge.cluster.arrangement import Arrangement, Arranger, report_of
 from picoedge.cluster.recovery import (
     GO,
     Asked,
@@ -47,9 +47,7 @@ from picoedge.host.resources import PauseWatch, clock_s
 from picoedge.jobs.boards import BoardDirectory
 from picoedge.jobs.stragglers import SpeedWatch
 from picoedge.kernels.arrays import F32
-from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterPlan
-from picoedge.units import MB
 
 if TYPE_CHECKING:
     from picoedge.progress import Progress
@@ -224,27 +222,7 @@ class ClusterModel:
 
     def report(self) -> dict[str, Any]:
         """The assignment, the predicted time per token, and what sums have cost so far."""
-        chosen, at = self.plan.chosen, self._arrangement
-        usage = at.sync_usage() if at else SyncUsage()
-        return {
-            "why": self.plan.why,
-            "allreduce": chosen.allreduce,
-            "transports": at.group.transports if at and at.group else {},
-            "predicted_s_per_token": chosen.s_per_token,
-            "shares": [
-                {
-                    "board": share.board.name,
-                    **share.part.to_json(),
-                    "weights_mb": share.weights_bytes / MB,
-                }
-                for share in chosen.shares
-            ],
-            "sums": usage.sums,
-            "sync_wait_s": usage.wait_s,
-            "bytes_sent": usage.bytes_sent,
-            "bytes_received": usage.bytes_received,
-            "losses": list(self.failures),
-        }
+        return {**report_of(self.plan, self._arrangement), "losses": list(self.failures)}
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; see `Transformer.forward`.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zmq
 from cluster_boards import ClusterOf, cluster_of, until
+from greedy_texts import PROMPT, Text, begun
 
 from picoedge.cluster import arrangement, resilient_model, worker_group
 from picoedge.cluster.arrangement import Arranger
@@ -35,7 +36,6 @@ from picoedge.planner.topology import LinkFacts, Topology
 from picoedge.store.pack.reader import Pack
 
 OPTIONS = OpenOptions(threads=1, n_ctx=256, cluster=ClusterOptions(boards=2, split=(1.0, 1.0)))
-PROMPT = [1, 2, 3, 4, 5]
 GROWTH_MB = 20  # a slice has 50; some of the C library's heap comes and goes
 
 
@@ -62,36 +62,6 @@ def anonymous_mb() -> float:
     """Memory of this process, without the pages of libraries, which come and go."""
     gc.collect()
     return int(file_fields(PROC / "self/status")["RssAnon"].split()[0]) / 1024
-
-
-class Text:
-    """Greedy tokens, asked of a model as a session does."""
-
-    def __init__(self, model: ClusterModel) -> None:
-        self.model, self.tokens = model, [*PROMPT]
-
-    def ask(self) -> int:
-        """The next token, as the first of an answer."""
-        logits = self.model.forward(self.tokens[-2:], len(self.tokens) - 2)
-        self.tokens.append(int(logits.argmax()))
-        return self.tokens[-1]
-
-
-def undisturbed(model: ClusterModel, count: int) -> list[int]:
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    for _ in range(count):
-        text.ask()
-    return text.tokens
-
-
-def begun(model: ClusterModel, count: int) -> tuple[Text, list[int]]:
-    """An answer of one token so far, and the first `count` of one that nothing disturbs."""
-    expected = undisturbed(model, count)
-    model.forward(PROMPT, 0)
-    text = Text(model)
-    text.ask()
-    return text, expected
 
 
 STEPS: list[tuple[Any, str]] = [

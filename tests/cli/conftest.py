@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import shelf_models
-from cli_runs import MB, TEMPLATE, Ran, Run, default_kernels
+from cli_runs import MB, TEMPLATE, Ran, Run, default_kernels, forget_settings, run_here
 
-from picoedge.cli.main import main
 from picoedge.engine import fit
 from picoedge.registry.packing import pack_model
 
@@ -29,18 +27,13 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """One command line in this process, with no settings but the test's own."""
-    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    forget_settings(monkeypatch, tmp_path)
     # By name: without a C compiler it is otherwise told on stderr that NumPy runs.
     monkeypatch.setenv("PICOEDGE_KERNELS", default_kernels())
 
     def run_one(*args: str | Path, stdin: bytes = b"") -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
+        return run_here(capsys, *args)
 
     return run_one
 

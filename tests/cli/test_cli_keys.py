@@ -6,13 +6,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cli_runs import Ran, Run, run_here
 
-from picoedge.cli.main import main
 from picoedge.mesh import interfaces
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import published_daemon
@@ -21,16 +19,6 @@ from picoedge.mesh.identity.identity import KeyPair, load_identity, load_signing
 from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.interfaces import Interface
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -43,9 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def run_one(folder: Path, *args: str) -> Ran:
         monkeypatch.setenv("PICOEDGE_CLUSTER", str(folder))
-        code = main(["keys", *args])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
+        return run_here(capsys, "keys", *args)
 
     return run_one
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import shelf_models
+from cli_runs import Run, forget_settings, run_here
 
 from picoedge.cli.main import main
 from picoedge.cli.plan_picture import ASCII, UNICODE, picture
@@ -24,16 +23,6 @@ KB, MB = 1 << 10, 1 << 20
 STORAGE = StorageSpeed(90e6, 60e6, None, 128 * KB, "179:0 mmcblk0")
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a tokenizer: three layers, and a head of its own."""
@@ -43,23 +32,14 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """One command line on a board of known speed, in a process of 40 MB."""
-    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    forget_settings(monkeypatch, tmp_path)
     monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
     monkeypatch.setattr(fit, "GROWTH_BYTES", 4 * MB)
     monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
     monkeypatch.setattr(fit, "release_pages", lambda *args: None)
     monkeypatch.setattr(fit, "storage_speed", lambda path, cache: STORAGE)
     monkeypatch.setattr(fit, "cached_compute", lambda *args, **kwargs: 2e9)
-
-    def run_one(*args: str | Path) -> Ran:
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return run_one
+    return partial(run_here, capsys)
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import shelf_models
 from adapters_material import random_adapter
+from cli_runs import Run, forget_settings, run_here
 from cluster_boards import cluster_of
 from cluster_figures import board, cluster, load_of
 
-from picoedge.cli.main import main
 from picoedge.cli.plan import NUMBERS, rows_by_count
 from picoedge.planner.cluster_plan import ClusterOptions, plan_cluster
 from picoedge.planner.topology import LinkFacts, Topology
 from picoedge.store.adapters import write_adapter
 from picoedge.store.pack.reader import Pack
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +30,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """One command line: its exit code, stdout and stderr."""
-    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-
-    def run_one(*args: str | Path) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_one
+    """One command line, with no settings but the test's own."""
+    forget_settings(monkeypatch, tmp_path)
+    return partial(run_here, capsys)
 
 
 def write_boards(path: Path, count: int = 3, **more: Any) -> Path:

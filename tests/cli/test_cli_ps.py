@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_boards import PICOEDGE, BoardOf, until
+from cluster_boards import PICOEDGE, BoardOf, board_alone, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,6 @@ from picoedge.errors import ProtocolError
 from picoedge.host.thermal import Heat, Thermometer, read_heat
 from picoedge.jobs.progress_page import ProgressPage, Work, new_page
 from picoedge.jobs.status import MeshState, read_mesh
-from picoedge.mesh.identity.admission import found_cluster
 
 MB = 1 << 20
 
@@ -201,12 +200,8 @@ def test_sensors_are_read_once_a_second(tmp_path: Path) -> None:
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[BoardOf]:
-    made = BoardOf("ada", tmp_path / "ada")
-    found_cluster(made.keys, "desk", "ada")
-    try:
+    with board_alone(tmp_path) as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_ps_and_top_of_a_running_board(board: BoardOf) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_boards import PICOEDGE, BoardOf, until
+from cluster_boards import PICOEDGE, BoardOf, board_alone, until
 
 from picoedge.cli.main import main
 from picoedge.errors import MeshError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
-from picoedge.mesh.identity.admission import Invites, found_cluster
+from picoedge.mesh.identity.admission import Invites
 from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import RosterFile
 from picoedge.mesh.node import announce
@@ -29,12 +29,8 @@ NOTIFIED_S = 20.0
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[BoardOf]:
     """A board that has a cluster, and no daemon yet."""
-    made = BoardOf("ada", tmp_path / "ada")
-    found_cluster(made.keys, "desk", "ada")
-    try:
+    with board_alone(tmp_path) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 from tiny_model import follow
 
+from picoedge.cli.main import main
 from picoedge.kernels.loader import describe_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -19,14 +21,28 @@ GREEDY = ["--temperature", "0"]
 MB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(NamedTuple):
     code: int
     out: str
     err: str
 
 
 Run = Callable[..., Ran]
+
+
+def forget_settings(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Take the user's own settings away; folders of settings are below `home`."""
+    for name in [name for name in os.environ if name.startswith("PICOEDGE_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "PICOEDGE_HOME"):
+        monkeypatch.setenv(name, str(home / name))
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *args: str | Path) -> Ran:
+    """One command line in this process."""
+    code = main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return Ran(code, captured.out, captured.err)
 
 
 def default_kernels() -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -259,6 +259,17 @@ class BoardOf:
             running.kill()
             running.out.end()
             running.err.end()
+
+
+@contextmanager
+def board_alone(folder: Path) -> Iterator[BoardOf]:
+    """Board ada of a cluster, without a daemon so far; all that it runs ends with the block."""
+    made = BoardOf("ada", folder / "ada")
+    found_cluster(made.keys, "desk", "ada")
+    try:
+        yield made
+    finally:
+        made.end()
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

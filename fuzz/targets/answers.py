@@ -33,8 +33,8 @@ from picoedge.jobs.boards import _facts
 from picoedge.jobs.cluster_check import CheckedBoard, _checked, _member
 from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import VERSION_1, read_kept
-from picoedge.jobs.status import ask_pages, read_mesh, read_report
-from picoedge.mesh.transport.client import Client
+from picoedge.jobs.status import PAGES, read_mesh, read_report
+from picoedge.mesh.transport.client import Client, ask_pages
 from picoedge.mesh.transport.credit import PushCredit
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS
 from picoedge.mesh.transport.messages import Dialect, control
@@ -66,7 +66,7 @@ class _Daemon:
 
 
 def _pages(body: dict[str, Any]) -> None:
-    read_mesh(ask_pages(cast(Client, _Daemon(body)), 1.0))
+    read_mesh(ask_pages(cast(Client, _Daemon(body)), *PAGES, 1.0))
 
 
 def _reached(body: dict[str, Any]) -> None:

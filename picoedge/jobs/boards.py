@@ -16,14 +16,14 @@ from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, Protoc
 from picoedge.fields import Fields
 from picoedge.jobs.measured_links import MeasuredLinks
 from picoedge.jobs.spec import INFERENCE, VERSION_1, SliceKey, loaded_for, read_kept
-from picoedge.jobs.status import PRESENT, ask_pages
+from picoedge.jobs.status import PAGES, PRESENT
 from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.roster import MAX_ENTRIES
 from picoedge.mesh.transfer.donor import OFFER
 from picoedge.mesh.transfer.donor_client import read_offer
-from picoedge.mesh.transport.client import Client
+from picoedge.mesh.transport.client import Client, ask_pages
 from picoedge.planner.topology import KEY_CHARS, BoardFacts, LinkFacts, Topology, board_from_json
 from picoedge.sanitize import one_line
 from picoedge.store.shards import HeldShards, Slice, held_shards
@@ -111,7 +111,7 @@ class BoardDirectory:
         self._looks = Looks()
         own = self._own()
         self._links.begin(own, QUESTION_S)
-        boards = ask_pages(own, QUESTION_S)["boards"]  # the own daemon has checked them
+        boards = ask_pages(own, *PAGES, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
         self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
         others = _others(boards, {own.key, *excluded})
@@ -135,7 +135,7 @@ class BoardDirectory:
         do not. Takes milliseconds where there are none. Raises MeshError if this board's daemon is
         silent.
         """
-        boards = ask_pages(self.own.client, QUESTION_S)["boards"]
+        boards = ask_pages(self.own.client, *PAGES, QUESTION_S)["boards"]
         now_s, own = time.monotonic(), self.identity.keys.public
         due = [
             board

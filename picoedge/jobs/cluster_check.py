@@ -14,10 +14,10 @@ from picoedge.engine.doctor import Check
 from picoedge.errors import PicoedgeError
 from picoedge.fields import Fields
 from picoedge.jobs.spec import VERSION_1
-from picoedge.jobs.status import PRESENT, STATE_S, ask_pages
+from picoedge.jobs.status import PAGES, PRESENT, STATE_S
 from picoedge.mesh.addresses import SILENT, Address, parse_address, probe
 from picoedge.mesh.node.finder import MAX_ADDRESS, MAX_ADDRESSES
-from picoedge.mesh.transport.client import Client, connect_local
+from picoedge.mesh.transport.client import Client, ask_pages, connect_local
 from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Tried:
 def check_cluster(context: Context, identity: Identity) -> list[Check]:
     """A check of each ordered pair of boards. Raises MeshError where no daemon runs here."""
     with connect_local(context, identity.folder, VERSION_1) as daemon:
-        listed = ask_pages(daemon, STATE_S)["boards"]
+        listed = ask_pages(daemon, *PAGES, STATE_S)["boards"]
     own, *others = [_member(Fields(board, "a board")) for board in listed]
     if not others:
         return [Check("cluster", "warn", "no other board is known", "picoedge keys invite")]

@@ -16,16 +16,17 @@ from picoedge.fields import Fields, or_else
 from picoedge.jobs.progress_page import Work
 from picoedge.jobs.spec import SESSION
 from picoedge.mesh.node.finder import MAX_BOARDS
+from picoedge.mesh.transport.client import ask_pages
 from picoedge.sanitize import one_line
 
 if TYPE_CHECKING:
     from picoedge.mesh.transport.client import Client
 
 PRESENT = ("alive", "slow")  # conditions of boards whose reports are of now
+PAGES = ("mesh-state", "boards", MAX_BOARDS)  # what a daemon is asked, page by page
 STATE_S = 2.0  # the own daemon answers in milliseconds; this allows for a stalled card
 # Of boards in one answer to `mesh-state`: below a message's limit by more than one board takes.
 PAGE_BYTES = 768 << 10
-_MOST_PAGES = 16
 _MAX_COUNT = 1 << 62
 _MAX_TEXT = 200  # characters
 _MAX_WORD = 48  # characters of a stage, a condition, a board's name
@@ -97,19 +98,7 @@ class MeshState:
 
 def ask_mesh(daemon: Client) -> MeshState:
     """The state of the cluster now. Raises MeshError."""
-    return read_mesh(ask_pages(daemon, STATE_S))
-
-
-def ask_pages(daemon: Client, timeout_s: float) -> dict[str, Any]:
-    """The answer to `mesh-state`, of as many pages as it has. Raises MeshError."""
-    first = answer = daemon.ask("mesh-state", timeout_s=timeout_s)
-    boards = Fields(first, "the state of the mesh").array("boards", MAX_BOARDS)
-    for _ in range(_MOST_PAGES):
-        if answer.get("next") is None:
-            break
-        answer = daemon.ask("mesh-state", {"from": answer["next"]}, timeout_s=timeout_s)
-        boards += Fields(answer, "the state of the mesh").array("boards", MAX_BOARDS - len(boards))
-    return {**first, "boards": boards}
+    return read_mesh(ask_pages(daemon, *PAGES, STATE_S))
 
 
 def page_of(boards: Sequence[Mapping[str, Any]], first: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.jobs.status import PAGE_BYTES, ask_pages, page_of, read_mesh, read_report
+from picoedge.jobs.status import PAGE_BYTES, PAGES, page_of, read_mesh, read_report
+from picoedge.mesh.transport.client import ask_pages
 from picoedge.mesh.transport.limits import CONTROL_BYTES
 
 REPORT = {
@@ -72,7 +73,7 @@ class Daemon:
 
 def test_the_largest_cluster_fits_in_messages() -> None:
     daemon: Any = Daemon([board(number) for number in range(1024)])
-    mesh = read_mesh(ask_pages(daemon, 1.0))
+    mesh = read_mesh(ask_pages(daemon, *PAGES, 1.0))
     assert len(mesh.boards) == 1024
     assert max(daemon.sizes) < CONTROL_BYTES
     assert 1 < len(daemon.sizes) <= 8
@@ -80,7 +81,7 @@ def test_the_largest_cluster_fits_in_messages() -> None:
 
 def test_a_small_cluster_is_one_page() -> None:
     daemon: Any = Daemon([board(0), board(1)])
-    assert len(ask_pages(daemon, 1.0)["boards"]) == 2
+    assert len(ask_pages(daemon, *PAGES, 1.0)["boards"]) == 2
     assert len(daemon.sizes) == 1
     assert page_of([{"x": "y" * PAGE_BYTES}], 0)["boards"]  # one is always told: the pages end
     assert page_of([], 5) == {"boards": []}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from picoedge.errors import AccessError, BoardLostError, MeshError, ProtocolError
+from picoedge.fields import Fields
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.cluster_folder import find_local
 from picoedge.mesh.identity.identity import load_identity
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 OnPush = Callable[[str, Body], None]
 
+_MOST_PAGES = 16  # of one reply: a thousand boards come in eight
 _RETRY_S = 0.1  # until a daemon that does not listen yet is tried again
 _NEVER = -1  # libzmq does not connect again by itself: a flood would only begin anew
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -288,3 +290,18 @@ def connect_local(
         )
     keys = identity.keys
     return Client(context, keys, daemon.address, keys.public, identity.name, translation)
+
+
+def ask_pages(client: Client, kind: str, name: str, most: int, timeout_s: float) -> Body:
+    """The reply to a request whose array `name`, of `most` entries, comes in pages; all of it.
+
+    A page that is not the last has the index of the `next` one's first entry. Raises MeshError.
+    """
+    first = answer = client.ask(kind, timeout_s=timeout_s)
+    entries = Fields(first, f"the reply to {kind}").array(name, most)
+    for _ in range(_MOST_PAGES):
+        if answer.get("next") is None:
+            break
+        answer = client.ask(kind, {"from": answer["next"]}, timeout_s=timeout_s)
+        entries += Fields(answer, f"the reply to {kind}").array(name, most - len(entries))
+    return {**first, name: entries}

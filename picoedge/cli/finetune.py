@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _SETTINGS = {
     "rank": "rank", "alpha": "alpha", "steps": "steps", "train_seed": "seed",
     "context": "length", "rate": "learning_rate", "batch_size": "batch", "held_out": "held_out",
+    "rehearsal": "rehearsal",
 }  # fmt: skip
 
 
@@ -56,17 +57,25 @@ _SETTINGS = {
     metavar="NAMES",
     help="Matrices that get one: all, attention, ffn, or q,k,v,o,gate,up,down [default: all].",
 )
-@flags.number("--epochs", 0.01, 1e6, "Times through the examples [default: 40].")
+@flags.number(
+    "--epochs", 0.01, 1e6,
+    "Times through the examples [default: 6, of a small file as many as are 60 steps].",
+)  # fmt: skip
 @flags.run_length_options(
     "In place of --epochs: steps.",
     "In place of --epochs: as many steps as this board does in this time.",
 )
-@flags.learning_rate_option("--rate", "Learning rate at its peak [default: 0.001].")
+@flags.learning_rate_option("--rate", "Learning rate at its peak [default: 0.004].")
 @flags.integer(
     "--context", 16, 1 << 16,
     "Tokens of a sequence, at most: longer examples are cut [default: 512].",
 )  # fmt: skip
-@flags.integer("--batch-size", 2, 4096, "Sequences of a step [default: by the data, 2 to 16].")
+@flags.integer("--batch-size", 2, 4096, "Sequences of a step [default: by the data, 3 to 12].")
+@flags.number(
+    "--rehearsal", 0, 1000,
+    "Weight of staying as it was on text that the model writes itself beforehand; 0: may forget "
+    "[default: 5].",
+)  # fmt: skip
 @flags.number(
     "--held-out", 0, 0.9,
     "Share of the examples that is only measured; the adapter with the lowest loss on it is "

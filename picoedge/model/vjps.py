@@ -197,11 +197,21 @@ class MicroBatch:
         return self._kept[max(0, i - self._repeated + 1) if self._repeated else i]
 
     def losses_and_gradients(
-        self, tokens: I32, targets: I32, weight: float, documents: I32 | None = None
+        self,
+        tokens: I32,
+        targets: I32,
+        weight: float,
+        documents: I32 | None = None,
+        reference: F32 | None = None,
     ) -> F64:
-        """Losses f64 [N] of the targets (none where below 0), all [N]; sets all gradients."""
+        """Losses f64 [N] of the targets (none where below 0), all [N]; sets all gradients.
+
+        With `reference`, another model's `hidden` of these tokens under the same head, a token's
+        loss is the divergence KL(reference || model) of what follows. It is estimated by the one
+        target, less the reference's loss of it; its gradient is exact.
+        """
         self._forward(tokens, documents)
-        losses = self._head(targets, weight)
+        losses = self._head(targets, weight, reference)
         for i in reversed(range(self._config.num_hidden_layers)):
             kept = self._kept_of(i)
             if i < self._repeated - 1:  # the values of the last repeated one are still there
@@ -212,11 +222,16 @@ class MicroBatch:
         self._parameters.embedding.scatter(self._kernels, tokens, self._dx)
         return losses
 
+    def hidden(self, tokens: I32) -> F32:
+        """What the head reads: the normed last residual, f32 [N, hidden]."""
+        self._forward(tokens)
+        return self._normed.copy()
+
     def losses(self, tokens: I32, targets: I32, documents: I32 | None = None) -> F64:
         """Losses alone, f64 [N]."""
         self._forward(tokens, documents)
         losses = np.zeros(len(targets))
-        for rows in self._head_rows(targets):
+        for rows in self._head_rows(targets, len(self._logits)):
             losses[rows] = self._entropy(self._normed[rows], targets[rows], 0.0)[1]
         return losses
 
@@ -230,25 +245,31 @@ class MicroBatch:
 
     # -- the head ------------------------------------------------------------------------------
 
-    def _head_rows(self, targets: I32) -> list[NDArray[np.intp]]:
-        """Rows that have a target, as many at once as there is room for logits; never none."""
-        rows, most = np.flatnonzero(targets >= 0), len(self._logits)
+    def _head_rows(self, targets: I32, most: int) -> list[NDArray[np.intp]]:
+        """Rows that have a target, `most` at once; never none."""
+        rows = np.flatnonzero(targets >= 0)
         return [rows[at : at + most] for at in range(0, max(1, len(rows)), most)]
 
-    def _entropy(self, x: F32, targets: I32, weight: float) -> tuple[F32, F64]:
-        """The gradient of the logits of x, and the losses."""
-        logits, losses = self._logits[: len(x)], np.empty(len(x))
+    def _entropy(self, x: F32, targets: I32, weight: float, at: int = 0) -> tuple[F32, F64]:
+        """The gradient of the logits of x, in the rows of `_logits` from `at` on; the losses."""
+        logits, losses = self._logits[at : at + len(x)], np.empty(len(x))
         self._parameters.head.forward(self._kernels, x, logits)
         self._kernels.cross_entropy(logits, targets, losses, weight)
         return logits, losses
 
-    def _head(self, targets: I32, weight: float) -> F64:
+    def _head(self, targets: I32, weight: float, reference: F32 | None = None) -> F64:
         """The losses, and the gradient of the last residual in `_dx`."""
         losses, parameters = np.zeros(len(targets)), self._parameters
+        most = len(self._logits) // (1 if reference is None else 2)  # logits of both models
         self._d.fill(0)
-        for number, rows in enumerate(self._head_rows(targets)):
+        for number, rows in enumerate(self._head_rows(targets, most)):
             x = self._normed[rows]
             d_logits, losses[rows] = self._entropy(x, targets[rows], weight)
+            if reference is not None:
+                # (softmax - target) - (reference's softmax - target): the target cancels out.
+                theirs, taken = self._entropy(reference[rows], targets[rows], weight, most)
+                d_logits -= theirs
+                losses[rows] -= taken
             d = np.empty_like(x)
             parameters.head.vjp(self._kernels, x, d_logits, d, accumulate=number > 0)
             self._d[rows] = d

@@ -49,17 +49,24 @@ def module(layer: int, target: str) -> str:
 
 
 def torch_gradients(
-    folder: Path, layout: AdapterLayout, weights: F32, tokens: I32, targets: I32
+    folder: Path,
+    layout: AdapterLayout,
+    weights: F32,
+    tokens: I32,
+    targets: I32,
+    *,
+    rehearsed: bool = False,
 ) -> tuple[float, dict[tuple[int, str], tuple[F64, F64]]]:
     """Loss and gradients of A and B by autograd in f64, of the model in a Hugging Face folder.
 
-    tokens, targets i32 [sequences, length]; the loss is the mean over targets from 0 on.
+    tokens, targets i32 [sequences, length]; the loss is the mean over targets from 0 on. Where it
+    is `rehearsed`, the loss is the mean divergence of all tokens from the model without adapters.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    values = {
+    frozen = {
         name: torch.from_numpy(value.astype(np.float64))
         for name, value in frozen_values(layout.model).items()
     }
@@ -69,14 +76,21 @@ def torch_gradients(
         )
         for key, both in layout.tensors.items()
     }
+    values = dict(frozen)
     for (layer, target), (a, b) in pairs.items():
         name = module(layer, target)
         values[name] = values[name] + layout.shape.scale * (b @ a)
     arguments = {"input_ids": torch.from_numpy(tokens.astype(np.int64)), "use_cache": False}
-    logits = torch.func.functional_call(model, values, kwargs=arguments).logits
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.from_numpy(targets.astype(np.int64)).flatten(), ignore_index=-1
-    )
+    logits = torch.func.functional_call(model, values, kwargs=arguments).logits.flatten(0, 1)
+    if rehearsed:
+        with torch.no_grad():
+            before = torch.func.functional_call(model, frozen, kwargs=arguments).logits
+        logs = logits.log_softmax(-1)
+        wanted = before.flatten(0, 1).log_softmax(-1)
+        loss = torch.nn.functional.kl_div(logs, wanted, log_target=True, reduction="batchmean")
+    else:
+        wanted = torch.from_numpy(targets.astype(np.int64)).flatten()
+        loss = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-1)
     loss.backward()
     found = {key: (a.grad.numpy(), b.grad.numpy()) for key, (a, b) in pairs.items()}
     return float(loss.detach()), found

@@ -14,6 +14,7 @@ import numpy as np
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.files import replace_file, writing
 from picoedge.host.resources import available_bytes, give_back, rss_bytes
+from picoedge.model.vjps import MicroBatch
 from picoedge.progress import Progress, no_progress
 from picoedge.store.adapters import write_adapter
 from picoedge.store.pack.reader import Pack
@@ -22,7 +23,14 @@ from picoedge.train.data.examples import Examples, ExampleSource, read_examples
 from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.layout import AdapterLayout
 from picoedge.train.lora.memory import LoraFit, LoraNeeds
-from picoedge.train.lora.settings import CONTEXT, EPOCHS, LoraSettings, read_lora_settings
+from picoedge.train.lora.rehearsal import RehearsedSource, own_text, rehearsal_bytes
+from picoedge.train.lora.settings import (
+    CONTEXT,
+    EPOCHS,
+    LEAST_STEPS,
+    LoraSettings,
+    read_lora_settings,
+)
 from picoedge.train.run.assembly import Arithmetic, Run
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome
@@ -53,7 +61,7 @@ class LoraRun(Run):
     pack: Pack
     layout: AdapterLayout
     examples: Examples
-    source: ExampleSource
+    source: ExampleSource | RehearsedSource
     arithmetic: Arithmetic
     fit: LoraFit
     step_s: float = 0.0  # 0: not measured
@@ -75,7 +83,8 @@ class LoraRun(Run):
 
     def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
         """See `Run`."""
-        sums = self.arithmetic.sums(self.layout.length, settings.micro_batches)
+        count = settings.micro_batches + bool(self.settings.rehearsal)
+        sums = self.arithmetic.sums(self.layout.length, count)
         return Trainer(
             self.layout, state, settings, sums, self.arithmetic.make_kernels, self.fit.threads,
             recompute=True, kept_layers=self.fit.kept_layers, head_rows=self.fit.head_rows,
@@ -117,7 +126,7 @@ def begin_lora(
     settings = replace(settings, model=pack.identity, length=length)
     settings = settings.with_held_out(len(np.unique(examples.lines)))
     settings = settings.with_sequences(int(examples.lengths.max()), int(examples.lengths.sum()))
-    run = _assembled(options, settings, pack, layout, examples, folder)
+    run = _assembled(options, settings, pack, layout, examples, folder, progress)
     run.step_s = _measured(run, progress)
     run.settings = settings.with_steps(_steps(run), run.step_s)
     with writing(folder.path):
@@ -144,7 +153,7 @@ def resume_lora(
     found = folder.checkpoints.newest()
     layout = AdapterLayout.of(FrozenModel.of(pack), settings.shape)
     examples = _read(settings, pack, progress).fitted(settings.length)
-    run = _assembled(options, settings, pack, layout, examples, folder)
+    run = _assembled(options, settings, pack, layout, examples, folder, progress)
     if found is not None:
         _, run.saved, run.faults = found
     run.done = run.check_saved()
@@ -162,16 +171,43 @@ def _read(settings: LoraSettings, pack: Pack, progress: Progress | None) -> Exam
 
 def _assembled(
     options: LoraOptions, settings: LoraSettings, pack: Pack, layout: AdapterLayout,
-    examples: Examples, folder: RunFolder,
+    examples: Examples, folder: RunFolder, progress: Progress | None,
 ) -> LoraRun:  # fmt: skip
     train, held_out = examples.split(settings.held_out, settings.seed)
-    source = ExampleSource(
+    plain = ExampleSource(
         train, held_out, settings.micro_batches, settings.micro_batch, settings.length,
         settings.seed,
     )  # fmt: skip
     arithmetic = Arithmetic.choose(options.kernels, fast=False)
     fit = _fit(options, settings, pack, layout)
+    source: ExampleSource | RehearsedSource = plain
+    if settings.rehearsal:
+        source = _rehearsed(plain, options, settings, pack, layout, arithmetic, progress)
     return LoraRun(options, folder, settings, pack, layout, examples, source, arithmetic, fit)
+
+
+def _rehearsed(
+    source: ExampleSource, options: LoraOptions, settings: LoraSettings, pack: Pack,
+    layout: AdapterLayout, arithmetic: Arithmetic, progress: Progress | None,
+) -> RehearsedSource:  # fmt: skip
+    """The model writes a text, and what its head reads of it is kept."""
+    tell = progress or no_progress
+    shape = settings.micro_batch, settings.length
+    texts = own_text(
+        pack, options.kernels, options.threads, shape, settings.seed,
+        lambda done, of: tell("the model writes what it is to keep", done, of),
+    )  # fmt: skip
+    nothing = np.zeros(layout.length, np.float32)  # adapters that add nothing
+    work = MicroBatch(
+        pack.config, arithmetic.make_kernels(), layout.bind(nothing, nothing), *shape,
+        recompute=True, head_rows=1,
+    )  # fmt: skip
+    made = RehearsedSource.of(source, texts, work.hidden, settings.rehearsal)
+    del work
+    gc.collect()
+    give_back()
+    tell("", 0, 0)
+    return made
 
 
 def _fit(
@@ -179,6 +215,8 @@ def _fit(
 ) -> LoraFit:
     base = rss_bytes() + pack.nbytes  # its pages are mapped as they are used
     budget = options.memory_bytes or rss_bytes() + int(_SPARE * available_bytes())
+    if settings.rehearsal:
+        base += rehearsal_bytes(pack.config, settings.micro_batch * settings.length)
     needs = LoraNeeds(
         pack.config, layout.length, settings.micro_batch * settings.length, settings.length, base,
         keeps_heads="o_proj" in settings.targets,
@@ -192,7 +230,7 @@ def _measured(run: LoraRun, progress: Progress | None) -> float:
     if progress is not None:
         progress("measuring a step on this board", 0, 0)
     settings = run.settings
-    rounds = -(-settings.micro_batches // run.fit.threads)
+    rounds = -(-(settings.micro_batches + bool(settings.rehearsal)) // run.fit.threads)
     batch = run.source.batch(1)
     count = min(run.fit.threads, settings.micro_batches)
     some = Batch(
@@ -221,5 +259,5 @@ def _steps(run: LoraRun) -> int:
     if options.minutes is not None:
         return max(1, int(60 * options.minutes / run.step_s))
     epochs = EPOCHS if options.epochs is None else options.epochs
-    sequences: float = np.ceil(epochs * run.source.sequences_per_epoch / settings.batch)
-    return max(1, int(sequences))
+    steps = int(np.ceil(epochs * run.source.sequences_per_epoch / settings.batch))
+    return max(LEAST_STEPS if options.epochs is None else 1, steps)

@@ -17,9 +17,12 @@ from picoedge.train.lora.layout import TARGETS, LoraShape
 from picoedge.train.run.settings import LENGTH_STEP, RunSettings
 
 CONTEXT = 512  # tokens of a sequence, at most
-EPOCHS = 40.0
+EPOCHS = 6.0
+LEAST_STEPS = 60  # of a run that was given no length: a small file is gone through more often
 _STEPS_AN_EPOCH = 8  # at least, so that a small file is not learned in too few steps
-_MOST_SEQUENCES, _MICRO_BATCH_TOKENS = 16, 512
+_MOST_SEQUENCES, _MICRO_BATCH_TOKENS = 12, 512
+_UNITS = 3  # micro-batches of a step, at least: with one of rehearsal, one for each of four cores
+MAX_REHEARSAL = 1000.0
 _EVALUATIONS = 20
 _HELD_OUT, _MANY = 0.05, 200  # a share, and of how many examples
 _WARMUP = 0.05  # a part of the steps
@@ -51,10 +54,11 @@ class LoraSettings(RunSettings):
     length: int = 0
     batch: int = 0
     micro_batch: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     warmup: int = 0
     weight_decay: float = 0.0
     clip: float = 1.0
+    rehearsal: float = 5.0  # weight of staying as it was on text of its own; 0: none
     held_out: float = -1.0  # share of the examples; -1: not chosen yet
     evaluate_every: int = 1
     save_every: int = 1
@@ -75,18 +79,20 @@ class LoraSettings(RunSettings):
         """With the sizes for examples of `tokens` tokens together, the longest of `longest`.
 
         Sequences are as short as the longest example allows, so that a small file has several
-        steps an epoch.
+        steps an epoch. A step has three micro-batches or more, and one of rehearsal: so each of
+        four cores has one, and they are the same on a board with fewer.
         """
         most = self.length or CONTEXT
         length = min(most, -(-max(longest, 128) // LENGTH_STEP) * LENGTH_STEP)
         sequences = max(1, tokens // length)
-        usual = max(2, min(_MOST_SEQUENCES, sequences // _STEPS_AN_EPOCH))
-        batch = self.batch or usual // 2 * 2
-        size = max(1, min(_MICRO_BATCH_TOKENS // length, batch // 2))
+        most_sums = MICRO_BATCHES - bool(self.rehearsal)
+        usual = max(_UNITS, min(_MOST_SEQUENCES, sequences // _STEPS_AN_EPOCH))
+        batch = self.batch or usual // _UNITS * _UNITS
+        size = max(1, min(_MICRO_BATCH_TOKENS // length, batch // min(batch, _UNITS)))
         size = next(
             each
             for each in range(size, batch + 1)
-            if batch % each == 0 and batch // each <= MICRO_BATCHES
+            if batch % each == 0 and batch // each <= most_sums
         )
         return replace(self, length=length, batch=batch, micro_batch=size)
 
@@ -110,7 +116,7 @@ _INTEGERS = {
 }  # fmt: skip
 _NUMBERS = {
     "alpha": (0.0, MAX_ALPHA), "learning_rate": (0.0, 1.0), "weight_decay": (0.0, 10.0),
-    "clip": (0.0, 1e6), "held_out": (0.0, 0.9),
+    "clip": (0.0, 1e6), "rehearsal": (0.0, MAX_REHEARSAL), "held_out": (0.0, 0.9),
 }  # fmt: skip
 
 

@@ -6,9 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from picoedge.kernels.arrays import I32
+from picoedge.kernels.arrays import F32, I32
 
 NO_TARGET = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """A micro-batch of text on which the model is to stay as it was: its mean divergence is a loss.
+
+    tokens and targets i32 [sequences, length]; reference f32 [sequences * length, hidden], what the
+    head read of these tokens before (`MicroBatch.hidden`); weight: of this loss beside the batch's.
+    """
+
+    tokens: I32
+    targets: I32
+    reference: F32
+    weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +31,14 @@ class Batch:
 
     A target is the token that follows. One below 0 counts nothing: it lies outside the answers, or
     behind the end of a sequence. Where short texts share a sequence, `documents`, of the same
-    shape, has another number for each of them: no token attends to another text.
+    shape, has another number for each of them: no token attends to another text. `rehearsal` is one
+    micro-batch more.
     """
 
     tokens: I32
     targets: I32
     documents: I32 | None = None
+    rehearsal: Rehearsal | None = None
 
     @classmethod
     def of_windows(cls, windows: I32) -> Batch:

@@ -19,7 +19,7 @@ from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
 from picoedge.model.vjps import HEAD_ROWS, MicroBatch, Parameters
-from picoedge.train.step.batch import Batch
+from picoedge.train.step.batch import Batch, Rehearsal
 from picoedge.train.step.schedule import Schedule
 
 _SPAN = 1 << 16  # values of the optimizer that a thread takes at once
@@ -181,20 +181,24 @@ class Trainer:
         self._pool = ThreadPoolExecutor(threads, "training")
 
     def step(self, batch: Batch) -> StepResult:
-        """One step. Its loss is the mean over all targets of the step.
+        """One step. Its loss is the mean over all targets of the step, without a rehearsal's.
 
         Raises NotFiniteError, and the state is that of the step before.
         """
-        assert len(batch.tokens) == self.settings.micro_batches
-        total, targets = np.zeros(len(batch.tokens)), max(1, batch.targets_counted)
+        count = len(batch.tokens)
+        assert count == self.settings.micro_batches
+        total, targets = np.zeros(count), max(1, batch.targets_counted)
 
         def work(thread: int, number: int) -> None:
-            total[number] = self._losses_and_gradients(thread, batch, number, 1 / targets)
+            if number < count:
+                total[number] = self._losses_and_gradients(thread, batch, number, 1 / targets)
+            elif batch.rehearsal is not None:
+                self._rehearse(thread, batch.rehearsal)
             with self._lock:
                 self._sums.add(self._gradients[thread])
 
         try:
-            self._deal(len(total), work)
+            self._deal(count + (batch.rehearsal is not None), work)
         except BaseException:
             self._sums.clear()
             raise
@@ -220,6 +224,12 @@ class Trainer:
         tokens, targets, documents = batch.micro_batch(number)
         losses = self._works[thread].losses_and_gradients(tokens, targets, weight, documents)
         return float(losses.sum())
+
+    def _rehearse(self, thread: int, rehearsal: Rehearsal) -> None:
+        tokens, targets = rehearsal.tokens.ravel(), rehearsal.targets.ravel()
+        self._works[thread].losses_and_gradients(
+            tokens, targets, rehearsal.weight / len(tokens), reference=rehearsal.reference
+        )
 
     def _deal(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call work(thread, number) for each number below `count`: a thread takes the next."""

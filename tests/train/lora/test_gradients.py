@@ -127,3 +127,32 @@ def assert_right(
         for side, right in zip(both, wanted[key], strict=True):
             error = np.linalg.norm(side.of(gradient) - right) / np.linalg.norm(right)
             assert error < tolerance, (key, side.name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_gradients_of_a_rehearsal_are_those_of_the_divergence(name: str, tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, name)
+    weights, (tokens, _) = drawn(layout), tokens_and_targets(VOCAB)
+    targets = np.roll(tokens, -1, axis=1)
+    _, wanted = torch_gradients(
+        tmp_path / "hf", layout, weights, tokens, targets, rehearsed=True
+    )  # fmt: skip
+    nothing = np.zeros_like(weights)
+    gradient = np.full(layout.length, np.nan, np.float32)
+    before, after = (
+        MicroBatch(
+            layout.config, load_training_kernels(), layout.bind(values, gradient), SEQUENCES,
+            LENGTH, recompute=True, head_rows=64,
+        )
+        for values in (nothing, weights)
+    )  # fmt: skip
+    reference, flat = before.hidden(tokens.ravel()), targets.ravel()
+    losses = before.losses_and_gradients(tokens.ravel(), flat, 1.0, reference=reference)
+    assert not losses.any()
+    trained = [side.of(gradient) for both in layout.tensors.values() for side in both]
+    assert not any(map(np.any, trained))  # a model that has not changed is left alone, to the bit
+    after.losses_and_gradients(tokens.ravel(), flat, 1 / tokens.size, reference=reference)
+    for key, both in layout.tensors.items():
+        for side, right in zip(both, wanted[key], strict=True):
+            error = np.linalg.norm(side.of(gradient) - right) / np.linalg.norm(right)
+            assert error < 2 * TOLERANCES.get(name, 1e-5), (key, side.name)

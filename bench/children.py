@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,12 @@ class Unready(BenchError):
 
 @dataclass(frozen=True)
 class Finished:
-    """A child that ended well: what it printed, its peak of memory, its wall time."""
+    """A child that ended well: what it printed, its peak of memory, its wall and CPU time."""
 
     stdout: str
     peak_rss_mb: float
     wall_s: float
+    cpu_s: float = 0.0
 
     def json(self) -> Any:
         """The JSON value in the last line of stdout, or in the whole of it."""
@@ -84,7 +86,7 @@ def run(
                 env=clean_environment(os.environ, home or Path(scratch)),
             )  # fmt: skip
             try:
-                status, peak_kb = _wait(child, began + timeout_s)
+                status, usage = _wait(child, began + timeout_s)
             finally:
                 if child.returncode is None:
                     child.kill()
@@ -93,16 +95,17 @@ def run(
         if status != 0:
             tail = err.read_text(errors="replace").strip()[-600:]
             raise BenchError(f"{' '.join(command[1:4])} ended with {status}: {tail}")
-        return Finished(out.read_text(errors="replace"), peak_kb / 1024, wall_s)
+        text, cpu_s = out.read_text(errors="replace"), usage.ru_utime + usage.ru_stime
+        return Finished(text, usage.ru_maxrss / 1024, wall_s, cpu_s)
 
 
-def _wait(child: subprocess.Popen[bytes], deadline: float) -> tuple[int, int]:
-    """(exit code, peak resident KB) of a child, which is killed at the deadline."""
+def _wait(child: subprocess.Popen[bytes], deadline: float) -> tuple[int, resource.struct_rusage]:
+    """(exit code, use of resources) of a child, which is killed at the deadline."""
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             child.returncode = os.waitstatus_to_exitcode(status)
-            return child.returncode, usage.ru_maxrss
+            return child.returncode, usage
         if time.perf_counter() > deadline:
             raise BenchError(f"{child.args!r} took too long")
         time.sleep(0.01)

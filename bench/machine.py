@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.children import ROOT
 
-PACKAGES = ("numpy", "llama_cpp_python", "torch", "transformers", "gguf")
+PACKAGES = ("numpy", "llama_cpp_python", "torch", "transformers", "peft", "gguf")
 
 
 def commit() -> str:

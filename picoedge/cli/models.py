@@ -124,7 +124,7 @@ def loader(opened: OpenPack) -> LoadModel:
         return load_over_boards
     from picoedge.engine.open import load_model
 
-    return partial(load_model, on_plan=_tell_plan)
+    return partial(load_model, on_plan=_tell_plan) if opened.is_limited else load_model
 
 
 def _tell_plan(nbytes: int) -> None:

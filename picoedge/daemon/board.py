@@ -327,22 +327,23 @@ class BoardService:
             self._freed.append(answer)
             return self._end_kept()
         if body.get("do") == "hold":
-            return answer(True, leave=self._hold(body))
+            return answer(True, **self._hold(body))
         holder = self._holder
         is_own = holder is not None and self._is_own(holder) and self._options.keep_s > 0
         self._hub_slice.on_request(body, fd, answer, is_own=is_own)
 
-    def _hold(self, body: Mapping[str, Any]) -> int | None:
-        """Note what a program of this board takes; returns what others are still to take."""
+    def _hold(self, body: Mapping[str, Any]) -> dict[str, int | None]:
+        """Note what a program of this board takes; the answer: what others are still to take."""
         pid, nbytes, holder = int(body["pid"]), body.get("bytes"), self._holder
         held = nbytes if type(nbytes) is int else 0
         session = body.get("session")
         if session and holder and self._is_own(holder) and holder.session == session:
             holder.hub_pid, holder.planned_bytes = pid, held
-            return 0
+            return {}
         self._memory.hold(pid, held)
-        theirs, kept = untaken_bytes(holder, self._memory.now_s), self._workers.kept_untaken_bytes
-        return None if theirs is None else theirs + kept + self._memory.untaken_bytes(pid)
+        theirs, most = untaken_bytes(holder, self._memory.now_s)
+        others = self._workers.kept_untaken_bytes + self._memory.untaken_bytes(pid)
+        return {"leave": None if theirs is None else theirs + others, "most": most + others}
 
     def _start_late(self, reservation: Reservation) -> None:
         """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""

@@ -49,8 +49,12 @@ class Held:
 class Answer(Protocol):
     """Answers a request of a program of this board, once."""
 
-    def __call__(self, ok: bool, fd: int | None = None, leave: int | None = 0) -> None:
-        """With a file, and for `hold` the bytes to leave to others; None: not known yet."""
+    def __call__(
+        self, ok: bool, fd: int | None = None, leave: int | None = 0, most: int | None = 0
+    ) -> None:
+        """With a file, and for `hold` the bytes to leave to others, None: not known yet; and the
+        most that they can be.
+        """
 
 
 LocalHandler = Callable[[Mapping[str, Any], int | None, Answer], None]
@@ -172,10 +176,12 @@ class MemorySocket:
         except (OSError, ValueError):  # it has left, or is none of ours
             return self._end(connection)
 
-        def answer(ok: bool, fd: int | None = None, leave: int | None = 0) -> None:
+        def answer(
+            ok: bool, fd: int | None = None, leave: int | None = 0, most: int | None = 0
+        ) -> None:
             with suppress(OSError):
                 if connection in self._open:
-                    send_message(connection, {"ok": ok, "leave": leave}, fd)
+                    send_message(connection, {"ok": ok, "leave": leave, "most": most}, fd)
 
         sender = {"pid": _peer_pid(connection)}
         self._handler({**body, **sender}, files[0] if files else None, answer)

@@ -19,7 +19,7 @@ from picoedge.jobs.kept_memory import PLANNING_S
 # From a group's end until its worker must have let go of it: a lost link is noticed within a
 # second, and a kernel call on a slow board takes another.
 LET_GO_S = 5.0
-_MAY_KEEP = ("waiting for work", "computing", "kept")  # stages of a worker whose slice is loaded
+_LOADED = ("waiting for work", "computing", "kept")  # stages of a worker whose slice is loaded
 
 if TYPE_CHECKING:
     from picoedge.daemon.job_kinds import JobSpec
@@ -50,6 +50,7 @@ class Reservation:
     wanted: SliceKey | None = None  # what this board's own session will load
     session: str = ""
     granted_s: float = float("-inf")  # when it was given the board
+    given_bytes: int = 0  # that its worker may take
     planned_bytes: int = 0  # of its worker's process, or its hub's, once its slice is loaded
     hub_pid: int = 0  # of a session of this board, which has said what it plans
 
@@ -58,23 +59,25 @@ class Reservation:
         return body if self.spec is None else {"session": self.spec.id, **body}
 
 
-def untaken_bytes(holder: Reservation | None, now_s: float) -> int | None:
-    """Bytes that a board's session is still to take; None while it does not know itself.
+def untaken_bytes(holder: Reservation | None, now_s: float) -> tuple[int | None, int]:
+    """Bytes that a board's session is still to take, None while it does not know itself; and the
+    most that it may be.
 
-    A session that has no worker here yet may be about to start one, or to load in its hub.
+    A session that has no worker here yet may be about to start one, or to load in its hub; what is
+    said until then is left to others.
     """
     if holder is None:
-        return 0
+        return 0, 0
     if holder.worker is None:
         if holder.hub_pid:
-            return max(0, holder.planned_bytes - rss_bytes_of(holder.hub_pid))
-        return None if now_s - holder.granted_s < PLANNING_S else 0
+            left = max(0, holder.planned_bytes - rss_bytes_of(holder.hub_pid))
+            return left, left
+        return (None if now_s - holder.granted_s < PLANNING_S else 0), 0
     report = holder.worker.report()
-    if holder.planned_bytes:
-        return max(0, holder.planned_bytes - int(report["rss_bytes"]))
-    if report["stage"] == "loading":
-        return max(0, int(report["total"]) - int(report["done"]))
-    return None if report["stage"] in ("starting", "pulling") else 0
+    if report["stage"] in _LOADED and not holder.planned_bytes:  # mapped: the system's cache
+        return 0, 0
+    most = max(0, (holder.planned_bytes or holder.given_bytes) - int(report["rss_bytes"]))
+    return (most if holder.planned_bytes else None), most
 
 
 class WorkerEvents(Protocol):
@@ -131,7 +134,7 @@ class Workers:
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:
         """Start the worker of a reservation. Raises MeshError."""
         config = replace(config, keep=self._keep)
-        reservation.planned_bytes = 0  # of a worker before
+        reservation.planned_bytes, reservation.given_bytes = 0, config.memory_bytes
         try:
             worker = WorkerProcess(reservation.module, config, self._listener(reservation))
         except OSError as error:
@@ -160,7 +163,7 @@ class Workers:
         """The group of a reservation is over: its worker may keep its slice, or is stopped."""
         worker = reservation.worker
         may_keep = self._keep and reservation.spec is not None and reservation.spec.slice_key
-        if worker is None or not may_keep or worker.report()["stage"] not in _MAY_KEEP:
+        if worker is None or not may_keep or worker.report()["stage"] not in _LOADED:
             return self.stop(reservation)
 
         def check() -> None:

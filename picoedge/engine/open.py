@@ -62,6 +62,7 @@ class OpenPack:
         self.pack, self._options = pack, options
         self._tokenizer, self._template = tokenizer, template
         self.adapter: AdapterFacts | None = None  # what the model runs with
+        self.is_limited = False  # to what others on this board leave
 
     def suggest_context(self, n_ctx: int) -> None:
         """Take a context of `n_ctx` tokens, unless the options ask for another."""
@@ -73,6 +74,7 @@ class OpenPack:
         assert "options" not in self.__dict__, "the context has been chosen"
         if nbytes is not None:
             self._options = dataclasses.replace(self._options, memory_bytes=nbytes)
+            self.is_limited = True
 
     def adapt(self, folder: Path) -> None:
         """Run the model with the LoRA adapter in `folder`.
@@ -230,9 +232,9 @@ def load_model(
 
     `reduce`, `broadcast_input` and `gather_logits` join a slice to the others: see
     `model.transformer`. Weights set `aside` are taken from there. Before weights are read
-    `on_plan` is called with the bytes that this process will take, if planned. `progress` reports
-    the weights that are read before the first token. Raises MemoryBudgetError before anything large
-    is allocated, UsageError, StorageError.
+    `on_plan` is called with the bytes that this process will take; 0: weights are mapped.
+    `progress` reports the weights that are read before the first token. Raises MemoryBudgetError
+    before anything large is allocated, UsageError, StorageError.
     """
     from picoedge.engine.fit import WHOLE_BATCH, LoadedModel, WindowTuner, fit_model
 
@@ -240,8 +242,8 @@ def load_model(
         kernels = start_kernels(options)
         failing.callback(kernels.close)
         fit = fit_model(pack, kernels, options, part, lent_bytes=aside.nbytes if aside else 0)
-        if fit.plan is not None and on_plan is not None:
-            on_plan(fit.plan.total)
+        if on_plan is not None:
+            on_plan(fit.plan.total if fit.plan else 0)
         weights = _hold(fit, options, progress, aside)
         failing.callback(weights.close)
         model = LoadedModel(

@@ -5,7 +5,8 @@
     free    give up the kept slice, of whatever kind; the answer comes when its memory is free
     hold    this program is about to take so many bytes; the answer has the bytes that others here
             are still to take of what they were promised ("leave"): a session's worker or hub, and
-            other programs; null while the session does not know yet. With "session": the hub itself
+            other programs; null while the session does not know yet ("most": what it may be).
+            With "session": the hub itself
 
 A request is one JSON object, and so is its answer. The socket is a file in the cluster's folder,
 which only this user can enter. No libzmq: a small board's own chat asks this before it loads.
@@ -78,16 +79,17 @@ def hold_memory(folder: Path, nbytes: int) -> int | None:
     """Tell the daemon what this program is about to take, until it ends.
 
     Returns the bytes that others on this board are still to take; None without a daemon. A session
-    that has just been given the board is waited for, for PLANNING_S, until it has its plan.
+    that has just been given the board is waited for, for PLANNING_S, until it has its plan; then it
+    is left the most that it may take.
     """
-    deadline = time.monotonic() + PLANNING_S
+    deadline, most = time.monotonic() + PLANNING_S, 0
     with suppress(OSError, ValueError), _connected(folder) as connection:
         while time.monotonic() < deadline:
-            leave = _hold(connection, {"bytes": nbytes})
+            leave, most = _hold(connection, {"bytes": nbytes})
             if leave is not None:
                 return leave
             time.sleep(_LOOK_S)
-        return 0
+        return most
     return None
 
 
@@ -97,13 +99,13 @@ def tell_memory(folder: Path, nbytes: int, *, session: str = "") -> None:
         _hold(connection, {"bytes": nbytes, "session": session})
 
 
-def _hold(connection: socket.socket, request: Mapping[str, Any]) -> int | None:
+def _hold(connection: socket.socket, request: Mapping[str, Any]) -> tuple[int | None, int]:
     send_message(connection, {"do": "hold", **request})
     answer, files = receive_message(connection)
     for file in files:
         os.close(file)
-    leave = answer.get("leave", 0)
-    return max(0, leave) if type(leave) is int else None
+    leave, most = answer.get("leave", 0), answer.get("most", 0)
+    return (max(0, leave) if type(leave) is int else None), max(0, most) if type(most) is int else 0
 
 
 @contextmanager

@@ -214,6 +214,15 @@ def mutate_json(rng: Random, data: bytes, names: Sequence[str] = ()) -> bytes:
     return written(rng, mutate_value(rng, json.loads(data), names))
 
 
+CROWDS = (b"[]", b"{}", b"[[[[]]]]", b'{"a":{}}', b'"ab"', b'""', b"1.5", b"1", '"é🙂"'.encode())
+
+
+def crowd(rng: Random, most_bytes: int) -> bytes:
+    """A JSON list of many small values, which take far more memory than their bytes."""
+    each = rng.choice(CROWDS) + b","
+    return b"[" + each * (rng.randrange(most_bytes) // len(each)) + b"0]"
+
+
 def written(rng: Random, value: Any) -> bytes:
     """`value` as JSON, in one of the ways that JSON can be written."""
     data = to_json(value, escaped=rng.randrange(2) == 0)

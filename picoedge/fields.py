@@ -25,20 +25,64 @@ MAX_TEXT = 2000  # characters: longer than any message or path, shorter than a f
 MAX_INTEGER = (1 << 64) - 1
 MAX_NUMBER = 1e300  # an integer above the largest float would raise OverflowError
 MAX_ITEMS = 1 << 20
+# Values of a document, as `within_values` counts them. One may take 2 bytes of text, and 300 of
+# memory (an object of one field): so many take 40 MB.
+MOST_VALUES = 1 << 17
+_WINDOW = 1 << 16  # bytes of a document that are looked at together
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # also of whole ones: a quick look
 _WORDS = {dict: "an object", list: "a list", str: "text", int: "an integer", bool: "true or false"}
 
 
-def parse_json(data: str | bytes | bytearray) -> Any:
+class TooManyValuesError(ValueError):
+    """A JSON document whose values would take far more memory than its bytes."""
+
+
+def parse_json(data: str | bytes | bytearray, most_values: int = MOST_VALUES) -> Any:
     """The value in a JSON document of UTF-8. Raises ValueError, RecursionError for anything else.
 
-    Also for half a character (a lone surrogate), which JSON can name, and nothing can write.
+    Also for half a character (a lone surrogate), which JSON can name, and nothing can write, and,
+    before it is parsed, TooManyValuesError for one of more than `most_values`.
     """
+    check_values(data, most_values)
     text = data if isinstance(data, str) else data.decode("utf-8-sig")
     value = json.loads(text)
     if _HALF.search(text):
         require_whole(value)
     return value
+
+
+def check_values(data: str | bytes | bytearray, most: int = MOST_VALUES) -> None:
+    """Raises TooManyValuesError for a JSON document of more than `most` values."""
+    if within_values(data, most) < len(data):
+        raise TooManyValuesError(f"holds more than {most} values")
+
+
+def within_values(data: str | bytes | bytearray, most: int) -> int:
+    """Length of the part of a JSON document that holds at most `most` values; all where it can.
+
+    Brackets that open and commas are counted, but not in texts: each list, object, item and field
+    has one before it.
+    """
+    if _marks(data) <= most:  # a quick look: texts may have some as well
+        return len(data)
+    count, in_text, rest = 0, False, b""
+    for at in range(0, len(data), _WINDOW):
+        piece = data[at : at + _WINDOW]
+        raw = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else piece
+        raw = (rest + raw).replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left ends texts
+        rest = raw[-1:] if raw.endswith(b"\\") else b""
+        parts = raw.split(b'"')
+        count += _marks(b"".join(parts[in_text::2]))
+        in_text ^= len(parts) % 2 == 0
+        if count > most:
+            return at
+    return len(data)
+
+
+def _marks(data: str | bytes | bytearray) -> int:
+    if isinstance(data, str):
+        return sum(map(data.count, "[{,"))
+    return sum(map(data.count, (b"[", b"{", b",")))
 
 
 def require_whole(value: Any) -> None:

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from picoedge.errors import MemoryBudgetError, ModelError, PicoedgeError, StorageError, TextError
-from picoedge.fields import Fields, parse_json
+from picoedge.fields import MOST_VALUES, Fields, TooManyValuesError, parse_json
 from picoedge.units import format_size
 
 _LOCK_POLL_S = 0.005  # far below a noticeable delay, and no load while a lock is held for long
 _WINDOW = 1 << 20
 _XDG = {"CONFIG": ".config", "STATE": ".local/state", "CACHE": ".cache"}
 _TEXT_BYTES = 64 << 20
+# Of a tokenizer's settings: Llasa adds 65,792 tokens of speech, each with 8 values.
+MOST_TOKEN_VALUES = 1 << 20
 READ_STALL_S = 30.0  # without a finished read: Linux resets a SCSI disk after as long
 _POLL_S = 1.0
 _NO_MEMORY = "free some memory, raise the limit (ulimit -v), or give a smaller --memory"
@@ -230,19 +232,23 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
-def read_object(path: Path, max_bytes: int, hint: str) -> Fields:
+def read_object(path: Path, max_bytes: int, hint: str, most_values: int = MOST_VALUES) -> Fields:
     """Read a file of one JSON object. Raises ModelError with `hint` where it is anything else."""
     with reading(path):
         size = path.stat().st_size
     if size > max_bytes:
         raise ModelError(f"{path} has {size} bytes, at most {max_bytes} are expected", hint)
-    return parse_object(read_at(path, 0, size), path, hint)
+    return parse_object(read_at(path, 0, size), path, hint, most_values)
 
 
-def parse_object(data: bytes | bytearray, path: Path, hint: str) -> Fields:
+def parse_object(
+    data: bytes | bytearray, path: Path, hint: str, most_values: int = MOST_VALUES
+) -> Fields:
     """Parse one JSON object; `path` is for messages. Raises ModelError."""
     try:
-        values = parse_json(data)
+        values = parse_json(data, most_values)
+    except TooManyValuesError as error:
+        raise ModelError(f"{path} {error}", hint) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", hint) from error
     if not isinstance(values, dict):
@@ -262,10 +268,12 @@ def read_text_file(path: Path, max_bytes: int = _TEXT_BYTES) -> str:
         raise TextError(f"{path} is not text: {error}", "get a sound copy") from error
 
 
-def read_json_file(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path, most_values: int = MOST_TOKEN_VALUES) -> dict[str, Any]:
     """A file's JSON object. Raises TextError as `read_text_file`, and on anything else."""
     try:
-        values = parse_json(read_text_file(path))
+        values = parse_json(read_text_file(path), most_values)
+    except TooManyValuesError as error:
+        raise TextError(f"{path} {error}", "get a sound copy") from error
     except (ValueError, RecursionError) as error:
         raise TextError(f"{path} is not JSON: {error}", "get a sound copy") from error
     if not isinstance(values, dict):

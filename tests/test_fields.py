@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,8 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoedge.errors import ModelError, ProtocolError, UnsupportedError, UsageError
-from picoedge.fields import Fields, or_else, parse_json
+from picoedge.fields import (
+    MOST_VALUES,
+    Fields,
+    TooManyValuesError,
+    or_else,
+    parse_json,
+    within_values,
+)
 
+CROWDS = {
+    "nested lists": "[" + ",".join(["[" * 500 + "]" * 500] * 4000) + "]",
+    "lists": "[" + "[]," * 700_000 + "[]]",
+    "objects": "[" + "{}," * 700_000 + "{}]",
+    "objects in objects": '{"a":[' + '{"b":{}},' * 200_000 + "{}]}",
+    "texts": "[" + '"ab",' * 400_000 + '"ab"]',
+    "empty texts": "[" + '"",' * 700_000 + '""]',
+    "fields": "{" + ",".join(f'"{i}":{i}' for i in range(200_000)) + "}",
+    "behind a text": '{"text": "\\\\\\"[", "more": [' + "[]," * 700_000 + "[]]}",
+}
 HEX = re.compile(r"[0-9a-f]+")
 VALUES: dict[str, Any] = {
     "name": "ada", "rank": 3, "speed": 4, "on": True, "io": "mmap", "shards": [2, 5],
@@ -31,6 +50,66 @@ def test_integers_that_no_float_can_hold_are_refused() -> None:
     for value in (10**320, -(10**320), 1 << 65):
         with pytest.raises(ProtocolError, match="is not an integer of at most"):
             Fields({"size": value}).get("size", int)
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_json_of_many_small_values_takes_no_memory_to_be_refused(name: str) -> None:
+    for data in (CROWDS[name], CROWDS[name].encode()):
+        tracemalloc.start()
+        try:
+            with pytest.raises(TooManyValuesError, match="holds more than 131072 values"):
+                parse_json(data)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "[" * 500 + "]" * 500,
+        '{"\N{SLIGHTLY SMILING FACE}0":{"b":{"c":[]}}}',
+        '"a\N{SLIGHTLY SMILING FACE}%d"',
+        '{"%d":"\N{SLIGHTLY SMILING FACE}"}',
+    ],
+)
+def test_as_many_values_as_are_taken_fit_in_the_memory_that_is_said(whole: str) -> None:
+    each = sum(map(whole.count, "[{")) + 1
+    count = (MOST_VALUES - 1) // each
+    data = "[" + ",".join(whole.replace("%d", str(i)) for i in range(count)) + "]"
+    tracemalloc.start()
+    try:
+        assert len(parse_json(data)) == count
+        assert tracemalloc.get_traced_memory()[1] < 300 * MOST_VALUES
+    finally:
+        tracemalloc.stop()
+
+
+def test_brackets_and_commas_in_texts_are_no_values() -> None:
+    for text in (
+        "[{," * 200_000,
+        '\\",[' * 200_000,
+        "\\" * 200_001 + "," * 200_000,
+        "é,🙂" * 200_000,
+    ):
+        for ensure_ascii in (True, False):
+            data = json.dumps({"text": text, "next": [1]}, ensure_ascii=ensure_ascii)
+            for form in (data, data.encode(), bytearray(data.encode())):
+                assert parse_json(form) == {"text": text, "next": [1]}
+
+
+@given(json_values, st.integers(0, 20))
+def test_values_are_counted_in_any_document(value: Any, most: int) -> None:
+    data = json.dumps(value)
+    assert (within_values(data, most) == len(data)) == (_counted(value) <= most)
+
+
+def _counted(value: Any) -> int:
+    """Lists and objects, and a comma for each of their items but the first."""
+    if not isinstance(value, (list, dict)):
+        return 0
+    inner = list(value.values() if isinstance(value, dict) else value)
+    return 1 + max(0, len(inner) - 1) + sum(map(_counted, inner))
 
 
 def test_values_that_are_right_are_returned() -> None:

@@ -14,7 +14,7 @@ from fuzz.gguf.file import Gguf
 from fuzz.gguf.models import SAMPLES
 from fuzz.gguf.mutations import mutated_gguf
 from fuzz.inputs import of_values
-from fuzz.mutate import mutate_bytes, mutate_json, mutate_value, to_json
+from fuzz.mutate import crowd, mutate_bytes, mutate_json, mutate_value, to_json
 from fuzz.target import Run, Target
 from picoedge.errors import PicoedgeError
 from picoedge.store.pack.manifest import parse_manifest
@@ -25,6 +25,7 @@ from picoedge.store.sources.huggingface import FolderSource
 from picoedge.store.sources.tensors import ModelSource
 
 READ_ROWS = 4  # of each tensor
+CROWD_BYTES = 6 << 20
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -248,6 +249,9 @@ def _mutated_safetensors(rng: Random, samples: Sequence[bytes]) -> bytes:
         "I64",
         "model.rotary_emb.inv_freq",
     )
+    if rng.randrange(200) == 0:
+        raw = b'{"__metadata__":' + crowd(rng, CROWD_BYTES) + b"}"
+        return safetensors(raw, 0)
     raw = to_json(mutate_value(rng, header, names))
     data = safetensors(raw, rng.choice((end, end, end - 1, end + 64, 0)))
     return mutate_bytes(rng, data[:4096]) + data[4096:] if rng.randrange(4) == 0 else data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from fuzz.gguf.file import Gguf
 from fuzz.gguf.models import ALPHABET, SAMPLES
 from fuzz.gguf.mutations import mutated_gguf_of
-from fuzz.inputs import of_values
+from fuzz.inputs import of_bytes, of_values
 from fuzz.mutate import mutate_bytes, to_json
 from fuzz.target import Run, Target
 from fuzz.targets.files import CONFIG
@@ -21,6 +22,7 @@ from picoedge.store.sources.gguf_source import GgufSource
 from picoedge.store.sources.huggingface import _sampling
 from picoedge.text.export.export import write_from_gguf, write_from_huggingface
 from picoedge.text.export.json_head import read_head
+from picoedge.text.export.sentencepiece_proto import read_rules, write_model
 from picoedge.text.tokenizer.load import load_tokenizer
 
 SAID = "a b <s> abc 日本 🙂\n\n  12"
@@ -271,13 +273,44 @@ def _sentencepiece_samples() -> list[bytes]:
     return made
 
 
+def _rules_samples() -> list[bytes]:
+    """A whole model, the settings at its end, and these with those of other kinds behind them."""
+    file = io.BytesIO()
+    write_model(
+        file, [], vocab_size=9, byte_fallback=True, add_dummy_prefix=True, unk_id=0, bos_id=1,
+        eos_id=2,
+    )  # fmt: skip
+    settings = file.getvalue()
+    others = (
+        b"\x12\x02\x18\x01",  # unigram
+        b"\x12\x02\x18\x03",  # words
+        b"\x1a\x09\x12\x05charm\x20\x00",
+        b"\x25abcd\x29abcdefgh\x2a\x02ab",  # fields of other wire types
+    )
+    return [*_sentencepiece_samples(), settings, *(settings + other for other in others)]
+
+
+def _rules(folder: Path) -> Run:
+    """How a model splits texts, which exporters read themselves."""
+
+    def run(data: bytes) -> None:
+        rules = read_rules(data)
+        assert isinstance(rules.charsmap, bytes)
+        assert isinstance(rules.merges_spaces, bool)
+
+    return run
+
+
 TOKENIZERS = (
     Target(
         "gguf-vocabulary",
         _gguf_text,
         _text_samples,
         _mutated_vocabulary,
-        ("text/export/from_gguf.py", "text/export/sentencepiece_proto.py"),
+        (
+            "text/export/from_gguf.py",
+            "text/export/sentencepiece_proto.py:write_model,_varint,_numbers,_chunk",
+        ),
         weight=2,
     ),
     Target(
@@ -335,5 +368,11 @@ TOKENIZERS = (
         _sentencepiece(),
         _sentencepiece_samples,
         lambda rng, given: mutate_bytes(rng, rng.choice(given), given),
+    ),
+    Target(
+        "sentencepiece-rules",
+        _rules,
+        **of_bytes(_rules_samples),
+        modules=("text/export/sentencepiece_proto.py:read_rules,_fields,_read_varint",),
     ),
 )

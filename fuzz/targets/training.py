@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.inputs import of_bytes, of_values
+from fuzz.inputs import of_values
 from fuzz.mutate import mutate_bytes, mutate_value, to_json
 from fuzz.target import Run, Target
 from picoedge.train.data.corpus import Corpus
 from picoedge.train.data.texts import find_texts
 
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+MARKS = (
+    b"",
+    codecs.BOM_UTF8,
+    codecs.BOM_UTF16_LE,
+    codecs.BOM_UTF16_BE,
+    codecs.BOM_UTF32_LE,
+    codecs.BOM_UTF32_BE,
+)
 LONGEST = 40  # characters of a passage
 RECORDS: list[dict[str, Any]] = [
     {"text": "A text of some words.\n\nAnd more of them, so that it is cut."},
@@ -70,24 +80,42 @@ def _mutated_lines(rng: Random, given: Sequence[bytes]) -> bytes:
     return _lines([mutate_value(rng, record) for record in rng.sample(RECORDS, 2)])
 
 
+def _mutated_text(rng: Random, given: Sequence[bytes]) -> bytes:
+    """Also in encodings that are not read, with the mark of another, and with zeros."""
+    what = rng.randrange(6)
+    if what > 2:
+        return mutate_bytes(rng, rng.choice(given), given)
+    text = given[0].decode()
+    if what == 0:
+        at = rng.randrange(len(text) + 1)
+        text = text[:at] + "\0" + text[at:]
+        return text.encode(rng.choice(ENCODINGS), "replace")
+    data = text.encode(rng.choice(("latin-1", "utf-16-be", "utf-32-le")), "replace")
+    return mutate_bytes(rng, rng.choice(MARKS) + data, given)
+
+
 def _texts() -> list[bytes]:
     text = "Zwölf Boxkämpfer jagen\r\nViktor quer\n\nüber den großen Sylter Deich 🙂 " * 3
-    return [text.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")]
+    return [text.encode(encoding) for encoding in ENCODINGS]
 
 
 TRAINING = (
     Target(
         "training-text",
         _text("a.txt"),
-        **of_bytes(_texts),
-        modules=("train/data/decoding.py", "train/data/texts.py:cut_passages,_cut"),
+        _texts,
+        _mutated_text,
+        (
+            "train/data/decoding.py:open_regular,text_chunks,_decoded,_read,_no_text,_binary",
+            "train/data/texts.py:cut_passages,_cut",
+        ),
     ),
     Target(
         "training-lines",
         _text("a.jsonl"),
         lambda: [_lines(RECORDS)],
         _mutated_lines,
-        ("train/data/records.py",),
+        ("train/data/records.py", "train/data/decoding.py:text_lines"),
         weight=2,
     ),
     Target(

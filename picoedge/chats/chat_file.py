@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from picoedge.chats.conversation import Record
+from picoedge.fields import check_values
 from picoedge.files import sync, take_lock
 
 MAX_BYTES = 64 << 20  # of one file: hundreds of times what a context holds
@@ -159,6 +160,7 @@ def parse_records(data: bytes) -> Iterator[Record]:
 
 def _parse(line: bytes) -> Record | None:
     try:
+        check_values(line)
         value = json.loads(line.decode("utf-8", "replace")) if line.strip() else None
     except (ValueError, RecursionError):
         return None

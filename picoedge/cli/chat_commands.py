@@ -13,6 +13,7 @@ from picoedge.cli.chat_turns import VARIABLE, Chat
 from picoedge.cli.failures import storage_error
 from picoedge.cli.options import parse_variable
 from picoedge.errors import UsageError
+from picoedge.fields import check_values
 from picoedge.files import replace_file
 from picoedge.sanitize import one_line
 from picoedge.suggest import did_you_mean
@@ -138,7 +139,9 @@ def _load(chat: Chat, rest: str) -> None:
     path = _path(rest, "/load FILE")
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(MAX_FILE_BYTES))
+            data = file.read(MAX_FILE_BYTES)
+        check_values(data)
+        value = json.loads(data)
     except OSError as error:
         raise storage_error(error) from error
     except (ValueError, RecursionError) as error:

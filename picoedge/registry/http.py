@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from picoedge.errors import DownloadError
-from picoedge.fields import parse_json
+from picoedge.fields import TooManyValuesError, parse_json
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
@@ -217,6 +217,8 @@ def fetch_json(url: str, how: FetchSettings) -> tuple[Any, str]:
         raise DownloadError(f"{url} sends more than {_MAX_JSON} bytes")
     try:
         value = parse_json(body)
+    except TooManyValuesError as error:
+        raise DownloadError(f"{url}: its answer {error}") from error
     except (ValueError, RecursionError) as error:
         raise DownloadError(f"{url} is not JSON", "is HF_ENDPOINT a hub?") from error
     return value, following[1] if following else ""

@@ -42,7 +42,7 @@ ATTENTION_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 FFN_NAMES = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 MAX_ALPHA = 1e6
 
-_MAX_CONFIG, _MAX_HEADER = 1 << 20, 1 << 24
+_MAX_CONFIG = 1 << 20
 _HINT = "the adapter is damaged or incomplete: get it again, or train it again"
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>(?:model\.|language_model\.){0,3}layers\."
@@ -217,7 +217,7 @@ _Modules = dict[tuple[int, str], tuple[str, dict[str, TensorEntry]]]
 
 def _modules(path: Path) -> _Modules:
     """The entries of A and B by layer and name, with the name of the module in the base."""
-    entries = read_header(path, _MAX_HEADER)
+    entries = read_header(path)
     if sum(entry.nbytes for entry in entries) > path.stat().st_size:
         raise ModelError(f"{path}: tensors share bytes", _HINT)
     found: _Modules = {}

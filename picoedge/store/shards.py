@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from picoedge.errors import ModelError
-from picoedge.fields import parse_json
+from picoedge.fields import TooManyValuesError, parse_json
 
 MANIFEST = "picoedge.json"  # the file that makes a folder a pack
 HELD = "held.log"
 MANIFEST_BYTES = 1 << 24  # three times that of a model of 405 billion parameters
+MANIFEST_VALUES = 1 << 18  # nearly twice as many: 29,000 shards of 5 values
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
 HASH = re.compile(r"[0-9a-f]{64}")
 PACK_BYTES = 1 << 46  # 70 TB, above any model; keeps sums of offsets within 64 bits
@@ -146,7 +147,9 @@ def read_inventory(manifest: bytes, path: Path) -> dict[str, PackItem]:
     Checks names and ranges only; users of the weights call `read_manifest`.
     """
     try:
-        values = parse_json(manifest)
+        values = parse_json(manifest, MANIFEST_VALUES)
+    except TooManyValuesError as error:
+        raise ModelError(f"{path} {error}", _REMEDY) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} does not hold valid JSON", _REMEDY) from error
     return inventory(values, path)

@@ -111,11 +111,12 @@ def test_a_json_whose_head_tells_nothing_counts_itself(tmp_path: Path) -> None:
         ('{"a": 1 "b": 2}', {"a": 1}),
         ('{"a": 1, 5: 2}', {"a": 1}),
         ('{"a": ' + "[" * 100_000, {}),
+        ('{"a": 1, "b": [' + "[]," * 1_000_000 + '0], "model": {}}', {"a": 1}),
         ("[1]", {}),
         ("", {}),
         ("\x00\xff", {}),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_heads(text: str, head: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text, encoding="latin-1")

@@ -20,7 +20,14 @@ from picoedge.store.pack.sharding import (
     ShardLayout,
     shard_layout,
 )
-from picoedge.store.shards import MANIFEST, MANIFEST_BYTES, PackItem, UnitKind, inventory
+from picoedge.store.shards import (
+    MANIFEST,
+    MANIFEST_BYTES,
+    MANIFEST_VALUES,
+    PackItem,
+    UnitKind,
+    inventory,
+)
 
 FORMAT_NAME = "picoedge-pack"
 FORMAT_VERSION = 1
@@ -43,14 +50,14 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check. Raises ModelError naming the file, UnsupportedError on another version."""
-    return _manifest(read_object(folder / MANIFEST, MANIFEST_BYTES, _REMEDY))
+    return _manifest(read_object(folder / MANIFEST, MANIFEST_BYTES, _REMEDY, MANIFEST_VALUES))
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
     """Check a peer's manifest, to be written at `path`. Raises as `read_manifest`."""
     if len(data) > MANIFEST_BYTES:
         raise ModelError(f"{path} would have {len(data)} bytes, at most {MANIFEST_BYTES} may be")
-    return _manifest(parse_object(data, path, _REMEDY))
+    return _manifest(parse_object(data, path, _REMEDY, MANIFEST_VALUES))
 
 
 def _manifest(values: Fields) -> Manifest:

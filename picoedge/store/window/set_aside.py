@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, cast
 
+from picoedge.fields import check_values
 from picoedge.kernels.arrays import U8
 from picoedge.store.pages import PAGE, anonymous, forget_anonymous, page_up
 from picoedge.store.shards import Unit, UnitKind
@@ -89,7 +90,9 @@ class SetAside:
             length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
             if length > _HEAD_BYTES:
                 return []
-            units = [_unit(*row) for row in json.loads(os.pread(self.fd, length, 8))]
+            data = os.pread(self.fd, length, 8)
+            check_values(data)
+            units = [_unit(*row) for row in json.loads(data)]
             size = os.fstat(self.fd).st_size
         except (OSError, ValueError, TypeError, RecursionError):
             return []

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from picoedge.fields import require_whole
-from picoedge.files import reading
+from picoedge.fields import require_whole, within_values
+from picoedge.files import MOST_TOKEN_VALUES, reading
 
 # Gemma's 6,400 added tokens take 1.4 MB.
 _HEAD_BYTES = 8 << 20
@@ -19,7 +19,8 @@ def read_head(path: Path) -> dict[str, Any]:
     Malformed JSON ends the head; nothing is raised for it.
     """
     with reading(path), path.open("rb") as file:
-        text = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+        data = file.read(_HEAD_BYTES)
+    text = data[: within_values(data, MOST_TOKEN_VALUES)].decode("utf-8", "replace")
     decode = json.JSONDecoder().raw_decode
     head: dict[str, Any] = {}
     at, opener = _skip(text, 0), "{"

@@ -12,7 +12,7 @@ from picoedge.text.export.pieces import read_pieces
 from picoedge.text.export.pretokenizers import pretokenizer_name
 from picoedge.text.export.sentencepiece_proto import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from picoedge.text.template.template import TEMPLATE_FILE
-from picoedge.text.tokenizer.base import JSON_FILE, TextSettings
+from picoedge.text.tokenizer.base import JSON_FILE, MOST_JSON_VALUES, TextSettings
 
 _PREFIX = "tokenizer.ggml."
 _END_KEYS = ("eos", "eot", "eom")
@@ -27,7 +27,8 @@ def gguf_text_values(pack: Path, vocab_size: int) -> dict[str, Any]:
     """
     settings = TextSettings.read(pack)
     if (pack / JSON_FILE).exists():
-        values = _byte_level(read_json_file(pack / JSON_FILE), settings, vocab_size)
+        rules = read_json_file(pack / JSON_FILE, MOST_JSON_VALUES)
+        values = _byte_level(rules, settings, vocab_size)
     else:
         values = _sentencepiece(pack, settings, vocab_size)
     values |= _ids(settings)

@@ -15,6 +15,7 @@ from picoedge.text.export.tokenizer_json import begin_rule, tokenizer_json
 from picoedge.text.template.template import TEMPLATE_FILE
 from picoedge.text.tokenizer.base import (
     JSON_FILE,
+    MOST_JSON_VALUES,
     SENTENCEPIECE_FILE,
     SETTINGS_FILE,
     TextSettings,
@@ -77,7 +78,8 @@ def _write_json(pack: Path, folder: Path, settings: TextSettings) -> None:
     if begins or rule is None:
         shutil.copyfile(pack / JSON_FILE, folder / JSON_FILE)
         return
-    _write(folder / JSON_FILE, {**read_json_file(pack / JSON_FILE), "post_processor": rule})
+    values = read_json_file(pack / JSON_FILE, MOST_JSON_VALUES)
+    _write(folder / JSON_FILE, {**values, "post_processor": rule})
 
 
 def _agree(pack: Path, folder: Path) -> bool:

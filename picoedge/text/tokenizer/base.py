@@ -23,6 +23,8 @@ END_OF_TURN = frozenset({
     "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
 })  # fmt: skip
 JSON_FILE = "tokenizer.json"
+# Of that file: one with 262,144 tokens and 514,906 merges (Gemma) has 2 million.
+MOST_JSON_VALUES = 1 << 22
 SENTENCEPIECE_FILE = "tokenizer.model"
 SPACE = "▁"  # SentencePiece's space
 

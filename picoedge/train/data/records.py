@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from picoedge.errors import DataError, TextError
-from picoedge.fields import Fields, parse_json
+from picoedge.fields import Fields, TooManyValuesError, parse_json
 from picoedge.sanitize import one_line
 from picoedge.train.data.decoding import text_lines
 
@@ -41,6 +41,8 @@ def parse_record(line: str | None) -> JsonlRecord:
         raise DataError(f"longer than {MAX_LINE} characters")
     try:
         fields = Fields(parse_json(line), "", DataError)
+    except TooManyValuesError as error:
+        raise DataError(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise DataError("not valid JSON") from error
     if "messages" in fields.values:

@@ -162,6 +162,19 @@ def test_a_flood_of_broken_lines_is_counted(tmp_path: Path) -> None:
         passages(path)
 
 
+def test_a_line_of_many_small_values_is_told_and_commas_in_texts_are_none(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.jsonl", "a, [b], {c} " * 100_000
+    path.write_text(
+        json.dumps({"text": text}) + '\n{"text": "", "more": [' + "{}," * 140_000 + "0]}"
+    )
+    read = []
+    with pytest.raises(DataError) as refused:
+        for passage in find_texts([path]).passages(4000):
+            read.append(passage.text)
+    assert "".join(read) == text.rstrip()
+    assert refused.value.message.startswith(f"{path}: line 2: holds more than 131072 values")
+
+
 def test_all_files_with_faults_are_told_at_once(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "good", "b.txt": b"\xff", "c.jsonl": "{", "d.txt": b"\0"})
     with pytest.raises(DataError) as caught:

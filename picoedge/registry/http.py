@@ -20,7 +20,7 @@ from picoedge.registry.paths import COPY_BYTES, as_storage_error
 
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _READ_BYTES = 1 << 16
-_MAX_JSON = 32 << 20
+_MAX_JSON = 4 << 20
 _NEXT = re.compile(r'<([^<>\s]+)>\s*;\s*rel="next"')
 
 

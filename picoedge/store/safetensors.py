@@ -28,8 +28,8 @@ LFS_POINTER = (
 )  # first bytes, what it is, the remedy
 _DAMAGED = "the file is truncated or damaged: get it again"
 # MOST_VALUES are 16,384 tensors: each is an object with 2 lists, and has some 5 commas. The largest
-# model read here has 1,138, and 4 parts of each where quantized. Their header takes 2 MB.
-_MAX_HEADER = 1 << 23
+# model read here has 1,138, and 4 parts of each where quantized. Headers of so many have 2 MB.
+_MAX_HEADER = 1 << 22
 _MAX_DIMS = 8
 _ALIGNED = 8  # bytes: the format's own rule for the end of a header
 

@@ -19,7 +19,7 @@ def write(path: Path, header: str) -> Path:
 
 
 FLOODS = {
-    "nested lists": "[" + "[[[[[[[[]]]]]]]]," * 400_000 + "0]",
+    "nested lists": "[" + "[[[[[[[[]]]]]]]]," * 200_000 + "0]",
     "texts": '{"__metadata__": [' + '"ab",' * 400_000 + '""]}',
     "objects": '{"__metadata__": [' + "{}," * 1_000_000 + "{}]}",
     "dimensions": '{"a": {"dtype": "F32", "shape": [' + "1," * 1_000_000 + "1]}}",
@@ -53,6 +53,6 @@ def test_a_header_of_sixteen_thousand_tensors_is_read(tmp_path: Path) -> None:
 
 
 def test_a_header_larger_than_any_is_refused_unread(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.safetensors", '{"__metadata__": {"a": "' + "a" * (8 << 20) + '"}}')
-    with pytest.raises(ModelError, match=r"has 8388635 bytes, at most 8388608 are expected"):
+    path = write(tmp_path / "m.safetensors", '{"__metadata__": {"a": "' + "a" * (4 << 20) + '"}}')
+    with pytest.raises(ModelError, match=r"has 4194331 bytes, at most 4194304 are expected"):
         read_header(path)

@@ -13,7 +13,7 @@ from picoedge.files import naming, read_object
 from picoedge.store.adapter_refusals import ADAPTER_CONFIG, is_adapter
 from picoedge.store.safetensors import LFS_POINTER
 
-_MAX_JSON = 1 << 24
+_MAX_JSON = 1 << 20
 _REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _TAKE_GGUF = "take a GGUF of it (Q4_K_M, say), or its original float weights"
 _TAKE_MODEL = "take the GGUF of the language model itself"

@@ -27,8 +27,8 @@ from picoedge.store.sources.hf_config import (
 from picoedge.store.sources.refusals import no_weights, refuse_folder
 from picoedge.store.sources.tensors import ModelSource, SourceTensor
 
-# The index of 1,138 tensors, each quantized in 4 parts, has 600 KB. One character beyond U+FFFF makes
-# up to 8 bytes of memory of each byte of a file: 4 MB stay below 50.
+# The index of 1,138 tensors, each quantized in 4 parts, has 600 KB. One character beyond U+FFFF
+# makes up to 8 bytes of memory of each byte of a file: 4 MB stay below 50.
 _MAX_CONFIG, _MAX_INDEX = 1 << 22, 1 << 22
 _HINT = "the folder is incomplete or damaged: get it again"
 _INDEX = "model.safetensors.index.json"

@@ -46,7 +46,7 @@ FLOORS = {
 INNER_FLOORS = {
     "kernels": {"reference": 1},
     "store": {"sources": 1, "pack": 2, "export": 3, "window": 3},
-    "mesh": {"identity": 1, "transport": 2, "node": 3, "group": 3, "transfer": 3},
+    "mesh": {"identity": 1, "transport": 2, "node": 3, "group": 3, "transfer": 3, "consensus": 4},
 }
 INNER_TOP = {"picoedge.kernels.loader", "picoedge.kernels.native"}  # they pick from `reference`
 MOST_FILES = 14

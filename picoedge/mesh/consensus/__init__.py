@@ -1,0 +1,1 @@
+"""Agreement of boards on who takes part in a run, and from which step on: a pure state machine."""

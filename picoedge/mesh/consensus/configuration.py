@@ -1,0 +1,160 @@
+"""A configuration: which boards make the sums of a run, and from which step on.
+
+Configurations of a run form one chain. Each is decided by the voters of the one before it, as in
+Raft's membership changes of one configuration at a time (Ongaro, "Consensus: Bridging Theory and
+Practice", 4.1), with one instance of Paxos (Lamport, "Paxos Made Simple") for each place in the
+chain: its *epoch*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+MAX_BOARDS = 64  # of one configuration, in each part of it
+MAX_MICRO_BATCHES = 64  # of a step: sets of them are bits of an integer
+MAX_ROUTES = 128
+MAX_STEP = 1 << 48
+
+
+class Role(str, Enum):
+    """What a board offers to a run."""
+
+    TRAINER = "trainer"
+    WITNESS = "witness"  # votes where that makes the voters odd, and never trains
+
+
+class BoardId(NamedTuple):
+    """One process of a board. A later process of the same key has a larger incarnation."""
+
+    key: str
+    incarnation: int
+
+
+class Generation(NamedTuple):
+    """The part of a run's history without a loss of final steps.
+
+    `maker`: of the owner's command that made it; ("", 0) if the boards made it themselves, where
+    agreement makes it unique. Of two commands given at once on two sides of a split, the larger
+    wins when the sides meet.
+    """
+
+    number: int
+    maker: BoardId
+
+
+class Epoch(NamedTuple):
+    """A place in the chain of configurations."""
+
+    generation: Generation
+    number: int
+
+    @property
+    def next(self) -> Epoch:
+        """The epoch that the voters of this one decide."""
+        return Epoch(self.generation, self.number + 1)
+
+
+class Ballot(NamedTuple):
+    """A proposer's attempt. Round 0: a planned change by the lowest rank, without promises."""
+
+    round: int
+    attempt: int
+    board: BoardId
+
+
+class Identity(NamedTuple):
+    """The name of one configuration: two proposers may make different ones for an epoch."""
+
+    epoch: Epoch
+    ballot: Ballot
+
+
+class Snapshot(NamedTuple):
+    """Names a state of the run: the step it is at, and whose sum took it there (None: nobody's).
+
+    States with the same step and maker are equal to the bit.
+    """
+
+    generation: Generation
+    step: int
+    made_by: Identity | None
+
+
+class Route(NamedTuple):
+    """Frames of one member to another that go by way of a third. Ranks."""
+
+    sender: int
+    receiver: int
+    relay: int
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Who makes the sums of a run from step `start` on. Tuples beside `members` follow their order.
+
+    `source`: the member that has the sum which leads to `start`; those one step short ask it.
+    `holdings`: micro-batches of step `start`, as bits, that members have finished already.
+    `shares`: how many segments of the gradient each member sums up, one after the other.
+    `restores`: the checkpoint that a new generation begins from, None where states live on.
+    """
+
+    run: str
+    epoch: Epoch
+    ballot: Ballot
+    members: tuple[BoardId, ...]
+    voters: tuple[BoardId, ...]
+    learners: tuple[BoardId, ...]
+    start: int
+    source: BoardId
+    holdings: tuple[int, ...]
+    weights: tuple[int, ...]
+    shares: tuple[int, ...]
+    routes: tuple[Route, ...] = ()
+    restores: Snapshot | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """The name of this configuration."""
+        return Identity(self.epoch, self.ballot)
+
+    def fault(self) -> str:
+        """What is wrong with it, "" if nothing is: a configuration of a peer is checked with it."""
+        members = set(self.members)
+        keys = [board.key for board in self.members]
+        lengths = {len(self.holdings), len(self.weights), len(self.shares)}
+        if not keys or len(set(keys)) < len(keys):
+            return "members are missing or named twice"
+        if lengths != {len(keys)} or self.source not in members:
+            return "not every member has its part"
+        if not members <= set(self.voters) or len({v.key for v in self.voters}) < len(self.voters):
+            return "a member has no vote, or a voter two"
+        if members & set(self.learners):
+            return "a member is a learner too"
+        if any(a & b for i, a in enumerate(self.holdings) for b in self.holdings[:i]):
+            return "a micro-batch is held twice"
+        if any(max(route) >= len(keys) or len(set(route)) < 3 for route in self.routes):
+            return "a route leads through no other member"
+        return ""
+
+
+def keys_of(boards: Collection[BoardId]) -> set[str]:
+    """The keys of boards, whatever their incarnations."""
+    return {board.key for board in boards}
+
+
+def is_quorum(voters: Sequence[BoardId], keys: Collection[str]) -> bool:
+    """Whether boards with these keys may decide for `voters`, who are in rank order.
+
+    A majority may; exactly half may if the lowest rank is among them, so that of two boards one can
+    go on alone. Any two quorums share a voter. Counted by key: a voter that has restarted votes on,
+    as what it accepted is stored.
+
+    Without the majority, or with just any half, two sides of a split decide differently.
+    """
+    present = sum(voter.key in keys for voter in voters)
+    if 2 * present == len(voters):
+        return present > 0 and voters[0].key in keys
+    return 2 * present > len(voters)

@@ -1,0 +1,210 @@
+"""What the machine is told (events), and what it asks for in return (effects).
+
+The service around it carries effects out in their order. A worker gets `Adopt`, `Freeze` and
+`Fence` in that order too, and answers the last two by `Frozen` and `Fenced`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from picoedge.mesh.consensus.configuration import (
+    Ballot,
+    BoardId,
+    Configuration,
+    Epoch,
+    Identity,
+    Snapshot,
+)
+from picoedge.mesh.consensus.messages import Message
+from picoedge.mesh.consensus.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a board's worker stands; without `state` it has none (restarted, or a learner).
+
+    `running`: the configuration whose sums it makes. `holds_sum`: whether it still has the sum that
+    led to its state. `finished`: micro-batches of the running step, as bits. `progress` grows with
+    whatever the worker finishes or receives.
+    """
+
+    state: Snapshot | None = None
+    running: Identity | None = None
+    holds_sum: bool = False
+    finished: int = 0
+    progress: int = 0
+    checkpoint: Snapshot | None = None
+
+
+NO_STATE = Report()
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A heartbeat interval has passed for this process.
+
+    However long it was stopped, that is one tick: silence is counted in ticks, so a board that was
+    stopped does not take its own silence for that of the others.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A frame came. `to`: the incarnation it is for, 0: any; `relayed`: by way of another board."""
+
+    sender: BoardId
+    to: int
+    message: Message
+    relayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The worker's page was read."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The worker applies no sum of a configuration before `epoch` any more, and stands so."""
+
+    epoch: Epoch
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The worker's answer to `Fence`: it sends no part of step `start` or later; None: it has."""
+
+    ballot: Ballot
+    start: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The record of `Store` with this sequence number, and all before it, are durable."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection to a board has ended: it counts as silent until it is heard again."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A key is no longer allowed."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A learner's state was proven equal to that of this board, which is a member."""
+
+    board: BoardId
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """What shares of the micro-batches boards should have from now on, by key."""
+
+    weights: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """This board shall take part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """This board shall take part no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The owner's command: go on without the boards that are not there, in a new generation."""
+
+
+Event = (
+    Tick | Received | Reported | Frozen | Fenced | Stored | Lost | Revoked | Proven | Weighted
+    | Join | Leave | Resume
+)  # fmt: skip
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to the process `to` of a board."""
+
+    key: str
+    to: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Send a message to every board of the cluster, to whatever process it runs."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Make a record durable, then tell `Stored`. Records are stored in order; the last one counts.
+
+    Nothing else may wait for it: what has to wait is not asked for before `Stored` has come.
+    """
+
+    sequence: int
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A configuration is chosen: the worker goes by `duty` from now on. Lifts fences."""
+
+    configuration: Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The worker shall apply no sum of a configuration before `epoch`, and tell `Frozen`.
+
+    The last one counts: an earlier epoch takes back what a survey froze.
+    """
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The worker shall send no part of step `start` or later, and tell `Fenced`.
+
+    None: of the step after the one it is in. A later fence takes the place of an earlier one.
+    """
+
+    ballot: Ballot
+    start: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Send all frames for a board by way of `via` as well; None: no longer."""
+
+    key: str
+    via: str | None
+
+
+Effect = Send | Broadcast | Store | Adopt | Freeze | Fence | Relay

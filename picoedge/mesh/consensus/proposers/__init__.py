@@ -1,0 +1,1 @@
+"""Who proposes configurations: the lowest rank, whoever notices a failure, the owner."""

@@ -1,0 +1,113 @@
+"""The owner's command: a run goes on without boards that a quorum would need.
+
+It is no agreement but a decision of the owner, who sees what may be lost: a *generation* of the run
+ends. The board that is told asks all that are there where they stand, and makes the configuration
+that begins the next one from the highest state or checkpoint among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from picoedge.mesh.consensus.board import Board
+from picoedge.mesh.consensus.configuration import (
+    Ballot,
+    BoardId,
+    Configuration,
+    Epoch,
+    Generation,
+)
+from picoedge.mesh.consensus.events import Broadcast, Freeze, Frozen
+from picoedge.mesh.consensus.messages import Configured, Survey, Surveyed
+from picoedge.mesh.consensus.proposers import choice
+
+ANSWER_TICKS = 3  # for the answers to a survey
+THAW_TICKS = 12  # a survey whose command died stops nobody for longer
+
+
+class Resumption:
+    """Surveys: the owner's own, and those that this board answers."""
+
+    def __init__(self, board: Board, stuck: Callable[[], int]) -> None:
+        self._board, self._stuck = board, stuck
+        self._generation: Generation | None = None  # of the own survey, and its answers
+        self._answers: dict[BoardId, Surveyed] = {}
+        self._since = 0
+        self._asked: tuple[BoardId, Epoch, int] | None = None  # by whom, where frozen, since when
+        board.on_adopt(self._reset)
+
+    def _reset(self) -> None:
+        self._generation = None
+
+    def begin(self) -> bool:
+        """Ask all boards. False: the run goes on, and nothing is to be resumed."""
+        board, known = self._board, self._board.known
+        if known is None or self._stuck() < board.timing.stuck:
+            return False
+        self._generation = Generation(known.epoch.generation.number + 1, board.me)
+        self._answers, self._since = {}, board.hearing.ticks
+        board.effects.append(Broadcast(Survey(self._generation)))
+        board.to_self.append(Survey(self._generation))
+        return True
+
+    def tick(self) -> None:
+        """Make the configuration when the answers are in; thaw where none came."""
+        board, now = self._board, self._board.hearing.ticks
+        if self._generation is not None and now - self._since >= ANSWER_TICKS:
+            self._make(self._generation)
+        if self._asked is not None and now - self._asked[2] >= THAW_TICKS:
+            epoch, self._asked = self._asked[1], None
+            known = board.known
+            if known is not None and known.epoch < epoch:
+                board.effects.append(Freeze(board.frozen or known.epoch))
+
+    # Answering
+
+    def on_survey(self, sender: BoardId, survey: Survey) -> None:
+        """Stand still: `Frozen` answers."""
+        board, epoch = self._board, Epoch(survey.generation, 0)
+        if board.known is None or board.known.epoch < epoch:
+            self._asked = sender, epoch, board.hearing.ticks
+            board.effects.append(Freeze(epoch))
+
+    def on_frozen(self, event: Frozen) -> None:
+        """Tell where this board stands."""
+        board, asked = self._board, self._asked
+        if asked is None or asked[1] != event.epoch:
+            return
+        report = event.report
+        found = [snapshot for snapshot in (report.state, report.checkpoint) if snapshot is not None]
+        latest = max(found, key=choice.order_of) if found else None
+        if board.is_witness(board.me.key):
+            latest = None
+        board.send(asked[0], Surveyed(event.epoch.generation, board.known, latest))
+
+    # Making
+
+    def on_surveyed(self, sender: BoardId, answer: Surveyed) -> None:
+        """Count an answer."""
+        if answer.generation == self._generation:
+            self._answers[sender] = answer
+
+    def _make(self, generation: Generation) -> None:
+        """Learn the newest configuration first: the next generation is above all that are known."""
+        self._generation = None
+        board, answers = self._board, self._answers
+        newest = max((a.known for a in answers.values() if a.known), key=_epoch_of, default=None)
+        if newest is not None:
+            board.adopt(newest)
+        known = board.known
+        latest = {board_: a.latest for board_, a in answers.items() if a.latest is not None}
+        if known is None or not latest:
+            return
+        number = max(generation.number, known.epoch.generation.number + 1)
+        configuration = choice.resumed(
+            board.view(), Generation(number, board.me), Ballot(1, 0, board.me), latest,
+            [b for b in answers if not board.is_witness(b.key)],
+        )  # fmt: skip
+        board.adopt(configuration)
+        board.effects.append(Broadcast(Configured(configuration)))
+
+
+def _epoch_of(configuration: Configuration) -> Epoch:
+    return configuration.epoch

@@ -50,9 +50,9 @@ def duty(known: Configuration, me: BoardId, place: Place) -> Duty:
     state counts no longer. So does that of a board further back than one step, which nobody need
     have the sums for.
     """
-    if me not in known.members:
-        return Duty.LEARN
     running, state = place.running, place.state
+    if me not in known.members:
+        return Duty.FINISH if _leaves(known, place) else Duty.LEARN
     if running is not None and running.identity == known.identity:
         return Duty.RUN if state is not None else Duty.LEARN
     if state is None or (known.restores and state != known.restores):
@@ -64,6 +64,18 @@ def duty(known: Configuration, me: BoardId, place: Place) -> Duty:
     if running is not None and not is_frozen(place, running.epoch):
         return Duty.FINISH
     return Duty.FETCH if state.step == known.start - 1 else Duty.LEARN
+
+
+def _leaves(known: Configuration, place: Place) -> bool:
+    """Whether a planned change leaves it out, and the steps before still need it.
+
+    Without this a leave stops the others: they wait for its part of the step that is under way.
+    """
+    running, state = place.running, place.state
+    planned = known.ballot.round == 0 and running is not None and state is not None
+    if not planned or running is None or state is None or running.identity == known.identity:
+        return False
+    return state.step < known.start and not is_frozen(place, running.epoch)
 
 
 def _restores(known: Configuration, place: Place) -> bool:

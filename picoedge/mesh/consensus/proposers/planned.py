@@ -182,7 +182,7 @@ class Planner:
             voters=voters,
             learners=learners,
             start=start,
-            source=board.me,
+            source=board.me if board.me in members else members[0],
             holdings=(0,) * len(members),
             weights=weights,
             shares=topology.shares(uplinks, board.segments),

@@ -102,9 +102,9 @@ class Checks:
         for voter in base.voters if base else ():
             shell = self.sim.shells[voter.key]
             here = voter.key not in self.sim.dead and shell.me == voter
-            if here and shell.worker.live and voter in self.moved:
-                if shell.worker.step > configuration.start + 1:
-                    raise Violation(f"rolled back the living state of {voter}: {configuration}")
+            alive = here and shell.worker.live and voter in self.moved
+            if alive and shell.worker.step > configuration.start + 1:
+                raise Violation(f"rolled back the living state of {voter}: {configuration}")
 
     def applied(
         self, shell: Any, step: int, digests: Any, before: Any, made_by: Any, sums: Any

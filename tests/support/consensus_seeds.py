@@ -1,4 +1,7 @@
-"""Random histories: python consensus_seeds.py FIRST LAST [--json] (with the project on the path)."""
+"""Random histories of a cluster; any board may fail at any time.
+
+    python consensus_seeds.py FIRST LAST [--json]
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from consensus_checks import Violation
 from consensus_simulator import Simulator
 
 from picoedge.mesh.consensus import events as e
 from picoedge.mesh.consensus import messages as m
-from picoedge.mesh.consensus.configuration import Ballot, BoardId
+from picoedge.mesh.consensus.configuration import Ballot, BoardId, Role
 
-FAULTY_S = 40.0
+FAULTY_S = 50.0
+MOMENTS = ("Prepare", "Promise", "Accept", "Accepted", "Configured", "Store", "Adopt", "Fence")
 ENOUGH = 4  # steps that must follow when the faults are over
 
 
@@ -36,18 +41,28 @@ class Faults:
         # Boards that never come back, revoked ones among them: any, if one is left to train.
         self.losable = min(3, len(sim.keys) - len(sim.witnesses) - 1)
 
+        self.kinds = [(n, make) for n, make in self.all_kinds() if self.keeps(make)]
+
+    def all_kinds(self) -> list[tuple[int, Callable[[str], None]]]:
+        """Each kind of fault with its weight."""
+        return [
+            (12, self.crash), (3, self.crash_many), (2, self.blackout), (3, self.reboot_all),
+            (20, self.boot), (6, self.pause), (8, self.wake), (6, self.split), (4, self.cut),
+            (14, self.heal), (4, self.slow), (8, self.leave), (8, self.join), (1, self.lose),
+            (1, self.revoke), (2, self.resume), (3, self.lie), (3, self.replay), (2, self.weigh),
+            (14, self.ambush), (6, self.late),
+        ]  # fmt: skip
+
+    def keeps(self, make: Callable[[str], None]) -> bool:
+        """Swarm testing: a seed has about half of the kinds, as kinds hide each other's effects."""
+        return self.chance.random() < 0.55 or make in (self.boot, self.wake, self.heal)
+
     def __call__(self) -> float:
         """Make a fault; returns the seconds until the next."""
         sim, chance = self.sim, self.chance
         key = chance.choice(sim.keys)
-        kinds = (
-            (16, self.crash), (4, self.crash_many), (3, self.blackout), (3, self.reboot_all),
-            (20, self.boot), (6, self.pause), (8, self.wake), (6, self.split), (4, self.cut),
-            (14, self.heal), (4, self.slow), (5, self.leave), (5, self.join), (1, self.lose),
-            (1, self.revoke), (2, self.resume), (3, self.lie), (3, self.replay), (2, self.weigh),
-        )  # fmt: skip
-        weights = [weight for weight, _ in kinds]
-        fault = chance.choices([make for _, make in kinds], weights)[0]
+        weights = [weight for weight, _ in self.kinds]
+        fault = chance.choices([make for _, make in self.kinds], weights)[0]
         sim.counts[fault.__name__] += 1
         fault(key)
         return 0.1 + chance.random() * self.pace
@@ -119,6 +134,27 @@ class Faults:
             for one in self.some()[:2]:
                 self.sim.tell(one, e.Resume())
 
+    def ambush(self, key: str) -> None:
+        """Something befalls whoever is about to say or do a certain thing next, or all others."""
+        sim, chance = self.sim, self.chance
+        deeds = (
+            lambda shell, effect: sim.crash(shell.key),
+            lambda shell, effect: sim.reboot(shell.key),
+            lambda shell, effect: sim.crash(getattr(effect, "key", key)),
+            lambda shell, effect: sim.reboot(getattr(effect, "key", key)),
+            lambda shell, effect: sim.split({shell.key}),
+            lambda shell, effect: sim.cut(shell.key, getattr(effect, "key", key)),
+            lambda shell, effect: sim.pause(shell.key),
+            lambda shell, effect: sim.disk_slowness.update({shell.key: 30}),
+            lambda shell, effect: [sim.reboot(one) for one in sim.keys],
+        )
+        sim.ambush = chance.choice(MOMENTS), chance.choice(deeds)
+
+    def late(self, key: str) -> None:
+        """Frames of one kind take seconds for a while."""
+        kind = self.chance.choice((*MOMENTS, "sum", "part", "have", "take"))
+        self.sim.late[kind] = self.sim.now + 5 * self.chance.random(), 3 * self.chance.random()
+
     def replay(self, key: str) -> None:
         """A frame of long ago, once more."""
         if self.sim.past:
@@ -139,7 +175,7 @@ class Faults:
             lies = [
                 m.Suspect(instance, newest.members, True), m.Agree(instance),
                 m.Prepare(instance, ballot, newest.members), m.Refused(instance, ballot),
-                m.Promise(instance, ballot, None, vote, None),
+                m.Promise(instance, ballot, Role.TRAINER, None, vote, None),
                 m.Accept(instance, ballot, newest, newest.voters),
                 m.Accepted(instance, ballot, newest),
             ]  # fmt: skip
@@ -152,6 +188,8 @@ class Faults:
 def calm(sim: Simulator) -> None:
     """The faults end: everything that can be is up, linked and willing."""
     sim.heal()
+    sim.ambush = None
+    sim.late.clear()
     for key in sim.keys:
         sim.slowness[key] = sim.disk_slowness[key] = 1.0
         if key in sim.paused:

@@ -72,7 +72,10 @@ class Disk:
         other = self.records.get(sequence - 1)
         places = [new[:end] + before[end:], encode_record(other, sequence - 1) if other else b""]
         found = newest_record((places[0], places[1]), "the disk")
-        assert found == (None if other is None else (sequence - 1, other)), "a torn record was read"
+        if found == (sequence, record):
+            self.finish(sequence, record)  # what was not written was the same before
+        else:
+            assert found == (None if other is None else (sequence - 1, other)), "torn, and read"
 
     def newest(self) -> tuple[int, Record] | None:
         """What a process finds when it starts."""
@@ -112,6 +115,8 @@ class Shell:
     def carry_out(self, effects: list[e.Effect]) -> None:
         """In their order; the worker is asked a moment later, over a pipe that keeps order."""
         for effect in effects:
+            if self.sim.is_ambushed(self, effect):
+                return  # it was carried out up to here
             match effect:
                 case e.Send():
                     self.sim.checks.sent(self, effect.message)
@@ -241,6 +246,9 @@ class Simulator:
         self.leaving: set[str] = set()
         self.paused: dict[str, list[Any]] = {}
         self.loss = 0.03
+        # The next effect or message with this name makes something happen just before it.
+        self.ambush: tuple[str, Callable[[Shell, Any], None]] | None = None
+        self.late: dict[str, tuple[float, float]] = {}  # kind of frame: until when, seconds more
         self.counts: Counter[str] = Counter()
         self.checks = Checks(self)
         self.past: deque[tuple[str, BoardId, Any]] = deque(maxlen=REPLAYED)
@@ -332,7 +340,9 @@ class Simulator:
 
     # Network and disks
 
-    def transmit(self, source: str, key: str, sender: BoardId, frame: Any, *, relayed: bool) -> None:
+    def transmit(
+        self, source: str, key: str, sender: BoardId, frame: Any, *, relayed: bool
+    ) -> None:
         """A frame on its way: perhaps lost, perhaps twice, later frames perhaps earlier."""
         chance = self.chance
         if self.filter is not None and not self.filter(source, key, frame):
@@ -344,9 +354,17 @@ class Simulator:
                 frame = ("control", frame[1], coded(frame[2]))
             if frame[1]:
                 self.past.append((key, sender, frame))
+        more = self.delay_of(frame) if self.late else 0.0
         for _ in range(1 + (chance.random() < self.loss)):
-            delay = 0.004 + chance.random() ** 3 * 0.3
+            delay = 0.004 + chance.random() ** 3 * 0.3 + more * chance.random()
             self._push(self.now + delay, ("frame", source, key, sender, relayed, frame))
+
+    def delay_of(self, frame: Any) -> float:
+        """Seconds more for kinds of frames that are late for a while."""
+        inner = frame[2] if frame[0] == "via" else frame
+        kind = type(inner[2]).__name__ if inner[0] == "control" else inner[0]
+        until, more = self.late.get(kind, (0.0, 0.0))
+        return more if self.now < until else 0.0
 
     def transmit_at(self, delay: float, source: str, key: str, sender: BoardId, frame: Any) -> None:
         """A frame that arrives for certain."""
@@ -402,6 +420,15 @@ class Simulator:
         """Both."""
         self.crash(key)
         self.boot(key)
+
+    def is_ambushed(self, shell: Shell, effect: e.Effect) -> bool:
+        """Whether the process dies before an effect: see `ambush`."""
+        waiting, name = self.ambush, type(getattr(effect, "message", effect)).__name__
+        if waiting is None or name != waiting[0]:
+            return False
+        self.ambush = None
+        waiting[1](shell, effect)
+        return shell.key in self.dead or self.incarnations[shell.key] != shell.me.incarnation
 
     def pause(self, key: str) -> None:
         """The process is stopped."""

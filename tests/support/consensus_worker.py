@@ -327,7 +327,7 @@ class Worker:
         self.forget()
 
     def keep_checkpoint(self, made_by: Identity) -> None:
-        """A step is final when the next is complete: then it may be kept, on two boards at least."""
+        """A step is final when the next is complete: then it may be kept, on two boards or more."""
         final, running = self.step - 1, self.running
         if running is None or self.me not in running.members or final % CHECKPOINT_STEPS:
             return
@@ -418,11 +418,11 @@ class Worker:
     def on_give(self, sender: BoardId, identity: Identity, step: int, batch: int) -> None:
         """Take a micro-batch; a repeated offer is ignored, also while it is computed."""
         fresh = batch != self.busy and batch not in self.todo and not self.done >> batch & 1
-        if (identity, step) == (self.run_id, self.step) and self.closed and fresh:
-            if self.may_move():
-                self.todo.append(batch)
-                self.work()
-                self.send(sender, ("take", identity, step, batch))
+        here = (identity, step) == (self.run_id, self.step) and self.closed
+        if here and fresh and self.may_move():
+            self.todo.append(batch)
+            self.work()
+            self.send(sender, ("take", identity, step, batch))
 
     def on_take(self, sender: BoardId, identity: Identity, step: int, batch: int) -> None:
         """The offer is taken: the set can be closed."""
@@ -577,9 +577,9 @@ class Worker:
         if self.running is not None and self.may_move():
             self.take_back()
             self.work()
-            if self.closed and not self.todo and not self.offered and self.busy is None:
-                if not self.is_fenced():
-                    self.send_parts()
+            idle = not self.todo and not self.offered and self.busy is None
+            if self.closed and idle and not self.is_fenced():
+                self.send_parts()
             for (_, _, r), values in list(self.mine.items()):
                 self.send_sum(r, values)
             self.reduce()

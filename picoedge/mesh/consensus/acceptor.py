@@ -71,7 +71,8 @@ class Acceptor:
             return
         standing = self._standing(event.report)
         checkpoint = event.report.checkpoint
-        board.send(proposer, Promise(event.epoch, ballot, standing, board.vote, checkpoint))
+        promise = Promise(event.epoch, ballot, board.role, standing, board.vote, checkpoint)
+        board.send(proposer, promise)
 
     def _standing(self, report: Report) -> Standing | None:
         """The state, if it belongs to the configuration that is known.

@@ -138,14 +138,15 @@ class Board:
         """
         if len(members) % 2:
             return members
-        keys = keys_of(members)
-        old = self.known.voters if self.known else ()
-        idle = [board for board in self.hearing.witnesses() if board.key not in keys]
-        kept = [board for board in old if board in idle]
-        if self.role is Role.WITNESS and self.me.key not in keys:
-            kept += [self.me] if self.me in old else []
+        keys, known = keys_of(members), self.known
+        kept = [
+            voter for voter in (known.voters if known else ())
+            if known and voter not in known.members and not self.hearing.is_gone(voter)
+        ]  # fmt: skip
+        idle = kept + self.hearing.witnesses()
+        if self.role is Role.WITNESS:
             idle.append(self.me)
-        return members + tuple((kept + idle)[:1])
+        return members + tuple(board for board in idle if board.key not in keys)[:1]
 
     def is_witness(self, key: str) -> bool:
         """Whether the board of a key offers only to vote."""
@@ -162,6 +163,5 @@ class Board:
         """What a new configuration is made from, beside the answers of others."""
         assert self.known is not None
         return View(
-            self.known, self.electorate, self.uplink_of, self.hearing.is_gone, self.is_witness,
-            self.segments,
+            self.known, self.electorate, self.uplink_of, self.hearing.is_gone, self.segments
         )  # fmt: skip

@@ -150,14 +150,17 @@ def _standing(fields: Fields) -> m.Standing:
     return m.Standing(state, fields.get("holds_sum", bool), fields.integer("finished", 0, _ALL))
 
 
+def _role(fields: Fields) -> Role:
+    return Role(fields.one_of("role", [role.value for role in Role]))
+
+
 def _beat(fields: Fields) -> m.Beat:
-    role = Role(fields.one_of("role", [role.value for role in Role]))
     age, uplink, progress = (
         fields.integer(name, 0, MAX_COUNT) for name in ("age", "uplink", "progress")
     )
     hears = fields.texts("hears", MAX_BOARDS, MAX_KEY)
     known = _if_any(fields, "known", _identity)
-    return m.Beat(known, role, age, uplink, progress, hears)
+    return m.Beat(known, _role(fields), age, uplink, progress, hears)
 
 
 def _instance(fields: Fields) -> Epoch:
@@ -175,6 +178,7 @@ def _offer(fields: Fields) -> tuple[Epoch, Ballot, Configuration]:
 def _promise(fields: Fields) -> m.Promise:
     return m.Promise(
         *_votes(fields),
+        _role(fields),
         _if_any(fields, "standing", _standing),
         _if_any(fields, "vote", read_vote),
         _if_any(fields, "checkpoint", _snapshot),

@@ -102,10 +102,14 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Paxos 1b: the sender is frozen, stands so, and has accepted `vote`."""
+    """Paxos 1b: the sender is frozen, stands so, and has accepted `vote`.
+
+    With its role, which a proposer that has just restarted may not have heard yet.
+    """
 
     instance: Epoch
     ballot: Ballot
+    role: Role
     standing: Standing | None
     vote: Vote | None
     checkpoint: Snapshot | None

@@ -19,6 +19,7 @@ from picoedge.mesh.consensus.configuration import (
     Configuration,
     Epoch,
     Generation,
+    Role,
     Snapshot,
     keys_of,
 )
@@ -32,6 +33,7 @@ class Answer:
     """The promise of one process."""
 
     board: BoardId
+    role: Role
     standing: Standing | None
     vote: Vote | None
     checkpoint: Snapshot | None
@@ -45,7 +47,6 @@ class View:
     electorate: Callable[[tuple[BoardId, ...]], tuple[BoardId, ...]]
     uplink: Callable[[BoardId], int]
     is_gone: Callable[[BoardId], bool]
-    is_witness: Callable[[str], bool]
     segments: int
 
 
@@ -86,7 +87,7 @@ def _continued(
     source, holds = source_of(start, standings)
     least = start - 1 if holds else start
     members = trainers(standings, least)
-    learners = {a.board for a in answers if not view.is_witness(a.board.key)}
+    learners = {a.board for a in answers if a.role is Role.TRAINER}
     learners |= {b for b in view.known.learners if not view.is_gone(b)}
     return _made(
         view, ballot, members, start, source, learners, view.known.epoch.next,
@@ -120,7 +121,7 @@ def _restored(view: View, ballot: Ballot, answers: Collection[Answer]) -> Config
     """
     if not all_present(view.known.voters, {a.board.key for a in answers}):
         return None
-    trainers_ = [a for a in answers if a.checkpoint and not view.is_witness(a.board.key)]
+    trainers_ = [a for a in answers if a.checkpoint and a.role is Role.TRAINER]
     snapshots = {a.board: a.checkpoint for a in trainers_ if a.checkpoint}
     if not snapshots:
         return None
@@ -128,7 +129,7 @@ def _restored(view: View, ballot: Ballot, answers: Collection[Answer]) -> Config
     members = tuple(sorted(board for board, found in snapshots.items() if found == best))
     epoch = view.known.epoch
     generation = Generation(epoch.generation.number + 1, BoardId("", 0))
-    learners = {a.board for a in answers if not view.is_witness(a.board.key)}
+    learners = {a.board for a in answers if a.role is Role.TRAINER}
     return _made(
         view, ballot, members, best.step, members[0], learners,
         Epoch(generation, epoch.number + 1), restores=best,

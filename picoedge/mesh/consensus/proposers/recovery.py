@@ -183,7 +183,9 @@ class Recovery:
     def on_promise(self, sender: BoardId, promise: Promise) -> None:
         """Count a promise; propose when all have answered that are not gone."""
         if promise.ballot == self._ballot:
-            answer = Answer(sender, promise.standing, promise.vote, promise.checkpoint)
+            answer = Answer(
+                sender, promise.role, promise.standing, promise.vote, promise.checkpoint
+            )  # fmt: skip
             self._answers[sender.key] = answer
             if self._all_answered():
                 self._propose()

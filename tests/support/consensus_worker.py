@@ -167,6 +167,8 @@ class Worker:
         elif duty is Duty.FETCH:
             if not rules.is_frozen(place, known.epoch):
                 self.shell.send(known.source.key, ("want", self.step, self.known_id))
+        elif duty is Duty.FINISH and self.step == known.start - 1 and self.closed:
+            self.cast(known.members, ("want", self.step, self.known_id))
         elif duty is Duty.LEARN:
             self.stop(known)
 
@@ -251,11 +253,14 @@ class Worker:
         late = 0
         for one in self.extra:
             late |= one
+        frames = []
         for r, owner in enumerate(self.owners):
             drop = self.dropped.get(r, 0)
             sets = tuple(s & ~drop for s in (self.done & ~late, *self.extra) if s & ~drop)
             version = (len(self.extra), drop.bit_count())
-            self.send(owner, ("part", self.run_id, self.step, r, version, sets))
+            frames.append((owner, ("part", self.run_id, self.step, r, version, sets)))
+        for owner, frame in frames:  # a part to itself may complete the step
+            self.send(owner, frame)
 
     def reduce(self) -> None:
         """As an owner: add disjoint sets until all micro-batches are there."""
@@ -455,8 +460,8 @@ class Worker:
             return
         if self.live and step == self.step:
             if rules.may_catch_up(known, self.me, self.place(), identity):
-                self.running = self.run_id = None
                 self.move(sums, made_by)
+                self.running = self.run_id = None
                 self.settle()
         elif not self.live and identity == self.known_id and self.proof:
             self.hear(made_by, step, dict(sums), before)

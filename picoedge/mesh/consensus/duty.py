@@ -67,15 +67,15 @@ def duty(known: Configuration, me: BoardId, place: Place) -> Duty:
 
 
 def _leaves(known: Configuration, place: Place) -> bool:
-    """Whether a planned change leaves it out, and the steps before still need it.
+    """Whether the planned change right after what it runs leaves it out, at a step to come.
 
     Without this a leave stops the others: they wait for its part of the step that is under way.
     """
     running, state = place.running, place.state
-    planned = known.ballot.round == 0 and running is not None and state is not None
-    if not planned or running is None or state is None or running.identity == known.identity:
+    if running is None or state is None or known.ballot.round > 0:
         return False
-    return state.step < known.start and not is_frozen(place, running.epoch)
+    due = running.epoch.next == known.epoch and state.step < known.start
+    return due and not is_frozen(place, running.epoch)
 
 
 def _restores(known: Configuration, place: Place) -> bool:
@@ -97,8 +97,11 @@ def may_catch_up(known: Configuration, me: BoardId, place: Place, asked: Identit
     """Whether the sum that the source of `asked` has sent may move the state to the start.
 
     After a promise for a later epoch only that epoch's configuration may move the state. Without
-    this a sum asked for under the earlier one comes late, and the promise was untrue.
+    this a sum asked for under the earlier one comes late, and the promise was untrue. A member that
+    finishes may ask as well: the board that owed it the last sum may have left, or gone on.
     """
     if asked != known.identity or is_frozen(place, known.epoch):
         return False
-    return duty(known, me, place) is Duty.FETCH
+    state = place.state
+    one_short = state is not None and state.step == known.start - 1
+    return one_short and duty(known, me, place) in (Duty.FETCH, Duty.FINISH)

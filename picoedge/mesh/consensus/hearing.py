@@ -18,8 +18,9 @@ NEVER = 1 << 30  # ticks of silence of a board that was not heard since this one
 class Timing:
     """Ticks: heartbeats of this process (250 ms in a daemon)."""
 
+    unheard: int = 3  # of silence until others are asked to relay
     silence: int = 4  # until a board is suspected: one or two beats may be late on a busy board
-    stuck: int = 6  # without progress of any member until something unnamed is suspected
+    stuck: int = 8  # without progress of any member until something unnamed is suspected
     tally: int = 2  # after `Prepare`, until the silent are not waited for
     agreed: int = 3  # how long a pre-vote counts
     back_off: int = 2  # between own ballots, and as much again for each rank
@@ -92,7 +93,7 @@ class Hearing:
 
     def hears(self, board: BoardId) -> bool:
         """Whether this very process is heard directly."""
-        return board == self.me or self._quiet(board, direct=True) <= self.timing.silence
+        return board == self.me or self._quiet(board, direct=True) <= self.timing.unheard
 
     def is_gone(self, board: BoardId) -> bool:
         """Whether it is revoked, has restarted, or is not heard even by a relay."""

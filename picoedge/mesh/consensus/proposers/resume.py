@@ -21,7 +21,7 @@ from picoedge.mesh.consensus.events import Broadcast, Freeze, Frozen
 from picoedge.mesh.consensus.messages import Configured, Survey, Surveyed
 from picoedge.mesh.consensus.proposers import choice
 
-ANSWER_TICKS = 3  # for the answers to a survey
+ANSWER_TICKS = 8  # at most, for the answers of all boards that are heard
 THAW_TICKS = 12  # a survey whose command died stops nobody for longer
 
 
@@ -53,8 +53,8 @@ class Resumption:
     def tick(self) -> None:
         """Make the configuration when the answers are in; thaw where none came."""
         board, now = self._board, self._board.hearing.ticks
-        if self._generation is not None and now - self._since >= ANSWER_TICKS:
-            self._make(self._generation)
+        if self._generation is not None:
+            self._collect(self._generation)
         if self._asked is not None and now - self._asked[2] >= THAW_TICKS:
             epoch, self._asked = self._asked[1], None
             known = board.known
@@ -83,6 +83,17 @@ class Resumption:
         board.send(asked[0], Surveyed(event.epoch.generation, board.known, latest))
 
     # Making
+
+    def _collect(self, generation: Generation) -> None:
+        """Ask again who has not answered: its state may be the newest."""
+        board = self._board
+        answered = {b.key for b in self._answers}
+        if board.hearing.heard_directly() <= answered:
+            self._make(generation)
+        elif board.hearing.ticks - self._since >= ANSWER_TICKS:
+            self._make(generation)
+        else:
+            board.effects.append(Broadcast(Survey(generation)))
 
     def on_surveyed(self, sender: BoardId, answer: Surveyed) -> None:
         """Count an answer."""

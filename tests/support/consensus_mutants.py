@@ -1,6 +1,6 @@
 """Each rule of the machine taken away, one at a time: the simulator must find what goes wrong.
 
-    python consensus_mutants.py [SEEDS [MUTANT ...]]    which histories catch which mutant
+python consensus_mutants.py [SEEDS [MUTANT ...]]    which histories catch which mutant
 """
 
 from __future__ import annotations
@@ -129,9 +129,31 @@ MUTANTS: dict[str, list[Patch]] = {
     ],
     "source without the sum": [(choice, "source_of", whoever_is_there)],
     "accept without the promisers": [(Acceptor, "_is_named", yes)],
-    "frames for an earlier process": [(Machine, "_receive", for_anyone)],
-    "restarted voters in round 0": [(board.Board, "is_fresh", board.Board.has_seat)],
+    "restarted voters in round 0": [
+        (board.Board, "is_fresh", board.Board.has_seat), (Machine, "_receive", for_anyone)
+    ],
 }  # fmt: skip
+
+
+CAUGHT_BY = {  # one of the histories that do
+    "any quorum": "any_half",
+    "half without the lowest rank": "any_half",
+    "no freeze": "late_sums",
+    "promises ignored": "late_accept",
+    "accepted configuration not adopted": "accepted_alone",
+    "stale catch-up": "stale_catch_up",
+    "no record": "stale_pair",
+    "accepted said before it is stored": "forgotten_vote",
+    "coordinator without its own fence": "superseded",
+    "no pre-vote": "disruptive",
+    "no relay": "one_way_cut",
+    "bitmaps ignored": "lost_acknowledgement",
+    "witness as member": "lone_trainer",
+    "majority rolls back": "majority_returns",
+    "source without the sum": "landed_source",
+    "accept without the promisers": "late_prepare",
+    "restarted voters in round 0": "forgotten_refusal",
+}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Random histories of a cluster; any board may fail at any time.
 
-    python consensus_seeds.py FIRST LAST [--json]
+python consensus_seeds.py FIRST LAST [--json]
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def deal(configuration: Configuration, step: int) -> dict[BoardId, int]:
     for held in own.values():
         taken |= held
     for b in bits(ALL & ~taken):
-        least = min(members, key=lambda m: ((own[m].bit_count() + 1) / max(1, weights[m])))
+        least = min(members, key=lambda m: (own[m].bit_count() + 1) / max(1, weights[m]))
         own[least] |= 1 << b
     return own
 
@@ -312,10 +312,11 @@ class Worker:
             if len(sums) < SEGMENTS:
                 return
             assert self.run_id is not None
+            before = self.running
             self.move(sums, self.run_id)
             self.settle()
-            if self.running is not None and self.may_move():
-                self.begin()
+            if self.running is before and self.may_move():
+                self.begin()  # another configuration's step has begun already
 
     def move(self, sums: Sums, made_by: Identity) -> None:
         """Apply a whole sum: the state is one step further."""
@@ -551,9 +552,7 @@ class Worker:
         if self.live and self.running is not None and step in self.digests and step < self.step:
             self.send(sender, ("digested", self.run_id, step, self.digests[step]))
 
-    def on_digested(
-        self, sender: BoardId, identity: Identity, step: int, digests: Digests
-    ) -> None:
+    def on_digested(self, sender: BoardId, identity: Identity, step: int, digests: Digests) -> None:
         """The proof, or what has to be pulled again."""
         del sender
         if self.live or self.level() != step or identity != self.known_id:

@@ -56,7 +56,7 @@ class Machine:
         self.recovery = Recovery(self.board, self.acceptor)
         self.resumption = Resumption(self.board, lambda: self.recovery.stuck)
         self._joins, self._leaves = joins, False
-        self._accepted: dict[tuple[object, ...], set[str]] = {}
+        self._accepted: dict[str, m.Accepted] = {}  # the last of each voter
         self._told: set[str] = set()  # keys that were told of `known` or asked since the last tick
         self.board.on_adopt(self._accepted.clear)
         if record is not None:
@@ -213,9 +213,10 @@ class Machine:
 
     def _count(self, sender: BoardId, accepted: m.Accepted) -> None:
         """A configuration accepted by a quorum in one ballot is chosen."""
-        votes = self._accepted.setdefault((accepted.ballot, accepted.configuration.identity), set())
-        votes.add(sender.key)
-        if self.board.decides(votes):
+        last = self._accepted.get(sender.key)
+        if last is None or last.ballot <= accepted.ballot:
+            self._accepted[sender.key] = accepted
+        if self.board.decides(key for key, one in self._accepted.items() if one == accepted):
             self.board.adopt(accepted.configuration)
 
     def _hear_beat(self, sender: BoardId, beat: m.Beat) -> None:

@@ -150,6 +150,7 @@ class Planner:
         learners = [
             b for b in asking
             if b not in members and b not in self.leaving and not hearing.is_gone(b)
+            and (len(members) == 1 or not board.is_witness(b.key))
         ]  # fmt: skip
         weights = tuple(self._weight(b) for b in members)
         return members, board.electorate(members), tuple(learners), weights
@@ -220,7 +221,7 @@ class Planner:
 def wishes(role: Role, me: BoardId, configuration: Configuration, *, join: bool) -> bool:
     """Whether a board that is not a member should ask to learn.
 
-    A witness does where one trainer is left, as the second copy of its state; it is never counted
+    A witness does while one trainer is left, as the second copy of its state; it is never counted
     in.
     """
     if me in configuration.members or me in configuration.learners:

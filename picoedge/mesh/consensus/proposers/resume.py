@@ -87,10 +87,8 @@ class Resumption:
     def _collect(self, generation: Generation) -> None:
         """Ask again who has not answered: its state may be the newest."""
         board = self._board
-        answered = {b.key for b in self._answers}
-        if board.hearing.heard_directly() <= answered:
-            self._make(generation)
-        elif board.hearing.ticks - self._since >= ANSWER_TICKS:
+        missing = board.hearing.heard_directly() - {b.key for b in self._answers}
+        if not missing or board.hearing.ticks - self._since >= ANSWER_TICKS:
             self._make(generation)
         else:
             board.effects.append(Broadcast(Survey(generation)))

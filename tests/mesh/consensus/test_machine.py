@@ -1,0 +1,181 @@
+"""Frames that must change nothing, whoever sends them; what is asked for, and in which order."""
+
+from __future__ import annotations
+
+import pytest
+from consensus_histories import Table, configuration, machine
+from consensus_messages import MESSAGES
+from consensus_simulator import BEGINNING, RUN, SEGMENTS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from picoedge.mesh.consensus import events as e
+from picoedge.mesh.consensus import messages as m
+from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch, Generation, Role, Snapshot
+from picoedge.mesh.consensus.machine import Machine
+from picoedge.mesh.consensus.record import Record
+
+A, B, C, D = BOARDS = tuple(BoardId(key, 1) for key in "abcd")
+BASE = configuration((A, B, C))
+INSTANCE = BASE.epoch.next
+ONE = Ballot(1, 0, B)
+NEXT = configuration((B, C), epoch=INSTANCE, ballot=ONE, start=2)
+
+
+def told(found: Machine, sender: BoardId, message: m.Message, to: int = 1) -> list[e.Effect]:
+    return found.on(e.Received(sender, to, message))
+
+
+def said(effects: list[e.Effect], kind: type) -> list[e.Send]:
+    return [one for one in effects if isinstance(one, e.Send) and isinstance(one.message, kind)]
+
+
+def stuck(board: BoardId = A) -> Machine:
+    """A member that has reason to answer a `Prepare`."""
+    return Table((A, B, C)).machines[board]
+
+
+def test_accepted_is_said_when_the_record_is_durable_and_no_earlier() -> None:
+    found = stuck()
+    told(found, B, m.Prepare(INSTANCE, ONE, ()))
+    effects = told(found, B, m.Accept(INSTANCE, ONE, NEXT, (A, B)))
+    stores = [one for one in effects if isinstance(one, e.Store)]
+    assert [one.record for one in stores] == [Record(BASE, m.Vote(ONE, NEXT))]
+    assert said(effects, m.Accepted) == []
+    assert said(found.on(e.Stored(stores[0].sequence - 1)), m.Accepted) == []
+    assert {one.key for one in said(found.on(e.Stored(stores[0].sequence)), m.Accepted)} == {
+        "b",
+        "c",
+    }
+
+
+def test_a_promise_waits_for_the_worker() -> None:
+    found = stuck()
+    effects = told(found, B, m.Prepare(INSTANCE, ONE, ()))
+    assert e.Freeze(INSTANCE) in effects
+    assert said(effects, m.Promise) == []
+    state = Snapshot(BEGINNING, 3, None)
+    report = e.Report(state, BASE.identity, holds_sum=True, finished=5)
+    promise = said(found.on(e.Frozen(INSTANCE, report)), m.Promise)[0].message
+    assert promise == m.Promise(INSTANCE, ONE, Role.TRAINER, m.Standing(state, True, 5), None, None)
+
+
+def test_what_is_being_written_is_in_a_promise() -> None:
+    found = stuck()
+    told(found, B, m.Prepare(INSTANCE, ONE, ()))
+    told(found, B, m.Accept(INSTANCE, ONE, NEXT, (A, B)))
+    told(found, C, m.Prepare(INSTANCE, Ballot(2, 0, C), ()))
+    promise = said(found.on(e.Frozen(INSTANCE, e.NO_STATE)), m.Promise)[0].message
+    assert isinstance(promise, m.Promise)
+    assert promise.vote == m.Vote(ONE, NEXT)
+
+
+def test_a_configuration_is_chosen_by_a_quorum_in_one_ballot() -> None:
+    found = machine(D, BASE)
+    two = Ballot(2, 0, C)
+    told(found, A, m.Accepted(INSTANCE, ONE, NEXT))
+    told(found, B, m.Accepted(INSTANCE, two, NEXT))
+    told(found, D._replace(key="x"), m.Accepted(INSTANCE, two, NEXT))  # it has no vote
+    assert found.known == BASE
+    assert e.Adopt(NEXT) in told(found, C, m.Accepted(INSTANCE, two, NEXT))
+    assert found.known == NEXT
+
+
+def test_a_frame_of_an_earlier_epoch_is_answered_by_the_configuration() -> None:
+    found = machine(A, NEXT)
+    effects = told(found, C, m.Suspect(INSTANCE, (A,), True))
+    assert [one.message for one in said(effects, m.Configured)] == [m.Configured(NEXT)]
+    assert told(found, C, m.Suspect(INSTANCE, (A,), True)) == []  # once a tick
+
+
+def test_a_frame_of_a_later_epoch_asks_for_the_configuration() -> None:
+    found = machine(A, BASE)
+    effects = told(found, C, m.Agree(NEXT.epoch.next))
+    assert len(said(effects, m.Beat)) == 1
+
+
+def test_votes_for_an_earlier_process_are_dropped() -> None:
+    found = machine(BoardId("a", 2), None, (1, Record(BASE)))
+    for _ in range(9):
+        found.on(e.Tick())
+    assert told(found, B, m.Prepare(INSTANCE, ONE, ()), to=1) == []
+    assert told(found, B, m.Prepare(INSTANCE, ONE, ()), to=2) != []
+
+
+def test_a_past_process_of_a_board_is_heard_no_more() -> None:
+    found = stuck()
+    told(found, B._replace(incarnation=2), m.Agree(INSTANCE))
+    assert told(found, B, m.Prepare(INSTANCE, ONE, ())) == []
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=[type(one).__name__ for one in MESSAGES])
+def test_a_revoked_board_changes_nothing(message: m.Message) -> None:
+    found = stuck()
+    found.on(e.Revoked("b"))
+    assert told(found, B, message) == []
+    assert found.known == BASE
+
+
+def test_configurations_of_another_run_are_ignored() -> None:
+    found = Machine(A, Role.TRAINER, "another run", SEGMENTS)
+    assert told(found, B, m.Configured(BASE)) == []
+    assert found.known is None
+    assert BASE.run == RUN
+
+
+def test_ballots_of_one_board_are_answered_so_many_times_only() -> None:
+    found = stuck()
+    answered = 0
+    for i in range(1, 50):
+        ballot = Ballot(i, 0, B)
+        told(found, B, m.Prepare(INSTANCE, ballot, ()))
+        answered += found.acceptor.promised == ballot
+    assert answered == 8
+
+
+def test_an_owners_command_is_refused_while_the_run_goes_on() -> None:
+    found = machine(A, BASE)
+    for progress in range(20):
+        state = Snapshot(BEGINNING, progress, None)
+        found.on(e.Reported(e.Report(state, BASE.identity, progress=progress)))
+        found.on(e.Tick())
+    assert found.on(e.Resume()) == []
+    for _ in range(10):
+        found.on(e.Tick())
+    assert any(
+        isinstance(one, e.Broadcast) and isinstance(one.message, m.Survey)
+        for one in found.on(e.Resume())
+    )
+
+
+def test_a_survey_whose_command_died_stops_nobody_for_long() -> None:
+    found = machine(A, BASE)
+    generation = Generation(1, D)
+    assert e.Freeze(Epoch(generation, 0)) in told(found, D, m.Survey(generation))
+    thawed = [one for _ in range(20) for one in found.on(e.Tick()) if isinstance(one, e.Freeze)]
+    assert thawed == [e.Freeze(BASE.epoch)]
+
+
+SENDERS = st.sampled_from([BoardId(key, n) for key in "abcdx" for n in (1, 2)])
+EVENTS = st.one_of(
+    st.just(e.Tick()),
+    st.builds(
+        e.Received, SENDERS, st.sampled_from([0, 1, 2]), st.sampled_from(MESSAGES), st.booleans()
+    ),
+    st.builds(e.Frozen, st.just(INSTANCE), st.just(e.NO_STATE)),
+    st.builds(e.Stored, st.integers(0, 9)),
+    st.builds(e.Lost, st.sampled_from("abcx")),
+    st.builds(e.Proven, SENDERS),
+    st.just(e.Resume()), st.just(e.Join()), st.just(e.Leave()),
+)  # fmt: skip
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_no_order_of_events_breaks_a_machine(history: list[e.Event]) -> None:
+    found, epoch = machine(A, BASE), BASE.epoch
+    for event in history:
+        for effect in found.on(event):
+            assert not isinstance(effect, e.Send) or effect.key != "a"
+        assert found.known is not None
+        assert found.known.epoch >= epoch
+        epoch = found.known.epoch

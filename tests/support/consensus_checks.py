@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from consensus_worker import MICRO_BATCHES
+from consensus_step import MICRO_BATCHES
 
 from picoedge.mesh.consensus import messages as m
 

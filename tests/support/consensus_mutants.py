@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from consensus_board import Disk
 from consensus_checks import Checks
-from consensus_simulator import Disk
 from consensus_worker import Worker
 
 from picoedge.mesh.consensus import board, duty, topology

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from consensus_histories import configuration
-from consensus_simulator import BEGINNING, NOBODY
+from consensus_board import BEGINNING, NOBODY
+from consensus_scenes import configuration
 
 from picoedge.mesh.consensus.configuration import (
     Ballot,

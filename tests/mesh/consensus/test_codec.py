@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from consensus_histories import configuration
 from consensus_messages import BALLOT, CHOSEN, INSTANCE, MESSAGES
+from consensus_scenes import configuration
 from hypothesis import given
 from hypothesis import strategies as st
 

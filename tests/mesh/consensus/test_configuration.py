@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from consensus_simulator import BEGINNING, NOBODY
+from consensus_board import BEGINNING, NOBODY
 
 from picoedge.mesh.consensus.configuration import BoardId, Epoch, Generation, is_quorum
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from consensus_histories import configuration
-from consensus_simulator import BEGINNING
+from consensus_board import BEGINNING
+from consensus_scenes import configuration
 
 from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch, Identity, Snapshot
 from picoedge.mesh.consensus.duty import Duty, Place, duty, may_catch_up, may_move

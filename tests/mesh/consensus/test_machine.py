@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from consensus_histories import Table, configuration, machine
+from consensus_board import BEGINNING, RUN
 from consensus_messages import MESSAGES
-from consensus_simulator import BEGINNING, RUN, SEGMENTS
+from consensus_scenes import Table, configuration, machine
+from consensus_step import SEGMENTS
 from hypothesis import given
 from hypothesis import strategies as st
 

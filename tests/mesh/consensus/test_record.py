@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from consensus_histories import configuration
-from consensus_simulator import BEGINNING
+from consensus_board import BEGINNING
+from consensus_scenes import configuration
 
 from picoedge.errors import StorageError
 from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 
 NOT_BUILT = ("join", "events")
-BENCHES = ("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "fuzz", "train", "profile")
+BENCHES = (
+    *("decode", "window", "seventy_b", "mesh", "recovery", "weeks", "fuzz", "train", "simulator"),
+    "profile",
+)
 USAGE = (
-    "usage: python -m bench decode|window|seventy_b|mesh|recovery|weeks|fuzz|train [--json]"
+    f"usage: python -m bench {'|'.join(BENCHES[:-1])} [--json]"
     " [--rounds N] [--row NAME]... [--into FILE] | profile MODEL"
 )
 

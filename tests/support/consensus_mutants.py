@@ -6,14 +6,17 @@ python consensus_mutants.py [SEEDS [MUTANT ...]]    which histories catch which 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import consensus_seeds
 from consensus_board import Disk
 from consensus_checks import Checks
+from consensus_histories import HISTORIES
 from consensus_worker import Worker
 
 from picoedge.mesh.consensus import board, duty, topology
@@ -174,16 +177,22 @@ def fault_of(history: Callable[[int], Any], seed: int) -> str:
     return ""
 
 
+def is_caught(name: str) -> bool:
+    """Whether the history that is said to catch a mutant does, and goes well without it."""
+    history = HISTORIES[CAUGHT_BY[name]]
+    if fault_of(history, 0):
+        return False
+    with mutant(name):
+        return any(fault_of(history, seed) for seed in range(3))
+
+
 def main(argv: list[str]) -> int:
     """For each mutant: how many random histories catch it, and which named ones."""
-    import consensus_seeds
-
-    try:
-        from consensus_histories import HISTORIES
-    except ImportError:
-        HISTORIES = {}
-    seeds = int(argv[0]) if argv else 50
-    missed = 0
+    if "--caught" in argv:
+        caught = {name: is_caught(name) for name in MUTANTS}
+        print(json.dumps(caught))
+        return 0 if all(caught.values()) else 1
+    seeds, missed = int(argv[0]) if argv else 50, 0
     for name in argv[1:] or MUTANTS:
         with mutant(name):
             found = [s for s in range(seeds) if fault_of(consensus_seeds.history, s)]

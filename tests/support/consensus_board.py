@@ -168,8 +168,11 @@ class Shell:
     # What the worker asks for
 
     def send(self, key: str, frame: Any) -> None:
-        """A frame to another worker."""
-        self.route(key, frame)
+        """A frame to another worker, or to this one."""
+        if key == self.key:
+            self.sim.at(self.sim.now, self.me, ("frame", self.me, False, frame))
+        else:
+            self.route(key, frame)
 
     def route(self, key: str, frame: Any) -> None:
         """Directly, and by relays too: those of the moment and those of the configuration."""

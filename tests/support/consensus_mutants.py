@@ -67,6 +67,16 @@ def no_own_fence(self: Any, start: int | None) -> int | None:
     return fenced
 
 
+real_look = Recovery.look
+
+
+def propose_at_once(self: Any) -> None:
+    real_look(self)
+    stuck = self.stuck >= self._board.timing.stuck
+    if self._board.has_seat() and (self.suspects() or stuck):
+        self._begin()
+
+
 def seated(self: Any, sender: Any, prepare: Any) -> bool:
     self.seen(prepare.ballot)
     return bool(self._board.has_seat())
@@ -120,7 +130,7 @@ MUTANTS: dict[str, list[Patch]] = {
     ],
     "accepted said before it is stored": [(Acceptor, "_accept", accept_at_once), SILENT_CHECK],
     "coordinator without its own fence": [(Worker, "set_fence", no_own_fence)],
-    "no pre-vote": [(Recovery, "needs_agreement", no), (Recovery, "may_answer", seated)],
+    "no pre-vote": [(Recovery, "look", propose_at_once), (Recovery, "may_answer", seated)],
     "no relay": [(Recovery, "relays_for", no), (topology, "routes", lambda *_: ())],
     "bitmaps ignored": [
         (Worker, "adds_twice", yes),

@@ -165,22 +165,18 @@ class Step:
         late = 0
         for one in self.extra:
             late |= one
-        frames = []
         for r, owner in enumerate(self.owners):
             drop = self.dropped.get(r, 0)
             sets = tuple(s & ~drop for s in (self.done & ~late, *self.extra) if s & ~drop)
             version = (len(self.extra), drop.bit_count())
-            frames.append((owner, ("part", self.run_id, self.step, r, version, sets)))
-        for owner, frame in frames:  # a part to itself may complete the step
-            self.send(owner, frame)
+            self.send(owner, ("part", self.run_id, self.step, r, version, sets))
 
     def reduce(self) -> None:
         """As an owner: add disjoint sets until all micro-batches are there."""
-        step = self.run_id, self.step
+        if self.is_fenced() or not self.may_move():
+            return
         for r, owner in enumerate(self.owners):
-            key = (*step, r)
-            if step != (self.run_id, self.step) or self.is_fenced() or not self.may_move():
-                return  # the sum before was the last, and this board has gone on
+            key = (self.run_id, self.step, r)
             if owner == self.me and key not in self.mine:
                 self.reduce_segment(r, key)
 
@@ -270,19 +266,14 @@ class Step:
             del self.heard[step]
 
     def send(self, to: BoardId, frame: Any) -> None:
-        """Send to one board, or take it at once."""
-        if to.key == self.me.key:
-            self.on(self.me, frame)
-        else:
-            self.shell.send(to.key, frame)
+        """Send to one board; to this one too it is an event of its own."""
+        self.shell.send(to.key, frame)
 
     def cast(self, boards: Iterable[BoardId], frame: Any, *, itself: bool = False) -> None:
-        """Send to all other boards, and last, if so wished, to this one."""
+        """Send to all other boards and, if so wished, to this one."""
         for board in boards:
-            if board.key != self.me.key:
+            if itself or board.key != self.me.key:
                 self.shell.send(board.key, frame)
-        if itself:
-            self.on(self.me, frame)
 
     def on(self, sender: BoardId, frame: Any) -> None:
         """A frame of another worker."""

@@ -140,7 +140,7 @@ class Worker(Learner):
             idle = not self.todo and not self.offered and self.busy is None
             if self.closed and idle and not self.is_fenced():
                 self.send_parts()
-            for (_, _, r), values in list(self.mine.items()):
+            for (_, _, r), values in self.mine.items():
                 self.send_sum(r, values)
             self.reduce()
             self.complete()

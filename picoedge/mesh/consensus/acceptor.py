@@ -45,7 +45,7 @@ class Acceptor:
         """Promise to accept nothing below the ballot, and freeze: `Frozen` sends the promise."""
         if not self._allows(prepare.ballot):
             return
-        self._promise(prepare.ballot)
+        self.promised = prepare.ballot
         self._asked = sender
         self._freeze(prepare.instance)
 
@@ -55,9 +55,6 @@ class Acceptor:
         return (self.promised is None or ballot > self.promised) and (
             vote is None or ballot > vote.ballot
         )
-
-    def _promise(self, ballot: Ballot) -> None:
-        self.promised = ballot
 
     def _freeze(self, instance: Epoch) -> None:
         board = self._board

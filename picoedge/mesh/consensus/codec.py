@@ -196,7 +196,7 @@ def _surveyed(fields: Fields) -> m.Surveyed:
 _READERS: dict[str, Callable[[Fields], m.Message]] = {
     "beat": _beat,
     "configured": lambda f: m.Configured(read_configuration(f.object("configuration"))),
-    "request": lambda f: m.Request(f.get("leave", bool)),
+    "request": lambda f: m.Request(f.get("leave", bool), f.get("leaves_one", bool)),
     "suspect": lambda f: m.Suspect(_instance(f), _boards(f, "boards"), f.get("failed", bool)),
     "agree": lambda f: m.Agree(_instance(f)),
     "unheard": lambda f: m.Unheard(f.text("by", MAX_KEY)),

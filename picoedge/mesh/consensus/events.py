@@ -127,7 +127,9 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """This board shall take part no longer."""
+    """This board shall take part no longer. `leaves_one`: even if one copy of the state is left."""
+
+    leaves_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)

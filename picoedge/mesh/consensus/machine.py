@@ -55,7 +55,7 @@ class Machine:
         self.planner = Planner(self.board, self.acceptor)
         self.recovery = Recovery(self.board, self.acceptor)
         self.resumption = Resumption(self.board, lambda: self.recovery.stuck)
-        self._joins, self._leaves = joins, False
+        self._joins, self._leaves, self._leaves_one = joins, False, False
         self._accepted: dict[str, m.Accepted] = {}  # the last of each voter
         self._told: set[str] = set()  # keys that were told of `known` or asked since the last tick
         self.board.on_adopt(self._accepted.clear)
@@ -114,15 +114,17 @@ class Machine:
         match event:
             case e.Lost():
                 self.board.hearing.lost(event.key)
+                self.recovery.look()
             case e.Revoked():
                 self.board.hearing.revoked.add(event.key)
+                self.recovery.look()
             case e.Weighted():
                 self.planner.weights = dict(event.weights)
                 self.planner.propose()
             case e.Join():
                 self._joins, self._leaves = True, False
             case e.Leave():
-                self._joins, self._leaves = False, True
+                self._joins, self._leaves, self._leaves_one = False, True, event.leaves_one
                 self._wish()
             case e.Resume():
                 self.resumption.begin()
@@ -145,7 +147,7 @@ class Machine:
             return
         if self._leaves:
             if board.me in known.members or board.me in known.learners:
-                board.cast(known.members, m.Request(leave=True))
+                board.cast(known.members, m.Request(leave=True, leaves_one=self._leaves_one))
         elif wishes(board.role, board.me, known, join=self._joins):
             board.cast(known.members, m.Request())
 

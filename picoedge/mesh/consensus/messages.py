@@ -60,9 +60,13 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A board asks the members to be made a learner, or to be left out (`leave`)."""
+    """A board asks the members to be made a learner, or to be left out (`leave`).
+
+    `leaves_one`: its owner wants so even if a single copy of the state is left.
+    """
 
     leave: bool = False
+    leaves_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,3 +180,43 @@ def test_no_order_of_events_breaks_a_machine(history: list[e.Event]) -> None:
         assert found.known is not None
         assert found.known.epoch >= epoch
         epoch = found.known.epoch
+
+
+def requested(copies: int, leave: m.Request) -> list[e.Effect]:
+    """What the lowest rank of so many members does when the last of them wants to leave."""
+    members = BOARDS[:copies]
+    found = machine(A, configuration(members))
+    for step in (0, 2):
+        state = Snapshot(BEGINNING, step, None)
+        found.on(e.Reported(e.Report(state, configuration(members).identity)))
+    return told(found, members[-1], leave)
+
+
+def test_a_leave_leaves_two_copies_unless_the_owner_says_so() -> None:
+    fence = e.Fence(Ballot(0, 1, A), None)
+    assert requested(3, m.Request(leave=True)) == [fence]
+    assert requested(2, m.Request(leave=True)) == []
+    assert requested(2, m.Request(leave=True, leaves_one=True)) == [fence]
+
+
+def test_a_lost_connection_is_asked_about_at_once() -> None:
+    found = stuck()
+    told(found, C, m.Agree(INSTANCE))
+    asked = [one.message for one in said(found.on(e.Lost("c")), m.Suspect)]
+    assert asked
+    assert all(isinstance(one, m.Suspect) and C in one.boards for one in asked)
+
+
+def test_a_witness_that_is_gone_is_no_reason_to_agree() -> None:
+    base = configuration((A, B, C))
+    base = type(base)(**{
+        **{name: getattr(base, name) for name in type(base).__slots__},
+        "members": (A, B), "holdings": (0, 0), "weights": (1, 1), "shares": (2, 1),
+    })  # fmt: skip
+    found = machine(A, base)
+    for sender in (B, C):
+        told(found, sender, m.Unheard("d"))
+    found.on(e.Lost("c"))
+    assert said(told(found, B, m.Suspect(base.epoch.next, (C, B), True)), m.Agree) == []
+    found.on(e.Lost("b"))
+    assert said(told(found, C, m.Suspect(base.epoch.next, (B,), True)), m.Agree) != []

@@ -37,6 +37,7 @@ class Planner:
         self.proven: set[BoardId] = set()
         self.learners: set[BoardId] = set()
         self.leaving: set[BoardId] = set()
+        self._leaves_one: set[BoardId] = set()
         self.weights: dict[str, int] = {}
         self.plan: Configuration | None = None
         self._attempt = 0
@@ -53,6 +54,7 @@ class Planner:
         self.proven -= {*known.members}
         self.learners -= {*known.members, *known.learners}
         self.leaving &= {*known.members, *known.learners}
+        self._leaves_one &= self.leaving
 
     # Wishes
 
@@ -64,6 +66,7 @@ class Planner:
         if request.leave:
             self.learners.discard(sender)
             self.leaving |= {sender} & {*known.members, *known.learners}
+            self._leaves_one |= {sender} if request.leaves_one else set()
         elif sender not in known.members and sender not in known.learners:
             self.learners.add(sender)
         self.propose()
@@ -105,9 +108,11 @@ class Planner:
 
     def on_fenced(self, event: Fenced) -> None:
         """The own worker has stopped short of `start`: now the others may be asked."""
-        if event.ballot != self._fencing or event.start is None:
+        if event.ballot != self._fencing:
             return
         self._fencing = None
+        if event.start is None:
+            return
         wanted, promised = self._wanted(), self._acceptor.promised
         withdrawn = promised is not None and promised.round > 0
         if withdrawn or not self._board.runs_known() or not wanted[0]:
@@ -142,9 +147,9 @@ class Planner:
         # A key that is a voter as an earlier process is counted in after a failure removed that.
         taken = keys_of(known.voters)
         joins = sorted(b for b in self.proven if b.key not in taken and not hearing.is_gone(b))
-        leaving = sorted(self.leaving & {*known.members})
-        while leaving and len(known.members) - len(leaving) + len(joins) < FEWEST_COPIES:
-            leaving.pop()
+        leaving = sorted(self.leaving & {*known.members}, key=lambda b: (b in self._leaves_one, b))
+        while leaving and len(known.members) - len(leaving) + len(joins) < self._fewest(leaving):
+            leaving.pop(0)
         members = tuple(b for b in known.members if b not in leaving) + tuple(joins)
         asking = [*known.learners, *sorted(self.learners - {*known.learners})]
         learners = [
@@ -154,6 +159,10 @@ class Planner:
         ]  # fmt: skip
         weights = tuple(self._weight(b) for b in members)
         return members, board.electorate(members), tuple(learners), weights
+
+    def _fewest(self, leaving: list[BoardId]) -> int:
+        """How many copies of the state these may leave behind."""
+        return 1 if self._leaves_one.issuperset(leaving) else FEWEST_COPIES
 
     def _weight(self, board: BoardId) -> int:
         known = self._board.known

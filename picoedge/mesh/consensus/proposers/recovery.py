@@ -2,7 +2,8 @@
 
 A board that suspects first asks; nothing stops for a question, so that a board with a bad link
 cannot disturb the others again and again (the disruptive server of Ongaro's thesis, 4.2.3; its
-pre-vote, 9.6). Who hears the suspected board relays for it from then on: a relay changes no bit of
+pre-vote, 9.6). Without pre-votes a board that hears nobody makes all others freeze whenever it
+suspects. Who hears the suspected board relays for it from then on: a relay changes no bit of
 a sum, so nothing need be agreed for it.
 """
 
@@ -28,6 +29,7 @@ class Recovery:
         self.stuck = 0  # ticks without progress of any member
         self._progress: object = None
         self._agreed: dict[str, int] = {}  # pre-votes: key to tick
+        self._agreed_since: int | None = None  # the tick since which they are a quorum
         self._relays: dict[str, int] = {}  # boards that are sent to by a relay, until which tick
         self._spent: dict[str, int] = {}  # `Prepare`s of each key that were answered lately
         self._round = 0
@@ -41,13 +43,13 @@ class Recovery:
     def _reset(self) -> None:
         self.stuck = self._rest = 0
         self._agreed, self._answers = {}, {}
-        self._ballot = self._offer = None
+        self._ballot = self._offer = self._agreed_since = None
 
     def tick(self) -> None:
         """Look for progress, ask for relays and pre-votes, and again who has not answered."""
         self._count()
         self._end_relays()
-        self._ask()
+        self.look()
         self._insist()
 
     # Suspicion
@@ -77,7 +79,7 @@ class Recovery:
             return ()
         return tuple(b for b in dict.fromkeys(known.members + known.voters) if hearing.is_gone(b))
 
-    def _ask(self) -> None:
+    def look(self) -> None:
         """Ask the voters about boards that are not heard.
 
         A witness that is gone is exchanged by a planned change; only a member's loss, or that
@@ -94,24 +96,15 @@ class Recovery:
         unheard = suspects or tuple(b for b in known.members if not board.hearing.hears(b))
         if unheard or failed:
             board.cast(known.voters, Suspect(board.instance, unheard, failed))
-        if failed and not self.needs_agreement():
-            self._begin()
-
-    def needs_agreement(self) -> bool:
-        """Whether a ballot waits for the pre-votes of a quorum.
-
-        Without them a board that alone hears nobody stops the run whenever it suspects.
-        """
-        return True
 
     def shares(self, boards: tuple[BoardId, ...]) -> bool:
-        """Whether this board suspects one of them too, or has its own reasons for a change.
+        """Whether this board suspects a member among them too, or has its own reasons for a change.
 
         Those are that nothing moves, that it is frozen by a promise, or that it has restarted.
         """
-        board = self._board
-        if any(board.hearing.is_gone(b) for b in boards):
-            return True
+        board, known = self._board, self._board.known
+        if known is None or any(b in known.members and board.hearing.is_gone(b) for b in boards):
+            return known is not None
         stuck = self.stuck >= board.timing.stuck - 2  # others count from other moments
         return stuck or board.is_frozen() or not board.is_fresh()
 
@@ -151,16 +144,35 @@ class Recovery:
         board, now = self._board, self._board.hearing.ticks
         self._agreed[sender.key] = now
         fresh = {key for key, at in self._agreed.items() if now - at <= board.timing.agreed}
-        if board.decides(fresh) and board.has_seat():
+        if not board.decides(fresh):
+            self._agreed_since = None
+        elif board.has_seat() and self._is_turn():
             self._begin()
+
+    def _is_turn(self) -> bool:
+        """Whether to propose: the lowest rank that is here at once, each other a tick later.
+
+        Two that propose at once cost each other a round; it is a matter of time alone.
+        """
+        board, known = self._board, self._board.known
+        assert known is not None
+        if self._agreed_since is None:
+            self._agreed_since = board.hearing.ticks
+        lower = known.voters[: self._rank()]
+        here = sum(not board.hearing.is_gone(board.hearing.address(voter)) for voter in lower)
+        return board.hearing.ticks - self._agreed_since >= here
+
+    def _rank(self) -> int:
+        known = self._board.known
+        assert known is not None
+        return [voter.key for voter in known.voters].index(self._board.me.key)
 
     def _begin(self) -> None:
         """Send `Prepare`, unless the last ballot is too recent; higher ranks rest longer."""
         board, known = self._board, self._board.known
         if self._rest > 0 or known is None or board.instance is None:
             return
-        rank = [voter.key for voter in known.voters].index(board.me.key)
-        self._rest = board.timing.back_off * (1 + rank)
+        self._rest = board.timing.back_off * (1 + self._rank())
         self._round += 1
         self._ballot = Ballot(self._round, 0, board.me)
         self._since, self._answers, self._offer = board.hearing.ticks, {}, None

@@ -52,15 +52,18 @@ def planned_then_death(seed: int) -> None:
 
 
 def own_fence(seed: int) -> None:
-    """`Accept` and `Accepted` come late: the proposer alone must hold the step."""
-    sim = Simulator(seed, 5, 3, 1)
-    for kind in ("Accept", "Accepted"):
-        sim.late[kind] = 1e9, 1.5
-    for i in range(12):
-        sim.tell("d", e.Join() if i % 2 else e.Leave())
-        sim.run(5)
+    """A and B; A is a quorum alone, its disk is slow, and B hears `Accept` late: A alone must hold
+    the step, or both are past the start when the change is chosen."""
+    sim = Simulator(seed, 3, 2, 0)
+    alone(sim, "a", "b")
+    sim.disk_slowness["a"] = 8
+    sim.late["Accept"] = 1e9, 3
+    for i in range(8):
+        sim.tell("c", e.Leave() if i % 2 else e.Join())
+        sim.run(6)
     same_generation(sim)
-    progress(sim, 20, "own fence")
+    must(failures(sim) == 0, "failures", failures(sim))
+    progress(sim, 30, "own fence")
     must(epoch_of(sim) > 4, "no changes", epoch_of(sim))
 
 

@@ -157,7 +157,7 @@ CAUGHT_BY = {  # one of the histories that do
     "stale catch-up": "stale_catch_up",
     "no record": "stale_pair",
     "accepted said before it is stored": "forgotten_vote",
-    "coordinator without its own fence": "superseded",
+    "coordinator without its own fence": "own_fence",
     "no pre-vote": "disruptive",
     "no relay": "one_way_cut",
     "bitmaps ignored": "lost_acknowledgement",

@@ -26,7 +26,8 @@ class Report:
 
     `running`: the configuration whose sums it makes. `holds_sum`: whether it still has the sum that
     led to its state. `finished`: micro-batches of the running step, as bits. `progress` grows with
-    whatever the worker finishes or receives.
+    whatever the worker finishes or receives, and every few ticks while it computes: a layer will
+    do, a micro-batch may take too long.
     """
 
     state: Snapshot | None = None
@@ -108,7 +109,7 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A learner's state was proven equal to that of this board, which is a member."""
+    """A learner's state was proven equal to that of this board, a member. To be repeated."""
 
     board: BoardId
 

@@ -25,6 +25,7 @@ from picoedge.mesh.consensus.configuration import (
 from picoedge.mesh.consensus.events import Fence, Fenced
 from picoedge.mesh.consensus.messages import Accept, Refused, Request
 
+PROOF_TICKS = 8  # for which a learner's state counts as proven
 FEWEST_COPIES = 2  # of the state that boards leave behind by choice
 Wanted = tuple[tuple[BoardId, ...], tuple[BoardId, ...], tuple[BoardId, ...], tuple[int, ...]]
 
@@ -34,7 +35,7 @@ class Planner:
 
     def __init__(self, board: Board, acceptor: Acceptor) -> None:
         self._board, self._acceptor = board, acceptor
-        self.proven: set[BoardId] = set()
+        self.proven: dict[BoardId, int] = {}  # and the tick of the last proof
         self.learners: set[BoardId] = set()
         self.leaving: set[BoardId] = set()
         self._leaves_one: set[BoardId] = set()
@@ -51,7 +52,7 @@ class Planner:
         self._refused = set()
         known = self._board.known
         assert known is not None
-        self.proven -= {*known.members}
+        self.proven = {b: at for b, at in self.proven.items() if b not in known.members}
         self.learners -= {*known.members, *known.learners}
         self.leaving &= {*known.members, *known.learners}
         self._leaves_one &= self.leaving
@@ -65,6 +66,7 @@ class Planner:
             return
         if request.leave:
             self.learners.discard(sender)
+            self.proven.pop(sender, None)
             self.leaving |= {sender} & {*known.members, *known.learners}
             self._leaves_one |= {sender} if request.leaves_one else set()
         elif sender not in known.members and sender not in known.learners:
@@ -74,17 +76,25 @@ class Planner:
     def on_proven(self, board: BoardId) -> None:
         """A learner's state is that of this run."""
         if self._board.known is not None and board not in self._board.known.members:
-            self.proven.add(board)
+            self.proven[board] = self._board.hearing.ticks
             self.propose()
 
     # Proposing
 
     def tick(self) -> None:
         """Look at what is wanted, and ask again who has not answered."""
+        self._forget()
         self._look_at_routes()
         self.propose()
         if self.plan is not None:
             self._ask(self.plan)
+
+    def _forget(self) -> None:
+        """Boards that are gone ask for nothing, and a proof is for its moment: it is repeated."""
+        hearing = self._board.hearing
+        since = hearing.ticks - PROOF_TICKS
+        self.proven = {b: at for b, at in self.proven.items() if at >= since}
+        self.learners = {b for b in self.learners if not hearing.is_gone(b)}
 
     def propose(self) -> None:
         """Begin with what is wanted, if this board may now."""

@@ -155,6 +155,17 @@ def test_plans_are_made_from_figures_alone() -> None:
     assert roots == set()
 
 
+def test_agreement_knows_no_clock_socket_file_or_chance() -> None:
+    impure = {
+        f"{module} imports {name}"
+        for module, tree in modules()
+        if module.startswith("picoedge.mesh.consensus") and not module.endswith(".service")
+        for name in imports(tree)
+        if name.split(".")[0] in {*IMPURE, "random", "secrets", "threading", "numpy"}
+    }
+    assert impure == set()
+
+
 @pytest.mark.parametrize(
     ("module", "source", "ok"),
     [

@@ -107,7 +107,7 @@ class Faults:
         self.sim.heal()
 
     def slow(self, key: str) -> None:
-        self.sim.disk_slowness[key] = self.chance.choice((1, 1, 8, 30))
+        self.sim.disk_slowness[key] = self.chance.choice((1, 1, 8, 30, 1e4))  # or full
         self.sim.slowness[key] = self.chance.choice((1, 1, 3, 6))
 
     def leave(self, key: str) -> None:
@@ -169,7 +169,10 @@ class Faults:
         liar = BoardId(key, self.sim.incarnations[key])
         instance, ballot = newest.epoch.next, Ballot(9, 0, liar)
         if key in {voter.key for voter in newest.voters}:
-            lies: list[m.Message] = [m.Suspect(instance, newest.members, True), m.Unheard(key)]
+            lies: list[m.Message] = [
+                m.Suspect(instance, newest.members, True),
+                m.Unheard(self.chance.choice(self.sim.keys)),
+            ]
         else:
             vote = m.Vote(ballot, newest)
             lies = [

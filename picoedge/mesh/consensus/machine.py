@@ -21,6 +21,7 @@ from picoedge.mesh.consensus import messages as m
 from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import (
+    MAX_BOARDS,
     BoardId,
     Configuration,
     Epoch,
@@ -155,13 +156,14 @@ class Machine:
 
     def _beat(self) -> m.Beat:
         board, known = self.board, self.board.known
+        hears = board.hearing.heard_directly() & keys_of(board.concerned)
         return m.Beat(
             known=known.identity if known else None,
             role=board.role,
             age=board.hearing.ticks,
             uplink=board.uplink,
             progress=board.report.progress,
-            hears=tuple(sorted(board.hearing.heard_directly())),
+            hears=tuple(sorted(hears)[:MAX_BOARDS]),
         )
 
     def _receive(self, event: e.Received) -> None:

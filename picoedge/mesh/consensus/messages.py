@@ -40,7 +40,8 @@ class Standing(NamedTuple):
 class Beat:
     """The heartbeat: what this board knows, hears and offers. `age`: ticks since it started.
 
-    `hears`: keys of boards whose frames come directly. `uplink`: bytes a second, of any scale.
+    `hears`: keys of boards of the configuration whose frames come directly. `uplink`: bytes a
+    second, of any scale.
     """
 
     known: Identity | None

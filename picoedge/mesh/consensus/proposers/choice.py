@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from picoedge.mesh.consensus import topology
 from picoedge.mesh.consensus.configuration import (
+    MAX_BOARDS,
     Ballot,
     BoardId,
     Configuration,
@@ -171,7 +172,7 @@ def _made(
         ballot=ballot,
         members=members,
         voters=view.electorate(members),
-        learners=tuple(sorted(set(learners) - set(members))),
+        learners=tuple(sorted(set(learners) - set(members)))[:MAX_BOARDS],
         start=start,
         source=source,
         holdings=holdings or (0,) * len(members),

@@ -14,6 +14,7 @@ from picoedge.mesh.consensus import topology
 from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import (
+    MAX_BOARDS,
     Ballot,
     BoardId,
     Configuration,
@@ -157,6 +158,7 @@ class Planner:
         # A key that is a voter as an earlier process is counted in after a failure removed that.
         taken = keys_of(known.voters)
         joins = sorted(b for b in self.proven if b.key not in taken and not hearing.is_gone(b))
+        joins = joins[: MAX_BOARDS - 1 - len(known.members)]  # one place is a witness's
         leaving = sorted(self.leaving & {*known.members}, key=lambda b: (b in self._leaves_one, b))
         while leaving and len(known.members) - len(leaving) + len(joins) < self._fewest(leaving):
             leaving.pop(0)
@@ -168,7 +170,7 @@ class Planner:
             and (len(members) == 1 or not board.is_witness(b.key))
         ]  # fmt: skip
         weights = tuple(self._weight(b) for b in members)
-        return members, board.electorate(members), tuple(learners), weights
+        return members, board.electorate(members), tuple(learners[:MAX_BOARDS]), weights
 
     def _fewest(self, leaving: list[BoardId]) -> int:
         """How many copies of the state these may leave behind."""

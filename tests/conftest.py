@@ -43,6 +43,7 @@ SLOW = {
     *("test_donor.py", "test_schedule.py", "test_piece_table.py", "test_assignment.py"),
     *("test_cluster_plan.py", "test_cluster_plan_properties.py", "test_shelf.py"),
     *("test_chat_signals.py", "test_cli_chats.py"),
+    *("test_simulator.py", "test_histories.py", "test_mutants.py"),
     *("test_chat_terminal.py", "test_link_faults.py", "test_standing_links.py"),
 }
 # The longest files, which begin first: a long file at the end would leave the other cores idle.

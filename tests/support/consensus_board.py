@@ -11,6 +11,7 @@ from consensus_worker import Worker
 
 from picoedge.mesh.consensus import events as e
 from picoedge.mesh.consensus.configuration import (
+    NOBODY,
     BoardId,
     Configuration,
     Generation,
@@ -20,7 +21,6 @@ from picoedge.mesh.consensus.machine import Machine
 from picoedge.mesh.consensus.record import PLACE_BYTES, Record, encode_record, newest_record
 
 RUN = "run"
-NOBODY = BoardId("", 0)
 BEGINNING = Generation(0, NOBODY)
 
 
@@ -113,6 +113,8 @@ class Shell:
                             self.route(key, ("control", 0, effect.message))
                 case e.Store():
                     self.sim.store(self, effect)
+                case e.Declined():
+                    self.sim.counts["declined"] += 1
                 case e.Relay(key=key, via=None):
                     self.relays.pop(key, None)
                 case e.Relay(key=key, via=via):

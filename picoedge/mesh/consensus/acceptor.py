@@ -10,7 +10,7 @@ of another proposer's `Prepare` lets the new process of a voter complete two quo
 from __future__ import annotations
 
 from picoedge.mesh.consensus.board import Board
-from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch
+from picoedge.mesh.consensus.configuration import NOBODY, Ballot, BoardId, Epoch
 from picoedge.mesh.consensus.events import Fence, Fenced, Freeze, Frozen, Report
 from picoedge.mesh.consensus.messages import (
     Accept,
@@ -21,8 +21,6 @@ from picoedge.mesh.consensus.messages import (
     Standing,
     Vote,
 )
-
-LOWEST = BoardId("", 0)
 
 
 class Acceptor:
@@ -131,7 +129,7 @@ class Acceptor:
         if event.start is not None and event.start <= accept.configuration.start:
             self._accept(accept)
             return
-        self.promised = Ballot(0, event.ballot.attempt + 1, LOWEST)
+        self.promised = Ballot(0, event.ballot.attempt + 1, NOBODY)
         self._board.send(event.ballot.board, Refused(accept.instance, event.ballot))
 
     def _accept(self, accept: Accept) -> None:

@@ -33,10 +33,13 @@ class BoardId(NamedTuple):
     incarnation: int
 
 
+NOBODY = BoardId("", 0)
+
+
 class Generation(NamedTuple):
     """The part of a run's history without a loss of final steps.
 
-    `maker`: of the owner's command that made it; ("", 0) if the boards made it themselves, where
+    `maker`: of the owner's command that made it; NOBODY if the boards made it themselves, where
     agreement makes it unique. Of two commands given at once on two sides of a split, the larger
     wins when the sides meet.
     """

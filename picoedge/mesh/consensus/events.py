@@ -210,4 +210,11 @@ class Relay:
     via: str | None
 
 
-Effect = Send | Broadcast | Store | Adopt | Freeze | Fence | Relay
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The owner's command is not carried out; to be shown."""
+
+    reason: str
+
+
+Effect = Send | Broadcast | Store | Adopt | Freeze | Fence | Relay | Declined

@@ -22,9 +22,11 @@ from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import (
     MAX_BOARDS,
+    NOBODY,
     BoardId,
     Configuration,
     Epoch,
+    Generation,
     Role,
     keys_of,
 )
@@ -128,7 +130,8 @@ class Machine:
                 self._joins, self._leaves, self._leaves_one = False, True, event.leaves_one
                 self._wish()
             case e.Resume():
-                self.resumption.begin()
+                if not self.resumption.begin():
+                    self.board.effects.append(e.Declined("the run goes on"))
             case _:
                 raise TypeError(f"no event: {type(event).__name__}")
 
@@ -202,18 +205,29 @@ class Machine:
             case m.Agree():
                 self.recovery.on_agree(sender, message)
             case m.Prepare():
-                if self.recovery.may_answer(sender, message):
+                own = sender == message.ballot.board
+                if own and self.recovery.may_answer(sender, message):
                     self.acceptor.on_prepare(sender, message)
             case m.Promise():
                 self.recovery.on_promise(sender, message)
             case m.Accept():
                 self.recovery.seen(message.ballot)
-                if self.board.has_seat() and sender == message.ballot.board:
+                own = sender == message.ballot.board
+                if own and self.board.has_seat() and self._fits(message.configuration):
                     self.acceptor.on_accept(sender, message)
             case m.Refused():
                 self.planner.on_refused(sender, message)
             case m.Accepted():
-                self._count(sender, message)
+                if self._fits(message.configuration):
+                    self._count(sender, message)
+
+    def _fits(self, configuration: Configuration) -> bool:
+        """Whether it can follow `known`: in its generation, or as the next one's beginning."""
+        instance, epoch = self.board.instance, configuration.epoch
+        if instance is None or configuration.run != self.board.run:
+            return False
+        begins = Epoch(Generation(instance.generation.number + 1, NOBODY), instance.number)
+        return epoch == instance or (configuration.restores is not None and epoch == begins)
 
     def _count(self, sender: BoardId, accepted: m.Accepted) -> None:
         """A configuration accepted by a quorum in one ballot is chosen."""

@@ -140,7 +140,7 @@ def test_an_owners_command_is_refused_while_the_run_goes_on() -> None:
         state = Snapshot(BEGINNING, progress, None)
         found.on(e.Reported(e.Report(state, BASE.identity, progress=progress)))
         found.on(e.Tick())
-    assert found.on(e.Resume()) == []
+    assert found.on(e.Resume()) == [e.Declined("the run goes on")]
     for _ in range(10):
         found.on(e.Tick())
     assert any(
@@ -220,3 +220,21 @@ def test_a_witness_that_is_gone_is_no_reason_to_agree() -> None:
     assert said(told(found, B, m.Suspect(base.epoch.next, (C, B), True)), m.Agree) == []
     found.on(e.Lost("b"))
     assert said(told(found, C, m.Suspect(base.epoch.next, (B,), True)), m.Agree) != []
+
+
+def test_a_ballot_is_proposed_by_its_own_board() -> None:
+    found = stuck()
+    assert told(found, C, m.Prepare(INSTANCE, ONE, ())) == []  # ONE is of b
+    told(found, B, m.Prepare(INSTANCE, ONE, ()))
+    assert told(found, C, m.Accept(INSTANCE, ONE, NEXT, (A, B))) == []
+
+
+def test_a_configuration_that_follows_nothing_is_not_accepted() -> None:
+    found = stuck()
+    told(found, B, m.Prepare(INSTANCE, ONE, ()))
+    for epoch in (BASE.epoch, INSTANCE.next, Epoch(Generation(1, B), 1)):
+        odd = configuration((B, C), epoch=epoch, ballot=ONE, start=2)
+        assert told(found, B, m.Accept(INSTANCE, ONE, odd, (A, B))) == []
+        for sender in (B, C):
+            told(found, sender, m.Accepted(INSTANCE, ONE, odd))
+    assert found.known == BASE

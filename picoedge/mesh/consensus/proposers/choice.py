@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from picoedge.mesh.consensus import topology
 from picoedge.mesh.consensus.configuration import (
     MAX_BOARDS,
+    NOBODY,
     Ballot,
     BoardId,
     Configuration,
@@ -129,7 +130,7 @@ def _restored(view: View, ballot: Ballot, answers: Collection[Answer]) -> Config
     best = max(snapshots.values(), key=order_of)
     members = tuple(sorted(board for board, found in snapshots.items() if found == best))
     epoch = view.known.epoch
-    generation = Generation(epoch.generation.number + 1, BoardId("", 0))
+    generation = Generation(epoch.generation.number + 1, NOBODY)
     learners = {a.board for a in answers if a.role is Role.TRAINER}
     return _made(
         view, ballot, members, best.step, members[0], learners,

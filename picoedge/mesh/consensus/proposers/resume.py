@@ -3,6 +3,10 @@
 It is no agreement but a decision of the owner, who sees what may be lost: a *generation* of the run
 ends. The board that is told asks all that are there where they stand, and makes the configuration
 that begins the next one from the highest state or checkpoint among them.
+
+A later generation wins wherever it is heard of. If boards that were left out had gone on by
+themselves, cut off from here, the steps they made meanwhile are given up: the owner must know that
+they are gone. To refuse the command while the run moves here is all that a board can do.
 """
 
 from __future__ import annotations

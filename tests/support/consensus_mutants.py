@@ -156,7 +156,7 @@ CAUGHT_BY = {  # one of the histories that do
     "accepted configuration not adopted": "accepted_alone",
     "stale catch-up": "stale_catch_up",
     "no record": "stale_pair",
-    "accepted said before it is stored": "forgotten_vote",
+    "accepted said before it is stored": "unstored",
     "coordinator without its own fence": "own_fence",
     "no pre-vote": "disruptive",
     "no relay": "one_way_cut",

@@ -211,6 +211,9 @@ def has_moved(sim: Simulator, since: tuple[object, int]) -> bool:
 def progresses(sim: Simulator) -> bool:
     """Whether the run goes on, by itself where it can, by the owner's command where not."""
     before = sim.best()
+    if sim.newest() is None:  # a run that died with its only board before another heard of it
+        sim.counts["unheard_of"] += 1
+        return True
     for _ in range(12):
         sim.run(10)
         if has_moved(sim, before):

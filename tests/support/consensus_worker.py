@@ -63,11 +63,9 @@ class Worker(Learner):
             self.restore()
             duty = rules.duty(known, self.me, self.place())
         if duty is Duty.RUN and self.run_id != self.known_id:
-            if not rules.is_frozen(place, known.epoch):
-                self.enter(known)
+            self.enter(known)
         elif duty is Duty.FETCH:
-            if not rules.is_frozen(place, known.epoch):
-                self.shell.send(known.source.key, ("want", self.step, self.known_id))
+            self.shell.send(known.source.key, ("want", self.step, self.known_id))
         elif duty is Duty.FINISH and self.step == known.start - 1 and self.closed:
             self.cast(known.members, ("want", self.step, self.known_id))
         elif duty is Duty.LEARN:

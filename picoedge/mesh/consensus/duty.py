@@ -21,6 +21,7 @@ class Duty(Enum):
     FINISH = "go on with the configuration it runs, up to the start of the known one"
     FETCH = "ask the source for the one sum that leads to the start"
     RESTORE = "load the checkpoint that the generation begins from"
+    WAIT = "a promise for a later epoch holds the state: nothing moves before that is chosen"
     LEARN = "no state that counts: pull one, if it is to take part"
 
 
@@ -55,6 +56,8 @@ def duty(known: Configuration, me: BoardId, place: Place) -> Duty:
         return Duty.FINISH if _leaves(known, place) else Duty.LEARN
     if running is not None and running.identity == known.identity:
         return Duty.RUN if state is not None else Duty.LEARN
+    if state is not None and is_frozen(place, known.epoch):
+        return Duty.WAIT
     if state is None or (known.restores and state != known.restores):
         return Duty.RESTORE if _restores(known, place) else Duty.LEARN
     if state.step == known.start:
@@ -100,7 +103,7 @@ def may_catch_up(known: Configuration, me: BoardId, place: Place, asked: Identit
     this a sum asked for under the earlier one comes late, and the promise was untrue. A member that
     finishes may ask as well: the board that owed it the last sum may have left, or gone on.
     """
-    if asked != known.identity or is_frozen(place, known.epoch):
+    if asked != known.identity:
         return False
     state = place.state
     one_short = state is not None and state.step == known.start - 1

@@ -36,6 +36,9 @@ def state(step: int) -> Snapshot:
         (C, PLANNED, Place(state(9), OLD, None), Duty.FINISH),  # it leaves, after that step
         (C, PLANNED, Place(state(10), OLD, None), Duty.LEARN),
         (C, PLANNED, Place(state(9), OLD, FROZEN), Duty.LEARN),
+        (A, FAILED, Place(state(10), OLD, Epoch(BEGINNING, 2)), Duty.WAIT),
+        (A, FAILED, Place(state(9), OLD, Epoch(BEGINNING, 2)), Duty.WAIT),
+        (A, FAILED, Place(state(10), FAILED, Epoch(BEGINNING, 2)), Duty.RUN),  # which may not move
     ],
 )
 def test_duty(me: BoardId, known: object, place: Place, expected: Duty) -> None:
@@ -59,6 +62,7 @@ def test_a_freeze_stops_sums_of_earlier_configurations() -> None:
     assert may_move(OLD, Place(state(9), OLD, None))
     assert not may_move(OLD, Place(state(9), OLD, FROZEN))
     assert may_move(FAILED, Place(state(10), FAILED, FROZEN))
+    assert not may_move(FAILED, Place(state(10), FAILED, Epoch(BEGINNING, 2)))
     assert not may_move(PLANNED, Place(state(10), OLD, None))  # the start: the next one runs
 
 

@@ -238,3 +238,20 @@ def test_a_configuration_that_follows_nothing_is_not_accepted() -> None:
         for sender in (B, C):
             told(found, sender, m.Accepted(INSTANCE, ONE, odd))
     assert found.known == BASE
+
+
+def test_a_board_that_restarts_while_it_is_surveyed_counts_once() -> None:
+    found = machine(A, BASE)
+    for _ in range(9):
+        found.on(e.Tick())
+    found.on(e.Resume())
+    generation = Generation(1, A)
+    for incarnation in (1, 2):
+        latest = Snapshot(BEGINNING, 7, None)
+        answer = m.Surveyed(generation, BASE, latest)
+        told(found, B._replace(incarnation=incarnation), answer)
+    for _ in range(9):
+        found.on(e.Tick())
+    assert found.known is not None
+    assert found.known.members == (B._replace(incarnation=2),)
+    assert found.known.fault() == ""

@@ -98,9 +98,10 @@ class Resumption:
             board.effects.append(Broadcast(Survey(generation)))
 
     def on_surveyed(self, sender: BoardId, answer: Surveyed) -> None:
-        """Count an answer."""
+        """Count an answer; one of a later process takes the place of an earlier one's."""
         if answer.generation == self._generation:
-            self._answers[sender] = answer
+            others = {b: a for b, a in self._answers.items() if b.key != sender.key}
+            self._answers = {**others, sender: answer}
 
     def _make(self, generation: Generation) -> None:
         """Learn the newest configuration first: the next generation is above all that are known."""

@@ -14,14 +14,14 @@ from picoedge.mesh.consensus.configuration import (
     NOBODY,
     BoardId,
     Configuration,
-    Generation,
     Role,
+    RunGeneration,
 )
 from picoedge.mesh.consensus.machine import Machine
-from picoedge.mesh.consensus.record import PLACE_BYTES, Record, encode_record, newest_record
+from picoedge.mesh.consensus.record import PLACE_BYTES, StoredRecord, encode_stored, newest_record
 
 RUN = "run"
-BEGINNING = Generation(0, NOBODY)
+BEGINNING = RunGeneration(0, NOBODY)
 
 
 class Disk:
@@ -29,11 +29,11 @@ class Disk:
 
     def __init__(self, checkpoint: Any) -> None:
         self.places: list[bytes] = [b"", b""]
-        self.records: dict[int, Record] = {}
+        self.records: dict[int, StoredRecord] = {}
         self.checkpoint = checkpoint
-        self.writing: deque[tuple[int, Record]] = deque()
+        self.writing: deque[tuple[int, StoredRecord]] = deque()
 
-    def finish(self, sequence: int, record: Record) -> None:
+    def finish(self, sequence: int, record: StoredRecord) -> None:
         """A record is whole on the disk."""
         self.records = {n: r for n, r in self.records.items() if n > sequence - 2}
         self.records[sequence] = record
@@ -49,21 +49,21 @@ class Disk:
                 self.tear(sequence, record, chance)
         self.writing.clear()
 
-    def tear(self, sequence: int, record: Record, chance: random.Random) -> None:
+    def tear(self, sequence: int, record: StoredRecord, chance: random.Random) -> None:
         """Bytes up to somewhere are new, the others those of the record in this place before."""
         old = self.records.pop(sequence - 2, None)
-        before = encode_record(old, sequence - 2) if old else bytes(PLACE_BYTES)
-        new = encode_record(record, sequence)
+        before = encode_stored(old, sequence - 2) if old else bytes(PLACE_BYTES)
+        new = encode_stored(record, sequence)
         end = chance.randrange(1, len(new.rstrip(b"\0")))
         other = self.records.get(sequence - 1)
-        places = [new[:end] + before[end:], encode_record(other, sequence - 1) if other else b""]
+        places = [new[:end] + before[end:], encode_stored(other, sequence - 1) if other else b""]
         found = newest_record((places[0], places[1]), "the disk")
         if found == (sequence, record):
             self.finish(sequence, record)  # what was not written was the same before
         else:
             assert found == (None if other is None else (sequence - 1, other)), "torn, and read"
 
-    def newest(self) -> tuple[int, Record] | None:
+    def newest(self) -> tuple[int, StoredRecord] | None:
         """What a process finds when it starts."""
         if not self.records:
             return None
@@ -94,7 +94,7 @@ class Shell:
         """What a new process does first."""
         self.carry_out(self.machine.start())
 
-    def feed(self, event: e.Event) -> None:
+    def feed(self, event: e.MachineEvent) -> None:
         """Give the machine an event, and carry out what it asks for."""
         self.carry_out(self.machine.on(event))
 
@@ -115,9 +115,9 @@ class Shell:
                     self.sim.store(self, effect)
                 case e.Declined():
                     self.sim.counts["declined"] += 1
-                case e.Relay(key=key, via=None):
+                case e.SendByRelay(key=key, via=None):
                     self.relays.pop(key, None)
-                case e.Relay(key=key, via=via):
+                case e.SendByRelay(key=key, via=via):
                     self.relays[key] = via
                 case _:
                     self.ask_worker(effect)
@@ -163,7 +163,7 @@ class Shell:
             case ("via", key, inner):
                 self.sim.transmit(self.key, key, sender, inner, relayed=True)
             case ("control", to, message):
-                self.feed(e.Received(sender, to, message, relayed))
+                self.feed(e.FrameReceived(sender, to, message, relayed))
             case _:
                 self.worker.on(sender, frame)
 

@@ -25,8 +25,8 @@ from picoedge.mesh.consensus import events as e
 from picoedge.mesh.consensus.configuration import (
     Ballot,
     BoardId,
+    ConfigurationId,
     Epoch,
-    Identity,
     Snapshot,
 )
 
@@ -101,7 +101,7 @@ def stale_catch_up(seed: int) -> None:
     state = worker.report().state
     must(state and state.step == 4, "the promise", state)
     sums = {r: tuple((b, "a") for b in range(6)) for r in range(SEGMENTS)}
-    maker = Identity(Epoch(BEGINNING, 0), Ballot(0, 0, NOBODY))
+    maker = ConfigurationId(Epoch(BEGINNING, 0), Ballot(0, 0, NOBODY))
     worker.on(boards[0], ("have", 4, known.identity, maker, sums, None))
     must(worker.step == 4, "moved under an earlier epoch after a promise")
 

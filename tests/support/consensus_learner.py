@@ -6,13 +6,15 @@ from typing import Any
 
 from consensus_step import KEPT, SEGMENTS, Digests, Step, Sums
 
-from picoedge.mesh.consensus.configuration import BoardId, Configuration, Identity
+from picoedge.mesh.consensus.configuration import BoardId, Configuration, ConfigurationId
 
 
 class Learner(Step):
     """Each segment has its own step until all are at one."""
 
-    def hear(self, identity: Identity, step: int, sums: Sums, made_by: Identity | None) -> None:
+    def hear(
+        self, identity: ConfigurationId, step: int, sums: Sums, made_by: ConfigurationId | None
+    ) -> None:
         """A sum that this board may catch up with."""
         steps = self.heard.setdefault(step, {})
         steps.setdefault(identity, (made_by, {}))[1].update(sums)
@@ -43,7 +45,7 @@ class Learner(Step):
                 return False
         return False
 
-    def is_final(self, identity: Identity, later: dict[Identity, Any]) -> bool:
+    def is_final(self, identity: ConfigurationId, later: dict[ConfigurationId, Any]) -> bool:
         """Whether a whole sum follows that of `identity`."""
         return any(before == identity and len(sums) == SEGMENTS for before, sums in later.values())
 
@@ -77,7 +79,7 @@ class Learner(Step):
             self.send(sender, frame)
 
     def on_shard(
-        self, sender: BoardId, r: int, step: int, digest: int, maker: Identity | None
+        self, sender: BoardId, r: int, step: int, digest: int, maker: ConfigurationId | None
     ) -> None:
         """A segment, at its own step."""
         del sender
@@ -91,7 +93,9 @@ class Learner(Step):
         if self.live and self.running is not None and step in self.digests and step < self.step:
             self.send(sender, ("digested", self.run_id, step, self.digests[step]))
 
-    def on_digested(self, sender: BoardId, identity: Identity, step: int, digests: Digests) -> None:
+    def on_digested(
+        self, sender: BoardId, identity: ConfigurationId, step: int, digests: Digests
+    ) -> None:
         """The proof, or what has to be pulled again."""
         del sender
         if self.live or self.level() != step or identity != self.known_id:

@@ -6,14 +6,21 @@ from consensus_board import BEGINNING
 from consensus_scenes import configuration
 
 from picoedge.mesh.consensus import messages as m
-from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch, Identity, Role, Snapshot
+from picoedge.mesh.consensus.configuration import (
+    Ballot,
+    BoardId,
+    ConfigurationId,
+    Epoch,
+    Role,
+    Snapshot,
+)
 
 BOARDS = tuple(BoardId(key, 3) for key in "abc")
 BALLOT = Ballot(2, 0, BOARDS[1])
 INSTANCE = Epoch(BEGINNING, 4)
 CHOSEN = configuration(BOARDS, epoch=INSTANCE, ballot=BALLOT, start=7)
-STATE = Snapshot(BEGINNING, 7, Identity(INSTANCE, BALLOT))
-MESSAGES: list[m.Message] = [
+STATE = Snapshot(BEGINNING, 7, ConfigurationId(INSTANCE, BALLOT))
+MESSAGES: list[m.ConsensusMessage] = [
     m.Beat(CHOSEN.identity, Role.WITNESS, 5, 1 << 30, 99, ("a", "c")),
     m.Beat(None, Role.TRAINER, 0, 0, 0),
     m.Configured(CHOSEN),

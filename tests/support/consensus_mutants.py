@@ -24,7 +24,7 @@ from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.machine import Machine
 from picoedge.mesh.consensus.messages import Vote
 from picoedge.mesh.consensus.proposers import choice, planned
-from picoedge.mesh.consensus.proposers.recovery import Recovery
+from picoedge.mesh.consensus.proposers.recovery import MembershipRecovery
 
 Patch = tuple[Any, str, Any]
 
@@ -67,7 +67,7 @@ def no_own_fence(self: Any, start: int | None) -> int | None:
     return fenced
 
 
-real_look = Recovery.look
+real_look = MembershipRecovery.look
 
 
 def propose_at_once(self: Any) -> None:
@@ -130,8 +130,10 @@ MUTANTS: dict[str, list[Patch]] = {
     ],
     "accepted said before it is stored": [(Acceptor, "_accept", accept_at_once), SILENT_CHECK],
     "coordinator without its own fence": [(Worker, "set_fence", no_own_fence)],
-    "no pre-vote": [(Recovery, "look", propose_at_once), (Recovery, "may_answer", seated)],
-    "no relay": [(Recovery, "relays_for", no), (topology, "routes", lambda *_: ())],
+    "no pre-vote": [
+        (MembershipRecovery, "look", propose_at_once), (MembershipRecovery, "may_answer", seated)
+    ],
+    "no relay": [(MembershipRecovery, "relays_for", no), (topology, "routes", lambda *_: ())],
     "bitmaps ignored": [
         (Worker, "adds_twice", yes),
         (Worker, "is_whole", lambda self, taken, n: n == len(self.running.members)),

@@ -20,7 +20,7 @@ from picoedge.mesh.consensus.configuration import (
     Snapshot,
 )
 from picoedge.mesh.consensus.machine import Machine
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.record import StoredRecord
 
 
 def must(true: object, *why: object) -> None:
@@ -95,7 +95,7 @@ class Table:
         self.base = configuration(boards)
         self.instance = self.base.epoch.next
         self.machines = {board: machine(board, self.base) for board in boards}
-        self.disks: dict[BoardId, tuple[int, Record]] = {}
+        self.disks: dict[BoardId, tuple[int, StoredRecord]] = {}
         running = e.Report(Snapshot(BEGINNING, 1, None), self.base.identity)
         for one in self.machines.values():
             one.on(e.Reported(running))
@@ -108,20 +108,25 @@ class Table:
 
     def restart(self, board: BoardId, again: BoardId) -> None:
         """The next process of a board, with what was stored."""
-        stored = self.disks.get(board, (1, Record(self.base)))
+        stored = self.disks.get(board, (1, StoredRecord(self.base)))
         self.machines[again] = machine(again, None, stored)
 
     def say(
-        self, board: BoardId, sender: BoardId, message: m.Message, to: int = 0, late: bool = False
-    ) -> list[m.Message]:
+        self,
+        board: BoardId,
+        sender: BoardId,
+        message: m.ConsensusMessage,
+        to: int = 0,
+        late: bool = False,
+    ) -> list[m.ConsensusMessage]:
         """What a board answers when its worker and its disk have done what they were asked."""
         found = self.machines[board]
         if sender == board:  # from itself
             found.board.to_self.append(message)
             todo = found.on(e.Lost("nobody"))
         else:
-            todo = found.on(e.Received(sender, to or board.incarnation, message))
-        said: list[m.Message] = []
+            todo = found.on(e.FrameReceived(sender, to or board.incarnation, message))
+        said: list[m.ConsensusMessage] = []
         while todo:
             match todo.pop(0):
                 case e.Send(message=answer):
@@ -165,7 +170,7 @@ def configuration(
 
 
 def machine(
-    me: BoardId, first: Configuration | None, record: tuple[int, Record] | None = None
+    me: BoardId, first: Configuration | None, record: tuple[int, StoredRecord] | None = None
 ) -> Machine:
     """A machine that has begun."""
     found = Machine(me, Role.TRAINER, RUN, SEGMENTS, first=first, record=record)

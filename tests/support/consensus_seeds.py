@@ -169,7 +169,7 @@ class Faults:
         liar = BoardId(key, self.sim.incarnations[key])
         instance, ballot = newest.epoch.next, Ballot(9, 0, liar)
         if key in {voter.key for voter in newest.voters}:
-            lies: list[m.Message] = [
+            lies: list[m.ConsensusMessage] = [
                 m.Suspect(instance, newest.members, True),
                 m.Unheard(self.chance.choice(self.sim.keys)),
             ]

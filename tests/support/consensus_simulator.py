@@ -25,10 +25,10 @@ from picoedge.mesh.consensus.configuration import (
     BoardId,
     Configuration,
     Epoch,
-    Generation,
+    RunGeneration,
     Snapshot,
 )
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.record import StoredRecord
 
 REPLAYED = 100  # frames kept, to be repeated much later
 CODED = 32  # one message in so many goes through JSON
@@ -90,7 +90,7 @@ class Simulator:
         takes_part = board in begun.voters
         self.shells[key] = Shell(self, key, begun if takes_part else None)
         if takes_part:
-            self.disks[key].finish(1, Record(begun))
+            self.disks[key].finish(1, StoredRecord(begun))
         self.shells[key].start()
         self._push(self.now + self.chance.random(), ("tick", key))
 
@@ -186,7 +186,7 @@ class Simulator:
         seconds = (0.02 + 0.2 * self.chance.random()) * slow * len(disk.writing)
         self._push(self.now + seconds, ("written", shell.me, effect.sequence, effect.record))
 
-    def _written(self, board: BoardId, sequence: int, record: Record) -> None:
+    def _written(self, board: BoardId, sequence: int, record: StoredRecord) -> None:
         disk = self.disks[board.key]
         if self.incarnations[board.key] != board.incarnation or board.key in self.dead:
             return
@@ -274,7 +274,7 @@ class Simulator:
             when = self.now + self.chance.random()
             self.at(when, board, ("machine", e.Revoked(revoked)))
 
-    def tell(self, key: str, event: e.Event) -> None:
+    def tell(self, key: str, event: e.MachineEvent) -> None:
         """The owner, or a policy, tells a board's machine something."""
         if isinstance(event, e.Leave):
             self.leaving.add(key)
@@ -289,7 +289,7 @@ class Simulator:
         out = self.dead | self.revoked | set(self.paused)
         return [key for key in self.keys if key not in out]
 
-    def best(self) -> tuple[Generation, int]:
+    def best(self) -> tuple[RunGeneration, int]:
         """The newest generation with steps, and its last step."""
         return max(self.checks.top.items(), default=(BEGINNING, 0))
 
@@ -317,6 +317,6 @@ class Simulator:
 
 def coded(message: Any) -> Any:
     """A message as it is when it has been JSON."""
-    found = codec.decode(json.loads(json.dumps(codec.encode(message))), "a board")
+    found = codec.decode_message(json.loads(json.dumps(codec.encode_message(message))), "a board")
     assert found == message, (found, message)
     return found

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from picoedge.mesh.consensus import duty as rules
-from picoedge.mesh.consensus.configuration import BoardId, Configuration, Epoch, Identity, Snapshot
+from picoedge.mesh.consensus.configuration import (
+    BoardId,
+    Configuration,
+    ConfigurationId,
+    Epoch,
+    Snapshot,
+)
 from picoedge.mesh.consensus.duty import Place
 
 MICRO_BATCHES = 6
@@ -61,9 +67,9 @@ class Step:
         self.me, self.shell, self.now = me, shell, now
         self.checkpoint = checkpoint
         self.known: Configuration | None = None
-        self.known_id: Identity | None = None
+        self.known_id: ConfigurationId | None = None
         self.running: Configuration | None = None
-        self.run_id: Identity | None = None
+        self.run_id: ConfigurationId | None = None
         self.owners: tuple[BoardId, ...] = ()
         self.frozen: Epoch | None = None
         self.fence: int | None = None
@@ -73,11 +79,13 @@ class Step:
         self.live = False
         self.step = 0
         self.digests: dict[int, Digests] = {}
-        self.makers: dict[int, Identity | None] = {}  # whose sum led to a step
-        self.last: dict[int, tuple[Identity, Sums]] = {}  # the sum that leads on from a step
-        self.sums: dict[tuple[Identity, int], Sums] = {}
-        self.parts: dict[tuple[Identity, int, int], dict[BoardId, tuple[Any, tuple[int, ...]]]] = {}
-        self.mine: dict[tuple[Identity, int, int], tuple[tuple[int, str], ...]] = {}
+        self.makers: dict[int, ConfigurationId | None] = {}  # whose sum led to a step
+        self.last: dict[int, tuple[ConfigurationId, Sums]] = {}  # the sum that leads on from a step
+        self.sums: dict[tuple[ConfigurationId, int], Sums] = {}
+        self.parts: dict[
+            tuple[ConfigurationId, int, int], dict[BoardId, tuple[Any, tuple[int, ...]]]
+        ] = {}
+        self.mine: dict[tuple[ConfigurationId, int, int], tuple[tuple[int, str], ...]] = {}
         # The running step.
         self.todo: list[int] = []
         self.done = 0
@@ -87,8 +95,8 @@ class Step:
         self.busy: int | None = None
         self.closed = False
         # A learner: each segment at its own step, and what was heard of sums.
-        self.pulled: dict[int, tuple[int, int, Identity | None]] = {}
-        self.heard: dict[int, dict[Identity, tuple[Identity | None, Sums]]] = {}
+        self.pulled: dict[int, tuple[int, int, ConfigurationId | None]] = {}
+        self.heard: dict[int, dict[ConfigurationId, tuple[ConfigurationId | None, Sums]]] = {}
         self.seen_step = 0
         self.proof = False
         self.pulls = 0
@@ -148,7 +156,7 @@ class Step:
             self.cast(self.running.members, ("spare", self.run_id, self.step))
         self.send_parts()
 
-    def computed(self, identity: Identity, step: int, batch: int) -> None:
+    def computed(self, identity: ConfigurationId, step: int, batch: int) -> None:
         """A micro-batch is finished."""
         if (identity, step) != (self.run_id, self.step) or self.busy != batch:
             return
@@ -226,7 +234,7 @@ class Step:
             if self.running is before and self.may_move():
                 self.begin()  # another configuration's step has begun already
 
-    def move(self, sums: Sums, made_by: Identity) -> None:
+    def move(self, sums: Sums, made_by: ConfigurationId) -> None:
         """Apply a whole sum: the state is one step further."""
         old = self.digests[self.step]
         digests = tuple(hash((old[r], r, made_by, sums[r])) for r in range(SEGMENTS))
@@ -240,7 +248,7 @@ class Step:
         self.keep_checkpoint(made_by)
         self.forget()
 
-    def keep_checkpoint(self, made_by: Identity) -> None:
+    def keep_checkpoint(self, made_by: ConfigurationId) -> None:
         """A step is final when the next is complete: then it may be kept, on two boards or more."""
         final, running = self.step - 1, self.running
         if running is None or self.me not in running.members or final % CHECKPOINT_STEPS:
@@ -280,7 +288,7 @@ class Step:
         getattr(self, "on_" + frame[0])(sender, *frame[1:])
 
     def on_part(
-        self, sender: BoardId, identity: Identity, step: int, r: int, version: Any, sets: Any
+        self, sender: BoardId, identity: ConfigurationId, step: int, r: int, version: Any, sets: Any
     ) -> None:
         """Keep the newest of each member; frames of a configuration to come too."""
         parts = self.parts.setdefault((identity, step, r), {})
@@ -300,7 +308,13 @@ class Step:
                 self.send_parts()
 
     def on_sum(
-        self, sender: BoardId, identity: Identity, step: int, r: int, values: Any, made_by: Any
+        self,
+        sender: BoardId,
+        identity: ConfigurationId,
+        step: int,
+        r: int,
+        values: Any,
+        made_by: Any,
     ) -> None:
         """A segment's sum."""
         del sender
@@ -315,14 +329,14 @@ class Step:
         else:
             self.hear(identity, step, {r: values}, made_by)
 
-    def on_spare(self, sender: BoardId, identity: Identity, step: int) -> None:
+    def on_spare(self, sender: BoardId, identity: ConfigurationId, step: int) -> None:
         """Another has nothing to do: offer the last micro-batch that is not begun."""
         if (identity, step) == (self.run_id, self.step) and self.todo and not self.closed:
             batch = self.todo.pop()
             self.offered[batch] = self.now()
             self.send(sender, ("give", identity, step, batch))
 
-    def on_give(self, sender: BoardId, identity: Identity, step: int, batch: int) -> None:
+    def on_give(self, sender: BoardId, identity: ConfigurationId, step: int, batch: int) -> None:
         """Take a micro-batch; a repeated offer is ignored, also while it is computed."""
         fresh = batch != self.busy and batch not in self.todo and not self.done >> batch & 1
         here = (identity, step) == (self.run_id, self.step) and self.closed
@@ -331,7 +345,7 @@ class Step:
             self.work()
             self.send(sender, ("take", identity, step, batch))
 
-    def on_take(self, sender: BoardId, identity: Identity, step: int, batch: int) -> None:
+    def on_take(self, sender: BoardId, identity: ConfigurationId, step: int, batch: int) -> None:
         """The offer is taken: the set can be closed."""
         del sender
         if (identity, step) == (self.run_id, self.step) and batch in self.offered:

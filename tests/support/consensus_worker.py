@@ -10,7 +10,7 @@ from consensus_learner import Learner
 from consensus_step import Sums, owners_of
 
 from picoedge.mesh.consensus import duty as rules
-from picoedge.mesh.consensus.configuration import BoardId, Configuration, Epoch, Identity
+from picoedge.mesh.consensus.configuration import BoardId, Configuration, ConfigurationId, Epoch
 from picoedge.mesh.consensus.duty import Duty
 from picoedge.mesh.consensus.events import Report
 
@@ -96,7 +96,7 @@ class Worker(Learner):
         self.owners = owners_of(configuration)
         self.begin(self.done)
 
-    def on_want(self, sender: BoardId, step: int, identity: Identity) -> None:
+    def on_want(self, sender: BoardId, step: int, identity: ConfigurationId) -> None:
         """A member lacks a sum before the start of the configuration."""
         known = self.known
         if known is None or identity != self.known_id or not self.live or step not in self.last:
@@ -107,8 +107,8 @@ class Worker(Learner):
             self.send(sender, frame)
 
     def on_have(
-        self, sender: BoardId, step: int, identity: Identity, made_by: Identity, sums: Sums,
-        before: Identity | None,
+        self, sender: BoardId, step: int, identity: ConfigurationId, made_by: ConfigurationId,
+        sums: Sums, before: ConfigurationId | None,
     ) -> None:  # fmt: skip
         """The sum that was asked for."""
         del sender

@@ -17,10 +17,10 @@ from picoedge.mesh.consensus.configuration import (
     keys_of,
 )
 from picoedge.mesh.consensus.events import NO_STATE, Adopt, Effect, Report, Send, Store
-from picoedge.mesh.consensus.hearing import Hearing, Timing
-from picoedge.mesh.consensus.messages import Message, Vote
+from picoedge.mesh.consensus.hearing import Hearing, TickTiming
+from picoedge.mesh.consensus.messages import ConsensusMessage, Vote
 from picoedge.mesh.consensus.proposers.choice import View
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.record import StoredRecord
 
 
 class Board:
@@ -30,7 +30,7 @@ class Board:
     """
 
     def __init__(
-        self, me: BoardId, role: Role, run: str, segments: int, timing: Timing, uplink: int
+        self, me: BoardId, role: Role, run: str, segments: int, timing: TickTiming, uplink: int
     ) -> None:
         self.me, self.role, self.run, self.timing = me, role, run, timing
         self.segments, self.uplink = segments, uplink
@@ -40,14 +40,14 @@ class Board:
         self.frozen: Epoch | None = None
         self.hearing = Hearing(me, timing)
         self.effects: list[Effect] = []
-        self.to_self: deque[Message] = deque()
+        self.to_self: deque[ConsensusMessage] = deque()
         self.stored = 0  # the sequence number of the last durable record
         self._sequence = 0
         self._on_adopt: list[Callable[[], None]] = []
 
     # Speech
 
-    def send(self, to: BoardId, message: Message) -> None:
+    def send(self, to: BoardId, message: ConsensusMessage) -> None:
         """Send to the process that has a board's key now; to this board, after this event."""
         if to.key == self.me.key:
             self.to_self.append(message)
@@ -55,7 +55,7 @@ class Board:
             address = self.hearing.address(to)
             self.effects.append(Send(address.key, address.incarnation, message))
 
-    def cast(self, boards: Iterable[BoardId], message: Message) -> None:
+    def cast(self, boards: Iterable[BoardId], message: ConsensusMessage) -> None:
         """Send to each key once, in the order of keys."""
         for board in sorted({board.key: board for board in boards}.values()):
             self.send(board, message)
@@ -93,10 +93,10 @@ class Board:
         """Ask for the record to be stored; returns the sequence number that `Stored` will tell."""
         assert self.known is not None
         self._sequence += 1
-        self.effects.append(Store(self._sequence, Record(self.known, self.vote)))
+        self.effects.append(Store(self._sequence, StoredRecord(self.known, self.vote)))
         return self._sequence
 
-    def restore(self, sequence: int, record: Record) -> None:
+    def restore(self, sequence: int, record: StoredRecord) -> None:
         """Begin from the record of an earlier process."""
         self._sequence = self.stored = sequence
         self.known, self.vote = record.known, record.vote

@@ -11,47 +11,47 @@ from typing import Any
 from picoedge.fields import Fields
 from picoedge.mesh.consensus import messages as m
 from picoedge.mesh.consensus.configuration import (
-    MAX_BOARDS,
+    MAX_MEMBERS,
     MAX_MICRO_BATCHES,
     MAX_ROUTES,
     MAX_STEP,
     Ballot,
     BoardId,
     Configuration,
+    ConfigurationId,
     Epoch,
-    Generation,
-    Identity,
     Role,
     Route,
+    RunGeneration,
     Snapshot,
 )
 
-Body = dict[str, Any]
+JsonObject = dict[str, Any]
 
 MAX_KEY = 64  # characters; keys in Z85 have 40
 MAX_COUNT = (1 << 53) - 1  # JSON numbers up to here are exact in every language
 _ALL = (1 << MAX_MICRO_BATCHES) - 1
 
 
-def encode(message: m.Message) -> Body:
+def encode_message(message: m.ConsensusMessage) -> JsonObject:
     """The message as an object of JSON, with its `kind`."""
     kind = type(message).__name__.lower()
     return {"kind": kind, **{n: _plain(getattr(message, n)) for n in type(message).__slots__}}
 
 
-def decode(body: object, where: str) -> m.Message:
+def decode_message(body: object, where: str) -> m.ConsensusMessage:
     """The message in an object of JSON from `where`. Raises ProtocolError."""
     fields = Fields(body, where)
     read = _READERS[fields.one_of("kind", _READERS)]
     return read(fields)
 
 
-def encode_configuration(configuration: Configuration) -> Body:
+def encode_configuration(configuration: Configuration) -> JsonObject:
     """A configuration as an object of JSON."""
     return {name: _plain(getattr(configuration, name)) for name in Configuration.__slots__}
 
 
-def encode_vote(vote: m.Vote) -> Body:
+def encode_vote(vote: m.Vote) -> JsonObject:
     """A vote as an object of JSON."""
     return {"ballot": _plain(vote.ballot), "configuration": _plain(vote.configuration)}
 
@@ -96,7 +96,7 @@ def _if_any(fields: Fields, name: str, read: Callable[[Fields], Any]) -> Any:
 
 
 def _integers(fields: Fields, name: str, most: int) -> tuple[int, ...]:
-    values = fields.array(name, MAX_BOARDS)
+    values = fields.array(name, MAX_MEMBERS)
     if not all(type(value) is int and 0 <= value <= most for value in values):
         raise fields.fault(name, f"a list of integers from 0 to {most}")
     return tuple(values)
@@ -107,16 +107,16 @@ def _board(fields: Fields) -> BoardId:
 
 
 def _boards(fields: Fields, name: str) -> tuple[BoardId, ...]:
-    return tuple(_board(one) for one in fields.objects(name, MAX_BOARDS))
+    return tuple(_board(one) for one in fields.objects(name, MAX_MEMBERS))
 
 
 def _route(fields: Fields) -> Route:
-    ranks = (fields.integer(name, 0, MAX_BOARDS - 1) for name in Route._fields)
+    ranks = (fields.integer(name, 0, MAX_MEMBERS - 1) for name in Route._fields)
     return Route(*ranks)
 
 
-def _generation(fields: Fields) -> Generation:
-    return Generation(fields.integer("number", 0, MAX_COUNT), _board(fields.object("maker")))
+def _generation(fields: Fields) -> RunGeneration:
+    return RunGeneration(fields.integer("number", 0, MAX_COUNT), _board(fields.object("maker")))
 
 
 def _epoch(fields: Fields) -> Epoch:
@@ -129,8 +129,8 @@ def _ballot(fields: Fields) -> Ballot:
     return Ballot(round_, attempt, _board(fields.object("board")))
 
 
-def _identity(fields: Fields) -> Identity:
-    return Identity(_epoch(fields.object("epoch")), _ballot(fields.object("ballot")))
+def _identity(fields: Fields) -> ConfigurationId:
+    return ConfigurationId(_epoch(fields.object("epoch")), _ballot(fields.object("ballot")))
 
 
 def _snapshot(fields: Fields) -> Snapshot:
@@ -158,7 +158,7 @@ def _beat(fields: Fields) -> m.Beat:
     age, uplink, progress = (
         fields.integer(name, 0, MAX_COUNT) for name in ("age", "uplink", "progress")
     )
-    hears = fields.texts("hears", MAX_BOARDS, MAX_KEY)
+    hears = fields.texts("hears", MAX_MEMBERS, MAX_KEY)
     known = _if_any(fields, "known", _identity)
     return m.Beat(known, _role(fields), age, uplink, progress, hears)
 
@@ -193,7 +193,7 @@ def _surveyed(fields: Fields) -> m.Surveyed:
     )
 
 
-_READERS: dict[str, Callable[[Fields], m.Message]] = {
+_READERS: dict[str, Callable[[Fields], m.ConsensusMessage]] = {
     "beat": _beat,
     "configured": lambda f: m.Configured(read_configuration(f.object("configuration"))),
     "request": lambda f: m.Request(f.get("leave", bool), f.get("leaves_one", bool)),

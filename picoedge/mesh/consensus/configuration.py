@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-MAX_BOARDS = 64  # of one configuration, in each part of it
+MAX_MEMBERS = 64  # of one configuration; as many voters, and as many learners
 MAX_MICRO_BATCHES = 64  # of a step: sets of them are bits of an integer
 MAX_ROUTES = 128
 MAX_STEP = 1 << 48
@@ -36,7 +36,7 @@ class BoardId(NamedTuple):
 NOBODY = BoardId("", 0)
 
 
-class Generation(NamedTuple):
+class RunGeneration(NamedTuple):
     """The part of a run's history without a loss of final steps.
 
     `maker`: of the owner's command that made it; NOBODY if the boards made it themselves, where
@@ -51,7 +51,7 @@ class Generation(NamedTuple):
 class Epoch(NamedTuple):
     """A place in the chain of configurations."""
 
-    generation: Generation
+    generation: RunGeneration
     number: int
 
     @property
@@ -68,7 +68,7 @@ class Ballot(NamedTuple):
     board: BoardId
 
 
-class Identity(NamedTuple):
+class ConfigurationId(NamedTuple):
     """The name of one configuration: two proposers may make different ones for an epoch."""
 
     epoch: Epoch
@@ -81,9 +81,9 @@ class Snapshot(NamedTuple):
     States with the same step and maker are equal to the bit.
     """
 
-    generation: Generation
+    generation: RunGeneration
     step: int
-    made_by: Identity | None
+    made_by: ConfigurationId | None
 
 
 class Route(NamedTuple):
@@ -119,9 +119,9 @@ class Configuration:
     restores: Snapshot | None = None
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> ConfigurationId:
         """The name of this configuration."""
-        return Identity(self.epoch, self.ballot)
+        return ConfigurationId(self.epoch, self.ballot)
 
     def fault(self) -> str:
         """What is wrong with it, "" if nothing is: a configuration of a peer is checked with it."""

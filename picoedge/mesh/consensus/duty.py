@@ -8,8 +8,8 @@ from enum import Enum
 from picoedge.mesh.consensus.configuration import (
     BoardId,
     Configuration,
+    ConfigurationId,
     Epoch,
-    Identity,
     Snapshot,
 )
 
@@ -96,7 +96,7 @@ def may_move(known: Configuration, place: Place) -> bool:
     return running.identity == known.identity or state.step < known.start
 
 
-def may_catch_up(known: Configuration, me: BoardId, place: Place, asked: Identity) -> bool:
+def may_catch_up(known: Configuration, me: BoardId, place: Place, asked: ConfigurationId) -> bool:
     """Whether the sum that the source of `asked` has sent may move the state to the start.
 
     After a promise for a later epoch only that epoch's configuration may move the state. Without

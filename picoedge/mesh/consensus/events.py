@@ -12,12 +12,12 @@ from picoedge.mesh.consensus.configuration import (
     Ballot,
     BoardId,
     Configuration,
+    ConfigurationId,
     Epoch,
-    Identity,
     Snapshot,
 )
-from picoedge.mesh.consensus.messages import Message
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.messages import ConsensusMessage
+from picoedge.mesh.consensus.record import StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Report:
     """
 
     state: Snapshot | None = None
-    running: Identity | None = None
+    running: ConfigurationId | None = None
     holds_sum: bool = False
     finished: int = 0
     progress: int = 0
@@ -54,12 +54,12 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class FrameReceived:
     """A frame came. `to`: the incarnation it is for, 0: any; `relayed`: by way of another board."""
 
     sender: BoardId
     to: int
-    message: Message
+    message: ConsensusMessage
     relayed: bool = False
 
 
@@ -138,8 +138,8 @@ class Resume:
     """The owner's command: go on without the boards that are not there, in a new generation."""
 
 
-Event = (
-    Tick | Received | Reported | Frozen | Fenced | Stored | Lost | Revoked | Proven | Weighted
+MachineEvent = (
+    Tick | FrameReceived | Reported | Frozen | Fenced | Stored | Lost | Revoked | Proven | Weighted
     | Join | Leave | Resume
 )  # fmt: skip
 
@@ -153,14 +153,14 @@ class Send:
 
     key: str
     to: int
-    message: Message
+    message: ConsensusMessage
 
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
     """Send a message to every board of the cluster, to whatever process it runs."""
 
-    message: Message
+    message: ConsensusMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class Store:
     """
 
     sequence: int
-    record: Record
+    record: StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
+class SendByRelay:
     """Send all frames for a board by way of `via` as well; None: no longer."""
 
     key: str
@@ -217,4 +217,4 @@ class Declined:
     reason: str
 
 
-Effect = Send | Broadcast | Store | Adopt | Freeze | Fence | Relay | Declined
+Effect = Send | Broadcast | Store | Adopt | Freeze | Fence | SendByRelay | Declined

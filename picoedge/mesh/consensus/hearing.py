@@ -15,7 +15,7 @@ NEVER = 1 << 30  # ticks of silence of a board that was not heard since this one
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class TickTiming:
     """Ticks: heartbeats of this process (250 ms in a daemon)."""
 
     unheard: int = 3  # of silence until others are asked to relay
@@ -41,7 +41,7 @@ class Peer:
 class Hearing:
     """All boards ever heard, by key, and the revoked keys."""
 
-    def __init__(self, me: BoardId, timing: Timing) -> None:
+    def __init__(self, me: BoardId, timing: TickTiming) -> None:
         self.me, self.timing = me, timing
         self.peers: dict[str, Peer] = {}
         self.revoked: set[str] = set()

@@ -21,22 +21,22 @@ from picoedge.mesh.consensus import messages as m
 from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import (
-    MAX_BOARDS,
+    MAX_MEMBERS,
     NOBODY,
     BoardId,
     Configuration,
     Epoch,
-    Generation,
     Role,
+    RunGeneration,
     keys_of,
 )
-from picoedge.mesh.consensus.hearing import Timing
+from picoedge.mesh.consensus.hearing import TickTiming
 from picoedge.mesh.consensus.proposers.planned import Planner, wishes
-from picoedge.mesh.consensus.proposers.recovery import Recovery
+from picoedge.mesh.consensus.proposers.recovery import MembershipRecovery
 from picoedge.mesh.consensus.proposers.resume import Resumption
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.record import StoredRecord
 
-DEFAULT_TIMING = Timing()
+DEFAULT_TIMING = TickTiming()
 
 
 class Machine:
@@ -50,13 +50,13 @@ class Machine:
 
     def __init__(
         self, me: BoardId, role: Role, run: str, segments: int, *,
-        record: tuple[int, Record] | None = None, first: Configuration | None = None,
-        timing: Timing = DEFAULT_TIMING, uplink: int = 0, joins: bool = True,
+        record: tuple[int, StoredRecord] | None = None, first: Configuration | None = None,
+        timing: TickTiming = DEFAULT_TIMING, uplink: int = 0, joins: bool = True,
     ) -> None:  # fmt: skip
         self.board = Board(me, role, run, segments, timing, uplink)
         self.acceptor = Acceptor(self.board)
         self.planner = Planner(self.board, self.acceptor)
-        self.recovery = Recovery(self.board, self.acceptor)
+        self.recovery = MembershipRecovery(self.board, self.acceptor)
         self.resumption = Resumption(self.board, lambda: self.recovery.stuck)
         self._joins, self._leaves, self._leaves_one = joins, False, False
         self._accepted: dict[str, m.Accepted] = {}  # the last of each voter
@@ -80,7 +80,7 @@ class Machine:
             self.board.adopt(self._first)
         return self.board.effects
 
-    def on(self, event: e.Event) -> list[e.Effect]:
+    def on(self, event: e.MachineEvent) -> list[e.Effect]:
         """Take an event; returns what is to be done, in this order."""
         board = self.board
         board.effects = []
@@ -89,9 +89,9 @@ class Machine:
             self._hear(board.me, board.to_self.popleft())
         return board.effects
 
-    def _take(self, event: e.Event) -> None:
+    def _take(self, event: e.MachineEvent) -> None:
         match event:
-            case e.Received():
+            case e.FrameReceived():
                 self._receive(event)
             case e.Tick():
                 self._tick()
@@ -113,7 +113,7 @@ class Machine:
             case _:
                 self._command(event)
 
-    def _command(self, event: e.Event) -> None:
+    def _command(self, event: e.MachineEvent) -> None:
         match event:
             case e.Lost():
                 self.board.hearing.lost(event.key)
@@ -166,10 +166,10 @@ class Machine:
             age=board.hearing.ticks,
             uplink=board.uplink,
             progress=board.report.progress,
-            hears=tuple(sorted(hears)[:MAX_BOARDS]),
+            hears=tuple(sorted(hears)[:MAX_MEMBERS]),
         )
 
-    def _receive(self, event: e.Received) -> None:
+    def _receive(self, event: e.FrameReceived) -> None:
         """Drop what is for an earlier process: its promises and questions are not this one's."""
         sender, me = event.sender, self.board.me
         if sender.key == me.key or not self.board.hearing.heard(sender, event.relayed):
@@ -177,7 +177,7 @@ class Machine:
         if event.to == me.incarnation or (event.to == 0 and _is_for_any(event.message)):
             self._hear(sender, event.message)
 
-    def _hear(self, sender: BoardId, message: m.Message) -> None:
+    def _hear(self, sender: BoardId, message: m.ConsensusMessage) -> None:
         match message:
             case m.Beat():
                 self._hear_beat(sender, message)
@@ -194,7 +194,7 @@ class Machine:
             case _ if self._is_current(sender, message.instance):
                 self._vote(sender, message)
 
-    def _vote(self, sender: BoardId, message: m.Message) -> None:
+    def _vote(self, sender: BoardId, message: m.ConsensusMessage) -> None:
         """Messages of the present instance. Those that count as votes count only from voters."""
         voter = self.board.known is not None and sender.key in keys_of(self.board.known.voters)
         match message:
@@ -226,7 +226,7 @@ class Machine:
         instance, epoch = self.board.instance, configuration.epoch
         if instance is None or configuration.run != self.board.run:
             return False
-        begins = Epoch(Generation(instance.generation.number + 1, NOBODY), instance.number)
+        begins = Epoch(RunGeneration(instance.generation.number + 1, NOBODY), instance.number)
         return epoch == instance or (configuration.restores is not None and epoch == begins)
 
     def _count(self, sender: BoardId, accepted: m.Accepted) -> None:
@@ -265,5 +265,5 @@ class Machine:
             board.send(sender, self._beat())
 
 
-def _is_for_any(message: m.Message) -> bool:
+def _is_for_any(message: m.ConsensusMessage) -> bool:
     return isinstance(message, (m.Beat, m.Configured, m.Survey))

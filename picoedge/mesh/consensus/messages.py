@@ -13,10 +13,10 @@ from picoedge.mesh.consensus.configuration import (
     Ballot,
     BoardId,
     Configuration,
+    ConfigurationId,
     Epoch,
-    Generation,
-    Identity,
     Role,
+    RunGeneration,
     Snapshot,
 )
 
@@ -44,7 +44,7 @@ class Beat:
     second, of any scale.
     """
 
-    known: Identity | None
+    known: ConfigurationId | None
     role: Role
     age: int
     uplink: int
@@ -151,19 +151,19 @@ class Refused:
 class Survey:
     """The owner goes on without the boards that are not there: the receiver freezes and answers."""
 
-    generation: Generation
+    generation: RunGeneration
 
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
     """How the sender stands, by its latest state or checkpoint; None: it has neither."""
 
-    generation: Generation
+    generation: RunGeneration
     known: Configuration | None
     latest: Snapshot | None
 
 
-Message = (
+ConsensusMessage = (
     Beat | Configured | Request | Suspect | Agree | Unheard | Prepare | Promise | Accept | Accepted
     | Refused | Survey | Surveyed
 )  # fmt: skip

@@ -31,14 +31,14 @@ _MAGIC = b"pe-vote1"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class StoredRecord:
     """The newest configuration known to be chosen, and the vote for the one after it."""
 
     known: Configuration
     vote: Vote | None = None
 
 
-def encode_record(record: Record, sequence: int) -> bytes:
+def encode_stored(record: StoredRecord, sequence: int) -> bytes:
     """The bytes of a place, `PLACE_BYTES` of them; to be written to place `sequence % 2`."""
     vote = None if record.vote is None else encode_vote(record.vote)
     body = {"known": encode_configuration(record.known), "vote": vote}
@@ -47,7 +47,7 @@ def encode_record(record: Record, sequence: int) -> bytes:
     return (head + data).ljust(PLACE_BYTES, b"\0")
 
 
-def newest_record(places: tuple[bytes, bytes], where: str) -> tuple[int, Record] | None:
+def newest_record(places: tuple[bytes, bytes], where: str) -> tuple[int, StoredRecord] | None:
     """The whole record with the largest sequence number, and that number; None: never stored.
 
     Raises StorageError where neither place is whole though both were written: a board that goes on
@@ -67,7 +67,7 @@ def _checksum(sequence: int, data: bytes) -> bytes:
     return hashlib.blake2b(sequence.to_bytes(8, "little") + data, digest_size=16).digest()
 
 
-def _read(place: bytes, where: str) -> tuple[int, Record] | None:
+def _read(place: bytes, where: str) -> tuple[int, StoredRecord] | None:
     """None where a place is empty, torn or damaged."""
     if len(place) < _HEAD.size:
         return None
@@ -78,6 +78,6 @@ def _read(place: bytes, where: str) -> tuple[int, Record] | None:
     try:
         fields = Fields(parse_json(data), where, StorageError)
         vote = None if fields.values.get("vote") is None else read_vote(fields.object("vote"))
-        return sequence, Record(read_configuration(fields.object("known")), vote)
+        return sequence, StoredRecord(read_configuration(fields.object("known")), vote)
     except (PicoedgeError, ValueError, RecursionError):
         return None  # whole, but of another version of picoedge

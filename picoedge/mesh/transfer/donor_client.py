@@ -64,14 +64,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Refused:
+class ItemRefused:
     """A donor cannot give an item; "" is the whole pack."""
 
     item: str
     reason: str
 
 
-DonorAnswer = Offered | Part | Refused
+DonorAnswer = Offered | Part | ItemRefused
 
 
 @dataclass(eq=False)
@@ -207,10 +207,10 @@ class DonorClient:
         if kind == ERROR and number in (self._offer, *self._parts):
             item = self._parts.pop(number, ("", 0, 0))[0]
             self.cancel(item)
-            return Refused(item, Fields(body).text("message"))
+            return ItemRefused(item, Fields(body).text("message"))
         return None  # late, or a notification
 
-    def _part(self, header: Header, data: memoryview) -> Part | Refused | None:
+    def _part(self, header: Header, data: memoryview) -> Part | ItemRefused | None:
         asked = self._parts.pop(header.sequence, None)
         if asked is None:
             return None
@@ -220,7 +220,7 @@ class DonorClient:
         partial, version = self._items.get(item), header.epoch
         if partial is not None and partial.received and partial.version != version:
             self.cancel(item)
-            return Refused(item, "it changed while it was sent")
+            return ItemRefused(item, "it changed while it was sent")
         if partial is None or not partial.add(offset, data, version):
             return Part(item, nbytes)  # cancelled meanwhile, or more is to come
         del self._items[item]

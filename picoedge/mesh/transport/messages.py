@@ -31,7 +31,7 @@ WANTS = "wants_acknowledge"  # a field of a notification: see `credit.py`
 PING_BYTES = 512 << 10  # of the largest ping: enough to measure the rate of a 1 Gbit/s link
 MAX_ID = (1 << 53) - 1  # JSON numbers up to here are exact in every language
 CONTROL_DEPTH = 16  # objects and arrays inside each other; our own have at most 7
-MOST_VALUES = 1 << 16  # of one message; a page of a thousand boards has 40,000
+MOST_MESSAGE_VALUES = 1 << 16  # a page of a thousand boards has 40,000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NUMBER_DIGITS = 24  # of an integer: 64 bits have 20, and longer ones take Python quadratic time
 KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -107,7 +107,7 @@ class Dialect:
         translation: Translation = NO_TRANSLATION,
         board: str = "a board",
         acknowledges: bool = False,
-        most_values: int = MOST_VALUES,
+        most_values: int = MOST_MESSAGE_VALUES,
     ) -> None:
         self.version = SPOKEN[0]  # until the other side has said that it knows a newer one
         self._translation = translation
@@ -173,7 +173,9 @@ def is_raw(frames: Sequence[bytes | memoryview]) -> bool:
 
 
 def read_control(
-    frames: Sequence[bytes | memoryview], board: str = "a board", most_values: int = MOST_VALUES
+    frames: Sequence[bytes | memoryview],
+    board: str = "a board",
+    most_values: int = MOST_MESSAGE_VALUES,
 ) -> tuple[int, str, Body]:
     """Version, kind and body of a control message of `board`. Raises ProtocolError."""
     if len(frames) != 2:

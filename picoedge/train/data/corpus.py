@@ -30,7 +30,7 @@ from picoedge.text.template.template import TEMPLATE_FILE, ChatTemplate, encode_
 from picoedge.text.tokenizer.base import JSON_FILE, SENTENCEPIECE_FILE, SETTINGS_FILE
 from picoedge.text.tokenizer.load import load_sentencepiece, load_tokenizer
 from picoedge.train.data.order import mix
-from picoedge.train.data.survey import Survey, passage_characters, survey_texts
+from picoedge.train.data.survey import TextSurvey, passage_characters, survey_texts
 from picoedge.train.data.texts import Passage, Texts, find_texts
 from picoedge.train.data.token_files import (
     TokenFile,
@@ -154,7 +154,7 @@ def prepare_corpus(
 
 def write_corpus(
     texts: Texts,
-    survey: Survey,
+    survey: TextSurvey,
     model: TokenizerModel,
     folder: Path,
     settings: CorpusSettings,
@@ -237,7 +237,7 @@ def _require_enough(train: int, held_out: int, settings: CorpusSettings) -> None
 class _HeldOut:
     """Which passages are held out: one of each group of `every`, drawn by the seed."""
 
-    def __init__(self, survey: Survey, settings: CorpusSettings) -> None:
+    def __init__(self, survey: TextSurvey, settings: CorpusSettings) -> None:
         self._seed, self._every = settings.seed, 0
         if not settings.held_out:
             return

@@ -17,7 +17,7 @@ _PASSAGES = 200  # that a small text is cut into at least, so that some can be h
 
 
 @dataclass(frozen=True)
-class Survey:
+class TextSurvey:
     """Counts of a text, and characters of it that were drawn by the seed."""
 
     passages: int
@@ -32,7 +32,7 @@ def passage_characters(nbytes: int) -> int:
     return max(_SHORTEST, min(_LONGEST, nbytes // _PASSAGES))
 
 
-def survey_texts(texts: Texts, seed: int, progress: Progress = no_progress) -> Survey:
+def survey_texts(texts: Texts, seed: int, progress: Progress = no_progress) -> TextSurvey:
     """Read all of it once. Raises DataError with all that is wrong, StorageError."""
     share = min(1.0, SAMPLE_CHARACTERS / max(1, texts.size))
     passages = documents = characters = conversations = 0
@@ -54,7 +54,7 @@ def survey_texts(texts: Texts, seed: int, progress: Progress = no_progress) -> S
     if not characters:
         where = ", ".join(str(file.path) for file in texts.files[:3])
         raise DataError(f"no text in {where}: blanks alone", "give text to train on")
-    return Survey(passages, documents, characters, conversations, tuple(sample))
+    return TextSurvey(passages, documents, characters, conversations, tuple(sample))
 
 
 def _contents(passage: Passage) -> Iterator[str]:

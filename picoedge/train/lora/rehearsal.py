@@ -26,7 +26,7 @@ from picoedge.text.tokenizer.base import TextSettings
 from picoedge.train.data.examples import ExampleSource
 from picoedge.train.step.batch import Batch, Rehearsal
 
-TOKENS = 1024  # of the whole text, about
+_TOKENS = 1024  # of the whole text, about
 FEWEST = 4  # micro-batches, so that not one text alone is rehearsed
 
 Hidden = Callable[[I32], F32]
@@ -35,7 +35,7 @@ Hidden = Callable[[I32], F32]
 
 def micro_batches(tokens: int) -> int:
     """Of the whole text, where each has so many tokens."""
-    return max(FEWEST, TOKENS // tokens)
+    return max(FEWEST, _TOKENS // tokens)
 
 
 def rehearsal_bytes(config: ModelConfig, tokens: int) -> int:

@@ -20,7 +20,7 @@ from picoedge.train.run.settings import RunSettings, check_length
 TOKENS_A_PARAMETER = 20  # as many are enough for a model's size (Hoffmann et al. 2022)
 _EPOCHS = 40  # passes over a small text, at most
 MINUTES = 60.0  # of a run whose length nothing else says
-LEAST_STEPS = 100
+_LEAST_STEPS = 100
 EVALUATIONS, PATIENCE = 20, 5
 _WARMUP, _SHORTEST_WARMUP, _LONGEST_WARMUP = 0.05, 10, 200  # a part of the steps, and steps
 _SAVED_S = 300.0  # of work that a power cut may cost, about
@@ -182,8 +182,8 @@ def default_steps(parameters: int, tokens: int, epoch: int) -> tuple[int, str]:
     enough = math.ceil(TOKENS_A_PARAMETER * parameters / tokens)
     passes = math.ceil(_EPOCHS * epoch / tokens)
     if passes < enough:
-        return max(LEAST_STEPS, passes), f"{_EPOCHS} passes over the text"
-    return max(LEAST_STEPS, enough), f"{TOKENS_A_PARAMETER} tokens a parameter"
+        return max(_LEAST_STEPS, passes), f"{_EPOCHS} passes over the text"
+    return max(_LEAST_STEPS, enough), f"{TOKENS_A_PARAMETER} tokens a parameter"
 
 
 def micro_batch_sizes(batch: int, most: int) -> list[int]:

@@ -10,12 +10,12 @@ from picoedge.mesh.consensus.configuration import (
     BoardId,
     Configuration,
     Epoch,
-    Generation,
     Role,
+    RunGeneration,
     Snapshot,
 )
 from picoedge.mesh.consensus.messages import Standing, Vote
-from picoedge.mesh.consensus.proposers.choice import Answer, View, successor
+from picoedge.mesh.consensus.proposers.choice import View, VoterAnswer, successor
 
 A, B, C, D = (BoardId(key, 1) for key in "abcd")
 BALLOT = Ballot(3, 0, A)
@@ -29,19 +29,19 @@ def at(step: int, *, holds: bool = True, finished: int = 0) -> Standing:
 def answer(
     board: BoardId, standing: Standing | None = None, vote: Vote | None = None,
     checkpoint: int | None = None, role: Role = Role.TRAINER,
-) -> Answer:  # fmt: skip
+) -> VoterAnswer:  # fmt: skip
     kept = None if checkpoint is None else Snapshot(BEGINNING, checkpoint, KNOWN.identity)
-    return Answer(board, role, standing, vote, kept)
+    return VoterAnswer(board, role, standing, vote, kept)
 
 
-def choose(*answers: Answer, known: Configuration = KNOWN) -> Configuration:
+def choose(*answers: VoterAnswer, known: Configuration = KNOWN) -> Configuration:
     found = propose(*answers, known=known)
     assert found is not None
     assert found.fault() == ""
     return found
 
 
-def propose(*answers: Answer, known: Configuration = KNOWN) -> Configuration | None:
+def propose(*answers: VoterAnswer, known: Configuration = KNOWN) -> Configuration | None:
     view = View(known, lambda members: members, lambda board: 1, lambda board: False, 3)
     return successor(view, BALLOT, answers)
 
@@ -93,7 +93,7 @@ def test_nobody_goes_back_to_a_checkpoint_while_a_voter_is_missing() -> None:
 def test_a_new_generation_begins_from_the_newest_checkpoint_of_all_voters() -> None:
     again = [BoardId(key, 2) for key in "abc"]
     found = choose(*(answer(b, checkpoint=n) for b, n in zip(again, (5, 9, 9), strict=True)))
-    assert found.epoch == Epoch(Generation(1, NOBODY), 1)
+    assert found.epoch == Epoch(RunGeneration(1, NOBODY), 1)
     assert (found.members, found.learners, found.start) == ((again[1], again[2]), (again[0],), 9)
 
 

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 
 from picoedge.errors import ProtocolError
 from picoedge.mesh.consensus import messages as m
-from picoedge.mesh.consensus.codec import decode, encode
-from picoedge.mesh.consensus.configuration import MAX_BOARDS, MAX_ROUTES, BoardId, Route
+from picoedge.mesh.consensus.codec import decode_message, encode_message
+from picoedge.mesh.consensus.configuration import MAX_MEMBERS, MAX_ROUTES, BoardId, Route
 from picoedge.mesh.transport.limits import CONTROL_BYTES
 
 KINDS = [type(message).__name__ for message in MESSAGES]
 
 
-def as_json(message: m.Message) -> Any:
-    return json.loads(json.dumps(encode(message)))
+def as_json(message: m.ConsensusMessage) -> Any:
+    return json.loads(json.dumps(encode_message(message)))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
-def test_there_and_back(message: m.Message) -> None:
-    assert decode(as_json(message), "a board") == message
+def test_there_and_back(message: m.ConsensusMessage) -> None:
+    assert decode_message(as_json(message), "a board") == message
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -55,12 +55,12 @@ def test_odd_values_are_refused_or_harmless(data: st.DataObject) -> None:
         del place[path[-1]]
     refused = ""
     try:
-        found = decode(body, "a board")
+        found = decode_message(body, "a board")
     except ProtocolError as error:
         refused = str(error)
     assert "\n" not in refused
     assert len(refused) < 300
-    assert refused or decode(as_json(found), "a board") == found
+    assert refused or decode_message(as_json(found), "a board") == found
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_a_configuration_that_cannot_be(change: dict[str, Any], says: str) -> No
     body = as_json(m.Configured(CHOSEN))
     body["configuration"].update(change)
     with pytest.raises(ProtocolError, match=says):
-        decode(body, "a board")
+        decode_message(body, "a board")
 
 
 def test_the_largest_message_is_bounded() -> None:
-    boards = tuple(BoardId(f"{i:064}", (1 << 53) - 1) for i in range(MAX_BOARDS))
+    boards = tuple(BoardId(f"{i:064}", (1 << 53) - 1) for i in range(MAX_MEMBERS))
     many = tuple(Route(i % 60, i % 60 + 1, i % 60 + 2) for i in range(MAX_ROUTES))
     largest = configuration(boards, epoch=INSTANCE, ballot=BALLOT)
-    body = encode(m.Accept(INSTANCE, BALLOT, largest, boards))
+    body = encode_message(m.Accept(INSTANCE, BALLOT, largest, boards))
     body["configuration"]["routes"] = [dict(route._asdict()) for route in many]
     data = json.dumps(body)
     assert len(data) < CONTROL_BYTES / 8
-    decode(json.loads(data), "a board")
+    decode_message(json.loads(data), "a board")
     body["promisers"].append(body["promisers"][0])
     with pytest.raises(ProtocolError, match="promisers is not a list of at most 64"):
-        decode(body, "a board")
+        decode_message(body, "a board")

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 from consensus_board import BEGINNING, NOBODY
 
-from picoedge.mesh.consensus.configuration import BoardId, Epoch, Generation, is_quorum
+from picoedge.mesh.consensus.configuration import BoardId, Epoch, RunGeneration, is_quorum
 
 
 def subsets(keys: str) -> list[set[str]]:
@@ -31,6 +31,6 @@ def test_a_voter_that_has_restarted_counts_by_its_key() -> None:
 
 
 def test_a_generation_is_above_all_epochs_of_the_one_before() -> None:
-    later, other = Generation(1, NOBODY), Generation(1, BoardId("b", 1))
+    later, other = RunGeneration(1, NOBODY), RunGeneration(1, BoardId("b", 1))
     assert Epoch(BEGINNING, 900) < Epoch(later, 3) < Epoch(later, 4) < Epoch(other, 2)
     assert Epoch(later, 3).next == Epoch(later, 4)

@@ -8,7 +8,7 @@ import pytest
 from consensus_board import BEGINNING
 from consensus_scenes import configuration
 
-from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch, Identity, Snapshot
+from picoedge.mesh.consensus.configuration import Ballot, BoardId, ConfigurationId, Epoch, Snapshot
 from picoedge.mesh.consensus.duty import Duty, Place, duty, may_catch_up, may_move
 
 A, B, C = (BoardId(key, 1) for key in "abc")
@@ -19,7 +19,7 @@ FROZEN = Epoch(BEGINNING, 1)
 
 
 def state(step: int) -> Snapshot:
-    return Snapshot(BEGINNING, step, Identity(OLD.epoch, OLD.ballot))
+    return Snapshot(BEGINNING, step, ConfigurationId(OLD.epoch, OLD.ballot))
 
 
 @pytest.mark.parametrize(

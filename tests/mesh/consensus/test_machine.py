@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from picoedge.mesh.consensus import events as e
 from picoedge.mesh.consensus import messages as m
-from picoedge.mesh.consensus.configuration import Ballot, BoardId, Epoch, Generation, Role, Snapshot
+from picoedge.mesh.consensus.configuration import (
+    Ballot,
+    BoardId,
+    Epoch,
+    Role,
+    RunGeneration,
+    Snapshot,
+)
 from picoedge.mesh.consensus.machine import Machine
-from picoedge.mesh.consensus.record import Record
+from picoedge.mesh.consensus.record import StoredRecord
 
 A, B, C, D = BOARDS = tuple(BoardId(key, 1) for key in "abcd")
 BASE = configuration((A, B, C))
@@ -23,8 +30,10 @@ ONE = Ballot(1, 0, B)
 NEXT = configuration((B, C), epoch=INSTANCE, ballot=ONE, start=2)
 
 
-def told(found: Machine, sender: BoardId, message: m.Message, to: int = 1) -> list[e.Effect]:
-    return found.on(e.Received(sender, to, message))
+def told(
+    found: Machine, sender: BoardId, message: m.ConsensusMessage, to: int = 1
+) -> list[e.Effect]:
+    return found.on(e.FrameReceived(sender, to, message))
 
 
 def said(effects: list[e.Effect], kind: type) -> list[e.Send]:
@@ -41,7 +50,7 @@ def test_accepted_is_said_when_the_record_is_durable_and_no_earlier() -> None:
     told(found, B, m.Prepare(INSTANCE, ONE, ()))
     effects = told(found, B, m.Accept(INSTANCE, ONE, NEXT, (A, B)))
     stores = [one for one in effects if isinstance(one, e.Store)]
-    assert [one.record for one in stores] == [Record(BASE, m.Vote(ONE, NEXT))]
+    assert [one.record for one in stores] == [StoredRecord(BASE, m.Vote(ONE, NEXT))]
     assert said(effects, m.Accepted) == []
     assert said(found.on(e.Stored(stores[0].sequence - 1)), m.Accepted) == []
     assert {one.key for one in said(found.on(e.Stored(stores[0].sequence)), m.Accepted)} == {
@@ -96,7 +105,7 @@ def test_a_frame_of_a_later_epoch_asks_for_the_configuration() -> None:
 
 
 def test_votes_for_an_earlier_process_are_dropped() -> None:
-    found = machine(BoardId("a", 2), None, (1, Record(BASE)))
+    found = machine(BoardId("a", 2), None, (1, StoredRecord(BASE)))
     for _ in range(9):
         found.on(e.Tick())
     assert told(found, B, m.Prepare(INSTANCE, ONE, ()), to=1) == []
@@ -110,7 +119,7 @@ def test_a_past_process_of_a_board_is_heard_no_more() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=[type(one).__name__ for one in MESSAGES])
-def test_a_revoked_board_changes_nothing(message: m.Message) -> None:
+def test_a_revoked_board_changes_nothing(message: m.ConsensusMessage) -> None:
     found = stuck()
     found.on(e.Revoked("b"))
     assert told(found, B, message) == []
@@ -151,7 +160,7 @@ def test_an_owners_command_is_refused_while_the_run_goes_on() -> None:
 
 def test_a_survey_whose_command_died_stops_nobody_for_long() -> None:
     found = machine(A, BASE)
-    generation = Generation(1, D)
+    generation = RunGeneration(1, D)
     assert e.Freeze(Epoch(generation, 0)) in told(found, D, m.Survey(generation))
     thawed = [one for _ in range(20) for one in found.on(e.Tick()) if isinstance(one, e.Freeze)]
     assert thawed == [e.Freeze(BASE.epoch)]
@@ -161,7 +170,8 @@ SENDERS = st.sampled_from([BoardId(key, n) for key in "abcdx" for n in (1, 2)])
 EVENTS = st.one_of(
     st.just(e.Tick()),
     st.builds(
-        e.Received, SENDERS, st.sampled_from([0, 1, 2]), st.sampled_from(MESSAGES), st.booleans()
+        e.FrameReceived, SENDERS, st.sampled_from([0, 1, 2]), st.sampled_from(MESSAGES),
+        st.booleans(),
     ),
     st.builds(e.Frozen, st.just(INSTANCE), st.just(e.NO_STATE)),
     st.builds(e.Stored, st.integers(0, 9)),
@@ -172,7 +182,7 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=40))
-def test_no_order_of_events_breaks_a_machine(history: list[e.Event]) -> None:
+def test_no_order_of_events_breaks_a_machine(history: list[e.MachineEvent]) -> None:
     found, epoch = machine(A, BASE), BASE.epoch
     for event in history:
         for effect in found.on(event):
@@ -232,7 +242,7 @@ def test_a_ballot_is_proposed_by_its_own_board() -> None:
 def test_a_configuration_that_follows_nothing_is_not_accepted() -> None:
     found = stuck()
     told(found, B, m.Prepare(INSTANCE, ONE, ()))
-    for epoch in (BASE.epoch, INSTANCE.next, Epoch(Generation(1, B), 1)):
+    for epoch in (BASE.epoch, INSTANCE.next, Epoch(RunGeneration(1, B), 1)):
         odd = configuration((B, C), epoch=epoch, ballot=ONE, start=2)
         assert told(found, B, m.Accept(INSTANCE, ONE, odd, (A, B))) == []
         for sender in (B, C):
@@ -245,7 +255,7 @@ def test_a_board_that_restarts_while_it_is_surveyed_counts_once() -> None:
     for _ in range(9):
         found.on(e.Tick())
     found.on(e.Resume())
-    generation = Generation(1, A)
+    generation = RunGeneration(1, A)
     for incarnation in (1, 2):
         latest = Snapshot(BEGINNING, 7, None)
         answer = m.Surveyed(generation, BASE, latest)

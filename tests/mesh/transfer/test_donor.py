@@ -13,7 +13,7 @@ from transfer_runs import ME, QUICK, check_whole, everything, fetch
 
 from picoedge.errors import ModelError, ProtocolError, StorageError
 from picoedge.mesh.transfer.donor import OFFER, PART_BYTES, READ, Donor, pack_bits, unpack_bits
-from picoedge.mesh.transfer.donor_client import Refused
+from picoedge.mesh.transfer.donor_client import ItemRefused
 from picoedge.mesh.transfer.pack_provider import PackShelf
 from picoedge.mesh.transfer.puller import Puller, PullTarget
 from picoedge.mesh.transport.frames import Header, Kind
@@ -249,10 +249,10 @@ def test_parts_of_two_versions_make_no_item(tmp_path: Path) -> None:
         donor.ask_offer(state.identity, 0.0)
         donor.add("part-1", PART_BYTES + 1)
         answers: list[Any] = []
-        while not any(isinstance(answer, Refused) for answer in answers):
+        while not any(isinstance(answer, ItemRefused) for answer in answers):
             assert donor.socket.poll(5000)
             answers += donor.receive()
-        assert answers[-1] == Refused("part-1", "it changed while it was sent")
+        assert answers[-1] == ItemRefused("part-1", "it changed while it was sent")
         assert donor.is_idle
         donor.add("part-0", PART_BYTES)
         while not getattr(answers[-1], "whole", None):

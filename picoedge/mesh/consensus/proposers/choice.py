@@ -14,25 +14,25 @@ from dataclasses import dataclass
 
 from picoedge.mesh.consensus import topology
 from picoedge.mesh.consensus.configuration import (
-    MAX_BOARDS,
+    MAX_MEMBERS,
     NOBODY,
     Ballot,
     BoardId,
     Configuration,
     Epoch,
-    Generation,
     Role,
+    RunGeneration,
     Snapshot,
     keys_of,
 )
 from picoedge.mesh.consensus.messages import Standing, Vote
 
-Order = tuple[Generation, int, bool, object]
+Order = tuple[RunGeneration, int, bool, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The promise of one process."""
+class VoterAnswer:
+    """The promise of one voter, without what is the same for all of a ballot."""
 
     board: BoardId
     role: Role
@@ -52,7 +52,7 @@ class View:
     segments: int
 
 
-def successor(view: View, ballot: Ballot, answers: Collection[Answer]) -> Configuration | None:
+def successor(view: View, ballot: Ballot, answers: Collection[VoterAnswer]) -> Configuration | None:
     """The configuration to propose; None where nothing may be: nobody has a state that counts."""
     adopted = accepted(answers)
     if adopted is not None:
@@ -64,7 +64,7 @@ def successor(view: View, ballot: Ballot, answers: Collection[Answer]) -> Config
     return _restored(view, ballot, answers)
 
 
-def accepted(answers: Collection[Answer]) -> Configuration | None:
+def accepted(answers: Collection[VoterAnswer]) -> Configuration | None:
     """The configuration accepted in the highest ballot: another may have been chosen already."""
     votes = [a.vote for a in answers if a.vote is not None]
     return max(votes, key=lambda vote: vote.ballot).configuration if votes else None
@@ -82,7 +82,10 @@ def source_of(start: int, members: Mapping[BoardId, Standing]) -> tuple[BoardId,
 
 
 def _continued(
-    view: View, ballot: Ballot, answers: Collection[Answer], standings: Mapping[BoardId, Standing]
+    view: View,
+    ballot: Ballot,
+    answers: Collection[VoterAnswer],
+    standings: Mapping[BoardId, Standing],
 ) -> Configuration:
     """Go on from the highest state of the members that answered."""
     start = max(at.state.step for at in standings.values())
@@ -115,7 +118,7 @@ def _holdings(
     return tuple(found)
 
 
-def _restored(view: View, ballot: Ballot, answers: Collection[Answer]) -> Configuration | None:
+def _restored(view: View, ballot: Ballot, answers: Collection[VoterAnswer]) -> Configuration | None:
     """A new generation from the newest checkpoint of the voters, when nobody has the state.
 
     Only when *all* voters are there: a missing one may be asleep with a newer state, which the run
@@ -130,7 +133,7 @@ def _restored(view: View, ballot: Ballot, answers: Collection[Answer]) -> Config
     best = max(snapshots.values(), key=order_of)
     members = tuple(sorted(board for board, found in snapshots.items() if found == best))
     epoch = view.known.epoch
-    generation = Generation(epoch.generation.number + 1, NOBODY)
+    generation = RunGeneration(epoch.generation.number + 1, NOBODY)
     learners = {a.board for a in answers if a.role is Role.TRAINER}
     return _made(
         view, ballot, members, best.step, members[0], learners,
@@ -150,7 +153,7 @@ def order_of(snapshot: Snapshot) -> Order:
 
 
 def resumed(
-    view: View, generation: Generation, ballot: Ballot, latest: Mapping[BoardId, Snapshot],
+    view: View, generation: RunGeneration, ballot: Ballot, latest: Mapping[BoardId, Snapshot],
     learners: Collection[BoardId],
 ) -> Configuration:  # fmt: skip
     """A new generation by the owner's command, from the newest state or checkpoint there is."""
@@ -173,7 +176,7 @@ def _made(
         ballot=ballot,
         members=members,
         voters=view.electorate(members),
-        learners=tuple(sorted(set(learners) - set(members)))[:MAX_BOARDS],
+        learners=tuple(sorted(set(learners) - set(members)))[:MAX_MEMBERS],
         start=start,
         source=source,
         holdings=holdings or (0,) * len(members),

@@ -14,7 +14,7 @@ from picoedge.mesh.consensus import topology
 from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import (
-    MAX_BOARDS,
+    MAX_MEMBERS,
     Ballot,
     BoardId,
     Configuration,
@@ -28,7 +28,7 @@ from picoedge.mesh.consensus.messages import Accept, Refused, Request
 
 PROOF_TICKS = 8  # for which a learner's state counts as proven
 FEWEST_COPIES = 2  # of the state that boards leave behind by choice
-Wanted = tuple[tuple[BoardId, ...], tuple[BoardId, ...], tuple[BoardId, ...], tuple[int, ...]]
+_Wanted = tuple[tuple[BoardId, ...], tuple[BoardId, ...], tuple[BoardId, ...], tuple[int, ...]]
 
 
 class Planner:
@@ -151,14 +151,14 @@ class Planner:
 
     # What is wanted
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self) -> _Wanted:
         board, known = self._board, self._board.known
         assert known is not None
         hearing = board.hearing
         # A key that is a voter as an earlier process is counted in after a failure removed that.
         taken = keys_of(known.voters)
         joins = sorted(b for b in self.proven if b.key not in taken and not hearing.is_gone(b))
-        joins = joins[: MAX_BOARDS - 1 - len(known.members)]  # one place is a witness's
+        joins = joins[: MAX_MEMBERS - 1 - len(known.members)]  # one place is a witness's
         leaving = sorted(self.leaving & {*known.members}, key=lambda b: (b in self._leaves_one, b))
         while leaving and len(known.members) - len(leaving) + len(joins) < self._fewest(leaving):
             leaving.pop(0)
@@ -170,7 +170,7 @@ class Planner:
             and (len(members) == 1 or not board.is_witness(b.key))
         ]  # fmt: skip
         weights = tuple(self._weight(b) for b in members)
-        return members, board.electorate(members), tuple(learners[:MAX_BOARDS]), weights
+        return members, board.electorate(members), tuple(learners[:MAX_MEMBERS]), weights
 
     def _fewest(self, leaving: list[BoardId]) -> int:
         """How many copies of the state these may leave behind."""
@@ -183,7 +183,7 @@ class Planner:
             return self.weights[board.key]
         return known.weights[known.members.index(board)] if board in known.members else 1
 
-    def _differs(self, wanted: Wanted) -> bool:
+    def _differs(self, wanted: _Wanted) -> bool:
         known = self._board.known
         assert known is not None
         members, voters, learners, weights = wanted
@@ -191,7 +191,7 @@ class Planner:
         changed |= set(learners) != set(known.learners) or weights != known.weights
         return bool(members) and (changed or self._wants_routes())
 
-    def _configuration(self, ballot: Ballot, start: int, wanted: Wanted) -> Configuration:
+    def _configuration(self, ballot: Ballot, start: int, wanted: _Wanted) -> Configuration:
         board, known = self._board, self._board.known
         assert known is not None
         members, voters, learners, weights = wanted

@@ -12,16 +12,16 @@ from __future__ import annotations
 from picoedge.mesh.consensus.acceptor import Acceptor
 from picoedge.mesh.consensus.board import Board
 from picoedge.mesh.consensus.configuration import Ballot, BoardId
-from picoedge.mesh.consensus.events import Relay
+from picoedge.mesh.consensus.events import SendByRelay
 from picoedge.mesh.consensus.messages import Accept, Agree, Prepare, Promise, Suspect, Unheard
 from picoedge.mesh.consensus.proposers import choice
-from picoedge.mesh.consensus.proposers.choice import Answer
+from picoedge.mesh.consensus.proposers.choice import VoterAnswer
 
 PREPARES = 8  # of one board that are answered at once, and one more in each REFILL ticks
 REFILL = 2
 
 
-class Recovery:
+class MembershipRecovery:
     """What this board does about others that fail."""
 
     def __init__(self, board: Board, acceptor: Acceptor) -> None:
@@ -36,7 +36,7 @@ class Recovery:
         self._rest = 0  # ticks until the next own ballot
         self._ballot: Ballot | None = None  # whose promises are collected, and since when
         self._since = 0
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, VoterAnswer] = {}
         self._offer: Accept | None = None
         board.on_adopt(self._reset)
 
@@ -127,14 +127,14 @@ class Recovery:
         if unheard.by in (board.me.key, sender.key):
             return
         if unheard.by not in self._relays:
-            board.effects.append(Relay(unheard.by, sender.key))
+            board.effects.append(SendByRelay(unheard.by, sender.key))
         self._relays[unheard.by] = board.hearing.ticks + board.timing.relay
 
     def _end_relays(self) -> None:
         now = self._board.hearing.ticks
         for key in [key for key, until in self._relays.items() if until < now]:
             del self._relays[key]
-            self._board.effects.append(Relay(key, None))
+            self._board.effects.append(SendByRelay(key, None))
 
     # The proposer
 
@@ -195,7 +195,7 @@ class Recovery:
     def on_promise(self, sender: BoardId, promise: Promise) -> None:
         """Count a promise; propose when all have answered that are not gone."""
         if promise.ballot == self._ballot:
-            answer = Answer(
+            answer = VoterAnswer(
                 sender, promise.role, promise.standing, promise.vote, promise.checkpoint
             )  # fmt: skip
             self._answers[sender.key] = answer

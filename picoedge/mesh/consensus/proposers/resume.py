@@ -19,7 +19,7 @@ from picoedge.mesh.consensus.configuration import (
     BoardId,
     Configuration,
     Epoch,
-    Generation,
+    RunGeneration,
 )
 from picoedge.mesh.consensus.events import Broadcast, Freeze, Frozen
 from picoedge.mesh.consensus.messages import Configured, Survey, Surveyed
@@ -34,7 +34,7 @@ class Resumption:
 
     def __init__(self, board: Board, stuck: Callable[[], int]) -> None:
         self._board, self._stuck = board, stuck
-        self._generation: Generation | None = None  # of the own survey, and its answers
+        self._generation: RunGeneration | None = None  # of the own survey, and its answers
         self._answers: dict[BoardId, Surveyed] = {}
         self._since = 0
         self._asked: tuple[BoardId, Epoch, int] | None = None  # by whom, where frozen, since when
@@ -48,7 +48,7 @@ class Resumption:
         board, known = self._board, self._board.known
         if known is None or self._stuck() < board.timing.stuck:
             return False
-        self._generation = Generation(known.epoch.generation.number + 1, board.me)
+        self._generation = RunGeneration(known.epoch.generation.number + 1, board.me)
         self._answers, self._since = {}, board.hearing.ticks
         board.effects.append(Broadcast(Survey(self._generation)))
         board.to_self.append(Survey(self._generation))
@@ -88,7 +88,7 @@ class Resumption:
 
     # Making
 
-    def _collect(self, generation: Generation) -> None:
+    def _collect(self, generation: RunGeneration) -> None:
         """Ask again who has not answered: its state may be the newest."""
         board = self._board
         missing = board.hearing.heard_directly() - {b.key for b in self._answers}
@@ -103,7 +103,7 @@ class Resumption:
             others = {b: a for b, a in self._answers.items() if b.key != sender.key}
             self._answers = {**others, sender: answer}
 
-    def _make(self, generation: Generation) -> None:
+    def _make(self, generation: RunGeneration) -> None:
         """Learn the newest configuration first: the next generation is above all that are known."""
         self._generation = None
         board, answers = self._board, self._answers
@@ -116,7 +116,7 @@ class Resumption:
             return
         number = max(generation.number, known.epoch.generation.number + 1)
         configuration = choice.resumed(
-            board.view(), Generation(number, board.me), Ballot(1, 0, board.me), latest,
+            board.view(), RunGeneration(number, board.me), Ballot(1, 0, board.me), latest,
             [b for b in answers if not board.is_witness(b.key)],
         )  # fmt: skip
         board.adopt(configuration)

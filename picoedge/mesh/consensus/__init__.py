@@ -1,1 +1,1 @@
-"""Agreement of boards on who takes part in a run, and from which step on: a pure state machine."""
+"""Agreement on the boards of a run, and on the step from which they count: a pure state machine."""

@@ -102,7 +102,7 @@ class Acceptor:
         return self._board.me in accept.promisers
 
     def _accept_planned(self, sender: BoardId, accept: Accept) -> None:
-        """A planned change binds nobody who has promised; members fence themselves first.
+        """A planned change binds no board that has promised; members fence themselves first.
 
         A member that has sent a part of the step refuses: a check for time, not for safety.
         """

@@ -76,7 +76,7 @@ class ConfigurationId(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Names a state of the run: the step it is at, and whose sum took it there (None: nobody's).
+    """The name of a state of the run: its step, and the configuration whose sum led there, if any.
 
     States with the same step and maker are equal to the bit.
     """
@@ -96,8 +96,9 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Who makes the sums of a run from step `start` on. Tuples beside `members` follow their order.
+    """The boards that make the sums of a run from step `start` on, and their parts.
 
+    `holdings`, `weights` and `shares` follow the order of `members`.
     `source`: the member that has the sum which leads to `start`; those one step short ask it.
     `holdings`: micro-batches of step `start`, as bits, that members have finished already.
     `shares`: how many segments of the gradient each member sums up, one after the other.
@@ -149,7 +150,7 @@ def keys_of(boards: Collection[BoardId]) -> set[str]:
 
 
 def is_quorum(voters: Sequence[BoardId], keys: Collection[str]) -> bool:
-    """Whether boards with these keys may decide for `voters`, who are in rank order.
+    """Whether boards with these keys may decide for `voters`, which are in rank order.
 
     A majority may; exactly half may if the lowest rank is among them, so that of two boards one can
     go on alone. Any two quorums share a voter. Counted by key: a voter that has restarted votes on,

@@ -48,8 +48,8 @@ def duty(known: Configuration, me: BoardId, place: Place) -> Duty:
     """The duty of board `me` under the newest configuration it knows to be chosen.
 
     A board that is ahead of the start has completed, outside the quorum, a step that is redone: its
-    state counts no longer. So does that of a board further back than one step, which nobody need
-    have the sums for.
+    state counts no longer. Nor does that of a board further back than one step: the sums it lacks
+    need not be kept by any board.
     """
     running, state = place.running, place.state
     if me not in known.members:

@@ -106,7 +106,7 @@ class Hearing:
         if board.key in self.revoked or (peer and peer.incarnation > board.incarnation):
             return NEVER
         if peer is None:
-            return self.ticks  # nobody is suspected before this board has listened for a while
+            return self.ticks  # no board is suspected before this one has listened a while
         return peer.silent if direct else peer.quiet
 
     def heard_directly(self) -> frozenset[str]:

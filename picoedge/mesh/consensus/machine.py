@@ -4,7 +4,7 @@
     for effect in machine.start() + machine.on(Tick()): ...
 
 Boards agree on a chain of configurations (`configuration.py`): planned changes by the lowest rank
-(`planned.py`), failures by whoever notices (`recovery.py`, `choice.py`), with the votes of
+(`planned.py`), failures by any voter (`recovery.py`, `choice.py`), with the votes of
 `acceptor.py`; what a worker then does is in `duty.py`. Boards of the cluster are trusted to follow
 the protocol, as in Paxos and Raft: they may crash, restart, lose and delay frames, and be heard by
 some only. Frames of boards without a vote, of past processes, of earlier epochs and of revoked keys
@@ -254,7 +254,7 @@ class Machine:
         return False
 
     def _compare(self, sender: BoardId, theirs: Epoch | None) -> None:
-        """Whoever is behind is told of the newest configuration."""
+        """A board that is behind is told of the newest configuration; one ahead is asked for it."""
         board, known = self.board, self.board.known
         if sender.key in self._told:
             return

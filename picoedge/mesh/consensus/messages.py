@@ -74,7 +74,7 @@ class Request:
 class Suspect:
     """These boards are not heard here. With `failed`: does the receiver think so too?
 
-    A pre-vote (Ongaro, 9.6): nobody promises or stops anything for it.
+    A pre-vote (Ongaro, 9.6): no board promises or stops anything for it.
     """
 
     instance: Epoch

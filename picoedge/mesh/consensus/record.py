@@ -25,7 +25,7 @@ from picoedge.mesh.consensus.codec import (
 from picoedge.mesh.consensus.configuration import Configuration
 from picoedge.mesh.consensus.messages import Vote
 
-PLACE_BYTES = 128 << 10  # of each place: preallocated, so that a full disk takes nobody's vote
+PLACE_BYTES = 128 << 10  # of each place: preallocated, so that a full disk costs no board its vote
 _HEAD = struct.Struct("<8sQI16s")  # magic, sequence, bytes of JSON, their blake2b with the sequence
 _MAGIC = b"pe-vote1"
 

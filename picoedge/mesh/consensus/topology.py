@@ -1,4 +1,4 @@
-"""Who sums what, and who relays for whom: from uplinks and from who hears whom."""
+"""Shares of the sums and relays between members: from uplinks and from which boards hear which."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _rehearsed(
     source: ExampleSource, options: LoraOptions, settings: LoraSettings, pack: Pack,
     layout: AdapterLayout, arithmetic: Arithmetic, progress: Progress | None,
 ) -> RehearsedSource:  # fmt: skip
-    """The model writes a text, and what its head reads of it is kept."""
+    """The source, rehearsing a text of the model's own: what its head reads there is kept."""
     tell = progress or no_progress
     shape = settings.micro_batch, settings.length
     texts = own_text(

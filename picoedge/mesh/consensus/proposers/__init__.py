@@ -1,1 +1,1 @@
-"""Who proposes configurations: the lowest rank, whoever notices a failure, the owner."""
+"""Proposers of configurations: the lowest rank, a voter that notices a failure, the owner."""

@@ -53,7 +53,7 @@ class View:
 
 
 def successor(view: View, ballot: Ballot, answers: Collection[VoterAnswer]) -> Configuration | None:
-    """The configuration to propose; None where nothing may be: nobody has a state that counts."""
+    """The configuration to propose; None where no state or checkpoint may be continued from."""
     adopted = accepted(answers)
     if adopted is not None:
         return adopted
@@ -119,7 +119,7 @@ def _holdings(
 
 
 def _restored(view: View, ballot: Ballot, answers: Collection[VoterAnswer]) -> Configuration | None:
-    """A new generation from the newest checkpoint of the voters, when nobody has the state.
+    """A new generation from the newest checkpoint of the voters, when no member has the state.
 
     Only when *all* voters are there: a missing one may be asleep with a newer state, which the run
     would lose.

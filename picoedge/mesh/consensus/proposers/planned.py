@@ -83,7 +83,7 @@ class Planner:
     # Proposing
 
     def tick(self) -> None:
-        """Look at what is wanted, and ask again who has not answered."""
+        """Look at what is wanted, and ask the voters again."""
         self._forget()
         self._look_at_routes()
         self.propose()
@@ -214,7 +214,7 @@ class Planner:
     # Routes
 
     def _hears(self) -> dict[str, frozenset[str]]:
-        """Who hears whom, as they tell."""
+        """The keys that each board hears directly, by its own account."""
         hearing = self._board.hearing
         told = {
             key: frozenset(peer.beat.hears) for key, peer in hearing.peers.items()

@@ -2,9 +2,9 @@
 
 A board that suspects first asks; nothing stops for a question, so that a board with a bad link
 cannot disturb the others again and again (the disruptive server of Ongaro's thesis, 4.2.3; its
-pre-vote, 9.6). Without pre-votes a board that hears nobody makes all others freeze whenever it
-suspects. Who hears the suspected board relays for it from then on: a relay changes no bit of
-a sum, so nothing need be agreed for it.
+pre-vote, 9.6). Without pre-votes a board that hears no other makes all freeze whenever it suspects.
+A board that hears the suspected one relays for it from then on: a relay changes no bit of a sum, so
+nothing need be agreed for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MembershipRecovery:
         self._ballot = self._offer = self._agreed_since = None
 
     def tick(self) -> None:
-        """Look for progress, ask for relays and pre-votes, and again who has not answered."""
+        """Look for progress, ask for relays and pre-votes, and repeat what has no answer yet."""
         self._count()
         self._end_relays()
         self.look()

@@ -1,6 +1,6 @@
 """The owner's command: a run goes on without boards that a quorum would need.
 
-It is no agreement but a decision of the owner, who sees what may be lost: a *generation* of the run
+It is no agreement but a decision of the owner, told what may be lost: a *generation* of the run
 ends. The board that is told asks all that are there where they stand, and makes the configuration
 that begins the next one from the highest state or checkpoint among them.
 
@@ -26,7 +26,7 @@ from picoedge.mesh.consensus.messages import Configured, Survey, Surveyed
 from picoedge.mesh.consensus.proposers import choice
 
 ANSWER_TICKS = 8  # at most, for the answers of all boards that are heard
-THAW_TICKS = 12  # a survey whose command died stops nobody for longer
+THAW_TICKS = 12  # a survey whose command died stops no board for longer
 
 
 class Resumption:
@@ -89,7 +89,7 @@ class Resumption:
     # Making
 
     def _collect(self, generation: RunGeneration) -> None:
-        """Ask again who has not answered: its state may be the newest."""
+        """Ask again until all boards that are heard have answered: any state may be the newest."""
         board = self._board
         missing = board.hearing.heard_directly() - {b.key for b in self._answers}
         if not missing or board.hearing.ticks - self._since >= ANSWER_TICKS:

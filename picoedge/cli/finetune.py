@@ -167,11 +167,11 @@ def _run(
     training.draw_curves(folder, run.options.out.name, None)
     if outcome.reason == STOPPED:
         data = " ".join(f"--data {path}" for path in run.settings.data)
-        again = f"finetune {pack.path} {data} --out {run.options.out} --resume"
+        again = f"finetune {values['model']} {data} --out {run.options.out} --resume"
         training.tell_stopped(folder, outcome, run.settings.steps, again)
         return training.EXIT_SIGNAL + stopped_by
     step = run.write(outcome)
-    _tell_result(run, outcome, step, values["as_json"])
+    _tell_result(run, outcome, step, values["model"], values["as_json"])
     return 0
 
 
@@ -217,10 +217,10 @@ def _tell_plan(run: LoraRun) -> None:
     training.tell_slow_kernels(run, "many times")
 
 
-def _tell_result(run: LoraRun, outcome: Outcome, step: int, as_json: bool) -> None:
+def _tell_result(run: LoraRun, outcome: Outcome, step: int, model: str, as_json: bool) -> None:
     out, record = run.options.out, outcome.record
     held_out = record.best if step == record.best_step else record.held_out
     written = training.Written("written_step", step, f"of step {step}", held_out)
     training.print_run(run, outcome, written, as_json=as_json)
-    say(f"talk with it: picoedge chat {run.pack.path} --adapter {out}; {run.folder.path} is "
+    say(f"talk with it: picoedge chat {model} --adapter {out}; {run.folder.path} is "
          "needed no more")  # fmt: skip

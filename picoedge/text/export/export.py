@@ -80,15 +80,18 @@ def write_from_gguf(metadata: Mapping[str, Any], folder: Path) -> None:
     The tokenizer is loaded once as a check. Raises TextError where the metadata is damaged or of
     an unsupported kind, StorageError where the disk fails.
     """
-    template = text_value(metadata, "tokenizer.chat_template")
-    architecture = text_value(metadata, "general.architecture") or ""
-    tokens = () if template else texts(metadata, "tokens")
-    template = template or fallback_template(architecture, frozenset(tokens).__contains__)
+    template = text_value(metadata, "tokenizer.chat_template") or _template_by_tokens(metadata)
     with storing(folder):
         names = written_names(template)
         settings = from_gguf.write_gguf_tokenizer(metadata, folder, names)
         settings.write(folder)
     _write_template(folder, template, settings)
+
+
+def _template_by_tokens(metadata: Mapping[str, Any]) -> str | None:
+    """See `fallback_template`. Tokens of a large vocabulary are 20 MB: they are kept no longer."""
+    architecture = text_value(metadata, "general.architecture") or ""
+    return fallback_template(architecture, frozenset(texts(metadata, "tokens")).__contains__)
 
 
 def write_from_huggingface(source_folder: Path, folder: Path) -> None:

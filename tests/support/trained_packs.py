@@ -19,7 +19,7 @@ from picoedge.text.tokenizer.base import SENTENCEPIECE_FILE, AddedToken, TextSet
 from picoedge.train.presets import preset
 from picoedge.train.state.layout import Layout
 
-_TEXT = Path(__file__).parents[2] / "README.md"
+_TEXT = Path(__file__).parents[1] / "data/words.txt"
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>"
     "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -80,7 +80,7 @@ def trained_pack(folder: Path, name: str = "1m", seed: int = 0) -> Pack:
 
 
 def write_sentencepiece(source: ModelSource, folder: Path) -> None:
-    """A BPE tokenizer with bytes, trained on the README, and a template."""
+    """A BPE tokenizer with bytes, trained on a text of its own, and a template."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(_TEXT.read_text(encoding="utf-8").splitlines()),

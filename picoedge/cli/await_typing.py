@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import select
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
-
-try:
-    import termios
-except ImportError:  # pragma: no cover - not on Unix
-    termios = None  # type: ignore[assignment]
 
 Attend = Callable[[Callable[[], None]], None]
 """Work at a prompt. It calls its argument before it writes lines, which clears the prompt."""
@@ -57,7 +53,7 @@ def _unread_keys(stdin: int) -> Iterator[Callable[[], bool] | None]:
 
     It returns False where the terminal is gone.
     """
-    if termios is None or not os.isatty(stdin):
+    if not os.isatty(stdin):
         yield None
         return
     before = termios.tcgetattr(stdin)

@@ -189,12 +189,11 @@ class Arranger:
             aside = fetched.enter_context(self._fetch(wanted)) if wanted else None
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)
-            on_plan = self._tell_plan
             if len(handles) == 1:
-                loaded = load_model(self._pack, options, self._progress, on_plan=on_plan)
+                loaded = load_model(self._pack, options, self._progress, on_plan=self._tell_plan)
             else:
                 group = WorkerGroup(directory, handles, plan.chosen, self._tell, self._progress)
-                group.start(self._pack, options, aside, on_plan)
+                group.start(self._pack, options, aside, self._tell_plan)
                 loaded = group.slice
             failing.pop_all()
         self._first = self._first or present

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from picoedge.cluster.arrangement import Arrangement, Arranger, report_of
 from picoedge.cluster.recovery import (
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 # Between attempts that fail while no question is asked, the first time and at most.
 _REST_S, _LONGEST_REST_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
+
+T = TypeVar("T")
 
 
 class Tell(Protocol):
@@ -247,15 +250,19 @@ class ClusterModel:
             self._wait(decision)
 
     def _try_pass(self, *, is_prompt: bool) -> F32 | MeshError:
-        """The logits, or the failure that ended the group. Any other error ends the group, too."""
+        """The logits, or the failure that ended the group."""
+        return self._unless_lost(partial(self._pass, is_prompt))
+
+    def _unless_lost(self, call: Callable[[], T]) -> T | MeshError:
+        """What it returns, or the loss that ended the group. Any other error ends it, too."""
         with ExitStack() as failing:
             failing.callback(self._end_group)
             try:
-                logits = self._pass(is_prompt)
+                result = call()
             except (BoardLostError, UnlinkedError) as error:
                 return without_frames(self._explained(error))
             failing.pop_all()
-            return logits
+            return result
 
     def _pass(self, is_prompt: bool) -> F32:
         at = self._arrangement
@@ -283,12 +290,15 @@ class ClusterModel:
 
     def _before_answer(self) -> None:
         self._decide(Asked())
-        if self._arrangement is not None and (rested := self._speeds.rested()):
-            self._redistribute(*rested)
+        self._include_rested()
         now_s = clock_s()
         if self._arrangement is not None and now_s - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
             self._take_in_others()
+
+    def _include_rested(self) -> None:
+        if self._arrangement is not None and (rested := self._speeds.rested()):
+            self._redistribute(*rested)
 
     def attend(self, clear: Callable[[], None]) -> None:
         """Find boards that are lost or back while nothing is asked, and be ready for a question.
@@ -309,10 +319,12 @@ class ClusterModel:
                     self._failed(without_frames(error))
 
     def _be_ready(self) -> None:
-        if (lost := self._loss()) is not None:
-            self._failed(lost)
-        if self._arrangement is not None and (rested := self._speeds.rested()):
-            self._redistribute(*rested)
+        at = self._arrangement
+        if at is not None and at.group is not None:
+            lost = self._unless_lost(at.group.daemons.check)
+            if lost is not None:
+                self._failed(lost)
+        self._include_rested()
         if self._arrangement is not None:
             self._take_in_others(self._served)
         if self._arrangement is None:
@@ -321,20 +333,6 @@ class ClusterModel:
             logits = self._try_pass(is_prompt=True)  # whose cache the next question needs
             if isinstance(logits, MeshError):
                 raise logits
-
-    def _loss(self) -> MeshError | None:
-        """The loss of a board since the last look, which ends the group."""
-        at = self._arrangement
-        if at is None or at.group is None:
-            return None
-        with ExitStack() as failing:
-            failing.callback(self._end_group)
-            try:
-                at.group.daemons.check()
-            except (BoardLostError, UnlinkedError) as error:
-                return without_frames(self._explained(error))
-            failing.pop_all()
-        return None
 
     def _take_in_others(self, wanted: Collection[str] | None = None) -> None:
         """Assemble anew over boards that have come back, if the plan is better with them.

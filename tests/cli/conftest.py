@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import shelf_models
 from cli_runs import MB, TEMPLATE, Ran, Run, default_kernels, forget_settings, run_here
+from terminal import Terminal
 
 from picoedge.engine import fit
 from picoedge.registry.packing import pack_model
@@ -45,3 +47,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
     monkeypatch.setattr(fit, "release_pages", lambda *args: None)
     return 40 + fit.GROWTH_BYTES // MB
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[list[Terminal]]:
+    """For terminals that a test opens, which are closed after it."""
+    opened: list[Terminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,14 +196,6 @@ def test_lists_name_the_adapter(
     assert run("chats", "show", "1").out == ">>> hello\nHi!\n"
     for number, adapter in (("1", None), ("2", kept(adapters[0]).to_json())):
         assert json.loads(run("chats", "show", number, "--json").out)["adapter"] == adapter
-
-
-@pytest.fixture
-def terminals(tmp_path: Path) -> Iterator[list[Terminal]]:
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.close()
 
 
 def test_what_is_begun_on_a_terminal_goes_on_there(

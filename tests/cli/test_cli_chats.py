@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,14 +113,6 @@ def test_a_chat_of_this_model_that_is_not_there(run: Run, folder: ChatFolder, pa
     assert "no chat with tiny is kept" in ran.err
     assert run("chat", pack, "--continue", "9", "-p", "more").code == 2
     assert "'raven' is no chat" in run("chat", pack, "--continue", "raven", "-p", "more").err
-
-
-@pytest.fixture
-def terminals(tmp_path: Path) -> Iterator[list[Terminal]]:
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.close()
 
 
 def test_a_chat_goes_on_after_a_kill_in_an_answer(

@@ -30,11 +30,11 @@ class Checks:
         self.votes: dict[Any, dict[Any, set[str]]] = {}  # instance: (ballot, identity): keys
         self.finals: dict[Any, Any] = {}  # (generation, step): digests
         self.replicas: dict[Any, Any] = {}  # (maker, step): digests
-        self.top: dict[Any, int] = {}  # generation: the last step that somebody has applied
+        self.top: dict[Any, int] = {}  # generation: the last step that any board has applied
         self.moved: set[Any] = set()  # processes that have applied a sum
 
     def begin(self, configuration: Any) -> None:
-        """The first configuration is chosen by nobody."""
+        """The first configuration is given, not chosen."""
         self.configurations[configuration.epoch] = configuration
 
     def sent(self, shell: Any, message: Any) -> None:
@@ -73,7 +73,7 @@ class Checks:
         return self.configurations.get(epoch)
 
     def adopted(self, shell: Any, configuration: Any) -> None:
-        """An epoch has one configuration, whoever adopts it."""
+        """An epoch has one configuration on all boards that adopt it."""
         is_new = configuration.epoch not in self.configurations
         first = self.configurations.setdefault(configuration.epoch, configuration)
         if first != configuration:
@@ -87,7 +87,7 @@ class Checks:
             self.began(configuration)
 
     def began(self, configuration: Any) -> None:
-        """A generation that the boards make themselves loses no state that somebody still has."""
+        """A generation that the boards make themselves loses no state that a board still has."""
         self.sim.counts["generations"] += 1
         generation = configuration.epoch.generation
         if generation.maker.key or not generation.number:

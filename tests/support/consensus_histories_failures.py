@@ -51,7 +51,7 @@ def cut_link(seed: int) -> None:
 
 
 def disruptive(seed: int) -> None:
-    """B hears nobody but is heard: it suspects all, and stops nobody for longer than its part."""
+    """B hears no board but is heard: it suspects all, and stops none for longer than its part."""
     sim = Simulator(seed, 5, 5, 0)
     sim.run(6)
     sim.cuts = {(key, "b") for key in sim.keys}
@@ -62,7 +62,7 @@ def disruptive(seed: int) -> None:
 
 
 def false_suspicion(seed: int) -> None:
-    """A voter says again and again that all are gone, with ballots: nobody stops for it."""
+    """A voter says again and again that all are gone, with ballots: no board stops for it."""
     sim = Simulator(seed, 4, 4, 0)
     sim.run(6)
     before, newest = failures(sim), sim.newest()
@@ -131,7 +131,7 @@ def two_proposers(seed: int) -> None:
 
 
 def all_propose(seed: int) -> None:
-    """Everybody proposes, and who accepted what is heard late."""
+    """All boards propose, and acceptances are heard late."""
     for i in range(6):
         sim = Simulator(6 * seed + i, 3, 3, 0)
         sim.run(6)
@@ -203,7 +203,7 @@ def accepted_alone(seed: int) -> None:
 
 
 def witness_exchanged(seed: int) -> None:
-    """A witness that falls silent is exchanged, and nobody stops for it."""
+    """A witness that falls silent is exchanged, and no board stops for it."""
     sim = Simulator(seed, 6, 4, 2)
     sim.run(8)
     newest = sim.newest()

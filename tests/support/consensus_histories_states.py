@@ -68,7 +68,7 @@ def own_fence(seed: int) -> None:
 
 
 def leaver_leads(seed: int) -> None:
-    """The lowest rank leaves, and all others want something too: nobody waits."""
+    """The lowest rank leaves, and all others want something too: no board waits."""
     sim = Simulator(seed, 5, 4, 1)
     sim.run(6)
     before = failures(sim)

@@ -135,7 +135,7 @@ class Faults:
                 self.sim.tell(one, e.Resume())
 
     def ambush(self, key: str) -> None:
-        """Something befalls whoever is about to say or do a certain thing next, or all others."""
+        """The board that does a certain thing next is struck at that moment, or all others are."""
         sim, chance = self.sim, self.chance
         deeds = (
             lambda shell, effect: sim.crash(shell.key),

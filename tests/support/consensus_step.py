@@ -1,6 +1,6 @@
 """Steps and sums as the simulator of agreement has them, with hand-over of micro-batches.
 
-A micro-batch is a number, a sum is the list of who contributed which, and the state of a segment is
+A micro-batch is a number, a sum the list of contributions by board, and the state of a segment is
 a hash of its history: two boards with the same hash have applied the same sums.
 """
 
@@ -354,7 +354,7 @@ class Step:
             self.work()
 
     def take_back(self) -> None:
-        """An offer that nobody took."""
+        """An offer that no board took."""
         for batch in [b for b, at in self.offered.items() if self.now() - at > OFFER_S]:
             del self.offered[batch]
             self.todo.append(batch)

@@ -1,4 +1,4 @@
-"""Frames that must change nothing, whoever sends them; what is asked for, and in which order."""
+"""Frames that must change nothing, from any sender; what is asked for, and in which order."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.daemon.workers import Kept, Reservation, Workers, untaken_bytes
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.jobs.spec import WorkerConfig, read_session
-from picoedge.mesh.node.membership import Change
+from picoedge.mesh.node.liveness import Change
 from picoedge.mesh.transport.messages import Pending
 from picoedge.mesh.transport.server import Sender
 
@@ -74,7 +74,7 @@ class BoardService:
         node.rpc.on("job-start", self._start)
         node.rpc.on("job-release", self._release)
         node.rpc.on_gone(lambda sender: self._gone(sender.route))
-        node.peers.membership.on_change(self._changed)
+        node.peers.liveness.on_change(self._changed)
         self._relays = Relays(node.rpc, self._endpoint)
         self._handover = Handover(node.rpc, self._endpoint)
         self._reports = BoardReport(node.identity.keys.public, node.name_of)

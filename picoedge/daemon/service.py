@@ -37,7 +37,7 @@ from picoedge.mesh.transport.listening import ANY_PORT
 from picoedge.mesh.transport.messages import PING_BYTES, RawReply
 
 if TYPE_CHECKING:
-    from picoedge.mesh.node.membership import Change
+    from picoedge.mesh.node.liveness import Change
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
@@ -61,7 +61,7 @@ class Daemon:
         node.rpc.on("pack-offer", self._offer_pack)
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
-        node.peers.membership.on_change(self._tell_change)
+        node.peers.liveness.on_change(self._tell_change)
         node.peers.read_state = read_report
         self._resources = ExitStack()
         folder, incarnation = node.identity.folder, node.peers.incarnation
@@ -139,7 +139,7 @@ class Daemon:
                 "condition": member.condition.value,
                 "report": member.report,
             }
-            for key, member in sorted(peers.membership.members.items())
+            for key, member in sorted(peers.liveness.members.items())
         ]
         # An earlier version asks for one page only: boards that are here come first.
         others.sort(key=lambda board: board["condition"] not in PRESENT)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from picoedge.engine.fit import LoadedModel, MemoryFit, Speeds
     from picoedge.engine.session import LanguageModel, Prompt, Prompter, Session
     from picoedge.kernels.api import Kernels
-    from picoedge.model.layers import Reduce
+    from picoedge.model.bound_kernels import Reduce
     from picoedge.model.transformer import BroadcastInput, GatherLogits
     from picoedge.planner.memory import MemoryPlan
     from picoedge.progress import Progress

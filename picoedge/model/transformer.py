@@ -34,7 +34,7 @@ from picoedge.kernels.api import (
     Residual,
 )
 from picoedge.kernels.arrays import F32
-from picoedge.model.layers import (
+from picoedge.model.bound_kernels import (
     AdaptedSpanKernels,
     HeadKernel,
     Lane,

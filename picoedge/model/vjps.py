@@ -26,7 +26,7 @@ from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.training import Attention, TrainingKernels
 from picoedge.model.activations import Activations
-from picoedge.model.layers import rope_tables
+from picoedge.model.bound_kernels import rope_tables
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at once: a block of the products' order
 

@@ -13,7 +13,7 @@ from picoedge.config import ModelConfig, RopeScaling
 from picoedge.errors import UsageError
 from picoedge.files import disk_full, free_bytes, make_folder, sync, writing
 from picoedge.kernels.arrays import F32
-from picoedge.model.layers import inverse_frequencies
+from picoedge.model.bound_kernels import inverse_frequencies
 from picoedge.progress import Progress, no_progress
 from picoedge.store.export.floats import FloatType
 from picoedge.store.export.gguf_export import GgufExport

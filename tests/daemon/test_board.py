@@ -19,7 +19,7 @@ from picoedge.jobs.status import read_report
 from picoedge.kernels import native
 from picoedge.mesh.identity.identity import load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
-from picoedge.mesh.node.membership import Condition, Membership, Timing
+from picoedge.mesh.node.liveness import Condition, Liveness, Timing
 
 
 @pytest.fixture
@@ -257,9 +257,9 @@ def test_what_is_no_session_is_refused(board: Board, session: Any) -> None:
 
 def condition(board: Board) -> Condition:
     """What the others take the board for, from its own state."""
-    membership = Membership(lambda: 0.0, Timing())
-    membership.heard("board", 1, 1, board.state())
-    return membership.members["board"].condition
+    liveness = Liveness(lambda: 0.0, Timing())
+    liveness.heard("board", 1, 1, board.state())
+    return liveness.members["board"].condition
 
 
 def test_whatever_a_board_says_of_itself_is_kept_by_the_others(board: Board) -> None:

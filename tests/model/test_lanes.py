@@ -13,7 +13,7 @@ from window_models import keep_none, keep_others, plan_of, windowed
 
 from picoedge.kernels.arrays import F64
 from picoedge.kernels.loader import load_kernels
-from picoedge.model.layers import LANE_STEP, LANES_FROM, Reduce, lanes_of
+from picoedge.model.bound_kernels import LANE_STEP, LANES_FROM, Reduce, lanes_of
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 

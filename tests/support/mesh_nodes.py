@@ -14,7 +14,7 @@ from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.admission import found_cluster
 from picoedge.mesh.identity.identity import Identity, KeyPair, create_identity, load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
-from picoedge.mesh.node.membership import Change, Timing
+from picoedge.mesh.node.liveness import Change, Timing
 from picoedge.mesh.node.node import Node
 from picoedge.mesh.transport.client import Client
 
@@ -54,7 +54,7 @@ class Running:
             self.context, identity, roster, LOOPBACK, peers, timing=timing, log=self._log, **options
         )
         self.address = self.node.address
-        self.node.peers.membership.on_change(self._changed)
+        self.node.peers.liveness.on_change(self._changed)
         self._thread = threading.Thread(target=self._run, name=identity.name)
         self.fault: BaseException | None = None
 

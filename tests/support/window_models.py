@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from picoedge.kernels.loader import load_kernels
-from picoedge.model.layers import Reduce
+from picoedge.model.bound_kernels import Reduce
 from picoedge.model.transformer import Transformer
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice, Unit

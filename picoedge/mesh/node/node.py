@@ -19,7 +19,7 @@ from picoedge.mesh.identity.admission import Invites, admit
 from picoedge.mesh.identity.identity import MAX_NAME, Identity, load_signing_key
 from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.identity.roster import Roster, RosterFile
-from picoedge.mesh.node.membership import Timing
+from picoedge.mesh.node.liveness import Timing
 from picoedge.mesh.node.peers import Peers
 from picoedge.mesh.node.rpc import Rpc
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits

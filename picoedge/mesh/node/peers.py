@@ -23,7 +23,7 @@ from picoedge.mesh.node.finder import (
     listed_addresses,
     read_addresses,
 )
-from picoedge.mesh.node.membership import Membership, Timing
+from picoedge.mesh.node.liveness import Liveness, Timing
 from picoedge.mesh.transport.messages import Body
 from picoedge.mesh.transport.server import Sender
 
@@ -96,7 +96,7 @@ class Peers:
         self._identity = identity
         self._roster_file = roster_file
         self._timing = timing
-        self.membership = Membership(rpc.loop.clock, timing)
+        self.liveness = Liveness(rpc.loop.clock, timing)
         self.book = AddressBook(identity.folder)
         self._finder = Finder(rpc.loop, rpc.dialer, self.book, rpc.log)
         self._finder.add_seeds(seeds)
@@ -208,7 +208,7 @@ class Peers:
     def _met(self, key: str, hello: Hello, addresses: tuple[Address, ...]) -> None:
         self.boards[key] = PeerBoard(hello.incarnation, hello.digest, addresses[0])
         self.book.add_seen(key, addresses)
-        self.membership.heard(key, hello.incarnation)
+        self.liveness.heard(key, hello.incarnation)
         # It has not received what was sent to all before it came.
         self._rpc.loop.after(0.0, lambda: self._introduce(key))
 
@@ -237,7 +237,7 @@ class Peers:
         if incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of a process that did not say hello")
         board.digest = digest
-        self.membership.heard(str(peer), incarnation, sequence, self.read_state(state))
+        self.liveness.heard(str(peer), incarnation, sequence, self.read_state(state))
         self._send_roster(str(peer), board)
 
     def _is_daemon(self, peer: str) -> bool:
@@ -261,7 +261,7 @@ class Peers:
     def _leave(self, peer: str, body: Body) -> None:
         incarnation = Fields(body).integer("incarnation")
         if peer in self.boards and self._is_daemon(peer):
-            self.membership.left(str(peer), incarnation)
+            self.liveness.left(str(peer), incarnation)
 
     def _spread(self) -> None:
         for key, board in list(self.boards.items()):
@@ -276,12 +276,12 @@ class Peers:
                 board.sent_roster = ours, board.digest
 
     def _revoke(self) -> None:
-        for key in self._roster_file.roster.revoked.keys() - self.membership.revoked:
+        for key in self._roster_file.roster.revoked.keys() - self.liveness.revoked:
             self._rpc.server.disconnect_key(key)
             self._rpc.dialer.close_key(key)
             self.book.known.pop(key, None)
             self.boards.pop(key, None)
-            self.membership.revoke(key)
+            self.liveness.revoke(key)
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Peers:
         rpc.enforce_limits()
         self._reload_roster()
         self._beat_all()
-        self.membership.check_timeouts()
+        self.liveness.check_timeouts()
         if self.book.has_news and rpc.loop.clock() - self._shared_s >= self._timing.seek_s:
             self._share_book()
         if self._finder.is_due or rpc.loop.clock() - self._sought_s >= self._timing.seek_s:

@@ -16,7 +16,7 @@ from picoedge.kernels.f48 import EXCEPTION, F48_BYTES
 from picoedge.kernels.loader import load_f48, load_kernels
 from picoedge.mesh.group.allreduce import chunks
 from picoedge.mesh.group.codecs import F48_FROM, F48Codec, is_cut
-from picoedge.model.layers import Reduce
+from picoedge.model.bound_kernels import Reduce
 from picoedge.model.transformer import Transformer
 
 TOKENS = [(31 * i + 7) % VOCAB for i in range(9)]

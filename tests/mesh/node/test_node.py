@@ -15,7 +15,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError, UsageError
 from picoedge.mesh.addresses import Address
 from picoedge.mesh.identity.identity import KeyPair, load_signing_key
 from picoedge.mesh.identity.roster import RosterFile
-from picoedge.mesh.node.membership import Change
+from picoedge.mesh.node.liveness import Change
 from picoedge.mesh.transport.client import Client
 from picoedge.mesh.transport.frames import Header, Kind, unpack
 from picoedge.mesh.transport.limits import DEFAULT_LIMITS, Limits

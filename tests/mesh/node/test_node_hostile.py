@@ -205,7 +205,7 @@ def test_what_a_heartbeat_says_is_bounded_and_forgotten(ada: Board, context: Any
     state = {"does": "x" * 900_000, "deep": [[1] * 1000], "n" * 1000: 1, "load": 7}
     hello = {**ada.do(ada.node.peers._own_hello), "name": "eve", "incarnation": 5}
     beat = {"incarnation": 5, "sequence": 1, "digest": "", "state": state}
-    members = ada.node.peers.membership.members
+    members = ada.node.peers.liveness.members
     with ada.client(context, ada.eve) as client:
         client.ask("hello", hello)
         client.push("beat", beat)

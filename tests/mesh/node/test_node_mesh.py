@@ -17,7 +17,7 @@ from picoedge.mesh.identity.admission import Invitation, Invites, joining_keys, 
 from picoedge.mesh.identity.identity import KeyPair, load_signing_key
 from picoedge.mesh.identity.lifetime import Moment
 from picoedge.mesh.node.join import ask_to_join, join
-from picoedge.mesh.node.membership import Change
+from picoedge.mesh.node.liveness import Change
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_boards_greet_and_hear_each_other(tmp_path: Path) -> None:
     with running(ada, bob):
         ada.wait_for(bob, Change.SLOWED)
         bob.wait_for(ada, Change.JOINED)
-        report = ada.do(lambda: ada.node.peers.membership.members[bob.key].report)
+        report = ada.do(lambda: ada.node.peers.liveness.members[bob.key].report)
         assert report == {"stalled_on": "disk"}
 
 
@@ -95,7 +95,7 @@ def test_a_restarted_daemon_is_another(tmp_path: Path) -> None:
             ada.wait_for(bob, Change.JOINED)
         with running(again):
             ada.wait_for(bob, Change.RESTARTED)
-        member = ada.do(lambda: ada.node.peers.membership.members[bob.key])
+        member = ada.do(lambda: ada.node.peers.liveness.members[bob.key])
     assert bob.node.peers.incarnation != again.node.peers.incarnation == member.incarnation
 
 
@@ -185,7 +185,7 @@ def test_two_clusters_do_not_see_each_other(tmp_path: Path, context: Any) -> Non
         ):
             client.ask("roster")
         eve.do(lambda: eve.node.peers.hint(ada.key, ada.address))
-        assert not eve.do(lambda: eve.node.peers.membership.members)
+        assert not eve.do(lambda: eve.node.peers.liveness.members)
     assert not ada.changes
     assert not eve.changes
 

@@ -19,7 +19,7 @@ from picoedge.errors import AccessError, BoardLostError, MeshError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.cluster_folder import find_local, published_daemon
 from picoedge.mesh.identity.identity import Identity
-from picoedge.mesh.node.membership import Change
+from picoedge.mesh.node.liveness import Change
 from picoedge.mesh.transport.client import Client, connect_local
 from picoedge.mesh.transport.server import Sender
 

@@ -28,7 +28,7 @@ from picoedge.errors import MeshError, ProtocolError
 from picoedge.jobs.spec import VERSION_1
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import Identity, KeyPair, load_signing_key
-from picoedge.mesh.node.membership import Change
+from picoedge.mesh.node.liveness import Change
 from picoedge.mesh.transfer.donor_client import DonorClient
 from picoedge.mesh.transfer.puller import pull
 from picoedge.mesh.transport.client import Client
@@ -134,7 +134,7 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
         bob.send("beat", {"incarnation": 5, "sequence": 1, "digest": "", "state": {"waiting": 3}})
         report: dict[str, Any] = {}
         while not report:
-            members = ada.do(lambda: ada.node.peers.membership.members)
+            members = ada.do(lambda: ada.node.peers.liveness.members)
             report = dict(members[pair[1].keys.public].report)
         assert report == {"queue_length": 3}
         assert not ada.saw(pair[1].keys.public, Change.SLOWED), "a queue is no stalled disk"

@@ -1,6 +1,6 @@
-"""Membership: the boards that were heard, and their condition, by heartbeats and their absence.
+"""Liveness: the boards that were heard, and their condition, by heartbeats and their absence.
 
-Events of different boards commute: the same events end in the same membership. For one board, a
+Events of different boards commute: the same events end in the same liveness. For one board, a
 report older than the last one changes nothing.
 """
 
@@ -35,7 +35,7 @@ class Condition(str, Enum):
 
 
 class Change(str, Enum):
-    """A change of one board's membership."""
+    """A change of one board's liveness."""
 
     JOINED = "joined"
     RESTARTED = "restarted"  # another process under the same key: it has no state of the last one
@@ -69,7 +69,7 @@ class Member:
         return (*self.past_incarnations, self.incarnation)[-PAST_INCARNATIONS:]
 
 
-class Membership:
+class Liveness:
     """Every board ever heard of, by key, and the revoked keys. Events happen at `clock()`.
 
     `clock` is in seconds and monotonic.

@@ -1,4 +1,4 @@
-"""Membership: which boards are here, in whatever order they are heard."""
+"""Liveness: which boards are here, in whatever order they are heard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.mesh.node.membership import PAST_INCARNATIONS, Change, Condition, Membership, Timing
+from picoedge.mesh.node.liveness import PAST_INCARNATIONS, Change, Condition, Liveness, Timing
 
 KEYS = st.sampled_from(["ada", "bob", "cyd"])
 INCARNATIONS = st.integers(1, 4)
@@ -25,28 +25,28 @@ Event = tuple[Any, ...]
 
 
 class History:
-    """A membership to which events happen; `changes` come from the last event."""
+    """A liveness to which events happen; `changes` come from the last event."""
 
     def __init__(self, beat_s: float = 60.0) -> None:  # a long one: this process never stands still
         self.now_s = 0.0
         self.changes: list[tuple[str, Change]] = []
-        self.membership = Membership(lambda: self.now_s, Timing(beat_s=beat_s))
-        self.membership.on_change(lambda key, change: self.changes.append((key, change)))
+        self.liveness = Liveness(lambda: self.now_s, Timing(beat_s=beat_s))
+        self.liveness.on_change(lambda key, change: self.changes.append((key, change)))
 
     def happen(self, event: Event, passed_s: float = 0.0) -> None:
         self.now_s += passed_s
         self.changes.clear()
         name, *values = event
-        getattr(self.membership, name)(*values)
+        getattr(self.liveness, name)(*values)
 
-    def after(self, *events: Event) -> Membership:
+    def after(self, *events: Event) -> Liveness:
         for event in events:
             self.happen(event)
-        return self.membership
+        return self.liveness
 
     def here(self) -> list[str]:
         """Keys of the boards that are alive or slow, in order."""
-        return sorted(key for key, member in self.membership.members.items() if member.is_here)
+        return sorted(key for key, member in self.liveness.members.items() if member.is_here)
 
 
 def play(
@@ -55,7 +55,7 @@ def play(
     """Have `check` look after each event; it is also given the members before."""
     played = History()
     for event, passed_s in history:
-        before = dict(played.membership.members)
+        before = dict(played.liveness.members)
         played.happen(event, passed_s)
         check(played, before, event)
 
@@ -64,7 +64,7 @@ def play(
 def test_every_change_of_a_condition_is_told(history: list[tuple[Event, float]]) -> None:
     def check(played: History, before: dict[str, Any], event: Event) -> None:
         conditions = {key: member.condition for key, member in before.items()}
-        members = played.membership.members.items()
+        members = played.liveness.members.items()
         if conditions != {key: member.condition for key, member in members}:
             assert played.changes
 
@@ -76,7 +76,7 @@ def test_what_was_replaced_never_comes_back(history: list[tuple[Event, float]]) 
     gone: dict[str, set[int]] = {}
 
     def check(played: History, before: dict[str, Any], event: Event) -> None:
-        for key, member in played.membership.members.items():
+        for key, member in played.liveness.members.items():
             old = before.get(key)
             if old is not None and old.incarnation != member.incarnation:
                 gone.setdefault(key, set()).add(old.incarnation)
@@ -108,8 +108,8 @@ def test_a_revoked_key_is_gone_for_good(history: list[tuple[Event, float]]) -> N
 
     def check(played: History, before: dict[str, Any], event: Event) -> None:
         revoked.update(event[1:] if event[0] == "revoke" else ())
-        assert played.membership.revoked == revoked
-        assert not revoked & played.membership.members.keys()
+        assert played.liveness.revoked == revoked
+        assert not revoked & played.liveness.members.keys()
 
     play(history, check)
 
@@ -125,8 +125,8 @@ def test_boards_do_not_mind_each_others_order(events: list[Event], random: Any) 
     mixed = History()
     while any(queues.values()):
         mixed.happen(random.choice([queue for queue in queues.values() if queue]).pop(0))
-    assert mixed.membership.members == ordered.members
-    assert mixed.membership.revoked == ordered.revoked
+    assert mixed.liveness.members == ordered.members
+    assert mixed.liveness.revoked == ordered.revoked
 
 
 @given(st.permutations([(sequence, {"step": sequence}) for sequence in range(6)]))
@@ -139,10 +139,10 @@ def test_a_restart_is_another_process() -> None:
     history = History()
     history.after(("heard", "ada", 1, 9, {"step": 4}), ("heard", "ada", 2))
     assert history.changes == [("ada", Change.RESTARTED)]
-    restarted = history.membership.members["ada"]
+    restarted = history.liveness.members["ada"]
     assert restarted.report == {}
     history.happen(("heard", "ada", 1, 10))
-    assert (history.membership.members["ada"], history.changes) == (restarted, [])
+    assert (history.liveness.members["ada"], history.changes) == (restarted, [])
 
 
 @pytest.mark.parametrize("wait_s", [0.99, 1.0])
@@ -151,7 +151,7 @@ def test_silence_and_return(wait_s: float) -> None:
     history.happen(("heard", "ada", 1, 3, {"memory": 7}))
     history.happen(("check_timeouts",), wait_s)
     assert history.changes == ([] if wait_s < 1 else [("ada", Change.DIED)])
-    assert history.membership.members["ada"].report == ({"memory": 7} if wait_s < 1 else {})
+    assert history.liveness.members["ada"].report == ({"memory": 7} if wait_s < 1 else {})
     history.happen(("heard", "ada", 1, 4), 1.0)
     assert history.changes == ([] if wait_s < 1 else [("ada", Change.RETURNED)])
     assert history.here() == ["ada"]
@@ -169,12 +169,12 @@ def test_the_silence_of_a_board_that_was_stopped_itself_is_its_own() -> None:
 def test_slow_is_not_dead() -> None:
     history = History()
     history.after(("heard", "ada", 1, 1), ("heard", "ada", 1, 2, {"stalled_on": "disk"}))
-    assert history.membership.members["ada"].condition is Condition.SLOW
+    assert history.liveness.members["ada"].condition is Condition.SLOW
     assert history.here() == ["ada"]
     history.happen(("heard", "ada", 1, 3))
     assert history.changes == [("ada", Change.RECOVERED)]
 
 
 def test_as_much_of_the_past_is_kept_as_is_needed() -> None:
-    membership = History().after(*(("heard", "ada", number) for number in range(100)))
-    assert len(membership.members["ada"].past_incarnations) == PAST_INCARNATIONS
+    liveness = History().after(*(("heard", "ada", number) for number in range(100)))
+    assert len(liveness.members["ada"].past_incarnations) == PAST_INCARNATIONS

@@ -62,14 +62,14 @@ class WorkerState:
     """The state kept from one job of this process to the next: its page, and a loaded slice."""
 
     page: ProgressPage
-    slice: KeptSlice | None = None
+    slice: LoadedSlice | None = None
 
 
 @dataclass(frozen=True)
-class KeptSlice:
+class LoadedSlice:
     """A loaded slice of a pack, and the key of jobs that can use it."""
 
-    of: SliceKey
+    key: SliceKey
     pack: Pack
     model: LoadedModel
 
@@ -152,7 +152,7 @@ def run_worker(
     Raises PicoedgeError.
     """
     page, context = board.page, zmq.Context()
-    kept = board.slice if board.slice and board.slice.of == spec.slice_key else None
+    kept = board.slice if board.slice and board.slice.key == spec.slice_key else None
     if kept is None and board.slice is not None:
         board.slice.model.close()
         board.slice = None
@@ -174,7 +174,7 @@ def run_worker(
         if kept is None:
             adapter = _receive_adapter(links, spec, pack, config.memory_bytes)
             model = _load(config, spec, pack, adapter, forward_pass, page)
-            board.slice = kept = KeptSlice(spec.slice_key, pack, model)
+            board.slice = kept = LoadedSlice(spec.slice_key, pack, model)
         else:
             _keep_adapter(links, spec, pack)
             kept.model.renew(forward_pass.begin, forward_pass.gather)

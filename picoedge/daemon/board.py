@@ -31,7 +31,7 @@ from picoedge.daemon.memory_ledger import Use
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import Kept, Reservation, Workers, untaken_bytes
+from picoedge.daemon.workers import KeptWorker, Reservation, Workers, untaken_bytes
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.jobs.spec import WorkerConfig, read_session
 from picoedge.mesh.node.liveness import Change
@@ -86,7 +86,7 @@ class BoardService:
     def _board_facts(self, peer: str, body: Body) -> Body:
         own = self._hub_slice.kept if str(peer) == self._node.identity.keys.public else None
         kept, unreached = own or self._workers.kept, self._node.peers.unreached()
-        answer = facts_answer(self._facts(), kept.of if kept else None, self._options.shelf)
+        answer = facts_answer(self._facts(), kept.key if kept else None, self._options.shelf)
         return {**answer, "memory_bytes": self._memory.job_bytes, "unreached": unreached}
 
     def _reserve(self, peer: str, body: Body) -> Pending:
@@ -105,7 +105,7 @@ class BoardService:
         self._users[sender.route] = reservation
         if self._is_own(reservation):
             reservation.wanted, kept = wanted_slice(body), self._hub_slice.kept
-            if kept is None or kept.of != reservation.wanted:
+            if kept is None or kept.key != reservation.wanted:
                 self._end_kept()  # the hub's process takes this board's memory when it is granted
         self._do(self._reservations.reserve(sender.route))
         return reservation.granted
@@ -281,7 +281,7 @@ class BoardService:
         if isinstance(user, str) and user not in self._reservations.runs:
             self._users.pop(user, None)
 
-    def worker_kept(self, reservation: Reservation, kept: Kept) -> None:
+    def worker_kept(self, reservation: Reservation, kept: KeptWorker) -> None:
         """See `WorkerEvents`."""
         why = kept.worker.failure
         said = WorkerProcess.why_failed(why) if why else {"message": "the session is over"}

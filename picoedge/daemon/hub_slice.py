@@ -29,10 +29,10 @@ _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for a file that is n
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """A slice in a file of memory."""
+class SliceFile:
+    """A slice in a file of memory, and the key of sessions that can go on with it."""
 
-    of: SliceKey
+    key: SliceKey
     model: str
     fd: int
 
@@ -69,54 +69,54 @@ class HubSlice:
     """
 
     def __init__(self) -> None:
-        self._held: Held | None = None
+        self._file: SliceFile | None = None
         self._is_kept = False
 
     @property
-    def kept(self) -> Held | None:
+    def kept(self) -> SliceFile | None:
         """The kept slice, while no session has it."""
-        return self._held if self._is_kept else None
+        return self._file if self._is_kept else None
 
     @property
     def nbytes(self) -> int:
         """Bytes that this process has of it."""
-        return self._held.nbytes if self._held else 0
+        return self._file.nbytes if self._file else 0
 
-    def give(self, held: Held) -> None:
-        """The session that has the board leaves this."""
+    def give(self, left: SliceFile) -> None:
+        """The session that has the board leaves this slice."""
         self._drop()
-        self._held = held
+        self._file = left
 
-    def settle(self) -> Held | None:
+    def settle(self) -> SliceFile | None:
         """The session has left: what it gave, or has not fetched, is kept from now on."""
-        self._is_kept = self._held is not None
-        return self._held
+        self._is_kept = self._file is not None
+        return self._file
 
     def lend(self, wanted: SliceKey | None) -> bool:
         """A session that wants this slice has the board; False if it is not kept."""
-        if not self._is_kept or wanted is None or self._held is None or self._held.of != wanted:
+        if not self._is_kept or wanted is None or self._file is None or self._file.key != wanted:
             return False
         self._is_kept = False
         return True
 
-    def fetch(self, wanted: SliceKey | None) -> Held | None:
+    def fetch(self, wanted: SliceKey | None) -> SliceFile | None:
         """The lent slice, for the session's process, which owns it when it has it."""
-        if self._is_kept or self._held is None or self._held.of != wanted:
+        if self._is_kept or self._file is None or self._file.key != wanted:
             return None
-        held, self._held = self._held, None
-        return held
+        lent, self._file = self._file, None
+        return lent
 
     def on_request(
         self, body: Mapping[str, Any], fd: int | None, answer: Answer, *, is_own: bool
     ) -> None:
         """Answer `keep` and `take`; `is_own`: a session of this board has it, and may keep."""
-        held = None if fd is None else held_of(body, fd)
-        if body.get("do") == "keep" and is_own and (fd is None or held):
-            if held is not None:
-                self.give(held)
+        given = None if fd is None else slice_file_of(body, fd)
+        if body.get("do") == "keep" and is_own and (fd is None or given):
+            if given is not None:
+                self.give(given)
             return answer(True)
-        if held is not None:
-            held.close()
+        if given is not None:
+            given.close()
         lent = self.fetch(wanted_slice(body)) if body.get("do") == "take" and is_own else None
         answer(lent is not None, lent.fd if lent else None)
         if lent is not None:
@@ -130,9 +130,9 @@ class HubSlice:
         return was_kept
 
     def _drop(self) -> None:
-        held, self._held, self._is_kept = self._held, None, False
-        if held is not None:
-            held.close()
+        dropped, self._file, self._is_kept = self._file, None, False
+        if dropped is not None:
+            dropped.close()
 
     def close(self) -> None:
         """Free everything. Idempotent."""
@@ -215,13 +215,13 @@ def wanted_slice(body: Mapping[str, Any]) -> SliceKey | None:
     return read_kept(body.get("slice"), "a request")
 
 
-def held_of(body: Mapping[str, Any], fd: int) -> Held | None:
+def slice_file_of(body: Mapping[str, Any], fd: int) -> SliceFile | None:
     """The slice that a session's process gives to be kept; None, and closed, where it is none."""
-    of = wanted_slice(body)
+    key = wanted_slice(body)
     try:
         fcntl.fcntl(fd, _F_GET_SEALS)
-        if of is not None:
-            return Held(of, one_line(str(body.get("model", "")), 64), fd)
+        if key is not None:
+            return SliceFile(key, one_line(str(body.get("model", "")), 64), fd)
     except OSError:
         pass
     os.close(fd)

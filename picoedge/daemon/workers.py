@@ -92,7 +92,7 @@ class WorkerEvents(Protocol):
     def worker_ended(self, reservation: Reservation) -> None:
         """It is gone, and its memory is free."""
 
-    def worker_kept(self, reservation: Reservation, kept: Kept) -> None:
+    def worker_kept(self, reservation: Reservation, kept: KeptWorker) -> None:
         """Its group is over; it is no longer the reservation's, and keeps its slice."""
 
     def kept_ended(self) -> None:
@@ -100,15 +100,15 @@ class WorkerEvents(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KeptWorker:
     """A worker process without a job that keeps its slice, which takes up to `nbytes`.
 
-    `of`: the loaded slice; a job that needs an equal one can go on with it.
+    `key`: of jobs that can go on with the slice, those whose own is equal.
     """
 
     worker: WorkerProcess
     module: str
-    of: object
+    key: object
     nbytes: int
 
 
@@ -117,7 +117,7 @@ class Workers:
 
     def __init__(self, loop: Loop, events: WorkerEvents, *, keep: bool = False) -> None:
         self._loop, self._events, self._keep = loop, events, keep
-        self.kept: Kept | None = None
+        self.kept: KeptWorker | None = None
         self._running: list[Reservation] = []  # those that have a worker
         self._ending: list[WorkerProcess] = []  # killed, but their memory is not free yet
 
@@ -181,7 +181,7 @@ class Workers:
         worker.listen(lambda line: None)
         self._loop.add(worker.stdout.fileno(), lambda: self._read_kept(worker))
         self._loop.add(worker.pidfd, self.end_kept)
-        self.kept = Kept(worker, reservation.module, reservation.spec.slice_key, nbytes)
+        self.kept = KeptWorker(worker, reservation.module, reservation.spec.slice_key, nbytes)
         self._events.worker_kept(reservation, self.kept)
 
     def _read_kept(self, worker: WorkerProcess) -> None:
@@ -198,7 +198,7 @@ class Workers:
         assert reservation.spec is not None
         if (
             kept is None
-            or kept.of != reservation.spec.slice_key
+            or kept.key != reservation.spec.slice_key
             or kept.module != reservation.module
             or kept.nbytes > config.memory_bytes + spare_bytes
         ):

@@ -16,7 +16,7 @@ from picoedge.errors import MemoryBudgetError
 from picoedge.host.resources import available_bytes
 from picoedge.jobs.boards import BoardDirectory, loaded_shards, locate_shards, reserve_boards
 from picoedge.jobs.kept_memory import take_slice, tell_memory
-from picoedge.jobs.spec import SliceKey
+from picoedge.jobs.spec import INFERENCE, SliceKey
 from picoedge.mesh.group.channel import SyncUsage
 from picoedge.planner.cluster_plan import ClusterOptions, ClusterPlan, plan_cluster
 from picoedge.planner.memory import SMALLEST_DEFAULT_CONTEXT
@@ -185,7 +185,7 @@ class Arranger:
         with ExitStack() as failing, ExitStack() as fetched, self._clean_line_after():
             failing.callback(directory.close)  # frees the boards reserved so far
             wanted = self._slice_of(plan)
-            memory = reserve_boards(handles, directory.session, self._tell, wanted)
+            memory = reserve_boards(handles, INFERENCE, directory.session, self._tell, wanted)
             aside = fetched.enter_context(self._fetch(wanted)) if wanted else None
             memory = min(self._options.memory_bytes or memory, memory)
             options = dataclasses.replace(self._options, memory_bytes=memory)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.errors import BoardLostError, BoardRefusedError, MeshError, ProtocolError
 from picoedge.fields import Fields
 from picoedge.jobs.measured_links import MeasuredLinks
-from picoedge.jobs.spec import INFERENCE, VERSION_1, SliceKey, loaded_for, read_kept
+from picoedge.jobs.spec import VERSION_1, SliceKey, loaded_for, read_kept
 from picoedge.jobs.status import PAGES, PRESENT
 from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.addresses import Address, parse_address
@@ -336,12 +336,17 @@ def loaded_shards(directory: BoardDirectory, pack: Pack, options: OpenOptions) -
 
 
 def reserve_boards(
-    handles: Sequence[BoardHandle], session: str, tell: Tell, wanted: SliceKey | None = None
+    handles: Sequence[BoardHandle],
+    job: str,
+    session: str,
+    tell: Tell,
+    wanted: SliceKey | None = None,
 ) -> int:
-    """Reserve these boards, queueing for the busy ones; return bytes of memory on the first.
+    """Reserve these boards for a kind of `job`, queueing for the busy ones.
 
-    What an earlier connection of the same `session` has reserved is freed for it. `wanted` is what
-    this process will load: the first board's daemon may have kept it.
+    Returns bytes of memory on the first. What an earlier connection of the same `session` has
+    reserved is freed for it. `wanted` is what this process will load: the first board's daemon may
+    have kept it.
 
     Boards are reserved in the order of their keys, as every group does, so that two groups never
     wait for each other. Raises MeshError.
@@ -349,7 +354,7 @@ def reserve_boards(
     memory = 0
     for handle in sorted(handles, key=lambda handle: handle.key):
         told = partial(_tell_queue, handle.name, tell)
-        body: dict[str, Any] = {"job": INFERENCE, "session": session}
+        body: dict[str, Any] = {"job": job, "session": session}
         if wanted is not None and handle is handles[0]:
             body["slice"] = wanted.to_json()
         with refusals(handle):

@@ -167,7 +167,7 @@ MESSAGES: dict[str, Any] = {
     "error": {"id": 1, "type": "MeshError", "message": "no", "hint": ""},
     "acknowledge": {"of": "job-report"},
     "relay-send": {**CHUNK, "taken": 0},
-    "reach-board": {"board": KEYS[1].public},
+    "reach-board": {"key": KEYS[1].public},
 }
 NAMES = (
     "id",

@@ -96,7 +96,7 @@ def _checks_of(
 def _checked(client: Client, one: CheckedBoard, other: CheckedBoard, *, is_own: bool) -> Check:
     name = f"{one.name} to {other.name}"
     try:
-        answer = Fields(client.ask("reach-board", {"board": other.key}, _ANSWER_S))
+        answer = Fields(client.ask("reach-board", {"key": other.key}, _ANSWER_S))
         daemons = [_tried(each) for each in answer.objects("daemon", MAX_ADDRESSES)]
         worker = _tried(answer.object("worker")) if "worker" in answer.values else None
     except PicoedgeError as error:

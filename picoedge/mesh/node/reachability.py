@@ -1,7 +1,7 @@
 """Whether this board can open TCP connections to another one: asked by `picoedge doctor --cluster`.
 
-    reach-board   "board": a key. Try the addresses known of that board's daemon, and one port at
-                  which its workers would listen
+    reach-board   "key": a board's. Try the addresses known of its daemon, and one port at which its
+                  workers would listen
     reach-port    open such a port for a few seconds; the answer names it
 
 Only boards that are let in may ask, and only ports of boards that are let in are tried: their
@@ -67,7 +67,7 @@ class Reachability:
     # -- this board reaches another one ------------------------------------------------------------
 
     def _reach(self, peer: str, body: Body) -> Pending:
-        node, key = self._node, read_key(Fields(body), "board")
+        node, key = self._node, read_key(Fields(body), "key")
         if key == node.identity.keys.public or not node.roster.is_allowed(key):
             raise MeshError("no other board of the cluster has that key", "picoedge keys show")
         if self._tries >= MOST_AT_ONCE:

@@ -18,7 +18,7 @@ from picoedge.mesh.node.reachability import Reachability
 
 def reach(node: Running, key: str) -> dict[str, Any]:
     with fresh_context() as context, node.client(context, node.identity.keys) as client:
-        return client.ask("reach-board", {"board": key}, 20.0)
+        return client.ask("reach-board", {"key": key}, 20.0)
 
 
 def test_a_board_that_is_reached_opens_a_port_of_its_workers(tmp_path: Path) -> None:

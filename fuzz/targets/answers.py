@@ -289,7 +289,7 @@ ANSWERS = (
         STATE,
         ("jobs/status.py:read_report,_word,_ends,_work,_uses,_use,read_work",),
     ),
-    message("kept", lambda body: read_kept({"kept": body}, "b1"), KEPT_SLICE, ()),
+    message("kept", lambda body: read_kept(body, "b1"), KEPT_SLICE, ()),
     message(
         "board-facts",
         lambda body: _facts(cast(Client, _Daemon(body))),

@@ -29,14 +29,14 @@ STALL_S, CUT_MS, PACE_MS, PACED = 60.0, 100, 1, 0.05
 
 BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("hello", {"name": "x", "incarnation": 1, "digest": "", "addresses": [], "state": {}}),
-    ("beat", {"incarnation": 1, "sequence": 1, "digest": "", "state": {}}),
+    ("beat", {"incarnation": 1, "sequence": 1, "digest": "", "report": {}}),
     ("gossip", {"roster": {"cluster": {"name": "bench", "key": "k"}, "entries": []}}),
     ("peers", {"boards": {"k": ["127.0.0.1:1"]}}),
     ("join", {"public": "x" * 40, "name": "eve"}),
     ("mesh-state", {}), ("board-facts", {}), ("ping", {"bytes": 100}),
     ("pack-offer", {"folder": "/etc"}), ("shards-offer", {"pack": "x" * 64}),
     ("shards-read", {"pack": "x" * 64, "item": "head/head.001", "offset": 0, "bytes": 1 << 20}),
-    ("job-reserve", {}), ("job-start", {"spec": {"session": "x", "epoch": 1, "seats": []}}),
+    ("job-reserve", {}), ("job-start", {"spec": {"group": "x", "epoch": 1, "ranks": []}}),
     ("job-release", {}), ("reply", {}), ("error", {"type": "x", "message": "y", "hint": "z"}),
 )  # fmt: skip
 

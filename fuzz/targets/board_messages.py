@@ -11,7 +11,7 @@ from picoedge.mesh.identity.identity import KeyPair
 KEYS = [KeyPair.of_secret(secret) for secret in ("0" * 39 + "1", "0" * 39 + "2")]
 HASH = "ab" * 32
 SPEC: dict[str, Any] = {
-    "session": "00" * 8,
+    "group": "00" * 8,
     "epoch": 7,
     "pack": {"id": HASH, "name": "smollm2"},
     "rank": 1,
@@ -24,7 +24,7 @@ SPEC: dict[str, Any] = {
     "kernels": "",
     "transport": "auto",
     "version": 2,
-    "seats": [
+    "ranks": [
         {
             "key": KEYS[i].public,
             "name": f"b{i}",
@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
             "daemon": "10.0.0.2:7433",
             "attention": [i, i + 1],
             "ffn": [2 * i, 2 * i + 2],
-            "vocabulary": [3 * i, 3 * i + 3],
+            "head_shards": [3 * i, 3 * i + 3],
         }
         for i in range(2)
     ],
@@ -47,14 +47,14 @@ STATE: dict[str, Any] = {
     "relayed": False,
     "transport": "stream",
     "does": "computing",
-    "how": "running",
-    "for": "b0",
+    "state": "running",
+    "holder": "b0",
     "model": "smollm2",
     "attention": [0, 1],
     "ffn": [0, 2],
-    "vocabulary": [0, 3],
+    "head_shards": [0, 3],
     "work": {"tokens": 5, "compute_s": 1.0, "sync_s": 0.5, "disk_s": 0.0},
-    "uses": [{"use": "kept", "bytes": 1 << 20, "for": "b0", "model": "smollm2", "age_s": 3.5}],
+    "uses": [{"use": "kept", "bytes": 1 << 20, "holder": "b0", "model": "smollm2", "age_s": 3.5}],
 }
 MESH = {
     "cluster": "desk",
@@ -96,7 +96,7 @@ HELLO = {
     "digest": "ab" * 8,
     "epoch": 0,
 }
-BEAT = {"incarnation": 5, "sequence": 9, "digest": "ab" * 8, "state": STATE}
+BEAT = {"incarnation": 5, "sequence": 9, "digest": "ab" * 8, "report": STATE}
 OFFERED = {
     "name": "smollm2",
     "manifest_bytes": 100,
@@ -112,7 +112,7 @@ BOOK = {
 }
 KEPT_SLICE = {
     "pack_id": HASH,
-    "part": {"attention": [0, 1], "ffn": [0, 2], "vocabulary": [0, 3], "head": False},
+    "part": {"attention": [0, 1], "ffn": [0, 2], "head_shards": [0, 3], "owns_head": False},
     "n_ctx": 512,
     "kv_bits": 16,
     "window_io": "auto",
@@ -174,7 +174,7 @@ NAMES = (
     "work",
     "held",
     "addresses",
-    "state",
+    "report",
     "spec",
     "job",
     "boards",

@@ -114,7 +114,7 @@ def row(board: BoardState) -> tuple[str, ...]:
         board.model or "-",
         _span("heads", board.attention),
         _span("shards", board.ffn),
-        _span("shards", board.vocabulary),
+        _span("shards", board.head_shards),
         memory(board),
         temperature(board),
     )

@@ -112,7 +112,7 @@ def report_of(plan: ClusterPlan, at: Arrangement | None) -> dict[str, Any]:
         "shares": [
             {
                 "board": share.board.name,
-                **share.part.to_json(),
+                **share.part.to_report(),
                 "weights_mb": share.weights_bytes / MB,
             }
             for share in chosen.shares

@@ -1,11 +1,9 @@
 """A group's specification as its hub sends it to one board: JSON, checked before use.
 
-{"session": "6f0c…", "epoch": 7, "pack": {"id": "9a…", "name": "smollm2-135m"},
- "rank": 1, "seats": [{"key": "…", "name": "desk", "attention": [0, 2], "ffn": [0, 3],
-            "vocabulary": [0, 64]}, …],
+{"group": "6f0c…", "epoch": 7, "pack": {"id": "9a…", "name": "smollm2-135m"},
+ "rank": 1, "ranks": [{"key": "…", "name": "desk", "attention": [0, 2], "ffn": [0, 3],
+            "head_shards": [0, 64]}, …],
  "n_ctx": 4096, "batch": 64, "kv_bits": 16, "allreduce": "star", "wire": "f64", …}
-
-"session" is the group's identifier and "seats" are its ranks: names of version 1 of the protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from picoedge.engine.options import TRANSPORT_CHOICES
 from picoedge.errors import ProtocolError
 from picoedge.fields import Fields
-from picoedge.jobs.spec import MAX_SHARDS, PACK_ID, SliceKey
+from picoedge.jobs.spec import PACK_ID, SliceKey, read_slice
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.transport.frames import VERSION
 from picoedge.store.adapter_shape import AdapterShape, read_shape
@@ -143,8 +141,8 @@ class GroupSpec:
         if self.adapter is not None:
             values["adapter"] = self.adapter.to_json()
         pack = {"id": self.pack_id, "name": self.pack_name}
-        seats = [rank.to_json() for rank in self.ranks]
-        return {"session": self.id, "pack": pack, "seats": seats, **values}
+        ranks = [rank.to_json() for rank in self.ranks]
+        return {"group": self.id, "pack": pack, "ranks": ranks, **values}
 
     def describe(self) -> dict[str, Any]:
         """The model and this board's shards, for `picoedge ps`."""
@@ -153,18 +151,18 @@ class GroupSpec:
 
 def spec_from_json(values: object) -> GroupSpec:
     """The inverse of `GroupSpec.to_json`. Raises ProtocolError naming the field at fault."""
-    given = Fields(values, "the session", ProtocolError)
+    given = Fields(values, "the group", ProtocolError)
     fields = Fields({**_VERSION_1, **given.values}, given.where, ProtocolError)
-    pack, seats = fields.object("pack"), fields.objects("seats", MAX_RANKS)
-    if len(seats) < 2:
-        raise fields.fault("seats", f"a list of 2 to {MAX_RANKS}")
+    pack, ranks = fields.object("pack"), fields.objects("ranks", MAX_RANKS)
+    if len(ranks) < 2:
+        raise fields.fault("ranks", f"a list of 2 to {MAX_RANKS}")
     spec = GroupSpec(
-        id=fields.text("session", pattern=PACK_ID),
+        id=fields.text("group", pattern=PACK_ID),
         epoch=fields.integer("epoch", 0, (1 << 32) - 1),
         pack_id=pack.text("id", pattern=PACK_ID),
         pack_name=pack.text("name", pattern=NAME),
-        rank=fields.integer("rank", 1, len(seats) - 1),
-        ranks=tuple(_rank(seat, rank) for rank, seat in enumerate(seats)),
+        rank=fields.integer("rank", 1, len(ranks) - 1),
+        ranks=tuple(_rank(each, rank) for rank, each in enumerate(ranks)),
         n_ctx=fields.integer("n_ctx", 1, MAX_CONTEXT),
         batch=fields.integer("batch", 1, MAX_BATCH),
         kv_bits=fields.one_of("kv_bits", (16, 8)),
@@ -176,23 +174,20 @@ def spec_from_json(values: object) -> GroupSpec:
         version=fields.integer("version", 1, VERSION),
         adapter=read_shape(fields.object("adapter")) if fields.values.get("adapter") else None,
     )
-    if len({rank.key for rank in spec.ranks}) < len(seats):
-        raise ProtocolError("two ranks of the session have one key")
+    if len({rank.key for rank in spec.ranks}) < len(ranks):
+        raise ProtocolError("two ranks of the group have one key")
     heads = [rank.part.head_shards for rank in spec.ranks]
     ends = [0, *(span.stop for span in heads)]
     if [span.start for span in heads] != ends[:-1] or not ends[-1]:
-        raise ProtocolError("head shards of the session that do not follow one another")
+        raise ProtocolError("head shards of the group that do not follow one another")
     return spec
 
 
 def _rank(fields: Fields, rank: int) -> RankSpec:
-    attention, ffn, head = (
-        fields.span(kind, MAX_SHARDS) for kind in ("attention", "ffn", "vocabulary")
-    )
     return RankSpec(
         fields.text("key", pattern=KEY),
         fields.text("name", pattern=NAME),
-        Slice(attention, ffn, head, owns_head=rank == 0),
+        read_slice(fields, owns_head=rank == 0),
         fields.text("address", pattern=ADDRESS),
         fields.text("daemon", pattern=ADDRESS),
     )

@@ -222,7 +222,7 @@ def check_shards(spec: GroupSpec, pack: Pack) -> None:
     spans = [(rank.part.attention, pack.n_attention_shards) for rank in spec.ranks]
     spans += [(rank.part.ffn, pack.n_ffn_shards) for rank in spec.ranks]
     if last != pack.n_head_shards or any(span.stop > count for span, count in spans):
-        raise ProtocolError("a session that deals shards which the model does not have")
+        raise ProtocolError("a group with shards that the model does not have")
 
 
 def pull_missing(

@@ -8,7 +8,7 @@
     job-start      start a worker with its slice, again: in place of the last one. A job of a
                    background kind needs no reservation: it is a run, and waits for its turn
     job-release    free the board, as the end of the connection does; with a "run", end that run
-    -> job-queued, job-listens, job-report, job-ended    pushed to the holder
+    -> job-queued, job-listens, job-report, job-ended    pushed to the holder, with its "group"
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
 `reservations` decides which job has the board, `memory_ledger` which claims end for another. The
@@ -78,8 +78,8 @@ class BoardService:
         self._relays = Relays(node.rpc, self._endpoint)
         self._handover = Handover(node.rpc, self._endpoint)
         self._reports = BoardReport(node.identity.keys.public, node.name_of)
-        node.peers.state = self.state
-        node.rpc.loop.after(REPORT_S, self._report)
+        node.peers.report = self.report
+        node.rpc.loop.after(REPORT_S, self._push_report)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class BoardService:
         sender = _sender(peer)
         name, kind = kind_of(self._kinds, body)
         if not kind.background and self._reservations.holder != sender.route:
-            raise ProtocolError("a session on a board that it has not taken")
+            raise ProtocolError("a job on a board that is not reserved for it")
         spec = kind.read_spec(body.get("spec"))
         check_members(spec, str(sender), self._node.identity.keys.public, self._node.roster)
         if kind.background:
@@ -179,7 +179,7 @@ class BoardService:
                     self._workers.let_go(self._users[user])
                 case Queued(connection, place, holder):
                     name = self._name_of(holder)
-                    self._push_newest(self._users[connection], "queued", place=place, held_by=name)
+                    self._push_newest(self._users[connection], "queued", place=place, holder=name)
 
     def _grant(self, reservation: Reservation) -> None:
         if self._is_own(reservation):
@@ -369,15 +369,15 @@ class BoardService:
     def _push_newest(self, reservation: Reservation, what: str, **body: Any) -> None:
         self._node.rpc.push_newest(reservation.sender, f"job-{what}", reservation.about(body))
 
-    def _report(self) -> None:
-        self._node.rpc.loop.after(REPORT_S, self._report)
+    def _push_report(self) -> None:
+        self._node.rpc.loop.after(REPORT_S, self._push_report)
         if self._memory.must_free(self._options.keep_s):
             self._end_kept()
         holder = self._holder
         if holder is not None and holder.worker is not None:
             self._push_newest(holder, "report", **holder.worker.report())
 
-    def state(self) -> Body:
+    def report(self) -> Body:
         """This board in a few words, for its heartbeats."""
         kept_bytes = self._workers.kept_rss_bytes + self._hub_slice.nbytes
         relayed = bool(self._relays)

@@ -47,7 +47,7 @@ class BoardReport:
     ) -> Body:
         """The board in a few words. `kept_bytes`: memory of kept slices."""
         heat = self._thermometer.read()
-        state: Body = {
+        report: Body = {
             "memory_bytes": memory.limit,
             "rss_bytes": rss_bytes() + kept_bytes,
             "uses": memory.report(),
@@ -59,15 +59,15 @@ class BoardReport:
             "transport": "",
         }
         if holder is None:
-            return {**state, "does": "ending" if reservations.workers else "free"}
+            return {**report, "does": "ending" if reservations.workers else "free"}
         key = str(holder.sender)
-        state |= {"for": self._name_of(key), "for_key": key}
+        report |= {"holder": self._name_of(key), "holder_key": key}
         if holder.session:
-            state["for_session"] = holder.session
+            report["holder_session"] = holder.session
         if holder.worker is None or holder.spec is None:
-            return {**state, "does": "hub" if key == self._key else "taken"}
-        state["rss_bytes"] += holder.worker.report()["rss_bytes"]
-        return {**state, **_work_of(holder, is_relayed=relayed)}
+            return {**report, "does": "hub" if key == self._key else "taken"}
+        report["rss_bytes"] += holder.worker.report()["rss_bytes"]
+        return {**report, **_work_of(holder, is_relayed=relayed)}
 
 
 def _work_of(holder: Reservation, *, is_relayed: bool) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _work_of(holder: Reservation, *, is_relayed: bool) -> dict[str, Any]:
     return {
         "stalled_on": report["stalled_on"],
         "does": report["stage"],
-        "how": report["state"],
+        "state": report["state"],
         "transport": "relay" if is_relayed and via_zeromq else holder.transport,
         **holder.spec.describe(),
         "work": report["work"],

@@ -41,7 +41,7 @@ class Claim:
         return {
             "use": self.use.value,
             "bytes": self.nbytes,
-            "for": self.holder,
+            "holder": self.holder,
             "model": self.model,
             "age_s": round(max(0.0, now_s - self.since_s)),
         }

@@ -62,7 +62,7 @@ class Daemon:
         for kind, handler in Donor(self._packs.find).handlers().items():
             node.rpc.on(kind, handler)
         node.peers.liveness.on_change(self._tell_change)
-        node.peers.read_state = read_report
+        node.peers.read_report = read_report
         self._resources = ExitStack()
         folder, incarnation = node.identity.folder, node.peers.incarnation
         self._resources.enter_context(published_daemon(folder, node.address, incarnation))
@@ -129,7 +129,7 @@ class Daemon:
             "key": node.identity.keys.public,
             "addresses": [self._own_address],
             "condition": "alive",
-            "report": self.board.state(),
+            "report": self.board.report(),
         }
         others = [
             {

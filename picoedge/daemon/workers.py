@@ -56,7 +56,7 @@ class Reservation:
 
     def about(self, body: Body) -> Body:
         """A message about its job."""
-        return body if self.spec is None else {"session": self.spec.id, **body}
+        return body if self.spec is None else {"group": self.spec.id, **body}
 
 
 def untaken_bytes(holder: Reservation | None, now_s: float) -> tuple[int | None, int]:

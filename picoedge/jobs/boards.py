@@ -159,9 +159,9 @@ class BoardDirectory:
         report = board.get("report", {})
         if report.get("does", "free") in ("free", "ending"):
             return False
-        if "for_key" not in report:
-            return bool(report.get("for") != name)
-        holder = report["for_key"], report.get("for_session")
+        if "holder_key" not in report:
+            return bool(report.get("holder") != name)
+        holder = report["holder_key"], report.get("holder_session")
         return holder != (self.identity.keys.public, self.session)
 
     def has_daemon(self, *, same: bool = False) -> bool:
@@ -378,6 +378,6 @@ def refusals(handle: BoardHandle) -> Iterator[None]:
 
 def _tell_queue(name: str, tell: Tell, kind: str, body: dict[str, Any]) -> None:
     if kind == "job-queued":
-        holder, place = one_line(str(body.get("held_by", "")), 64), body.get("place")
+        holder, place = one_line(str(body.get("holder", "")), 64), body.get("place")
         line = f", {place - 1} more before this one" if type(place) is int and place > 1 else ""
         tell(f"waiting for {name}: it is taken by a session of {holder}{line}")

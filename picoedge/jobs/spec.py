@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from picoedge.store.pack.reader import Pack
 
 # Names of version 1 of the protocol, when sessions were the only jobs.
+_REPORT_1 = {"state": "how", "holder": "for", "head_shards": "vocabulary"}  # of a board's report
 VERSION_1 = Translation(
     kinds={
         "job-reserve": "session-take",
@@ -32,10 +33,18 @@ VERSION_1 = Translation(
     },
     fields={
         # In another board's beat it takes any `waiting` for a stalled disk, and the board for slow.
-        "beat": {"state": {"stalled_on": "waiting"}},
-        "mesh-state": {"boards.*.report": {"queue_length": "waiting"}},
+        "beat": {"report": {**_REPORT_1, "stalled_on": "waiting"}, "": {"report": "state"}},
+        "mesh-state": {"boards.*.report": {**_REPORT_1, "queue_length": "waiting"}},
+        "job-start": {
+            "spec.ranks.*": {"head_shards": "vocabulary"},
+            "spec": {"group": "session", "ranks": "seats"},
+        },
+        "job-queued": {"": {"group": "session", "holder": "held_by"}},
+        "job-listens": {"": {"group": "session"}},
+        "job-report": {"": {"group": "session"}},
+        "job-ended": {"": {"group": "session"}},
     },
-    told={"beat": {"state": {"queue_length": "waiting"}}},
+    told={"beat": {"report": {**_REPORT_1, "queue_length": "waiting"}, "": {"report": "state"}}},
 )
 MAX_SHARDS = 1 << 20  # of one kind in one layer
 SESSION = re.compile(r"[0-9a-f]{16}")  # of a process that reserves boards: random
@@ -105,7 +114,15 @@ class SliceKey:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `read_kept` reads them."""
-        return {**dataclasses.asdict(self), "part": self.part.to_json()}
+        part = {**self.part.to_json(), "owns_head": self.part.owns_head}
+        return {**dataclasses.asdict(self), "part": part}
+
+
+def read_slice(fields: Fields, *, owns_head: bool) -> Slice:
+    """The inverse of `Slice.to_json`. Raises ProtocolError."""
+    kinds = ("attention", "ffn", "head_shards")
+    attention, ffn, head_shards = (fields.span(kind, MAX_SHARDS) for kind in kinds)
+    return Slice(attention, ffn, head_shards, owns_head)
 
 
 def read_kept(kept: object, where: str) -> SliceKey | None:
@@ -113,11 +130,9 @@ def read_kept(kept: object, where: str) -> SliceKey | None:
     try:
         fields = Fields(kept, where)
         part = fields.object("part")
-        kinds = ("attention", "ffn", "vocabulary")
-        attention, ffn, head = (part.span(kind, MAX_SHARDS) for kind in kinds)
         return SliceKey(
             fields.text("pack_id", pattern=PACK_ID),
-            Slice(attention, ffn, head, owns_head=part.get("head", bool, False)),
+            read_slice(part, owns_head=part.get("owns_head", bool)),
             fields.integer("n_ctx", 1, _MAX_CONTEXT),
             fields.integer("kv_bits", 8, 16),
             fields.text("window_io", 16),

@@ -32,8 +32,9 @@ _MAX_TEXT = 200  # characters
 _MAX_WORD = 48  # characters of a stage, a condition, a board's name
 _MAX_MODEL = 128
 _MAX_USES = 8  # a daemon gives its memory to three at most
-_SPANS = ("attention", "ffn", "vocabulary")
-_WORDS = ("does", "how", "for", "for_key", "stalled_on", "transport")
+_SPANS = ("attention", "ffn", "head_shards")
+_WORDS = ("does", "state", "holder", "holder_key", "stalled_on", "transport")
+_OUTPUT = {"head_shards": "vocabulary"}  # what `--json` calls a field of another name
 _COUNTS = ("rss_bytes", "memory_bytes", "queue_length")
 _FLAGS = ("throttled", "relayed")
 _WORK_TIMES = ("compute_s", "sync_s", "disk_s")
@@ -64,7 +65,7 @@ class BoardState:
     model: str = ""
     attention: range | None = None
     ffn: range | None = None
-    vocabulary: range | None = None
+    head_shards: range | None = None
     used_bytes: int | None = None
     budget_bytes: int | None = None
     temperature_c: float | None = None
@@ -81,7 +82,7 @@ class BoardState:
         for name in _SPANS:
             shards: range | None = values[name]
             values[name] = None if shards is None else [shards.start, shards.stop]
-        return values
+        return {_OUTPUT.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def _board(board: Fields) -> BoardState:
         _text(board, "condition"),
         str(addresses[0]) if addresses else "",
         does=_text(report, "does"),
-        how=_text(report, "how"),
-        holder=_text(report, "for"),
+        how=_text(report, "state"),
+        holder=_text(report, "holder"),
         model=_text(report, "model"),
         **{name: or_else(None, report.span, name, _MAX_COUNT) for name in _SPANS},
         used_bytes=_count(report, "rss_bytes"),
@@ -174,12 +175,11 @@ def _work(fields: Fields, name: str) -> dict[str, Any] | None:
 
 
 def _uses(fields: Fields, name: str) -> list[dict[str, Any]]:
-    uses = map(_use, fields.objects(name, _MAX_USES))
-    return [{"for" if key == "holder" else key: v for key, v in asdict(u).items()} for u in uses]
+    return [asdict(_use(each)) for each in fields.objects(name, _MAX_USES)]
 
 
 def _use(use: Fields) -> MemoryUse:
-    what, holder, model = (or_else("", _word, use, name) for name in ("use", "for", "model"))
+    what, holder, model = (or_else("", _word, use, name) for name in ("use", "holder", "model"))
     age_s = or_else(0.0, use.number, "age_s", 0, _MAX_COUNT)
     return MemoryUse(what, _count(use, "bytes") or 0, holder, model, age_s)
 
@@ -187,7 +187,7 @@ def _use(use: Fields) -> MemoryUse:
 _REPORT: Mapping[str, Callable[[Fields, str], Any]] = {
     **dict.fromkeys(_WORDS, _word),
     "model": lambda fields, name: one_line(fields.get(name, str), _MAX_MODEL),
-    "for_session": lambda fields, name: fields.text(name, pattern=SESSION),
+    "holder_session": lambda fields, name: fields.text(name, pattern=SESSION),
     **dict.fromkeys(_SPANS, _ends),
     **dict.fromkeys(_COUNTS, lambda fields, name: fields.integer(name, 0, _MAX_COUNT)),
     **dict.fromkeys(_FLAGS, lambda fields, name: fields.get(name, bool)),

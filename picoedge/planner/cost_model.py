@@ -195,7 +195,7 @@ class Share:
         return {
             "board": self.board.name,
             "key": self.board.key,
-            **self.part.to_json(),
+            **self.part.to_report(),
             "head": self.part.owns_head,
             "attention_s": self.attention_s,
             "ffn_s": self.ffn_s,

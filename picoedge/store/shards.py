@@ -49,9 +49,14 @@ class Slice:
         return {"attention": self.attention, "ffn": self.ffn}.get(kind, self.head_shards)
 
     def to_json(self) -> dict[str, list[int]]:
-        """The spans, each as [first, one past the last]."""
-        spans = {"attention": self.attention, "ffn": self.ffn, "vocabulary": self.head_shards}
+        """The spans, each as [first, one past the last], for other boards."""
+        spans = {"attention": self.attention, "ffn": self.ffn, "head_shards": self.head_shards}
         return {name: [span.start, span.stop] for name, span in spans.items()}
+
+    def to_report(self) -> dict[str, list[int]]:
+        """As `to_json`, for `--json`, where head shards are the "vocabulary"."""
+        names = {"head_shards": "vocabulary"}
+        return {names.get(name, name): ends for name, ends in self.to_json().items()}
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ def mesh(*boards: dict[str, Any]) -> MeshState:
     return read_mesh({"cluster": "desk", "boards": list(boards)})
 
 
-HUB = told("hub", does="hub", rss_bytes=26 * MB, memory_bytes=512 * MB, **{"for": "hub"})
+HUB = told("hub", does="hub", rss_bytes=26 * MB, memory_bytes=512 * MB, holder="hub")
 WORKER = told(
-    "shelf", does="computing", how="disk", model="llama", attention=[2, 4], ffn=[11, 22],
-    vocabulary=[40, 64],
+    "shelf", does="computing", state="disk", model="llama", attention=[2, 4], ffn=[11, 22],
+    head_shards=[40, 64],
     rss_bytes=210 * MB, memory_bytes=512 * MB, temperature_c=84.2, throttled=True, queue_length=1,
-    work={"tokens": 100, "compute_s": 2.0, "sync_s": 0.5, "disk_s": 0.1}, **{"for": "hub"},
+    work={"tokens": 100, "compute_s": 2.0, "sync_s": 0.5, "disk_s": 0.1}, holder="hub",
 )  # fmt: skip
 GONE = told("attic", "dead", does="free", rss_bytes=1, memory_bytes=2)
 
@@ -63,11 +63,14 @@ def test_rows() -> None:
          "llama", "heads 2-3", "shards 11-21", "shards 40-63", "210 MB of 512 MB",
          "84 °C, throttled"),
     ]  # fmt: skip
-    assert json.loads(json.dumps(state.to_json()))["boards"][2]["attention"] == [2, 4]
+    told = json.loads(json.dumps(state.to_json()))["boards"][2]
+    names = ("how", "holder", "attention", "ffn", "vocabulary", "waiting")
+    assert [told[name] for name in names] == ["disk", "hub", [2, 4], [11, 22], [40, 64], 1]
+    assert told.keys().isdisjoint({"state", "head_shards"})  # names of the wire
 
 
 def test_a_slice_without_attention() -> None:
-    state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3], vocabulary=[64, 64]))
+    state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3], head_shards=[64, 64]))
     assert boards.row(state.boards[0])[5:8] == ("-", "shards 0-2", "-")
     assert state.to_json()["boards"][0]["attention"] == [0, 0]
 
@@ -78,8 +81,8 @@ values = st.recursive(
     max_leaves=8,
 )
 FIELDS = [
-    "does", "how", "for", "model", "attention", "ffn", "vocabulary", "rss_bytes", "memory_bytes",
-    "temperature_c", "throttled", "queue_length", "work",
+    "does", "state", "holder", "model", "attention", "ffn", "head_shards", "rss_bytes",
+    "memory_bytes", "temperature_c", "throttled", "queue_length", "work",
 ]  # fmt: skip
 
 

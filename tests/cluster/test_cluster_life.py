@@ -159,7 +159,7 @@ def test_a_waiting_session_is_told_its_place_once(cluster: ClusterOf) -> None:
             second.ask("job-reserve", timeout_s=0.5)
         for _ in range(5):  # connections come and go
             assert cluster[2].does() == "hub"
-        queued = {"place": 1, "held_by": "b2"}
+        queued = {"place": 1, "holder": "b2"}
         assert [body for kind, body in second.notifications() if kind == "job-queued"] == [queued]
     until(lambda: cluster[2].does() == "free", "b2 is free")
 

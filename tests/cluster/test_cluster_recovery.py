@@ -369,7 +369,7 @@ def test_a_board_that_another_session_has_taken_meanwhile_is_not_queued_for(
         until(lambda: cluster[2].seen()["b2"]["queue_length"] == 1, "it waits")
         model._close_arrangement()  # as after a loss
         asked.join()
-        until(lambda: cluster[1].seen()["b2"].get("for") == "b2", "b1 knows its user")
+        until(lambda: cluster[1].seen()["b2"].get("holder") == "b2", "b1 knows its user")
         model.forward([6, 7], len(PROMPT))
         assert model.boards == 1
     cluster[2].await_free()

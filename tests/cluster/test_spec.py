@@ -15,6 +15,7 @@ import shelf_models
 from picoedge.cluster.spec import GroupSpec, RankSpec, spec_from_json
 from picoedge.cluster.worker import check_shards
 from picoedge.errors import ProtocolError
+from picoedge.jobs.spec import read_kept
 from picoedge.store.pack.reader import Pack
 from picoedge.store.shards import Slice
 
@@ -22,7 +23,7 @@ KEYS = ["k" * 40, "l" * 40, "m" * 40]
 
 
 def spec_of(*heads: range) -> GroupSpec:
-    """A session over the tiny model, whose head is dealt so."""
+    """A group over the tiny model, whose head is dealt so."""
     attention, ffn = [range(1), range(1, 2), range(2, 3)], [range(2), range(2, 2), range(2, 2)]
     ranks = tuple(
         RankSpec(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, owns_head=rank == 0))
@@ -40,6 +41,21 @@ def test_a_spec_comes_back_from_json(spec: GroupSpec) -> None:
     assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_key_of_a_kept_slice_comes_back_from_json(rank: int) -> None:
+    key = dataclasses.replace(DEALT, rank=rank, kernels="numpy").slice_key
+    assert key.part.owns_head == (rank == 0)
+    for each in (key, dataclasses.replace(key, adapter="ef" * 32)):
+        assert read_kept(json.loads(json.dumps(each.to_json())), "b1") == each
+
+
+@pytest.mark.parametrize("name", ["attention", "ffn", "head_shards", "owns_head"])
+def test_the_key_of_a_kept_slice_says_what_the_slice_is(name: str) -> None:
+    values = DEALT.slice_key.to_json()
+    del values["part"][name]
+    assert read_kept(values, "b1") is None
+
+
 def test_a_spec_of_the_first_wire_version_has_streams() -> None:
     values = dataclasses.replace(DEALT, transport="zeromq").to_json()
     assert spec_from_json(values).transport == "zeromq"
@@ -52,30 +68,30 @@ def test_logits_are_gathered_only_where_the_head_is_dealt() -> None:
     assert DEALT.head_shards() == (range(5), range(5, 5), range(5, 16))
 
 
-def seat(rank: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda values: values["seats"][rank].update({name: value})
+def rank(number: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values["ranks"][number].update({name: value})
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        seat(1, "vocabulary", [4, 5]),  # twice
-        seat(1, "vocabulary", [6, 5]),  # backwards
-        seat(2, "vocabulary", [6, 16]),  # one is of no board
-        seat(0, "vocabulary", [1, 5]),
-        seat(2, "vocabulary", [5, 1 << 40]),
-        seat(2, "vocabulary", [5, 16.0]),
-        seat(2, "vocabulary", [5]),
-        seat(2, "vocabulary", "all"),
-        seat(2, "vocabulary", None),
-        lambda values: values["seats"][1].pop("vocabulary"),
-        seat(1, "attention", [-1, 2]),
-        seat(1, "ffn", [True, True]),
-        seat(1, "key", KEYS[0]),
-        seat(1, "name", "b\n1"),
+        rank(1, "head_shards", [4, 5]),  # twice
+        rank(1, "head_shards", [6, 5]),  # backwards
+        rank(2, "head_shards", [6, 16]),  # one is of no board
+        rank(0, "head_shards", [1, 5]),
+        rank(2, "head_shards", [5, 1 << 40]),
+        rank(2, "head_shards", [5, 16.0]),
+        rank(2, "head_shards", [5]),
+        rank(2, "head_shards", "all"),
+        rank(2, "head_shards", None),
+        lambda values: values["ranks"][1].pop("head_shards"),
+        rank(1, "attention", [-1, 2]),
+        rank(1, "ffn", [True, True]),
+        rank(1, "key", KEYS[0]),
+        rank(1, "name", "b\n1"),
         lambda values: values.update(rank=3),
         lambda values: values.update(rank=0),
-        lambda values: values.update(seats=values["seats"][:1]),
+        lambda values: values.update(ranks=values["ranks"][:1]),
         lambda values: values.update(wire="f8"),
         lambda values: values.update(transport="udp"),
         lambda values: values.update(transport=None),

@@ -34,12 +34,12 @@ def test_a_job_of_the_foreground_from_its_reservation_to_its_end(board: Board) -
     assert hub.ask("job-reserve", {"job": "tiny"})["memory_bytes"] > 0
     assert board.state()["does"] == "taken"
     hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
-    assert pushed(hub, "job-listens") == {"session": "one", "port": 4711}
+    assert pushed(hub, "job-listens") == {"group": "one", "port": 4711}
     assert board.wait(does="computing")["model"] == "tiny one"
-    assert pushed(hub, "job-report")["session"] == "one"
+    assert pushed(hub, "job-report")["group"] == "one"
     (board.folder / "one").touch()
     assert pushed(hub, "job-ended") == {
-        "session": "one", "message": "the session is over", "hint": "",
+        "group": "one", "message": "the session is over", "hint": "",
     }  # fmt: skip
     hub.ask("job-release")
     board.wait(does="free")
@@ -58,7 +58,7 @@ def test_a_background_job_needs_no_reservation_and_outlives_its_connection(board
     board.wait(does="computing", model="tiny run")
     hub.close()
     again = board.connect(board.hub)
-    assert board.wait(does="computing")["for"] == "hub"
+    assert board.wait(does="computing")["holder"] == "hub"
     again.ask("job-release", {"run": "run"})
     board.wait(does="free")
 
@@ -68,7 +68,7 @@ def test_a_background_job_stands_aside_while_the_board_is_reserved(board: Board)
     hub.ask("job-start", {"job": "tiny training", "spec": board.spec("run")})
     board.wait(does="computing", model="tiny run")
     guest.ask("job-reserve", {"job": "tiny"})
-    assert board.wait(does="taken")["for"] == "guest"
+    assert board.wait(does="taken")["holder"] == "guest"
     spec = board.spec("chat", board.guest)
     guest.ask("job-start", {"job": "tiny", "spec": spec})
     board.wait(does="computing", model="tiny chat")
@@ -127,7 +127,7 @@ def test_a_run_that_has_ended_when_the_board_is_reserved_is_over(board: Board) -
         zmq.zmq_poll([(rpc.server.socket, zmq.POLLIN)], WITHIN_S * 1000)
 
     board.running.do(both)
-    assert board.wait(does="taken")["for"] == "guest"
+    assert board.wait(does="taken")["holder"] == "guest"
     guest.close()
     board.wait(does="free")
     hub.ask("job-release")
@@ -207,8 +207,8 @@ def test_what_a_session_had_over_an_earlier_connection_is_freed_for_it(board: Bo
     earlier, later = board.connect(board.hub), board.connect(board.hub)
     earlier.ask("job-reserve", SESSION)
     earlier.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
-    state = board.wait(does="computing", for_session=SESSION["session"])
-    assert state["for_key"] == board.hub.keys.public
+    state = board.wait(does="computing", holder_session=SESSION["session"])
+    assert state["holder_key"] == board.hub.keys.public
     assert later.ask("job-reserve", SESSION)["memory_bytes"] > 0
     assert board.wait(does="taken", queue_length=0)
     with pytest.raises(BoardLostError, match="its connection ended"):
@@ -234,7 +234,7 @@ def test_two_sessions_of_one_key_take_turns(
     with pytest.raises(BoardLostError, match="is silent"):
         other.ask("job-reserve", second, timeout_s=0.2)
     one.ask("job-release")
-    assert board.wait(does="taken", queue_length=0).get("for_session") == second.get("session")
+    assert board.wait(does="taken", queue_length=0).get("holder_session") == second.get("session")
 
 
 def test_no_key_frees_what_another_has(board: Board) -> None:
@@ -242,7 +242,7 @@ def test_no_key_frees_what_another_has(board: Board) -> None:
     hub.ask("job-reserve", SESSION)
     with pytest.raises(BoardLostError, match="is silent"):
         guest.ask("job-reserve", SESSION, timeout_s=0.2)
-    assert board.wait(queue_length=1)["for"] == "hub"
+    assert board.wait(queue_length=1)["holder"] == "hub"
 
 
 @pytest.mark.parametrize("session", ["", "short", "0123456789ABCDEF", 7, None, ["0" * 16]])
@@ -272,7 +272,7 @@ def test_whatever_a_board_says_of_itself_is_kept_by_the_others(board: Board) -> 
     hub.ask("job-reserve", SESSION)
     assert is_kept()
     hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
-    board.wait(does="computing", how="running")
+    board.wait(does="computing", state="running")
     assert is_kept()
 
 
@@ -291,10 +291,10 @@ def test_a_board_whose_worker_waits_for_its_disk_is_slow(
     hub = board.connect(board.hub)
     hub.ask("job-reserve", {"job": "tiny"})
     hub.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
-    board.wait(does="computing", how="running")
+    board.wait(does="computing", state="running")
     assert condition(board) is Condition.ALIVE
     monkeypatch.setattr(worker_process, "state_of", lambda pid: "disk")
-    board.wait(how="disk", stalled_on="")  # a read of a moment is no stall
+    board.wait(state="disk", stalled_on="")  # a read of a moment is no stall
     assert condition(board) is Condition.ALIVE
     board.wait(stalled_on="disk")
     assert condition(board) is Condition.SLOW

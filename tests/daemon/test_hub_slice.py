@@ -31,7 +31,7 @@ from picoedge.store.pack.reader import Pack
 
 KEY: dict[str, Any] = {
     "pack_id": "ab" * 16,
-    "part": {"attention": [0, 1], "ffn": [0, 2], "vocabulary": [0, 3]},
+    "part": {"attention": [0, 1], "ffn": [0, 2], "head_shards": [0, 3], "owns_head": True},
     "n_ctx": 64,
     "kv_bits": 16,
     "window_io": "auto",

@@ -29,7 +29,7 @@ def answer(board: Board, name: str, sliced: str = "s", *, user: Any = None, leav
     client.ask("job-reserve", {"job": "tiny"})
     spec = {**board.spec(name, user), "slice": sliced}
     client.ask("job-start", {"job": "tiny", "spec": spec})
-    assert pushed(client, "job-listens")["session"] == name
+    assert pushed(client, "job-listens")["group"] == name
     pid = worker_pid(board)
     if leave:
         client.close()
@@ -61,10 +61,10 @@ def test_the_next_job_with_the_same_slice_has_the_same_process(board: Board, lea
     first = answer(board, "one", leave=leave)
     state = board.wait(does="free")
     assert (state["uses"][0]["use"], state["uses"][0]["bytes"]) == ("kept", KEPT_BYTES)
-    assert state["uses"][0]["for"] == "hub"
+    assert state["uses"][0]["holder"] == "hub"
     assert kept_pid(board) == first
     assert answer(board, "two", user=board.guest) == first
-    assert board.wait(does="free")["uses"][0]["for"] == "guest"
+    assert board.wait(does="free")["uses"][0]["holder"] == "guest"
 
 
 def test_a_kept_slice_takes_again_what_it_had_planned(

@@ -134,7 +134,7 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
 # -- users of a board ----------------------------------------------------------------------------
 
 OWN, OTHER, SESSION = "h" * 40, "b" * 40, "0123456789abcdef"
-TAKEN = {"does": "computing", "for": "desk"}
+TAKEN = {"does": "computing", "holder": "desk"}
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ TAKEN = {"does": "computing", "for": "desk"}
         ({}, False),
         ({"does": "free"}, False),
         ({"does": "ending"}, False),
-        ({**TAKEN, "for_key": OWN, "for_session": SESSION}, False),
-        ({**TAKEN, "for_key": OWN, "for_session": "f" * 16}, True),  # another of this board
-        ({**TAKEN, "for_key": OWN}, True),  # one of the previous version
-        ({**TAKEN, "for_key": OTHER, "for_session": SESSION}, True),
-        ({**TAKEN, "for_key": OTHER}, True),  # a board that has taken this one's name
+        ({**TAKEN, "holder_key": OWN, "holder_session": SESSION}, False),
+        ({**TAKEN, "holder_key": OWN, "holder_session": "f" * 16}, True),  # another of this board
+        ({**TAKEN, "holder_key": OWN}, True),  # one of the previous version
+        ({**TAKEN, "holder_key": OTHER, "holder_session": SESSION}, True),
+        ({**TAKEN, "holder_key": OTHER}, True),  # a board that has taken this one's name
         (TAKEN, False),  # as the previous version tells it
-        ({**TAKEN, "for": "pi2"}, True),
+        ({**TAKEN, "holder": "pi2"}, True),
     ],
 )
 def test_a_board_is_taken_by_other_sessions(report: dict[str, Any], is_taken: bool) -> None:

@@ -14,8 +14,8 @@ from picoedge.mesh.transport.client import ask_pages
 from picoedge.mesh.transport.limits import CONTROL_BYTES
 
 REPORT = {
-    "does": "computing", "how": "disk", "for": "hub", "model": "llama", "attention": [2, 4],
-    "ffn": [11, 22], "vocabulary": [40, 64], "rss_bytes": 210, "memory_bytes": 512,
+    "does": "computing", "state": "disk", "holder": "hub", "model": "llama", "attention": [2, 4],
+    "ffn": [11, 22], "head_shards": [40, 64], "rss_bytes": 210, "memory_bytes": 512,
     "temperature_c": 84.25, "throttled": True, "relayed": False, "queue_length": 1,
     "stalled_on": "disk", "transport": "stream",
     "work": {"tokens": 100, "compute_s": 2.0, "sync_s": 0.5, "disk_s": 0.1},
@@ -54,7 +54,7 @@ def board(number: int) -> dict[str, Any]:
         f"{number:040}",
         "[fe80:0000:0000:0000:0000:0000:0000:0001%enx0123456789ab]:65535",
     )
-    report = {**REPORT, **dict.fromkeys(("does", "how", "for"), "€" * 48), "model": "€" * 128}
+    report = {**REPORT, **dict.fromkeys(("does", "state", "holder"), "€" * 48), "model": "€" * 128}
     return {"name": "n" * 32, "key": key, "addresses": [address] * 4, "condition": "alive",
             "report": report}  # fmt: skip
 

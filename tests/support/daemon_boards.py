@@ -47,7 +47,7 @@ class Board:
         return {"id": name, "rank": 1, "members": members, "until": str(self.folder / name)}
 
     def state(self) -> dict[str, Any]:
-        return dict(self.running.do(self.service.state))
+        return dict(self.running.do(self.service.report))
 
     def wait(self, **values: Any) -> dict[str, Any]:
         """The state, as soon as it has these values."""

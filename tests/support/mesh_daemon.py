@@ -26,7 +26,7 @@ def main(folder: Path, peers: list[str]) -> None:
     identity, rosters = load_identity(folder), RosterFile(folder)
     seeds = [parse_address(peer) for peer in peers]
     node = Node(context, identity, rosters, Address("127.0.0.1", 0), seeds)
-    node.peers.state = lambda: {"stalled_on": "disk"}
+    node.peers.report = lambda: {"stalled_on": "disk"}
     node.rpc.on("memory", lambda peer, body: {"resident_kb": resident_kb()})
     node.rpc.on("modules", lambda peer, body: {"modules": sorted(sys.modules)})
     signal.signal(signal.SIGTERM, lambda *_: node.stop())

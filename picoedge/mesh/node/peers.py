@@ -1,6 +1,6 @@
 """The other boards: hello, heartbeats, roster gossip, and the search for missing ones.
 
-A service on `Rpc`. Every board sends all others a heartbeat with its state and the digest of its
+A service on `Rpc`. Every board sends all others a heartbeat with its report and the digest of its
 roster; a board whose digest differs is sent the roster.
 """
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 UNREACHED_S = 10.0
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
 MAX_DIGEST = 64
-MAX_STATE_FIELDS = 64  # of a report in a heartbeat: one of ours has 16
-MAX_STATE_NAME, MAX_STATE_TEXT = 32, 200  # characters
+MAX_REPORT_FIELDS = 64  # of a report in a heartbeat: one of ours has 16
+MAX_REPORT_NAME, MAX_REPORT_TEXT = 32, 200  # characters
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Peers:
         self.incarnation = secrets.randbits(63)
         self.boards: dict[str, PeerBoard] = {}
         self.addresses: tuple[Address, ...] = ()  # of this board, as others may reach it
-        self.state: Callable[[], Body] = dict  # this board's report, for its heartbeats
+        self.report: Callable[[], Body] = dict  # this board's, for its heartbeats
         # Of another board's report: the fields that are kept, each within its bounds.
-        self.read_state: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _flat
+        self.read_report: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _flat
         self._rpc = rpc
         self._identity = identity
         self._roster_file = roster_file
@@ -229,15 +229,15 @@ class Peers:
     def _beat(self, peer: str, body: Body) -> None:
         fields, board = Fields(body), self.boards.get(peer)
         incarnation, sequence = fields.integer("incarnation"), fields.integer("sequence")
-        digest, state = fields.text("digest", MAX_DIGEST), fields.object("state").values
-        if len(state) > MAX_STATE_FIELDS:
-            raise ProtocolError(f"a report of {len(state)} fields")
+        digest, report = fields.text("digest", MAX_DIGEST), fields.object("report").values
+        if len(report) > MAX_REPORT_FIELDS:
+            raise ProtocolError(f"a report of {len(report)} fields")
         if board is None or not self._is_daemon(peer):
             return
         if incarnation != board.incarnation:
             raise ProtocolError("a heartbeat of a process that did not say hello")
         board.digest = digest
-        self.liveness.heard(str(peer), incarnation, sequence, self.read_state(state))
+        self.liveness.heard(str(peer), incarnation, sequence, self.read_report(report))
         self._send_roster(str(peer), board)
 
     def _is_daemon(self, peer: str) -> bool:
@@ -304,7 +304,7 @@ class Peers:
             "incarnation": self.incarnation,
             "sequence": self._sequence,
             "digest": digest,
-            "state": self.state(),
+            "report": self.report(),
         }
         for key in self._rpc.connected():
             self._rpc.push(key, "beat", beat)
@@ -342,10 +342,10 @@ class Peers:
         return key != self._identity.keys.public and self._roster_file.roster.is_allowed(key)
 
 
-def _flat(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _flat(report: Mapping[str, Any]) -> Mapping[str, Any]:
     """The numbers and short texts of a report, where no service says what it may hold."""
-    short = {name: value for name, value in state.items() if len(name) <= MAX_STATE_NAME}
-    texts = {name: value[:MAX_STATE_TEXT] for name, value in short.items() if type(value) is str}
+    short = {name: value for name, value in report.items() if len(name) <= MAX_REPORT_NAME}
+    texts = {name: value[:MAX_REPORT_TEXT] for name, value in short.items() if type(value) is str}
     return texts | {n: value for n, value in short.items() if isinstance(value, (int, float))}
 
 

@@ -58,8 +58,9 @@ class Translation:
     """The names that version `VERSION - 1` had for what has another name now.
 
     `kinds` maps kinds of messages, new to old. `fields` maps a kind (for a reply: the kind of its
-    request) to paths of objects in its body, and those to the names in them, new to old; "*" in a
-    path stands for each item of a list: `{"beat": {"state": {"queue_length": "waiting"}}}`.
+    request) to paths of objects in its body, in new names, and those to the names in them, new to
+    old: `{"beat": {"report": {"holder": "for"}, "": {"report": "state"}}}`. The path "" is the body
+    itself, "*" stands for each item of a list; an object comes before those that it lies in.
     `told` is in place of `fields` for what the older board sends, where it reads a name in another
     sense than it writes it.
     """
@@ -71,15 +72,19 @@ class Translation:
     def to_old(self, kind: str, body: Body, asked: str = "") -> tuple[str, Body]:
         """A message as the previous version names it; `asked`: the request that a reply answers."""
         for path, names in self.fields.get(asked or kind, {}).items():
-            body = _renamed(body, path.split("."), names)
+            body = _renamed(body, _steps(path), names)
         return self.kinds.get(kind, kind), body
 
     def to_new(self, kind: str, body: Body) -> tuple[str, Body]:
         """A message of the previous version, with this version's names."""
         kind = next((new for new, old in self.kinds.items() if old == kind), kind)
-        for path, names in {**self.fields, **self.told}.get(kind, {}).items():
-            body = _renamed(body, path.split("."), {old: new for new, old in names.items()})
+        for path, names in reversed([*{**self.fields, **self.told}.get(kind, {}).items()]):
+            body = _renamed(body, _steps(path), {old: new for new, old in names.items()})
         return kind, body
+
+
+def _steps(path: str) -> list[str]:
+    return path.split(".") if path else []
 
 
 def _renamed(value: Any, path: list[str], names: Mapping[str, str]) -> Any:

@@ -115,7 +115,7 @@ def test_random_frames_of_a_board(ada: Board, context: Any, dealer: Any) -> None
         for kind, body in (
             ("echo", {"text": "x"}),
             ("hello", ada.do(ada.node.peers._own_hello)),
-            ("beat", {"incarnation": 1, "sequence": 1, "digest": "", "state": {}}),
+            ("beat", {"incarnation": 1, "sequence": 1, "digest": "", "report": {}}),
             ("gossip", {"roster": ada.node.roster.to_json()}),
             ("peers", {"boards": {ada.key: ["127.0.0.1:1"]}}),
             ("leave", {"incarnation": 1}),
@@ -145,8 +145,8 @@ for _ in range(100):
 BAD_BODIES: list[tuple[str, Body]] = [
     ("hello", {}),
     ("hello", {"name": 5}),
-    ("beat", {"incarnation": -1, "sequence": 0, "digest": "", "state": {}}),
-    ("beat", {"incarnation": 1e300, "sequence": 0, "digest": "", "state": {}}),
+    ("beat", {"incarnation": -1, "sequence": 0, "digest": "", "report": {}}),
+    ("beat", {"incarnation": 1e300, "sequence": 0, "digest": "", "report": {}}),
     ("gossip", {"roster": None}),
     ("gossip", {"roster": {"cluster": {"name": "desk", "key": "k"}, "entries": []}}),
     ("peers", {"boards": {"x": []}}),
@@ -204,7 +204,7 @@ def test_an_answer_of_ours_that_is_too_long_is_no_fault_of_the_one_who_asks(
 def test_what_a_heartbeat_says_is_bounded_and_forgotten(ada: Board, context: Any) -> None:
     state = {"does": "x" * 900_000, "deep": [[1] * 1000], "n" * 1000: 1, "load": 7}
     hello = {**ada.do(ada.node.peers._own_hello), "name": "eve", "incarnation": 5}
-    beat = {"incarnation": 5, "sequence": 1, "digest": "", "state": state}
+    beat = {"incarnation": 5, "sequence": 1, "digest": "", "report": state}
     members = ada.node.peers.liveness.members
     with ada.client(context, ada.eve) as client:
         client.ask("hello", hello)
@@ -215,7 +215,7 @@ def test_what_a_heartbeat_says_is_bounded_and_forgotten(ada: Board, context: Any
         client.push("leave", {"incarnation": 5})
         client.ask("echo")
         assert ada.do(lambda: dict(members[ada.eve.public].report)) == {}
-        client.push("beat", {**beat, "state": {f"f{n}": n for n in range(1000)}})
+        client.push("beat", {**beat, "report": {f"f{n}": n for n in range(1000)}})
         with pytest.raises(MeshError, match="its connection ended"):
             client.ask("echo")
 

@@ -30,7 +30,7 @@ def test_boards_greet_and_hear_each_other(tmp_path: Path) -> None:
     first, second = found(tmp_path, "ada", "bob")
     ada = Running(first)
     bob = Running(second, ada.address)
-    bob.node.peers.state = lambda: {"stalled_on": "disk"}
+    bob.node.peers.report = lambda: {"stalled_on": "disk"}
     with running(ada, bob):
         ada.wait_for(bob, Change.SLOWED)
         bob.wait_for(ada, Change.JOINED)

@@ -112,15 +112,23 @@ def pair(tmp_path: Path) -> list[Identity]:
 
 def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> None:
     ada = Running(pair[0], translation=VERSION_1)
-    ada.node.peers.state = lambda: {"does": "free", "queue_length": 2, "stalled_on": ""}
+    ada.node.peers.report = lambda: {
+        "does": "taken", "holder": "bob", "queue_length": 2, "stalled_on": "",
+    }  # fmt: skip
     taken: list[dict[str, Any]] = []
+    started: list[dict[str, Any]] = []
 
     def reserve(peer: str, body: dict[str, Any]) -> dict[str, Any]:
         taken.append(body)
-        ada.node.rpc.push(peer, "job-queued", {"place": 1})
+        ada.node.rpc.push(peer, "job-queued", {"place": 1, "holder": "bob"})
         return {"memory_bytes": 9}
 
+    def start(peer: str, body: dict[str, Any]) -> None:
+        started.append(body)
+        ada.node.rpc.push(peer, "job-listens", {"group": "ab", "port": 4711})
+
     ada.node.rpc.on("job-reserve", reserve)
+    ada.node.rpc.on("job-start", start)
     ada.node.rpc.on("mesh-state", lambda peer, body: {"boards": [{"report": {"queue_length": 2}}]})
     ada.node.rpc.on("ping", lambda peer, body: RawReply(Header(Kind.SHARD, shape=(2,)), b"ab"))
     with running(ada), Board1(context, pair[1].keys, ada) as bob:
@@ -129,7 +137,8 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
         assert type(hello["epoch"]) is int
         ada.wait(lambda: ada.saw(pair[1].keys.public, Change.JOINED))
         # Version 1 takes whatever `waiting` holds for a stall: a queue is not told there.
-        assert bob.receive("beat")["state"] == {"does": "free", "queue_length": 2, "waiting": ""}
+        its = {"does": "taken", "for": "bob", "queue_length": 2, "waiting": ""}
+        assert bob.receive("beat")["state"] == its
         assert bob.receive("gossip")["roster"] == ada.node.roster.to_json()
         bob.send("beat", {"incarnation": 5, "sequence": 1, "digest": "", "state": {"waiting": 3}})
         report: dict[str, Any] = {}
@@ -139,9 +148,15 @@ def test_recorded_frames_of_version_1(pair: list[Identity], context: Any) -> Non
         assert report == {"queue_length": 3}
         assert not ada.saw(pair[1].keys.public, Change.SLOWED), "a queue is no stalled disk"
         bob.send("session-take", {"id": 8})
-        assert bob.receive("session-queued") == {"place": 1}
+        assert bob.receive("session-queued") == {"place": 1, "held_by": "bob"}
         assert bob.receive("reply") == {"memory_bytes": 9, "id": 8}
         assert taken == [{"id": 8}]
+        seats = [{"key": "k", "vocabulary": [0, 4]}, {"key": "l", "vocabulary": [4, 4]}]
+        bob.send("session-start", {"id": 10, "spec": {"session": "ab", "seats": seats}})
+        assert bob.receive("session-listens") == {"session": "ab", "port": 4711}
+        assert bob.receive("reply") == {"id": 10}
+        ranks = [{"key": "k", "head_shards": [0, 4]}, {"key": "l", "head_shards": [4, 4]}]
+        assert started == [{"id": 10, "spec": {"group": "ab", "ranks": ranks}}]
         assert bob.ask("mesh-state", {})["boards"] == [{"report": {"waiting": 2}}]
         assert "nothing of 'sing'" in bob.ask("sing", {})["message"]
         bob.send("ping", {"id": 9})
@@ -197,24 +212,21 @@ def test_a_client_is_told_of_a_newer_version(context: Any) -> None:
     server.close(0)
 
 
-NAMES = Translation({"new": "old"}, {"new": {"a.*.b": {"x": "y"}}})
+NAMES = Translation({"new": "old"}, {"new": {"a.*.b": {"x": "y"}, "": {"a": "c"}}})
 
 
 def test_what_changed_is_translated_both_ways() -> None:
     here, there = Dialect(NAMES), Dialect()
-    body = {"a": [{"b": {"x": 1, "z": 2}}, {"c": 3}, 4], "x": 5}
+    body = {"a": [{"b": {"x": 1, "z": 2}}, {"d": 3}, 4], "x": 5}
     frames = here.write("new", body)
-    assert read_control(frames)[1:] == (
-        "old", {"a": [{"b": {"y": 1, "z": 2}}, {"c": 3}, 4], "x": 5, "speaks": 2}
-    )  # fmt: skip
+    old = {"c": [{"b": {"y": 1, "z": 2}}, {"d": 3}, 4], "x": 5}
+    assert read_control(frames)[1:] == ("old", {**old, "speaks": 2})
     assert there.read(frames)[0] == "old"
     assert Dialect(NAMES).read(frames) == ("new", body)
     reply = Dialect(NAMES)
     reply.read(frames_1("old", {}))
-    assert read_control(reply.write("reply", body, asked="new"))[2]["a"][0] == {
-        "b": {"y": 1, "z": 2}
-    }
-    assert reply.reply_body("new", {"a": [{"b": {"y": 1}}]}) == {"a": [{"b": {"x": 1}}]}
+    assert read_control(reply.write("reply", body, asked="new"))[2] == old
+    assert reply.reply_body("new", old) == body
 
 
 @pytest.mark.parametrize("speaks", [0, -1, "2", None, True, 1.5])
@@ -272,7 +284,7 @@ def test_a_daemon_of_version_1_is_a_member(
     old = pair[1]
     ada = Running(pair[0], translation=VERSION_1)
     its: dict[str, Any] = {"does": "free", "queue_length": 2, "stalled_on": ""}
-    ada.node.peers.state = lambda: its
+    ada.node.peers.report = lambda: its
     dials = [ada.address] if dialer == "old" else []
     with running(ada), daemon_1(code_1, old.folder, shelf, *dials) as address:
         if dialer == "new":

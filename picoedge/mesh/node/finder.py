@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 LOOK_UP_AGAIN_S = 30.0  # host names: an address given by DHCP may change
 ADDRESSES_FILE = "peers.json"
-MAX_KEPT = 4  # addresses of one board: a board that moves replaces its old ones
+MAX_KEPT = 4  # addresses of one board where it was met: a board that moves replaces its old ones
+MAX_REPORTED = 9  # further addresses of one board, of what others report
+MAX_REPORTED_BY_ONE = 3  # of them: no reporter alone takes the place of the others
 MAX_LOOKED_UP = 4  # addresses of one name
 MAX_ADDRESSES = 8  # of one board: a few interfaces, IPv4 and IPv6
 MAX_BOARDS = 1024  # as many as a roster has entries
@@ -64,38 +66,60 @@ def listed_addresses(body: Body) -> tuple[Address, ...]:
 
 
 class AddressBook:
-    """Where boards were last seen, in `peers.json`: public key to addresses, the newest first.
+    """Where boards are looked for: where this one met them, then where others report them to be.
 
+    `seen`, in `peers.json`: public key to addresses, the newest first. That is also what this board
+    reports, so that no report goes round without end and none outlives its reporter. Reports have
+    places of their own: they replace no address at which a board was met, however many there are.
     Hints only: keys decide. A damaged file counts as an empty one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.known: dict[str, tuple[Address, ...]] = {}
-        self.has_news = False  # since it was saved
+        self.seen: dict[str, tuple[Address, ...]] = {}
+        self.has_news = False  # of boards that were met, since it was saved
+        self.has_reports = False  # that were not dialled yet
+        self._reported: dict[str, dict[Address, str]] = {}  # by key: to the reporter, newest first
         with suppress(PicoedgeError):
-            self.known.update(read_addresses(read_json(folder / ADDRESSES_FILE, "") or {}))
+            self.seen.update(read_addresses(read_json(folder / ADDRESSES_FILE, "") or {}))
 
     def add_seen(self, key: str, addresses: Iterable[Address]) -> None:
         """Add addresses at which the board itself answered, in front."""
-        seen = (each for each in addresses if each.is_numeric and not each.is_everywhere)
-        self._keep(key, (*(each for each in seen if each.port), *self.known.get(key, ())))
+        met = (each for each in addresses if each.is_numeric and not each.is_everywhere)
+        found = (*(each for each in met if each.port), *self.seen.get(key, ()))
+        kept = tuple(dict.fromkeys(found))[:MAX_KEPT]
+        # A change of order alone is no news: the others need not be told.
+        self.has_news |= set(kept) != set(self.seen.get(key, ()))
+        self.seen[key] = kept
 
-    def add_reported(self, key: str, addresses: Iterable[Address]) -> None:
-        """Add what another board reported, behind the known ones."""
-        self._keep(key, (*self.known.get(key, ()), *addresses))
+    def add_reported(self, key: str, addresses: Iterable[Address], reporter: str = "") -> None:
+        """Take what `reporter` (a key; "": this board's own network) says of a board.
+
+        It replaces what the same reporter said before.
+        """
+        before = self._reported.get(key, {})
+        others = {address: by for address, by in before.items() if by != reporter}
+        own = [address for address in dict.fromkeys(addresses) if address not in others]
+        kept = dict.fromkeys(own[:MAX_REPORTED_BY_ONE], reporter) | others
+        self._reported[key] = dict([*kept.items()][:MAX_REPORTED])
+        self.has_reports |= not self._reported[key].keys() <= {*before, *self.seen.get(key, ())}
+
+    def of(self, key: str) -> tuple[Address, ...]:
+        """Where to look for a board: first where it was met."""
+        return tuple(dict.fromkeys((*self.seen.get(key, ()), *self._reported.get(key, ()))))
+
+    def forget(self, key: str) -> None:
+        """Drop all of a board that is revoked, and what it reported."""
+        self.seen.pop(key, None)
+        self._reported.pop(key, None)
+        for other, reported in self._reported.items():
+            self._reported[other] = {a: by for a, by in reported.items() if by != key}
 
     def save(self) -> None:
         """Raises StorageError."""
         self.has_news = False
         with folder_lock(self.folder):
-            write_json(self.folder / ADDRESSES_FILE, addresses_body(self.known))
-
-    def _keep(self, key: str, addresses: tuple[Address, ...]) -> None:
-        kept = tuple(dict.fromkeys(addresses))[:MAX_KEPT]
-        # A change of order alone is no news: two boards would report it to each other for ever.
-        self.has_news |= set(kept) != set(self.known.get(key, ()))
-        self.known[key] = kept
+            write_json(self.folder / ADDRESSES_FILE, addresses_body(self.seen))
 
 
 class Finder:
@@ -126,11 +150,12 @@ class Finder:
         """Dial the boards among `others` that are not `connected`; stop all other attempts."""
         self.is_due = False
         self._look_up_names()
-        known, missing = self._book.known, [key for key in others if key not in connected]
-        taken = {address for key in connected for address in known.get(key, ())}
-        pairs = {(address, key) for address in self._all_seeds - taken for key in missing}
-        pairs |= {(address, key) for key in missing for address in known.get(key, ())}
-        self._dialer.dial({(at, key) for address, key in pairs for at in scoped(address)})
+        seen, missing = self._book.seen, [key for key in others if key not in connected]
+        taken = {address for key in connected for address in seen.get(key, ())}
+        pairs = [(address, key) for key in missing for address in seen.get(key, ())]
+        pairs += [(address, key) for address in sorted(self._all_seeds - taken) for key in missing]
+        pairs += [(address, key) for key in missing for address in self._book.of(key)]
+        self._dialer.dial([(at, key) for address, key in pairs for at in scoped(address)])
 
     @property
     def _all_seeds(self) -> set[Address]:

@@ -102,7 +102,7 @@ class Peers:
         self._finder.add_seeds(seeds)
         self._digest = roster_file.roster.digest
         self._sequence = 0
-        self._sought_s = self._shared_s = float("-inf")
+        self._sought_s = self._shared_s = self._hinted_s = float("-inf")
         self._missing_since: dict[str, float] = {}
         rpc.on("hello", self._hello)
         rpc.on("beat", self._beat)
@@ -114,10 +114,13 @@ class Peers:
         self._revoke()
         rpc.loop.after(0.0, self._tick)
 
-    def hint(self, key: str, *addresses: Address) -> None:
-        """Look for the board `key` at these addresses; ignored where it is not of the cluster."""
+    def hint(self, key: str, *addresses: Address, reporter: str = "") -> None:
+        """Look for the board `key` at these addresses; ignored where it is not of the cluster.
+
+        `reporter`: the board that says so.
+        """
         if self._is_other(key):
-            self.book.add_reported(key, addresses)
+            self.book.add_reported(key, addresses, reporter)
 
     def roster_changed(self) -> None:
         """Apply a changed roster: disconnect revoked keys, and send it to all."""
@@ -150,7 +153,7 @@ class Peers:
 
     def addresses_of(self, key: str) -> tuple[Address, ...]:
         """Where to look for a board: first where this one reaches it now."""
-        now, known = self.address_of(key), self.book.known.get(key, ())
+        now, known = self.address_of(key), self.book.of(key)
         return known if now is None else tuple(dict.fromkeys((now, *known)))
 
     def unreached(self) -> list[str]:
@@ -214,7 +217,7 @@ class Peers:
 
     def _introduce(self, key: str) -> None:
         self._spread()
-        self._rpc.push(key, "peers", addresses_body(self.book.known))
+        self._rpc.push(key, "peers", addresses_body(self.book.seen))
 
     def _refused(self, connection: OutgoingConnection, by_roster: bool) -> None:
         if by_roster:
@@ -256,7 +259,7 @@ class Peers:
 
     def _book_reported(self, peer: str, body: Body) -> None:
         for key, addresses in read_addresses(body, self._is_other).items():
-            self.hint(key, *addresses)
+            self.hint(key, *addresses, reporter=str(peer))
 
     def _leave(self, peer: str, body: Body) -> None:
         incarnation = Fields(body).integer("incarnation")
@@ -279,22 +282,26 @@ class Peers:
         for key in self._roster_file.roster.revoked.keys() - self.liveness.revoked:
             self._rpc.server.disconnect_key(key)
             self._rpc.dialer.close_key(key)
-            self.book.known.pop(key, None)
+            self.book.forget(key)
             self.boards.pop(key, None)
             self.liveness.revoke(key)
 
     # -- time ----------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        rpc = self._rpc
+        rpc, seek_s = self._rpc, self._timing.seek_s
         rpc.loop.after(self._timing.beat_s, self._tick)
         rpc.enforce_limits()
         self._reload_roster()
         self._beat_all()
         self.liveness.check_timeouts()
-        if self.book.has_news and rpc.loop.clock() - self._shared_s >= self._timing.seek_s:
+        now_s = rpc.loop.clock()
+        if self.book.has_news and now_s - self._shared_s >= seek_s:
             self._share_book()
-        if self._finder.is_due or rpc.loop.clock() - self._sought_s >= self._timing.seek_s:
+        if self.book.has_reports and now_s - self._hinted_s >= seek_s:
+            self._finder.is_due, self._hinted_s = True, now_s
+            self.book.has_reports = False
+        if self._finder.is_due or now_s - self._sought_s >= seek_s:
             self._dial_missing()
 
     def _beat_all(self) -> None:
@@ -316,7 +323,7 @@ class Peers:
         """
         self._finder.is_due, self._shared_s = True, self._rpc.loop.clock()
         for key in self._rpc.connected():
-            self._rpc.push(key, "peers", addresses_body(self.book.known))
+            self._rpc.push(key, "peers", addresses_body(self.book.seen))
         try:
             self.book.save()
         except PicoedgeError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -102,16 +103,23 @@ class Dialer:
         """The established connection to a board, if there is one."""
         return next((each for each in self.established if each.key == key), None)
 
-    def dial(self, pairs: set[DialTarget]) -> None:
-        """Connect to these, and give up attempts to others; established connections are kept."""
+    def dial(self, pairs: Iterable[DialTarget]) -> None:
+        """Connect to these, and give up attempts to others; established connections are kept.
+
+        Where they are too many, the first ones are tried.
+        """
+        wanted = dict.fromkeys(pairs)
+        room = max(0, self._limits.outgoing_connections - len(self.established))
+        tried = dict.fromkeys(islice(wanted, room))
         for pair, each in list(self._connections.items()):
-            if pair not in pairs and not each.is_established:
+            if pair not in tried and not each.is_established:
                 self.close(each)
-        now_s, most = self._loop.clock(), self._limits.outgoing_connections
-        for pair in sorted(pairs - self._connections.keys()):
-            if self._retries.get(pair, (0.0, 0.0))[0] <= now_s and len(self._connections) < most:
+        now_s = self._loop.clock()
+        for pair in tried:
+            due_s, _ = self._retries.get(pair, (0.0, 0.0))
+            if pair not in self._connections and due_s <= now_s:
                 self._open(pair)
-        for pair in self._retries.keys() - pairs - self._connections.keys():
+        for pair in self._retries.keys() - wanted.keys() - self._connections.keys():
             del self._retries[pair]
 
     def close(self, each: OutgoingConnection) -> None:

@@ -226,7 +226,7 @@ def word_piece() -> str:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({}, "has no tokenizer (tokenizer.json or tokenizer.model)"),
+        ({}, "has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)"),
         ({"tokenizer.json": "{"}, "tokenizer.json is not a tokenizer"),
         ({"tokenizer.json": ""}, "tokenizer.json is not a tokenizer"),
         ({"tokenizer.json": word_piece}, "of a kind picoedge does not know"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from picoedge.errors import TextError
-from picoedge.text.export.pretokenizers import PreTokenizer, find_pretokenizer
+from picoedge.text.export.byte_level import write_byte_level
+from picoedge.text.export.pretokenizers import find_pretokenizer
 from picoedge.text.export.recognition import recognise
 from picoedge.text.export.sentencepiece_proto import (
     BYTE,
@@ -38,7 +39,6 @@ from picoedge.text.tokenizer.base import (
     JSON_FILE,
     SENTENCEPIECE_FILE,
     SPACE,
-    AddedToken,
     TextSettings,
 )
 
@@ -172,43 +172,7 @@ def _write_byte_level(
         )
     pretokenizer = find_pretokenizer(name)
     merges = texts(metadata, "merges")
-    with path.open("w", encoding="utf-8") as file:
-        # In parts, to save memory, and compact: the file is parsed at each start.
-        file.write('{"version":"1.0",' + _json(_frame(pretokenizer, vocabulary.added))[1:-1])
-        file.write(',"model":{"type":"BPE",' + _json(_model(pretokenizer))[1:-1])
-        file.write(',"vocab":' + _json({text: i for i, text in enumerate(vocabulary.tokens)}))
-        file.write(',"merges":' + _json(merges) + "}}")
+    tokens = zip(vocabulary.tokens, count())
+    write_byte_level(path, pretokenizer, tokens, merges, vocabulary.added)
     settings = _settings(metadata, vocabulary, {}, pretokenizer.add_bos)
     return replace(settings, added={}, warnings=tuple(warnings))  # tokenizer.json has the tokens
-
-
-def _frame(pretokenizer: PreTokenizer, added: Mapping[int, AddedToken]) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    tokens = [
-        {"id": i, "content": token.text, **plain, "special": token.special}
-        for i, token in added.items()
-    ]
-    form = pretokenizer.normalizer
-    return {
-        "truncation": None,
-        "padding": None,
-        "added_tokens": tokens,
-        "normalizer": None if form is None else {"type": form},
-        "pre_tokenizer": pretokenizer.to_json(),
-        "post_processor": None,
-        "decoder": {
-            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True
-        },
-    }  # fmt: skip
-
-
-def _model(pretokenizer: PreTokenizer) -> dict[str, Any]:
-    return {
-        "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-        "ignore_merges": pretokenizer.ignore_merges,
-    }  # fmt: skip
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Export a Hugging Face folder's tokenizer: copy its file and derive the settings."""
+"""Export a Hugging Face folder's tokenizer: copy its file, or build it, and derive the settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import TextError
 from picoedge.files import read_json_if_any, read_text_file
+from picoedge.text.export.byte_level import (
+    MERGES_FILE,
+    VOCABULARY_FILE,
+    has_merges,
+    write_from_merges,
+)
 from picoedge.text.export.json_head import read_head
 from picoedge.text.export.sentencepiece_proto import NO_DUMMY_PREFIX
 from picoedge.text.tokenizer.base import (
@@ -60,6 +66,14 @@ class Folder:
         values = [*self.names.values(), *(listed if isinstance(listed, list) else [])]
         return {str(v.get("content", "") if isinstance(v, dict) else v) for v in values}
 
+    def control_names(self) -> list[str]:
+        """Texts of the tokens that the files name by their part, or list as special beside."""
+        named = map(self.token, ("bos_token", "eos_token", "unk_token", "pad_token"))
+        lists = [each.get("additional_special_tokens") for each in (self.tokenizer, self.names)]
+        listed = [value for each in lists if isinstance(each, list) for value in each]
+        texts = (v.get("content") if isinstance(v, dict) else v for v in listed)
+        return [text for text in (*named, *texts) if isinstance(text, str) and text]
+
     def token_ids(self, key: str) -> Iterator[int]:
         """Ids that the configs give for `key`, as `eos_token_id`."""
         for values in (self.generation, self.model, self.model.get("text_config")):
@@ -86,8 +100,12 @@ def write_folder_tokenizer(source: Path, folder: Path) -> TextSettings:
             return _copy_model(model, configs, head, folder)
     if as_json.exists():
         return _copy_json(configs, folder)
+    if has_merges(source):
+        return _build_json(configs, folder)
     raise TextError(
-        f"{source} has no tokenizer ({JSON_FILE} or {SENTENCEPIECE_FILE})", "get a complete folder"
+        f"{source} has no tokenizer ({JSON_FILE}, {SENTENCEPIECE_FILE}, or {VOCABULARY_FILE} with "
+        f"{MERGES_FILE})",
+        "get a complete folder",
     )
 
 
@@ -131,9 +149,22 @@ def _settings(
 
 
 def _copy_json(configs: Folder, folder: Path) -> TextSettings:
-    tokenizer = load_tokenizer_json(configs.path / JSON_FILE)
-    first = begins_with(tokenizer, configs.path / JSON_FILE)
+    settings = _json_settings(configs, configs.path / JSON_FILE)
     shutil.copyfile(configs.path / JSON_FILE, folder / JSON_FILE)
+    return settings
+
+
+def _build_json(configs: Folder, folder: Path) -> TextSettings:
+    both, added = (configs.tokenizer, configs.model), _added({}, configs, {})
+    target = folder / JSON_FILE
+    write_from_merges(configs.path, target, both, added, configs.control_names())
+    return _json_settings(configs, target)
+
+
+def _json_settings(configs: Folder, path: Path) -> TextSettings:
+    """`path`: of the tokenizer.json."""
+    tokenizer = load_tokenizer_json(path)
+    first = begins_with(tokenizer, path)
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
     bos = tokenizer.token_to_id(configs.token("bos_token"))
     # Whether texts begin with BOS is what the file's own rules do.
@@ -145,7 +176,7 @@ def _copy_model(
     model: SentencePieceProcessor, configs: Folder, head: Mapping[str, Any], folder: Path
 ) -> TextSettings:
     """`head`: what the tokenizer.json beside it says; that is what others read, so it counts."""
-    added = _added(model, configs, head)
+    added = _added(_control_pieces(model), configs, head)
     ids = {token.text: i for i, token in added.items()}
     prefix = _space_prefix(model, configs, head)
     shutil.copyfile(configs.path / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
@@ -185,14 +216,19 @@ def _steps(value: Any, key: str) -> list[Mapping[str, Any]]:
     return [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
 
 
-def _added(
-    model: SentencePieceProcessor, configs: Folder, head: Mapping[str, Any]
-) -> dict[int, AddedToken]:
-    added = {
+def _control_pieces(model: SentencePieceProcessor) -> dict[int, AddedToken]:
+    return {
         i: AddedToken(model.id_to_piece(i), special=True)
         for i in range(model.vocab_size())
         if model.is_control(i) or model.is_unknown(i)
     }
+
+
+def _added(
+    own: Mapping[int, AddedToken], configs: Folder, head: Mapping[str, Any]
+) -> dict[int, AddedToken]:
+    """The vocabulary's `own`, and those that the configs and the head of a tokenizer.json list."""
+    added = dict(own)
     try:
         added |= read_added({str(token["id"]): token for token in head.get("added_tokens") or ()})
         added |= read_added(configs.tokenizer.get("added_tokens_decoder") or {})

@@ -209,7 +209,8 @@ def _gemma(keys: _Keys, hidden: int, heads: int) -> dict[str, Any]:
     layers = keys.size("block_count")
     # Only the 27B model scales by hidden / heads, and its GGUF has no key for it.
     scale = (hidden / heads) ** -0.5 if layers == _GEMMA_27B_LAYERS else 0.0
-    window = keys.size("attention.sliding_window")
+    # Without a window all layers see all positions, by the global base, as in llama.cpp.
+    window = keys.size("attention.sliding_window") if keys.get("attention.sliding_window") else 0
     return {
         "rope_local_theta": keys.positive(
             "rope.freq_base_swa", keys.positive("rope.local.freq_base", 10_000.0)
@@ -219,7 +220,7 @@ def _gemma(keys: _Keys, hidden: int, heads: int) -> dict[str, Any]:
         "embed_scale": math.sqrt(hidden),
         "attention_scale": scale,
         "sliding_window": window,
-        "windowed_layers": _windowed(keys, layers),
+        "windowed_layers": _windowed(keys, layers) if window else (),
     }
 
 

@@ -177,6 +177,16 @@ def test_gemma_config(tmp_path: Path) -> None:
     assert config.attention_scale in (0.0, HEAD_DIM**-0.5)
 
 
+@pytest.mark.parametrize("window", [None, 0])
+def test_a_gemma_without_a_window_sees_all_positions(tmp_path: Path, window: int | None) -> None:
+    """As in llama.cpp; exporters of models without a window write 0, or leave the key out."""
+    keys = {"gemma3.attention.sliding_window": window}
+    write_gguf(tmp_path / "m.gguf", architecture="gemma3", keys=keys)
+    config = open_source(tmp_path / "m.gguf").config
+    assert (config.sliding_window, config.windowed_layers) == (0, ())
+    assert (config.rope_theta, config.sandwich_norm) == (50000.0, True)
+
+
 def test_gemma_window_pattern(gemma_gguf: Path) -> None:
     config = open_source(gemma_gguf).config
     assert set(range(18)) - set(config.windowed_layers) == {5, 11, 17}

@@ -23,7 +23,7 @@ from picoedge.files import free_bytes
 from picoedge.host.resources import available_bytes
 from picoedge.progress import one_stage
 from picoedge.registry.fits import STREAMED, WHOLE, MemoryOfModel
-from picoedge.registry.hub import is_hub_name, parse_hub_name
+from picoedge.registry.hub import HubChoice, is_hub_name, parse_hub_name
 from picoedge.registry.paths import disk_bytes
 from picoedge.registry.shelf import Shelf, memory_of
 from picoedge.units import format_size
@@ -93,7 +93,7 @@ def pull_model(name: str | None, as_json: bool) -> None:
     if entry := shelf.entries.get(name):
         _tell_fit(entry.name, memory_of(entry, 0))
     with showing_progress() as progress:
-        path = shelf.open(name, progress).path
+        path = shelf.open(name, progress, _tell_fit_of_choice).path
     name = path.stem
     facts = {"name": name, "path": str(path), "bytes": disk_bytes(path)}
     print_result(as_json, facts, f"{name} is ready: {path}")
@@ -104,8 +104,9 @@ def pull_model(name: str | None, as_json: bool) -> None:
 def list_models(as_json: bool) -> None:
     """List the models on this board, then the catalogue's others, for `picoedge pull`.
 
-    HERE says how a model would run in the memory that this board has free, and CLUSTER over the
-    boards of the mesh: in memory, streamed from the disk, or too large.
+    MEMORY is what a model takes whole, measured unless it says that it is estimated. HERE says how
+    it would run in the memory that this board has free, and CLUSTER over the boards of the mesh: in
+    memory, streamed from the disk, or too large.
     """
     shelf = Shelf.from_environment()
     items, here, budgets = shelf.items(), available_bytes(), cluster_budgets()
@@ -118,12 +119,22 @@ def list_models(as_json: bool) -> None:
             for (item, fit), group in zip(found, over, strict=True)
         ])  # fmt: skip
         return
-    header = ("NAME", "STATE", "SIZE", "HERE", *(("CLUSTER",) if budgets else ()), "LICENCE", "")
+    header = (
+        "NAME",
+        "STATE",
+        "SIZE",
+        "MEMORY",
+        "HERE",
+        *(("CLUSTER",) if budgets else ()),
+        "LICENCE",
+        "",
+    )
     rows = [
         (
             item.name,
             item.state,
             format_size(item.n_bytes),
+            _needed(item.memory),
             "no room on the disk" if item.path is None and room < 2 * item.n_bytes else fit,
             *((group,) if budgets else ()),
             item.licence,
@@ -139,14 +150,22 @@ def _disk_room(folder: Path) -> int:
     return free_bytes(place)
 
 
+def _needed(memory: MemoryOfModel) -> str:
+    size = format_size(memory.whole)
+    return f"{size} (estimated)" if memory.is_estimated else size
+
+
+def _tell_fit_of_choice(choice: HubChoice) -> None:
+    _tell_fit(str(choice.name), MemoryOfModel.of_pack(choice.pack_bytes))
+
+
 def _tell_fit(name: str, memory: MemoryOfModel) -> None:
     """Say how a model would run, where it would not simply run here."""
     here = available_bytes()
     fit = memory.on_board(here)
     if fit == WHOLE:
         return
-    free, whole = format_size(here), format_size(memory.whole)
-    line = f"{name} takes {whole} of memory, {free} are free here: "
+    line = f"{name} takes {_needed(memory)} of memory, {format_size(here)} are free here: "
     line += "its weights will be streamed" if fit == STREAMED else "too little even to stream it"
     budgets = cluster_budgets()
     if budgets and memory.over_boards(budgets) == WHOLE:

@@ -6,7 +6,7 @@
     parameters = "135M"
     bytes, sha256                    of the whole GGUF; a repository's own record has the hash
     memory = "250M"                  what running it takes, with a context of 4096
-    measured = true                  memory was measured; else it was computed from the shape
+    measured = true                  memory was measured; else it is estimated from the shape
     least_memory = "130M"            with which it runs, its weights streamed
     gated = true                     its licence must be accepted with an account first
     sources = ["wheel:...", ["wheel:...", "wheel:..."]]

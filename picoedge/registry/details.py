@@ -67,7 +67,7 @@ def describe(shelf: Shelf, model: str | None) -> dict[str, Any]:
 
 
 def _catalogued(entry: CatalogueEntry) -> dict[str, Any]:
-    found: dict[str, Any] = {"memory": "measured" if entry.measured else "computed"}
+    found: dict[str, Any] = {"memory": "measured" if entry.measured else "estimated"}
     if entry.parameters:
         found["parameters"] = entry.parameters
     if entry.least_memory_bytes:

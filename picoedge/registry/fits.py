@@ -16,15 +16,19 @@ _BOARD_BYTES = 80 * MB  # of each board of a cluster: its process and buffers
 
 @dataclass(frozen=True)
 class MemoryOfModel:
-    """Memory a model takes whole, and the least with which its weights are streamed."""
+    """Memory a model takes whole, and the least with which its weights are streamed.
+
+    `is_estimated`: from its shape or size; else `whole` was measured.
+    """
 
     whole: int
     least: int
+    is_estimated: bool = False
 
     @classmethod
     def of_pack(cls, n_bytes: int) -> MemoryOfModel:
         """An estimate from the size of a pack alone."""
-        return cls(n_bytes + _BESIDE_BYTES, _LEAST_BYTES + n_bytes // _LEAST_SHARE)
+        return cls(n_bytes + _BESIDE_BYTES, _LEAST_BYTES + n_bytes // _LEAST_SHARE, True)
 
     def on_board(self, available: int) -> str:
         """How it would run with this much memory."""

@@ -36,6 +36,8 @@ _FOLDER_FILES = re.compile(
     r"added_tokens\.json|vocab\.json|merges\.txt|chat_template\.(jinja|json)|"
     r"model[\w-]*\.safetensors|model\.safetensors\.index\.json"
 )
+_TOKENIZERS = ({"tokenizer.json"}, {"tokenizer.model"}, {"vocab.json", "merges.txt"})
+_FOLDER_SHARE = 0.6  # of a pack, in the bytes of its folder
 FLOATS = "floats"  # label of a repository's own weights, without a GGUF
 
 
@@ -73,6 +75,11 @@ class HubFile:
     sha256: str = ""
     git_sha1: str = ""  # of "blob SIZE\\0" and the content
 
+    @property
+    def is_weights(self) -> bool:
+        """Whether it holds weights, as few files and nearly all bytes of a folder do."""
+        return self.path.endswith((".safetensors", ".gguf"))
+
 
 @dataclass(frozen=True)
 class HubChoice:
@@ -87,6 +94,11 @@ class HubChoice:
     def n_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.n_bytes for file in self.files)
+
+    @property
+    def pack_bytes(self) -> int:
+        """About the bytes of its pack: a quantized GGUF's stay, floats of 16 bits become 8."""
+        return int(_FOLDER_SHARE * self.n_bytes) if self.is_folder else self.n_bytes
 
 
 def is_hub_name(model: str) -> bool:
@@ -178,6 +190,11 @@ def _folder(name: HubName, files: Sequence[HubFile]) -> HubChoice:
     if "config.json" not in names or not any(p.endswith(".safetensors") for p in names):
         raise DownloadError(
             f"{name.repo} has neither a GGUF nor safetensors", "look for a repository with GGUFs"
+        )
+    if not any(needed <= names for needed in _TOKENIZERS):
+        raise DownloadError(
+            f"{name.repo} has no tokenizer in a file that picoedge reads",
+            "look for a repository with GGUFs, or with tokenizer.json",
         )
     if name.quant:
         raise DownloadError(

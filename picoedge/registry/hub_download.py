@@ -1,7 +1,8 @@
 """A model of a Hugging Face hub, fetched into a folder: each file whole and checked, or none.
 
 The folder is hidden beside the pack that is made of it. An interrupted download is gone on with:
-finished files have their own names, and begun ones the name of what they are to become.
+finished files have their own names, and begun ones the name of what they are to become. What is
+there is compared with the hub's record as it is now: a file of an earlier version is fetched anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import os
 import urllib.parse
 from pathlib import Path
+from typing import NamedTuple
 
 from picoedge.errors import DownloadError
 from picoedge.files import make_folder, sync
@@ -25,10 +27,11 @@ from picoedge.registry.hub import (
     choose_files,
     parse_listing,
 )
+from picoedge.registry.packing import check_before_weights
 from picoedge.registry.paths import as_storage_error, remove_tree
 
 _PAGES = 64
-_PACK_SHARE = {True: 0.6, False: 1.1}  # of a pack, in its source's bytes; True: floats become q8
+_MORE = 1.1  # of a GGUF's pack: rare types become wider
 
 
 def look_up(name: HubName, how: FetchSettings) -> HubChoice:
@@ -51,33 +54,71 @@ def fetch_choice(choice: HubChoice, folder: Path, progress: Progress, how: Fetch
     with as_storage_error(folder):
         make_folder(folder)
         places = {file: _places(folder, file) for file in choice.files}
-        if len({place[1] for place in places.values()}) < len(places):
+        if len({place.target for place in places.values()}) < len(places):
             raise DownloadError(f"{choice.name.repo} has two files of one name")
-        _remove_others(folder, {path for pair in places.values() for path in pair})
-        have = sum(p.stat().st_size for pair in places.values() for p in pair if p.exists())
-    pack_bytes = int(_PACK_SHARE[choice.is_folder] * choice.n_bytes)
+        _remove_others(folder, {path for place in places.values() for path in place})
+        for file, place in places.items():
+            _keep_if_listed(choice, file, place, progress)
+        have = sum(_bytes_of(place.part, place.target) for place in places.values())
+    pack_bytes = choice.pack_bytes if choice.is_folder else int(_MORE * choice.pack_bytes)
     require_space(folder, choice.n_bytes - have + pack_bytes)
-    done = 0
-    for file, (part, target) in places.items():
-        if not target.exists():
-            _fetch_file(choice, file, part, done, progress, how)
+    done, seen = 0, not choice.is_folder
+    for file, place in sorted(places.items(), key=lambda each: each[0].is_weights):
+        if file.is_weights and not seen:
+            check_before_weights(folder)  # not after gigabytes
+            seen = True
+        if not place.target.exists():
+            _fetch_file(choice, file, place.part, done, progress, how)
             with as_storage_error(folder):
-                os.replace(part, target)
+                os.replace(place.part, place.target)
+                place.mark.touch()
         done += file.n_bytes
-    return folder if choice.is_folder else places[choice.files[0]][1]
+    return folder if choice.is_folder else places[choice.files[0]].target
 
 
-def _places(folder: Path, file: HubFile) -> tuple[Path, Path]:
-    """Where a file is while it arrives, and once it has been checked."""
-    name, digest = file.path.rpartition("/")[2], file.sha256 or file.git_sha1
-    return folder / f".{digest[:16]}.part", folder / name
+class _Places(NamedTuple):
+    """Of one file: where it arrives, its own name once it is whole, and the mark beside it.
+
+    The mark is an empty file, made once `target` was found to have the hash in the mark's name:
+    gigabytes are hashed once.
+    """
+
+    part: Path
+    target: Path
+    mark: Path
+
+
+def _places(folder: Path, file: HubFile) -> _Places:
+    name, digest = file.path.rpartition("/")[2], (file.sha256 or file.git_sha1)[:16]
+    mark = f".{hashlib.sha256(name.encode()).hexdigest()[:16]}.{digest}.checked"
+    return _Places(folder / f".{digest}.part", folder / name, folder / mark)
 
 
 def _remove_others(folder: Path, wanted: set[Path]) -> None:
-    """Drop what an earlier choice left; a finished file may be of another version."""
+    """Drop what an earlier choice or listing left: its files, and its marks."""
     for path in folder.iterdir():
         if path not in wanted:
             remove_tree(path)
+
+
+def _keep_if_listed(choice: HubChoice, file: HubFile, place: _Places, progress: Progress) -> None:
+    """Remove a finished file that is not the listed one: the repository may have changed since."""
+    if not place.target.exists():
+        place.mark.unlink(missing_ok=True)
+        return
+    same = place.target.stat().st_size == file.n_bytes
+    if same and not place.mark.exists():
+        found = _digest(place.target, file, f"checking {choice.name.repo}", progress)
+        same = found == (file.sha256 or file.git_sha1)
+    if same:
+        place.mark.touch()
+        return
+    place.mark.unlink(missing_ok=True)
+    place.target.unlink()
+
+
+def _bytes_of(*paths: Path) -> int:
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _fetch_file(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from picoedge.errors import ModelError
 from picoedge.progress import Progress, one_stage
+from picoedge.registry.paths import as_storage_error
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.pack.reader import Pack
 from picoedge.store.pack.repack import PackSource
 from picoedge.store.shards import MANIFEST
+from picoedge.store.sources.huggingface import read_folder_config
 from picoedge.store.sources.source import ModelSource, open_source
 from picoedge.text.export import export
 from picoedge.text.tokenizer.load import load_tokenizer
@@ -33,6 +36,19 @@ def open_any_source(path: Path) -> ModelSource:
     if (path / MANIFEST).is_file():
         return PackSource(Pack.open(path))
     return open_source(path)
+
+
+def check_before_weights(folder: Path) -> None:
+    """Raise what `pack_model` would for a Hugging Face folder whose weights are yet to come.
+
+    Raises ModelError, UnsupportedError, TextError, StorageError.
+    """
+    read_folder_config(folder)
+    with (
+        as_storage_error(folder),
+        tempfile.TemporaryDirectory(prefix=".check", dir=folder) as place,
+    ):
+        export.write_from_huggingface(folder, Path(place))
 
 
 def write_text(source: ModelSource, folder: Path) -> None:

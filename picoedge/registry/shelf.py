@@ -91,6 +91,7 @@ class ShelfItem:
         values["bytes"] = values.pop("n_bytes")
         memory = values.pop("memory")
         values |= {"memory_bytes": memory["whole"], "least_memory_bytes": memory["least"]}
+        values["memory_is_estimated"] = memory["is_estimated"]
         return {**values, "path": str(self.path) if self.path else None}
 
 
@@ -140,10 +141,16 @@ class Shelf:
             raise ModelError(f"{model} is not packed", f"picoedge pack {model}")
         return pack
 
-    def open(self, model: str | None, progress: Progress | None = None) -> Pack:
+    def open(
+        self,
+        model: str | None,
+        progress: Progress | None = None,
+        chosen: Callable[[HubChoice], None] | None = None,
+    ) -> Pack:
         """The pack of `model` (None: the default one), fetched and packed if need be.
 
-        Raises UsageError (no such model), ModelError, DownloadError, StorageError.
+        `chosen` is told the files of a hub's model before any is fetched. Raises UsageError (no
+        such model), ModelError, DownloadError, StorageError.
         """
         from picoedge.registry.packing import pack_model
         from picoedge.store.pack.reader import Pack
@@ -151,7 +158,7 @@ class Shelf:
         progress = progress or no_progress
         model = self.entry(None).name if model is None else model
         if is_hub_name(model):
-            return self._open_of_hub(parse_hub_name(model), progress)
+            return self._open_of_hub(parse_hub_name(model), progress, chosen)
         if not self._is_name(model):
             path = self._existing(model)
             if is_pack(path):
@@ -163,7 +170,9 @@ class Shelf:
         fetch = partial(self._fetch_and_pack, self.entries[model], progress=progress)
         return self._up_to_date(model, None, fetch, progress)
 
-    def _open_of_hub(self, name: HubName, progress: Progress) -> Pack:
+    def _open_of_hub(
+        self, name: HubName, progress: Progress, chosen: Callable[[HubChoice], None] | None
+    ) -> Pack:
         """The pack of a hub's model. A pack on this disk is taken as it is, without a network."""
         from picoedge.registry.hub_download import look_up
 
@@ -171,6 +180,8 @@ class Shelf:
             return pack
         choice = look_up(name, self.how)
         own = name.shelf_name(choice.label)
+        if chosen and not self._pack_path(own).exists():
+            chosen(choice)
         make = partial(self._fetch_and_pack_choice, choice, own, progress=progress)
         return self._up_to_date(own, None, make, progress)
 
@@ -348,7 +359,7 @@ def memory_of(entry: CatalogueEntry | None, n_bytes: int) -> MemoryOfModel:
     if entry is None:
         return MemoryOfModel.of_pack(n_bytes)
     least = entry.least_memory_bytes or MemoryOfModel.of_pack(entry.n_bytes).least
-    return MemoryOfModel(entry.memory_bytes, min(least, entry.memory_bytes))
+    return MemoryOfModel(entry.memory_bytes, min(least, entry.memory_bytes), not entry.measured)
 
 
 def _current(out: Path, source: Path | None) -> Pack | None:

@@ -126,7 +126,7 @@ def test_pull_verify_pack_and_rm_report_as_json(
 def test_list_and_show_are_readable(models: Path, gguf: Path, capsys: Capture) -> None:
     assert main(["list"]) == 0
     header, _, second, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "STATE", "SIZE", "HERE", "LICENCE"]
+    assert header.split() == ["NAME", "STATE", "SIZE", "MEMORY", "HERE", "LICENCE"]
     assert re.match(r"smollm2-135m +not pulled +93\.8 MB .* Apache-2\.0 +SmolLM2", second)
     assert main(["show", str(gguf)]) == 0
     facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
@@ -339,6 +339,10 @@ def test_list_says_what_fits_here(
     assert main(["list", "--json"]) == 0
     here = {item["name"]: item["here"] for item in json.loads(capsys.readouterr().out)}
     assert (here["tiny"], here["qwen3-8b"]) == ("in memory", "streamed")
+    assert main(["list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "5.13 GB (estimated)" in lines["qwen3-8b"]
+    assert "estimated" not in lines["smollm2-135m"]  # measured
     monkeypatch.setattr(shelf, "cluster_budgets", lambda: [2 << 30] * 4)
     assert main(["list", "--json"]) == 0
     over = {item["name"]: item["cluster"] for item in json.loads(capsys.readouterr().out)}
@@ -360,5 +364,6 @@ def test_pull_tells_before_it_fetches_what_must_be_streamed(
     monkeypatch.setattr(shelf, "cluster_budgets", lambda: [2 << 30] * 4)
     assert main(["pull", "qwen3-8b"]) == 1
     err = capsys.readouterr().err
+    assert "takes 5.13 GB (estimated) of memory" in err
     assert "will be streamed" in err
     assert "--cluster" in err

@@ -19,6 +19,7 @@ def chosen(text: str, *paths: str) -> list[str]:
 
 BARTOWSKI = [f"M-{quant}.gguf" for quant in ("IQ2_M", "Q2_K", "Q4_0", "Q4_K_S", "Q4_K_M", "Q8_0")]
 PARTS = [f"Q8_0/M-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+MERGES = ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
 FOLDER = ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"]
 
 
@@ -36,6 +37,7 @@ FOLDER = ["config.json", "tokenizer.json", "model.safetensors", "generation_conf
         ("o/r:UD-Q4_K_XL", ["M-UD-Q4_K_XL.gguf", "M-Q4_K_M.gguf"], ["M-UD-Q4_K_XL.gguf"]),
         ("o/r:BF16", ["BF16/M-BF16-00001-of-00001.gguf"], ["BF16/M-BF16-00001-of-00001.gguf"]),
         ("o/r", [*FOLDER, "README.md", "onnx/model.onnx"], FOLDER),
+        ("o/r", [*MERGES, "README.md"], MERGES),
         ("o/r", [*FOLDER, "original/consolidated.safetensors", "consolidated.safetensors"], FOLDER),
     ],
 )
@@ -49,6 +51,7 @@ def test_the_files_of_a_model(text: str, paths: list[str], expected: list[str]) 
         ("o/r:Q5_K_M", BARTOWSKI, "no Q5_K_M", "Q4_K_M"),
         ("o/r", ["a.gguf", "b.gguf"], "several models", "a"),
         ("o/r", ["README.md"], "neither", "GGUF"),
+        ("o/r", ["config.json", "vocab.json", "model.safetensors"], "no tokenizer", "GGUF"),
         ("o/r:Q4_0", FOLDER, "no Q4_0", "o/r-GGUF"),
         ("o/r:Q8_0", PARTS[1:], "lacks parts", ""),
     ],

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import shelf_models
+from cli_runs import must_not_run
 from hub_site import HubSite, entry_of, hub_site
 
+from picoedge.cli import shelf as shelf_commands
 from picoedge.cli.main import main
-from picoedge.errors import DownloadError, ModelError, StorageError
+from picoedge.errors import DownloadError, ModelError, PicoedgeError, StorageError
+from picoedge.progress import no_progress
 from picoedge.registry import hub_download
 from picoedge.registry.catalogue import FetchSettings, parse_entry
 from picoedge.registry.shelf import Shelf
@@ -83,6 +86,74 @@ def test_parts_are_fetched_together(site: HubSite, tmp_path: Path, gguf_bytes: b
     with pytest.raises(ModelError, match="is there twice"):  # both are whole models, in truth
         shelf_of(site, tmp_path / "s").open("hf:o/split")
     assert sorted(site.fetched()) == ["T-Q4_0-00001-of-00002.gguf", "T-Q4_0-00002-of-00002.gguf"]
+
+
+PARTS = [f"T-Q4_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+
+
+def upload(site: HubSite, version: str) -> list[bytes]:
+    """A publisher's two parts, of one size whatever the version."""
+    contents = [f"{version} {name}".encode() * 99 for name in PARTS]
+    site.repos["o/split"] = dict(zip(PARTS, contents, strict=True))
+    return contents
+
+
+def fetch_parts(site: HubSite, folder: Path) -> list[bytes]:
+    how = shelf_of(site, folder).how
+    choice = hub_download.look_up(hub_download.HubName("o/split"), how)
+    first = hub_download.fetch_choice(choice, folder / "hub", no_progress, how)
+    return [(first.parent / name).read_bytes() for name in PARTS]
+
+
+def test_parts_of_two_uploads_are_not_put_together(site: HubSite, tmp_path: Path) -> None:
+    old = upload(site, "old")
+    site.cut_after = [len(old[0]), 1, 1, 1]
+    with pytest.raises(DownloadError):
+        fetch_parts(site, tmp_path)
+    assert (tmp_path / "hub" / PARTS[0]).read_bytes() == old[0]
+    new = upload(site, "new")
+    assert fetch_parts(site, tmp_path) == new
+    assert fetch_parts(site, tmp_path) == new
+    newer = upload(site, "xyz")  # all of the former is here: packing was killed
+    assert fetch_parts(site, tmp_path) == newer
+
+
+def test_finished_files_are_hashed_once(
+    site: HubSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = upload(site, "new")
+    assert fetch_parts(site, tmp_path) == new
+    fetched = len(site.fetched())
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_download, "hash_file", must_not_run)
+        assert fetch_parts(site, tmp_path) == new
+    for mark in (tmp_path / "hub").glob(".*"):  # of an earlier version of picoedge there are none
+        mark.unlink()
+    (tmp_path / "hub" / PARTS[1]).write_bytes(new[0])
+    assert fetch_parts(site, tmp_path) == new
+    assert site.fetched()[fetched:] == PARTS[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tokenizer_config.json": b'{"tokenizer_class": "BartTokenizer"}'}, "BartTokenizer"),
+        ({"config.json": b'{"model_type": "mamba"}'}, "mamba"),
+    ],
+)
+def test_a_folder_of_an_unknown_kind_is_refused_before_its_weights_are_fetched(
+    site: HubSite, tmp_path: Path, changes: dict[str, bytes], says: str
+) -> None:
+    source = shelf_models.write_folder(tmp_path / "source")
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    model = json.loads(files.pop("tokenizer.json"))["model"]
+    files |= {"vocab.json": json.dumps(model["vocab"]).encode(), "merges.txt": b"#version: 0.2\n"}
+    files["tokenizer_config.json"] = b'{"tokenizer_class": "GPT2Tokenizer"}'
+    site.repos["o/sound"], site.repos["o/odd"] = files, {**files, **changes}
+    with pytest.raises(PicoedgeError, match=says):
+        shelf_of(site, tmp_path).open("hf:o/odd")
+    assert "model.safetensors" not in site.fetched()
+    assert shelf_of(site, tmp_path).open("hf:o/sound").is_whole
 
 
 @pytest.mark.parametrize("kind", ["same size", "shorter", "longer"])
@@ -177,7 +248,18 @@ def test_the_commands(
     assert shown["files"].keys() == {GGUF}
     assert shown["quantization"] == "Q8_0"
     assert site.fetched() == []
-    assert NAME in run("pull", "-hf", f"{REPO}:Q8_0")
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf_commands, "available_bytes", lambda: 200 << 20)
+        patch.setattr(shelf_commands, "cluster_budgets", lambda: [400 << 20] * 2)
+        told = []
+        for _ in range(2):
+            assert main(["pull", "-hf", f"{REPO}:Q8_0"]) == 0
+            out, err = capsys.readouterr()
+            assert NAME in out
+            told.append(err)
+    assert "(estimated) of memory, 200 MB are free here: its weights will be streamed" in told[0]
+    assert "over the cluster's boards (--cluster) it fits" in told[0]
+    assert told[1] == ""  # it is here
     assert NAME in run("list")
     answer = json.loads(run("generate", "-hf", REPO, "-p", "ab", "--raw", "-n", "3", "--json"))
     assert answer["model"] == NAME

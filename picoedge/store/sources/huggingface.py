@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from picoedge.config import model_sampling
+from picoedge.config import ModelConfig, model_sampling
 from picoedge.errors import ModelError, UnsupportedError
 from picoedge.fields import Fields
 from picoedge.files import (
@@ -118,6 +118,12 @@ class FolderSource(ModelSource):
         _, layer, kind = name.split(".")
         fused = _FUSED if self._is_fused else {}
         return f"{self._prefix}layers.{layer}.{(HF_LAYER_NAMES | self._norms | fused)[kind]}"
+
+
+def read_folder_config(path: Path) -> ModelConfig:
+    """The config in a folder whose weights may be missing. Raises as `FolderSource`."""
+    with naming(path):
+        return huggingface_config(text_config(_load_config(path)))
 
 
 def _load_config(path: Path) -> Fields:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from picoedge.engine.doctor import Check
-    from picoedge.jobs.status import BoardState, MeshState
+    from picoedge.jobs.status import BoardState, MemoryUse, MeshState
     from picoedge.mesh.transport.client import Client
 
     Sample = tuple[MeshState, list["TokenRates | None"]]
@@ -134,10 +134,19 @@ def does(board: BoardState) -> str:
 
 
 def memory(board: BoardState) -> str:
-    """`210 MB of 512 MB`."""
+    """`210 MB of 512 MB`; then who has how much: `…: 180 MB for desk, 20 MB kept for shelf`."""
     if board.used_bytes is None or board.budget_bytes is None:
         return "-"
-    return f"{format_size(board.used_bytes)} of {format_size(board.budget_bytes)}"
+    text = f"{format_size(board.used_bytes)} of {format_size(board.budget_bytes)}"
+    uses = ", ".join(map(_has, board.uses))
+    return f"{text}: {uses}" if uses else text
+
+
+def _has(use: MemoryUse) -> str:
+    """`180 MB for this board alone`; `20 MB kept for shelf`; `90 MB training for desk`."""
+    words = (format_size(use.bytes), "" if use.use == "answer" else use.use)
+    holder = f"for {use.holder}" if use.holder else ""
+    return " ".join(word for word in (*words, holder) if word)
 
 
 def temperature(board: BoardState) -> str:

@@ -69,6 +69,22 @@ def test_rows() -> None:
     assert told.keys().isdisjoint({"state", "head_shards"})  # names of the wire
 
 
+def test_who_has_how_much_of_a_boards_memory() -> None:
+    uses = [
+        {"use": "answer", "bytes": 180 * MB, "holder": "hub", "model": "llama", "age_s": 3},
+        {"use": "answer", "bytes": 30 * MB, "holder": "this board alone", "model": "", "age_s": 9},
+        {"use": "kept", "bytes": 20 * MB, "holder": "attic", "model": "tiny", "age_s": 60},
+        {"use": "training", "bytes": 90 * MB, "holder": "hub", "model": "", "age_s": 60},
+    ]
+    state = mesh(told("shelf", rss_bytes=210 * MB, memory_bytes=512 * MB, uses=uses))
+    shown = boards.memory(state.boards[0])
+    assert shown == (
+        "210 MB of 512 MB: 180 MB for hub, 30 MB for this board alone, 20 MB kept for attic, "
+        "90 MB training for hub"
+    )
+    assert shown in boards.row(state.boards[0])
+
+
 def test_a_slice_without_attention() -> None:
     state = mesh(told("a", does="computing", attention=[0, 0], ffn=[0, 3], head_shards=[64, 64]))
     assert boards.row(state.boards[0])[5:8] == ("-", "shards 0-2", "-")
@@ -82,7 +98,7 @@ values = st.recursive(
 )
 FIELDS = [
     "does", "state", "holder", "model", "attention", "ffn", "head_shards", "rss_bytes",
-    "memory_bytes", "temperature_c", "throttled", "queue_length", "work",
+    "memory_bytes", "temperature_c", "throttled", "queue_length", "work", "uses",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ LONGEST_NAME = 200
 SLOW = {
     *("bench", "cluster", "lab"),
     *("test_call_path.py", "test_packaging.py", "test_model_transformers.py"),
+    "test_documented_runs.py",
     *("test_window.py", "test_window_faults.py", "test_window_page_cache.py"),
     *("test_locality.py", "test_window_plan.py", "test_export_gguf_models.py", "test_links.py"),
     *("test_native.py", "test_kv_cache.py", "test_packer.py", "test_packer_faults.py"),

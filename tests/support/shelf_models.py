@@ -31,7 +31,7 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
-def write_gguf(path: Path, *, seed: int = 1, licence: str = "MIT") -> Path:
+def write_gguf(path: Path, *, seed: int = 1, licence: str = "MIT", template: str = "") -> Path:
     """A one-layer Llama in f32 with a byte-level tokenizer; `seed` makes another model of it."""
     hidden, inner, heads, vocabulary = 64, 96, 2, 257
     rng = np.random.default_rng(seed)
@@ -51,6 +51,8 @@ def write_gguf(path: Path, *, seed: int = 1, licence: str = "MIT") -> Path:
     writer.add_token_list([*byte_tokens(), "ab"])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(0)
+    if template:
+        writer.add_chat_template(template)
     shapes = {
         "token_embd": (vocabulary, hidden),
         "output_norm": (hidden,),

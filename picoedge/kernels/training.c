@@ -331,6 +331,24 @@ API void pe_gated_vjp(float *gate_up, const float *d, int64_t n, int64_t width, 
 
 /* ---- Loss -------------------------------------------------------------------------------------- */
 
+/* The natural logarithm of a sum of exponentials, 1 or more, to 1e-16: x = 2^e (1 + s) / (1 - s), where
+ * log((1 + s) / (1 - s)) is a series in s. That of a C library has other bits elsewhere. */
+static double natural_log(double x) {
+    if (!(x < INFINITY)) return x; /* no number stays none */
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52) - 1023;
+    bits = (bits & 0xfffffffffffffu) | (uint64_t)1023 << 52;
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    if (m > 1.4142135623730951) m *= 0.5, exponent++;
+    const double s = (m - 1) / (m + 1), square = s * s;
+    double series = 0;
+    for (int n = 23; n >= 3; n -= 2) series = (series + 1.0 / n) * square;
+    const double high = exponent * 6.93147180369123816490e-01, low = exponent * 1.90821492927058770002e-10;
+    return high + (2 * s * (1 + series) + low);
+}
+
 static double entropy_row(float *logits, int64_t vocabulary, int32_t target, float weight) {
     vf most = vf_set1(-INFINITY), part[PARTS];
     float last[TILE]; /* logits beyond the last whole tile, and some that add nothing */
@@ -359,7 +377,7 @@ static double entropy_row(float *logits, int64_t vocabulary, int32_t target, flo
 #undef TILE_OF
     for (int64_t j = whole; j < vocabulary; j++) logits[j] = last[j - whole];
     logits[target] -= weight;
-    return (log((double)sum) + (double)top) - (double)wanted;
+    return (natural_log((double)sum) + (double)top) - (double)wanted;
 }
 
 /* losses [n] = -log softmax(logits)[target], and in place of logits [n, vocabulary] the gradient of

@@ -7,6 +7,7 @@ have the same bits on every board; the NumPy twin (`reference.training`) agrees 
 from __future__ import annotations
 
 import ctypes as ct
+import math
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,9 +18,12 @@ import numpy as np
 from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.blocks import WeightsRecord, weight_records
+from picoedge.kernels.elementary import power
 from picoedge.kernels.stacked import StackedWeights
 
 QUERIES = 64  # rows of scores at once; belongs to the format of a run
+DEPTH = 256  # products that one chain of sums has, as in sgemm.h; belongs to the format of a run
+VERSION = 2  # of all other arithmetic of a step: a change of bits has another one
 SEGMENT = 65_536  # values whose squares have a sum of their own; belongs to the format of a run
 _ACTIVATIONS = {"silu": 1, "gelu_tanh": 2}
 
@@ -57,8 +61,8 @@ def adam_step(
         beta2,
         1 - beta2,
         1 - rate * weight_decay,
-        rate / (1 - beta1**step),
-        1 / (1 - beta2**step) ** 0.5,
+        rate / (1 - power(beta1, step)),
+        1 / math.sqrt(1 - power(beta2, step)),
         epsilon,
     )
 

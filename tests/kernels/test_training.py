@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -224,6 +225,19 @@ def test_losses_and_their_gradient(levels: list[NativeTrainingKernels]) -> None:
     shares[np.arange(20), targets] -= 1
     shares[3] = 0
     np.testing.assert_allclose(gradient, shares / 4, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [16, 48, 1000, 49_152])
+def test_the_loss_of_equal_logits_is_the_logarithm(
+    levels: list[NativeTrainingKernels], vocabulary: int
+) -> None:
+    def entropy(kernels: TrainingKernels) -> list[Array]:
+        losses = np.empty(1)
+        logits = np.full((1, vocabulary), -2.5, np.float32)
+        kernels.cross_entropy(logits, np.zeros(1, np.int32), losses, 1.0)
+        return [losses]
+
+    assert check(levels, entropy)[0][0] == pytest.approx(math.log(vocabulary), rel=1e-15, abs=0)
 
 
 def test_gradients_of_rows_are_added_in_the_order_of_tokens(

@@ -5,6 +5,7 @@ By layer, then in the order of TARGETS: A [r, in], then B [out, r].
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from picoedge.store.adapters import MAX_ALPHA, Adapter
 from picoedge.suggest import did_you_mean
 from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.linear import AdaptedLinear, TrainedLowRank
-from picoedge.train.state.layout import Tensor
+from picoedge.train.state.initial import fill_uniform, tensor_key
+from picoedge.train.state.layout import Tensor, name_at
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # target -> the matrix that it lies in
@@ -107,11 +109,14 @@ class AdapterLayout:
 
     def initial(self, seed: int) -> F32:
         """See `TrainedLayout`. As PEFT does: A uniform within 1 / sqrt(in), B zero."""
-        flat, random = np.zeros(self.length, np.float32), np.random.default_rng(seed)
-        for a, _ in self.tensors.values():
-            drawn = 2 * random.random(a.shape, np.float32) - 1
-            a.of(flat)[...] = drawn * np.float32(1 / math.sqrt(a.shape[1]))
+        flat = np.zeros(self.length, np.float32)
+        for number, (a, _) in enumerate(self.tensors.values()):
+            fill_uniform(a.of(flat), tensor_key(seed, number), 1 / math.sqrt(a.shape[1]))
         return flat
+
+    def name_at(self, value: int) -> str:
+        """See `TrainedLayout`."""
+        return name_at(itertools.chain.from_iterable(self.tensors.values()), value)
 
     def bind(self, weights: F32, gradient: F32) -> Parameters:
         """See `TrainedLayout`."""

@@ -7,7 +7,7 @@ and v are one matrix of rows, gate and up another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import padded
 from picoedge.model.vjps import Dense, Gain, Layer, Parameters, TiedEmbedding
+from picoedge.train.state.initial import fill_normal, tensor_key
 
 EMBEDDING, FINAL_NORM = "embedding", "final_norm"
 _DEVIATION = 0.02  # of initial weights (GPT-2)
@@ -70,16 +71,20 @@ class Layout:
 
     def initial(self, seed: int) -> F32:
         """Weights to begin with: norms 1, matrices normal, those that end a sublayer smaller."""
-        flat, random = np.zeros(self.length, np.float32), np.random.default_rng(seed)
+        flat = np.zeros(self.length, np.float32)
         ends = _DEVIATION / math.sqrt(2 * self.config.num_hidden_layers)
-        for name, tensor in self.tensors.items():
+        for number, (name, tensor) in enumerate(self.tensors.items()):
             view, kind = tensor.of(flat), name.rpartition(".")[2]
             if len(tensor.shape) == 1:
                 view[...] = 1
                 continue
             deviation = ends if kind in ("o", "down") else _DEVIATION
-            view[...] = random.standard_normal(tensor.shape, np.float32) * np.float32(deviation)
+            fill_normal(view, tensor_key(seed, number), deviation)
         return flat
+
+    def name_at(self, value: int) -> str:
+        """See `TrainedLayout`."""
+        return name_at(self.tensors.values(), value)
 
     def bind(self, weights: F32, gradient: F32) -> Parameters:
         """The model on these weights, with a gradient of one thread."""
@@ -99,6 +104,12 @@ class Layout:
             for i in range(self.config.num_hidden_layers)
         ]  # fmt: skip
         return Parameters(TiedEmbedding(table), layers, gain(FINAL_NORM), table)
+
+
+def name_at(tensors: Iterable[Tensor], value: int) -> str:
+    """The name of the tensor that a value of the flat vector belongs to."""
+    held = (each.name for each in tensors if each.offset <= value < each.offset + each.size)
+    return next(held, "nothing")
 
 
 def _matrices(config: ModelConfig) -> Iterator[tuple[str, tuple[int, int]]]:

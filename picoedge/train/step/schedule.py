@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from picoedge.kernels.elementary import cosine_of_half_turns
 
 FLOOR = 0.1  # of the peak, at the last step
 
@@ -21,4 +22,4 @@ class Schedule:
         if step <= self.warmup:
             return self.peak * step / self.warmup
         done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + cosine_of_half_turns(done)))

@@ -8,6 +8,7 @@ a unit is lost in the noise. Which thread or board had which micro-batch changes
 from __future__ import annotations
 
 import ctypes as ct
+import math
 from ctypes import c_int32, c_int64, c_void_p
 
 import numpy as np
@@ -20,10 +21,31 @@ BLOCK = 256  # values that are narrow or wide together
 EXPONENT = 36  # the unit is 2^-36
 MICRO_BATCHES = 64  # of a step, at most
 _FIRST_ROWS = 64
+_WIDEST = 56  # bits of an integer, as in training.c
+_LARGEST = 2.0 ** (_WIDEST - EXPONENT)  # values are below it
 
 
 class NotFiniteError(PicoedgeError):
-    """A gradient with a value that is infinite, no number, or beyond 2^56 units."""
+    """A value of a gradient that is infinite, no number, or too large for the sums.
+
+    at: its number; what: it is, for people.
+    """
+
+    def __init__(self, at: int, what: str) -> None:
+        super().__init__(f"value {at} of the gradient is {what}")
+        self.at, self.what = at, what
+
+    @classmethod
+    def of(cls, gradient: F32, start: int) -> NotFiniteError:
+        """The error of the first value that is not finite, else of the largest, from `start` on."""
+        values = gradient[start:]
+        wrong = ~np.isfinite(values)
+        at = int(np.argmax(wrong if wrong.any() else np.abs(values)))
+        value = float(values[at])
+        what = (
+            "infinite" if math.isinf(value) else f"{value:.3g}: sums take less than {_LARGEST:.3g}"
+        )
+        return cls(start + at, "no number" if math.isnan(value) else what)
 
 
 class _Record(ct.Structure):
@@ -67,7 +89,7 @@ class GradientSums:
                 ct.byref(self._record), gradient.ctypes.data, len(gradient), at, ct.byref(bad)
             )
             if bad.value:
-                raise NotFiniteError(f"the gradient is infinite near value {at * BLOCK}")
+                raise NotFiniteError.of(gradient[: (at + 1) * BLOCK], at * BLOCK)
             if at < len(self._rows):
                 self._wide = np.concatenate([self._wide, np.empty_like(self._wide)])
                 self._bind()

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 from picoedge.errors import ModelError, PicoedgeError, StorageError
 from picoedge.fields import Fields
-from picoedge.kernels.sums import NotFiniteError
 from picoedge.train.state.checkpoints import Saved
 from picoedge.train.step.batch import Batch
-from picoedge.train.step.trainer import StepResult, TrainingState
+from picoedge.train.step.trainer import NoStepError, StepResult, TrainingState
 
 FINISHED, EARLY, STOPPED = "finished", "early", "stopped"
 
@@ -141,6 +140,7 @@ class _Loop:
     watchers: Sequence[RunWatcher]
     record: RunRecord
     facts: Mapping[str, Any]
+    rate_flag: str
     saved_step: int = -1
 
     def evaluate(self, step: int) -> None:
@@ -187,17 +187,24 @@ class _Loop:
 
     def step(self) -> StepResult:
         number = self.trainer.state.step + 1
-        batch = self.source.batch(number)
         try:
+            batch = self.source.batch(number)
             result = self.trainer.step(batch)
-        except NotFiniteError as error:
+        except NoStepError as error:
             self.save()
-            raise _not_finite(number, error.message) from error
-        if not math.isfinite(result.loss):  # the state is spoilt: the last checkpoint is not
-            raise _not_finite(number, "")
+            raise self._no_step(number, error) from error
+        except PicoedgeError:  # the data cannot be read any more
+            self.save()
+            raise
         for watcher in self.watchers:
             watcher.stepped(result, batch.targets_counted)
         return result
+
+    def _no_step(self, step: int, error: PicoedgeError) -> PicoedgeError:
+        return PicoedgeError(
+            f"step {step} is not possible: {error.message}; the state is that of step {step - 1}",
+            f"begin anew with half the {self.rate_flag}, or look at the data",
+        )
 
     def after_step(self, step: int) -> None:
         """What is due after a step."""
@@ -213,15 +220,6 @@ class _Loop:
             self.save()
 
 
-def _not_finite(step: int, where: str) -> PicoedgeError:
-    detail = f" ({where})" if where else ""
-    return PicoedgeError(
-        f"batch {step} gave a loss or a gradient that is infinite or no number{detail}: stopped, "
-        f"the state is that of step {step - 1}",
-        "begin anew with half the --learning-rate, or look at the data",
-    )
-
-
 def run_loop(
     trainer: Stepper,
     source: Batches,
@@ -232,14 +230,18 @@ def run_loop(
     *,
     record: RunRecord | None = None,
     facts: Mapping[str, Any] | None = None,
+    rate_flag: str = "--learning-rate",
 ) -> Outcome:
     """Train from the trainer's state on, until the plan, the held-out loss or `stop` ends it.
 
     `record` is of the checkpoint that the state was read from; `facts` are written into each
-    checkpoint. `stop` is asked before each step. Raises PicoedgeError where a loss or gradient is
-    not finite: the state before that step has been saved.
+    checkpoint; `rate_flag` names the learning rate to people. `stop` is asked before each step.
+    Raises PicoedgeError where a loss or gradient is not finite, or the data cannot be read: the
+    state before that step has been saved.
     """
-    loop = _Loop(trainer, source, plan, store, watchers, record or RunRecord(), facts or {})
+    loop = _Loop(
+        trainer, source, plan, store, watchers, record or RunRecord(), facts or {}, rate_flag
+    )
     state = trainer.state
     if record is not None:
         loop.saved_step = state.step

@@ -62,6 +62,11 @@ class RunSettings:
         """Of a step."""
         return self.batch * self.length
 
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """The flag of a setting: `--learning-rate`."""
+        return f"--{cls.flags.get(name, name.replace('_', '-'))}"
+
     def step_settings(self) -> StepSettings:
         """Settings of the trainer."""
         schedule = Schedule(self.learning_rate, self.warmup, max(1, self.steps))
@@ -89,7 +94,7 @@ class RunSettings:
             asked, has = getattr(given, name), getattr(self, name)
             if asked == has:
                 continue
-            flag = f"--{self.flags.get(name, name.replace('_', '-'))}"
+            flag = self.flag(name)
             if isinstance(asked, bool):
                 what = f"the run was begun without {flag}"
             else:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from picoedge.config import ModelConfig
+from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
@@ -84,6 +85,10 @@ class TrainedLayout(Protocol):
         """Values to begin with, f32 [length]."""
         ...
 
+    def name_at(self, value: int) -> str:
+        """The tensor that a value of the vector belongs to."""
+        ...
+
     def bind(self, weights: F32, gradient: F32) -> Parameters:
         """The model on `weights`, with the gradient of one thread; f32 [length] each."""
         ...
@@ -114,7 +119,7 @@ class PlainSums:
     def add(self, gradient: F32) -> None:
         """See `Sums`."""
         if not np.isfinite(gradient).all():
-            raise NotFiniteError("the gradient is infinite or no number")
+            raise NotFiniteError.of(gradient, 0)
         self._sum += gradient
 
     def take(self, out: F32) -> None:
@@ -125,6 +130,10 @@ class PlainSums:
     def clear(self) -> None:
         """See `Sums`."""
         self._sum.fill(0)
+
+
+class NoStepError(PicoedgeError):
+    """A step whose loss or gradient is not finite, and which has changed nothing."""
 
 
 @dataclass(eq=False)
@@ -183,7 +192,7 @@ class Trainer:
     def step(self, batch: Batch) -> StepResult:
         """One step. Its loss is the mean over all targets of the step, without a rehearsal's.
 
-        Raises NotFiniteError, and the state is that of the step before.
+        Raises NoStepError where loss or gradient is not finite: the state is that of before.
         """
         count = len(batch.tokens)
         assert count == self.settings.micro_batches
@@ -199,13 +208,20 @@ class Trainer:
 
         try:
             self._deal(count + (batch.rehearsal is not None), work)
+        except NotFiniteError as error:
+            self._sums.clear()
+            name = self.layout.name_at(error.at)
+            raise NoStepError(f"a value of the gradient of {name} is {error.what}") from error
         except BaseException:
             self._sums.clear()
             raise
         gradient = self._gradients[0]
         self._sums.take(gradient)
-        norm = self._norm(gradient)
-        return self._adopt(gradient, norm, float(total.sum()) / targets)
+        loss, norm = float(total.sum()) / targets, self._norm(gradient)
+        for what, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise NoStepError(f"the {what} is {value}")
+        return self._adopt(gradient, norm, loss)
 
     def loss(self, batch: Batch) -> float:
         """The mean loss of a batch of any number of micro-batches, without a step."""

@@ -176,10 +176,24 @@ def test_a_gradient_that_is_no_number_stops_at_the_step_before(tmp_path: Path) -
             return super().batch(step)
 
     with opened(tmp_path / "run") as folder, training() as trainer:
-        with pytest.raises(PicoedgeError, match="batch 5 gave a loss or a gradient") as caught:
-            run_loop(trainer, Spoilt(), PLAN, folder)
-        assert "the state is that of step 4" in caught.value.message
+        with pytest.raises(PicoedgeError, match="step 5 is not possible") as caught:
+            run_loop(trainer, Spoilt(), PLAN, folder, rate_flag="--rate")
+        assert "is no number; the state is that of step 4" in caught.value.message
+        assert "half the --rate" in caught.value.hint
         assert folder.checkpoints.steps() == [3, 4]
+
+
+def test_data_that_cannot_be_read_any_more_costs_no_step(tmp_path: Path) -> None:
+    class Damaged(PeriodicText):
+        def batch(self, step: int) -> Batch:
+            if step == 6:
+                raise ModelError("train-00000.u16 is damaged")
+            return super().batch(step)
+
+    with opened(tmp_path / "run") as folder, training() as trainer:
+        with pytest.raises(ModelError, match="is damaged"):
+            run_loop(trainer, Damaged(), PLAN, folder)
+        assert folder.checkpoints.steps() == [3, 5]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import closing
 
 import numpy as np
@@ -10,11 +11,17 @@ import pytest
 from training_material import tiny_config
 
 from picoedge.kernels.loader import load_training_kernels, load_training_library
-from picoedge.kernels.sums import GradientSums, NotFiniteError
+from picoedge.kernels.sums import GradientSums
 from picoedge.train.state.layout import EMBEDDING, FINAL_NORM, Layout
 from picoedge.train.step.batch import NO_TARGET, Batch
 from picoedge.train.step.schedule import Schedule
-from picoedge.train.step.trainer import PlainSums, StepSettings, Trainer, TrainingState
+from picoedge.train.step.trainer import (
+    NoStepError,
+    PlainSums,
+    StepSettings,
+    Trainer,
+    TrainingState,
+)
 
 STEPS = 12
 SETTINGS = StepSettings(4, 2, 24, Schedule(3e-3, 3, STEPS))
@@ -73,10 +80,24 @@ def test_a_gradient_that_is_no_number_leaves_the_state() -> None:
     with closing(trainer(2)) as made:
         LAYOUT.tensors["1.down"].of(made.state.weights)[0, 0] = np.nan
         before = made.state.weights.tobytes()
-        with pytest.raises(NotFiniteError):
+        with pytest.raises(NoStepError, match=r"gradient of \S+ is no number"):
             made.step(batches()[0])
         assert (made.state.weights.tobytes(), made.state.step) == (before, 0)
         LAYOUT.tensors["1.down"].of(made.state.weights)[0, 0] = 0
+        assert made.step(batches()[0]).step == 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_loss_that_is_infinite_leaves_the_state(
+    monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    with closing(trainer(2, exact=exact)) as made:
+        before = made.state.weights.tobytes()
+        with monkeypatch.context() as patched:
+            patched.setattr(made, "_losses_and_gradients", lambda *args: math.inf)
+            with pytest.raises(NoStepError, match="the loss is inf"):
+                made.step(batches()[0])
+        assert (made.state.weights.tobytes(), made.state.step) == (before, 0)
         assert made.step(batches()[0]).step == 1
 
 

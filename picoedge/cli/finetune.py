@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SETTINGS = {
     "rank": "rank", "alpha": "alpha", "steps": "steps", "train_seed": "seed",
     "context": "length", "rate": "learning_rate", "batch_size": "batch", "held_out": "held_out",
-    "rehearsal": "rehearsal",
+    "rehearsal": "rehearsal", "patience": "patience",
 }  # fmt: skip
 
 
@@ -44,7 +44,6 @@ _SETTINGS = {
 @click.option(
     "--data",
     multiple=True,
-    required=True,
     metavar="FILE.jsonl",
     help='Examples, one JSON object a line: {"messages": […]}, {"prompt", "completion"} or '
     '{"text"}. May be given several times.',
@@ -81,8 +80,12 @@ _SETTINGS = {
     "Share of the examples that is only measured; the adapter with the lowest loss on it is "
     "written [default: none of fewer than 200 examples, else 0.05].",
 )  # fmt: skip
+@flags.patience_option("0")
 @flags.seed_option("the adapter's start and the order")
 @flags.resume_option("ADAPTER")
+@flags.config_option("ADAPTER.run")
+@flags.prompt_option("A question that is answered now and then, so that one sees what is learned.")
+@flags.plot_option
 @memory_option
 @threads_option
 @kernels_option
@@ -101,6 +104,7 @@ def finetune(**values: Any) -> int:
     from picoedge.train.run.folder import RunFolder, folder_of
 
     out = Path(values["out"])
+    flags.check_plot(values)
     given, typed = _given(values)
     path = folder_of(out)
     if not values["resume"]:
@@ -117,17 +121,25 @@ def finetune(**values: Any) -> int:
 
 def _given(values: Mapping[str, Any]) -> tuple[LoraSettings, list[str]]:
     """Settings by the flags, and which of them were typed."""
-    from picoedge.train.lora.settings import LoraSettings, read_targets
+    from picoedge.train.lora.settings import LoraSettings, read_lora_settings, read_targets
     from picoedge.train.run.settings import check_length
 
     flags.refuse_several(values, "steps", "epochs", "minutes")
+    flags.refuse_other_settings(values)
+    known = LoraSettings()
+    if values["config"] is not None:
+        known = read_lora_settings(Path(values["config"]), "check the path of --config")
+    if values["epochs"] is not None or values["minutes"] is not None:
+        known = replace(known, steps=0)
     chosen = flags.chosen_settings(values, _SETTINGS)
     if values["targets"] is not None:
         chosen["targets"] = read_targets(values["targets"])
     if "rank" in chosen and "alpha" not in chosen:
         chosen["alpha"] = 2.0 * chosen["rank"]
-    data = tuple(os.path.abspath(path) for path in values["data"])
-    settings = replace(LoraSettings(), data=data, **chosen)
+    data = tuple(os.path.abspath(path) for path in values["data"]) or known.data
+    if not data and not values["resume"]:
+        raise UsageError("there are no examples to learn from", "name them with --data FILE.jsonl")
+    settings = replace(known, data=data, **chosen)
     assert settings.shape  # refuses what is not possible
     check_length(settings.length)
     return settings, list(chosen)
@@ -163,11 +175,15 @@ def _run(
                 run = begin_lora(options, given, pack, folder, progress)
     _tell_plan(run)
     training.hold_memory(run.fit.nbytes)
-    outcome, stopped_by = training.watch_run(folder, run.settings.steps, run.done, None, run.train)
-    training.draw_curves(folder, run.options.out.name, None)
+    sampler = run.sampler if options.prompt else None
+    outcome, stopped_by = training.watch_run(
+        folder, run.settings.steps, run.done, sampler, run.train
+    )
+    training.draw_curves(folder, run.options.out.name, values["plot"])
     if outcome.reason == STOPPED:
-        data = " ".join(f"--data {path}" for path in run.settings.data)
-        again = f"finetune {values['model']} {data} --out {run.options.out} --resume"
+        data = [word for path in run.settings.data for word in ("--data", path)]
+        words = ["finetune", str(values["model"]), *data, "--out", str(run.options.out), "--resume"]
+        again = training.resume_command(values, *words)
         training.tell_stopped(folder, outcome, run.settings.steps, again)
         return training.EXIT_SIGNAL + stopped_by
     step = run.write(outcome)
@@ -181,7 +197,7 @@ def _options(values: Mapping[str, Any]) -> LoraOptions:
 
     return LoraOptions(
         Path(values["out"]), values["threads"] or usable_cores(), values["memory"],
-        values["kernels"], values["minutes"], values["epochs"],
+        values["kernels"], values["minutes"], values["epochs"], values["prompt"],
     )  # fmt: skip
 
 
@@ -211,7 +227,8 @@ def _tell_plan(run: LoraRun) -> None:
     again = f", {repeated} layers computed twice" if repeated else ""
     say(
         f"about {format_time(run.total_s * left)} on this board with {fit.threads} "
-        f"thread{'s' if fit.threads > 1 else ''}, {format_size(fit.nbytes)} of memory{again}; "
+        f"thread{'s' if fit.threads > 1 else ''}, micro-batches of {settings.micro_batch}, "
+        f"{format_size(fit.nbytes)} of memory{again}; "
         "Ctrl-C saves and ends"
     )
     training.tell_slow_kernels(run, "many times")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -57,8 +58,7 @@ _step_options = together(
     flags.number("--clip", 0, 1e6, "The largest norm of a gradient; 0: any [default: 1]."),
     flags.integer("--evaluate-every", 1, flags.MOST_STEPS,
         "Steps from one held-out loss to the next [default: a twentieth of all]."),
-    flags.integer("--patience", 0, 1_000_000,
-        "End after so many evaluations without a lower held-out loss; 0: never [default: 5]."),
+    flags.patience_option("5"),
     flags.number("--held-out", 0, 0.5,
         "The share of the text to measure with, and not to train on [default: 0.05]."),
     flags.integer("--save-every", 1, flags.MOST_STEPS,
@@ -81,11 +81,7 @@ _step_options = together(
     "In place of --steps: as many as this board does in this time.",
 )
 @flags.resume_option("NAME.pico")
-@click.option(
-    "--config",
-    metavar="FILE",
-    help="Settings of a file, as each run writes one: NAME.run/config.toml. Flags go before it.",
-)
+@flags.config_option("NAME.run")
 @memory_option
 @threads_option
 @flags.seed_option("the first weights and the order of the text")
@@ -96,8 +92,8 @@ _step_options = together(
     help="Use BLAS: quicker, and the bits depend on the board.",
 )
 @_step_options
-@click.option("--prompt", default="", help="How samples of text begin.")
-@click.option("--plot", metavar="FILE", help="Draw the curve as .png or .svg (needs matplotlib).")
+@flags.prompt_option("How samples of text begin.")
+@flags.plot_option
 @kernels_option
 @json_option
 def train(more: tuple[str, ...], **values: Any) -> int:
@@ -114,11 +110,8 @@ def train(more: tuple[str, ...], **values: Any) -> int:
     from picoedge.train.run.folder import RunFolder, folder_of
 
     values["text"] = (*values["text"], *more)
-    out, plot = _out(values["out"]), values["plot"]
-    if plot is not None:
-        from picoedge.train.run.plot import check_plot
-
-        check_plot(Path(plot))
+    out = _out(values["out"])
+    flags.check_plot(values)
     given, typed = _given(values)
     path = folder_of(out)
     if not values["resume"]:
@@ -144,9 +137,10 @@ def _given(values: Mapping[str, Any]) -> tuple[TrainSettings, list[str]]:
     from picoedge.train.run.text_settings import TrainSettings, read_settings
 
     config = values["config"]
-    if config is not None and values["resume"]:
-        raise UsageError("--config and --resume are both given", "--resume has its run's settings")
+    flags.refuse_other_settings(values)
     settings = TrainSettings() if config is None else read_settings(Path(config))
+    if config is not None and (values["minutes"] or values["steps"] not in (None, settings.steps)):
+        settings = settings.without_steps()
     chosen = flags.chosen_settings(values, _SETTINGS)
     if values["fast"]:
         chosen["fast"] = True
@@ -212,9 +206,8 @@ def _train(run: TextRun, values: Mapping[str, Any]) -> int:
         return training.EXIT_SIGNAL + stopped_by
     training.draw_curves(run.folder, run.options.out.name, values["plot"])
     if outcome.reason == STOPPED:
-        training.tell_stopped(
-            run.folder, outcome, run.settings.steps, f"train --resume --out {run.options.out}"
-        )
+        again = training.resume_command(values, "train", "--resume", "--out", str(run.options.out))
+        training.tell_stopped(run.folder, outcome, run.settings.steps, again)
         return training.EXIT_SIGNAL + stopped_by
     return _finish(run, outcome, values["as_json"])
 
@@ -242,10 +235,10 @@ def _tell_plan(run: TextRun) -> None:
         )
     kernels = {"exact": "exact", "blas": "BLAS", "numpy": "NumPy"}[run.arithmetic.name]
     again = ", activations computed twice" if fit.recompute else ""
-    time = f"about {format_time(run.total_s)}" if run.step_s else "the rest"
+    left_s = run.total_s * (1 - run.done / settings.steps)
     say(
-        f"{time} on this board with {fit.threads} thread{'s' if fit.threads > 1 else ''} "
-        f"({kernels}), "
+        f"about {format_time(left_s)} on this board with {fit.threads} "
+        f"thread{'s' if fit.threads > 1 else ''} ({kernels}), micro-batches of {fit.micro_batch}, "
         f"{format_size(fit.nbytes)} of memory{again}; Ctrl-C saves and ends"
     )
     need, free = run.disk_bytes, free_bytes(run.folder.path)
@@ -265,7 +258,7 @@ def _finish(run: TextRun, outcome: Outcome, as_json: bool) -> int:
         with showing_progress() as progress:
             packed = make_pack(run, outcome, progress)
     except StorageError as error:
-        again = f"then: picoedge train --resume --out {run.options.out}"
+        again = f"then: picoedge train --resume --out {shlex.quote(str(run.options.out))}"
         raise StorageError(f"the weights are kept, but {error.message}", again) from error
     _tell_result(run, outcome, packed, as_json)
     return 0

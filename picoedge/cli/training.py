@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,10 @@ def tell_faults(run: Run) -> None:
 
 
 def tell_slow_kernels(run: Run, much: str) -> None:
-    """Tell that NumPy trains, `much` slower, where it was not asked for."""
+    """Tell that NumPy trains, `much` slower, where it was not asked for; and of BLAS's threads."""
+    if not run.arithmetic.is_blas_held:
+        warn("NumPy's BLAS could not be held to one thread: its threads and those of training may "
+             "take the cores from each other (OPENBLAS_NUM_THREADS=1 holds OpenBLAS)")  # fmt: skip
     if run.arithmetic.name != "numpy" or run.arithmetic.kind is not None:
         return
     from picoedge.kernels.loader import describe_kernels
@@ -90,7 +94,9 @@ def watch_run(
 
     def watchers(trainer: Trainer) -> list[Any]:
         samples = (
-            [] if make_sampler is None else [Samples(steps, make_sampler(trainer), tell_sample)]
+            []
+            if make_sampler is None
+            else [Samples(steps, done, make_sampler(trainer), tell_sample)]
         )
         return [report, log, *samples]
 
@@ -117,8 +123,26 @@ def draw_curves(folder: RunFolder, title: str, plot: str | None) -> None:
         save_plot(Path(plot), training, held_out, title)
 
 
+def resume_command(values: Mapping[str, Any], *words: str) -> str:
+    """What to type to go on as it was begun: `words`, and options that are of this board."""
+    kept = [
+        word
+        for name in ("memory", "threads", "kernels")
+        if values[name] is not None
+        for word in (f"--{name}", _typed(values[name]))
+    ]
+    return shlex.join(["picoedge", *words, *kept])
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it; sizes in whole megabytes are written so."""
+    if isinstance(value, int) and value and value % (1 << 20) == 0:
+        return f"{value >> 20}M"
+    return str(value)
+
+
 def tell_stopped(folder: RunFolder, outcome: Outcome, steps: int, again: str) -> None:
-    """Say what was saved of a run that was stopped; `picoedge {again}` goes on with it."""
+    """Say what was saved of a run that was stopped; the command `again` goes on with it."""
     where, last = f"step {outcome.step} of {steps}", folder.checkpoints.steps()
     if outcome.is_saved:
         state = f"stopped and saved after {where}"
@@ -126,7 +150,7 @@ def tell_stopped(folder: RunFolder, outcome: Outcome, steps: int, again: str) ->
         state = f"stopped after {where}, which could not be saved; step {last[-1]} is"
     else:
         state = f"stopped after {where}; nothing could be saved"
-    say(f"{state}. Go on with: picoedge {again}")
+    say(f"{state}. Go on with: {again}")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,49 @@ def learning_rate_option(flag: str, help_text: str) -> Decorator:
     return click.option(flag, type=click.FloatRange(0, 1, min_open=True), help=help_text)
 
 
+def config_option(folder: str) -> Decorator:
+    """--config, a file as the runs in `folder` have."""
+    return click.option(
+        "--config",
+        metavar="FILE",
+        help=f"Settings of a file, as each run writes one: {folder}/config.toml. "
+        "Flags go before it.",
+    )
+
+
+def patience_option(usual: str) -> Decorator:
+    """--patience, `usual` by default."""
+    return integer(
+        "--patience", 0, 1_000_000,
+        "End after so many evaluations without a lower held-out loss; 0: never "
+        f"[default: {usual}].",
+    )  # fmt: skip
+
+
+def prompt_option(help_text: str) -> Decorator:
+    """--prompt, of samples."""
+    return click.option("--prompt", default="", metavar="TEXT", help=help_text)
+
+
+plot_option = click.option(
+    "--plot", metavar="FILE", help="Draw the curve as .png or .svg (needs matplotlib)."
+)
+
+
+def check_plot(values: Mapping[str, Any]) -> None:
+    """Find out that the picture of --plot can be made. Raises UsageError."""
+    if values["plot"] is not None:
+        from picoedge.train.run.plot import check_plot
+
+        check_plot(Path(values["plot"]))
+
+
+def refuse_other_settings(values: Mapping[str, Any]) -> None:
+    """Raises UsageError where --resume, which has its run's settings, is given others."""
+    if values["config"] is not None and values["resume"]:
+        raise UsageError("--config and --resume are both given", "--resume has its run's settings")
+
+
 def chosen_settings(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Settings that were given; `names`: parameter of the command to setting of the run."""
     return {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,10 @@ from cli_runs import Run
 from picoedge.cli import training
 from picoedge.store.adapter_refusals import ADAPTER_WEIGHTS
 from picoedge.store.adapters import read_adapter
+from picoedge.train.lora import run as lora_run
+from picoedge.train.lora.run import LoraRun
 from picoedge.train.run.log import read_log
+from picoedge.train.state.checkpoints import Saved
 
 SHORT = ("--steps", "6", "--context", "64", "--batch-size", "4", "--rank", "4")
 
@@ -80,10 +86,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert run("finetune", pack, *more, "--out", whole).code == 0
     with monkeypatch.context() as patched:
         patched.setattr(training, "StopRequest", StopAfter)
-        ran = run("finetune", pack, *more, "--out", out)
+        ran = run("finetune", pack, *more, "--out", out, "--memory", "2G", "-t", 2)
     assert ran.code == 130
     assert "saved after step 3 of 6" in ran.err
-    assert "--resume" in ran.err
+    words = ["picoedge", "finetune", str(pack), "--data", str(data), "--out", str(out), "--resume"]
+    again = shlex.join([*words, "--memory", "2048M", "--threads", "2"])
+    assert f"Go on with: {again}" in ran.err
     assert not out.exists()
     ran = run("finetune", pack, *more, "--out", out)
     assert (ran.code, "holds a run already" in ran.err) == (2, True)
@@ -92,9 +100,57 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     other = shelf_models.packed_tiny(tmp_path)
     ran = run("finetune", other, "--data", data, "--out", out, "--resume")
     assert (ran.code, "of another model" in ran.err) == (2, True)
-    ran = run("finetune", pack, "--data", data, "--out", out, "--resume", "-t", 1)
+    edited, moved = tmp_path / "edited.jsonl", tmp_path / "moved.jsonl"
+    edited.write_text(data.read_text().replace("22.", "23."))
+    ran = run("finetune", pack, "--data", edited, "--out", out, "--resume")
+    assert (ran.code, "the examples are not those of this run" in ran.err) == (1, True)
+    moved.write_bytes(data.read_bytes())
+    with monkeypatch.context() as patched:
+        patched.setattr(lora_run, "own_text", None)  # the run has its own
+        ran = run("finetune", pack, "--data", moved, "--out", out, "--resume", "-t", 1)
     assert ran.code == 0, ran.err
     assert weights(out) == weights(whole)
+
+
+def test_a_run_is_repeated_by_its_config_and_shows_what_it_learns(
+    run: Run, pack: Path, data: Path, tmp_path: Path
+) -> None:
+    one, two, plot = tmp_path / "one", tmp_path / "two", tmp_path / "curve.svg"
+    asked = ("--prompt", "5 and 5?", "--plot", plot, "--patience", 3, "--held-out", 0.2)
+    ran = run("finetune", pack, "--data", data, "--out", one, *SHORT, *asked)
+    assert ran.code == 0, ran.err
+    assert plot.read_bytes().startswith(b"<?xml")
+    config = tmp_path / "one.run" / "config.toml"
+    assert "patience = 3" in config.read_text()
+    samples = [
+        line["sample"] for line in read_log(config.with_name("log.jsonl")) if "sample" in line
+    ]
+    assert len(samples) == 6
+    assert all(sample.startswith("5 and 5? ") for sample in samples)
+    ran = run("finetune", pack, "--config", config, "--out", two)
+    assert ran.code == 0, ran.err
+    assert weights(one) == weights(two)
+    for args, told in (
+        (("--out", tmp_path / "three"), "there are no examples to learn from (name them with"),
+        (("--out", one, "--resume", "--config", config), "--config and --resume are both given"),
+        (("--out", two, "--data", data, "--plot", "c.gif"), "end in .png or .svg"),
+        (("--out", two, "--config", tmp_path / "no.toml"), "check the path of --config"),
+    ):
+        ran = run("finetune", pack, *args)
+        assert ran.code != 0
+        assert told in ran.err
+
+
+def test_the_best_weights_are_those_of_the_step_that_was_best() -> None:
+    """An older file stays where the disk had no room for the best."""
+    kept: Any = SimpleNamespace(
+        read_best=lambda: Saved({"weights": np.ones(4, np.float32)}, {"step": 2})
+    )
+    run: Any = SimpleNamespace(folder=kept, layout=SimpleNamespace(length=4))
+    assert LoraRun._best_weights(run, 2) is not None
+    assert LoraRun._best_weights(run, 4) is None
+    run.layout.length = 8
+    assert LoraRun._best_weights(run, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_run_killed_and_interrupted_ends_with_the_same_bits(
     code, _, err = ended(child)
     assert code == 130
     assert "stopped and saved after step" in err
-    assert err.rstrip().endswith(f"Go on with: picoedge train --resume --out {out}")
+    assert f"Go on with: picoedge train --resume --out {out} --threads 2" in err
     assert not out.exists()
 
     code, _, err = ended(start("--resume", "--out", out))

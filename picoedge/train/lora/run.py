@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from picoedge.errors import PicoedgeError, UsageError
 from picoedge.files import replace_file, writing
 from picoedge.host.resources import available_bytes, give_back, rss_bytes
+from picoedge.kernels.arrays import F32, I32
 from picoedge.model.vjps import MicroBatch
 from picoedge.progress import Progress, no_progress
 from picoedge.store.adapters import write_adapter
@@ -23,7 +24,9 @@ from picoedge.train.data.examples import Examples, ExampleSource, read_examples
 from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.layout import AdapterLayout
 from picoedge.train.lora.memory import LoraFit, LoraNeeds
-from picoedge.train.lora.rehearsal import RehearsedSource, own_text, rehearsal_bytes
+from picoedge.train.lora.own_text import keep_text, kept_text, own_text
+from picoedge.train.lora.rehearsal import RehearsedSource, rehearsal_bytes
+from picoedge.train.lora.samples import answers
 from picoedge.train.lora.settings import (
     CONTEXT,
     EPOCHS,
@@ -44,9 +47,13 @@ _SPARE = 0.9  # of the free memory
 
 @dataclass(frozen=True)
 class LoraOptions(RunOptions):
-    """Options of a run of `picoedge finetune`; `epochs`: times through the examples."""
+    """Options of a run of `picoedge finetune`.
+
+    epochs: times through the examples; prompt: a question that is answered now and then.
+    """
 
     epochs: float | None = None
+    prompt: str = ""
 
 
 @dataclass(eq=False)
@@ -90,6 +97,13 @@ class LoraRun(Run):
             recompute=True, kept_layers=self.fit.kept_layers, head_rows=self.fit.head_rows,
         )  # fmt: skip
 
+    def sampler(self, trainer: Trainer) -> Callable[[int], str]:
+        """Answers the question of the options; called with the step. Raises TextError."""
+        return answers(
+            self.options.prompt, self.pack, self.layout, self.arithmetic.make_kernels(),
+            trainer.state.weights,
+        )  # fmt: skip
+
     def write(self, outcome: Outcome) -> int:
         """Write the adapter of the lowest held-out loss, or the last; returns its step.
 
@@ -98,13 +112,20 @@ class LoraRun(Run):
         assert self.state is not None
         record, weights, step = outcome.record, self.state.weights, outcome.step
         if record.best is not None and record.best_step < outcome.step:
-            best = self.folder.read_best()
-            found = None if best is None else best.arrays.get("weights")
-            if best is not None and found is not None and len(found) == self.layout.length:
-                weights, step = found, record.best_step
+            best = self._best_weights(record.best_step)
+            if best is not None:
+                weights, step = best, record.best_step
         adapter = as_stored(self.layout.adapter(weights, base_name(self.pack)), self.pack.config)
         write_adapter(self.options.out, adapter)
         return step
+
+    def _best_weights(self, step: int) -> F32 | None:
+        """Those that were kept of a step; None: it could not be kept, there are older ones."""
+        best = self.folder.read_best()
+        if best is None or best.facts.get("step") != step:
+            return None
+        found = best.arrays.get("weights")
+        return None if found is None or len(found) != self.layout.length else found
 
 
 def base_name(pack: Pack) -> str:
@@ -150,14 +171,13 @@ def resume_lora(
             "resume with the model it was begun with, or begin anew with another --out",
         )
     settings.check_typed(given, typed)
-    found = folder.checkpoints.newest()
+    settings = replace(settings, data=given.data or settings.data)
     layout = AdapterLayout.of(FrozenModel.of(pack), settings.shape)
     examples = _read(settings, pack, progress).fitted(settings.length)
-    run = _assembled(options, settings, pack, layout, examples, folder, progress)
-    if found is not None:
-        _, run.saved, run.faults = found
-    run.done = run.check_saved()
+    run = _assembled(options, settings, pack, layout, examples, folder, progress, resumed=True)
     run.step_s = _measured(run, progress)
+    # Only now: what it holds is counted as a part of the run, and what was measured is given back.
+    run.load_saved()
     return run
 
 
@@ -171,7 +191,7 @@ def _read(settings: LoraSettings, pack: Pack, progress: Progress | None) -> Exam
 
 def _assembled(
     options: LoraOptions, settings: LoraSettings, pack: Pack, layout: AdapterLayout,
-    examples: Examples, folder: RunFolder, progress: Progress | None,
+    examples: Examples, folder: RunFolder, progress: Progress | None, *, resumed: bool = False,
 ) -> LoraRun:  # fmt: skip
     train, held_out = examples.split(settings.held_out, settings.seed)
     plain = ExampleSource(
@@ -182,31 +202,45 @@ def _assembled(
     fit = _fit(options, settings, pack, layout)
     source: ExampleSource | RehearsedSource = plain
     if settings.rehearsal:
-        source = _rehearsed(plain, options, settings, pack, layout, arithmetic, progress)
+        texts = _own_text(options, settings, pack, folder, progress, resumed=resumed)
+        source = _rehearsed(plain, texts, settings, pack, layout, arithmetic)
     return LoraRun(options, folder, settings, pack, layout, examples, source, arithmetic, fit)
 
 
-def _rehearsed(
-    source: ExampleSource, options: LoraOptions, settings: LoraSettings, pack: Pack,
-    layout: AdapterLayout, arithmetic: Arithmetic, progress: Progress | None,
-) -> RehearsedSource:  # fmt: skip
-    """The source, rehearsing a text of the model's own: what its head reads there is kept."""
-    tell = progress or no_progress
+def _own_text(
+    options: LoraOptions, settings: LoraSettings, pack: Pack, folder: RunFolder,
+    progress: Progress | None, *, resumed: bool,
+) -> I32:  # fmt: skip
+    """The text that the model is to keep; a run that is resumed goes on with its own."""
     shape = settings.micro_batch, settings.length
+    if resumed:
+        kept = kept_text(folder.own_text, shape, pack.config.vocab_size)
+        if kept is not None:
+            return kept
+    tell = progress or no_progress
     texts = own_text(
         pack, options.kernels, options.threads, shape, settings.seed,
         lambda done, of: tell("the model writes what it is to keep", done, of),
     )  # fmt: skip
+    keep_text(folder.own_text, texts)
+    tell("", 0, 0)
+    return texts
+
+
+def _rehearsed(
+    source: ExampleSource, texts: I32, settings: LoraSettings, pack: Pack, layout: AdapterLayout,
+    arithmetic: Arithmetic,
+) -> RehearsedSource:  # fmt: skip
+    """The source, rehearsing these texts: what the model's head reads of them is kept."""
     nothing = np.zeros(layout.length, np.float32)  # adapters that add nothing
     work = MicroBatch(
-        pack.config, arithmetic.make_kernels(), layout.bind(nothing, nothing), *shape,
-        recompute=True, head_rows=1,
+        pack.config, arithmetic.make_kernels(), layout.bind(nothing, nothing),
+        settings.micro_batch, settings.length, recompute=True, head_rows=1,
     )  # fmt: skip
     made = RehearsedSource.of(source, texts, work.hidden, settings.rehearsal)
     del work
     gc.collect()
     give_back()
-    tell("", 0, 0)
     return made
 
 

@@ -38,7 +38,7 @@ class LoraSettings(RunSettings):
     `model` is the pack's identity; `batch` and `micro_batch` are in sequences of `length` tokens.
     """
 
-    header = "# picoedge finetune --resume goes on by this file."
+    header = "# picoedge finetune MODEL --config THIS --out OTHER repeats the run."
     undeciding = ("data", "save_every")
     flags: ClassVar[Mapping[str, str]] = {"learning_rate": "rate", "length": "context"}
     separator = ","
@@ -120,24 +120,24 @@ _NUMBERS = {
 }  # fmt: skip
 
 
-def read_lora_settings(path: Path) -> LoraSettings:
-    """Settings of a run that was begun. Raises ModelError, StorageError."""
+def read_lora_settings(path: Path, hint: str = _HINT) -> LoraSettings:
+    """Settings of a run that was begun. Raises ModelError, StorageError, with this hint."""
     try:
         with path.open("rb") as file:
             values = parse_toml(file.read(_MAX_BYTES).decode("utf-8"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"{path}: {reason}", _HINT) from error
+        raise StorageError(f"{path}: {reason}", hint) from error
     except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}", _HINT) from error
-    given = Fields(values, path, ModelError, _HINT)
+        raise ModelError(f"{path} is damaged: {error}", hint) from error
+    given = Fields(values, path, ModelError, hint)
     chosen: dict[str, Any] = {name: given.integer(name, *span) for name, span in _INTEGERS.items()}
     chosen |= {name: given.number(name, *span) for name, span in _NUMBERS.items()}
     chosen |= {"model": given.text("model", 128), "data": given.texts("data", 4096)}
     chosen["targets"] = given.texts("targets", len(TARGETS))
     settings = LoraSettings(**chosen)
     if settings.length % LENGTH_STEP or settings.batch % settings.micro_batch:
-        raise ModelError(f"{path} is damaged: its sizes do not go together", _HINT)
+        raise ModelError(f"{path} is damaged: its sizes do not go together", hint)
     return settings
 
 

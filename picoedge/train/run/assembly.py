@@ -23,7 +23,7 @@ from picoedge.host.resources import give_back
 from picoedge.kernels.arrays import I32
 from picoedge.kernels.loader import load_training_kernels, load_training_library
 from picoedge.kernels.sums import EXPONENT, GradientSums
-from picoedge.kernels.training import QUERIES, SEGMENT, TrainingKernels
+from picoedge.kernels.training import DEPTH, QUERIES, SEGMENT, VERSION, TrainingKernels
 from picoedge.model.vjps import HEAD_ROWS
 from picoedge.train.data.source import TokenSource
 from picoedge.train.run.folder import RunFolder
@@ -53,15 +53,15 @@ class Arithmetic:
     name: str
     library: CDLL | None
     kind: str | None  # as asked for
+    is_blas_held: bool = True  # to one thread, where NumPy multiplies
 
     @classmethod
     def choose(cls, kind: str | None, *, fast: bool) -> Arithmetic:
         """Raises UsageError, PicoedgeError as `load_kernels`."""
         library = load_training_library(kind)
-        if fast:
-            hold_blas_to_one_thread()
         name = "numpy" if library is None else "blas" if fast else "exact"
-        return cls(name, library, kind)
+        held = name == "exact" or hold_blas_to_one_thread()
+        return cls(name, library, kind, held)
 
     def make_kernels(self) -> TrainingKernels:
         """Of one thread."""
@@ -99,6 +99,7 @@ class Run(ABC):
     saved: Saved | None  # the checkpoint to go on from
     state: TrainingState | None  # after training
     faults: Sequence[PicoedgeError]  # of newer checkpoints, which are passed over
+    done: int  # steps, before this session
 
     @abstractmethod
     def make_trainer(self, state: TrainingState, settings: StepSettings) -> Trainer:
@@ -134,18 +135,21 @@ class Run(ABC):
             return run_loop(
                 trainer, self.source, self.settings.plan(), self.folder, watchers(trainer),
                 stop, record=record, facts={"run": facts, "hash": hash_of_run(facts)},
+                rate_flag=self.settings.flag("learning_rate"),
             )  # fmt: skip
 
-    def check_saved(self) -> int:
-        """The step of the checkpoint to go on from, 0 without one.
+    def load_saved(self) -> None:
+        """Read the newest checkpoint, to go on from it.
 
-        Raises ModelError where it belongs to another run.
+        Raises ModelError where it belongs to another run or none is sound, and as `Checkpoints`.
         """
-        if self.saved is None:
-            return 0
-        found = Fields(dict(self.saved.facts), self.folder.checkpoints.folder, ModelError)
-        check_facts(found, self.facts)
-        return found.integer("step")
+        found = self.folder.checkpoints.newest()
+        if found is None:
+            return
+        _, saved, self.faults = found
+        facts = Fields(dict(saved.facts), self.folder.checkpoints.folder, ModelError)
+        check_facts(facts, self.facts)
+        self.saved, self.done = saved, facts.integer("step")
 
 
 def measure_step(
@@ -190,11 +194,14 @@ def run_facts(
     """All that decides the bits of a run, in each of its checkpoints."""
     facts = {
         "arithmetic": arithmetic.name,
-        "format": [QUERIES, SEGMENT, EXPONENT, HEAD_ROWS],
+        "format": {
+            "version": VERSION, "depth": DEPTH, "queries": QUERIES, "segment": SEGMENT,
+            "exponent": EXPONENT, "head_rows": HEAD_ROWS,
+        },
         "model": dict(model),
         "settings": dict(settings),
         "data": dict(data),
-    }
+    }  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(facts))  # as a checkpoint gives it back
     return plain
 
@@ -227,17 +234,37 @@ def check_facts(found: Fields, ours: Mapping[str, Any]) -> None:
     for part in ours:
         name = _first_difference(theirs.get(part), ours[part])
         if name is not None:
-            raise ModelError(
-                f"{found.where} belongs to another run: its {part}{name} differs",
-                "resume with the settings it was begun with, or begin anew with another --out",
-            )
+            raise _differing(found.where, part, name, ours)
     raise ModelError(f"{found.where} belongs to another run", "begin anew with another --out")
 
 
+_TEXTS = {"examples": "the examples are not those", "text": "the text is not that"}
+_OF_THE_MODEL = ("tokenizer", "vocab_size", "rehearsal")  # in the data's facts
+
+
+def _differing(where: object, part: str, name: str, ours: Mapping[str, Any]) -> ModelError:
+    """What is told of the first fact that differs: its part of the facts, and its name there."""
+    if part == "format":
+        return ModelError(
+            f"the run of {where} was begun by a picoedge whose arithmetic has other bits",
+            "resume with that picoedge, or begin anew with another --out",
+        )
+    words = _TEXTS.get(ours[part].get("kind", "")) if part == "data" else None
+    if words is not None and name not in _OF_THE_MODEL:
+        return ModelError(
+            f"{where}: {words} of this run",
+            "restore what it was begun with, or begin anew with another --out",
+        )
+    return ModelError(
+        f"{where} belongs to another run: its {f'{part} {name}'.strip()} differs",
+        "resume with the settings it was begun with, or begin anew with another --out",
+    )
+
+
 def _first_difference(theirs: Any, ours: Any) -> str | None:
-    """` learning_rate` of two objects; "" of other values; None where they are equal."""
+    """`learning_rate` of two objects; "" of other values; None where they are equal."""
     if theirs == ours:
         return None
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        return next((f" {name}" for name in ours if theirs.get(name) != ours[name]), "")
+        return next((name for name in ours if theirs.get(name) != ours[name]), "")
     return ""

@@ -4,6 +4,7 @@ config.toml        all that decides the result; `picoedge train --config` repeat
 log.jsonl          a line for each step, evaluation, sample and checkpoint
 checkpoints/       the last good ones: weights and moments
 best.safetensors   the weights of the lowest held-out loss
+rehearsal.json     of `picoedge finetune`: the text that the model wrote to stay as it is
 lock               held by the process that trains
 """
 
@@ -19,6 +20,7 @@ from picoedge.files import make_folder, take_lock, writing
 from picoedge.train.state.checkpoints import Checkpoints, Saved, read_saved, write_saved
 
 CONFIG, LOG, BEST = "config.toml", "log.jsonl", "best.safetensors"
+_OWN_TEXT = "rehearsal.json"
 _LOCK = "lock"
 _LATER = "wait until it ends, or stop it with Ctrl-C in its terminal"
 
@@ -60,6 +62,11 @@ class RunFolder:
     def best(self) -> Path:
         """The weights of the lowest held-out loss, if any were kept."""
         return self.path / BEST
+
+    @property
+    def own_text(self) -> Path:
+        """The text that the model wrote itself, where it rehearses one."""
+        return self.path / _OWN_TEXT
 
     def save(self, step: int, saved: Saved) -> Path:
         """See `RunStore`."""

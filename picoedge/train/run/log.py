@@ -12,6 +12,7 @@ checkpoint continues the log from there: lines of later steps are removed, as th
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -85,7 +86,8 @@ class LogFile(RunWatcher):
 
     def evaluated(self, step: int, loss: float, *, is_best: bool) -> None:
         """See `RunWatcher`."""
-        self.write({"step": step, "held_out": float(f"{loss:.7g}"), "best": is_best})
+        held_out = float(f"{loss:.7g}") if math.isfinite(loss) else None  # JSON has no NaN
+        self.write({"step": step, "held_out": held_out, "best": is_best})
 
     def saved(self, step: int, path: Path) -> None:
         """See `RunWatcher`."""
@@ -104,7 +106,7 @@ class LogFile(RunWatcher):
 
 
 def _text(values: dict[str, Any]) -> str:
-    return json.dumps(values) + "\n"
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
 """What training takes of memory, and how it is made to fit. Pure.
 
-    fit = fit_memory(needs, sizes=[4, 2, 1], threads=4, budget=400 << 20)
+    fit = fit_memory(needs, sizes=[4, 2, 1], batch=16, threads=4, budget=400 << 20)
 
-First the micro-batch becomes smaller; then activations are computed anew instead of kept; then
-fewer threads train. Only the first changes bits, so it belongs to the run.
+First the micro-batch becomes smaller, until one thread has room; if it has none, activations are
+computed anew instead of kept. Then as many threads train as there is room for, which may compute
+activations anew too. Only the size of a micro-batch changes bits: so it belongs to the run, and so
+it is chosen without regard to threads.
 """
 
 from __future__ import annotations
@@ -75,21 +77,29 @@ def micro_batch_bytes(
 
 
 def fit_memory(
-    needs: Callable[..., int], sizes: Sequence[int], threads: int, budget: int
+    needs: Callable[..., int], sizes: Sequence[int], batch: int, threads: int, budget: int
 ) -> TrainingFit:
     """The first way that fits `budget` bytes; `sizes` of a micro-batch, the preferred first.
 
-    Raises MemoryBudgetError with the figures where none does.
+    `batch`: sequences of a step. Raises MemoryBudgetError with the figures where nothing fits.
     """
-    for count in (threads, *(t for t in (threads // 2, 1) if 0 < t < threads)):
-        for recompute in (False, True):
-            for size in sizes:
-                nbytes = needs(size, count, recompute=recompute)
-                if nbytes <= budget:
-                    return TrainingFit(size, recompute, count, nbytes)
+    for again in (False, True):
+        for size in sizes:
+            if needs(size, 1, recompute=again) <= budget:
+                return _with_threads(needs, size, max(1, min(threads, batch // size)), budget)
     least = needs(sizes[-1], 1, recompute=True)
     raise MemoryBudgetError(
         f"training takes at least {format_size(least)} (micro-batches of {sizes[-1]} on one "
         f"thread), {format_size(budget)} may be taken",
         "choose a smaller --preset or --length, or give it more --memory",
     )
+
+
+def _with_threads(needs: Callable[..., int], size: int, threads: int, budget: int) -> TrainingFit:
+    """With as many threads as have room. One more is worth a second forward pass."""
+    for count in range(threads, 0, -1):
+        for recompute in (False, True):
+            nbytes = needs(size, count, recompute=recompute)
+            if nbytes <= budget:
+                return TrainingFit(size, recompute, count, nbytes)
+    raise AssertionError("one thread had room")

@@ -72,12 +72,12 @@ class ProgressReport(RunWatcher):
     def not_saved(self, step: int, error: PicoedgeError) -> None:
         """See `RunWatcher`."""
         self.say(f"note: step {step} could not be kept: {error}; training goes on")
-        self._stepped_s = self._clock()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays. What it tells of has taken no step's time."""
         self.erase()
         self._write(f"{one_line(text)}\n")
+        self._stepped_s = self._clock()
 
     def erase(self) -> None:
         """Leave a clean line. Idempotent."""

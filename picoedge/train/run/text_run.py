@@ -20,7 +20,7 @@ from picoedge.train.run.assembly import Arithmetic, Run, measure_step
 from picoedge.train.run.folder import RunFolder
 from picoedge.train.run.loop import Outcome, RunRecord
 from picoedge.train.run.memory import TrainingFit, TrainingNeeds, fit_memory
-from picoedge.train.run.samples import TextSampler
+from picoedge.train.run.samples import LONGEST_SAMPLE, TextSampler
 from picoedge.train.run.settings import RunOptions
 from picoedge.train.run.source import TrainedSource
 from picoedge.train.run.text_data import TextData
@@ -101,7 +101,7 @@ class TextRun(Run):
         weights = trainer.state.weights  # as gradients too, which a forward pass leaves alone
         sampler = TextSampler(
             self.config, self.arithmetic.make_kernels(), self.layout.bind(weights, weights),
-            self.data.encode(self.options.prompt), self.data.ends,
+            self.data.encode(self.options.prompt)[: LONGEST_SAMPLE // 2], self.data.ends,
         )  # fmt: skip
         return lambda step: self.data.decode(sampler.sample(self.settings.seed + step))
 
@@ -122,13 +122,8 @@ def begin_run(
     config = model_config(settings, data)
     fit = _fit(options, settings, config)
     settings = replace(settings, micro_batch=fit.micro_batch, data=data.hash)
-    if progress is not None:
-        progress("measuring a step on this board", 0, 0)
-    probe = replace(settings, steps=1, warmup=0).step_settings()
     layout = Layout.of(config)
-    step_s = measure_step(arithmetic, layout, probe, fit)
-    if progress is not None:
-        progress("", 0, 0)
+    step_s = _measured(settings, layout, arithmetic, fit, progress)
     run = TextRun(
         options, folder, settings, data, data.source(settings), layout, arithmetic, fit, step_s
     )
@@ -160,7 +155,6 @@ def resume_run(
     settings.check_typed(given, typed)
     check_settings(settings)
     arithmetic = Arithmetic.choose(options.kernels, fast=settings.fast)
-    found = folder.checkpoints.newest()
     data = TextData.open(folder.path)
     data.check(settings)
     config = model_config(settings, data)
@@ -169,11 +163,26 @@ def resume_run(
     run = TextRun(options, folder, settings, data, source, layout, arithmetic, fit)
     with ExitStack() as failing:
         failing.callback(run.source.close)
-        if found is not None:
-            _, run.saved, run.faults = found
-        run.done = run.check_saved()
+        if max(folder.checkpoints.steps(), default=0) < settings.steps:
+            run.step_s = _measured(settings, layout, arithmetic, fit, progress)
+        # Only now: what it holds is counted as a part of the run, and what was measured is gone.
+        run.load_saved()
         failing.pop_all()
     return run
+
+
+def _measured(
+    settings: TrainSettings, layout: Layout, arithmetic: Arithmetic, fit: TrainingFit,
+    progress: Progress | None,
+) -> float:  # fmt: skip
+    """Seconds of a step on this board."""
+    if progress is not None:
+        progress("measuring a step on this board", 0, 0)
+    probe = replace(settings, steps=1, warmup=0).step_settings()
+    step_s = measure_step(arithmetic, layout, probe, fit)
+    if progress is not None:
+        progress("", 0, 0)
+    return step_s
 
 
 def model_config(settings: TrainSettings, data: TextData) -> ModelConfig:
@@ -195,8 +204,7 @@ def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> T
     budget = options.memory_bytes or base + int(_SPARE * available_bytes())
     trained = Layout.of(config).length
     needs = TrainingNeeds(config, trained, settings.length, base, settings.fast)
-    threads = min(options.threads, settings.batch // sizes[-1])
-    return fit_memory(needs, sizes, threads, budget)
+    return fit_memory(needs, sizes, settings.batch, options.threads, budget)
 
 
 def _steps(run: TextRun) -> tuple[int, str]:

@@ -98,6 +98,19 @@ class TrainSettings(RunSettings):
             save_every=self.save_every or min(often, steps),
         )
 
+    def without_steps(self) -> TrainSettings:
+        """With all that followed from the number of steps to be chosen anew."""
+        usual = replace(self, warmup=-1, evaluate_every=0).with_steps(self.steps, 0.0)
+        return replace(
+            self,
+            steps=0,
+            warmup=-1 if self.warmup == usual.warmup else self.warmup,
+            evaluate_every=(
+                0 if self.evaluate_every == usual.evaluate_every else self.evaluate_every
+            ),
+            save_every=0,
+        )
+
 
 def _warmup(steps: int) -> int:
     usual = min(_LONGEST_WARMUP, max(_SHORTEST_WARMUP, round(steps * _WARMUP)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
 from pathlib import Path
 
@@ -9,21 +10,24 @@ import numpy as np
 import pytest
 from trained_packs import trained_pack
 
+from picoedge.errors import ModelError
 from picoedge.kernels.arrays import F32, I32
 from picoedge.model.vjps import MicroBatch
 from picoedge.store.pack.reader import Pack
 from picoedge.text.tokenizer.base import TextSettings
 from picoedge.train.data.examples import ExampleSource, read_examples
+from picoedge.train.data.order import mix
 from picoedge.train.lora.frozen import FrozenModel
 from picoedge.train.lora.layout import AdapterLayout, LoraShape
-from picoedge.train.lora.rehearsal import (
+from picoedge.train.lora.own_text import (
     FEWEST,
-    Hidden,
-    RehearsedSource,
     first_tokens,
+    keep_text,
+    kept_text,
     own_text,
-    rehearsal_bytes,
+    token_at,
 )
+from picoedge.train.lora.rehearsal import Hidden, RehearsedSource, rehearsal_bytes
 from picoedge.train.run.assembly import Arithmetic
 from picoedge.train.step.schedule import Schedule
 from picoedge.train.step.trainer import StepSettings, Trainer, TrainingState
@@ -59,6 +63,37 @@ def test_the_text_is_the_seed_s_whatever_the_threads(pack: Pack, texts: I32) -> 
     assert (own_text(pack, None, 1, (1, 256), 4, lambda done, of: None) != texts).any()
 
 
+def test_tokens_are_drawn_by_their_probability_and_to_the_bit() -> None:
+    logits = np.log(np.array([0.5, 0.125, 0.25, 0.125], np.float32))
+    draws = [
+        token_at(logits, at) for at in (0.0, 0.4999, 0.5001, 0.624, 0.626, 0.874, 0.876, 0.999)
+    ]
+    assert draws == [0, 0, 1, 1, 2, 2, 3, 3]
+    random = np.array([mix(i) % 8000 / 256 for i in range(5000)], np.float32)
+    drawn = np.array([token_at(random, at / 997) for at in range(997)], "<i4")
+    assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == "f8304d6a52050848"
+    with pytest.raises(ModelError, match="output for token 1"):
+        token_at(np.array([0, np.nan], np.float32), 0.5)
+
+
+def test_the_text_is_kept_and_read_again(texts: I32, tmp_path: Path) -> None:
+    path, shape, size = tmp_path / "rehearsal.json", (1, 256), int(texts.max()) + 1
+    assert kept_text(path, shape, size) is None
+    keep_text(path, texts)
+    again = kept_text(path, shape, size)
+    assert again is not None
+    np.testing.assert_array_equal(again, texts)
+    whole = path.read_text()
+    for wrong in (whole.replace("[1,", "[2,", 1), whole[:-30], "[]", '{"texts": [[[0.5]]]}', "{}"):
+        path.write_text(wrong)
+        with pytest.raises(ModelError, match=r"rehearsal\.json"):
+            kept_text(path, shape, size)
+    path.write_text(whole)
+    for other, vocabulary in (((1, 128), size), (shape, size - 1)):
+        with pytest.raises(ModelError, match="not the text that the run has written"):
+            kept_text(path, other, vocabulary)
+
+
 def test_each_step_rehearses_the_next_text(pack: Pack, texts: I32, tmp_path: Path) -> None:
     source = examples_of(pack, tmp_path)
     cut = np.ascontiguousarray(texts[..., : SHAPE[1] + 1])
@@ -89,7 +124,7 @@ def test_a_model_that_rehearses_learns_and_changes_less(
     cut = np.ascontiguousarray(texts[..., : SHAPE[1] + 1])
     free, kept = (trained(pack, cut, weight, tmp_path) for weight in (0.0, 20.0))
     assert kept[0] < 0.8 * kept[1]  # the last loss, the first
-    assert kept[2] < 0.6 * free[2]  # how far what the head reads of its own text has moved
+    assert kept[2] < 0.7 * free[2]  # how far what the head reads of its own text has moved
 
 
 def examples_of(pack: Pack, folder: Path) -> ExampleSource:

@@ -51,23 +51,30 @@ def needs(size: int, threads: int, *, recompute: bool) -> int:
     ("budget", "expected"),
     [
         (1000, TrainingFit(4, False, 4, 740)),
-        (739, TrainingFit(3, False, 4, 580)),
-        (420, TrainingFit(2, False, 4, 420)),
-        (419, TrainingFit(1, False, 4, 260)),
+        (739, TrainingFit(4, True, 4, 260)),
         (259, TrainingFit(3, True, 4, 220)),
-        (150, TrainingFit(1, True, 4, 140)),
-        (139, TrainingFit(1, True, 2, 120)),
+        (219, TrainingFit(2, True, 4, 180)),
+        (179, TrainingFit(1, True, 4, 140)),
+        (139, TrainingFit(3, True, 1, 130)),
         (119, TrainingFit(1, True, 1, 110)),
     ],
 )
-def test_first_the_micro_batch_then_activations_then_threads(
+def test_first_the_micro_batch_then_threads_which_may_compute_again(
     budget: int, expected: TrainingFit
 ) -> None:
-    assert fit_memory(needs, [4, 3, 2, 1], 4, budget) == expected
+    assert fit_memory(needs, [4, 3, 2, 1], 16, 4, budget) == expected
+
+
+@pytest.mark.parametrize("budget", range(110, 800, 30))
+def test_threads_do_not_choose_the_micro_batch(budget: int) -> None:
+    """Its size decides bits: with one seed and budget it is the same on any number of threads."""
+    fits = [fit_memory(needs, [4, 2, 1], 16, threads, budget) for threads in (1, 2, 3, 4, 8)]
+    assert len({fit.micro_batch for fit in fits}) == 1
+    assert [fit.threads for fit in fits] == sorted(fit.threads for fit in fits)
 
 
 def test_too_little_memory_is_told_with_the_figures() -> None:
     config = tiny_config("llama")
     real = TrainingNeeds(config, 60_000, 256, 50 * MB)
     with pytest.raises(MemoryBudgetError, match=r"at least 58\.8 MB .* 40 MB may be taken"):
-        fit_memory(real, [4, 2, 1], 4, 40 * MB)
+        fit_memory(real, [4, 2, 1], 16, 4, 40 * MB)

@@ -13,6 +13,7 @@ import pytest
 from picoedge.errors import PicoedgeError, StorageError
 from picoedge.train.run.log import LogFile, read_log
 from picoedge.train.run.progress import ProgressReport, format_rate, format_time
+from picoedge.train.run.samples import Samples
 from picoedge.train.step.trainer import StepResult
 
 
@@ -118,6 +119,26 @@ def test_a_log_goes_on_where_a_resumed_run_does(tmp_path: Path) -> None:
     assert lines[3]["seconds"] == lines[1]["seconds"] + 1  # time away is not counted
     assert read_log(path) == lines
     assert read_log(tmp_path / "none") == []
+
+
+def test_a_held_out_loss_that_is_no_number_is_json(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log.jsonl", seconds())
+    log.begin(0)
+    log.evaluated(3, float("nan"), is_best=False)
+    log.close()
+    text = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(text) == {"step": 3, "held_out": None, "best": False}
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 3, "best": False}]
+
+
+@pytest.mark.parametrize(("done", "told"), [(0, [5, 10, 15, 20, 25, 30]), (17, [20, 25, 30])])
+def test_samples_come_as_steps_do(done: int, told: list[int]) -> None:
+    """Also without text that is held out; a run that goes on has no more of them."""
+    seen: list[tuple[int, str]] = []
+    samples = Samples(30, done, lambda step: f"of {step}", lambda *each: seen.append(each))
+    for step in range(done + 1, 31):
+        samples.stepped(result(step), 10)
+    assert seen == [(step, f"of {step}") for step in told]
 
 
 def test_a_strange_log_is_read_as_far_as_it_makes_sense(tmp_path: Path) -> None:

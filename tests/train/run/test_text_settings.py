@@ -48,6 +48,15 @@ def test_what_follows_from_the_number_of_steps() -> None:
     assert TrainSettings(warmup=0, save_every=9).with_steps(1000, 1.0).warmup == 0
 
 
+def test_what_followed_from_other_steps_is_chosen_anew() -> None:
+    known = TrainSettings().with_sizes().with_steps(2000, 2.0)
+    assert (known.warmup, known.evaluate_every, known.save_every) == (100, 100, 150)
+    again = replace(known.without_steps(), steps=100).with_steps(100, 2.0)
+    assert (again.warmup, again.evaluate_every, again.save_every) == (10, 5, 100)
+    chosen = replace(known, warmup=7, evaluate_every=9).without_steps().with_steps(100, 2.0)
+    assert (chosen.warmup, chosen.evaluate_every) == (7, 9)
+
+
 def test_steps_that_were_not_chosen() -> None:
     assert default_steps(1_000_000, 4096, 100_000_000) == (4883, "20 tokens a parameter")
     assert default_steps(1_000_000, 4096, 100_000) == (977, "40 passes over the text")

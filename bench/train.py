@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import suite, train_kills, train_runs, train_turns
+from bench import suite, train_export, train_kills, train_runs, train_turns
 from bench.lora import both_ways, facts, speed
 from bench.lora.models import LoraModels
 from bench.suite import Groups, Suite, Target
 
 TORCH = ("torch",)
 PEFT = ("torch", "transformers", "peft")
+LLAMA = ("llama_cpp",)
 
 TARGETS = {
     "fast_5m_1t": Target(">= 1.15", 1.3, TORCH),
@@ -39,6 +40,7 @@ TARGETS = {
     "lora_learns": Target(">= 18", 20),
     "lora_forgets": Target("<= 1.05", 1.02),
     "peft_both_ways": Target("<= 1e-4", None, PEFT),
+    "export_llama_cpp": Target("<= 1e-6", None, LLAMA),
 }
 
 # What one measurement answers, in the order they run.
@@ -60,6 +62,7 @@ GROUPS: Groups = (
     (("lora_tok_s", "lora_peak_mb"), speed.against_peft),
     (("lora_learns", "lora_forgets"), facts.learned),
     (("peft_both_ways",), both_ways.peft_both_ways),
+    (("export_llama_cpp",), train_export.in_llama_cpp),
 )
 
 

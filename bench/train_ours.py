@@ -26,6 +26,7 @@ from picoedge.kernels.arrays import I32
 from picoedge.kernels.loader import load_training_kernels, load_training_library
 from picoedge.kernels.sums import GradientSums
 from picoedge.kernels.training import NativeTrainingKernels, TrainingKernels
+from picoedge.train.run.text_settings import DEFAULTS
 from picoedge.train.state.layout import Layout
 from picoedge.train.step.batch import Batch
 from picoedge.train.step.blas import hold_blas_to_one_thread
@@ -68,9 +69,13 @@ def _batch(windows: I32, micro_batches: int) -> Batch:
 
 
 def job_speed(
-    model: str, threads: int, rows: int, length: int, mode: str, micro_batches: int
+    model: str, threads: int, rows: int, length: int, mode: str, micro_batches: int | None
 ) -> None:
-    """Steps when asked: see `train_worker.serve`."""
+    """Steps when asked: see `train_worker.serve`.
+
+    `micro_batches` None: as many as `picoedge train` makes of so many sequences by default.
+    """
+    micro_batches = micro_batches or rows // DEFAULTS[model].micro_batch
     config = config_named(model)
     shape = micro_batches, rows // micro_batches, length
     with closing(trainer_of(config, mode, threads, shape, Schedule(1e-3, 10, 1000), 0)) as made:

@@ -61,6 +61,13 @@ def test_rows_have_the_names_of_their_targets() -> None:
     assert names == ["exact_5m_2t", "fast_5m_2t", "numpy_train_5m"]
 
 
+def test_numpy_is_measured_as_the_product_runs_it() -> None:
+    with train_turns.our_side("5m", 1, "numpy") as side:
+        first = side.first_losses
+    assert len(first) == 2
+    assert side._request["micro_batches"] is None
+
+
 def test_a_course_takes_each_window_once_in_an_epoch_and_none_that_is_held_out() -> None:
     course = Course("1m", seed=3, steps=5, rows=4, length=8, held_out=5)
     ids = np.arange(25 * 8 + 1, dtype=np.int32)

@@ -8,11 +8,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from fuzz.inputs import of_values
 from fuzz.mutate import mutate_bytes, mutate_value, to_json
 from fuzz.target import Run, Target
 from picoedge.train.data.corpus import Corpus
 from picoedge.train.data.texts import find_texts
+from picoedge.train.lora.own_text import kept_text, text_hash
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
 MARKS = (
@@ -99,6 +102,19 @@ def _texts() -> list[bytes]:
     return [text.encode(encoding) for encoding in ENCODINGS]
 
 
+def _own_text(folder: Path) -> Run:
+    def run(data: bytes) -> None:
+        (folder / "rehearsal.json").write_bytes(data)
+        kept_text(folder / "rehearsal.json", (1, 512), 7)
+
+    return run
+
+
+def _own_texts() -> dict[str, Any]:
+    texts = np.arange(4 * 513, dtype=np.int32).reshape(4, 1, 513) % 7
+    return {"texts": texts.tolist(), "blake2b": text_hash(texts)}
+
+
 TRAINING = (
     Target(
         "training-text",
@@ -126,5 +142,11 @@ TRAINING = (
             "train/data/corpus.py:Corpus.open",
             "train/data/token_files.py:TokenFile.read,read_files",
         ),
+    ),
+    Target(
+        "rehearsal.json",
+        _own_text,
+        **of_values([_own_texts()], ("texts", "blake2b")),
+        modules=("train/lora/own_text.py:kept_text,_tokens",),
     ),
 )

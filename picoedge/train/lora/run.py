@@ -26,7 +26,7 @@ from picoedge.train.lora.layout import AdapterLayout
 from picoedge.train.lora.memory import LoraFit, LoraNeeds
 from picoedge.train.lora.own_text import keep_text, kept_text, own_text
 from picoedge.train.lora.rehearsal import RehearsedSource, rehearsal_bytes
-from picoedge.train.lora.samples import answers
+from picoedge.train.lora.samples import answer_bytes, answers
 from picoedge.train.lora.settings import (
     CONTEXT,
     EPOCHS,
@@ -175,6 +175,7 @@ def resume_lora(
     layout = AdapterLayout.of(FrozenModel.of(pack), settings.shape)
     examples = _read(settings, pack, progress).fitted(settings.length)
     run = _assembled(options, settings, pack, layout, examples, folder, progress, resumed=True)
+    run.check_saved()
     run.step_s = _measured(run, progress)
     # Only now: what it holds is counted as a part of the run, and what was measured is given back.
     run.load_saved()
@@ -251,6 +252,8 @@ def _fit(
     budget = options.memory_bytes or rss_bytes() + int(_SPARE * available_bytes())
     if settings.rehearsal:
         base += rehearsal_bytes(pack.config, settings.micro_batch * settings.length)
+    if options.prompt:
+        base += answer_bytes(pack.config)
     needs = LoraNeeds(
         pack.config, layout.length, settings.micro_batch * settings.length, settings.length, base,
         keeps_heads="o_proj" in settings.targets,

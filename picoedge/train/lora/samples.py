@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.training import TrainingKernels
 from picoedge.store.pack.reader import Pack
@@ -11,9 +12,17 @@ from picoedge.text.template.chosen import end_answers
 from picoedge.text.template.template import ChatTemplate, encode_chat
 from picoedge.text.tokenizer.load import load_tokenizer
 from picoedge.train.lora.layout import AdapterLayout
+from picoedge.train.run.memory import micro_batch_bytes
 from picoedge.train.run.samples import TextSampler
 
 _ANSWER, _STEP = 32, 16  # tokens of an answer, at most; the length of a sequence is a multiple
+_USUAL = 128  # tokens of question and answer
+_TOKENIZER = 32 << 20
+
+
+def answer_bytes(config: ModelConfig) -> int:
+    """About as much memory as answers take: one sequence, and the tokenizer."""
+    return micro_batch_bytes(config, 1, _USUAL, recompute=True) + _TOKENIZER
 
 
 def answers(

@@ -138,6 +138,16 @@ class Run(ABC):
                 rate_flag=self.settings.flag("learning_rate"),
             )  # fmt: skip
 
+    def check_saved(self) -> None:
+        """Find out by the newest checkpoint's facts, before any work, that it is of another run.
+
+        Raises ModelError.
+        """
+        facts = self.folder.checkpoints.newest_facts()
+        if facts is not None:
+            where = self.folder.checkpoints.folder
+            check_facts(Fields(dict(facts), where, ModelError), self.facts)
+
     def load_saved(self) -> None:
         """Read the newest checkpoint, to go on from it.
 

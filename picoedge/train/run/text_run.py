@@ -163,6 +163,7 @@ def resume_run(
     run = TextRun(options, folder, settings, data, source, layout, arithmetic, fit)
     with ExitStack() as failing:
         failing.callback(run.source.close)
+        run.check_saved()
         if max(folder.checkpoints.steps(), default=0) < settings.steps:
             run.step_s = _measured(settings, layout, arithmetic, fit, progress)
         # Only now: what it holds is counted as a part of the run, and what was measured is gone.

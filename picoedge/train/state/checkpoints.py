@@ -82,6 +82,12 @@ class Checkpoints:
             self._remove(other)
         return path
 
+    def newest_facts(self) -> Mapping[str, Any] | None:
+        """Facts of the newest checkpoint, whose arrays are not read; None: none, or not sound."""
+        with suppress(PicoedgeError, IndexError):
+            return read_facts(self.path(self.steps()[-1]))
+        return None
+
     def newest(self) -> tuple[int, Saved, list[PicoedgeError]] | None:
         """The newest sound checkpoint, its step, and the faults of newer ones; None: there is none.
 
@@ -157,6 +163,15 @@ def read_saved(path: Path) -> Saved:
         raise ModelError(f"{path}: its bytes do not match its hash", _DAMAGED)
     facts = parse_object(metadata.text("facts", _MAX_FACTS).encode(), path, _DAMAGED)
     return Saved(arrays, facts.values)
+
+
+def read_facts(path: Path) -> Mapping[str, Any]:
+    """The facts of one file, which is not compared with its hash. Raises as `read_saved`."""
+    with reading(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head, values = _read_header(file, path, size)
+        metadata, _ = _checked(values, path, size - len(head))
+    return parse_object(metadata.text("facts", _MAX_FACTS).encode(), path, _DAMAGED).values
 
 
 def data_start(path: Path) -> int:

@@ -6,6 +6,7 @@ computed (two-batch overlap).
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _Finish = Callable[[], None]
 Reduce = Callable[[F64], _Finish | None]
 
 LANES_FROM, LANE_STEP = 64, 16  # least tokens of a chunk with two lanes; a lane is a multiple
+_DIGITS = 24  # of powers, before they are rounded to f64
 
 
 class Lane:
@@ -154,7 +156,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling, n_ctx
 
     LongRoPE's second divisors (arXiv 2402.13753) are for contexts beyond the first trained one.
     """
-    inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    inverse = _inverse_powers(theta, head_dim)
     is_long = scaling.long_factors and n_ctx > scaling.original_max_position_embeddings
     if divisors := scaling.long_factors if is_long else scaling.freq_factors:
         return inverse / np.asarray(divisors, dtype=np.float64)
@@ -163,6 +165,18 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling, n_ctx
     if scaling.kind == "llama3":
         return _llama3(inverse, scaling)
     return inverse
+
+
+def _inverse_powers(theta: float, head_dim: int) -> F64:
+    """theta to the power of -2i / head_dim, f64 [head_dim / 2], each the nearest there is.
+
+    By decimals: NumPy has other powers on processors with AVX-512, far positions multiply the
+    difference, and boards have to agree to the bit.
+    """
+    with decimal.localcontext(decimal.Context(prec=_DIGITS)):
+        base = decimal.Decimal(theta)
+        exponents = (decimal.Decimal(-2 * i / head_dim) for i in range(head_dim // 2))
+        return np.array([float(base**exponent) for exponent in exponents])
 
 
 def _llama3(inverse: F64, scaling: RopeScaling) -> F64:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,14 @@ def _gguf(name: str, config: pytest.Config) -> Path:
     if error is not None:
         raise error
     return gguf_path(load_entry(ENTRY_FILES[name]))
+
+
+@pytest.fixture
+def libraries_anew() -> Iterator[None]:
+    """The library of the kernels is chosen and opened anew by this test, and after it."""
+    loader._open_here.cache_clear()
+    yield
+    loader._open_here.cache_clear()
 
 
 @pytest.fixture(scope="session")

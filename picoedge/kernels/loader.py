@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable
 from ctypes import CDLL
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +79,12 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def _open_here(kind: str | None) -> tuple[CDLL | None, str]:
-    """The library to compute with, None for NumPy, and why. Raises UsageError, PicoedgeError."""
+    """The library to compute with, None for NumPy, and why: opened and checked once a process.
+
+    Raises UsageError, PicoedgeError.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

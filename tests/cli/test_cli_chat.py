@@ -62,11 +62,13 @@ def test_a_model_without_a_template_cannot_chat_but_can_complete(
     assert run("generate", bare, "-p", "hi", "-n", "4", *GREEDY) == raw
 
 
+@pytest.mark.usefixtures("libraries_anew")
 def test_numpy_that_was_not_asked_for_is_told_also_in_a_pipe(
     run: Run, pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PICOEDGE_KERNELS")
     monkeypatch.setattr(loader, "usable_levels", lambda machine, flags: [])
+    loader._open_here.cache_clear()  # `run` has asked before
     asked = run("chat", pack, "-p", "hi", "-n", "5", "--kernels", "numpy", *GREEDY)
     assert (asked.code, asked.err) == (0, "")
     ran = run("chat", pack, "-n", "5", *GREEDY, stdin=b"hi\n")

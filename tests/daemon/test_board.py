@@ -96,6 +96,7 @@ def test_a_run_is_no_way_round_the_check_of_a_group(board: Board) -> None:
         guest.ask("job-start", {"job": "tiny training", "spec": board.spec("run", board.hub)})
 
 
+@pytest.mark.usefixtures("libraries_anew")
 def test_a_board_that_computes_with_numpy_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_threads_default_to_the_cores_this_process_may_use() -> None:
     kernels.close()
 
 
+@pytest.mark.usefixtures("libraries_anew")
 def test_a_library_that_cannot_be_loaded_is_not_fatal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +184,9 @@ def swapped(struct: type[ct.Structure], one: str, other: str) -> type[ct.Structu
 
 
 @pytest.fixture(params=["meaning", "size", "order", "format"])
-def other_sources(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def other_sources(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, libraries_anew: None
+) -> None:
     """As if the libraries here had been built from sources that differ in this."""
     if request.param == "meaning":
         monkeypatch.setattr(native, "_ABI", native._ABI + 1)

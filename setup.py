@@ -23,7 +23,7 @@ from setuptools.command.build_py import build_py
 SOURCES = [f"picoedge/kernels/{name}.c" for name in ("native", "training")]
 HEADERS = [
     f"picoedge/kernels/{name}.h"
-    for name in ("vector", "rounding", "weights", "sgemm", "stacked", "dense")
+    for name in ("abi", "vector", "rounding", "weights", "sgemm", "stacked", "dense")
 ]
 COMMON = [
     "-std=c11",

@@ -126,12 +126,21 @@ def load_kernels(kind: str | None = None, threads: int | None = None) -> Kernels
 
 
 def load_training_library(kind: str | None = None) -> CDLL | None:
-    """The C library that `load_training_kernels` computes with; None: NumPy."""
-    return _open_here(kind)[0]
+    """The C library that `load_training_kernels` computes with; None: NumPy.
+
+    Raises as `load_kernels` does, and PicoedgeError where its kernels of training alone were built
+    from other sources.
+    """
+    from picoedge.kernels.training_abi import bind_training
+
+    library, _ = _open_here(kind)
+    if library is not None:
+        bind_training(library)
+    return library
 
 
 def load_training_kernels(kind: str | None = None, *, fast: bool = False) -> TrainingKernels:
-    """One thread's kernels of training; `fast`: with BLAS. Raises as `load_kernels` does."""
+    """One thread's kernels of training; `fast`: with BLAS. Raises as `load_training_library`."""
     from picoedge.kernels.reference.training import NumpyTrainingKernels
     from picoedge.kernels.training import BlasTrainingKernels, NativeTrainingKernels
 
@@ -139,13 +148,7 @@ def load_training_kernels(kind: str | None = None, *, fast: bool = False) -> Tra
     if library is None:
         return NumpyTrainingKernels()
     level = library.pe_level().decode()
-    try:
-        return (BlasTrainingKernels if fast else NativeTrainingKernels)(library, level)
-    except AttributeError as error:  # a function that an older library lacks
-        raise PicoedgeError(
-            f"the C kernels were built from other sources ({error})",
-            "build the kernels again: make setup, or install picoedge again",
-        ) from error
+    return (BlasTrainingKernels if fast else NativeTrainingKernels)(library, level)
 
 
 def load_f48(kind: str | None = None) -> F48:

@@ -15,7 +15,7 @@
  *   low_rank      what an adapter adds to a project or a project_sum, in f32
  *   attend        rotary embedding, key-value cache in f16 or int8, causal attention
  *   f48           f64 values without their low 16 bits: sums on their way between boards
- *   ABI           struct layouts and formats, which native.py checks before the first call
+ *   ABI           struct layouts (abi.h) and formats, which native.py checks before the first call
  *
  * Everything above the vector layer is written once, over vectors of LANES floats. A lane is always
  * one output row (products) or one key (scores) or one dimension (values), and each lane's sums run
@@ -34,6 +34,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "abi.h"
 #include "dense.h"
 #include "rounding.h"
 #include "weights.h"
@@ -1098,11 +1099,9 @@ API int pe_f48_decode(const uint8_t *body, int64_t count, int64_t exceptions, ui
 /* Raise it when the meaning of a field or function changes, but no layout does. */
 enum { ABI = 2 };
 
-typedef struct { const char *name; int32_t offset, bytes; } field_t;
-#define STRUCT(S) {#S, 0, sizeof(S)}
-#define FIELD(S, F) {#S "." #F, offsetof(S, F), sizeof(((S *)0)->F)}
 static const field_t layout[] = {
-    {"abi", 0, ABI}, STRUCT(xblock),
+    SIZE("abi", ABI), SIZE("tile", TILE), SIZE("block", BLOCK), SIZE("low_rank_tokens", LR_TOKENS),
+    SIZE("cache_keys", KEYS), STRUCT(xblock),
 #define F(NAME) FIELD(weights_t, NAME)
     STRUCT(weights_t), F(data), F(stride), F(quants), F(highs), F(scales), F(mins), F(superscales),
     F(supermins), F(bias), F(count), F(rows), F(cols), F(format), F(superblock), F(out_offset),
@@ -1130,9 +1129,7 @@ static const field_t layout[] = {
 };
 
 /* One of the sizes and offsets that native.py relies on, NULL past the last. */
-API const field_t *pe_field(int i) {
-    return i >= 0 && (size_t)i < sizeof layout / sizeof *layout ? layout + i : NULL;
-}
+API const field_t *pe_field(int i) { return FIELD_AT(layout, i); }
 
 /* The format with Format.code `i`, NULL past the last. */
 API const format_t *pe_format(int i) { return i >= 0 && i < N_FORMATS ? formats + i : NULL; }

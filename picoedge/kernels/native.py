@@ -1,14 +1,14 @@
 """The native backend: ctypes around one of the libraries that native.c was compiled into.
 
-The structures mirror the ones in native.c; `open_library` compares every field with the library's
-own table, so that one built from other sources is refused instead of run.
+The structures mirror the ones in native.c; `open_library` compares every field, and every size by
+which Python makes room, with the library's own table: one built from other sources is refused.
 """
 
 from __future__ import annotations
 
 import ctypes as ct
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cached_property, partial
 from itertools import count, takewhile, zip_longest
@@ -44,6 +44,7 @@ from picoedge.kernels.low_rank import (
 )
 from picoedge.kernels.reference.backend import NumpyKernels
 
+Row = tuple[Any, ...]  # of a table by which a library and Python are compared
 _ABI = 2  # of native.c
 _XBLOCK_BYTES = 48
 _ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
@@ -81,7 +82,9 @@ class _Attend(ct.Structure):
     )
 
 
-class _Field(ct.Structure):
+class Field(ct.Structure):
+    """field_t of abi.h: a row of a table of layouts."""
+
     _fields_ = _fields((c_char_p, "name"), (c_int32, "offset bytes"))
 
 
@@ -116,7 +119,7 @@ _STRUCTS: dict[str, type[ct.Structure]] = {
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pe_level": (c_char_p,),
     "pe_dense_scratch": (c_int64,),
-    "pe_field": (POINTER(_Field), c_int),
+    "pe_field": (POINTER(Field), c_int),
     "pe_format": (POINTER(_Format), c_int),
     "pe_pool_open": (c_void_p, c_int),
     "pe_pool_close": (None, c_void_p),
@@ -136,41 +139,72 @@ def open_library(path: Path) -> ct.CDLL:
     built from other sources: its structs, formats or functions differ from this file's.
     """
     lib = ct.CDLL(str(path))
+    layout = [*layout_of(_sizes(), _STRUCTS), *_formats()]
+    bind(lib, _FUNCTIONS, layout, lambda: [*built_layout(lib.pe_field), *_built_formats(lib)])
+    return lib
+
+
+def bind(
+    lib: ct.CDLL,
+    functions: Mapping[str, tuple[Any, ...]],
+    layout: Sequence[Row],
+    built: Callable[[], Sequence[Row]],
+) -> None:
+    """Tell ctypes the types of the library's functions: name -> result and arguments.
+
+    Raises PicoedgeError where it lacks one of them, or its own table, which `built` reads by them,
+    is not `layout`: it was built from other sources.
+    """
     try:
-        for name, (result, *arguments) in _FUNCTIONS.items():
+        for name, (result, *arguments) in functions.items():
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
-        difference = _abi_difference(lib)
+        others = [(ours, theirs) for ours, theirs in zip_longest(layout, built()) if ours != theirs]
+        difference = f"{others[0][1]} instead of {others[0][0]}" if others else ""
     except AttributeError as error:  # a function that an older library lacks
         difference = str(error)
     if difference:
         raise PicoedgeError(
-            f"{path.name} was built from other sources ({difference})",
+            f"{Path(lib._name).name} was built from other sources ({difference})",
             "build the kernels again: make setup, or install picoedge again",
         )
-    return lib
 
 
-def _abi_difference(lib: ct.CDLL) -> str:
-    """The first entry of the library's struct or format table that is not as here; "" if none."""
-    layout = [("abi", 0, _ABI), ("xblock", 0, _XBLOCK_BYTES)]
-    for name, struct in _STRUCTS.items():
+def layout_of(sizes: Mapping[str, int], structs: Mapping[str, type[ct.Structure]]) -> list[Row]:
+    """The rows that a library's table has for these: name, offset, bytes."""
+    layout: list[Row] = [(name, 0, size) for name, size in sizes.items()]
+    for name, struct in structs.items():
         layout.append((name, 0, ct.sizeof(struct)))
         fields = [(field[0], getattr(struct, field[0])) for field in struct._fields_]
         layout += [(f"{name}.{field}", at.offset, at.size) for field, at in fields]
-    built = [(f.name.decode(), f.offset, f.bytes) for f in _records(lib.pe_field)]
-    formats = [
+    return layout
+
+
+def built_layout(function: Any) -> list[Row]:
+    """The rows of the table of layouts behind the library's `function`."""
+    return [(f.name.decode(), f.offset, f.bytes) for f in _records(function)]
+
+
+def _sizes() -> dict[str, int]:
+    """Sizes in native.c by which Python makes room for its buffers, and the number of its ABI."""
+    return {
+        "abi": _ABI, "tile": TILE_ROWS, "block": BLOCK_COLS, "low_rank_tokens": LOW_RANK_TOKENS,
+        "cache_keys": TILE_ROWS, "xblock": _XBLOCK_BYTES,
+    }  # fmt: skip
+
+
+def _formats() -> list[Row]:
+    return [
         (f.name, f.code, f.bits, f.offset, int(f.has_min), int(f.superblocks))
         for f in FORMATS.values() if f.bits < 32
     ]  # fmt: skip
-    built_formats = [
+
+
+def _built_formats(lib: ct.CDLL) -> list[Row]:
+    return [
         (f.name.decode(), code, f.bits, f.offset, f.has_min, f.superblocks)
         for code, f in enumerate(_records(lib.pe_format))
     ]
-    for ours, theirs in zip_longest([*layout, *formats], [*built, *built_formats]):
-        if ours != theirs:
-            return f"{theirs} instead of {ours}"
-    return ""
 
 
 def _records(function: Any) -> Iterator[Any]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import ctypes as ct
 import math
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_int32
 
 import numpy as np
 
 from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import F32
-from picoedge.kernels.training import declare
+from picoedge.kernels.training_abi import SUM_BLOCK, SumsRecord, bind_training
 
-BLOCK = 256  # values that are narrow or wide together
 EXPONENT = 36  # the unit is 2^-36
 MICRO_BATCHES = 64  # of a step, at most
 _FIRST_ROWS = 64
@@ -48,31 +47,23 @@ class NotFiniteError(PicoedgeError):
         return cls(start + at, "no number" if math.isnan(value) else what)
 
 
-class _Record(ct.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("plane", "rows", "wide")),
-        *((name, c_int64) for name in ("count", "capacity")),
-        *((name, c_int32) for name in ("exponent", "narrow")),
-    ]
-
-
 def padded(count: int) -> int:
     """`count` values in whole blocks."""
-    return -(-count // BLOCK) * BLOCK
+    return -(-count // SUM_BLOCK) * SUM_BLOCK
 
 
 class GradientSums:
-    """The sum of up to `micro_batches` gradients of `n` values, a multiple of BLOCK."""
+    """The sum of up to `micro_batches` gradients of `n` values, a multiple of SUM_BLOCK."""
 
     def __init__(self, library: ct.CDLL, n: int, micro_batches: int) -> None:
-        assert n % BLOCK == 0
+        assert n % SUM_BLOCK == 0
         assert 0 < micro_batches <= MICRO_BATCHES
         self._lib = library
-        declare(library)
-        self._plane, self._rows = np.zeros(n, np.int32), np.full(n // BLOCK, -1, np.int32)
-        self._wide = np.empty((_FIRST_ROWS, BLOCK), np.int64)
+        bind_training(library)
+        self._plane, self._rows = np.zeros(n, np.int32), np.full(n // SUM_BLOCK, -1, np.int32)
+        self._wide = np.empty((_FIRST_ROWS, SUM_BLOCK), np.int64)
         narrow = 31 - (micro_batches - 1).bit_length()
-        self._record = _Record(exponent=EXPONENT, narrow=narrow)
+        self._record = SumsRecord(exponent=EXPONENT, narrow=narrow)
         self._bind()
 
     def _bind(self) -> None:
@@ -89,7 +80,7 @@ class GradientSums:
                 ct.byref(self._record), gradient.ctypes.data, len(gradient), at, ct.byref(bad)
             )
             if bad.value:
-                raise NotFiniteError.of(gradient[: (at + 1) * BLOCK], at * BLOCK)
+                raise NotFiniteError.of(gradient[: (at + 1) * SUM_BLOCK], at * SUM_BLOCK)
             if at < len(self._rows):
                 self._wide = np.concatenate([self._wide, np.empty_like(self._wide)])
                 self._bind()

@@ -11,6 +11,7 @@
  *   Embedding     gradients of rows, added in the order of tokens
  *   Sums          of micro-batches' gradients, as integers: in any order
  *   AdamW         without fused multiply-add, so that NumPy has the same bits
+ *   ABI           struct layouts (abi.h), which training_abi.py checks before the first call
  *
  * One call works on the micro-batch of one thread: threads are whole micro-batches. Every result has
  * the same bits on each level: sums run over 16 lanes whatever the width of a vector is, in one
@@ -22,6 +23,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "abi.h"
 #include "rounding.h"
 #include "sgemm.h"
 #include "stacked.h"
@@ -137,7 +139,7 @@ enum { QUERIES = 64 }; /* rows of scores at once; belongs to the format of a run
  * o_stride, floats after row i - 1; query head h reads key-value head h / (q_heads / kv_heads). A
  * query sees its own and earlier keys, `window` of them at most (0: all). tops and scales
  * [q_heads, length] are each row's largest scaled score and 1 / sum of exp, for the vjp.
- * scratch: SGEMM_SCRATCH + 2 * QUERIES * (length + TILE) floats. native_training.py mirrors it. */
+ * scratch: SGEMM_SCRATCH + 2 * QUERIES * (length + TILE) floats. */
 typedef struct {
     const float *q, *k, *v;
     float *o, *tops, *scales;
@@ -537,3 +539,26 @@ API void pe_squares(const float *g, double *sums, int64_t n, int64_t segment) {
     }
     round_as_before(mode);
 }
+
+/* ---- ABI: what training_abi.py checks ---------------------------------------------------------- */
+
+/* Raise it when the meaning of a field or function changes, but no layout does. */
+enum { ABI = 1 };
+
+static const field_t layout[] = {
+    SIZE("training_abi", ABI), SIZE("tile", TILE), SIZE("queries", QUERIES), SIZE("sum_block", SUM_BLOCK),
+#define F(NAME) FIELD(attention_t, NAME)
+    STRUCT(attention_t), F(q), F(k), F(v), F(o), F(tops), F(scales), F(d_o), F(dq), F(dk), F(dv), F(scratch),
+    F(length), F(stride), F(o_stride), F(q_heads), F(kv_heads), F(head_dim), F(window), F(scale),
+#undef F
+#define F(NAME) FIELD(adamw_t, NAME)
+    STRUCT(adamw_t), F(gradient_scale), F(beta1), F(rest1), F(beta2), F(rest2), F(decay), F(rate),
+    F(correction), F(epsilon),
+#undef F
+#define F(NAME) FIELD(sums_t, NAME)
+    STRUCT(sums_t), F(plane), F(rows), F(wide), F(count), F(capacity), F(exponent), F(narrow),
+#undef F
+};
+
+/* One of the sizes and offsets that training_abi.py relies on, NULL past the last. */
+API const field_t *pe_training_field(int i) { return FIELD_AT(layout, i); }

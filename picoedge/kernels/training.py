@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ctypes as ct
 import math
-from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,8 +19,8 @@ from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.blocks import WeightsRecord, weight_records
 from picoedge.kernels.elementary import power
 from picoedge.kernels.stacked import StackedWeights
+from picoedge.kernels.training_abi import QUERIES, AdamRecord, AttentionRecord, bind_training
 
-QUERIES = 64  # rows of scores at once; belongs to the format of a run
 DEPTH = 256  # products that one chain of sums has, as in sgemm.h; belongs to the format of a run
 VERSION = 2  # of all other arithmetic of a step: a change of bits has another one
 SEGMENT = 65_536  # values whose squares have a sum of their own; belongs to the format of a run
@@ -152,56 +151,6 @@ class TrainingKernels(Protocol):
         ...
 
 
-class _AttentionRecord(ct.Structure):
-    _fields_ = [
-        *(
-            (name, c_void_p)
-            for name in ("q", "k", "v", "o", "tops", "scales", "d_o", "dq", "dk", "dv", "scratch")
-        ),
-        *((name, c_int64) for name in ("length", "stride", "o_stride")),
-        *((name, c_int32) for name in ("q_heads", "kv_heads", "head_dim", "window")),
-        ("scale", c_float),
-    ]
-
-
-class _AdamRecord(ct.Structure):
-    _fields_ = [(name, c_float) for name in AdamStep.__dataclass_fields__]
-
-
-_MATRIX = (c_void_p, c_int64, c_int64)
-# function -> its result and its arguments
-_FUNCTIONS: dict[str, tuple[Any, ...]] = {
-    "pe_sgemm_scratch": (c_int64,),
-    "pe_sgemm": (
-        None, c_int64, c_int64, c_int64, *_MATRIX, *_MATRIX, c_void_p, c_int64, c_int32, c_void_p,
-    ),
-    "pe_multiply_stacked": (
-        None, c_int64, c_int64, c_int64, *_MATRIX, c_void_p, c_int32, c_int32, c_int32, c_void_p,
-        c_int64, c_void_p,
-    ),
-    "pe_norm": (None, *(c_void_p,) * 4, c_int64, c_int64, c_float),
-    "pe_norm_vjp": (None, *(c_void_p,) * 6, c_int64, c_int64),
-    "pe_rotate": (None, *(c_void_p,) * 3, *(c_int64,) * 5, c_float),
-    "pe_attention": (None, c_void_p),
-    "pe_attention_vjp": (None, c_void_p),
-    "pe_gated": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
-    "pe_gated_vjp": (None, c_void_p, c_void_p, c_int64, c_int64, c_int32),
-    "pe_sums_add": (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p),
-    "pe_sums_take": (None, c_void_p, c_void_p, c_int64),
-    "pe_cross_entropy": (None, *(c_void_p,) * 3, c_int64, c_int64, c_float),
-    "pe_add_rows": (None, *(c_void_p,) * 3, c_int64, c_int64),
-    "pe_adamw": (None, *(c_void_p,) * 5, c_int64),
-    "pe_squares": (None, c_void_p, c_void_p, c_int64, c_int64),
-}  # fmt: skip
-
-
-def declare(library: ct.CDLL) -> None:
-    """Tell ctypes the types of the library's functions. Raises AttributeError: it lacks one."""
-    for name, (result, *arguments) in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-
-
 def _at(array: F32 | F64 | I32) -> int:
     assert array.flags.c_contiguous, "the C file takes contiguous arrays"
     return int(array.ctypes.data)
@@ -220,7 +169,7 @@ class NativeTrainingKernels:
     is_exact = True
 
     def __init__(self, library: ct.CDLL, level: str) -> None:
-        declare(library)
+        bind_training(library)
         self.name = f"native {level}"
         self._lib = library
         self._scratch = np.empty(library.pe_sgemm_scratch(), np.float32)
@@ -291,7 +240,7 @@ class NativeTrainingKernels:
         assert dqkv.shape == op.qkv.shape
         self._lib.pe_attention_vjp(ct.byref(self._record(op, d_out, dqkv)))
 
-    def _record(self, op: Attention, d_out: F32, dqkv: F32) -> _AttentionRecord:
+    def _record(self, op: Attention, d_out: F32, dqkv: F32) -> AttentionRecord:
         shape, (length, stride) = op.shape, op.qkv.shape
         heads, kv_heads = shape.q_heads, shape.kv_heads
         assert stride == (heads + 2 * kv_heads) * shape.head_dim
@@ -299,7 +248,7 @@ class NativeTrainingKernels:
         assert op.tops.shape == op.scales.shape == (heads, length)
         columns = [4 * shape.head_dim * head for head in (0, heads, heads + kv_heads)]
         self._reserve(2 * QUERIES * (length + 16))
-        return _AttentionRecord(
+        return AttentionRecord(
             *(_at(op.qkv) + column for column in columns),
             _at(op.out), _at(op.tops), _at(op.scales), _at(d_out),
             *(_at(dqkv) + column for column in columns),
@@ -341,7 +290,7 @@ class NativeTrainingKernels:
     def adamw(self, step: AdamStep, weights: F32, m: F32, v: F32, gradient: F32) -> None:
         """See `TrainingKernels`."""
         assert weights.shape == m.shape == v.shape == gradient.shape == (len(weights),)
-        record = _AdamRecord(*vars(step).values())
+        record = AdamRecord(**vars(step))
         self._lib.pe_adamw(
             ct.byref(record), _at(weights), _at(m), _at(v), _at(gradient), len(weights)
         )

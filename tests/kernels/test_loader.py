@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ctypes as ct
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kernel_levels import built_levels
 
 from picoedge.errors import PicoedgeError, UsageError
-from picoedge.kernels import loader, native
+from picoedge.kernels import loader, native, sums, training_abi
 from picoedge.kernels.loader import (
     choose_library,
     cpu_flags,
     default_threads,
     describe_kernels,
     load_kernels,
+    load_training_kernels,
+    load_training_library,
     usable_levels,
 )
 
@@ -183,7 +187,7 @@ def swapped(struct: type[ct.Structure], one: str, other: str) -> type[ct.Structu
     return type(struct.__name__, (ct.Structure,), {"_fields_": fields})
 
 
-@pytest.fixture(params=["meaning", "size", "order", "format"])
+@pytest.fixture(params=["meaning", "size", "room", "order", "format"])
 def other_sources(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, libraries_anew: None
 ) -> None:
@@ -192,6 +196,8 @@ def other_sources(
         monkeypatch.setattr(native, "_ABI", native._ABI + 1)
     elif request.param == "size":
         monkeypatch.setattr(native, "_XBLOCK_BYTES", 40)
+    elif request.param == "room":
+        monkeypatch.setattr(native, "LOW_RANK_TOKENS", 2 * native.LOW_RANK_TOKENS)
     elif request.param == "order":
         attend = swapped(native._STRUCTS["attend_t"], "keys", "values")
         monkeypatch.setitem(native._STRUCTS, "attend_t", attend)
@@ -213,3 +219,48 @@ def test_a_library_of_other_sources_is_refused_not_run() -> None:
 def test_a_library_that_lacks_a_function_is_refused() -> None:
     with pytest.raises(PicoedgeError, match=r"was built from other sources .*pe_level"):
         native.open_library(Path("libc.so.6"))
+
+
+SWAPPED = {"attention_t": ("q", "k"), "adamw_t": ("beta1", "rest1"), "sums_t": ("plane", "wide")}
+
+
+@pytest.fixture(params=["meaning", "rows", "block", *SWAPPED])
+def other_training(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, libraries_anew: None
+) -> None:
+    """As if the libraries' kernels of training had been built from sources that differ in this."""
+    if request.param == "meaning":
+        monkeypatch.setattr(training_abi, "_ABI", training_abi._ABI + 1)
+    elif request.param == "rows":
+        monkeypatch.setattr(training_abi, "QUERIES", 32)
+    elif request.param == "block":
+        monkeypatch.setattr(training_abi, "SUM_BLOCK", 128)
+    else:
+        struct = swapped(training_abi._STRUCTS[request.param], *SWAPPED[request.param])
+        monkeypatch.setitem(training_abi._STRUCTS, request.param, struct)
+
+
+@pytest.mark.usefixtures("other_training")
+def test_a_library_of_other_sources_trains_nothing_and_infers() -> None:
+    native_library = native.open_library(built_levels()[0])
+    for refused in (
+        load_training_library,
+        load_training_kernels,
+        lambda: sums.GradientSums(native_library, sums.padded(1), 1),
+    ):
+        with pytest.raises(PicoedgeError, match="was built from other sources") as caught:
+            refused()
+        assert (caught.value.hint or "").startswith("build the kernels again: ")
+    kernels = load_kernels("native", threads=1)
+    assert kernels.name.startswith("native")
+    kernels.close()
+
+
+def test_every_structure_that_the_c_files_read_is_compared() -> None:
+    folder = Path(loader.__file__).parent
+    modules = {f"picoedge.kernels.{path.stem}" for path in folder.glob("[a-z]*.py")}
+    for name in modules:
+        importlib.import_module(name)
+    ours = {each for each in ct.Structure.__subclasses__() if each.__module__ in modules}
+    rows = {native.Field, native._Format}  # of the tables themselves
+    assert ours - rows == {*native._STRUCTS.values(), *training_abi._STRUCTS.values()}

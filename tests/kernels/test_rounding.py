@@ -23,8 +23,9 @@ from picoedge.kernels.api import AttentionShape
 from picoedge.kernels.arrays import F32, Array
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.kernels.native import NativeKernels, open_library
-from picoedge.kernels.sums import BLOCK, GradientSums
+from picoedge.kernels.sums import GradientSums
 from picoedge.kernels.training import AdamStep, Attention, NativeTrainingKernels
+from picoedge.kernels.training_abi import SUM_BLOCK
 
 SOURCE = """
 #if defined(__x86_64__)
@@ -179,11 +180,11 @@ def test_training(
 
 @pytest.mark.parametrize("path", built_levels(), ids=lambda path: path.stem)
 def test_sums(disturbance: Disturbance, path: Path) -> None:
-    library, gradient = ct.CDLL(str(path)), small(2 * BLOCK)
-    gradient[BLOCK] = 100  # a block of wide integers
+    library, gradient = ct.CDLL(str(path)), small(2 * SUM_BLOCK)
+    gradient[SUM_BLOCK] = 100  # a block of wide integers
     results = []
     for is_disturbed in (False, True):
-        sums, out = GradientSums(library, 2 * BLOCK, 3), np.empty_like(gradient)
+        sums, out = GradientSums(library, 2 * SUM_BLOCK, 3), np.empty_like(gradient)
         with disturbance() if is_disturbed else _as_it_is():
             for _ in range(3):
                 sums.add(gradient)

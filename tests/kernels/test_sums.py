@@ -10,9 +10,10 @@ import pytest
 
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.loader import load_training_library
-from picoedge.kernels.sums import BLOCK, GradientSums, NotFiniteError, padded
+from picoedge.kernels.sums import GradientSums, NotFiniteError, padded
+from picoedge.kernels.training_abi import SUM_BLOCK
 
-N = padded(3 * BLOCK + 5)
+N = padded(3 * SUM_BLOCK + 5)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_one_gradient_is_itself_to_half_a_unit(library: ct.CDLL) -> None:
 
 
 def test_rows_are_added_as_they_are_needed(library: ct.CDLL) -> None:
-    n = padded(200 * BLOCK)
+    n = padded(200 * SUM_BLOCK)
     sums, out = GradientSums(library, n, 64), np.empty(n, np.float32)
     large = np.full(n, 2.5, np.float32)
     for _ in range(64):
@@ -76,6 +77,6 @@ def test_rows_are_added_as_they_are_needed(library: ct.CDLL) -> None:
 )  # fmt: skip
 def test_what_is_no_number_ends_the_step(library: ct.CDLL, value: float, what: str) -> None:
     sums, gradient = GradientSums(library, N, 2), np.zeros(N, np.float32)
-    gradient[BLOCK + 3] = value
-    with pytest.raises(NotFiniteError, match=f"value {BLOCK + 3} of the gradient is {what}"):
+    gradient[SUM_BLOCK + 3] = value
+    with pytest.raises(NotFiniteError, match=f"value {SUM_BLOCK + 3} of the gradient is {what}"):
         sums.add(gradient)

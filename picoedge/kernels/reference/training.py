@@ -12,7 +12,8 @@ import numpy as np
 
 from picoedge.kernels.arrays import F32, F64, I32
 from picoedge.kernels.stacked import StackedWeights
-from picoedge.kernels.training import QUERIES, SEGMENT, AdamStep, Attention
+from picoedge.kernels.training import SEGMENT, AdamStep, Attention
+from picoedge.kernels.training_abi import QUERIES
 
 _SPAN = 1 << 14  # values of each array at a time, which stay in the cache
 _LEAST = np.float32(-1e30)  # the score of a key that is not seen

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
-from picoedge.kernels.training import QUERIES
+from picoedge.kernels.training_abi import QUERIES
 from picoedge.units import format_size
 
 _HEAD_ROWS = (256, 128, 64, 16)  # tokens whose logits are in memory at once

@@ -23,7 +23,8 @@ from picoedge.host.resources import give_back
 from picoedge.kernels.arrays import I32
 from picoedge.kernels.loader import load_training_kernels, load_training_library
 from picoedge.kernels.sums import EXPONENT, GradientSums
-from picoedge.kernels.training import DEPTH, QUERIES, SEGMENT, VERSION, TrainingKernels
+from picoedge.kernels.training import DEPTH, SEGMENT, VERSION, TrainingKernels
+from picoedge.kernels.training_abi import QUERIES
 from picoedge.model.vjps import HEAD_ROWS
 from picoedge.train.data.source import TokenSource
 from picoedge.train.run.folder import RunFolder
@@ -57,7 +58,7 @@ class Arithmetic:
 
     @classmethod
     def choose(cls, kind: str | None, *, fast: bool) -> Arithmetic:
-        """Raises UsageError, PicoedgeError as `load_kernels`."""
+        """Raises UsageError, PicoedgeError as `load_training_library`."""
         library = load_training_library(kind)
         name = "numpy" if library is None else "blas" if fast else "exact"
         held = name == "exact" or hold_blas_to_one_thread()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from picoedge.config import ModelConfig
 from picoedge.errors import MemoryBudgetError
-from picoedge.kernels.training import QUERIES
+from picoedge.kernels.training_abi import QUERIES
 from picoedge.model.vjps import HEAD_ROWS
 from picoedge.units import format_size
 

@@ -42,7 +42,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a model, and the length of its vectors: a multiple of `sums.BLOCK`."""
+    """The tensors of a model, and the length of its vectors: a multiple of `SUM_BLOCK`."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]

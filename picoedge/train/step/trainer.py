@@ -68,7 +68,7 @@ class TrainedLayout(Protocol):
 
     @property
     def length(self) -> int:
-        """Values of the vector, a multiple of `sums.BLOCK`."""
+        """Values of the vector, a multiple of `SUM_BLOCK`."""
         ...
 
     @property

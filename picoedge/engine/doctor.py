@@ -16,14 +16,17 @@ from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.sysfs import PROC, SYS, file_text
 from picoedge.host.thermal import firmware_flags, read_heat
-from picoedge.kernels.loader import default_threads, describe_kernels
+from picoedge.kernels.loader import default_threads, describe_kernels, load_training_library
 from picoedge.registry.shelf import Shelf
 from picoedge.units import format_size
 
-LIBRARIES = (
-    "click", "cryptography", "gguf", "jinja2", "nacl", "numpy", "psutil", "rich", "sentencepiece",
-    "tokenizers", "zmq", *(("tomli",) if sys.version_info < (3, 11) else ()),
-)  # fmt: skip
+# The modules that picoedge imports, each with the package that pip installs it by.
+LIBRARIES = {
+    "click": "click", "cryptography": "cryptography", "gguf": "gguf", "jinja2": "jinja2",
+    "nacl": "pynacl", "numpy": "numpy", "psutil": "psutil", "rich": "rich",
+    "sentencepiece": "sentencepiece", "tokenizers": "tokenizers", "zmq": "pyzmq",
+    **({"tomli": "tomli"} if sys.version_info < (3, 11) else {}),
+}  # fmt: skip
 _LOW_MEMORY_BYTES = 300 << 20
 _LOW_DISK_BYTES = 500 << 20
 _HOT_C = 80.0
@@ -76,9 +79,9 @@ def check_python(version: tuple[int, ...], maxsize: int) -> Check:
 
 
 def check_libraries(missing: list[str]) -> Check:
-    """All libraries that picoedge imports are installed."""
+    """All libraries that picoedge imports are installed; `missing`: modules of LIBRARIES."""
     if missing:
-        remedy = f"pip install {' '.join(missing)}"
+        remedy = f"pip install {' '.join(LIBRARIES[name] for name in missing)}"
         return Check("libraries", "fail", f"missing: {', '.join(missing)}", remedy)
     return Check("libraries", "ok", "all there")
 
@@ -97,9 +100,10 @@ def check_numpy() -> Check:
 
 
 def check_kernels(kind: str | None) -> Check:
-    """The kernels that run, and why these."""
+    """The kernels that run, and why these; those of training are checked too."""
     try:
         text = describe_kernels(kind)
+        load_training_library(kind)
     except PicoedgeError as error:
         return Check("kernels", "fail", error.message, error.hint)
     if kind is None and text.startswith("NumPy"):

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ import picoedge
 from picoedge.cli.main import main
 from picoedge.engine import doctor
 from picoedge.errors import StorageError
+from picoedge.files import parse_toml
 from picoedge.host.disk_speed import StorageSpeed
+from picoedge.kernels import training_abi
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.shelf import Shelf
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PROJECT = parse_toml(PYPROJECT.read_text(encoding="utf-8"))["project"]
 
 
 def test_python_must_be_new_and_should_be_64_bit() -> None:
@@ -96,24 +102,60 @@ def imported() -> set[str]:
     return names - sys.stdlib_module_names - {"picoedge"}
 
 
+def declared(requirements: list[str]) -> set[str]:
+    """The names in requirements like "pyzmq>=25"."""
+    return {re.split(r"[<=>; \[]", each)[0] for each in requirements}
+
+
 def test_libraries_are_those_that_are_imported_and_declared() -> None:
     optional = {"matplotlib", "zeroconf", "tomli", "tomllib"}  # extras; Python before 3.11, since
-    assert set(doctor.LIBRARIES) - optional == imported() - optional
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    declared = set(re.findall(r'^    "([\w-]+)[><=]', project.partition("\n]\n")[0], re.MULTILINE))
-    modules = {"pynacl": "nacl", "pyzmq": "zmq"}
-    unused = {"safetensors", "tomli"}  # for training's state; for Python 3.10
-    assert {modules.get(name, name) for name in declared - unused} == imported() - optional
+    assert doctor.LIBRARIES.keys() - optional == imported() - optional
+    packages = declared(PROJECT["dependencies"])
+    assert set(doctor.LIBRARIES.values()) - optional == packages - optional
+
+
+def test_each_library_is_named_as_pip_knows_it() -> None:
+    packages = {
+        module: {name.lower() for name in names}
+        for module, names in packages_distributions().items()
+    }
+    wrong = {
+        module: package
+        for module, package in doctor.LIBRARIES.items()
+        if package not in packages[module]
+    }
+    assert wrong == {}
 
 
 def test_missing_libraries_are_named() -> None:
-    check = doctor.check_libraries(["gguf"])
-    assert (check.status, check.text) == ("fail", "missing: gguf")
+    check = doctor.check_libraries(["nacl", "numpy", "zmq"])
+    assert (check.status, check.text) == ("fail", "missing: nacl, numpy, zmq")
+    assert check.remedy == "pip install pynacl numpy pyzmq"
+
+
+def test_what_messages_tell_to_install_is_declared() -> None:
+    extras = PROJECT["optional-dependencies"]
+    known = declared(PROJECT["dependencies"]).union(*map(declared, extras.values()))
+    known |= {f"picoedge[{name}]" for name in extras}
+    named = {
+        name
+        for path in Path(picoedge.__file__).parent.rglob("*.py")
+        for name in re.findall(r"pip install (?:-U )?'?([\w\[\]-]+)", path.read_text("utf-8"))
+    }
+    assert {"zeroconf", "picoedge[plot]", "gguf"} <= named <= known
 
 
 def test_kernels_that_are_not_there_fail() -> None:
     assert doctor.check_kernels("sse9").status == "fail"
     assert doctor.check_kernels("numpy").status == "ok"
+
+
+@pytest.mark.usefixtures("libraries_anew")
+def test_kernels_of_training_of_other_sources_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_abi, "_ABI", training_abi._ABI + 1)
+    check = doctor.check_kernels(None)
+    assert check.status == "fail"
+    assert check.remedy.startswith("build the kernels again")
 
 
 def test_the_report_has_a_line_a_check(

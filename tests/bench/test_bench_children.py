@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,13 @@ def test_a_child_ends_with_its_answer() -> None:
     assert child("print('{')\nprint('\"a\": 1}')").json() == {"a": 1}
 
 
-def test_a_child_sees_a_clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_sees_a_clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PICOEDGE_KERNELS", "PICOEDGE_THREADS"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/of/the/user")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     seen = child("import json, os; print(json.dumps(dict(os.environ)))").json()
     assert not [name for name in seen if name.startswith(("OPENBLAS_", "PICOEDGE_"))]
-    assert seen["XDG_CONFIG_HOME"] != "/of/the/user"
+    assert seen["XDG_CONFIG_HOME"] != str(tmp_path)
 
 
 def test_a_child_that_fails_says_why() -> None:

@@ -236,7 +236,7 @@ def test_damaged_models_are_told(
         (["rm"], "NAME"),
         (["rm", "tiny"], "is not on the shelf"),
         (["rm", "-y", "../../here"], "is not on the shelf"),
-        (["rm", "-y", "/"], "is not on the shelf"),
+        (["rm", "-y", "/proc"], "is not on the shelf"),
         (["list", "--jason"], "--json"),
         (["verify", "--yes"], "--yes"),
     ],

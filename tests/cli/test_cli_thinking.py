@@ -92,13 +92,19 @@ def test_thinking_and_history_as_settings(
         (["--chat-template-kwargs", "{" * 99], "--chat-template-kwargs is no JSON object"),
         (["--template-var", "messages=1"], "reads no variable 'messages'"),
         (["--chat-template", "chatlm"], "no chat template 'chatlm' (did you mean: chatml?)"),
-        (["--chat-template", "/gone"], "no chat template '/gone' (a file, or one of alpaca, "),
     ],
 )
 def test_what_cannot_be_told(run: Run, packs: Path, words: list[str], error: str) -> None:
     ran = run("chat", packs / "thinker.pico", "-p", "hi", *words)
     assert (ran.code, ran.out) == (2, "")
     assert error in ran.err
+
+
+def test_a_template_file_that_is_not_there_is_told(run: Run, packs: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    ran = run("chat", packs / "thinker.pico", "-p", "hi", "--chat-template", gone)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"no chat template '{gone}' (a file, or one of alpaca, " in ran.err
 
 
 def test_a_template_that_is_chosen_is_kept_with_the_pack(

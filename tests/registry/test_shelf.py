@@ -244,9 +244,9 @@ def test_show_does_not_hide_a_damaged_pack(shelf: Shelf, gguf_bytes: bytes) -> N
 
 
 def test_the_folder_follows_the_environment(tmp_path: Path) -> None:
-    home = {"HOME": "/h"}
-    assert shelf_folder({**home, "PICOEDGE_HOME": "/p"}) == Path("/p/models")
-    assert shelf_folder({**home, "XDG_CACHE_HOME": "/c"}) == Path("/c/picoedge/models")
+    home, there = {"HOME": str(tmp_path)}, tmp_path / "there"
+    assert shelf_folder({**home, "PICOEDGE_HOME": str(there)}) == there / "models"
+    assert shelf_folder({**home, "XDG_CACHE_HOME": str(there)}) == there / "picoedge" / "models"
     assert shelf_folder({}).parts[-3:] == (".cache", "picoedge", "models")
 
 

@@ -56,9 +56,10 @@ def test_what_is_no_key_is_none(text: str | None) -> None:
     assert decode_z85(text, 32) is None
 
 
-def test_the_folder_is_the_user_s_unless_named() -> None:
-    assert cluster_folder({"PICOEDGE_CLUSTER": "/c"}) == Path("/c")
-    assert cluster_folder({"XDG_CONFIG_HOME": "/x"}) == Path("/x/picoedge/cluster")
+def test_the_folder_is_the_user_s_unless_named(tmp_path: Path) -> None:
+    there = str(tmp_path)
+    assert cluster_folder({"PICOEDGE_CLUSTER": there}) == tmp_path
+    assert cluster_folder({"XDG_CONFIG_HOME": there}) == tmp_path / "picoedge" / "cluster"
     assert cluster_folder({}) == Path.home() / ".config/picoedge/cluster"
 
 

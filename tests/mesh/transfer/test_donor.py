@@ -140,11 +140,13 @@ def test_a_donor_gives_only_parts_of_items(donor: Donor, sound: Pack, name: str)
         donor.read({**ask, **BAD_ASKS[name]})
 
 
-def test_a_donor_follows_no_links(shelf: Path, sound: Pack, target: Path) -> None:
+def test_a_donor_follows_no_links(shelf: Path, sound: Pack, target: Path, tmp_path: Path) -> None:
     create_partial(target, (shelf / "m.pico" / MANIFEST).read_bytes())
     (target / HELD).unlink()
     (target / "head.safetensors").unlink()
-    (target / "head.safetensors").symlink_to("/etc/passwd")
+    head = (shelf / "m.pico" / "head.safetensors").read_bytes()
+    (tmp_path / "elsewhere").write_bytes(head)
+    (target / "head.safetensors").symlink_to(tmp_path / "elsewhere")
     ask = {"id": 1, "pack": sound.identity, "item": "head/final_norm", "offset": 0, "bytes": 4}
     with pytest.raises(StorageError):
         Donor(PackShelf([target.parent]).find).read(ask)

@@ -174,7 +174,7 @@ def _run(
             with training.beginning(folder):
                 run = begin_lora(options, given, pack, folder, progress)
     _tell_plan(run)
-    training.hold_memory(run.fit.nbytes)
+    training.claim_memory(run.fit.nbytes)
     sampler = run.sampler if options.prompt else None
     outcome, stopped_by = training.watch_run(
         folder, run.settings.steps, run.done, sampler, run.train

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -41,6 +40,7 @@ def open_named_pack(
     With the options that every command with a model takes, and `changes`. Where the command `loads`
     the model on this board alone, and memory is short, the board's daemon gives up what it keeps.
     """
+    from picoedge.engine import fit
     from picoedge.engine import open as opening
     from picoedge.engine.options import OpenOptions
     from picoedge.store.pages import end_where_pages_are_lost
@@ -66,41 +66,12 @@ def open_named_pack(
     end_where_pages_are_lost(error_line(lost, hint))
     for warning in opened.tokenizer.warnings if text else ():
         warn(warning)
-    if loads and options.cluster is None:
-        opened.limit(_make_room(opened.pack, options))
+    if loads and options.cluster is None and fit.is_pressed(opened.pack, options, fit.LEFT_FREE):
+        from picoedge.jobs.kept_memory import make_room
+        from picoedge.mesh.cluster_folder import cluster_folder
+
+        opened.limit(make_room(cluster_folder(os.environ), opened.pack, options))
     return opened
-
-
-_SHORT = 0.5  # of the free memory: a session's worker may be about to take the rest
-
-
-def _make_room(pack: Pack, options: OpenOptions) -> int | None:
-    """Have a kept slice freed where memory is short, and leave a session's worker what it needs.
-
-    Returns the bytes that this process may take; None: as the options say.
-    """
-    from picoedge.engine.fit import budget_bytes, is_pressed
-
-    if not is_pressed(pack, options, _SHORT):
-        return None
-    from picoedge.jobs.kept_memory import STARTING_BYTES, free_kept, hold_memory
-    from picoedge.mesh.cluster_folder import cluster_folder
-
-    folder = cluster_folder(os.environ)
-    if is_pressed(pack, options):
-        free_kept(folder)
-    leave = hold_memory(folder, STARTING_BYTES)
-    if leave is None:
-        return None
-    unbounded = dataclasses.replace(options, memory_bytes=None)
-    while True:
-        room = max(1, budget_bytes(options.memory_bytes) - leave)
-        if not is_pressed(pack, unbounded, room / budget_bytes(None)):
-            return room
-        # It will be streamed through all there is; others may have been promised some meanwhile.
-        before, leave = leave, max(leave, hold_memory(folder, room) or 0)
-        if leave == before:
-            return room
 
 
 def start_session(
@@ -124,15 +95,12 @@ def loader(opened: OpenPack) -> LoadModel:
         return load_over_boards
     from picoedge.engine.open import load_model
 
-    return partial(load_model, on_plan=_tell_plan) if opened.is_limited else load_model
-
-
-def _tell_plan(nbytes: int) -> None:
-    """Tell this board's daemon what this process will take."""
+    if not opened.is_limited:
+        return load_model
     from picoedge.jobs.kept_memory import tell_memory
     from picoedge.mesh.cluster_folder import cluster_folder
 
-    tell_memory(cluster_folder(os.environ), nbytes)
+    return partial(load_model, on_plan=partial(tell_memory, cluster_folder(os.environ)))
 
 
 def load_alone(

@@ -198,7 +198,7 @@ def _train(run: TextRun, values: Mapping[str, Any]) -> int:
         say(f"this run is finished, after step {run.done:,}")
     else:
         _tell_plan(run)
-        training.hold_memory(run.fit.nbytes)
+        training.claim_memory(run.fit.nbytes)
     outcome, stopped_by = training.watch_run(
         run.folder, run.settings.steps, run.done, run.sampler, run.train
     )

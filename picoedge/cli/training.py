@@ -62,16 +62,12 @@ def tell_slow_kernels(run: Run, much: str) -> None:
     warn(f"training with {describe_kernels()}: {much} slower, and its bits depend on the board")
 
 
-def hold_memory(nbytes: int) -> None:
+def claim_memory(nbytes: int) -> None:
     """Tell the board's daemon, if there is one, what this program is about to take."""
-    from picoedge.host.resources import available_bytes
     from picoedge.jobs import kept_memory
     from picoedge.mesh.cluster_folder import cluster_folder
 
-    folder = cluster_folder(os.environ)
-    if nbytes > available_bytes():
-        kept_memory.free_kept(folder)
-    kept_memory.hold_memory(folder, nbytes)
+    kept_memory.claim_memory(cluster_folder(os.environ), nbytes)
 
 
 def watch_run(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from picoedge.cluster.worker_group import WorkerGroup
-from picoedge.engine.fit import LoadedModel, load_of
+from picoedge.engine.fit import LEFT_FREE, LoadedModel, load_of
 from picoedge.engine.open import load_model
 from picoedge.engine.options import OpenOptions
 from picoedge.errors import MemoryBudgetError
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from picoedge.progress import Progress
     from picoedge.store.pack.reader import Pack
     from picoedge.store.shards import HeldShards, Slice
-
-_SHORT = 0.5  # of the free memory: where a plan takes less, answers beside it find enough
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ class Arranger:
 
     def _tell_plan(self, nbytes: int) -> None:
         """Tell this board's daemon what this process will take, where others may want it."""
-        if nbytes > _SHORT * available_bytes():
+        if nbytes > LEFT_FREE * available_bytes():
             tell_memory(self._directory.identity.folder, nbytes, session=self._directory.session)
 
     def _slice_of(self, plan: ClusterPlan) -> SliceKey | None:

@@ -1,4 +1,4 @@
-"""Messages about memory from a program of this board to its daemon, over a socket of its folder.
+"""What a program of this board asks its daemon about memory, over a socket of their folder.
 
     keep    may this slice be kept? With a file of memory: keep it, once the board is free
     take    the slice that was kept for the session that has the board now: its file of memory
@@ -15,6 +15,7 @@ which only this user can enter. No libzmq: a small board's own chat asks this be
 from __future__ import annotations
 
 import array
+import dataclasses
 import json
 import os
 import socket
@@ -22,15 +23,53 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from picoedge.host import resources
+
+if TYPE_CHECKING:
+    from picoedge.engine.options import OpenOptions
+    from picoedge.store.pack.reader import Pack
 
 SOCKET = "memory.sock"
-MESSAGE_BYTES = 8 << 10
+MESSAGE_BYTES = 8 << 10  # the longest, of a slice with its adapter, is below 1 KB
 _ANSWER_S = 5.0  # for a daemon that is busy
 PLANNING_S = 10.0  # of a session that has just been given the board
-_LOOK_S = 0.2
+_LOOK_S = 0.2  # between questions whether a session has planned: soon enough for a person
 STARTING_BYTES = 64 << 20  # of a program before its plan: Python, tokenizer, a small window
 _GONE_S = 15.0  # for a kept slice to end: in a disk read a process ends when the disk answers
+
+
+def make_room(folder: Path, pack: Pack, options: OpenOptions) -> int | None:
+    """Have a kept slice freed where memory is short, and leave a session's worker what it needs.
+
+    For a model on this board alone that `is_pressed` with LEFT_FREE of the free memory. Returns
+    the bytes that this process may take, which it tells with `tell_memory` when it has its plan;
+    None: as the options say.
+    """
+    from picoedge.engine.fit import budget_bytes, is_pressed
+
+    if is_pressed(pack, options):
+        free_kept(folder)
+    leave = hold_memory(folder, STARTING_BYTES)
+    if leave is None:
+        return None
+    unbounded = dataclasses.replace(options, memory_bytes=None)
+    while True:
+        room = max(1, budget_bytes(options.memory_bytes) - leave)
+        if not is_pressed(pack, unbounded, room / budget_bytes(None)):
+            return room
+        # It will be streamed through all there is; others may have been promised some meanwhile.
+        before, leave = leave, max(leave, hold_memory(folder, room) or 0)
+        if leave == before:
+            return room
+
+
+def claim_memory(folder: Path, nbytes: int) -> None:
+    """Take so much for a program that knows what it needs, if need be from the kept slice."""
+    if nbytes > resources.available_bytes():
+        free_kept(folder)
+    hold_memory(folder, nbytes)
 
 
 @contextmanager

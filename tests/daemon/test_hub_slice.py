@@ -13,16 +13,18 @@ import pytest
 from daemon_boards import SUPPORT, Board, pushed
 from shelf_models import packed_tiny
 
-from picoedge.cli import models
 from picoedge.daemon import board_memory, workers
 from picoedge.daemon.hub_slice import MemorySocket
+from picoedge.engine.fit import LEFT_FREE, is_pressed
 from picoedge.engine.options import OpenOptions
 from picoedge.host import resources
 from picoedge.jobs import kept_memory
 from picoedge.jobs.kept_memory import (
+    claim_memory,
     free_kept,
     hold_memory,
     keep_slice,
+    make_room,
     take_slice,
     tell_memory,
 )
@@ -267,7 +269,20 @@ def test_a_command_without_boards_has_the_memory_where_it_is_short(
 ) -> None:  # fmt: skip
     pack = Pack.open(packed_tiny(tmp_path / "models"))
     left_by_a_session(board)
-    monkeypatch.setenv("PICOEDGE_CLUSTER", str(board.folder))
     monkeypatch.setattr(resources, "available_bytes", lambda: available)
-    models._make_room(pack, OpenOptions(memory_bytes=memory_bytes))
+    options = OpenOptions(memory_bytes=memory_bytes)
+    if is_pressed(pack, options, LEFT_FREE):
+        make_room(board.folder, pack, options)
     assert uses(board) == ([("kept", NBYTES)] if left is None else left)
+
+
+@pytest.mark.parametrize(("needed", "left"), [(1 << 19, [("kept", NBYTES)]), (1 << 21, [])])
+def test_training_has_the_memory_where_it_is_short(
+    board: Board, monkeypatch: pytest.MonkeyPatch, needed: int, left: Any
+) -> None:
+    left_by_a_session(board)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1 << 20)
+    claim_memory(board.folder, needed)
+    assert uses(board) == left
+    monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 0)
+    assert board.service._memory.untaken_bytes(0) == needed  # which others leave it

@@ -11,7 +11,7 @@ import numpy as np
 
 from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32, I32
-from picoedge.model.vjps import Dense, Gain, Layer, Parameters, TiedEmbedding
+from picoedge.model.parameters import Dense, Gain, Layer, Parameters, TiedEmbedding
 from picoedge.train.data.order import SampleOrder
 from picoedge.train.presets import PRESETS, preset
 from picoedge.train.step.schedule import Schedule

@@ -49,7 +49,7 @@ INNER_FLOORS = {
     "mesh": {"identity": 1, "transport": 2, "node": 3, "group": 3, "transfer": 3, "consensus": 4},
 }
 INNER_TOP = {"picoedge.kernels.loader", "picoedge.kernels.native"}  # they pick from `reference`
-MOST_FILES = 14
+MOST_FILES, MOST_LINES = 14, 400
 IMPURE = {"os", "time", "socket", "zmq", "subprocess", "pathlib"}
 
 
@@ -142,6 +142,16 @@ def test_a_folder_is_taken_in_at_once() -> None:
         if path.name != "__init__.py" and path.parent != benches
     )
     assert {folder: n for folder, n in counts.items() if n > MOST_FILES} == {}
+
+
+def test_a_file_is_taken_in_at_once() -> None:
+    long = {
+        str(path.relative_to(PACKAGE.parent)): lines
+        for room in ("picoedge", "bench", "fuzz", "hw", "tests")
+        for path in (PACKAGE.parent / room).rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert long == {}
 
 
 def test_plans_are_made_from_figures_alone() -> None:

@@ -135,8 +135,8 @@ def _serve(
     import zmq
 
     from picoedge.daemon.service import Daemon
-    from picoedge.daemon.systemd import notify, watchdog_s
     from picoedge.host.resources import return_large_blocks
+    from picoedge.host.systemd import notify, watchdog_s
     from picoedge.jobs.spec import VERSION_1
     from picoedge.mesh.identity.roster import RosterFile
     from picoedge.mesh.node.announce import announced
@@ -169,7 +169,7 @@ def _serve(
 
 def _watch(node: Any, every_s: float | None) -> None:
     """Notify systemd's watchdog every `every_s` seconds, if it is set."""
-    from picoedge.daemon.systemd import notify
+    from picoedge.host.systemd import notify
 
     if every_s is None:
         return

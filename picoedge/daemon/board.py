@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory, BoardOptions
 from picoedge.daemon.board_report import BoardReport, facts_answer
 from picoedge.daemon.handover import Handover
-from picoedge.daemon.hub_slice import Answer, HubSlice, wanted_slice
+from picoedge.daemon.hub_slice import HubSlice, wanted_slice
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, check_members, kind_of
 from picoedge.daemon.memory_ledger import Use
+from picoedge.daemon.memory_requests import MemoryRequests
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess
-from picoedge.daemon.workers import KeptWorker, Reservation, Workers, untaken_bytes
+from picoedge.daemon.workers import KeptWorker, Reservation, Workers
 from picoedge.errors import AccessError, MeshError, ProtocolError
 from picoedge.jobs.spec import WorkerConfig, read_session
 from picoedge.mesh.node.liveness import Change
@@ -65,9 +66,13 @@ class BoardService:
         self._reservations = Reservations()
         self._users: dict[User, Reservation] = {}
         self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
-        self._hub_slice, self._freed = HubSlice(), list[Answer]()
+        self._hub_slice = HubSlice()
         clock, folder = node.rpc.loop.clock, node.identity.folder
         self._memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
+        self.memory_requests = MemoryRequests(
+            self._memory, self._hub_slice, self._workers, lambda: self._holder, self._is_own,
+            self._end_kept, keeps=options.keep_s > 0,
+        )  # fmt: skip
         self._waiting: list[Reservation] = []  # to start their workers when a kept slice is gone
         node.rpc.on("board-facts", self._board_facts)
         node.rpc.on("job-reserve", self._reserve)
@@ -317,33 +322,7 @@ class BoardService:
             self._start_late(reservation)
         self._do(self._reservations.let_runs_wait(False))
         self._do(self._reservations.worker_ended(KEPT))
-        freed, self._freed = self._freed, []
-        for answer in freed:
-            answer(True)
-
-    def on_request(self, body: Mapping[str, Any], fd: int | None, answer: Answer) -> None:
-        """See `hub_slice.LocalHandler`: a program of this board asks."""
-        if body.get("do") == "free" and self._memory.kept_bytes:
-            self._freed.append(answer)
-            return self._end_kept()
-        if body.get("do") == "hold":
-            return answer(True, **self._hold(body))
-        holder = self._holder
-        is_own = holder is not None and self._is_own(holder) and self._options.keep_s > 0
-        self._hub_slice.on_request(body, fd, answer, is_own=is_own)
-
-    def _hold(self, body: Mapping[str, Any]) -> dict[str, int | None]:
-        """Note what a program of this board takes; the answer: what others are still to take."""
-        pid, nbytes, holder = int(body["pid"]), body.get("bytes"), self._holder
-        held = nbytes if type(nbytes) is int else 0
-        session = body.get("session")
-        if session and holder and self._is_own(holder) and holder.session == session:
-            holder.hub_pid, holder.planned_bytes = pid, held
-            return {}
-        self._memory.hold(pid, held)
-        theirs, most = untaken_bytes(holder, self._memory.now_s)
-        others = self._workers.kept_untaken_bytes + self._memory.untaken_bytes(pid)
-        return {"leave": None if theirs is None else theirs + others, "most": most + others}
+        self.memory_requests.kept_ended()
 
     def _start_late(self, reservation: Reservation) -> None:
         """Start a worker that had to wait for memory, unless its hub has gone meanwhile."""

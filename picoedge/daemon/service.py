@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
     from picoedge.mesh.transport.messages import Body
 
+# Between looks at the daemon's own memory, and the growth that a pass over its heap is worth.
 GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 128 << 10
 _PROBE = "picoedge.daemon.board_probe"
 
@@ -67,7 +68,7 @@ class Daemon:
         folder, incarnation = node.identity.folder, node.peers.incarnation
         self._resources.enter_context(published_daemon(folder, node.address, incarnation))
         try:
-            socket = MemorySocket(folder, node.rpc.loop, self.board.on_request)
+            socket = MemorySocket(folder, node.rpc.loop, self.board.memory_requests.on_request)
             self._resources.callback(socket.close)
         except OSError as error:  # a file system without sockets
             node.rpc.log(f"no slice of this board's own sessions is kept: {error.strerror}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,8 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     with ExitStack() as stack:
         board = Board(tmp_path, stack, keep_s=3600)
         running = board.running
-        made = running.do(
-            lambda: MemorySocket(tmp_path, running.node.rpc.loop, board.service.on_request)
-        )
+        handler = board.service.memory_requests.on_request
+        made = running.do(lambda: MemorySocket(tmp_path, running.node.rpc.loop, handler))
         stack.callback(lambda: running.do(made.close))
         yield board
 
@@ -236,7 +235,7 @@ def test_only_a_session_that_has_the_board_is_asked_for_its_slice(board: Board) 
 def test_a_board_that_keeps_nothing_asks_for_nothing(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board.service, "_options", board.options(keep_s=0.0))
+    monkeypatch.setattr(board.service.memory_requests, "_keeps", False)
     session(board)
     assert not keep_slice(board.folder, KEY, "tiny", lambda: pytest.fail("it is not wanted"))
 
@@ -251,6 +250,21 @@ def test_what_is_no_request_harms_nobody(board: Board, message: bytes) -> None:
         bad.settimeout(5)
         bad.recv(100)
     assert uses(board) == [("kept", NBYTES)]
+
+
+@pytest.mark.parametrize("do", ["hold", "free", "keep", "take", "sing"])
+def test_a_file_that_comes_unasked_is_closed(board: Board, do: str) -> None:
+    left_by_a_session(board)
+    fd = os.memfd_create("stray", os.MFD_CLOEXEC)
+    with kept_memory._connected(board.folder) as connection:
+        kept_memory.send_message(connection, {"do": do, "bytes": 0}, fd)
+        kept_memory.receive_message(connection)
+    os.close(fd)
+    open_files = []
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that the folder was listed by
+            open_files.append(os.readlink(f"/proc/self/fd/{each}"))
+    assert not [name for name in open_files if "stray" in name]
 
 
 def test_without_a_daemon_nothing_is_kept(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_a_kept_slice_takes_again_what_it_had_planned(
     answer(board, "one")
     board.wait(does="free")
     monkeypatch.setattr(workers, "rss_bytes_of", lambda pid: 100)
-    assert board.service._hold({"pid": os.getpid(), "bytes": 0})["leave"] == KEPT_BYTES - 100
+    held = board.service.memory_requests._hold({"pid": os.getpid(), "bytes": 0})
+    assert held["leave"] == KEPT_BYTES - 100
     client = board.connect(board.hub)
     client.ask("job-reserve", {"job": "tiny"})
     client.ask("job-start", {"job": "tiny", "spec": {**board.spec("two"), "slice": "s"}})

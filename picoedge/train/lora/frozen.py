@@ -10,7 +10,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import UnsupportedError
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.stacked import StackedWeights
-from picoedge.model.vjps import Gain
+from picoedge.model.parameters import Gain
 from picoedge.store.pack.reader import Pack
 from picoedge.train.lora.linear import AdaptedLinear, FrozenEmbedding
 

@@ -16,7 +16,7 @@ from picoedge.config import ModelConfig
 from picoedge.errors import UsageError
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import padded
-from picoedge.model.vjps import Layer, Parameters
+from picoedge.model.parameters import Layer, Parameters
 from picoedge.store.adapter_shape import MAX_RANK
 from picoedge.store.adapters import MAX_ALPHA, Adapter
 from picoedge.suggest import did_you_mean

@@ -35,7 +35,7 @@ class TrainedLowRank:
 
 @dataclass(frozen=True, eq=False)
 class AdaptedLinear:
-    """`model.vjps.Linear`: the matrix is never written, nor is it ever whole in f32."""
+    """`model.parameters.Linear`: the matrix is never written, nor is it ever whole in f32."""
 
     matrix: StackedWeights
     adapters: Sequence[TrainedLowRank] = ()
@@ -75,7 +75,7 @@ def _scaled(kernels: TrainingKernels, x: F32, right: F32, scale: float) -> F32:
 
 
 class FrozenEmbedding:
-    """`model.vjps.Embedding` of a pack: rows become f32 one by one, and have no gradient."""
+    """`model.parameters.Embedding` of a pack: rows become f32 one by one, and have no gradient."""
 
     def __init__(self, rows: Weights | RowEmbedding) -> None:
         self._rows = RowGather(rows) if isinstance(rows, Weights) else rows

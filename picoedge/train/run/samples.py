@@ -8,8 +8,9 @@ import numpy as np
 
 from picoedge.config import ModelConfig, SamplingOptions
 from picoedge.kernels.training import TrainingKernels
+from picoedge.model.parameters import Parameters
 from picoedge.model.sampling import Sampler
-from picoedge.model.vjps import MicroBatch, Parameters
+from picoedge.model.vjps import MicroBatch
 from picoedge.train.run.loop import RunWatcher
 from picoedge.train.step.trainer import StepResult
 

@@ -15,7 +15,7 @@ import numpy as np
 from picoedge.config import ModelConfig
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import padded
-from picoedge.model.vjps import Dense, Gain, Layer, Parameters, TiedEmbedding
+from picoedge.model.parameters import Dense, Gain, Layer, Parameters, TiedEmbedding
 from picoedge.train.state.initial import fill_normal, tensor_key
 
 EMBEDDING, FINAL_NORM = "embedding", "final_norm"

@@ -19,7 +19,8 @@ from picoedge.errors import PicoedgeError
 from picoedge.kernels.arrays import F32
 from picoedge.kernels.sums import NotFiniteError
 from picoedge.kernels.training import SEGMENT, TrainingKernels, adam_step
-from picoedge.model.vjps import HEAD_ROWS, MicroBatch, Parameters
+from picoedge.model.parameters import Parameters
+from picoedge.model.vjps import HEAD_ROWS, MicroBatch
 from picoedge.train.step.batch import Batch, Rehearsal
 from picoedge.train.step.schedule import Schedule
 

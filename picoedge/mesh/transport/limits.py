@@ -29,7 +29,9 @@ class Limits:
     # Routes of closed connections whose queued messages are ignored. libzmq numbers routes, so
     # none returns soon, and a key that floods is refused for a while.
     closed_routes: int = 512
-    outgoing_connections: int = 256  # attempts included: keys times addresses while searching
+    # Attempts included: keys times addresses while searching. Each takes four descriptors, all of
+    # them three quarters of 1024; they are enough for 63 boards with three addresses each.
+    outgoing_connections: int = 192
 
     frame_bytes: int = CONTROL_BYTES
     # Values of one message to a daemon, each of which takes 60 bytes and more while it is read: a

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STOPPED_S = 1.0  # for which a worker may be stopped (SIGSTOP, a frozen cgroup) until it has failed
 LAST_WORDS_S = 1.0  # for a daemon to report why its worker ended: at once, where it is not busy
-POLL_S = 0.05
+POLL_S = 0.05  # between looks at what daemons have said; a worker takes a second to start
 
 
 class DaemonReports:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_RANKS = 64  # boards of one group: the assignment search and a star's hub are made for tens
 MAX_CONTEXT = 1 << 22  # positions: above any model's context, below what overflows a cache offset
-MAX_BATCH = 4096  # tokens of one pass
+MAX_BATCH = 4096  # tokens of one pass: four times the most that a plan of this version has
 KEY = re.compile(r"[!-~]{40}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ADDRESS = re.compile(r"|[0-9A-Za-z.:%\[\]_-]{1,255}:[0-9]{1,5}")

@@ -27,7 +27,7 @@ SCRATCH_BYTES = 64 << 20  # a second of a slow card, and more than its cache
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
 SUM_BYTES = 16 << 10  # of a token's sum, f64, at a hidden size of 2048
 ECHOES = 200  # a fourth is for warming up; the median of the others counts
-LOOPBACK, ECHO_S = "127.0.0.1", 5.0
+LOOPBACK, ECHO_S = "127.0.0.1", 5.0  # for an answer of this very process: it takes microseconds
 REPEATS = 3  # of the computing benchmark; the fastest counts
 UNKNOWN_DISK = 20e6  # bytes per second assumed for a card that cannot be measured: a slow one
 

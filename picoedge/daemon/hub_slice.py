@@ -23,7 +23,7 @@ from picoedge.sanitize import one_line
 if TYPE_CHECKING:
     from picoedge.mesh.transport.loop import Loop
 
-MOST_CONNECTIONS = 8
+MOST_CONNECTIONS = 8  # of programs that are starting here: more of them would have no memory
 _CREDENTIALS = struct.Struct("3i")  # pid, user, group
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)  # fails for a file that is not of memory
 

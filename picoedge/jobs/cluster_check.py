@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
 
 _ANSWER_S = 12.0  # of a daemon that asks another one first, and then tries its ports for seconds
-MOST_THREADS = 8
+MOST_THREADS = 8  # boards that are asked at once; one that hangs holds up an eighth of the check
 MAX_WHY = 200  # characters
 
 

@@ -49,7 +49,7 @@ VERSION_1 = Translation(
 MAX_SHARDS = 1 << 20  # of one kind in one layer
 SESSION = re.compile(r"[0-9a-f]{16}")  # of a process that reserves boards: random
 PACK_ID = re.compile(r"[0-9a-f]{16,128}")
-_MAX_CONTEXT = 1 << 22
+_MAX_CONTEXT = 1 << 22  # as of a group: `cluster.spec.MAX_CONTEXT`
 INFERENCE = "inference"  # also the job of a message that names none: one of version 1
 
 

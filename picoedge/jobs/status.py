@@ -27,10 +27,10 @@ PAGES = ("mesh-state", "boards", MAX_BOARDS)  # what a daemon is asked, page by 
 STATE_S = 2.0  # the own daemon answers in milliseconds; this allows for a stalled card
 # Of boards in one answer to `mesh-state`: below a message's limit by more than one board takes.
 PAGE_BYTES = 768 << 10
-_MAX_COUNT = 1 << 62
+_MAX_COUNT = 1 << 62  # beyond any count here, and within 64 bits
 _MAX_TEXT = 200  # characters
 _MAX_WORD = 48  # characters of a stage, a condition, a board's name
-_MAX_MODEL = 128
+_MAX_MODEL = 128  # characters; a name on the shelf has 80 at most
 _MAX_USES = 8  # a daemon gives its memory to three at most
 _SPANS = ("attention", "ffn", "head_shards")
 _WORDS = ("does", "state", "holder", "holder_key", "stalled_on", "transport")

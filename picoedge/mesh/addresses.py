@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from picoedge.errors import UsageError
 
-DEFAULT_PORT = 7433
+DEFAULT_PORT = 7433  # of daemons, where --listen names no other
 PROBE_S = 1.0  # hundreds of round trips of a LAN; what drops packets says nothing at all
 SILENT = "no answer: is it off, or does a firewall drop packets to it?"
 _WHY = {

@@ -20,7 +20,7 @@ from picoedge.fields import Fields, parse_json
 from picoedge.files import make_folder, replace_file, storage_errors, take_lock, xdg_folder
 from picoedge.mesh.addresses import Address, parse_address
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20  # a roster and an address book of 1024 boards, the largest, have 300 KB
 LOCK = "lock"
 LOCK_TIMEOUT_S = 5.0  # a holder writes two small files; a suspended holder must not suspend all
 DAEMON_FILE, DAEMON_LOCK = "daemon.json", "daemon.lock"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 MAX_MEMBERS = 64  # of one configuration; as many voters, and as many learners
 MAX_MICRO_BATCHES = 64  # of a step: sets of them are bits of an integer
-MAX_ROUTES = 128
-MAX_STEP = 1 << 48
+MAX_ROUTES = 128  # a member that hears none of 63 others, and that none hears, needs 126
+MAX_STEP = 1 << 48  # beyond any run, and an exact number in JSON
 
 
 class Role(str, Enum):

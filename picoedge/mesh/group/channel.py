@@ -42,7 +42,7 @@ from picoedge.mesh.transport.frames import (
 # Values of one message: no heartbeat waits long behind it, and an owner adds one piece while the
 # next arrives.
 PIECE_VALUES = 32 << 10
-F32_BYTES = 4
+F32_BYTES = 4  # of one value
 F32_PIECE_VALUES = PIECE_VALUES * 8 // F32_BYTES
 # One rank may be half a batch ahead of another, and a sum more where that one adds nothing to it.
 SUMS_IN_FLIGHT = 3

@@ -26,9 +26,9 @@ IDENTITY_FILE, ROSTER_FILE = "board.json", "roster.json"
 JOIN_REMEDY = "picoedge keys init makes a cluster; picoedge run --join STRING joins one"
 MAX_NAME = 32  # shorter than a key, so that neither can be mistaken for the other
 NAME_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
-KEY_BYTES = 32
-SIGNATURE_BYTES = 64
-FINGERPRINT_BYTES = 8
+KEY_BYTES = 32  # of Curve25519, and of Ed25519
+SIGNATURE_BYTES = 64  # of Ed25519
+FINGERPRINT_BYTES = 8  # it tells clusters and rosters apart; signatures prove them
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]*", re.ASCII)
 
 

@@ -34,8 +34,8 @@ from picoedge.mesh.identity.identity import (
 
 ALLOW, REVOKE = "allow", "revoke"
 REMEDY = "remove the folder, and join again with a new invite"
-MAX_ENTRIES = 1024
-MAX_SERIAL = (1 << 53) - 1
+MAX_ENTRIES = 1024  # far above a LAN of boards; with their signatures 300 KB, which fit one message
+MAX_SERIAL = (1 << 53) - 1  # JSON numbers up to here are exact in every language
 _DOMAIN = "picoedge roster 1"
 _NAMED = f"letters, digits, '.', '_' and '-', at most {MAX_NAME} of them"
 

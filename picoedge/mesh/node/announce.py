@@ -19,13 +19,13 @@ from picoedge.errors import MeshError, UsageError
 from picoedge.mesh.addresses import Address, parse_address
 from picoedge.mesh.identity.identity import is_key
 from picoedge.mesh.interfaces import interfaces, own_addresses
+from picoedge.mesh.node.finder import MAX_KEPT
 
 if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
 
 SERVICE = "_picoedge._tcp.local."
-LOOK_UP_MS = 3000
-MOST_ADDRESSES = 4
+LOOK_UP_MS = 3000  # zeroconf's own: it asks several times, as Wi-Fi loses multicast packets
 REFRESH_S = 10.0  # a lease of DHCP changes at most every few minutes
 
 
@@ -203,7 +203,7 @@ def read_announcement(
         return None
     key = (announced.get(b"key") or b"").decode("ascii", "replace")
     try:
-        addresses = [parse_address(f"[{host}]:{port}") for host in hosts[:MOST_ADDRESSES]]
+        addresses = [parse_address(f"[{host}]:{port}") for host in hosts[:MAX_KEPT]]
     except UsageError:
         return None
     usable = tuple(each for each in addresses if each.is_numeric and not each.is_everywhere)

@@ -19,7 +19,7 @@ from picoedge.mesh.transport.messages import Body
 if TYPE_CHECKING:
     from picoedge.mesh.transport.curve import Context
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # a handshake takes 5 s at most, and a reply of a board that is swapping, too
 REACH_S = 4.0  # TCP repeats a lost packet after one second, and again after three
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from picoedge.sanitize import one_line
 
-HOUR_S = 3600.0
+HOUR_S = 3600.0  # for which lines are counted
 AT_ONCE = 3  # a thing that happens twice has happened; more of it is a number
 MOST_KINDS = 256  # whose counts are kept: the oldest makes room, and says its own
 MOST_LINES = 400  # an hour, of all kinds: 1 MB a day
-MOST_CHARACTERS = 500
+MOST_CHARACTERS = 500  # of a line: what is longer was made long by a stranger
 _NUMBER = re.compile(r"\d+")
 
 

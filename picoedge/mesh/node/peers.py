@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # was lost and found, is connected sooner.
 UNREACHED_S = 10.0
 FAREWELL_S = 0.3  # for the answers to our `leave`: a peer that is gone must not delay our end
-MAX_DIGEST = 64
+MAX_DIGEST = 64  # characters; ours has 16, and one of 256 bits would have these
 MAX_REPORT_FIELDS = 64  # of a report in a heartbeat: one of ours has 16
 MAX_REPORT_NAME, MAX_REPORT_TEXT = 32, 200  # characters
 

@@ -29,7 +29,7 @@ from picoedge.units import format_size
 if TYPE_CHECKING:
     from picoedge.store.pack.partial import PartialPack
 
-_TICK_S = 0.1
+_TICK_S = 0.1  # between looks at silent donors, and between reports of progress
 OFFER_AGAIN_S = 1.0  # for donors that are silent, and those that are pulling the pack themselves
 PULL_STALL_S = 10.0  # a daemon that restarts is back by then
 

@@ -14,7 +14,7 @@ from typing import Any
 # After t seconds the pause is t / 16: 32 notifications in 4 seconds, 190 in a day. The smallest
 # queue of an earlier version's client holds 256.
 PAUSES = 16
-FIRST_PAUSE_S = 0.25
+FIRST_PAUSE_S = 0.25  # a daemon has a report every quarter of a second
 
 
 @dataclass

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from picoedge.mesh.transport.loop import Loop
     from picoedge.mesh.transport.server import Frames
 
-_RECONNECT_MS = 200
-_LONGEST_RECONNECT_MS = 4000
+_RECONNECT_MS = 200  # doubled by libzmq each time: the first comes before the next heartbeat is due
+_LONGEST_RECONNECT_MS = 4000  # a packet in 4 s to a board that is off, found so soon when it is on
 _REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

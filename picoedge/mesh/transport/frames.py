@@ -21,11 +21,11 @@ HEADER = struct.Struct("<2sBBIIBB3II")
 TAGGED_HEADER = struct.Struct("<2sBBIIBB3IIBx")  # a header, a tag, a zero
 PREFIX_BYTES = TAGGED_HEADER.size
 MAGIC = b"PE"
-VERSION = 2
+VERSION = 2  # of the frames and of the messages
 SPOKEN = (1, 2)  # a cluster is upgraded board by board
 V1_TAGS = (2, 8, 9, 10)  # version 1 had no tags: these were kinds of their own
-DIMENSIONS = 3
-U32 = (1 << 32) - 1
+DIMENSIONS = 3  # the header's lengths of an array; ours have two at most
+U32 = (1 << 32) - 1  # the largest number that a field of the header holds
 HUB = 0  # the rank of the board where the text was typed
 
 

@@ -47,13 +47,15 @@ class Limits:
     requests_per_turn: int = 32
     turn_s: float = 0.02
     pending_per_connection: int = 64  # requests without a reply yet; clients have at most a few
-    # From a client that waits for its daemon.
+    # From a client to a daemon that does not read. It waits for each reply: beside one request
+    # these are acknowledgements, below 100 bytes each, and a chunk of a relay.
     client_messages: int = 1024
     # In the queue of a client that computes, or waits for its user: a report, and what a job brings
     # about. A relay's window of chunks is the most. More ends the connection.
     client_bytes: int = 16 << 20
     asks: int = 1024  # our own requests under way: one for each of 1024 boards
-    notifications: int = 1024  # of a daemon, kept until the client reads them
+    # Of a daemon, kept until the client reads them: at most one for each revoked key of a roster.
+    notifications: int = 1024
     # Of one key: honest boards send KB; the largest cluster's address book has 400 KB. What boards
     # send is parsed by the one thread of the daemon.
     bytes_per_s: int = 2 << 20

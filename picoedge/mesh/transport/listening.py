@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ANY_PORT: Sequence[int] = (0,)  # the system chooses a free one
 MARK = 0b101011 << 2  # the traffic class of a packet: a code point left to local use (RFC 2474)
-SO_ATTACH_REUSEPORT_CBPF = 51
+SO_ATTACH_REUSEPORT_CBPF = 51  # of Linux; Python has no name for it
 # A program of the classic packet filter: the index of the listener for a packet. The class is in
 # the second byte of IPv4's header, and in four bits each of the first two of IPv6's; the lowest two
 # bits of it are not ours. SKF_NET_OFF: offsets are from the network header.

@@ -29,9 +29,9 @@ from picoedge.errors import ProtocolError
 from picoedge.mesh.transport.connection import Bytes, ConnectionEnded, Items, Transport
 from picoedge.mesh.transport.listening import mark
 
-CIPHER_KEY_BYTES = 32
-TAG_BYTES = 16
-NONCE_BYTES = 12
+CIPHER_KEY_BYTES = 32  # of both ciphers, as the next two (RFC 8439, RFC 5116)
+TAG_BYTES = 16  # added to each message
+NONCE_BYTES = 12  # counted, never sent
 SAMPLE_BYTES, SAMPLES = 16 << 10, 3  # sealed to measure a cipher: some 10 us each
 TICKET_NAME_BYTES = 16  # random: as hard to guess as a key
 _TICKET = struct.Struct(f"<HB{TICKET_NAME_BYTES}s{CIPHER_KEY_BYTES}s{CIPHER_KEY_BYTES}s")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.addresses import Address
     from picoedge.mesh.identity.identity import Identity
 
-# A line of the service's log, also without a terminal: a journal keeps it.
+# Also without a terminal: a journal keeps it.
 _say = partial(note, verbose=True)
 
 
@@ -157,11 +157,11 @@ def _serve(
             signal.signal(number, lambda *_: node.stop())
         stack.callback(Daemon(node, board).close)
         stack.callback(notify, "STOPPING=1")
-        _say(
+        node.rpc.log(
             f"{identity.name} of cluster {node.roster.cluster.name} listens on "
             f"{node.address} with {format_size(board.memory_bytes)}"
         )
-        stack.enter_context(announced(node, mdns, _say))
+        stack.enter_context(announced(node, mdns, node.rpc.log))
         _watch(node, watchdog_s())
         notify("READY=1")
         node.run()

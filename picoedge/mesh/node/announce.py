@@ -30,7 +30,7 @@ REFRESH_S = 10.0  # a lease of DHCP changes at most every few minutes
 
 
 @contextmanager
-def announced(node: Node, mdns: bool, tell: Callable[[str], None]) -> Iterator[None]:
+def announced(node: Node, mdns: bool, tell: Callable[[str], object]) -> Iterator[None]:
     """Announce this board, and look for others of its cluster, while the block runs.
 
     Without multicast DNS (not installed, not wanted, or refused by the system) only the addresses
@@ -47,7 +47,7 @@ def announced(node: Node, mdns: bool, tell: Callable[[str], None]) -> Iterator[N
 class Announcer:
     """Keeps what others are told in step with this board's addresses, which may change."""
 
-    def __init__(self, node: Node, mdns: bool, tell: Callable[[str], None]) -> None:
+    def __init__(self, node: Node, mdns: bool, tell: Callable[[str], object]) -> None:
         self._node, self._mdns, self._tell = node, mdns, tell
         self._told: tuple[Address, ...] | None = None
         self._discovery: Discovery | None = None
@@ -57,6 +57,8 @@ class Announcer:
         """Announce the addresses of now, and look again in a while."""
         if self._closed:
             return
+        if self._node.address.is_everywhere:
+            self._node.rpc.loop.after(REFRESH_S, self.refresh)
         addresses, why = self._addresses()
         if addresses != self._told:
             before, self._told = self._told, addresses
@@ -64,8 +66,6 @@ class Announcer:
             if why:
                 self._tell(why)
             self._discover(in_thread=before is not None)
-        if self._node.address.is_everywhere:
-            self._node.rpc.loop.after(REFRESH_S, self.refresh)
 
     def _addresses(self) -> tuple[tuple[Address, ...], str]:
         """Those to tell other boards, none if they could not use them, and a line about them."""
@@ -86,16 +86,23 @@ class Announcer:
         if not self._mdns:
             return
         if in_thread:
-            threading.Thread(target=self._announce, daemon=True).start()
+            tell = self._tell_from_thread
+            threading.Thread(target=self._announce, args=(tell,), daemon=True).start()
         else:
-            self._announce()
+            self._announce(self._tell)
 
-    def _announce(self) -> None:
+    def _tell_from_thread(self, line: str) -> None:
+        def told() -> None:
+            self._tell(line)
+
+        self._node.rpc.loop.soon(told)  # a log has one thread
+
+    def _announce(self, tell: Callable[[str], object]) -> None:
         before, self._discovery = self._discovery, None
         if before is not None:
             before.close()
         if self._told:
-            self._discovery = _discovery(self._node, self._told, self._tell)
+            self._discovery = _discovery(self._node, self._told, tell)
 
     def close(self) -> None:
         """Withdraw the announcement. Idempotent."""
@@ -105,7 +112,7 @@ class Announcer:
 
 
 def _discovery(
-    node: Node, addresses: tuple[Address, ...], tell: Callable[[str], None]
+    node: Node, addresses: tuple[Address, ...], tell: Callable[[str], object]
 ) -> Discovery | None:
     if importlib.util.find_spec("zeroconf") is None:
         tell("no multicast DNS: other boards need --peers (pip install zeroconf)")

@@ -4,13 +4,15 @@
 
 Of each kind AT_ONCE different lines an hour are written at once. The others are counted, and the
 hour ends with one line of how many they were and what the last one said. What one board brings
-about cannot fill a card, nor hide what others say.
+about cannot fill a card, nor hide what others say. A line that cannot be written is counted, too.
 """
 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from picoedge.sanitize import one_line
@@ -61,13 +63,24 @@ class Journal:
         kind.left_out += 1
         return False
 
+    def fault(self, line: str, about: str = "") -> None:
+        """As `say`, of a fault of ours; in an `except` block, whose traceback follows the line."""
+        if self.say(line, about):
+            with suppress(OSError, ValueError):
+                traceback.print_exc()
+
+    def fault_of(self, error: Exception) -> None:
+        """As `fault`, of a timer or a socket's call: the sessions of all boards go on."""
+        what = "a fault in this service"
+        self.fault(f"{what}: {type(error).__name__}: {error}", what)
+
     def look(self) -> None:
         """End the hours that are over; to be called now and then."""
         now_s = self._clock()
         if now_s - self._hour_s >= HOUR_S:
             self._hour_s, self._lines, over, self._over = now_s, 0, self._over, 0
-            if over:
-                self._put(f"… {over} other lines were left out in the last hour")
+            if over and not self._put(f"… {over} other lines were left out in the last hour"):
+                self._over += over
         for name, kind in list(self._kinds.items()):
             if now_s - kind.since_s < HOUR_S:
                 return  # those behind it are younger
@@ -75,13 +88,18 @@ class Journal:
 
     def _end(self, name: str) -> None:
         kind = self._kinds.pop(name)
-        if kind.left_out:
-            self._put(f"… {kind.left_out} more like this in the last hour: {kind.last}")
+        line = f"… {kind.left_out} more like this in the last hour: {kind.last}"
+        if kind.left_out and not self._put(line):
+            self._over += kind.left_out
 
     def _put(self, line: str) -> bool:
         if self._lines >= MOST_LINES:
             self._over += 1
             return False
         self._lines += 1
-        self._write(line)
+        try:
+            self._write(line)
+        except (OSError, ValueError):  # its card is full or gone, or what it was piped to has ended
+            self._over += 1
+            return False
         return True

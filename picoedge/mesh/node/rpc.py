@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +99,7 @@ class Rpc:
         self._translation = translation
         self._journal = Journal(log or partial(print, file=sys.stderr, flush=True), self.loop.clock)
         self.log = self._journal.say
+        self.loop.on_fault = self._journal.fault_of
         self._handlers: dict[str, Handler] = {}
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
@@ -280,8 +280,7 @@ class Rpc:
         except PicoedgeError as error:
             return error
         except Exception:  # a fault of ours must not end the sessions of all other boards
-            if self.log(f"a fault in answering {kind!r}", f"a fault in {kind}"):
-                traceback.print_exc()
+            self._journal.fault(f"a fault in answering {kind!r}", f"a fault in {kind}")
             return MeshError(f"a fault in answering {kind!r}", "its log there tells more")
 
     def _reply(self, peer: str, kind: str, body: Body, reply: Reply) -> None:

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 Call = Callable[[], None]
 
+MOST_FAULTS, FAULTS_S = 1000, 60.0  # a socket whose call fails each time would never let it rest
+
 
 class Loop:
-    """Calls callbacks of readable sockets and due timers, until `stop`. `clock` is in seconds."""
+    """Calls callbacks of readable sockets and due timers, until `stop`. `clock` is in seconds.
+
+    `on_fault`, where it is set, is given what a callback raises, and the loop goes on, until that
+    were MOST_FAULTS in FAULTS_S. Without it the first one ends the loop.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -30,6 +36,8 @@ class Loop:
         self._numbers = itertools.count()
         self._soon: deque[Call] = deque()
         self._stopped = False
+        self.on_fault: Callable[[Exception], None] | None = None
+        self._faults, self._faults_since_s = 0, clock()
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.add(self._wake_out, self._woken)
 
@@ -69,10 +77,10 @@ class Loop:
         for what, events in ready:
             readable, writable = self._calls.get(what, (None, None))
             if readable is not None and events & ~zmq.POLLOUT:
-                readable()
+                self._guarded(readable)
             # `readable` may have removed it.
             if writable is not None and events & zmq.POLLOUT and what in self._calls:
-                writable()
+                self._guarded(writable)
         self._call_due()
 
     def stop(self) -> None:
@@ -93,7 +101,20 @@ class Loop:
         while self._due and self._due[0][0] <= now_s:
             _, _, entry = heapq.heappop(self._due)
             for call in entry:
-                call()
+                self._guarded(call)
+
+    def _guarded(self, call: Call) -> None:
+        """Call it. What it raises is given to `on_fault`, but where there is no end to it."""
+        try:
+            call()
+        except Exception as error:
+            now_s = self.clock()
+            if now_s - self._faults_since_s > FAULTS_S:
+                self._faults_since_s, self._faults = now_s, 0
+            self._faults += 1
+            if self.on_fault is None or self._faults > MOST_FAULTS:
+                raise
+            self.on_fault(error)
 
     def _wake(self) -> None:
         # A full pipe wakes the loop as well; with a closed one there is no loop to wake.
@@ -103,7 +124,7 @@ class Loop:
     def _woken(self) -> None:
         os.read(self._wake_out, 4096)
         for _ in range(len(self._soon)):
-            self._soon.popleft()()
+            self._guarded(self._soon.popleft())
 
 
 def turns(most: int, seconds: float) -> Iterator[None]:

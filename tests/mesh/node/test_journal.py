@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,3 +96,60 @@ def test_a_flood_of_kinds_is_bounded_in_memory_and_on_the_card() -> None:
     journal.now_s = HOUR_S
     journal.look()
     assert any("other lines were left out in the last hour" in line for line in journal.lines)
+
+
+class Full(Journal):
+    """Its card is full while `why` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.why: Exception | None = None
+        self._write = self._write_or_fail
+
+    def _write_or_fail(self, line: str) -> None:
+        if self.why is not None:
+            raise self.why
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        OSError(errno.ENOSPC, "no space"),
+        BrokenPipeError(),
+        OSError(errno.EIO, "broken"),
+        ValueError("I/O operation on closed file"),
+    ],
+)
+def test_a_line_that_cannot_be_written_is_counted(why: Exception) -> None:
+    journal = Full()
+    journal.say("before")
+    journal.why = why
+    assert not journal.say("lost 1", "lost")
+    assert not journal.say("lost 2", "lost")
+    journal.now_s += HOUR_S
+    journal.look()  # nor can what it would say of them
+    journal.why = None
+    journal.now_s += HOUR_S
+    journal.look()
+    assert journal.lines[0] == "before"
+    assert any("other lines were left out" in line for line in journal.lines[1:])
+
+
+def test_a_fault_whose_traceback_cannot_be_written_is_no_other_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def write(self, text: str) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+    journal = Journal()
+    monkeypatch.setattr(sys, "stderr", Broken())
+    try:
+        raise KeyError("a fault of ours")
+    except KeyError as error:
+        journal.fault_of(error)
+    assert journal.lines == ["a fault in this service: KeyError: 'a fault of ours'"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from picoedge.errors import BoardRefusedError, MemoryBudgetError
 from picoedge.fields import Fields
-from picoedge.jobs.group_links import WORKER_SILENCE_S, receive_note, send_note
+from picoedge.jobs.group_links import WORKER_SILENCE_S, blaming, receive_note, send_note
 from picoedge.kernels.arrays import F32
 from picoedge.mesh.group.channel import F32_PIECE_VALUES
 from picoedge.mesh.transport.frames import HUB, Dtype, Header, Kind, pack_prefix
@@ -43,18 +43,23 @@ def _prefix(links: Links, first: int, count: int) -> bytes:
 def send_adapter(links: Links, rank: int, adapter: AdapterSlice) -> None:
     """The hub sends a worker its part of an adapter, as it asks for it.
 
-    Raises BoardRefusedError where the worker knows no adapters, BoardLostError, ProtocolError.
+    Raises BoardRefusedError where the worker knows no adapters, BoardLostError, also for a note
+    that makes no sense.
     """
-    values, name = adapter.values(), links.name(rank)
+    values, name, due = adapter.values(), links.name(rank), 0
     while True:
-        note = Fields(receive_note(links, rank, None), name)
+        note = Fields(receive_note(links, rank, None), "a note")
         if "adapter" not in note.values:
             raise outdated(name, links.key(rank))
-        first = note.integer("adapter", 0, len(values))
+        with blaming(links, rank):
+            first = note.integer("adapter", 0, len(values))
         if first == len(values):
             return
+        if first != due:
+            raise links.fault(rank, f"asks for values from {first} on, where {due} are due")
         piece = values[first : first + F32_PIECE_VALUES]
         links.send(rank, _prefix(links, first, len(piece)) + piece.tobytes())
+        due = first + len(piece)
 
 
 def outdated(name: str, key: str) -> BoardRefusedError:

@@ -14,6 +14,7 @@ from picoedge.errors import (
     UnlinkedError,
 )
 from picoedge.fields import Fields
+from picoedge.jobs.boards import refusals
 from picoedge.jobs.status import read_work
 from picoedge.mesh.transport.frames import HUB
 from picoedge.sanitize import one_line
@@ -53,10 +54,16 @@ class DaemonReports:
         self._stopped_since: dict[str, float] = {}
 
     def read(self, handle: BoardHandle) -> None:
-        """Read what a board's daemon pushed. Raises BoardLostError if the board has failed."""
-        for kind, body in handle.client.notifications():
+        """Read what a board's daemon pushed.
+
+        Raises BoardLostError if the board has failed, BoardRefusedError if that makes no sense.
+        """
+        with refusals(handle):
+            pushed = handle.client.notifications()
+        for kind, body in pushed:
             if kind == "job-listens":
-                port = Fields(body, f"{handle.name}'s worker").integer("port", 1, (1 << 16) - 1)
+                with refusals(handle):
+                    port = Fields(body, "its worker").integer("port", 1, (1 << 16) - 1)
                 self.ports[handle.key] = port
             elif kind == "job-ended":
                 self._reasons[handle.key] = reason = self._end_of(handle, body)

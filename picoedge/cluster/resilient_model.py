@@ -9,6 +9,7 @@ in recovery.py. Where a question cannot be answered, the next one starts anew.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
@@ -40,6 +41,7 @@ from picoedge.errors import (
     MemoryBudgetError,
     MeshError,
     PicoedgeError,
+    ProtocolError,
     UnlinkedError,
     UsageError,
     without_frames,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 # Between attempts that fail while no question is asked, the first time and at most.
 _REST_S, _LONGEST_REST_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0  # between two looks for boards that are back: a prompt may come in many pieces
+MOST_FAILURES = 100  # that a report tells of, the last ones: a chat may last for months
 
 T = TypeVar("T")
 
@@ -100,7 +103,7 @@ class ClusterModel:
         self._arrangement: Arrangement | None = None
         self._tokens: list[int] = []  # that the cache holds, or must hold
         self._valid = 0  # positions of them whose keys and values are in the cache
-        self.failures: list[dict[str, Any]] = []  # which board, why, and when
+        self.failures = deque[dict[str, Any]](maxlen=MOST_FAILURES)  # which board, why, and when
         self._waited_s, self._streamed = 0.0, 0  # of slices that are closed
         self._awaited: frozenset[str] = frozenset()  # boards that the user was told are awaited
         self._looked_s = clock_s()
@@ -182,7 +185,7 @@ class ClusterModel:
             return self._decide(OwnDaemonGone())
         if key == self._own and not self._directory.own_answers():
             return self._decide(OwnDaemonSilent())
-        unfit = isinstance(error, BoardRefusedError | BoardSilentError)
+        unfit = isinstance(error, BoardRefusedError | BoardSilentError | ProtocolError)
         why = error.message
         if self._has_paused() and not unfit:
             why = f"this board stood still for a while ({why})"

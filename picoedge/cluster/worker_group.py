@@ -22,7 +22,7 @@ from picoedge.engine.open import load_model
 from picoedge.errors import BoardRefusedError
 from picoedge.fields import Fields
 from picoedge.jobs.boards import BoardDirectory, BoardHandle, refusals
-from picoedge.jobs.group_links import connect, receive_note
+from picoedge.jobs.group_links import blaming, connect, receive_note
 from picoedge.jobs.kept_memory import keep_slice
 from picoedge.jobs.spec import INFERENCE
 from picoedge.mesh.addresses import Address, near_host, parse_address
@@ -249,8 +249,9 @@ class WorkerGroup:
         """Wait for all workers to load their slices; the group's batch is the smallest of all."""
         batches = [self._spec.batch, self.slice.batch]
         for rank in range(1, self.boards):
-            note = Fields(receive_note(self._links, rank, None), self._handles[rank].name)
-            batches.append(note.integer("batch", 1))
+            note = Fields(receive_note(self._links, rank, None), "a note")
+            with blaming(self._links, rank):
+                batches.append(note.integer("batch", 1))
         self.slice.batch = min(batches)
         self.daemons.is_ready = True
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from picoedge.errors import BoardLostError, MeshError, ProtocolError
@@ -86,6 +87,17 @@ def hub_rule(own_rank: int) -> FailureRule:
     return concerns
 
 
+@contextmanager
+def blaming(links: Links, rank: int) -> Iterator[None]:
+    """What a rank sent makes no sense: a ProtocolError of the block becomes its `Links.fault`."""
+    try:
+        yield
+    except BoardLostError:
+        raise
+    except ProtocolError as error:
+        raise links.fault(rank, f"sent what makes no sense: {error.message}") from None
+
+
 def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
     """Send a JSON object to a rank."""
     prefix = pack_prefix(Header(Kind.CONTROL, links.epoch), links.version)
@@ -93,9 +105,10 @@ def send_note(links: Links, rank: int, note: Mapping[str, Any]) -> None:
 
 
 def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, Any]:
-    """Wait for the note of a rank. Raises ProtocolError, BoardLostError."""
+    """Wait for the note of a rank. Raises BoardLostError, also for what is no note."""
     _, raw, frame = links.receive((rank,), timeout_s)
-    header = unpack(raw, versions=(links.version,))
+    with blaming(links, rank):
+        header = unpack(raw, versions=(links.version,))
     if header != Header(Kind.CONTROL, links.epoch) or len(frame) > NOTE_BYTES:
         raise links.fault(rank, f"sent {header} where a note was due")
     try:
@@ -103,5 +116,5 @@ def receive_note(links: Links, rank: int, timeout_s: float | None) -> dict[str, 
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):
-        raise ProtocolError(f"{links.name(rank)} sent a note that is no JSON object")
+        raise links.fault(rank, "sent a note that is no JSON object")
     return note

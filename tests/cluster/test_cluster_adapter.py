@@ -15,7 +15,7 @@ from adapters_material import prepared, random_adapter
 from cluster_boards import ClusterOf
 from group_links import ROWS, TRANSPORTS, opened
 from kept_slices import answered, keeping_cluster, kept_on
-from mesh_sums import EPOCH, boards
+from mesh_sums import EPOCH, boards, name_of
 from shelf_models import packed_tiny
 
 from picoedge.cluster.adapter_transfer import TAG, receive_adapter, refuse_adapter, send_adapter
@@ -199,14 +199,31 @@ def test_a_hub_that_sends_something_else_is_lost(
     assert isinstance(raised, BoardLostError)
 
 
-def test_a_hub_asked_for_what_is_not_there_refuses(adapter: AdapterSlice) -> None:
+@pytest.mark.parametrize("first", [1 << 40, -1, "0", 8])
+def test_a_worker_that_asks_for_what_is_not_due_is_blamed(
+    adapter: AdapterSlice, first: object
+) -> None:
     part = spec_with(adapter).part
     raised, _ = both(
         "stream",
         lambda links: send_adapter(links, 1, adapter.of(part)),
-        lambda links: send_note(links, HUB, {"adapter": 1 << 40}),
+        lambda links: send_note(links, HUB, {"adapter": first}),
     )
+    assert isinstance(raised, BoardLostError)
     assert isinstance(raised, ProtocolError)
+    assert (raised.board, len(raised.key)) == (name_of(1), 40)
+
+
+def test_a_worker_that_asks_again_and_again_is_blamed(adapter: AdapterSlice) -> None:
+    part = spec_with(adapter).part
+
+    def worker(links: Links) -> None:
+        for _ in range(3):
+            send_note(links, HUB, {"adapter": 0})
+
+    raised, _ = both("stream", lambda links: send_adapter(links, 1, adapter.of(part)), worker)
+    assert isinstance(raised, BoardLostError)
+    assert "asks for values from 0 on" in raised.message
 
 
 def test_an_adapter_too_large_for_a_worker_is_refused_before_it_is_sent(

@@ -11,7 +11,15 @@ import pytest
 
 from picoedge.cluster import daemon_reports
 from picoedge.cluster.daemon_reports import DaemonReports
-from picoedge.errors import BoardLostError, BoardSilentError, UnlinkedError
+from picoedge.errors import (
+    AccessError,
+    BoardLostError,
+    BoardRefusedError,
+    BoardSilentError,
+    MeshError,
+    ProtocolError,
+    UnlinkedError,
+)
 
 SAID = {"message": "its worker was killed (signal 9)", "hint": ""}
 
@@ -160,3 +168,29 @@ def test_a_board_of_which_nothing_is_heard_is_told_from_one_whose_worker_ended(
     with pytest.raises(BoardLostError, match="killed"):
         ended.read(b2)
     assert type(ended.explain(lost)) is BoardLostError
+
+
+@pytest.mark.parametrize("port", [0, 1 << 16, "4711", None, True])
+def test_a_worker_that_listens_nowhere_blames_its_board(port: Any) -> None:
+    reports, b2 = reports_of(("job-listens", {"port": port}))
+    with pytest.raises(BoardRefusedError, match="port") as raised:
+        reports.read(b2)
+    assert raised.value.key == b2.key
+    assert not reports.ports
+
+
+@pytest.mark.parametrize(
+    "error", [ProtocolError("a message that is not picoedge's"), AccessError("not let in")]
+)
+def test_a_daemon_that_sends_what_makes_no_sense_is_blamed(error: MeshError) -> None:
+    def nonsense() -> None:
+        raise error
+
+    reports, b2 = reports_of()
+    b2.client.notifications = nonsense
+    with pytest.raises(BoardRefusedError, match=error.message) as raised:
+        reports.check()
+    assert raised.value.key == b2.key
+    explained = reports.explain(raised.value)
+    assert isinstance(explained, BoardRefusedError)
+    assert explained.key == b2.key

@@ -29,7 +29,7 @@ from fuzz.targets.mesh import message, new_node
 from picoedge.daemon.relay import Relays
 from picoedge.errors import PicoedgeError
 from picoedge.fields import Fields
-from picoedge.jobs.boards import _facts
+from picoedge.jobs.boards import _facts_in
 from picoedge.jobs.cluster_check import CheckedBoard, _checked, _member
 from picoedge.jobs.relay import Relay, new_endpoint
 from picoedge.jobs.spec import VERSION_1, read_kept
@@ -292,7 +292,7 @@ ANSWERS = (
     message("kept", lambda body: read_kept(body, "b1"), KEPT_SLICE, ()),
     message(
         "board-facts",
-        lambda body: _facts(cast(Client, _Daemon(body))),
+        lambda body: _facts_in(body, "b1"),
         {
             "facts": FACTS,
             "memory_bytes": 1 << 30,

@@ -68,7 +68,7 @@ class BoardService:
         self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
         self._hub_slice = HubSlice()
         clock, folder = node.rpc.loop.clock, node.identity.folder
-        self._memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
+        self.memory = self._memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
         self.memory_requests = MemoryRequests(
             self._memory, self._hub_slice, self._workers, lambda: self._holder, self._is_own,
             self._end_kept, keeps=options.keep_s > 0,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.node.node import Node
 
 KEPT = b"kept slice"  # its user in the ledger; also of its process, while that is ending
+PROBE = b"probe"  # its user in the ledger: the process that measures this board
 DAEMON_GROWTH_BYTES = 4 << 20  # of the daemon itself, while a job runs
 _ALONE = {"chat", "generate"}
 THIS_BOARD = "this board alone"
@@ -110,6 +111,7 @@ class BoardMemory:
         self._ledger = MemoryLedger()
         self._said: dict[int, int] = {}  # what programs on this board alone take, by process
         self._looked_s = -ALONE_LOOK_S
+        self._end_probe: Callable[[], None] = lambda: None
 
     def hold(self, pid: int, nbytes: int) -> None:
         """A program on this board alone is about to take so much, until it ends."""
@@ -152,7 +154,21 @@ class BoardMemory:
         claim = self._of(reservation, reservation.user, use, nbytes)
         ended = self._ledger.claim(claim, nbytes + alone)
         assert ended is not None, "a job of the board beside another"
+        if any(claim.user == PROBE for claim in ended):
+            self._end_probe()
         return any(claim.user == KEPT for claim in ended)
+
+    def give_probe(self, most: int, end: Callable[[], None]) -> int:
+        """Give the process that measures this board what is free, at most so many bytes.
+
+        `end` is called when anything else wants them. `release` takes them back.
+        """
+        self._enter_alone()
+        budget, self._end_probe = max(0, self.limit - rss_bytes() - DAEMON_GROWTH_BYTES), end
+        nbytes = min(most, self._ledger.room(Use.MEASURING, budget), available_bytes())
+        claim = Claim(PROBE, Use.MEASURING, nbytes, self._clock(), THIS_BOARD)
+        self._ledger.claim(claim, budget)
+        return nbytes
 
     def keep(self, reservation: Reservation, nbytes: int, model: str = "") -> None:
         """Turn a job's claim into one of its kept slice."""

@@ -1,8 +1,8 @@
-"""Measure this board: `python -m picoedge.daemon.board_probe SHELF [THREADS]`.
+"""Measure this board: `python -m picoedge.daemon.board_probe SHELF BYTES [THREADS]`.
 
 Started by the daemon as a process of its own, because it loads NumPy and the kernels and the
-daemon must stay small. It prints one JSON object: the fields of `planner.topology.BoardFacts`,
-except the board's name, key and memory.
+daemon must stay small; it takes at most BYTES of memory, if it can. It prints one JSON object: the
+fields of `planner.topology.BoardFacts`, except the board's name, key and memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from picoedge.store.pack.atomic_folder import scratch_folder, sweep
 
 SCRATCH_BYTES = 64 << 20  # a second of a slow card, and more than its cache
 FORMAT, COLS = "q4", 2048  # the matrix that stands for all models
+LEAST_MATRIX = 4 << 20  # where memory is short: a matrix that caches may hold
 SUM_BYTES = 16 << 10  # of a token's sum, f64, at a hidden size of 2048
 ECHOES = 200  # a fourth is for warming up; the median of the others counts
 LOOPBACK, ECHO_S = "127.0.0.1", 5.0  # for an answer of this very process: it takes microseconds
@@ -38,31 +39,36 @@ def main() -> int:
     from picoedge.kernels.loader import describe_kernels
 
     end_with_parent(0)
-    threads = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    facts = measure_board(Path(sys.argv[1]), threads)
-    print(json.dumps(facts))
+    threads = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    facts = measure_board(Path(sys.argv[1]), int(sys.argv[2]), threads)
+    print(json.dumps(facts), flush=True)
     if facts["numpy"]:
-        print(f"picoedge: running on {describe_kernels()}", file=sys.stderr)
+        with suppress(OSError):  # its log may be on a card that is full
+            print(f"picoedge: running on {describe_kernels()}", file=sys.stderr)
     return 0
 
 
-def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
-    """Speeds of this board, and the memory of a job apart from the model's."""
-    from picoedge.engine.fit import LARGE_MATRIX, fixed_bytes, probes_folder
+def measure_board(shelf: Path, room: int, threads: int | None = None) -> dict[str, Any]:
+    """Speeds of this board, and the memory of a job apart from the model's.
+
+    `room`: bytes that this process may take.
+    """
+    from picoedge.engine.fit import fixed_bytes, probes_folder
     from picoedge.engine.open import start_kernels
     from picoedge.engine.options import OpenOptions
     from picoedge.host.kernel_benchmark import cached_compute, probe_compute
     from picoedge.host.reclaim import REFAULT_BYTES, trim
-    from picoedge.host.resources import usable_cores
+    from picoedge.host.resources import rss_bytes, usable_cores
 
     kernels = start_kernels(OpenOptions(threads=threads))
     try:
         message = message_s()  # first: it loads what seals streams, memory of every job
         trim()
         fixed = fixed_bytes() + REFAULT_BYTES
+        nbytes = matrix_bytes(room - rss_bytes())
         # The saved figure may be from a busy moment: take the best of it and of now.
-        kept = cached_compute(kernels, FORMAT, COLS, LARGE_MATRIX, cache=probes_folder())
-        now = [probe_compute(kernels, FORMAT, COLS, LARGE_MATRIX) for _ in range(REPEATS)]
+        kept = cached_compute(kernels, FORMAT, COLS, nbytes, cache=probes_folder())
+        now = [probe_compute(kernels, FORMAT, COLS, nbytes) for _ in range(REPEATS)]
         compute = max(kept, *now)
         return {
             "cores": usable_cores(),
@@ -74,6 +80,16 @@ def measure_board(shelf: Path, threads: int | None = None) -> dict[str, Any]:
         }
     finally:
         kernels.close()
+
+
+def matrix_bytes(room: int) -> int:
+    """Of the matrix that is multiplied: larger than any processor cache, where there is room."""
+    from picoedge.engine.fit import LARGE_MATRIX
+
+    nbytes = LARGE_MATRIX
+    while nbytes > max(room, LEAST_MATRIX):
+        nbytes //= 2
+    return nbytes
 
 
 def message_s() -> float:

@@ -1,7 +1,8 @@
 """The ledger of a board's memory: claims, each with its bytes, start and board. Pure.
 
-An answer comes before a kept slice, and a kept slice before training. A claim ends the claims that
-come after it, as few of them as make room; it never ends a claim of its own rank or before it.
+An answer comes before a kept slice, a kept slice before training, and training before a measurement
+of this board. A claim ends the claims that come after it, as few of them as make room; it never
+ends a claim of its own rank or before it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Use(Enum):
     ANSWER = "answer"
     KEPT = "kept"
     TRAINING = "training"
+    MEASURING = "measuring"
 
     def comes_before(self, other: Use) -> bool:
         """Whether a claim of this use ends one of the other."""

@@ -10,9 +10,6 @@ The board's control process: small, without weights or NumPy, and never blocked 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +20,7 @@ from picoedge.daemon.board import BoardService
 from picoedge.daemon.board_memory import BoardOptions
 from picoedge.daemon.hub_slice import MemorySocket
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
+from picoedge.daemon.self_measurement import SelfMeasurement
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields
 from picoedge.host.resources import give_back, rss_bytes
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
 # Between looks at the daemon's own memory, and the growth that a pass over its heap is worth.
 GIVE_BACK_S, GIVE_BACK_BYTES = 3.0, 128 << 10
-_PROBE = "picoedge.daemon.board_probe"
 
 
 class Daemon:
@@ -52,8 +49,7 @@ class Daemon:
     def __init__(self, node: Node, options: BoardOptions, kinds: JobKinds = JOB_KINDS) -> None:
         self._node, self._options = node, options
         self._packs = PackShelf([options.shelf])
-        self.board = BoardService(node, options, lambda: self._facts, self._find_pack, kinds)
-        self._facts: Mapping[str, Any] | None = None
+        self.board = BoardService(node, options, self._facts, self._find_pack, kinds)
         node.rpc.on("mesh-state", lambda peer, body: self._mesh_state(body))
         node.rpc.on("ping", _ping)
         ports = options.ports
@@ -72,7 +68,9 @@ class Daemon:
             self._resources.callback(socket.close)
         except OSError as error:  # a file system without sockets
             node.rpc.log(f"no slice of this board's own sessions is kept: {error.strerror}")
-        self._probe = self._start_probe()
+        self._measurement = SelfMeasurement(
+            node.rpc.loop, self.board.memory, folder, options, node.rpc.log
+        )
         self._settled_bytes = rss_bytes()
         node.rpc.loop.after(GIVE_BACK_S, self._give_back)
 
@@ -95,30 +93,10 @@ class Daemon:
         except ModelError:
             return None
 
-    # -- facts of this board -------------------------------------------------------------------
-
-    def _start_probe(self) -> subprocess.Popen[bytes]:
-        threads = [] if self._options.threads is None else [str(self._options.threads)]
-        probe = subprocess.Popen(
-            [sys.executable, "-m", _PROBE, str(self._options.shelf), *threads],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
-        assert probe.stdout is not None
-        self._node.rpc.loop.add(probe.stdout.fileno(), self._probed)
-        return probe
-
-    def _probed(self) -> None:
-        """Read the probe's few hundred bytes, which it prints at once before it ends."""
-        assert self._probe.stdout is not None
-        text = self._probe.stdout.read()
-        self._node.rpc.loop.remove(self._probe.stdout.fileno())
-        self._probe.stdout.close()
-        if self._probe.wait() != 0:
-            self._node.rpc.log("this board could not be measured: picoedge doctor")
-            return
-        name, key = self._node.identity.name, self._node.identity.keys.public
-        self._facts = {**json.loads(text), "name": name, "key": key}
+    def _facts(self) -> Mapping[str, Any] | None:
+        """What this board can do, with its name and key; None while nothing is known."""
+        measured, own = self._measurement.facts, self._node.identity
+        return measured and {**measured, "name": own.name, "key": own.keys.public}
 
     # -- the mesh ------------------------------------------------------------------------------
 
@@ -158,13 +136,10 @@ class Daemon:
         self._node.rpc.log(f"{time.strftime('%H:%M:%S')} {name}: {change.value}", name)
 
     def close(self) -> None:
-        """End the workers and the probe. Idempotent."""
+        """End the workers and the measurement. Idempotent."""
         self.board.close()
         self._reachability.close()
-        self._probe.kill()
-        self._probe.wait()
-        if self._probe.stdout is not None:
-            self._probe.stdout.close()
+        self._measurement.close()
         self._resources.close()
 
 

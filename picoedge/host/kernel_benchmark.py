@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 
 import picoedge
 from picoedge.host import measurements
-from picoedge.host.sysfs import PROC, file_text
+from picoedge.host.sysfs import processor_name
 from picoedge.kernels.api import BoundProduct, Kernels, Project, Residual
 from picoedge.kernels.blocks import (
     BLOCK_COLS,
@@ -29,7 +28,6 @@ _ROUND_S = 0.03
 _ROUNDS = 3
 _SCALE = 0.01  # of every block: neither denormal nor near f16's end
 _PIECE = 1 << 20
-_PROCESSOR = ("model name", "Model", "CPU part", "Hardware")  # of /proc/cpuinfo
 
 
 def probe_compute(
@@ -60,7 +58,7 @@ def cached_compute(
     A cache that is damaged or cannot be written is no error.
     """
     matrix = f"{format_name} {nbytes >> 20} MB"
-    key = f"{kernels.name} {kernels.threads} {matrix} {picoedge.__version__} {_processor()}"
+    key = f"{kernels.name} {kernels.threads} {matrix} {picoedge.__version__} {processor_name()}"
     known = measurements.load(cache, "compute", key, ("weight_bytes_per_s",), clock())
     if known is not None and known["weight_bytes_per_s"]:
         return known["weight_bytes_per_s"]
@@ -107,10 +105,3 @@ def _calls_per_s(call: BoundProduct) -> float:
         count += 1
         spent = time.perf_counter() - start
     return count / spent
-
-
-def _processor() -> str:
-    """The kind of processor: the card with the cache on it may move to another board."""
-    pairs = (line.partition(":") for line in file_text(PROC / "cpuinfo").splitlines())
-    values = (value.strip() for name, _, value in pairs if name.strip() in _PROCESSOR)
-    return ", ".join(dict.fromkeys(values)) or platform.machine()

@@ -1,6 +1,7 @@
 """Read the small files under /sys and /proc in which the kernel reports its state and limits.
 
-The levels of this process's control groups, and a block device's name, read-ahead and read limit.
+The levels of this process's control groups, a block device's name, read-ahead and read limit, and
+the processor's name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 DEFAULT_READ_AHEAD = 128 << 10  # Linux's own, where a file system does not say
 _MOST_READ_AHEAD = 1 << 30
 _UNLIMITED = 1 << 60
+_PROCESSOR = ("model name", "Model", "CPU part", "Hardware")  # of /proc/cpuinfo
 
 
 def file_text(file: Path) -> str:
@@ -143,3 +145,10 @@ def _rates(file: Path, device: Device) -> Iterator[float]:
             key, _, value = field.rpartition("=")
             if key in ("", "rbps") and value.isdecimal() and 0 < int(value) < _UNLIMITED:
                 yield float(value)
+
+
+def processor_name() -> str:
+    """The kind of processor: a card with measurements on it may move to another board."""
+    pairs = (line.partition(":") for line in file_text(PROC / "cpuinfo").splitlines())
+    values = (value.strip() for name, _, value in pairs if name.strip() in _PROCESSOR)
+    return ", ".join(dict.fromkeys(values)) or os.uname().machine

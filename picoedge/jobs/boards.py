@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from picoedge.mesh.group.peer_link import TransportChoice
     from picoedge.mesh.identity.identity import Identity
     from picoedge.mesh.transport.curve import Context
+    from picoedge.mesh.transport.messages import Body
     from picoedge.store.pack.reader import Pack
 
     Tell = Callable[[str], None]
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
 UNLINKED_S = 600.0
 QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
 _LOOK_S = 0.5  # as a look for boards comes before an answer
+_MEASURING_LOOK_S = 0.2
 OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
-MEASURING_S = 180.0  # a board that has just started measures itself first
+# For boards that measure themselves, as they were just set up: all together, as a session begins.
+MEASURING_S = 60.0
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
 _ROOM = ("disk_free_bytes", "disk_free_files")
@@ -88,6 +91,7 @@ class BoardDirectory:
         self._unlinked: dict[frozenset[str], float] = {}  # pairs of keys, until when (monotonic)
         self._incarnation = 0  # of this board's daemon
         self.has_taken = False
+        self._measuring_s = MEASURING_S  # left to wait for boards that measure themselves
         self._links = MeasuredLinks(identity.folder)
         self._looks = Looks()
         self._left_out: set[str] = set()  # keys of boards that the user was told are left out
@@ -113,7 +117,7 @@ class BoardDirectory:
         self._links.begin(own, QUESTION_S)
         boards = ask_pages(own, *PAGES, QUESTION_S)["boards"]  # the own daemon has checked them
         own.name = next((each["name"] for each in boards if each["key"] == own.key), own.name)
-        self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12))
+        self._add(own, own.key, str(own.address), LinkFacts(0.0, 1e12), QUESTION_S)
         others = _others(boards, {own.key, *excluded})
         taken = [] if also_taken else [each for each in others if self._is_taken(each, own.name)]
         self.has_taken = bool(taken)
@@ -121,6 +125,7 @@ class BoardDirectory:
             if board not in taken:
                 self._try(board, QUESTION_S)
         self._links.save()
+        self._measuring_s = 0.0  # a recovery does without them
         return self.cluster()
 
     def look(
@@ -233,7 +238,8 @@ class BoardDirectory:
             address = parse_address(text)
             client = self._client(address, board["key"], board["name"])
             try:
-                self._add(client, board["key"], text, self._links.measure(client, timeout_s))
+                link = self._links.measure(client, timeout_s)
+                self._add(client, board["key"], text, link, timeout_s)
             except MeshError as error:
                 client.close()
                 why = error.message
@@ -245,10 +251,12 @@ class BoardDirectory:
             self._tell(f"{board['name']} is left out: {why}")
         return False
 
-    def _add(self, client: Client, key: str, address: str, link: LinkFacts) -> None:
+    def _add(
+        self, client: Client, key: str, address: str, link: LinkFacts, timeout_s: float
+    ) -> None:
         with ExitStack() as failing:
             failing.callback(client.close)
-            facts, unreached, kept = _facts(client)
+            facts, unreached, kept = _facts_in(self._measured(client, timeout_s), client.name)
             if facts.key != key:
                 raise ProtocolError(f"{client.name} speaks for another board")
             failing.pop_all()
@@ -258,6 +266,24 @@ class BoardDirectory:
         self.handles[key] = BoardHandle(
             key, client.name, address, facts, link, client, unreached, kept
         )
+
+    def _measured(self, client: Client, timeout_s: float) -> Body:
+        """What a board says that it can do; one that measures itself still may be waited for."""
+        is_told = False
+        while True:
+            began_s = time.monotonic()
+            try:
+                return client.ask("board-facts", timeout_s=timeout_s)
+            except (BoardLostError, ProtocolError):
+                raise
+            except MeshError as error:
+                if self._measuring_s <= 0.0:
+                    raise
+                if not is_told:
+                    self._tell(f"waiting up to {self._measuring_s:.0f} s: {error.message}")
+            is_told = True
+            time.sleep(_MEASURING_LOOK_S)
+            self._measuring_s -= time.monotonic() - began_s
 
     def close(self) -> None:
         """Close all connections, which frees the boards reserved over them. Idempotent."""
@@ -273,32 +299,24 @@ def _others(boards: Sequence[dict[str, Any]], known: Collection[str]) -> list[di
     return [board for board in heard if board["key"] not in known]
 
 
-def _facts(client: Client) -> tuple[BoardFacts, frozenset[str], SliceKey | None]:
-    """A board's facts, the keys of the boards that it cannot reach, and its kept slice."""
-    deadline = time.monotonic() + MEASURING_S
-    while True:
-        try:
-            answer = client.ask("board-facts", timeout_s=QUESTION_S)
-        except BoardLostError:
-            raise
-        except MeshError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-            continue
-        facts = answer.get("facts")
-        if not isinstance(facts, dict):
-            raise ProtocolError(f"{client.name} sent no facts")
-        # Facts of a later version are left out. Its name is the roster's: what a board calls itself
-        # may be the name of another one.
-        known = {field.name: facts[field.name] for field in _FACTS if field.name in facts}
-        room = {name: answer[name] for name in _ROOM if name in answer}
-        values = {**known, **room, "name": client.name, "budget_bytes": answer.get("memory_bytes")}
-        unreached = Fields({"unreached": [], **answer}, f"the facts of {client.name}")
-        keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
-        where = f"the facts of {client.name}"
-        kept = read_kept(answer["kept"], where) if answer.get("kept") else None
-        return board_from_json(values, where), frozenset(keys), kept
+def _facts_in(answer: Body, name: str) -> tuple[BoardFacts, frozenset[str], SliceKey | None]:
+    """A board's facts, the keys of the boards that it cannot reach, and its kept slice.
+
+    Raises ProtocolError.
+    """
+    facts = answer.get("facts")
+    if not isinstance(facts, dict):
+        raise ProtocolError(f"{name} sent no facts")
+    # Facts of a later version are left out. Its name is the roster's: what a board calls itself may
+    # be the name of another one.
+    known = {field.name: facts[field.name] for field in _FACTS if field.name in facts}
+    room = {each: answer[each] for each in _ROOM if each in answer}
+    values = {**known, **room, "name": name, "budget_bytes": answer.get("memory_bytes")}
+    where = f"the facts of {name}"
+    unreached = Fields({"unreached": [], **answer}, where)
+    keys = unreached.texts("unreached", MAX_ENTRIES, KEY_CHARS)
+    kept = read_kept(answer["kept"], where) if answer.get("kept") else None
+    return board_from_json(values, where), frozenset(keys), kept
 
 
 # -- shards on disk ------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cluster_boards import PICOEDGE, BoardOf, board_alone, until
 
@@ -63,6 +64,50 @@ def test_from_ready_to_stopping(
     assert not (board.keys / "daemon.json").exists()
     assert daemon.out.text == ""
     assert daemon.err.text == f"ada of cluster desk listens on {board.address} with 300 MB\n"
+
+
+def test_it_serves_on_where_its_log_cannot_be_written(board: BoardOf) -> None:
+    words = [*PICOEDGE, "run", "--listen", "127.0.0.1:0", "--models", str(board.shelf)]
+    words += ["--memory", "300M", "-t", "1"]
+    with (
+        open("/dev/full", "w") as log,
+        subprocess.Popen(words, env=board.environ(), stderr=log, stdin=subprocess.DEVNULL) as run,
+    ):
+        try:
+            until(lambda: find_local(board.keys), "it listens")
+            local = find_local(board.keys)
+            assert local is not None
+            board.address = str(local.address)
+            assert board.does() == "free"  # it answers
+            run.terminate()
+            run.wait(10)
+            assert not (board.keys / "daemon.json").exists()  # as at any orderly end
+        finally:
+            run.kill()
+
+
+def test_a_board_whose_probe_is_killed_is_measured_all_the_same(board: BoardOf) -> None:
+    daemon = board.start("--memory", "300M")
+
+    def probe() -> psutil.Process | None:
+        children = psutil.Process(daemon.pid).children()
+        return next(
+            (one for one in children if "picoedge.daemon.board_probe" in one.cmdline()), None
+        )
+
+    found = until(probe, "it is measured")
+    assert found is not None
+    found.kill()
+
+    def facts() -> dict[str, Any] | None:
+        with board.calling() as caller, suppress(MeshError):
+            return dict(caller.ask("board-facts")["facts"])
+        return None
+
+    measured = until(facts, "it is measured again")
+    assert board.stop() == 0
+    board.start("--memory", "300M")
+    assert facts() == measured  # at once: they were kept
 
 
 def test_signs_of_life_where_systemd_wants_them(

@@ -101,7 +101,7 @@ def test_a_board_that_computes_with_numpy_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(board_probe, "measure_board", lambda *its: {"numpy": True})
-    monkeypatch.setattr("sys.argv", ["board_probe", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["board_probe", str(tmp_path), "0"])
     monkeypatch.setattr(native, "_ABI", native._ABI + 1)
     assert board_probe.main() == 0
     ran = capsys.readouterr()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
 from picoedge.errors import BoardLostError, MeshError, PicoedgeError
-from picoedge.jobs.boards import BoardDirectory, locate_shards
+from picoedge.jobs import boards as boards_module
+from picoedge.jobs.boards import MEASURING_S, BoardDirectory, locate_shards
 from picoedge.jobs.measured_links import MeasuredLinks
 from picoedge.jobs.stragglers import Looks
 from picoedge.mesh.transfer.donor import OFFER, Donor, pack_bits
@@ -173,46 +174,110 @@ def test_looks_at_a_board_become_rare() -> None:
     assert looks.is_due("b", now_s)
 
 
-# -- names ---------------------------------------------------------------------------------------
+# -- boards that are asked what they can do ------------------------------------------------------
+
+FACTS = {
+    "name": "raspberrypi", "cores": 4, "compute_bytes_per_s": 1e9, "disk_bytes_per_s": 1e8,
+    "fixed_bytes": 0,
+}  # fmt: skip
+OWN_KEY = "h" * 40
 
 
-def test_a_board_has_the_rosters_name_whatever_it_calls_itself(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class Asked:
+    """The daemons of a desk and of two boards; time is the test's, and a question takes 10 ms."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.lines = 0.0, list[str]()
+        self.measuring_until_s: dict[str, float] = {}  # by the first letter of a board's key
+        self.timeouts: list[float] = []
+        asked = self
+
+        class Board:
+            def __init__(self, address: Any, key: str, name: str) -> None:
+                self.address, self.key, self.name = address, key, name
+
+            def ask(self, kind: str, *its: Any, timeout_s: float, **more: Any) -> dict[str, Any]:
+                asked.now_s += 0.01
+                if kind == "mesh-state":
+                    there = (("desk", "h"), ("pi3", "b"), ("pi2", "a"))
+                    return {"boards": [asked.told_of(*each) for each in there]}
+                asked.timeouts.append(timeout_s)
+                if asked.now_s < asked.measuring_until_s.get(self.key[0], 0.0):
+                    raise MeshError(f"board {self.name}: this board is still being measured")
+                facts = {**FACTS, "key": self.key, "of later": {}}
+                return {"facts": facts, "memory_bytes": 1 << 30}
+
+            def ask_raw(self, *its: Any) -> None:
+                pass
+
+            def close(self) -> None:
+                pass
+
+        self.directory = directory = BoardDirectory.__new__(BoardDirectory)
+        directory.__dict__.update(
+            handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=self.lines.append,
+            _looks=Looks(), _measuring_s=MEASURING_S, session="0" * 16,
+        )  # fmt: skip
+        directory._links = MeasuredLinks(folder)
+        keys = SimpleNamespace(public=OWN_KEY)
+        directory.identity = cast(Any, SimpleNamespace(keys=keys))
+        own = Board("127.0.0.1:1", OWN_KEY, "raspberrypi")
+        monkeypatch.setattr(directory, "_client", Board)
+        monkeypatch.setattr(directory, "_own", lambda: own)
+        clock = SimpleNamespace(monotonic=lambda: self.now_s, sleep=self.sleep)
+        monkeypatch.setattr(boards_module, "time", clock)
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def told_of(self, name: str, letter: str) -> dict[str, Any]:
+        there = {"condition": "alive", "addresses": ["10.0.0.1:1"]}
+        return {"name": name, "key": letter * 40, **there}
+
+    def answered(self) -> list[str]:
+        return [handle.name for handle in self.directory.handles.values()]
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(tmp_path, monkeypatch)
+
+
+def test_a_board_has_the_rosters_name_whatever_it_calls_itself(asked: Asked) -> None:
     """Two boards that call themselves raspberrypi, let in as pi2 and pi3, of a later version."""
-    facts = {
-        "name": "raspberrypi", "cores": 4, "compute_bytes_per_s": 1e9, "disk_bytes_per_s": 1e8,
-        "fixed_bytes": 0,
-    }  # fmt: skip
-
-    class Board:
-        def __init__(self, address: Any, key: str, name: str) -> None:
-            self.address, self.key, self.name = address, key, name
-
-        def ask(self, kind: str, *its: Any, **options: Any) -> dict[str, Any]:
-            if kind == "mesh-state":
-                return {"boards": [told_of("desk", "h"), told_of("pi3", "b"), told_of("pi2", "a")]}
-            return {"facts": {**facts, "key": self.key, "of later": {}}, "memory_bytes": 1 << 30}
-
-        def ask_raw(self, *its: Any) -> None:
-            pass
-
-        def close(self) -> None:
-            pass
-
-    def told_of(name: str, letter: str) -> dict[str, Any]:
-        return {"name": name, "key": letter * 40, "condition": "alive", "addresses": ["10.0.0.1:1"]}
-
-    directory = BoardDirectory.__new__(BoardDirectory)
-    directory.__dict__.update(
-        handles={}, _fixed_bytes=0, _unlinked={}, _left_out=set(), _tell=print, _looks=Looks()
-    )
-    directory._links = MeasuredLinks(tmp_path)
-    directory.identity = cast(Any, SimpleNamespace(keys=SimpleNamespace(public="h" * 40)))
-    monkeypatch.setattr(directory, "_client", Board)
-    monkeypatch.setattr(directory, "_own", lambda: Board("127.0.0.1:1", "h" * 40, "raspberrypi"))
-    cluster = directory.refresh()
+    cluster = asked.directory.refresh()
     assert [board.name for board in cluster.boards] == ["desk", "pi2", "pi3"]
-    assert [each.name for each in directory.handles.values()] == ["desk", "pi2", "pi3"]
-    assert [each.client.name for each in directory.handles.values()] == ["desk", "pi2", "pi3"]
+    assert asked.answered() == ["desk", "pi2", "pi3"]
+    handles = asked.directory.handles.values()
+    assert [each.client.name for each in handles] == ["desk", "pi2", "pi3"]
+
+
+def test_boards_that_measure_themselves_are_waited_for_as_a_session_begins(asked: Asked) -> None:
+    asked.measuring_until_s = {"h": 5.0, "a": 20.0, "b": 8.0}
+    asked.directory.refresh()
+    assert asked.answered() == ["desk", "pi2", "pi3"]
+    assert 20.0 <= asked.now_s < 21.0
+    assert asked.lines[0] == "waiting up to 60 s: board desk: this board is still being measured"
+    assert len(asked.lines) == 2
+
+
+def test_all_boards_together_hold_a_session_up_for_a_bounded_time(asked: Asked) -> None:
+    asked.measuring_until_s = {"a": 1e9, "b": 1e9}
+    asked.directory.refresh()
+    assert asked.now_s < MEASURING_S + 2.0
+    assert asked.answered() == ["desk"]
+    assert "pi3 is left out: board pi3: this board is still being measured" in asked.lines
+
+
+def test_neither_a_recovery_nor_a_look_waits_for_a_board_that_measures_itself(
+    asked: Asked,
+) -> None:
+    asked.directory.refresh()
+    asked.measuring_until_s = {"a": 1e9}
+    began_s = asked.now_s
+    asked.directory.refresh()
+    assert asked.answered() == ["desk", "pi3"]
+    reached, lost = asked.directory.look(frozenset({"b" * 40}))
+    assert (reached, lost) == (set(), {"a" * 40})
+    assert asked.now_s - began_s < 1.0
+    assert asked.timeouts[-1] == boards_module._LOOK_S  # as any other question of a look

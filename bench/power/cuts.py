@@ -27,6 +27,7 @@ from bench.random_gguf import write_gguf
 from bench.random_models import Shape
 from bench.report import Measured
 from hw.lab.processes import signal_all
+from picoedge.store.pack.atomic_folder import is_passing
 
 CUTS = 30
 TINY = Shape(256, 768, 8, 4, 2, 4000, 512)
@@ -201,8 +202,7 @@ class PowerLine:
         if done and not pack.exists():
             self._cut.wrong.append("a pack that was finished is gone")
         self._typed(packer, "pack", str(self._gguf), "--out", str(pack))
-        left = sorted(path.name for path in pack.parent.glob(".partial-*"))
-        if left:
+        if left := left_on_shelf(pack.parent):
             self._cut.wrong.append(f"left on the shelf after packing again: {left}")
         _remove(pack)
 
@@ -233,6 +233,11 @@ def _is_member(each: LifeBoard) -> bool:
     return each.type("keys", "show").returncode == 0
 
 
+def left_on_shelf(shelf: Path) -> list[str]:
+    """Folders there that only a writer at work should have, by name."""
+    return sorted(path.name for path in shelf.iterdir() if is_passing(path.name))
+
+
 def _tiny_on(each: LifeBoard) -> Path:
     return each.board.folder / "models" / "tiny.pico"
 
@@ -250,7 +255,7 @@ def power_cut(settings: Settings, rounds: int) -> list[Measured]:
         write_gguf(there / "tiny.gguf", TINY)
         faults, shadow = (compiled(f, there) for f in ("life/faults/faults.c", "power/shadow.c"))
         with (
-            life_boards(pack, folder, 3, faults) as boards,
+            life_boards(pack, folder, 3, faults, []) as boards,
             closing(Reference(pack, N_CTX, there)) as reference,
         ):
             boards.stop()

@@ -7,6 +7,8 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from cluster_figures import LAN, board, load_of
@@ -16,10 +18,19 @@ from bench.life.figures import Lived, rows
 from bench.life.verdict.holding import Holding, among
 from bench.life.verdict.judge import MOST_REFUSED, REFUSED, WHOLE, Asked, answered_part, judge
 from bench.life.verdict.neighbours import Neighbours
-from bench.life.verdict.remains import SEGMENTS, Spaces, is_held, segments, segments_left
+from bench.life.verdict.remains import (
+    SEGMENTS,
+    Spaces,
+    files_left,
+    is_held,
+    segments,
+    segments_left,
+)
 from bench.life.verdict.strength import Strength
 from bench.life.verdict.watch import Grown, Living, growth_bytes, growths, why_too_few
+from bench.power.cuts import left_on_shelf
 from picoedge.planner.topology import Topology
+from picoedge.store.pack.atomic_folder import new_folder, scratch_folder
 
 CLEAR = "error: the boards cannot hold the model (add boards)"
 GOOD = Asked(0.0, "", "calm", WHOLE, True, 3, 1.0, 2.0)
@@ -193,6 +204,23 @@ def test_a_life_that_broke_off_has_no_part_of_answers() -> None:
 )
 def test_sockets_that_end_by_themselves_are_the_kernels(kind: str, state: str, held: bool) -> None:
     assert is_held(kind, ["0:", "0100007F:1F90", "00000000:0000", state]) == held
+
+
+def test_what_a_writer_leaves_when_it_is_killed_is_found(tmp_path: Path) -> None:
+    shelf = tmp_path / "models"
+    with suppress(KeyboardInterrupt), new_folder(shelf / "tiny.pico", 0):
+        (partial,) = (path.name for path in shelf.iterdir())
+        with scratch_folder(shelf) as scratch:
+            found = {f"models/{partial}", f"models/{scratch.name}"}
+            assert set(files_left(tmp_path)) == found
+            assert left_on_shelf(shelf) == sorted([partial, scratch.name])
+        raise KeyboardInterrupt
+    assert files_left(tmp_path) == []
+    (shelf / "tiny.pico.old-0a1b2c3d").mkdir()
+    (shelf / "roster.json.new").touch()
+    (shelf / "tiny.pico").mkdir()  # is no leftover
+    assert files_left(tmp_path) == ["models/roster.json.new", "models/tiny.pico.old-0a1b2c3d"]
+    assert left_on_shelf(shelf) == ["tiny.pico.old-0a1b2c3d"]
 
 
 @pytest.mark.parametrize("kind", ["picoedge-test", "psm_"])

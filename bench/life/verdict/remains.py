@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.life.boards import LifeBoard
+from picoedge.store.pack.atomic_folder import is_passing
 
 SEGMENTS, PROC = Path("/dev/shm"), Path("/proc")
 OURS = re.compile("picoedge|^psm_|^sem\\.")  # by its name or by Python's: other programs have some
 LISTENING, ESTABLISHED = "0A", "01"  # of a TCP socket; what only ends by itself is the kernel's
-_PARTIAL, _UNFINISHED = ".partial-", (".new", ".tmp")
+_UNFINISHED = (".new", ".tmp")
 
 
 def segments() -> set[str]:
@@ -45,11 +46,17 @@ def left_on(boards: Sequence[LifeBoard]) -> list[str]:
         name = each.board.name
         found += [f"{name}: process {_words(pid)}" for pid in each.board.pids()]
         found += [f"{name}: socket {socket}" for socket in _sockets(each)]
-        for path in sorted(each.board.folder.rglob("*")):
-            is_partial = path.name.startswith(_PARTIAL) or path.suffix in _UNFINISHED
-            if is_partial or path.is_socket() or path.is_fifo():
-                found.append(f"{name}: {path.relative_to(each.board.folder)}")
+        found += [f"{name}: {path}" for path in files_left(each.board.folder)]
     return found
+
+
+def files_left(folder: Path) -> list[str]:
+    """What processes that are gone have left in a folder, at any depth: partial files and pipes."""
+    return [
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("*"))
+        if is_passing(path.name) or path.suffix in _UNFINISHED or path.is_socket() or path.is_fifo()
+    ]
 
 
 def _sockets(each: LifeBoard) -> Iterator[str]:

@@ -87,6 +87,11 @@ def sweep(folder: Path) -> int:
     return freed
 
 
+def is_passing(name: str) -> bool:
+    """Whether a folder of that name is a writer's, beside its target, or a scratch folder."""
+    return _OURS.fullmatch(name) is not None
+
+
 def _remove_dead(folder: Path) -> int | None:
     """Remove a folder whose writer is dead; the bytes freed, or None where it may be alive."""
     try:

@@ -35,5 +35,8 @@ if __name__ == "__main__":
 
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except BenchError as error:
         sys.exit(f"error: {error}")

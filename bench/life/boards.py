@@ -251,12 +251,15 @@ def _typed(each: LifeBoard, *words: str) -> str:
 
 
 @contextmanager
-def life_boards(pack: Path, folder: Path, boards: int, library: Path) -> Iterator[LifeBoards]:
-    """A cluster in a lab of its own; `library`: of `preload.Faults`."""
+def life_boards(
+    pack: Path, folder: Path, boards: int, library: Path, labs: list[Lab]
+) -> Iterator[LifeBoards]:
+    """A cluster in a lab of its own, which is added to `labs`; `library`: of `preload.Faults`."""
     size = sum(path.stat().st_size for path in pack.iterdir())
     memory = MEMORY_BYTES + (size - OF_PACK_BYTES)
     limits = BoardLimits(memory_bytes=memory, disk_bytes_per_s=DISK_BYTES_PER_S)
     with lab_of(boards, LINK, limits, folder) as lab:
+        labs.append(lab)
         made = LifeBoards(lab, pack, library)
         try:
             made.form()

@@ -6,10 +6,11 @@ import random
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from bench.life.verdict.said import all_bad_words
 from bench.life.verdict.watch import Watch
 from bench.mesh_models import MeshModels
 from bench.report import Measured
-from hw.lab import LabError
+from hw.lab import Lab, LabError
 
 BRIEF_MINUTES = 15.0  # shorter lives have shorter waits, so that much happens in them
 SPARED_MINUTES = 25.0  # the last ones of a life, in which nothing ends the hub: it is to grow old
@@ -57,9 +58,38 @@ class Settings:
 def lives(settings: Settings, rounds: int) -> list[Measured]:
     """The rows of all seeds' lives, which run side by side."""
     settings.pack()  # made once, if it must be
-    neighbours = Neighbours()
-    with ThreadPoolExecutor(len(settings.seeds)) as pool:
-        return rows(list(pool.map(lambda seed: lived(settings, seed, neighbours), settings.seeds)))
+    neighbours, labs = Neighbours(), list[Lab]()
+    return rows(
+        side_by_side(lambda seed: lived(settings, seed, neighbours, labs), settings.seeds, labs)
+    )
+
+
+def side_by_side(
+    call: Callable[[int], Lived], seeds: Sequence[int], labs: Sequence[Lab]
+) -> list[Lived]:
+    """`call` of each seed, each in a thread.
+
+    Ctrl-C waits for none of them: their `labs` are closed, which ends all that runs there.
+    """
+    made = [Future[Lived]() for _ in seeds]
+
+    def live(future: Future[Lived], seed: int) -> None:
+        try:
+            future.set_result(call(seed))
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        for future, seed in zip(made, seeds, strict=True):
+            threading.Thread(target=live, args=(future, seed), daemon=True).start()
+        wait(made)
+    except KeyboardInterrupt:
+        threading.excepthook = lambda its: None  # what they find gone is no news
+        for lab in labs:
+            with suppress(*BROKEN):
+                lab.close()
+        raise
+    return [future.result() for future in made]
 
 
 def bounds_of(minutes: float) -> Bounds:
@@ -67,10 +97,10 @@ def bounds_of(minutes: float) -> Bounds:
     return BRIEF if minutes < BRIEF_MINUTES else Bounds()
 
 
-def lived(settings: Settings, seed: int, neighbours: Neighbours) -> Lived:
+def lived(settings: Settings, seed: int, neighbours: Neighbours, labs: list[Lab]) -> Lived:
     """One life, whatever becomes of it: the others' are worth their time. Raises Unready."""
     try:
-        return _lived(settings, seed, neighbours)
+        return _lived(settings, seed, neighbours, labs)
     except Unready:
         raise
     except BROKEN as error:
@@ -78,14 +108,14 @@ def lived(settings: Settings, seed: int, neighbours: Neighbours) -> Lived:
         return Lived(seed, broken=repr(error)[-MOST_CHARS:])
 
 
-def _lived(settings: Settings, seed: int, neighbours: Neighbours) -> Lived:
+def _lived(settings: Settings, seed: int, neighbours: Neighbours, labs: list[Lab]) -> Lived:
     pack, folder = settings.pack(), settings.models.folder
     bounds, before = bounds_of(settings.minutes), segments()
 
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         library = compiled("life/faults/faults.c", Path(scratch))
         with (
-            life_boards(pack, folder, bounds.boards, library) as boards,
+            life_boards(pack, folder, bounds.boards, library, labs) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
             spaces = Spaces.of(boards.all)
@@ -158,7 +188,7 @@ def idle_10min(settings: Settings, rounds: int) -> list[Measured]:
     with tempfile.TemporaryDirectory(prefix="picoedge-bench-") as scratch:
         library = compiled("life/faults/faults.c", Path(scratch))
         with (
-            life_boards(pack, folder, Bounds().boards, library) as boards,
+            life_boards(pack, folder, Bounds().boards, library, []) as boards,
             closing(Reference(pack, N_CTX, Path(scratch))) as reference,
         ):
             one = _life(settings, boards, reference, settings.seeds[0], Neighbours())

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from bench.children import ROOT
 from bench.life.desk.beside import Wanting
 from bench.life.desk.questions import TURNS, Conversation
 from bench.life.desk.transcript import shown
 from bench.life.faults.events import BRIEF, CHAT, MAKERS, SPARED, WORKER, Bounds, Event, life
+from bench.life.faults.preload import Faults, compiled
 from bench.life.verdict.judge import Asked, answered_part, first_token_ratio, judge, same_part
 from bench.life.verdict.said import bad_words
 
@@ -143,3 +150,63 @@ def test_a_conversation_is_what_was_said() -> None:
 )
 def test_what_no_terminal_and_no_log_may_show(text: bytes, is_bad: bool) -> None:
     assert bool(bad_words("chat", text)) == is_bad
+
+
+# -- the card that is full, and Ctrl-C -------------------------------------------------------------
+
+WRITES = """
+import os, sys
+for fd in (1, 2, int(sys.argv[1])):
+    try:
+        os.write(fd, b"x")
+    except OSError as error:
+        os.write(int(sys.argv[2]), f"{fd} {error.errno} ".encode())
+"""
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_on_a_full_card_output_is_lost_as_well(tmp_path: Path, is_full: bool) -> None:
+    """A daemon's log is on the card: its standard error is a regular file."""
+    faults = Faults(compiled("life/faults/faults.c", tmp_path), tmp_path / "faults")
+    faults.set_full(is_full)
+    read, told = os.pipe()
+    with (tmp_path / "log").open("wb") as log, (tmp_path / "other").open("wb") as other:
+        number = other.fileno()
+        subprocess.run(
+            [sys.executable, "-S", "-c", WRITES, str(number), str(told)],
+            env={**os.environ, **faults.environment()}, stdout=log, stderr=log, check=True,
+            pass_fds=(number, told), timeout=60,
+        )  # fmt: skip
+    os.close(told)
+    with os.fdopen(read) as failed:
+        assert failed.read() == (f"1 28 2 28 {number} 28 " if is_full else "")
+    assert (tmp_path / "log").read_bytes() == (b"" if is_full else b"xx")
+
+
+LIVES = """
+import sys, threading
+from bench.life.rows import side_by_side
+class Lab:
+    def close(self):
+        print("closed", flush=True)
+def live(seed):
+    print("lives", flush=True)
+    threading.Timer(1000, print).start()
+    threading.Event().wait()
+side_by_side(live, [1, 2], [Lab(), Lab()])
+"""
+
+
+def test_the_first_interrupt_ends_lives() -> None:
+    words = [sys.executable, "-c", LIVES]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+    ) as run:
+        assert run.stdout is not None
+        assert [run.stdout.readline() for _ in range(2)] == [b"lives\n"] * 2
+        try:
+            run.send_signal(signal.SIGINT)
+            assert run.wait(20) in (-signal.SIGINT, 130)
+            assert run.stdout.read() == b"closed\n" * 2
+        finally:
+            run.kill()

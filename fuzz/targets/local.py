@@ -16,7 +16,7 @@ from fuzz.inputs import of_bytes, of_json
 from fuzz.mutate import mutate_bytes, mutate_json
 from fuzz.target import Run, Target
 from fuzz.targets.board_messages import KEPT_SLICE, KEYS
-from picoedge.daemon.hub_slice import wanted_slice
+from picoedge.daemon.memory.hub_slice import wanted_slice
 from picoedge.errors import UnsupportedError
 from picoedge.host import measurements
 from picoedge.jobs.group_links import receive_note

@@ -25,7 +25,7 @@ from fuzz.targets.board_messages import (
 )
 from picoedge.cluster.spec import spec_from_json
 from picoedge.daemon.board import BoardService
-from picoedge.daemon.board_memory import BoardOptions
+from picoedge.daemon.memory.board_memory import BoardOptions
 from picoedge.jobs.relay import read_chunk
 from picoedge.jobs.status import read_mesh, read_work
 from picoedge.mesh.addresses import Address

@@ -18,7 +18,7 @@ from picoedge.cli.output import note
 from picoedge.errors import UsageError
 
 if TYPE_CHECKING:
-    from picoedge.daemon.board_memory import BoardOptions
+    from picoedge.daemon.memory.board_memory import BoardOptions
     from picoedge.mesh.addresses import Address
     from picoedge.mesh.identity.identity import Identity
 
@@ -87,7 +87,7 @@ def run(**values: Any) -> None:
 
 
 def _board_options(values: dict[str, Any]) -> BoardOptions:
-    from picoedge.daemon.board_memory import BoardOptions
+    from picoedge.daemon.memory.board_memory import BoardOptions
     from picoedge.host.resources import board_bytes
     from picoedge.registry.paths import shelf_folder
 

@@ -11,7 +11,7 @@
     -> job-queued, job-listens, job-report, job-ended    pushed to the holder, with its "group"
     -> job-revoked  a board's key was revoked: a holder whose group has that board ends it
 
-`reservations` decides which job has the board, `memory_ledger` which claims end for another. The
+`reservations` decides which job has the board, `memory.ledger` which claims end for another. The
 daemon loads no weights; a worker whose group is over keeps its slice, until something else needs
 the memory.
 """
@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.daemon.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory, BoardOptions
 from picoedge.daemon.board_report import BoardReport, facts_answer
 from picoedge.daemon.handover import Handover
-from picoedge.daemon.hub_slice import HubSlice, wanted_slice
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds, check_members, kind_of
-from picoedge.daemon.memory_ledger import Use
-from picoedge.daemon.memory_requests import MemoryRequests
+from picoedge.daemon.memory.board_memory import DAEMON_GROWTH_BYTES, KEPT, BoardMemory, BoardOptions
+from picoedge.daemon.memory.hub_slice import HubSlice, wanted_slice
+from picoedge.daemon.memory.ledger import Use
+from picoedge.daemon.memory.requests import MemoryRequests
 from picoedge.daemon.relay import Relays
 from picoedge.daemon.reservations import Action, Grant, Queued, Reservations, StartRun, Stop, User
 from picoedge.daemon.worker_process import WorkerProcess

@@ -12,7 +12,7 @@ from picoedge.host.thermal import Thermometer
 from picoedge.jobs.spec import SliceKey
 
 if TYPE_CHECKING:
-    from picoedge.daemon.board_memory import BoardMemory
+    from picoedge.daemon.memory.board_memory import BoardMemory
     from picoedge.daemon.reservations import Reservations
     from picoedge.daemon.workers import Reservation
     from picoedge.mesh.transport.messages import Body

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import picoedge
-from picoedge.daemon.board_memory import PROBE
+from picoedge.daemon.memory.board_memory import PROBE
 from picoedge.errors import PicoedgeError
 from picoedge.fields import parse_json
 from picoedge.host.processes import set_goes_first
@@ -23,7 +23,7 @@ from picoedge.host.sysfs import processor_name
 from picoedge.mesh.cluster_folder import folder_lock, read_json, write_json
 
 if TYPE_CHECKING:
-    from picoedge.daemon.board_memory import BoardMemory, BoardOptions
+    from picoedge.daemon.memory.board_memory import BoardMemory, BoardOptions
     from picoedge.mesh.transport.loop import Loop
 
     Start = Callable[[int], subprocess.Popen[bytes]]

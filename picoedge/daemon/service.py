@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picoedge.daemon.board import BoardService
-from picoedge.daemon.board_memory import BoardOptions
-from picoedge.daemon.hub_slice import MemorySocket
 from picoedge.daemon.job_kinds import JOB_KINDS, JobKinds
+from picoedge.daemon.memory.board_memory import BoardOptions
+from picoedge.daemon.memory.hub_slice import MemorySocket
 from picoedge.daemon.self_measurement import SelfMeasurement
 from picoedge.errors import AccessError, ModelError
 from picoedge.fields import Fields

@@ -49,8 +49,6 @@ MEASURING_S = 60.0
 # A queue may be as long as the session before: a day, so that a forgotten one ends at last.
 QUEUE_S = 24 * 3600.0
 _ROOM = ("disk_free_bytes", "disk_free_files")
-
-
 _FACTS = dataclasses.fields(BoardFacts)
 
 

@@ -13,7 +13,8 @@ import pytest
 from daemon_boards import SUPPORT, Board, pushed
 from tiny_worker import KEPT_BYTES
 
-from picoedge.daemon import board_memory, workers
+from picoedge.daemon import workers
+from picoedge.daemon.memory import board_memory
 
 
 @pytest.fixture

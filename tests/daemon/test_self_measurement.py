@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from picoedge.daemon import board_memory, self_measurement
-from picoedge.daemon.board_memory import PROBE, BoardMemory, BoardOptions
+from picoedge.daemon import self_measurement
 from picoedge.daemon.board_probe import LEAST_MATRIX, matrix_bytes
-from picoedge.daemon.memory_ledger import Use
+from picoedge.daemon.memory import board_memory
+from picoedge.daemon.memory.board_memory import PROBE, BoardMemory, BoardOptions
+from picoedge.daemon.memory.ledger import Use
 from picoedge.daemon.self_measurement import (
     FACTS_FILE,
     LEAST_BYTES,

@@ -11,7 +11,7 @@ from mesh_nodes import Running, found, fresh_context, running
 from tiny_worker import KINDS
 
 from picoedge.daemon.board import BoardService
-from picoedge.daemon.board_memory import BoardOptions
+from picoedge.daemon.memory.board_memory import BoardOptions
 from picoedge.mesh.transport.client import Client
 
 SUPPORT = Path(__file__).parent

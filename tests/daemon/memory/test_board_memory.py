@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from picoedge.daemon import board_memory
-from picoedge.daemon.board_memory import BoardMemory, alone_bytes
+from picoedge.daemon.memory import board_memory
+from picoedge.daemon.memory.board_memory import BoardMemory, alone_bytes
 
 MB = 1 << 20
 STATUS = "Name:\tpython\nRssAnon:\t  100 kB\nRssFile:\t 5000 kB\nRssShmem:\t  20 kB\n"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from picoedge.daemon.workers import untaken_bytes
 
 if TYPE_CHECKING:
-    from picoedge.daemon.board_memory import BoardMemory
-    from picoedge.daemon.hub_slice import Answer, HubSlice
+    from picoedge.daemon.memory.board_memory import BoardMemory
+    from picoedge.daemon.memory.hub_slice import Answer, HubSlice
     from picoedge.daemon.workers import Reservation, Workers
 
 

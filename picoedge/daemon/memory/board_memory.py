@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
+from picoedge.daemon.memory.ledger import Claim, MemoryLedger, Use
 from picoedge.host.resources import available_bytes, own_bytes, picoedge_pids, rss_bytes
 from picoedge.host.sysfs import PROC, file_text
 from picoedge.jobs.kept_memory import STARTING_BYTES

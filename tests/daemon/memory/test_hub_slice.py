@@ -13,8 +13,9 @@ import pytest
 from daemon_boards import SUPPORT, Board, pushed
 from shelf_models import packed_tiny
 
-from picoedge.daemon import board_memory, workers
-from picoedge.daemon.hub_slice import MemorySocket
+from picoedge.daemon import workers
+from picoedge.daemon.memory import board_memory
+from picoedge.daemon.memory.hub_slice import MemorySocket
 from picoedge.engine.fit import LEFT_FREE, is_pressed
 from picoedge.engine.options import OpenOptions
 from picoedge.host import resources

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoedge.daemon.memory_ledger import Claim, MemoryLedger, Use
+from picoedge.daemon.memory.ledger import Claim, MemoryLedger, Use
 
 BUDGET = 100
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-VERSION = 1
+CHAT_VERSION = 1  # of the records
 MOST_SETTINGS = 100
 _LONGEST_NAME = 1000
 _END_OF_TIME = 1e11  # seconds since 1970: the year 5138
@@ -97,7 +97,7 @@ def snapshot(conversation: Conversation) -> list[Record]:
     records: list[Record] = [
         {
             "kind": "chat",
-            "version": VERSION,
+            "version": CHAT_VERSION,
             "at": here.began_at,
             "model": here.model,
             "source": here.source,

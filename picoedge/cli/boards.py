@@ -48,8 +48,8 @@ def ps(as_json: bool) -> None:
     """
     from picoedge.jobs.status import ask_mesh
 
-    with _daemon() as caller:
-        mesh = ask_mesh(caller)
+    with _daemon() as client:
+        mesh = ask_mesh(client)
     if as_json:
         print_json(mesh.to_json())
         return
@@ -67,8 +67,8 @@ def cluster_budgets() -> list[int]:
     from picoedge.jobs.status import PRESENT, ask_mesh
 
     try:
-        with _daemon() as caller:
-            boards = ask_mesh(caller).boards
+        with _daemon() as client:
+            boards = ask_mesh(client).boards
     except PicoedgeError:
         return []
     return [board.budget_bytes or 0 for board in boards if board.condition in PRESENT]
@@ -85,8 +85,8 @@ def _daemon() -> Iterator[Client]:
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with connect_local(context, cluster_folder(os.environ), VERSION_1) as caller:
-            yield caller
+        with connect_local(context, cluster_folder(os.environ), VERSION_1) as client:
+            yield client
     finally:
         context.destroy(linger=0)
 
@@ -174,8 +174,8 @@ def top(samples: int | None, delay: float, as_json: bool) -> None:
     """
     from picoedge.jobs.status import ask_mesh
 
-    with _daemon() as caller, suppress(KeyboardInterrupt):
-        taken = sampled(partial(ask_mesh, caller), samples, delay, _sleep)
+    with _daemon() as client, suppress(KeyboardInterrupt):
+        taken = sampled(partial(ask_mesh, client), samples, delay, _sleep)
         if sys.stdout.isatty() and not as_json:
             _live(taken)
             return

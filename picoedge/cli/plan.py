@@ -166,7 +166,7 @@ def _print_cluster_plan(plan: ClusterPlan) -> None:
 
 def rows_by_count(plan: ClusterPlan) -> list[tuple[str, ...]]:
     """Rows under `NUMBERS`; the chosen one has a star."""
-    rows = [_row(count, one, plan) for count, one in enumerate(plan.predictions, 1)]
+    rows = [_row(count, one, plan) for count, one in enumerate(plan.candidates, 1)]
     if not any(row[0].endswith("*") for row in rows):  # a split that the user asked for
         rows.append((f"{plan.chosen.boards} *", *_figures(plan.chosen)))
     return rows

@@ -45,7 +45,7 @@ CONNECT_S = 20.0  # for links to workers that listen already: a handshake on a b
 
 
 class WorkerGroup:
-    """Boards that run one model together, rank 0 in this process, assigned by `prediction`.
+    """Boards that run one model together, rank 0 in this process, assigned by `candidate`.
 
     `handles`, by rank, are reserved. Call `start`, and `close` when it has started, which frees
     them all.
@@ -61,14 +61,14 @@ class WorkerGroup:
         self,
         directory: BoardDirectory,
         handles: Sequence[BoardHandle],
-        prediction: Candidate,
+        candidate: Candidate,
         tell: Callable[[str], None],
         progress: Progress | None,
     ) -> None:
         self._directory, self._tell, self._progress = directory, tell, progress
-        self._handles, self._prediction = handles, prediction
+        self._handles, self._candidate = handles, candidate
         self._relays: dict[int, Relay] = {}
-        exchanges = prediction.allreduce == "exchange"
+        exchanges = candidate.allreduce == "exchange"
         self.daemons = DaemonReports(handles, directory.unlink, progress, exchanges=exchanges)
 
     def start(
@@ -140,13 +140,13 @@ class WorkerGroup:
     # -- starting ------------------------------------------------------------------------------
 
     def _make_spec(self, pack: Pack, options: OpenOptions) -> GroupSpec:
-        prediction, cluster = self._prediction, options.cluster
+        candidate, cluster = self._candidate, options.cluster
         assert cluster is not None
         assert options.n_ctx is not None
         daemons = ["", *(handle.address for handle in self._handles[1:])]
         ranks = tuple(
             RankSpec(handle.key, handle.name, share.part, daemon=daemon)
-            for handle, share, daemon in zip(self._handles, prediction.shares, daemons, strict=True)
+            for handle, share, daemon in zip(self._handles, candidate.shares, daemons, strict=True)
         )
         version = min(handle.client.version for handle in self._handles)
         if options.adapter is not None and version < VERSION:
@@ -159,9 +159,9 @@ class WorkerGroup:
             rank=HUB,
             ranks=ranks,
             n_ctx=options.n_ctx,
-            batch=max(prediction.batch, 1),
+            batch=max(candidate.batch, 1),
             kv_bits=options.kv_bits,
-            allreduce=prediction.allreduce,
+            allreduce=candidate.allreduce,
             wire=cluster.wire,
             transport=cluster.transport if version > 1 else "stream",
             version=version,

@@ -46,13 +46,13 @@ class ClusterOptions:
 class ClusterPlan:
     """The chosen plan for the `load` of a model, and an estimate for each number of boards.
 
-    `predictions` begin with one board; None where so many cannot hold the model. `idle` are the
-    boards that are left out.
+    `candidates`: the best of each number of boards, from one on; None where so many cannot hold the
+    model. `idle`: boards that are left out.
     """
 
     load: Load
     chosen: Candidate
-    predictions: tuple[Candidate | None, ...]
+    candidates: tuple[Candidate | None, ...]
     idle: tuple[str, ...]
     why: str
 
@@ -63,7 +63,7 @@ class ClusterPlan:
             "kv_bits": self.load.kv_bits,
             "hub": self.chosen.shares[0].board.name,
             "chosen": self.chosen.to_json(),
-            "predictions": [one and one.to_json() for one in self.predictions],
+            "predictions": [one and one.to_json() for one in self.candidates],
             "idle": list(self.idle),
             "why": self.why,
         }
@@ -92,39 +92,37 @@ def plan_cluster(
     cluster = cluster.with_speeds(
         round_equal_speeds([board.compute_bytes_per_s for board in cluster.boards])
     )
-    planner = CostModel(
-        MemoryNeeds(load), cluster, options.allreduce, split_head=options.split_head
-    )
-    order, predictions = _by_number(planner, cluster)
-    near = _candidates(planner, cluster, options, predictions)
-    pairs = [(one, planner.exact(one)) for one in near]
+    costs = CostModel(MemoryNeeds(load), cluster, options.allreduce, split_head=options.split_head)
+    order, candidates = _by_number(costs, cluster)
+    near = _allowed(costs, cluster, options, candidates)
+    pairs = [(one, costs.exact(one)) for one in near]
     if not pairs:
-        raise _too_small(cluster, planner.needs, split_head=options.split_head)
+        raise _too_small(cluster, costs.needs, split_head=options.split_head)
     least_s = min(planned.s_per_token for _, planned in pairs)
     quickest = next(pair for pair in pairs if pair[1].s_per_token <= WORTH * least_s)
-    there = OnBoards(planner, order, options.boards, held or {}, loaded or {})
+    there = OnBoards(costs, order, options.boards, held or {}, loaded or {})
     quickest, full = there.with_room(quickest, is_fixed=bool(options.split))
     chosen, exact_plan = quickest if options.split else there.prefer(quickest)
     names = [board.name for board in cluster.boards]
     idle = tuple(name for i, name in enumerate(names) if i not in chosen.members)
     asked = "as asked, " if options.split or options.boards else ""
     kept = "" if chosen is quickest[0] else _why_preferred(there, (chosen, exact_plan), quickest)
-    why = asked + _why(exact_plan, chosen, predictions) + kept + full
-    return ClusterPlan(load, exact_plan, predictions, idle, why)
+    why = asked + _why(exact_plan, chosen, candidates) + kept + full
+    return ClusterPlan(load, exact_plan, candidates, idle, why)
 
 
-def _candidates(
-    planner: CostModel,
+def _allowed(
+    costs: CostModel,
     cluster: Topology,
     options: ClusterOptions,
-    predictions: Sequence[Candidate | None],
+    candidates: Sequence[Candidate | None],
 ) -> list[Candidate]:
     """Candidates that the options allow; none where the boards cannot hold the model."""
     if not options.split and not options.boards:
-        return _near(predictions)
-    asked = _split(planner, cluster, options) if options.split else None
+        return _near(candidates)
+    asked = _split(costs, cluster, options) if options.split else None
     if options.boards and not options.split:
-        asked = predictions[options.boards - 1]
+        asked = candidates[options.boards - 1]
     return [] if asked is None else [asked]
 
 
@@ -139,16 +137,16 @@ def _check(cluster: Topology, options: ClusterOptions) -> None:
 
 
 def _by_number(
-    planner: CostModel, cluster: Topology
+    costs: CostModel, cluster: Topology
 ) -> tuple[list[int], tuple[Candidate | None, ...]]:
     """Greedily add to the hub, one by one, the board that makes a token fastest.
 
     Returns the order in which boards are added, and the candidate of each number of them.
     """
     members, others = [cluster.hub], [i for i in range(len(cluster.boards)) if i != cluster.hub]
-    predictions = [planner.best(members)]
+    candidates = [costs.best(members)]
     while others:
-        tried = {i: planner.best([*members, i]) for i in others}
+        tried = {i: costs.best([*members, i]) for i in others}
 
         def merit(i: int, tried: dict[int, Candidate | None] = tried) -> tuple[float, float, int]:
             board, one = cluster.boards[i], tried[i]
@@ -159,22 +157,22 @@ def _by_number(
         best = min(others, key=merit)
         members.append(best)
         others.remove(best)
-        predictions.append(tried[best])
-    return members, tuple(predictions)
+        candidates.append(tried[best])
+    return members, tuple(candidates)
 
 
-def _near(predictions: Sequence[Candidate | None]) -> list[Candidate]:
+def _near(candidates: Sequence[Candidate | None]) -> list[Candidate]:
     """The candidates that may be the fastest once planned exactly."""
-    able = [one for one in predictions if one is not None]
+    able = [one for one in candidates if one is not None]
     least = min((one.s_per_token for one in able), default=0.0)
     return [one for one in able if one.s_per_token <= _NEAR * least]
 
 
-def _split(planner: CostModel, cluster: Topology, options: ClusterOptions) -> Candidate | None:
+def _split(costs: CostModel, cluster: Topology, options: ClusterOptions) -> Candidate | None:
     others = [i for i in range(len(cluster.boards)) if i != cluster.hub]
     members = [cluster.hub, *others][: len(options.split)]
-    counts, split_head = planner.needs.counts, options.split_head
-    return planner.estimate(members, split_by_weight(counts, options.split, split_head=split_head))
+    counts, split_head = costs.needs.counts, options.split_head
+    return costs.estimate(members, split_by_weight(counts, options.split, split_head=split_head))
 
 
 def _too_small(cluster: Topology, needs: MemoryNeeds, *, split_head: bool) -> MemoryBudgetError:
@@ -207,10 +205,10 @@ TABLE_HEADER = (
 )  # fmt: skip
 
 
-def plan_table(prediction: Candidate) -> list[tuple[str, ...]]:
+def plan_table(candidate: Candidate) -> list[tuple[str, ...]]:
     """One row a board under `TABLE_HEADER`: its shards, bytes, memory and computing time."""
-    total_s = sum(share.compute_s for share in prediction.shares)
-    return [_row(share, total_s) for share in prediction.shares]
+    total_s = sum(share.compute_s for share in candidate.shares)
+    return [_row(share, total_s) for share in candidate.shares]
 
 
 def _row(share: Share, total_s: float) -> tuple[str, ...]:
@@ -233,14 +231,14 @@ def _run(kind: str, shards: range) -> str:
     return f"{kind} {shards.start}-{shards.stop - 1}" if shards else "-"
 
 
-def _why(exact_plan: Candidate, chosen: Candidate, predictions: Sequence[Candidate | None]) -> str:
+def _why(exact_plan: Candidate, chosen: Candidate, candidates: Sequence[Candidate | None]) -> str:
     """One sentence: seconds per token as chosen, on one board, and with one board more."""
     text = f"{_boards(chosen.boards)}: {_pace(exact_plan)}"
-    alone = predictions[0]
+    alone = candidates[0]
     if chosen.boards > 1:
         text += f", 1: {_pace(alone)}" if alone else ", 1 cannot hold the model"
-    if chosen.boards < len(predictions):
-        text += "; " + _one_more(chosen, predictions[chosen.boards])
+    if chosen.boards < len(candidates):
+        text += "; " + _one_more(chosen, candidates[chosen.boards])
     return text
 
 

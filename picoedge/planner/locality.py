@@ -33,9 +33,9 @@ class Locality:
     minutes to pull: so shards are pulled only for an assignment that is clearly faster.
     """
 
-    def __init__(self, planner: CostModel, held: Mapping[int, HeldShards]) -> None:
-        self._planner, self._held = planner, held
-        self._all = _shards_of(planner.needs.load.part)
+    def __init__(self, costs: CostModel, held: Mapping[int, HeldShards]) -> None:
+        self._costs, self._held = costs, held
+        self._all = _shards_of(costs.needs.load.part)
 
     def missing_bytes(self, one: Candidate) -> int:
         """Bytes of the candidate's shards that have to be pulled first."""
@@ -46,7 +46,7 @@ class Locality:
         return {
             member: sum(
                 len(getattr(_shards_of(share.part), kind) - getattr(self._of(member), kind)) * size
-                for kind, size in self._planner.needs.shard_bytes.items()
+                for kind, size in self._costs.needs.shard_bytes.items()
             )
             for member, share in zip(one.members, one.shares, strict=True)
         }
@@ -58,8 +58,8 @@ class Locality:
 
         `order`: all boards, the hub first, then those that gain more; `boards`: exactly so many.
         """
-        lacking = self.missing_bytes(quickest)
-        if not lacking:
+        missing = self.missing_bytes(quickest)
+        if not missing:
             return None
         local = [
             one
@@ -70,17 +70,17 @@ class Locality:
             least_s = min(one.s_per_token for one in local)
             able = [one for one in local if one.s_per_token <= WORTH * least_s]
             return min(able, key=lambda one: one.boards)
-        moved = (self._planner.best(members) for members in self._orders(quickest.members))
+        moved = (self._costs.best(members) for members in self._orders(quickest.members))
         near = [one for one in moved if one and one.s_per_token <= WORTH * quickest.s_per_token]
         least = min(near, key=self.missing_bytes, default=quickest)
-        return least if self.missing_bytes(least) < lacking else None
+        return least if self.missing_bytes(least) < missing else None
 
     def within(self, order: Sequence[int]) -> Iterator[Candidate]:
         """Candidates of local shards alone, over the first board that has any, the first two, …"""
         holders = [i for i in order if self._of(i) != HeldShards()]
         for count in range(1, len(holders) + 1):
             for members in self._orders(holders[:count]):
-                one = self._planner.best(members, [self._of(i) for i in members])
+                one = self._costs.best(members, [self._of(i) for i in members])
                 if one is not None:
                     yield one
 
@@ -163,15 +163,15 @@ class OnBoards:
 
     def __init__(
         self,
-        planner: CostModel,
+        costs: CostModel,
         order: Sequence[int],
         boards: int | None,
         held: Mapping[int, HeldShards],
         loaded: Mapping[int, Slice],
     ) -> None:
-        self._planner, self._order, self._boards = planner, order, boards
+        self._costs, self._order, self._boards = costs, order, boards
         self._held, self._loaded = held, loaded
-        self._disks = Locality(planner, held)
+        self._disks = Locality(costs, held)
         self._full: dict[int, HeldShards] = {}  # boards that take only what they hold
 
     def with_room(self, quickest: Pair, *, is_fixed: bool) -> tuple[Pair, str]:
@@ -195,9 +195,9 @@ class OnBoards:
 
     def _short_of(self, one: Candidate) -> dict[str, str]:
         """Boards whose disks lack room for what they would have to pull: the figures, by name."""
-        short, layers = {}, self._planner.needs.load.config.num_hidden_layers
+        short, layers = {}, self._costs.needs.load.config.num_hidden_layers
         for member, missing in self._disks.missing_on(one).items():
-            board = self._planner.board(member)
+            board = self._costs.board(member)
             nothing_there = self._held.get(member) == HeldShards()
             if missing + DISK_SPARE_BYTES > board.disk_free_bytes and missing:
                 free = format_size(board.disk_free_bytes)
@@ -213,7 +213,7 @@ class OnBoards:
         """The fewest boards that are as quick as any, where full ones take what they hold."""
         able = [
             one
-            for one in Locality(self._planner, self._full).within(self._order)
+            for one in Locality(self._costs, self._full).within(self._order)
             if self._boards in (None, one.boards)
         ]
         if not able:
@@ -221,7 +221,7 @@ class OnBoards:
         least_s = min(one.s_per_token for one in able)
         near = [one for one in able if one.s_per_token <= WORTH * least_s]
         best = min(near, key=lambda one: one.boards)
-        return best, self._planner.exact(best)
+        return best, self._costs.exact(best)
 
     def prefer(self, quickest: Pair) -> Pair:
         """The plan to take: with loaded slices, else with local shards, else the quickest."""
@@ -232,7 +232,7 @@ class OnBoards:
         local = self._disks.prefer_local(quickest[0], self._order, boards)
         if local is None:
             return quickest
-        pair = local, self._planner.exact(local)
+        pair = local, self._costs.exact(local)
         return quickest if not self._is_near(pair, quickest) or self._short_of(local) else pair
 
     def missing_bytes(self, one: Candidate) -> int:
@@ -246,12 +246,12 @@ class OnBoards:
 
     def _loaded_one(self, quickest: Pair) -> Pair | None:
         """The quickest plan of slices that are loaded, if it is hardly slower."""
-        needs, hub = self._planner.needs, quickest[0].members[0]
+        needs, hub = self._costs.needs, quickest[0].members[0]
         pairs = []
         for members, slices in loaded_slices(needs.counts, self._loaded, hub):
-            one = self._planner.estimate(members, slices)
+            one = self._costs.estimate(members, slices)
             if one is not None and self._boards in (None, one.boards):
-                pairs.append((one, self._planner.exact(one)))
+                pairs.append((one, self._costs.exact(one)))
         best = min(pairs, key=lambda pair: pair[1].s_per_token, default=None)
         return best if best is not None and self._is_near(best, quickest, KEEP_LOADED) else None
 

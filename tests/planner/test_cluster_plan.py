@@ -49,7 +49,7 @@ def test_two_equal_boards_take_half_each() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")))
     assert ffn_shards(plan) == [11, 11]
     assert [len(share.part.attention) for share in plan.chosen.shares] == [2, 2]
-    alone = plan.predictions[0]
+    alone = plan.candidates[0]
     assert alone is not None
     assert 0.5 < plan.chosen.s_per_token / alone.s_per_token < 0.8
     assert plan.chosen.prefill_tok_s > 1.5 * alone.prefill_tok_s
@@ -124,13 +124,13 @@ def test_slow_boards_share_even_over_a_slow_link() -> None:
     slow = [board(str(i), 8e8) for i in range(8)]
     plan = plan_cluster(TINY_LLAMA, cluster(*slow, link=SLOW))
     assert 1 < plan.chosen.boards < 8
-    times = [one.s_per_token if one else 0.0 for one in plan.predictions]
+    times = [one.s_per_token if one else 0.0 for one in plan.candidates]
     assert times[7] > min(times)
 
 
 def test_memory_is_pooled() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", memory=450), board("b", memory=450)))
-    alone = plan.predictions[0]
+    alone = plan.candidates[0]
     assert alone is not None
     assert alone.clock == "disk"
     assert plan.chosen.disk_s == 0
@@ -150,7 +150,7 @@ def test_what_one_board_has_no_room_for_the_others_take() -> None:
 
 def test_a_hub_with_little_memory_has_the_others_compute() -> None:
     plan = plan_cluster(TINY_LLAMA, cluster(board("a", memory=100), board("b"), board("c")))
-    assert plan.predictions[0] is None
+    assert plan.candidates[0] is None
     assert names(plan)[0] == "a"
     assert not plan.chosen.shares[0].part.ffn
     assert plan.chosen.disk_s == 0

@@ -35,7 +35,7 @@ def clusters(draw: st.DrawFn, least: float = 80) -> Topology:
 def test_every_shard_is_held_once(boards: Topology, split_head: bool) -> None:
     plan = plan_cluster(SMALL, boards, ClusterOptions(split_head=split_head))
     assert plan.chosen.shares[0].board.name == boards.boards[boards.hub].name
-    for one in (plan.chosen, *(p for p in plan.predictions if p)):
+    for one in (plan.chosen, *(p for p in plan.candidates if p)):
         parts = [share.part for share in one.shares]
         assert [i for part in parts for i in part.attention] == list(range(3))
         assert [i for part in parts for i in part.ffn] == list(range(6))
@@ -50,12 +50,12 @@ def test_every_shard_is_held_once(boards: Topology, split_head: bool) -> None:
 
 @settings(max_examples=40)
 @given(clusters(least=62))
-def test_no_prediction_beats_physics(boards: Topology) -> None:
+def test_no_candidate_beats_physics(boards: Topology) -> None:
     try:
         plan = plan_cluster(SMALL, boards)
     except MemoryBudgetError:
         return
-    for one in (plan.chosen, *(p for p in plan.predictions if p)):
+    for one in (plan.chosen, *(p for p in plan.candidates if p)):
         together = sum(share.board.compute_bytes_per_s for share in one.shares)
         assert one.s_per_token > weights_bytes(SMALL) / together
         assert one.s_per_token >= max(one.disk_s, one.compute_s + one.comm_s) * 0.999
@@ -76,7 +76,7 @@ def test_each_board_keeps_its_budget(boards: Topology, split_head: bool) -> None
         assert share.plan is not None
         assert share.memory_bytes == share.plan.total <= share.board.budget_bytes
         assert share.plan.window.streamed_bytes == share.streamed_bytes
-    for one in plan.predictions:
+    for one in plan.candidates:
         for share in one.shares if one else ():
             assert share.memory_bytes <= share.board.budget_bytes
 
@@ -85,9 +85,9 @@ def test_each_board_keeps_its_budget(boards: Topology, split_head: bool) -> None
 @given(clusters())
 def test_the_fewest_boards_that_are_as_quick_as_any(boards: Topology) -> None:
     plan = plan_cluster(SMALL, boards)
-    times = [one.s_per_token for one in plan.predictions if one]
+    times = [one.s_per_token for one in plan.candidates if one]
     assert plan.chosen.s_per_token <= 1.02 * min(times)
-    fewer = plan.predictions[: plan.chosen.boards - 1]
+    fewer = plan.candidates[: plan.chosen.boards - 1]
     assert all(one is None or one.s_per_token > 1.02 * min(times) for one in fewer)
 
 
@@ -96,7 +96,7 @@ def test_the_fewest_boards_that_are_as_quick_as_any(boards: Topology) -> None:
 def test_free_links_make_another_board_no_loss(boards: Topology) -> None:
     free = [dataclasses.replace(one, message_s=0.0) for one in boards.boards]
     plan = plan_cluster(SMALL, cluster(*free, link=FREE))
-    times = [one.s_per_token for one in plan.predictions if one]
+    times = [one.s_per_token for one in plan.candidates if one]
     assert all(b <= a + 1e-4 for a, b in itertools.pairwise(times))
 
 
@@ -108,7 +108,7 @@ def test_a_head_that_may_be_dealt_is_no_loss(boards: Topology) -> None:
     except MemoryBudgetError:
         return
     dealt = plan_cluster(SMALL, boards, ClusterOptions(split_head=True))
-    for one, other in zip(kept.predictions[:2], dealt.predictions[:2], strict=True):
+    for one, other in zip(kept.candidates[:2], dealt.candidates[:2], strict=True):
         if one is not None:  # of the same boards
             assert other is not None
             assert other.members != one.members or other.s_per_token <= one.s_per_token * 1.0001

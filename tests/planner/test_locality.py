@@ -41,8 +41,8 @@ def held_in(part: Slice) -> HeldShards:
     return HeldShards(*map(frozenset, (part.attention, part.ffn, part.head_shards)))
 
 
-def lacking(plan: ClusterPlan, held: Mapping[int, HeldShards]) -> int:
-    """How many shards have to be pulled for it."""
+def missing_shards(plan: ClusterPlan, held: Mapping[int, HeldShards]) -> int:
+    """Shards that have to be pulled for it."""
     return sum(
         len(getattr(held_in(share.part), kind) - getattr(held[member], kind))
         for member, share in zip(plan.chosen.members, plan.chosen.shares, strict=True)
@@ -97,7 +97,7 @@ def test_nothing_is_pulled_again_because_measures_moved(
     )
     held = having(plan_cluster(load, boards, wishes), boards)
     again = plan_cluster(load, data.draw(noisy(boards)), wishes, held=held)
-    assert lacking(again, held) == 0
+    assert missing_shards(again, held) == 0
 
 
 @st.composite
@@ -117,7 +117,7 @@ def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
     wishes = ClusterOptions(split_head=data.draw(st.booleans()))
     free, plan = (plan_cluster(SMALL, boards, wishes, held=each) for each in (None, held))
     assert plan.chosen.s_per_token <= KEEP * free.chosen.s_per_token
-    assert lacking(plan, held) <= lacking(free, held)
+    assert missing_shards(plan, held) <= missing_shards(free, held)
     parts = [share.part for share in plan.chosen.shares]
     assert plan.chosen.members[0] == boards.hub
     assert [i for part in parts for i in part.attention] == list(range(3))
@@ -197,7 +197,7 @@ def test_a_board_that_is_a_little_quicker_or_slower_keeps_its_share(factor: floa
     load = load_of(shards=88)
     held = having(plan_cluster(load, PAIR), PAIR)
     again = cluster(faster(PAIR.boards[0], factor), PAIR.boards[1])
-    assert lacking(plan_cluster(load, again, held=held), held) == 0
+    assert missing_shards(plan_cluster(load, again, held=held), held) == 0
     plans = [plan_cluster(load, each, held=held) for each in (PAIR, again)]
     assert ffn_of(plans[0]) == {"a": range(44), "b": range(44, 88)}
     assert plans[0].why == plan_cluster(load, PAIR).why
@@ -231,7 +231,7 @@ def test_equal_boards_keep_their_places() -> None:
         boards = list(THREE.boards)
         boards[quicker] = faster(boards[quicker], 1.01)
         plan = plan_cluster(TINY_LLAMA, cluster(*boards), held=held)
-        assert lacking(plan, held) == 0
+        assert missing_shards(plan, held) == 0
         assert plan.chosen.boards == 3
 
 
@@ -276,7 +276,7 @@ def test_a_board_that_has_all_is_put_where_the_others_keep_theirs() -> None:
     middle = {1: held[2], 2: held[1]}  # whose runs are in another order than boards are listed
     swapped = plan_cluster(TINY_LLAMA, THREE, held=middle)
     assert list(ffn_of(swapped)) == ["a", "c", "b"]
-    assert lacking(swapped, middle) == 0
+    assert missing_shards(swapped, middle) == 0
 
 
 def test_over_a_slow_link_what_is_held_is_no_reason() -> None:

@@ -218,8 +218,8 @@ class BoardOf:
         identity, context = load_identity(self.keys), zmq.Context()
         try:
             address = parse_address(self.address)
-            with Client(context, identity.keys, address, identity.keys.public, self.name) as caller:
-                yield caller
+            with Client(context, identity.keys, address, identity.keys.public, self.name) as client:
+                yield client
         finally:
             context.destroy(linger=0)
 
@@ -229,8 +229,8 @@ class BoardOf:
             asked = self.run("ps", "--json")
             assert asked.wait() == 0, asked.err.text
             return {board["name"]: board for board in json.loads(asked.out.text)["boards"]}
-        with self.calling() as caller:
-            boards = caller.ask("mesh-state")["boards"]
+        with self.calling() as client:
+            boards = client.ask("mesh-state")["boards"]
             return {board["name"]: {**board, **board["report"]} for board in boards}
 
     def does(self) -> str:
@@ -357,8 +357,8 @@ class ClusterOf:
 
 def _measured(board: BoardOf) -> bool:
     try:
-        with board.calling() as caller:
-            return "facts" in caller.ask("board-facts")
+        with board.calling() as client:
+            return "facts" in client.ask("board-facts")
     except MeshError:
         return False
 

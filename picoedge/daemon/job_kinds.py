@@ -77,7 +77,7 @@ def check_members(spec: JobSpec, hub: str, own: str, roster: Roster) -> None:
     """
     ranks = {key: rank for rank, (key, _) in enumerate(spec.members)}
     if ranks.get(hub) != 0 or ranks.get(own) != spec.rank:
-        raise ProtocolError("a group whose hub does not ask, or not for this board")
+        raise ProtocolError("the job has another hub than its sender, or this board another rank")
     refused = [name for key, name in spec.members if not roster.is_allowed(key)]
     if refused:
         raise AccessError(f"{refused[0]} is not let in here", "picoedge keys show")

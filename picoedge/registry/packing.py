@@ -1,4 +1,4 @@
-"""Where the store and the text rooms meet: a pack holds weights and the files of its text."""
+"""Pack a model into one folder: weights by the store, tokenizer and chat template by the text."""
 
 from __future__ import annotations
 

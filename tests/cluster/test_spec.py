@@ -23,7 +23,7 @@ KEYS = ["k" * 40, "l" * 40, "m" * 40]
 
 
 def spec_of(*heads: range) -> GroupSpec:
-    """A group over the tiny model, whose head is dealt so."""
+    """A group over the tiny model, with these shards of the head on each rank."""
     attention, ffn = [range(1), range(1, 2), range(2, 3)], [range(2), range(2, 2), range(2, 2)]
     ranks = tuple(
         RankSpec(key, f"b{rank}", Slice(attention[rank], ffn[rank], head, owns_head=rank == 0))
@@ -33,17 +33,17 @@ def spec_of(*heads: range) -> GroupSpec:
 
 
 ALL_AT_THE_HUB = spec_of(range(16), range(16, 16), range(16, 16))
-DEALT = spec_of(range(5), range(5, 5), range(5, 16))
+SPLIT_HEAD = spec_of(range(5), range(5, 5), range(5, 16))
 
 
-@pytest.mark.parametrize("spec", [ALL_AT_THE_HUB, DEALT], ids=["at the hub", "dealt"])
+@pytest.mark.parametrize("spec", [ALL_AT_THE_HUB, SPLIT_HEAD], ids=["at the hub", "split"])
 def test_a_spec_comes_back_from_json(spec: GroupSpec) -> None:
     assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_key_of_a_kept_slice_comes_back_from_json(rank: int) -> None:
-    key = dataclasses.replace(DEALT, rank=rank, kernels="numpy").slice_key
+    key = dataclasses.replace(SPLIT_HEAD, rank=rank, kernels="numpy").slice_key
     assert key.part.owns_head == (rank == 0)
     for each in (key, dataclasses.replace(key, adapter="ef" * 32)):
         assert read_kept(json.loads(json.dumps(each.to_json())), "b1") == each
@@ -51,21 +51,21 @@ def test_the_key_of_a_kept_slice_comes_back_from_json(rank: int) -> None:
 
 @pytest.mark.parametrize("name", ["attention", "ffn", "head_shards", "owns_head"])
 def test_the_key_of_a_kept_slice_says_what_the_slice_is(name: str) -> None:
-    values = DEALT.slice_key.to_json()
+    values = SPLIT_HEAD.slice_key.to_json()
     del values["part"][name]
     assert read_kept(values, "b1") is None
 
 
 def test_a_spec_of_the_first_wire_version_has_streams() -> None:
-    values = dataclasses.replace(DEALT, transport="zeromq").to_json()
+    values = dataclasses.replace(SPLIT_HEAD, transport="zeromq").to_json()
     assert spec_from_json(values).transport == "zeromq"
     del values["transport"]
     assert spec_from_json(values).transport == "stream"
 
 
-def test_logits_are_gathered_only_where_the_head_is_dealt() -> None:
+def test_logits_are_gathered_only_where_the_head_is_split() -> None:
     assert ALL_AT_THE_HUB.head_shards() == ()
-    assert DEALT.head_shards() == (range(5), range(5, 5), range(5, 16))
+    assert SPLIT_HEAD.head_shards() == (range(5), range(5, 5), range(5, 16))
 
 
 def rank(number: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -98,7 +98,7 @@ def rank(number: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]
     ],
 )
 def test_nonsense_is_refused(spoil: Callable[[dict[str, Any]], None]) -> None:
-    values = copy.deepcopy(DEALT.to_json())
+    values = copy.deepcopy(SPLIT_HEAD.to_json())
     spoil(values)
     with pytest.raises(ProtocolError):
         spec_from_json(values)
@@ -114,11 +114,11 @@ def test_shards_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None
     tiny = Pack.open(shelf_models.packed_tiny(tmp_path))
     assert (tiny.n_head_shards, tiny.n_attention_shards) == (16, 3)
     check_shards(ALL_AT_THE_HUB, tiny)
-    check_shards(DEALT, tiny)
+    check_shards(SPLIT_HEAD, tiny)
     for heads in ((range(5), range(5, 5), range(5, 15)), (range(5), range(5, 9), range(9, 17))):
         with pytest.raises(ProtocolError, match="does not have"):
             check_shards(spec_of(*heads), tiny)
-    first, *others = DEALT.ranks
+    first, *others = SPLIT_HEAD.ranks
     wide = dataclasses.replace(first, part=dataclasses.replace(first.part, ffn=range(3)))
     with pytest.raises(ProtocolError, match="does not have"):
-        check_shards(dataclasses.replace(DEALT, ranks=(wide, *others)), tiny)
+        check_shards(dataclasses.replace(SPLIT_HEAD, ranks=(wide, *others)), tiny)

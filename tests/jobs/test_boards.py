@@ -115,7 +115,7 @@ def test_bits_of_another_length_are_nothing(tiny: Pack) -> None:
     st.sets(st.tuples(st.integers(0, 2), st.sampled_from(["attention", "ffn"]), st.integers(0, 3)))
 )
 def test_a_shard_counts_where_it_is_there_in_every_layer(
-    lacking: set[tuple[int, str, int]],
+    missing: set[tuple[int, str, int]],
 ) -> None:
     names = {
         (layer, kind, i): f"layer-{layer:03d}/{kind}.{i:03d}"
@@ -125,11 +125,11 @@ def test_a_shard_counts_where_it_is_there_in_every_layer(
     }
     beside = ["layer-000/input_norm", "head/head.000", "embed/embed.000", "tokenizer.json"]
     words = {"head/head.001", "head/head.003"}
-    held = {name for place, name in names.items() if place not in lacking}
+    held = {name for place, name in names.items() if place not in missing}
     found = held_shards([*names.values(), *beside, *words], held | words)
     assert found.head == {1, 3}
     for kind, shards in (("attention", found.attention), ("ffn", found.ffn)):
-        assert shards == set(range(4)) - {i for _, of, i in lacking if of == kind}
+        assert shards == set(range(4)) - {i for _, of, i in missing if of == kind}
 
 
 # -- users of a board ----------------------------------------------------------------------------

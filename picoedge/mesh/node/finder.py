@@ -46,8 +46,10 @@ def addresses_body(known: Addresses) -> Body:
 def read_addresses(body: Body, is_wanted: Callable[[str], bool] = bool) -> Addresses:
     """Public key to addresses, of the keys that are wanted. Raises ProtocolError."""
     boards = Fields(body).object("boards").values
-    if len(boards) > MAX_BOARDS or not all(is_key(key) for key in boards):
-        raise ProtocolError("addresses of what are no keys, or of too many")
+    if len(boards) > MAX_BOARDS:
+        raise ProtocolError(f"addresses of {len(boards)} boards: the limit is {MAX_BOARDS}")
+    if not all(is_key(key) for key in boards):
+        raise ProtocolError("addresses of a board whose name is not a public key")
     wanted = {key: listed for key, listed in boards.items() if is_wanted(key)}
     return {key: listed_addresses({"addresses": listed}) for key, listed in wanted.items()}
 

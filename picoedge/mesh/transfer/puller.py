@@ -242,12 +242,12 @@ class Puller:
             return
         missing = self._schedule.missing
         sizes = self._target.items
-        lacking = sum(sizes[item] for item in missing)
-        size = "" if MANIFEST in missing else f", {format_size(lacking)}"
+        missing_bytes = sum(sizes[item] for item in missing)
+        size = "" if MANIFEST in missing else f", {format_size(missing_bytes)}"
         said = [f"{name}: {refusal or 'no answer'}" for name, refusal in refusals.items()]
         said += [f"{name}: sent wrong bytes" for name in sorted(self.wrong)]
         raise BoardLostError(
-            f"no board sends {missing[0]}: {len(missing)} of {len(sizes)} items lack{size}"
+            f"no board sends {missing[0]}: {len(missing)} of {len(sizes)} items are missing{size}"
             f" ({'; '.join(said) or 'no boards'})",
             "start a board that has the model and try again: what came is kept",
         )

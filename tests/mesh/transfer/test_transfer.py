@@ -146,7 +146,7 @@ def test_what_no_board_has_is_told_and_the_rest_kept(
     shelf: Path, sound: Pack, target: Path, tmp_path: Path
 ) -> None:
     fetch(tmp_path / "a" / "m.pico", sound, HALF, Board(shelf, [ME.public]))
-    with pytest.raises(BoardLostError, match=r"no board sends .*items lack.*kept"):
+    with pytest.raises(BoardLostError, match=r"no board sends .*items are missing.*kept"):
         fetch(target, sound, everything(sound), Board(tmp_path / "a", [ME.public]))
     assert Pack.open(target).missing(HALF) == []
 

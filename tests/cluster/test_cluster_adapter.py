@@ -133,10 +133,10 @@ def both(
     transport: TransportChoice, hub: Callable[[Links], Any], worker: Callable[[Links], Any]
 ) -> tuple[Any, Any]:
     """What a hub and a worker, linked, give or raise."""
-    with boards(2, "star", ROWS, transport=transport) as team:
-        opened(team)
+    with boards(2, "star", ROWS, transport=transport) as group:
+        opened(group)
         sides = hub, worker
-        gave = team.each(lambda rank: sides[rank](team.links[rank]))
+        gave = group.each(lambda rank: sides[rank](group.links[rank]))
         return gave[0], gave[1]
 
 

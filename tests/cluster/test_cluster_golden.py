@@ -86,7 +86,7 @@ def alone(packs: dict[str, Pack]) -> dict[str, Run]:
 
 
 @contextmanager
-def joint(
+def model_over(
     pack: Pack,
     shares: Sequence[float],
     allreduce: str,
@@ -95,13 +95,13 @@ def joint(
     transport: str = "auto",
 ) -> Iterator[ClusterModel]:
     """The model over the boards that have a share, b1 first."""
-    wished = ClusterOptions(
+    wanted = ClusterOptions(
         split=tuple(shares),
         allreduce=allreduce,  # type: ignore[arg-type]
         split_head=split_head,
         transport=transport,  # type: ignore[arg-type]
     )
-    with closing(load_over_boards(pack, dataclasses.replace(OPTIONS, cluster=wished))) as model:
+    with closing(load_over_boards(pack, dataclasses.replace(OPTIONS, cluster=wanted))) as model:
         yield model
 
 
@@ -149,7 +149,7 @@ def test_boards_do_not_change_a_bit(
     transport: str,
 ) -> None:
     shares = SPLITS[split]
-    with joint(packs[name], shares, allreduce, transport=transport) as model:
+    with model_over(packs[name], shares, allreduce, transport=transport) as model:
         tokens, logits = greedy(model, packs[name])
         used = model.report()["transports"]
         assert len(used) == model.boards - 1
@@ -178,7 +178,7 @@ def test_a_relay_by_the_daemon_does_not_change_a_bit(
     monkeypatch.setattr(
         group_links, "probe", lambda tried: dict.fromkeys(set(tried) - daemons, "closed")
     )
-    with joint(packs["smollm2"], (1, 1), "star") as model:
+    with model_over(packs["smollm2"], (1, 1), "star") as model:
         assert model.report()["transports"] == {"b2": used}
         tokens, logits = greedy(model, packs["smollm2"])
         ps = cluster[1].run("ps", "--json")
@@ -208,7 +208,7 @@ def test_a_head_over_boards_does_not_either(
     packs: dict[str, Pack], alone: dict[str, Run], name: str, split: str, allreduce: str
 ) -> None:
     shares, pack = SPLITS[split], packs[name]
-    with joint(pack, shares, allreduce, split_head=True) as model:
+    with model_over(pack, shares, allreduce, split_head=True) as model:
         tokens, logits = greedy(model, pack)
         runs = [share.part.head_shards for share in model.plan.chosen.shares]
         streamed = [share.streamed_bytes for share in model.plan.chosen.shares[1:]]
@@ -228,7 +228,7 @@ def test_every_logit_of_a_text_is_that_of_one_board(packs: dict[str, Pack]) -> N
 
     with closing(load_model(pack, OPTIONS)) as one:
         want = every(one)
-    with joint(pack, (2, 1, 1), "star", split_head=True) as model:
+    with model_over(pack, (2, 1, 1), "star", split_head=True) as model:
         got = every(model.slice)
     np.testing.assert_array_equal(got, want)
 
@@ -238,8 +238,8 @@ def test_a_head_apart_from_the_embedding_may_be_shared(
 ) -> None:
     tiny = Pack.open(shelf_models.packed_tiny(tmp_path_factory.mktemp("untied")))
     assert not tiny.config.tie_word_embeddings
-    wished = ClusterOptions(split=(1, 1, 1), split_head=True)
-    options = dataclasses.replace(OPTIONS, cluster=wished)
+    wanted = ClusterOptions(split=(1, 1, 1), split_head=True)
+    options = dataclasses.replace(OPTIONS, cluster=wanted)
     with closing(load_model(tiny, OPTIONS)) as one:
         want = one.forward([3, 141, 59], 0).copy()
     with closing(load_over_boards(tiny, options)) as model:

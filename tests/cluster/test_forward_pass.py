@@ -80,22 +80,22 @@ def test_logits_are_put_together_at_the_hub(kind: str, stages: Stages, n: int) -
         assert rank == HUB or board.next_input() is None or pytest.fail("it goes on")
         board.channel.close()
 
-    with boards(3, kind, rows) as team:
+    with boards(3, kind, rows) as group:
 
         def outcome(rank: int) -> None:
-            team.links[rank].open(5)
-            take(forward_pass(team.links[rank], kind, 3, stages, rows), rank)
+            group.links[rank].open(5)
+            take(forward_pass(group.links[rank], kind, 3, stages, rows), rank)
 
-        assert team.each(outcome) == [None] * 3
+        assert group.each(outcome) == [None] * 3
 
 
 def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
     stages = Stages((0, 1), (0, 1), 1)
-    with boards(2, "star", SMALL) as team:
+    with boards(2, "star", SMALL) as group:
 
         def outcome(rank: int) -> tuple[int, Any]:
-            team.links[rank].open(5)
-            board = forward_pass(team.links[rank], "star", 2, stages, SMALL)
+            group.links[rank].open(5)
+            board = forward_pass(group.links[rank], "star", 2, stages, SMALL)
             wanted = None
             if rank == HUB:
                 board.input(x_of(0, SMALL, 2), 0, 1)
@@ -107,18 +107,18 @@ def test_where_the_hub_has_the_head_nothing_of_it_travels() -> None:
             board.gather(np.zeros((1, 7), np.float32))
             return board.channel.usage().bytes_sent - before, wanted
 
-        assert team.each(outcome) == [(0, None), (0, 0)]
+        assert group.each(outcome) == [(0, None), (0, 0)]
 
 
 @pytest.mark.parametrize("values", [0, 6, 8])
 def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
     stages = Stages((0, 1), (0, 1), 1, (range(3), range(3, 10)))
     rows = ArrayLimits(rows=1, width=64, gathered=(8, 10))
-    with boards(2, "star", rows) as team:
+    with boards(2, "star", rows) as group:
 
         def outcome(rank: int) -> Any:
-            team.links[rank].open(5)
-            board = forward_pass(team.links[rank], "star", 2, stages, rows)
+            group.links[rank].open(5)
+            board = forward_pass(group.links[rank], "star", 2, stages, rows)
             if rank == HUB:
                 board.input(x_of(0, rows, 1), 0, 1)
             else:
@@ -132,24 +132,24 @@ def test_other_logits_than_are_due_cost_the_connection(values: int) -> None:
                     Kind.DATA, EPOCH, 1 + stages.count, Dtype.F32, (1, 10), tag=Tag.LOGITS
                 )
                 body = np.zeros(values, np.float32).tobytes()
-                team.links[1].send(HUB, pack_prefix(header) + body)
+                group.links[1].send(HUB, pack_prefix(header) + body)
 
-        hub, _ = team.each(outcome)
+        hub, _ = group.each(outcome)
     assert isinstance(hub, BoardFaultError)
     assert f"sent {4 * values} bytes of 7 logits" in str(hub)
 
 
 def test_logits_asked_for_where_the_head_is_not_shared_are_a_fault() -> None:
     stages = Stages((0, 1), (0, 1), 1)
-    with boards(2, "star", SMALL) as team:
+    with boards(2, "star", SMALL) as group:
 
         def outcome(rank: int) -> Any:
-            team.links[rank].open(5)
+            group.links[rank].open(5)
             if rank:
-                return forward_pass(team.links[rank], "star", 2, stages, SMALL).next_input()
+                return forward_pass(group.links[rank], "star", 2, stages, SMALL).next_input()
             header = Header(Kind.DATA, EPOCH, 0, Dtype.F32, (1, 64), tag=Tag.INPUT_LAST)
-            return team.links[HUB].send(1, pack_prefix(header) + bytes(256))
+            return group.links[HUB].send(1, pack_prefix(header) + bytes(256))
 
-        _, worker = team.each(outcome)
+        _, worker = group.each(outcome)
     assert isinstance(worker, BoardFaultError)
     assert "INPUT_LAST" in str(worker)

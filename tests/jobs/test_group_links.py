@@ -24,14 +24,14 @@ def test_a_board_reached_neither_way_is_named_with_the_relays_reason(
 
     monkeypatch.setattr(group_links, "Relay", refuse)
     limits = ArrayLimits(rows=4, width=64)
-    with boards(2, "star", limits, connect=False, transport="auto") as team:
-        address = f"{LOOPBACK}:{team.ports[1]}"
+    with boards(2, "star", limits, connect=False, transport="auto") as group:
+        address = f"{LOOPBACK}:{group.ports[1]}"
         daemon = Address(LOOPBACK, 1)
         monkeypatch.setattr(
             group_links, "probe", lambda tried: dict.fromkeys(set(tried) - {daemon}, "no")
         )
         to = {1: (address, str(daemon))}
-        failures = group_links.connect(team.links[0], team.keys[0], to, {})
+        failures = group_links.connect(group.links[0], group.keys[0], to, {})
         assert re.search(r"nor through its daemon at .*: no worker", failures[1].message)
         assert (failures[1].board, failures[1].hint) == (name_of(1), "a hint")
 

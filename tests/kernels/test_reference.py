@@ -323,7 +323,7 @@ def test_weights_may_be_read_only_and_inside_a_larger_file(tmp_path: Path) -> No
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    team = ThreadPool(2)
+    pool = ThreadPool(2)
 
     def fail(_: Scratch) -> None:
         raise ValueError("from a job")
@@ -333,12 +333,12 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 
     for _ in range(3):
         with pytest.raises(ValueError, match="from a job"):
-            team.run([fail] * 4)
+            pool.run([fail] * 4)
     done: list[int] = []
-    team.run([partial(note, i) for i in range(50)])
+    pool.run([partial(note, i) for i in range(50)])
     assert sorted(done) == list(range(50))
-    team.close()
-    team.close()
+    pool.close()
+    pool.close()
 
 
 def test_f16_scales_of_every_kind_are_widened_exactly() -> None:

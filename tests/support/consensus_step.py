@@ -278,7 +278,7 @@ class Step:
         self.shell.send(to.key, frame)
 
     def cast(self, boards: Iterable[BoardId], frame: Any, *, itself: bool = False) -> None:
-        """Send to all other boards and, if so wished, to this one."""
+        """Send to all other boards and, if asked, to this one."""
         for board in boards:
             if itself or board.key != self.me.key:
                 self.shell.send(board.key, frame)

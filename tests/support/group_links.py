@@ -1,4 +1,4 @@
-"""Links of boards that a test opens, floods, or knocks at as a stranger."""
+"""Links of boards that a test opens or floods, and strangers that connect to them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BOTH = Stages((0, 1), (0, 1), layers=1)
 DETECT_S = 1.5
 
 
-def opened(team: Boards) -> None:
-    for outcome in team.each(lambda rank: team.links[rank].open(5)):
+def opened(group: Boards) -> None:
+    for outcome in group.each(lambda rank: group.links[rank].open(5)):
         assert outcome is None
 
 
@@ -38,24 +38,24 @@ def note(text: bytes = b"") -> bytes:
 
 
 @contextmanager
-def stranger(team: Boards, rank: int, keys: KeyPair) -> Iterator[Any]:
-    """A socket that knocks at a board's door with these keys."""
+def stranger(group: Boards, rank: int, keys: KeyPair) -> Iterator[Any]:
+    """A socket that connects to a board of the group with these keys, perhaps not of the group."""
     context: zmq.Context[Any] = zmq.Context()
-    knocking = context.socket(zmq.DEALER)
-    curve.configure_client(knocking, keys, team.keys[rank].public, ROWS.socket_bounds())
-    knocking.setsockopt(zmq.RECONNECT_IVL, -1)
-    knocking.get_monitor_socket()
-    knocking.connect(f"tcp://{LOOPBACK}:{team.ports[rank]}")
+    dealer = context.socket(zmq.DEALER)
+    curve.configure_client(dealer, keys, group.keys[rank].public, ROWS.socket_bounds())
+    dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+    dealer.get_monitor_socket()
+    dealer.connect(f"tcp://{LOOPBACK}:{group.ports[rank]}")
     try:
-        yield knocking
+        yield dealer
     finally:
         context.destroy(linger=0)
 
 
-def wait_until_refused(knocking: Any) -> None:
+def wait_until_refused(dealer: Any) -> None:
     from zmq.utils.monitor import recv_monitor_message
 
-    events = knocking.get_monitor_socket()
+    events = dealer.get_monitor_socket()
     while events.poll(REFUSED_MS):
         event = recv_monitor_message(events)["event"]
         assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -64,7 +64,7 @@ def wait_until_refused(knocking: Any) -> None:
     pytest.fail("neither let in nor refused")
 
 
-# Where a door is shut, or not yet attended, some handshakes end by libzmq's own timer.
+# Where keys are refused, or not looked at yet, some handshakes end by libzmq's own timer.
 REFUSED_MS = 2 * curve.HANDSHAKE_MS
 
 
@@ -78,27 +78,29 @@ ALL_FAILED = (
 class FaultyWorker:
     """A peer of rank 1 that the hub's first connection has let in, and that says what it likes."""
 
-    def __init__(self, team: Boards, context: zmq.Context[Any], transport: TransportChoice) -> None:
+    def __init__(
+        self, group: Boards, context: zmq.Context[Any], transport: TransportChoice
+    ) -> None:
         self._transport = transport
-        self._hub = team.links[HUB]
+        self._hub = group.links[HUB]
         self._streams: list[SealedStream] = []
-        self._gate = curve.Authenticator(context, lambda key: True)
+        self._authenticator = curve.Authenticator(context, lambda key: True)
         self._router = context.socket(zmq.ROUTER)
-        curve.configure_server(self._router, team.keys[1], curve.SocketBounds())
+        curve.configure_server(self._router, group.keys[1], curve.SocketBounds())
         port = self._router.bind_to_random_port(f"tcp://{LOOPBACK}")
         self._hub.connect(1, f"{LOOPBACK}:{port}")
-        self._gate.answer()
+        self._authenticator.answer()
         self._who, *hello = self._router.recv_multipart()
         assert len(hello) == 1
-        self.entrance = TicketListener(LOOPBACK, ROWS.message_bytes + 200)
+        self.listener = TicketListener(LOOPBACK, ROWS.message_bytes + 200)
 
     def greet(self, *frames: bytes) -> None:
         """Answer over the first connection with these instead of the expected messages."""
         self._router.send_multipart([self._who, *frames])
 
     def close(self) -> None:
-        self._gate.close()
-        self.entrance.close()
+        self._authenticator.close()
+        self.listener.close()
         for stream in self._streams:
             stream.close()
 
@@ -110,10 +112,10 @@ class FaultyWorker:
             assert self._router.recv_multipart() == [self._who, HUBS_CHOICE]
         else:
             self.greet(
-                HELLO + self.entrance.ticket(HUB, HUBS_HELLO, Cipher.CHACHA20_POLY1305).to_bytes()
+                HELLO + self.listener.ticket(HUB, HUBS_HELLO, Cipher.CHACHA20_POLY1305).to_bytes()
             )
             self._hub.open(5)
-            [(rank, stream)] = self.entrance.accepted()
+            [(rank, stream)] = self.listener.accepted()
             assert rank == HUB
             self._streams.append(stream)
 
@@ -128,9 +130,9 @@ class FaultyWorker:
 
 
 @contextmanager
-def faulty_worker(team: Boards, transport: TransportChoice) -> Iterator[FaultyWorker]:
+def faulty_worker(group: Boards, transport: TransportChoice) -> Iterator[FaultyWorker]:
     context: zmq.Context[Any] = zmq.Context()
-    made = FaultyWorker(team, context, transport)
+    made = FaultyWorker(group, context, transport)
     try:
         yield made
     finally:
@@ -142,14 +144,14 @@ def faulty_worker(team: Boards, transport: TransportChoice) -> Iterator[FaultyWo
 def faulty_pair(transport: TransportChoice) -> Iterator[tuple[Boards, FaultyWorker]]:
     """A hub whose links are not open yet, and the worker that a test has misbehave."""
     with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        faulty_worker(team, transport) as worker,
+        boards(2, "star", ROWS, connect=False, transport=transport) as group,
+        faulty_worker(group, transport) as worker,
     ):
-        yield team, worker
+        yield group, worker
 
 
-def hub_of(team: Boards) -> Any:
-    board = forward_pass(team.links[0], "star", 2, BOTH, ROWS)
+def hub_of(group: Boards) -> Any:
+    board = forward_pass(group.links[0], "star", 2, BOTH, ROWS)
     board.input(np.zeros((1, 64), np.float32), 0)
     return board
 

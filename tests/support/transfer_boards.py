@@ -36,7 +36,7 @@ class Board(threading.Thread):
         self.asked: Counter[str] = Counter()
         self.over = threading.Event()  # set: it is gone, as if its plug were pulled
         self.context: Any = zmq.Context()
-        self._gate = curve.Authenticator(self.context, lambda key: key in clients)
+        self._authenticator = curve.Authenticator(self.context, lambda key: key in clients)
         self.socket: Any = self.context.socket(zmq.ROUTER)
         curve.configure_server(self.socket, self.keys, curve.SocketBounds())
         port = self.socket.bind_to_random_port("tcp://127.0.0.1")
@@ -44,19 +44,19 @@ class Board(threading.Thread):
 
     def run(self) -> None:
         poller = zmq.Poller()
-        poller.register(self._gate.socket, zmq.POLLIN)
+        poller.register(self._authenticator.socket, zmq.POLLIN)
         poller.register(self.socket, zmq.POLLIN)
         while not self.over.is_set():
             ready = dict(poller.poll(20))
-            if self._gate.socket in ready:
-                self._gate.answer()
+            if self._authenticator.socket in ready:
+                self._authenticator.answer()
             if self.socket in ready:
                 route, *frames = self.socket.recv_multipart()
                 answer = self.answer(*read_control(frames)[1:])
                 if answer is not None and not self.over.is_set():
                     self.socket.send_multipart([route, *answer])
         self.socket.close(0)
-        self._gate.close()
+        self._authenticator.close()
 
     def answer(self, kind: str, body: dict[str, Any]) -> Frames | None:
         self.asked[kind if kind == OFFER else str(body["item"])] += 1

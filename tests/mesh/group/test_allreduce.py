@@ -90,14 +90,14 @@ def run(
     version: int = VERSION,
 ) -> list[list[F64]]:
     """The sums each rank goes on with."""
-    with boards(count, kind, rows, version=version) as team:
+    with boards(count, kind, rows, version=version) as group:
 
         def outcome(rank: int) -> list[F64]:
-            team.links[rank].open(5)
-            board = forward_pass(team.links[rank], kind, count, stages, rows, wire)
+            group.links[rank].open(5)
+            board = forward_pass(group.links[rank], kind, count, stages, rows, wire)
             return take_part(board, rank, stages, rows, n, lanes, in_units=rank in in_units)
 
-        found = team.each(outcome)
+        found = group.each(outcome)
     for result in found:
         if isinstance(result, Exception):
             raise result
@@ -255,15 +255,15 @@ def test_a_codec_survives_numbers_it_cannot_hold(wire: str) -> None:
 
 def test_waiting_is_counted() -> None:
     stages = Stages((0, 1), (0, 1), 1)
-    with boards(2, "star", SMALL) as team:
+    with boards(2, "star", SMALL) as group:
 
         def outcome(rank: int) -> Any:
-            team.links[rank].open(5)
-            board = forward_pass(team.links[rank], "star", 2, stages, SMALL)
+            group.links[rank].open(5)
+            board = forward_pass(group.links[rank], "star", 2, stages, SMALL)
             take_part(board, rank, stages, SMALL, 1)
             return board.channel.usage()
 
-        hub, worker = team.each(outcome)
+        hub, worker = group.each(outcome)
     assert hub.sums == worker.sums == FORWARDS * stages.count
     assert hub.late_s.keys() == {1}
     assert 0 < hub.late_s[1] <= hub.wait_s * 1.001
@@ -279,11 +279,11 @@ def test_any_ranks_may_own_what_others_add_and_receive(
 ) -> None:
     parts = [part(rank, 0, 0, 3, SMALL.width) for rank in range(3)]
     total = functools.reduce(np.add, [parts[rank] for rank in contributors])
-    with boards(3, "exchange", SMALL) as team:
+    with boards(3, "exchange", SMALL) as group:
 
         def outcome(rank: int) -> F64:
-            team.links[rank].open(5)
-            channel = Channel(team.links[rank], range(3), SMALL, codecs_for("f64", SMALL.width))
+            group.links[rank].open(5)
+            channel = Channel(group.links[rank], range(3), SMALL, codecs_for("f64", SMALL.width))
             finishes = []
             for _ in range(2):
                 values = parts[rank].copy()
@@ -292,7 +292,7 @@ def test_any_ranks_may_own_what_others_add_and_receive(
                 finish()
             return values
 
-        found = team.each(outcome)
+        found = group.each(outcome)
     for rank in receivers:
         assert read(found[rank]) == read(total)
 

@@ -61,9 +61,9 @@ WRONG = {
 def test_what_does_not_fit_is_the_fault_of_its_sender(
     transport: TransportChoice, frames: list[bytes]
 ) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        hub = hub_of(team)
+        hub = hub_of(group)
         send(*frames)
         with pytest.raises(BoardFaultError, match=name_of(1)) as caught:
             hub.begin(np.ones((1, 64)))()
@@ -71,9 +71,9 @@ def test_what_does_not_fit_is_the_fault_of_its_sender(
 
 
 def test_nothing_comes_after_the_last_sum_of_a_pass(transport: TransportChoice) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        hub = hub_of(team)
+        hub = hub_of(group)
         rights = [message(dataclasses.replace(RIGHT, sequence=1 + i)) for i in range(3)]
         send(*rights[:1], *rights[2:])
         hub.begin(np.ones((1, 64)))()
@@ -98,9 +98,9 @@ AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
 def test_what_comes_early_must_be_of_the_next_sum(
     transport: TransportChoice, headers: list[Header]
 ) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
+        board = forward_pass(group.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
         finish, _ = board.begin(np.ones((1, 64))), board.begin(np.ones((1, 64)))
         send(*map(message, headers))
@@ -111,9 +111,9 @@ def test_what_comes_early_must_be_of_the_next_sum(
 def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(
     transport: TransportChoice,
 ) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        board = forward_pass(team.links[HUB], "star", 2, BOTH, ROWS)
+        board = forward_pass(group.links[HUB], "star", 2, BOTH, ROWS)
         board.input(np.zeros((2, 64), np.float32), 0)
         both = [board.begin(np.ones((1, 64))) for _ in range(2)]
         send(message(dataclasses.replace(AHEAD, shape=(2, 64))), message(RIGHT), message(AHEAD))
@@ -131,9 +131,9 @@ def test_mutated_headers_never_make_a_sum(transport: TransportChoice, seed: int)
     mutated = bytearray(message(RIGHT))
     for at in random.integers(0, 32, random.integers(1, 4)):
         mutated[at] ^= random.integers(1, 256)
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        hub, sums = hub_of(team), np.ones((1, 64))
+        hub, sums = hub_of(group), np.ones((1, 64))
         send(bytes(mutated))
         send(message(RIGHT, 0) + np.full(64, 2.0).tobytes())
         with suppress(BoardFaultError):
@@ -143,9 +143,9 @@ def test_mutated_headers_never_make_a_sum(transport: TransportChoice, seed: int)
 
 @pytest.mark.parametrize("transport", ["stream"])
 def test_a_message_too_large_ends_its_connection(transport: TransportChoice) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
-        hub = hub_of(team)
+        hub = hub_of(group)
         send(bytes(ROWS.message_bytes + 100))
         with pytest.raises(BoardFaultError, match=f"{name_of(1)} sent a message of .* the limit"):
             hub.begin(np.ones((1, 64)))()
@@ -155,42 +155,42 @@ def test_a_message_too_large_ends_its_connection(transport: TransportChoice) -> 
 def test_the_longest_message_passes_and_a_longer_one_ends_its_connection(
     transport: TransportChoice,
 ) -> None:
-    with faulty_pair(transport) as (team, worker):
+    with faulty_pair(transport) as (group, worker):
         send = worker.open()
         longest = message(Header(Kind.CONTROL, EPOCH), ROWS.message_bytes - 32)
         send(longest, longest + b"\0")
-        assert len(team.links[HUB].receive((1,), 5)[2]) == ROWS.message_bytes - 32
+        assert len(group.links[HUB].receive((1,), 5)[2]) == ROWS.message_bytes - 32
         with pytest.raises(BoardLostError, match="board-1 is lost: its connection ended"):
-            team.links[HUB].receive((1,), 5)
+            group.links[HUB].receive((1,), 5)
 
 
 def test_a_flood_is_dropped_and_the_fault_of_its_sender_when_it_is_due() -> None:
-    with boards(3, "exchange", ROWS, stall_s=1, transport="zeromq") as team:
-        opened(team)
-        team.links[0]._connections[2].window = 1 << 30  # type: ignore[attr-defined]
-        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+    with boards(3, "exchange", ROWS, stall_s=1, transport="zeromq") as group:
+        opened(group)
+        group.links[0]._connections[2].window = 1 << 30  # type: ignore[attr-defined]
+        flooding = threading.Thread(target=flood_until_lost, args=(group.links[0], 2))
         flooding.start()
         with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
-            team.links[2].receive((1,), 0.5)
+            group.links[2].receive((1,), 0.5)
         with pytest.raises(BoardFaultError, match=f"{name_of(0)} sent .* before their time"):
-            drain(team.links[2], 0)
-        team.links[2].close()
+            drain(group.links[2], 0)
+        group.links[2].close()
         flooding.join()
 
 
 @contextmanager
 def entered(
-    team: Boards, knocking: Any, transport: TransportChoice
+    group: Boards, dealer: Any, transport: TransportChoice
 ) -> Iterator[Callable[[bytes], object]]:
     """A function that sends messages over the link of a stranger with the hub's keys."""
-    knocking.send(HUBS_HELLO + bytes([1 | (ZEROMQ_BIT if transport == "zeromq" else 0)]))
+    dealer.send(HUBS_HELLO + bytes([1 | (ZEROMQ_BIT if transport == "zeromq" else 0)]))
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        opening = pool.submit(team.links[1].open, 5)
-        answer = knocking.recv()[len(HUBS_HELLO) :]
+        opening = pool.submit(group.links[1].open, 5)
+        answer = dealer.recv()[len(HUBS_HELLO) :]
         if transport == "zeromq":
             assert answer == b"\1"
-            knocking.send(HUBS_CHOICE)
-            send = knocking.send
+            dealer.send(HUBS_CHOICE)
+            send = dealer.send
         else:
             stream = Ticket.from_bytes(answer).connect(LOOPBACK, ROWS.message_bytes)
             stack.callback(stream.close)
@@ -219,12 +219,12 @@ def test_a_worker_believes_its_hub_no_more_than_others(
     transport: TransportChoice, frames: list[bytes]
 ) -> None:
     with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
-        stranger(team, 1, team.keys[0]) as knocking,
-        entered(team, knocking, transport) as send,
+        boards(2, "star", ROWS, connect=False, transport=transport) as group,
+        stranger(group, 1, group.keys[0]) as dealer,
+        entered(group, dealer, transport) as send,
     ):
         for frame in frames:
             send(frame)
-        board = forward_pass(team.links[1], "star", 2, BOTH, ROWS)
+        board = forward_pass(group.links[1], "star", 2, BOTH, ROWS)
         with pytest.raises(BoardFaultError, match=name_of(HUB)):
             board.next_input()

@@ -55,7 +55,7 @@ def hostile(rank: int) -> Iterator[tuple[Hostile, Any, int]]:
     socket = context.socket(zmq.DEALER if rank else zmq.ROUTER)
     monitor = socket.get_monitor_socket(WATCHED)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
-    gate = curve.Authenticator(context, lambda key: True)
+    authenticator = curve.Authenticator(context, lambda key: True)
     try:
         address = ""
         if not rank:
@@ -70,7 +70,7 @@ def hostile(rank: int) -> Iterator[tuple[Hostile, Any, int]]:
                 assert socket.recv()[len(HUBS_HELLO) :] == b"\1"
                 socket.send(HUBS_CHOICE)
             else:
-                gate.answer()
+                authenticator.answer()
                 route = [socket.recv_multipart()[0]]
                 socket.send_multipart([*route, HELLO + b"\1"])
                 assert socket.recv_multipart() == [*route, HUBS_CHOICE]
@@ -78,7 +78,7 @@ def hostile(rank: int) -> Iterator[tuple[Hostile, Any, int]]:
             [(_, file)] = curve.events(monitor)
             yield Hostile(socket, monitor, route), member, file
     finally:
-        gate.close()
+        authenticator.close()
         context.destroy(linger=0)
 
 

@@ -42,13 +42,13 @@ COMPUTES_S = 3.0  # three times as long as heartbeats wait for an answer
 
 
 def test_messages_go_both_ways_each_with_its_sender(transport: TransportChoice) -> None:
-    with boards(3, "exchange", ROWS, transport=transport) as team:
-        opened(team)
-        for rank, links in enumerate(team.links):
+    with boards(3, "exchange", ROWS, transport=transport) as group:
+        opened(group)
+        for rank, links in enumerate(group.links):
             for other in range(3):
                 if other != rank:
                     links.send(other, note(b"from %d to %d" % (rank, other)))
-        for rank, links in enumerate(team.links):
+        for rank, links in enumerate(group.links):
             for other in (2, 1, 0):  # in another order than they came in
                 if other != rank:
                     source, header, body = links.receive((other,), 5)
@@ -57,53 +57,53 @@ def test_messages_go_both_ways_each_with_its_sender(transport: TransportChoice) 
 
 
 def test_a_board_that_is_not_there_is_named(transport: TransportChoice) -> None:
-    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
+    with boards(2, "star", ROWS, connect=False, transport=transport) as group:
         with pytest.raises(BoardLostError, match=f"{name_of(0)} did not join") as caught:
-            team.links[1].open(0.05)
+            group.links[1].open(0.05)
         assert caught.value.board == name_of(0)
 
 
 def test_an_address_where_nothing_listens_is_told_at_once(transport: TransportChoice) -> None:
     with (
-        boards(2, "star", ROWS, connect=False, transport=transport) as team,
+        boards(2, "star", ROWS, connect=False, transport=transport) as group,
         socket.socket() as unused,
     ):
         unused.bind((LOOPBACK, 0))
-        team.links[0].connect(1, f"{LOOPBACK}:{unused.getsockname()[1]}")
+        group.links[0].connect(1, f"{LOOPBACK}:{unused.getsockname()[1]}")
         with pytest.raises(BoardLostError, match="nothing listens") as caught:
-            team.links[0].open(5)
+            group.links[0].open(5)
         assert caught.value.board == name_of(1)
 
 
 def test_a_board_with_another_key_is_not_taken_for_the_one_expected(
     transport: TransportChoice,
 ) -> None:
-    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
+    with boards(2, "star", ROWS, connect=False, transport=transport) as group:
         impostor = Links(
-            team.contexts[0], team.keys[0], HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB)
+            group.contexts[0], group.keys[0], HUB, EPOCH, ROWS.socket_bounds(), rule=hub_rule(HUB)
         )
         impostor.add(1, KeyPair.new().public, "the real one")
-        impostor.connect(1, f"{LOOPBACK}:{team.ports[1]}")
+        impostor.connect(1, f"{LOOPBACK}:{group.ports[1]}")
         with pytest.raises(BoardLostError, match="the real one is lost"):
             impostor.open(5)
         impostor.close()
 
 
 def test_a_stranger_never_gets_in(transport: TransportChoice) -> None:
-    with boards(2, "star", ROWS, connect=False, transport=transport) as team:
-        with stranger(team, 1, KeyPair.new()) as knocking:
-            knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
+    with boards(2, "star", ROWS, connect=False, transport=transport) as group:
+        with stranger(group, 1, KeyPair.new()) as dealer:
+            dealer.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
             with pytest.raises(BoardLostError, match="did not join"):
-                team.links[1].open(0.2)
-            wait_until_refused(knocking)
-        team.links[0].connect(1, f"{LOOPBACK}:{team.ports[1]}")
-        opened(team)
-        for keys in (KeyPair.new(), team.keys[0]):  # the door is shut now, for friends as well
-            with stranger(team, 1, keys) as knocking:
-                knocking.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
-                wait_until_refused(knocking)
-        team.links[0].send(1, note(b"still here"))
-        assert bytes(team.links[1].receive((HUB,), 5)[2]) == b"still here"
+                group.links[1].open(0.2)
+            wait_until_refused(dealer)
+        group.links[0].connect(1, f"{LOOPBACK}:{group.ports[1]}")
+        opened(group)
+        for keys in (KeyPair.new(), group.keys[0]):  # no key is admitted now, not even of the group
+            with stranger(group, 1, keys) as dealer:
+                dealer.send(pack_prefix(Header(Kind.HELLO, EPOCH, extra=HUB)))
+                wait_until_refused(dealer)
+        group.links[0].send(1, note(b"still here"))
+        assert bytes(group.links[1].receive((HUB,), 5)[2]) == b"still here"
 
 
 @pytest.mark.parametrize("kind", ["star", "exchange"])
@@ -113,11 +113,11 @@ def test_a_board_that_leaves_in_the_middle_is_named(
 ) -> None:
     stages = Stages((0, 1, 2), (0, 1, 2), layers=2)
     summed, noticed = (threading.Barrier(3, timeout=5) for _ in range(2))
-    with boards(3, kind, ROWS, transport=transport) as team:
-        opened(team)
+    with boards(3, kind, ROWS, transport=transport) as group:
+        opened(group)
 
         def outcome(rank: int) -> float:
-            board = forward_pass(team.links[rank], kind, 3, stages, ROWS)
+            board = forward_pass(group.links[rank], kind, 3, stages, ROWS)
             if rank == HUB:
                 board.input(np.zeros((1, 64), np.float32), 0)
             else:
@@ -125,7 +125,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(
             board.begin(np.ones((1, 64)))()
             summed.wait()
             if rank == lost:
-                team.links[rank].close()
+                group.links[rank].close()
                 noticed.wait()
                 return 0.0
             begun = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_board_that_leaves_in_the_middle_is_named(
             noticed.wait()
             return took_s
 
-        for took_s in team.each(outcome):
+        for took_s in group.each(outcome):
             assert took_s < DETECT_S
 
 
@@ -199,10 +199,10 @@ def test_a_process_that_is_killed_or_stopped_is_noticed(
 
 
 def test_a_silent_board_is_given_up_at_the_time_limit(transport: TransportChoice) -> None:
-    with boards(2, "star", ROWS, transport=transport) as team:
-        opened(team)
+    with boards(2, "star", ROWS, transport=transport) as group:
+        opened(group)
         with pytest.raises(BoardLostError, match=r"board-1 sent nothing for 0\.05 s"):
-            team.links[0].receive((1,), 0.05)
+            group.links[0].receive((1,), 0.05)
 
 
 def test_a_board_that_takes_nothing_does_not_stop_reports(transport: TransportChoice) -> None:
@@ -212,53 +212,53 @@ def test_a_board_that_takes_nothing_does_not_stop_reports(transport: TransportCh
     def report() -> None:
         raise ReportError
 
-    with boards(2, "star", ROWS, transport=transport) as team:
-        opened(team)
-        bell, rope = (team.contexts[0].socket(zmq.PAIR) for _ in range(2))
+    with boards(2, "star", ROWS, transport=transport) as group:
+        opened(group)
+        bell, rope = (group.contexts[0].socket(zmq.PAIR) for _ in range(2))
         bell.bind("inproc://bell")
         rope.connect("inproc://bell")
-        team.links[0].poll_also(bell, report)
+        group.links[0].poll_also(bell, report)
         timer = threading.Timer(0.05, rope.send, (b"",))
         timer.start()
         with pytest.raises(ReportError):
-            flood(team.links[0], 1)  # the other end does not read
+            flood(group.links[0], 1)  # the other end does not read
         timer.join()
         with pytest.raises(ReportError):
-            team.links[0].receive((1,), 5)
+            group.links[0].receive((1,), 5)
 
 
 def test_a_context_that_is_gone_is_an_error_of_ours(transport: TransportChoice) -> None:
-    with boards(2, "star", ROWS, transport=transport) as team:
-        opened(team)
-        for links in team.links:
+    with boards(2, "star", ROWS, transport=transport) as group:
+        opened(group)
+        for links in group.links:
             links.close()
         with pytest.raises(MeshError, match="closed"):
-            team.links[0].receive((1,), 5)
+            group.links[0].receive((1,), 5)
 
 
 def test_a_flood_before_its_time_is_not_taken_in(transport: TransportChoice) -> None:
-    with boards(3, "exchange", ROWS, stall_s=1, transport=transport) as team:
-        opened(team)
-        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+    with boards(3, "exchange", ROWS, stall_s=1, transport=transport) as group:
+        opened(group)
+        flooding = threading.Thread(target=flood_until_lost, args=(group.links[0], 2))
         flooding.start()
         with pytest.raises(BoardLostError, match=f"{name_of(1)} sent nothing"):
-            team.links[2].receive((1,), 0.5)
+            group.links[2].receive((1,), 0.5)
         flooding.join()  # given up: it waits in the flooding board's own buffers
-        team.links[1].send(2, note(b"in time"))
-        assert bytes(team.links[2].receive((1,), 5)[2]) == b"in time"
+        group.links[1].send(2, note(b"in time"))
+        assert bytes(group.links[2].receive((1,), 5)[2]) == b"in time"
 
 
 def test_a_flood_while_a_board_sends_is_the_fault_of_its_sender(transport: TransportChoice) -> None:
-    with boards(3, "exchange", ROWS, transport=transport) as team:
-        opened(team)
-        flooding = threading.Thread(target=flood_until_lost, args=(team.links[0], 2))
+    with boards(3, "exchange", ROWS, transport=transport) as group:
+        opened(group)
+        flooding = threading.Thread(target=flood_until_lost, args=(group.links[0], 2))
         flooding.start()
         with pytest.raises(BoardFaultError, match="before their time") as caught:
             flood(
-                team.links[2], 1
+                group.links[2], 1
             )  # it takes nothing: until then this one takes in what others send
         assert caught.value.board == name_of(0)
-        team.links[2].close()
+        group.links[2].close()
         flooding.join()
 
 
@@ -266,16 +266,16 @@ def test_boards_that_send_to_each_other_at_once_do_not_wait_for_ever(
     transport: TransportChoice,
 ) -> None:
     rows = ArrayLimits(rows=64, width=1 << 14)  # 8 MB: more than any buffer of the kernel's
-    with boards(3, "exchange", rows, transport=transport) as team:
-        opened(team)
+    with boards(3, "exchange", rows, transport=transport) as group:
+        opened(group)
 
         def sent_in_a_ring(rank: int) -> int:
-            links, body = team.links[rank], bytes(rows.message_bytes - 64)
+            links, body = group.links[rank], bytes(rows.message_bytes - 64)
             for _ in range(32):
                 links.send((rank + 1) % 3, note(body))
             return sum(len(links.receive(((rank + 2) % 3,), 5)[2]) for _ in range(32))
 
-        for taken in team.each(sent_in_a_ring):
+        for taken in group.each(sent_in_a_ring):
             assert taken == 32 * (rows.message_bytes - 64)
 
 
@@ -284,19 +284,19 @@ def test_a_board_that_computes_for_seconds_is_not_lost_and_its_sender_waits(
 ) -> None:
     rows = ArrayLimits(rows=1, width=1 << 16)
     computed, count, nbytes = threading.Event(), 40, 256 << 10
-    with boards(2, "star", rows, transport=transport) as team:
-        opened(team)
+    with boards(2, "star", rows, transport=transport) as group:
+        opened(group)
 
         def outcome(rank: int) -> int:
             if rank == HUB:
                 for _ in range(count):
-                    team.links[HUB].send(1, note(bytes(nbytes)))
+                    group.links[HUB].send(1, note(bytes(nbytes)))
                 return count
             threading.Timer(COMPUTES_S, computed.set).start()
             assert computed.wait(10)
-            return sum(len(team.links[1].receive((HUB,), 5)[2]) == nbytes for _ in range(count))
+            return sum(len(group.links[1].receive((HUB,), 5)[2]) == nbytes for _ in range(count))
 
-        assert team.each(outcome) == [count, count]
+        assert group.each(outcome) == [count, count]
 
 
 # -- the end of a group's work -------------------------------------------------------------------
@@ -306,9 +306,9 @@ def test_a_board_that_leaves_takes_nothing_from_those_that_work_on(
     transport: TransportChoice,
 ) -> None:
     """Rank 1 has bytes of rank 2 unread, and rank 2 of rank 1; both still send."""
-    with boards(3, "exchange", ROWS, transport=transport) as team:
-        opened(team)
-        _, one, two = team.links
+    with boards(3, "exchange", ROWS, transport=transport) as group:
+        opened(group)
+        _, one, two = group.links
         for number in range(3):
             one.send(2, note(b"needed %d" % number))
             two.send(1, note(b"not needed"))
@@ -329,16 +329,16 @@ def test_a_board_that_leaves_takes_nothing_from_those_that_work_on(
                 two.send(1, note(b"not needed"))
             texts = [bytes(two.receive((1,), 5.0)[2]) for _ in range(3)]
             two.leave()
-            team.links[HUB].close()
+            group.links[HUB].close()
             leaving.result(5.0)
         assert texts == [b"needed 0", b"needed 1", b"needed 2"]
 
 
 @pytest.mark.parametrize("floods", [False, True])
 def test_to_leave_takes_no_longer_than_it_may(floods: bool) -> None:
-    with boards(2, "star", ROWS) as team:
-        opened(team)
-        hub, worker = team.links
+    with boards(2, "star", ROWS) as group:
+        opened(group)
+        hub, worker = group.links
         over = threading.Event()
 
         def pour() -> None:

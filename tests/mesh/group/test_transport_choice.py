@@ -42,15 +42,15 @@ def test_both_ends_keep_what_was_measured(
         return kept
 
     monkeypatch.setattr(peer_link, "choose_transport", choose)
-    with boards(3, "exchange", ROWS, transport="auto") as team:
-        opened(team)
-        for rank, links in enumerate(team.links):
+    with boards(3, "exchange", ROWS, transport="auto") as group:
+        opened(group)
+        for rank, links in enumerate(group.links):
             assert links.transports() == {other: kept for other in range(3) if other != rank}
             assert not links.unreachable()
             for other in range(3):
                 if other != rank:
                     links.send(other, note(b"from %d" % rank))
-        for rank, links in enumerate(team.links):
+        for rank, links in enumerate(group.links):
             for other in range(3):
                 if other != rank:
                     assert bytes(links.receive((other,), 5)[2]) == b"from %d" % other
@@ -59,9 +59,9 @@ def test_both_ends_keep_what_was_measured(
 
 def test_nothing_is_sealed_where_zeromq_carries_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed_stream, "Seal", None)
-    with boards(3, "exchange", ROWS, transport="zeromq") as team:
-        opened(team)
-        assert team.links[1].transports() == {0: "zeromq", 2: "zeromq"}
+    with boards(3, "exchange", ROWS, transport="zeromq") as group:
+        opened(group)
+        assert group.links[1].transports() == {0: "zeromq", 2: "zeromq"}
 
 
 def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,17 +73,17 @@ def test_a_stream_that_cannot_be_opened_is_replaced(monkeypatch: pytest.MonkeyPa
 
     open_stream = Ticket.connect
     monkeypatch.setattr(Ticket, "connect", connect)
-    with boards(2, "star", ROWS, transport="auto") as team:
-        opened(team)
-        assert team.links[0].transports() == {1: "zeromq"}
-        assert "refused" in team.links[0].unreachable()[1]
-        team.links[0].send(1, note(b"all the same"))
-        assert bytes(team.links[1].receive((0,), 5)[2]) == b"all the same"
+    with boards(2, "star", ROWS, transport="auto") as group:
+        opened(group)
+        assert group.links[0].transports() == {1: "zeromq"}
+        assert "refused" in group.links[0].unreachable()[1]
+        group.links[0].send(1, note(b"all the same"))
+        assert bytes(group.links[1].receive((0,), 5)[2]) == b"all the same"
 
 
 def test_a_timing_that_takes_too_long_falls_to_the_stream() -> None:
-    with boards(2, "star", ROWS, transport="auto", limits=Limits(probe_s=0.0)) as team:
-        opened(team)
-        assert team.links[0].transports() == {1: "stream"}
-        team.links[1].send(0, note(b"no probe before it"))
-        assert bytes(team.links[0].receive((1,), 5)[2]) == b"no probe before it"
+    with boards(2, "star", ROWS, transport="auto", limits=Limits(probe_s=0.0)) as group:
+        opened(group)
+        assert group.links[0].transports() == {1: "stream"}
+        group.links[1].send(0, note(b"no probe before it"))
+        assert bytes(group.links[0].receive((1,), 5)[2]) == b"no probe before it"

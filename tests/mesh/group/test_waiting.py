@@ -15,10 +15,10 @@ from picoedge.mesh.group.links import Links
 @pytest.fixture
 def links(monkeypatch: pytest.MonkeyPatch) -> Iterator[Links]:
     """Links that do not spin, and whose polls end at once."""
-    with boards(2, "star", ArrayLimits(rows=4, width=64), connect=False) as team:
-        monkeypatch.setattr(team.links[0], "_spin_s", 0.0)
-        monkeypatch.setattr(team.links[0], "_joining", lambda: ([], 0.0))
-        yield team.links[0]
+    with boards(2, "star", ArrayLimits(rows=4, width=64), connect=False) as group:
+        monkeypatch.setattr(group.links[0], "_spin_s", 0.0)
+        monkeypatch.setattr(group.links[0], "_joining", lambda: ([], 0.0))
+        yield group.links[0]
 
 
 @pytest.mark.parametrize("call", [1, 2])

@@ -190,12 +190,12 @@ def test_a_newer_version_is_refused_with_the_reason(pair: list[Identity], contex
 def test_a_client_is_told_of_a_newer_version(context: Any) -> None:
     keys, server = KeyPair.new(), context.socket(zmq.ROUTER)
     configure_server(server, keys, SocketBounds())
-    gate = Authenticator(context, lambda key: True)
+    authenticator = Authenticator(context, lambda key: True)
     port = server.bind_to_random_port("tcp://127.0.0.1")
 
     def answer() -> None:
-        assert gate.socket.poll(PATIENCE_S * 1000)
-        gate.answer()
+        assert authenticator.socket.poll(PATIENCE_S * 1000)
+        authenticator.answer()
         route, *_ = server.recv_multipart()
         server.send_multipart([route, HEADER_1.replace(b"\x01", b"\x03", 1), b"{}"])
 
@@ -208,7 +208,7 @@ def test_a_client_is_told_of_a_newer_version(context: Any) -> None:
     ):
         client.ask("roster")
     thread.join(PATIENCE_S)
-    gate.close()
+    authenticator.close()
     server.close(0)
 
 

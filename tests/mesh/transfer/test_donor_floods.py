@@ -50,19 +50,19 @@ def hostile() -> Iterator[tuple[Hostile, Any, int]]:
     mine, its = KeyPair.new(), KeyPair.new()
     socket = context.socket(zmq.ROUTER)
     monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-    gate = curve.Authenticator(context, lambda key: True)
+    authenticator = curve.Authenticator(context, lambda key: True)
     try:
         curve.configure_server(socket, mine, curve.SocketBounds(messages=10_000, heartbeats=False))
         port = socket.bind_to_random_port("tcp://127.0.0.1")
         with victim(PULLING, its.secret, mine.public, f"127.0.0.1:{port}") as pulling:
-            gate.answer()
+            authenticator.answer()
             route = socket.recv_multipart()[0]
             socket.send_multipart([route, b"first"])
             assert line_of(pulling) == "idle"
             [(_, file)] = curve.events(monitor)
             yield Hostile(socket, monitor, [route]), pulling, file
     finally:
-        gate.close()
+        authenticator.close()
         context.destroy(linger=0)
 
 
@@ -84,7 +84,7 @@ def test_a_flood_ends_the_connection_and_not_the_memory_of_a_board() -> None:
 def test_a_donor_that_was_not_there_or_restarts_is_asked_again() -> None:
     context: Any = zmq.Context()
     keys, guard = KeyPair.new(), InboxGuard()
-    gate = curve.Authenticator(context, lambda key: True)
+    authenticator = curve.Authenticator(context, lambda key: True)
     probe = context.socket(zmq.ROUTER)
     port = probe.bind_to_random_port("tcp://127.0.0.1")
     probe.unbind(f"tcp://127.0.0.1:{port}")
@@ -99,11 +99,11 @@ def test_a_donor_that_was_not_there_or_restarts_is_asked_again() -> None:
                 daemon.bind(f"tcp://127.0.0.1:{port}")
                 while not daemon.poll(20):
                     donor.ask_offer("0" * 64, 0.0)
-                    if gate.socket.poll(0):
-                        gate.answer()
+                    if authenticator.socket.poll(0):
+                        authenticator.answer()
                 daemon.unbind(f"tcp://127.0.0.1:{port}")
     finally:
         guard.close()
         donor.close()
-        gate.close()
+        authenticator.close()
         context.destroy(linger=0)

@@ -206,13 +206,13 @@ def test_sending_to_a_board_that_is_gone_is_an_error() -> None:
             stream.send(b"hello?")
 
 
-# -- the entrance ----------------------------------------------------------------------------------
+# -- the listener of tickets ---------------------------------------------------------------------
 
 FIRST = {1: b"I am board 1", 2: b"I am board 2"}
 
 
 @contextmanager
-def entrance() -> Iterator[TicketListener]:
+def ticket_listener() -> Iterator[TicketListener]:
     made = TicketListener(LOOPBACK, MOST)
     try:
         yield made
@@ -236,7 +236,7 @@ def connected_by(ticket: Ticket) -> SealedStream:
 
 
 def settled(made: TicketListener, connection: socket.socket) -> bytes:
-    """What the entrance answers to a stranger: nothing, until it hangs up."""
+    """The listener's answer to a stranger: nothing, until it closes the connection."""
     while not select.select([connection], [], [], 0)[0]:
         assert select.select([*made.files, connection], [], [], WAIT_S)[0]
         assert list(made.accepted()) == []
@@ -247,7 +247,7 @@ def settled(made: TicketListener, connection: socket.socket) -> bytes:
 
 
 def test_a_ticket_admits_once_and_messages_follow() -> None:
-    with entrance() as made, ExitStack() as stack:
+    with ticket_listener() as made, ExitStack() as stack:
         tickets = {rank: made.ticket(rank, FIRST[rank], HERE[-1]) for rank in FIRST}
         for rank in (2, 1):
             ours = connected_by(Ticket.from_bytes(tickets[rank].to_bytes()))
@@ -267,7 +267,7 @@ def test_a_ticket_admits_once_and_messages_follow() -> None:
 
 @pytest.mark.parametrize("first", [FIRST[2], b"", b"noise"])
 def test_a_ticket_with_other_words_than_are_due_admits_no_peer(first: bytes) -> None:
-    with entrance() as made, ExitStack() as stack:
+    with ticket_listener() as made, ExitStack() as stack:
         ticket = made.ticket(1, FIRST[1], HERE[-1])
         thief = connected_by(ticket)
         stack.callback(thief.close)
@@ -288,20 +288,20 @@ def test_a_ticket_with_other_words_than_are_due_admits_no_peer(first: bytes) -> 
 
 @pytest.mark.parametrize("said", [bytes(TICKET_NAME_BYTES), b"GET / HTTP/1.1\r\n\r\n", bytes(5000)])
 def test_strangers_are_let_go(said: bytes) -> None:
-    with entrance() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
+    with ticket_listener() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
         made.ticket(1, FIRST[1], HERE[-1])
         stranger.sendall(said)
         assert settled(made, stranger) == b""
 
 
 def test_a_name_that_was_overheard_is_of_no_use() -> None:
-    with entrance() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
+    with ticket_listener() as made, socket.create_connection((LOOPBACK, made.port)) as stranger:
         stranger.sendall(made.ticket(1, FIRST[1], HERE[-1]).name + frame(bytes(60)))
         assert settled(made, stranger) == b""
 
 
 def test_strangers_that_say_nothing_make_room_for_others() -> None:
-    with entrance() as made, ExitStack() as stack:
+    with ticket_listener() as made, ExitStack() as stack:
         connect = [
             stack.enter_context(socket.create_connection((LOOPBACK, made.port)))
             for _ in range(DEFAULT_LIMITS.ticketless_connections)

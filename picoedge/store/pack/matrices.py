@@ -40,7 +40,8 @@ class MatrixTarget:
 
 
 def choose_format(tensor: SourceTensor, shard_cols: int, bits: int) -> str:
-    """Format that a matrix is packed in (`ARCHITECTURE.md`, Formats).
+    """Format to pack a matrix in: the source's own if it is ours, that of `bits` for floats, else
+    the narrowest that shows no error (`quantize.narrowest_format`).
 
     Raises UnsupportedError where quantized columns would be cut inside a block.
     """

@@ -19,7 +19,7 @@ UNTURNED = 1e30  # divisor of a frequency whose pair of dimensions is not rotate
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched.
+    """Stretching of the rotary frequencies.
 
     `kind` is "none", "linear" (all divided by `factor`) or "llama3" (low frequencies divided
     by `factor`, high ones kept, a ramp between; Llama 3.1's release code), or a kind given by

@@ -24,7 +24,7 @@ HISTORY_LINES = 1000
 
 
 class Console(Protocol):
-    """Where a chat takes place."""
+    """The place of a chat: a terminal, or a pipe."""
 
     def read(self, attend: Attend | None) -> str:
         """The next message; `attend` is called now and then until it is typed.

@@ -44,7 +44,7 @@ def converse(chat: Chat) -> int:
 
 
 def _recall(chat: Chat) -> None:
-    """Where a conversation that goes on was left: its last turn, or the question that has none."""
+    """The end of a conversation that goes on: its last turn, or the question that has none."""
     conversation = chat.log.conversation
     if conversation.messages and conversation.unanswered is None:
         question, answer = (message["content"] for message in conversation.messages[-2:])

@@ -115,7 +115,7 @@ def invite(ttl_s: int, address: str | None, as_json: bool) -> None:
 
 
 def _own_addresses(folder: Path) -> tuple[str, str]:
-    """Where other boards reach this one's daemon, as HOST:PORT,…, and in words why there.
+    """Addresses at which other boards reach this one's daemon, as HOST:PORT,…, and why, in words.
 
     Raises UsageError where no other board can.
     """

@@ -215,7 +215,7 @@ def prompt_options(default_tokens: int, help_text: str) -> Decorator:
 
 
 def chosen_cluster(values: Mapping[str, Any]) -> ClusterOptions | None:
-    """How a model is split over boards; None without --cluster."""
+    """Options for splitting a model over boards; None without --cluster."""
     if not values.get("cluster"):
         return None
     from picoedge.planner.cluster_plan import ClusterOptions

@@ -1,4 +1,4 @@
-"""What commands that train have in common: reports while a run goes on, its end, its curve."""
+"""Common parts of commands that train: reports while a run goes on, its end, its curve."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def draw_curves(folder: RunFolder, title: str, plot: str | None) -> None:
 
 
 def resume_command(values: Mapping[str, Any], *words: str) -> str:
-    """What to type to go on as it was begun: `words`, and options that are of this board."""
+    """The command to go on as it was begun: `words`, and options that are of this board."""
     kept = [
         word
         for name in ("memory", "threads", "kernels")

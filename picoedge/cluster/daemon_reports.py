@@ -30,7 +30,7 @@ POLL_S = 0.05  # between looks at what daemons have said; a worker takes a secon
 
 
 class DaemonReports:
-    """What the daemons of a group's boards have said. `handles` are by rank.
+    """Reports of the daemons of a group's boards. `handles` are by rank.
 
     `unlink(key, others)` is told of a link that failed between boards that are well. `exchanges`:
     whether workers send messages to each other, and not to the hub alone.
@@ -182,7 +182,7 @@ class DaemonReports:
         return unknown if report.get("state") in ("stopped", "ended") else None
 
     def _last_words(self, error: BoardLostError) -> BoardLostError:
-        """Why the failed board's worker ended, as its daemon says; the error, if it does not."""
+        """The error that ended the failed board's worker, as its daemon says; else `error`."""
         handle = self._of(error)
         if handle is None:
             return error

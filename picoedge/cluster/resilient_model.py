@@ -212,7 +212,7 @@ class ClusterModel:
 
     @property
     def boards(self) -> int:
-        """How many boards run it."""
+        """The number of boards that run it."""
         at = self._arrangement
         return at.group.boards if at and at.group else 1
 
@@ -257,7 +257,7 @@ class ClusterModel:
         return self._unless_lost(partial(self._pass, is_prompt))
 
     def _unless_lost(self, call: Callable[[], T]) -> T | MeshError:
-        """What it returns, or the loss that ended the group. Any other error ends it, too."""
+        """The call's result, or the loss that ended the group. Any other error ends it, too."""
         with ExitStack() as failing:
             failing.callback(self._end_group)
             try:

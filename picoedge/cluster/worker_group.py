@@ -116,7 +116,7 @@ class WorkerGroup:
 
     @property
     def boards(self) -> int:
-        """How many boards there are, this one included."""
+        """The number of boards, this one included."""
         return len(self._handles)
 
     @property

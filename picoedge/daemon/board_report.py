@@ -1,4 +1,4 @@
-"""What a board says of itself: facts to a hub; in heartbeats its memory, heat and work."""
+"""A board's reports of itself: facts to a hub; in heartbeats its memory, heat and work."""
 
 from __future__ import annotations
 

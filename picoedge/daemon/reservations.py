@@ -1,4 +1,4 @@
-"""Which job has this board: a pure state machine, without a clock, a socket or a process.
+"""Reservations of this board by jobs: a pure state machine, without clock, socket or process.
 
     actions = reservations.reserve(connection)
 

@@ -137,7 +137,7 @@ class WorkerProcess:
         return {**words, "failed": True, **({"unreached": keys} if keys else {})}
 
     def why_ended(self) -> dict[str, Any]:
-        """Why the process ended, in words; `failed` if it reported a failure. Waits for its end."""
+        """Reason of the process's end, in words; `failed` if it reported one. Waits for the end."""
         self.read()
         code = self._process.wait()
         if self.failure is not None:

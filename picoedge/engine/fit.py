@@ -69,7 +69,7 @@ class Speeds:
 
 @dataclass(frozen=True, eq=False)
 class MemoryFit:
-    """How the weights of a model will be held: by `plan`, or (None) all mapped."""
+    """A model's fit to this board: weights held by `plan`, or (None) all mapped."""
 
     pack: Pack
     load: Load

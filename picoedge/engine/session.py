@@ -171,7 +171,7 @@ class LanguageModel(Protocol):
 
     @property
     def boards(self) -> int:
-        """How many boards run it."""
+        """The number of boards that run it."""
 
     def forward(self, tokens: Sequence[int], position: int) -> F32:
         """Logits f32 [vocab] after `tokens` put at `position`; earlier cache is kept."""
@@ -370,6 +370,6 @@ class Session:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """The number of tokens that two sequences share at their beginning."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

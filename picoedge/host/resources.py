@@ -235,7 +235,7 @@ class PauseWatch:
             return self._detector.paused_s
 
     def take(self) -> float | None:
-        """When the last pause ended (`clock_s`), once for each; None without a new one."""
+        """End of the last pause (`clock_s`), once for each; None without a new one."""
         paused_s = self._look()
         with self._lock:
             self._detector.paused_s = None

@@ -111,7 +111,7 @@ def find_device(st_dev: int, sys: Path = SYS) -> Device:
 
 
 def read_ahead_bytes(device: Device, sys: Path = SYS) -> int:
-    """How far the kernel reads ahead of a sequential read."""
+    """Bytes that the kernel reads ahead of a sequential read."""
     files = [sys / "class" / "bdi" / number / "read_ahead_kb" for number in device.numbers]
     files += [device.disk / "queue" / "read_ahead_kb"] if device.disk else []
     for file in files:

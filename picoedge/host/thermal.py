@@ -1,4 +1,4 @@
-"""How hot this board is, and whether the kernel or the firmware slows it down, read from /sys."""
+"""Temperature of this board, and whether kernel or firmware slows it down, read from /sys."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_heat(sys: Path = SYS) -> Heat:
 
 
 def firmware_flags(sys: Path = SYS) -> int | None:
-    """Why a Raspberry Pi's firmware throttles it; None on other boards.
+    """Reasons why a Raspberry Pi's firmware throttles it; None on other boards.
 
     Bits 0 to 3 are now: under-voltage, clock capped, throttled, soft temperature limit; bits 16 to
     19 are the same since boot.

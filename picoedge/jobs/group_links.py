@@ -54,7 +54,7 @@ def connect(
 
 
 def _closed(pairs: Collection[tuple[str, str]]) -> dict[Address, str]:
-    """Why, for the addresses that accept no connection; twice tried where a board has no other."""
+    """Reasons, for addresses that accept no connection; tried twice where a board has no other."""
     both = [(parse_address(address), parse_address(daemon)) for address, daemon in pairs]
     closed = probe(each for pair in both for each in pair)
     # They may have been busy, or a packet was lost.

@@ -1,4 +1,4 @@
-"""What a program of this board asks its daemon about memory, over a socket of their folder.
+"""Requests of a program of this board to its daemon about memory, over a socket of their folder.
 
     keep    may this slice be kept? With a file of memory: keep it, once the board is free
     take    the slice that was kept for the session that has the board now: its file of memory

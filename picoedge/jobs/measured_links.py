@@ -1,4 +1,4 @@
-"""What sessions of this board measured of its links: round trips to daemons, kept in a file.
+"""Round trips to the other daemons, as sessions of this board measured them, kept in a file.
 
 A session that measured in a noisy moment would plan other shares than the one before, and load all
 of them anew; so the shortest round trips of the last hour count.

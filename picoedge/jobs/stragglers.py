@@ -100,7 +100,7 @@ class _Straggler:
 
     @property
     def retry_s(self) -> float:
-        """When it is tried again if it is excluded."""
+        """Time of the next try, if it is excluded."""
         return self.since_s + REST_S * 2.0 ** (self.times - 1)
 
     def times_now(self, now_s: float) -> int:
@@ -170,7 +170,7 @@ class SpeedFactors:
 
 
 class Looks:
-    """When boards that the plan does without are measured again, by key; the caller gives the time.
+    """Times to measure boards again that the plan does without, by key; the caller gives the time.
 
     A board that has just woken answers slowly, and a plan without it is the better one then. To
     look costs milliseconds, and each time that nothing has changed the next look comes later.

@@ -116,7 +116,7 @@ def _is_numeric(host: str) -> bool:
 
 
 def probe(addresses: Iterable[Address], timeout_s: float = PROBE_S) -> dict[Address, str]:
-    """Why no connection can be made, for each address that accepts none. All are tried at once."""
+    """Reasons, by address, why some accept no connection. All are tried at once."""
     poller, waiting = select.poll(), {}
     failures: dict[Address, str] = {}
     with ExitStack() as stack:

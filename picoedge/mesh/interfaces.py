@@ -63,7 +63,7 @@ def _hosts(each: Interface) -> Sequence[str]:
 
 
 def own_addresses(listening: Address) -> tuple[tuple[Address, ...], str]:
-    """Where others reach what listens at `listening`, the best first, and in words why.
+    """Addresses at which others reach `listening`, the best first, and in words why.
 
     Raises MeshError if this board has no address.
     """

@@ -30,7 +30,7 @@ _COLUMNS_CUT = ("o", "down")
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model's matrices are cut into shards: `cols` of the intermediate dimension a shard."""
+    """Cut of a model's matrices into shards: `cols` of the intermediate dimension a shard."""
 
     config: ModelConfig
     cols: int
@@ -116,7 +116,7 @@ class AdapterSlice:
         return sum(f.a.nbytes + f.b.nbytes for f in self.factors.values())
 
     def project_parts(self, layer: int, kind: UnitKind, shards: range) -> list[LowRankPart]:
-        """What is added to the rows of these shards: q k v, or gate up, stacked."""
+        """Parts added to the rows of these shards: q k v, or gate up, stacked."""
         parts, offset = list[LowRankPart](), 0
         for name, of in ADAPTED.items():
             if of != kind or name in _COLUMNS_CUT:
@@ -130,7 +130,7 @@ class AdapterSlice:
         return parts
 
     def sum_parts(self, layer: int, kind: UnitKind, shards: range) -> list[LowRankPart]:
-        """What the columns of each of these shards add to the sums of o, or of down."""
+        """Parts that the columns of each of these shards add to the sums of o, or of down."""
         name = next(name for name in _COLUMNS_CUT if ADAPTED[name] == kind)
         f, step = self.factors.get((layer, name)), self.cut.step(name)
         if f is None:

@@ -75,7 +75,7 @@ def all_on_hub(count: int, boards: int) -> list[int]:
 
 
 def apportion(count: int, boards: int, cost: Cost) -> list[int] | None:
-    """How many of `count` shards each board takes, the largest cost being minimal.
+    """Numbers of shards, of `count`, that the boards take, the largest cost being minimal.
 
     `cost` must not fall with the number of shards; a board can take as many as have a finite one.
     None: the boards together cannot take all. Each next shard goes to the board whose cost with it

@@ -32,7 +32,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How a model is split over boards; by default as the plan finds quickest."""
+    """Options for splitting a model over boards; by default as the plan finds quickest."""
 
     boards: int | None = None  # exactly so many
     split: tuple[float, ...] = ()  # weights, the hub's first, then the others' as they are listed
@@ -243,7 +243,7 @@ def _why(exact_plan: Candidate, chosen: Candidate, candidates: Sequence[Candidat
 
 
 def _why_preferred(there: OnBoards, pair: Pair, quickest: Pair) -> str:
-    """How much faster the fastest assignment is, and how much would be pulled for it."""
+    """The gain in speed of the fastest assignment, and the bytes to pull for it."""
     saved = _time(max(0.0, pair[1].s_per_token - quickest[1].s_per_token))
     if there.is_loaded(pair[0]):
         return f"; that is loaded still: the quickest shares would save {saved}"

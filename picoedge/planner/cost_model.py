@@ -227,7 +227,7 @@ class Candidate:
 
     @property
     def boards(self) -> int:
-        """How many boards."""
+        """The number of boards."""
         return len(self.shares)
 
     @property

@@ -95,7 +95,7 @@ class Locality:
             yield [hub, *some[:at], *rest, *some[at:]]
 
     def _place(self, member: int) -> tuple[float, float] | None:
-        """Where a board's partial holding begins and ends in the model, from 0 to 1."""
+        """Begin and end of a board's partial holding in the model, from 0 to 1."""
         for kind in ("ffn", "attention", "head"):
             shards, whole = getattr(self._of(member), kind), getattr(self._all, kind)
             if shards and shards != whole:

@@ -76,7 +76,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reading:
-    """How streamed units are read ("direct" or "mmap"), and what that takes beside the window."""
+    """A way to read streamed units ("direct" or "mmap"), and its memory beside the window."""
 
     io: str
     rates: Rates
@@ -85,7 +85,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Where every byte of a budget goes."""
+    """Use of every byte of a budget."""
 
     budget: Budget
     n_ctx: int

@@ -86,7 +86,7 @@ TRIPS_MOST = 16  # of one link
 
 
 def remembered(before: Sequence[RoundTrips], new: RoundTrips) -> list[RoundTrips]:
-    """What to keep of a link's round trips when a `new` one was measured, the oldest first."""
+    """Round trips of a link to keep when a `new` one was measured, the oldest first."""
     recent = [one for one in before if 0 <= new.at_s - one.at_s <= TRIPS_KEPT_S][1 - TRIPS_MOST :]
     earlier, last = [*recent, new][:-TRIPS_LAST], [*recent, new][-TRIPS_LAST:]
     if earlier:

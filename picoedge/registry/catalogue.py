@@ -59,7 +59,7 @@ class SourcePart:
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """How sources are fetched."""
+    """Settings for fetching sources."""
 
     hf_endpoint: str = "https://huggingface.co"
     hf_token: str = field(default="", repr=False)
@@ -165,7 +165,7 @@ def load_catalogue(folders: Iterable[Path]) -> dict[str, CatalogueEntry]:
 
 
 def catalogue_folders(environ: Mapping[str, str]) -> list[Path]:
-    """Where entries are looked for: what came with picoedge, then the user's own."""
+    """Folders of entries: those that came with picoedge, then the user's own."""
     return [built_in_folder(), xdg_folder("CONFIG", environ) / "models"]
 
 

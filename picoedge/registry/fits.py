@@ -1,4 +1,4 @@
-"""Whether a model fits a memory: whole, or streamed from the disk, or not at all. Pure."""
+"""Fit of a model to a memory: whole, or streamed from the disk, or not at all. Pure."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class MemoryOfModel:
         return cls(n_bytes + _BESIDE_BYTES, _LEAST_BYTES + n_bytes // _LEAST_SHARE, True)
 
     def on_board(self, available: int) -> str:
-        """How it would run with this much memory."""
+        """The way it would run with this much memory."""
         if available >= self.whole:
             return WHOLE
         return STREAMED if available >= self.least else NOT
 
     def over_boards(self, budgets: Iterable[int]) -> str:
-        """How it would run over boards with these budgets, the weights divided among them."""
+        """The way it would run over boards with these budgets, the weights divided among them."""
         rooms = [max(0, budget - _BOARD_BYTES) for budget in budgets]
         if sum(rooms) + _BOARD_BYTES >= self.whole:
             return WHOLE

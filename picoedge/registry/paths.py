@@ -14,7 +14,7 @@ COPY_BYTES = 1 << 20  # at a time: an SD card is at its full speed, and progress
 
 
 def shelf_folder(environ: Mapping[str, str]) -> Path:
-    """Where packs are kept."""
+    """The folder of packs."""
     home = environ.get("PICOEDGE_HOME") or xdg_folder("CACHE", environ)
     return Path(home, "models").absolute()
 

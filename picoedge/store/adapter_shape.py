@@ -1,4 +1,4 @@
-"""What an adapter has, as boards tell each other; without NumPy, which daemons do not load."""
+"""Shape of an adapter, as boards tell each other; without NumPy, which daemons do not load."""
 
 from __future__ import annotations
 

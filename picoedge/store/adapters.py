@@ -101,7 +101,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What is said of an adapter. `path`: absolute; `nbytes`: of its two files."""
+    """Facts of an adapter. `path`: absolute; `nbytes`: of its two files."""
 
     path: Path
     rank: int
@@ -127,7 +127,7 @@ class AdapterFacts:
         return os.path.basename(os.path.abspath(self.path))
 
     def to_json(self) -> dict[str, Any]:
-        """What reports of a model that runs with it say."""
+        """Facts for reports of a model that runs with it."""
         return {
             "name": self.name,
             "path": str(self.path),

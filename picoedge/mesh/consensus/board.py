@@ -1,4 +1,4 @@
-"""What the parts of the machine share: this board's view, and how it speaks.
+"""This board's view and its messages, which the parts of the machine share.
 
 Nothing here decides anything but what is chosen already.
 """
@@ -160,7 +160,7 @@ class Board:
         return peer.beat.uplink if peer and peer.beat else 0
 
     def view(self) -> View:
-        """What a new configuration is made from, beside the answers of others."""
+        """The facts a new configuration is made from, beside the answers of others."""
         assert self.known is not None
         return View(
             self.known, self.electorate, self.uplink_of, self.hearing.is_gone, self.segments

@@ -20,7 +20,7 @@ MAX_STEP = 1 << 48  # beyond any run, and an exact number in JSON
 
 
 class Role(str, Enum):
-    """What a board offers to a run."""
+    """A board's part in a run, as it offers."""
 
     TRAINER = "trainer"
     WITNESS = "witness"  # votes where that makes the voters odd, and never trains
@@ -125,7 +125,7 @@ class Configuration:
         return ConfigurationId(self.epoch, self.ballot)
 
     def fault(self) -> str:
-        """What is wrong with it, "" if nothing is: a configuration of a peer is checked with it."""
+        """Its first fault, "" if there is none: configurations of peers are checked by this."""
         members = set(self.members)
         keys = [board.key for board in self.members]
         lengths = {len(self.holdings), len(self.weights), len(self.shares)}

@@ -1,4 +1,4 @@
-"""What a configuration asks of a board's worker: pure functions of where the worker stands."""
+"""Duties of a board's worker under a configuration: pure functions of the worker's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from picoedge.mesh.consensus.configuration import (
 
 
 class Duty(Enum):
-    """What a worker does until it is told of another configuration."""
+    """Work of a worker until it is told of another configuration."""
 
     RUN = "make the sums of the known configuration from the state there is"
     FINISH = "go on with the configuration it runs, up to the start of the known one"
@@ -27,7 +27,7 @@ class Duty(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker stands: its state (None: none that counts), what it runs, its freeze."""
+    """A worker's progress: its state (None: none that counts), what it runs, its freeze."""
 
     state: Snapshot | None
     running: Configuration | None

@@ -1,4 +1,4 @@
-"""What the machine is told (events), and what it asks for in return (effects).
+"""Events that the machine is told, and the effects that it asks for in return.
 
 The service around it carries effects out in their order. A worker gets `Adopt`, `Freeze` and
 `Fence` in that order too, and answers the last two by `Frozen` and `Fenced`.
@@ -22,7 +22,7 @@ from picoedge.mesh.consensus.record import StoredRecord
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Where a board's worker stands; without `state` it has none (restarted, or a learner).
+    """Progress of a board's worker; without `state` it has none (restarted, or a learner).
 
     `running`: the configuration whose sums it makes. `holds_sum`: whether it still has the sum that
     led to its state. `finished`: micro-batches of the running step, as bits. `progress` grows with
@@ -116,7 +116,7 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """What shares of the micro-batches boards should have from now on, by key."""
+    """Shares of the micro-batches that boards should have from now on, by key."""
 
     weights: tuple[tuple[str, int], ...]
 

@@ -1,4 +1,4 @@
-"""What this board hears of the others: silence in ticks, incarnations, what they offer.
+"""The other boards as this one hears them: silence in ticks, incarnations, what they offer.
 
 Silence is counted in this board's own ticks, so a board that was stopped and wakes forgives its own
 stop before it handles the first frame that was queued meanwhile.

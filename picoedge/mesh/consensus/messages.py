@@ -1,4 +1,4 @@
-"""What boards tell each other to agree. `instance`: the epoch that is to be decided.
+"""Messages of the boards that agree. `instance`: the epoch that is to be decided.
 
 Bodies are small: a configuration of 64 boards is the largest thing in one. `codec.py` checks what
 comes.
@@ -22,7 +22,7 @@ from picoedge.mesh.consensus.configuration import (
 
 
 class Vote(NamedTuple):
-    """What a voter has accepted in an instance."""
+    """The configuration that a voter has accepted in an instance, and in which ballot."""
 
     ballot: Ballot
     configuration: Configuration
@@ -156,7 +156,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """How the sender stands, by its latest state or checkpoint; None: it has neither."""
+    """The sender's latest state or checkpoint; None: it has neither."""
 
     generation: RunGeneration
     known: Configuration | None

@@ -9,7 +9,7 @@ from picoedge.mesh.consensus.configuration import MAX_ROUTES, Route
 
 
 def shares(uplinks: Sequence[int], segments: int) -> tuple[int, ...]:
-    """How many of the gradient's segments each member sums up, in proportion to its uplink.
+    """Segments of the gradient that each member sums up, in proportion to its uplink.
 
     By largest remainders; ties go to the lower rank. Without any uplink known, all are equal.
     """

@@ -59,7 +59,7 @@ class BoardFaultError(BoardLostError, ProtocolError):
 
 
 class LinkState(Enum):
-    """How far a pair has come."""
+    """Progress of a pair of boards towards an open link."""
 
     EXPECTED = "expected"  # its key may connect
     GREETED = "greeted"  # key, rank and epoch are proven; the transport is being chosen
@@ -172,7 +172,7 @@ class PeerLink:
         return [item for each in both if each is not None for item in each.items()]
 
     def due(self) -> float | None:
-        """When `advance` must be called at the latest (time.monotonic)."""
+        """The latest time to call `advance` at (time.monotonic)."""
         return self._deadline if self.state is LinkState.GREETED else None
 
     def advance(self) -> None:

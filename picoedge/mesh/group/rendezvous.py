@@ -113,7 +113,7 @@ class Rendezvous:
         return self._links[rank].key
 
     def state(self, rank: int) -> LinkState:
-        """How far the link to that rank has come."""
+        """Progress of the link to that rank."""
         return self._links[rank].state
 
     def transports(self) -> dict[int, Transport]:
@@ -121,7 +121,7 @@ class Rendezvous:
         return {rank: each.transport for rank, each in sorted(self._connections.items())}
 
     def unreachable(self) -> dict[int, str]:
-        """Why a stream could not be opened, by rank, where ZeroMQ is used in its place."""
+        """Reasons why a stream could not be opened, by rank, where ZeroMQ is used in its place."""
         links = self._links.items()
         return {rank: link.unreachable for rank, link in links if link.unreachable}
 

@@ -174,12 +174,12 @@ class Invites:
         return True
 
     def open_until(self, now: Moment) -> list[int]:
-        """When the open invites expire (unix seconds of a clock that is as now), ascending."""
+        """Ends of the open invites (unix seconds of a clock that is as now), ascending."""
         left = (life.left_s(now) for life in self._open(now).values())
         return sorted(math.ceil(now.unix_s + left_s) for left_s in left)
 
     def _open(self, now: Moment) -> dict[str, Lifetime]:
-        """Those that are open, counted by this boot."""
+        """The invites that are open, counted by this boot."""
         found = self._read().items()
         return {key: life.in_boot(now) for key, life in found if life.left_s(now) > 0}
 

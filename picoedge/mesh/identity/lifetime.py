@@ -1,4 +1,4 @@
-"""How long an invite is open, whatever the clock of its board is set to meanwhile.
+"""Lifetime of an invite, whatever the clock of its board is set to meanwhile.
 
 Within one boot the kernel counts: a clock that steps by years, as one does that starts in 1970 and
 is set from the network, changes nothing. Another boot cannot know how long the board was off. It

@@ -68,7 +68,7 @@ class Announcer:
             self._discover(in_thread=before is not None)
 
     def _addresses(self) -> tuple[tuple[Address, ...], str]:
-        """Those to tell other boards, none if they could not use them, and a line about them."""
+        """Addresses to tell other boards, none if they could not use them; a line about them."""
         listening = self._node.address
         if not listening.is_everywhere:
             usable = listening.is_numeric and not listening.is_loopback

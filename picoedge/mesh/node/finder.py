@@ -68,7 +68,7 @@ def listed_addresses(body: Body) -> tuple[Address, ...]:
 
 
 class AddressBook:
-    """Where boards are looked for: where this one met them, then where others report them to be.
+    """Addresses to look for boards at: where this one met them, then where others report them.
 
     `seen`, in `peers.json`: public key to addresses, the newest first. That is also what this board
     reports, so that no report goes round without end and none outlives its reporter. Reports have
@@ -107,7 +107,7 @@ class AddressBook:
         self.has_reports |= not self._reported[key].keys() <= {*before, *self.seen.get(key, ())}
 
     def of(self, key: str) -> tuple[Address, ...]:
-        """Where to look for a board: first where it was met."""
+        """Addresses to look for a board at: first those at which it was met."""
         return tuple(dict.fromkeys((*self.seen.get(key, ()), *self._reported.get(key, ()))))
 
     def forget(self, key: str) -> None:

@@ -26,7 +26,7 @@ class Timing:
 
 
 class Condition(str, Enum):
-    """How a board is, as far as the others can tell."""
+    """A board's condition, as far as the others can tell."""
 
     ALIVE = "alive"
     SLOW = "slow"  # alive, but its worker stands still at its disk: wait, or plan around it

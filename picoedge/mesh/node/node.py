@@ -77,7 +77,7 @@ class Node:
 
     @property
     def address(self) -> Address:
-        """Where it listens, with the real port."""
+        """The address at which it listens, with the real port."""
         return self.rpc.server.address
 
     @property

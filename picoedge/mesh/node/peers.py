@@ -139,12 +139,12 @@ class Peers:
             rpc.loop.turn()
 
     def address_of(self, key: str) -> Address | None:
-        """Where this board reaches the daemon of another one now; None if it is not connected."""
+        """Address at which this board reaches the daemon of another one; None if not connected."""
         board = self.boards.get(key)
         return board.address if board is not None and key in self._rpc.connected() else None
 
     def reached(self, keys: Iterable[str]) -> dict[str, str]:
-        """Where this board reaches the daemons of those boards that it is connected to, by key.
+        """Addresses at which this board reaches the daemons it is connected to, of these, by key.
 
         An address that is right for another board may be of a network that this one is not in.
         """
@@ -152,7 +152,7 @@ class Peers:
         return {key: str(address) for key, address in found.items() if address is not None}
 
     def addresses_of(self, key: str) -> tuple[Address, ...]:
-        """Where to look for a board: first where this one reaches it now."""
+        """Addresses to look for a board at: first the one where this board reaches it now."""
         now, known = self.address_of(key), self.book.of(key)
         return known if now is None else tuple(dict.fromkeys((now, *known)))
 

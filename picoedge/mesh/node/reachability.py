@@ -1,4 +1,4 @@
-"""Whether this board can open TCP connections to another one: asked by `picoedge doctor --cluster`.
+"""Trial TCP connections from this board to another one, asked for by `picoedge doctor --cluster`.
 
     reach-board   "key": a board's. Try the addresses known of its daemon, and one port at which its
                   workers would listen

@@ -46,7 +46,7 @@ class PullReport:
 
 @dataclass(frozen=True)
 class PullOptions:
-    """How a pull reports, and how long it waits."""
+    """Reports of a pull, and its time limits."""
 
     progress: Callable[[int, int], None] = lambda done, total: None  # bytes of complete items
     warn: Callable[[str], None] = lambda text: None

@@ -42,7 +42,7 @@ class Kind(IntEnum):
 
 
 class Dtype(IntEnum):
-    """How the values of a buffer are encoded: see `mesh/group/codecs.py`."""
+    """Encodings of a buffer's values: see `mesh/group/codecs.py`."""
 
     BYTES = 0
     F64 = 1  # 8 or 6 bytes a value

@@ -226,7 +226,7 @@ def _parse(raw: bytes, most_values: int) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """How many values lie inside each other, this one included. Raises RecursionError."""
+    """The number of values inside each other, this one included. Raises RecursionError."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inner), default=0)
 

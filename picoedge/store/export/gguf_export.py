@@ -29,7 +29,7 @@ _FILE_TYPES: dict[FloatType, int] = {"f32": 0, "f16": 1}
 
 
 class GgufExport:
-    """What a file will hold. Raises UnsupportedError for what the format cannot say.
+    """Contents of a file to write. Raises UnsupportedError for what the format cannot say.
 
     `divisors`: of rope's frequencies, f32 [head_dim / 2]; None: rope is not stretched, or by one
     factor. `nbytes`: of the tensors.

@@ -26,7 +26,7 @@ _ALIGNED = 8  # the end of the header: safetensors' own rule
 
 
 class HuggingFaceExport:
-    """What a folder will hold. Raises UnsupportedError for what the format cannot say.
+    """Contents of a folder to write. Raises UnsupportedError for what the format cannot say.
 
     `nbytes`: of the weights.
     """

@@ -23,7 +23,7 @@ _FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 
 @dataclass(frozen=True, eq=False)
 class LowRankMatrix:
-    """What is added to a matrix W [out, in]: W + B A. A f32 [r, in], B f32 [out, r], scaled."""
+    """Sum B A that is added to a matrix W [out, in]. A f32 [r, in], B f32 [out, r], scaled."""
 
     a: F32
     b: F32

@@ -98,7 +98,7 @@ class ReadAhead:
 
     @property
     def error(self) -> PicoedgeError | None:
-        """Why that unit could not be read."""
+        """The error that kept that unit from being read."""
         if self._failed is not None and self._failed[0] <= self._used:
             return self._failed[1]
         return None

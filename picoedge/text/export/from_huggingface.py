@@ -198,7 +198,7 @@ def _space_prefix(model: SentencePieceProcessor, configs: Folder, head: Mapping[
 
 
 def _space_prefix_in(head: Mapping[str, Any]) -> str:
-    """Where the rules of a tokenizer.json put a space: before each part, the first, or nowhere."""
+    """Place of the space that a tokenizer.json adds: before each part, the first, or nowhere."""
     if any(step.get("type") == "Prepend" for step in _steps(head["normalizer"], "normalizers")):
         return "always"
     schemes = {"always": "always", "first": "first"}

@@ -45,7 +45,7 @@ def write_model(
 
 @dataclass(frozen=True)
 class ModelRules:
-    """How a model splits texts. `charsmap`: of its normalizer, compiled; empty: none.
+    """A model's normalization of texts. `charsmap`: its compiled table of characters; empty: none.
 
     `merges_spaces`: runs of spaces become one, and those at the ends nothing.
     """

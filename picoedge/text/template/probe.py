@@ -35,7 +35,7 @@ _TOOL = {
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """How a template takes a conversation, and what it can be told.
+    """Behaviour of a template: how it takes a conversation, and what it can be told.
 
     `parts`: roles whose content it reads as a list of parts. `system`: "own" where it has a place
     for a system message, "merged" where that goes before the first question. `history`: whether
@@ -54,7 +54,7 @@ class TemplateFacts:
 
     @property
     def content(self) -> str:
-        """How a question is given: "string" or "parts"."""
+        """Form in which a question is given: "string" or "parts"."""
         return PARTS if "user" in self.parts else STRING
 
     def notes(self, messages: Iterable[TemplateMessage]) -> list[str]:

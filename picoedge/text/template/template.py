@@ -30,7 +30,7 @@ _MARK = re.compile(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])")
 
 
 def chosen_path(pack: Path) -> Path:
-    """Where the template is kept that a user chose for a pack: beside it."""
+    """Path of the template that a user chose for a pack: beside it."""
     return pack.absolute().with_name(f"{pack.absolute().name}.{TEMPLATE_FILE}")
 
 

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are answers: those that the model is to learn.
+"""Answers of a conversation: the tokens that the model is to learn.
 
 The tokens before an answer are those that a chat gives the model at that point, so the answer is
 what the template renders behind them, up to the token that ends a turn. Where the tokenizer joins
@@ -166,7 +166,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _answers_in(messages: Sequence[ChatMessage]) -> list[int]:
-    """Which messages are answers. Raises DataError where there is none, or one without text."""
+    """Indices of the answers. Raises DataError where there is none, or one without text."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise DataError("no answer in it (role assistant)")

@@ -54,7 +54,7 @@ _MORE = "give more text, or train on shorter sequences"
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How a text becomes a corpus: all of it belongs to the run.
+    """Settings by which a text becomes a corpus: all of them belong to the run.
 
     `length`: tokens of a sequence; there must be text for one, and for half a one to hold out.
     `held_out`: the share of the text that no step trains on, 0: none; of a long text less,
@@ -235,7 +235,7 @@ def _require_enough(train: int, held_out: int, settings: CorpusSettings) -> None
 
 
 class _HeldOut:
-    """Which passages are held out: one of each group of `every`, drawn by the seed."""
+    """Passages that are held out: one of each group of `every`, drawn by the seed."""
 
     def __init__(self, survey: TextSurvey, settings: CorpusSettings) -> None:
         self._seed, self._every = settings.seed, 0

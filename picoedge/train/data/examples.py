@@ -95,7 +95,7 @@ class Examples:
         return hasher.hexdigest()
 
     def fitted(self, length: int) -> Examples:
-        """Those that fit sequences of `length`, with `notes` on the others.
+        """The examples that fit sequences of `length`, with `notes` on the others.
 
         A longer text goes on in further examples; a longer conversation ends there, and is left out
         where none of its answers has begun. Raises DataError where none is left.
@@ -129,7 +129,7 @@ class Examples:
         return texts.build(notes)
 
     def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """Those to train on, and about `share` of the lines held out, drawn by the seed.
+        """Examples to train on, and about `share` of the lines held out, drawn by the seed.
 
         None is held out of fewer than `FEWEST_TO_SPLIT` lines: then a held-out loss says little.
         """

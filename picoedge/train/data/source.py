@@ -1,4 +1,4 @@
-"""What a training loop reads: the batch of each step, and batches that are held out."""
+"""Sources of a training loop: the batch of each step, and batches that are held out."""
 
 from __future__ import annotations
 

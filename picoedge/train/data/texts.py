@@ -166,7 +166,7 @@ class _Finder:
         return known
 
     def notes(self) -> list[str]:
-        """What was passed over, a sentence each."""
+        """Files that were passed over, a sentence each."""
         counts = (
             (self.empty, "file", "empty"),
             (self._others, "file", f"of another kind than {', '.join(SUFFIXES)}"),
@@ -215,7 +215,7 @@ def cut_passages(chunks: Iterator[str] | Sequence[str], longest: int) -> Iterato
 
 
 def _cut(text: str, start: int, longest: int) -> int:
-    """Where to cut: behind the last empty line, else line's end, else before the last space."""
+    """Place to cut: behind the last empty line, else line's end, else before the last space."""
     for mark, after in (("\n\n", 2), ("\n", 1), (" ", 0)):
         at = text.rfind(mark, start + longest // 2, start + longest)
         if at > 0:

@@ -1,4 +1,4 @@
-"""Where each adapter's matrices lie in the flat vector that is trained.
+"""Layout of the flat vector that is trained: the place of each adapter's matrices.
 
 By layer, then in the order of TARGETS: A [r, in], then B [out, r].
 """
@@ -59,7 +59,7 @@ class LoraShape:
 
     @property
     def scale(self) -> float:
-        """What B A x is multiplied by."""
+        """The factor of B A x."""
         return self.alpha / self.rank
 
 
@@ -154,7 +154,7 @@ class AdapterLayout:
             first += rows
 
     def adapter(self, weights: F32, base: str) -> Adapter:
-        """What was trained; its matrices are views of `weights`."""
+        """The trained adapter; its matrices are views of `weights`."""
         matrices = {key: (a.of(weights), b.of(weights)) for key, (a, b) in self.tensors.items()}
         targets = tuple(name for name in TARGETS if name in self.shape.targets)
         return Adapter(base, self.shape.rank, self.shape.alpha, False, targets, matrices)

@@ -1,4 +1,4 @@
-"""What fine-tuning takes of memory, and how it is made to fit. Pure.
+"""Memory of fine-tuning, and how it is made to fit. Pure.
 
 Of each thread the residuals before all layers are kept, and the values of as many layers as there
 is room for; the others compute them again on the way back. No bit changes by that.
@@ -21,7 +21,7 @@ _WIDE = 1.4  # of sums of gradients: some blocks have 64 bits
 
 @dataclass(frozen=True)
 class LoraFit:
-    """How a run is made to fit: threads, layers whose values are kept, rows of logits, bytes."""
+    """A run's fit to memory: threads, layers whose values are kept, rows of logits, bytes."""
 
     threads: int
     kept_layers: int

@@ -21,11 +21,11 @@ from picoedge.train.lora.own_text import micro_batches, text_hash
 from picoedge.train.step.batch import Batch, Rehearsal
 
 Hidden = Callable[[I32], F32]
-"""What the head reads of tokens [sequences * length]: `MicroBatch.hidden` without an adapter."""
+"""Input of the head for tokens [sequences * length]: `MicroBatch.hidden` without an adapter."""
 
 
 def rehearsal_bytes(config: ModelConfig, tokens: int) -> int:
-    """What the references of micro-batches of so many tokens take."""
+    """Bytes of the references of micro-batches of so many tokens."""
     return 4 * micro_batches(tokens) * tokens * (config.hidden_size + 1)
 
 

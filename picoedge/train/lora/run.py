@@ -120,7 +120,7 @@ class LoraRun(Run):
         return step
 
     def _best_weights(self, step: int) -> F32 | None:
-        """Those that were kept of a step; None: it could not be kept, there are older ones."""
+        """Weights that were kept of a step; None: it could not be kept, there are older ones."""
         best = self.folder.read_best()
         if best is None or best.facts.get("step") != step:
             return None
@@ -129,7 +129,7 @@ class LoraRun(Run):
 
 
 def base_name(pack: Pack) -> str:
-    """What an adapter says it is for: the source that the pack was made from."""
+    """Name of an adapter's base model: the source that the pack was made from."""
     return str(pack.source.get("name") or pack.name)
 
 

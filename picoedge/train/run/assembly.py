@@ -254,7 +254,7 @@ _OF_THE_MODEL = ("tokenizer", "vocab_size", "rehearsal")  # in the data's facts
 
 
 def _differing(where: object, part: str, name: str, ours: Mapping[str, Any]) -> ModelError:
-    """What is told of the first fact that differs: its part of the facts, and its name there."""
+    """Words about the first fact that differs: its part of the facts, and its name there."""
     if part == "format":
         return ModelError(
             f"the run of {where} was begun by a picoedge whose arithmetic has other bits",

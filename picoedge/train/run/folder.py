@@ -50,7 +50,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """What repeats the run."""
+        """The settings that repeat the run."""
         return self.path / CONFIG
 
     @property
@@ -78,7 +78,7 @@ class RunFolder:
         return self.best
 
     def read_best(self) -> Saved | None:
-        """What `save_best` kept; None: nothing that is sound."""
+        """The state that `save_best` kept; None: nothing that is sound."""
         with suppress(PicoedgeError):
             return read_saved(self.best)
         return None

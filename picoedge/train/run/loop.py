@@ -25,7 +25,7 @@ FINISHED, EARLY, STOPPED = "finished", "early", "stopped"
 
 
 class Stepper(Protocol):
-    """What is trained: a `Trainer`."""
+    """The model in training: a `Trainer`."""
 
     @property
     def state(self) -> TrainingState:
@@ -42,7 +42,7 @@ class Stepper(Protocol):
 
 
 class Batches(Protocol):
-    """What it is trained on: a `TokenSource`."""
+    """Text to train on: a `TokenSource`."""
 
     @property
     def held_out(self) -> Sequence[Batch]:
@@ -55,7 +55,7 @@ class Batches(Protocol):
 
 
 class RunStore(Protocol):
-    """Where a run is kept: a `RunFolder`."""
+    """A run's place on the disk: a `RunFolder`."""
 
     def save(self, step: int, saved: Saved) -> Path:
         """Keep a checkpoint. Raises StorageError, and the last good one is there still."""
@@ -68,7 +68,7 @@ class RunStore(Protocol):
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What happens at which step. All but `save_every` belongs to the run's result."""
+    """Steps, and those that evaluate and save. All but `save_every` decides the run's result."""
 
     steps: int
     evaluate_every: int
@@ -78,7 +78,7 @@ class RunPlan:
 
 @dataclass
 class RunRecord:
-    """What a resumed run has to know of its evaluations."""
+    """Evaluations so far, as far as a resumed run has to know them."""
 
     held_out: float | None = None  # the last one
     best: float | None = None
@@ -107,7 +107,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `run_loop` ended: FINISHED, EARLY (held-out loss), STOPPED (asked to)."""
+    """Outcome of a call of `run_loop`: FINISHED, EARLY (held-out loss), STOPPED (asked to)."""
 
     reason: str
     step: int
@@ -207,7 +207,7 @@ class _Loop:
         )
 
     def after_step(self, step: int) -> None:
-        """What is due after a step."""
+        """Evaluation and checkpoint that are due after a step."""
         plan, record = self.plan, self.record
         is_last = step >= plan.steps
         if is_last or step % plan.evaluate_every == 0:

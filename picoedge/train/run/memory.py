@@ -1,4 +1,4 @@
-"""What training takes of memory, and how it is made to fit. Pure.
+"""Memory of training, and how it is made to fit. Pure.
 
     fit = fit_memory(needs, sizes=[4, 2, 1], batch=16, threads=4, budget=400 << 20)
 
@@ -27,7 +27,7 @@ _BLAS_SCRATCH = 24 << 20  # OpenBLAS's buffers
 
 @dataclass(frozen=True)
 class TrainingFit:
-    """How a run is made to fit: sequences of a micro-batch, threads, bytes at the peak."""
+    """A run's fit to memory: sequences of a micro-batch, threads, bytes at the peak."""
 
     micro_batch: int
     recompute: bool

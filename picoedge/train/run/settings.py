@@ -18,7 +18,7 @@ LENGTH_STEP = 16  # tokens: a block of the products' order
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run is computed: nothing that decides the result, but the minutes."""
+    """Means of a run: nothing that decides its result, but the minutes."""
 
     out: Path
     threads: int
@@ -80,7 +80,7 @@ class RunSettings:
         return RunPlan(self.steps, self.evaluate_every, self.save_every, self.patience)
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the bits of the result, as in JSON: of one run it never changes."""
+        """The settings that decide the bits of the result, as in JSON; a run's never change."""
         return {name: value for name, value in vars(self).items() if name not in self.undeciding}
 
     def to_toml(self) -> str:

@@ -88,7 +88,7 @@ class TextRun(Run):
 
     @property
     def disk_bytes(self) -> int:
-        """What checkpoints and the pack take of the disk, at the most."""
+        """Bytes of the disk that checkpoints and the pack take, at the most."""
         weights = 4 * self.layout.length
         return (KEPT_CHECKPOINTS + 1) * 3 * weights + 2 * weights + weights
 
@@ -192,7 +192,7 @@ def model_config(settings: TrainSettings, data: TextData) -> ModelConfig:
 
 
 def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> TrainingFit:
-    """How it fits the memory; where the micro-batch is chosen already, with that."""
+    """The run's fit to memory; where the micro-batch is chosen already, with that."""
     usual = min(DEFAULTS[settings.preset].micro_batch, settings.batch)
     sizes = [settings.micro_batch] if settings.micro_batch else []
     sizes = sizes or micro_batch_sizes(settings.batch, usual)
@@ -209,7 +209,7 @@ def _fit(options: RunOptions, settings: TrainSettings, config: ModelConfig) -> T
 
 
 def _steps(run: TextRun) -> tuple[int, str]:
-    """How many, and why."""
+    """The number of steps, and the reason of it."""
     settings, minutes = run.settings, run.options.minutes
     if settings.steps:
         return settings.steps, "as asked for"

@@ -1,1 +1,1 @@
-"""What a run of training holds: weights and moments, as one vector each, and checkpoints."""
+"""State of a run of training: weights and moments, as one vector each, and checkpoints."""

@@ -175,7 +175,7 @@ def read_facts(path: Path) -> Mapping[str, Any]:
 
 
 def data_start(path: Path) -> int:
-    """Where the first array of a sound file begins. Raises ModelError."""
+    """Offset of the first array in a sound file. Raises ModelError."""
     with reading(path), open(path, "rb") as file:
         return len(_read_header(file, path, os.fstat(file.fileno()).st_size)[0])
 

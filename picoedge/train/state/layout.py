@@ -1,4 +1,4 @@
-"""Where each tensor of a model lies in the flat vector of its weights. Pure.
+"""Layout of the flat vector of a model's weights: the place of each tensor. Pure.
 
 Matrices come first, in the order of the forward pass, then norms, which have no weight decay. q, k
 and v are one matrix of rows, gate and up another.

@@ -29,7 +29,7 @@ _SPAN = 1 << 16  # values of the optimizer that a thread takes at once
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What decides a step's result: all of it belongs to the run.
+    """Sizes that decide a step's result: all of them belong to the run.
 
     A step is `micro_batches` micro-batches of `sequences` sequences of `length` tokens each.
     """
@@ -60,7 +60,7 @@ class StepResult:
 
 
 class TrainedLayout(Protocol):
-    """What is trained of a model, as one flat vector: all of it, or adapters on frozen weights."""
+    """Trained weights as one flat vector: all of a model's, or adapters on frozen ones."""
 
     @property
     def config(self) -> ModelConfig:

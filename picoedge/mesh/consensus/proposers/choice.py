@@ -1,4 +1,4 @@
-"""What a proposer may propose, from the promises of a quorum: a pure function.
+"""Choice of the configuration to propose, from the promises of a quorum: a pure function.
 
 If a promise holds a configuration that was accepted, that of the highest ballot is proposed again
 (Paxos). Else no configuration of this epoch can have been chosen, and one is made. With the members
@@ -43,7 +43,7 @@ class VoterAnswer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the proposer knows beside the answers."""
+    """The proposer's own facts, beside the answers."""
 
     known: Configuration
     electorate: Callable[[tuple[BoardId, ...]], tuple[BoardId, ...]]
@@ -101,7 +101,7 @@ def _continued(
 
 
 def trainers(standings: Mapping[BoardId, Standing], least: int) -> tuple[BoardId, ...]:
-    """Those with a state of step `least` or later. A board without one cannot make a step."""
+    """Boards with a state of step `least` or later. A board without one cannot make a step."""
     return tuple(m for m, at in standings.items() if at.state.step >= least)
 
 

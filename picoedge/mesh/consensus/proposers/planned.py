@@ -173,7 +173,7 @@ class Planner:
         return members, board.electorate(members), tuple(learners[:MAX_MEMBERS]), weights
 
     def _fewest(self, leaving: list[BoardId]) -> int:
-        """How many copies of the state these may leave behind."""
+        """The fewest copies of the state that these may leave behind."""
         return 1 if self._leaves_one.issuperset(leaving) else FEWEST_COPIES
 
     def _weight(self, board: BoardId) -> int:

@@ -22,7 +22,7 @@ REFILL = 2
 
 
 class MembershipRecovery:
-    """What this board does about others that fail."""
+    """This board's answer to failures of others: suspicion, relays, pre-votes, rounds."""
 
     def __init__(self, board: Board, acceptor: Acceptor) -> None:
         self._board, self._acceptor = board, acceptor
@@ -63,7 +63,7 @@ class MembershipRecovery:
             self._spent = {key: n - 1 for key, n in self._spent.items() if n > 1}
 
     def _progress_of_members(self) -> object:
-        """What changes with anything that any member finishes; a witness looks at it too."""
+        """A value that changes when any member finishes anything; a witness looks at it too."""
         board, peers = self._board, self._board.hearing.peers
         if board.known is None:
             return None

@@ -124,7 +124,7 @@ def test_options_that_are_named_are_there() -> None:
 @pytest.mark.parametrize(
     "line", ["picoedge chatt", "picoedge chat --colour", "make x", "python -m hw.lap", "rm x"]
 )
-def test_what_no_program_takes_is_found(line: str) -> None:
+def test_a_command_that_no_program_takes_is_found(line: str) -> None:
     with pytest.raises((AssertionError, click.ClickException, subprocess.CalledProcessError)):
         check(line.split(), whole=True)
 

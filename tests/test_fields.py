@@ -153,7 +153,7 @@ def test_values_that_are_right_are_returned() -> None:
         (lambda f: f.only({"name"}), "the session has an unknown 'rank'"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(read: Callable[[Fields], object], said: str) -> None:
+def test_a_wrong_field_is_named_with_its_place(read: Callable[[Fields], object], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         read(Fields(VALUES, "the session", UsageError, "write it anew"))
     assert said in caught.value.message
@@ -168,7 +168,7 @@ def test_numbers_that_are_none_are_refused() -> None:
             Fields({"speed": value}).positive("speed")
 
 
-def test_what_is_made_of_a_field_names_it() -> None:
+def test_an_error_of_a_value_made_from_a_field_names_the_field() -> None:
     def fail(error: type[ModelError]) -> Callable[[], object]:
         def make() -> object:
             raise error("4 heads of 0")

@@ -155,7 +155,7 @@ def test_a_missing_peer_ends_the_run_before_it_begins(
     assert "numpy_decode needs" not in err
 
 
-def test_what_failed_is_said_and_never_reported_as_a_figure(
+def test_a_row_that_failed_is_named_and_never_a_figure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def fails(models: Models, rounds: int) -> list[Measured]:

@@ -60,7 +60,7 @@ def test_single_answers_come_from_another_board_all_along(seed: int) -> None:
     assert not any(one.queues for one in last if one is not None)  # none waits for the chat
 
 
-def test_what_ends_all_of_a_board_ends_its_commands() -> None:
+def test_a_reboot_ends_all_commands_of_its_board() -> None:
     assert Event("reboot", 1, 1).ends_all_on(1)
     assert not Event("reboot", 1, 1).ends_all_on(2)
     assert not Event("kill", 1, 1, "daemon").ends_all_on(1)
@@ -83,12 +83,14 @@ ASKED = "What is a river?"
         ("What is a river?\r\n>>> ", "", "", True),
     ],
 )  # fmt: skip
-def test_what_a_terminal_shows(seen: str, text: str, error: str, is_complete: bool) -> None:
+def test_a_terminal_s_text_is_split_into_answer_and_error(
+    seen: str, text: str, error: str, is_complete: bool
+) -> None:
     found = shown(ASKED, seen)
     assert (found.text, found.error, found.is_complete) == (text, error, is_complete)
 
 
-def test_what_comes_before_an_answer_is_not_its_first_token() -> None:
+def test_an_echo_before_an_answer_is_not_its_first_token() -> None:
     before = "What is a river?\r\n\x1b[?2004l\r"
     assert shown(ASKED, before + "A").echo_bytes == len(before)
 
@@ -114,7 +116,7 @@ def asked(outcome: str, same: bool = True, first_s: float = 1.0, calm: bool = Tr
     return Asked(0.0, "", "calm", outcome, same, 3, first_s, 2.0, calm)
 
 
-def test_what_a_person_cut_is_no_question() -> None:
+def test_a_question_that_a_person_cut_does_not_count() -> None:
     assert answered_part([asked("whole"), asked("cut"), asked("failed")]) == 0.5
     assert same_part([asked("whole"), asked("whole", same=False)]) == 0.5
 
@@ -148,7 +150,7 @@ def test_a_conversation_is_what_was_said() -> None:
         (b"a bell\x07", True),
     ],
 )
-def test_what_no_terminal_and_no_log_may_show(text: bytes, is_bad: bool) -> None:
+def test_words_that_no_terminal_and_no_log_may_show(text: bytes, is_bad: bool) -> None:
     assert bool(bad_words("chat", text)) == is_bad
 
 

@@ -141,7 +141,7 @@ Prediction
 """
 
 
-def test_what_peers_print_is_read() -> None:
+def test_figures_that_peers_print_are_read() -> None:
     assert mesh_peers.dllama_printed(PRINTED) == 9.15
     with pytest.raises(BenchError, match="no prediction: Critical"):
         mesh_peers.dllama_printed("Critical error")

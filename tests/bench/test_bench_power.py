@@ -55,7 +55,7 @@ def after_cut(library: Path, tmp: Path, program: str, seed: int) -> Path:
     return root
 
 
-def test_what_was_synced_is_there(library: Path, tmp_path: Path) -> None:
+def test_bytes_that_were_synced_are_there(library: Path, tmp_path: Path) -> None:
     for seed in range(SEEDS):
         root = after_cut(library, tmp_path, SAFE, seed)
         assert (root / "file").read_text() == "new" * 1000
@@ -63,7 +63,7 @@ def test_what_was_synced_is_there(library: Path, tmp_path: Path) -> None:
         shutil.rmtree(root)
 
 
-def test_what_was_not_synced_may_be_lost_or_torn(library: Path, tmp_path: Path) -> None:
+def test_bytes_that_were_not_synced_may_be_lost_or_torn(library: Path, tmp_path: Path) -> None:
     found = set()
     for seed in range(SEEDS):
         root = after_cut(library, tmp_path, UNSAFE, seed)

@@ -193,7 +193,7 @@ def test_a_ratio_is_theirs_over_ours() -> None:
     assert json.loads(json.dumps(row.raw))["peer"][1]["s_per_token"] == 6.0
 
 
-def test_what_is_short_is_neither_model_nor_cache() -> None:
+def test_memory_that_is_short_is_neither_model_nor_cache() -> None:
     plan = {"budget_mb": 400.0, "kv_cache_mb": 6.0, "activations_mb": 4.0, "resident_mb": 320.0}
     assert window_budget.short_mb(plan) == 70
 
@@ -234,7 +234,7 @@ def test_the_clock_is_the_disk_at_its_pace() -> None:
     assert seventy_b.layers_note(Path("llama70b-033.pico")) == "33 of 80 layers"
 
 
-def test_what_filled_the_context_is_said() -> None:
+def test_a_note_says_how_the_context_was_filled() -> None:
     note = seventy_b.filled_note({"prompt_tokens": 32, "seconds": [1.0, 2.0, 3.0]})
     assert "32 tokens of prompt and 3 tokens decoded" in note
 

@@ -160,7 +160,7 @@ def test_a_chat_that_is_not_there(folder: ChatFolder) -> None:
     assert folder.summaries() == []
 
 
-def test_what_is_no_chat_is_passed_over(folder: ChatFolder) -> None:
+def test_files_that_are_no_chats_are_passed_over(folder: ChatFolder) -> None:
     begin(folder)
     (folder.path / "notes.txt").write_text("mine")
     (folder.path / "0.jsonl").write_text("{}")

@@ -187,7 +187,7 @@ def test_unknown_commands_are_not_sent_to_the_model() -> None:
         ("/set\nn 3", False),
     ],
 )
-def test_what_counts_as_a_command(message: str, expected: bool) -> None:
+def test_messages_that_count_as_commands(message: str, expected: bool) -> None:
     assert is_command(message) is expected
 
 
@@ -294,7 +294,7 @@ def test_save_and_load_carry_a_conversation_over(tmp_path: Path) -> None:
         "[" * 100_000,
     ],
 )
-def test_what_is_no_saved_conversation_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_saved_conversation_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "talk.json"
     file.write_text(content)
     chat, transcript, _ = talk(["hello", f"/load {file}"], "Hi!")

@@ -55,7 +55,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("typed", SCRIPTS, ids=" ".join)
-def test_what_is_read_again_is_what_was_said(folder: ChatFolder, typed: list[str]) -> None:
+def test_a_kept_chat_is_read_as_it_was_held(folder: ChatFolder, typed: list[str]) -> None:
     chat, _ = kept(folder, typed, "Hi!", "Ho!", "Hm.")
     assert folder.read(1) == chat.log.conversation
     assert chat.messages
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_made_is_said_once_and_the_chat_goes_on(folder: 
     assert len(chat.messages) == 4
 
 
-def test_what_a_full_disk_refused_is_written_when_there_is_room(
+def test_records_that_a_full_disk_refused_are_written_when_there_is_room(
     folder: ChatFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append, calls = ChatFile.append, iter(range(100))

@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_no_sound_adapter_is_one_line(
+def test_a_damaged_adapter_is_an_error_of_one_line(
     run: Run, pack: Path, adapter: Path, text: Path, command: str
 ) -> None:
     for name, (damage, told) in DAMAGE.items():
@@ -150,7 +150,9 @@ def test_an_adapter_of_another_model_is_one_line(
     ("given", "told"),
     [("nowhere", "nowhere does not exist"), ("", "a folder is needed, or none")],
 )
-def test_what_is_no_folder(run: Run, pack: Path, text: Path, given: str, told: str) -> None:
+def test_an_adapter_that_is_no_folder_is_refused(
+    run: Run, pack: Path, text: Path, given: str, told: str
+) -> None:
     for command in COMMANDS:
         ran = run(*words_of(command, pack, given, text))
         assert ran.code == (1 if given else 2)

@@ -39,7 +39,9 @@ def test_chat_answers_what_is_piped_in(run: Run, pack: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["chat", "generate"])
-def test_what_cannot_be_a_prompt(run: Run, pack: Path, name: str, stdin: bytes, error: str) -> None:
+def test_a_text_that_cannot_be_a_prompt_is_refused(
+    run: Run, pack: Path, name: str, stdin: bytes, error: str
+) -> None:
     ran = run(name, pack, stdin=stdin)
     assert ran.code == 2
     assert ran.out == ""

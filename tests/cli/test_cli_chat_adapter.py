@@ -198,7 +198,7 @@ def test_lists_name_the_adapter(
         assert json.loads(run("chats", "show", number, "--json").out)["adapter"] == adapter
 
 
-def test_what_is_begun_on_a_terminal_goes_on_there(
+def test_a_chat_with_an_adapter_goes_on_in_a_terminal(
     terminals: list[Terminal], tmp_path: Path, pack: Path, adapters: list[Path]
 ) -> None:
     def chat(*words: str | Path) -> Terminal:

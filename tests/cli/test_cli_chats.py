@@ -100,7 +100,9 @@ def test_a_chat_of_another_model_says_so(run: Run, folder: ChatFolder, pack: Pat
         (["--continue", "3"], "no chat is kept on this board"),
     ],
 )
-def test_what_cannot_go_on(run: Run, pack: Path, words: list[str], error: str) -> None:
+def test_a_chat_that_cannot_go_on_is_refused(
+    run: Run, pack: Path, words: list[str], error: str
+) -> None:
     ran = run("chat", pack, *words, "-p", "more")
     assert ran.code == 2
     assert ran.err.startswith(f"error: {error}")

@@ -168,7 +168,7 @@ def test_the_best_weights_are_those_of_the_step_that_was_best() -> None:
         (["--resume"], "there is no run to resume"),
     ],
 )
-def test_what_is_not_possible_is_refused_and_leaves_nothing(
+def test_an_impossible_run_is_refused_and_leaves_nothing(
     run: Run, pack: Path, data: Path, tmp_path: Path, more: list[str], told: str
 ) -> None:
     ran = run("finetune", pack, "--data", data, "--out", tmp_path / "mine", *more)

@@ -237,7 +237,9 @@ def test_one_answer_needs_room_for_its_own_tokens_alone(
         assert f"+ context of {context} tokens " in run(*answer, "-n", n_tokens).err
 
 
-def test_what_does_not_fit_is_streamed_and_says_the_same(run: Run, pack: Path, small: int) -> None:
+def test_a_model_that_does_not_fit_is_streamed_and_says_the_same(
+    run: Run, pack: Path, small: int
+) -> None:
     args = ["generate", pack, "-p", "AB", "-n", "6", "--raw", "--json", *GREEDY]
     whole = json.loads(run(*args).out)
     ran = run(*args, "--memory", f"{small + 1.5}M", "-v")

@@ -298,7 +298,7 @@ def test_an_encoding_that_lacks_the_answer_s_characters_is_no_error(pack: Path) 
         (BrokenPipeError(32, "Broken pipe"), 1, ""),
     ],
 )
-def test_whatever_happens_there_is_no_traceback(
+def test_no_error_shows_a_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, err: str
 ) -> None:
     from picoedge.cli import models

@@ -91,7 +91,7 @@ def untouched(pack: Path) -> bytes:
     return (pack / MANIFEST).read_bytes()
 
 
-def test_what_cannot_be_written_leaves_all_as_it_was(
+def test_a_merge_that_cannot_be_written_leaves_all_as_it_was(
     run: Run, pack: Path, adapter: Path, tmp_path: Path
 ) -> None:
     before = untouched(pack)
@@ -134,7 +134,7 @@ def test_a_text_that_is_none_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-def test_what_cannot_be_measured_is_refused_before_anything_is_written(
+def test_a_merge_that_cannot_be_measured_is_refused_before_anything_is_written(
     run: Run, pack: Path, adapter: Path, out: Path
 ) -> None:
     most = Pack.open(pack).config.max_position_embeddings

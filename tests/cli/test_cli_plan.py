@@ -103,7 +103,7 @@ def test_json_has_the_layers_and_the_speeds(run: Run, pack: Path) -> None:
     assert report["clock"] == "disk"
 
 
-def test_what_fits_is_said_to_fit(run: Run, pack: Path) -> None:
+def test_a_model_that_fits_is_said_to_fit(run: Run, pack: Path) -> None:
     args = ["plan", pack, "-c", "512", "-t", "1", "--kernels", "numpy", "--memory", "100M"]
     ran = run(*args)
     assert (ran.code, ran.err) == (0, "")
@@ -118,7 +118,7 @@ def test_what_fits_is_said_to_fit(run: Run, pack: Path) -> None:
     assert report["total_mb"] == pytest.approx(sum(report[name] for name in parts))
 
 
-def test_what_cannot_hold_is_refused_with_figures(run: Run, pack: Path) -> None:
+def test_a_budget_that_is_too_small_is_refused_with_figures(run: Run, pack: Path) -> None:
     ran = run("plan", pack, "--memory", "42M")
     assert (ran.code, ran.out) == (1, "")
     (line,) = ran.err.splitlines()

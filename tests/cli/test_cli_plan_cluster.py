@@ -138,7 +138,7 @@ def test_boards_that_cannot_hold_it_are_told_with_figures(
         (["--boards", "boards.json", "-ts", "1,1,1,1"], "the split is over 4 boards"),
     ],
 )
-def test_what_is_wrong_is_a_line_and_exit_code_2(
+def test_a_wrong_command_line_is_a_line_and_exit_code_2(
     run: Run, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str],
     said: str,
 ) -> None:  # fmt: skip

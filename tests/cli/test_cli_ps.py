@@ -69,7 +69,7 @@ def test_rows() -> None:
     assert told.keys().isdisjoint({"state", "head_shards"})  # names of the wire
 
 
-def test_who_has_how_much_of_a_boards_memory() -> None:
+def test_a_board_s_users_of_memory_are_shown() -> None:
     uses = [
         {"use": "answer", "bytes": 180 * MB, "holder": "hub", "model": "llama", "age_s": 3},
         {"use": "answer", "bytes": 30 * MB, "holder": "this board alone", "model": "", "age_s": 9},
@@ -191,14 +191,18 @@ def test_the_hottest_sensor_that_is_real(tmp_path: Path) -> None:
     [("cpufreq-cpu0", "3", True), ("cpufreq-cpu0", "0", False), ("pwm-fan", "2", False),
      ("Processor", "1", True), ("intel_powerclamp", "-1", False)],
 )  # fmt: skip
-def test_what_the_kernel_holds_back(tmp_path: Path, kind: str, state: str, throttled: bool) -> None:
+def test_cooling_of_a_processor_by_the_kernel_is_throttling(
+    tmp_path: Path, kind: str, state: str, throttled: bool
+) -> None:
     sensor(tmp_path, "class/thermal/cooling_device0/type", kind)
     sensor(tmp_path, "class/thermal/cooling_device0/cur_state", state)
     assert read_heat(tmp_path).throttled is throttled
 
 
 @pytest.mark.parametrize(("flags", "now"), [("50005", True), ("50000", False), ("0", False)])
-def test_what_a_pi_holds_back_now(tmp_path: Path, flags: str, now: bool) -> None:
+def test_present_flags_of_a_pi_s_firmware_are_throttling(
+    tmp_path: Path, flags: str, now: bool
+) -> None:
     sensor(tmp_path, "devices/platform/soc/soc:firmware/get_throttled", flags)
     assert read_heat(tmp_path).throttled is now
 

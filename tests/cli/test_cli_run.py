@@ -120,7 +120,7 @@ def test_signs_of_life_where_systemd_wants_them(
     assert board.stop() == 0
 
 
-def test_what_a_killed_one_left_is_no_daemon(board: BoardOf) -> None:
+def test_files_of_a_killed_daemon_are_no_daemon(board: BoardOf) -> None:
     daemon = board.start()
     daemon.kill()
     assert (board.keys / "daemon.json").exists()
@@ -207,7 +207,7 @@ def test_two_daemons_with_one_identity(board: BoardOf) -> None:
         ([], 1, "this board is in no cluster"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
+def test_a_wrong_command_line_is_an_error_of_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

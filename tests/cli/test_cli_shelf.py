@@ -135,7 +135,7 @@ def test_list_and_show_are_readable(models: Path, gguf: Path, capsys: Capture) -
     assert facts["packed"].strip() == "no"
 
 
-def test_what_a_file_says_cannot_steer_a_terminal(models: Path, capsys: Capture) -> None:
+def test_words_of_a_file_cannot_steer_a_terminal(models: Path, capsys: Capture) -> None:
     shelf_models.write_gguf(Path("x.gguf"), licence="MIT\nname  other\x1b[31m\x07")
     assert main(["pack", "x.gguf", "-o", "x.pico"]) == 0
     about = Path("x.pico/picoedge.json")

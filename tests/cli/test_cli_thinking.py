@@ -58,7 +58,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ),
     ],
 )
-def test_what_the_template_is_told(
+def test_options_of_thinking_reach_the_template(
     run: Run, packs: Path, prompts: list[str], words: list[str], end: str
 ) -> None:
     for command in ("chat", "generate"):
@@ -94,7 +94,9 @@ def test_thinking_and_history_as_settings(
         (["--chat-template", "chatlm"], "no chat template 'chatlm' (did you mean: chatml?)"),
     ],
 )
-def test_what_cannot_be_told(run: Run, packs: Path, words: list[str], error: str) -> None:
+def test_options_that_the_template_does_not_read_are_refused(
+    run: Run, packs: Path, words: list[str], error: str
+) -> None:
     ran = run("chat", packs / "thinker.pico", "-p", "hi", *words)
     assert (ran.code, ran.out) == (2, "")
     assert error in ran.err

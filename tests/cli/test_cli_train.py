@@ -186,7 +186,7 @@ def assert_resumes_only_as_begun(run: Run, out: Path) -> None:
         (("--out", "t.txt/x.pico", "--text", "t.txt"), 1, "t.txt"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(
+def test_a_run_that_cannot_begin_is_one_line_and_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     args: tuple[object, ...], code: int, message: str,
 ) -> None:  # fmt: skip

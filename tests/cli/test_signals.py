@@ -51,7 +51,7 @@ def test_a_signal_in_a_finalizer_is_not_lost(number: int, raised: str, before: s
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{raised}\n", "")
 
 
-def test_what_else_is_lost_in_a_finalizer_is_still_said() -> None:
+def test_other_errors_in_a_finalizer_are_still_printed() -> None:
     code = (
         "from picoedge.cli import signals\nsignals.raise_on_signals()\n"
         "class A:\n    def __del__(self): raise ValueError('said')\nA()\n"

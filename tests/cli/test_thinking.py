@@ -29,7 +29,7 @@ def styled(pieces: list[str], thinks: bool = False) -> str:
         (False, "", ""),
     ],
 )
-def test_what_is_dimmed(thinks: bool, text: str, shown: str) -> None:
+def test_thinking_is_dimmed(thinks: bool, text: str, shown: str) -> None:
     assert styled([text], thinks) == shown
 
 

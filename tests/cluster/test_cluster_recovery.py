@@ -84,7 +84,7 @@ ERRORS: list[Callable[[], BaseException]] = [
 
 
 @pytest.mark.parametrize("first", range(0, len(STEPS), 3))
-def test_whatever_is_raised_in_a_recovery_the_next_question_is_answered(
+def test_after_any_error_in_a_recovery_the_next_question_is_answered(
     cluster: ClusterOf, model: ClusterModel, first: int
 ) -> None:
     text, expected = begun(model, 8)
@@ -269,7 +269,7 @@ def test_a_board_that_was_at_a_bad_moment_takes_part_later(
         assert model.boards == 2
 
 
-def test_what_a_board_holds_for_an_earlier_connection_is_taken_back(
+def test_a_board_reserved_by_an_earlier_connection_is_taken_back(
     cluster: ClusterOf, model: ClusterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resilient_model, "LOOK_EVERY_S", 0.0)

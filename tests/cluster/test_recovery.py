@@ -63,14 +63,14 @@ def lived(life: list[tuple[Event, float]]) -> tuple[Recovery, float]:
 
 
 @given(LIVES)
-def test_whatever_happened_no_board_is_left_out_for_long(life: list[tuple[Event, float]]) -> None:
+def test_no_board_is_left_out_for_long_after_any_history(life: list[tuple[Event, float]]) -> None:
     recovery, now_s = lived(life)
     assert recovery.left_out(now_s) <= {B2, B3, B4}
     assert recovery.left_out(now_s + LONGEST_REST_S) == frozenset()
 
 
 @given(LIVES)
-def test_whatever_happened_the_next_question_starts_anew(life: list[tuple[Event, float]]) -> None:
+def test_the_next_question_starts_anew_after_any_history(life: list[tuple[Event, float]]) -> None:
     recovery, now_s = lived(life)
     assert recovery.on(Asked(), now_s) == GO
     assert recovery.on(BoardLost(B2), now_s) == GO
@@ -126,7 +126,7 @@ def test_rests_grow_and_losses_fade() -> None:
     assert rest_after(20, 5 * HALF_LIFE_S) == 0.0
 
 
-def test_who_refuses_rests_at_once() -> None:
+def test_a_board_that_refuses_rests_at_once() -> None:
     recovery = running()
     recovery.on(BoardRefused(B2), 1.0)
     assert recovery.left_out(1.0) == {B2}
@@ -157,7 +157,7 @@ def test_but_boards_lost_at_different_times_do_count() -> None:
     assert recovery.left_out(45.0) == {B3}
 
 
-def test_what_follows_a_pause_of_the_hub_counts_against_nobody() -> None:
+def test_a_failure_after_a_pause_of_the_hub_counts_against_no_board() -> None:
     recovery = running(frozenset((HUB, B2)))
     for now_s in (10.0, 50.0, 90.0):
         recovery.on(HubPaused(), now_s)

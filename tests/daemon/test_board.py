@@ -204,7 +204,7 @@ SESSION = {"job": "tiny", "session": "0123456789abcdef"}
 OTHERS = [{"job": "tiny", "session": "fedcba9876543210"}, {"job": "tiny"}]
 
 
-def test_what_a_session_had_over_an_earlier_connection_is_freed_for_it(board: Board) -> None:
+def test_a_reservation_of_an_earlier_connection_is_freed_for_its_session(board: Board) -> None:
     earlier, later = board.connect(board.hub), board.connect(board.hub)
     earlier.ask("job-reserve", SESSION)
     earlier.ask("job-start", {"job": "tiny", "spec": board.spec("one")})
@@ -247,7 +247,7 @@ def test_no_key_frees_what_another_has(board: Board) -> None:
 
 
 @pytest.mark.parametrize("session", ["", "short", "0123456789ABCDEF", 7, None, ["0" * 16]])
-def test_what_is_no_session_is_refused(board: Board, session: Any) -> None:
+def test_a_malformed_session_number_is_refused(board: Board, session: Any) -> None:
     hub = board.connect(board.hub)
     with pytest.raises(BoardLostError, match="its connection ended"):
         hub.ask("job-reserve", {"job": "tiny", "session": session})
@@ -263,7 +263,7 @@ def condition(board: Board) -> Condition:
     return liveness.members["board"].condition
 
 
-def test_whatever_a_board_says_of_itself_is_kept_by_the_others(board: Board) -> None:
+def test_a_board_s_own_report_is_kept_whole_by_the_others(board: Board) -> None:
     def is_kept() -> bool:
         state = {name: value for name, value in board.state().items() if value is not None}
         return read_report(state) == state

@@ -67,7 +67,7 @@ def test_without_a_worker_it_is_closed(tmp_path: Path) -> None:
         ada.do(handover.close)
 
 
-def test_what_is_no_connection_is_not_taken(worker: tuple[str, HandedConnections]) -> None:
+def test_a_file_that_is_no_connection_is_not_taken(worker: tuple[str, HandedConnections]) -> None:
     endpoint, handed = worker
     reader, writer = os.pipe()
     pair = socket.socketpair()

@@ -58,7 +58,7 @@ def test_lines_of_libraries_are_harmless(start: Start) -> None:
     assert worker.why_ended() == {"message": "the session is over", "hint": ""}
 
 
-def test_what_it_says_of_its_failure_is_told(start: Start) -> None:
+def test_the_failure_that_a_worker_reports_is_passed_on(start: Start) -> None:
     worker, heard = start("""echo '{"failed": {"message": "no room", "hint": "rm"}}'; exit 1""")
     listen(worker)
     assert len(heard) == 1

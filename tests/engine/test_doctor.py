@@ -133,7 +133,7 @@ def test_missing_libraries_are_named() -> None:
     assert check.remedy == "pip install pynacl numpy pyzmq"
 
 
-def test_what_messages_tell_to_install_is_declared() -> None:
+def test_packages_that_messages_name_are_declared() -> None:
     extras = PROJECT["optional-dependencies"]
     known = declared(PROJECT["dependencies"]).union(*map(declared, extras.values()))
     known |= {f"picoedge[{name}]" for name in extras}

@@ -92,7 +92,7 @@ def test_stop_strings_work_across_tokens_and_are_not_shown() -> None:
     assert session.stats.tokens == [*b"one two STOP"]
 
 
-def test_what_only_looked_like_a_stop_string_is_shown() -> None:
+def test_the_beginning_of_a_stop_string_alone_is_shown() -> None:
     session = scripted_session("one STO")
     assert "".join(session.generate(ids("yo"), stop=["STOP"])) == "one STO"
 

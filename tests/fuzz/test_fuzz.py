@@ -76,7 +76,7 @@ def test_a_panic_of_a_library_is_a_fault() -> None:
     assert fault.what.startswith("BaseException")
 
 
-def test_what_is_refused_is_none() -> None:
+def test_an_input_that_is_refused_is_no_fault() -> None:
     def run(data: bytes) -> None:
         raise PicoedgeError("no", "get it again")
 

@@ -67,7 +67,7 @@ def test_an_impossible_read_ahead_is_not_believed(tmp_path: Path, text: str) -> 
     assert read_ahead_bytes(DISK, tmp_path) == DEFAULT_READ_AHEAD
 
 
-def test_what_is_on_no_block_device_has_a_number_alone(tmp_path: Path) -> None:
+def test_a_file_system_on_no_block_device_has_a_number_alone(tmp_path: Path) -> None:
     device = find_device(os.makedev(0, 45), tmp_path)
     assert (str(device), device.numbers, device.identity) == ("0:45", ("0:45",), "")
 

@@ -62,7 +62,9 @@ def process(proc: Path, pid: int, words: list[str], own_kb: int) -> None:
     )
 
 
-def test_what_a_session_holds_is_the_boards_when_its_daemon_starts_again(tmp_path: Path) -> None:
+def test_memory_of_a_session_counts_as_the_boards_when_its_daemon_starts_again(
+    tmp_path: Path,
+) -> None:
     proc, group = tmp_path / "proc", tmp_path / "cgroup" / "box"
     group.mkdir(parents=True)
     process(proc, 10, ["python", "-m", "picoedge", "chat"], 3000)

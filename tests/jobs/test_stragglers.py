@@ -144,7 +144,7 @@ def test_shares_do_not_swing_with_a_board_that_does() -> None:
     assert slow_s > 1800
 
 
-def test_what_a_board_took_itself_is_read_from_two_reports() -> None:
+def test_a_board_s_own_computing_time_is_read_from_two_reports() -> None:
     own = ComputeTimes()
     assert own.s_per_token("b", Work(100, 10.0)) is None
     assert own.s_per_token("b", Work(100, 10.0)) is None  # the same report again

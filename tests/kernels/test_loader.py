@@ -143,7 +143,7 @@ def test_numpy_runs_otherwise_and_says_why(
         ("", ["avx2"], "no kernels named ''"),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_is_an_error(
+def test_kernels_asked_for_that_cannot_run_are_an_error(
     built: Path, kind: str, levels: list[str], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

@@ -75,7 +75,9 @@ def test_rows_are_added_as_they_are_needed(library: ct.CDLL) -> None:
         (-2.0**20, r"-1\.05e\+06: sums take less than 1\.05e\+06"),
     ],
 )  # fmt: skip
-def test_what_is_no_number_ends_the_step(library: ct.CDLL, value: float, what: str) -> None:
+def test_a_gradient_that_cannot_be_summed_ends_the_step(
+    library: ct.CDLL, value: float, what: str
+) -> None:
     sums, gradient = GradientSums(library, N, 2), np.zeros(N, np.float32)
     gradient[SUM_BLOCK + 3] = value
     with pytest.raises(NotFiniteError, match=f"value {SUM_BLOCK + 3} of the gradient is {what}"):

@@ -329,7 +329,7 @@ def test_nothing_is_left_when_its_owner_is_killed(shape: str) -> None:
     assert left_of(made) == []
 
 
-def test_what_a_killed_lab_left_is_swept_by_the_next_lab() -> None:
+def test_remains_of_a_killed_lab_are_swept_by_the_next_lab() -> None:
     process, made = start_owner("shaped", "wait")
     (guardian,) = [
         child

@@ -240,7 +240,7 @@ def test_version_1_raises_the_limit_with_swap_first(
     assert memsw.read_text() == "-1"
 
 
-def test_what_is_not_there_cannot_be_limited(tmp_path: Path) -> None:
+def test_a_group_without_controllers_cannot_be_limited(tmp_path: Path) -> None:
     group = Group(Hierarchy(2, tmp_path, tmp_path), "board", None)
     for limit in (
         lambda: group.limit_cpu(1),
@@ -338,7 +338,7 @@ def test_a_closed_lab_has_no_links() -> None:
 
 
 @pytest.mark.parametrize("words", [["--delay", "1"], ["--loss", "x"], ["--memory", "lots"]])
-def test_what_is_not_understood_is_a_usage_error(words: list[str]) -> None:
+def test_an_unknown_command_line_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2

@@ -73,7 +73,7 @@ def test_no_other_shares_are_quicker(
 
 @settings(max_examples=40)
 @given(loads, st.lists(abilities, min_size=1, max_size=3), st.booleans())
-def test_what_is_promised_can_be_planned(
+def test_every_candidate_can_be_planned_exactly(
     load: Load, able: list[tuple[float, float, float]], split_head: bool
 ) -> None:
     boards = Assigner(MemoryNeeds(load), boards_of(load, able), 0.0, gather if split_head else None)

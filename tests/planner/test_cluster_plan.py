@@ -55,7 +55,7 @@ def test_two_equal_boards_take_half_each() -> None:
     assert plan.chosen.prefill_tok_s > 1.5 * alone.prefill_tok_s
 
 
-def test_what_is_read_is_settled_before_boards_are_chosen() -> None:
+def test_boards_are_chosen_by_exact_plans_of_what_is_streamed() -> None:
     boards = cluster(*(board(str(i), 8e8, 150 + i) for i in range(6)), link=SLOW)
     plan = plan_cluster(TINY_LLAMA, boards)
     for count in range(1, 7):
@@ -138,7 +138,7 @@ def test_memory_is_pooled() -> None:
     assert "read for it" in plan.why
 
 
-def test_what_one_board_has_no_room_for_the_others_take() -> None:
+def test_shards_that_one_board_has_no_room_for_go_to_the_others() -> None:
     equal = plan_cluster(TINY_LLAMA, cluster(board("a"), board("b")), ClusterOptions(boards=2))
     tight = plan_cluster(
         TINY_LLAMA, cluster(board("a"), board("b", memory=250)), ClusterOptions(boards=2)
@@ -247,7 +247,7 @@ def too_small(load: Load, boards: list[BoardFacts], wishes: ClusterOptions | Non
     return caught.value.message
 
 
-def test_what_fits_nowhere_is_refused_with_the_figures() -> None:
+def test_a_model_that_fits_nowhere_is_refused_with_the_figures() -> None:
     said = too_small(TINY_LLAMA, [board("desk", memory=70), board("shelf", memory=0)])
     for figure in ("weights 555 MB", "2048 tokens 44.5 MB", "desk 10 MB of 70 MB", "shelf 0 B of"):
         assert figure in said

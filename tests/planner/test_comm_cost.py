@@ -60,7 +60,7 @@ def test_logits_come_in_one_hop_through_the_hubs_port() -> None:
     assert gather_s(net, [0, 1800, 200]) == pytest.approx(1.05 * 800 / 1e5, rel=0.3)
 
 
-def test_what_one_board_has_alone_is_sent_and_not_summed() -> None:
+def test_a_sum_of_one_contributor_is_sent_and_not_added() -> None:
     net = network(4, latency_s=1e-3)
     for way in ("star", "exchange"):
         assert sum_s(net, way, (0,), TOKEN, last=False) == pytest.approx(1e-3, rel=1e-3)

@@ -109,7 +109,7 @@ def some_of(draw: st.DrawFn, load: Load) -> HeldShards:
 
 @settings(max_examples=20, deadline=None)
 @given(clusters(), st.data())
-def test_whatever_is_held_the_plan_is_whole_and_hardly_slower(
+def test_with_any_shards_held_the_plan_is_whole_and_hardly_slower(
     boards: Topology, data: st.DataObject
 ) -> None:
     others = [i for i in range(len(boards.boards)) if i != boards.hub]
@@ -203,7 +203,7 @@ def test_a_board_that_is_a_little_quicker_or_slower_keeps_its_share(factor: floa
     assert plans[0].why == plan_cluster(load, PAIR).why
 
 
-def test_what_is_kept_is_said_with_what_it_costs() -> None:
+def test_a_plan_of_held_shards_says_what_they_cost() -> None:
     load = load_of(shards=88)
     held = having(plan_cluster(load, PAIR), PAIR)
     plan = plan_cluster(load, cluster(PAIR.boards[0], faster(PAIR.boards[1], 1.15)), held=held)

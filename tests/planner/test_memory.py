@@ -67,7 +67,7 @@ def test_a_plan_of_the_whole_is_not_below_what_is_taken(pack: Pack, n_ctx: int) 
     assert taken["activations"] <= plan.activations <= 3 * taken["activations"]
 
 
-def test_what_fits_to_the_byte_is_held_whole(pack: Pack) -> None:
+def test_a_model_that_fits_to_the_byte_is_held_whole(pack: Pack) -> None:
     load = load_of(pack, pack.all_shards, OpenOptions(n_ctx=64))
     fixed = 50 * MB
     need = resident_plan(load, Budget(1 << 40, fixed), Rates(1, 1)).total + bytes_apart(pack)

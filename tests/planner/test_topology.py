@@ -52,11 +52,11 @@ json_values = st.recursive(
 )
 
 
-def test_what_is_written_is_read() -> None:
+def test_a_topology_comes_back_from_json() -> None:
     assert topology_from_json(json.loads(json.dumps(FILE))) == CLUSTER
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_fields_that_are_left_out_have_their_defaults() -> None:
     facts = board_from_json(LEAST)
     assert facts == BoardFacts("desk", 4, 4e9, 9e7, 1 << 29, 60 << 20)
     text = json.dumps({"boards": [LEAST]})

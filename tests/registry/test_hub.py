@@ -56,7 +56,9 @@ def test_the_files_of_a_model(text: str, paths: list[str], expected: list[str]) 
         ("o/r:Q8_0", PARTS[1:], "lacks parts", ""),
     ],
 )
-def test_what_is_not_there(text: str, paths: list[str], message: str, hint: str) -> None:
+def test_a_file_that_is_not_there_is_an_error_with_a_remedy(
+    text: str, paths: list[str], message: str, hint: str
+) -> None:
     with pytest.raises(DownloadError, match=message) as caught:
         chosen(text, *paths)
     assert hint in caught.value.hint

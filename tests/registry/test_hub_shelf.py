@@ -157,7 +157,9 @@ def test_a_folder_of_an_unknown_kind_is_refused_before_its_weights_are_fetched(
 
 
 @pytest.mark.parametrize("kind", ["same size", "shorter", "longer"])
-def test_what_differs_from_the_record_is_not_used(site: HubSite, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_differs_from_the_hub_s_record_is_not_used(
+    site: HubSite, tmp_path: Path, kind: str
+) -> None:
     sound = site.repos[REPO][GGUF]
     wrong = {"same size": sound[:-1] + b"?", "shorter": sound[:-1], "longer": sound + b"?"}
     site.altered[GGUF] = wrong[kind]

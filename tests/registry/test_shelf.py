@@ -125,7 +125,9 @@ def test_a_truncated_file_leaves_nothing(shelf: Shelf, gguf: Path) -> None:
         ("a\0b", UsageError),
     ],
 )
-def test_what_is_no_model_is_said(shelf: Shelf, model: str, error: type[Exception]) -> None:
+def test_a_name_that_is_no_model_is_told_as_such(
+    shelf: Shelf, model: str, error: type[Exception]
+) -> None:
     for look_up in (shelf.open, shelf.find):
         with pytest.raises(error):
             look_up(model)

@@ -52,7 +52,7 @@ def rewritten(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Arr
     return folder
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_an_adapter_that_is_written_is_read_back(tmp_path: Path) -> None:
     matrices = dict(sample().matrices) | {(1, "q_proj"): low_rank(8, 6, 3, 9)}
     del matrices[0, "down_proj"]
     adapter = sample(matrices=matrices, alphas={(1, "q_proj"): 1.5}, use_rslora=True)
@@ -244,7 +244,7 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-def test_what_is_no_adapter_is_said(tmp_path: Path) -> None:
+def test_a_path_that_is_no_adapter_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         read_adapter(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
@@ -257,7 +257,7 @@ def test_what_is_no_adapter_is_said(tmp_path: Path) -> None:
         read_adapter(tmp_path / "m.gguf")
 
 
-def test_what_was_probably_meant_is_said(tmp_path: Path) -> None:
+def test_the_adapter_that_was_probably_meant_is_suggested(tmp_path: Path) -> None:
     for steps in (500, 1000):
         write_adapter(tmp_path / "out" / f"checkpoint-{steps}", sample())
     with pytest.raises(ModelError) as raised:

@@ -132,7 +132,7 @@ def test_an_adapter_adds_what_it_adds_in_peft(
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_not_supported_is_refused_for_what_it_is(
+def test_an_unsupported_adapter_is_refused_by_its_kind(
     tmp_path: Path, base: Base, chosen: dict[str, Any], message: str
 ) -> None:
     adapted(base(), **chosen).save_pretrained(tmp_path)

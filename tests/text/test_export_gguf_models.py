@@ -87,7 +87,7 @@ def test_smollm2_equals_transformers(smollm2: Path, smollm2_gguf: Path) -> None:
         assert ours.encode(text) == oracle(text, add_special_tokens=False).input_ids
 
 
-def test_what_ends_an_answer(smollm2: Path, gemma: Path) -> None:
+def test_tokens_that_end_an_answer(smollm2: Path, gemma: Path) -> None:
     first, second = load_tokenizer(smollm2), load_tokenizer(gemma)
     assert (first.bos_id, first.eos_ids, first.vocab_size) == (1, {0, 2}, 49152)
     assert (second.bos_id, second.eos_ids, second.vocab_size) == (2, {1, 106}, 262144)

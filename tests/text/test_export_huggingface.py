@@ -307,7 +307,7 @@ def test_a_panic_in_a_pack_is_a_text_error(
 
 
 @pytest.mark.parametrize("kind", ["json", "sentencepiece"])
-def test_what_a_template_puts_between_turns_is_no_text(
+def test_a_token_that_a_template_puts_between_turns_is_no_text(
     kind: str, tmp_path: Path, byte_level: dict[str, Any]
 ) -> None:
     """Fine-tuners add such tokens as plain text: typed, one would begin a turn."""

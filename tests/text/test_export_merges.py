@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Change, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(case: str, tmp_path: Path) -> None:
+def test_a_folder_that_makes_no_tokenizer_is_refused(case: str, tmp_path: Path) -> None:
     config, change, says = REFUSED[case]
     source = write_files(tmp_path / "model", config, True)
     change(source)

@@ -88,7 +88,7 @@ def test_without_types_the_file_s_own_special_tokens_are_special(tmp_path: Path)
     assert not {1, 2} & set(tokenizer.encode("<s></s>", add_bos=False, parse_special=False))
 
 
-def test_what_a_template_writes_beside_turns_is_whole_but_shown(tmp_path: Path) -> None:
+def test_a_token_that_a_template_writes_beside_turns_is_whole_but_shown(tmp_path: Path) -> None:
     """Such as <think> and <tool_call>: text of an answer, and one token."""
     metadata = typed(bpe_metadata(), **{"<tool>": NORMAL})
     for i, source in enumerate(("{% if tools %}<tool>{% endif %}" + CHATML, CHATML)):
@@ -108,7 +108,7 @@ def test_a_name_that_is_no_token_is_said(tmp_path: Path) -> None:
     assert not [name for name in ("im_end", "INST", "<b>") if name in note]
 
 
-def test_what_follows_an_answer_ends_one(tmp_path: Path) -> None:
+def test_a_token_that_follows_an_answer_ends_one(tmp_path: Path) -> None:
     source = "{% for m in messages %}{{ m.content }}\n<|im_start|>{% endfor %}"
     tokenizer = built(bpe_metadata(**{"tokenizer.chat_template": source}), tmp_path)
     assert tokenizer.eos_ids == {0, 1, 2}

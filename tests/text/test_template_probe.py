@@ -119,7 +119,7 @@ def test_a_template_that_drops_the_question_is_refused(source: str, tokenizer: T
     assert "--raw" in caught.value.hint
 
 
-def test_what_the_template_says_itself_is_told() -> None:
+def test_an_error_that_the_template_raises_itself_is_told() -> None:
     with pytest.raises(TextError, match="roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").probe()
 
@@ -136,7 +136,7 @@ def test_what_the_template_says_itself_is_told() -> None:
         ),
     ],
 )
-def test_what_is_dropped_later_is_refused_then(
+def test_a_message_dropped_in_a_later_rendering_is_refused_then(
     source: str, messages: list[dict[str, Any]], lost: str, tokenizer: Tokenizer
 ) -> None:
     template = ChatTemplate(source)

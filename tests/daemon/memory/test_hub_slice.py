@@ -100,7 +100,7 @@ def test_the_next_session_fetches_what_the_last_one_left(board: Board) -> None:
     assert board.wait(does="free")["uses"] == []
 
 
-def test_what_is_not_fetched_is_kept_again(board: Board) -> None:
+def test_a_slice_that_is_not_fetched_is_kept_again(board: Board) -> None:
     left_by_a_session(board)
     session(board, KEY).close()  # killed before it could
     board.wait(does="free")
@@ -242,7 +242,7 @@ def test_a_board_that_keeps_nothing_asks_for_nothing(
 
 
 @pytest.mark.parametrize("message", [b"", b"[", b"[]", b"{}", b'{"do": "take", "slice": []}'])
-def test_what_is_no_request_harms_nobody(board: Board, message: bytes) -> None:
+def test_a_malformed_request_leaves_the_kept_slice(board: Board, message: bytes) -> None:
     left_by_a_session(board)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
         with kept_memory.short_path(board.folder) as path:

@@ -52,7 +52,7 @@ def test_those_that_answered_go_on_from_the_highest_step() -> None:
     assert found.epoch == KNOWN.epoch.next
 
 
-def test_what_was_accepted_in_the_highest_ballot_is_proposed_again() -> None:
+def test_the_configuration_accepted_in_the_highest_ballot_is_proposed_again() -> None:
     first, second = (
         configuration((A, B), epoch=KNOWN.epoch.next, ballot=Ballot(n, 0, B)) for n in (1, 2)
     )

@@ -70,7 +70,7 @@ def test_a_promise_waits_for_the_worker() -> None:
     assert promise == m.Promise(INSTANCE, ONE, Role.TRAINER, m.Standing(state, True, 5), None, None)
 
 
-def test_what_is_being_written_is_in_a_promise() -> None:
+def test_a_vote_that_is_being_written_is_in_a_promise() -> None:
     found = stuck()
     told(found, B, m.Prepare(INSTANCE, ONE, ()))
     told(found, B, m.Accept(INSTANCE, ONE, NEXT, (A, B)))

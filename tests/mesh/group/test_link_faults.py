@@ -58,7 +58,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
-def test_what_does_not_fit_is_the_fault_of_its_sender(
+def test_a_message_that_does_not_fit_is_the_fault_of_its_sender(
     transport: TransportChoice, frames: list[bytes]
 ) -> None:
     with faulty_pair(transport) as (group, worker):
@@ -95,7 +95,7 @@ AHEAD = Header(Kind.SUM_PART, EPOCH, 2, Dtype.F64, (1, 64))
     ],
     ids=["twice", "later", "a sum", "an earlier session", "more than there are"],
 )
-def test_what_comes_early_must_be_of_the_next_sum(
+def test_an_early_message_must_be_of_the_next_sum(
     transport: TransportChoice, headers: list[Header]
 ) -> None:
     with faulty_pair(transport) as (group, worker):
@@ -108,7 +108,7 @@ def test_what_comes_early_must_be_of_the_next_sum(
             finish()
 
 
-def test_what_came_early_and_was_never_due_is_a_fault_at_the_next_pass(
+def test_an_early_part_that_was_never_due_is_a_fault_at_the_next_pass(
     transport: TransportChoice,
 ) -> None:
     with faulty_pair(transport) as (group, worker):

@@ -52,7 +52,7 @@ def test_signatures_hold_for_their_message_and_key_only() -> None:
 
 
 @given(st.binary(max_size=40).map(lambda data: data.decode("latin-1")) | st.text() | st.none())
-def test_what_is_no_key_is_none(text: str | None) -> None:
+def test_a_text_that_is_no_key_decodes_to_none(text: str | None) -> None:
     assert decode_z85(text, 32) is None
 
 
@@ -70,7 +70,7 @@ def test_a_cluster_of_one_board(home: Path) -> None:
     assert identity.keys.secret not in repr(identity)
 
 
-def test_what_is_kept_is_for_this_user_alone(home: Path, tmp_path: Path) -> None:
+def test_files_of_the_cluster_folder_are_for_this_user_alone(home: Path, tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         found_cluster(tmp_path / "open", "home", "pi0")

@@ -159,7 +159,7 @@ def test_altered_invites_are_refused_without_repeating_them(
 @pytest.mark.parametrize(
     "text", ["", "x", INVITE_PREFIX, f"{INVITE_PREFIX}!!", f"{INVITE_PREFIX}é", "picoedge-join"]
 )
-def test_what_is_no_invite_is_refused(text: str) -> None:
+def test_a_text_that_is_no_invite_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="invite"):
         parse_invite(text)
 

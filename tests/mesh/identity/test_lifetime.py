@@ -73,7 +73,7 @@ def test_a_board_that_is_restarted_for_ever_has_no_invite_for_ever(
     assert (home / "invites.json").read_text().strip() == "{}"
 
 
-def test_what_is_over_is_not_open_again_after_a_restart(home: Path) -> None:
+def test_an_expired_invite_is_not_open_again_after_a_restart(home: Path) -> None:
     public, daemon = parse_invite(issue(home, 600)).keys.public, Invites(home)
     daemon.settle(NOW.after(599))
     assert daemon.is_open(public, NOW.after(599))

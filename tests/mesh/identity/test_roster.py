@@ -61,7 +61,7 @@ def test_merging_is_commutative_associative_and_idempotent(a: Roster, b: Roster,
 
 
 @given(some_rosters, some_rosters)
-def test_what_one_revokes_no_merge_allows(a: Roster, b: Roster) -> None:
+def test_a_key_revoked_in_one_roster_is_revoked_in_any_merge(a: Roster, b: Roster) -> None:
     merged = a.merge(b)
     for public in BOARDS:
         revoked = public in a.revoked or public in b.revoked

@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_the_old_roster(
     assert len(file.roster.members) == 1
 
 
-def test_what_a_killed_writer_left_is_no_obstacle(home: Path) -> None:
+def test_a_killed_writer_s_partial_file_is_replaced(home: Path) -> None:
     (home / ".roster.json.new").write_text('{"clus')
     _allow_many(home, 0, 1)
     assert len(RosterFile(home).roster.members) == 2

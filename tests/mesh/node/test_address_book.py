@@ -64,7 +64,7 @@ def test_only_what_was_met_is_kept_and_told(book: AddressBook, tmp_path: Path) -
     assert AddressBook(tmp_path).of(BOB) == tuple(MET)
 
 
-def test_what_is_known_already_is_not_dialled_anew(book: AddressBook) -> None:
+def test_an_address_that_is_known_already_is_not_dialled_anew(book: AddressBook) -> None:
     book.add_reported(BOB, MET[:2], CYD)
     assert not book.has_reports
 

@@ -127,7 +127,7 @@ def test_addresses(text: str, address: Address) -> None:
         "x" * 300,
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_a_text_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an address"):
         parse_address(text)
 

@@ -53,7 +53,7 @@ def test_lines_that_differ_in_numbers_are_of_one_kind() -> None:
     assert len(journal.lines) == AT_ONCE
 
 
-def test_what_one_board_brings_about_hides_nothing_of_another() -> None:
+def test_lines_about_one_board_hide_none_about_another() -> None:
     journal = Journal()
     for number in range(1000):
         journal.say(f"dropped eve: {number}", "dropped eve")

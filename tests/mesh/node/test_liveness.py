@@ -72,7 +72,7 @@ def test_every_change_of_a_condition_is_told(history: list[tuple[Event, float]])
 
 
 @given(HISTORIES)
-def test_what_was_replaced_never_comes_back(history: list[tuple[Event, float]]) -> None:
+def test_a_replaced_incarnation_never_comes_back(history: list[tuple[Event, float]]) -> None:
     gone: dict[str, set[int]] = {}
 
     def check(played: History, before: dict[str, Any], event: Event) -> None:

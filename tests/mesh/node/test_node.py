@@ -122,7 +122,7 @@ def test_a_client_that_never_reads_its_reports_keeps_its_connection(ada: Any, co
         assert client.ask("echo", {"text": "still here"})["text"] == "still here"
 
 
-def test_what_the_next_one_replaces_is_kept_once(ada: Any, context: Any) -> None:
+def test_a_report_that_the_next_one_replaces_is_kept_once(ada: Any, context: Any) -> None:
     """A client that asks, and ignores pushed messages meanwhile."""
     with ada.client(context, ada.bob) as client:
         sender = sender_of(ada, client)
@@ -230,7 +230,7 @@ def test_an_asker_is_told_over_its_own_connection(ada: Any, context: Any) -> Non
         assert other.notifications() == []
 
 
-def test_who_vanishes_is_known_to_be_gone(ada: Any, context: Any) -> None:
+def test_a_client_that_vanishes_is_known_to_be_gone(ada: Any, context: Any) -> None:
     gone: list[Sender] = []
     ada.do(lambda: ada.node.rpc.on_gone(lambda sender: (gone.append(sender), ada._wake())))
     sender = None
@@ -245,7 +245,7 @@ def test_who_vanishes_is_known_to_be_gone(ada: Any, context: Any) -> None:
     assert not ada.do(lambda: ada.node.rpc.push(sender, "news", {}))
 
 
-def test_who_does_not_read_loses_its_connection(ada: Any, context: Any) -> None:
+def test_a_client_that_does_not_read_loses_its_connection(ada: Any, context: Any) -> None:
     senders: list[Sender] = []
     gone: list[Sender] = []
     ada.do(lambda: ada.node.rpc.on("listen", lambda peer, body: senders.append(peer)))

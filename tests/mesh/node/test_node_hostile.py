@@ -201,7 +201,7 @@ def test_an_answer_of_ours_that_is_too_long_is_no_fault_of_the_one_who_asks(
     assert not any("dropped" in line for line in ada.lines)
 
 
-def test_what_a_heartbeat_says_is_bounded_and_forgotten(ada: Board, context: Any) -> None:
+def test_a_heartbeat_s_report_is_bounded_and_forgotten(ada: Board, context: Any) -> None:
     state = {"does": "x" * 900_000, "deep": [[1] * 1000], "n" * 1000: 1, "load": 7}
     hello = {**ada.do(ada.node.peers._own_hello), "name": "eve", "incarnation": 5}
     beat = {"incarnation": 5, "sequence": 1, "digest": "", "report": state}

@@ -215,7 +215,7 @@ def test_a_client_is_told_of_a_newer_version(context: Any) -> None:
 NAMES = Translation({"new": "old"}, {"new": {"a.*.b": {"x": "y"}, "": {"a": "c"}}})
 
 
-def test_what_changed_is_translated_both_ways() -> None:
+def test_renamed_kinds_and_fields_are_translated_both_ways() -> None:
     here, there = Dialect(NAMES), Dialect()
     body = {"a": [{"b": {"x": 1, "z": 2}}, {"d": 3}, 4], "x": 5}
     frames = here.write("new", body)

@@ -154,7 +154,7 @@ def test_a_slow_donor_does_not_hold_up_the_end() -> None:
     assert took_s(items, fast, slow) <= 4.0 * 1.1
 
 
-def test_what_one_donor_has_is_fetched_from_it_first() -> None:
+def test_items_that_one_donor_alone_has_are_fetched_first() -> None:
     items = names(40)
     rare = frozenset(f"item-{i}" for i in range(20, 40))
     both = took_s(items, Donor(frozenset(items), 1e7), Donor(frozenset(items) - rare, 1e7))

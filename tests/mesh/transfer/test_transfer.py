@@ -44,7 +44,7 @@ def test_a_slice_comes_from_three_boards_at_once(shelf: Path, sound: Pack, targe
     assert report.wrong == ()
 
 
-def test_what_is_here_is_not_fetched(shelf: Path, sound: Pack, target: Path) -> None:
+def test_items_that_are_here_are_not_fetched(shelf: Path, sound: Pack, target: Path) -> None:
     first = fetch(target, sound, HALF, Board(shelf, [ME.public]))
     board = Board(shelf, [ME.public])
     second = fetch(target, sound, everything(sound), board)
@@ -142,7 +142,7 @@ def test_a_board_that_is_itself_being_filled_gives_what_has_come(
     check_whole(target, sound)
 
 
-def test_what_no_board_has_is_told_and_the_rest_kept(
+def test_an_item_that_no_board_has_is_named_and_the_others_kept(
     shelf: Path, sound: Pack, target: Path, tmp_path: Path
 ) -> None:
     fetch(tmp_path / "a" / "m.pico", sound, HALF, Board(shelf, [ME.public]))

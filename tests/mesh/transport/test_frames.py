@@ -194,7 +194,7 @@ BODY = '{"kind": "x", "body": {"a": %s}}'
     ],
     ids=lambda text: text[:40],
 )
-def test_what_is_no_control_message_is_refused(text: str) -> None:
+def test_a_text_that_is_no_control_message_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError):
         read_control([CONTROL_HEADER, text.encode()])
 
@@ -210,7 +210,7 @@ def test_other_encodings_and_headers_are_refused() -> None:
             read_control([pack(header), message.encode()])
 
 
-def test_what_is_too_large_is_not_sent() -> None:
+def test_a_message_that_is_too_large_is_not_sent() -> None:
     with pytest.raises(TooLongError, match="the limit"):
         control("x", {"a": "a" * CONTROL_BYTES})
 

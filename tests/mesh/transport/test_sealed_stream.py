@@ -55,7 +55,7 @@ def opened(into: Seal, sealed: bytes) -> bytes:
     return bytes(into.open(sealed, memoryview(bytearray(len(sealed)))))
 
 
-def test_what_is_sealed_opens_in_its_order(seals: tuple[Seal, Seal]) -> None:
+def test_sealed_messages_open_in_their_order(seals: tuple[Seal, Seal]) -> None:
     out, into = seals
     messages = [b"", b"one", bytes(MOST)]
     sealed = [closed(out, message) for message in messages]
@@ -87,7 +87,7 @@ def test_no_bit_may_change(message: bytes, place: int) -> None:
 
 
 @pytest.mark.parametrize("sealed", [b"", b"short", bytes(16), bytes(500)])
-def test_what_was_never_sealed_does_not_open(sealed: bytes) -> None:
+def test_bytes_that_were_never_sealed_do_not_open(sealed: bytes) -> None:
     for cipher in HERE:
         with pytest.raises(ProtocolError):
             opened(Seal(cipher, new_key()), sealed)
@@ -158,7 +158,7 @@ def test_messages_are_whole_however_they_come(step: int) -> None:
         assert found == messages
 
 
-def test_what_is_more_than_the_kernel_takes_is_sent_later() -> None:
+def test_bytes_that_the_kernel_does_not_take_are_sent_later() -> None:
     with connected() as (raw, stream, _, into):
         sent = 0
         while stream.send(b"%04d" % sent + bytes(MOST - 4)):
@@ -322,6 +322,6 @@ def test_strangers_that_say_nothing_make_room_for_others() -> None:
     [b"", bytes(82), bytes(83), b"\1\0\3" + bytes(80), bytes(84)],
     ids=["empty", "short", "zeros", "odd start", "long"],
 )
-def test_what_is_no_ticket_is_refused(data: bytes) -> None:
+def test_bytes_that_are_no_ticket_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="a ticket of"):
         Ticket.from_bytes(data)

@@ -156,6 +156,6 @@ CONFIG = ModelConfig(
         ),
     ],
 )
-def test_what_a_class_cannot_say_is_refused(config: ModelConfig, what: str) -> None:
+def test_a_config_that_a_class_cannot_express_is_refused(config: ModelConfig, what: str) -> None:
     with pytest.raises(UnsupportedError, match=what):
         huggingface_values(config, "f32")

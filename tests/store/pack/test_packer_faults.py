@@ -61,7 +61,7 @@ def test_a_pack_is_replaced_when_the_new_one_is_whole(tmp_path: Path, source: Mo
     assert left_behind(tmp_path) == ["m.pico"]
 
 
-def test_what_is_not_a_pack_is_not_replaced(tmp_path: Path, source: ModelSource) -> None:
+def test_a_path_that_is_no_pack_is_not_replaced(tmp_path: Path, source: ModelSource) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "letter").write_text("dear")
     (tmp_path / "file").write_text("x")

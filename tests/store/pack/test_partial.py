@@ -82,7 +82,7 @@ def test_a_pack_is_begun_with_nothing_in_it(sound: Path, empty: Path) -> None:
     assert describe_pack(opened)["shards"]["attention"] == 4
 
 
-def test_what_a_slice_needs_is_its_shards_and_the_vectors(sound: Path) -> None:
+def test_a_slice_needs_its_shards_and_the_vectors(sound: Path) -> None:
     opened = Pack.open(sound)
     names = {item.name for item in opened.needed(SOME)}
     assert {name for name in names if "attention" in name.rpartition("/")[2][:9]} >= {
@@ -209,7 +209,9 @@ for item in filled.pack.items():
 
 
 @pytest.mark.parametrize("together", [1, 5])
-def test_what_was_recorded_before_a_kill_is_held(sound: Path, empty: Path, together: int) -> None:
+def test_items_that_were_recorded_before_a_kill_are_held(
+    sound: Path, empty: Path, together: int
+) -> None:
     at_once = sum(item.nbytes for item in Pack.open(empty).items()[:together])
     command = [sys.executable, "-c", FILL, str(empty), str(sound), str(at_once)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -299,7 +301,7 @@ def test_a_hostile_manifest_makes_no_pack(sound: Path, tmp_path: Path, name: str
     [b"", b"{}", b"[" * 10**5, b"\xff" * 99, b" " * (1 << 24) + b" "],
     ids=["empty", "no fields", "deep", "no text", "too long"],
 )
-def test_what_is_no_manifest_makes_no_pack(tmp_path: Path, data: bytes) -> None:
+def test_bytes_that_are_no_manifest_make_no_pack(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ModelError):
         create_partial(tmp_path / "m.pico", data)
     assert list(tmp_path.iterdir()) == []

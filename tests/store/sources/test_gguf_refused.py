@@ -31,7 +31,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_forward_pass_would_get_wrong_is_refused(tmp_path: Path, case: str) -> None:
+def test_a_model_that_the_forward_pass_would_get_wrong_is_refused(
+    tmp_path: Path, case: str
+) -> None:
     architecture, keys, named = REFUSED[case]
     path = tmp_path / "m.gguf"
     write_gguf(path, architecture=architecture, keys=keys)

@@ -77,7 +77,7 @@ def test_windows(tmp_path: Path) -> None:
     assert config_with(tmp_path / "d", "qwen2", used).windowed_layers == (1,)
 
 
-def test_what_a_config_leaves_out_has_its_familys_default(tmp_path: Path) -> None:
+def test_fields_that_a_config_leaves_out_have_their_family_s_defaults(tmp_path: Path) -> None:
     left_out = dict.fromkeys(("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"), ...)
     write_folder(tmp_path / "a", "llama", config={**left_out, "num_attention_heads": 2})
     config = open_source(tmp_path / "a").config
@@ -104,7 +104,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_forward_pass_would_get_wrong_is_refused(tmp_path: Path, case: str) -> None:
+def test_a_model_that_the_forward_pass_would_get_wrong_is_refused(
+    tmp_path: Path, case: str
+) -> None:
     model_type, changes, named = REFUSED[case]
     write_folder(tmp_path, model_type, config=changes)
     with pytest.raises(UnsupportedError, match=named) as caught:

@@ -164,7 +164,7 @@ def test_a_unit_s_bytes_stay_from_acquire_to_release(seed: int) -> None:
     window.close()
 
 
-def test_what_is_read_and_used_is_counted(three: Streamed) -> None:
+def test_units_and_bytes_that_are_read_are_counted(three: Streamed) -> None:
     window = three.start()
     for _ in range(4):
         for index in range(3):

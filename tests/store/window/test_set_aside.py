@@ -38,7 +38,7 @@ def resident(
     return made
 
 
-def test_what_was_set_aside_is_taken_up_bit_for_bit(resident: dict[Unit, U8]) -> None:
+def test_weights_that_were_set_aside_are_taken_up_bit_for_bit(resident: dict[Unit, U8]) -> None:
     before = {unit: bytes(array) for unit, array in resident.items()}
     aside = SetAside(set_aside(resident))
     assert aside.nbytes >= sum(SIZES)

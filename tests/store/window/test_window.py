@@ -285,7 +285,7 @@ def test_verify_lets_sound_shards_pass(packed: Pack, io: str) -> None:
 
 
 @pytest.mark.parametrize("io", BOTH)
-def test_what_stays_no_longer_gives_its_memory_back(packed: Pack, io: str) -> None:
+def test_a_unit_that_is_no_longer_resident_gives_its_memory_back(packed: Pack, io: str) -> None:
     all_stay, others_stay = (
         plan_of(packed, keep=keep) for keep in (lambda i, unit: True, keep_others)
     )

@@ -97,7 +97,7 @@ def test_as_many_shards_stay_as_fit(runs: Runs, share: float) -> None:
 
 
 @given(models, shares)
-def test_what_stays_is_spread_evenly(runs: Runs, share: float) -> None:
+def test_resident_units_are_spread_evenly(runs: Runs, share: float) -> None:
     """At each layer the disk has about its share behind it: never far more or far less to read."""
     kept = spread(runs, int(share * total_bytes(runs)))
     layers = runs[:-1]
@@ -311,7 +311,7 @@ def test_more_memory_is_not_slower(total: int, more: int, disk: float, compute: 
 
 
 @given(budgets, st.sampled_from([16, 8]))
-def test_what_is_refused_does_not_fit_and_the_figures_say_what_would(
+def test_a_budget_that_is_refused_does_not_fit_and_the_figures_say_what_would(
     total: int, kv_bits: int
 ) -> None:
     load = Load(CONFIG, LOAD.part, LOAD.runs, LOAD.ffn_shard_cols, 512, kv_bits)

@@ -108,7 +108,7 @@ def learned(text: TokenizedText) -> list[list[int]]:
     ],
 )
 @pytest.mark.parametrize("talk", [TALK, JOINED], ids=["talk", "joined"])
-def test_what_is_learned_is_what_a_chat_writes(
+def test_learned_tokens_are_those_that_a_chat_writes(
     talk: Sequence[ChatMessage], name: str, kind: str
 ) -> None:
     made, template, known = encoder(kind, TEMPLATES[name])
@@ -191,7 +191,7 @@ def test_a_template_that_asks_in_other_words_is_followed_as_far_as_it_goes() -> 
         assert data(known, run).decode() == TALK[turn]["content"] + END
 
 
-def test_what_follows_the_last_answer_is_left_out() -> None:
+def test_messages_after_the_last_answer_are_left_out() -> None:
     made, _, _ = encoder("bpe", TEMPLATES["chatml"])
     more = ({"role": "user", "content": "Thanks, that is long." * 20},)
     assert made.encode(JsonlRecord(messages=TALK + more)) == made.encode(JsonlRecord(messages=TALK))

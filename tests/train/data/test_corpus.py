@@ -126,7 +126,7 @@ def test_text_that_changes_meanwhile_is_noticed(site: Site) -> None:
     assert not (site.folder / "data").exists()
 
 
-def test_what_is_in_the_way_is_left_alone(site: Site) -> None:
+def test_a_folder_in_the_way_is_left_alone(site: Site) -> None:
     (site.folder / "data").mkdir()
     (site.folder / "data/mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="exists"):

@@ -59,7 +59,7 @@ def test_forms_may_be_mixed(tmp_path: Path, pack: Path) -> None:
     assert examples.lines.tolist() == [0, 1, 2]
 
 
-def test_what_is_wrong_is_told_by_line(tmp_path: Path, pack: Path) -> None:
+def test_faults_are_told_by_line(tmp_path: Path, pack: Path) -> None:
     records = [
         answer(1), "{", {"messages": [{"role": "user", "content": "x"}]},
         {"messages": [{"role": "critic", "content": "x"}]}, {"text": " "},

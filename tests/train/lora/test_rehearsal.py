@@ -113,7 +113,7 @@ def test_each_step_rehearses_the_next_text(pack: Pack, texts: I32, tmp_path: Pat
     assert made.describe() != other.describe()
 
 
-def test_what_it_takes_is_counted(pack: Pack, texts: I32) -> None:
+def test_the_memory_of_a_rehearsal_is_counted(pack: Pack, texts: I32) -> None:
     counted = rehearsal_bytes(pack.config, 256)
     assert counted == texts[..., 1:].size * 4 * (pack.config.hidden_size + 1)
 

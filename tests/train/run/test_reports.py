@@ -71,7 +71,7 @@ def test_a_lost_terminal_does_not_end_a_run() -> None:
     report.erase()
 
 
-def test_what_is_said_leaves_the_line() -> None:
+def test_notes_leave_the_line_of_progress() -> None:
     stream = Terminal()
     report = ProgressReport(stream, 10, seconds())
     report.stepped(result(1), 10)

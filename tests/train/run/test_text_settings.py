@@ -41,14 +41,14 @@ def test_a_config_file_gives_the_settings_again(tmp_path: Path) -> None:
     assert read_settings(path) == chosen
 
 
-def test_what_follows_from_the_number_of_steps() -> None:
+def test_defaults_follow_from_the_number_of_steps() -> None:
     settings = TrainSettings().with_sizes().with_steps(1000, 2.0)
     assert (settings.evaluate_every, settings.save_every, settings.warmup) == (50, 150, 50)
     assert TrainSettings().with_steps(4, 0.0).warmup == 1
     assert TrainSettings(warmup=0, save_every=9).with_steps(1000, 1.0).warmup == 0
 
 
-def test_what_followed_from_other_steps_is_chosen_anew() -> None:
+def test_defaults_that_followed_from_other_steps_are_chosen_anew() -> None:
     known = TrainSettings().with_sizes().with_steps(2000, 2.0)
     assert (known.warmup, known.evaluate_every, known.save_every) == (100, 100, 150)
     again = replace(known.without_steps(), steps=100).with_steps(100, 2.0)

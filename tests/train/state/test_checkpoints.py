@@ -24,7 +24,7 @@ def saved(seed: int = 0, n: int = 600_000) -> Saved:
     return Saved({name: random.standard_normal(n).astype(np.float32) for name in ("w", "m")}, FACTS)
 
 
-def test_what_is_written_is_read_by_us_and_by_the_library(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_by_us_and_by_the_library(tmp_path: Path) -> None:
     path, want = tmp_path / "a.safetensors", saved()
     write_saved(path, want)
     theirs, ours = load_file(path), read_saved(path)

@@ -91,7 +91,7 @@ def tokens_of(step: int) -> Batch:
     return Batch.of_windows(np.array(drawn, np.int32).reshape(SETTINGS.micro_batches, 1, 257))
 
 
-def test_what_a_run_records_of_its_arithmetic_is_in_the_c_files() -> None:
+def test_constants_that_a_run_records_are_those_of_the_c_files() -> None:
     for file, constant in (("sgemm.h", "DEPTH"), ("training.c", "QUERIES")):
         found = re.search(rf"enum {{ {constant} = (\d+) }}", (KERNELS / file).read_text())
         assert found is not None

@@ -101,7 +101,7 @@ def test_a_loss_that_is_infinite_leaves_the_state(
         assert made.step(batches()[0]).step == 1
 
 
-def test_what_has_no_target_counts_nothing() -> None:
+def test_tokens_without_a_target_count_nothing() -> None:
     """Half of the targets left out: the loss is the mean over the others."""
     whole = batches()[0]
     odd = np.arange(whole.targets.shape[-1]) % 2 == 1

@@ -257,7 +257,7 @@ class WorkerGroup:
 
     def leave_slice(self) -> None:
         """Have this board's daemon keep the slice, if it does that; `close` must follow."""
-        weights, folder = self.slice.holding, self._directory.identity.folder
+        weights, folder = self.slice.weight_store, self._directory.identity.folder
         if isinstance(weights, StreamedWeights):
             key = self._spec.slice_key.to_json()
             keep_slice(folder, key, self._spec.pack_name, weights.set_aside)

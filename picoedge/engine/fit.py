@@ -294,13 +294,13 @@ class WindowTuner:
     def __init__(
         self,
         model: Transformer,
-        holding: StreamedWeights,
+        weights: StreamedWeights,
         plan: MemoryPlan,
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.plan = plan
-        self._model, self._holding, self._clock = model, holding, clock
+        self._model, self._weights, self._clock = model, weights, clock
         self._begin()
 
     def __call__(self, tokens: int) -> None:
@@ -320,15 +320,15 @@ class WindowTuner:
     @property
     def usage(self) -> Usage:
         """Reads and waits of the window so far."""
-        return self._holding.usage
+        return self._weights.usage
 
     def _begin(self) -> None:
         self._tokens = 0
-        self._since, self._usage = self._clock(), self._holding.usage
+        self._since, self._usage = self._clock(), self._weights.usage
 
     def _measured(self) -> Rates:
         """Speeds since the last measurement."""
-        usage, elapsed = self._holding.usage - self._usage, self._clock() - self._since
+        usage, elapsed = self._weights.usage - self._usage, self._clock() - self._since
         rates, window = self.plan.reading.rates, self.plan.window
         compute_s = max(elapsed - usage.wait_s, 1e-9) / self._tokens
         disk = usage.bytes_read / usage.busy_s if usage.busy_s > 0 else rates.disk
@@ -340,9 +340,9 @@ class WindowTuner:
         if window is not self.plan.window:
             self._model.unbind()
             try:
-                self._holding.replan(window)
+                self._weights.replan(window)
             except BaseException:
-                self._holding.replan(self.plan.window)
+                self._weights.replan(self.plan.window)
                 self._model.bind()
                 raise
             self._model.bind()

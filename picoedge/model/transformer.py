@@ -89,7 +89,7 @@ class Transformer:
         adapter: AdapterSlice | None = None,
     ) -> None:
         self.config, self.kernels, self.n_ctx = pack.config, kernels, n_ctx
-        self.holding = holding or MappedWeights(pack, part)
+        self.weight_store = holding or MappedWeights(pack, part)
         self._reduce, self._broadcast_input = reduce, broadcast_input
         self._gather_logits = gather_logits
         self._pack, self._kv_bits, self._adapter = pack, kv_bits, adapter
@@ -97,7 +97,9 @@ class Transformer:
         self._caches: dict[tuple[int, int], KvCache] = {}  # by layer and first shard
         self._ropes: dict[bool, tuple[F32, F32]] = {}
         self._space = self._workspace()
-        self._embedding = self.holding.embedding() if self.holding.part.owns_head else None
+        self._embedding = (
+            self.weight_store.embedding() if self.weight_store.part.owns_head else None
+        )
         self._logits = np.zeros((1, len(self._columns)), np.float32)
         self.after_forward: Callable[[int], None] | None = None  # called with the number of tokens
         self.bind()
@@ -126,13 +128,13 @@ class Transformer:
         self._caches.clear()
         self._space, self._logits = self._workspace(), np.zeros_like(self._logits)
         self._reduce, self._gather_logits = reduce, gather_logits
-        self.holding.rewind()
+        self.weight_store.rewind()
         self.bind()
 
     @property
     def _columns(self) -> range:
         """The rows of the vocabulary for which this slice has logits."""
-        part, rows = self.holding.part, self._pack.head_shard_rows
+        part, rows = self.weight_store.part, self._pack.head_shard_rows
         shards = range(self._pack.n_head_shards) if part.owns_head else part.head_shards
         return range(shards.start * rows, shards.stop * rows)
 
@@ -148,8 +150,8 @@ class Transformer:
 
     def _workspace(self) -> Workspace:
         layers = range(self.config.num_hidden_layers)
-        attention = [held for i in layers for held in self.holding.spans("attention", i)]
-        ffn = [held for i in layers for held in self.holding.spans("ffn", i)]
+        attention = [held for i in layers for held in self.weight_store.spans("attention", i)]
+        ffn = [held for i in layers for held in self.weight_store.spans("ffn", i)]
         shape = self._shape(0, max((len(held.shards) for held in attention), default=0))
         heads = shape.q_heads * shape.head_dim
         qkv = heads + 2 * shape.kv_heads * shape.head_dim
@@ -172,7 +174,7 @@ class Transformer:
         before = self._pack.norms(i - 1).get("post_ffn_norm") if i else None
         source = self._residual(norms["input_norm"], before, first=i == 0)
         bound: list[SpanKernels] = []
-        for held in self.holding.spans("attention", i) or [NOTHING]:
+        for held in self.weight_store.spans("attention", i) or [NOTHING]:
             shape, weights = self._shape(i, len(held.shards)), held.weights
             names = ("q", "k", "v") if weights else ()
             biases = self._pack.biases(i, held.shards) if weights else {}
@@ -202,7 +204,7 @@ class Transformer:
         space, norms = self._space, self._pack.norms(i)
         source = self._residual(norms["pre_ffn_norm"], norms.get("post_attention_norm"))
         act, bound = self.config.hidden_act, list[SpanKernels]()
-        for held in self.holding.spans("ffn", i) or [NOTHING]:
+        for held in self.weight_store.spans("ffn", i) or [NOTHING]:
             into = [held.weights[name] for name in ("gate", "up") if held.weights]
             down = held.weights.get("down")
             x = space.rows(space.gate_up, sum(w.total_rows for w in into))
@@ -225,7 +227,7 @@ class Transformer:
 
     def _bind_head(self, out: F32) -> list[HeadKernel]:
         layers = self.config.num_hidden_layers
-        own = self.holding.spans("head", layers)
+        own = self.weight_store.spans("head", layers)
         if not own:
             return []
         post_norm = self._pack.norms(layers - 1).get("post_ffn_norm")
@@ -356,12 +358,12 @@ class Transformer:
     @property
     def disk_wait_s(self) -> float:
         """Seconds spent so far waiting for weights to be read from storage."""
-        return self.holding.usage.wait_s
+        return self.weight_store.usage.wait_s
 
     @property
     def bytes_streamed(self) -> int:
         """Bytes of streamed weights read so far."""
-        return self.holding.usage.bytes_read
+        return self.weight_store.usage.bytes_read
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of the weights, the full cache, and the activations."""
@@ -382,5 +384,5 @@ class Transformer:
         self._caches, self._ropes, self._embedding, self._adapter = {}, {}, None, None
         self._space = Workspace(0, 0, 0, 0, 0)
         self.after_forward = None
-        self.holding.close()
+        self.weight_store.close()
         self.kernels.close()

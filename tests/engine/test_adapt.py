@@ -82,15 +82,15 @@ def test_decoding_goes_on_as_it_would_have(small: Pack, misjudged: MemoryPlan) -
     with closing(Transformer(small, load_kernels(None, 1), N_CTX)) as whole:
         expected = [logits.copy() for logits in decoded(whole, tokens)]
     part = small.all_shards
-    holding = StreamedWeights(small, part, misjudged.window, io="direct")
+    weights = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
-    with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
-        tuner = WindowTuner(model, holding, misjudged)
+    with closing(Transformer(small, kernels, N_CTX, holding=weights)) as model:
+        tuner = WindowTuner(model, weights, misjudged)
         model.after_forward = tuner
         for logits, wanted in zip(decoded(model, tokens), expected, strict=True):
             np.testing.assert_array_equal(logits, wanted)
     assert tuner.plan.reading.rates.disk < 1e12
-    assert tuner.plan.window == holding.plan
+    assert tuner.plan.window == weights.plan
     assert tuner.plan.total <= misjudged.total
 
 
@@ -108,10 +108,10 @@ def test_a_slow_disk_gets_a_smaller_window(small: Pack, misjudged: MemoryPlan) -
 
 def test_a_prompt_tells_nothing(small: Pack, misjudged: MemoryPlan) -> None:
     part = small.all_shards
-    holding = StreamedWeights(small, part, misjudged.window, io="direct")
+    weights = StreamedWeights(small, part, misjudged.window, io="direct")
     kernels = load_kernels(None, 1)
-    with closing(Transformer(small, kernels, N_CTX, holding=holding)) as model:
-        tuner = WindowTuner(model, holding, misjudged)
+    with closing(Transformer(small, kernels, N_CTX, holding=weights)) as model:
+        tuner = WindowTuner(model, weights, misjudged)
         model.after_forward = tuner
         for _ in range(TOKENS + 2):
             model.forward((1, 2, 3), 0)

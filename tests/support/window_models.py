@@ -92,13 +92,13 @@ def windowed(
 ) -> Iterator[Transformer]:
     """A model held as the plan says."""
     part = part or packed.all_shards
-    holding = StreamedWeights(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
+    weights = StreamedWeights(packed, part, plan, io=io, verify=verify, read_ahead=read_ahead)
     try:
         model = Transformer(
-            packed, load_kernels(backend, 1), n_ctx, batch=batch, reduce=reduce, holding=holding
+            packed, load_kernels(backend, 1), n_ctx, batch=batch, reduce=reduce, holding=weights
         )
     except BaseException:
-        holding.close()
+        weights.close()
         raise
     try:
         yield model

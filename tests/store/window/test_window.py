@@ -97,7 +97,7 @@ def test_all_but_one_unit_resident(packed: Pack, backend: str, want: np.ndarray,
 def test_nothing_streamed(packed: Pack, backend: str, want: np.ndarray) -> None:
     with windowed(packed, plan_of(packed, keep=lambda i, unit: True), "direct", backend) as model:
         np.testing.assert_array_equal(logits_of(model), want)
-        assert model.holding.usage.units == 0
+        assert model.weight_store.usage.units == 0
 
 
 @pytest.mark.parametrize("io", BOTH)
@@ -209,9 +209,9 @@ def test_boards_of_which_some_stream(packed: Pack, io: str, streaming: tuple[int
 def bytes_read_at_rest(model: Transformer, expected: int) -> int:
     """Once readers have read as far ahead as they may, which is `expected`."""
     until = time.monotonic() + 20
-    while model.holding.usage.bytes_read < expected and time.monotonic() < until:
+    while model.weight_store.usage.bytes_read < expected and time.monotonic() < until:
         time.sleep(0.001)
-    return model.holding.usage.bytes_read
+    return model.weight_store.usage.bytes_read
 
 
 @pytest.mark.parametrize("io", BOTH)
@@ -225,7 +225,7 @@ def test_a_token_reads_what_is_streamed_and_no_more(packed: Pack, io: str, keep:
             model.forward(tokens, 0 if n == 1 else len(PROMPT) + n - 2)
             expected = n * plan.streamed_bytes + ahead
             assert bytes_read_at_rest(model, expected) == expected
-            assert model.holding.usage.units == n * len(plan.streamed)
+            assert model.weight_store.usage.units == n * len(plan.streamed)
 
 
 def bytes_ahead(plan: WindowPlan) -> int:
@@ -244,7 +244,7 @@ def test_a_prompt_reads_each_unit_once_a_chunk(packed: Pack, io: str) -> None:
     with windowed(packed, plan, io, batch=8) as model:
         model.forward(PROMPT, 0)
         chunks, ahead = 3, bytes_ahead(plan)
-        assert model.holding.usage.units == chunks * len(plan.streamed)
+        assert model.weight_store.usage.units == chunks * len(plan.streamed)
         expected = chunks * plan.streamed_bytes + ahead
         assert bytes_read_at_rest(model, expected) == expected
 
@@ -289,21 +289,21 @@ def test_a_unit_that_is_no_longer_resident_gives_its_memory_back(packed: Pack, i
     all_stay, others_stay = (
         plan_of(packed, keep=keep) for keep in (lambda i, unit: True, keep_others)
     )
-    holding = StreamedWeights(packed, packed.all_shards, all_stay, io=io)
+    weights = StreamedWeights(packed, packed.all_shards, all_stay, io=io)
     try:
-        held = dict(holding.resident)
+        held = dict(weights.resident)
         before = {unit: array.copy() for unit, array in held.items()}
-        holding.replan(others_stay)
+        weights.replan(others_stay)
         for unit, array in held.items():
             if unit in others_stay.resident:
                 np.testing.assert_array_equal(array, before[unit])
             else:
                 assert not array.any(), "pages that were given back are zero"
-        holding.replan(all_stay)
-        for unit, array in holding.resident.items():
+        weights.replan(all_stay)
+        for unit, array in weights.resident.items():
             np.testing.assert_array_equal(array, before[unit])
     finally:
-        holding.close()
+        weights.close()
 
 
 @pytest.mark.parametrize("io", BOTH)
@@ -336,7 +336,7 @@ def flip(path: Path, offset: int) -> None:
 
 def test_an_interrupted_pass_is_begun_anew(packed: Pack, want: np.ndarray, backend: str) -> None:
     with windowed(packed, plan_of(packed), "direct", backend) as model:
-        runs = model.holding.spans("ffn", 1)
+        runs = model.weight_store.spans("ffn", 1)
         acquire: Any = runs[1].acquire
 
         def interrupted() -> None:

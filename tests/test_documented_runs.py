@@ -41,10 +41,11 @@ NOT_RUN = {
     "picoedge chats rm": "is mentioned without its chat: tests/cli/test_cli_chats.py",
 }
 PLACEHOLDERS = {
-    "MODEL": MODEL, "NAME": MODEL, "TEXT": "hi", "SIZE": "120M", "N": "8", "OUT": "out",
+    "MODEL": MODEL, "NAME": MODEL, "TEXT": "hi", "SIZE": "1G", "N": "8", "OUT": "out",
     "F": "tales/tales.txt", "FILE…": "tales/tales.txt", "FILE.jsonl": "examples/household.jsonl",
     "SOURCE": "source", "ADAPTER": "adapter", "FOLDER": "household", "NAME.pico": "new.pico",
     "HOST:PORT": "127.0.0.1:9",
+    "120M": "1G",  # commands run in this process, which other tests have made larger
 }  # fmt: skip
 ADDED = {
     "chat": ("-n", "4"),

@@ -34,7 +34,7 @@ LEAST_BYTES = 64 << 20  # with less it waits, if there are figures of before
 REST_S, LONGEST_REST_S = 5.0, 600.0  # after a process that failed, the first time and at most
 ROOM_S = 30.0  # between two looks for room, and after a process that had to end for a job
 MOST_S = 600.0  # of one process: a disk may not answer
-_END_S = 5.0
+_END_S = 5.0  # for a killed process to be gone: the system needs milliseconds
 
 
 class SelfMeasurement:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 UNLINKED_S = 600.0
 QUESTION_S = 2.0  # a daemon that runs answers in milliseconds; this allows for a stalled card
 _LOOK_S = 0.5  # as a look for boards comes before an answer
-_MEASURING_LOOK_S = 0.2
+_MEASURING_LOOK_S = 0.2  # between two questions to a board that measures itself
 OFFER_S = 10.0  # a daemon may have to read the pack's manifest first
 # For boards that measure themselves, as they were just set up: all together, as a session begins.
 MEASURING_S = 60.0

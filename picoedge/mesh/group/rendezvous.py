@@ -233,6 +233,10 @@ class Rendezvous:
     def _opened(self, link: PeerLink) -> None:
         assert link.connection is not None
         self._connections[link.rank] = link.connection
+        if link in self._dealers:
+            # Its messages may have come before the news of the connection was read, and from now on
+            # a program may read nothing for hours: see that it is guarded.
+            self._dealers[link][1].look()
         if link.connection is link.proven:
             socket = self._dealers[link][0] if link in self._dealers else self._router
             assert socket is not None

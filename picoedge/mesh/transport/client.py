@@ -184,6 +184,8 @@ class Client:
         while (frames := self._take()) is None:
             self._check()
             self._wait(zmq.POLLIN, deadline_s)
+        if not self._was_up:  # its program may read nothing from now on: have the inbox guarded
+            self._read_monitor()
         return frames
 
     def _take(self) -> list[bytes] | None:

@@ -33,10 +33,13 @@ def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
-secret, server, address = sys.argv[1:]
-keys = KeyPair.of_secret(secret)
+secret, server, address, news = sys.argv[1:]
+keys, check = KeyPair.of_secret(secret), Client._check
+if news == "late":  # the answer is there before the news of the connection is read
+    Client._check = lambda client: None
 with Client(zmq.Context(), keys, parse_address(address), server, "b1") as client:
     client.ask("roster", timeout_s=20)
+    Client._check = check
     before = anonymous()
     time.sleep(2.0)
     grown, end_s = anonymous() - before, time.monotonic() + 20
@@ -50,12 +53,14 @@ with Client(zmq.Context(), keys, parse_address(address), server, "b1") as client
 
 
 @contextmanager
-def hub_of(daemon: Any, auth: Authenticator, keys: KeyPair) -> Iterator[tuple[Any, bytes, int]]:
+def hub_of(
+    daemon: Any, auth: Authenticator, keys: KeyPair, news: str = "read"
+) -> Iterator[tuple[Any, bytes, int]]:
     """A hub that has been answered: its process, its route, and its connection's descriptor."""
     hub = KeyPair.new()
     port = daemon.bind_to_random_port("tcp://127.0.0.1")
     process = subprocess.Popen(
-        [sys.executable, "-c", HUB, hub.secret, keys.public, f"127.0.0.1:{port}"],
+        [sys.executable, "-c", HUB, hub.secret, keys.public, f"127.0.0.1:{port}", news],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -104,11 +109,12 @@ def test_a_filled_queue_that_is_cut_does_not_end_a_hub(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("news", ["read", "late"])
 def test_a_flood_ends_the_connection_and_not_the_memory_of_a_hub(
-    daemon: tuple[Any, Authenticator, KeyPair],
+    daemon: tuple[Any, Authenticator, KeyPair], news: str
 ) -> None:
     socket, auth, keys = daemon
-    with hub_of(socket, auth, keys) as (process, route, _):
+    with hub_of(socket, auth, keys, news) as (process, route, _):
         frames = [route, *control("x", {"text": "x" * 900_000}, 1)]
         while process.poll() is None:
             if auth.socket.poll(0):

@@ -57,8 +57,8 @@ def measure_board(shelf: Path, room: int, threads: int | None = None) -> dict[st
     from picoedge.engine.open import start_kernels
     from picoedge.engine.options import OpenOptions
     from picoedge.host.kernel_benchmark import cached_compute, probe_compute
-    from picoedge.host.reclaim import REFAULT_BYTES, trim
-    from picoedge.host.resources import rss_bytes, usable_cores
+    from picoedge.host.reclaim import trim
+    from picoedge.host.resources import REFAULT_BYTES, rss_bytes, usable_cores
 
     kernels = start_kernels(OpenOptions(threads=threads))
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from picoedge.daemon.worker_process import WorkerProcess
 from picoedge.errors import MeshError
 from picoedge.host.processes import set_goes_first
-from picoedge.host.resources import rss_bytes_of
+from picoedge.host.resources import lasting_bytes, rss_bytes_of
 from picoedge.jobs.kept_memory import PLANNING_S
 
 # From a group's end until its worker must have let go of it: a lost link is noticed within a
@@ -70,13 +70,13 @@ def untaken_bytes(holder: Reservation | None, now_s: float) -> tuple[int | None,
         return 0, 0
     if holder.worker is None:
         if holder.hub_pid:
-            left = max(0, holder.planned_bytes - rss_bytes_of(holder.hub_pid))
+            left = max(0, holder.planned_bytes - lasting_bytes(holder.hub_pid))
             return left, left
         return (None if now_s - holder.granted_s < PLANNING_S else 0), 0
     report = holder.worker.report()
     if report["stage"] in _LOADED and not holder.planned_bytes:  # mapped: the system's cache
         return 0, 0
-    most = max(0, (holder.planned_bytes or holder.given_bytes) - int(report["rss_bytes"]))
+    most = max(0, (holder.planned_bytes or holder.given_bytes) - lasting_bytes(holder.worker.pid))
     return (most if holder.planned_bytes else None), most
 
 
@@ -129,7 +129,7 @@ class Workers:
     @property
     def kept_untaken_bytes(self) -> int:
         """Bytes that the worker that keeps a slice takes in the next group, if it is used there."""
-        return max(0, self.kept.nbytes - self.kept_rss_bytes) if self.kept else 0
+        return max(0, self.kept.nbytes - lasting_bytes(self.kept.worker.pid)) if self.kept else 0
 
     def start(self, reservation: Reservation, config: WorkerConfig) -> None:
         """Start the worker of a reservation. Raises MeshError."""

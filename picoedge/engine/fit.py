@@ -18,8 +18,8 @@ from picoedge.errors import StorageError, UsageError
 from picoedge.host import resources
 from picoedge.host.disk_speed import StorageSpeed, storage_speed
 from picoedge.host.kernel_benchmark import MATRIX_BYTES, cached_compute
-from picoedge.host.reclaim import REFAULT_BYTES, release_pages
-from picoedge.host.resources import rss_bytes
+from picoedge.host.reclaim import release_pages
+from picoedge.host.resources import REFAULT_BYTES, lasting_bytes, rss_bytes
 from picoedge.kernels.api import Project, Residual
 from picoedge.kernels.blocks import FORMATS, MatrixSpec, Weights
 from picoedge.model.sampling import Sampler
@@ -54,6 +54,7 @@ WHOLE_BATCH = 256  # tokens of a prompt at once where all weights are resident
 LEFT_FREE = 0.5
 _WORTH_MAPPING = 1.15  # mapped reads may overshoot the window, so they must be this much faster
 _UNLIMITED = 1 << 62
+_SESSION = "picoedge.engine.session"  # loaded first, so that no figure depends on the caller
 TOKENS = 8  # decoded between two measurements
 _DEPARTURE = 1.25  # replan where a speed differs from the plan's by this factor, either way
 _GAIN = 0.99  # of the seconds a token: a smaller gain is not worth reading units again
@@ -95,7 +96,7 @@ def fit_model(
     if kernels.name == "numpy" or load.kv_bits == 32:  # f32 inputs take more than int8 blocks
         load = dataclasses.replace(load, numpy=True)
     total = budget_bytes(options.memory_bytes, lent_bytes)
-    budget = Budget(total, fixed_bytes())
+    budget = _resident_budget(total)
     if load.part == pack.all_shards and fits_resident(pack, load, budget):
         return MemoryFit(pack, load, budget, None)
     budget = _lean_budget(pack, kernels, total, load.part)
@@ -183,7 +184,7 @@ def budget_bytes(ceiling: int | None, lent_bytes: int = 0) -> int:
     Without a ceiling a sixteenth of the free memory is left to others.
     """
     available = resources.available_bytes()
-    owned = rss_bytes() + lent_bytes
+    owned = lasting_bytes() + lent_bytes
     if ceiling is None:
         return owned + available - available // 16
     return min(ceiling, owned + available)
@@ -191,7 +192,7 @@ def budget_bytes(ceiling: int | None, lent_bytes: int = 0) -> int:
 
 def fixed_bytes() -> int:
     """Memory of this process without the model, with its growth while the model runs."""
-    import_module("picoedge.engine.session")  # so that the figure does not depend on the caller
+    import_module(_SESSION)
     return rss_bytes() + GROWTH_BYTES
 
 
@@ -205,7 +206,13 @@ def is_pressed(pack: Pack, options: OpenOptions, share: float = 1.0) -> bool:
     load = load_of(pack, pack.all_shards, dataclasses.replace(options, n_ctx=n_ctx))
     total = round(share * budget_bytes(options.memory_bytes))
     is_all = total == options.memory_bytes  # what this process may take is there
-    return not is_all and not fits_resident(pack, load, Budget(total, fixed_bytes()))
+    return not is_all and not fits_resident(pack, load, _resident_budget(total))
+
+
+def _resident_budget(total: int) -> Budget:
+    """The budget before memory that only starting needed is released: the release is counted."""
+    import_module(_SESSION)
+    return Budget(total, lasting_bytes() + GROWTH_BYTES)
 
 
 def fits_resident(pack: Pack, load: Load, budget: Budget) -> bool:

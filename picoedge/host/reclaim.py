@@ -19,8 +19,6 @@ from picoedge.host.resources import give_back
 from picoedge.host.sysfs import PROC, file_text
 from picoedge.store.pages import advise_range
 
-REFAULT_BYTES = 7 << 20  # measured: libraries that are read again, and file-system metadata
-
 
 def release_pages(warm_up: Callable[[], object], also: Iterable[Path] = ()) -> None:
     """Drop heap, library pages and page cache that only starting needed.

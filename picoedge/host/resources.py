@@ -30,6 +30,7 @@ from picoedge.host.sysfs import (
 TICK_S = 0.25
 PAUSE_S = 0.75  # beyond a tick: others give up a board that is silent for a second
 _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2 ** 63
+REFAULT_BYTES = 7 << 20  # measured: libraries that are read again, and file-system metadata
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Parameters of mallopt (malloc.h): blocks from M_MMAP_THRESHOLD on are mappings of their own, a
 # heap whose end is free for M_TRIM_THRESHOLD shrinks, and all threads share M_ARENA_MAX heaps.
@@ -79,6 +80,20 @@ def own_bytes(pid: int, proc: Path) -> int:
     """Memory that is the process's own: pages of files are given back on demand."""
     status = proc / str(pid) / "status"
     return sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))
+
+
+def lasting_bytes(pid: int | None = None, proc: Path = PROC) -> int:
+    """Memory of a process (None: this one) without what it gives back once it has started.
+
+    All its pages of files are free memory already, as `available_bytes` counts: to count them here
+    too would promise them twice. Those that it reads again while it computes are left to it.
+    """
+    status = proc / ("self" if pid is None else str(pid)) / "status"
+    files = _number(status, "RssFile")
+    if files is None:  # ended, or another system
+        return rss_bytes() if pid is None else 0
+    own = sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))
+    return own + min(files << 10, REFAULT_BYTES)
 
 
 def _pids_of(folder: Path) -> set[int]:

@@ -79,8 +79,8 @@ class BoardDirectory:
         tell: Tell,
         transport: TransportChoice = "auto",
     ) -> None:
-        from picoedge.engine.fit import fixed_bytes
-        from picoedge.host.reclaim import REFAULT_BYTES, trim
+        from picoedge.engine.fit import REFAULT_BYTES, fixed_bytes
+        from picoedge.host.reclaim import trim
         from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell

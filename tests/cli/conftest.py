@@ -44,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """A process of 40 MB, however large that of the tests is; what a plan counts for it, in MB."""
     monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
+    monkeypatch.setattr(fit, "lasting_bytes", lambda: 40 * MB)
     monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
     monkeypatch.setattr(fit, "release_pages", lambda *args: None)
     return 40 + fit.GROWTH_BYTES // MB

@@ -34,6 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """One command line on a board of known speed, in a process of 40 MB."""
     forget_settings(monkeypatch, tmp_path)
     monkeypatch.setattr(fit, "rss_bytes", lambda: 40 * MB)
+    monkeypatch.setattr(fit, "lasting_bytes", lambda: 40 * MB)
     monkeypatch.setattr(fit, "GROWTH_BYTES", 4 * MB)
     monkeypatch.setattr(fit, "REFAULT_BYTES", 0)
     monkeypatch.setattr(fit, "release_pages", lambda *args: None)

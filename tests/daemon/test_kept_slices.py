@@ -74,7 +74,7 @@ def test_a_kept_slice_takes_again_what_it_had_planned(
     """Its cache was given up meanwhile: others must leave it the memory for one."""
     answer(board, "one")
     board.wait(does="free")
-    monkeypatch.setattr(workers, "rss_bytes_of", lambda pid: 100)
+    monkeypatch.setattr(workers, "lasting_bytes", lambda pid: 100)
     held = board.service.memory_requests._hold({"pid": os.getpid(), "bytes": 0})
     assert held["leave"] == KEPT_BYTES - 100
     client = board.connect(board.hub)

@@ -1,4 +1,4 @@
-"""Threads by default: the cores there are, within what a container may use."""
+"""Cores and memory of a board and its processes, within what a container may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from picoedge.host.resources import board_bytes, usable_cores
+from picoedge.host.resources import REFAULT_BYTES, board_bytes, lasting_bytes, usable_cores
 from picoedge.kernels.loader import default_threads
 
 
@@ -60,6 +60,18 @@ def process(proc: Path, pid: int, words: list[str], own_kb: int) -> None:
     (folder / "status").write_text(
         f"Name:\tx\nVmRSS:\t{own_kb + 5000} kB\nRssAnon:\t{own_kb} kB\nRssShmem:\t0 kB\n"
     )
+
+
+@pytest.mark.parametrize(("files_kb", "left_kb"), [(20_000, REFAULT_BYTES >> 10), (2000, 2000)])
+def test_pages_of_files_are_not_counted_as_taken_and_as_free(
+    tmp_path: Path, files_kb: int, left_kb: int
+) -> None:
+    """What starting mapped is free memory already; a chat beside a worker then had it twice."""
+    (tmp_path / "10").mkdir()
+    status = f"RssAnon:\t3000 kB\nRssFile:\t{files_kb} kB\nRssShmem:\t500 kB\n"
+    (tmp_path / "10" / "status").write_text(status)
+    assert lasting_bytes(10, tmp_path) == (3500 + left_kb) << 10
+    assert lasting_bytes(11, tmp_path) == 0
 
 
 def test_memory_of_a_session_counts_as_the_boards_when_its_daemon_starts_again(

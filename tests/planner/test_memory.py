@@ -107,7 +107,7 @@ def test_the_budget_is_what_is_there_and_at_most_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resources, "available_bytes", lambda: 1600 * MB)
-    monkeypatch.setattr(fit, "rss_bytes", lambda: 50 * MB)
+    monkeypatch.setattr(fit, "lasting_bytes", lambda: 50 * MB)
     assert budget_bytes(None) == 1550 * MB  # a sixteenth is left to others
     assert budget_bytes(400 * MB) == 400 * MB
     assert budget_bytes(4000 * MB) == 1650 * MB

@@ -146,7 +146,7 @@ def test_an_answer_without_boards_leaves_a_worker_what_it_is_still_to_take(
     assert holder is not None
     assert holder.worker is not None
     whole, report = holder.worker.report(), {"stage": "loading", "done": 3, "total": 10}
-    report["rss_bytes"] = 100
+    monkeypatch.setattr(workers, "lasting_bytes", lambda pid: 100)
     monkeypatch.setattr(holder.worker, "report", lambda: {**whole, **report})
     report["stage"] = "waiting for work"
     assert hold_memory(board.folder, 0) == 0
@@ -185,7 +185,7 @@ def test_a_session_without_a_worker_is_not_waited_for_for_long(
 def test_the_hub_of_this_board_is_left_what_it_has_planned(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "rss_bytes_of", lambda pid: 100 * (pid == os.getpid()))
+    monkeypatch.setattr(workers, "lasting_bytes", lambda pid: 100 * (pid == os.getpid()))
     client = board.connect(board.running.identity)
     client.ask("job-reserve", {"job": "tiny", "session": SESSION})
     tell_memory(board.folder, 150, session="cd" * 8)

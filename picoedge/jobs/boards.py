@@ -79,8 +79,9 @@ class BoardDirectory:
         tell: Tell,
         transport: TransportChoice = "auto",
     ) -> None:
-        from picoedge.engine.fit import REFAULT_BYTES, fixed_bytes
+        from picoedge.engine.fit import fixed_bytes
         from picoedge.host.reclaim import trim
+        from picoedge.host.resources import REFAULT_BYTES
         from picoedge.mesh.transport.sealed_stream import ciphers
 
         self.context, self.identity, self._tell = context, identity, tell

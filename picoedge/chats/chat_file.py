@@ -20,6 +20,9 @@ from picoedge.fields import check_values
 from picoedge.files import sync, take_lock
 
 MAX_BYTES = 64 << 20  # of one file: hundreds of times what a context holds
+# Of one record: more than any context holds. Its text and its value take four bytes a character
+# each where one character lies beyond the 16-bit ones.
+MAX_RECORD_BYTES = 4 << 20
 _STEP_NS = 1000
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a FIFO must not wait
 
@@ -66,10 +69,12 @@ class ChatFile:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records; on the disk when this returns. All or, where it raises OSError, none."""
-        lines = b"".join(encode_record(record) for record in records)
-        if self._size + len(lines) > MAX_BYTES:
+        lines = [encode_record(record) for record in records]
+        whole = b"".join(lines)
+        is_read = max(map(len, lines), default=0) <= MAX_RECORD_BYTES
+        if not is_read or self._size + len(whole) > MAX_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path))
-        self._write(lines)
+        self._write(whole)
 
     def _write(self, data: bytes) -> None:
         done = 0
@@ -159,6 +164,8 @@ def parse_records(data: bytes) -> Iterator[Record]:
 
 
 def _parse(line: bytes) -> Record | None:
+    if len(line) > MAX_RECORD_BYTES:
+        return None
     try:
         check_values(line)
         value = json.loads(line.decode("utf-8", "replace")) if line.strip() else None

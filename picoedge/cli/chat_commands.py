@@ -35,7 +35,7 @@ HELP = '''\
 """                begin and end a message of several lines
 Ctrl-C             stop the answer; twice: leave'''
 
-MAX_FILE_BYTES = 16 << 20  # more than any context takes
+MAX_FILE_BYTES = 2 << 20  # more than any context takes, and kept as one record
 
 
 def is_command(message: str) -> bool:

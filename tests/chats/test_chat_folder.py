@@ -120,6 +120,22 @@ def test_a_file_of_too_many_bytes_is_full(
     file.close()
 
 
+def test_a_record_that_no_context_holds_is_neither_written_nor_read(
+    folder: ChatFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded, it takes eight times its bytes where one of its characters is a rare one."""
+    long = {"kind": "question", "text": "\U000f0000" + "a" * 100}
+    file = folder.create()
+    file.append([long, A])
+    monkeypatch.setattr(chat_file, "MAX_RECORD_BYTES", 100)
+    assert read_records(file.path) == [A]
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        file.append([A, long])
+    file.append([Q])
+    file.close()
+    assert read_records(file.path) == [A, Q]
+
+
 def test_the_last_chat_is_the_one_used_last_whatever_the_clock_says(folder: ChatFolder) -> None:
     first, second = begin(folder), begin(folder)
     os.utime(folder.file(second), (4e9, 4e9))  # begun when the clock was in 2096

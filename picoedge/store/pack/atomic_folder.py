@@ -41,7 +41,8 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         partial.mkdir()
         try:
             with (partial / _LOCK).open("wb") as lock:
-                take_lock(lock.fileno(), None)  # keeps another process's `_sweep` away
+                take_lock(lock.fileno(), None)  # keeps another process's `sweep` away
+                sync(partial)  # after a power cut, too, the lock tells that its writer is dead
                 yield partial
                 sync_tree(partial)
                 _take_place(partial, target.absolute())
@@ -130,6 +131,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     try:
         with (folder / _LOCK).open("wb") as lock:
             take_lock(lock.fileno(), None)
+            sync(folder)
             yield folder
     finally:
         _remove(folder)

@@ -16,6 +16,7 @@ from store_models import write_gguf
 from picoedge.engine.doctor import check_leftovers
 from picoedge.registry.catalogue import FetchSettings
 from picoedge.registry.shelf import Shelf
+from picoedge.store.pack import atomic_folder
 from picoedge.store.pack.atomic_folder import scratch_folder, sweep
 from picoedge.store.pack.packer import pack_source
 from picoedge.store.sources.source import open_source
@@ -112,6 +113,19 @@ def test_removals_and_wheels_of_killed_processes_are_swept_unless_locked(tmp_pat
         left = [name for name in names(tmp_path) if not name.endswith(".lock")]
         assert left == [".c.gguf.0123abcd.0.wheel", ".d.removed"]
     assert shelf_at(tmp_path).sweep() == 5000
+
+
+def test_a_power_cut_leaves_a_folder_with_the_lock_that_tells_its_writer_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its lock a folder would stay for an hour: it might have been made a moment ago."""
+    synced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(atomic_folder, "sync", lambda path: synced.append((path, os.listdir(path))))
+    with atomic_folder.scratch_folder(tmp_path) as scratch:
+        assert synced == [(scratch, [atomic_folder._LOCK])]
+    synced.clear()
+    with atomic_folder.new_folder(tmp_path / "a.pico", 0) as partial:
+        assert synced == [(partial, [atomic_folder._LOCK])]
 
 
 def test_begun_downloads_are_listed_and_removed(tmp_path: Path) -> None:

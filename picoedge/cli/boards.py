@@ -37,6 +37,8 @@ TOP_HEADER = (
     "board", "does", "model", "memory", "temperature", "tok/s", "computing", "sums", "disk", "idle",
 )  # fmt: skip
 QUIT = ("q", "Q", "\x03", "\x1b")
+# A Ctrl-C that comes while a wait begins is heard when it ends: Python looks then.
+_SIGNAL_S = 0.25
 
 
 @click.command("ps")
@@ -302,12 +304,11 @@ def _keys() -> Iterator[None]:
 
 def _sleep(delay_s: float) -> bool:
     """Wait; False at once if a key of QUIT is pressed."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
-        time.sleep(delay_s)
-        return True
+    watched = [sys.stdin] if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() else []
     end_s = time.monotonic() + delay_s
     while (left_s := end_s - time.monotonic()) > 0:
-        if select.select([sys.stdin], [], [], left_s)[0] and sys.stdin.read(1) in (*QUIT, ""):
+        ready = select.select(watched, [], [], min(left_s, _SIGNAL_S))[0]
+        if ready and sys.stdin.read(1) in (*QUIT, ""):
             return False
     return True
 

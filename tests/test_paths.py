@@ -12,7 +12,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 ALLOWED = {
-    "/proc": "what the kernel says of processes; nobody makes a file there, not even root",
+    "/proc": "what the kernel says of processes; no program makes a file there, not even root's",
     "/sys": "what it says of devices, likewise",
     "/dev/null": "is on every board, and empty",
     "/dev/zero": "is on every board, and endless",

@@ -136,7 +136,7 @@ def does(board: BoardState) -> str:
 
 
 def memory(board: BoardState) -> str:
-    """`210 MB of 512 MB`; then who has how much: `…: 180 MB for desk, 20 MB kept for shelf`."""
+    """`210 MB of 512 MB`; then its claims: `…: 180 MB for desk, 20 MB kept for shelf`."""
     if board.used_bytes is None or board.budget_bytes is None:
         return "-"
     text = f"{format_size(board.used_bytes)} of {format_size(board.budget_bytes)}"

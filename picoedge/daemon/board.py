@@ -68,9 +68,9 @@ class BoardService:
         self._workers = Workers(node.rpc.loop, self, keep=options.keep_s > 0)
         self._hub_slice = HubSlice()
         clock, folder = node.rpc.loop.clock, node.identity.folder
-        self.memory = self._memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
+        self.memory = BoardMemory(options.memory_bytes, clock, node.name_of, folder)
         self.memory_requests = MemoryRequests(
-            self._memory, self._hub_slice, self._workers, lambda: self._holder, self._is_own,
+            self.memory, self._hub_slice, self._workers, lambda: self._holder, self._is_own,
             self._end_kept, keeps=options.keep_s > 0,
         )  # fmt: skip
         self._waiting: list[Reservation] = []  # to start their workers when a kept slice is gone
@@ -92,7 +92,7 @@ class BoardService:
         own = self._hub_slice.kept if str(peer) == self._node.identity.keys.public else None
         kept, unreached = own or self._workers.kept, self._node.peers.unreached()
         answer = facts_answer(self._facts(), kept.key if kept else None, self._options.shelf)
-        return {**answer, "memory_bytes": self._memory.job_bytes, "unreached": unreached}
+        return {**answer, "memory_bytes": self.memory.job_bytes, "unreached": unreached}
 
     def _reserve(self, peer: str, body: Body) -> Pending:
         sender = _sender(peer)
@@ -189,8 +189,8 @@ class BoardService:
     def _grant(self, reservation: Reservation) -> None:
         if self._is_own(reservation):
             self._give_memory(reservation, Use.ANSWER)
-        reservation.granted_s = self._memory.now_s
-        reservation.granted.answer({"memory_bytes": self._memory.job_bytes})
+        reservation.granted_s = self.memory.now_s
+        reservation.granted.answer({"memory_bytes": self.memory.job_bytes})
 
     def _name_of(self, user: bytes | None) -> str:
         known = None if user is None else self._users.get(user)
@@ -209,8 +209,8 @@ class BoardService:
         is_own = reservation is self._holder and self._is_own(reservation)
         left = self._hub_slice.settle() if is_own else None
         if left is None:
-            return self._memory.release(reservation.user)
-        self._memory.keep(reservation, left.nbytes, left.model)
+            return self.memory.release(reservation.user)
+        self.memory.keep(reservation, left.nbytes, left.model)
         self._do(self._reservations.let_runs_wait(True))
 
     def _end_run(self, reservation: Reservation) -> None:
@@ -235,7 +235,7 @@ class BoardService:
 
     def _config(self, reservation: Reservation) -> WorkerConfig:
         assert reservation.spec is not None
-        pack, nbytes = self._find_pack(reservation.spec.pack_id), self._memory.job_bytes
+        pack, nbytes = self._find_pack(reservation.spec.pack_id), self.memory.job_bytes
         return self._options.worker_config(reservation, self._node, pack, nbytes)
 
     def _start_worker(self, reservation: Reservation) -> None:
@@ -281,7 +281,7 @@ class BoardService:
         """See `WorkerEvents`."""
         user = reservation.user
         if self._reservations.workers.count(user) <= 1:
-            self._memory.release(user)
+            self.memory.release(user)
         self._do(self._reservations.worker_ended(user))
         if isinstance(user, str) and user not in self._reservations.runs:
             self._users.pop(user, None)
@@ -291,14 +291,14 @@ class BoardService:
         why = kept.worker.failure
         said = WorkerProcess.why_failed(why) if why else {"message": "the session is over"}
         self._push(reservation, "ended", **said)
-        self._memory.keep(reservation, kept.nbytes)
+        self.memory.keep(reservation, kept.nbytes)
         self._do(self._reservations.let_runs_wait(True))
         if any(self._is_own(self._users[user]) for user in self._reservations.queue):
             self._end_kept()  # before the hub's process is granted the memory
         self._do(self._reservations.worker_ended(reservation.user))
 
     def _give_memory(self, reservation: Reservation, use: Use) -> None:
-        if not self._memory.give_all(reservation, use):
+        if not self.memory.give_all(reservation, use):
             return
         wanted = reservation.wanted if self._is_own(reservation) else None
         if self._hub_slice.lend(wanted):
@@ -316,7 +316,7 @@ class BoardService:
 
     def kept_ended(self) -> None:
         """See `WorkerEvents`."""
-        self._memory.release(KEPT)
+        self.memory.release(KEPT)
         waiting, self._waiting = self._waiting, []
         for reservation in waiting:
             self._start_late(reservation)
@@ -350,7 +350,7 @@ class BoardService:
 
     def _push_report(self) -> None:
         self._node.rpc.loop.after(REPORT_S, self._push_report)
-        if self._memory.must_free(self._options.keep_s):
+        if self.memory.must_free(self._options.keep_s):
             self._end_kept()
         holder = self._holder
         if holder is not None and holder.worker is not None:
@@ -361,7 +361,7 @@ class BoardService:
         kept_bytes = self._workers.kept_rss_bytes + self._hub_slice.nbytes
         relayed = bool(self._relays)
         return self._reports.of(
-            self._holder, self._memory, self._reservations, kept_bytes, relayed=relayed
+            self._holder, self.memory, self._reservations, kept_bytes, relayed=relayed
         )
 
     def close(self) -> None:

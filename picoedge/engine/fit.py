@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 GROWTH_BYTES = 3 << 20  # measured: bound kernels, thread stacks, page tables, Python's own
 LARGE_MATRIX = 64 << 20  # larger than any processor cache, as a model is
 WHOLE_BATCH = 256  # tokens of a prompt at once where all weights are resident
-# Of the free memory: who takes no more than the rest asks nobody, as others find enough beside it.
+# Of the free memory: a program that takes no more than the rest asks no daemon for it.
 LEFT_FREE = 0.5
 _WORTH_MAPPING = 1.15  # mapped reads may overshoot the window, so they must be this much faster
 _UNLIMITED = 1 << 62

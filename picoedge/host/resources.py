@@ -76,8 +76,8 @@ def picoedge_pids(proc: Path) -> Iterator[int]:
             yield int(folder.name)
 
 
-def own_bytes(pid: int, proc: Path) -> int:
-    """Memory that is the process's own: pages of files are given back on demand."""
+def own_bytes(pid: int | str, proc: Path) -> int:
+    """Memory that is the process's own ("self": this one's): pages of files are given back."""
     status = proc / str(pid) / "status"
     return sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))
 
@@ -88,12 +88,11 @@ def lasting_bytes(pid: int | None = None, proc: Path = PROC) -> int:
     All its pages of files are free memory already, as `available_bytes` counts: to count them here
     too would promise them twice. Those that it reads again while it computes are left to it.
     """
-    status = proc / ("self" if pid is None else str(pid)) / "status"
-    files = _number(status, "RssFile")
+    name = "self" if pid is None else str(pid)
+    files = _number(proc / name / "status", "RssFile")
     if files is None:  # ended, or another system
         return rss_bytes() if pid is None else 0
-    own = sum((_number(status, key) or 0) << 10 for key in ("RssAnon", "RssShmem"))
-    return own + min(files << 10, REFAULT_BYTES)
+    return own_bytes(name, proc) + min(files << 10, REFAULT_BYTES)
 
 
 def _pids_of(folder: Path) -> set[int]:

@@ -92,8 +92,6 @@ def blaming(links: Links, rank: int) -> Iterator[None]:
     """What a rank sent makes no sense: a ProtocolError of the block becomes its `Links.fault`."""
     try:
         yield
-    except BoardLostError:
-        raise
     except ProtocolError as error:
         raise links.fault(rank, f"sent what makes no sense: {error.message}") from None
 

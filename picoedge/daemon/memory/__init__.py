@@ -1,1 +1,1 @@
-"""The memory of a board: who has how much of it, and the slice of the board's own sessions."""
+"""The memory of a board: the claims on it, and the slice of the board's own sessions."""

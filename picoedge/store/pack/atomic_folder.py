@@ -40,9 +40,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         partial = target.absolute().with_name(f"{target.name}.partial-{os.urandom(4).hex()}")
         partial.mkdir()
         try:
-            with (partial / _LOCK).open("wb") as lock:
-                take_lock(lock.fileno(), None)  # keeps another process's `sweep` away
-                sync(partial)  # after a power cut, too, the lock tells that its writer is dead
+            with _locked(partial):
                 yield partial
                 sync_tree(partial)
                 _take_place(partial, target.absolute())
@@ -125,13 +123,23 @@ def _remove(folder: Path) -> int:
 
 
 @contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a new folder, which keeps other processes' `sweep` away.
+
+    The lock survives a power cut: there, too, it tells that the folder's writer is dead.
+    """
+    with (folder / _LOCK).open("wb") as lock:
+        take_lock(lock.fileno(), None)
+        sync(folder)
+        yield
+
+
+@contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A folder for the block alone, which `sweep` removes if this process is killed."""
     folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=parent))
     try:
-        with (folder / _LOCK).open("wb") as lock:
-            take_lock(lock.fileno(), None)
-            sync(folder)
+        with _locked(folder):
             yield folder
     finally:
         _remove(folder)

@@ -8,13 +8,15 @@ its result is none of them (Black and Rogaway 2002). Its round function is Split
 from __future__ import annotations
 
 _ROUNDS, _MASK = 6, (1 << 64) - 1
+# Of SplitMix64: the step of its state, and the factors of its mixer.
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def mix(value: int) -> int:
     """SplitMix64's mixer: 64 bits that depend on all bits of `value`."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    value = (value + GOLDEN) & _MASK
+    value = (value ^ (value >> 30)) * FIRST & _MASK
+    value = (value ^ (value >> 27)) * SECOND & _MASK
     return value ^ (value >> 31)
 
 

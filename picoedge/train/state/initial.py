@@ -13,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from picoedge.kernels.arrays import F32
-from picoedge.train.data.order import mix
+from picoedge.train.data.order import FIRST, GOLDEN, SECOND, mix
 
 _SPAN = 1 << 16  # values at a time
 _WORDS, _PARTS = 3, 4  # of 64 bits that a normal value takes; numbers of 16 bits in each
-_GOLDEN, _FIRST, _SECOND = (
-    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
 
 
 def tensor_key(seed: int, number: int) -> int:
@@ -28,15 +25,15 @@ def tensor_key(seed: int, number: int) -> int:
 
 
 def random_bits(key: int, start: int, count: int) -> NDArray[np.uint64]:
-    """Numbers [start, start + count) of the generator: `order.mix` of key + number * _GOLDEN."""
+    """Numbers [start, start + count) of the generator: `order.mix` of key + number * GOLDEN."""
     bits = np.arange(start, start + count, dtype=np.uint64)
-    bits *= _GOLDEN
+    bits *= np.uint64(GOLDEN)
     bits += np.uint64(key)
-    bits += _GOLDEN
+    bits += np.uint64(GOLDEN)
     bits ^= bits >> np.uint64(30)
-    bits *= _FIRST
+    bits *= np.uint64(FIRST)
     bits ^= bits >> np.uint64(27)
-    bits *= _SECOND
+    bits *= np.uint64(SECOND)
     bits ^= bits >> np.uint64(31)
     return bits
 

@@ -198,9 +198,9 @@ def test_two_answers_without_boards_leave_each_other_what_they_have_said(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 1000)
-    board.service._memory.hold(os.getppid(), 5000)
+    board.service.memory.hold(os.getppid(), 5000)
     assert hold_memory(board.folder, 0) == 4000
-    board.service._memory.hold(os.getppid(), 500)  # its plan took less
+    board.service.memory.hold(os.getppid(), 500)  # its plan took less
     assert hold_memory(board.folder, 0) == 0
 
 
@@ -210,11 +210,11 @@ def test_a_job_gets_what_a_starting_answer_has_said_that_it_takes(
     monkeypatch.setattr(board_memory, "_is_alone", lambda *_: True)
     monkeypatch.setattr(board_memory, "picoedge_pids", lambda proc: [os.getpid()])
     monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 1000)
-    starting = board.service._memory.job_bytes
+    starting = board.service.memory.job_bytes
     hold_memory(board.folder, 128 << 20)
-    assert board.service._memory.job_bytes < starting - (32 << 20)
+    assert board.service.memory.job_bytes < starting - (32 << 20)
     hold_memory(board.folder, 0)
-    assert board.service._memory.job_bytes > starting + (32 << 20)
+    assert board.service.memory.job_bytes > starting + (32 << 20)
 
 
 def test_training_waits_for_its_end(board: Board) -> None:
@@ -300,4 +300,4 @@ def test_training_has_the_memory_where_it_is_short(
     claim_memory(board.folder, needed)
     assert uses(board) == left
     monkeypatch.setattr(board_memory, "own_bytes", lambda *_: 0)
-    assert board.service._memory.untaken_bytes(0) == needed  # which others leave it
+    assert board.service.memory.untaken_bytes(0) == needed  # which others leave it
